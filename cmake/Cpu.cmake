@@ -1,0 +1,55 @@
+# The CPU lane: the kernels compiled as C++ through the stand-in metal_stdlib, and their native versions per ISA.
+set(CPU_SOURCES csrc/device_cpu.cpp csrc/cpu/pool.cpp)
+file(GLOB MSL_SOURCES CONFIGURE_DEPENDS csrc/msl/*.cpp)
+file(GLOB NATIVE_SOURCES CONFIGURE_DEPENDS csrc/cpu/native_*.cpp)
+
+# -O2 without strict aliasing: MSL lets a kernel view weight bytes as blocks. Attributes such as [[buffer(0)]] are Metal's.
+set(MSL_OPTIONS -x c++ -O2 -fno-strict-aliasing -ffp-contract=off -Wno-attributes -Wno-unknown-attributes
+    -Wno-unknown-pragmas -Wno-unused-parameter -Wno-unused-variable)
+
+function(zinc_kernels target)
+  add_library(${target} OBJECT ${KERNEL_SOURCES} ${ARGN})
+  set_source_files_properties(${KERNEL_SOURCES} ${ARGN} PROPERTIES LANGUAGE CXX)
+  target_include_directories(${target} PRIVATE csrc/msl csrc kernels)
+  target_compile_options(${target} PRIVATE -Wall -Wextra ${MSL_OPTIONS})
+endfunction()
+
+# Each native source is compiled once per instruction set; the best that the machine has is picked at run time.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  set(ISAS plain avx2 avx512)
+  set(ISA_avx2 -mavx2 -mfma -mf16c -mbmi2)
+  set(ISA_avx512 ${ISA_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  set(ISAS plain neon)
+else()
+  set(ISAS plain)
+endif()
+set(NATIVE_OBJECTS)
+foreach(isa IN LISTS ISAS)
+  add_library(native_${isa} OBJECT ${NATIVE_SOURCES})
+  target_include_directories(native_${isa} PRIVATE csrc kernels)
+  target_compile_definitions(native_${isa} PRIVATE ZINC_ISA=${isa})
+  target_compile_options(native_${isa} PRIVATE -Wall -Wextra -O3 -fno-math-errno -fno-trapping-math ${ISA_${isa}})
+  list(APPEND NATIVE_OBJECTS $<TARGET_OBJECTS:native_${isa}>)
+endforeach()
+
+zinc_kernels(kernels_cpu)
+zinc_module(_core_cpu ${COMMON_SOURCES} ${CPU_SOURCES} ${MSL_SOURCES} $<TARGET_OBJECTS:kernels_cpu> ${NATIVE_OBJECTS})
+target_include_directories(_core_cpu PRIVATE csrc/msl)
+target_link_libraries(_core_cpu PRIVATE Threads::Threads)
+
+if(ZINCMETAL_CHECKED)
+  # The compiler calls a hook at every memory access of a kernel; csrc/msl defines the hooks (no sanitizer is linked).
+  file(GLOB PROBE_SOURCES CONFIGURE_DEPENDS tests/msl/*.metal)
+  zinc_kernels(kernels_checked ${PROBE_SOURCES})
+  target_compile_definitions(kernels_checked PRIVATE ZINC_CHECKED=1)
+  target_compile_options(kernels_checked PRIVATE -fsanitize=thread)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    target_compile_options(kernels_checked PRIVATE --param tsan-instrument-func-entry-exit=0)
+  endif()
+  zinc_module(_core_checked ${COMMON_SOURCES} ${CPU_SOURCES} ${MSL_SOURCES} $<TARGET_OBJECTS:kernels_checked>
+              ${NATIVE_OBJECTS})
+  target_include_directories(_core_checked PRIVATE csrc/msl)
+  target_compile_definitions(_core_checked PRIVATE ZINC_CHECKED=1)
+  target_link_libraries(_core_checked PRIVATE Threads::Threads)
+endif()

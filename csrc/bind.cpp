@@ -1,0 +1,217 @@
+// The only file that sees pybind11. Compiled once per backend, as _core_cpu, _core_metal ...; _core.pyi types them all.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <limits>
+
+#include "device.h"
+#include "plan.h"
+
+namespace py = pybind11;
+using namespace zinc;
+
+namespace {
+
+using PyBinding = std::tuple<std::shared_ptr<Buffer>, uint64_t, uint64_t>;
+using PyDispatch =
+    std::tuple<std::string, py::bytes, std::vector<PyBinding>, std::array<uint32_t, 3>, uint32_t, bool>;
+
+// (kernel, params, [(buffer, offset, nbytes)], grid, threads, barrier) -> Dispatch
+Dispatch to_dispatch(Device &device, const PyDispatch &from) {
+    const auto &[kernel, params, bindings, grid, threads, barrier] = from;
+    Dispatch d;
+    d.pipeline = device.pipeline(kernel);
+    const auto bytes = std::string_view(params);
+    d.params.assign(bytes.begin(), bytes.end());
+    for (const auto &[buffer, offset, nbytes] : bindings) {
+        if (!buffer) throw UsageError(kernel + ": a binding has no buffer");
+        d.bindings.push_back({buffer, offset, nbytes});
+    }
+    std::copy(grid.begin(), grid.end(), d.grid);
+    d.threads = threads;
+    d.barrier = barrier;
+    return d;
+}
+
+std::vector<Dispatch> to_dispatches(Device &device, const std::vector<PyDispatch> &from) {
+    std::vector<Dispatch> out;
+    out.reserve(from.size());
+    for (const auto &d : from) out.push_back(to_dispatch(device, d));
+    return out;
+}
+
+Encoding encoding(bool concurrent) { return concurrent ? Encoding::concurrent : Encoding::serial; }
+
+// Wraps the memory of a Python buffer (a mapped file) from offset on, without a copy; pages are rounded outwards at the end.
+std::shared_ptr<Buffer> wrap(Device &device, const py::buffer &owner, size_t offset, size_t nbytes) {
+    py::buffer_info info = owner.request();
+    const size_t total = size_t(info.size) * size_t(info.itemsize);
+    if (offset > total || nbytes > total - offset)
+        throw UsageError("wrap: [" + std::to_string(offset) + ", +" + std::to_string(nbytes) +
+                         ") is outside the buffer of " + std::to_string(total) + " bytes");
+    const size_t page = device.info().page_bytes;
+    return device.wrap(static_cast<char *>(info.ptr) + offset, (nbytes + page - 1) / page * page);
+}
+
+py::dict info_dict(const Device &device) {
+    const DeviceInfo info = device.info();
+    py::dict features;
+    for (const auto &[key, value] : info.features) features[py::str(key)] = value;
+    py::dict d;
+    d["name"] = info.name;
+    d["backend"] = info.backend;
+    d["unified_memory"] = info.unified_memory;
+    d["working_set_bytes"] = info.working_set_bytes;
+    d["max_buffer_bytes"] = info.max_buffer_bytes;
+    d["max_threadgroup_bytes"] = info.max_threadgroup_bytes;
+    d["page_bytes"] = info.page_bytes;
+    d["features"] = features;
+    return d;
+}
+
+void bind_errors(py::module_ &m) {
+    // The Python classes live in zincmetal.errors; C++ exceptions are raised as those, whichever module threw.
+    static py::object errors = py::module_::import("zincmetal.errors");
+    m.attr("DeviceError") = errors.attr("DeviceError");
+    errors.inc_ref();  // outlives the interpreter's teardown order
+    py::register_local_exception_translator([](std::exception_ptr p) {
+        try {
+            if (p) std::rethrow_exception(p);
+        } catch (const DeviceError &e) {
+            py::set_error(errors.attr("DeviceError"), e.what());
+        } catch (const ContextFullError &e) {
+            py::set_error(errors.attr("ContextFullError"), e.what());
+        } catch (const UsageError &e) {
+            py::set_error(errors.attr("UsageError"), e.what());
+        }
+    });
+}
+
+// NumPy dtypes with the fields of kernels/params.h: Python fills parameters by field name.
+py::dtype params_dtype(const std::string &name) {
+    const std::pair<const char *, py::dtype> all[] = {
+        {"Step", py::dtype::of<Step>()},
+        {"EmbedParams", py::dtype::of<EmbedParams>()},
+        {"NormParams", py::dtype::of<NormParams>()},
+        {"MatMulParams", py::dtype::of<MatMulParams>()},
+        {"RopeKvParams", py::dtype::of<RopeKvParams>()},
+        {"AttentionParams", py::dtype::of<AttentionParams>()},
+        {"ElementwiseParams", py::dtype::of<ElementwiseParams>()},
+        {"ArgmaxParams", py::dtype::of<ArgmaxParams>()},
+    };
+    for (const auto &[key, dtype] : all)
+        if (name == key) return dtype;
+    throw UsageError("params_dtype: no parameter struct is named " + name);
+}
+
+void bind_params(py::module_ &m) {
+    PYBIND11_NUMPY_DTYPE(Step, n_tokens, pos, argmax, reserved);
+    PYBIND11_NUMPY_DTYPE(EmbedParams, n_embd, row_bytes, n_vocab, scale);
+    PYBIND11_NUMPY_DTYPE(NormParams, n, eps);
+    PYBIND11_NUMPY_DTYPE(MatMulParams, k, m, row_bytes);
+    PYBIND11_NUMPY_DTYPE(RopeKvParams, n_head, n_head_kv, head_dim, n_rot, eps, pos_scale, magnitude);
+    PYBIND11_NUMPY_DTYPE(AttentionParams, n_head, n_head_kv, head_dim, scale);
+    PYBIND11_NUMPY_DTYPE(ElementwiseParams, n);
+    PYBIND11_NUMPY_DTYPE(ArgmaxParams, n, n_part);
+    m.def("params_dtype", &params_dtype, py::arg("name"));
+}
+
+void bind_device(py::module_ &m) {
+    py::class_<Buffer, std::shared_ptr<Buffer>>(m, "Buffer", py::buffer_protocol())
+        .def_readonly("nbytes", &Buffer::bytes)
+        .def_buffer([](Buffer &b) -> py::buffer_info {
+            if (!b.host) throw UsageError("a private buffer has no memory that the host can see");
+            return {static_cast<uint8_t *>(b.host), py::ssize_t(b.bytes), false};
+        });
+
+    py::class_<Device, std::shared_ptr<Device>>(m, "Device")
+        .def(py::init([](int threads, bool native, std::string kernel_folder) {
+                 return std::shared_ptr<Device>(open_device({threads, native, std::move(kernel_folder)}));
+             }),
+             py::kw_only(), py::arg("threads") = 0, py::arg("native") = true, py::arg("kernel_folder") = "")
+        .def_property_readonly("info", &info_dict)
+        .def("alloc",
+             [](Device &d, size_t nbytes, bool shared) {
+                 return d.alloc(nbytes, shared ? Storage::shared : Storage::device_private);
+             },
+             py::arg("nbytes"), py::arg("shared") = true)
+        .def("wrap", &wrap, py::arg("owner"), py::arg("offset"), py::arg("nbytes"), py::keep_alive<0, 2>())
+        .def("kernel_names", &Device::kernel_names)
+        .def("limits",
+             [](Device &d, const std::string &kernel) {
+                 const PipelineLimits l = d.pipeline(kernel)->limits;
+                 return py::make_tuple(l.max_threads, l.simd_width, l.threadgroup_bytes);
+             },
+             py::arg("kernel"))
+        .def("run",
+             [](Device &d, const std::vector<PyDispatch> &dispatches, bool concurrent) {
+                 auto recording = d.record(to_dispatches(d, dispatches), encoding(concurrent));
+                 py::gil_scoped_release unlocked;
+                 d.submit(*recording);
+                 const RunTimes times = d.wait();
+                 return times.gpu_end - times.gpu_start;
+             },
+             py::arg("dispatches"), py::arg("concurrent") = true);
+}
+
+void bind_plan(py::module_ &m) {
+    py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")
+        .def(py::init([](std::shared_ptr<Device> device, const std::vector<PyDispatch> &dispatches, uint32_t max_tokens,
+                         bool concurrent) {
+                 auto list = to_dispatches(*device, dispatches);
+                 return std::make_shared<Plan>(std::move(device), std::move(list), encoding(concurrent), max_tokens);
+             }),
+             py::arg("device"), py::arg("dispatches"), py::arg("max_tokens"), py::arg("concurrent") = true)
+        .def_readonly("max_tokens", &Plan::max_tokens)
+        .def_readonly("n_dispatches", &Plan::n_dispatches)
+        .def_readonly("n_barriers", &Plan::n_barriers);
+
+    py::class_<Session, std::shared_ptr<Session>>(m, "Session")
+        .def(py::init<std::shared_ptr<Buffer>, std::shared_ptr<Buffer>, uint32_t, uint32_t>(), py::arg("step"),
+             py::arg("tokens"), py::arg("n_ctx"), py::arg("n_vocab"))
+        .def_property_readonly("length", &Session::length)
+        .def_property_readonly("n_ctx", &Session::n_ctx)
+        .def_property_readonly("counters",
+                               [](const Session &s) {
+                                   const Counters &c = s.counters();
+                                   py::dict d;
+                                   d["steps"] = c.steps;
+                                   d["tokens"] = c.tokens;
+                                   d["command_buffers"] = c.command_buffers;
+                                   d["dispatches"] = c.dispatches;
+                                   d["barriers"] = c.barriers;
+                                   d["gpu_seconds"] = c.gpu_seconds;
+                                   return d;
+                               })
+        .def("rewind", &Session::rewind, py::arg("length"))
+        .def("close", &Session::close);
+
+    m.def("decode_step",
+          [](Session &session, Plan &plan, int64_t token) {
+              // An id that does not fit 32 bits is outside every vocabulary.
+              const bool fits = token >= 0 && token <= std::numeric_limits<int32_t>::max();
+              const int32_t id = fits ? int32_t(token) : -1;
+              py::gil_scoped_release unlocked;
+              return session.run(plan, &id, 1);
+          },
+          py::arg("session"), py::arg("plan"), py::arg("token"));
+    m.def("prefill_step",
+          [](Session &session, Plan &plan, const py::array_t<int32_t, py::array::c_style> &ids) {
+              if (ids.ndim() != 1) throw UsageError("prefill_step: ids must have one dimension");
+              const int32_t *data = ids.data();
+              const size_t n = size_t(ids.size());
+              py::gil_scoped_release unlocked;
+              return session.run(plan, data, n);
+          },
+          py::arg("session"), py::arg("plan"), py::arg("ids").noconvert());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(ZINC_MODULE, m) {
+    bind_errors(m);
+    bind_params(m);
+    bind_device(m);
+    bind_plan(m);
+}

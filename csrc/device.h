@@ -1,0 +1,110 @@
+// The whole device surface on one page. Exactly one backend is linked into each extension module:
+// device_metal.mm, device_cpu.cpp or device_cuda.cu defines open_device() and derives these classes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace zinc {
+
+// Any failure of a device: absent, refused an allocation, failed while running. Python sees zincmetal.errors.DeviceError.
+struct DeviceError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct DeviceInfo {
+    std::string name;     // "Apple M4 Max", "CPU (avx512, 2 threads)"
+    std::string backend;  // "metal", "cpu", "cuda"
+    bool unified_memory = false;
+    uint64_t working_set_bytes = 0;  // what the device recommends to keep resident
+    uint64_t max_buffer_bytes = 0;
+    uint32_t max_threadgroup_bytes = 0;
+    uint32_t page_bytes = 0;  // alignment that wrap() asks of a pointer and a length
+    // Name and value of every further query, in the order of the start-up log: family, ray tracing, ISA, threads ...
+    std::vector<std::pair<std::string, std::string>> features;
+};
+
+struct DeviceOptions {
+    int threads = 0;            // CPU: 0 takes the cores there are
+    bool native = true;         // CPU: use native kernels where there is one
+    std::string kernel_folder;  // Metal: where zincmetal.metallib or the .metal sources lie
+};
+
+enum class Storage { shared, device_private };
+
+// Device memory. host is null for private storage. A wrapped buffer borrows its memory: the owner outlives it.
+class Buffer {
+  public:
+    virtual ~Buffer() = default;
+    void *host = nullptr;
+    size_t bytes = 0;
+};
+
+struct PipelineLimits {
+    uint32_t max_threads = 0;        // threads in a threadgroup, for this pipeline on this device
+    uint32_t simd_width = 0;         // 32, or the device is of no use to these kernels
+    uint32_t threadgroup_bytes = 0;  // static threadgroup memory
+};
+
+// A compiled kernel.
+class Pipeline {
+  public:
+    virtual ~Pipeline() = default;
+    std::string name;
+    PipelineLimits limits;
+};
+
+struct Binding {
+    std::shared_ptr<Buffer> buffer;
+    uint64_t offset = 0;
+    uint64_t bytes = 0;  // the extent that the kernel may touch, from offset
+};
+
+// One kernel launch. params go to buffer index 0 by value (setBytes, at most 4 KiB), bindings to 1, 2, ...
+struct Dispatch {
+    std::shared_ptr<Pipeline> pipeline;
+    std::vector<uint8_t> params;
+    std::vector<Binding> bindings;
+    uint32_t grid[3] = {1, 1, 1};  // threadgroups
+    uint32_t threads = 32;         // per threadgroup, a multiple of 32
+    bool barrier = false;          // everything recorded before is visible to this dispatch and to all after it
+};
+
+enum class Encoding { concurrent, serial };
+
+// Dispatches made ready to run again and again, as one command buffer.
+class Recording {
+  public:
+    virtual ~Recording() = default;
+};
+
+struct RunTimes {
+    double gpu_start = 0, gpu_end = 0;  // seconds, on the device's clock
+};
+
+class Device {
+  public:
+    virtual ~Device() = default;
+    virtual DeviceInfo info() const = 0;
+
+    virtual std::shared_ptr<Buffer> alloc(size_t bytes, Storage storage) = 0;
+    // No copy: pointer and length are multiples of info().page_bytes.
+    virtual std::shared_ptr<Buffer> wrap(void *pointer, size_t bytes) = 0;
+    virtual std::shared_ptr<Pipeline> pipeline(const std::string &kernel) = 0;
+    virtual std::vector<std::string> kernel_names() const = 0;
+
+    virtual std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches, Encoding encoding) = 0;
+    // Commits one command buffer and returns; allocates nothing on the host side of ours.
+    virtual void submit(Recording &recording) = 0;
+    // Waits for all that was submitted. A command buffer that failed throws here, and at every later call.
+    virtual RunTimes wait() = 0;
+};
+
+std::unique_ptr<Device> open_device(const DeviceOptions &options);
+
+}  // namespace zinc

@@ -1,0 +1,30 @@
+// What every kernel file starts from. Under Metal the macros below are plain MSL; elsewhere the stand-in
+// metal_stdlib (csrc/msl) defines the same macros, and a kernel launches through a C++ template on its signature.
+//
+// The shape of a kernel, everywhere:
+//   template <...> kernel void name(constant XParams& p [[buffer(0)]],
+//                                   device const T* a [[buffer(1)]], ..., device U* out [[buffer(n)]], GRID_IDS) { ... }
+//   KERNEL("name_variant", name<...>)
+// Parameter order is buffer index; params come first. Threadgroups are one-dimensional, a multiple of 32 threads.
+#pragma once
+
+#include <metal_stdlib>
+#include "params.h"
+
+using namespace metal;
+
+#ifdef __METAL_VERSION__
+#define KERNEL(name, ...) template [[host_name(name)]] [[kernel]] decltype(__VA_ARGS__) __VA_ARGS__;
+
+// tg: this threadgroup's position, n_tg: threadgroups in the grid, tid: thread in its threadgroup,
+// sg: simdgroup in its threadgroup, lane: thread in its simdgroup, n_sg: simdgroups in a threadgroup.
+#define GRID_IDS                                                                                              \
+    uint3 tg [[threadgroup_position_in_grid]], uint3 n_tg [[threadgroups_per_grid]],                          \
+        uint tid [[thread_index_in_threadgroup]], uint sg [[simdgroup_index_in_threadgroup]],                 \
+        uint lane [[thread_index_in_simdgroup]], uint n_sg [[simdgroups_per_threadgroup]]
+
+// An array in threadgroup memory, shared by the threads of a threadgroup; declared in the kernel function itself.
+#define TG_ARRAY(T, name, n) threadgroup T name[n]
+#endif
+
+constant constexpr uint SIMD = 32;  // threads in a simdgroup, on Apple GPUs and NVIDIA's alike

@@ -1,0 +1,68 @@
+// One parameter struct per kernel family, shared by MSL, C++, CUDA and (through NumPy dtypes of the same names) Python.
+// Rule: every field is a 32-bit uint, int or float, so that the layout is the same under every compiler.
+#pragma once
+
+#ifdef __METAL_VERSION__
+typedef uint u32;
+typedef int i32;
+#else
+#include <cstdint>
+typedef uint32_t u32;
+typedef int32_t i32;
+#endif
+
+// The step buffer: all that changes between two replays of a recorded plan. The token ids of the step follow in a
+// buffer of their own. Row t of a step sits at position pos + t of the sequence.
+struct Step {
+    u32 n_tokens;  // rows of this step that are real; a plan recorded for T rows runs with n_tokens <= T
+    u32 pos;       // position of row 0: the number of tokens already in the KV cache
+    i32 argmax;    // written by argmax_final: the id of the largest logit of the last row
+    u32 reserved;
+};
+
+struct EmbedParams {
+    u32 n_embd;
+    u32 row_bytes;  // of the embedding table
+    u32 n_vocab;
+    float scale;
+};
+
+struct NormParams {
+    u32 n;  // row length
+    float eps;
+};
+
+// mul_mv and mul_mm: Y[t, m] = sum_k W[m, k] X[t, k], W quantised and row-major, X and Y float32 and contiguous.
+struct MatMulParams {
+    u32 k;          // columns of W: the inner dimension
+    u32 m;          // rows of W: the outputs per token
+    u32 row_bytes;  // bytes from one row of W to the next
+};
+
+// Per head: optional RMSNorm of q and k, rotary embedding of q and k, then k and v into the cache.
+struct RopeKvParams {
+    u32 n_head;
+    u32 n_head_kv;
+    u32 head_dim;
+    u32 n_rot;        // dimensions that rotate, from the first
+    float eps;        // of the per-head norms
+    float pos_scale;  // linear context scaling: angle = pos * pos_scale * freq[i]
+    float magnitude;  // cos and sin are multiplied by this (YaRN); 1 otherwise
+};
+
+// The cache of one layer is [n_ctx, n_head_kv, head_dim] for k and again for v.
+struct AttentionParams {
+    u32 n_head;
+    u32 n_head_kv;
+    u32 head_dim;
+    float scale;  // of q·k
+};
+
+struct ElementwiseParams {
+    u32 n;  // elements per row
+};
+
+struct ArgmaxParams {
+    u32 n;       // logits
+    u32 n_part;  // partial results: threadgroups of argmax_partial
+};

@@ -1,0 +1,38 @@
+"""Every exception that zincmetal raises on purpose. All derive from :class:`ZincError`.
+
+Each message names the thing that is wrong (a key, a tensor, an argument) and, where there is one, the remedy.
+"""
+
+from __future__ import annotations
+
+
+class ZincError(Exception):
+    """Base class of all zincmetal errors."""
+
+
+class GGUFError(ZincError, ValueError):
+    """A file is not a well-formed GGUF, or asks for something that its own bytes cannot back."""
+
+
+class UnsupportedModelError(ZincError, ValueError):
+    """A well-formed file holds an architecture, tensor type or option that zincmetal does not run."""
+
+
+class TokenizerError(ZincError, ValueError):
+    """The tokenizer metadata of a file is missing, inconsistent or of an unknown kind."""
+
+
+class ChatTemplateError(ZincError, ValueError):
+    """A chat template is missing, fails, or exceeds its time or memory bound."""
+
+
+class DeviceError(ZincError, RuntimeError):
+    """The device is absent, refused an allocation, or failed while running a command buffer."""
+
+
+class ContextFullError(ZincError, RuntimeError):
+    """The sequence has no room left for the tokens that were asked for."""
+
+
+class UsageError(ZincError, ValueError):
+    """A call that cannot be carried out as asked: a bad token id, a closed model, two threads at once."""
