@@ -25,9 +25,9 @@ Blocks = NDArray[Any]  # [n] of a type's block dtype
 class QuantType:
     """One tensor type.
 
-    ``name`` is ggml's name in lower case and the suffix of kernel names; ``block`` is the packed little-endian
-    layout of one block; ``dequantize_blocks`` maps blocks [n] to float32 [n, block_size]. The last two are None
-    for a type of which zincmetal knows only the geometry.
+    ``name`` is ggml's name in lower case and the suffix of kernel names; ``block`` lays out one block;
+    ``dequantize_blocks`` maps blocks [n] to float32 [n, block_size]. The last two are None for a type of
+    which zincmetal knows only the geometry.
     """
 
     id: int
