@@ -1,0 +1,58 @@
+// What a compiled kernel asks of the executor that runs it, and how it makes itself known.
+// Only plain types here: kernel files include this before MSL's keywords become macros.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace zinc::msl {
+
+// Where in a kernel's source a collective stands.
+struct Site {
+    const char *operation;
+    const char *file;
+    uint32_t line;
+};
+
+constexpr uint32_t simd_width = 32;
+constexpr uint32_t max_threads = 1024;
+constexpr uint32_t max_threadgroup_bytes = 32 * 1024;
+constexpr uint32_t max_exchange_bytes = 32;  // of one lane's value in a simdgroup operation
+
+enum MemoryClass : uint32_t { orders_none = 0, orders_device = 1, orders_threadgroup = 2 };
+
+// Computes all 32 results of a simdgroup operation from the 32 values that the lanes brought.
+using SimdRule = void (*)(const void *values, const uint32_t *arguments, void *results);
+
+void threadgroup_barrier(uint32_t orders, Site site);
+void simdgroup_barrier(uint32_t orders, Site site);
+void simd_exchange(const void *value, uint32_t argument, void *result, uint32_t bytes, SimdRule rule, Site site);
+// All lanes come here; only the checked build waits for them.
+void simd_arrive(Site site);
+uint32_t current_lane();
+void *threadgroup_array(size_t bytes, size_t alignment, const char *name);
+
+struct ThreadArguments {
+    const void *params;
+    void *const *buffers;
+    uint32_t tg[3], n_tg[3];
+    uint32_t tid, sg, lane, n_sg;
+};
+
+struct BufferSignature {
+    uint32_t element_bytes;
+    uint32_t alignment;
+    bool writable;
+};
+
+struct KernelInfo {
+    const char *name;
+    uint32_t params_bytes;
+    uint32_t n_buffers;
+    const BufferSignature *buffers;
+    void (*thread)(const ThreadArguments &);
+};
+
+void register_kernel(const KernelInfo &kernel);
+
+}  // namespace zinc::msl

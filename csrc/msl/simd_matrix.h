@@ -1,0 +1,117 @@
+// simdgroup_matrix: an 8 by 8 matrix spread over the 32 lanes of a simdgroup, two neighbours of a row in each.
+#pragma once
+
+#include "simd_cpu.h"
+
+namespace metal {
+
+template <class T, int rows, int cols = rows> struct simdgroup_matrix {
+    static_assert(rows == 8 && cols == 8, "MSL has 8 by 8 matrices");
+    static_assert(is_floating_point_v<T>);
+
+    simdgroup_matrix() = default;
+    METAL_FUNC explicit simdgroup_matrix(T diagonal);
+    METAL_FUNC vec<T, 2> &thread_elements() { return elements; }
+    METAL_FUNC const vec<T, 2> &thread_elements() const { return elements; }
+
+  private:
+    vec<T, 2> elements;
+};
+
+using simdgroup_float8x8 = simdgroup_matrix<float, 8, 8>;
+using simdgroup_half8x8 = simdgroup_matrix<half, 8, 8>;
+using simdgroup_bfloat8x8 = simdgroup_matrix<bfloat, 8, 8>;
+
+namespace detail {
+
+// Row and first column of a lane's two elements: quads tile the matrix as Apple's hardware has it.
+METAL_FUNC constexpr uint matrix_row(uint lane) { return (lane >> 2 & 4) + (lane >> 1 & 3); }
+METAL_FUNC constexpr uint matrix_col(uint lane) { return (lane >> 1 & 4) + (lane << 1 & 2); }
+
+template <class A, class B, class C> struct Product {
+    vec<A, 2> a;
+    vec<B, 2> b;
+    vec<C, 2> c;
+};
+
+// D = A B + C with float accumulation, rounded once; the result travels back in c.
+struct MultiplyAccumulate {
+    template <class P> static void rule(const void *values, const uint *, void *results) {
+        const P *in = static_cast<const P *>(values);
+        P *out = static_cast<P *>(results);
+        float a[8][8], b[8][8], d[8][8];
+        for (uint lane = 0; lane < simd_width; lane++)
+            for (uint i = 0; i < 2; i++) {
+                const uint r = matrix_row(lane), c = matrix_col(lane) + i;
+                a[r][c] = float(in[lane].a.data[i]);
+                b[r][c] = float(in[lane].b.data[i]);
+                d[r][c] = float(in[lane].c.data[i]);
+            }
+        for (uint r = 0; r < 8; r++)
+            for (uint k = 0; k < 8; k++)
+                for (uint c = 0; c < 8; c++) d[r][c] += a[r][k] * b[k][c];
+        for (uint lane = 0; lane < simd_width; lane++)
+            for (uint i = 0; i < 2; i++)
+                out[lane].c.data[i] = remove_reference_t<decltype(out[lane].c.data[i])>(
+                    d[matrix_row(lane)][matrix_col(lane) + i]);
+    }
+};
+
+template <class T> METAL_FUNC ulong matrix_index(uint lane, uint i, ulong stride, ulong2 origin, bool transpose) {
+    const ulong r = matrix_row(lane), c = matrix_col(lane) + i;
+    return transpose ? (origin.y + c) * stride + origin.x + r : (origin.y + r) * stride + origin.x + c;
+}
+
+}  // namespace detail
+
+template <class T, int rows, int cols> METAL_FUNC simdgroup_matrix<T, rows, cols>::simdgroup_matrix(T diagonal) {
+    const uint lane = zinc::msl::current_lane();
+    for (uint i = 0; i < 2; i++)
+        elements.data[i] = detail::matrix_row(lane) == detail::matrix_col(lane) + i ? diagonal : T(0);
+}
+
+template <class T, int rows, int cols = rows>
+METAL_FUNC simdgroup_matrix<T, rows, cols> make_filled_simdgroup_matrix(T value) {
+    simdgroup_matrix<T, rows, cols> m;
+    m.thread_elements() = vec<T, 2>(value);
+    return m;
+}
+
+// Element (r, c) of the matrix is source[(origin.y + r) * elements_per_row + origin.x + c], or with (c, r) transposed.
+template <class T, int rows, int cols>
+METAL_FUNC void simdgroup_load(simdgroup_matrix<T, rows, cols> &m, const T *source, ulong elements_per_row = cols,
+                               ulong2 matrix_origin = 0, bool transpose_matrix = false, MSL_SITE) {
+    zinc::msl::simd_arrive({"simdgroup_load", file, line});
+    const uint lane = zinc::msl::current_lane();
+    for (uint i = 0; i < 2; i++)
+        m.thread_elements().data[i] =
+            source[detail::matrix_index<T>(lane, i, elements_per_row, matrix_origin, transpose_matrix)];
+}
+
+template <class T, int rows, int cols>
+METAL_FUNC void simdgroup_store(const simdgroup_matrix<T, rows, cols> &m, T *target, ulong elements_per_row = cols,
+                                ulong2 matrix_origin = 0, bool transpose_matrix = false, MSL_SITE) {
+    zinc::msl::simd_arrive({"simdgroup_store", file, line});
+    const uint lane = zinc::msl::current_lane();
+    for (uint i = 0; i < 2; i++)
+        target[detail::matrix_index<T>(lane, i, elements_per_row, matrix_origin, transpose_matrix)] =
+            m.thread_elements().data[i];
+}
+
+template <class D, class A, class B, class C, int rows, int cols>
+METAL_FUNC void simdgroup_multiply_accumulate(simdgroup_matrix<D, rows, cols> &d,
+                                              const simdgroup_matrix<A, rows, cols> &a,
+                                              const simdgroup_matrix<B, rows, cols> &b,
+                                              const simdgroup_matrix<C, rows, cols> &c, MSL_SITE) {
+    const detail::Product<A, B, C> parts{a.thread_elements(), b.thread_elements(), c.thread_elements()};
+    const auto result = detail::exchange<detail::MultiplyAccumulate>(parts, 0, {"simdgroup_multiply", file, line});
+    for (uint i = 0; i < 2; i++) d.thread_elements().data[i] = D(float(result.c.data[i]));
+}
+
+template <class D, class A, class B, int rows, int cols>
+METAL_FUNC void simdgroup_multiply(simdgroup_matrix<D, rows, cols> &d, const simdgroup_matrix<A, rows, cols> &a,
+                                   const simdgroup_matrix<B, rows, cols> &b, MSL_SITE) {
+    simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<D, rows, cols>(D(0)), file, line);
+}
+
+}  // namespace metal
