@@ -27,4 +27,11 @@ using namespace metal;
 #define TG_ARRAY(T, name, n) threadgroup T name[n]
 #endif
 
+// Before a loop of constant length over an array that must live in registers.
+#ifdef __METAL_VERSION__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("unroll")
+#endif
+
 constant constexpr uint SIMD = 32;  // threads in a simdgroup, on Apple GPUs and NVIDIA's alike

@@ -1,0 +1,82 @@
+#include "reduce.h"
+
+// The largest logit so far, as an integer that sorts as the floats do with NaN below -inf and -0 equal to +0: integer
+// compares keep their meaning under fast math, float compares with NaN do not.
+struct ArgmaxBest {
+    uint key = 0;
+    uint id = 0;
+
+    METAL_FUNC void offer(uint other_key, uint other_id) {
+        if (other_key > key || (other_key == key && other_id < id)) {
+            key = other_key;
+            id = other_id;
+        }
+    }
+};
+
+METAL_FUNC uint argmax_key(float x) {
+    const uint bits = as_type<uint>(x);
+    const uint magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return 0;
+    if (magnitude == 0) return 0x80000000u;
+    return bits == magnitude ? bits | 0x80000000u : ~bits;
+}
+
+METAL_FUNC float argmax_value(uint key) {
+    if (key == 0) return as_type<float>(0x7fc00000u);
+    return as_type<float>(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+METAL_FUNC ArgmaxBest simd_best(ArgmaxBest mine) {
+    ArgmaxBest best;
+    best.key = simd_max(mine.key);
+    best.id = simd_min(mine.key == best.key ? mine.id : ~0u);
+    return best;
+}
+
+// Every thread takes part; keys and ids hold one value per simdgroup. The result is valid in simdgroup 0.
+METAL_FUNC ArgmaxBest threadgroup_best(ArgmaxBest mine, threadgroup uint* keys, threadgroup uint* ids, uint sg, uint lane,
+                                 uint n_sg) {
+    const ArgmaxBest part = simd_best(mine);
+    if (lane == 0) {
+        keys[sg] = part.key;
+        ids[sg] = part.id;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    ArgmaxBest best;
+    if (lane < n_sg) {
+        best.key = keys[lane];
+        best.id = ids[lane];
+    }
+    return simd_best(best);
+}
+
+template <class T>
+kernel void argmax_partial(constant ArgmaxParams& p [[buffer(0)]], device const T* logits [[buffer(1)]],
+                           device float* part_value [[buffer(2)]], device int* part_id [[buffer(3)]], GRID_IDS) {
+    TG_ARRAY(uint, keys, SIMD);
+    TG_ARRAY(uint, ids, SIMD);
+    const uint n_threads = n_sg * SIMD;
+    ArgmaxBest best;
+    for (uint i = tg.x * n_threads + tid; i < p.n; i += n_tg.x * n_threads) best.offer(argmax_key(logits[i]), i);
+    best = threadgroup_best(best, keys, ids, sg, lane, n_sg);
+    if (tid == 0) {
+        part_value[tg.x] = argmax_value(best.key);
+        part_id[tg.x] = int(best.id);
+    }
+}
+
+template <class T>
+kernel void argmax_final(constant ArgmaxParams& p [[buffer(0)]], device Step* step [[buffer(1)]],
+                         device const T* part_value [[buffer(2)]], device const int* part_id [[buffer(3)]],
+                         GRID_IDS) {
+    TG_ARRAY(uint, keys, SIMD);
+    TG_ARRAY(uint, ids, SIMD);
+    ArgmaxBest best;
+    for (uint i = tid; i < p.n_part; i += n_sg * SIMD) best.offer(argmax_key(part_value[i]), uint(part_id[i]));
+    best = threadgroup_best(best, keys, ids, sg, lane, n_sg);
+    if (tid == 0) step->argmax = int(best.id);
+}
+
+KERNEL("argmax_partial", argmax_partial<float>)
+KERNEL("argmax_final", argmax_final<float>)

@@ -1,0 +1,42 @@
+#include "common.h"
+
+// Element-wise work on rows of n floats. A threadgroup covers ELEMENTS_PER_THREAD elements per thread of one row, in strides of
+// the threadgroup, which keeps ELEMENTS_PER_THREAD independent loads in flight whatever n is.
+constant constexpr uint ELEMENTS_PER_THREAD = 4;
+
+struct AddOp {
+    static METAL_FUNC float apply(float a, float b) { return a + b; }
+};
+
+struct SwiGluOp {
+    static METAL_FUNC float apply(float gate, float up) { return gate / (1.0f + exp(-gate)) * up; }
+};
+
+template <class Op>
+kernel void binary(constant ElementwiseParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                   device const float* a [[buffer(2)]], device const float* b [[buffer(3)]],
+                   device float* out [[buffer(4)]], GRID_IDS) {
+    if (tg.y >= step->n_tokens) return;
+    const ulong row = ulong(tg.y) * p.n;
+    const uint n_threads = n_sg * SIMD;
+    for (uint j = 0; j < ELEMENTS_PER_THREAD; j++) {
+        const uint i = (tg.x * ELEMENTS_PER_THREAD + j) * n_threads + tid;
+        if (i < p.n) out[row + i] = Op::apply(a[row + i], b[row + i]);
+    }
+}
+
+template <class T>
+kernel void take_last_row(constant ElementwiseParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                          device const T* x [[buffer(2)]], device T* out [[buffer(3)]], GRID_IDS) {
+    if (step->n_tokens == 0) return;
+    const ulong row = ulong(step->n_tokens - 1) * p.n;
+    const uint n_threads = n_sg * SIMD;
+    for (uint j = 0; j < ELEMENTS_PER_THREAD; j++) {
+        const uint i = (tg.x * ELEMENTS_PER_THREAD + j) * n_threads + tid;
+        if (i < p.n) out[i] = x[row + i];
+    }
+}
+
+KERNEL("add", binary<AddOp>)
+KERNEL("swiglu", binary<SwiGluOp>)
+KERNEL("take_last_row", take_last_row<float>)
