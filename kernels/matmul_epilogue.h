@@ -1,0 +1,42 @@
+// What becomes of the products of mul_mv and mul_mm. An epilogue takes the products a and b of the same activations with
+// the same row of MATRICES matrices (b counts when there are two), and the place of the result in the output.
+#pragma once
+
+#include "common.h"
+
+struct Store {
+    static constant constexpr uint MATRICES = 1;
+    device float* out;
+
+    METAL_FUNC void put(ulong at, float a, float) const { out[at] = a; }
+};
+
+// residual may be out itself: an element is read and written by one thread.
+struct AddResidual {
+    static constant constexpr uint MATRICES = 1;
+    device const float* residual;
+    device float* out;
+
+    METAL_FUNC void put(ulong at, float a, float) const { out[at] = residual[at] + a; }
+};
+
+struct SwiGlu {
+    static constant constexpr uint MATRICES = 2;
+    device float* out;
+
+    METAL_FUNC void put(ulong at, float gate, float up) const { out[at] = gate / (1.0f + precise::exp(-gate)) * up; }
+};
+
+// The weights of one or two matrices of the same shape. Work on n rows takes the first n / N from the first matrix and
+// the others, the same rows again, from the second: one loop serves both, and gate and up share what is loaded for them.
+template <uint N>
+struct Matrices {
+    device const uchar* w[N];
+
+    // Row i of those n, when the first is row `first` of a matrix. Rows past the last one, m - 1, read that one.
+    METAL_FUNC device const uchar* row(uint i, uint n, uint first, uint m, uint row_bytes) const {
+        const uint per_matrix = n / N;
+        device const uchar* base = i < per_matrix ? w[0] : w[N - 1];
+        return base + ulong(min(first + i % per_matrix, m - 1)) * row_bytes;
+    }
+};

@@ -1,0 +1,200 @@
+// The tensor types, one struct each: a block as it lies in memory (ggml's layouts; quants.py is the oracle) and how a lane
+// reads its share of one.
+//
+// A lane's share is a part: 16 weights, in two runs of eight consecutive weights that lie SPAN apart, because formats pair
+// the low and the high bits of the same bytes that way. Part i of a block holds the weights from run_start(i, 0) and from
+// run_start(i, 1) on. A weight is scale * quant + offset with an unsigned quant, whatever the format calls it.
+//
+// Alignment: a tensor starts at a multiple of 8 bytes (GGUF's general.alignment is one), and block sizes do the rest.
+#pragma once
+
+#include "common.h"
+
+struct QuantPart {
+    ushort4 quants[2];  // per run: eight bytes, the even weights in the low ones
+    float2 scale;       // per run
+    float2 offset;      // per run
+};
+
+METAL_FUNC ushort4 eight_bytes(device const ushort* p) { return ushort4(p[0], p[1], p[2], p[3]); }
+METAL_FUNC ushort4 eight_bytes(device const uint* p) { return as_type<ushort4>(uint2(p[0], p[1])); }
+METAL_FUNC ushort4 eight_bytes(device const uint2* p) { return as_type<ushort4>(*p); }
+
+// Eight bytes of two nibbles. The high ones stay in place, 16 times too large, and the scale makes up for it: that saves
+// a shift where two instructions a weight decide the speed.
+METAL_FUNC QuantPart nibble_part(ushort4 q, float2 scale, float2 offset) {
+    return {{q & ushort4(0x0F0F), q & ushort4(0xF0F0)}, scale * float2(1.0f, 1.0f / 16), offset};
+}
+
+// The same with higher bits for either run, already at bit 4 of their bytes.
+METAL_FUNC QuantPart nibble_part(ushort4 q, ushort4 high0, ushort4 high1, float2 scale, float2 offset) {
+    return {{(q & ushort4(0x0F0F)) | high0, ((q >> ushort4(4)) & ushort4(0x0F0F)) | high1}, scale, offset};
+}
+
+// Bit i of the byte `bits` becomes bit 4 of byte i: the fifth bits of eight quants.
+METAL_FUNC ushort4 fifth_bits(ushort bits) {
+    const ushort4 b = ushort4(bits & 0xFF) >> ushort4(0, 2, 4, 6);
+    return ((b << ushort4(4)) | (b << ushort4(11))) & ushort4(0x1010);
+}
+
+struct Q4_0 {
+    half d;
+    ushort qs[8];  // byte i: weight i in the low nibble, weight 16 + i in the high one
+
+    static constant constexpr uint BLOCK = 32, SPAN = 16;
+
+    static METAL_FUNC QuantPart part(device const Q4_0* b, uint i) {
+        const float d = float(b->d);
+        return nibble_part(eight_bytes(b->qs + 4 * i), float2(d), float2(-8.0f * d));
+    }
+};
+static_assert(sizeof(Q4_0) == 18, "the file's layout");
+
+struct Q4_1 {
+    half d, m;
+    uint qs[4];  // as Q4_0
+
+    static constant constexpr uint BLOCK = 32, SPAN = 16;
+
+    static METAL_FUNC QuantPart part(device const Q4_1* b, uint i) {
+        return nibble_part(eight_bytes(b->qs + 2 * i), float2(float(b->d)), float2(float(b->m)));
+    }
+};
+static_assert(sizeof(Q4_1) == 20, "the file's layout");
+
+struct Q5_0 {
+    half d;
+    ushort qh[2];  // bit i of the 32: the fifth bit of weight i
+    ushort qs[8];  // as Q4_0
+
+    static constant constexpr uint BLOCK = 32, SPAN = 16;
+
+    static METAL_FUNC QuantPart part(device const Q5_0* b, uint i) {
+        const float d = float(b->d);
+        return nibble_part(eight_bytes(b->qs + 4 * i), fifth_bits(b->qh[0] >> (8 * i)), fifth_bits(b->qh[1] >> (8 * i)),
+                           float2(d), float2(-16.0f * d));
+    }
+};
+static_assert(sizeof(Q5_0) == 22, "the file's layout");
+
+struct Q5_1 {
+    half d, m;
+    ushort qh[2];  // as Q5_0
+    uint2 qs[2];   // as Q4_0
+
+    static constant constexpr uint BLOCK = 32, SPAN = 16;
+
+    static METAL_FUNC QuantPart part(device const Q5_1* b, uint i) {
+        return nibble_part(eight_bytes(b->qs + i), fifth_bits(b->qh[0] >> (8 * i)), fifth_bits(b->qh[1] >> (8 * i)),
+                           float2(float(b->d)), float2(float(b->m)));
+    }
+};
+static_assert(sizeof(Q5_1) == 24, "the file's layout");
+
+struct Q8_0 {
+    half d;
+    ushort qs[16];  // 32 signed bytes
+
+    static constant constexpr uint BLOCK = 32, SPAN = 16;
+
+    static METAL_FUNC QuantPart part(device const Q8_0* b, uint i) {
+        const float d = float(b->d);
+        const ushort4 signs = ushort4(0x8080);  // flipping the sign bit adds 128
+        return {{eight_bytes(b->qs + 4 * i) ^ signs, eight_bytes(b->qs + 8 + 4 * i) ^ signs}, float2(d), float2(-128.0f * d)};
+    }
+};
+static_assert(sizeof(Q8_0) == 34, "the file's layout");
+
+// The 6-bit scales and minima of Q4_K and Q5_K: two sub-blocks of 32 weights at a time, which are a part's two runs.
+struct KScales {
+    half d, dmin;
+    ushort packed[6];  // bytes 0-3: scales 0-3, 4-7: minima 0-3, 8-11: nibbles of scales and minima 4-7,
+                       // whose top two bits are those of bytes 0-7
+
+    // Scales and minima of sub-blocks 2 * pair and 2 * pair + 1. Lanes of a simdgroup differ in pair: no branch.
+    static METAL_FUNC void read(device const KScales* s, uint pair, thread float2& scale, thread float2& offset) {
+        const uint scales = s->packed[pair % 2], minima = s->packed[2 + pair % 2], nibbles = s->packed[4 + pair % 2];
+        const bool upper = pair >= 2;
+        const uint sc = upper ? (nibbles & 0x0F0F) | (scales >> 2 & 0x3030) : scales & 0x3F3F;
+        const uint mn = upper ? (nibbles >> 4 & 0x0F0F) | (minima >> 2 & 0x3030) : minima & 0x3F3F;
+        scale = float(s->d) * float2(float(sc & 0xFF), float(sc >> 8));
+        offset = -float(s->dmin) * float2(float(mn & 0xFF), float(mn >> 8));
+    }
+};
+static_assert(sizeof(KScales) == 16, "the file's layout");
+
+struct Q4_K {
+    KScales scales;
+    uint2 qs[16];  // 32 bytes hold two sub-blocks: one in the low nibbles, the next in the high ones
+
+    static constant constexpr uint BLOCK = 256, SPAN = 32;
+
+    static METAL_FUNC QuantPart part(device const Q4_K* b, uint i) {
+        float2 scale, offset;
+        KScales::read(&b->scales, i / 4, scale, offset);
+        return nibble_part(eight_bytes(b->qs + i), scale, offset);
+    }
+};
+static_assert(sizeof(Q4_K) == 144, "the file's layout");
+
+struct Q5_K {
+    KScales scales;
+    uint2 qh[4];   // bit s of byte i: the fifth bit of weight i of sub-block s
+    uint2 qs[16];  // as Q4_K
+
+    static constant constexpr uint BLOCK = 256, SPAN = 32;
+
+    static METAL_FUNC QuantPart part(device const Q5_K* b, uint i) {
+        float2 scale, offset;
+        KScales::read(&b->scales, i / 4, scale, offset);
+        const ushort4 high = eight_bytes(b->qh + i % 4) >> ushort4(ushort(2 * (i / 4)));
+        const ushort4 high0 = (high << ushort4(4)) & ushort4(0x1010), high1 = (high << ushort4(3)) & ushort4(0x1010);
+        return nibble_part(eight_bytes(b->qs + i), high0, high1, scale, offset);
+    }
+};
+static_assert(sizeof(Q5_K) == 176, "the file's layout");
+
+struct Q6_K {
+    ushort ql[64];    // each half of 128 weights: byte j holds the low nibbles of weights j and 64 + j
+    ushort qh[32];    // each half: bits 2p and 2p + 1 of byte j are the high bits of weight 32 p + j
+    char scales[16];  // one per 16 weights
+    half d;
+
+    static constant constexpr uint BLOCK = 256, SPAN = 64;
+
+    static METAL_FUNC QuantPart part(device const Q6_K* b, uint i) {
+        const uint first = i / 8 * 8 + i % 8 / 2;  // the scale of the first run; the second is 64 weights on
+        const float2 scale = float(b->d) * float2(float(b->scales[first]), float(b->scales[first + 4]));
+        const ushort4 high = eight_bytes(b->qh + 16 * (i / 8) + 4 * (i % 4));
+        const ushort shift = ushort(i % 8 / 4 * 2);  // the first run's bits are at shift, the second's at shift + 4
+        const ushort4 high0 = (high << ushort4(ushort(4 - shift))) & ushort4(0x3030);
+        const ushort4 high1 = (high >> ushort4(shift)) & ushort4(0x3030);
+        return nibble_part(eight_bytes(b->ql + 4 * i), high0, high1, scale, -32.0f * scale);
+    }
+};
+static_assert(sizeof(Q6_K) == 210, "the file's layout");
+
+// Float types have no blocks; 32 weights make one here. quad(b, i): weights 4 i to 4 i + 3. element(row, i): for rows that
+// are not whole blocks, whose alignment is that of an element.
+struct F32 {
+    float2 w[16];
+
+    static METAL_FUNC float4 quad(device const F32* b, uint i) { return float4(b->w[2 * i], b->w[2 * i + 1]); }
+    static METAL_FUNC float element(device const uchar* row, uint i) { return ((device const float*)row)[i]; }
+};
+
+struct F16 {
+    half4 w[8];
+
+    static METAL_FUNC float4 quad(device const F16* b, uint i) { return float4(b->w[i]); }
+    static METAL_FUNC float element(device const uchar* row, uint i) { return float(((device const half*)row)[i]); }
+};
+
+struct BF16 {
+    ushort4 w[8];  // the upper halves of floats
+
+    static METAL_FUNC float4 quad(device const BF16* b, uint i) { return as_type<float4>(uint4(b->w[i]) << uint4(16)); }
+    static METAL_FUNC float element(device const uchar* row, uint i) {
+        return as_type<float>(uint(((device const ushort*)row)[i]) << 16);
+    }
+};

@@ -1,0 +1,25 @@
+// How kernels divide their work. The host launches by the same numbers: it reads this list, by name.
+#pragma once
+
+#include "params.h"
+
+#define KERNEL_SHAPES(S)                                                                                               \
+    S(EMBED_THREADS, 64)                                                                                               \
+    S(EMBED_COLUMNS, 1024) /* of a threadgroup: 16 per thread */                                                       \
+    S(MUL_MV_SIMDGROUPS, 2)                                                                                            \
+    S(MUL_MV_ROWS, 4)     /* rows of weights per simdgroup, of both matrices together for swiglu */                    \
+    S(MUL_MM_THREADS, 128)                                                                                             \
+    S(MUL_MM_ROWS, 64)    /* rows of weights per threadgroup, of both matrices together for swiglu */                  \
+    S(MUL_MM_TOKENS, 32)  /* tokens per threadgroup */                                                                 \
+    S(MUL_MM_COLUMNS, 32) /* columns of either staged at a time */                                                     \
+    S(ATTENTION_DECODE_THREADS, 256)  /* at most: any whole number of simdgroups will do */                            \
+    S(ATTENTION_PREFILL_THREADS, 128) /* exactly */                                                                    \
+    S(ATTENTION_PREFILL_QUERIES, 32)  /* rows of the step per threadgroup */                                           \
+    S(NORM_THREADS, 256)                                                                                               \
+    S(ELEMENTWISE_THREADS, 256)                                                                                        \
+    S(ELEMENTWISE_COLUMNS, 1024) /* of a row, per threadgroup */                                                       \
+    S(ARGMAX_THREADS, 256)                                                                                             \
+    S(ARGMAX_COLUMNS, 4096) /* logits per threadgroup, about */
+
+#define KERNEL_SHAPE_VALUE(name, value) name = value,
+enum : u32 { KERNEL_SHAPES(KERNEL_SHAPE_VALUE) };
