@@ -7,6 +7,7 @@
 
 #include "device.h"
 #include "plan.h"
+#include "shapes.h"
 
 namespace py = pybind11;
 using namespace zinc;
@@ -70,10 +71,9 @@ py::dict info_dict(const Device &device) {
     return d;
 }
 
-void bind_errors(py::module_ &m) {
+void bind_errors() {
     // The Python classes live in zincmetal.errors; C++ exceptions are raised as those, whichever module threw.
     static py::object errors = py::module_::import("zincmetal.errors");
-    m.attr("DeviceError") = errors.attr("DeviceError");
     errors.inc_ref();  // outlives the interpreter's teardown order
     py::register_local_exception_translator([](std::exception_ptr p) {
         try {
@@ -88,33 +88,41 @@ void bind_errors(py::module_ &m) {
     });
 }
 
-// NumPy dtypes with the fields of kernels/params.h: Python fills parameters by field name.
-py::dtype params_dtype(const std::string &name) {
-    const std::pair<const char *, py::dtype> all[] = {
-        {"Step", py::dtype::of<Step>()},
-        {"EmbedParams", py::dtype::of<EmbedParams>()},
-        {"NormParams", py::dtype::of<NormParams>()},
-        {"MatMulParams", py::dtype::of<MatMulParams>()},
-        {"RopeKvParams", py::dtype::of<RopeKvParams>()},
-        {"AttentionParams", py::dtype::of<AttentionParams>()},
-        {"ElementwiseParams", py::dtype::of<ElementwiseParams>()},
-        {"ArgmaxParams", py::dtype::of<ArgmaxParams>()},
-    };
-    for (const auto &[key, dtype] : all)
-        if (name == key) return dtype;
-    throw UsageError("params_dtype: no parameter struct is named " + name);
-}
-
-void bind_params(py::module_ &m) {
+// What Python must know to launch: NumPy dtypes with the fields of kernels/params.h, so that it fills parameters by
+// field name, and the launch shapes of kernels/shapes.h.
+void bind_params(py::module_& m) {
     PYBIND11_NUMPY_DTYPE(Step, n_tokens, pos, argmax, reserved);
     PYBIND11_NUMPY_DTYPE(EmbedParams, n_embd, row_bytes, n_vocab, scale);
     PYBIND11_NUMPY_DTYPE(NormParams, n, eps);
     PYBIND11_NUMPY_DTYPE(MatMulParams, k, m, row_bytes);
-    PYBIND11_NUMPY_DTYPE(RopeKvParams, n_head, n_head_kv, head_dim, n_rot, eps, pos_scale, magnitude);
+    PYBIND11_NUMPY_DTYPE(RopeKvParams, n_head, n_head_kv, head_dim, n_rot, eps, magnitude);
     PYBIND11_NUMPY_DTYPE(AttentionParams, n_head, n_head_kv, head_dim, scale);
     PYBIND11_NUMPY_DTYPE(ElementwiseParams, n);
     PYBIND11_NUMPY_DTYPE(ArgmaxParams, n, n_part);
-    m.def("params_dtype", &params_dtype, py::arg("name"));
+
+    py::dict params;
+    params["Step"] = py::dtype::of<Step>();
+    params["EmbedParams"] = py::dtype::of<EmbedParams>();
+    params["NormParams"] = py::dtype::of<NormParams>();
+    params["MatMulParams"] = py::dtype::of<MatMulParams>();
+    params["RopeKvParams"] = py::dtype::of<RopeKvParams>();
+    params["AttentionParams"] = py::dtype::of<AttentionParams>();
+    params["ElementwiseParams"] = py::dtype::of<ElementwiseParams>();
+    params["ArgmaxParams"] = py::dtype::of<ArgmaxParams>();
+    m.def(
+        "params_dtype",
+        [params](const std::string& name) {
+            if (!params.contains(name)) throw UsageError("params_dtype: no parameter struct is named " + name);
+            return params[name.c_str()];
+        },
+        py::arg("name"));
+
+    m.def("shapes", [] {
+        py::dict d;
+#define ADD_SHAPE(name, value) d[#name] = uint32_t(name);
+        KERNEL_SHAPES(ADD_SHAPE)
+        return d;
+    });
 }
 
 void bind_device(py::module_ &m) {
@@ -210,7 +218,7 @@ void bind_plan(py::module_ &m) {
 }  // namespace
 
 PYBIND11_MODULE(ZINC_MODULE, m) {
-    bind_errors(m);
+    bind_errors();
     bind_params(m);
     bind_device(m);
     bind_plan(m);

