@@ -4,6 +4,7 @@
 //
 // Both kernels come in classes of head_dim: an instance named _128 serves every head_dim in (96, 128].
 #include "common.h"
+#include "shapes.h"
 
 // Below every score, and finite: fast math may assume that no value is infinite.
 constant constexpr float LOWEST_SCORE = -1e38f;
@@ -11,7 +12,7 @@ constant constexpr float LOG2_E = 1.44269504088896341f;  // exp(x) = exp2(x * LO
 
 // ---- Decode: few queries, bound by the bandwidth of the cache -------------------------------------------------------
 
-constant constexpr uint DECODE_MAX_SIMDGROUPS = 8;
+constant constexpr uint DECODE_MAX_SIMDGROUPS = ATTENTION_DECODE_THREADS / SIMD;
 
 // A softmax-weighted sum of the values seen so far: sum and acc are relative to exp2(max_score). A lane holds PIECES float4
 // of the head vector, every LANES-th from its own.
@@ -149,6 +150,7 @@ struct PrefillShape {
     static constant constexpr uint ROW4 = DIM / 4 + 1;
     static constant constexpr uint ROW = 4 * ROW4;
     static constant constexpr uint SCORE_ROW = KEYS + 4;
+    static_assert(THREADS == ATTENTION_PREFILL_THREADS, "as launched");
     static_assert(QUERIES <= KEYS, "the tile of keys also stages the queries and the result");
     static_assert(DIM % (8 * SPLIT) == 0 && KEYS % 8 == 0, "whole fragments");
 };
@@ -269,7 +271,7 @@ struct RowSoftmax {
     }
 };
 
-// One threadgroup of Shape::THREADS per (head, tile of queries).
+// Threadgroups by (head, tile of queries); one takes every n_tg.y-th tile, so that the grid decides only the speed.
 template <class KV, class Shape>
 kernel void attention_prefill(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                               device const float4* q [[buffer(2)]], device const vec<KV, 4>* k_cache [[buffer(3)]],
@@ -280,16 +282,10 @@ kernel void attention_prefill(constant AttentionParams& p [[buffer(0)]], device 
     TG_ARRAY(float, diagonals, Shape::SIMDGROUPS * 64);
 
     const uint head = tg.x;
-    const uint first_row = tg.y * Shape::QUERIES;
-    if (first_row >= step->n_tokens) return;
-    const uint n_rows = min(uint(Shape::QUERIES), step->n_tokens - first_row);
-    const uint first_pos = step->pos + first_row;
-    const uint n_kv = first_pos + n_rows;
     const uint dim4 = p.head_dim / 4;
     const ulong q_stride = ulong(p.n_head) * dim4;
     const ulong kv_stride = ulong(p.n_head_kv) * dim4;
     const ulong kv_column = head / (p.n_head / p.n_head_kv) * dim4;
-    const ulong q_start = first_row * q_stride + head * dim4;
 
     threadgroup float* tile = (threadgroup float*)tile4;
     const uint rows = sg / Shape::SPLIT * 8;  // of the tile, for this simdgroup
@@ -300,37 +296,44 @@ kernel void attention_prefill(constant AttentionParams& p [[buffer(0)]], device 
     diagonal[lane] = 0.0f;
     diagonal[lane + SIMD] = 0.0f;
 
-    stage_tile<Shape, Shape::QUERIES>(tile4, q + q_start, q_stride, n_rows, dim4, tid);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    PrefillRows<Shape> share;
-    share.load_queries(tile + rows * Shape::ROW + cols);
-    RowSoftmax<Shape> softmax;
-    softmax.clear();
+    for (uint first = tg.y * Shape::QUERIES; first < step->n_tokens; first += n_tg.y * Shape::QUERIES) {
+        const uint n_rows = min(uint(Shape::QUERIES), step->n_tokens - first);
+        const uint n_kv = step->pos + first + n_rows;
+        const uint row_end = step->pos + first + rows + lane / 4 + 1;  // what this lane's row sees ends here
+        const ulong q_start = first * q_stride + head * dim4;
 
-    for (uint key = 0; key < n_kv; key += Shape::KEYS) {
-        const ulong kv_start = key * kv_stride + kv_column;
-        threadgroup_barrier(mem_flags::mem_threadgroup);  // the last tile has been used
-        stage_tile<Shape, Shape::KEYS>(tile4, k_cache + kv_start, kv_stride, n_kv - key, dim4, tid);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        share.score(tile + cols, my_scores);
-        threadgroup_barrier(mem_flags::mem_threadgroup);  // all scores are there, the keys have been used
-        stage_tile<Shape, Shape::KEYS>(tile4, v_cache + kv_start, kv_stride, n_kv - key, dim4, tid);
-        const uint row_end = first_pos + rows + lane / 4 + 1;  // the first position that this lane's row does not see
-        const uint n_visible = row_end > key ? row_end - key : 0;
-        const float factor = softmax.take(row_scores, p.scale * LOG2_E, n_visible, lane);
-        threadgroup_barrier(mem_flags::mem_threadgroup);  // the values are there, the scores have been used
-        softmax.store_weights(my_scores, lane);
-        if (simd_any(factor != 1.0f)) share.scale_rows(factor, diagonal, lane);
-        share.accumulate(my_scores, tile + cols);
-    }
+        stage_tile<Shape, Shape::QUERIES>(tile4, q + q_start, q_stride, n_rows, dim4, tid);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        PrefillRows<Shape> share;
+        share.load_queries(tile + rows * Shape::ROW + cols);
+        RowSoftmax<Shape> softmax;
+        softmax.clear();
 
-    share.scale_rows(1.0f / softmax.total(), diagonal, lane);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    share.store(tile + rows * Shape::ROW + cols);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    for (uint i = tid; i < n_rows * dim4; i += Shape::THREADS) {
-        const uint row = i / dim4;
-        out[q_start + row * q_stride + i % dim4] = tile4[row * Shape::ROW4 + i % dim4];
+        for (uint key = 0; key < n_kv; key += Shape::KEYS) {
+            const ulong kv_start = key * kv_stride + kv_column;
+            threadgroup_barrier(mem_flags::mem_threadgroup);  // the last tile has been used
+            stage_tile<Shape, Shape::KEYS>(tile4, k_cache + kv_start, kv_stride, n_kv - key, dim4, tid);
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+            share.score(tile + cols, my_scores);
+            threadgroup_barrier(mem_flags::mem_threadgroup);  // all scores are there, the keys have been used
+            stage_tile<Shape, Shape::KEYS>(tile4, v_cache + kv_start, kv_stride, n_kv - key, dim4, tid);
+            const uint n_visible = row_end > key ? row_end - key : 0;
+            const float factor = softmax.take(row_scores, p.scale * LOG2_E, n_visible, lane);
+            threadgroup_barrier(mem_flags::mem_threadgroup);  // the values are there, the scores have been used
+            softmax.store_weights(my_scores, lane);
+            if (simd_any(factor != 1.0f)) share.scale_rows(factor, diagonal, lane);
+            share.accumulate(my_scores, tile + cols);
+        }
+
+        share.scale_rows(1.0f / softmax.total(), diagonal, lane);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        share.store(tile + rows * Shape::ROW + cols);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        for (uint i = tid; i < n_rows * dim4; i += Shape::THREADS) {
+            const uint row = i / dim4;
+            out[q_start + row * q_stride + i % dim4] = tile4[row * Shape::ROW4 + i % dim4];
+        }
     }
 }
 

@@ -1,9 +1,8 @@
 #include "common.h"
+#include "shapes.h"
 
-// Element-wise work on rows of n floats. A threadgroup covers ELEMENTS_PER_THREAD elements per thread of one row, in strides of
-// the threadgroup, which keeps ELEMENTS_PER_THREAD independent loads in flight whatever n is.
-constant constexpr uint ELEMENTS_PER_THREAD = 4;
-
+// Element-wise work on rows of n floats. A threadgroup covers ELEMENTWISE_COLUMNS of one row in strides of its threads,
+// which keeps several loads of a thread in flight whatever n and the alignment of a row are.
 struct AddOp {
     static METAL_FUNC float apply(float a, float b) { return a + b; }
 };
@@ -18,9 +17,8 @@ kernel void binary(constant ElementwiseParams& p [[buffer(0)]], device const Ste
                    device float* out [[buffer(4)]], GRID_IDS) {
     if (tg.y >= step->n_tokens) return;
     const ulong row = ulong(tg.y) * p.n;
-    const uint n_threads = n_sg * SIMD;
-    for (uint j = 0; j < ELEMENTS_PER_THREAD; j++) {
-        const uint i = (tg.x * ELEMENTS_PER_THREAD + j) * n_threads + tid;
+    UNROLL for (uint j = 0; j < ELEMENTWISE_COLUMNS; j += ELEMENTWISE_THREADS) {
+        const uint i = tg.x * ELEMENTWISE_COLUMNS + j + tid;
         if (i < p.n) out[row + i] = Op::apply(a[row + i], b[row + i]);
     }
 }
@@ -30,9 +28,8 @@ kernel void take_last_row(constant ElementwiseParams& p [[buffer(0)]], device co
                           device const T* x [[buffer(2)]], device T* out [[buffer(3)]], GRID_IDS) {
     if (step->n_tokens == 0) return;
     const ulong row = ulong(step->n_tokens - 1) * p.n;
-    const uint n_threads = n_sg * SIMD;
-    for (uint j = 0; j < ELEMENTS_PER_THREAD; j++) {
-        const uint i = (tg.x * ELEMENTS_PER_THREAD + j) * n_threads + tid;
+    UNROLL for (uint j = 0; j < ELEMENTWISE_COLUMNS; j += ELEMENTWISE_THREADS) {
+        const uint i = tg.x * ELEMENTWISE_COLUMNS + j + tid;
         if (i < p.n) out[i] = x[row + i];
     }
 }

@@ -40,7 +40,7 @@ kernel void rope_kv(constant RopeKvParams& p [[buffer(0)]], device const Step* s
     const uint head = tg.x * n_sg + sg;
     if (t >= step->n_tokens || head >= p.n_head + 2 * p.n_head_kv) return;
     const uint cache_row = step->pos + t;
-    const float position = float(cache_row) * p.pos_scale;
+    const float position = float(cache_row);
 
     if (head < p.n_head) {
         const ulong at = (ulong(t) * p.n_head + head) * p.head_dim;
