@@ -1,9 +1,9 @@
 """Text to token ids and back, from the `tokenizer.ggml.*` metadata of a GGUF file.
 
-Two kinds of vocabulary are read: byte-level BPE (`tokenizer.ggml.model` is "gpt2") with the split patterns that
-`tokenizer.ggml.pre` names, and SentencePiece-style BPE ("llama"), where the scores order the merges. Encoding
-runs in Hugging Face `tokenizers`, which is imported when a tokenizer is built and not before. Decoding joins the
-bytes of tokens, as a token may hold a fraction of a character.
+Two kinds of vocabulary are read: byte-level BPE (`tokenizer.ggml.model` is "gpt2") with the split patterns
+that `tokenizer.ggml.pre` names, and SentencePiece-style BPE ("llama"), where the scores order the merges.
+Encoding runs in Hugging Face `tokenizers`, which is imported when a tokenizer is built and not before. Decoding
+joins the bytes of tokens, as a token may hold a fraction of a character.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _FILE_END_NAMES = frozenset(
 )
 
 
-# --- split patterns -------------------------------------------------------------------------------------
+# --- split patterns
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
 }
 
 
-# --- building the encoders ------------------------------------------------------------------------------
+# --- building the encoders
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _merges_by_score(vocab: Vocabulary, scores: list[float]) -> Iterator[tuple[s
     """Every pair of pieces that makes a piece, best score of the result first.
 
     SentencePiece merges the neighbours whose union scores best. Ranking pairs by that score is the same rule,
-    except that of equal scores the lower id goes first here, where SentencePiece takes the leftmost in the text.
+    except that of equal scores the lower id goes first here, where SentencePiece takes the leftmost pair.
     """
     nan = next((i for i, score in enumerate(scores) if score != score), None)
     if nan is not None:
@@ -226,7 +226,7 @@ def _merges_by_score(vocab: Vocabulary, scores: list[float]) -> Iterator[tuple[s
                 yield left, right
 
 
-# --- the tokenizer --------------------------------------------------------------------------------------
+# --- the tokenizer
 
 
 class Tokenizer:
@@ -316,8 +316,8 @@ class Tokenizer:
                 no token (control characters, in some) gives none, as in the original tokenizers.
             add_bos: put the begin token in front. None follows the file, and does not double one that `text`
                 brings with `parse_special`, as chat templates do.
-            parse_special: read "<|im_end|>" and the like in the text as those tokens. Leave it off for text that
-                is not trusted. User-defined tokens are matched either way.
+            parse_special: read "<|im_end|>" and the like in the text as those tokens. Leave it off for text
+                that is not trusted. User-defined tokens are matched either way.
             add_eos: put the end token behind. None follows the file.
 
         Raises:
@@ -376,8 +376,8 @@ class Tokenizer:
         Args:
             ids: token ids.
             skip_special: leave control tokens out.
-            continues: the ids follow others. Otherwise the space that a SentencePiece vocabulary puts before a
-                text is taken off again, so that decoding undoes encoding.
+            continues: the ids follow others. Otherwise the space that a SentencePiece vocabulary puts before
+                a text is taken off again, so that decoding undoes encoding.
 
         Raises:
             UsageError: an id is not of this vocabulary.
