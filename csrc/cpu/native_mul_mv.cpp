@@ -1,0 +1,90 @@
+// Native matrix-vector products: y = W x for every type of W, alone, added to a residual, or gate and up under SwiGLU.
+#include "native_dot.h"
+#include "native_register.h"
+
+namespace zinc {
+namespace {
+
+constexpr int ROWS = 4;  // rows of W that are read side by side
+
+template <Quantised Q> Activations prepared(Scratch &scratch, const float *x, uint32_t k) {
+    return prepare<Q>(scratch, x, 1, k);
+}
+template <class T>
+    requires(!Quantised<T>)
+const float *prepared(Scratch &, const float *x, uint32_t) {
+    return x;
+}
+
+// out[0..n) = rows [first, first + n) of W · x.
+template <class Q, class X>
+INLINE void products(const uint8_t *w, const MatMulParams &p, uint32_t first, uint32_t n, const X &x, float *out) {
+    const uint8_t *row = w + size_t(first) * p.row_bytes;
+    uint32_t i = 0;
+    for (; i + ROWS <= n; i += ROWS) dot_rows<ROWS, Q>(row + size_t(i) * p.row_bytes, p.row_bytes, x, p.k, out + i);
+    for (; i < n; i++) dot_rows<1, Q>(row + size_t(i) * p.row_bytes, p.row_bytes, x, p.k, out + i);
+}
+
+// The m rows divide evenly over the threadgroups of the grid.
+struct Rows {
+    uint32_t begin, end;
+    Rows(const Launch &l, const MatMulParams &p, uint64_t begin_tg, uint64_t end_tg) {
+        const uint64_t per_tg = (p.m + l.grid[0] - 1) / l.grid[0];
+        begin = uint32_t(begin_tg * per_tg < p.m ? begin_tg * per_tg : p.m);
+        end = uint32_t(end_tg * per_tg < p.m ? end_tg * per_tg : p.m);
+    }
+};
+
+template <class Q> void mul_mv(const Launch &l, uint64_t begin_tg, uint64_t end_tg) {
+    thread_local Scratch scratch;
+    const auto &p = l.as<MatMulParams>();
+    const Rows rows(l, p, begin_tg, end_tg);
+    const auto x = prepared<Q>(scratch, l.buffer<const float>(2), p.k);
+    products<Q>(l.buffer<const uint8_t>(1), p, rows.begin, rows.end - rows.begin, x, l.buffer<float>(3) + rows.begin);
+}
+
+// Writes `finish(first row, count, products of W[0], products of W[1])` strip by strip; W[1] may be absent.
+constexpr uint32_t STRIP = 64;
+
+template <class Q> void mul_mv_add(const Launch &l, uint64_t begin_tg, uint64_t end_tg) {
+    thread_local Scratch scratch;
+    const auto &p = l.as<MatMulParams>();
+    const Rows rows(l, p, begin_tg, end_tg);
+    const auto x = prepared<Q>(scratch, l.buffer<const float>(2), p.k);
+    const float *residual = l.buffer<const float>(3);
+    float *out = l.buffer<float>(4);
+    for (uint32_t r = rows.begin; r < rows.end; r += STRIP) {
+        const uint32_t n = rows.end - r < STRIP ? rows.end - r : STRIP;
+        float y[STRIP];
+        products<Q>(l.buffer<const uint8_t>(1), p, r, n, x, y);
+        map_floats(n, out + r, residual + r, y, [](vf a, vf b) { return a + b; });
+    }
+}
+
+template <class Q> void mul_mv_swiglu(const Launch &l, uint64_t begin_tg, uint64_t end_tg) {
+    thread_local Scratch scratch;
+    const auto &p = l.as<MatMulParams>();
+    const Rows rows(l, p, begin_tg, end_tg);
+    const auto x = prepared<Q>(scratch, l.buffer<const float>(3), p.k);
+    float *out = l.buffer<float>(4);
+    for (uint32_t r = rows.begin; r < rows.end; r += STRIP) {
+        const uint32_t n = rows.end - r < STRIP ? rows.end - r : STRIP;
+        float gate[STRIP], up[STRIP];
+        products<Q>(l.buffer<const uint8_t>(1), p, r, n, x, gate);
+        products<Q>(l.buffer<const uint8_t>(2), p, r, n, x, up);
+        map_floats(n, out + r, gate, up, [](vf g, vf u) { return silu(g) * u; });
+    }
+}
+
+}  // namespace
+
+#define MUL_MV(name, Q)                                                                                                \
+    {"mul_mv_" name, mul_mv<Q>, 1}, {"mul_mv_add_" name, mul_mv_add<Q>, 1}, { "mul_mv_swiglu_" name, mul_mv_swiglu<Q>, 1 }
+
+NATIVE_TABLE(mul_mv) = {
+    MUL_MV("f32", F32),   MUL_MV("f16", F16),   MUL_MV("bf16", BF16), MUL_MV("q4_0", Q4_0),
+    MUL_MV("q4_1", Q4_1), MUL_MV("q5_0", Q5_0), MUL_MV("q5_1", Q5_1), MUL_MV("q8_0", Q8_0),
+    MUL_MV("q4_k", Q4_K), MUL_MV("q5_k", Q5_K), MUL_MV("q6_k", Q6_K), {},
+};
+
+}  // namespace zinc

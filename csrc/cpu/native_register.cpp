@@ -1,0 +1,35 @@
+// Registers the tables that the native kernel files export, one per family and instruction set. Compiled for the
+// machine that everything else is compiled for.
+#include "native.h"
+
+namespace zinc {
+
+#define TABLES(isa)                                                                                                    \
+    extern const NativeKernel native_mul_mv_##isa[], native_mul_mm_##isa[], native_attention_##isa[], native_rows_##isa[];
+#define REGISTER(isa)                                                                                                  \
+    for (const NativeKernel *table : {native_mul_mv_##isa, native_mul_mm_##isa, native_attention_##isa, native_rows_##isa}) \
+        for (const NativeKernel *k = table; k->name; k++) register_native(k->name, Isa::isa, k->fn, k->grain);
+
+TABLES(plain)
+#if defined(__x86_64__)
+TABLES(avx2)
+TABLES(avx512)
+#elif defined(__aarch64__)
+TABLES(neon)
+#endif
+
+namespace {
+
+[[maybe_unused]] const bool registered = [] {
+    REGISTER(plain)
+#if defined(__x86_64__)
+    REGISTER(avx2)
+    REGISTER(avx512)
+#elif defined(__aarch64__)
+    REGISTER(neon)
+#endif
+    return true;
+}();
+
+}  // namespace
+}  // namespace zinc

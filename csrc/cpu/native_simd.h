@@ -1,0 +1,193 @@
+// The vectors that the native kernels are written in: W floats, W chosen by the instruction set that this translation
+// unit is compiled for. Arithmetic is the compiler's vector extension; only what that cannot say well is an intrinsic.
+// Everything has internal linkage: the same source is compiled once per instruction set into one module.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#pragma GCC diagnostic push
+#if !defined(__clang__)  // GCC 12 warns of the deliberately undefined vectors inside its own intrinsics
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) &&               \
+    defined(__AVX512VNNI__)
+#define NATIVE_AVX512 1
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define NATIVE_AVX2 1
+#elif defined(__aarch64__) && defined(NATIVE_WITH_NEON)
+#define NATIVE_NEON 1
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
+
+namespace zinc {
+namespace {
+
+#if defined(NATIVE_AVX512)
+constexpr int W = 16;
+#elif defined(NATIVE_AVX2)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+using vf = float __attribute__((vector_size(4 * W)));
+using vi = int32_t __attribute__((vector_size(4 * W)));
+using vu16 = uint16_t __attribute__((vector_size(2 * W)));
+using vu8 = uint8_t __attribute__((vector_size(W)));
+using f32x8 = float __attribute__((vector_size(32)));
+using i32x8 = int32_t __attribute__((vector_size(32)));
+
+template <class V> INLINE V load(const void *p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class V> INLINE void store(void *p, V v) { std::memcpy(p, &v, sizeof v); }
+INLINE vf splat(float x) { return x - vf{}; }
+template <class To, class From> INLINE To bits_as(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+template <class To, class From> INLINE To convert(From from) { return __builtin_convertvector(from, To); }
+
+// The sum of a vector's lanes, pairwise.
+template <class V> INLINE float sum_lanes(V v) {
+    constexpr int LANES = sizeof(V) / sizeof(float);
+    float lane[LANES];
+    std::memcpy(lane, &v, sizeof v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+// ---- half and bfloat16 ---------------------------------------------------------------------------------------------
+
+// IEEE half to float by integer arithmetic, on vectors (V of int32, F of float): the exponent is rebiased by a
+// multiplication, which also normalises subnormals.
+template <class F, class V> INLINE F float_of_half_bits(V h) {
+    const V magnitude = (h & 0x7fff) << 13;
+    const V special = (magnitude >= (0x7c00 << 13)) & 0x7f800000;
+    const F scaled = bits_as<F>(magnitude) * 0x1p112f;
+    return bits_as<F>(bits_as<V>(scaled) | special | (h & 0x8000) << 16);
+}
+
+INLINE vf load_half(const uint16_t *p) {
+#if defined(NATIVE_AVX512)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(NATIVE_AVX2)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#elif defined(NATIVE_NEON)
+    return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+#else
+    return float_of_half_bits<vf>(convert<vi>(load<vu16>(p)));
+#endif
+}
+
+INLINE vf load_bfloat(const uint16_t *p) { return bits_as<vf>(convert<vi>(load<vu16>(p)) << 16); }
+
+INLINE float half_to_float(uint16_t h) {
+#if defined(NATIVE_AVX512) || defined(NATIVE_AVX2)
+    return _cvtsh_ss(h);
+#else
+    vu16 v{};
+    v[0] = h;
+    return float_of_half_bits<vf>(convert<vi>(v))[0];
+#endif
+}
+
+// Rounds to nearest even; NaN stays NaN, overflow becomes infinity.
+INLINE uint16_t float_to_half(float x) {
+#if defined(NATIVE_AVX512) || defined(NATIVE_AVX2)
+    return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+    const uint32_t bits = bits_as<uint32_t>(x), magnitude = bits & 0x7fffffff, sign = bits >> 16 & 0x8000;
+    if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
+    if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7c00);
+    if (magnitude < 0x38800000)  // subnormal in half: adding 0.5 leaves the rounded bits at the bottom
+        return uint16_t(sign | (bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - 0x3f000000));
+    return uint16_t(sign | (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13);
+#endif
+}
+
+// ---- functions -----------------------------------------------------------------------------------------------------
+
+// e^x to about 1e-7 relative; 0 far below the range of normal floats, infinity above, NaN stays NaN.
+INLINE vf exp(vf x) {
+    const vi low = x < -87.0f, high = x > 88.5f;
+    const vf z = x * 1.44269504088896341f;
+    const vf shift = splat(0x1.8p23f);
+    const vf n = (z + shift) - shift;  // nearest integer
+    const vf r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
+    vf y = r * (1.0f / 5040) + 1.0f / 720;
+    y = y * r + 1.0f / 120;
+    y = y * r + 1.0f / 24;
+    y = y * r + 1.0f / 6;
+    y = y * r + 0.5f;
+    y = y * r + 1.0f;
+    y = y * r + 1.0f;
+    // 2^n in two factors, so that e^88.5 does not overflow on the way.
+    const vi k = convert<vi>(low | high ? vf{} : n);
+    const vf power = bits_as<vf>(((k >> 1) + 127) << 23) * bits_as<vf>((k - (k >> 1) + 127) << 23);
+    const vf result = y * power;
+    return low ? vf{} : (high ? splat(HUGE_VALF) : result);
+}
+
+INLINE vf silu(vf x) { return x / (1.0f + exp(-x)); }
+
+// Applies `apply(vf...) -> vf` to rows of n floats, with a padded last vector.
+template <class Apply> INLINE void map_floats(size_t n, float *out, const float *a, const float *b, Apply apply) {
+    size_t i = 0;
+    for (; i + W <= n; i += W) store(out + i, apply(load<vf>(a + i), load<vf>(b + i)));
+    if (i == n) return;
+    float tail[3][W] = {};
+    std::memcpy(tail[0], a + i, (n - i) * sizeof(float));
+    std::memcpy(tail[1], b + i, (n - i) * sizeof(float));
+    store(tail[2], apply(load<vf>(tail[0]), load<vf>(tail[1])));
+    std::memcpy(out + i, tail[2], (n - i) * sizeof(float));
+}
+
+// ---- scratch -------------------------------------------------------------------------------------------------------
+
+// Memory of one thread that only grows: a kernel allocates in its first runs and never again.
+class Scratch {
+  public:
+    Scratch() = default;
+    Scratch(const Scratch &) = delete;
+    Scratch &operator=(const Scratch &) = delete;
+    ~Scratch() { __builtin_free(base_); }
+
+    // 64-byte aligned, uninitialised, valid until the next call.
+    template <class T> T *take(size_t count) {
+        const size_t bytes = count * sizeof(T) + 64;
+        if (bytes > bytes_) grow(bytes);
+        return reinterpret_cast<T *>((reinterpret_cast<uintptr_t>(base_) + 63) & ~uintptr_t(63));
+    }
+
+  private:
+    void grow(size_t bytes) {
+        __builtin_free(base_);
+        base_ = __builtin_malloc(bytes);
+        if (!base_) __builtin_trap();
+        bytes_ = bytes;
+    }
+    void *base_ = nullptr;
+    size_t bytes_ = 0;
+};
+
+}  // namespace
+}  // namespace zinc
