@@ -1,5 +1,5 @@
 # The CPU lane: the kernels compiled as C++ through the stand-in metal_stdlib, and their native versions per ISA.
-set(CPU_SOURCES csrc/device_cpu.cpp csrc/cpu/pool.cpp)
+set(CPU_SOURCES csrc/device_cpu.cpp csrc/cpu/native.cpp csrc/cpu/pool.cpp)
 file(GLOB MSL_SOURCES CONFIGURE_DEPENDS csrc/msl/*.cpp)
 file(GLOB NATIVE_SOURCES CONFIGURE_DEPENDS csrc/cpu/native_*.cpp)
 

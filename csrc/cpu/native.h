@@ -35,9 +35,9 @@ struct NativeKernel {
     uint32_t grain;  // begin and end are multiples of this (end may be the grid's); 0: whole x-lines of the grid
 };
 
-// Keeps the version of the best instruction set that the machine has. Called from static initialisers.
+// Makes a version known. Called from static initialisers.
 void register_native(const char *name, Isa isa, NativeFn fn, uint32_t grain);
-// Null when there is none that this machine can run.
+// The version of the best instruction set that the machine has and the environment allows; null when there is none.
 const NativeKernel *find_native(const char *name);
 
 struct NativeRegistration {
