@@ -11,10 +11,12 @@ namespace zinc::msl {
 namespace {
 
 // Kernel threads ask for their executor at every collective; one module-local load instead of a call.
-thread_local Executor *running __attribute__((tls_model("initial-exec"))) = nullptr;
+__thread Executor *executor __attribute__((tls_model("initial-exec"))) = nullptr;
+
+bool same_text(const char *a, const char *b) { return a == b || !strcmp(a, b); }
 
 bool same_place(const Site &a, const Site &b) {
-    return a.line == b.line && !strcmp(a.operation, b.operation) && (a.file == b.file || !strcmp(a.file, b.file));
+    return a.line == b.line && same_text(a.operation, b.operation) && same_text(a.file, b.file);
 }
 
 const char *file_name(const char *path) {
@@ -24,23 +26,22 @@ const char *file_name(const char *path) {
 
 }  // namespace
 
-Executor *Executor::current() { return running; }
+__thread Running running __attribute__((tls_model("initial-exec"))) = {};
 
-void threadgroup_barrier(uint32_t orders, Site site) { running->threadgroup_barrier(orders, site); }
-void simdgroup_barrier(uint32_t orders, Site site) {
-    running->simd_collective(nullptr, 0, nullptr, 0, nullptr, orders, site);
-}
-void simd_exchange(const void *value, uint32_t argument, void *result, uint32_t bytes, SimdRule rule, Site site) {
-    running->simd_collective(value, argument, result, bytes, rule, orders_none, site);
+Executor *Executor::current() { return executor; }
+
+void threadgroup_barrier(uint32_t orders, Site site) { executor->threadgroup_barrier(orders, site); }
+void simdgroup_barrier(uint32_t orders, Site site) { executor->simd_collective(nullptr, orders, site); }
+void simd_meet(SimdRule rule, const char *operation, const char *file, uint32_t line) {
+    executor->simd_collective(rule, orders_none, {operation, file, line});
 }
 void simd_arrive([[maybe_unused]] Site site) {
 #ifdef ZINC_CHECKED
-    running->simd_collective(nullptr, 0, nullptr, 0, nullptr, orders_none, site);
+    executor->simd_collective(nullptr, orders_none, site);
 #endif
 }
-uint32_t current_lane() { return running->thread() % simd_width; }
 void *threadgroup_array(size_t bytes, size_t alignment, const char *name) {
-    return running->threadgroup_array(bytes, alignment, name);
+    return executor->threadgroup_array(bytes, alignment, name);
 }
 
 void Executor::FreeArena::operator()(void *p) const { free(p); }
@@ -53,8 +54,8 @@ Executor::Executor()
 
 bool Executor::run(const Job &job, uint64_t begin, uint64_t end) {
     job_ = job;
-    Executor *outer = running;
-    running = this;
+    Executor *outer = executor;
+    executor = this;
     bool ok = true;
     for (uint64_t threadgroup = begin; threadgroup < end && ok; threadgroup++) {
         job.position(threadgroup, tg_);
@@ -63,7 +64,7 @@ bool Executor::run(const Job &job, uint64_t begin, uint64_t end) {
 #endif
         ok = run_threadgroup();
     }
-    running = outer;
+    executor = outer;
     return ok;
 }
 
@@ -75,17 +76,17 @@ bool Executor::run_threadgroup() {
     }
     n_done_ = n_at_barrier_ = 0;
     failed_ = false;
-    thread_ = 0;
+    make_current(0);
     Fibre &first = fibres_[0];
     first.stack = stacks_.take();
     simdgroups_[0].started |= 1;
     zinc_msl_switch(&main_stack_pointer_, prepare_fibre(first.stack, fibre_entry));
     if (failed_) stacks_.give_all();
-    else stacks_.give(fibres_[thread_].stack);
+    else stacks_.give(fibres_[thread()].stack);
     return !failed_;
 }
 
-void Executor::fibre_entry() { running->run_fibre(); }
+void Executor::fibre_entry() { executor->run_fibre(); }
 
 // Runs the current thread to its end and then, on the same stack, threads that have not begun: a kernel without
 // collectives never switches.
@@ -97,8 +98,8 @@ void Executor::run_fibre() {
         if (++n_done_ == job_.threads) leave_to_main();
         uint32_t next;
         if (!pick_next(next)) report_stuck();
-        const uint32_t old_thread = thread_;
-        thread_ = next;
+        const uint32_t old_thread = thread();
+        make_current(next);
         if (!(simdgroup().started & lane_bit())) {
             simdgroup().started |= lane_bit();
             fibres_[next].stack = fibres_[old_thread].stack;
@@ -114,18 +115,18 @@ void Executor::run_kernel_thread() {
                       job_.buffers,
                       {tg_[0], tg_[1], tg_[2]},
                       {job_.grid[0], job_.grid[1], job_.grid[2]},
-                      thread_,
-                      thread_ / simd_width,
-                      thread_ % simd_width,
+                      thread(),
+                      thread() / simd_width,
+                      thread() % simd_width,
                       job_.threads / simd_width};
-    fibres_[thread_].arena_used = fibres_[thread_].arena_asked = 0;
+    fibres_[thread()].arena_used = fibres_[thread()].arena_asked = 0;
     job_.kernel->thread(a);
 }
 
 // The lowest ready lane of the running simdgroup, or else of the next simdgroup that has one.
 bool Executor::pick_next(uint32_t &next) const {
     const uint32_t n_simdgroups = job_.threads / simd_width;
-    uint32_t sg = thread_ / simd_width;
+    uint32_t sg = thread() / simd_width;
     for (uint32_t i = 0; i < n_simdgroups; i++) {
         if (const uint32_t ready = simdgroups_[sg].ready) {
             next = sg * simd_width + uint32_t(__builtin_ctz(ready));
@@ -137,15 +138,17 @@ bool Executor::pick_next(uint32_t &next) const {
 }
 
 void Executor::wait_for_others() {
-    const uint32_t old_thread = thread_;
+    const uint32_t old_thread = thread();
     uint32_t next;
     if (!pick_next(next)) report_stuck();
-    thread_ = next;
+    make_current(next);
     switch_from(old_thread);
 }
 
+void Executor::make_current(uint32_t thread) { running = {thread, &simdgroups_[thread / simd_width].slots}; }
+
 void Executor::switch_from(uint32_t old_thread) {
-    Fibre &fibre = fibres_[thread_];
+    Fibre &fibre = fibres_[thread()];
     if (!(simdgroup().started & lane_bit())) {
         simdgroup().started |= lane_bit();
         fibre.stack = stacks_.take();
@@ -182,10 +185,8 @@ void Executor::threadgroup_barrier(uint32_t orders, Site site) {
 #endif
 }
 
-void Executor::simd_collective(const void *value, uint32_t argument, void *result, uint32_t bytes, SimdRule rule,
-                               uint32_t orders, Site site) {
+void Executor::simd_collective(SimdRule rule, uint32_t orders, const Site &site) {
     Simdgroup &group = simdgroup();
-    const uint32_t lane = thread_ % simd_width;
     if (group.at_simd == 0) {
         group.site = site;
         group.rule = rule;
@@ -195,26 +196,20 @@ void Executor::simd_collective(const void *value, uint32_t argument, void *resul
              file_name(site.file), site.line, group.site.operation, file_name(group.site.file), group.site.line);
     }
     group.orders &= orders;
-    group.arguments[lane] = argument;
-    if (bytes) memcpy(group.values + lane * bytes, value, bytes);
     group.ready &= ~lane_bit();
     group.at_simd |= lane_bit();
-    if (group.at_simd == ~0u) {
-        if (rule) rule(group.values, group.arguments, group.results);
-        group.at_simd = 0;
-        group.ready = ~0u;
+    if (group.at_simd != ~0u) return wait_for_others();
+    if (rule) rule(group.slots.values, group.slots.arguments, group.slots.results);
+    group.at_simd = 0;
+    group.ready = ~0u;
 #ifdef ZINC_CHECKED
-        checker_.simdgroup_ordered(group.orders);
+    checker_.simdgroup_ordered(group.orders);
 #endif
-    } else {
-        wait_for_others();
-    }
-    if (bytes) memcpy(result, group.results + lane * bytes, bytes);
 }
 
 // Every thread runs the same declarations in the same order, so the same array gets the same place in each.
 void *Executor::threadgroup_array(size_t bytes, size_t alignment, const char *name) {
-    Fibre &fibre = fibres_[thread_];
+    Fibre &fibre = fibres_[thread()];
     const size_t at = (fibre.arena_used + alignment - 1) / alignment * alignment;
     if (bytes + fibre.arena_asked > max_threadgroup_bytes || at + bytes > Checker::arena_bytes)
         fail("asks for %zu bytes of threadgroup memory with `%s`; there are %u in all", bytes + fibre.arena_asked, name,
@@ -229,7 +224,7 @@ void *Executor::threadgroup_array(size_t bytes, size_t alignment, const char *na
 
 void Executor::fail(const char *format, ...) {
     int n = snprintf(error_, sizeof(error_), "kernel %s, threadgroup (%u, %u, %u), thread %u ", job_.kernel->name, tg_[0],
-                     tg_[1], tg_[2], thread_);
+                     tg_[1], tg_[2], thread());
     n = std::clamp(n, 0, int(sizeof(error_)) - 1);
     va_list arguments;
     va_start(arguments, format);
@@ -255,8 +250,8 @@ void Executor::report_stuck() {
         const Simdgroup &group = simdgroups_[sg];
         if (!group.at_simd) continue;
         const uint32_t missing = sg * simd_width + uint32_t(__builtin_ctz(~group.at_simd));
-        thread_ = sg * simd_width + uint32_t(__builtin_ctz(group.at_simd));
-        fail("%s, which thread %u of its simdgroup does not reach: it %s", describe_wait(thread_, text, sizeof(text)),
+        make_current(sg * simd_width + uint32_t(__builtin_ctz(group.at_simd)));
+        fail("%s, which thread %u of its simdgroup does not reach: it %s", describe_wait(thread(), text, sizeof(text)),
              missing, describe_wait(missing, other, sizeof(other)));
     }
     uint32_t waiting = 0, missing = 0;
@@ -264,7 +259,7 @@ void Executor::report_stuck() {
         const bool waits = simdgroups_[t / simd_width].at_barrier >> t % simd_width & 1;
         (waits ? waiting : missing) = t;
     }
-    thread_ = waiting;
+    make_current(waiting);
     fail("%s, which thread %u does not reach: it %s", describe_wait(waiting, text, sizeof(text)), missing,
          describe_wait(missing, other, sizeof(other)));
 }

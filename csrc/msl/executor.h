@@ -47,11 +47,10 @@ class Executor {
     // What fibres call, through runtime.h.
     static Executor *current();
     void threadgroup_barrier(uint32_t orders, Site site);
-    void simd_collective(const void *value, uint32_t argument, void *result, uint32_t bytes, SimdRule rule,
-                         uint32_t orders, Site site);
+    void simd_collective(SimdRule rule, uint32_t orders, const Site &site);
     void *threadgroup_array(size_t bytes, size_t alignment, const char *name);
-    uint32_t thread() const { return thread_; }
-    Stack stack() const { return fibres_[thread_].stack; }
+    uint32_t thread() const { return running.thread; }
+    Stack stack() const { return fibres_[thread()].stack; }
     const void *arena() const { return arena_.get(); }
     // Where the values of simdgroup operations lie: kernel code computes their results in place.
     ByteRange exchange_area() const {
@@ -73,9 +72,7 @@ class Executor {
         SimdRule rule = nullptr;
         Site site{};
         uint32_t orders = 0;
-        uint32_t arguments[simd_width];
-        alignas(64) unsigned char values[simd_width * max_exchange_bytes];
-        alignas(64) unsigned char results[simd_width * max_exchange_bytes];
+        SimdSlots slots;
     };
 
     bool run_threadgroup();
@@ -84,16 +81,16 @@ class Executor {
     void run_kernel_thread();
     void wait_for_others();
     bool pick_next(uint32_t &next) const;
+    void make_current(uint32_t thread);
     void switch_from(uint32_t old_thread);
     [[noreturn]] void leave_to_main();
     [[noreturn]] void report_stuck();
     const char *describe_wait(uint32_t thread, char *text, size_t bytes) const;
-    Simdgroup &simdgroup() { return simdgroups_[thread_ / simd_width]; }
-    uint32_t lane_bit() const { return 1u << thread_ % simd_width; }
+    Simdgroup &simdgroup() { return simdgroups_[thread() / simd_width]; }
+    uint32_t lane_bit() const { return 1u << thread() % simd_width; }
 
     Job job_;
     uint32_t tg_[3] = {};
-    uint32_t thread_ = 0;  // the running one
     uint32_t n_done_ = 0, n_at_barrier_ = 0;
     Site barrier_site_{};
     uint32_t barrier_orders_ = 0;

@@ -24,12 +24,26 @@ enum MemoryClass : uint32_t { orders_none = 0, orders_device = 1, orders_threadg
 // Computes all 32 results of a simdgroup operation from the 32 values that the lanes brought.
 using SimdRule = void (*)(const void *values, const uint32_t *arguments, void *results);
 
+// Where the lanes of a simdgroup leave values for each other: arrays with one element per lane.
+struct SimdSlots {
+    uint32_t arguments[simd_width];
+    alignas(64) unsigned char values[simd_width * max_exchange_bytes];
+    alignas(64) unsigned char results[simd_width * max_exchange_bytes];
+};
+
+// The kernel thread that runs on this OS thread.
+struct Running {
+    uint32_t thread;
+    SimdSlots *slots;
+};
+extern __thread Running running __attribute__((tls_model("initial-exec")));
+
 void threadgroup_barrier(uint32_t orders, Site site);
 void simdgroup_barrier(uint32_t orders, Site site);
-void simd_exchange(const void *value, uint32_t argument, void *result, uint32_t bytes, SimdRule rule, Site site);
+// Waits until every lane has left its value and argument in the slots; the last applies the rule.
+void simd_meet(SimdRule rule, const char *operation, const char *file, uint32_t line);
 // All lanes come here; only the checked build waits for them.
 void simd_arrive(Site site);
-uint32_t current_lane();
 void *threadgroup_array(size_t bytes, size_t alignment, const char *name);
 
 struct ThreadArguments {

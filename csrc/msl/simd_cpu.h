@@ -105,12 +105,15 @@ struct Ballot {
     }
 };
 
-template <class Rule, class T> METAL_FUNC T exchange(const T &value, uint argument, zinc::msl::Site site) {
+template <class Rule, class T>
+METAL_FUNC T exchange(const T &value, uint argument, const char *operation, const char *file, uint line) {
     static_assert(sizeof(T) <= zinc::msl::max_exchange_bytes);
-    T result;
-    zinc::msl::simd_exchange(static_cast<const void *>(&value), argument, static_cast<void *>(&result), sizeof(T),
-                             &Rule::template rule<T>, site);
-    return result;
+    zinc::msl::SimdSlots &slots = *zinc::msl::running.slots;
+    const uint lane = zinc::msl::running.thread % simd_width;
+    slots.arguments[lane] = argument;
+    reinterpret_cast<T *>(slots.values)[lane] = value;
+    zinc::msl::simd_meet(&Rule::template rule<T>, operation, file, line);
+    return reinterpret_cast<const T *>(slots.results)[lane];
 }
 
 template <class A>
@@ -131,11 +134,11 @@ template <class A> using Value = typename ValueOf<A>::type;
 
 #define MSL_SIMD_VALUE(name, ...)                                                                              \
     template <detail::Exchangeable A> METAL_FUNC detail::Value<A> name(const A &value, MSL_SITE) {             \
-        return detail::exchange<__VA_ARGS__>(detail::Value<A>(value), 0, {#name, file, line});                 \
+        return detail::exchange<__VA_ARGS__>(detail::Value<A>(value), 0, #name, file, line);                 \
     }
 #define MSL_SIMD_LANE(name, ...)                                                                               \
     template <detail::Exchangeable A> METAL_FUNC detail::Value<A> name(const A &value, ushort lane, MSL_SITE) { \
-        return detail::exchange<__VA_ARGS__>(detail::Value<A>(value), lane, {#name, file, line});              \
+        return detail::exchange<__VA_ARGS__>(detail::Value<A>(value), lane, #name, file, line);              \
     }
 
 MSL_SIMD_VALUE(simd_sum, detail::Reduce<detail::Add, 32>)
@@ -182,7 +185,7 @@ class simd_vote {
 };
 
 METAL_FUNC simd_vote simd_ballot(bool predicate, MSL_SITE) {
-    return simd_vote(detail::exchange<detail::Ballot>(ulong(0), predicate, {"simd_ballot", file, line}));
+    return simd_vote(detail::exchange<detail::Ballot>(ulong(0), predicate, "simd_ballot", file, line));
 }
 METAL_FUNC bool simd_all(bool predicate, MSL_SITE) { return simd_ballot(predicate, file, line).all(); }
 METAL_FUNC bool simd_any(bool predicate, MSL_SITE) { return simd_ballot(predicate, file, line).any(); }

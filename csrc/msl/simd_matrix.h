@@ -28,6 +28,8 @@ namespace detail {
 METAL_FUNC constexpr uint matrix_row(uint lane) { return (lane >> 2 & 4) + (lane >> 1 & 3); }
 METAL_FUNC constexpr uint matrix_col(uint lane) { return (lane >> 1 & 4) + (lane << 1 & 2); }
 
+METAL_FUNC uint current_lane() { return zinc::msl::running.thread % simd_width; }
+
 template <class A, class B, class C> struct Product {
     vec<A, 2> a;
     vec<B, 2> b;
@@ -65,7 +67,7 @@ template <class T> METAL_FUNC ulong matrix_index(uint lane, uint i, ulong stride
 }  // namespace detail
 
 template <class T, int rows, int cols> METAL_FUNC simdgroup_matrix<T, rows, cols>::simdgroup_matrix(T diagonal) {
-    const uint lane = zinc::msl::current_lane();
+    const uint lane = detail::current_lane();
     for (uint i = 0; i < 2; i++)
         elements.data[i] = detail::matrix_row(lane) == detail::matrix_col(lane) + i ? diagonal : T(0);
 }
@@ -82,7 +84,7 @@ template <class T, int rows, int cols>
 METAL_FUNC void simdgroup_load(simdgroup_matrix<T, rows, cols> &m, const T *source, ulong elements_per_row = cols,
                                ulong2 matrix_origin = 0, bool transpose_matrix = false, MSL_SITE) {
     zinc::msl::simd_arrive({"simdgroup_load", file, line});
-    const uint lane = zinc::msl::current_lane();
+    const uint lane = detail::current_lane();
     for (uint i = 0; i < 2; i++)
         m.thread_elements().data[i] =
             source[detail::matrix_index<T>(lane, i, elements_per_row, matrix_origin, transpose_matrix)];
@@ -92,7 +94,7 @@ template <class T, int rows, int cols>
 METAL_FUNC void simdgroup_store(const simdgroup_matrix<T, rows, cols> &m, T *target, ulong elements_per_row = cols,
                                 ulong2 matrix_origin = 0, bool transpose_matrix = false, MSL_SITE) {
     zinc::msl::simd_arrive({"simdgroup_store", file, line});
-    const uint lane = zinc::msl::current_lane();
+    const uint lane = detail::current_lane();
     for (uint i = 0; i < 2; i++)
         target[detail::matrix_index<T>(lane, i, elements_per_row, matrix_origin, transpose_matrix)] =
             m.thread_elements().data[i];
@@ -104,7 +106,7 @@ METAL_FUNC void simdgroup_multiply_accumulate(simdgroup_matrix<D, rows, cols> &d
                                               const simdgroup_matrix<B, rows, cols> &b,
                                               const simdgroup_matrix<C, rows, cols> &c, MSL_SITE) {
     const detail::Product<A, B, C> parts{a.thread_elements(), b.thread_elements(), c.thread_elements()};
-    const auto result = detail::exchange<detail::MultiplyAccumulate>(parts, 0, {"simdgroup_multiply", file, line});
+    const auto result = detail::exchange<detail::MultiplyAccumulate>(parts, 0, "simdgroup_multiply", file, line);
     for (uint i = 0; i < 2; i++) d.thread_elements().data[i] = D(float(result.c.data[i]));
 }
 
