@@ -1,0 +1,234 @@
+// What Metal asks of buffers and dispatches, and what its errors mean. Plain C++ without Metal, so that every machine
+// can test it; device_metal.mm is the only user.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "device.h"
+
+namespace zinc {
+
+constexpr uint32_t METAL_SIMD_WIDTH = 32;
+constexpr size_t METAL_MAX_PARAM_BYTES = 4096;  // setBytes:length:atIndex:
+constexpr size_t METAL_MAX_BUFFER_INDEX = 30;   // 31 entries in a buffer argument table, counted from 0
+
+// A buffer argument of a kernel, as pipeline reflection tells it.
+struct BufferArgument {
+    std::string name;
+    uint32_t index = 0;
+    uint64_t alignment = 1;      // of the offset: the size of the type it points to, at most 16 for device pointers
+    uint64_t element_bytes = 0;  // sizeof of what it points to
+};
+
+inline std::string join(const std::vector<std::string>& parts, const std::string& separator) {
+    std::string out;
+    for (const std::string& part : parts) out += (out.empty() ? "" : separator) + part;
+    return out;
+}
+
+// ---------------------------------------------------------------------------------------------- device, buffers
+
+struct MetalFamily {
+    const char* name;
+    long value;         // MTLGPUFamily by value: the newest names are not in every SDK
+    const char* chips;  // of an Apple family
+};
+
+// The newest Apple family first; each includes the older ones.
+constexpr MetalFamily METAL_FAMILIES[] = {{"Apple10", 1010, "M5"}, {"Apple9", 1009, "M3, M4"}, {"Apple8", 1008, "M2"},
+                                          {"Apple7", 1007, "M1"},  {"Mac2", 2002, ""},         {"Metal3", 5001, ""},
+                                          {"Metal4", 5002, ""}};
+
+// Throws unless a buffer can be this long.
+inline void check_length(uint64_t bytes, uint64_t max_buffer) {
+    if (bytes == 0) throw DeviceError("a buffer cannot be empty");
+    if (bytes > max_buffer) {
+        throw DeviceError("a buffer of " + std::to_string(bytes) + " bytes: on this device it holds at most " +
+                          std::to_string(max_buffer) + "; use a smaller context or model, or several buffers");
+    }
+}
+
+// Throws unless [pointer, pointer + bytes) can become a no-copy buffer.
+inline void check_wrap(const void* pointer, uint64_t bytes, uint64_t page, uint64_t max_buffer) {
+    const uint64_t address = reinterpret_cast<uintptr_t>(pointer);
+    if (address == 0) throw DeviceError("cannot wrap memory at a null pointer");
+    if (address % page != 0 || bytes % page != 0) {
+        throw DeviceError("cannot wrap " + std::to_string(bytes) + " bytes at address " + std::to_string(address) +
+                          ": both must be multiples of the page size, " + std::to_string(page));
+    }
+    check_length(bytes, max_buffer);
+}
+
+inline std::string refusal_text(const std::string& verb, uint64_t bytes, uint64_t in_use, uint64_t recommended) {
+    return "Metal refused to " + verb + " " + std::to_string(bytes) + " bytes; " + std::to_string(in_use) +
+           " are in use and " + std::to_string(recommended) +
+           " recommended at most; use a smaller context or model, or close other programs";
+}
+
+// ---------------------------------------------------------------------------------------------- dispatches
+
+namespace metal_rules {
+
+inline void check_threads(const Dispatch& d, const std::string& who) {
+    const PipelineLimits& limits = d.pipeline->limits;
+    if (d.threads == 0 || d.threads % METAL_SIMD_WIDTH != 0) {
+        throw DeviceError(who + std::to_string(d.threads) + " threads per threadgroup is not a multiple of 32");
+    }
+    if (d.threads > limits.max_threads) {
+        throw DeviceError(who + std::to_string(d.threads) +
+                          " threads per threadgroup; on this device the kernel takes " +
+                          std::to_string(limits.max_threads) + ": launch fewer threads or use a smaller variant");
+    }
+    if (d.grid[0] == 0 || d.grid[1] == 0 || d.grid[2] == 0) {
+        throw DeviceError(who + "the grid " + std::to_string(d.grid[0]) + " x " + std::to_string(d.grid[1]) + " x " +
+                          std::to_string(d.grid[2]) + " is empty");
+    }
+}
+
+inline void check_sizes(const Dispatch& d, const std::string& who) {
+    if (d.params.empty() || d.params.size() > METAL_MAX_PARAM_BYTES) {
+        throw DeviceError(who + "parameters of " + std::to_string(d.params.size()) + " bytes; 1 to 4096 can be passed");
+    }
+    if (d.bindings.size() > METAL_MAX_BUFFER_INDEX) {
+        throw DeviceError(who + std::to_string(d.bindings.size()) +
+                          " buffers; at most 30 can be bound beside the params");
+    }
+    for (size_t i = 0; i < d.bindings.size(); ++i) {
+        const Binding& b = d.bindings[i];
+        const std::string which = who + "buffer " + std::to_string(i + 1) + " ";
+        if (!b.buffer) throw DeviceError(which + "is not set");
+        const uint64_t size = b.buffer->bytes;
+        if (b.offset >= size || b.bytes > size - b.offset) {
+            throw DeviceError(which + "covers bytes " + std::to_string(b.offset) + " to " + std::to_string(b.offset) +
+                              "+" + std::to_string(b.bytes) + " of a buffer of " + std::to_string(size));
+        }
+    }
+}
+
+inline void check_argument(const Dispatch& d, const BufferArgument& argument, const std::string& who) {
+    const std::string which =
+        who + "argument '" + argument.name + "' [[buffer(" + std::to_string(argument.index) + ")]] ";
+    if (argument.index == 0) {
+        if (d.params.size() >= argument.element_bytes) return;
+        throw DeviceError(which + "is " + std::to_string(argument.element_bytes) + " bytes, the parameters given are " +
+                          std::to_string(d.params.size()));
+    }
+    if (argument.index > d.bindings.size()) throw DeviceError(which + "has no buffer bound");
+    const uint64_t offset = d.bindings[argument.index - 1].offset;
+    if (argument.alignment > 1 && offset % argument.alignment != 0) {
+        throw DeviceError(which + "needs an offset that is a multiple of " + std::to_string(argument.alignment) +
+                          ", not " + std::to_string(offset));
+    }
+}
+
+}  // namespace metal_rules
+
+// Throws DeviceError for what Metal's validation layer would object to, or what would fault on the GPU. position is the
+// dispatch's place in its recording.
+inline void check_dispatch(const Dispatch& d, const std::vector<BufferArgument>& arguments, size_t position) {
+    const std::string number = "dispatch " + std::to_string(position);
+    if (!d.pipeline) throw DeviceError(number + " has no kernel");
+    const std::string who = number + " (" + d.pipeline->name + "): ";
+    metal_rules::check_threads(d, who);
+    metal_rules::check_sizes(d, who);
+    for (const BufferArgument& argument : arguments) metal_rules::check_argument(d, argument, who);
+}
+
+// ---------------------------------------------------------------------------------------------- names
+
+// Insertions, deletions and substitutions from one string to the other.
+inline size_t edit_distance(const std::string& a, const std::string& b) {
+    std::vector<size_t> row(b.size() + 1);
+    for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+    for (size_t i = 1; i <= a.size(); ++i) {
+        size_t diagonal = row[0];
+        row[0] = i;
+        for (size_t j = 1; j <= b.size(); ++j) {
+            const size_t substitute = diagonal + (a[i - 1] != b[j - 1]);
+            diagonal = row[j];
+            row[j] = std::min({substitute, row[j] + 1, row[j - 1] + 1});
+        }
+    }
+    return row[b.size()];
+}
+
+inline std::vector<std::string> closest_names(const std::string& name, std::vector<std::string> names, size_t count) {
+    std::stable_sort(names.begin(), names.end(), [&](const std::string& a, const std::string& b) {
+        return edit_distance(name, a) < edit_distance(name, b);
+    });
+    names.resize(std::min(names.size(), count));
+    return names;
+}
+
+inline std::string missing_kernel_text(const std::string& name, const std::vector<std::string>& names) {
+    if (names.empty()) return "no kernel '" + name + "': the kernel library holds none; reinstall zincmetal";
+    return "no kernel '" + name + "'; the closest of " + std::to_string(names.size()) + " are " +
+           join(closest_names(name, names, 3), ", ");
+}
+
+// ---------------------------------------------------------------------------------------------- errors
+
+struct ErrorWords {
+    const char* what;
+    const char* remedy;
+};
+
+// MTLCommandBufferError by its value, for the codes of any macOS.
+inline ErrorWords command_buffer_error_words(long code) {
+    switch (code) {
+    case 1:
+        return {"internal error", "run again; if it stays, update macOS and report it with this message"};
+    case 2:
+        return {"timeout: the GPU took too long or hung", "use a smaller prompt chunk or close other GPU programs"};
+    case 3:
+        return {"GPU page fault: a kernel touched memory that is not mapped",
+                "keep the model file in place while it is open; otherwise report it as a bug"};
+    case 4:
+        return {"access revoked: this process caused too many timeouts or hangs", "restart the process"};
+    case 7:
+        return {"not permitted: this process may not use the GPU", "run it outside the sandbox or in a login session"};
+    case 8:
+        return {"out of memory", "use a smaller model or context, or close other programs"};
+    case 9:
+        return {"invalid resource: a buffer was gone before the GPU was done with it", "report it as a bug"};
+    case 10:
+        return {"memoryless resources exhausted", "close other GPU programs"};
+    case 11:
+        return {"device removed", "reattach the GPU and restart the process"};
+    case 12:
+        return {"stack overflow in a kernel", "report it as a bug"};
+    default:
+        return {"unknown error", "update macOS and report it with this message"};
+    }
+}
+
+// How one encoder ended, from MTLCommandBufferEncoderInfo.
+struct EncoderEnd {
+    std::string label;
+    long state = 0;  // MTLCommandEncoderErrorState
+};
+
+inline std::string encoder_end_text(const EncoderEnd& end) {
+    static const char* const words[] = {"unknown", "completed", "affected", "pending", "faulted"};
+    const bool known = end.state >= 0 && end.state < 5;
+    return end.label + " " + (known ? words[end.state] : "in state " + std::to_string(end.state));
+}
+
+// The sticky error's text. domain_is_metal tells a MTLCommandBufferError from any other NSError.
+inline std::string command_buffer_failure(bool domain_is_metal, long code, const std::string& description,
+                                          const std::vector<EncoderEnd>& encoders) {
+    const ErrorWords words = command_buffer_error_words(domain_is_metal ? code : 0);
+    std::string text = "the GPU did not finish a command buffer: " + std::string(words.what) + " (code " +
+                       std::to_string(code) + ": " + description + ")";
+    for (const EncoderEnd& end : encoders) {
+        if (end.state != 1 && end.state != 3) text += "; " + encoder_end_text(end);  // completed, pending: not to blame
+    }
+    text += std::string("; ") + words.remedy + "; open the model again to go on";
+    if (encoders.empty()) text += "; ZINCMETAL_METAL_DEBUG=1 shows which kernels were running";
+    return text;
+}
+
+}  // namespace zinc
