@@ -1,0 +1,145 @@
+"""The bench on which kernel tests run one kernel: guarded and poisoned buffers, fresh inputs, float64 comparison.
+
+Every binding lies between guard bands in a buffer of its own, at an address that is aligned as its kernel may count
+on and no better. Guards and outputs are poisoned with bytes of 0xFF, which is NaN in every float type: a read outside
+a binding spoils the result, a write outside one spoils a guard, and what a kernel fails to write stays NaN.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from zincmetal import backend
+
+#: Seeds every Lab; set ZINCMETAL_TEST_SEED to the number that a failure printed to see it again.
+SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))
+
+#: Where kernels run: "checked" is their Metal source with every access checked, "native" what a user's CPU runs.
+LANES = ("checked", "native")
+every_lane = pytest.mark.parametrize("lane", LANES)
+
+POISON = 0xFF
+_GUARD_BYTES = 256
+
+
+class Guarded:
+    """``array`` is a live view of what a kernel sees of a buffer."""
+
+    def __init__(self, device: Any, content: NDArray[Any], align: int, writable: bool) -> None:
+        self.offset, self.nbytes, self.writable = _GUARD_BYTES + align, content.nbytes, writable
+        self.buffer = device.alloc(self.offset + self.nbytes + _GUARD_BYTES)
+        self._all = np.frombuffer(self.buffer, np.uint8)
+        self._all[:] = POISON
+        inside = self._all[self.offset : self.offset + self.nbytes]
+        self.array: NDArray[Any] = inside.view(content.dtype).reshape(content.shape)
+        self.array[...] = content
+        self._content = inside.copy()
+
+    @property
+    def binding(self) -> tuple[Any, int, int]:
+        return self.buffer, self.offset, self.nbytes
+
+    def check(self, name: str) -> None:
+        """Fails where a byte changed that a kernel had no right to write."""
+        end = self.offset + self.nbytes
+        assert (self._all[: self.offset] == POISON).all(), f"{name} wrote before a binding"
+        assert (self._all[end:] == POISON).all(), f"{name} wrote after a binding"
+        if not self.writable:
+            assert np.array_equal(self._all[self.offset : end], self._content), f"{name} wrote to an input"
+
+
+@functools.cache
+def _open(lane: str) -> tuple[Any, Any]:
+    core: Any = backend.load("checked" if lane == "checked" else "cpu")
+    return core, core.Device(threads=1, native=lane == "native")
+
+
+class Lab:
+    """A lane with an ``rng`` of its own and the buffers of one test."""
+
+    def __init__(self, lane: str) -> None:
+        self.core, self.device = _open(lane)
+        self.rng = np.random.default_rng(SEED)
+        print(f"ZINCMETAL_TEST_SEED={SEED}")  # pytest shows it with a failure
+
+    def normal(self, *shape: int, scale: float = 1.0) -> NDArray[np.float32]:
+        """Normal deviates, float32."""
+        return (self.rng.standard_normal(shape) * scale).astype(np.float32)
+
+    def input(self, content: Any, align: int = 16) -> Guarded:
+        """A binding that kernels only read, at an address that is an odd multiple of ``align`` bytes."""
+        return Guarded(self.device, np.ascontiguousarray(content), align, writable=False)
+
+    def output(self, *shape: int, dtype: Any = np.float32, align: int = 16) -> Guarded:
+        """A binding that a kernel writes, poisoned."""
+        poison = np.full((*shape, np.dtype(dtype).itemsize), POISON, np.uint8)
+        return Guarded(self.device, poison.view(dtype)[..., 0], align, writable=True)
+
+    def in_out(self, content: Any, align: int = 16) -> Guarded:
+        """A binding that a kernel reads and writes."""
+        return Guarded(self.device, np.ascontiguousarray(content), align, writable=True)
+
+    def step(self, n_tokens: int, pos: int = 0, *, writable: bool = False) -> Guarded:
+        """A step buffer (``Step`` in kernels/params.h)."""
+        content = np.zeros(1, self.core.params_dtype("Step"))
+        content["n_tokens"], content["pos"] = n_tokens, pos
+        return self.in_out(content) if writable else self.input(content)
+
+    def run(
+        self,
+        kernel: str,
+        params: dict[str, Any],
+        struct: str,
+        bindings: Sequence[Guarded],
+        grid: Sequence[int],
+        threads: int,
+    ) -> None:
+        """Runs one dispatch and checks the guards and inputs of all its bindings."""
+        fields = np.zeros(1, self.core.params_dtype(struct))
+        assert set(params) == set(fields.dtype.names or ()), f"{struct} has the fields {fields.dtype.names}"
+        for name, value in params.items():
+            fields[name] = value
+        x, y, z = (*grid, 1, 1)[:3]
+        self.device.run([(kernel, fields.tobytes(), [b.binding for b in bindings], (x, y, z), threads, False)])
+        for b in bindings:
+            b.check(kernel)
+
+
+def assert_close(got: NDArray[Any], want: NDArray[np.float64], rel: float, scale: Any = None) -> None:
+    """Fails unless got is want within ``rel`` of the norm, and every element within 8 ``rel`` of its ``scale``.
+
+    NaN and infinity never pass. ``scale`` broadcasts to want; by default it is the root mean square of want. For sums
+    give the root of the sum of the squares of their terms: a sum that happens to cancel allows no less error.
+    """
+    assert got.shape == want.shape
+    assert np.isfinite(want).all()
+    assert np.isfinite(got).all(), f"{np.count_nonzero(~np.isfinite(got))} of {got.size} values are not finite"
+    scales = np.broadcast_to(_rms(want) if scale is None else scale, want.shape)
+    error = np.abs(got.astype(np.float64) - want)
+    norm_error = _rms(error) / max(_rms(scales), np.finfo(np.float64).tiny)
+    assert norm_error <= rel, f"the error is {norm_error:.2e} of the norm, {rel:.0e} is allowed"
+    worst = np.unravel_index(np.argmax(error - 8 * rel * scales), error.shape)
+    allowed = 8 * rel * scales[worst]
+    assert error[worst] <= allowed, f"{got[worst]} at {worst} is off {want[worst]} by more than {allowed:.2e}"
+
+
+def _rms(x: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def assert_untouched(rows: NDArray[Any]) -> None:
+    """Fails unless all bytes are still the poison."""
+    assert (np.ascontiguousarray(rows).view(np.uint8) == POISON).all(), "a kernel wrote where it should not"
+
+
+def tiles(n: int, tile: int) -> int:
+    """How many tiles cover n."""
+    return -(-n // tile)
