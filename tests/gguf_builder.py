@@ -44,9 +44,7 @@ def key(name: str | bytes, type_id: int, payload: bytes) -> bytes:
     return string(name) + u32(type_id) + payload
 
 
-def tensor(
-    name: str | bytes, dims: Sequence[int], type_id: int, offset: int, n_dims: int | None = None
-) -> bytes:
+def tensor(name: str | bytes, dims: Sequence[int], type_id: int, offset: int, n_dims: int | None = None) -> bytes:
     """A row of the tensor table; ``dims`` in the file's order, fastest first."""
     count = len(dims) if n_dims is None else n_dims
     return string(name) + u32(count) + b"".join(map(u64, dims)) + u32(type_id) + u64(offset)
@@ -64,8 +62,6 @@ def gguf(
     alignment: int = 32,
 ) -> bytes:
     """A file, ``data`` at a multiple of ``alignment``; ``n_keys`` and ``n_tensors`` lie about the counts."""
-    counts = u64(len(tensors) if n_tensors is None else n_tensors) + u64(
-        len(keys) if n_keys is None else n_keys
-    )
+    counts = u64(len(tensors) if n_tensors is None else n_tensors) + u64(len(keys) if n_keys is None else n_keys)
     head = magic + u32(version) + counts + b"".join(keys) + b"".join(tensors)
     return head + bytes(-len(head) % alignment) + data if data else head

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
 from zincmetal import quants
 from zincmetal.quants import QuantType
 

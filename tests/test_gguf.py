@@ -41,9 +41,7 @@ SCALAR_VALUES: dict[str, tuple[int, Any]] = {
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_every_scalar(tmp_path: Path, version: int) -> None:
-    keys = [
-        b.key(name, type_id, b.scalar(type_id, value)) for name, (type_id, value) in SCALAR_VALUES.items()
-    ]
+    keys = [b.key(name, type_id, b.scalar(type_id, value)) for name, (type_id, value) in SCALAR_VALUES.items()]
     keys += [
         b.key("yes", b.BOOL, b"\1"),
         b.key("no", b.BOOL, b"\0"),

@@ -36,9 +36,7 @@ _PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gg
 class File:
     """An open GGUF file, all parts of a split one together. Made by :func:`open`; a context manager."""
 
-    def __init__(
-        self, path: Path, parts: tuple[Part, ...], metadata: Metadata, tensors: dict[str, TensorInfo]
-    ):
+    def __init__(self, path: Path, parts: tuple[Part, ...], metadata: Metadata, tensors: dict[str, TensorInfo]):
         self.path = path
         self.parts = parts
         self.metadata = metadata
@@ -176,9 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     except GGUFError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    except (
-        BrokenPipeError
-    ):  # whoever read has seen enough; keep the interpreter's last flush from failing too
+    except BrokenPipeError:  # whoever read has seen enough; keep the interpreter's last flush from failing too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

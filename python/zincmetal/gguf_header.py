@@ -164,9 +164,7 @@ class _Cursor:
         self.subject = subject
 
     def error(self, problem: str, at: int | None = None) -> GGUFError:
-        return GGUFError(
-            f"{self.part.path}: {self.subject}: {problem}, at byte {self.pos if at is None else at}"
-        )
+        return GGUFError(f"{self.part.path}: {self.subject}: {problem}, at byte {self.pos if at is None else at}")
 
     def left(self) -> int:
         return self.part.size - self.pos
@@ -433,9 +431,7 @@ def _read_tensor(cursor: _Cursor, i: int, n_tensors: int, alignment: int) -> _En
         raise cursor.error(f"its type is {type_id}, which is unknown or was withdrawn", start)
     row = shape[-1] if shape else 1
     if row % qtype.block_size:
-        raise cursor.error(
-            f"rows of {row} weights are not whole {qtype.name} blocks of {qtype.block_size}", start
-        )
+        raise cursor.error(f"rows of {row} weights are not whole {qtype.name} blocks of {qtype.block_size}", start)
     start = cursor.pos
     offset = cursor.u64("the tensor's offset")
     if offset % alignment:
