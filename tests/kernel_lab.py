@@ -66,6 +66,7 @@ class Lab:
     """A lane with an ``rng`` of its own and the buffers of one test."""
 
     def __init__(self, lane: str) -> None:
+        self.lane = lane
         self.core, self.device = _open(lane)
         self.rng = np.random.default_rng(SEED)
         print(f"ZINCMETAL_TEST_SEED={SEED}")  # pytest shows it with a failure

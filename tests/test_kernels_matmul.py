@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kernel_lab import LANES, Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
+from kernel_lab import Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
 from quant_random import random_blocks
 from zincmetal import quants
 from zincmetal.quants import QuantType
@@ -39,6 +39,8 @@ MM_SHAPES = {
     256: [(67, 1, 0, 33, 40), (1, 2, 1, 7, 7), (64, 1, 0, 32, 32), (5, 3, 2, 70, 70)],
 }
 WEIGHT_ALIGN = 8  # what GGUF promises of a tensor
+# Of the norm. The Metal source errs as float32 sums do; native kernels may round activations to 16 bits per block.
+TOLERANCE = {"checked": 3e-6, "native": 1e-4}
 
 
 class Weights:
@@ -71,7 +73,7 @@ def silu(x: F64) -> F64:
 
 
 class MatMul:
-    """One product with its epilogue: the buffers in the order of the bindings, the expected output and its error bound."""
+    """One product with its epilogue: buffers in the order of the bindings, the expected output and its error bound."""
 
     def __init__(self, lab: Lab, qtype: QuantType, epilogue: str, m: int, k: int, tokens: int, rows: int, gap: int):
         weights = [Weights(lab, qtype, m, k, gap) for _ in range(2 if epilogue == "_swiglu" else 1)]
@@ -108,8 +110,10 @@ class MatMul:
         step, grid, threads = self.launch(lab, kernel, shape)
         lab.run(kernel, self.params, "MatMulParams", step + bindings, grid, threads)
         tokens = len(self.want)
-        assert_close(out.array[:tokens], self.want, 2e-6, self.scale)
-        if not alias:
+        assert_close(out.array[:tokens], self.want, TOLERANCE[lab.lane], self.scale)
+        if alias:
+            assert np.isnan(out.array[tokens:]).all()
+        else:
             assert_untouched(out.array[tokens:])
 
     def launch(self, lab: Lab, kernel: str, shape: tuple[int, int]) -> tuple[list[Guarded], tuple[int, int], int]:
@@ -242,7 +246,7 @@ def test_a_wild_token_id_reads_no_other_memory() -> None:
     assert_close(out.array, table[[6, 6]], 3e-7)
 
 
-@pytest.mark.parametrize("lane", LANES)
+@every_lane
 def test_every_type_has_every_kernel(lane: str) -> None:
     families = ["embed"] + [f + e for f in ("mul_mv", "mul_mm") for e in ("", "_add", "_swiglu")]
     want = {f"{family}_{qtype.name}" for family in families for qtype in quants.SUPPORTED}
