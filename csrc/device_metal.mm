@@ -98,7 +98,8 @@ class Residency {
         if (@available(macOS 15.0, *)) {
             const std::lock_guard lock(mutex_);
             if (!set_ || bytes_ + buffer.length > limit_) return false;
-            [set_ addAllocation:buffer];
+            const id<MTLResidencySet> set = set_;
+            [set addAllocation:buffer];
             bytes_ += buffer.length;
             changed_ = true;
             return true;
@@ -110,8 +111,9 @@ class Residency {
     void remove(id<MTLBuffer> buffer) {
         if (@available(macOS 15.0, *)) {
             const std::lock_guard lock(mutex_);
-            [set_ removeAllocation:buffer];
-            [set_ commit];
+            const id<MTLResidencySet> set = set_;
+            [set removeAllocation:buffer];
+            [set commit];
             bytes_ -= buffer.length;
         }
     }
@@ -121,8 +123,9 @@ class Residency {
         if (@available(macOS 15.0, *)) {
             const std::lock_guard lock(mutex_);
             if (!changed_) return;
-            [set_ commit];
-            [set_ requestResidency];
+            const id<MTLResidencySet> set = set_;
+            [set commit];
+            [set requestResidency];
             changed_ = false;
         }
     }
@@ -132,8 +135,9 @@ class Residency {
   private:
     void end() {
         if (@available(macOS 15.0, *)) {
-            [queue_ removeResidencySet:set_];
-            [set_ endResidency];
+            const id<MTLResidencySet> set = set_;
+            [queue_ removeResidencySet:set];
+            [set endResidency];
         }
     }
 
@@ -232,7 +236,8 @@ class KernelLibrary {
 
   private:
     bool load(const std::filesystem::path& file, std::string& failure) {
-        if (!std::filesystem::exists(file)) return false;
+        std::error_code unreadable;
+        if (!std::filesystem::exists(file, unreadable)) return false;
         NSError* error = nil;
         id<MTLLibrary> library = [device_ newLibraryWithURL:[NSURL fileURLWithPath:ns_string(file.string())]
                                                       error:&error];
@@ -254,9 +259,10 @@ class KernelLibrary {
             failures.push_back("no kernel sources in " + folder.string() + "; reinstall zincmetal");
             throw DeviceError(join(failures, "; "));
         }
+        const auto how = std::launch::async | std::launch::deferred;  // deferred where no thread is to be had
         std::vector<std::future<id<MTLLibrary>>> jobs;
         for (const std::string& file : files) {
-            jobs.push_back(std::async(std::launch::async, [this, &folder, &file] { return compile(folder, file); }));
+            jobs.push_back(std::async(how, [this, &folder, &file] { return compile(folder, file); }));
         }
         origin_ = std::to_string(files.size()) + " source files" + (failures.empty() ? "" : " (" + failures[0] + ")");
         bool failed = false;
