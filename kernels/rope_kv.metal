@@ -1,7 +1,7 @@
 #include "common.h"
 
 // Rotates one head vector of x into out by the angles of its position: pairs (2i, 2i + 1), or with NEOX the halves
-// (i, i + n_rot / 2). A lane reads and writes its own elements only, so out may be x.
+// (i, i + n_rot / 2). Each lane writes the elements that it reads, so out may be x.
 template <bool NEOX, bool QK_NORM, class Out>
 METAL_FUNC void rotate_head(constant RopeKvParams& p, device const float* x, device const float* norm_weight,
                             device const float* freqs, device Out* out, float position, uint lane) {
@@ -10,6 +10,7 @@ METAL_FUNC void rotate_head(constant RopeKvParams& p, device const float* x, dev
         float squares = 0.0f;
         for (uint i = lane; i < p.head_dim; i += SIMD) squares += x[i] * x[i];
         norm = precise::rsqrt(simd_sum(squares) / float(p.head_dim) + p.eps);
+        simdgroup_barrier(mem_flags::mem_device);  // all of x has been read: out may be x
     }
     const uint n_pairs = p.n_rot / 2;
     for (uint i = lane; i < n_pairs; i += SIMD) {

@@ -1,0 +1,297 @@
+"""RMSNorm, RoPE with KV write, the element-wise kernels and argmax against float64 NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernel_lab import Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+
+def padded(lab: Lab, rows: int, n_tokens: int, *width: int, scale: float = 1.0) -> F32:
+    """[rows, *width] with the rows past the step's NaN: never to be read."""
+    x = np.full((rows, *width), np.nan, np.float32)
+    x[:n_tokens] = lab.normal(n_tokens, *width, scale=scale)
+    return x
+
+
+# ---- rms_norm -----------------------------------------------------------------------------------------------
+
+
+def rms_norm(x: F64, weight: F64, eps: float) -> F64:
+    return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight)
+
+
+def run_rms_norm(lab: Lab, x: F32, n_tokens: int, eps: float) -> tuple[Guarded, F64]:
+    rows, n = x.shape
+    weight = lab.normal(n)
+    out = lab.output(rows, n)
+    bindings = [lab.step(n_tokens), lab.input(x), lab.input(weight, align=4), out]
+    threads = lab.core.shapes()["NORM_THREADS"]
+    lab.run("rms_norm", {"n": n, "eps": eps}, "NormParams", bindings, (rows,), threads)
+    want = rms_norm(x[:n_tokens].astype(np.float64), weight.astype(np.float64), float(np.float32(eps)))
+    return out, want
+
+
+@every_lane
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 255, 256, 257, 576, 1030, 4099])
+def test_rms_norm(lane: str, n: int) -> None:
+    lab = Lab(lane)
+    out, want = run_rms_norm(lab, padded(lab, 4, 3, n), 3, 1e-5)
+    assert_close(out.array[:3], want, 1e-6)
+    assert_untouched(out.array[3:])
+
+
+@every_lane
+@pytest.mark.parametrize("scale", [0.0, 1e-25, 1e-3, 1e15])
+def test_rms_norm_of_small_and_large_rows(lane: str, scale: float) -> None:
+    """eps carries rows whose squares vanish; float32 squares of 1e15 still have room."""
+    lab = Lab(lane)
+    out, want = run_rms_norm(lab, padded(lab, 1, 1, 300, scale=scale), 1, 1e-6)
+    assert_close(out.array, want, 1e-6)
+
+
+# ---- rope_kv ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Sizes of a rope_kv dispatch; ``rows`` rows of which a step has ``n_tokens``."""
+
+    head_dim: int
+    n_rot: int
+    n_head: int
+    n_head_kv: int
+    rows: int
+    n_tokens: int
+    pos: int
+    magnitude: float = 1.0
+
+
+ROPES = [
+    Rope(64, 64, 3, 1, 1, 1, 0),
+    Rope(64, 64, 4, 2, 3, 3, 1),
+    Rope(80, 32, 2, 2, 8, 5, 31),
+    Rope(128, 128, 2, 1, 3, 2, 100, magnitude=1.25),
+    Rope(256, 64, 2, 1, 2, 2, 515),
+    Rope(96, 66, 1, 1, 17, 17, 3),
+    Rope(8, 8, 2, 1, 2, 2, 100_000),
+    Rope(16, 2, 1, 3, 2, 1, 7, magnitude=0.5),
+]
+
+
+def rotate(x: F64, angles: F64, kind: str, magnitude: float) -> F64:
+    """x [T, n_head, head_dim] with its first dimensions rotated by angles [T, n_rot / 2]."""
+    n_rot = 2 * angles.shape[-1]
+    pairs = np.arange(n_rot).reshape(-1, 2) if kind == "norm" else np.arange(n_rot).reshape(2, -1).T
+    z = (x[..., pairs[:, 0]] + 1j * x[..., pairs[:, 1]]) * magnitude * np.exp(1j * angles)[:, None, :]
+    out = x.copy()
+    out[..., pairs[:, 0]], out[..., pairs[:, 1]] = z.real, z.imag
+    return out
+
+
+class RopeKv:
+    """One dispatch of rope_kv: random inputs on a device, poisoned outputs, and what they should become."""
+
+    def __init__(self, lab: Lab, rope: Rope, kind: str, kv: str, qk_norm: bool, in_place: bool = False) -> None:
+        self.lab, self.rope = lab, rope
+        self.kernel = f"rope_kv_{kind}_{kv}" + ("_qknorm" if qk_norm else "")
+        self.dtype = {"f32": np.float32, "f16": np.float16}[kv]
+        n, hd, pos = rope.n_tokens, rope.head_dim, rope.pos
+        q, k, v = (padded(lab, rope.rows, n, heads, hd) for heads in (rope.n_head, rope.n_head_kv, rope.n_head_kv))
+        freqs = (10_000.0 ** (-np.arange(rope.n_rot // 2) * 2 / rope.n_rot)).astype(np.float32)
+        norms = [lab.normal(hd) if qk_norm else lab.normal(1) for _ in range(2)]
+        # Angles are float32 by contract: at large positions their rounding is part of the result.
+        angles = (np.arange(pos, pos + n).astype(np.float32)[:, None] * freqs).astype(np.float64)
+
+        def expected(x: F32, norm: F32) -> F64:
+            x64 = x[:n].astype(np.float64)
+            if qk_norm:
+                x64 = rms_norm(x64, norm.astype(np.float64), float(np.float32(1e-6)))
+            return rotate(x64, angles, kind, rope.magnitude)
+
+        self.want_q, self.want_k = expected(q, norms[0]), expected(k, norms[1])
+        self.want_v = v[:n].astype(self.dtype)
+        self.q = lab.in_out(q) if in_place else lab.input(q)
+        self.q_out = self.q if in_place else lab.output(*q.shape)
+        self.caches = [lab.output(pos + n + 5, rope.n_head_kv, hd, dtype=self.dtype) for _ in range(2)]
+        inputs = [lab.step(n, pos), self.q, lab.input(k), lab.input(v), lab.input(freqs, align=4)]
+        self.bindings = [*inputs, *(lab.input(w, align=4) for w in norms), self.q_out, *self.caches]
+
+    def run(self) -> None:
+        r = self.rope
+        params = {
+            "n_head": r.n_head,
+            "n_head_kv": r.n_head_kv,
+            "head_dim": r.head_dim,
+            "n_rot": r.n_rot,
+            "eps": 1e-6,
+            "magnitude": r.magnitude,
+        }
+        self.lab.run(self.kernel, params, "RopeKvParams", self.bindings, (r.n_head + 2 * r.n_head_kv, r.rows), 32)
+
+    def check(self) -> None:
+        n, new = self.rope.n_tokens, slice(self.rope.pos, self.rope.pos + self.rope.n_tokens)
+        k_cache, v_cache = (c.array for c in self.caches)
+        assert_close(self.q_out.array[:n], self.want_q, 1e-6)
+        assert_close(k_cache[new], self.want_k, 1e-6 if self.dtype == np.float32 else 3e-4)
+        assert np.array_equal(v_cache[new], self.want_v)
+        for cache in (k_cache, v_cache):
+            assert_untouched(cache[: new.start])
+            assert_untouched(cache[new.stop :])
+
+
+every_kind = pytest.mark.parametrize("kind", ["norm", "neox"])
+
+
+@every_lane
+@every_kind
+@pytest.mark.parametrize("kv", ["f32", "f16"])
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["", "qknorm"])
+@pytest.mark.parametrize("rope", ROPES, ids=lambda r: f"hd{r.head_dim}-rot{r.n_rot}-pos{r.pos}")
+def test_rope_kv(lane: str, kind: str, kv: str, qk_norm: bool, rope: Rope) -> None:
+    case = RopeKv(Lab(lane), rope, kind, kv, qk_norm)
+    case.run()
+    case.check()
+    assert_untouched(case.q_out.array[rope.n_tokens :])
+
+
+@every_lane
+@every_kind
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["", "qknorm"])
+def test_q_may_rotate_in_place(lane: str, kind: str, qk_norm: bool) -> None:
+    case = RopeKv(Lab(lane), ROPES[2], kind, "f32", qk_norm, in_place=True)
+    case.run()
+    case.check()
+
+
+@every_lane
+def test_a_step_without_tokens_leaves_the_cache(lane: str) -> None:
+    lab = Lab(lane)
+    case = RopeKv(lab, ROPES[1], "neox", "f16", False)
+    case.bindings[0] = lab.step(0, 1)
+    case.run()
+    for written in (case.q_out, *case.caches):
+        assert_untouched(written.array)
+
+
+# ---- element-wise -------------------------------------------------------------------------------------------
+
+
+def run_elementwise(lab: Lab, kernel: str, inputs: list[F32], n_tokens: int, out: Guarded) -> None:
+    """Runs a kernel over [rows, n] inputs."""
+    shapes, (rows, n) = lab.core.shapes(), inputs[0].shape
+    bindings = [lab.step(n_tokens), *map(lab.input, inputs), out]
+    grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), 1 if kernel == "take_last_row" else rows)
+    lab.run(kernel, {"n": n}, "ElementwiseParams", bindings, grid, shapes["ELEMENTWISE_THREADS"])
+
+
+def silu(x: F64) -> F64:
+    return np.asarray(x / (1 + np.exp(-x)))
+
+
+every_length = pytest.mark.parametrize("n", [1, 31, 257, 1023, 1024, 1025, 3000])
+
+
+@every_lane
+@every_length
+def test_add(lane: str, n: int) -> None:
+    lab = Lab(lane)
+    a, b = padded(lab, 4, 3, n), padded(lab, 4, 3, n)
+    out = lab.output(4, n)
+    run_elementwise(lab, "add", [a, b], 3, out)
+    assert np.array_equal(out.array[:3], a[:3] + b[:3])
+    assert_untouched(out.array[3:])
+
+
+@every_lane
+@every_length
+def test_swiglu(lane: str, n: int) -> None:
+    lab = Lab(lane)
+    gate, up = padded(lab, 4, 3, n, scale=3), padded(lab, 4, 3, n)
+    out = lab.output(4, n)
+    run_elementwise(lab, "swiglu", [gate, up], 3, out)
+    assert_close(out.array[:3], silu(gate[:3].astype(np.float64)) * up[:3], 1e-6)
+    assert_untouched(out.array[3:])
+
+
+@every_lane
+def test_swiglu_of_gates_whose_exponential_overflows(lane: str) -> None:
+    lab = Lab(lane)
+    gate = np.array([[-700, -104, -88, -20, -1e-30, 0, 1e-30, 20, 88, 104, 700]], np.float32)
+    up = lab.normal(*gate.shape) + 3
+    out = lab.output(*gate.shape)
+    run_elementwise(lab, "swiglu", [gate, up], 1, out)
+    want = silu(gate.astype(np.float64)) * up
+    assert_close(out.array, want, 1e-6, np.abs(want) + 1e-30)
+
+
+@every_lane
+@every_length
+def test_take_last_row(lane: str, n: int) -> None:
+    lab = Lab(lane)
+    x = padded(lab, 5, 3, n)
+    out = lab.output(1, n)
+    run_elementwise(lab, "take_last_row", [x], 3, out)
+    assert np.array_equal(out.array[0], x[2])
+
+
+# ---- argmax -------------------------------------------------------------------------------------------------
+
+
+def argmax(logits: F32) -> int:
+    """The lowest id among the largest; NaN is below everything, and with NaN alone the id is 0."""
+    numbers = np.flatnonzero(~np.isnan(logits))
+    return int(numbers[np.argmax(logits[numbers])]) if len(numbers) else 0
+
+
+def run_argmax(lab: Lab, logits: F32, n_part: int | None = None) -> int:
+    shapes = lab.core.shapes()
+    threads = shapes["ARGMAX_THREADS"]
+    n_part = n_part or min(tiles(len(logits), shapes["ARGMAX_COLUMNS"]), threads)
+    step = lab.step(3, 7, writable=True)
+    value, ids = lab.output(n_part), lab.output(n_part, dtype=np.int32, align=4)
+    params = {"n": len(logits), "n_part": n_part}
+    first = [lab.input(logits, align=4), value, ids]
+    lab.run("argmax_partial", params, "ArgmaxParams", first, (n_part,), threads)
+    lab.run("argmax_final", params, "ArgmaxParams", [step, value, ids], (1,), threads)
+    written = step.array[0]
+    assert (written["n_tokens"], written["pos"]) == (3, 7)
+    return int(written["argmax"])
+
+
+@every_lane
+@pytest.mark.parametrize("n", [1, 2, 31, 257, 4096, 4097, 20_011])
+def test_argmax(lane: str, n: int) -> None:
+    lab = Lab(lane)
+    for n_part in (None, 1, 3):
+        logits = lab.normal(n)
+        assert run_argmax(lab, logits, n_part) == argmax(logits)
+
+
+@every_lane
+def test_argmax_takes_the_lowest_of_equals(lane: str) -> None:
+    lab = Lab(lane)
+    logits = lab.normal(9000)
+    winners = np.sort(lab.rng.choice(9000, 50, replace=False))
+    logits[winners] = 9.5
+    assert run_argmax(lab, logits) == winners[0]
+    assert run_argmax(lab, logits, 40) == winners[0]
+
+
+@every_lane
+@pytest.mark.parametrize("background", [np.nan, -np.inf, -3e38, -1.0, -0.0])
+def test_argmax_of_odd_floats(lane: str, background: float) -> None:
+    lab = Lab(lane)
+    nan_where = lab.rng.random(9000) < 0.3
+    for winner in (np.nan, -np.inf, -1e38, -1e-40, -0.0, 0.0, 1e-40, np.inf):
+        logits = np.full(9000, background, np.float32)
+        logits[lab.rng.integers(9000, size=3)] = winner
+        logits[nan_where] = np.nan
+        assert run_argmax(lab, logits) == argmax(logits)
