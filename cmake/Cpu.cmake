@@ -1,7 +1,8 @@
 # The CPU lane: the kernels compiled as C++ through the stand-in metal_stdlib, and their native versions per ISA.
-set(CPU_SOURCES csrc/device_cpu.cpp csrc/cpu/native.cpp csrc/cpu/pool.cpp)
+set(CPU_SOURCES csrc/device_cpu.cpp csrc/cpu/native.cpp csrc/cpu/native_register.cpp csrc/cpu/pool.cpp)
 file(GLOB MSL_SOURCES CONFIGURE_DEPENDS csrc/msl/*.cpp)
 file(GLOB NATIVE_SOURCES CONFIGURE_DEPENDS csrc/cpu/native_*.cpp)
+list(REMOVE_ITEM NATIVE_SOURCES ${CMAKE_CURRENT_SOURCE_DIR}/csrc/cpu/native_register.cpp)
 
 # -O2 without strict aliasing: MSL lets a kernel view weight bytes as blocks. Attributes such as [[buffer(0)]] are Metal's.
 set(MSL_OPTIONS -x c++ -O2 -fno-strict-aliasing -ffp-contract=off -Wno-attributes -Wno-unknown-attributes
@@ -21,6 +22,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(ISA_avx512 ${ISA_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   set(ISAS plain neon)
+  set(ISA_neon -DNATIVE_WITH_NEON=1)
 else()
   set(ISAS plain)
 endif()
@@ -28,7 +30,7 @@ set(NATIVE_OBJECTS)
 foreach(isa IN LISTS ISAS)
   add_library(native_${isa} OBJECT ${NATIVE_SOURCES})
   target_include_directories(native_${isa} PRIVATE csrc kernels)
-  target_compile_definitions(native_${isa} PRIVATE ZINC_ISA=${isa})
+  target_compile_definitions(native_${isa} PRIVATE NATIVE_ISA=${isa})
   target_compile_options(native_${isa} PRIVATE -Wall -Wextra -O3 -fno-math-errno -fno-trapping-math ${ISA_${isa}})
   list(APPEND NATIVE_OBJECTS $<TARGET_OBJECTS:native_${isa}>)
 endforeach()

@@ -17,6 +17,9 @@ from .config import ModelConfig
 from .graph import STEP, Op, Operand, Value, Weight
 
 
+HEAD_CLASSES = (32, 64, 96, 128, 256)  # of the attention kernels
+
+
 @dataclass(frozen=True)
 class Arg:
     """A binding to be: an operand, and whether the kernel reads it, writes it, or both."""
@@ -78,14 +81,15 @@ class Lowering:
     def _mat_mul(self, op: Op, epilogue: str, rows: int) -> list[Launch]:
         weight, shapes = _weight(op.reads[1]), self._shapes
         m, k = weight.shape
+        matrices = 2 if epilogue == "_swiglu" else 1  # share the rows of a threadgroup
         params = self._params("MatMulParams", k=k, m=m, row_bytes=weight.row_bytes)
         if rows == 1:  # one row needs no step: drop it
             name = f"mul_mv{epilogue}_{weight.type.name}"
-            per_group = shapes["MUL_MV_SIMDGROUPS"] * shapes["MUL_MV_ROWS"]
+            per_group = shapes["MUL_MV_SIMDGROUPS"] * shapes["MUL_MV_ROWS"] // matrices
             threads = 32 * shapes["MUL_MV_SIMDGROUPS"]
             return [self._launch(op, name, params, (_tiles(m, per_group), 1, 1), threads, skip=1)]
         name = f"mul_mm{epilogue}_{weight.type.name}"
-        grid = (_tiles(rows, shapes["MUL_MM_TOKENS"]), _tiles(m, shapes["MUL_MM_ROWS"]), 1)
+        grid = (_tiles(rows, shapes["MUL_MM_TOKENS"]), _tiles(m, shapes["MUL_MM_ROWS"] // matrices), 1)
         return [self._launch(op, name, params, grid, shapes["MUL_MM_THREADS"])]
 
     def _rope_kv(self, op: Op, rows: int) -> list[Launch]:
@@ -111,12 +115,13 @@ class Lowering:
             head_dim=cfg.head_dim,
             scale=op.attrs["scale"],
         )
+        # Instances come in classes of head size: one named _128 serves heads of 97 to 128.
+        kind = f"{self.kv_type}_{next(c for c in HEAD_CLASSES if cfg.head_dim <= c)}"
         if rows == 1:
-            name, grid = f"attention_decode_{self.kv_type}", (cfg.n_head, 1, 1)
-            return [self._launch(op, name, params, grid, shapes["ATTENTION_DECODE_THREADS"])]
-        name = f"attention_prefill_{self.kv_type}"
+            grid = (cfg.n_head, 1, 1)
+            return [self._launch(op, f"attention_decode_{kind}", params, grid, shapes["ATTENTION_DECODE_THREADS"])]
         grid = (cfg.n_head, _tiles(rows, shapes["ATTENTION_PREFILL_QUERIES"]), 1)
-        return [self._launch(op, name, params, grid, shapes["ATTENTION_PREFILL_THREADS"])]
+        return [self._launch(op, f"attention_prefill_{kind}", params, grid, shapes["ATTENTION_PREFILL_THREADS"])]
 
     def _swiglu(self, op: Op, rows: int) -> list[Launch]:
         return self._elementwise(op, "swiglu", rows)
