@@ -1,181 +1,104 @@
 // Dot products of quantised rows with one vector of activations.
-//
-// Without VNNI the activations stay float32. With VNNI each block of 32 becomes 16-bit integers of its own scale, held
-// as two planes of signed bytes, x = scale * (256 high + low): vpdpbusd multiplies unsigned quants with both planes at
-// once, exactly, and the error is that of rounding to 16 bits (2e-5 of the block's largest, against 4e-3 for 8 bits).
 #pragma once
 
-#include "native_quants.h"
+#include "native_activations.h"
 
 namespace zinc {
 namespace {
 
-// Activations made ready: per row of k, padded to whole groups, and per SUB of them what the scales and offsets multiply.
-struct Activations {
-    const uint8_t *values = nullptr;  // float[k], or per block of 32: low plane [32], high plane [32]
-    const float *scales = nullptr;    // [groups * GROUP / SUB], with VNNI only
-    const float *sums = nullptr;      // [groups * GROUP / SUB], of the values as the integers have them
-    size_t value_bytes = 0;           // from one row to the next
-    size_t n_subs = 0;
-
-    Activations row(size_t t) const {
-        return {values + t * value_bytes, scales + t * n_subs, sums + t * n_subs, value_bytes, n_subs};
-    }
-};
-
-INLINE int groups_of(uint32_t k) { return int((k + GROUP - 1) / GROUP); }
-
 #if defined(NATIVE_AVX512)
 
-constexpr float LARGEST = 127 * 256 + 127;  // so that the high plane fits a signed byte
-
-// One block of 32. A NaN or infinity anywhere makes its scale, and so every result, NaN.
-template <int SUB> INLINE void split_planes(const float *x, uint8_t *planes, float *scales, float *sums) {
-    const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-    const __m512i no_sign = _mm512_set1_epi32(0x7fffffff);
-    // As integers, magnitudes sort with NaN on top.
-    const int largest_bits = _mm512_reduce_max_epi32(_mm512_max_epi32(
-        _mm512_and_si512(_mm512_castps_si512(a), no_sign), _mm512_and_si512(_mm512_castps_si512(b), no_sign)));
-    const float largest = bits_as<float>(largest_bits);
-    const float inverse = largest < 1e-30f ? 0.0f : LARGEST / largest;
-    const float scale = largest < 1e-30f ? 0.0f : largest * (1.0f / LARGEST) + (largest - largest);
-    const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, _mm512_set1_ps(inverse)));
-    const __m512i qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, _mm512_set1_ps(inverse)));
-    const __m512i half = _mm512_set1_epi32(128);
-    _mm_storeu_si128((__m128i *)planes, _mm512_cvtepi32_epi8(qa));
-    _mm_storeu_si128((__m128i *)(planes + 16), _mm512_cvtepi32_epi8(qb));
-    _mm_storeu_si128((__m128i *)(planes + 32), _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(qa, half), 8)));
-    _mm_storeu_si128((__m128i *)(planes + 48), _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(qb, half), 8)));
-    if constexpr (SUB == 32) {
-        scales[0] = scale;
-        sums[0] = scale * float(_mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb)));
-    } else {
-        scales[0] = scales[1] = scale;
-        sums[0] = scale * float(_mm512_reduce_add_epi32(qa));
-        sums[1] = scale * float(_mm512_reduce_add_epi32(qb));
-    }
-}
-
-template <class Q> Activations prepare(Scratch &scratch, const float *x, size_t rows, uint32_t k) {
-    const size_t groups = groups_of(k), n_subs = groups * (GROUP / Q::SUB), value_bytes = groups * GROUP * 2;
-    uint8_t *const values = scratch.take<uint8_t>(rows * (value_bytes + 2 * n_subs * sizeof(float)));
-    float *const scales = reinterpret_cast<float *>(values + rows * value_bytes), *const sums = scales + rows * n_subs;
-    for (size_t t = 0; t < rows; t++) {
-        const size_t blocks = k / BLOCK, subs = blocks * (BLOCK / Q::SUB);
-        float *const row_scales = scales + t * n_subs, *const row_sums = sums + t * n_subs;
-        for (size_t b = 0; b < blocks; b++)
-            split_planes<Q::SUB>(x + t * k + b * BLOCK, values + t * value_bytes + b * 2 * BLOCK,
-                                 row_scales + b * (BLOCK / Q::SUB), row_sums + b * (BLOCK / Q::SUB));
-        for (size_t s = subs; s < n_subs; s++) row_scales[s] = row_sums[s] = 0;
-    }
-    return {values, scales, sums, value_bytes, n_subs};
-}
-
-// The dot products of one row, not yet added up: lanes 0 to 7 belong to the low plane, 8 to 15 to the high one.
+// The dot product of one row, not yet added up: lanes 0 to 7 belong to the low plane, 8 to 15 to the high one.
 struct DotSum {
-    vf even{}, odd{};
+    vf products{};
     f32x8 offsets{};
 
     INLINE float total() const {
-        const vf all = even + odd;
-        const __m512 v = (__m512)all;
-        return sum_lanes((f32x8)_mm512_castps512_ps256(v) + offsets +
-                         256.0f * (f32x8)_mm512_extractf32x8_ps(v, 1));
+        const __m512 v = (__m512)products;
+        return sum_lanes((f32x8)_mm512_castps512_ps256(v) + offsets + 256.0f * (f32x8)_mm512_extractf32x8_ps(v, 1));
     }
 };
 
-template <class Q> INLINE void dot_group(const uint8_t *group, const Activations &x, int g, int n_blocks, DotSum &sum) {
-    constexpr int SUBS = GROUP / Q::SUB;
-    Affine<SUBS> a;
-    Q::affine(group, n_blocks, a);
-    for (int i = 0; i < SUBS; i += 8) {
-        sum.offsets += load<f32x8>(a.offset + i) * load<f32x8>(x.sums + g * SUBS + i);
-        store(a.scale + i, load<f32x8>(a.scale + i) * load<f32x8>(x.scales + g * SUBS + i));
+template <class Q> struct GroupScales : Affine<GROUP / Q::SUB> {
+    using Affine<GROUP / Q::SUB>::scale;
+
+    INLINE void multiply(const float *by) {
+        for (int i = 0; i < GROUP / Q::SUB; i += 8) store(scale + i, load<f32x8>(scale + i) * load<f32x8>(by + i));
+        // From here on in memory: a broadcast from there is free, one out of a register costs a shuffle.
+        __asm__("" : "+m"(scale));
     }
-    const __m512i zero = _mm512_setzero_si512();
-    const __m512 scales = SUBS == 16 ? _mm512_loadu_ps(a.scale) : _mm512_setzero_ps();
-    auto block = [&](int j) INLINE_LAMBDA {
-        const __m512i planes = _mm512_loadu_si512(x.values + (g * GROUP_BLOCKS + j) * 2 * BLOCK);
-        const vf dot = (vf)_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(zero, (__m512i)Q::quants(group, j), planes));
-        vf scale;
-        if constexpr (SUBS == 8) {
-            scale = splat(a.scale[j]);
-        } else {
-            const int p = 2 * j, q = 2 * j + 1;
-            scale = (vf)_mm512_permutexvar_ps(_mm512_set_epi32(q, q, q, q, p, p, p, p, q, q, q, q, p, p, p, p), scales);
-        }
-        if (j % 2)
-            sum.odd += dot * scale;
-        else
-            sum.even += dot * scale;
-    };
-    if (n_blocks == GROUP_BLOCKS) {
-#pragma GCC unroll 8
-        for (int j = 0; j < GROUP_BLOCKS; j++) block(j);
-    } else {
-        for (int j = 0; j < n_blocks; j++) block(j);
+    INLINE vf of_block(int j) const {
+        if constexpr (Q::SUB == 32) return splat(scale[j]);
+        const int p = 2 * j, q = 2 * j + 1;
+        return (vf)_mm512_permutexvar_ps(_mm512_set_epi32(q, q, q, q, p, p, p, p, q, q, q, q, p, p, p, p),
+                                         _mm512_load_ps(scale));
     }
+};
+
+template <class Q> INLINE void prepare_scales(GroupScales<Q> &a, const Activations &x, int g) {
+    a.multiply(x.scales + g * (GROUP / Q::SUB));
+}
+
+template <class Q>
+INLINE void dot_block(const uint8_t *group, const GroupScales<Q> &a, const Activations &x, int g, int j, DotSum &sum) {
+    const __m512i planes = _mm512_loadu_si512(x.values + (g * GROUP_BLOCKS + j) * 2 * BLOCK);
+    const __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), (__m512i)Q::quants(group, j), planes);
+    sum.products += (vf)_mm512_cvtepi32_ps(dot) * a.of_block(j);
 }
 
 #else
 
-template <class Q> Activations prepare(Scratch &scratch, const float *x, size_t rows, uint32_t k) {
-    const size_t n_subs = groups_of(k) * (GROUP / Q::SUB);
-    float *const sums = scratch.take<float>(rows * n_subs);
-    for (size_t t = 0; t < rows; t++)
-        for (size_t s = 0; s < n_subs; s++) {
-            vf sum{};
-            if ((s + 1) * Q::SUB <= k)
-                for (int i = 0; i < Q::SUB; i += W) sum += load<vf>(x + t * k + s * Q::SUB + i);
-            sums[t * n_subs + s] = sum_lanes(sum);
-        }
-    return {reinterpret_cast<const uint8_t *>(x), nullptr, sums, k * sizeof(float), n_subs};
-}
-
 struct DotSum {
-    vf even{}, odd{};
+    vf products{};
     f32x8 offsets{};
 
-    INLINE float total() const { return sum_lanes(even + odd) + sum_lanes(offsets); }
+    INLINE float total() const { return sum_lanes(products) + sum_lanes(offsets); }
 };
 
-template <class Q> INLINE void dot_group(const uint8_t *group, const Activations &x, int g, int n_blocks, DotSum &sum) {
-    constexpr int SUBS = GROUP / Q::SUB;
-    Affine<SUBS> a;
-    Q::affine(group, n_blocks, a);
-    for (int i = 0; i < SUBS; i += 8)
-        sum.offsets += load<f32x8>(a.offset + i) * load<f32x8>(x.sums + g * SUBS + i);
-    const float *values = reinterpret_cast<const float *>(x.values) + g * GROUP;
-    for (int j = 0; j < n_blocks; j++) {
-        uint8_t quants[BLOCK];
-        store(quants, Q::quants(group, j));
-        for (int s = 0; s < BLOCK / Q::SUB; s++) {
-            vf dot{};
+template <class Q> using GroupScales = Affine<GROUP / Q::SUB>;
+template <class Q> INLINE void prepare_scales(GroupScales<Q> &, const Activations &, int) {}
+
+template <class Q>
+INLINE void dot_block(const uint8_t *group, const GroupScales<Q> &a, const Activations &x, int g, int j, DotSum &sum) {
+    const float *values = reinterpret_cast<const float *>(x.values) + g * GROUP + j * BLOCK;
+    uint8_t quants[BLOCK];
+    store(quants, Q::quants(group, j));
+    for (int s = 0; s < BLOCK / Q::SUB; s++) {
+        vf dot{};
 #pragma GCC unroll 8
-            for (int i = s * Q::SUB; i < (s + 1) * Q::SUB; i += W)
-                dot += convert<vf>(convert<vi>(load<vu8>(quants + i))) * load<vf>(values + j * BLOCK + i);
-            const float scale = a.scale[j * (BLOCK / Q::SUB) + s];
-            if ((j + s) % 2)
-                sum.odd += dot * scale;
-            else
-                sum.even += dot * scale;
-        }
+        for (int i = s * Q::SUB; i < (s + 1) * Q::SUB; i += W)
+            dot += convert<vf>(convert<vi>(load<vu8>(quants + i))) * load<vf>(values + i);
+        sum.products += dot * a.scale[j * (BLOCK / Q::SUB) + s];
     }
 }
 
 #endif
 
+// N_BLOCKS of group g for ROWS rows side by side; 0 is a partial group of n_blocks.
+template <int ROWS, int N_BLOCKS, class Q>
+INLINE void dot_group(const uint8_t *w, size_t row_bytes, const Activations &x, int g, int n_blocks, DotSum *sum) {
+    constexpr int SUBS = GROUP / Q::SUB;
+    GroupScales<Q> a[ROWS];
+    const uint8_t *group = w + size_t(g) * Q::GROUP_BYTES;
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++) {
+        Q::affine(group + r * row_bytes, N_BLOCKS ? N_BLOCKS : n_blocks, a[r]);
+        for (int i = 0; i < SUBS; i += 8)
+            sum[r].offsets += load<f32x8>(a[r].offset + i) * load<f32x8>(x.sums + g * SUBS + i);
+        prepare_scales<Q>(a[r], x, g);
+    }
+    for (int j = 0; j < (N_BLOCKS ? N_BLOCKS : n_blocks); j++)
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) dot_block<Q>(group + r * row_bytes, a[r], x, g, j, sum[r]);
+}
+
 // out[r] = row r of W · x for ROWS rows at once, which keeps that many streams of memory and sums in flight.
 template <int ROWS, Quantised Q>
 INLINE void dot_rows(const uint8_t *w, size_t row_bytes, const Activations &x, uint32_t k, float *out) {
     DotSum sum[ROWS];
-    const int blocks = int(k / BLOCK);
-    for (int g = 0; g * GROUP_BLOCKS < blocks; g++) {
-        const int n_blocks = blocks - g * GROUP_BLOCKS < GROUP_BLOCKS ? blocks - g * GROUP_BLOCKS : GROUP_BLOCKS;
-#pragma GCC unroll 4
-        for (int r = 0; r < ROWS; r++)
-            dot_group<Q>(w + r * row_bytes + size_t(g) * Q::GROUP_BYTES, x, g, n_blocks, sum[r]);
-    }
+    const int full = int(k / GROUP), rest = int(k % GROUP / BLOCK);
+    for (int g = 0; g < full; g++) dot_group<ROWS, GROUP_BLOCKS, Q>(w, row_bytes, x, g, GROUP_BLOCKS, sum);
+    if (rest) dot_group<ROWS, 0, Q>(w, row_bytes, x, full, rest, sum);
     for (int r = 0; r < ROWS; r++) out[r] = sum[r].total();
 }
 

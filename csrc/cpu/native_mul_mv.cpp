@@ -5,7 +5,12 @@
 namespace zinc {
 namespace {
 
-constexpr int ROWS = 4;  // rows of W that are read side by side
+// Rows of W that are read side by side.
+#if defined(NATIVE_AVX512)
+constexpr int ROWS = 4;
+#else
+constexpr int ROWS = 2;
+#endif
 
 template <Quantised Q> Activations prepared(Scratch &scratch, const float *x, uint32_t k) {
     return prepare<Q>(scratch, x, 1, k);
@@ -18,7 +23,7 @@ const float *prepared(Scratch &, const float *x, uint32_t) {
 
 // out[0..n) = rows [first, first + n) of W · x.
 template <class Q, class X>
-INLINE void products(const uint8_t *w, const MatMulParams &p, uint32_t first, uint32_t n, const X &x, float *out) {
+__attribute__((noinline)) void products(const uint8_t *w, const MatMulParams &p, uint32_t first, uint32_t n, const X &x, float *out) {
     const uint8_t *row = w + size_t(first) * p.row_bytes;
     uint32_t i = 0;
     for (; i + ROWS <= n; i += ROWS) dot_rows<ROWS, Q>(row + size_t(i) * p.row_bytes, p.row_bytes, x, p.k, out + i);
