@@ -35,8 +35,8 @@ METAL_FUNC ArgmaxBest simd_best(ArgmaxBest mine) {
 }
 
 // Every thread takes part; keys and ids hold one value per simdgroup. The result is valid in simdgroup 0.
-METAL_FUNC ArgmaxBest threadgroup_best(ArgmaxBest mine, threadgroup uint* keys, threadgroup uint* ids, uint sg, uint lane,
-                                 uint n_sg) {
+METAL_FUNC ArgmaxBest threadgroup_best(ArgmaxBest mine, threadgroup uint* keys, threadgroup uint* ids, uint sg,
+                                       uint lane, uint n_sg) {
     const ArgmaxBest part = simd_best(mine);
     if (lane == 0) {
         keys[sg] = part.key;
@@ -68,8 +68,7 @@ kernel void argmax_partial(constant ArgmaxParams& p [[buffer(0)]], device const 
 
 template <class T>
 kernel void argmax_final(constant ArgmaxParams& p [[buffer(0)]], device Step* step [[buffer(1)]],
-                         device const T* part_value [[buffer(2)]], device const int* part_id [[buffer(3)]],
-                         GRID_IDS) {
+                         device const T* part_value [[buffer(2)]], device const int* part_id [[buffer(3)]], GRID_IDS) {
     TG_ARRAY(uint, keys, SIMD);
     TG_ARRAY(uint, ids, SIMD);
     ArgmaxBest best;

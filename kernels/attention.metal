@@ -14,8 +14,8 @@ constant constexpr float LOG2_E = 1.44269504088896341f;  // exp(x) = exp2(x * LO
 
 constant constexpr uint DECODE_MAX_SIMDGROUPS = ATTENTION_DECODE_THREADS / SIMD;
 
-// A softmax-weighted sum of the values seen so far: sum and acc are relative to exp2(max_score). A lane holds PIECES float4
-// of the head vector, every LANES-th from its own.
+// A softmax-weighted sum of the values seen so far: sum and acc are relative to exp2(max_score). A lane holds PIECES
+// float4 of the head vector, every LANES-th from its own.
 template <uint PIECES>
 struct SoftmaxSum {
     float max_score;
@@ -135,8 +135,8 @@ kernel void attention_decode(constant AttentionParams& p [[buffer(0)]], device c
 
 // ---- Prefill: tiles of queries by tiles of keys, on 8x8 matrices ----------------------------------------------------
 
-// What a threadgroup of attention_prefill is made of. A simdgroup owns 8 query rows and DIM / SPLIT columns of the head:
-// heads too wide for the registers of one simdgroup are shared by SPLIT, which add their parts of each score.
+// What a threadgroup of attention_prefill is made of. A simdgroup owns 8 query rows and DIM / SPLIT columns of the
+// head: heads too wide for the registers of one simdgroup are shared by SPLIT, which add their parts of each score.
 template <uint DIM_, uint QUERIES_, uint KEYS_, uint SPLIT_>
 struct PrefillShape {
     static constant constexpr uint DIM = DIM_;
@@ -158,8 +158,8 @@ struct PrefillShape {
 // Copies a tile of ROWS head vectors into threadgroup memory as floats; rows from n_rows on and columns past the head
 // are zero and not read: beyond the last token the cache holds anything, NaN included.
 template <class Shape, uint ROWS, class Vec>
-METAL_FUNC void stage_tile(threadgroup float4* tile, device const Vec* source, ulong row_stride, uint n_rows,
-                           uint dim4, uint tid) {
+METAL_FUNC void stage_tile(threadgroup float4* tile, device const Vec* source, ulong row_stride, uint n_rows, uint dim4,
+                           uint tid) {
     for (uint i = tid; i < ROWS * (Shape::DIM / 4); i += Shape::THREADS) {
         const uint row = i / (Shape::DIM / 4);
         const uint col = i % (Shape::DIM / 4);
@@ -243,7 +243,7 @@ struct RowSoftmax {
         UNROLL for (uint c = 0; c < COLUMNS; c++) {
             const uint col = 4 * c + lane % 4;
             weight[c] = 0.0f;
-            UNROLL for (uint part = 0; part < Shape::SPLIT; part++)
+            for (uint part = 0; part < Shape::SPLIT; part++)
                 weight[c] += parts[(part * 8 + lane / 4) * Shape::SCORE_ROW + col];
             weight[c] *= scale;
             if (col < n_visible) new_max = max(new_max, weight[c]);

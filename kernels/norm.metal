@@ -4,8 +4,8 @@
 // that any row length and any 4-byte alignment (weights lie where the file puts them) costs no extra transactions.
 template <class T>
 kernel void rms_norm(constant NormParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
-                     device const T* x [[buffer(2)]], device const T* weight [[buffer(3)]],
-                     device T* out [[buffer(4)]], GRID_IDS) {
+                     device const T* x [[buffer(2)]], device const T* weight [[buffer(3)]], device T* out [[buffer(4)]],
+                     GRID_IDS) {
     TG_ARRAY(float, scratch, SIMD);
     if (tg.x >= step->n_tokens) return;
     const ulong row = ulong(tg.x) * p.n;

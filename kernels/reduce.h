@@ -1,4 +1,5 @@
-// Reductions over a whole threadgroup. scratch holds one value per simdgroup; every thread takes part and gets the result.
+// Reductions over a whole threadgroup: scratch holds one value per simdgroup, every thread takes part and gets the
+// result.
 #pragma once
 
 #include "common.h"
