@@ -441,11 +441,13 @@ std::string family_of(id<MTLDevice> device) {
 
 std::vector<BufferArgument> arguments_of(MTLComputePipelineReflection* reflection) {
     std::vector<BufferArgument> arguments;
-    for (id<MTLBinding> binding in reflection.bindings) {
-        if (binding.type != MTLBindingTypeBuffer || !binding.used) continue;
-        id<MTLBufferBinding> buffer = static_cast<id<MTLBufferBinding>>(binding);
-        arguments.push_back(
-            {text(buffer.name), static_cast<uint32_t>(buffer.index), buffer.bufferAlignment, buffer.bufferDataSize});
+    if (@available(macOS 13.0, *)) {
+        for (id<MTLBinding> binding in reflection.bindings) {
+            if (binding.type != MTLBindingTypeBuffer || !binding.used) continue;
+            id<MTLBufferBinding> buffer = static_cast<id<MTLBufferBinding>>(binding);
+            arguments.push_back({text(buffer.name), static_cast<uint32_t>(buffer.index), buffer.bufferAlignment,
+                                 buffer.bufferDataSize});
+        }
     }
     return arguments;
 }
