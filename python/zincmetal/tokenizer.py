@@ -12,6 +12,7 @@ import codecs
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .errors import TokenizerError, UsageError
@@ -166,7 +167,9 @@ def _byte_level_encoders(meta: Metadata, vocab: Vocabulary, pre: PreTokenizer) -
     from tokenizers import Regex, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
-    merges = [_pair(merge) for merge in meta.strings("merges")]
+    merges = [(left, right) for left, _, right in map(str.partition, meta.strings("merges"), repeat(" "))]
+    if not all(map(vocab.ids.__contains__, map("".join, merges))):  # the library panics on some of these
+        raise TokenizerError(_merge_fault(merges, vocab))
     try:
         model = BPE(vocab.ids, merges, ignore_merges=pre.ignore_merges)
     except Exception as error:  # what the library raises; which merge it was is looked for only now, to load fast
@@ -175,11 +178,6 @@ def _byte_level_encoders(meta: Metadata, vocab: Vocabulary, pre: PreTokenizer) -
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     normalizer = normalizers.NFC() if pre.nfc else None
     return _encoders(vocab, model, normalizer, pre_tokenizers.Sequence([*splits, byte_level]))
-
-
-def _pair(merge: str) -> tuple[str, str]:
-    left, _, right = merge.partition(" ")
-    return left, right
 
 
 def _merge_fault(merges: list[tuple[str, str]], vocab: Vocabulary) -> str | None:
@@ -290,11 +288,13 @@ class Tokenizer:
         self.add_bos = self.bos_id is not None and meta.flag("add_bos_token", bos_by_default)
         self.add_eos = meta.flag("add_eos_token", False)
         named = (meta.token_id(f"{name}_token_id", n) for name in ("eot", "eom"))
-        # Where types are given, a normal "</s>" is only text that looks like an end.
-        typed = meta.has("token_type")
-        known = (self._vocab.ids[name] for name in (_END_NAMES | _FILE_END_NAMES) & self._vocab.ids.keys())
-        ends = (i for i in known if not typed or self._vocab.types[i] != TokenType.NORMAL)
-        self.eog_ids = frozenset(i for i in (self.eos_id, *named, *ends) if i is not None)
+        ends = {name: self._vocab.ids[name] for name in _END_NAMES | _FILE_END_NAMES if name in self._vocab.ids}
+        if meta.has("token_type"):  # some files type "<|endoftext|>" as normal, and some have a "</s>" that is
+            self._vocab.mark_control({i for name, i in ends.items() if name.startswith("<|")})
+        else:
+            self._vocab.mark_control({i for i in (self.bos_id, self.eos_id, *ends.values()) if i is not None})
+        known = (i for i in ends.values() if self._vocab.types[i] != TokenType.NORMAL)
+        self.eog_ids = frozenset(i for i in (self.eos_id, *named, *known) if i is not None)
 
     @property
     def bos_text(self) -> str:
@@ -321,12 +321,12 @@ class Tokenizer:
             add_eos: put the end token behind. None follows the file.
 
         Raises:
-            TokenizerError: this vocabulary cannot encode, or a begin or end token is asked for that it lacks.
+            TokenizerError: this vocabulary cannot encode, a begin or end token is asked for that it lacks, or
+                the split pattern gives up on the text (a run of some ten million spaces).
         """
         if self._encoders is None:
             raise TokenizerError(f"{KEY}tokens has no token for any single byte, so text has no ids: pass ids")
-        encoder = self._encoders.parsing if parse_special else self._encoders.plain
-        ids: list[int] = encoder.encode(_without_surrogates(text), add_special_tokens=False).ids
+        ids = _encode(self._encoders.parsing if parse_special else self._encoders.plain, text)
         if add_bos or (add_bos is None and self.add_bos and ids[:1] != [self.bos_id]):
             ids.insert(0, self._required(self.bos_id, "begin", "bos"))
         if add_eos or (add_eos is None and self.add_eos):
@@ -429,6 +429,16 @@ def _or_control(vocab: Vocabulary, token: int | None, default: int) -> int | Non
     if token is None and default < len(vocab) and vocab.types[default] == TokenType.CONTROL:
         return default
     return token
+
+
+def _encode(encoder: tokenizers.Tokenizer, text: str) -> list[int]:
+    try:
+        ids: list[int] = encoder.encode(_without_surrogates(text), add_special_tokens=False).ids
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Rust's own, no Exception and not to be imported
+            raise
+        raise TokenizerError(f"a text of {len(text)} characters cannot be tokenized: {error}") from error
+    return ids
 
 
 def _without_surrogates(text: str) -> str:

@@ -143,6 +143,12 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def mark_control(self, ids: set[int]) -> None:
+        """Make control tokens of `ids`, for files that give no types or wrong ones."""
+        self.other[:] = sorted(ids | set(self.other))
+        for i in ids:
+            self.types[i] = TokenType.CONTROL.value
+
     def texts(self, types: frozenset[TokenType]) -> list[str]:
         """The tokens of some types other than NORMAL, by id."""
         return [self.tokens[i] for i in self.other if self.types[i] in types]
