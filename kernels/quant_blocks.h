@@ -111,14 +111,16 @@ struct KScales {
     ushort packed[6];  // bytes 0-3: scales 0-3, 4-7: minima 0-3, 8-11: nibbles of scales and minima 4-7,
                        // whose top two bits are those of bytes 0-7
 
-    // Scales and minima of sub-blocks 2 * pair and 2 * pair + 1. Lanes of a simdgroup differ in pair: no branch.
+    // Scales and minima of sub-blocks 2 * pair and 2 * pair + 1, all four as bytes of one word. Lanes of a simdgroup differ
+    // in pair: no branch.
     static METAL_FUNC void read(device const KScales* s, uint pair, thread float2& scale, thread float2& offset) {
-        const uint scales = s->packed[pair % 2], minima = s->packed[2 + pair % 2], nibbles = s->packed[4 + pair % 2];
-        const bool upper = pair >= 2;
-        const uint sc = upper ? (nibbles & 0x0F0F) | (scales >> 2 & 0x3030) : scales & 0x3F3F;
-        const uint mn = upper ? (nibbles >> 4 & 0x0F0F) | (minima >> 2 & 0x3030) : minima & 0x3F3F;
-        scale = float(s->d) * float2(float(sc & 0xFF), float(sc >> 8));
-        offset = -float(s->dmin) * float2(float(mn & 0xFF), float(mn >> 8));
+        const uint first = as_type<uint>(ushort2(s->packed[pair % 2], s->packed[2 + pair % 2]));
+        const uint nibbles = s->packed[4 + pair % 2];
+        const uint lower = first & 0x3F3F3F3F;
+        const uint upper = ((nibbles | nibbles << 12) & 0x0F0F0F0F) | (first >> 2 & 0x30303030);
+        const float4 v = float4(as_type<uchar4>(pair < 2 ? lower : upper));
+        scale = float(s->d) * v.xy;
+        offset = -float(s->dmin) * v.zw;
     }
 };
 static_assert(sizeof(KScales) == 16, "the file's layout");
