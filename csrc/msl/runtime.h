@@ -64,7 +64,8 @@ struct KernelInfo {
     uint32_t params_bytes;
     uint32_t n_buffers;
     const BufferSignature *buffers;
-    void (*thread)(const ThreadArguments &);
+    void (*thread)(const ThreadArguments &) = nullptr;  // CPU: runs one thread
+    const void *global = nullptr;                       // CUDA: what cudaLaunchKernel takes; params, then the buffers
 };
 
 void register_kernel(const KernelInfo &kernel);

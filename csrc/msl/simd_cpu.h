@@ -1,8 +1,9 @@
-// simdgroup and quadgroup functions for the CPU: every lane hands in its value, the last one to come computes all results.
+// How the lanes of a simdgroup exchange values on the CPU: every lane hands in its value, the last one to come computes all
+// results.
 #pragma once
 
-#include "functions.h"
 #include "runtime.h"
+#include "simd_operations.h"
 
 namespace metal {
 
@@ -10,29 +11,11 @@ namespace detail {
 
 using zinc::msl::simd_width;
 
-struct Add {
-    template <class T> static METAL_FUNC T apply(const T &a, const T &b) { return T(a + b); }
-    template <class T> static METAL_FUNC T identity() { return T(0); }
-};
-struct Multiply {
-    template <class T> static METAL_FUNC T apply(const T &a, const T &b) { return T(a * b); }
-    template <class T> static METAL_FUNC T identity() { return T(1); }
-};
-struct Largest {
-    template <class T> static METAL_FUNC T apply(const T &a, const T &b) { return metal::max(a, b); }
-};
-struct Smallest {
-    template <class T> static METAL_FUNC T apply(const T &a, const T &b) { return metal::min(a, b); }
-};
-struct BitAnd {
-    template <class T> static METAL_FUNC T apply(const T &a, const T &b) { return T(a & b); }
-};
-struct BitOr {
-    template <class T> static METAL_FUNC T apply(const T &a, const T &b) { return T(a | b); }
-};
-struct BitXor {
-    template <class T> static METAL_FUNC T apply(const T &a, const T &b) { return T(a ^ b); }
-};
+METAL_FUNC uint current_lane() { return zinc::msl::running.thread % simd_width; }
+
+METAL_FUNC void arrive(const char *operation, const char *file, uint line) {
+    zinc::msl::simd_arrive({operation, file, line});
+}
 
 // Every lane of a group of `width` gets the result over the group, summed as a tree as GPUs do.
 template <class Op, uint width> struct Reduce {
@@ -116,78 +99,28 @@ METAL_FUNC T exchange(const T &value, uint argument, const char *operation, cons
     return reinterpret_cast<const T *>(slots.results)[lane];
 }
 
-template <class A>
-concept Exchangeable = Arithmetic<A>;
-template <class A> struct ValueOf {
-    using type = A;
+// D = A B + C with float accumulation, rounded once; the result travels back in c.
+struct MultiplyAccumulate {
+    template <class P> static void rule(const void *values, const uint *, void *results) {
+        const P *in = static_cast<const P *>(values);
+        P *out = static_cast<P *>(results);
+        float a[8][8], b[8][8], d[8][8];
+        for (uint lane = 0; lane < simd_width; lane++)
+            for (uint i = 0; i < 2; i++) {
+                const uint r = matrix_row(lane), c = matrix_col(lane) + i;
+                a[r][c] = float(in[lane].a.data[i]);
+                b[r][c] = float(in[lane].b.data[i]);
+                d[r][c] = float(in[lane].c.data[i]);
+            }
+        for (uint r = 0; r < 8; r++)
+            for (uint k = 0; k < 8; k++)
+                for (uint c = 0; c < 8; c++) d[r][c] += a[r][k] * b[k][c];
+        for (uint lane = 0; lane < simd_width; lane++)
+            for (uint i = 0; i < 2; i++)
+                out[lane].c.data[i] = remove_reference_t<decltype(out[lane].c.data[i])>(
+                    d[matrix_row(lane)][matrix_col(lane) + i]);
+    }
 };
-template <class A>
-    requires Vectorial<A>
-struct ValueOf<A> {
-    using type = VecOf<A>;
-};
-template <class A> using Value = typename ValueOf<A>::type;
 
 }  // namespace detail
-
-#define MSL_SITE const char *file = __builtin_FILE(), uint line = __builtin_LINE()
-
-#define MSL_SIMD_VALUE(name, ...)                                                                              \
-    template <detail::Exchangeable A> METAL_FUNC detail::Value<A> name(const A &value, MSL_SITE) {             \
-        return detail::exchange<__VA_ARGS__>(detail::Value<A>(value), 0, #name, file, line);                 \
-    }
-#define MSL_SIMD_LANE(name, ...)                                                                               \
-    template <detail::Exchangeable A> METAL_FUNC detail::Value<A> name(const A &value, ushort lane, MSL_SITE) { \
-        return detail::exchange<__VA_ARGS__>(detail::Value<A>(value), lane, #name, file, line);              \
-    }
-
-MSL_SIMD_VALUE(simd_sum, detail::Reduce<detail::Add, 32>)
-MSL_SIMD_VALUE(simd_product, detail::Reduce<detail::Multiply, 32>)
-MSL_SIMD_VALUE(simd_max, detail::Reduce<detail::Largest, 32>)
-MSL_SIMD_VALUE(simd_min, detail::Reduce<detail::Smallest, 32>)
-MSL_SIMD_VALUE(simd_and, detail::Reduce<detail::BitAnd, 32>)
-MSL_SIMD_VALUE(simd_or, detail::Reduce<detail::BitOr, 32>)
-MSL_SIMD_VALUE(simd_xor, detail::Reduce<detail::BitXor, 32>)
-MSL_SIMD_VALUE(simd_prefix_inclusive_sum, detail::Prefix<detail::Add, true>)
-MSL_SIMD_VALUE(simd_prefix_exclusive_sum, detail::Prefix<detail::Add, false>)
-MSL_SIMD_VALUE(simd_prefix_inclusive_product, detail::Prefix<detail::Multiply, true>)
-MSL_SIMD_VALUE(simd_prefix_exclusive_product, detail::Prefix<detail::Multiply, false>)
-MSL_SIMD_LANE(simd_shuffle, detail::Shuffle<detail::FromLane, 32>)
-MSL_SIMD_LANE(simd_broadcast, detail::Shuffle<detail::FromLane, 32>)
-MSL_SIMD_LANE(simd_shuffle_xor, detail::Shuffle<detail::FromXor, 32>)
-MSL_SIMD_LANE(simd_shuffle_up, detail::Shuffle<detail::FromBelow, 32>)
-MSL_SIMD_LANE(simd_shuffle_down, detail::Shuffle<detail::FromAbove, 32>)
-MSL_SIMD_LANE(simd_shuffle_rotate_up, detail::Shuffle<detail::FromBelowRotating, 32>)
-MSL_SIMD_LANE(simd_shuffle_rotate_down, detail::Shuffle<detail::FromAboveRotating, 32>)
-MSL_SIMD_VALUE(simd_broadcast_first, detail::Shuffle<detail::FromLane, 32>)
-MSL_SIMD_VALUE(quad_sum, detail::Reduce<detail::Add, 4>)
-MSL_SIMD_VALUE(quad_product, detail::Reduce<detail::Multiply, 4>)
-MSL_SIMD_VALUE(quad_max, detail::Reduce<detail::Largest, 4>)
-MSL_SIMD_VALUE(quad_min, detail::Reduce<detail::Smallest, 4>)
-MSL_SIMD_LANE(quad_shuffle, detail::Shuffle<detail::FromLane, 4>)
-MSL_SIMD_LANE(quad_broadcast, detail::Shuffle<detail::FromLane, 4>)
-MSL_SIMD_LANE(quad_shuffle_xor, detail::Shuffle<detail::FromXor, 4>)
-MSL_SIMD_LANE(quad_shuffle_up, detail::Shuffle<detail::FromBelow, 4>)
-MSL_SIMD_LANE(quad_shuffle_down, detail::Shuffle<detail::FromAbove, 4>)
-#undef MSL_SIMD_VALUE
-#undef MSL_SIMD_LANE
-
-class simd_vote {
-  public:
-    using vote_t = ulong;
-    METAL_FUNC explicit simd_vote(vote_t v = 0) : votes(v) {}
-    METAL_FUNC explicit operator vote_t() const { return votes; }
-    METAL_FUNC bool all() const { return votes == 0xffffffffu; }
-    METAL_FUNC bool any() const { return votes != 0; }
-
-  private:
-    vote_t votes;
-};
-
-METAL_FUNC simd_vote simd_ballot(bool predicate, MSL_SITE) {
-    return simd_vote(detail::exchange<detail::Ballot>(ulong(0), predicate, "simd_ballot", file, line));
-}
-METAL_FUNC bool simd_all(bool predicate, MSL_SITE) { return simd_ballot(predicate, file, line).all(); }
-METAL_FUNC bool simd_any(bool predicate, MSL_SITE) { return simd_ballot(predicate, file, line).any(); }
-
 }  // namespace metal

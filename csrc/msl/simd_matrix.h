@@ -1,7 +1,7 @@
 // simdgroup_matrix: an 8 by 8 matrix spread over the 32 lanes of a simdgroup, two neighbours of a row in each.
 #pragma once
 
-#include "simd_cpu.h"
+#include "simd_functions.h"
 
 namespace metal {
 
@@ -23,41 +23,6 @@ using simdgroup_half8x8 = simdgroup_matrix<half, 8, 8>;
 using simdgroup_bfloat8x8 = simdgroup_matrix<bfloat, 8, 8>;
 
 namespace detail {
-
-// Row and first column of a lane's two elements: quads tile the matrix as Apple's hardware has it.
-METAL_FUNC constexpr uint matrix_row(uint lane) { return (lane >> 2 & 4) + (lane >> 1 & 3); }
-METAL_FUNC constexpr uint matrix_col(uint lane) { return (lane >> 1 & 4) + (lane << 1 & 2); }
-
-METAL_FUNC uint current_lane() { return zinc::msl::running.thread % simd_width; }
-
-template <class A, class B, class C> struct Product {
-    vec<A, 2> a;
-    vec<B, 2> b;
-    vec<C, 2> c;
-};
-
-// D = A B + C with float accumulation, rounded once; the result travels back in c.
-struct MultiplyAccumulate {
-    template <class P> static void rule(const void *values, const uint *, void *results) {
-        const P *in = static_cast<const P *>(values);
-        P *out = static_cast<P *>(results);
-        float a[8][8], b[8][8], d[8][8];
-        for (uint lane = 0; lane < simd_width; lane++)
-            for (uint i = 0; i < 2; i++) {
-                const uint r = matrix_row(lane), c = matrix_col(lane) + i;
-                a[r][c] = float(in[lane].a.data[i]);
-                b[r][c] = float(in[lane].b.data[i]);
-                d[r][c] = float(in[lane].c.data[i]);
-            }
-        for (uint r = 0; r < 8; r++)
-            for (uint k = 0; k < 8; k++)
-                for (uint c = 0; c < 8; c++) d[r][c] += a[r][k] * b[k][c];
-        for (uint lane = 0; lane < simd_width; lane++)
-            for (uint i = 0; i < 2; i++)
-                out[lane].c.data[i] = remove_reference_t<decltype(out[lane].c.data[i])>(
-                    d[matrix_row(lane)][matrix_col(lane) + i]);
-    }
-};
 
 template <class T> METAL_FUNC ulong matrix_index(uint lane, uint i, ulong stride, ulong2 origin, bool transpose) {
     const ulong r = matrix_row(lane), c = matrix_col(lane) + i;
@@ -83,7 +48,7 @@ METAL_FUNC simdgroup_matrix<T, rows, cols> make_filled_simdgroup_matrix(T value)
 template <class T, int rows, int cols>
 METAL_FUNC void simdgroup_load(simdgroup_matrix<T, rows, cols> &m, const T *source, ulong elements_per_row = cols,
                                ulong2 matrix_origin = 0, bool transpose_matrix = false, MSL_SITE) {
-    zinc::msl::simd_arrive({"simdgroup_load", file, line});
+    detail::arrive("simdgroup_load", file, line);
     const uint lane = detail::current_lane();
     for (uint i = 0; i < 2; i++)
         m.thread_elements().data[i] =
@@ -93,7 +58,7 @@ METAL_FUNC void simdgroup_load(simdgroup_matrix<T, rows, cols> &m, const T *sour
 template <class T, int rows, int cols>
 METAL_FUNC void simdgroup_store(const simdgroup_matrix<T, rows, cols> &m, T *target, ulong elements_per_row = cols,
                                 ulong2 matrix_origin = 0, bool transpose_matrix = false, MSL_SITE) {
-    zinc::msl::simd_arrive({"simdgroup_store", file, line});
+    detail::arrive("simdgroup_store", file, line);
     const uint lane = detail::current_lane();
     for (uint i = 0; i < 2; i++)
         target[detail::matrix_index<T>(lane, i, elements_per_row, matrix_origin, transpose_matrix)] =
