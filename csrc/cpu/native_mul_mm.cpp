@@ -24,28 +24,6 @@ template <class T> constexpr bool AS_INTEGERS = Quantised<T>;
 template <class T> constexpr bool AS_INTEGERS = false;
 #endif
 
-// `count` weights of a row, from column `first` on, as floats; quantised ones in whole groups or the row's last blocks.
-template <class T> INLINE void dequantise(const uint8_t *row, uint32_t first, uint32_t count, float *out) {
-    if constexpr (Quantised<T>) {
-        const uint8_t *group = row + size_t(first / GROUP) * T::GROUP_BYTES;
-        Affine<GROUP / T::SUB> a;
-        T::affine(group, int(count / BLOCK), a);
-        for (uint32_t j = 0; j < count / BLOCK; j++) {
-            uint8_t quants[sizeof(Bytes)];
-            store(quants, T::quants(group, int(j)));
-            for (int i = 0; i < BLOCK; i += W) {
-                const int s = int(j) * (BLOCK / T::SUB) + i / T::SUB;
-                store(out + j * BLOCK + i, convert<vf>(convert<vi>(load<vu8>(quants + i))) * a.scale[s] + a.offset[s]);
-            }
-        }
-    } else {
-        const uint8_t *at = row + size_t(first) * T::BYTES;
-        uint32_t i = 0;
-        for (; i + W <= count; i += W) store(out + i, T::lanes(at + i * T::BYTES));
-        for (; i < count; i++) out[i] = T::one(at + i * T::BYTES);
-    }
-}
-
 // The tokens of a launch and what is made of them once.
 template <class T> struct Tokens {
     const float *x;
@@ -88,16 +66,6 @@ void multiply_rows(const uint8_t *w, const MatMulParams &p, uint32_t first, uint
             pack_panel(unpacked, PART, int(count), panel);
             multiply_panel(panel, tokens.x + c, p.k, tokens.n, int(count), y + r, TILE_ROWS);
         }
-}
-
-struct Range {
-    uint32_t begin, end;
-};
-
-// Piece i of n things divided evenly, in order, into `pieces`.
-Range piece(uint32_t n, uint64_t i, uint32_t pieces) {
-    const uint64_t each = (uint64_t(n) + pieces - 1) / pieces;
-    return {uint32_t(i * each < n ? i * each : n), uint32_t((i + 1) * each < n ? (i + 1) * each : n)};
 }
 
 // Calls tile(rows, tokens) for threadgroups [begin, end): tokens divide evenly over the grid's x, rows of W over its y.

@@ -30,31 +30,25 @@ __attribute__((noinline)) void products(const uint8_t *w, const MatMulParams &p,
     for (; i < n; i++) dot_rows<1, Q>(row + size_t(i) * p.row_bytes, p.row_bytes, x, p.k, out + i);
 }
 
-// The m rows divide evenly over the threadgroups of the grid.
-struct Rows {
-    uint32_t begin, end;
-    Rows(const Launch &l, const MatMulParams &p, uint64_t begin_tg, uint64_t end_tg) {
-        const uint64_t per_tg = (p.m + l.grid[0] - 1) / l.grid[0];
-        begin = uint32_t(begin_tg * per_tg < p.m ? begin_tg * per_tg : p.m);
-        end = uint32_t(end_tg * per_tg < p.m ? end_tg * per_tg : p.m);
-    }
-};
+// The rows of threadgroups [begin, end): all m divide evenly over the grid.
+INLINE Range rows_of(const Launch &l, const MatMulParams &p, uint64_t begin, uint64_t end) {
+    return {piece(p.m, begin, l.grid[0]).begin, piece(p.m, end - 1, l.grid[0]).end};
+}
 
-template <class Q> void mul_mv(const Launch &l, uint64_t begin_tg, uint64_t end_tg) {
+template <class Q> void mul_mv(const Launch &l, uint64_t begin, uint64_t end) {
     thread_local Scratch scratch;
     const auto &p = l.as<MatMulParams>();
-    const Rows rows(l, p, begin_tg, end_tg);
+    const Range rows = rows_of(l, p, begin, end);
     const auto x = prepared<Q>(scratch, l.buffer<const float>(2), p.k);
     products<Q>(l.buffer<const uint8_t>(1), p, rows.begin, rows.end - rows.begin, x, l.buffer<float>(3) + rows.begin);
 }
 
-// Writes `finish(first row, count, products of W[0], products of W[1])` strip by strip; W[1] may be absent.
-constexpr uint32_t STRIP = 64;
+constexpr uint32_t STRIP = 64;  // rows whose products wait for what is done with them
 
-template <class Q> void mul_mv_add(const Launch &l, uint64_t begin_tg, uint64_t end_tg) {
+template <class Q> void mul_mv_add(const Launch &l, uint64_t begin, uint64_t end) {
     thread_local Scratch scratch;
     const auto &p = l.as<MatMulParams>();
-    const Rows rows(l, p, begin_tg, end_tg);
+    const Range rows = rows_of(l, p, begin, end);
     const auto x = prepared<Q>(scratch, l.buffer<const float>(2), p.k);
     const float *residual = l.buffer<const float>(3);
     float *out = l.buffer<float>(4);
@@ -66,10 +60,10 @@ template <class Q> void mul_mv_add(const Launch &l, uint64_t begin_tg, uint64_t 
     }
 }
 
-template <class Q> void mul_mv_swiglu(const Launch &l, uint64_t begin_tg, uint64_t end_tg) {
+template <class Q> void mul_mv_swiglu(const Launch &l, uint64_t begin, uint64_t end) {
     thread_local Scratch scratch;
     const auto &p = l.as<MatMulParams>();
-    const Rows rows(l, p, begin_tg, end_tg);
+    const Range rows = rows_of(l, p, begin, end);
     const auto x = prepared<Q>(scratch, l.buffer<const float>(3), p.k);
     float *out = l.buffer<float>(4);
     for (uint32_t r = rows.begin; r < rows.end; r += STRIP) {

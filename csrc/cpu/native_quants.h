@@ -189,5 +189,27 @@ struct BF16 {
 template <class Q>
 concept Quantised = requires { Q::SUB; };
 
+// `count` weights of a row, from column `first` on, as floats; quantised ones in whole groups or the row's last blocks.
+template <class T> INLINE void dequantise(const uint8_t *row, uint32_t first, uint32_t count, float *out) {
+    if constexpr (Quantised<T>) {
+        const uint8_t *group = row + size_t(first / GROUP) * T::GROUP_BYTES;
+        Affine<GROUP / T::SUB> a;
+        T::affine(group, int(count / BLOCK), a);
+        for (uint32_t j = 0; j < count / BLOCK; j++) {
+            uint8_t quants[sizeof(Bytes)];
+            store(quants, T::quants(group, int(j)));
+            for (int i = 0; i < BLOCK; i += W) {
+                const int s = int(j) * (BLOCK / T::SUB) + i / T::SUB;
+                store(out + j * BLOCK + i, convert<vf>(convert<vi>(load<vu8>(quants + i))) * a.scale[s] + a.offset[s]);
+            }
+        }
+    } else {
+        const uint8_t *at = row + size_t(first) * T::BYTES;
+        uint32_t i = 0;
+        for (; i + W <= count; i += W) store(out + i, T::lanes(at + i * T::BYTES));
+        for (; i < count; i++) out[i] = T::one(at + i * T::BYTES);
+    }
+}
+
 }  // namespace
 }  // namespace zinc

@@ -12,3 +12,20 @@
 #define NATIVE_TABLE(family)                                                                                           \
     extern const NativeKernel NATIVE_JOIN(native_##family, NATIVE_ISA)[];                                              \
     const NativeKernel NATIVE_JOIN(native_##family, NATIVE_ISA)[]
+
+namespace zinc {
+namespace {
+
+struct Range {
+    uint32_t begin, end;
+};
+
+// Piece i of n things that divide evenly, in order, into `pieces`. Native kernels cut their work by the grid alone: how
+// much a threadgroup of the MSL kernel takes is not theirs to know.
+INLINE Range piece(uint32_t n, uint64_t i, uint32_t pieces) {
+    const uint64_t each = (uint64_t(n) + pieces - 1) / pieces;
+    return {uint32_t(i * each < n ? i * each : n), uint32_t((i + 1) * each < n ? (i + 1) * each : n)};
+}
+
+}  // namespace
+}  // namespace zinc

@@ -124,6 +124,18 @@ INLINE uint16_t float_to_half(float x) {
 #endif
 }
 
+INLINE void store_half(uint16_t *p, vf v) {
+#if defined(NATIVE_AVX512)
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(NATIVE_AVX2)
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(NATIVE_NEON)
+    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
+#else
+    for (int i = 0; i < W; i++) p[i] = float_to_half(v[i]);
+#endif
+}
+
 // ---- functions -----------------------------------------------------------------------------------------------------
 
 // e^x to about 1e-7 relative; 0 far below the range of normal floats, infinity above, NaN stays NaN.
