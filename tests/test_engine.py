@@ -33,7 +33,7 @@ class Bytes:
         def finish(self):
             return ""
 
-    def stream(self):
+    def stream(self, continues):
         return self._Stream()
 
 

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -48,5 +48,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(".engine", __name__), name)
     if name == "__version__":
-        return metadata.version("zincmetal")
+        from importlib.metadata import version
+
+        return version("zincmetal")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

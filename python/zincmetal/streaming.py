@@ -15,7 +15,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self._decoder = tokenizer.stream()
+        self._decoder = tokenizer.stream(continues=True)  # the answer follows the prompt
         self._stop = tuple(s for s in stop if s)
         self._held = ""
         self.stopped = False
