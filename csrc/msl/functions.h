@@ -23,8 +23,22 @@ concept Operands3 = (Vectorial<A> || Vectorial<B> || Vectorial<C>) && !std::is_v
 
 }  // namespace detail
 
+// A function that C has too. CUDA declares it for floats in the global namespace, where `using namespace metal` would make
+// the two ambiguous: there it is the same function.
+#ifdef __CUDACC__
+#define MSL_C_FUNCTION(R, name, parameters, expression) using ::name;
+#else
+#define MSL_C_FUNCTION(R, name, parameters, expression)                                                        \
+    METAL_FUNC R name parameters { return expression; }
+#endif
+
+#define MSL_C_UNARY(name, expression)                                                                          \
+    MSL_C_FUNCTION(float, name, (float x), expression)                                                         \
+    MSL_UNARY_FORMS(name)
 #define MSL_UNARY(name, expression)                                                                            \
     METAL_FUNC float name(float x) { return expression; }                                                      \
+    MSL_UNARY_FORMS(name)
+#define MSL_UNARY_FORMS(name)                                                                                  \
     template <class F> METAL_FUNC detail::SmallFloat<F> name(detail::SmallFloat<F> x) {                        \
         return detail::SmallFloat<F>(name(float(x)));                                                          \
     }                                                                                                          \
@@ -35,39 +49,46 @@ concept Operands3 = (Vectorial<A> || Vectorial<B> || Vectorial<C>) && !std::is_v
         MSL_COMPONENTS(typename detail::Shape<A>::T, detail::Shape<A>::n, name(v.data[i]))                     \
     }
 
-MSL_UNARY(exp, std::exp(x))
-MSL_UNARY(exp2, std::exp2(x))
-MSL_UNARY(exp10, std::pow(10.0f, x))
-MSL_UNARY(log, std::log(x))
-MSL_UNARY(log2, std::log2(x))
-MSL_UNARY(log10, std::log10(x))
-MSL_UNARY(sqrt, std::sqrt(x))
-MSL_UNARY(rsqrt, 1.0f / std::sqrt(x))
-MSL_UNARY(sin, std::sin(x))
-MSL_UNARY(cos, std::cos(x))
-MSL_UNARY(tan, std::tan(x))
-MSL_UNARY(asin, std::asin(x))
-MSL_UNARY(acos, std::acos(x))
-MSL_UNARY(atan, std::atan(x))
-MSL_UNARY(sinh, std::sinh(x))
-MSL_UNARY(cosh, std::cosh(x))
-MSL_UNARY(tanh, std::tanh(x))
-MSL_UNARY(asinh, std::asinh(x))
-MSL_UNARY(acosh, std::acosh(x))
-MSL_UNARY(atanh, std::atanh(x))
-MSL_UNARY(floor, std::floor(x))
-MSL_UNARY(ceil, std::ceil(x))
-MSL_UNARY(trunc, std::trunc(x))
-MSL_UNARY(round, std::round(x))
-MSL_UNARY(rint, std::rint(x))
-MSL_UNARY(fabs, std::fabs(x))
+MSL_C_UNARY(exp, std::exp(x))
+MSL_C_UNARY(exp2, std::exp2(x))
+MSL_C_UNARY(exp10, std::pow(10.0f, x))
+MSL_C_UNARY(log, std::log(x))
+MSL_C_UNARY(log2, std::log2(x))
+MSL_C_UNARY(log10, std::log10(x))
+MSL_C_UNARY(sqrt, std::sqrt(x))
+MSL_C_UNARY(rsqrt, 1.0f / std::sqrt(x))
+MSL_C_UNARY(sin, std::sin(x))
+MSL_C_UNARY(cos, std::cos(x))
+MSL_C_UNARY(tan, std::tan(x))
+MSL_C_UNARY(asin, std::asin(x))
+MSL_C_UNARY(acos, std::acos(x))
+MSL_C_UNARY(atan, std::atan(x))
+MSL_C_UNARY(sinh, std::sinh(x))
+MSL_C_UNARY(cosh, std::cosh(x))
+MSL_C_UNARY(tanh, std::tanh(x))
+MSL_C_UNARY(asinh, std::asinh(x))
+MSL_C_UNARY(acosh, std::acosh(x))
+MSL_C_UNARY(atanh, std::atanh(x))
+MSL_C_UNARY(floor, std::floor(x))
+MSL_C_UNARY(ceil, std::ceil(x))
+MSL_C_UNARY(trunc, std::trunc(x))
+MSL_C_UNARY(round, std::round(x))
+MSL_C_UNARY(rint, std::rint(x))
+MSL_C_UNARY(fabs, std::fabs(x))
 MSL_UNARY(fract, std::fmin(x - std::floor(x), 0x1.fffffep-1f))
 MSL_UNARY(saturate, x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f)
 MSL_UNARY(sign, x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : (x == 0.0f ? x : 0.0f)))
+#undef MSL_C_UNARY
 #undef MSL_UNARY
+#undef MSL_UNARY_FORMS
 
+#define MSL_C_BINARY(name, expression)                                                                         \
+    MSL_C_FUNCTION(float, name, (float x, float y), expression)                                                \
+    MSL_BINARY_FORMS(name)
 #define MSL_BINARY(name, expression)                                                                           \
     METAL_FUNC float name(float x, float y) { return expression; }                                             \
+    MSL_BINARY_FORMS(name)
+#define MSL_BINARY_FORMS(name)                                                                                 \
     template <class F>                                                                                         \
     METAL_FUNC detail::SmallFloat<F> name(detail::SmallFloat<F> x, detail::SmallFloat<F> y) {                  \
         return detail::SmallFloat<F>(name(float(x), float(y)));                                                \
@@ -80,15 +101,17 @@ MSL_UNARY(sign, x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : (x == 0.0f ? x : 0.0f)))
         MSL_COMPONENTS(typename detail::Shape<V>::T, detail::Shape<V>::n, name(l.data[i], r.data[i]))          \
     }
 
-MSL_BINARY(pow, std::pow(x, y))
+MSL_C_BINARY(pow, std::pow(x, y))
 MSL_BINARY(powr, std::pow(x, y))
-MSL_BINARY(fmod, std::fmod(x, y))
-MSL_BINARY(atan2, std::atan2(x, y))
-MSL_BINARY(fmin, std::fmin(x, y))
-MSL_BINARY(fmax, std::fmax(x, y))
-MSL_BINARY(copysign, std::copysign(x, y))
+MSL_C_BINARY(fmod, std::fmod(x, y))
+MSL_C_BINARY(atan2, std::atan2(x, y))
+MSL_C_BINARY(fmin, std::fmin(x, y))
+MSL_C_BINARY(fmax, std::fmax(x, y))
+MSL_C_BINARY(copysign, std::copysign(x, y))
 MSL_BINARY(step, y < x ? 0.0f : 1.0f)
+#undef MSL_C_BINARY
 #undef MSL_BINARY
+#undef MSL_BINARY_FORMS
 
 // Functions of one type T throughout, for scalars of any arithmetic type and for vectors.
 #define MSL_BINARY_T(name, expression)                                                                         \
@@ -138,7 +161,7 @@ METAL_FUNC auto abs(const A &a) {
     }
 }
 
-METAL_FUNC float ldexp(float x, int e) { return std::ldexp(x, e); }
+MSL_C_FUNCTION(float, ldexp, (float x, int e), std::ldexp(x, e))
 METAL_FUNC float smoothstep(float low, float high, float x) {
     const float t = saturate((x - low) / (high - low));
     return t * t * (3.0f - 2.0f * t);
@@ -146,7 +169,7 @@ METAL_FUNC float smoothstep(float low, float high, float x) {
 
 // Classification.
 #define MSL_CLASSIFY(name)                                                                                     \
-    METAL_FUNC bool name(float x) { return std::name(x); }                                                     \
+    MSL_C_FUNCTION(bool, name, (float x), std::name(x))                                                        \
     template <class F> METAL_FUNC bool name(detail::SmallFloat<F> x) { return std::name(float(x)); }           \
     template <class A>                                                                                         \
         requires detail::Vectorial<A>                                                                          \
@@ -159,6 +182,7 @@ MSL_CLASSIFY(isinf)
 MSL_CLASSIFY(isfinite)
 MSL_CLASSIFY(signbit)
 #undef MSL_CLASSIFY
+#undef MSL_C_FUNCTION
 
 METAL_FUNC bool all(bool a) { return a; }
 METAL_FUNC bool any(bool a) { return a; }

@@ -1,5 +1,5 @@
-// What kernels are made of on every lane: KERNEL, GRID_IDS, memory flags. A kernel registers itself with what its signature
-// says; the lane's own header has Registration, TG_ARRAY and the barriers.
+// What kernels are made of on every lane: KERNEL, GRID_IDS, memory flags. A kernel registers itself with what its
+// signature says; the lane's own header has Registration, TG_ARRAY and the barriers.
 #pragma once
 
 #include <tuple>
@@ -50,8 +50,8 @@ constexpr BufferSignature buffer_signature() {
 
 template <class S, size_t... I>
 const BufferSignature* buffer_signatures(std::index_sequence<I...>) {
-    static constexpr BufferSignature all[S::n_buffers + 1] = {
-        buffer_signature<typename S::template Buffer<I>>()..., BufferSignature{}};
+    static constexpr BufferSignature all[S::n_buffers + 1] = {buffer_signature<typename S::template Buffer<I>>()...,
+                                                              BufferSignature{}};
     return all;
 }
 

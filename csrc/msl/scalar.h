@@ -44,7 +44,11 @@ namespace detail {
 // IEEE 754 binary16.
 struct HalfFormat {
     static METAL_FUNC ushort pack(float f) {
-#if defined(__F16C__) && !defined(__CUDACC__)
+#if defined(__CUDACC__)
+        ushort h;
+        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+        return h;
+#elif defined(__F16C__)
         return ushort(_cvtss_sh(f, 0));
 #elif defined(__aarch64__)
         return as_type<ushort>(__fp16(f));
@@ -61,7 +65,11 @@ struct HalfFormat {
 #endif
     }
     static METAL_FUNC float unpack(ushort h) {
-#if defined(__F16C__) && !defined(__CUDACC__)
+#if defined(__CUDACC__)
+        float f;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+        return f;
+#elif defined(__F16C__)
         return _cvtsh_ss(h);
 #elif defined(__aarch64__)
         return float(as_type<__fp16>(h));
