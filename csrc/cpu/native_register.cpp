@@ -1,5 +1,7 @@
 // Registers the tables that the native kernel files export, one per family and instruction set. Compiled for the
 // machine that everything else is compiled for.
+#include <initializer_list>
+
 #include "native.h"
 
 namespace zinc {
@@ -7,8 +9,8 @@ namespace zinc {
 #define TABLES(isa)                                                                                                    \
     extern const NativeKernel native_mul_mv_##isa[], native_mul_mm_##isa[], native_attention_##isa[], native_rows_##isa[];
 #define REGISTER(isa)                                                                                                  \
-    for (const NativeKernel *table : {native_mul_mv_##isa, native_mul_mm_##isa, native_attention_##isa, native_rows_##isa}) \
-        for (const NativeKernel *k = table; k->name; k++) register_native(k->name, Isa::isa, k->fn, k->grain);
+    register_table(native_mul_mv_##isa, Isa::isa), register_table(native_mul_mm_##isa, Isa::isa),                      \
+        register_table(native_attention_##isa, Isa::isa), register_table(native_rows_##isa, Isa::isa);
 
 TABLES(plain)
 #if defined(__x86_64__)
@@ -19,6 +21,10 @@ TABLES(neon)
 #endif
 
 namespace {
+
+void register_table(const NativeKernel *table, Isa isa) {
+    for (; table->name; table++) register_native(table->name, isa, table->fn, table->grain);
+}
 
 [[maybe_unused]] const bool registered = [] {
     REGISTER(plain)
