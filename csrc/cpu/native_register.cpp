@@ -1,7 +1,5 @@
 // Registers the tables that the native kernel files export, one per family and instruction set. Compiled for the
 // machine that everything else is compiled for.
-#include <initializer_list>
-
 #include "native.h"
 
 namespace zinc {
