@@ -117,8 +117,7 @@ template <class T> class QueryTile {
         : h(heads), dim(h.p.head_dim), width((dim + PANEL - 1) / PANEL * PANEL), n_heads(range.end - range.begin),
           n((rows.end - rows.begin) * n_heads), t0(rows.begin), head0(range.begin) {
         const size_t floats = size_t(n) * (dim + width + TILE_KEYS + 2) + TILE_KEYS * width + (TILE_KEYS + PANEL) * width;
-        thread_local Scratch scratch;
-        float *memory = scratch.take<float>(floats);
+        float *memory = thread_scratch().take<float>(floats);
         panel = memory, memory += TILE_KEYS * width;
         unpacked = memory, memory += (TILE_KEYS + PANEL) * width;
         scores = memory, memory += n * TILE_KEYS;

@@ -12,12 +12,10 @@ constexpr int ROWS = 4;
 constexpr int ROWS = 2;
 #endif
 
-template <Quantised Q> Activations prepared(Scratch &scratch, const float *x, uint32_t k) {
-    return prepare<Q>(scratch, x, 1, k);
-}
+template <Quantised Q> Activations prepared(const float *x, uint32_t k) { return prepare<Q>(thread_scratch(), x, 1, k); }
 template <class T>
     requires(!Quantised<T>)
-const float *prepared(Scratch &, const float *x, uint32_t) {
+const float *prepared(const float *x, uint32_t) {
     return x;
 }
 
@@ -36,20 +34,18 @@ INLINE Range rows_of(const Launch &l, const MatMulParams &p, uint64_t begin, uin
 }
 
 template <class Q> void mul_mv(const Launch &l, uint64_t begin, uint64_t end) {
-    thread_local Scratch scratch;
     const auto &p = l.as<MatMulParams>();
     const Range rows = rows_of(l, p, begin, end);
-    const auto x = prepared<Q>(scratch, l.buffer<const float>(2), p.k);
+    const auto x = prepared<Q>(l.buffer<const float>(2), p.k);
     products<Q>(l.buffer<const uint8_t>(1), p, rows.begin, rows.end - rows.begin, x, l.buffer<float>(3) + rows.begin);
 }
 
 constexpr uint32_t STRIP = 64;  // rows whose products wait for what is done with them
 
 template <class Q> void mul_mv_add(const Launch &l, uint64_t begin, uint64_t end) {
-    thread_local Scratch scratch;
     const auto &p = l.as<MatMulParams>();
     const Range rows = rows_of(l, p, begin, end);
-    const auto x = prepared<Q>(scratch, l.buffer<const float>(2), p.k);
+    const auto x = prepared<Q>(l.buffer<const float>(2), p.k);
     const float *residual = l.buffer<const float>(3);
     float *out = l.buffer<float>(4);
     for (uint32_t r = rows.begin; r < rows.end; r += STRIP) {
@@ -61,10 +57,9 @@ template <class Q> void mul_mv_add(const Launch &l, uint64_t begin, uint64_t end
 }
 
 template <class Q> void mul_mv_swiglu(const Launch &l, uint64_t begin, uint64_t end) {
-    thread_local Scratch scratch;
     const auto &p = l.as<MatMulParams>();
     const Range rows = rows_of(l, p, begin, end);
-    const auto x = prepared<Q>(scratch, l.buffer<const float>(3), p.k);
+    const auto x = prepared<Q>(l.buffer<const float>(3), p.k);
     float *out = l.buffer<float>(4);
     for (uint32_t r = rows.begin; r < rows.end; r += STRIP) {
         const uint32_t n = rows.end - r < STRIP ? rows.end - r : STRIP;

@@ -102,9 +102,8 @@ struct Rotation {
     float *sine, *cosine, *head;
 
     Rotation(const RopeKvParams &p, float position, const float *freqs) {
-        thread_local Scratch scratch;
         const uint32_t n_pairs = p.n_rot / 2, room = (n_pairs + 7) / 8 * 8;
-        sine = scratch.take<float>(2 * room + p.head_dim);
+        sine = thread_scratch().take<float>(2 * room + p.head_dim);
         cosine = sine + room;
         head = cosine + room;
         for (uint32_t i = 0; i < n_pairs; i += 8) {

@@ -201,5 +201,11 @@ class Scratch {
     size_t bytes_ = 0;
 };
 
+// The scratch memory of this thread and source file: one, because thread-local storage of a module loaded late is scarce.
+[[maybe_unused]] Scratch &thread_scratch() {
+    thread_local Scratch scratch;
+    return scratch;
+}
+
 }  // namespace
 }  // namespace zinc
