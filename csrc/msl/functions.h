@@ -154,6 +154,7 @@ template <class A>
 METAL_FUNC auto abs(const A &a) {
     if constexpr (detail::Scalar<A>) {
         if constexpr (std::is_same_v<A, float>) return std::fabs(a);
+        else if constexpr (std::is_unsigned_v<A>) return a;
         else return a < A(0) ? A(-a) : A(a);
     } else {
         const detail::VecOf<A> v(a);
