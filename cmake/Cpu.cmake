@@ -31,7 +31,7 @@ foreach(isa IN LISTS ISAS)
   add_library(native_${isa} OBJECT ${NATIVE_SOURCES})
   target_include_directories(native_${isa} PRIVATE csrc kernels)
   target_compile_definitions(native_${isa} PRIVATE NATIVE_ISA=${isa})
-  target_compile_options(native_${isa} PRIVATE -Wall -Wextra -O3 -fno-math-errno -fno-trapping-math ${ISA_${isa}})
+  target_compile_options(native_${isa} PRIVATE -Wall -Wextra -Wno-psabi -O2 -fno-math-errno -fno-trapping-math ${ISA_${isa}})
   list(APPEND NATIVE_OBJECTS $<TARGET_OBJECTS:native_${isa}>)
 endforeach()
 
