@@ -142,7 +142,8 @@ void Checker::access(const void *pointer, size_t bytes, AccessKind kind) {
     if (kind == AccessKind::read) {
         const ByteRange params{address(job_->params), address(job_->params) + job_->kernel->params_bytes};
         const ByteRange pointers{address(job_->buffers), address(job_->buffers + job_->kernel->n_buffers)};
-        if (params.contains(place.at, bytes) || pointers.contains(place.at, bytes)) return;
+        const ByteRange self{address(&running), address(&running + 1)};
+        if (params.contains(place.at, bytes) || pointers.contains(place.at, bytes) || self.contains(place.at, bytes)) return;
         if (module_.contains(place.at, bytes)) return;
     }
     report_outside(place);
@@ -234,35 +235,35 @@ void Checker::note_read(Touch &reads, uint32_t my_clock, Space space, bool same_
     reads = {my_clock, me, flags};
 }
 
+// How far the place reaches out of the range; 0 inside.
+static uintptr_t distance(const ByteRange &range, uintptr_t at, size_t bytes) {
+    return at < range.begin ? range.begin - at : at + bytes > range.end ? at + bytes - range.end : 0;
+}
+
+// Says where a place is, relative to the nearest array or binding.
 void Checker::describe(const Place &place, char *text, size_t size) const {
-    const long long n = (long long)place.bytes;
+    const auto n = (unsigned long long)place.bytes;
     const uintptr_t arena = address(executor_.arena());
-    if (place.at >= arena && place.at < arena + arena_bytes) {
-        const long long offset = (long long)(place.at - arena);
-        const Array *nearest = nullptr;
-        for (size_t i = 0; i < n_arrays_; i++)
-            if (!nearest || arrays_[i].offset <= offset + n - 1) nearest = &arrays_[i];
-        if (nearest)
-            snprintf(text, size, "%lld bytes at byte %lld of threadgroup array `%s` (%u bytes)", n,
-                     offset - (long long)nearest->offset, nearest->name, nearest->bytes);
-        else snprintf(text, size, "%lld bytes of threadgroup memory that it has not declared", n);
+    const bool in_arena = place.at >= arena && place.at < arena + arena_bytes;
+    ByteRange nearest{};
+    size_t index = 0;
+    uintptr_t nearest_distance = UINTPTR_MAX;
+    for (size_t i = 0; i < (in_arena ? n_arrays_ : bindings_.size()); i++) {
+        const ByteRange range = in_arena ? ByteRange{arena + arrays_[i].offset, arena + arrays_[i].offset + arrays_[i].bytes}
+                                         : bindings_[i];
+        const uintptr_t d = distance(range, place.at, place.bytes);
+        if (d < nearest_distance) nearest = range, index = i, nearest_distance = d;
+    }
+    constexpr uintptr_t far = 1u << 20;
+    if (nearest_distance > far) {
+        snprintf(text, size, "%llu bytes at %#llx, far from every binding", n, (unsigned long long)place.at);
         return;
     }
-    size_t nearest = 0;
-    uintptr_t nearest_distance = UINTPTR_MAX;
-    for (size_t i = 0; i < bindings_.size(); i++) {
-        const ByteRange &b = bindings_[i];
-        const uintptr_t distance = place.at < b.begin ? b.begin - place.at
-                                   : place.at + place.bytes > b.end ? place.at + place.bytes - b.end
-                                                                    : 0;
-        if (distance < nearest_distance) nearest = i, nearest_distance = distance;
-    }
-    if (nearest_distance > (1u << 20))
-        snprintf(text, size, "%lld bytes at %#llx, far from every binding", n, (unsigned long long)place.at);
-    else
-        snprintf(text, size, "%lld bytes at byte %lld of binding %zu (%llu bytes)", n,
-                 (long long)(place.at - bindings_[nearest].begin), nearest + 1,
-                 (unsigned long long)(bindings_[nearest].end - bindings_[nearest].begin));
+    char what[80];
+    if (in_arena) snprintf(what, sizeof(what), "threadgroup array `%.50s`", arrays_[index].name);
+    else snprintf(what, sizeof(what), "binding %zu", index + 1);
+    snprintf(text, size, "%llu bytes at byte %lld of %s (%llu bytes)", n, (long long)(place.at - nearest.begin), what,
+             (unsigned long long)(nearest.end - nearest.begin));
 }
 
 void Checker::report_outside(const Place &place) {

@@ -10,8 +10,8 @@
 namespace zinc::msl {
 namespace {
 
-// Kernel threads ask for their executor at every collective; one module-local load instead of a call.
-__thread Executor *executor __attribute__((tls_model("initial-exec"))) = nullptr;
+// Set while this OS thread runs kernel threads.
+__thread Executor *executor = nullptr;
 
 bool same_text(const char *a, const char *b) { return a == b || !strcmp(a, b); }
 
@@ -26,7 +26,7 @@ const char *file_name(const char *path) {
 
 }  // namespace
 
-__thread Running running __attribute__((tls_model("initial-exec"))) = {};
+__thread Running running = {};
 
 Executor *Executor::current() { return executor; }
 

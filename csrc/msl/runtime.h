@@ -36,7 +36,7 @@ struct Running {
     uint32_t thread;
     SimdSlots *slots;
 };
-extern __thread Running running __attribute__((tls_model("initial-exec")));
+extern __thread Running running;
 
 void threadgroup_barrier(uint32_t orders, Site site);
 void simdgroup_barrier(uint32_t orders, Site site);

@@ -130,7 +130,8 @@ concept PartOf = Scalar<A> || (Vectorial<A> && std::is_same_v<typename Shape<A>:
     vec() = default;                                                                                           \
     vec(const vec &) = default;                                                                                \
     METAL_FUNC vec &operator=(const vec &o) {                                                                  \
-        __builtin_memcpy(static_cast<void *>(data), static_cast<const void *>(o.data), sizeof(data));          \
+        __builtin_memcpy(__builtin_assume_aligned(static_cast<void *>(data), alignof(vec)),                    \
+                         __builtin_assume_aligned(static_cast<const void *>(o.data), alignof(vec)), sizeof(data)); \
         return *this;                                                                                          \
     }                                                                                                          \
     template <class A>                                                                                         \
