@@ -29,7 +29,7 @@ struct SoftmaxSum {
     }
 
     METAL_FUNC void raise_max(float new_max) {
-        const float scale = exp2(max_score - new_max);
+        const float scale = metal::exp2(max_score - new_max);
         max_score = new_max;
         sum *= scale;
         UNROLL for (uint j = 0; j < PIECES; j++) acc[j] *= scale;
@@ -103,7 +103,7 @@ kernel void attention_decode(constant AttentionParams& p [[buffer(0)]], device c
         }
         s.raise_max(new_max);
         UNROLL for (uint u = 0; u < KEYS; u++) {
-            const float weight = in_range[u] ? exp2(score[u] - s.max_score) : 0.0f;
+            const float weight = in_range[u] ? metal::exp2(score[u] - s.max_score) : 0.0f;
             s.sum += weight;
             UNROLL for (uint j = 0; j < PIECES; j++) s.acc[j] += weight * float4(v_cache[row[u] + piece[j]]);
         }
@@ -125,7 +125,7 @@ kernel void attention_decode(constant AttentionParams& p [[buffer(0)]], device c
         float sum = 0.0f;
         float4 acc = float4(0.0f);
         for (uint other = 0; other < n_sg; other++) {
-            const float weight = exp2(part_max[other] - max_all);
+            const float weight = metal::exp2(part_max[other] - max_all);
             sum += weight * part_sum[other];
             acc += weight * part_acc[other * PIECES * LANES + i];
         }
@@ -250,11 +250,11 @@ struct RowSoftmax {
         }
         new_max = max(new_max, simd_shuffle_xor(new_max, 1));
         new_max = max(new_max, simd_shuffle_xor(new_max, 2));
-        const float factor = exp2(max_score - new_max);
+        const float factor = metal::exp2(max_score - new_max);
         max_score = new_max;
         sum *= factor;
         UNROLL for (uint c = 0; c < COLUMNS; c++) {
-            weight[c] = 4 * c + lane % 4 < n_visible ? exp2(weight[c] - max_score) : 0.0f;
+            weight[c] = 4 * c + lane % 4 < n_visible ? metal::exp2(weight[c] - max_score) : 0.0f;
             sum += weight[c];
         }
         return factor;

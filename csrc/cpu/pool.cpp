@@ -67,7 +67,7 @@ void Pool::help(int worker) {
 namespace {
 
 // The first number in a file, or fallback where the file has none ("max").
-double number_in(const char *path, int index, double fallback) {
+[[maybe_unused]] double number_in(const char *path, int index, double fallback) {
     std::ifstream file(path);
     std::string word;
     for (int i = 0; i <= index; i++)
