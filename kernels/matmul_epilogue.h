@@ -1,5 +1,5 @@
-// What becomes of the products of mul_mv and mul_mm. An epilogue takes the products a and b of the same activations with
-// the same row of MATRICES matrices (b counts when there are two), and the place of the result in the output.
+// What becomes of the products of mul_mv and mul_mm. An epilogue takes the products a and b of the same activations
+// with the same row of MATRICES matrices (b counts when there are two), and the place of the result in the output.
 #pragma once
 
 #include "common.h"
@@ -28,7 +28,8 @@ struct SwiGlu {
 };
 
 // The weights of one or two matrices of the same shape. Work on n rows takes the first n / N from the first matrix and
-// the others, the same rows again, from the second: one loop serves both, and gate and up share what is loaded for them.
+// the others, the same rows again, from the second: one loop serves both, and gate and up share what is loaded for
+// them.
 template <uint N>
 struct Matrices {
     device const uchar* w[N];

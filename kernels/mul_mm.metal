@@ -2,19 +2,17 @@
 #include "quant_dot.h"
 #include "shapes.h"
 
-// Y[t, m] = sum_k W[m, k] X[t, k], in tiles of MUL_MM_ROWS rows by MUL_MM_TOKENS tokens. Per step, two parts of every row
-// and the activations that meet them are staged, decoded, in threadgroup memory, and each of the four simdgroups
+// Y[t, m] = sum_k W[m, k] X[t, k], in tiles of MUL_MM_ROWS rows by MUL_MM_TOKENS tokens. Per step, two parts of every
+// row and the activations that meet them are staged, decoded, in threadgroup memory, and each of the four simdgroups
 // multiplies a quarter of the tile. Columns go by parts, not in the order of the row: a sum does not mind.
 //
-// Staged values lie as 8x8 matrices, one after the other: for each run of eight columns, eight rows by eight rows. A run
-// of a row is then two vectors in one place, and the lanes that load a matrix meet in no bank.
+// Staged values lie as 8x8 matrices, one after the other: for each run of eight columns, eight rows by eight rows. A
+// run of a row is then two vectors in one place, and the lanes that load a matrix meet in no bank.
 
 constant constexpr uint MATRIX = 64;  // values of an 8x8 matrix
 constant constexpr uint TILE_W = MUL_MM_ROWS * MUL_MM_COLUMNS;
 constant constexpr uint TILE_X = MUL_MM_TOKENS * MUL_MM_COLUMNS;
-// The results pass through the same memory, one float each.
 constant constexpr uint TILE_Y = MUL_MM_ROWS * MUL_MM_TOKENS;
-static_assert(TILE_Y <= TILE_W, "the results fit where the weights were, in floats");
 
 template <class T>
 using Four = vec<T, 4>;
@@ -38,13 +36,16 @@ struct Quarter {
     METAL_FUNC void multiply(threadgroup const T* w, threadgroup const T* x) {
         for (uint run = 0; run < MUL_MM_COLUMNS / RUN; run++) {
             simdgroup_matrix<T, 8, 8> a[ROWS], b[TOKENS];
-            UNROLL for (uint i = 0; i < ROWS; i++)
-                simdgroup_load(a[i], w + (run * MUL_MM_ROWS + row) * RUN + i * MATRIX, 8);
-            UNROLL for (uint j = 0; j < TOKENS; j++)
-                simdgroup_load(b[j], x + (run * MUL_MM_TOKENS + token) * RUN + j * MATRIX, 8, ulong2(0), true);
             UNROLL for (uint i = 0; i < ROWS; i++) {
-                UNROLL for (uint j = 0; j < TOKENS; j++)
+                simdgroup_load(a[i], w + (run * MUL_MM_ROWS + row) * RUN + i * MATRIX, 8);
+            }
+            UNROLL for (uint j = 0; j < TOKENS; j++) {
+                simdgroup_load(b[j], x + (run * MUL_MM_TOKENS + token) * RUN + j * MATRIX, 8, ulong2(0), true);
+            }
+            UNROLL for (uint i = 0; i < ROWS; i++) {
+                UNROLL for (uint j = 0; j < TOKENS; j++) {
                     simdgroup_multiply_accumulate(sums[i][j], a[i], b[j], sums[i][j]);
+                }
             }
         }
     }
@@ -52,8 +53,10 @@ struct Quarter {
     // To y[token][row] of the tile.
     METAL_FUNC void store(threadgroup float* y) const {
         UNROLL for (uint i = 0; i < ROWS; i++) {
-            UNROLL for (uint j = 0; j < TOKENS; j++)
-                simdgroup_store(sums[i][j], y + (token + 8 * j) * MUL_MM_ROWS + row + 8 * i, MUL_MM_ROWS, ulong2(0), true);
+            UNROLL for (uint j = 0; j < TOKENS; j++) {
+                threadgroup float* to = y + (token + 8 * j) * MUL_MM_ROWS + row + 8 * i;
+                simdgroup_store(sums[i][j], to, MUL_MM_ROWS, ulong2(0), true);
+            }
         }
     }
 };
@@ -74,7 +77,8 @@ METAL_FUNC void load_run(device const float* row, uint column, uint k, thread fl
 // and their results dropped.
 template <class Q, class T, class Epilogue>
 METAL_FUNC void mul_mm_tile(constant MatMulParams& p, uint n_tokens, Matrices<Epilogue::MATRICES> weights,
-                            device const float* x, Epilogue out, threadgroup Four<T>* tile, uint3 tg, uint tid, uint sg) {
+                            device const float* x, Epilogue out, threadgroup Four<T>* tile, uint3 tg, uint tid,
+                            uint sg) {
     const uint n_rows = MUL_MM_ROWS / Epilogue::MATRICES;
     const uint first_token = tg.x * MUL_MM_TOKENS, first_row = tg.y * n_rows;
     if (first_token >= n_tokens) return;  // the whole threadgroup
@@ -100,6 +104,7 @@ METAL_FUNC void mul_mm_tile(constant MatMulParams& p, uint n_tokens, Matrices<Ep
         quarter.multiply((threadgroup const T*)tile, (threadgroup const T*)tile + TILE_W);
     }
 
+    static_assert(TILE_Y * sizeof(float) <= (TILE_W + TILE_X) * sizeof(T), "results pass through the same memory");
     threadgroup float* y = (threadgroup float*)tile;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     quarter.store(y);
@@ -136,8 +141,8 @@ kernel void mul_mm_swiglu(constant MatMulParams& p [[buffer(0)]], device const S
     mul_mm_tile<Q, T>(p, step->n_tokens, Matrices<2>{{gate, up}}, x, SwiGlu{y}, tile, tg, tid, sg);
 }
 
-#define MUL_MM(type, Q)                                                                                       \
-    KERNEL("mul_mm_" type, mul_mm<Q, float>)                                                       \
-    KERNEL("mul_mm_add_" type, mul_mm_add<Q, float>)                                               \
+#define MUL_MM(type, Q)                                                                                                \
+    KERNEL("mul_mm_" type, mul_mm<Q, float>)                                                                           \
+    KERNEL("mul_mm_add_" type, mul_mm_add<Q, float>)                                                                   \
     KERNEL("mul_mm_swiglu_" type, mul_mm_swiglu<Q, float>)
 TENSOR_TYPES(MUL_MM)

@@ -2,8 +2,8 @@
 #include "quant_dot.h"
 #include "shapes.h"
 
-// out[m] = W[m, k] x[k]. A simdgroup takes MUL_MV_ROWS rows. Its lanes share the blocks, a part of 16 weights each, so that
-// even a row of two super-blocks keeps all of them busy; the activations of a part stay in registers for all rows.
+// out[m] = W[m, k] x[k]. A simdgroup takes MUL_MV_ROWS rows. Its lanes share the blocks, a part of 16 weights each, so
+// that even a row of two super-blocks keeps all of them busy; the activations of a part stay in registers for all rows.
 template <class Q, class Epilogue>
 METAL_FUNC void mul_mv_rows(constant MatMulParams& p, Matrices<Epilogue::MATRICES> w, device const float* x,
                             Epilogue out, uint simdgroup, uint lane) {
@@ -22,14 +22,16 @@ METAL_FUNC void mul_mv_rows(constant MatMulParams& p, Matrices<Epilogue::MATRICE
     const uint n_blocks = Q::is_whole(p.k) ? p.k / Q::BLOCK : 0;
     for (uint block = lane / Q::PARTS; block < n_blocks; block += SIMD / Q::PARTS) {
         const typename Q::X xs = Q::load_x(x + block * Q::BLOCK, part);
-        UNROLL for (uint r = 0; r < MUL_MV_ROWS; r++)
+        UNROLL for (uint r = 0; r < MUL_MV_ROWS; r++) {
             sums[r] += Q::dot_part((device const typename Q::Block*)rows[r] + block, part, xs);
+        }
     }
 
     UNROLL for (uint r = 0; r < MUL_MV_ROWS; r++) sums[r] = simd_sum(sums[r]);
     if (lane != 0) return;
-    UNROLL for (uint r = 0; r < outputs; r++)
+    UNROLL for (uint r = 0; r < outputs; r++) {
         if (first + r < p.m) out.put(first + r, sums[r], sums[MUL_MV_ROWS - outputs + r]);
+    }
 }
 
 template <class Q>
@@ -52,8 +54,8 @@ kernel void mul_mv_swiglu(constant MatMulParams& p [[buffer(0)]], device const u
     mul_mv_rows<Q>(p, Matrices<2>{{gate, up}}, x, SwiGlu{out}, tg.x * n_sg + sg, lane);
 }
 
-#define MUL_MV(type, Q)                                                                                       \
-    KERNEL("mul_mv_" type, mul_mv<Q>)                                                                         \
-    KERNEL("mul_mv_add_" type, mul_mv_add<Q>)                                                                 \
+#define MUL_MV(type, Q)                                                                                                \
+    KERNEL("mul_mv_" type, mul_mv<Q>)                                                                                  \
+    KERNEL("mul_mv_add_" type, mul_mv_add<Q>)                                                                          \
     KERNEL("mul_mv_swiglu_" type, mul_mv_swiglu<Q>)
 TENSOR_TYPES(MUL_MV)

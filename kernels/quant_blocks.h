@@ -1,9 +1,9 @@
-// The tensor types, one struct each: a block as it lies in memory (ggml's layouts; quants.py is the oracle) and how a lane
-// reads its share of one.
+// The tensor types, one struct each: a block as it lies in memory (ggml's layouts; quants.py is the oracle) and how a
+// lane reads its share of one.
 //
-// A lane's share is a part: 16 weights, in two runs of eight consecutive weights that lie SPAN apart, because formats pair
-// the low and the high bits of the same bytes that way. Part i of a block holds the weights from run_start(i, 0) and from
-// run_start(i, 1) on. A weight is scale * quant + offset with an unsigned quant, whatever the format calls it.
+// A lane's share is a part: 16 weights, in two runs of eight consecutive weights that lie SPAN apart, because formats
+// pair the low and the high bits of the same bytes that way. Part i of a block holds the weights from run_start(i, 0)
+// and from run_start(i, 1) on. A weight is scale * quant + offset with an unsigned quant, whatever the format calls it.
 //
 // Alignment: a tensor starts at a multiple of 8 bytes (GGUF's general.alignment is one), and block sizes do the rest.
 #pragma once
@@ -20,8 +20,8 @@ METAL_FUNC ushort4 eight_bytes(device const ushort* p) { return ushort4(p[0], p[
 METAL_FUNC ushort4 eight_bytes(device const uint* p) { return as_type<ushort4>(uint2(p[0], p[1])); }
 METAL_FUNC ushort4 eight_bytes(device const uint2* p) { return as_type<ushort4>(*p); }
 
-// Eight bytes of two nibbles. The high ones stay in place, 16 times too large, and the scale makes up for it: that saves
-// a shift where two instructions a weight decide the speed.
+// Eight bytes of two nibbles. The high ones stay in place, 16 times too large, and the scale makes up for it: that
+// saves a shift where two instructions a weight decide the speed.
 METAL_FUNC QuantPart nibble_part(ushort4 q, float2 scale, float2 offset) {
     return {{q & ushort4(0x0F0F), q & ushort4(0xF0F0)}, scale * float2(1.0f, 1.0f / 16), offset};
 }
@@ -100,7 +100,9 @@ struct Q8_0 {
     static METAL_FUNC QuantPart part(device const Q8_0* b, uint i) {
         const float d = float(b->d);
         const ushort4 signs = ushort4(0x8080);  // flipping the sign bit adds 128
-        return {{eight_bytes(b->qs + 4 * i) ^ signs, eight_bytes(b->qs + 8 + 4 * i) ^ signs}, float2(d), float2(-128.0f * d)};
+        return {{eight_bytes(b->qs + 4 * i) ^ signs, eight_bytes(b->qs + 8 + 4 * i) ^ signs},
+                float2(d),
+                float2(-128.0f * d)};
     }
 };
 static_assert(sizeof(Q8_0) == 34, "the file's layout");
@@ -111,8 +113,8 @@ struct KScales {
     ushort packed[6];  // bytes 0-3: scales 0-3, 4-7: minima 0-3, 8-11: nibbles of scales and minima 4-7,
                        // whose top two bits are those of bytes 0-7
 
-    // Scales and minima of sub-blocks 2 * pair and 2 * pair + 1, all four as bytes of one word. Lanes of a simdgroup differ
-    // in pair: no branch.
+    // Scales and minima of sub-blocks 2 * pair and 2 * pair + 1, all four as bytes of one word. Lanes of a simdgroup
+    // differ in pair: no branch.
     static METAL_FUNC void read(device const KScales* s, uint pair, thread float2& scale, thread float2& offset) {
         const uint first = as_type<uint>(ushort2(s->packed[pair % 2], s->packed[2 + pair % 2]));
         const uint nibbles = s->packed[4 + pair % 2];
@@ -176,8 +178,8 @@ struct Q6_K {
 };
 static_assert(sizeof(Q6_K) == 210, "the file's layout");
 
-// Float types have no blocks; 32 weights make one here. quad(b, i): weights 4 i to 4 i + 3. element(row, i): for rows that
-// are not whole blocks, whose alignment is that of an element.
+// Float types have no blocks; 32 weights make one here. quad(b, i): weights 4 i to 4 i + 3. element(row, i): for rows
+// that are not whole blocks, whose alignment is that of an element.
 struct F32 {
     float2 w[16];
 

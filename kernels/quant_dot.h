@@ -1,8 +1,8 @@
 // What the matrix kernels and the embedding do with a tensor type, quantised (Quantised<block>) or not (Plain<block>):
-//   load_x, dot     a part of a block against the activations that meet it
-//   dot_tail        what a row holds beyond its whole blocks
-//   weights         part i of a row, decoded
-//   is_whole        whether rows of k weights are whole blocks, and so aligned
+//   load_x, dot_part   a part of a block against the activations that meet it
+//   dot_tail           what a row holds beyond its whole blocks
+//   weights            part i of a row, decoded
+//   is_whole           whether rows of k weights are whole blocks, and so aligned
 // Only float rows can be anything but whole blocks: they are correct then, not fast.
 #pragma once
 
@@ -32,7 +32,7 @@ struct Quantised {
 
     static METAL_FUNC X load_x(device const float* x, uint i) {
         X out;
-        for (uint h = 0; h < 2; h++) {
+        UNROLL for (uint h = 0; h < 2; h++) {
             device const float4* run = (device const float4*)(x + run_start<SPAN>(i, h));
             const float4 a = run[0], b = run[1];
             out.even[h] = float4(a.x, a.z, b.x, b.z);
@@ -46,9 +46,10 @@ struct Quantised {
     static METAL_FUNC float dot_part(device const Block* block, uint i, thread const X& x) {
         const QuantPart p = B::part(block, i);
         float2 sum;
-        for (uint h = 0; h < 2; h++)
+        UNROLL for (uint h = 0; h < 2; h++) {
             sum[h] = dot(float4(p.quants[h] & ushort4(0x00FF)), x.even[h]) +
                      dot(float4(p.quants[h] & ushort4(0xFF00)), x.odd[h]);
+        }
         return dot(p.scale, sum) + dot(p.offset, x.sum);
     }
 
@@ -58,7 +59,7 @@ struct Quantised {
     // w[2 h] and w[2 h + 1] are run h.
     static METAL_FUNC void weights(device const uchar* row, uint i, uint, thread float4* w) {
         const QuantPart p = B::part((device const Block*)row + i / PARTS, i % PARTS);
-        for (uint h = 0; h < 2; h++) {
+        UNROLL for (uint h = 0; h < 2; h++) {
             const float4 even = p.scale[h] * float4(p.quants[h] & ushort4(0x00FF)) + p.offset[h];
             const float4 odd = p.scale[h] * float4(p.quants[h] >> ushort4(8)) + p.offset[h];
             w[2 * h] = float4(even.x, odd.x, even.y, odd.y);
@@ -78,15 +79,17 @@ struct Plain {
 
     static METAL_FUNC X load_x(device const float* x, uint i) {
         X out;
-        for (uint j = 0; j < 4; j++)
+        UNROLL for (uint j = 0; j < 4; j++) {
             out.v[j] = *(device const float4*)(x + run_start<SPAN>(i, j / 2) + j % 2 * 4);
+        }
         return out;
     }
 
     static METAL_FUNC float dot_part(device const Block* block, uint i, thread const X& x) {
         float sum = 0.0f;
-        for (uint j = 0; j < 4; j++)
+        UNROLL for (uint j = 0; j < 4; j++) {
             sum += dot(B::quad(block, run_start<SPAN>(i, j / 2) / 4 + j % 2), x.v[j]);
+        }
         return sum;
     }
 
@@ -99,13 +102,13 @@ struct Plain {
     }
 
     static METAL_FUNC void weights(device const uchar* row, uint i, uint k, thread float4* w) {
-        for (uint j = 0; j < 4; j++) {
+        UNROLL for (uint j = 0; j < 4; j++) {
             const uint block = i / PARTS, column = run_start<SPAN>(i % PARTS, j / 2) + j % 2 * 4;
             if (is_whole(k)) {
                 w[j] = B::quad((device const Block*)row + block, column / 4);
             } else {
                 const uint first = block * BLOCK + column;
-                for (uint c = 0; c < 4; c++) w[j][c] = first + c < k ? B::element(row, first + c) : 0.0f;
+                UNROLL for (uint c = 0; c < 4; c++) w[j][c] = first + c < k ? B::element(row, first + c) : 0.0f;
             }
         }
     }
@@ -118,15 +121,15 @@ METAL_FUNC uint run_column(uint i, uint h) {
 }
 
 // The one table of tensor types: every family is instantiated from it, T("<the name in quants.py>", <type>).
-#define TENSOR_TYPES(T)                                                                                       \
-    T("f32", Plain<F32>)                                                                                      \
-    T("f16", Plain<F16>)                                                                                      \
-    T("bf16", Plain<BF16>)                                                                                    \
-    T("q4_0", Quantised<Q4_0>)                                                                                \
-    T("q4_1", Quantised<Q4_1>)                                                                                \
-    T("q5_0", Quantised<Q5_0>)                                                                                \
-    T("q5_1", Quantised<Q5_1>)                                                                                \
-    T("q8_0", Quantised<Q8_0>)                                                                                \
-    T("q4_k", Quantised<Q4_K>)                                                                                \
-    T("q5_k", Quantised<Q5_K>)                                                                                \
+#define TENSOR_TYPES(T)                                                                                                \
+    T("f32", Plain<F32>)                                                                                               \
+    T("f16", Plain<F16>)                                                                                               \
+    T("bf16", Plain<BF16>)                                                                                             \
+    T("q4_0", Quantised<Q4_0>)                                                                                         \
+    T("q4_1", Quantised<Q4_1>)                                                                                         \
+    T("q5_0", Quantised<Q5_0>)                                                                                         \
+    T("q5_1", Quantised<Q5_1>)                                                                                         \
+    T("q8_0", Quantised<Q8_0>)                                                                                         \
+    T("q4_k", Quantised<Q4_K>)                                                                                         \
+    T("q5_k", Quantised<Q5_K>)                                                                                         \
     T("q6_k", Quantised<Q6_K>)

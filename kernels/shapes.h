@@ -7,11 +7,11 @@
     S(EMBED_THREADS, 64)                                                                                               \
     S(EMBED_COLUMNS, 1024) /* of a threadgroup: 16 per thread */                                                       \
     S(MUL_MV_SIMDGROUPS, 2)                                                                                            \
-    S(MUL_MV_ROWS, 2)     /* rows of weights per simdgroup, of both matrices together for swiglu */                    \
+    S(MUL_MV_ROWS, 2) /* rows of weights per simdgroup, of both matrices together for swiglu */                        \
     S(MUL_MM_THREADS, 128)                                                                                             \
-    S(MUL_MM_ROWS, 64)    /* rows of weights per threadgroup, of both matrices together for swiglu */                  \
-    S(MUL_MM_TOKENS, 32)  /* tokens per threadgroup */                                                                 \
-    S(MUL_MM_COLUMNS, 32) /* columns of either staged at a time */                                                     \
+    S(MUL_MM_ROWS, 64)                /* rows of weights per threadgroup, of both matrices together for swiglu */      \
+    S(MUL_MM_TOKENS, 32)              /* tokens per threadgroup */                                                     \
+    S(MUL_MM_COLUMNS, 32)             /* columns of either staged at a time */                                         \
     S(ATTENTION_DECODE_THREADS, 256)  /* at most: any whole number of simdgroups will do */                            \
     S(ATTENTION_PREFILL_THREADS, 128) /* exactly */                                                                    \
     S(ATTENTION_PREFILL_QUERIES, 32)  /* rows of the step per threadgroup */                                           \
