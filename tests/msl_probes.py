@@ -99,7 +99,9 @@ def integer_reference(dtype: Any) -> dict[str, Callable[..., Array]]:
         return (x.view(unsigned)[..., None] >> np.arange(width, dtype=unsigned)) & unsigned.type(1)
 
     def rotate(x: Array, s: Array) -> Array:
-        return np.array([int(v) << int(k) | int(v) >> (width - int(k)) for v, k in zip(x.view(unsigned), s)], object)
+        return np.array(
+            [int(v) << int(k) | int(v) >> (width - int(k)) for v, k in zip(x.view(unsigned), s, strict=True)], object
+        )
 
     def extract(x: Array) -> Array:
         field = (x.view(unsigned).astype(np.uint64) >> np.uint64(2)).astype(object) & 7
@@ -135,7 +137,7 @@ def integer_reference(dtype: Any) -> dict[str, Callable[..., Array]]:
     }
 
 
-#: FLOAT_OPERATIONS on float64 x, y, z, and how many units in the last place a result may be off: 0.5 is correct rounding.
+#: FLOAT_OPERATIONS on float64 x, y, z, and how many units in the last place a result may be off (0.5: well rounded).
 FLOAT_REFERENCE: dict[str, tuple[Callable[..., Array], float]] = {
     "x + y": (lambda x, y, z: x + y, 0.5),
     "x - y": (lambda x, y, z: x - y, 0.5),

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from msl_probes import FLOAT_REFERENCE, Array, FloatType, bfloat_bits, bfloat_value, integer_reference, operations, run
 
+from msl_probes import FLOAT_REFERENCE, Array, FloatType, bfloat_value, integer_reference, operations, run
 from zincmetal import backend
 
 SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))
@@ -49,7 +49,7 @@ def test_float_functions(checked: tuple[Any, Any], rng: np.random.Generator, cas
     operands[2][0] = kind.store(np.zeros(width))
     operands[2][1] = kind.store(np.full(width, 2.5))
     listed = operations("probe_functions.metal", "FLOAT_OPERATIONS")
-    out = np.full((len(listed), n, width), 0xFF, np.uint8).repeat(np.dtype(kind.storage).itemsize, -1).view(kind.storage)
+    out = kind.store(np.full((len(listed), n, width), np.nan))
     got = run(*checked, f"probe_float_{case}", [*operands, out], n=n, grid=(3, 1, 1))[3]
 
     x, y, z = (kind.load(operand) for operand in operands)
@@ -104,31 +104,32 @@ def test_conversions(checked: tuple[Any, Any], rng: np.random.Generator, name: s
     """All 65536 bit patterns to float; random, rounding-critical and special floats from float; mixed arithmetic."""
     kind, n = FloatType(name), 65536
     bits = np.arange(n, dtype=np.uint16)
-    stored = bits if name == "bfloat" else bits.view(np.float16)
+    stored = bits.view(kind.storage)
     with np.errstate(all="ignore"):
         value = kind.load(stored).astype(np.float32)
         f = rng.integers(0, 2**32, n, dtype=np.uint32).view(np.float32).copy()
         f[: n // 2] = (rng.standard_normal(n // 2) * 10.0 ** rng.integers(-9, 6, n // 2)).astype(np.float32)
         finite = np.flatnonzero(np.isfinite(value))
         ties = rng.choice(finite[(finite & 0x7FFF) < (0x7BFF if name == "half" else 0x7F7F)], 5000)
-        above = kind.load((ties + 1).astype(np.uint16) if name == "bfloat" else (ties + 1).astype(np.uint16).view(np.float16))
+        above = kind.load((ties + 1).astype(np.uint16).view(kind.storage))
         f[:5000] = (value[ties].astype(np.float64) + above) / 2  # halfway between neighbours
         f[5000:5007] = [np.inf, -np.inf, np.nan, -0.0, 65504.0, 65519.99, 65520.0]
         outputs = [np.zeros(n, np.float32), np.zeros(n, np.uint16), np.zeros((n, 3), np.float32)]
         _, _, to_float, from_float, mixed = run(
             *checked, f"probe_convert_{name}", [bits, f, *outputs], n=n, grid=(n // 256, 1, 1), threads=256
         )
-        want_bits = bfloat_bits(f) if name == "bfloat" else f.astype(np.float16).view(np.uint16)
+        want_bits = kind.store(f).view(np.uint16)
 
         def rounded(x: Array) -> Array:
-            return bfloat_value(bfloat_bits(x)) if name == "bfloat" else x.astype(np.float16).astype(np.float32)
+            return kind.load(kind.store(x)).astype(np.float32)
 
         want_mixed = np.stack([value * f, rounded(rounded(value * value) + np.float32(1)), rounded(value + f)], -1)
     assert np.array_equal(to_float, value, equal_nan=True)
     nan = np.isnan(f)
     assert np.array_equal(from_float[~nan], want_bits[~nan])
-    back = bfloat_value(from_float[nan]) if name == "bfloat" else from_float[nan].view(np.float16)
-    assert np.isnan(back).all() and nan.any()
+    back = kind.load(from_float[nan].view(kind.storage))
+    assert nan.any()
+    assert np.isnan(back).all()
     assert np.array_equal(mixed, want_mixed, equal_nan=True)
 
 
@@ -288,7 +289,8 @@ def test_atomics(checked: tuple[Any, Any], rng: np.random.Generator) -> None:
     )
     bits = x.view(np.uint32)
     assert ints.tolist() == [5 + x.sum(), 5 - x.sum(), x.max(), x.min()]
-    assert uints.tolist() == [np.bitwise_or.reduce(bits), np.bitwise_and.reduce(bits), 1 ^ np.bitwise_xor.reduce(bits), 5, 6]
+    all_or, all_and, all_xor = (f.reduce(bits) for f in (np.bitwise_or, np.bitwise_and, np.bitwise_xor))
+    assert uints.tolist() == [all_or, all_and, 1 ^ all_xor, 5, 6]
     assert total[0] == x.sum()
 
 

@@ -13,7 +13,7 @@ struct Registered {
     Isa isa;
 };
 
-std::vector<Registered> &registry() {
+std::vector<Registered>& registry() {
     static std::vector<Registered> all;
     return all;
 }
@@ -22,8 +22,8 @@ Isa isa_of_machine() {
 #if defined(__x86_64__)
     // The compiler's own test asks the operating system too whether it keeps the wide registers.
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-                      __builtin_cpu_supports("bmi2");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vnni");
@@ -37,7 +37,7 @@ Isa isa_of_machine() {
 
 Isa isa_allowed() {
     const Isa machine = isa_of_machine();
-    if (const char *cap = getenv("ZINCMETAL_ISA"))
+    if (const char* cap = getenv("ZINCMETAL_ISA"))
         for (Isa isa : {Isa::plain, Isa::neon, Isa::avx2, Isa::avx512})
             if (!strcmp(cap, isa_name(isa))) return std::min(isa, machine);
     return machine;
@@ -45,12 +45,16 @@ Isa isa_allowed() {
 
 }  // namespace
 
-const char *isa_name(Isa isa) {
+const char* isa_name(Isa isa) {
     switch (isa) {
-    case Isa::plain: return "plain";
-    case Isa::neon: return "neon";
-    case Isa::avx2: return "avx2";
-    case Isa::avx512: return "avx512";
+    case Isa::plain:
+        return "plain";
+    case Isa::neon:
+        return "neon";
+    case Isa::avx2:
+        return "avx2";
+    case Isa::avx512:
+        return "avx512";
     }
     return "?";
 }
@@ -58,14 +62,14 @@ const char *isa_name(Isa isa) {
 Isa detected_isa() { return isa_allowed(); }
 
 // All are kept: what the environment allows is asked when a device opens, after static initialisation.
-void register_native(const char *name, Isa isa, NativeFn fn, uint32_t grain) {
+void register_native(const char* name, Isa isa, NativeFn fn, uint32_t grain) {
     registry().push_back({{name, fn, grain}, isa});
 }
 
-const NativeKernel *find_native(const char *name) {
+const NativeKernel* find_native(const char* name) {
     const Isa allowed = detected_isa();
-    const Registered *best = nullptr;
-    for (const Registered &r : registry()) {
+    const Registered* best = nullptr;
+    for (const Registered& r : registry()) {
         const bool runs = r.isa == Isa::plain || (r.isa <= allowed && (r.isa == Isa::neon) == (allowed == Isa::neon));
         if (runs && !strcmp(r.kernel.name, name) && (!best || r.isa > best->isa)) best = &r;
     }

@@ -33,10 +33,10 @@ Pool::~Pool() {
     stopping_ = true;
     phase_ += 2;
     phase_.notify_all();
-    for (std::thread &helper : helpers_) helper.join();
+    for (std::thread& helper : helpers_) helper.join();
 }
 
-void Pool::run(Job job, void *context) {
+void Pool::run(Job job, void* context) {
     if (helpers_.empty()) return job(context, 0);
     job_ = job;
     context_ = context;
@@ -54,8 +54,10 @@ void Pool::help(int worker) {
         uint32_t phase;
         while ((phase = phase_.load()) == seen || !(phase & 1)) {
             if (stopping_) return;
-            if (backoff.exhausted()) phase_.wait(phase);
-            else backoff.pause();
+            if (backoff.exhausted())
+                phase_.wait(phase);
+            else
+                backoff.pause();
         }
         n_inside_.fetch_add(1);
         if (phase_.load() == phase) job_(context_, worker);
@@ -67,12 +69,12 @@ void Pool::help(int worker) {
 namespace {
 
 // The first number in a file, or fallback where the file has none ("max").
-[[maybe_unused]] double number_in(const char *path, int index, double fallback) {
+[[maybe_unused]] double number_in(const char* path, int index, double fallback) {
     std::ifstream file(path);
     std::string word;
     for (int i = 0; i <= index; i++)
         if (!(file >> word)) return fallback;
-    char *end = nullptr;
+    char* end = nullptr;
     const double value = strtod(word.c_str(), &end);
     return end == word.c_str() ? fallback : value;
 }

@@ -22,18 +22,18 @@ class Backoff {
 
 class Pool {
   public:
-    using Job = void (*)(void *context, int worker);
+    using Job = void (*)(void* context, int worker);
 
     // threads counts the caller, who is worker 0.
     explicit Pool(int threads);
-    Pool(const Pool &) = delete;
-    Pool &operator=(const Pool &) = delete;
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
     ~Pool();
     int threads() const { return int(helpers_.size()) + 1; }
 
     // Runs job on the caller and on every helper that wakes in time; the job must be complete when the caller's call
     // returns. Returns when no helper is in it any more.
-    void run(Job job, void *context);
+    void run(Job job, void* context);
 
   private:
     void help(int worker);
@@ -43,7 +43,7 @@ class Pool {
     alignas(64) std::atomic<int> n_inside_{0};
     std::atomic<bool> stopping_{false};
     Job job_ = nullptr;
-    void *context_ = nullptr;
+    void* context_ = nullptr;
     std::vector<std::thread> helpers_;
 };
 

@@ -7,7 +7,8 @@ namespace metal {
 
 enum memory_order { memory_order_relaxed };
 
-template <class T> struct atomic {
+template <class T>
+struct atomic {
     T value;
 };
 using atomic_int = atomic<int>;

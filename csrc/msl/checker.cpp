@@ -24,11 +24,11 @@ ByteRange own_module() {
         ByteRange found;
     } search{reinterpret_cast<uintptr_t>(&here), {}};
     dl_iterate_phdr(
-        [](dl_phdr_info *info, size_t, void *data) {
-            Search &s = *static_cast<Search *>(data);
+        [](dl_phdr_info* info, size_t, void* data) {
+            Search& s = *static_cast<Search*>(data);
             ByteRange all{UINTPTR_MAX, 0};
             for (int i = 0; i < info->dlpi_phnum; i++) {
-                const auto &segment = info->dlpi_phdr[i];
+                const auto& segment = info->dlpi_phdr[i];
                 if (segment.p_type != PT_LOAD) continue;
                 all.begin = std::min<uintptr_t>(all.begin, info->dlpi_addr + segment.p_vaddr);
                 all.end = std::max<uintptr_t>(all.end, info->dlpi_addr + segment.p_vaddr + segment.p_memsz);
@@ -41,40 +41,40 @@ ByteRange own_module() {
     return search.found;
 }
 
-const char *verb(AccessKind kind) {
+const char* verb(AccessKind kind) {
     return kind == AccessKind::read ? "reads" : kind == AccessKind::write ? "writes" : "changes";
 }
 
-uintptr_t address(const void *p) { return reinterpret_cast<uintptr_t>(p); }
+uintptr_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 
 }  // namespace
 
-Checker::Checker(Executor &executor) : executor_(executor), module_(own_module()), arena_cells_(arena_bytes) {}
+Checker::Checker(Executor& executor) : executor_(executor), module_(own_module()), arena_cells_(arena_bytes) {}
 
 Checker::~Checker() {
-    if (cells_) munmap(static_cast<void *>(cells_), n_cells_ * sizeof(Cell));
+    if (cells_) munmap(static_cast<void*>(cells_), n_cells_ * sizeof(Cell));
 }
 
 void Checker::reserve_cells(size_t count) {
     if (count <= n_cells_) return;
-    if (cells_) munmap(static_cast<void *>(cells_), n_cells_ * sizeof(Cell));
+    if (cells_) munmap(static_cast<void*>(cells_), n_cells_ * sizeof(Cell));
     cells_ = nullptr;
     n_cells_ = 0;
     // Zero pages that exist once touched: what is written of a large buffer is often little.
-    void *memory = mmap(nullptr, count * sizeof(Cell), PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory =
+        mmap(nullptr, count * sizeof(Cell), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
-    cells_ = static_cast<Cell *>(memory);
+    cells_ = static_cast<Cell*>(memory);
     n_cells_ = count;
 }
 
 void Checker::begin_segment(std::vector<ByteRange> written) {
-    std::sort(written.begin(), written.end(), [](const ByteRange &a, const ByteRange &b) { return a.begin < b.begin; });
+    std::sort(written.begin(), written.end(), [](const ByteRange& a, const ByteRange& b) { return a.begin < b.begin; });
     tracked_.clear();
     size_t n_bytes = 0;
-    for (const ByteRange &range : written) {
+    for (const ByteRange& range : written) {
         if (!tracked_.empty() && range.begin <= tracked_.back().range.end) {
-            ByteRange &last = tracked_.back().range;
+            ByteRange& last = tracked_.back().range;
             if (range.end > last.end) n_bytes += range.end - last.end, last.end = range.end;
         } else {
             tracked_.push_back({range, n_bytes});
@@ -85,13 +85,13 @@ void Checker::begin_segment(std::vector<ByteRange> written) {
     if (clock_ > UINT32_MAX / 2) {  // times start over: what the cells remember must go
         clock_ = 0;
         std::fill(arena_cells_.begin(), arena_cells_.end(), Cell());
-        if (cells_) madvise(static_cast<void *>(cells_), n_cells_ * sizeof(Cell), MADV_DONTNEED);
+        if (cells_) madvise(static_cast<void*>(cells_), n_cells_ * sizeof(Cell), MADV_DONTNEED);
     }
     segment_begin_ = ++clock_;
     begun_.clear();
 }
 
-void Checker::begin_threadgroup(const Job &job, uint64_t threadgroup) {
+void Checker::begin_threadgroup(const Job& job, uint64_t threadgroup) {
     job_ = &job;
     bindings_.clear();
     for (uint32_t i = 0; i < job.kernel->n_buffers; i++)
@@ -100,12 +100,12 @@ void Checker::begin_threadgroup(const Job &job, uint64_t threadgroup) {
     begun_.push_back({clock_, job.number, &job, threadgroup});
     threadgroup_ordered(orders_device | orders_threadgroup);
     n_arrays_ = 0;
-    memset(const_cast<void *>(executor_.arena()), 0xff, arena_bytes);
+    memset(const_cast<void*>(executor_.arena()), 0xff, arena_bytes);
 }
 
-void Checker::array_declared(const char *name, uint32_t offset, uint32_t bytes) {
+void Checker::array_declared(const char* name, uint32_t offset, uint32_t bytes) {
     for (size_t i = 0; i < n_arrays_; i++) {
-        const Array &known = arrays_[i];
+        const Array& known = arrays_[i];
         if (known.offset == offset && known.bytes == bytes && !strcmp(known.name, name)) return;
         if (offset < known.offset + known.bytes && known.offset < offset + bytes)
             executor_.fail("declares the threadgroup array `%s` where another thread declares `%s`", name, known.name);
@@ -131,7 +131,7 @@ void Checker::simdgroup_ordered(uint32_t orders) {
 
 uint32_t Checker::my_simdgroup() const { return executor_.thread() / simd_width; }
 
-void Checker::access(const void *pointer, size_t bytes, AccessKind kind) {
+void Checker::access(const void* pointer, size_t bytes, AccessKind kind) {
     const Place place{address(pointer), bytes, kind};
     const Stack stack = executor_.stack();
     if (ByteRange{address(stack.bottom), address(stack.top)}.contains(place.at, bytes)) return;
@@ -143,13 +143,14 @@ void Checker::access(const void *pointer, size_t bytes, AccessKind kind) {
         const ByteRange params{address(job_->params), address(job_->params) + job_->kernel->params_bytes};
         const ByteRange pointers{address(job_->buffers), address(job_->buffers + job_->kernel->n_buffers)};
         const ByteRange self{address(&running), address(&running + 1)};
-        if (params.contains(place.at, bytes) || pointers.contains(place.at, bytes) || self.contains(place.at, bytes)) return;
+        if (params.contains(place.at, bytes) || pointers.contains(place.at, bytes) || self.contains(place.at, bytes))
+            return;
         if (module_.contains(place.at, bytes)) return;
     }
     report_outside(place);
 }
 
-bool Checker::in_bindings(const Place &place) {
+bool Checker::in_bindings(const Place& place) {
     bool readable = false;
     for (size_t i = 0; i < bindings_.size(); i++) {
         if (!bindings_[i].contains(place.at, place.bytes)) continue;
@@ -162,9 +163,9 @@ bool Checker::in_bindings(const Place &place) {
     executor_.fail("%s %s, which its signature only reads", verb(place.kind), text);
 }
 
-void Checker::access_array(const Place &place) {
+void Checker::access_array(const Place& place) {
     const uint32_t offset = uint32_t(place.at - address(executor_.arena()));
-    const Array *array = nullptr;
+    const Array* array = nullptr;
     for (size_t i = 0; i < n_arrays_; i++)
         if (offset >= arrays_[i].offset && offset + place.bytes <= arrays_[i].offset + arrays_[i].bytes)
             array = &arrays_[i];
@@ -172,15 +173,15 @@ void Checker::access_array(const Place &place) {
     describe(place, text, sizeof(text));
     if (!array) executor_.fail("%s %s: out of bounds", verb(place.kind), text);
     for (size_t i = 0; i < place.bytes; i++) {
-        Cell &cell = arena_cells_[offset + i];
+        Cell& cell = arena_cells_[offset + i];
         if (place.kind != AccessKind::write && cell.write.when < threadgroup_begin_)
             executor_.fail("reads %s, which no thread has written", text);
         touch(cell, space_threadgroup, place);
     }
 }
 
-void Checker::access_device(const Place &place) {
-    for (const Tracked &tracked : tracked_) {
+void Checker::access_device(const Place& place) {
+    for (const Tracked& tracked : tracked_) {
         const uintptr_t begin = std::max(place.at, tracked.range.begin);
         const uintptr_t end = std::min(place.at + place.bytes, tracked.range.end);
         for (uintptr_t at = begin; at < end; at++)
@@ -189,59 +190,62 @@ void Checker::access_device(const Place &place) {
 }
 
 // Whether a barrier lies between the other thread's access, in this threadgroup, and now.
-bool Checker::ordered(const Touch &other, Space space) const {
+bool Checker::ordered(const Touch& other, Space space) const {
     if (other.when < threadgroup_clock_[space]) return true;
     const uint32_t sg = my_simdgroup();
     return other.thread / simd_width == sg && other.when < simdgroup_clock_[space][sg];
 }
 
-void Checker::touch(Cell &cell, Space space, const Place &place) {
+void Checker::touch(Cell& cell, Space space, const Place& place) {
     const uint32_t scope = space == space_device ? segment_begin_ : threadgroup_begin_;
     const uint16_t me = uint16_t(executor_.thread());
     const uint32_t my_clock = simdgroup_clock_[space][my_simdgroup()];
     const bool atomic = place.kind == AccessKind::atomic;
 
-    const Touch &w = cell.write;
+    const Touch& w = cell.write;
     if (w.when >= scope && !(atomic && (w.flags & by_atomic))) {
         const bool same_threadgroup = w.when >= threadgroup_begin_;
         if (!same_threadgroup || (w.thread != me && !ordered(w, space))) report_race(w, "wrote", place);
     }
-    Touch &r = cell.reads;
+    Touch& r = cell.reads;
     const bool same_threadgroup = r.when >= threadgroup_begin_, same_segment = r.when >= scope;
-    if (place.kind == AccessKind::read)
-        return note_read(r, my_clock, space, same_threadgroup, same_segment);
+    if (place.kind == AccessKind::read) return note_read(r, my_clock, space, same_threadgroup, same_segment);
     if (same_segment) {
         if (!same_threadgroup || (r.flags & several_threadgroups)) report_race(r, "read", place);
         const bool several = r.flags & (several_simdgroups | several_threads);
-        const bool after_barrier = r.flags & several_simdgroups ? r.when < threadgroup_clock_[space] : ordered(r, space);
+        const bool after_barrier =
+            r.flags & several_simdgroups ? r.when < threadgroup_clock_[space] : ordered(r, space);
         if (!after_barrier && (several || r.thread != me)) report_race(r, "read", place);
     }
     cell.write = {my_clock, me, uint16_t(atomic ? by_atomic : 0)};
 }
 
 // Keeps one reader and how far the readers since the last barrier were spread.
-void Checker::note_read(Touch &reads, uint32_t my_clock, Space space, bool same_threadgroup, bool same_segment) const {
+void Checker::note_read(Touch& reads, uint32_t my_clock, Space space, bool same_threadgroup, bool same_segment) const {
     const uint16_t me = uint16_t(executor_.thread());
     uint16_t flags = 0;
     if (same_segment) flags = same_threadgroup ? reads.flags & several_threadgroups : uint16_t(several_threadgroups);
     if (same_threadgroup && reads.when >= threadgroup_clock_[space]) {
         const bool same_simdgroup = reads.thread / simd_width == me / simd_width;
         flags |= reads.flags & several_simdgroups;
-        if (!same_simdgroup) flags |= several_simdgroups;
-        else if (reads.when == my_clock && reads.thread != me) flags |= several_threads;
-        else if (reads.when == my_clock) flags |= reads.flags & several_threads;
+        if (!same_simdgroup)
+            flags |= several_simdgroups;
+        else if (reads.when == my_clock && reads.thread != me)
+            flags |= several_threads;
+        else if (reads.when == my_clock)
+            flags |= reads.flags & several_threads;
         my_clock = std::max(my_clock, reads.when);
     }
     reads = {my_clock, me, flags};
 }
 
 // How far the place reaches out of the range; 0 inside.
-static uintptr_t distance(const ByteRange &range, uintptr_t at, size_t bytes) {
+static uintptr_t distance(const ByteRange& range, uintptr_t at, size_t bytes) {
     return at < range.begin ? range.begin - at : at + bytes > range.end ? at + bytes - range.end : 0;
 }
 
 // Says where a place is, relative to the nearest array or binding.
-void Checker::describe(const Place &place, char *text, size_t size) const {
+void Checker::describe(const Place& place, char* text, size_t size) const {
     const auto n = (unsigned long long)place.bytes;
     const uintptr_t arena = address(executor_.arena());
     const bool in_arena = place.at >= arena && place.at < arena + arena_bytes;
@@ -249,8 +253,9 @@ void Checker::describe(const Place &place, char *text, size_t size) const {
     size_t index = 0;
     uintptr_t nearest_distance = UINTPTR_MAX;
     for (size_t i = 0; i < (in_arena ? n_arrays_ : bindings_.size()); i++) {
-        const ByteRange range = in_arena ? ByteRange{arena + arrays_[i].offset, arena + arrays_[i].offset + arrays_[i].bytes}
-                                         : bindings_[i];
+        const ByteRange range = in_arena
+                                    ? ByteRange{arena + arrays_[i].offset, arena + arrays_[i].offset + arrays_[i].bytes}
+                                    : bindings_[i];
         const uintptr_t d = distance(range, place.at, place.bytes);
         if (d < nearest_distance) nearest = range, index = i, nearest_distance = d;
     }
@@ -260,44 +265,47 @@ void Checker::describe(const Place &place, char *text, size_t size) const {
         return;
     }
     char what[80];
-    if (in_arena) snprintf(what, sizeof(what), "threadgroup array `%.50s`", arrays_[index].name);
-    else snprintf(what, sizeof(what), "binding %zu", index + 1);
+    if (in_arena)
+        snprintf(what, sizeof(what), "threadgroup array `%.50s`", arrays_[index].name);
+    else
+        snprintf(what, sizeof(what), "binding %zu", index + 1);
     snprintf(text, size, "%llu bytes at byte %lld of %s (%llu bytes)", n, (long long)(place.at - nearest.begin), what,
              (unsigned long long)(nearest.end - nearest.begin));
 }
 
-void Checker::report_outside(const Place &place) {
+void Checker::report_outside(const Place& place) {
     char text[160];
     describe(place, text, sizeof(text));
     executor_.fail("%s %s: out of bounds", verb(place.kind), text);
 }
 
-void Checker::misaligned(const void *pointer, size_t bytes) {
+void Checker::misaligned(const void* pointer, size_t bytes) {
     char text[160];
     describe({address(pointer), bytes, AccessKind::read}, text, sizeof(text));
     executor_.fail("touches %s, which is not aligned to %zu bytes as its type asks", text, bytes);
 }
 
-void Checker::report_race(const Touch &other, const char *did, const Place &place) {
+void Checker::report_race(const Touch& other, const char* did, const Place& place) {
     char text[160];
     describe(place, text, sizeof(text));
     if (other.when >= threadgroup_begin_ && !(other.flags & several_threadgroups))
-        executor_.fail("%s %s, which thread %u %s, with no barrier between", verb(place.kind), text, unsigned(other.thread),
-                       did);
-    const Begun *who = &begun_.front();
-    for (const Begun &b : begun_)
+        executor_.fail("%s %s, which thread %u %s, with no barrier between", verb(place.kind), text,
+                       unsigned(other.thread), did);
+    const Begun* who = &begun_.front();
+    for (const Begun& b : begun_)
         if (b.when <= other.when) who = &b;
     if (who->when == threadgroup_begin_)
         executor_.fail("%s %s, which another threadgroup %s", verb(place.kind), text, did);
     uint32_t tg[3];
     who->job->position(who->threadgroup, tg);
     if (who->dispatch == job_->number)
-        executor_.fail("%s %s, which threadgroup (%u, %u, %u) of the same dispatch %s", verb(place.kind), text, tg[0], tg[1],
-                       tg[2], did);
-    executor_.fail("%s %s, which kernel %s (dispatch %u, threadgroup (%u, %u, %u)) %s, with no barrier between dispatch %u "
-                   "and this one, %u",
-                   verb(place.kind), text, who->job->kernel->name, who->dispatch, tg[0], tg[1], tg[2], did, who->dispatch,
-                   job_->number);
+        executor_.fail("%s %s, which threadgroup (%u, %u, %u) of the same dispatch %s", verb(place.kind), text, tg[0],
+                       tg[1], tg[2], did);
+    executor_.fail(
+        "%s %s, which kernel %s (dispatch %u, threadgroup (%u, %u, %u)) %s, with no barrier between dispatch %u "
+        "and this one, %u",
+        verb(place.kind), text, who->job->kernel->name, who->dispatch, tg[0], tg[1], tg[2], did, who->dispatch,
+        job_->number);
 }
 
 }  // namespace zinc::msl

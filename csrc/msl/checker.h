@@ -25,19 +25,19 @@ class Checker {
     static constexpr uint32_t gap_bytes = 64;  // between threadgroup arrays, so that none runs into the next
     static constexpr uint32_t arena_bytes = 64 * 1024;
 
-    explicit Checker(Executor &executor);
-    Checker(const Checker &) = delete;
-    Checker &operator=(const Checker &) = delete;
+    explicit Checker(Executor& executor);
+    Checker(const Checker&) = delete;
+    Checker& operator=(const Checker&) = delete;
     ~Checker();
 
     // What runs until the next call is ordered by nothing; `written` is what any of it may write.
     void begin_segment(std::vector<ByteRange> written);
-    void begin_threadgroup(const Job &job, uint64_t threadgroup);
-    void array_declared(const char *name, uint32_t offset, uint32_t bytes);
+    void begin_threadgroup(const Job& job, uint64_t threadgroup);
+    void array_declared(const char* name, uint32_t offset, uint32_t bytes);
     void threadgroup_ordered(uint32_t orders);
     void simdgroup_ordered(uint32_t orders);
-    void access(const void *address, size_t bytes, AccessKind kind);
-    void misaligned(const void *address, size_t bytes);
+    void access(const void* address, size_t bytes, AccessKind kind);
+    void misaligned(const void* address, size_t bytes);
 
   private:
     // Threadgroup memory and device memory are ordered independently: a barrier names what it orders.
@@ -58,12 +58,12 @@ class Checker {
         size_t first_cell;
     };
     struct Array {
-        const char *name;
+        const char* name;
         uint32_t offset, bytes;
     };
     struct Begun {
         uint32_t when, dispatch;
-        const Job *job;
+        const Job* job;
         uint64_t threadgroup;
     };
     struct Place {  // of an access, for messages
@@ -73,20 +73,20 @@ class Checker {
     };
     static constexpr size_t max_arrays = 64;
 
-    bool in_bindings(const Place &place);
-    void access_array(const Place &place);
-    void access_device(const Place &place);
-    void touch(Cell &cell, Space space, const Place &place);
-    void note_read(Touch &reads, uint32_t my_clock, Space space, bool same_threadgroup, bool same_segment) const;
-    bool ordered(const Touch &other, Space space) const;
-    [[noreturn]] void report_outside(const Place &place);
-    [[noreturn]] void report_race(const Touch &other, const char *did, const Place &place);
-    void describe(const Place &place, char *text, size_t size) const;
+    bool in_bindings(const Place& place);
+    void access_array(const Place& place);
+    void access_device(const Place& place);
+    void touch(Cell& cell, Space space, const Place& place);
+    void note_read(Touch& reads, uint32_t my_clock, Space space, bool same_threadgroup, bool same_segment) const;
+    bool ordered(const Touch& other, Space space) const;
+    [[noreturn]] void report_outside(const Place& place);
+    [[noreturn]] void report_race(const Touch& other, const char* did, const Place& place);
+    void describe(const Place& place, char* text, size_t size) const;
     void reserve_cells(size_t count);
     uint32_t my_simdgroup() const;
 
-    Executor &executor_;
-    const Job *job_ = nullptr;
+    Executor& executor_;
+    const Job* job_ = nullptr;
     ByteRange module_{};  // the module's own constants
     std::vector<ByteRange> bindings_;
     uint32_t clock_ = 0, segment_begin_ = 0, threadgroup_begin_ = 0;
@@ -96,7 +96,7 @@ class Checker {
     Array arrays_[max_arrays];
     size_t n_arrays_ = 0;
     std::vector<Tracked> tracked_;
-    Cell *cells_ = nullptr;
+    Cell* cells_ = nullptr;
     size_t n_cells_ = 0;
     std::vector<Begun> begun_;
 };

@@ -11,16 +11,16 @@ namespace zinc::msl {
 namespace {
 
 // Set while this OS thread runs kernel threads.
-__thread Executor *executor = nullptr;
+__thread Executor* executor = nullptr;
 
-bool same_text(const char *a, const char *b) { return a == b || !strcmp(a, b); }
+bool same_text(const char* a, const char* b) { return a == b || !strcmp(a, b); }
 
-bool same_place(const Site &a, const Site &b) {
+bool same_place(const Site& a, const Site& b) {
     return a.line == b.line && same_text(a.operation, b.operation) && same_text(a.file, b.file);
 }
 
-const char *file_name(const char *path) {
-    const char *slash = strrchr(path, '/');
+const char* file_name(const char* path) {
+    const char* slash = strrchr(path, '/');
     return slash ? slash + 1 : path;
 }
 
@@ -28,11 +28,11 @@ const char *file_name(const char *path) {
 
 __thread Running running = {};
 
-Executor *Executor::current() { return executor; }
+Executor* Executor::current() { return executor; }
 
 void threadgroup_barrier(uint32_t orders, Site site) { executor->threadgroup_barrier(orders, site); }
 void simdgroup_barrier(uint32_t orders, Site site) { executor->simd_collective(nullptr, orders, site); }
-void simd_meet(SimdRule rule, const char *operation, const char *file, uint32_t line) {
+void simd_meet(SimdRule rule, const char* operation, const char* file, uint32_t line) {
     executor->simd_collective(rule, orders_none, {operation, file, line});
 }
 void simd_arrive([[maybe_unused]] Site site) {
@@ -40,21 +40,21 @@ void simd_arrive([[maybe_unused]] Site site) {
     executor->simd_collective(nullptr, orders_none, site);
 #endif
 }
-void *threadgroup_array(size_t bytes, size_t alignment, const char *name) {
+void* threadgroup_array(size_t bytes, size_t alignment, const char* name) {
     return executor->threadgroup_array(bytes, alignment, name);
 }
 
-void Executor::FreeArena::operator()(void *p) const { free(p); }
+void Executor::FreeArena::operator()(void* p) const { free(p); }
 
 Executor::Executor()
     : fibres_(new Fibre[max_threads]), simdgroups_(new Simdgroup[max_threads / simd_width]),
-      arena_(static_cast<unsigned char *>(aligned_alloc(4096, Checker::arena_bytes))) {
+      arena_(static_cast<unsigned char*>(aligned_alloc(4096, Checker::arena_bytes))) {
     if (!arena_) throw std::bad_alloc();
 }
 
-bool Executor::run(const Job &job, uint64_t begin, uint64_t end) {
+bool Executor::run(const Job& job, uint64_t begin, uint64_t end) {
     job_ = job;
-    Executor *outer = executor;
+    Executor* outer = executor;
     executor = this;
     bool ok = true;
     for (uint64_t threadgroup = begin; threadgroup < end && ok; threadgroup++) {
@@ -70,19 +70,21 @@ bool Executor::run(const Job &job, uint64_t begin, uint64_t end) {
 
 bool Executor::run_threadgroup() {
     for (uint32_t sg = 0; sg < job_.threads / simd_width; sg++) {
-        Simdgroup &group = simdgroups_[sg];
+        Simdgroup& group = simdgroups_[sg];
         group.ready = ~0u;
         group.started = group.at_simd = group.at_barrier = group.done = 0;
     }
     n_done_ = n_at_barrier_ = 0;
     failed_ = false;
     make_current(0);
-    Fibre &first = fibres_[0];
+    Fibre& first = fibres_[0];
     first.stack = stacks_.take();
     simdgroups_[0].started |= 1;
     zinc_msl_switch(&main_stack_pointer_, prepare_fibre(first.stack, fibre_entry));
-    if (failed_) stacks_.give_all();
-    else stacks_.give(fibres_[thread()].stack);
+    if (failed_)
+        stacks_.give_all();
+    else
+        stacks_.give(fibres_[thread()].stack);
     return !failed_;
 }
 
@@ -111,20 +113,15 @@ void Executor::run_fibre() {
 }
 
 void Executor::run_kernel_thread() {
-    ThreadArguments a{job_.params,
-                      job_.buffers,
-                      {tg_[0], tg_[1], tg_[2]},
-                      {job_.grid[0], job_.grid[1], job_.grid[2]},
-                      thread(),
-                      thread() / simd_width,
-                      thread() % simd_width,
-                      job_.threads / simd_width};
+    ThreadArguments a{
+        job_.params, job_.buffers,          {tg_[0], tg_[1], tg_[2]}, {job_.grid[0], job_.grid[1], job_.grid[2]},
+        thread(),    thread() / simd_width, thread() % simd_width,    job_.threads / simd_width};
     fibres_[thread()].arena_used = fibres_[thread()].arena_asked = 0;
     job_.kernel->thread(a);
 }
 
 // The lowest ready lane of the running simdgroup, or else of the next simdgroup that has one.
-bool Executor::pick_next(uint32_t &next) const {
+bool Executor::pick_next(uint32_t& next) const {
     const uint32_t n_simdgroups = job_.threads / simd_width;
     uint32_t sg = thread() / simd_width;
     for (uint32_t i = 0; i < n_simdgroups; i++) {
@@ -148,7 +145,7 @@ void Executor::wait_for_others() {
 void Executor::make_current(uint32_t thread) { running = {thread, &simdgroups_[thread / simd_width].slots}; }
 
 void Executor::switch_from(uint32_t old_thread) {
-    Fibre &fibre = fibres_[thread()];
+    Fibre& fibre = fibres_[thread()];
     if (!(simdgroup().started & lane_bit())) {
         simdgroup().started |= lane_bit();
         fibre.stack = stacks_.take();
@@ -158,7 +155,7 @@ void Executor::switch_from(uint32_t old_thread) {
 }
 
 void Executor::leave_to_main() {
-    void *never_resumed;
+    void* never_resumed;
     zinc_msl_switch(&never_resumed, main_stack_pointer_);
     __builtin_unreachable();
 }
@@ -168,8 +165,8 @@ void Executor::threadgroup_barrier(uint32_t orders, Site site) {
         barrier_site_ = site;
         barrier_orders_ = orders;
     } else if (!same_place(site, barrier_site_)) {
-        fail("is at the threadgroup_barrier of %s:%u while others wait at that of %s:%u", file_name(site.file), site.line,
-             file_name(barrier_site_.file), barrier_site_.line);
+        fail("is at the threadgroup_barrier of %s:%u while others wait at that of %s:%u", file_name(site.file),
+             site.line, file_name(barrier_site_.file), barrier_site_.line);
     }
     barrier_orders_ &= orders;
     simdgroup().ready &= ~lane_bit();
@@ -185,8 +182,8 @@ void Executor::threadgroup_barrier(uint32_t orders, Site site) {
 #endif
 }
 
-void Executor::simd_collective(SimdRule rule, uint32_t orders, const Site &site) {
-    Simdgroup &group = simdgroup();
+void Executor::simd_collective(SimdRule rule, uint32_t orders, const Site& site) {
+    Simdgroup& group = simdgroup();
     if (group.at_simd == 0) {
         group.site = site;
         group.rule = rule;
@@ -208,8 +205,8 @@ void Executor::simd_collective(SimdRule rule, uint32_t orders, const Site &site)
 }
 
 // Every thread runs the same declarations in the same order, so the same array gets the same place in each.
-void *Executor::threadgroup_array(size_t bytes, size_t alignment, const char *name) {
-    Fibre &fibre = fibres_[thread()];
+void* Executor::threadgroup_array(size_t bytes, size_t alignment, const char* name) {
+    Fibre& fibre = fibres_[thread()];
     const size_t at = (fibre.arena_used + alignment - 1) / alignment * alignment;
     if (bytes + fibre.arena_asked > max_threadgroup_bytes || at + bytes > Checker::arena_bytes)
         fail("asks for %zu bytes of threadgroup memory with `%s`; there are %u in all", bytes + fibre.arena_asked, name,
@@ -222,9 +219,9 @@ void *Executor::threadgroup_array(size_t bytes, size_t alignment, const char *na
     return arena_.get() + at;
 }
 
-void Executor::fail(const char *format, ...) {
-    int n = snprintf(error_, sizeof(error_), "kernel %s, threadgroup (%u, %u, %u), thread %u ", job_.kernel->name, tg_[0],
-                     tg_[1], tg_[2], thread());
+void Executor::fail(const char* format, ...) {
+    int n = snprintf(error_, sizeof(error_), "kernel %s, threadgroup (%u, %u, %u), thread %u ", job_.kernel->name,
+                     tg_[0], tg_[1], tg_[2], thread());
     n = std::clamp(n, 0, int(sizeof(error_)) - 1);
     va_list arguments;
     va_start(arguments, format);
@@ -234,11 +231,11 @@ void Executor::fail(const char *format, ...) {
     leave_to_main();
 }
 
-const char *Executor::describe_wait(uint32_t thread, char *text, size_t bytes) const {
-    const Simdgroup &group = simdgroups_[thread / simd_width];
+const char* Executor::describe_wait(uint32_t thread, char* text, size_t bytes) const {
+    const Simdgroup& group = simdgroups_[thread / simd_width];
     const uint32_t bit = 1u << thread % simd_width;
     if (group.done & bit) return "has returned";
-    const Site &site = group.at_simd & bit ? group.site : barrier_site_;
+    const Site& site = group.at_simd & bit ? group.site : barrier_site_;
     snprintf(text, bytes, "waits at the %s of %s:%u", site.operation, file_name(site.file), site.line);
     return text;
 }
@@ -247,7 +244,7 @@ const char *Executor::describe_wait(uint32_t thread, char *text, size_t bytes) c
 void Executor::report_stuck() {
     char text[256], other[256];
     for (uint32_t sg = 0; sg < job_.threads / simd_width; sg++) {
-        const Simdgroup &group = simdgroups_[sg];
+        const Simdgroup& group = simdgroups_[sg];
         if (!group.at_simd) continue;
         const uint32_t missing = sg * simd_width + uint32_t(__builtin_ctz(~group.at_simd));
         make_current(sg * simd_width + uint32_t(__builtin_ctz(group.at_simd)));

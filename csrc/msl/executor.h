@@ -12,16 +12,16 @@
 
 namespace zinc::msl {
 
-const KernelInfo *find_kernel(const char *name);
+const KernelInfo* find_kernel(const char* name);
 std::vector<std::string> kernel_names();
 // Why the kernels of this module cannot be used (two with the same name), or empty.
-const std::string &registry_error();
+const std::string& registry_error();
 
 struct Job {
-    const KernelInfo *kernel = nullptr;
-    const void *params = nullptr;
-    void *const *buffers = nullptr;
-    const uint64_t *bytes = nullptr;
+    const KernelInfo* kernel = nullptr;
+    const void* params = nullptr;
+    void* const* buffers = nullptr;
+    const uint64_t* bytes = nullptr;
     uint32_t grid[3] = {1, 1, 1};
     uint32_t threads = simd_width;
     uint32_t number = 0;  // in its recording, for messages
@@ -37,32 +37,32 @@ class Executor {
   public:
     Executor();
     // Runs threadgroups [begin, end), numbered with x fastest. False: one failed, error() says how and which.
-    bool run(const Job &job, uint64_t begin, uint64_t end);
-    const char *error() const { return error_; }
+    bool run(const Job& job, uint64_t begin, uint64_t end);
+    const char* error() const { return error_; }
     void reserve(uint32_t threads) { stacks_.reserve(threads); }
 #ifdef ZINC_CHECKED
-    Checker &checker() { return checker_; }
+    Checker& checker() { return checker_; }
 #endif
 
     // What fibres call, through runtime.h.
-    static Executor *current();
+    static Executor* current();
     void threadgroup_barrier(uint32_t orders, Site site);
-    void simd_collective(SimdRule rule, uint32_t orders, const Site &site);
-    void *threadgroup_array(size_t bytes, size_t alignment, const char *name);
+    void simd_collective(SimdRule rule, uint32_t orders, const Site& site);
+    void* threadgroup_array(size_t bytes, size_t alignment, const char* name);
     uint32_t thread() const { return running.thread; }
     Stack stack() const { return fibres_[thread()].stack; }
-    const void *arena() const { return arena_.get(); }
+    const void* arena() const { return arena_.get(); }
     // Where the values of simdgroup operations lie: kernel code computes their results in place.
     ByteRange exchange_area() const {
         const uintptr_t begin = reinterpret_cast<uintptr_t>(simdgroups_.get());
         return {begin, begin + sizeof(Simdgroup) * (max_threads / simd_width)};
     }
     // Gives up the threadgroup: its fibres are never resumed (kernel code owns nothing that would leak).
-    [[noreturn]] void fail(const char *format, ...) __attribute__((format(printf, 2, 3)));
+    [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 2, 3)));
 
   private:
     struct Fibre {
-        void *stack_pointer = nullptr;
+        void* stack_pointer = nullptr;
         Stack stack;
         uint32_t arena_used = 0, arena_asked = 0;
     };
@@ -80,13 +80,13 @@ class Executor {
     [[noreturn]] void run_fibre();
     void run_kernel_thread();
     void wait_for_others();
-    bool pick_next(uint32_t &next) const;
+    bool pick_next(uint32_t& next) const;
     void make_current(uint32_t thread);
     void switch_from(uint32_t old_thread);
     [[noreturn]] void leave_to_main();
     [[noreturn]] void report_stuck();
-    const char *describe_wait(uint32_t thread, char *text, size_t bytes) const;
-    Simdgroup &simdgroup() { return simdgroups_[thread() / simd_width]; }
+    const char* describe_wait(uint32_t thread, char* text, size_t bytes) const;
+    Simdgroup& simdgroup() { return simdgroups_[thread() / simd_width]; }
     uint32_t lane_bit() const { return 1u << thread() % simd_width; }
 
     Job job_;
@@ -95,12 +95,12 @@ class Executor {
     Site barrier_site_{};
     uint32_t barrier_orders_ = 0;
     bool failed_ = false;
-    void *main_stack_pointer_ = nullptr;
+    void* main_stack_pointer_ = nullptr;
     StackPool stacks_;
     std::unique_ptr<Fibre[]> fibres_;
     std::unique_ptr<Simdgroup[]> simdgroups_;
     struct FreeArena {
-        void operator()(void *p) const;
+        void operator()(void* p) const;
     };
     std::unique_ptr<unsigned char, FreeArena> arena_;
     char error_[1024] = "";

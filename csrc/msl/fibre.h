@@ -7,16 +7,16 @@
 namespace zinc::msl {
 
 struct Stack {
-    char *bottom = nullptr;  // lowest usable address, above a guard page
-    char *top = nullptr;
+    char* bottom = nullptr;  // lowest usable address, above a guard page
+    char* top = nullptr;
 };
 
 // Stacks that fibres take and give back; they grow in number with use and are unmapped together.
 class StackPool {
   public:
     StackPool() = default;
-    StackPool(const StackPool &) = delete;
-    StackPool &operator=(const StackPool &) = delete;
+    StackPool(const StackPool&) = delete;
+    StackPool& operator=(const StackPool&) = delete;
     ~StackPool();
     Stack take();  // throws std::bad_alloc; never while fibres run after reserve()
     void give(Stack stack) { free_.push_back(stack); }
@@ -29,9 +29,9 @@ class StackPool {
 };
 
 // The saved stack pointer of a fibre that will run entry() on the stack when switched to. entry never returns.
-void *prepare_fibre(Stack stack, void (*entry)());
+void* prepare_fibre(Stack stack, void (*entry)());
 
 }  // namespace zinc::msl
 
 // Saves the running fibre's registers on its stack and its stack pointer in *save; goes on where `load` was saved.
-extern "C" void zinc_msl_switch(void **save, void *load);
+extern "C" void zinc_msl_switch(void** save, void* load);

@@ -8,45 +8,48 @@ namespace metal {
 namespace detail {
 
 // Vectors in, the same function of every component out.
-#define MSL_COMPONENTS(R, N, expression)                                                                       \
-    vec<R, N> out;                                                                                             \
-    for (int i = 0; i < N; i++) out.data[i] = expression;                                                      \
+#define MSL_COMPONENTS(R, N, expression)                                                                               \
+    vec<R, N> out;                                                                                                     \
+    for (int i = 0; i < N; i++) out.data[i] = expression;                                                              \
     return out;
 
 // Three operands of which at least one of the first two is a vector, or the third alone.
-template <class A, class B, class C> struct JoinTriple {
+template <class A, class B, class C>
+struct JoinTriple {
     using AB = std::conditional_t<Scalar<A> && Scalar<B>, Join<A, C>, Join<A, B>>;
     using type = std::conditional_t<std::is_void_v<AB>, void, Join<AB, C>>;
 };
 template <class A, class B, class C>
-concept Operands3 = (Vectorial<A> || Vectorial<B> || Vectorial<C>) && !std::is_void_v<typename JoinTriple<A, B, C>::type>;
+concept Operands3 =
+    (Vectorial<A> || Vectorial<B> || Vectorial<C>) && !std::is_void_v<typename JoinTriple<A, B, C>::type>;
 
 }  // namespace detail
 
-// A function that C has too. CUDA declares it for floats in the global namespace, where `using namespace metal` would make
-// the two ambiguous: there it is the same function.
+// A function that C has too. CUDA declares it for floats in the global namespace, where `using namespace metal` would
+// make the two ambiguous: there it is the same function.
 #ifdef __CUDACC__
 #define MSL_C_FUNCTION(R, name, parameters, expression) using ::name;
 #else
-#define MSL_C_FUNCTION(R, name, parameters, expression)                                                        \
+#define MSL_C_FUNCTION(R, name, parameters, expression)                                                                \
     METAL_FUNC R name parameters { return expression; }
 #endif
 
-#define MSL_C_UNARY(name, expression)                                                                          \
-    MSL_C_FUNCTION(float, name, (float x), expression)                                                         \
+#define MSL_C_UNARY(name, expression)                                                                                  \
+    MSL_C_FUNCTION(float, name, (float x), expression)                                                                 \
     MSL_UNARY_FORMS(name)
-#define MSL_UNARY(name, expression)                                                                            \
-    METAL_FUNC float name(float x) { return expression; }                                                      \
+#define MSL_UNARY(name, expression)                                                                                    \
+    METAL_FUNC float name(float x) { return expression; }                                                              \
     MSL_UNARY_FORMS(name)
-#define MSL_UNARY_FORMS(name)                                                                                  \
-    template <class F> METAL_FUNC detail::SmallFloat<F> name(detail::SmallFloat<F> x) {                        \
-        return detail::SmallFloat<F>(name(float(x)));                                                          \
-    }                                                                                                          \
-    template <class A>                                                                                         \
-        requires(detail::Vectorial<A> && is_floating_point_v<typename detail::Shape<A>::T>)                    \
-    METAL_FUNC detail::VecOf<A> name(const A &a) {                                                             \
-        const detail::VecOf<A> v(a);                                                                           \
-        MSL_COMPONENTS(typename detail::Shape<A>::T, detail::Shape<A>::n, name(v.data[i]))                     \
+#define MSL_UNARY_FORMS(name)                                                                                          \
+    template <class F>                                                                                                 \
+    METAL_FUNC detail::SmallFloat<F> name(detail::SmallFloat<F> x) {                                                   \
+        return detail::SmallFloat<F>(name(float(x)));                                                                  \
+    }                                                                                                                  \
+    template <class A>                                                                                                 \
+        requires(detail::Vectorial<A> && is_floating_point_v<typename detail::Shape<A>::T>)                            \
+    METAL_FUNC detail::VecOf<A> name(const A& a) {                                                                     \
+        const detail::VecOf<A> v(a);                                                                                   \
+        MSL_COMPONENTS(typename detail::Shape<A>::T, detail::Shape<A>::n, name(v.data[i]))                             \
     }
 
 MSL_C_UNARY(exp, std::exp(x))
@@ -82,23 +85,23 @@ MSL_UNARY(sign, x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : (x == 0.0f ? x : 0.0f)))
 #undef MSL_UNARY
 #undef MSL_UNARY_FORMS
 
-#define MSL_C_BINARY(name, expression)                                                                         \
-    MSL_C_FUNCTION(float, name, (float x, float y), expression)                                                \
+#define MSL_C_BINARY(name, expression)                                                                                 \
+    MSL_C_FUNCTION(float, name, (float x, float y), expression)                                                        \
     MSL_BINARY_FORMS(name)
-#define MSL_BINARY(name, expression)                                                                           \
-    METAL_FUNC float name(float x, float y) { return expression; }                                             \
+#define MSL_BINARY(name, expression)                                                                                   \
+    METAL_FUNC float name(float x, float y) { return expression; }                                                     \
     MSL_BINARY_FORMS(name)
-#define MSL_BINARY_FORMS(name)                                                                                 \
-    template <class F>                                                                                         \
-    METAL_FUNC detail::SmallFloat<F> name(detail::SmallFloat<F> x, detail::SmallFloat<F> y) {                  \
-        return detail::SmallFloat<F>(name(float(x), float(y)));                                                \
-    }                                                                                                          \
-    template <class A, class B>                                                                                \
-        requires detail::Operands<A, B>                                                                        \
-    METAL_FUNC detail::Join<A, B> name(const A &a, const B &b) {                                               \
-        using V = detail::Join<A, B>;                                                                          \
-        const V l(a), r(b);                                                                                    \
-        MSL_COMPONENTS(typename detail::Shape<V>::T, detail::Shape<V>::n, name(l.data[i], r.data[i]))          \
+#define MSL_BINARY_FORMS(name)                                                                                         \
+    template <class F>                                                                                                 \
+    METAL_FUNC detail::SmallFloat<F> name(detail::SmallFloat<F> x, detail::SmallFloat<F> y) {                          \
+        return detail::SmallFloat<F>(name(float(x), float(y)));                                                        \
+    }                                                                                                                  \
+    template <class A, class B>                                                                                        \
+        requires detail::Operands<A, B>                                                                                \
+    METAL_FUNC detail::Join<A, B> name(const A& a, const B& b) {                                                       \
+        using V = detail::Join<A, B>;                                                                                  \
+        const V l(a), r(b);                                                                                            \
+        MSL_COMPONENTS(typename detail::Shape<V>::T, detail::Shape<V>::n, name(l.data[i], r.data[i]))                  \
     }
 
 MSL_C_BINARY(pow, std::pow(x, y))
@@ -114,35 +117,35 @@ MSL_BINARY(step, y < x ? 0.0f : 1.0f)
 #undef MSL_BINARY_FORMS
 
 // Functions of one type T throughout, for scalars of any arithmetic type and for vectors.
-#define MSL_BINARY_T(name, expression)                                                                         \
-    template <class T>                                                                                         \
-        requires detail::Scalar<T>                                                                             \
-    METAL_FUNC T name(T x, T y) {                                                                              \
-        return T(expression);                                                                                  \
-    }                                                                                                          \
-    template <class A, class B>                                                                                \
-        requires detail::Operands<A, B>                                                                        \
-    METAL_FUNC detail::Join<A, B> name(const A &a, const B &b) {                                               \
-        using V = detail::Join<A, B>;                                                                          \
-        const V l(a), r(b);                                                                                    \
-        MSL_COMPONENTS(typename detail::Shape<V>::T, detail::Shape<V>::n, name(l.data[i], r.data[i]))          \
+#define MSL_BINARY_T(name, expression)                                                                                 \
+    template <class T>                                                                                                 \
+        requires detail::Scalar<T>                                                                                     \
+    METAL_FUNC T name(T x, T y) {                                                                                      \
+        return T(expression);                                                                                          \
+    }                                                                                                                  \
+    template <class A, class B>                                                                                        \
+        requires detail::Operands<A, B>                                                                                \
+    METAL_FUNC detail::Join<A, B> name(const A& a, const B& b) {                                                       \
+        using V = detail::Join<A, B>;                                                                                  \
+        const V l(a), r(b);                                                                                            \
+        MSL_COMPONENTS(typename detail::Shape<V>::T, detail::Shape<V>::n, name(l.data[i], r.data[i]))                  \
     }
 MSL_BINARY_T(max, x < y ? y : x)
 MSL_BINARY_T(min, y < x ? y : x)
 #undef MSL_BINARY_T
 
-#define MSL_TERNARY_T(name, expression)                                                                        \
-    template <class T>                                                                                         \
-        requires detail::Scalar<T>                                                                             \
-    METAL_FUNC T name(T x, T y, T z) {                                                                         \
-        return T(expression);                                                                                  \
-    }                                                                                                          \
-    template <class A, class B, class C>                                                                       \
-        requires detail::Operands3<A, B, C>                                                                    \
-    METAL_FUNC auto name(const A &a, const B &b, const C &c) {                                                 \
-        using V = typename detail::JoinTriple<A, B, C>::type;                                                  \
-        const V p(a), q(b), r(c);                                                                              \
-        MSL_COMPONENTS(typename detail::Shape<V>::T, detail::Shape<V>::n, name(p.data[i], q.data[i], r.data[i])) \
+#define MSL_TERNARY_T(name, expression)                                                                                \
+    template <class T>                                                                                                 \
+        requires detail::Scalar<T>                                                                                     \
+    METAL_FUNC T name(T x, T y, T z) {                                                                                 \
+        return T(expression);                                                                                          \
+    }                                                                                                                  \
+    template <class A, class B, class C>                                                                               \
+        requires detail::Operands3<A, B, C>                                                                            \
+    METAL_FUNC auto name(const A& a, const B& b, const C& c) {                                                         \
+        using V = typename detail::JoinTriple<A, B, C>::type;                                                          \
+        const V p(a), q(b), r(c);                                                                                      \
+        MSL_COMPONENTS(typename detail::Shape<V>::T, detail::Shape<V>::n, name(p.data[i], q.data[i], r.data[i]))       \
     }
 MSL_TERNARY_T(fma, std::fma(float(x), float(y), float(z)))
 MSL_TERNARY_T(mix, x + (y - x) * z)
@@ -151,11 +154,14 @@ MSL_TERNARY_T(clamp, min(max(x, y), z))
 
 template <class A>
     requires detail::Arithmetic<A>
-METAL_FUNC auto abs(const A &a) {
+METAL_FUNC auto abs(const A& a) {
     if constexpr (detail::Scalar<A>) {
-        if constexpr (std::is_same_v<A, float>) return std::fabs(a);
-        else if constexpr (std::is_unsigned_v<A>) return a;
-        else return a < A(0) ? A(-a) : A(a);
+        if constexpr (std::is_same_v<A, float>)
+            return std::fabs(a);
+        else if constexpr (std::is_unsigned_v<A>)
+            return a;
+        else
+            return a < A(0) ? A(-a) : A(a);
     } else {
         const detail::VecOf<A> v(a);
         MSL_COMPONENTS(typename detail::Shape<A>::T, detail::Shape<A>::n, abs(v.data[i]))
@@ -169,14 +175,17 @@ METAL_FUNC float smoothstep(float low, float high, float x) {
 }
 
 // Classification.
-#define MSL_CLASSIFY(name)                                                                                     \
-    MSL_C_FUNCTION(bool, name, (float x), std::name(x))                                                        \
-    template <class F> METAL_FUNC bool name(detail::SmallFloat<F> x) { return std::name(float(x)); }           \
-    template <class A>                                                                                         \
-        requires detail::Vectorial<A>                                                                          \
-    METAL_FUNC vec<bool, detail::Shape<A>::n> name(const A &a) {                                               \
-        const detail::VecOf<A> v(a);                                                                           \
-        MSL_COMPONENTS(bool, detail::Shape<A>::n, name(v.data[i]))                                             \
+#define MSL_CLASSIFY(name)                                                                                             \
+    MSL_C_FUNCTION(bool, name, (float x), std::name(x))                                                                \
+    template <class F>                                                                                                 \
+    METAL_FUNC bool name(detail::SmallFloat<F> x) {                                                                    \
+        return std::name(float(x));                                                                                    \
+    }                                                                                                                  \
+    template <class A>                                                                                                 \
+        requires detail::Vectorial<A>                                                                                  \
+    METAL_FUNC vec<bool, detail::Shape<A>::n> name(const A& a) {                                                       \
+        const detail::VecOf<A> v(a);                                                                                   \
+        MSL_COMPONENTS(bool, detail::Shape<A>::n, name(v.data[i]))                                                     \
     }
 MSL_CLASSIFY(isnan)
 MSL_CLASSIFY(isinf)
@@ -187,12 +196,14 @@ MSL_CLASSIFY(signbit)
 
 METAL_FUNC bool all(bool a) { return a; }
 METAL_FUNC bool any(bool a) { return a; }
-template <int N> METAL_FUNC bool all(const vec<bool, N> &v) {
+template <int N>
+METAL_FUNC bool all(const vec<bool, N>& v) {
     bool result = true;
     for (int i = 0; i < N; i++) result = result && v.data[i];
     return result;
 }
-template <int N> METAL_FUNC bool any(const vec<bool, N> &v) {
+template <int N>
+METAL_FUNC bool any(const vec<bool, N>& v) {
     bool result = false;
     for (int i = 0; i < N; i++) result = result || v.data[i];
     return result;
@@ -205,14 +216,14 @@ METAL_FUNC T select(T a, T b, bool condition) {
     return condition ? b : a;
 }
 template <class T, int N>
-METAL_FUNC vec<T, N> select(const vec<T, N> &a, const vec<T, N> &b, const vec<bool, N> &condition) {
+METAL_FUNC vec<T, N> select(const vec<T, N>& a, const vec<T, N>& b, const vec<bool, N>& condition) {
     MSL_COMPONENTS(T, N, condition.data[i] ? b.data[i] : a.data[i])
 }
 
 // Geometry.
 template <class A, class B>
     requires detail::Operands<A, B>
-METAL_FUNC auto dot(const A &a, const B &b) {
+METAL_FUNC auto dot(const A& a, const B& b) {
     using V = detail::Join<A, B>;
     const V l(a), r(b);
     typename detail::Shape<V>::T sum = l.data[0] * r.data[0];
@@ -221,42 +232,43 @@ METAL_FUNC auto dot(const A &a, const B &b) {
 }
 template <class A>
     requires detail::Vectorial<A>
-METAL_FUNC auto length_squared(const A &a) {
+METAL_FUNC auto length_squared(const A& a) {
     return dot(a, a);
 }
 template <class A>
     requires detail::Vectorial<A>
-METAL_FUNC auto length(const A &a) {
+METAL_FUNC auto length(const A& a) {
     return sqrt(dot(a, a));
 }
 template <class A, class B>
     requires detail::Operands<A, B>
-METAL_FUNC auto distance(const A &a, const B &b) {
+METAL_FUNC auto distance(const A& a, const B& b) {
     return length(a - b);
 }
 template <class A>
     requires detail::Vectorial<A>
-METAL_FUNC detail::VecOf<A> normalize(const A &a) {
+METAL_FUNC detail::VecOf<A> normalize(const A& a) {
     return a * rsqrt(dot(a, a));
 }
-template <class T> METAL_FUNC vec<T, 3> cross(const vec<T, 3> &a, const vec<T, 3> &b) {
+template <class T>
+METAL_FUNC vec<T, 3> cross(const vec<T, 3>& a, const vec<T, 3>& b) {
     return vec<T, 3>(a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x);
 }
 
 // Integers.
-#define MSL_INTEGER(name, expression)                                                                          \
-    template <class T>                                                                                         \
-        requires std::is_integral_v<T>                                                                         \
-    METAL_FUNC T name(T x) {                                                                                   \
-        using U = std::make_unsigned_t<T>;                                                                     \
-        constexpr int width = int(sizeof(T) * 8);                                                              \
-        return T(expression);                                                                                  \
-    }                                                                                                          \
-    template <class A>                                                                                         \
-        requires detail::Vectorial<A>                                                                          \
-    METAL_FUNC detail::VecOf<A> name(const A &a) {                                                             \
-        const detail::VecOf<A> v(a);                                                                           \
-        MSL_COMPONENTS(typename detail::Shape<A>::T, detail::Shape<A>::n, name(v.data[i]))                     \
+#define MSL_INTEGER(name, expression)                                                                                  \
+    template <class T>                                                                                                 \
+        requires std::is_integral_v<T>                                                                                 \
+    METAL_FUNC T name(T x) {                                                                                           \
+        using U = std::make_unsigned_t<T>;                                                                             \
+        constexpr int width = int(sizeof(T) * 8);                                                                      \
+        return T(expression);                                                                                          \
+    }                                                                                                                  \
+    template <class A>                                                                                                 \
+        requires detail::Vectorial<A>                                                                                  \
+    METAL_FUNC detail::VecOf<A> name(const A& a) {                                                                     \
+        const detail::VecOf<A> v(a);                                                                                   \
+        MSL_COMPONENTS(typename detail::Shape<A>::T, detail::Shape<A>::n, name(v.data[i]))                             \
     }
 #ifdef __CUDA_ARCH__
 #define MSL_POPCOUNT(u) __popcll(u)
@@ -297,11 +309,11 @@ METAL_FUNC T extract_bits(T x, uint offset, uint bits) {
 
 #undef MSL_COMPONENTS
 
-#define MSL_SAME_FUNCTIONS                                                                                     \
-    using metal::acos, metal::asin, metal::atan, metal::atan2, metal::ceil, metal::clamp, metal::cos, metal::cosh; \
-    using metal::exp, metal::exp10, metal::exp2, metal::fabs, metal::floor, metal::fma, metal::fmax, metal::fmin; \
-    using metal::fmod, metal::fract, metal::log, metal::log10, metal::log2, metal::max, metal::min, metal::pow; \
-    using metal::powr, metal::rint, metal::round, metal::rsqrt, metal::saturate, metal::sin, metal::sinh;      \
+#define MSL_SAME_FUNCTIONS                                                                                             \
+    using metal::acos, metal::asin, metal::atan, metal::atan2, metal::ceil, metal::clamp, metal::cos, metal::cosh;     \
+    using metal::exp, metal::exp10, metal::exp2, metal::fabs, metal::floor, metal::fma, metal::fmax, metal::fmin;      \
+    using metal::fmod, metal::fract, metal::log, metal::log10, metal::log2, metal::max, metal::min, metal::pow;        \
+    using metal::powr, metal::rint, metal::round, metal::rsqrt, metal::saturate, metal::sin, metal::sinh;              \
     using metal::sqrt, metal::tan, metal::tanh, metal::trunc, metal::abs, metal::normalize, metal::length;
 namespace precise {
 MSL_SAME_FUNCTIONS

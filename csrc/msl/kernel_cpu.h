@@ -5,12 +5,11 @@
 
 namespace metal {
 
-METAL_FUNC void threadgroup_barrier(mem_flags flags, const char *file = __builtin_FILE(),
+METAL_FUNC void threadgroup_barrier(mem_flags flags, const char* file = __builtin_FILE(),
                                     uint line = __builtin_LINE()) {
     zinc::msl::threadgroup_barrier(uint(flags), {"threadgroup_barrier", file, line});
 }
-METAL_FUNC void simdgroup_barrier(mem_flags flags, const char *file = __builtin_FILE(),
-                                  uint line = __builtin_LINE()) {
+METAL_FUNC void simdgroup_barrier(mem_flags flags, const char* file = __builtin_FILE(), uint line = __builtin_LINE()) {
     zinc::msl::simdgroup_barrier(uint(flags), {"simdgroup_barrier", file, line});
 }
 
@@ -18,27 +17,30 @@ METAL_FUNC void simdgroup_barrier(mem_flags flags, const char *file = __builtin_
 
 namespace zinc::msl {
 
-template <auto F> struct Entry {
+template <auto F>
+struct Entry {
     using S = Signature<decltype(F)>;
 
-    template <size_t... I> static void call(const ThreadArguments &a, std::index_sequence<I...>) {
-        F(*static_cast<const typename S::Params *>(a.params),
-          static_cast<typename S::template Buffer<I>>(a.buffers[I])...,
-          metal::uint3(a.tg[0], a.tg[1], a.tg[2]), metal::uint3(a.n_tg[0], a.n_tg[1], a.n_tg[2]), a.tid, a.sg,
-          a.lane, a.n_sg);
+    template <size_t... I>
+    static void call(const ThreadArguments& a, std::index_sequence<I...>) {
+        F(*static_cast<const typename S::Params*>(a.params),
+          static_cast<typename S::template Buffer<I>>(a.buffers[I])..., metal::uint3(a.tg[0], a.tg[1], a.tg[2]),
+          metal::uint3(a.n_tg[0], a.n_tg[1], a.n_tg[2]), a.tid, a.sg, a.lane, a.n_sg);
     }
-    static void thread(const ThreadArguments &a) { call(a, typename S::BufferIndices()); }
+    static void thread(const ThreadArguments& a) { call(a, typename S::BufferIndices()); }
 };
 
-template <auto F> struct Registration {
-    explicit Registration(const char *name) {
+template <auto F>
+struct Registration {
+    explicit Registration(const char* name) {
         KernelInfo info = describe_kernel<F>(name);
         info.thread = &Entry<F>::thread;
         register_kernel(info);
     }
 };
 
-template <class T, size_t n> METAL_FUNC T (&threadgroup_array_of(const char *name))[n] {
+template <class T, size_t n>
+METAL_FUNC T (&threadgroup_array_of(const char* name))[n] {
     return *static_cast<T(*)[n]>(threadgroup_array(sizeof(T) * n, alignof(T), name));
 }
 

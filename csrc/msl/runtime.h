@@ -9,8 +9,8 @@ namespace zinc::msl {
 
 // Where in a kernel's source a collective stands.
 struct Site {
-    const char *operation;
-    const char *file;
+    const char* operation;
+    const char* file;
     uint32_t line;
 };
 
@@ -22,7 +22,7 @@ constexpr uint32_t max_exchange_bytes = 32;  // of one lane's value in a simdgro
 enum MemoryClass : uint32_t { orders_none = 0, orders_device = 1, orders_threadgroup = 2 };
 
 // Computes all 32 results of a simdgroup operation from the 32 values that the lanes brought.
-using SimdRule = void (*)(const void *values, const uint32_t *arguments, void *results);
+using SimdRule = void (*)(const void* values, const uint32_t* arguments, void* results);
 
 // Where the lanes of a simdgroup leave values for each other: arrays with one element per lane.
 struct SimdSlots {
@@ -34,21 +34,21 @@ struct SimdSlots {
 // The kernel thread that runs on this OS thread.
 struct Running {
     uint32_t thread;
-    SimdSlots *slots;
+    SimdSlots* slots;
 };
 extern __thread Running running;
 
 void threadgroup_barrier(uint32_t orders, Site site);
 void simdgroup_barrier(uint32_t orders, Site site);
 // Waits until every lane has left its value and argument in the slots; the last applies the rule.
-void simd_meet(SimdRule rule, const char *operation, const char *file, uint32_t line);
+void simd_meet(SimdRule rule, const char* operation, const char* file, uint32_t line);
 // All lanes come here; only the checked build waits for them.
 void simd_arrive(Site site);
-void *threadgroup_array(size_t bytes, size_t alignment, const char *name);
+void* threadgroup_array(size_t bytes, size_t alignment, const char* name);
 
 struct ThreadArguments {
-    const void *params;
-    void *const *buffers;
+    const void* params;
+    void* const* buffers;
     uint32_t tg[3], n_tg[3];
     uint32_t tid, sg, lane, n_sg;
 };
@@ -60,14 +60,14 @@ struct BufferSignature {
 };
 
 struct KernelInfo {
-    const char *name;
+    const char* name;
     uint32_t params_bytes;
     uint32_t n_buffers;
-    const BufferSignature *buffers;
-    void (*thread)(const ThreadArguments &) = nullptr;  // CPU: runs one thread
-    const void *global = nullptr;                       // CUDA: what cudaLaunchKernel takes; params, then the buffers
+    const BufferSignature* buffers;
+    void (*thread)(const ThreadArguments&) = nullptr;  // CPU: runs one thread
+    const void* global = nullptr;                      // CUDA: what cudaLaunchKernel takes; params, then the buffers
 };
 
-void register_kernel(const KernelInfo &kernel);
+void register_kernel(const KernelInfo& kernel);
 
 }  // namespace zinc::msl

@@ -16,9 +16,12 @@
 #ifdef __CUDACC__
 #define METAL_FUNC __device__ __forceinline__
 #define METAL_CONST_FUNC __host__ __device__ __forceinline__
+// The hint would keep vectors in memory, not in registers, with nvcc.
+#define MSL_ALIGNED(pointer, n) ((void*)(pointer))
 #else
 #define METAL_FUNC inline __attribute__((always_inline))
 #define METAL_CONST_FUNC METAL_FUNC
+#define MSL_ALIGNED(pointer, n) __builtin_assume_aligned(pointer, n)
 #endif
 
 namespace metal {
@@ -32,10 +35,11 @@ using std::ptrdiff_t;
 using std::size_t;
 
 // The bits of x as another type of the same size.
-template <class To, class From> METAL_FUNC To as_type(const From &x) {
+template <class To, class From>
+METAL_FUNC To as_type(const From& x) {
     static_assert(sizeof(To) == sizeof(From), "as_type keeps the size");
     To to;
-    __builtin_memcpy(static_cast<void *>(&to), static_cast<const void *>(&x), sizeof(To));
+    __builtin_memcpy(static_cast<void*>(&to), static_cast<const void*>(&x), sizeof(To));
     return to;
 }
 
@@ -94,40 +98,57 @@ struct BfloatFormat {
 };
 
 // A 16-bit floating-point number. Operations compute in float and round once; with a float operand the result is float.
-template <class Format> struct SmallFloat {
+template <class Format>
+struct SmallFloat {
     ushort bits;
 
     SmallFloat() = default;
     template <class A>
         requires std::is_arithmetic_v<A>
     METAL_FUNC SmallFloat(A a) : bits(Format::pack(float(a))) {}
-    template <class F> METAL_FUNC explicit SmallFloat(SmallFloat<F> o) : bits(Format::pack(float(o))) {}
+    template <class F>
+    METAL_FUNC explicit SmallFloat(SmallFloat<F> o) : bits(Format::pack(float(o))) {}
     METAL_FUNC operator float() const { return Format::unpack(bits); }
 
     METAL_FUNC SmallFloat operator+() const { return *this; }
     METAL_FUNC SmallFloat operator-() const { return as_type<SmallFloat>(ushort(bits ^ 0x8000u)); }
-    METAL_FUNC SmallFloat &operator++() { return *this += 1; }
-    METAL_FUNC SmallFloat &operator--() { return *this -= 1; }
-    template <class A> METAL_FUNC SmallFloat &operator+=(A a) { return *this = SmallFloat(float(*this) + float(a)); }
-    template <class A> METAL_FUNC SmallFloat &operator-=(A a) { return *this = SmallFloat(float(*this) - float(a)); }
-    template <class A> METAL_FUNC SmallFloat &operator*=(A a) { return *this = SmallFloat(float(*this) * float(a)); }
-    template <class A> METAL_FUNC SmallFloat &operator/=(A a) { return *this = SmallFloat(float(*this) / float(a)); }
+    METAL_FUNC SmallFloat& operator++() { return *this += 1; }
+    METAL_FUNC SmallFloat& operator--() { return *this -= 1; }
+    template <class A>
+    METAL_FUNC SmallFloat& operator+=(A a) {
+        return *this = SmallFloat(float(*this) + float(a));
+    }
+    template <class A>
+    METAL_FUNC SmallFloat& operator-=(A a) {
+        return *this = SmallFloat(float(*this) - float(a));
+    }
+    template <class A>
+    METAL_FUNC SmallFloat& operator*=(A a) {
+        return *this = SmallFloat(float(*this) * float(a));
+    }
+    template <class A>
+    METAL_FUNC SmallFloat& operator/=(A a) {
+        return *this = SmallFloat(float(*this) / float(a));
+    }
 };
 
 // half op int is half; half op float is float.
 template <class F, class A>
-using Mixed = std::enable_if_t<std::is_arithmetic_v<A>,
-                               std::conditional_t<std::is_floating_point_v<A>, float, SmallFloat<F>>>;
+using Mixed =
+    std::enable_if_t<std::is_arithmetic_v<A>, std::conditional_t<std::is_floating_point_v<A>, float, SmallFloat<F>>>;
 
-#define MSL_SMALL_ARITHMETIC(op)                                                                               \
-    template <class F> METAL_FUNC SmallFloat<F> operator op(SmallFloat<F> a, SmallFloat<F> b) {                \
-        return SmallFloat<F>(float(a) op float(b));                                                            \
-    }                                                                                                          \
-    template <class F, class A> METAL_FUNC Mixed<F, A> operator op(SmallFloat<F> a, A b) {                     \
-        return Mixed<F, A>(float(a) op float(b));                                                              \
-    }                                                                                                          \
-    template <class F, class A> METAL_FUNC Mixed<F, A> operator op(A a, SmallFloat<F> b) {                     \
-        return Mixed<F, A>(float(a) op float(b));                                                              \
+#define MSL_SMALL_ARITHMETIC(op)                                                                                       \
+    template <class F>                                                                                                 \
+    METAL_FUNC SmallFloat<F> operator op(SmallFloat<F> a, SmallFloat<F> b) {                                           \
+        return SmallFloat<F>(float(a) op float(b));                                                                    \
+    }                                                                                                                  \
+    template <class F, class A>                                                                                        \
+    METAL_FUNC Mixed<F, A> operator op(SmallFloat<F> a, A b) {                                                         \
+        return Mixed<F, A>(float(a) op float(b));                                                                      \
+    }                                                                                                                  \
+    template <class F, class A>                                                                                        \
+    METAL_FUNC Mixed<F, A> operator op(A a, SmallFloat<F> b) {                                                         \
+        return Mixed<F, A>(float(a) op float(b));                                                                      \
     }
 MSL_SMALL_ARITHMETIC(+)
 MSL_SMALL_ARITHMETIC(-)
@@ -135,19 +156,20 @@ MSL_SMALL_ARITHMETIC(*)
 MSL_SMALL_ARITHMETIC(/)
 #undef MSL_SMALL_ARITHMETIC
 
-#define MSL_SMALL_COMPARISON(op)                                                                               \
-    template <class F> METAL_FUNC bool operator op(SmallFloat<F> a, SmallFloat<F> b) {                         \
-        return float(a) op float(b);                                                                           \
-    }                                                                                                          \
-    template <class F, class A>                                                                                \
-        requires std::is_arithmetic_v<A>                                                                       \
-    METAL_FUNC bool operator op(SmallFloat<F> a, A b) {                                                        \
-        return float(a) op float(b);                                                                           \
-    }                                                                                                          \
-    template <class F, class A>                                                                                \
-        requires std::is_arithmetic_v<A>                                                                       \
-    METAL_FUNC bool operator op(A a, SmallFloat<F> b) {                                                        \
-        return float(a) op float(b);                                                                           \
+#define MSL_SMALL_COMPARISON(op)                                                                                       \
+    template <class F>                                                                                                 \
+    METAL_FUNC bool operator op(SmallFloat<F> a, SmallFloat<F> b) {                                                    \
+        return float(a) op float(b);                                                                                   \
+    }                                                                                                                  \
+    template <class F, class A>                                                                                        \
+        requires std::is_arithmetic_v<A>                                                                               \
+    METAL_FUNC bool operator op(SmallFloat<F> a, A b) {                                                                \
+        return float(a) op float(b);                                                                                   \
+    }                                                                                                                  \
+    template <class F, class A>                                                                                        \
+        requires std::is_arithmetic_v<A>                                                                               \
+    METAL_FUNC bool operator op(A a, SmallFloat<F> b) {                                                                \
+        return float(a) op float(b);                                                                                   \
     }
 MSL_SMALL_COMPARISON(==)
 MSL_SMALL_COMPARISON(!=)
@@ -188,14 +210,19 @@ using std::true_type;
 template <class T>
 struct is_floating_point
     : std::bool_constant<std::is_floating_point_v<T> || std::is_same_v<T, half> || std::is_same_v<T, bfloat>> {};
-template <class T> inline constexpr bool is_floating_point_v = is_floating_point<T>::value;
-template <class T> struct is_arithmetic : std::bool_constant<std::is_integral_v<T> || is_floating_point_v<T>> {};
-template <class T> inline constexpr bool is_arithmetic_v = is_arithmetic<T>::value;
+template <class T>
+inline constexpr bool is_floating_point_v = is_floating_point<T>::value;
+template <class T>
+struct is_arithmetic : std::bool_constant<std::is_integral_v<T> || is_floating_point_v<T>> {};
+template <class T>
+inline constexpr bool is_arithmetic_v = is_arithmetic<T>::value;
 
-template <class T> struct numeric_limits : std::numeric_limits<T> {};
+template <class T>
+struct numeric_limits : std::numeric_limits<T> {};
 
 namespace detail {
-template <class T, ushort lowest_bits, ushort max_bits, ushort min_bits, ushort eps_bits, ushort inf_bits, ushort nan_bits>
+template <class T, ushort lowest_bits, ushort max_bits, ushort min_bits, ushort eps_bits, ushort inf_bits,
+          ushort nan_bits>
 struct SmallLimits {
     static constexpr bool is_specialized = true, is_signed = true, is_integer = false, has_infinity = true;
     static METAL_FUNC T lowest() { return as_type<T>(lowest_bits); }

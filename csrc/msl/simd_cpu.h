@@ -1,5 +1,5 @@
-// How the lanes of a simdgroup exchange values on the CPU: every lane hands in its value, the last one to come computes all
-// results.
+// How the lanes of a simdgroup exchange values on the CPU: every lane hands in its value, the last one to come computes
+// all results.
 #pragma once
 
 #include "runtime.h"
@@ -13,15 +13,17 @@ using zinc::msl::simd_width;
 
 METAL_FUNC uint current_lane() { return zinc::msl::running.thread % simd_width; }
 
-METAL_FUNC void arrive(const char *operation, const char *file, uint line) {
+METAL_FUNC void arrive(const char* operation, const char* file, uint line) {
     zinc::msl::simd_arrive({operation, file, line});
 }
 
 // Every lane of a group of `width` gets the result over the group, summed as a tree as GPUs do.
-template <class Op, uint width> struct Reduce {
-    template <class T> static void rule(const void *values, const uint *, void *results) {
-        const T *in = static_cast<const T *>(values);
-        T *out = static_cast<T *>(results);
+template <class Op, uint width>
+struct Reduce {
+    template <class T>
+    static void rule(const void* values, const uint*, void* results) {
+        const T* in = static_cast<const T*>(values);
+        T* out = static_cast<T*>(results);
         for (uint group = 0; group < simd_width; group += width) {
             T tree[width];
             for (uint i = 0; i < width; i++) tree[i] = in[group + i];
@@ -32,10 +34,12 @@ template <class Op, uint width> struct Reduce {
     }
 };
 
-template <class Op, bool inclusive> struct Prefix {
-    template <class T> static void rule(const void *values, const uint *, void *results) {
-        const T *in = static_cast<const T *>(values);
-        T *out = static_cast<T *>(results);
+template <class Op, bool inclusive>
+struct Prefix {
+    template <class T>
+    static void rule(const void* values, const uint*, void* results) {
+        const T* in = static_cast<const T*>(values);
+        T* out = static_cast<T*>(results);
         T running = Op::template identity<T>();
         for (uint i = 0; i < simd_width; i++) {
             const T next = Op::apply(running, in[i]);
@@ -68,42 +72,48 @@ struct FromAboveRotating {
 };
 
 // A source outside the group is undefined in MSL: all bits set, NaN for floating point, makes it show.
-template <class From, uint width> struct Shuffle {
-    template <class T> static void rule(const void *values, const uint *arguments, void *results) {
-        const T *in = static_cast<const T *>(values);
-        T *out = static_cast<T *>(results);
+template <class From, uint width>
+struct Shuffle {
+    template <class T>
+    static void rule(const void* values, const uint* arguments, void* results) {
+        const T* in = static_cast<const T*>(values);
+        T* out = static_cast<T*>(results);
         for (uint i = 0; i < simd_width; i++) {
             const uint group = i / width * width, source = From::source(i % width, arguments[i], width);
-            if (source < width) out[i] = in[group + source];
-            else __builtin_memset(static_cast<void *>(&out[i]), 0xff, sizeof(T));
+            if (source < width)
+                out[i] = in[group + source];
+            else
+                __builtin_memset(static_cast<void*>(&out[i]), 0xff, sizeof(T));
         }
     }
 };
 
 struct Ballot {
-    template <class T> static void rule(const void *, const uint *arguments, void *results) {
+    template <class T>
+    static void rule(const void*, const uint* arguments, void* results) {
         T votes = 0;
         for (uint i = 0; i < simd_width; i++) votes |= T(arguments[i] != 0) << i;
-        for (uint i = 0; i < simd_width; i++) static_cast<T *>(results)[i] = votes;
+        for (uint i = 0; i < simd_width; i++) static_cast<T*>(results)[i] = votes;
     }
 };
 
 template <class Rule, class T>
-METAL_FUNC T exchange(const T &value, uint argument, const char *operation, const char *file, uint line) {
+METAL_FUNC T exchange(const T& value, uint argument, const char* operation, const char* file, uint line) {
     static_assert(sizeof(T) <= zinc::msl::max_exchange_bytes);
-    zinc::msl::SimdSlots &slots = *zinc::msl::running.slots;
+    zinc::msl::SimdSlots& slots = *zinc::msl::running.slots;
     const uint lane = zinc::msl::running.thread % simd_width;
     slots.arguments[lane] = argument;
-    reinterpret_cast<T *>(slots.values)[lane] = value;
+    reinterpret_cast<T*>(slots.values)[lane] = value;
     zinc::msl::simd_meet(&Rule::template rule<T>, operation, file, line);
-    return reinterpret_cast<const T *>(slots.results)[lane];
+    return reinterpret_cast<const T*>(slots.results)[lane];
 }
 
 // D = A B + C with float accumulation, rounded once; the result travels back in c.
 struct MultiplyAccumulate {
-    template <class P> static void rule(const void *values, const uint *, void *results) {
-        const P *in = static_cast<const P *>(values);
-        P *out = static_cast<P *>(results);
+    template <class P>
+    static void rule(const void* values, const uint*, void* results) {
+        const P* in = static_cast<const P*>(values);
+        P* out = static_cast<P*>(results);
         float a[8][8], b[8][8], d[8][8];
         for (uint lane = 0; lane < simd_width; lane++)
             for (uint i = 0; i < 2; i++) {
@@ -117,8 +127,8 @@ struct MultiplyAccumulate {
                 for (uint c = 0; c < 8; c++) d[r][c] += a[r][k] * b[k][c];
         for (uint lane = 0; lane < simd_width; lane++)
             for (uint i = 0; i < 2; i++)
-                out[lane].c.data[i] = remove_reference_t<decltype(out[lane].c.data[i])>(
-                    d[matrix_row(lane)][matrix_col(lane) + i]);
+                out[lane].c.data[i] =
+                    remove_reference_t<decltype(out[lane].c.data[i])>(d[matrix_row(lane)][matrix_col(lane) + i]);
     }
 };
 

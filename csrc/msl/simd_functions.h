@@ -1,4 +1,5 @@
-// simdgroup and quadgroup functions. How values travel between lanes (detail::exchange and its rules) is the lane's own.
+// simdgroup and quadgroup functions. How values travel between lanes (detail::exchange and its rules) is the lane's
+// own.
 #pragma once
 
 #ifdef __CUDACC__
@@ -13,7 +14,8 @@ namespace detail {
 
 template <class A>
 concept Exchangeable = Arithmetic<A>;
-template <class A> struct ValueOf {
+template <class A>
+struct ValueOf {
     using type = A;
 };
 template <class A>
@@ -21,19 +23,22 @@ template <class A>
 struct ValueOf<A> {
     using type = VecOf<A>;
 };
-template <class A> using Value = typename ValueOf<A>::type;
+template <class A>
+using Value = typename ValueOf<A>::type;
 
 }  // namespace detail
 
 #define MSL_SITE const char *file = __builtin_FILE(), uint line = __builtin_LINE()
 
-#define MSL_SIMD_VALUE(name, ...)                                                                              \
-    template <detail::Exchangeable A> METAL_FUNC detail::Value<A> name(const A &value, MSL_SITE) {             \
-        return detail::exchange<__VA_ARGS__>(detail::Value<A>(value), 0, #name, file, line);                 \
+#define MSL_SIMD_VALUE(name, ...)                                                                                      \
+    template <detail::Exchangeable A>                                                                                  \
+    METAL_FUNC detail::Value<A> name(const A& value, MSL_SITE) {                                                       \
+        return detail::exchange<__VA_ARGS__>(detail::Value<A>(value), 0, #name, file, line);                           \
     }
-#define MSL_SIMD_LANE(name, ...)                                                                               \
-    template <detail::Exchangeable A> METAL_FUNC detail::Value<A> name(const A &value, ushort lane, MSL_SITE) { \
-        return detail::exchange<__VA_ARGS__>(detail::Value<A>(value), lane, #name, file, line);              \
+#define MSL_SIMD_LANE(name, ...)                                                                                       \
+    template <detail::Exchangeable A>                                                                                  \
+    METAL_FUNC detail::Value<A> name(const A& value, ushort lane, MSL_SITE) {                                          \
+        return detail::exchange<__VA_ARGS__>(detail::Value<A>(value), lane, #name, file, line);                        \
     }
 
 MSL_SIMD_VALUE(simd_sum, detail::Reduce<detail::Add, 32>)

@@ -5,14 +5,15 @@
 
 namespace metal {
 
-template <class T, int rows, int cols = rows> struct simdgroup_matrix {
+template <class T, int rows, int cols = rows>
+struct simdgroup_matrix {
     static_assert(rows == 8 && cols == 8, "MSL has 8 by 8 matrices");
     static_assert(is_floating_point_v<T>);
 
     simdgroup_matrix() = default;
     METAL_FUNC explicit simdgroup_matrix(T diagonal);
-    METAL_FUNC vec<T, 2> &thread_elements() { return elements; }
-    METAL_FUNC const vec<T, 2> &thread_elements() const { return elements; }
+    METAL_FUNC vec<T, 2>& thread_elements() { return elements; }
+    METAL_FUNC const vec<T, 2>& thread_elements() const { return elements; }
 
   private:
     vec<T, 2> elements;
@@ -24,14 +25,16 @@ using simdgroup_bfloat8x8 = simdgroup_matrix<bfloat, 8, 8>;
 
 namespace detail {
 
-template <class T> METAL_FUNC ulong matrix_index(uint lane, uint i, ulong stride, ulong2 origin, bool transpose) {
+template <class T>
+METAL_FUNC ulong matrix_index(uint lane, uint i, ulong stride, ulong2 origin, bool transpose) {
     const ulong r = matrix_row(lane), c = matrix_col(lane) + i;
     return transpose ? (origin.y + c) * stride + origin.x + r : (origin.y + r) * stride + origin.x + c;
 }
 
 }  // namespace detail
 
-template <class T, int rows, int cols> METAL_FUNC simdgroup_matrix<T, rows, cols>::simdgroup_matrix(T diagonal) {
+template <class T, int rows, int cols>
+METAL_FUNC simdgroup_matrix<T, rows, cols>::simdgroup_matrix(T diagonal) {
     const uint lane = detail::current_lane();
     for (uint i = 0; i < 2; i++)
         elements.data[i] = detail::matrix_row(lane) == detail::matrix_col(lane) + i ? diagonal : T(0);
@@ -46,7 +49,7 @@ METAL_FUNC simdgroup_matrix<T, rows, cols> make_filled_simdgroup_matrix(T value)
 
 // Element (r, c) of the matrix is source[(origin.y + r) * elements_per_row + origin.x + c], or with (c, r) transposed.
 template <class T, int rows, int cols>
-METAL_FUNC void simdgroup_load(simdgroup_matrix<T, rows, cols> &m, const T *source, ulong elements_per_row = cols,
+METAL_FUNC void simdgroup_load(simdgroup_matrix<T, rows, cols>& m, const T* source, ulong elements_per_row = cols,
                                ulong2 matrix_origin = 0, bool transpose_matrix = false, MSL_SITE) {
     detail::arrive("simdgroup_load", file, line);
     const uint lane = detail::current_lane();
@@ -56,7 +59,7 @@ METAL_FUNC void simdgroup_load(simdgroup_matrix<T, rows, cols> &m, const T *sour
 }
 
 template <class T, int rows, int cols>
-METAL_FUNC void simdgroup_store(const simdgroup_matrix<T, rows, cols> &m, T *target, ulong elements_per_row = cols,
+METAL_FUNC void simdgroup_store(const simdgroup_matrix<T, rows, cols>& m, T* target, ulong elements_per_row = cols,
                                 ulong2 matrix_origin = 0, bool transpose_matrix = false, MSL_SITE) {
     detail::arrive("simdgroup_store", file, line);
     const uint lane = detail::current_lane();
@@ -66,18 +69,18 @@ METAL_FUNC void simdgroup_store(const simdgroup_matrix<T, rows, cols> &m, T *tar
 }
 
 template <class D, class A, class B, class C, int rows, int cols>
-METAL_FUNC void simdgroup_multiply_accumulate(simdgroup_matrix<D, rows, cols> &d,
-                                              const simdgroup_matrix<A, rows, cols> &a,
-                                              const simdgroup_matrix<B, rows, cols> &b,
-                                              const simdgroup_matrix<C, rows, cols> &c, MSL_SITE) {
+METAL_FUNC void simdgroup_multiply_accumulate(simdgroup_matrix<D, rows, cols>& d,
+                                              const simdgroup_matrix<A, rows, cols>& a,
+                                              const simdgroup_matrix<B, rows, cols>& b,
+                                              const simdgroup_matrix<C, rows, cols>& c, MSL_SITE) {
     const detail::Product<A, B, C> parts{a.thread_elements(), b.thread_elements(), c.thread_elements()};
     const auto result = detail::exchange<detail::MultiplyAccumulate>(parts, 0, "simdgroup_multiply", file, line);
     for (uint i = 0; i < 2; i++) d.thread_elements().data[i] = D(float(result.c.data[i]));
 }
 
 template <class D, class A, class B, int rows, int cols>
-METAL_FUNC void simdgroup_multiply(simdgroup_matrix<D, rows, cols> &d, const simdgroup_matrix<A, rows, cols> &a,
-                                   const simdgroup_matrix<B, rows, cols> &b, MSL_SITE) {
+METAL_FUNC void simdgroup_multiply(simdgroup_matrix<D, rows, cols>& d, const simdgroup_matrix<A, rows, cols>& a,
+                                   const simdgroup_matrix<B, rows, cols>& b, MSL_SITE) {
     simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<D, rows, cols>(D(0)), file, line);
 }
 
