@@ -16,12 +16,9 @@
 #ifdef __CUDACC__
 #define METAL_FUNC __device__ __forceinline__
 #define METAL_CONST_FUNC __host__ __device__ __forceinline__
-// The hint would keep vectors in memory, not in registers, with nvcc.
-#define MSL_ALIGNED(pointer, n) ((void*)(pointer))
 #else
 #define METAL_FUNC inline __attribute__((always_inline))
 #define METAL_CONST_FUNC METAL_FUNC
-#define MSL_ALIGNED(pointer, n) __builtin_assume_aligned(pointer, n)
 #endif
 
 namespace metal {
@@ -38,8 +35,9 @@ using std::size_t;
 template <class To, class From>
 METAL_FUNC To as_type(const From& x) {
     static_assert(sizeof(To) == sizeof(From), "as_type keeps the size");
+    const From from(x);  // the compiler knows the alignment of this copy
     To to;
-    __builtin_memcpy(static_cast<void*>(&to), static_cast<const void*>(&x), sizeof(To));
+    __builtin_memcpy(static_cast<void*>(&to), static_cast<const void*>(&from), sizeof(To));
     return to;
 }
 

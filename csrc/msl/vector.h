@@ -3,6 +3,8 @@
 // type, or scalars that its component type can hold without losing a fraction.
 #pragma once
 
+#include <new>
+
 #include "scalar.h"
 
 namespace metal {
@@ -142,10 +144,8 @@ concept PartOf = Scalar<A> || (Vectorial<A> && std::is_same_v<typename Shape<A>:
 #define MSL_VEC_MEMBERS(S)                                                                                             \
     vec() = default;                                                                                                   \
     vec(const vec&) = default;                                                                                         \
-    METAL_FUNC vec& operator=(const vec& o) {                                                                          \
-        __builtin_memcpy(MSL_ALIGNED(data, alignof(vec)), MSL_ALIGNED(o.data, alignof(vec)), sizeof(data));            \
-        return *this;                                                                                                  \
-    }                                                                                                                  \
+    /* By way of the default copy: compilers know that to be aligned. */                                               \
+    METAL_FUNC vec& operator=(const vec& o) { return *::new (static_cast<void*>(this)) vec(o); }                       \
     template <class A>                                                                                                 \
         requires detail::Scalar<A>                                                                                     \
     METAL_FUNC vec(A a) {                                                                                              \
