@@ -54,8 +54,9 @@ def timed_peer(args: argparse.Namespace) -> dict[str, float]:
     import llama_cpp
     import numpy as np
 
-    quiet = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(quiet, None)
+    global _quiet  # the library calls it until the process ends
+    _quiet = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(_quiet, None)
     llm = llama_cpp.Llama(
         args.file,
         n_ctx=args.prompt + args.tokens + 8,
@@ -121,7 +122,7 @@ def main() -> None:
     p.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.side:
-        print(json.dumps(timed_zincmetal(args) if args.side == SIDES[0] else timed_peer(args)))
+        print(json.dumps(timed_zincmetal(args) if args.side == SIDES[0] else timed_peer(args)), flush=True)
         return
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(args.rounds):

@@ -62,7 +62,8 @@ def test_f16_cache_stays_close(path, monkeypatch):
 @pytest.mark.parametrize("lane", LANES)
 def test_token_by_token_equals_prefill(path, lane, monkeypatch):
     """Decode plans and prefill plans of every chunk size give one distribution."""
-    ids = [int(t) for t in np.load(path.with_suffix(".npz"))["tokens"]]
+    # Fibres are slow: fewer tokens there.
+    ids = np.load(path.with_suffix(".npz"))["tokens"][: 24 if lane == "msl" else 96].tolist()
     with load(path, lane, monkeypatch, kv="f32", context=128) as model:
         whole = log_softmax(model.logits(ids))
         for chunk in (1, 7, 64):

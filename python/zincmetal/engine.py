@@ -318,6 +318,10 @@ class Model:
     def _check_prompt(self, ids: Sequence[int]) -> None:
         if not ids:
             raise UsageError("the prompt has no tokens; pass some text, or a BOS token")
+        n_vocab = self.config.n_vocab
+        wrong = next((t for t in ids if not 0 <= t < n_vocab), None)
+        if wrong is not None:
+            raise UsageError(f"token id {wrong} is outside the vocabulary of {n_vocab}")
         if len(ids) > self.config.n_ctx:
             raise ContextFullError(
                 f"the prompt has {len(ids)} tokens and the context {self.config.n_ctx}; "

