@@ -15,17 +15,16 @@ using namespace zinc;
 namespace {
 
 using PyBinding = std::tuple<std::shared_ptr<Buffer>, uint64_t, uint64_t>;
-using PyDispatch =
-    std::tuple<std::string, py::bytes, std::vector<PyBinding>, std::array<uint32_t, 3>, uint32_t, bool>;
+using PyDispatch = std::tuple<std::string, py::bytes, std::vector<PyBinding>, std::array<uint32_t, 3>, uint32_t, bool>;
 
 // (kernel, params, [(buffer, offset, nbytes)], grid, threads, barrier) -> Dispatch
-Dispatch to_dispatch(Device &device, const PyDispatch &from) {
-    const auto &[kernel, params, bindings, grid, threads, barrier] = from;
+Dispatch to_dispatch(Device& device, const PyDispatch& from) {
+    const auto& [kernel, params, bindings, grid, threads, barrier] = from;
     Dispatch d;
     d.pipeline = device.pipeline(kernel);
     const auto bytes = std::string_view(params);
     d.params.assign(bytes.begin(), bytes.end());
-    for (const auto &[buffer, offset, nbytes] : bindings) {
+    for (const auto& [buffer, offset, nbytes] : bindings) {
         if (!buffer) throw UsageError(kernel + ": a binding has no buffer");
         d.bindings.push_back({buffer, offset, nbytes});
     }
@@ -35,30 +34,31 @@ Dispatch to_dispatch(Device &device, const PyDispatch &from) {
     return d;
 }
 
-std::vector<Dispatch> to_dispatches(Device &device, const std::vector<PyDispatch> &from) {
+std::vector<Dispatch> to_dispatches(Device& device, const std::vector<PyDispatch>& from) {
     std::vector<Dispatch> out;
     out.reserve(from.size());
-    for (const auto &d : from) out.push_back(to_dispatch(device, d));
+    for (const auto& d : from) out.push_back(to_dispatch(device, d));
     return out;
 }
 
 Encoding encoding(bool concurrent) { return concurrent ? Encoding::concurrent : Encoding::serial; }
 
-// Wraps the memory of a Python buffer (a mapped file) from offset on, without a copy; pages are rounded outwards at the end.
-std::shared_ptr<Buffer> wrap(Device &device, const py::buffer &owner, size_t offset, size_t nbytes) {
+// Wraps the memory of a Python buffer (a mapped file) from offset on, without a copy; pages are rounded outwards at the
+// end.
+std::shared_ptr<Buffer> wrap(Device& device, const py::buffer& owner, size_t offset, size_t nbytes) {
     py::buffer_info info = owner.request();
     const size_t total = size_t(info.size) * size_t(info.itemsize);
     if (offset > total || nbytes > total - offset)
         throw UsageError("wrap: [" + std::to_string(offset) + ", +" + std::to_string(nbytes) +
                          ") is outside the buffer of " + std::to_string(total) + " bytes");
     const size_t page = device.info().page_bytes;
-    return device.wrap(static_cast<char *>(info.ptr) + offset, (nbytes + page - 1) / page * page);
+    return device.wrap(static_cast<char*>(info.ptr) + offset, (nbytes + page - 1) / page * page);
 }
 
-py::dict info_dict(const Device &device) {
+py::dict info_dict(const Device& device) {
     const DeviceInfo info = device.info();
     py::dict features;
-    for (const auto &[key, value] : info.features) features[py::str(key)] = value;
+    for (const auto& [key, value] : info.features) features[py::str(key)] = value;
     py::dict d;
     d["name"] = info.name;
     d["backend"] = info.backend;
@@ -78,11 +78,11 @@ void bind_errors() {
     py::register_local_exception_translator([](std::exception_ptr p) {
         try {
             if (p) std::rethrow_exception(p);
-        } catch (const DeviceError &e) {
+        } catch (const DeviceError& e) {
             py::set_error(errors.attr("DeviceError"), e.what());
-        } catch (const ContextFullError &e) {
+        } catch (const ContextFullError& e) {
             py::set_error(errors.attr("ContextFullError"), e.what());
-        } catch (const UsageError &e) {
+        } catch (const UsageError& e) {
             py::set_error(errors.attr("UsageError"), e.what());
         }
     });
@@ -125,12 +125,12 @@ void bind_params(py::module_& m) {
     });
 }
 
-void bind_device(py::module_ &m) {
+void bind_device(py::module_& m) {
     py::class_<Buffer, std::shared_ptr<Buffer>>(m, "Buffer", py::buffer_protocol())
         .def_readonly("nbytes", &Buffer::bytes)
-        .def_buffer([](Buffer &b) -> py::buffer_info {
+        .def_buffer([](Buffer& b) -> py::buffer_info {
             if (!b.host) throw UsageError("a private buffer has no memory that the host can see");
-            return {static_cast<uint8_t *>(b.host), py::ssize_t(b.bytes), false};
+            return {static_cast<uint8_t*>(b.host), py::ssize_t(b.bytes), false};
         });
 
     py::class_<Device, std::shared_ptr<Device>>(m, "Device")
@@ -139,33 +139,36 @@ void bind_device(py::module_ &m) {
              }),
              py::kw_only(), py::arg("threads") = 0, py::arg("native") = true, py::arg("kernel_folder") = "")
         .def_property_readonly("info", &info_dict)
-        .def("alloc",
-             [](Device &d, size_t nbytes, bool shared) {
-                 return d.alloc(nbytes, shared ? Storage::shared : Storage::device_private);
-             },
-             py::arg("nbytes"), py::arg("shared") = true)
+        .def(
+            "alloc",
+            [](Device& d, size_t nbytes, bool shared) {
+                return d.alloc(nbytes, shared ? Storage::shared : Storage::device_private);
+            },
+            py::arg("nbytes"), py::arg("shared") = true)
         .def("wrap", &wrap, py::arg("owner"), py::arg("offset"), py::arg("nbytes"), py::keep_alive<0, 2>())
         .def("kernel_names", &Device::kernel_names)
-        .def("limits",
-             [](Device &d, const std::string &kernel) {
-                 const PipelineLimits l = d.pipeline(kernel)->limits;
-                 return py::make_tuple(l.max_threads, l.simd_width, l.threadgroup_bytes);
-             },
-             py::arg("kernel"))
-        .def("run",
-             [](Device &d, const std::vector<PyDispatch> &dispatches, bool concurrent) {
-                 auto recording = d.record(to_dispatches(d, dispatches), encoding(concurrent));
-                 py::gil_scoped_release unlocked;
-                 d.submit(*recording);
-                 const RunTimes times = d.wait();
-                 return times.gpu_end - times.gpu_start;
-             },
-             py::arg("dispatches"), py::arg("concurrent") = true);
+        .def(
+            "limits",
+            [](Device& d, const std::string& kernel) {
+                const PipelineLimits l = d.pipeline(kernel)->limits;
+                return py::make_tuple(l.max_threads, l.simd_width, l.threadgroup_bytes);
+            },
+            py::arg("kernel"))
+        .def(
+            "run",
+            [](Device& d, const std::vector<PyDispatch>& dispatches, bool concurrent) {
+                auto recording = d.record(to_dispatches(d, dispatches), encoding(concurrent));
+                py::gil_scoped_release unlocked;
+                d.submit(*recording);
+                const RunTimes times = d.wait();
+                return times.gpu_end - times.gpu_start;
+            },
+            py::arg("dispatches"), py::arg("concurrent") = true);
 }
 
-void bind_plan(py::module_ &m) {
+void bind_plan(py::module_& m) {
     py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")
-        .def(py::init([](std::shared_ptr<Device> device, const std::vector<PyDispatch> &dispatches, uint32_t max_tokens,
+        .def(py::init([](std::shared_ptr<Device> device, const std::vector<PyDispatch>& dispatches, uint32_t max_tokens,
                          bool concurrent) {
                  auto list = to_dispatches(*device, dispatches);
                  return std::make_shared<Plan>(std::move(device), std::move(list), encoding(concurrent), max_tokens);
@@ -181,8 +184,8 @@ void bind_plan(py::module_ &m) {
         .def_property_readonly("length", &Session::length)
         .def_property_readonly("n_ctx", &Session::n_ctx)
         .def_property_readonly("counters",
-                               [](const Session &s) {
-                                   const Counters &c = s.counters();
+                               [](const Session& s) {
+                                   const Counters& c = s.counters();
                                    py::dict d;
                                    d["steps"] = c.steps;
                                    d["tokens"] = c.tokens;
@@ -195,24 +198,26 @@ void bind_plan(py::module_ &m) {
         .def("rewind", &Session::rewind, py::arg("length"))
         .def("close", &Session::close);
 
-    m.def("decode_step",
-          [](Session &session, Plan &plan, int64_t token) {
-              // An id that does not fit 32 bits is outside every vocabulary.
-              const bool fits = token >= 0 && token <= std::numeric_limits<int32_t>::max();
-              const int32_t id = fits ? int32_t(token) : -1;
-              py::gil_scoped_release unlocked;
-              return session.run(plan, &id, 1);
-          },
-          py::arg("session"), py::arg("plan"), py::arg("token"));
-    m.def("prefill_step",
-          [](Session &session, Plan &plan, const py::array_t<int32_t, py::array::c_style> &ids) {
-              if (ids.ndim() != 1) throw UsageError("prefill_step: ids must have one dimension");
-              const int32_t *data = ids.data();
-              const size_t n = size_t(ids.size());
-              py::gil_scoped_release unlocked;
-              return session.run(plan, data, n);
-          },
-          py::arg("session"), py::arg("plan"), py::arg("ids").noconvert());
+    m.def(
+        "decode_step",
+        [](Session& session, Plan& plan, int64_t token) {
+            // An id that does not fit 32 bits is outside every vocabulary.
+            const bool fits = token >= 0 && token <= std::numeric_limits<int32_t>::max();
+            const int32_t id = fits ? int32_t(token) : -1;
+            py::gil_scoped_release unlocked;
+            return session.run(plan, &id, 1);
+        },
+        py::arg("session"), py::arg("plan"), py::arg("token"));
+    m.def(
+        "prefill_step",
+        [](Session& session, Plan& plan, const py::array_t<int32_t, py::array::c_style>& ids) {
+            if (ids.ndim() != 1) throw UsageError("prefill_step: ids must have one dimension");
+            const int32_t* data = ids.data();
+            const size_t n = size_t(ids.size());
+            py::gil_scoped_release unlocked;
+            return session.run(plan, data, n);
+        },
+        py::arg("session"), py::arg("plan"), py::arg("ids").noconvert());
 }
 
 }  // namespace

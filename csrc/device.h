@@ -12,7 +12,8 @@
 
 namespace zinc {
 
-// Any failure of a device: absent, refused an allocation, failed while running. Python sees zincmetal.errors.DeviceError.
+// Any failure of a device: absent, refused an allocation, failed while running. Python sees
+// zincmetal.errors.DeviceError.
 struct DeviceError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -41,7 +42,7 @@ enum class Storage { shared, device_private };
 class Buffer {
   public:
     virtual ~Buffer() = default;
-    void *host = nullptr;
+    void* host = nullptr;
     size_t bytes = 0;
 };
 
@@ -94,17 +95,17 @@ class Device {
 
     virtual std::shared_ptr<Buffer> alloc(size_t bytes, Storage storage) = 0;
     // No copy: pointer and length are multiples of info().page_bytes.
-    virtual std::shared_ptr<Buffer> wrap(void *pointer, size_t bytes) = 0;
-    virtual std::shared_ptr<Pipeline> pipeline(const std::string &kernel) = 0;
+    virtual std::shared_ptr<Buffer> wrap(void* pointer, size_t bytes) = 0;
+    virtual std::shared_ptr<Pipeline> pipeline(const std::string& kernel) = 0;
     virtual std::vector<std::string> kernel_names() const = 0;
 
     virtual std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches, Encoding encoding) = 0;
     // Commits one command buffer and returns; allocates nothing on the host side of ours.
-    virtual void submit(Recording &recording) = 0;
+    virtual void submit(Recording& recording) = 0;
     // Waits for all that was submitted. A command buffer that failed throws here, and at every later call.
     virtual RunTimes wait() = 0;
 };
 
-std::unique_ptr<Device> open_device(const DeviceOptions &options);
+std::unique_ptr<Device> open_device(const DeviceOptions& options);
 
 }  // namespace zinc

@@ -7,21 +7,21 @@ namespace zinc {
 
 namespace {
 
-uint32_t count_barriers(const std::vector<Dispatch> &dispatches) {
-    return uint32_t(std::count_if(dispatches.begin(), dispatches.end(), [](const Dispatch &d) { return d.barrier; }));
+uint32_t count_barriers(const std::vector<Dispatch>& dispatches) {
+    return uint32_t(std::count_if(dispatches.begin(), dispatches.end(), [](const Dispatch& d) { return d.barrier; }));
 }
 
 // Holds a flag for the length of a call, or refuses: two threads must not run one sequence at once.
 class Exclusive {
   public:
-    explicit Exclusive(std::atomic<bool> &flag) : flag_(flag) {
+    explicit Exclusive(std::atomic<bool>& flag) : flag_(flag) {
         if (flag_.exchange(true, std::memory_order_acquire))
             throw UsageError("another thread is running a step of this model; give each thread a model of its own");
     }
     ~Exclusive() { flag_.store(false, std::memory_order_release); }
 
   private:
-    std::atomic<bool> &flag_;
+    std::atomic<bool>& flag_;
 };
 
 }  // namespace
@@ -36,7 +36,7 @@ Session::Session(std::shared_ptr<Buffer> step, std::shared_ptr<Buffer> tokens, u
         throw UsageError("the step and token buffers must be shared, the first of at least sizeof(Step) bytes");
 }
 
-void Session::check(const Plan &plan, const int32_t *ids, size_t n) const {
+void Session::check(const Plan& plan, const int32_t* ids, size_t n) const {
     if (closed_) throw UsageError("the model is closed; load it again");
     if (n == 0) throw UsageError("a step needs at least one token");
     if (n > plan.max_tokens || n * sizeof(int32_t) > tokens_->bytes)
@@ -51,10 +51,10 @@ void Session::check(const Plan &plan, const int32_t *ids, size_t n) const {
                                " more asked for); load the model with a larger context");
 }
 
-int32_t Session::run(Plan &plan, const int32_t *ids, size_t n) {
+int32_t Session::run(Plan& plan, const int32_t* ids, size_t n) {
     Exclusive running(busy_);
     check(plan, ids, n);
-    auto *step = static_cast<Step *>(step_->host);
+    auto* step = static_cast<Step*>(step_->host);
     *step = Step{uint32_t(n), length_, -1, 0};
     std::memcpy(tokens_->host, ids, n * sizeof(int32_t));
 

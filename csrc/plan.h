@@ -43,17 +43,17 @@ class Session {
 
     // Appends the n tokens to the sequence with one command buffer; returns the arg max of the last row's logits
     // (-1 when the plan computes none). A failed step leaves the length as it was.
-    int32_t run(Plan &plan, const int32_t *ids, size_t n);
+    int32_t run(Plan& plan, const int32_t* ids, size_t n);
 
     void rewind(uint32_t length);  // forget all positions from length on
     void close() { closed_ = true; }
 
     uint32_t length() const { return length_; }
     uint32_t n_ctx() const { return n_ctx_; }
-    const Counters &counters() const { return counters_; }
+    const Counters& counters() const { return counters_; }
 
   private:
-    void check(const Plan &plan, const int32_t *ids, size_t n) const;
+    void check(const Plan& plan, const int32_t* ids, size_t n) const;
 
     std::shared_ptr<Buffer> step_, tokens_;
     uint32_t n_ctx_, n_vocab_, length_ = 0;

@@ -1,4 +1,4 @@
-"""Which compiled core runs: one extension module per device, picked by argument, by environment or by what was built."""
+"""Which compiled core runs: one extension module per device, picked by argument, environment, or what was built."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ import numpy as np
 from .config import ModelConfig
 from .graph import STEP, Op, Operand, Value, Weight
 
-
 HEAD_CLASSES = (32, 64, 96, 128, 256)  # of the attention kernels
 
 

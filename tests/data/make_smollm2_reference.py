@@ -68,7 +68,7 @@ def load(path: Path) -> LlamaForCausalLM:
         state[f"{prefix}{names[part]}.weight"] = torch.from_numpy(np.ascontiguousarray(w))
     model = LlamaForCausalLM(config).float().eval()
     missing, unexpected = model.load_state_dict(state, strict=False)
-    assert missing == ["lm_head.weight"] and not unexpected, (missing, unexpected)
+    assert (missing, unexpected) == (["lm_head.weight"], []), "the names do not match"
     model.tie_weights()
     return model
 

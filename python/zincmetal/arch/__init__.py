@@ -1,4 +1,4 @@
-"""The architectures. Each is a short module with ``build(g)``: the operations of one step up to the last hidden state."""
+"""The architectures. Each is a short module with ``build(g)``: a step's operations up to the last hidden state."""
 
 from __future__ import annotations
 
