@@ -1,4 +1,5 @@
 // Native matrix-matrix products: Y = X W^T for every type of W, alone, added to a residual, or gate and up under SwiGLU.
+#include "native_quants.h"
 #include "native_register.h"
 #include "native_tile.h"
 
@@ -6,11 +7,11 @@ namespace zinc {
 namespace {
 
 constexpr uint32_t TILE_ROWS = 64;  // rows of W whose panels are packed at a time, and then meet every token
-constexpr uint32_t PART = GROUP;    // columns of a float panel: one stays in the L2 cache
+constexpr uint32_t PART = 128;      // columns of a panel, which then stays in the L1 cache
 
 // Memory of a thread for the tiles of a launch.
 struct Workspace {
-    Scratch activations, panel, rows, result[2];
+    Scratch panel, rows, result[2];
 };
 
 Workspace &workspace() {
@@ -18,43 +19,16 @@ Workspace &workspace() {
     return w;
 }
 
-#if defined(NATIVE_AVX512)
-template <class T> constexpr bool AS_INTEGERS = Quantised<T>;
-#else
-template <class T> constexpr bool AS_INTEGERS = false;
-#endif
-
-// The tokens of a launch and what is made of them once.
-template <class T> struct Tokens {
+// n rows of activations, contiguous.
+struct Tokens {
     const float *x;
     size_t n;
-    uint32_t k;
-    Activations integers;
-
-    Tokens(const float *x, size_t n, uint32_t k) : x(x), n(n), k(k) {
-        if constexpr (AS_INTEGERS<T>) integers = prepare<T>(workspace().activations, x, n, k);
-    }
 };
 
 // y[n tokens][TILE_ROWS] = rows [first, first + n_rows) of W times every token.
 template <class T>
-void multiply_rows(const uint8_t *w, const MatMulParams &p, uint32_t first, uint32_t n_rows, const Tokens<T> &tokens, float *y) {
+void multiply_rows(const uint8_t *w, const MatMulParams &p, uint32_t first, uint32_t n_rows, const Tokens &tokens, float *y) {
     const uint8_t *rows = w + size_t(first) * p.row_bytes;
-#if defined(NATIVE_AVX512)
-    if constexpr (AS_INTEGERS<T>) {
-        const size_t n_subs = tokens.integers.n_subs, bytes = size_t(groups_of(p.k)) * GROUP * INT_PANEL;
-        uint8_t *const memory = workspace().panel.take<uint8_t>(bytes + 2 * n_subs * INT_PANEL * sizeof(float));
-        float *const scales = reinterpret_cast<float *>(memory + bytes);
-        const IntPanel panel{memory, scales, scales + n_subs * INT_PANEL};
-        for (uint32_t r = 0; r < n_rows; r += INT_PANEL) {
-            pack_quants<T>(rows + size_t(r) * p.row_bytes, p.row_bytes, int(n_rows - r), p.k, panel);
-            for_token_runs(tokens.n, [&]<int TOKENS>(size_t t) {
-                int_tile<T::SUB, TOKENS>(panel, tokens.integers, t, p.k, y + t * TILE_ROWS + r, TILE_ROWS);
-            });
-        }
-        return;
-    }
-#endif
     float *const panel = workspace().panel.take<float>(PART * PANEL);
     float *const unpacked = workspace().rows.take<float>(PART * PANEL);
     std::memset(y, 0, tokens.n * TILE_ROWS * sizeof(float));
@@ -86,20 +60,15 @@ template <class T, int MATRICES, class Finish>
 void multiply(const Launch &l, uint64_t begin, uint64_t end, Finish &&finish) {
     const auto &p = l.as<MatMulParams>();
     const float *x = l.buffer<const float>(2 + MATRICES);
-    Range made{0, 0};
-    Tokens<T> ready(x, 0, p.k);
-    for_tiles(l, p.m, begin, end, [&](Range rows, Range tokens) {
-        if (tokens.begin != made.begin || tokens.end != made.end) {
-            ready = Tokens<T>(x + size_t(tokens.begin) * p.k, tokens.end - tokens.begin, p.k);
-            made = tokens;
-        }
+    for_tiles(l, p.m, begin, end, [&](Range rows, Range range) {
+        const Tokens tokens{x + size_t(range.begin) * p.k, range.end - range.begin};
         float *y[2] = {};
         for (int i = 0; i < MATRICES; i++) {
-            y[i] = workspace().result[i].take<float>(ready.n * TILE_ROWS);
-            multiply_rows<T>(l.buffer<const uint8_t>(2 + i), p, rows.begin, rows.end - rows.begin, ready, y[i]);
+            y[i] = workspace().result[i].take<float>(tokens.n * TILE_ROWS);
+            multiply_rows<T>(l.buffer<const uint8_t>(2 + i), p, rows.begin, rows.end - rows.begin, tokens, y[i]);
         }
-        for (size_t t = 0; t < ready.n; t++)
-            finish((tokens.begin + t) * p.m + rows.begin, rows.end - rows.begin, y[0] + t * TILE_ROWS,
+        for (size_t t = 0; t < tokens.n; t++)
+            finish((range.begin + t) * p.m + rows.begin, rows.end - rows.begin, y[0] + t * TILE_ROWS,
                    MATRICES == 2 ? y[1] + t * TILE_ROWS : nullptr);
     });
 }

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #pragma GCC diagnostic push
@@ -47,6 +48,7 @@ using vf = float __attribute__((vector_size(4 * W)));
 using vi = int32_t __attribute__((vector_size(4 * W)));
 using vu16 = uint16_t __attribute__((vector_size(2 * W)));
 using vu8 = uint8_t __attribute__((vector_size(W)));
+using vi8 = int8_t __attribute__((vector_size(W)));
 using f32x8 = float __attribute__((vector_size(32)));
 using i32x8 = int32_t __attribute__((vector_size(32)));
 
@@ -65,14 +67,53 @@ template <class To, class From> INLINE To bits_as(From from) {
 }
 template <class To, class From> INLINE To convert(From from) { return __builtin_convertvector(from, To); }
 
+// W small integers from memory as 32-bit ones. (GCC takes __builtin_convertvector apart here, lane by lane.)
+INLINE vi widen(const uint8_t *p) {
+#if defined(NATIVE_AVX512)
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif defined(NATIVE_AVX2)
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#else
+    return convert<vi>(load<vu8>(p));
+#endif
+}
+INLINE vi widen(const int8_t *p) {
+#if defined(NATIVE_AVX512)
+    return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif defined(NATIVE_AVX2)
+    return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#else
+    return convert<vi>(load<vi8>(p));
+#endif
+}
+INLINE vi widen(const uint16_t *p) {
+#if defined(NATIVE_AVX512)
+    return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(NATIVE_AVX2)
+    return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+#else
+    return convert<vi>(load<vu16>(p));
+#endif
+}
+
+INLINE f32x8 floats_of_bytes(uint64_t eight) {
+#if defined(NATIVE_AVX512) || defined(NATIVE_AVX2)
+    return (f32x8)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(eight))));
+#else
+    using u8x8 = uint8_t __attribute__((vector_size(8)));
+    return convert<f32x8>(convert<i32x8>(bits_as<u8x8>(eight)));
+#endif
+}
+
+template <int DISTANCE, class V, size_t... I> INLINE V swap_lanes(V v, std::index_sequence<I...>) {
+    return __builtin_shufflevector(v, v, int(I ^ DISTANCE)...);
+}
+
 // The sum of a vector's lanes, pairwise.
-template <class V> INLINE float sum_lanes(V v) {
-    constexpr int LANES = sizeof(V) / sizeof(float);
-    float lane[LANES];
-    std::memcpy(lane, &v, sizeof v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-    return lane[0];
+template <class V, int HALF = sizeof(V) / 8> INLINE float sum_lanes(V v) {
+    v += swap_lanes<HALF>(v, std::make_index_sequence<sizeof(V) / 4>());
+    if constexpr (HALF > 1) return sum_lanes<V, HALF / 2>(v);
+    return v[0];
 }
 
 // ---- half and bfloat16 ---------------------------------------------------------------------------------------------
@@ -94,11 +135,11 @@ INLINE vf load_half(const uint16_t *p) {
 #elif defined(NATIVE_NEON)
     return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
-    return float_of_half_bits<vf>(convert<vi>(load<vu16>(p)));
+    return float_of_half_bits<vf>(widen(p));
 #endif
 }
 
-INLINE vf load_bfloat(const uint16_t *p) { return bits_as<vf>(convert<vi>(load<vu16>(p)) << 16); }
+INLINE vf load_bfloat(const uint16_t *p) { return bits_as<vf>(widen(p) << 16); }
 
 INLINE float half_to_float(uint16_t h) {
 #if defined(NATIVE_AVX512) || defined(NATIVE_AVX2)

@@ -1,10 +1,8 @@
 // Matrix products by register tiles: a panel of rows, packed so that a vector holds the same column of W rows, times a
-// few tokens at once. One tile in float32 for every instruction set, one in integers where there is VNNI.
+// few tokens at once.
 #pragma once
 
-#include <utility>
-
-#include "native_activations.h"
+#include "native_simd.h"
 
 namespace zinc {
 namespace {
@@ -86,95 +84,6 @@ inline void pack_panel(const float *rows, size_t stride, int k, float *panel) {
             for (int j = 0; j < W; j++) store(panel + size_t(i + j) * PANEL + r, block[j]);
         }
 }
-
-#if defined(NATIVE_AVX512)
-
-// An integer panel: 32 rows of unsigned quants, [k / 4][2][16 rows][4], and per SUB weights their scales and offsets.
-constexpr int INT_PANEL = 32;
-constexpr size_t INT_PANEL_BLOCK = BLOCK * INT_PANEL;  // bytes of 32 columns
-
-struct IntPanel {
-    uint8_t *quants;
-    float *scales;   // [subs][32]
-    float *offsets;  // [subs][32]
-};
-
-template <class Q> INLINE void pack_block(const uint8_t *const *groups, int j, uint8_t *out) {
-    for (int half = 0; half < 2; half++) {
-        const uint8_t *const *row = groups + half * 16;
-        vi v[8];
-        for (int r = 0; r < 8; r++)
-            v[r] = (vi)_mm512_mask_blend_epi64(0xf0, (__m512i)Q::quants(row[r], j), (__m512i)Q::quants(row[r + 8], j));
-        transpose<8>(v);
-        for (int quad = 0; quad < 8; quad++) store(out + (quad * 2 + half) * 64, v[quad]);
-    }
-}
-
-// Packs n rows from w on; rows past n repeat the last one.
-template <class Q> void pack_quants(const uint8_t *w, size_t row_bytes, int n, uint32_t k, const IntPanel &panel) {
-    constexpr int SUBS = GROUP / Q::SUB;
-    const int blocks = int(k / BLOCK);
-    for (int g = 0; g * GROUP_BLOCKS < blocks; g++) {
-        const int n_blocks = blocks - g * GROUP_BLOCKS < GROUP_BLOCKS ? blocks - g * GROUP_BLOCKS : GROUP_BLOCKS;
-        const uint8_t *groups[INT_PANEL];
-        for (int r = 0; r < INT_PANEL; r++) {
-            groups[r] = w + size_t(r < n ? r : n - 1) * row_bytes + size_t(g) * Q::GROUP_BYTES;
-            Affine<SUBS> a;
-            Q::affine(groups[r], n_blocks, a);
-            for (int s = 0; s < SUBS; s++) {
-                panel.scales[(g * SUBS + s) * INT_PANEL + r] = a.scale[s];
-                panel.offsets[(g * SUBS + s) * INT_PANEL + r] = a.offset[s];
-            }
-        }
-        for (int j = 0; j < n_blocks; j++)
-            pack_block<Q>(groups, j, panel.quants + (g * GROUP_BLOCKS + j) * INT_PANEL_BLOCK);
-    }
-}
-
-// One plane of SUB columns: sums[v][t] += quants · x.
-template <int SUB, int TOKENS>
-INLINE void add_plane(const uint8_t *quants, const uint8_t *x, size_t x_stride, __m512i (&sums)[2][TOKENS]) {
-#pragma GCC unroll 8
-    for (int quad = 0; quad < SUB / 4; quad++) {
-        const __m512i w0 = _mm512_load_si512(quants + quad * 128), w1 = _mm512_load_si512(quants + quad * 128 + 64);
-#pragma GCC unroll 6
-        for (int t = 0; t < TOKENS; t++) {
-            const __m512i four = _mm512_set1_epi32(load<int>(x + t * x_stride + quad * 4));
-            sums[0][t] = _mm512_dpbusd_epi32(sums[0][t], w0, four);
-            sums[1][t] = _mm512_dpbusd_epi32(sums[1][t], w1, four);
-        }
-    }
-}
-
-// y[t][32] = a panel of k columns times tokens [first, first + TOKENS).
-template <int SUB, int TOKENS>
-INLINE void int_tile(const IntPanel &panel, const Activations &x, size_t first, uint32_t k, float *y, size_t y_stride) {
-    __m512 result[2][TOKENS] = {};
-    const uint8_t *planes = x.values + first * x.value_bytes;
-    for (size_t s = 0; s < k / SUB; s++) {
-        const uint8_t *quants = panel.quants + s * SUB * INT_PANEL;
-        const uint8_t *low = planes + s * SUB / BLOCK * 2 * BLOCK + s * SUB % BLOCK;
-        __m512i sums[2][TOKENS] = {};
-        add_plane<SUB>(quants, low + BLOCK, x.value_bytes, sums);
-        for (int v = 0; v < 2; v++)
-            for (int t = 0; t < TOKENS; t++) sums[v][t] = _mm512_slli_epi32(sums[v][t], 8);
-        add_plane<SUB>(quants, low, x.value_bytes, sums);
-        for (int v = 0; v < 2; v++) {
-            const __m512 scale = _mm512_load_ps(panel.scales + s * INT_PANEL + v * 16);
-            const __m512 offset = _mm512_load_ps(panel.offsets + s * INT_PANEL + v * 16);
-            for (int t = 0; t < TOKENS; t++) {
-                const size_t at = (first + t) * x.n_subs + s;
-                const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[at]));
-                result[v][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[v][t]), both, result[v][t]);
-                result[v][t] = _mm512_fmadd_ps(offset, _mm512_set1_ps(x.sums[at]), result[v][t]);
-            }
-        }
-    }
-    for (int t = 0; t < TOKENS; t++)
-        for (int v = 0; v < 2; v++) _mm512_storeu_ps(y + t * y_stride + v * 16, result[v][t]);
-}
-
-#endif
 
 }  // namespace
 }  // namespace zinc
