@@ -41,7 +41,7 @@ MSL_FETCH(add, x + y)
 MSL_FETCH(sub, x - y)
 MSL_FETCH(min, y < x ? y : x)
 MSL_FETCH(max, x < y ? y : x)
-MSL_FETCH(and, (x MSL_FETCH(and, x& y) y))
+MSL_FETCH(and, (x & y))
 MSL_FETCH(or, x | y)
 MSL_FETCH(xor, x ^ y)
 #undef MSL_FETCH

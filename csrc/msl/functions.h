@@ -25,9 +25,9 @@ concept Operands3 =
 
 }  // namespace detail
 
-// A function that C has too. CUDA declares it for floats in the global namespace, where `using namespace metal` would
-// make the two ambiguous: there it is the same function.
-#ifdef __CUDACC__
+// A function that C has too. CUDA and libc++ declare it for floats in the global namespace, where `using namespace
+// metal` would make the two ambiguous: there it is the same function.
+#if defined(__CUDACC__) || defined(_LIBCPP_VERSION)
 #define MSL_C_FUNCTION(R, name, parameters, expression) using ::name;
 #else
 #define MSL_C_FUNCTION(R, name, parameters, expression)                                                                \
@@ -40,6 +40,11 @@ concept Operands3 =
 #define MSL_UNARY(name, expression)                                                                                    \
     METAL_FUNC float name(float x) { return expression; }                                                              \
     MSL_UNARY_FORMS(name)
+#ifdef __CUDACC__
+#define MSL_CUDA_UNARY MSL_C_UNARY
+#else
+#define MSL_CUDA_UNARY MSL_UNARY
+#endif
 #define MSL_UNARY_FORMS(name)                                                                                          \
     template <class F>                                                                                                 \
     METAL_FUNC detail::SmallFloat<F> name(detail::SmallFloat<F> x) {                                                   \
@@ -54,12 +59,12 @@ concept Operands3 =
 
 MSL_C_UNARY(exp, std::exp(x))
 MSL_C_UNARY(exp2, std::exp2(x))
-MSL_C_UNARY(exp10, std::pow(10.0f, x))
+MSL_CUDA_UNARY(exp10, std::pow(10.0f, x))
 MSL_C_UNARY(log, std::log(x))
 MSL_C_UNARY(log2, std::log2(x))
 MSL_C_UNARY(log10, std::log10(x))
 MSL_C_UNARY(sqrt, std::sqrt(x))
-MSL_C_UNARY(rsqrt, 1.0f / std::sqrt(x))
+MSL_CUDA_UNARY(rsqrt, 1.0f / std::sqrt(x))
 MSL_C_UNARY(sin, std::sin(x))
 MSL_C_UNARY(cos, std::cos(x))
 MSL_C_UNARY(tan, std::tan(x))
@@ -82,6 +87,7 @@ MSL_UNARY(fract, std::fmin(x - std::floor(x), 0x1.fffffep-1f))
 MSL_UNARY(saturate, x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f)
 MSL_UNARY(sign, x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : (x == 0.0f ? x : 0.0f)))
 #undef MSL_C_UNARY
+#undef MSL_CUDA_UNARY
 #undef MSL_UNARY
 #undef MSL_UNARY_FORMS
 
