@@ -63,10 +63,10 @@ constexpr uint32_t DECODE_KEYS = 256;  // per step of the softmax
 template <class T, int VECTORS>
 INLINE void add_values(const uint8_t *values, size_t stride, const float *weight, uint32_t n, float factor, float *acc) {
     vf sum[VECTORS];
-    for (int v = 0; v < VECTORS; v++) sum[v] = load<vf>(acc + v * W) * factor;
+    UNROLL for (int v = 0; v < VECTORS; v++) sum[v] = load<vf>(acc + v * W) * factor;
     for (uint32_t j = 0; j < n; j++)
-        for (int v = 0; v < VECTORS; v++) sum[v] += T::lanes(values + j * stride + v * W * T::BYTES) * weight[j];
-    for (int v = 0; v < VECTORS; v++) store(acc + v * W, sum[v]);
+        UNROLL for (int v = 0; v < VECTORS; v++) sum[v] += T::lanes(values + j * stride + v * W * T::BYTES) * weight[j];
+    UNROLL for (int v = 0; v < VECTORS; v++) store(acc + v * W, sum[v]);
 }
 
 template <class T> void attend_row(const Heads<T> &h, uint32_t head, uint32_t t) {

@@ -11,17 +11,15 @@ namespace {
 template <int ROWS, int N_BLOCKS, class Q>
 INLINE void dot_group(const uint8_t *group, size_t row_bytes, const float *x, int n_blocks, vf (&sum)[ROWS][2]) {
     typename Q::Scales scales[ROWS];
-#pragma GCC unroll 4
-    for (int r = 0; r < ROWS; r++) {
+    UNROLL for (int r = 0; r < ROWS; r++) {
         for (int i = 0; i < Q::GROUP_BYTES; i += 64) __builtin_prefetch(group + (ROWS + r) * row_bytes + i);
         Q::scales(group + r * row_bytes, N_BLOCKS ? N_BLOCKS : n_blocks, scales[r]);
         settle(scales[r]);
     }
     for (int j = 0; j < (N_BLOCKS ? N_BLOCKS : n_blocks); j++)
-#pragma GCC unroll 4
-        for (int r = 0; r < ROWS; r++) {
+        UNROLL for (int r = 0; r < ROWS; r++) {
             const Weights w = Q::weights(group + r * row_bytes, j, scales[r]);
-            for (int i = 0; i < BLOCK / W; i++) sum[r][i % 2] += w.lanes[i] * load<vf>(x + j * BLOCK + i * W);
+            UNROLL for (int i = 0; i < BLOCK / W; i++) sum[r][i % 2] += w.lanes[i] * load<vf>(x + j * BLOCK + i * W);
         }
 }
 
@@ -33,7 +31,7 @@ INLINE void dot_rows(const uint8_t *w, size_t row_bytes, const float *x, uint32_
     for (int g = 0; g < full; g++)
         dot_group<ROWS, GROUP_BLOCKS, Q>(w + size_t(g) * Q::GROUP_BYTES, row_bytes, x + g * GROUP, GROUP_BLOCKS, sum);
     if (rest) dot_group<ROWS, 0, Q>(w + size_t(full) * Q::GROUP_BYTES, row_bytes, x + full * GROUP, rest, sum);
-    for (int r = 0; r < ROWS; r++) out[r] = sum_lanes(sum[r][0] + sum[r][1]);
+    UNROLL for (int r = 0; r < ROWS; r++) out[r] = sum_lanes(sum[r][0] + sum[r][1]);
 }
 
 template <int ROWS, class T>
@@ -42,13 +40,13 @@ INLINE void dot_rows(const uint8_t *w, size_t row_bytes, const float *x, uint32_
     vf sum[ROWS][2] = {};
     uint32_t i = 0;
     for (; i + 2 * W <= k; i += 2 * W)
-#pragma GCC unroll 4
-        for (int r = 0; r < ROWS; r++) {
+        UNROLL for (int r = 0; r < ROWS; r++) {
             const uint8_t *at = w + r * row_bytes + size_t(i) * T::BYTES;
+            for (int b = 0; b < 2 * W * T::BYTES; b += 64) __builtin_prefetch(at + ROWS * row_bytes + b);
             sum[r][0] += T::lanes(at) * load<vf>(x + i);
             sum[r][1] += T::lanes(at + W * T::BYTES) * load<vf>(x + i + W);
         }
-    for (int r = 0; r < ROWS; r++) {
+    UNROLL for (int r = 0; r < ROWS; r++) {
         out[r] = sum_lanes(sum[r][0] + sum[r][1]);
         for (uint32_t j = i; j < k; j++) out[r] += T::one(w + r * row_bytes + size_t(j) * T::BYTES) * x[j];
     }

@@ -39,7 +39,7 @@ INLINE vf add_where(vf weights, vi test, vi bit, float step) { return (test & bi
 // 1, 2, 4, ... from bit `first` on.
 INLINE vi bit_lanes(int first) {
     vi bits;
-    for (int i = 0; i < W; i++) bits[i] = int32_t(1u << (first + i));
+    UNROLL for (int i = 0; i < W; i++) bits[i] = int32_t(1u << (first + i));
     return bits;
 }
 
@@ -77,7 +77,7 @@ template <int BLOCK_BYTES, bool MIN, int ZERO> struct Blocks32 {
 struct Q4_0 : Blocks32<18, false, 8> {
     static INLINE Weights weights(const uint8_t *group, int j, const Scales &s) {
         Weights w;
-        for (int i = 0; i < BLOCK / W; i++) w.lanes[i] = lanes(group + j * BYTES + 2, i, s, j);
+        UNROLL for (int i = 0; i < BLOCK / W; i++) w.lanes[i] = lanes(group + j * BYTES + 2, i, s, j);
         return w;
     }
 };
@@ -85,7 +85,7 @@ struct Q4_0 : Blocks32<18, false, 8> {
 struct Q4_1 : Blocks32<20, true, 0> {
     static INLINE Weights weights(const uint8_t *group, int j, const Scales &s) {
         Weights w;
-        for (int i = 0; i < BLOCK / W; i++) w.lanes[i] = lanes(group + j * BYTES + 4, i, s, j);
+        UNROLL for (int i = 0; i < BLOCK / W; i++) w.lanes[i] = lanes(group + j * BYTES + 4, i, s, j);
         return w;
     }
 };
@@ -97,7 +97,7 @@ template <int BLOCK_BYTES, bool MIN, int ZERO, int BITS_AT> struct FiveBits : Bl
         const uint8_t *bits = group + j * BLOCK_BYTES + BITS_AT;
         const vi fifth = load<int32_t>(bits) - vi{};
         Weights w;
-        for (int i = 0; i < BLOCK / W; i++)
+        UNROLL for (int i = 0; i < BLOCK / W; i++)
             w.lanes[i] = add_where(Base::lanes(bits + 4, i, s, j), fifth, bit_lanes(i * W), 16 * s.scale(j));
         return w;
     }
@@ -109,7 +109,7 @@ struct Q5_1 : FiveBits<24, true, 0, 4> {};
 struct Q8_0 : Blocks32<34, false, 0> {
     static INLINE Weights weights(const uint8_t *group, int j, const Scales &s) {
         Weights w;
-        for (int i = 0; i < BLOCK / W; i++)
+        UNROLL for (int i = 0; i < BLOCK / W; i++)
             w.lanes[i] = convert<vf>(widen(signed_bytes(group + j * BYTES + 2 + i * W))) * s.scale(j);
         return w;
     }
@@ -138,7 +138,7 @@ struct Q4_K {
     static INLINE void scales(const uint8_t *group, int, Scales &s) { k_scales(group, s); }
     static INLINE Weights weights(const uint8_t *group, int j, const Scales &s) {
         Weights w;
-        for (int i = 0; i < BLOCK / W; i++)
+        UNROLL for (int i = 0; i < BLOCK / W; i++)
             w.lanes[i] = nibbles<0>(group + 16 + j / 2 * 32 + i * W, j % 2, s.scale[j], s.offset[j]);
         return w;
     }
@@ -150,7 +150,7 @@ struct Q5_K {
     static INLINE void scales(const uint8_t *group, int, Scales &s) { k_scales(group, s); }
     static INLINE Weights weights(const uint8_t *group, int j, const Scales &s) {
         Weights w;
-        for (int i = 0; i < BLOCK / W; i++) {
+        UNROLL for (int i = 0; i < BLOCK / W; i++) {
             const vi fifth = widen(group + 16 + i * W);  // bit j of a byte belongs to part j
             const vf four = nibbles<0>(group + 48 + j / 2 * 32 + i * W, j % 2, s.scale[j], s.offset[j]);
             w.lanes[i] = add_where(four, fifth, (1 << j) - vi{}, 16 * s.scale[j]);
@@ -176,7 +176,7 @@ struct Q6_K {
         uint8_t quants[BLOCK];
         store(quants, ((pair < 2 ? low : low >> 4) & 15) | (top & 0x30));
         Weights w;
-        for (int i = 0; i < BLOCK / W; i++)
+        UNROLL for (int i = 0; i < BLOCK / W; i++)
             w.lanes[i] = convert<vf>(widen(quants + i * W) - 32) * s.scale[2 * j + i * W / 16];
         return w;
     }

@@ -31,7 +31,12 @@
 #endif
 
 #define INLINE inline __attribute__((always_inline))
-#define INLINE_LAMBDA __attribute__((always_inline))
+// In front of a loop: whole, so that small arrays of vectors live in registers at any optimisation level.
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 namespace zinc {
 namespace {

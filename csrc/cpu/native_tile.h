@@ -17,17 +17,21 @@ constexpr int PANEL = PANEL_VECTORS * W, TILE_TOKENS = 6;
 
 template <int TOKENS>
 INLINE void float_tile(const float *panel, const float *x, size_t x_stride, int k, float *y, size_t y_stride) {
-    vf sum[TOKENS][PANEL_VECTORS];
-    for (int t = 0; t < TOKENS; t++)
-        for (int v = 0; v < PANEL_VECTORS; v++) sum[t][v] = load<vf>(y + t * y_stride + v * W);
+    vf sum[TOKENS][PANEL_VECTORS];  // stays in registers as long as every loop over it is unrolled
+    UNROLL for (int t = 0; t < TOKENS; t++) {
+        UNROLL for (int v = 0; v < PANEL_VECTORS; v++) sum[t][v] = load<vf>(y + t * y_stride + v * W);
+    }
     for (int i = 0; i < k; i++) {
         vf w[PANEL_VECTORS];
-        for (int v = 0; v < PANEL_VECTORS; v++) w[v] = load<vf>(panel + size_t(i) * PANEL + v * W);
-        for (int t = 0; t < TOKENS; t++)
-            for (int v = 0; v < PANEL_VECTORS; v++) sum[t][v] += w[v] * splat(x[t * x_stride + i]);
+        UNROLL for (int v = 0; v < PANEL_VECTORS; v++) w[v] = load<vf>(panel + size_t(i) * PANEL + v * W);
+        UNROLL for (int t = 0; t < TOKENS; t++) {
+            const vf each = splat(x[t * x_stride + i]);
+            UNROLL for (int v = 0; v < PANEL_VECTORS; v++) sum[t][v] += w[v] * each;
+        }
     }
-    for (int t = 0; t < TOKENS; t++)
-        for (int v = 0; v < PANEL_VECTORS; v++) store(y + t * y_stride + v * W, sum[t][v]);
+    UNROLL for (int t = 0; t < TOKENS; t++) {
+        UNROLL for (int v = 0; v < PANEL_VECTORS; v++) store(y + t * y_stride + v * W, sum[t][v]);
+    }
 }
 
 // Calls tile<TOKENS>(first) over n tokens, in runs of at most TILE_TOKENS that are as even as they can be.
@@ -62,15 +66,13 @@ template <int RUN, bool HIGH, class V, size_t... I> INLINE V zip(V a, V b, std::
 // Transposes N vectors in place, seen as N x N matrices side by side: each run of N lanes is one.
 template <int N, class V> INLINE void transpose(V *rows) {
     constexpr auto lanes = std::make_index_sequence<sizeof(V) / 4>();
-    for (int round = 1; round < N; round *= 2) {
+    UNROLL for (int round = 1; round < N; round *= 2) {
         V next[N];
-#pragma GCC unroll 8
-        for (int i = 0; i < N / 2; i++) {
+        UNROLL for (int i = 0; i < N / 2; i++) {
             next[2 * i] = zip<N, false>(rows[i], rows[i + N / 2], lanes);
             next[2 * i + 1] = zip<N, true>(rows[i], rows[i + N / 2], lanes);
         }
-#pragma GCC unroll 16
-        for (int i = 0; i < N; i++) rows[i] = next[i];
+        UNROLL for (int i = 0; i < N; i++) rows[i] = next[i];
     }
 }
 
@@ -79,9 +81,9 @@ inline void pack_panel(const float *rows, size_t stride, int k, float *panel) {
     for (int r = 0; r < PANEL; r += W)
         for (int i = 0; i < k; i += W) {
             vf block[W];
-            for (int j = 0; j < W; j++) block[j] = load<vf>(rows + (r + j) * stride + i);
+            UNROLL for (int j = 0; j < W; j++) block[j] = load<vf>(rows + (r + j) * stride + i);
             transpose<W>(block);
-            for (int j = 0; j < W; j++) store(panel + size_t(i + j) * PANEL + r, block[j]);
+            UNROLL for (int j = 0; j < W; j++) store(panel + size_t(i + j) * PANEL + r, block[j]);
         }
 }
 
