@@ -91,24 +91,24 @@ void bind_errors() {
 // What Python must know to launch: NumPy dtypes with the fields of kernels/params.h, so that it fills parameters by
 // field name, and the launch shapes of kernels/shapes.h.
 void bind_params(py::module_& m) {
-    PYBIND11_NUMPY_DTYPE(Step, n_tokens, pos, argmax, reserved);
-    PYBIND11_NUMPY_DTYPE(EmbedParams, n_embd, row_bytes, n_vocab, scale);
-    PYBIND11_NUMPY_DTYPE(NormParams, n, eps);
-    PYBIND11_NUMPY_DTYPE(MatMulParams, k, m, row_bytes);
-    PYBIND11_NUMPY_DTYPE(RopeKvParams, n_head, n_head_kv, head_dim, n_rot, eps, magnitude);
-    PYBIND11_NUMPY_DTYPE(AttentionParams, n_head, n_head_kv, head_dim, scale);
-    PYBIND11_NUMPY_DTYPE(ElementwiseParams, n);
-    PYBIND11_NUMPY_DTYPE(ArgmaxParams, n, n_part);
-
     py::dict params;
-    params["Step"] = py::dtype::of<Step>();
-    params["EmbedParams"] = py::dtype::of<EmbedParams>();
-    params["NormParams"] = py::dtype::of<NormParams>();
-    params["MatMulParams"] = py::dtype::of<MatMulParams>();
-    params["RopeKvParams"] = py::dtype::of<RopeKvParams>();
-    params["AttentionParams"] = py::dtype::of<AttentionParams>();
-    params["ElementwiseParams"] = py::dtype::of<ElementwiseParams>();
-    params["ArgmaxParams"] = py::dtype::of<ArgmaxParams>();
+    // Several cores may be loaded at once, and pybind11 keeps one register for all of them.
+#define PARAMS(Struct, ...)                                                                                            \
+    if (!py::detail::get_numpy_internals().get_type_info<Struct>(false)) {                                             \
+        PYBIND11_NUMPY_DTYPE(Struct, __VA_ARGS__);                                                                     \
+    }                                                                                                                  \
+    params[#Struct] = py::dtype::of<Struct>();
+
+    PARAMS(Step, n_tokens, pos, argmax, reserved)
+    PARAMS(EmbedParams, n_embd, row_bytes, n_vocab, scale)
+    PARAMS(NormParams, n, eps)
+    PARAMS(MatMulParams, k, m, row_bytes)
+    PARAMS(RopeKvParams, n_head, n_head_kv, head_dim, n_rot, eps, magnitude)
+    PARAMS(AttentionParams, n_head, n_head_kv, head_dim, scale)
+    PARAMS(ElementwiseParams, n)
+    PARAMS(ArgmaxParams, n, n_part)
+#undef PARAMS
+
     m.def(
         "params_dtype",
         [params](const std::string& name) {
@@ -126,14 +126,14 @@ void bind_params(py::module_& m) {
 }
 
 void bind_device(py::module_& m) {
-    py::class_<Buffer, std::shared_ptr<Buffer>>(m, "Buffer", py::buffer_protocol())
+    py::class_<Buffer, std::shared_ptr<Buffer>>(m, "Buffer", py::module_local(), py::buffer_protocol())
         .def_readonly("nbytes", &Buffer::bytes)
         .def_buffer([](Buffer& b) -> py::buffer_info {
             if (!b.host) throw UsageError("a private buffer has no memory that the host can see");
             return {static_cast<uint8_t*>(b.host), py::ssize_t(b.bytes), false};
         });
 
-    py::class_<Device, std::shared_ptr<Device>>(m, "Device")
+    py::class_<Device, std::shared_ptr<Device>>(m, "Device", py::module_local())
         .def(py::init([](int threads, bool native, std::string kernel_folder) {
                  return std::shared_ptr<Device>(open_device({threads, native, std::move(kernel_folder)}));
              }),
@@ -167,7 +167,7 @@ void bind_device(py::module_& m) {
 }
 
 void bind_plan(py::module_& m) {
-    py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")
+    py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", py::module_local())
         .def(py::init([](std::shared_ptr<Device> device, const std::vector<PyDispatch>& dispatches, uint32_t max_tokens,
                          bool concurrent) {
                  auto list = to_dispatches(*device, dispatches);
@@ -178,7 +178,7 @@ void bind_plan(py::module_& m) {
         .def_readonly("n_dispatches", &Plan::n_dispatches)
         .def_readonly("n_barriers", &Plan::n_barriers);
 
-    py::class_<Session, std::shared_ptr<Session>>(m, "Session")
+    py::class_<Session, std::shared_ptr<Session>>(m, "Session", py::module_local())
         .def(py::init<std::shared_ptr<Buffer>, std::shared_ptr<Buffer>, uint32_t, uint32_t>(), py::arg("step"),
              py::arg("tokens"), py::arg("n_ctx"), py::arg("n_vocab"))
         .def_property_readonly("length", &Session::length)
