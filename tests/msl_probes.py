@@ -26,7 +26,8 @@ def bfloat_bits(x: Array) -> NDArray[np.uint16]:
     """float32 rounded to nearest even bfloat16, as bits."""
     bits = np.asarray(x, np.float32).view(np.uint32).astype(np.uint64)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(x), (bits >> 16).astype(np.uint16) | np.uint16(0x40), rounded)
+    of_nan = (bits >> 16).astype(np.uint16) | np.uint16(0x40)
+    return np.asarray(np.where(np.isnan(x), of_nan, rounded), np.uint16)
 
 
 def bfloat_value(bits: Array) -> NDArray[np.float32]:
@@ -96,7 +97,8 @@ def integer_reference(dtype: Any) -> dict[str, Callable[..., Array]]:
     unsigned = np.dtype(f"u{width // 8}")
 
     def bits(x: Array) -> Array:  # [n, width], lowest first
-        return (x.view(unsigned)[..., None] >> np.arange(width, dtype=unsigned)) & unsigned.type(1)
+        every: Array = (x.view(unsigned)[..., None] >> np.arange(width, dtype=unsigned)) & unsigned.type(1)
+        return every
 
     def rotate(x: Array, s: Array) -> Array:
         return np.array(
@@ -138,7 +140,7 @@ def integer_reference(dtype: Any) -> dict[str, Callable[..., Array]]:
 
 
 #: FLOAT_OPERATIONS on float64 x, y, z, and how many units in the last place a result may be off (0.5: well rounded).
-FLOAT_REFERENCE: dict[str, tuple[Callable[..., Array], float]] = {
+FLOAT_REFERENCE: dict[str, tuple[Callable[..., Any], float]] = {
     "x + y": (lambda x, y, z: x + y, 0.5),
     "x - y": (lambda x, y, z: x - y, 0.5),
     "x * z": (lambda x, y, z: x * z, 0.5),

@@ -114,7 +114,7 @@ def test_conversions(checked: tuple[Any, Any], rng: np.random.Generator, name: s
         above = kind.load((ties + 1).astype(np.uint16).view(kind.storage))
         f[:5000] = (value[ties].astype(np.float64) + above) / 2  # halfway between neighbours
         f[5000:5007] = [np.inf, -np.inf, np.nan, -0.0, 65504.0, 65519.99, 65520.0]
-        outputs = [np.zeros(n, np.float32), np.zeros(n, np.uint16), np.zeros((n, 3), np.float32)]
+        outputs: list[Array] = [np.zeros(n, np.float32), np.zeros(n, np.uint16), np.zeros((n, 3), np.float32)]
         _, _, to_float, from_float, mixed = run(
             *checked, f"probe_convert_{name}", [bits, f, *outputs], n=n, grid=(n // 256, 1, 1), threads=256
         )
@@ -145,7 +145,7 @@ def test_swizzles_read(checked: tuple[Any, Any], name: str, dtype: Any) -> None:
 @pytest.mark.parametrize(("name", "dtype"), [("float", np.float32), ("half", np.float16), ("int", np.int32)])
 def test_swizzles_write(checked: tuple[Any, Any], name: str, dtype: Any) -> None:
     a, b = np.array([1, 2, 3, 4], dtype), np.array([50, 60, 70, 80], dtype)
-    want = []
+    want: list[Any] = []
     for letters in (2, 3, 4):
         for word in itertools.permutations(range(4), letters):
             v = a.copy()

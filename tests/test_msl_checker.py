@@ -137,7 +137,7 @@ def test_arguments_that_do_not_fit() -> None:
     """Validation names the kernel and the binding; the device is not harmed."""
     bench = Bench()
     first, second = bench.bindings
-    for message, changes in {
+    cases: dict[str, dict[str, Any]] = {
         r"kernel probe_increment: its parameters have 8 bytes, not 4": {"params": b"1234"},
         r"kernel probe_increment: its parameters have 8 bytes, not 0": {"params": b""},
         r"kernel probe_increment: it has 2 bindings, not 1": {"bindings": [first]},
@@ -150,7 +150,8 @@ def test_arguments_that_do_not_fit() -> None:
         r"0 threads are no multiple": {"threads": 0},
         r"1056 threads are no multiple": {"threads": 1056},
         r"a grid of 0 x 1 x 1": {"grid": 0},
-    }.items():
+    }
+    for message, changes in cases.items():
         with pytest.raises(DeviceError, match=message):
             bench.run("probe_increment", **changes)
     with pytest.raises(DeviceError, match="no kernel named probe_missing"):

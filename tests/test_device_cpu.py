@@ -1,0 +1,152 @@
+"""The CPU device: its thread pool, its buffers and what it says of itself."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zincmetal import backend
+from zincmetal.errors import DeviceError, UsageError
+
+cpu = pytest.mark.skipif("cpu" not in backend.built(), reason="this installation has no CPU core")
+pytestmark = cpu
+
+
+def open_cpu(threads: int, native: bool = True) -> tuple[Any, Any]:
+    core: Any = backend.load("cpu")
+    return core, core.Device(threads=threads, native=native)
+
+
+def floats(device: Any, content: Any) -> tuple[Any, Any]:
+    """A buffer that holds these float32 values, and a view of it."""
+    content = np.asarray(content, np.float32)
+    buffer = device.alloc(content.nbytes)
+    view = np.frombuffer(buffer, np.float32)
+    view[:] = content.ravel()
+    return buffer, view
+
+
+class Chain:
+    """``add`` dispatches over rows of n floats that each need the result of the one before."""
+
+    def __init__(self, core: Any, device: Any, rows: int, n: int) -> None:
+        self.device, self.rows, self.n = device, rows, n
+        self.nbytes = rows * n * 4
+        shapes = core.shapes()
+        self.grid, self.threads = (-(-n // shapes["ELEMENTWISE_COLUMNS"]), rows, 1), shapes["ELEMENTWISE_THREADS"]
+        self.params = np.zeros(1, core.params_dtype("ElementwiseParams"))
+        self.params["n"] = n
+        self.step = device.alloc(np.dtype(core.params_dtype("Step")).itemsize)
+        np.frombuffer(self.step, core.params_dtype("Step"))["n_tokens"] = rows
+
+    def add(self, a: Any, b: Any, out: Any, barrier: bool = True) -> Any:
+        step = (self.step, 0, len(memoryview(self.step)))
+        bindings = [step, *((buffer, 0, self.nbytes) for buffer in (a, b, out))]
+        return ("add", self.params.tobytes(), bindings, self.grid, self.threads, barrier)
+
+
+# More threads than there are cores must work too, if slowly: they yield to each other.
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("native", [True, False])
+def test_dependent_dispatches(threads: int, native: bool) -> None:
+    """Doubling 16 times in a row is exact, and wrong if one dispatch begins before the one before has ended."""
+    core, device = open_cpu(threads, native)
+    chain = Chain(core, device, rows=7, n=1500)
+    start = np.random.default_rng().integers(1, 200, chain.rows * chain.n).astype(np.float32)
+    (a, at), (b, _) = floats(device, start), floats(device, np.zeros_like(start))
+    for _ in range(20):
+        at[:] = start
+        device.run([chain.add(a, a, b) if i % 2 == 0 else chain.add(b, b, a) for i in range(16)])
+        assert np.array_equal(at, start * 65536)
+
+
+def test_independent_dispatches() -> None:
+    """Dispatches with no barrier between run in any order and all of them do."""
+    core, device = open_cpu(3, native=False)
+    chain = Chain(core, device, rows=1, n=700)
+    one, _ = floats(device, np.ones(700))
+    outputs = [floats(device, np.full(700, np.nan)) for _ in range(40)]
+    device.run([chain.add(one, one, out, barrier=False) for out, _ in outputs])
+    for _, view in outputs:
+        assert (view == 2).all()
+
+
+def test_many_devices() -> None:
+    """Pools start and stop without leaving threads behind."""
+    before = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else None
+    for threads in (1, 4, 2, 8) * 5:
+        core, device = open_cpu(threads, native=False)
+        chain = Chain(core, device, rows=2, n=64)
+        (a, view), (b, _) = floats(device, np.ones(128)), floats(device, np.ones(128))
+        device.run([chain.add(a, b, a)])
+        assert (view == 2).all()
+        del device, chain
+    if before is not None:
+        assert len(os.listdir("/proc/self/task")) <= before
+
+
+def test_exit_with_a_live_device() -> None:
+    """A process that ends while helpers wait for work ends at once and well."""
+    code = "from zincmetal import backend; core = backend.load('cpu'); kept = core.Device(threads=4); print('end')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+@pytest.mark.parametrize("isa", ["plain", "nonsense", ""])
+def test_isa_cap(isa: str) -> None:
+    """ZINCMETAL_ISA caps the instruction set; what it does not know changes nothing."""
+    code = "from zincmetal import backend; print(backend.load('cpu').Device(threads=1).info['features']['isa'])"
+    plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "ZINCMETAL_ISA": isa}
+    capped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert capped.stdout.strip() == ("plain" if isa == "plain" else plain.stdout.strip())
+
+
+def test_info() -> None:
+    _, device = open_cpu(3)
+    info = device.info
+    assert info["backend"] == "cpu"
+    assert info["unified_memory"]
+    assert info["max_threadgroup_bytes"] == 32768
+    assert info["page_bytes"] == mmap.PAGESIZE
+    assert 2**26 < info["working_set_bytes"] < 2**48
+    assert "3 threads" in info["name"]
+
+
+def test_buffers() -> None:
+    core, device = open_cpu(2)
+    assert not np.frombuffer(device.alloc(5000), np.uint8).any()
+    hidden = device.alloc(4096, shared=False)
+    with pytest.raises((UsageError, BufferError)):
+        memoryview(hidden)
+    chain = Chain(core, device, rows=1, n=100)  # kernels see what the host does not
+    (a, _), (out, view) = floats(device, np.arange(100)), floats(device, np.zeros(100))
+    device.run([chain.add(a, a, hidden), chain.add(hidden, a, out)])
+    assert np.array_equal(view, np.arange(100) * 3)
+
+
+def test_wrapped_memory_is_not_copied() -> None:
+    core, device = open_cpu(2)
+    owner = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+    values = np.frombuffer(owner, np.float32)
+    values[:] = 1
+    wrapped = device.wrap(owner, mmap.PAGESIZE, mmap.PAGESIZE)
+    chain = Chain(core, device, rows=1, n=mmap.PAGESIZE // 4)
+    device.run([chain.add(wrapped, wrapped, wrapped)])
+    assert (values[: mmap.PAGESIZE // 4] == 1).all()
+    assert (values[mmap.PAGESIZE // 4 :] == 2).all()
+    with pytest.raises(DeviceError, match="whole pages"):
+        device.wrap(owner, 64, mmap.PAGESIZE)
+
+
+def test_allocation_that_cannot_be() -> None:
+    _, device = open_cpu(1)
+    with pytest.raises((DeviceError, MemoryError)):
+        device.alloc(2**62)
+    assert not np.frombuffer(device.alloc(64), np.uint8).any()
