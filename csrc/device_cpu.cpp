@@ -143,7 +143,11 @@ DeviceInfo CpuDevice::info() const {
     info.max_buffer_bytes = info.working_set_bytes;
     info.max_threadgroup_bytes = msl::max_threadgroup_bytes;
     info.page_bytes = uint32_t(page_bytes());
-    info.features = {{"isa", isa}, {"threads", threads}, {"native kernels", native_ ? "yes" : "no"}};
+    const std::vector<std::string> kernels = kernel_names();
+    const auto is_native = [this](const std::string& name) { return native_ && find_native(name.c_str()); };
+    const size_t n_native = size_t(std::count_if(kernels.begin(), kernels.end(), is_native));
+    const std::string native = std::to_string(n_native) + " of " + std::to_string(kernels.size());
+    info.features = {{"isa", isa}, {"threads", threads}, {"native kernels", native}};
     return info;
 }
 

@@ -1,0 +1,160 @@
+"""Native CPU kernels beyond what the kernel tests show on the native lane: which there are, that every instruction set
+passes those tests, and that dividing a launch among threads changes no bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernel_lab import Guarded, Lab, tiles
+from test_kernels_attention import Attention, Shape
+from test_kernels_matmul import MatMul
+from test_kernels_misc import ROPES, RopeKv, run_elementwise
+from zincmetal import quants
+
+HERE = Path(__file__).parent
+TYPES = [t.name for t in quants.SUPPORTED]
+HEADS, CACHES = (32, 64, 96, 128, 256), ("f32", "f16")
+
+#: Every kernel that has a native version.
+NATIVE = {
+    *(f"mul_{shape}{epilogue}_{t}" for shape in ("mv", "mm") for epilogue in ("", "_add", "_swiglu") for t in TYPES),
+    *(f"embed_{t}" for t in TYPES),
+    *(f"attention_{phase}_{kv}_{dim}" for phase in ("decode", "prefill") for kv in CACHES for dim in HEADS),
+    *(f"rope_kv_{kind}_{kv}{norm}" for kind in ("norm", "neox") for kv in CACHES for norm in ("", "_qknorm")),
+    *("rms_norm", "add", "swiglu", "take_last_row", "argmax_partial", "argmax_final"),
+}
+
+
+def features(lab: Lab) -> dict[str, str]:
+    return dict(lab.device.info["features"])
+
+
+def test_every_native_kernel_stands_beside_a_metal_one() -> None:
+    lab = Lab("native")
+    names = lab.device.kernel_names()
+    assert set(names) >= NATIVE
+    assert features(lab)["native kernels"] == f"{len(NATIVE)} of {len(names)}"
+
+
+def test_native_kernels_can_be_turned_off() -> None:
+    lab = Lab("native")
+    off = lab.core.Device(threads=1, native=False)
+    assert dict(off.info["features"])["native kernels"].startswith("0 of ")
+
+
+# ---- instruction sets ------------------------------------------------------------------------------------------------
+
+
+def lesser_isas() -> list[str]:
+    """The instruction sets below the best of this machine, of those that are built for it."""
+    isa = features(Lab("native"))["isa"]
+    return {"avx512": ["avx2", "plain"], "avx2": ["plain"], "neon": ["plain"]}.get(isa, [])
+
+
+@pytest.mark.parametrize("isa", ["plain", "avx2"])
+def test_kernel_tests_pass_with_a_lesser_instruction_set(isa: str) -> None:
+    if isa not in lesser_isas():
+        pytest.skip(f"{isa} is not below what this machine has")
+    env = {**os.environ, "ZINCMETAL_ISA": isa}
+    report = "from kernel_lab import Lab; print(dict(Lab('native').device.info['features'])['isa'])"
+    seen = subprocess.run([sys.executable, "-c", report], cwd=HERE, env=env, capture_output=True, text=True, check=True)
+    assert seen.stdout.split()[-1] == isa
+    files = ["test_kernels_matmul.py", "test_kernels_attention.py", "test_kernels_misc.py"]
+    run = [sys.executable, "-m", "pytest", "-q", "-k", "native", "-p", "no:cacheprovider", *files]
+    result = subprocess.run(run, cwd=HERE, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert " passed" in result.stdout
+
+
+# ---- division among threads ------------------------------------------------------------------------------------------
+
+
+def run_matmul(kernel: str, qtype: quants.QuantType, epilogue: str, lab: Lab) -> list[Guarded]:
+    tokens, m, k = (1 if kernel == "mul_mv" else 75), 203, 512
+    case = MatMul(lab, qtype, epilogue, m, k, tokens, tokens, 0)
+    bindings = [*case.inputs]
+    if case.residual is not None:
+        bindings.append(lab.input(case.residual))
+    out = lab.output(tokens, m)
+    name = f"{kernel}{epilogue}_{qtype.name}"
+    step, grid, threads = case.launch(lab, name, (tokens, m))
+    lab.run(name, case.params, "MatMulParams", [*step, *bindings, out], grid, threads)
+    return [out]
+
+
+def run_attention(kernel: str, kv: str, lab: Lab) -> list[Guarded]:
+    return [Attention(lab, Shape(80, 2, 3, 90, 83, 37), kv).run(kernel)]
+
+
+def run_rope(kv: str, lab: Lab) -> list[Guarded]:
+    case = RopeKv(lab, ROPES[5], "neox", kv, qk_norm=True)
+    case.run()
+    return [case.q_out, *case.caches]
+
+
+def run_swiglu(lab: Lab) -> list[Guarded]:
+    out = lab.output(9, 5003)
+    run_elementwise(lab, "swiglu", [lab.normal(9, 5003), lab.normal(9, 5003)], 7, out)
+    return [out]
+
+
+def run_argmax_partial(lab: Lab) -> list[Guarded]:
+    n, n_part = 50_021, 13
+    values, ids = lab.output(n_part), lab.output(n_part, dtype=np.int32)
+    bindings = [lab.input(lab.normal(n)), values, ids]
+    lab.run("argmax_partial", {"n": n, "n_part": n_part}, "ArgmaxParams", bindings, (n_part,), 256)
+    return [values, ids]
+
+
+def matmul_case(kernel: str, qtype: quants.QuantType, epilogue: str) -> Callable[[Lab], list[Guarded]]:
+    return lambda lab: run_matmul(kernel, qtype, epilogue, lab)
+
+
+DIVIDED: dict[str, Callable[[Lab], list[Guarded]]] = {
+    **{f"mul_mv-{t.name}": matmul_case("mul_mv", t, "") for t in quants.SUPPORTED},
+    **{f"mul_mm-{t.name}": matmul_case("mul_mm", t, "") for t in quants.SUPPORTED},
+    **{f"{k}-add": matmul_case(k, quants.Q4_K, "_add") for k in ("mul_mv", "mul_mm")},
+    **{f"{k}-swiglu": matmul_case(k, quants.Q6_K, "_swiglu") for k in ("mul_mv", "mul_mm")},
+    "attention_decode": lambda lab: run_attention("attention_decode", "f16", lab),
+    "attention_prefill": lambda lab: run_attention("attention_prefill", "f32", lab),
+    "rope_kv": lambda lab: run_rope("f16", lab),
+    "swiglu": run_swiglu,
+    "argmax_partial": run_argmax_partial,
+}
+
+
+def bits(outputs: list[Guarded]) -> list[NDArray[np.uint8]]:
+    return [np.ascontiguousarray(o.array).view(np.uint8).copy() for o in outputs]
+
+
+@pytest.mark.parametrize("run", DIVIDED.values(), ids=DIVIDED.keys())
+def test_division_among_threads_changes_no_bit(run: Callable[[Lab], list[Guarded]]) -> None:
+    """The more threads, the smaller the pieces that a native kernel is called for."""
+    results = []
+    for threads in (1, 2, 3, 7):
+        lab = Lab("native")
+        lab.device = lab.core.Device(threads=threads, native=True)
+        results.append(bits(run(lab)))
+    for other in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_tokens_divide_over_any_grid() -> None:
+    """mul_mm in one line of token tiles or in many: the same bits."""
+    results = []
+    for lines in (1, 2, 3, 75):
+        lab = Lab("native")
+        case = MatMul(lab, quants.Q5_1, "", 70, 96, 75, 75, 0)
+        out = lab.output(75, 70)
+        bindings = [lab.step(75), *case.inputs, out]
+        lab.run("mul_mm_q5_1", case.params, "MatMulParams", bindings, (lines, tiles(70, 64)), 128)
+        results += bits([out])
+    assert all(np.array_equal(results[0], other) for other in results[1:])
