@@ -33,13 +33,14 @@ def timed_zincmetal(args: argparse.Namespace) -> dict[str, float]:
     model = zincmetal.load(args.file, context=args.prompt + args.tokens + 8, threads=args.threads, device="cpu")
     core, session = model.core, model.session
     ids = (np.arange(args.prompt) * 7919 % model.config.n_vocab).astype(np.int32)
-    token = model._prefill(ids[:1].tolist(), None)
+    token = model._prefill(ids[:1].tolist())
     loaded = time.perf_counter()
 
-    model._prefill(ids.tolist(), None)  # records the plan
-    model._rewind(0)
+    model.reset()
+    model._prefill(ids.tolist())  # records the plan
+    model.reset()
     started = time.perf_counter()
-    token = model._prefill(ids.tolist(), None)
+    token = model._prefill(ids.tolist())
     prefilled = time.perf_counter()
     plan = model._plans[1, False][1]
     for _ in range(args.tokens):

@@ -69,7 +69,7 @@ def test_token_by_token_equals_prefill(path, lane, monkeypatch):
         for chunk in (1, 7, 64):
             model.reset()
             for at in range(0, len(ids), chunk):
-                model._prefill(ids[: at + chunk], None)
+                model._prefill(ids[at : at + chunk])
                 n = min(at + chunk, len(ids))
                 assert np.abs(log_softmax(model._last_logits()) - whole[n - 1]).max() < 1e-4, (chunk, n)
 
@@ -80,7 +80,7 @@ def test_greedy_continuation_follows_the_exact_one(path, monkeypatch):
     exact = np.load(path.with_suffix(".npz"))
     prompt, answer = exact["tokens"][:16].tolist(), exact["greedy_from_16"].tolist()
     with load(path, "native", monkeypatch, kv="f32", context=128) as model:
-        best = model._prefill(prompt, None)
+        best = model._prefill(prompt)
         for token in answer:
             logits = model._last_logits()
             assert best == logits.argmax()
@@ -112,7 +112,7 @@ def test_smollm2_logits_on_the_msl_lane(smollm2, reference, monkeypatch):
 def test_smollm2_writes_what_hugging_face_writes(smollm2, reference, i, monkeypatch):
     with load(smollm2, "native", monkeypatch, context=256) as model:
         greedy = reference[f"greedy_{i}"].tolist()
-        best, made = model._prefill(reference[f"ids_{i}"].tolist(), None), []
+        best, made = model._prefill(reference[f"ids_{i}"].tolist()), []
         for _ in greedy:
             made.append(best)
             best = model._decode(best)

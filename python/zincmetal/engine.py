@@ -50,7 +50,7 @@ class Result:
     peak_memory: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of a streamed generation: new text (may be empty), its token, and the result so far."""
 
@@ -184,17 +184,18 @@ class Model:
         from .streaming import TextStream
 
         with self._exclusive():
-            text = TextStream(self.tokenizer, stop)
-            sampler = Sampler(params)
+            text, sampler = TextStream(self.tokenizer, stop), Sampler(params)
+            greedy, eog_ids, n_ctx = params.greedy, self.tokenizer.eog_ids, self.config.n_ctx
             began = time.perf_counter()
-            best = self._prefill(ids, progress)
-            prompt_tps = len(ids) / (time.perf_counter() - began)
+            kept = self._keep_common(ids)
+            best = self._prefill(ids[kept:], progress)
+            prompt_tps = (len(ids) - kept) / (time.perf_counter() - began)
             began = time.perf_counter()
             for n in range(1, max_tokens + 1):
-                token = best if params.greedy else sampler.sample(self._last_logits(), self._sequence)
-                ended = token in self.tokenizer.eog_ids
+                token = best if greedy else sampler.sample(self._last_logits(), self._sequence)
+                ended = token in eog_ids
                 piece = "" if ended else text.push(token)
-                full = self.session.length >= self.config.n_ctx
+                full = len(self._sequence) >= n_ctx
                 reason = "stop" if ended or text.stopped else "length" if n == max_tokens or full else None
                 if reason and not text.stopped:
                     piece += text.finish()
@@ -230,20 +231,23 @@ class Model:
         """The recorded plan for steps of up to ``rows`` tokens; 1 is decode."""
         return self._recorded(rows, all_logits)[0]
 
-    def _prefill(self, ids: list[int], progress: Progress | None) -> int:
-        """Bring the sequence to ``ids``; the arg max after the last of them."""
+    def _keep_common(self, ids: list[int]) -> int:
+        """Rewind the sequence to what it shares with ``ids``; the length of that."""
         # The last token runs in any case: its logits are wanted.
-        keep = min(_common(self._sequence, ids), len(ids) - 1)
-        self._rewind(keep)
-        best = -1
-        while keep < len(ids):
-            left = len(ids) - keep
+        kept = min(_common(self._sequence, ids), len(ids) - 1)
+        self._rewind(kept)
+        return kept
+
+    def _prefill(self, ids: list[int], progress: Progress | None = None) -> int:
+        """Append ``ids`` in chunks; the arg max after the last of them."""
+        best, done = -1, 0
+        while done < len(ids):
+            left = len(ids) - done
             rows = next((r for r in PREFILL_ROWS if left <= r), PREFILL_ROWS[-1]) if left > 1 else 1
-            chunk = ids[keep : keep + rows]
-            best = self._run(chunk, rows)
-            keep += len(chunk)
+            best = self._run(ids[done : done + rows], rows)
+            done = min(done + rows, len(ids))
             if progress:
-                progress(keep, len(ids))
+                progress(done, len(ids))
         return best
 
     def _decode(self, token: int) -> int:
