@@ -10,15 +10,16 @@ namespace {
 constexpr float LOWEST_SCORE = -1e38f;
 
 // What a launch works on. T is F32 or F16, the type of the cache.
-template <class T> struct Heads {
+template <class T>
+struct Heads {
     AttentionParams p;
     Step step;
-    const float *q;
+    const float* q;
     const uint8_t *keys, *values;
-    float *out;
+    float* out;
     size_t kv_stride;  // bytes from one position to the next
 
-    explicit Heads(const Launch &l)
+    explicit Heads(const Launch& l)
         : p(l.as<AttentionParams>()), step(*l.buffer<const Step>(1)), q(l.buffer<const float>(2)),
           keys(l.buffer<const uint8_t>(3)), values(l.buffer<const uint8_t>(4)), out(l.buffer<float>(5)),
           kv_stride(size_t(p.n_head_kv) * p.head_dim * T::BYTES) {}
@@ -31,7 +32,7 @@ template <class T> struct Heads {
 };
 
 // Turns n scores into weights relative to the running maximum; returns the factor for what was accumulated before.
-INLINE float softmax_step(float *scores, uint32_t n, float &max_score, float &sum) {
+INLINE float softmax_step(float* scores, uint32_t n, float& max_score, float& sum) {
     float top = max_score;
     for (uint32_t i = 0; i < n; i++) top = scores[i] > top ? scores[i] : top;
     vf part{};
@@ -55,13 +56,15 @@ INLINE float softmax_step(float *scores, uint32_t n, float &max_score, float &su
     return factor;
 }
 
-// ---- decode ----------------------------------------------------------------------------------------------------------
+// ---- decode
+// ----------------------------------------------------------------------------------------------------------
 
 constexpr uint32_t DECODE_KEYS = 256;  // per step of the softmax
 
 // acc[VECTORS * W] = acc * factor + sum of weight[j] * row j of the values.
 template <class T, int VECTORS>
-INLINE void add_values(const uint8_t *values, size_t stride, const float *weight, uint32_t n, float factor, float *acc) {
+INLINE void add_values(const uint8_t* values, size_t stride, const float* weight, uint32_t n, float factor,
+                       float* acc) {
     vf sum[VECTORS];
     UNROLL for (int v = 0; v < VECTORS; v++) sum[v] = load<vf>(acc + v * W) * factor;
     for (uint32_t j = 0; j < n; j++)
@@ -69,10 +72,11 @@ INLINE void add_values(const uint8_t *values, size_t stride, const float *weight
     UNROLL for (int v = 0; v < VECTORS; v++) store(acc + v * W, sum[v]);
 }
 
-template <class T> void attend_row(const Heads<T> &h, uint32_t head, uint32_t t) {
+template <class T>
+void attend_row(const Heads<T>& h, uint32_t head, uint32_t t) {
     const uint32_t dim = h.p.head_dim, n_kv = h.step.pos + t + 1;
-    const float *q = h.q + h.row(head, t);
-    float *acc = h.out + h.row(head, t);
+    const float* q = h.q + h.row(head, t);
+    float* acc = h.out + h.row(head, t);
     std::memset(acc, 0, dim * sizeof(float));
     float max_score = LOWEST_SCORE, sum = 0;
     for (uint32_t first = 0; first < n_kv; first += DECODE_KEYS) {
@@ -87,8 +91,7 @@ template <class T> void attend_row(const Heads<T> &h, uint32_t head, uint32_t t)
         uint32_t d = 0;
         for (; d + 4 * W <= dim; d += 4 * W)
             add_values<T, 4>(values + d * T::BYTES, h.kv_stride, scores, n, factor, acc + d);
-        for (; d + W <= dim; d += W)
-            add_values<T, 1>(values + d * T::BYTES, h.kv_stride, scores, n, factor, acc + d);
+        for (; d + W <= dim; d += W) add_values<T, 1>(values + d * T::BYTES, h.kv_stride, scores, n, factor, acc + d);
         for (; d < dim; d++) {
             acc[d] *= factor;
             for (j = 0; j < n; j++) acc[d] += T::one(values + j * h.kv_stride + d * T::BYTES) * scores[j];
@@ -97,7 +100,8 @@ template <class T> void attend_row(const Heads<T> &h, uint32_t head, uint32_t t)
     for (uint32_t d = 0; d < dim; d++) acc[d] /= sum;
 }
 
-template <class T> void attention_decode(const Launch &l, uint64_t begin, uint64_t end) {
+template <class T>
+void attention_decode(const Launch& l, uint64_t begin, uint64_t end) {
     const Heads<T> h(l);
     for (uint64_t i = begin; i < end; i++) {
         const uint32_t head = uint32_t(i % l.grid[0]), t = uint32_t(i / l.grid[0]);
@@ -105,19 +109,22 @@ template <class T> void attention_decode(const Launch &l, uint64_t begin, uint64
     }
 }
 
-// ---- prefill ---------------------------------------------------------------------------------------------------------
+// ---- prefill
+// ---------------------------------------------------------------------------------------------------------
 
 constexpr uint32_t TILE_KEYS = 64, TILE_QUERIES = 32;
 static_assert(TILE_KEYS % PANEL == 0);
 
 // The queries of rows [t0, t1) and heads [head0, head1), which share their keys, and their running softmax.
-template <class T> class QueryTile {
+template <class T>
+class QueryTile {
   public:
-    QueryTile(const Heads<T> &heads, Range rows, Range range)
+    QueryTile(const Heads<T>& heads, Range rows, Range range)
         : h(heads), dim(h.p.head_dim), width((dim + PANEL - 1) / PANEL * PANEL), n_heads(range.end - range.begin),
           n((rows.end - rows.begin) * n_heads), t0(rows.begin), head0(range.begin) {
-        const size_t floats = size_t(n) * (dim + width + TILE_KEYS + 2) + TILE_KEYS * width + (TILE_KEYS + PANEL) * width;
-        float *memory = thread_scratch().take<float>(floats);
+        const size_t floats =
+            size_t(n) * (dim + width + TILE_KEYS + 2) + TILE_KEYS * width + (TILE_KEYS + PANEL) * width;
+        float* memory = thread_scratch().take<float>(floats);
         panel = memory, memory += TILE_KEYS * width;
         unpacked = memory, memory += (TILE_KEYS + PANEL) * width;
         scores = memory, memory += n * TILE_KEYS;
@@ -126,7 +133,7 @@ template <class T> class QueryTile {
         max_score = memory, memory += n;
         sum = memory;
         for (uint32_t i = 0; i < n; i++) {
-            const float *from = h.q + h.row(head_of(i), row_of(i));
+            const float* from = h.q + h.row(head_of(i), row_of(i));
             for (uint32_t d = 0; d < dim; d++) q[size_t(i) * dim + d] = from[d] * h.p.scale;
             max_score[i] = LOWEST_SCORE;
             sum[i] = 0;
@@ -143,7 +150,7 @@ template <class T> class QueryTile {
             accumulate(first, n_keys);
         }
         for (uint32_t i = 0; i < n; i++) {
-            float *to = h.out + h.row(head_of(i), row_of(i));
+            float* to = h.out + h.row(head_of(i), row_of(i));
             for (uint32_t d = 0; d < dim; d++) to[d] = acc[size_t(i) * width + d] / sum[i];
         }
     }
@@ -154,7 +161,7 @@ template <class T> class QueryTile {
 
     // scores[n][TILE_KEYS] = q · keys from `first` on; those of keys past the last are of no meaning.
     void score(uint32_t first, uint32_t n_keys) {
-        const uint8_t *keys = h.keys + h.kv_offset(head0, first);
+        const uint8_t* keys = h.keys + h.kv_offset(head0, first);
         std::memset(scores, 0, size_t(n) * TILE_KEYS * sizeof(float));
         for (uint32_t r = 0; r < n_keys; r += PANEL) {
             for (uint32_t j = 0; j < PANEL; j++)
@@ -179,7 +186,7 @@ template <class T> class QueryTile {
 
     // acc += weights · values
     void accumulate(uint32_t first, uint32_t n_keys) {
-        const uint8_t *values = h.values + h.kv_offset(head0, first);
+        const uint8_t* values = h.values + h.kv_offset(head0, first);
         for (uint32_t c = 0; c < dim; c += PANEL) {
             const uint32_t columns = dim - c < PANEL ? dim - c : PANEL;
             for (uint32_t j = 0; j < n_keys; j++) {
@@ -190,12 +197,13 @@ template <class T> class QueryTile {
         }
     }
 
-    const Heads<T> &h;
+    const Heads<T>& h;
     const uint32_t dim, width, n_heads, n, t0, head0;
     float *panel, *unpacked, *scores, *acc, *q, *max_score, *sum;
 };
 
-template <class T> void attention_prefill(const Launch &l, uint64_t begin, uint64_t end) {
+template <class T>
+void attention_prefill(const Launch& l, uint64_t begin, uint64_t end) {
     const Heads<T> h(l);
     while (begin < end) {
         // The heads of one row of the grid that share keys.
@@ -213,7 +221,7 @@ template <class T> void attention_prefill(const Launch &l, uint64_t begin, uint6
 
 // One native kernel serves every class of head_dim.
 #define HEAD_CLASS(name, dim, decode, prefill, T)                                                                      \
-    {"attention_decode_" name "_" dim, decode<T>, 1}, { "attention_prefill_" name "_" dim, prefill<T>, 0 }
+    {"attention_decode_" name "_" dim, decode<T>, 1}, {"attention_prefill_" name "_" dim, prefill<T>, 0}
 #define ATTENTION(name, T)                                                                                             \
     HEAD_CLASS(name, "32", attention_decode, attention_prefill, T),                                                    \
         HEAD_CLASS(name, "64", attention_decode, attention_prefill, T),                                                \

@@ -6,26 +6,27 @@
 namespace zinc {
 namespace {
 
-// A group of ROWS rows, N_BLOCKS blocks of it; 0 stands for n_blocks, of a partial group. Asks for the same group of the
-// next ROWS rows: the hardware does not see several rows as one stream.
+// A group of ROWS rows, N_BLOCKS blocks of it; 0 stands for n_blocks, of a partial group. Asks for the same group of
+// the next ROWS rows: the hardware does not see several rows as one stream.
 template <int ROWS, int N_BLOCKS, class Q>
-INLINE void dot_group(const uint8_t *group, size_t row_bytes, const float *x, int n_blocks, vf (&sum)[ROWS][2]) {
+INLINE void dot_group(const uint8_t* group, size_t row_bytes, const float* x, int n_blocks, vf (&sum)[ROWS][2]) {
     typename Q::Scales scales[ROWS];
     UNROLL for (int r = 0; r < ROWS; r++) {
         for (int i = 0; i < Q::GROUP_BYTES; i += 64) __builtin_prefetch(group + (ROWS + r) * row_bytes + i);
         Q::scales(group + r * row_bytes, N_BLOCKS ? N_BLOCKS : n_blocks, scales[r]);
         settle(scales[r]);
     }
-    for (int j = 0; j < (N_BLOCKS ? N_BLOCKS : n_blocks); j++)
+    for (int j = 0; j < (N_BLOCKS ? N_BLOCKS : n_blocks); j++) {
         UNROLL for (int r = 0; r < ROWS; r++) {
             const Weights w = Q::weights(group + r * row_bytes, j, scales[r]);
             UNROLL for (int i = 0; i < BLOCK / W; i++) sum[r][i % 2] += w.lanes[i] * load<vf>(x + j * BLOCK + i * W);
         }
+    }
 }
 
 // out[r] = row r of W · x for ROWS rows at once, which keeps that many sums in flight.
 template <int ROWS, Quantised Q>
-INLINE void dot_rows(const uint8_t *w, size_t row_bytes, const float *x, uint32_t k, float *out) {
+INLINE void dot_rows(const uint8_t* w, size_t row_bytes, const float* x, uint32_t k, float* out) {
     vf sum[ROWS][2] = {};
     const int full = int(k / GROUP), rest = int(k % GROUP / BLOCK);
     for (int g = 0; g < full; g++)
@@ -36,16 +37,17 @@ INLINE void dot_rows(const uint8_t *w, size_t row_bytes, const float *x, uint32_
 
 template <int ROWS, class T>
     requires(!Quantised<T>)
-INLINE void dot_rows(const uint8_t *w, size_t row_bytes, const float *x, uint32_t k, float *out) {
+INLINE void dot_rows(const uint8_t* w, size_t row_bytes, const float* x, uint32_t k, float* out) {
     vf sum[ROWS][2] = {};
     uint32_t i = 0;
-    for (; i + 2 * W <= k; i += 2 * W)
+    for (; i + 2 * W <= k; i += 2 * W) {
         UNROLL for (int r = 0; r < ROWS; r++) {
-            const uint8_t *at = w + r * row_bytes + size_t(i) * T::BYTES;
+            const uint8_t* at = w + r * row_bytes + size_t(i) * T::BYTES;
             for (int b = 0; b < 2 * W * T::BYTES; b += 64) __builtin_prefetch(at + ROWS * row_bytes + b);
             sum[r][0] += T::lanes(at) * load<vf>(x + i);
             sum[r][1] += T::lanes(at + W * T::BYTES) * load<vf>(x + i + W);
         }
+    }
     UNROLL for (int r = 0; r < ROWS; r++) {
         out[r] = sum_lanes(sum[r][0] + sum[r][1]);
         for (uint32_t j = i; j < k; j++) out[r] += T::one(w + r * row_bytes + size_t(j) * T::BYTES) * x[j];

@@ -16,12 +16,16 @@ struct Weights {
 };
 
 // Keeps scales in memory: from there a broadcast is free, out of a register each costs a shuffle.
-template <class S> INLINE void settle(S &scales) { __asm__("" : "+m"(scales)); }
+template <class S>
+INLINE void settle(S& scales) {
+    __asm__("" : "+m"(scales));
+}
 
-INLINE const int8_t *signed_bytes(const uint8_t *p) { return reinterpret_cast<const int8_t *>(p); }
+INLINE const int8_t* signed_bytes(const uint8_t* p) { return reinterpret_cast<const int8_t*>(p); }
 
 // W four-bit quants, the low or the high nibbles of W bytes, as weights: (quant - ZERO) * scale + offset.
-template <int ZERO> INLINE vf nibbles(const uint8_t *p, bool high, float scale, float offset) {
+template <int ZERO>
+INLINE vf nibbles(const uint8_t* p, bool high, float scale, float offset) {
 #if defined(NATIVE_AVX512)
     // All sixteen weights there can be, looked up by nibble: the lookup ignores higher bits of an index.
     const vf quants = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -44,7 +48,8 @@ INLINE vi bit_lanes(int first) {
 }
 
 // Blocks of 32 that start with a half scale and, with MIN, a half minimum; else quant ZERO stands for weight 0.
-template <int BLOCK_BYTES, bool MIN, int ZERO> struct Blocks32 {
+template <int BLOCK_BYTES, bool MIN, int ZERO>
+struct Blocks32 {
     static constexpr int BYTES = BLOCK_BYTES, GROUP_BYTES = GROUP_BLOCKS * BYTES;
 
     // Of each block its first two halves as floats: the second is only of use with MIN.
@@ -54,9 +59,10 @@ template <int BLOCK_BYTES, bool MIN, int ZERO> struct Blocks32 {
         float offset(int j) const { return MIN ? header[2 * j + 1] : 0; }
     };
 
-    static INLINE void scales(const uint8_t *group, int n_blocks, Scales &s) {
+    static INLINE void scales(const uint8_t* group, int n_blocks, Scales& s) {
 #if defined(NATIVE_AVX512)
-        const __m256i at = _mm256_setr_epi32(0, BYTES, 2 * BYTES, 3 * BYTES, 4 * BYTES, 5 * BYTES, 6 * BYTES, 7 * BYTES);
+        const __m256i at =
+            _mm256_setr_epi32(0, BYTES, 2 * BYTES, 3 * BYTES, 4 * BYTES, 5 * BYTES, 6 * BYTES, 7 * BYTES);
         const __mmask8 there = __mmask8((1u << n_blocks) - 1);
         const __m256i headers = _mm256_mmask_i32gather_epi32(_mm256_setzero_si256(), there, at, group, 1);
         _mm512_store_ps(s.header, _mm512_cvtph_ps(headers));
@@ -69,13 +75,13 @@ template <int BLOCK_BYTES, bool MIN, int ZERO> struct Blocks32 {
 
   protected:
     // Lanes i of block j: 16 bytes of nibbles, of which the low ones are the first 16 weights, the high ones the rest.
-    static INLINE vf lanes(const uint8_t *qs, int i, const Scales &s, int j) {
+    static INLINE vf lanes(const uint8_t* qs, int i, const Scales& s, int j) {
         return nibbles<ZERO>(qs + i * W % 16, i * W >= 16, s.scale(j), s.offset(j));
     }
 };
 
 struct Q4_0 : Blocks32<18, false, 8> {
-    static INLINE Weights weights(const uint8_t *group, int j, const Scales &s) {
+    static INLINE Weights weights(const uint8_t* group, int j, const Scales& s) {
         Weights w;
         UNROLL for (int i = 0; i < BLOCK / W; i++) w.lanes[i] = lanes(group + j * BYTES + 2, i, s, j);
         return w;
@@ -83,7 +89,7 @@ struct Q4_0 : Blocks32<18, false, 8> {
 };
 
 struct Q4_1 : Blocks32<20, true, 0> {
-    static INLINE Weights weights(const uint8_t *group, int j, const Scales &s) {
+    static INLINE Weights weights(const uint8_t* group, int j, const Scales& s) {
         Weights w;
         UNROLL for (int i = 0; i < BLOCK / W; i++) w.lanes[i] = lanes(group + j * BYTES + 4, i, s, j);
         return w;
@@ -91,14 +97,15 @@ struct Q4_1 : Blocks32<20, true, 0> {
 };
 
 // A fifth bit per weight, in a word before the nibbles.
-template <int BLOCK_BYTES, bool MIN, int ZERO, int BITS_AT> struct FiveBits : Blocks32<BLOCK_BYTES, MIN, ZERO> {
+template <int BLOCK_BYTES, bool MIN, int ZERO, int BITS_AT>
+struct FiveBits : Blocks32<BLOCK_BYTES, MIN, ZERO> {
     using Base = Blocks32<BLOCK_BYTES, MIN, ZERO>;
-    static INLINE Weights weights(const uint8_t *group, int j, const typename Base::Scales &s) {
-        const uint8_t *bits = group + j * BLOCK_BYTES + BITS_AT;
+    static INLINE Weights weights(const uint8_t* group, int j, const typename Base::Scales& s) {
+        const uint8_t* bits = group + j * BLOCK_BYTES + BITS_AT;
         const vi fifth = load<int32_t>(bits) - vi{};
         Weights w;
-        UNROLL for (int i = 0; i < BLOCK / W; i++)
-            w.lanes[i] = add_where(Base::lanes(bits + 4, i, s, j), fifth, bit_lanes(i * W), 16 * s.scale(j));
+        UNROLL for (int i = 0; i < BLOCK / W; i++) w.lanes[i] =
+            add_where(Base::lanes(bits + 4, i, s, j), fifth, bit_lanes(i * W), 16 * s.scale(j));
         return w;
     }
 };
@@ -107,10 +114,10 @@ struct Q5_0 : FiveBits<22, false, 16, 2> {};
 struct Q5_1 : FiveBits<24, true, 0, 4> {};
 
 struct Q8_0 : Blocks32<34, false, 0> {
-    static INLINE Weights weights(const uint8_t *group, int j, const Scales &s) {
+    static INLINE Weights weights(const uint8_t* group, int j, const Scales& s) {
         Weights w;
-        UNROLL for (int i = 0; i < BLOCK / W; i++)
-            w.lanes[i] = convert<vf>(widen(signed_bytes(group + j * BYTES + 2 + i * W))) * s.scale(j);
+        UNROLL for (int i = 0; i < BLOCK / W; i++) w.lanes[i] =
+            convert<vf>(widen(signed_bytes(group + j * BYTES + 2 + i * W))) * s.scale(j);
         return w;
     }
 };
@@ -122,9 +129,10 @@ struct KScales {
 };
 
 // d, dmin (half), then eight 6-bit scales and eight 6-bit minima in 12 bytes.
-INLINE void k_scales(const uint8_t *block, KScales &s) {
+INLINE void k_scales(const uint8_t* block, KScales& s) {
     const float d = half_to_float(load<uint16_t>(block)), dmin = half_to_float(load<uint16_t>(block + 2));
-    const uint32_t first = load<uint32_t>(block + 4), second = load<uint32_t>(block + 8), third = load<uint32_t>(block + 12);
+    const uint32_t first = load<uint32_t>(block + 4), second = load<uint32_t>(block + 8),
+                   third = load<uint32_t>(block + 12);
     const uint32_t six = 0x3f3f3f3f, four = 0x0f0f0f0f, two = 0x30303030;
     const uint64_t scales = (first & six) | uint64_t((third & four) | (first >> 2 & two)) << 32;
     const uint64_t minima = (second & six) | uint64_t((third >> 4 & four) | (second >> 2 & two)) << 32;
@@ -135,11 +143,11 @@ INLINE void k_scales(const uint8_t *block, KScales &s) {
 struct Q4_K {
     static constexpr int GROUP_BYTES = 144;
     using Scales = KScales;
-    static INLINE void scales(const uint8_t *group, int, Scales &s) { k_scales(group, s); }
-    static INLINE Weights weights(const uint8_t *group, int j, const Scales &s) {
+    static INLINE void scales(const uint8_t* group, int, Scales& s) { k_scales(group, s); }
+    static INLINE Weights weights(const uint8_t* group, int j, const Scales& s) {
         Weights w;
-        UNROLL for (int i = 0; i < BLOCK / W; i++)
-            w.lanes[i] = nibbles<0>(group + 16 + j / 2 * 32 + i * W, j % 2, s.scale[j], s.offset[j]);
+        UNROLL for (int i = 0; i < BLOCK / W; i++) w.lanes[i] =
+            nibbles<0>(group + 16 + j / 2 * 32 + i * W, j % 2, s.scale[j], s.offset[j]);
         return w;
     }
 };
@@ -147,8 +155,8 @@ struct Q4_K {
 struct Q5_K {
     static constexpr int GROUP_BYTES = 176;
     using Scales = KScales;
-    static INLINE void scales(const uint8_t *group, int, Scales &s) { k_scales(group, s); }
-    static INLINE Weights weights(const uint8_t *group, int j, const Scales &s) {
+    static INLINE void scales(const uint8_t* group, int, Scales& s) { k_scales(group, s); }
+    static INLINE Weights weights(const uint8_t* group, int j, const Scales& s) {
         Weights w;
         UNROLL for (int i = 0; i < BLOCK / W; i++) {
             const vi fifth = widen(group + 16 + i * W);  // bit j of a byte belongs to part j
@@ -164,11 +172,11 @@ struct Q6_K {
     struct Scales {
         alignas(64) float scale[16];  // per 16 weights
     };
-    static INLINE void scales(const uint8_t *group, int, Scales &s) {
+    static INLINE void scales(const uint8_t* group, int, Scales& s) {
         const float d = half_to_float(load<uint16_t>(group + 208));
         for (int i = 0; i < 16; i += W) store(s.scale + i, convert<vf>(widen(signed_bytes(group + 192 + i))) * d);
     }
-    static INLINE Weights weights(const uint8_t *group, int j, const Scales &s) {
+    static INLINE Weights weights(const uint8_t* group, int j, const Scales& s) {
         using Bytes = uint8_t __attribute__((vector_size(BLOCK)));
         const int half = j / 4, pair = j % 4;
         const Bytes low = load<Bytes>(group + half * 64 + pair % 2 * 32), high = load<Bytes>(group + 128 + half * 32);
@@ -176,8 +184,8 @@ struct Q6_K {
         uint8_t quants[BLOCK];
         store(quants, ((pair < 2 ? low : low >> 4) & 15) | (top & 0x30));
         Weights w;
-        UNROLL for (int i = 0; i < BLOCK / W; i++)
-            w.lanes[i] = convert<vf>(widen(quants + i * W) - 32) * s.scale[2 * j + i * W / 16];
+        UNROLL for (int i = 0; i < BLOCK / W; i++) w.lanes[i] =
+            convert<vf>(widen(quants + i * W) - 32) * s.scale[2 * j + i * W / 16];
         return w;
     }
 };
@@ -186,36 +194,37 @@ struct Q6_K {
 
 struct F32 {
     static constexpr int BYTES = 4;
-    static INLINE vf lanes(const uint8_t *p) { return load<vf>(p); }
-    static INLINE float one(const uint8_t *p) { return load<float>(p); }
+    static INLINE vf lanes(const uint8_t* p) { return load<vf>(p); }
+    static INLINE float one(const uint8_t* p) { return load<float>(p); }
 };
 
 struct F16 {
     static constexpr int BYTES = 2;
-    static INLINE vf lanes(const uint8_t *p) { return load_half(reinterpret_cast<const uint16_t *>(p)); }
-    static INLINE float one(const uint8_t *p) { return half_to_float(load<uint16_t>(p)); }
+    static INLINE vf lanes(const uint8_t* p) { return load_half(reinterpret_cast<const uint16_t*>(p)); }
+    static INLINE float one(const uint8_t* p) { return half_to_float(load<uint16_t>(p)); }
 };
 
 struct BF16 {
     static constexpr int BYTES = 2;
-    static INLINE vf lanes(const uint8_t *p) { return load_bfloat(reinterpret_cast<const uint16_t *>(p)); }
-    static INLINE float one(const uint8_t *p) { return bits_as<float>(uint32_t(load<uint16_t>(p)) << 16); }
+    static INLINE vf lanes(const uint8_t* p) { return load_bfloat(reinterpret_cast<const uint16_t*>(p)); }
+    static INLINE float one(const uint8_t* p) { return bits_as<float>(uint32_t(load<uint16_t>(p)) << 16); }
 };
 
 template <class Q>
 concept Quantised = requires { Q::GROUP_BYTES; };
 
 // `count` weights of a row, from column `first` on, as floats. Quantised ones in whole blocks, of one group.
-template <class T> INLINE void dequantise(const uint8_t *row, uint32_t first, uint32_t count, float *out) {
+template <class T>
+INLINE void dequantise(const uint8_t* row, uint32_t first, uint32_t count, float* out) {
     if constexpr (Quantised<T>) {
-        const uint8_t *group = row + size_t(first / GROUP) * T::GROUP_BYTES;
+        const uint8_t* group = row + size_t(first / GROUP) * T::GROUP_BYTES;
         const int block = int(first % GROUP / BLOCK), n_blocks = int(count / BLOCK);
         typename T::Scales scales;
         T::scales(group, block + n_blocks, scales);
         settle(scales);
         for (int j = 0; j < n_blocks; j++) store(out + j * BLOCK, T::weights(group, block + j, scales));
     } else {
-        const uint8_t *at = row + size_t(first) * T::BYTES;
+        const uint8_t* at = row + size_t(first) * T::BYTES;
         uint32_t i = 0;
         for (; i + W <= count; i += W) store(out + i, T::lanes(at + i * T::BYTES));
         for (; i < count; i++) out[i] = T::one(at + i * T::BYTES);

@@ -5,7 +5,8 @@
 namespace zinc {
 
 #define TABLES(isa)                                                                                                    \
-    extern const NativeKernel native_mul_mv_##isa[], native_mul_mm_##isa[], native_attention_##isa[], native_rows_##isa[];
+    extern const NativeKernel native_mul_mv_##isa[], native_mul_mm_##isa[], native_attention_##isa[],                  \
+        native_rows_##isa[];
 #define REGISTER(isa)                                                                                                  \
     register_table(native_mul_mv_##isa, Isa::isa), register_table(native_mul_mm_##isa, Isa::isa),                      \
         register_table(native_attention_##isa, Isa::isa), register_table(native_rows_##isa, Isa::isa);
@@ -20,7 +21,7 @@ TABLES(neon)
 
 namespace {
 
-void register_table(const NativeKernel *table, Isa isa) {
+void register_table(const NativeKernel* table, Isa isa) {
     for (; table->name; table++) register_native(table->name, isa, table->fn, table->grain);
 }
 

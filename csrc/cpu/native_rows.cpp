@@ -5,19 +5,22 @@
 namespace zinc {
 namespace {
 
-// Calls f(x, y) for threadgroups [begin, end) of a grid whose y is rows of the step, leaving out rows that are not real.
-template <class F> INLINE void for_rows(const Launch &l, uint64_t begin, uint64_t end, uint32_t n_tokens, F &&f) {
+// Calls f(x, y) for threadgroups [begin, end) of a grid whose y is rows of the step, leaving out rows that are not
+// real.
+template <class F>
+INLINE void for_rows(const Launch& l, uint64_t begin, uint64_t end, uint32_t n_tokens, F&& f) {
     for (uint64_t i = begin; i < end; i++)
         if (i / l.grid[0] < n_tokens) f(uint32_t(i % l.grid[0]), uint32_t(i / l.grid[0]));
 }
 
-template <class T> void embed(const Launch &l, uint64_t begin, uint64_t end) {
-    const auto &p = l.as<EmbedParams>();
-    const int32_t *tokens = l.buffer<const int32_t>(2);
+template <class T>
+void embed(const Launch& l, uint64_t begin, uint64_t end) {
+    const auto& p = l.as<EmbedParams>();
+    const int32_t* tokens = l.buffer<const int32_t>(2);
     for_rows(l, begin, end, l.buffer<const Step>(1)->n_tokens, [&](uint32_t x, uint32_t t) {
         const uint32_t token = uint32_t(tokens[t]) < p.n_vocab ? uint32_t(tokens[t]) : p.n_vocab - 1;
-        const uint8_t *row = l.buffer<const uint8_t>(3) + size_t(token) * p.row_bytes;
-        float *out = l.buffer<float>(4) + size_t(t) * p.n_embd;
+        const uint8_t* row = l.buffer<const uint8_t>(3) + size_t(token) * p.row_bytes;
+        float* out = l.buffer<float>(4) + size_t(t) * p.n_embd;
         const Range groups = piece((p.n_embd + GROUP - 1) / GROUP, x, l.grid[0]);
         for (uint32_t g = groups.begin; g < groups.end; g++) {
             const uint32_t first = g * GROUP, count = p.n_embd - first < GROUP ? p.n_embd - first : GROUP;
@@ -27,7 +30,7 @@ template <class T> void embed(const Launch &l, uint64_t begin, uint64_t end) {
     });
 }
 
-INLINE float rms_scale(const float *x, uint32_t n, float eps) {
+INLINE float rms_scale(const float* x, uint32_t n, float eps) {
     vf squares{};
     uint32_t i = 0;
     for (; i + W <= n; i += W) squares += load<vf>(x + i) * load<vf>(x + i);
@@ -36,20 +39,22 @@ INLINE float rms_scale(const float *x, uint32_t n, float eps) {
     return 1.0f / std::sqrt(total / float(n) + eps);
 }
 
-void rms_norm(const Launch &l, uint64_t begin, uint64_t end) {
-    const auto &p = l.as<NormParams>();
+void rms_norm(const Launch& l, uint64_t begin, uint64_t end) {
+    const auto& p = l.as<NormParams>();
     const uint32_t n_tokens = l.buffer<const Step>(1)->n_tokens;
     for (uint64_t t = begin; t < end && t < n_tokens; t++) {
-        const float *x = l.buffer<const float>(2) + t * p.n;
+        const float* x = l.buffer<const float>(2) + t * p.n;
         const float scale = rms_scale(x, p.n, p.eps);
         map_floats(p.n, l.buffer<float>(4) + t * p.n, x, l.buffer<const float>(3),
                    [scale](vf v, vf weight) { return v * scale * weight; });
     }
 }
 
-// ---- element-wise ----------------------------------------------------------------------------------------------------
+// ---- element-wise
+// ----------------------------------------------------------------------------------------------------
 
-template <class Apply> INLINE void binary(const Launch &l, uint64_t begin, uint64_t end, Apply apply) {
+template <class Apply>
+INLINE void binary(const Launch& l, uint64_t begin, uint64_t end, Apply apply) {
     const uint32_t n = l.as<ElementwiseParams>().n;
     for_rows(l, begin, end, l.buffer<const Step>(1)->n_tokens, [&](uint32_t x, uint32_t t) {
         const Range columns = piece(n, x, l.grid[0]);
@@ -59,15 +64,15 @@ template <class Apply> INLINE void binary(const Launch &l, uint64_t begin, uint6
     });
 }
 
-void add(const Launch &l, uint64_t begin, uint64_t end) {
+void add(const Launch& l, uint64_t begin, uint64_t end) {
     binary(l, begin, end, [](vf a, vf b) { return a + b; });
 }
 
-void swiglu(const Launch &l, uint64_t begin, uint64_t end) {
+void swiglu(const Launch& l, uint64_t begin, uint64_t end) {
     binary(l, begin, end, [](vf gate, vf up) { return silu(gate) * up; });
 }
 
-void take_last_row(const Launch &l, uint64_t begin, uint64_t end) {
+void take_last_row(const Launch& l, uint64_t begin, uint64_t end) {
     const uint32_t n = l.as<ElementwiseParams>().n, n_tokens = l.buffer<const Step>(1)->n_tokens;
     if (n_tokens == 0) return;
     const uint32_t first = piece(n, begin, l.grid[0]).begin, last = piece(n, end - 1, l.grid[0]).end;
@@ -75,20 +80,24 @@ void take_last_row(const Launch &l, uint64_t begin, uint64_t end) {
                 (last - first) * sizeof(float));
 }
 
-// ---- RoPE and KV write -----------------------------------------------------------------------------------------------
+// ---- RoPE and KV write
+// -----------------------------------------------------------------------------------------------
 
 using f64x8 = double __attribute__((vector_size(64)));
 using i64x8 = int64_t __attribute__((vector_size(64)));
 
 // Sine and cosine of 8 angles as float32 has them: in double, so that angles of a million keep their precision.
-INLINE void sincos(const float *angle, float *sine, float *cosine) {
+INLINE void sincos(const float* angle, float* sine, float* cosine) {
     f64x8 x;
     for (int i = 0; i < 8; i++) x[i] = double(angle[i]);
     const f64x8 shift = 0x1.8p52 - f64x8{};
     const f64x8 n = (x * 0.63661977236758134308 + shift) - shift;  // nearest multiple of pi / 2
     const f64x8 r = (x - n * 0x1.921fb54442d18p0) - n * 0x1.1a62633145c07p-54, z = r * r;
-    const f64x8 s = r + r * z * (-1.0 / 6 + z * (1.0 / 120 + z * (-1.0 / 5040 + z * (1.0 / 362880 - z * (1.0 / 39916800)))));
-    const f64x8 c = 1.0 + z * (-0.5 + z * (1.0 / 24 + z * (-1.0 / 720 + z * (1.0 / 40320 + z * (-1.0 / 3628800 + z * (1.0 / 479001600))))));
+    const f64x8 s =
+        r + r * z * (-1.0 / 6 + z * (1.0 / 120 + z * (-1.0 / 5040 + z * (1.0 / 362880 - z * (1.0 / 39916800)))));
+    const f64x8 c =
+        1.0 + z * (-0.5 + z * (1.0 / 24 +
+                               z * (-1.0 / 720 + z * (1.0 / 40320 + z * (-1.0 / 3628800 + z * (1.0 / 479001600))))));
     const i64x8 quadrant = bits_as<i64x8>(n + shift);
     const f64x8 sin_part = (quadrant & 1) != 0 ? c : s, cos_part = (quadrant & 1) != 0 ? s : c;
     for (int i = 0; i < 8; i++) {
@@ -101,7 +110,7 @@ INLINE void sincos(const float *angle, float *sine, float *cosine) {
 struct Rotation {
     float *sine, *cosine, *head;
 
-    Rotation(const RopeKvParams &p, float position, const float *freqs) {
+    Rotation(const RopeKvParams& p, float position, const float* freqs) {
         const uint32_t n_pairs = p.n_rot / 2, room = (n_pairs + 7) / 8 * 8;
         sine = thread_scratch().take<float>(2 * room + p.head_dim);
         cosine = sine + room;
@@ -118,16 +127,16 @@ struct Rotation {
     }
 };
 
-void store_row(float *out, const float *x, uint32_t n) { std::memcpy(out, x, n * sizeof(float)); }
-void store_row(uint16_t *out, const float *x, uint32_t n) {
+void store_row(float* out, const float* x, uint32_t n) { std::memcpy(out, x, n * sizeof(float)); }
+void store_row(uint16_t* out, const float* x, uint32_t n) {
     uint32_t i = 0;
     for (; i + W <= n; i += W) store_half(out + i, load<vf>(x + i));
     for (; i < n; i++) out[i] = float_to_half(x[i]);
 }
 
 template <bool NEOX, bool QK_NORM, class Out>
-INLINE void rotate_head(const RopeKvParams &p, const Rotation &r, const float *x, const float *norm_weight, Out *out) {
-    float *head = r.head;
+INLINE void rotate_head(const RopeKvParams& p, const Rotation& r, const float* x, const float* norm_weight, Out* out) {
+    float* head = r.head;
     if (QK_NORM) {
         const float scale = rms_scale(x, p.head_dim, p.eps);
         for (uint32_t i = 0; i < p.head_dim; i++) head[i] = x[i] * (scale * norm_weight[i]);
@@ -144,14 +153,16 @@ INLINE void rotate_head(const RopeKvParams &p, const Rotation &r, const float *x
 }
 
 // KV is float or the bits of a half. Heads along x: of q, of k, of v; the rows of the step along y.
-template <class KV, bool NEOX, bool QK_NORM> void rope_kv(const Launch &l, uint64_t begin, uint64_t end) {
-    const auto &p = l.as<RopeKvParams>();
+template <class KV, bool NEOX, bool QK_NORM>
+void rope_kv(const Launch& l, uint64_t begin, uint64_t end) {
+    const auto& p = l.as<RopeKvParams>();
     const Step step = *l.buffer<const Step>(1);
     const uint32_t n_heads = p.n_head + 2 * p.n_head_kv;
     while (begin < end) {
         const uint32_t t = uint32_t(begin / l.grid[0]);
         const uint64_t line = uint64_t(t) * l.grid[0], stop = line + l.grid[0] < end ? line + l.grid[0] : end;
-        const Range heads{piece(n_heads, begin - line, l.grid[0]).begin, piece(n_heads, stop - 1 - line, l.grid[0]).end};
+        const Range heads{piece(n_heads, begin - line, l.grid[0]).begin,
+                          piece(n_heads, stop - 1 - line, l.grid[0]).end};
         begin = stop;
         if (t >= step.n_tokens) continue;
         const uint32_t cache_row = step.pos + t;
@@ -175,10 +186,11 @@ template <class KV, bool NEOX, bool QK_NORM> void rope_kv(const Launch &l, uint6
     }
 }
 
-// ---- argmax ----------------------------------------------------------------------------------------------------------
+// ---- argmax
+// ----------------------------------------------------------------------------------------------------------
 
 // The largest of n values; NaN never is. NaN where all are.
-INLINE float largest(const float *x, uint32_t n) {
+INLINE float largest(const float* x, uint32_t n) {
     vf top = splat(-HUGE_VALF);
     uint32_t i = 0, n_numbers = 0;
     for (; i + W <= n; i += W) {
@@ -193,9 +205,9 @@ INLINE float largest(const float *x, uint32_t n) {
     return n_numbers ? best : NAN;
 }
 
-void argmax_partial(const Launch &l, uint64_t begin, uint64_t end) {
-    const auto &p = l.as<ArgmaxParams>();
-    const float *logits = l.buffer<const float>(1);
+void argmax_partial(const Launch& l, uint64_t begin, uint64_t end) {
+    const auto& p = l.as<ArgmaxParams>();
+    const float* logits = l.buffer<const float>(1);
     for (uint64_t i = begin; i < end; i++) {
         const Range part = piece(p.n, i, l.grid[0]);
         const float best = largest(logits + part.begin, part.end - part.begin);
@@ -206,10 +218,10 @@ void argmax_partial(const Launch &l, uint64_t begin, uint64_t end) {
     }
 }
 
-void argmax_final(const Launch &l, uint64_t, uint64_t) {
-    const auto &p = l.as<ArgmaxParams>();
-    const float *values = l.buffer<const float>(2);
-    const int32_t *ids = l.buffer<const int32_t>(3);
+void argmax_final(const Launch& l, uint64_t, uint64_t) {
+    const auto& p = l.as<ArgmaxParams>();
+    const float* values = l.buffer<const float>(2);
+    const int32_t* ids = l.buffer<const int32_t>(3);
     const float best = largest(values, p.n_part);
     int32_t id = -1;
     for (uint32_t i = 0; i < p.n_part; i++)
@@ -221,7 +233,7 @@ void argmax_final(const Launch &l, uint64_t, uint64_t) {
 
 #define EMBED(name, T) {"embed_" name, embed<T>, 1}
 #define ROPE_KV(name, T, neox)                                                                                         \
-    {"rope_kv_" name, rope_kv<T, neox, false>, 1}, { "rope_kv_" name "_qknorm", rope_kv<T, neox, true>, 1 }
+    {"rope_kv_" name, rope_kv<T, neox, false>, 1}, {"rope_kv_" name "_qknorm", rope_kv<T, neox, true>, 1}
 
 NATIVE_TABLE(rows) = {
     EMBED("f32", F32),

@@ -21,8 +21,7 @@
 #include <arm_neon.h>
 #endif
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) &&               \
-    defined(__AVX512VNNI__)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define NATIVE_AVX512 1
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define NATIVE_AVX2 1
@@ -57,45 +56,53 @@ using vi8 = int8_t __attribute__((vector_size(W)));
 using f32x8 = float __attribute__((vector_size(32)));
 using i32x8 = int32_t __attribute__((vector_size(32)));
 
-template <class V> INLINE V load(const void *p) {
+template <class V>
+INLINE V load(const void* p) {
     V v;
     std::memcpy(&v, p, sizeof v);
     return v;
 }
-template <class V> INLINE void store(void *p, V v) { std::memcpy(p, &v, sizeof v); }
+template <class V>
+INLINE void store(void* p, V v) {
+    std::memcpy(p, &v, sizeof v);
+}
 INLINE vf splat(float x) { return x - vf{}; }
-template <class To, class From> INLINE To bits_as(From from) {
+template <class To, class From>
+INLINE To bits_as(From from) {
     static_assert(sizeof(To) == sizeof(From));
     To to;
     std::memcpy(&to, &from, sizeof to);
     return to;
 }
-template <class To, class From> INLINE To convert(From from) { return __builtin_convertvector(from, To); }
+template <class To, class From>
+INLINE To convert(From from) {
+    return __builtin_convertvector(from, To);
+}
 
 // W small integers from memory as 32-bit ones. (GCC takes __builtin_convertvector apart here, lane by lane.)
-INLINE vi widen(const uint8_t *p) {
+INLINE vi widen(const uint8_t* p) {
 #if defined(NATIVE_AVX512)
-    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
 #elif defined(NATIVE_AVX2)
-    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
 #else
     return convert<vi>(load<vu8>(p));
 #endif
 }
-INLINE vi widen(const int8_t *p) {
+INLINE vi widen(const int8_t* p) {
 #if defined(NATIVE_AVX512)
-    return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
+    return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
 #elif defined(NATIVE_AVX2)
-    return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
 #else
     return convert<vi>(load<vi8>(p));
 #endif
 }
-INLINE vi widen(const uint16_t *p) {
+INLINE vi widen(const uint16_t* p) {
 #if defined(NATIVE_AVX512)
-    return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
 #elif defined(NATIVE_AVX2)
-    return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
 #else
     return convert<vi>(load<vu16>(p));
 #endif
@@ -110,12 +117,14 @@ INLINE f32x8 floats_of_bytes(uint64_t eight) {
 #endif
 }
 
-template <int DISTANCE, class V, size_t... I> INLINE V swap_lanes(V v, std::index_sequence<I...>) {
+template <int DISTANCE, class V, size_t... I>
+INLINE V swap_lanes(V v, std::index_sequence<I...>) {
     return __builtin_shufflevector(v, v, int(I ^ DISTANCE)...);
 }
 
 // The sum of a vector's lanes, pairwise.
-template <class V, int HALF = sizeof(V) / 8> INLINE float sum_lanes(V v) {
+template <class V, int HALF = sizeof(V) / 8>
+INLINE float sum_lanes(V v) {
     v += swap_lanes<HALF>(v, std::make_index_sequence<sizeof(V) / 4>());
     if constexpr (HALF > 1) return sum_lanes<V, HALF / 2>(v);
     return v[0];
@@ -125,18 +134,19 @@ template <class V, int HALF = sizeof(V) / 8> INLINE float sum_lanes(V v) {
 
 // IEEE half to float by integer arithmetic, on vectors (V of int32, F of float): the exponent is rebiased by a
 // multiplication, which also normalises subnormals.
-template <class F, class V> INLINE F float_of_half_bits(V h) {
+template <class F, class V>
+INLINE F float_of_half_bits(V h) {
     const V magnitude = (h & 0x7fff) << 13;
     const V special = (magnitude >= (0x7c00 << 13)) & 0x7f800000;
     const F scaled = bits_as<F>(magnitude) * 0x1p112f;
     return bits_as<F>(bits_as<V>(scaled) | special | (h & 0x8000) << 16);
 }
 
-INLINE vf load_half(const uint16_t *p) {
+INLINE vf load_half(const uint16_t* p) {
 #if defined(NATIVE_AVX512)
-    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif defined(NATIVE_AVX2)
-    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 #elif defined(NATIVE_NEON)
     return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
@@ -144,7 +154,7 @@ INLINE vf load_half(const uint16_t *p) {
 #endif
 }
 
-INLINE vf load_bfloat(const uint16_t *p) { return bits_as<vf>(widen(p) << 16); }
+INLINE vf load_bfloat(const uint16_t* p) { return bits_as<vf>(widen(p) << 16); }
 
 INLINE float half_to_float(uint16_t h) {
 #if defined(NATIVE_AVX512) || defined(NATIVE_AVX2)
@@ -170,11 +180,11 @@ INLINE uint16_t float_to_half(float x) {
 #endif
 }
 
-INLINE void store_half(uint16_t *p, vf v) {
+INLINE void store_half(uint16_t* p, vf v) {
 #if defined(NATIVE_AVX512)
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(NATIVE_AVX2)
-    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(NATIVE_NEON)
     vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
 #else
@@ -208,7 +218,8 @@ INLINE vf exp(vf x) {
 INLINE vf silu(vf x) { return x / (1.0f + exp(-x)); }
 
 // Applies `apply(vf...) -> vf` to rows of n floats, with a padded last vector.
-template <class Apply> INLINE void map_floats(size_t n, float *out, const float *a, const float *b, Apply apply) {
+template <class Apply>
+INLINE void map_floats(size_t n, float* out, const float* a, const float* b, Apply apply) {
     size_t i = 0;
     for (; i + W <= n; i += W) store(out + i, apply(load<vf>(a + i), load<vf>(b + i)));
     if (i == n) return;
@@ -225,15 +236,16 @@ template <class Apply> INLINE void map_floats(size_t n, float *out, const float 
 class Scratch {
   public:
     Scratch() = default;
-    Scratch(const Scratch &) = delete;
-    Scratch &operator=(const Scratch &) = delete;
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
     ~Scratch() { __builtin_free(base_); }
 
     // 64-byte aligned, uninitialised, valid until the next call.
-    template <class T> T *take(size_t count) {
+    template <class T>
+    T* take(size_t count) {
         const size_t bytes = count * sizeof(T) + 64;
         if (bytes > bytes_) grow(bytes);
-        return reinterpret_cast<T *>((reinterpret_cast<uintptr_t>(base_) + 63) & ~uintptr_t(63));
+        return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(base_) + 63) & ~uintptr_t(63));
     }
 
   private:
@@ -243,12 +255,13 @@ class Scratch {
         if (!base_) __builtin_trap();
         bytes_ = bytes;
     }
-    void *base_ = nullptr;
+    void* base_ = nullptr;
     size_t bytes_ = 0;
 };
 
-// The scratch memory of this thread and source file: one, because thread-local storage of a module loaded late is scarce.
-[[maybe_unused]] Scratch &thread_scratch() {
+// The scratch memory of this thread and source file: one, because thread-local storage of a module loaded late is
+// scarce.
+[[maybe_unused]] Scratch& thread_scratch() {
     thread_local Scratch scratch;
     return scratch;
 }

@@ -16,7 +16,7 @@ constexpr int PANEL_VECTORS = 2;
 constexpr int PANEL = PANEL_VECTORS * W, TILE_TOKENS = 6;
 
 template <int TOKENS>
-INLINE void float_tile(const float *panel, const float *x, size_t x_stride, int k, float *y, size_t y_stride) {
+INLINE void float_tile(const float* panel, const float* x, size_t x_stride, int k, float* y, size_t y_stride) {
     vf sum[TOKENS][PANEL_VECTORS];  // stays in registers as long as every loop over it is unrolled
     UNROLL for (int t = 0; t < TOKENS; t++) {
         UNROLL for (int v = 0; v < PANEL_VECTORS; v++) sum[t][v] = load<vf>(y + t * y_stride + v * W);
@@ -35,36 +35,53 @@ INLINE void float_tile(const float *panel, const float *x, size_t x_stride, int 
 }
 
 // Calls tile<TOKENS>(first) over n tokens, in runs of at most TILE_TOKENS that are as even as they can be.
-template <class Tile> INLINE void for_token_runs(size_t n, Tile &&tile) {
+template <class Tile>
+INLINE void for_token_runs(size_t n, Tile&& tile) {
     const size_t runs = (n + TILE_TOKENS - 1) / TILE_TOKENS;
     for (size_t r = 0; r < runs; r++) {
         const size_t first = n * r / runs;
         switch (n * (r + 1) / runs - first) {
-        case 1: tile.template operator()<1>(first); break;
-        case 2: tile.template operator()<2>(first); break;
-        case 3: tile.template operator()<3>(first); break;
-        case 4: tile.template operator()<4>(first); break;
-        case 5: tile.template operator()<5>(first); break;
-        default: tile.template operator()<6>(first); break;
+        case 1:
+            tile.template operator()<1>(first);
+            break;
+        case 2:
+            tile.template operator()<2>(first);
+            break;
+        case 3:
+            tile.template operator()<3>(first);
+            break;
+        case 4:
+            tile.template operator()<4>(first);
+            break;
+        case 5:
+            tile.template operator()<5>(first);
+            break;
+        default:
+            tile.template operator()<6>(first);
+            break;
         }
     }
 }
 
 // y[n][y_stride] += x[n][x_stride] times a panel of k columns.
-inline void multiply_panel(const float *panel, const float *x, size_t x_stride, size_t n, int k, float *y, size_t y_stride) {
+inline void multiply_panel(const float* panel, const float* x, size_t x_stride, size_t n, int k, float* y,
+                           size_t y_stride) {
     for_token_runs(n, [&]<int TOKENS>(size_t first) {
         float_tile<TOKENS>(panel, x + first * x_stride, x_stride, k, y + first * y_stride, y_stride);
     });
 }
 
-// Lanes 0, S, 2S ... of two vectors in turn: a[0] b[0] a[1] b[1] ... within each run of RUN lanes, from its low or high half.
-template <int RUN, bool HIGH, class V, size_t... I> INLINE V zip(V a, V b, std::index_sequence<I...>) {
+// a[0] b[0] a[1] b[1] ... from the low or the high half of each run of RUN lanes.
+template <int RUN, bool HIGH, class V, size_t... I>
+INLINE V zip(V a, V b, std::index_sequence<I...>) {
     constexpr int LANES = sizeof...(I);
-    return __builtin_shufflevector(a, b, (int(I / RUN * RUN + (HIGH ? RUN / 2 : 0) + I % RUN / 2 + (I % 2 ? LANES : 0)))...);
+    return __builtin_shufflevector(a, b,
+                                   (int(I / RUN * RUN + (HIGH ? RUN / 2 : 0) + I % RUN / 2 + (I % 2 ? LANES : 0)))...);
 }
 
 // Transposes N vectors in place, seen as N x N matrices side by side: each run of N lanes is one.
-template <int N, class V> INLINE void transpose(V *rows) {
+template <int N, class V>
+INLINE void transpose(V* rows) {
     constexpr auto lanes = std::make_index_sequence<sizeof(V) / 4>();
     UNROLL for (int round = 1; round < N; round *= 2) {
         V next[N];
@@ -77,7 +94,7 @@ template <int N, class V> INLINE void transpose(V *rows) {
 }
 
 // rows[PANEL][stride] to panel[k][PANEL]; k rounded up to W is readable and writable.
-inline void pack_panel(const float *rows, size_t stride, int k, float *panel) {
+inline void pack_panel(const float* rows, size_t stride, int k, float* panel) {
     for (int r = 0; r < PANEL; r += W)
         for (int i = 0; i < k; i += W) {
             vf block[W];
