@@ -2,8 +2,9 @@
 // metal_stdlib (csrc/msl) defines the same macros, and a kernel launches through a C++ template on its signature.
 //
 // The shape of a kernel, everywhere:
-//   template <...> kernel void name(constant XParams& p [[buffer(0)]],
-//                                   device const T* a [[buffer(1)]], ..., device U* out [[buffer(n)]], GRID_IDS) { ... }
+//   template <...>
+//   kernel void name(constant XParams& p [[buffer(0)]], device const T* a [[buffer(1)]], ...,
+//                    device U* out [[buffer(n)]], GRID_IDS) { ... }
 //   KERNEL("name_variant", name<...>)
 // Parameter order is buffer index; params come first. Threadgroups are one-dimensional, a multiple of 32 threads.
 #pragma once
@@ -18,9 +19,9 @@ using namespace metal;
 
 // tg: this threadgroup's position, n_tg: threadgroups in the grid, tid: thread in its threadgroup,
 // sg: simdgroup in its threadgroup, lane: thread in its simdgroup, n_sg: simdgroups in a threadgroup.
-#define GRID_IDS                                                                                              \
-    uint3 tg [[threadgroup_position_in_grid]], uint3 n_tg [[threadgroups_per_grid]],                          \
-        uint tid [[thread_index_in_threadgroup]], uint sg [[simdgroup_index_in_threadgroup]],                 \
+#define GRID_IDS                                                                                                       \
+    uint3 tg [[threadgroup_position_in_grid]], uint3 n_tg [[threadgroups_per_grid]],                                   \
+        uint tid [[thread_index_in_threadgroup]], uint sg [[simdgroup_index_in_threadgroup]],                          \
         uint lane [[thread_index_in_simdgroup]], uint n_sg [[simdgroups_per_threadgroup]]
 
 // An array in threadgroup memory, shared by the threads of a threadgroup; declared in the kernel function itself.
