@@ -142,10 +142,9 @@ void Checker::access(const void* pointer, size_t bytes, AccessKind kind) {
     if (kind == AccessKind::read) {
         const ByteRange params{address(job_->params), address(job_->params) + job_->kernel->params_bytes};
         const ByteRange pointers{address(job_->buffers), address(job_->buffers + job_->kernel->n_buffers)};
-        const ByteRange self{address(&running), address(&running + 1)};
-        if (params.contains(place.at, bytes) || pointers.contains(place.at, bytes) || self.contains(place.at, bytes))
-            return;
-        if (module_.contains(place.at, bytes)) return;
+        const ByteRange pointer_to_us{address(&running), address(&running + 1)};
+        for (const ByteRange& range : {params, pointers, pointer_to_us, executor_.face(), module_})
+            if (range.contains(place.at, bytes)) return;
     }
     report_outside(place);
 }

@@ -10,9 +10,6 @@
 namespace zinc::msl {
 namespace {
 
-// Set while this OS thread runs kernel threads.
-__thread Executor* executor = nullptr;
-
 bool same_text(const char* a, const char* b) { return a == b || !strcmp(a, b); }
 
 bool same_place(const Site& a, const Site& b) {
@@ -26,22 +23,21 @@ const char* file_name(const char* path) {
 
 }  // namespace
 
-__thread Running running = {};
+// Set while this OS thread runs kernel threads.
+__thread Running* running = nullptr;
 
-Executor* Executor::current() { return executor; }
-
-void threadgroup_barrier(uint32_t orders, Site site) { executor->threadgroup_barrier(orders, site); }
-void simdgroup_barrier(uint32_t orders, Site site) { executor->simd_collective(nullptr, orders, site); }
-void simd_meet(SimdRule rule, const char* operation, const char* file, uint32_t line) {
-    executor->simd_collective(rule, orders_none, {operation, file, line});
+void threadgroup_barrier(uint32_t orders, Site site) { Executor::current()->threadgroup_barrier(orders, site); }
+void simdgroup_barrier(uint32_t orders, Site site) { Executor::current()->simd_collective(nullptr, orders, site); }
+void simd_meet(Running& here, SimdRule rule, const Site& site) {
+    Executor::of(here).simd_collective(rule, orders_none, site);
 }
 void simd_arrive([[maybe_unused]] Site site) {
 #ifdef ZINC_CHECKED
-    executor->simd_collective(nullptr, orders_none, site);
+    Executor::current()->simd_collective(nullptr, orders_none, site);
 #endif
 }
 void* threadgroup_array(size_t bytes, size_t alignment, const char* name) {
-    return executor->threadgroup_array(bytes, alignment, name);
+    return Executor::current()->threadgroup_array(bytes, alignment, name);
 }
 
 void Executor::FreeArena::operator()(void* p) const { free(p); }
@@ -54,8 +50,8 @@ Executor::Executor()
 
 bool Executor::run(const Job& job, uint64_t begin, uint64_t end) {
     job_ = job;
-    Executor* outer = executor;
-    executor = this;
+    Running* const outer = running;
+    running = this;
     bool ok = true;
     for (uint64_t threadgroup = begin; threadgroup < end && ok; threadgroup++) {
         job.position(threadgroup, tg_);
@@ -64,7 +60,7 @@ bool Executor::run(const Job& job, uint64_t begin, uint64_t end) {
 #endif
         ok = run_threadgroup();
     }
-    executor = outer;
+    running = outer;
     return ok;
 }
 
@@ -88,7 +84,7 @@ bool Executor::run_threadgroup() {
     return !failed_;
 }
 
-void Executor::fibre_entry() { executor->run_fibre(); }
+void Executor::fibre_entry() { Executor::current()->run_fibre(); }
 
 // Runs the current thread to its end and then, on the same stack, threads that have not begun: a kernel without
 // collectives never switches.
@@ -142,7 +138,10 @@ void Executor::wait_for_others() {
     switch_from(old_thread);
 }
 
-void Executor::make_current(uint32_t thread) { running = {thread, &simdgroups_[thread / simd_width].slots}; }
+void Executor::make_current(uint32_t next) {
+    Running::thread = next;
+    slots = &simdgroups_[next / simd_width].slots;
+}
 
 void Executor::switch_from(uint32_t old_thread) {
     Fibre& fibre = fibres_[thread()];

@@ -33,7 +33,7 @@ struct Job {
     }
 };
 
-class Executor {
+class Executor : public Running {
   public:
     Executor();
     // Runs threadgroups [begin, end), numbered with x fastest. False: one failed, error() says how and which.
@@ -45,13 +45,19 @@ class Executor {
 #endif
 
     // What fibres call, through runtime.h.
-    static Executor* current();
+    static Executor* current() { return static_cast<Executor*>(running); }
+    static Executor& of(Running& here) { return static_cast<Executor&>(here); }
     void threadgroup_barrier(uint32_t orders, Site site);
     void simd_collective(SimdRule rule, uint32_t orders, const Site& site);
     void* threadgroup_array(size_t bytes, size_t alignment, const char* name);
-    uint32_t thread() const { return running.thread; }
+    uint32_t thread() const { return Running::thread; }
     Stack stack() const { return fibres_[thread()].stack; }
     const void* arena() const { return arena_.get(); }
+    // What kernel code reads of this object.
+    ByteRange face() const {
+        const uintptr_t begin = reinterpret_cast<uintptr_t>(static_cast<const Running*>(this));
+        return {begin, begin + sizeof(Running)};
+    }
     // Where the values of simdgroup operations lie: kernel code computes their results in place.
     ByteRange exchange_area() const {
         const uintptr_t begin = reinterpret_cast<uintptr_t>(simdgroups_.get());
@@ -81,7 +87,7 @@ class Executor {
     void run_kernel_thread();
     void wait_for_others();
     bool pick_next(uint32_t& next) const;
-    void make_current(uint32_t thread);
+    void make_current(uint32_t next);
     void switch_from(uint32_t old_thread);
     [[noreturn]] void leave_to_main();
     [[noreturn]] void report_stuck();

@@ -31,17 +31,17 @@ struct SimdSlots {
     alignas(64) unsigned char results[simd_width * max_exchange_bytes];
 };
 
-// The kernel thread that runs on this OS thread.
+// The kernel thread that runs on this OS thread: the face of its executor.
 struct Running {
-    uint32_t thread;
-    SimdSlots* slots;
+    uint32_t thread = 0;
+    SimdSlots* slots = nullptr;
 };
-extern __thread Running running;
+extern __thread Running* running;
 
 void threadgroup_barrier(uint32_t orders, Site site);
 void simdgroup_barrier(uint32_t orders, Site site);
 // Waits until every lane has left its value and argument in the slots; the last applies the rule.
-void simd_meet(SimdRule rule, const char* operation, const char* file, uint32_t line);
+void simd_meet(Running& here, SimdRule rule, const Site& site);
 // All lanes come here; only the checked build waits for them.
 void simd_arrive(Site site);
 void* threadgroup_array(size_t bytes, size_t alignment, const char* name);

@@ -11,7 +11,7 @@ namespace detail {
 
 using zinc::msl::simd_width;
 
-METAL_FUNC uint current_lane() { return zinc::msl::running.thread % simd_width; }
+METAL_FUNC uint current_lane() { return zinc::msl::running->thread % simd_width; }
 
 METAL_FUNC void arrive(const char* operation, const char* file, uint line) {
     zinc::msl::simd_arrive({operation, file, line});
@@ -100,11 +100,12 @@ struct Ballot {
 template <class Rule, class T>
 METAL_FUNC T exchange(const T& value, uint argument, const char* operation, const char* file, uint line) {
     static_assert(sizeof(T) <= zinc::msl::max_exchange_bytes);
-    zinc::msl::SimdSlots& slots = *zinc::msl::running.slots;
-    const uint lane = zinc::msl::running.thread % simd_width;
+    zinc::msl::Running& here = *zinc::msl::running;
+    zinc::msl::SimdSlots& slots = *here.slots;
+    const uint lane = here.thread % simd_width;
     slots.arguments[lane] = argument;
     reinterpret_cast<T*>(slots.values)[lane] = value;
-    zinc::msl::simd_meet(&Rule::template rule<T>, operation, file, line);
+    zinc::msl::simd_meet(here, &Rule::template rule<T>, {operation, file, line});
     return reinterpret_cast<const T*>(slots.results)[lane];
 }
 
