@@ -106,6 +106,7 @@ class CpuDevice : public Device {
     void run_alone(CpuRecording& recording);
     void walk(CpuRecording& recording, int worker);
     void walk_segment(CpuRecording& recording, size_t segment, int worker);
+    void fail(const std::string& error);  // the first one stays
     void run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, int worker);
     void throw_if_failed() const;
 
@@ -334,11 +335,21 @@ void CpuDevice::walk_segment(CpuRecording& recording, size_t s, int worker) {
 
 void CpuDevice::run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, int worker) {
     if (failed_.load(std::memory_order_relaxed)) return;
-    if (job.native) return job.native->fn(job.launch, begin, end);
+    if (job.native) {
+        try {
+            job.native->fn(job.launch, begin, end);
+        } catch (const std::bad_alloc&) {
+            fail("kernel " + std::string(job.msl.kernel->name) + ": no memory for its tiles; free some and load again");
+        }
+        return;
+    }
     msl::Executor& executor = *executors_[size_t(worker)];
-    if (executor.run(job.msl, begin, end)) return;
+    if (!executor.run(job.msl, begin, end)) fail(executor.error());
+}
+
+void CpuDevice::fail(const std::string& error) {
     const std::lock_guard lock(error_mutex_);
-    if (!failed_) error_ = executor.error();
+    if (!failed_) error_ = error;
     failed_ = true;
 }
 

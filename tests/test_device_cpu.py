@@ -150,3 +150,36 @@ def test_allocation_that_cannot_be() -> None:
     with pytest.raises((DeviceError, MemoryError)):
         device.alloc(2**62)
     assert not np.frombuffer(device.alloc(64), np.uint8).any()
+
+
+NO_MEMORY_LEFT = """
+import resource
+import numpy as np
+from zincmetal import backend
+from zincmetal.errors import DeviceError
+
+core = backend.load("cpu")
+device = core.Device(threads=1)
+k, m, tokens, shapes = 1 << 16, 64, 512, core.shapes()
+step = np.zeros(1, core.params_dtype("Step"))
+step["n_tokens"] = tokens
+buffers = [device.alloc(n) for n in (16, k * m * 4, k * tokens * 4, m * tokens * 4)]
+np.frombuffer(buffers[0], np.uint8)[:] = step.view(np.uint8)
+params = np.array((k, m, 4 * k), core.params_dtype("MatMulParams")).tobytes()
+bindings = [(b, 0, b.nbytes) for b in buffers]
+launch = ("mul_mm_f32", params, bindings, (tokens // shapes["MUL_MM_TOKENS"], 1, 1), shapes["MUL_MM_THREADS"], False)
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(), resource.RLIM_INFINITY))
+try:
+    for _ in range(100):
+        device.run([launch])
+except DeviceError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space through /proc")
+def test_a_native_kernel_without_memory_for_its_tiles() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_MEMORY_LEFT], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "kernel mul_mm_f32: no memory for its tiles" in done.stdout

@@ -142,7 +142,7 @@ class RopeKv:
         assert_close(self.q_out.array[:n], self.want_q, 1e-6)
         # Rounding to f16 is relative to each element.
         k_scale = np.maximum(np.abs(self.want_k), 1.0)
-        assert_close(k_cache[new], self.want_k, 1e-6 if self.dtype == np.float32 else 3e-4, k_scale)
+        assert_close(k_cache[new], self.want_k, 1e-6 if self.dtype == np.float32 else 5e-4, k_scale)
         assert np.array_equal(v_cache[new], self.want_v)
         for cache in (k_cache, v_cache):
             assert_untouched(cache[: new.start])

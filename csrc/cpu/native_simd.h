@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -252,8 +253,8 @@ class Scratch {
     void grow(size_t bytes) {
         __builtin_free(base_);
         base_ = __builtin_malloc(bytes);
-        if (!base_) __builtin_trap();
-        bytes_ = bytes;
+        bytes_ = base_ ? bytes : 0;
+        if (!base_) throw std::bad_alloc();
     }
     void* base_ = nullptr;
     size_t bytes_ = 0;
