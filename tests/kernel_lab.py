@@ -22,8 +22,10 @@ from zincmetal import backend
 #: Seeds every Lab; set ZINCMETAL_TEST_SEED to the number that a failure printed to see it again.
 SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))
 
-#: Where kernels run: "checked" is their Metal source with every access checked, "native" what a user's CPU runs.
-LANES = ("checked", "native")
+#: The lane of the Metal source on a CPU: with every access checked, where that core is built.
+MSL = "checked" if backend.is_built("checked") else "msl"
+#: Where kernels run: the Metal source, what a user's CPU runs, and the GPUs that this installation was built for.
+LANES = (MSL, "native", *(name for name in ("metal", "cuda") if backend.is_built(name)))
 every_lane = pytest.mark.parametrize("lane", LANES)
 
 POISON = 0xFF
@@ -58,8 +60,8 @@ class Guarded:
 
 @functools.cache
 def _open(lane: str) -> tuple[Any, Any]:
-    core: Any = backend.load("checked" if lane == "checked" else "cpu")
-    return core, core.Device(threads=1, native=lane == "native")
+    core: Any = backend.load("cpu" if lane in ("msl", "native") else lane)
+    return core, core.Device(threads=1, native=lane == "native", kernel_folder=str(backend.KERNEL_FOLDER))
 
 
 class Lab:

@@ -13,6 +13,7 @@ import pytest
 from msl_probes import FLOAT_REFERENCE, Array, FloatType, bfloat_value, integer_reference, operations, run
 from zincmetal import backend
 
+pytestmark = pytest.mark.skipif(not backend.is_built("checked"), reason="needs a build with ZINCMETAL_CHECKED=ON")
 SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))
 INTEGERS: dict[str, Any] = {
     "char": np.int8, "uchar": np.uint8, "short": np.int16, "ushort": np.uint16,

@@ -13,6 +13,7 @@ from msl_probes import FOLDER
 from zincmetal import backend
 from zincmetal.errors import DeviceError
 
+pytestmark = pytest.mark.skipif(not backend.is_built("checked"), reason="needs a build with ZINCMETAL_CHECKED=ON")
 THREADS = 64
 #: What the message of each fault in tests/msl/probe_faults.metal must say; None: there is no fault.
 MESSAGES: dict[str, str | None] = {

@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 # In the order of preference when nothing is asked for.
 DEVICES = ("metal", "cuda", "cpu")
 _MODULES = {name: f"zincmetal._core_{name}" for name in (*DEVICES, "checked")}
+KERNEL_FOLDER = Path(__file__).parent / "kernels"
+
+
+def is_built(name: str) -> bool:
+    """Whether this installation has the core of that name: a device, or "checked", which the tests use."""
+    return importlib.util.find_spec(_MODULES[name]) is not None
 
 
 def built() -> list[str]:
     """The devices that this installation was built for, best first."""
-    return [name for name in DEVICES if importlib.util.find_spec(_MODULES[name]) is not None]
+    return [name for name in DEVICES if is_built(name)]
 
 
 def choose(device: str | None = None) -> str:
@@ -32,14 +38,13 @@ def choose(device: str | None = None) -> str:
     name = device or os.environ.get("ZINCMETAL_DEVICE") or ""
     if name and name not in _MODULES:
         raise UsageError(f"no device is called {name!r}; choose among {', '.join(DEVICES)}")
-    available = built()
-    if not name:
-        if not available:
-            raise DeviceError("no compiled core is installed; build it with `pip install .`")
-        return available[0]
-    if name not in available and importlib.util.find_spec(_MODULES[name]) is None:
-        raise DeviceError(f"this installation was not built for {name}; it has: {', '.join(available) or 'none'}")
-    return name
+    if name and not is_built(name):
+        raise DeviceError(f"this installation was not built for {name}; it has: {', '.join(built()) or 'none'}")
+    if name:
+        return name
+    if not built():
+        raise DeviceError("no compiled core is installed; build it with `pip install .`")
+    return built()[0]
 
 
 def load(device: str | None = None) -> ModuleType:
@@ -55,5 +60,4 @@ def open_device(device: str | None = None, threads: int = 0) -> tuple[ModuleType
     """
     core = load(device)
     native = os.environ.get("ZINCMETAL_NATIVE", "1") != "0"
-    folder = str(Path(__file__).parent / "kernels")
-    return core, core.Device(threads=threads, native=native, kernel_folder=folder)
+    return core, core.Device(threads=threads, native=native, kernel_folder=str(KERNEL_FOLDER))
