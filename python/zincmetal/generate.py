@@ -160,7 +160,7 @@ def bar(what: str, disable: bool) -> Iterator[Progress]:
 
     def update(done: int, total: int) -> None:
         if not shown:
-            shown.append(tqdm(total=total, desc=what, leave=False, delay=0.3, file=sys.stderr))
+            shown.append(tqdm(total=total, desc=what, leave=False, file=sys.stderr))
         shown[0].update(done - shown[0].n)
         if done == total:
             shown[0].close()
