@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -100,8 +104,8 @@ def test_no_model_says_what_to_install(monkeypatch, capsys):
 
 def test_a_progress_bar_on_a_terminal(smollm2):
     """Standard error is a terminal: load, and a prompt of several chunks, show how far they are."""
-    pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     args = command("-m", str(smollm2), "-p", "word " * 700, "-n", "1", "-c", "1024")
     child = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)

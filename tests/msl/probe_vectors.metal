@@ -38,15 +38,15 @@ kernel void probe_swizzle_read(constant ProbeParams& p [[buffer(0)]], device con
 }
 
 // Each word gets the first components of b in a copy of a.
+// clang-format off
 #define WRITTEN_2(W) W(xy) W(xz) W(xw) W(yx) W(yz) W(yw) W(zx) W(zy) W(zw) W(wx) W(wy) W(wz)
-#define WRITTEN_3(W)                                                                                                   \
-    W(xyz)                                                                                                             \
-    W(xyw) W(xzy) W(xzw) W(xwy) W(xwz) W(yxz) W(yxw) W(yzx) W(yzw) W(ywx) W(ywz) W(zxy) W(zxw) W(zyx) W(zyw) W(zwx)    \
-        W(zwy) W(wxy) W(wxz) W(wyx) W(wyz) W(wzx) W(wzy)
-#define WRITTEN_4(W)                                                                                                   \
-    W(xyzw)                                                                                                            \
-    W(xywz) W(xzyw) W(xzwy) W(xwyz) W(xwzy) W(yxzw) W(yxwz) W(yzxw) W(yzwx) W(ywxz) W(ywzx) W(zxyw) W(zxwy) W(zyxw)    \
-        W(zywx) W(zwxy) W(zwyx) W(wxyz) W(wxzy) W(wyxz) W(wyzx) W(wzxy) W(wzyx)
+#define WRITTEN_3(W)                                                                                           \
+    W(xyz) W(xyw) W(xzy) W(xzw) W(xwy) W(xwz) W(yxz) W(yxw) W(yzx) W(yzw) W(ywx) W(ywz) W(zxy) W(zxw) W(zyx)   \
+    W(zyw) W(zwx) W(zwy) W(wxy) W(wxz) W(wyx) W(wyz) W(wzx) W(wzy)
+#define WRITTEN_4(W)                                                                                           \
+    W(xyzw) W(xywz) W(xzyw) W(xzwy) W(xwyz) W(xwzy) W(yxzw) W(yxwz) W(yzxw) W(yzwx) W(ywxz) W(ywzx) W(zxyw)    \
+    W(zxwy) W(zyxw) W(zywx) W(zwxy) W(zwyx) W(wxyz) W(wxzy) W(wyxz) W(wyzx) W(wzxy) W(wzyx)
+// clang-format on
 
 template <class T>
 kernel void probe_swizzle_write(constant ProbeParams& p [[buffer(0)]], device const vec<T, 4>* in [[buffer(1)]],
