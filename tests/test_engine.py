@@ -245,6 +245,15 @@ def test_unknown_architecture(monkeypatch):
         zincmetal.load(PATH, device="cpu")
 
 
+def test_tensors_without_a_use_are_refused(monkeypatch):
+    """A model that has more than its architecture computes (a bias, say) must not run without it."""
+    from zincmetal import arch
+
+    monkeypatch.setitem(arch.ARCHITECTURES, "qwen3", lambda g: arch.llama.build(g, rope="neox"))
+    with pytest.raises(UnsupportedModelError, match=r"no use for 4 tensors .*blk.0.attn_k_norm.weight"):
+        zincmetal.load(reference_models("qwen3")[0], device="cpu")
+
+
 def test_import_is_light():
     """Neither NumPy nor the compiled core nor the tokenizer is imported before it is needed."""
     code = "import sys, zincmetal; print([m for m in ('numpy', 'tokenizers', 'jinja2') if m in sys.modules])"

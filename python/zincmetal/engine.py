@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arch, backend, config, fuse, gguf
-from .errors import ContextFullError, UsageError
+from .errors import ContextFullError, UnsupportedModelError, UsageError
 from .graph import Graph
 from .kernels import Lowering
 from .memory import KV_BYTES, Memory
@@ -101,7 +101,7 @@ class Model:
         self.session = self.core.Session(
             self._memory.buffer("step"), self._memory.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
         )
-        self.plan(1)
+        self._refuse_unused(self.plan(1))
 
     # ---- text ---------------------------------------------------------------------------------------------
 
@@ -332,6 +332,16 @@ class Model:
             raise ContextFullError(
                 f"the prompt has {len(ids)} tokens and the context {self.config.n_ctx}; "
                 f"load the model with a larger context"
+            )
+
+    def _refuse_unused(self, plan: Plan) -> None:
+        """A tensor that no dispatch reads is part of the model that would be left out: say so, do not guess."""
+        used = {arg.operand.name for d in plan.dispatches for arg in d.launch.args}
+        unused = sorted(self.file.tensors.keys() - used - {"rope_freqs.weight"})
+        if unused:
+            raise UnsupportedModelError(
+                f"{self.config.arch} as zincmetal computes it has no use for {len(unused)} tensors of this file "
+                f"({', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}); its result would be wrong"
             )
 
     @contextmanager
