@@ -42,6 +42,8 @@ bench: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 # ---- set-up --------------------------------------------------------------------------------------------------
 
 $(VENV)/.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or later is needed: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "== virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian, apt install python3-venv"; exit 1; }
 	@$(BIN)/python -c 'import os,sysconfig,sys; h=sysconfig.get_paths()["include"]+"/Python.h"; \
@@ -50,7 +52,7 @@ $(VENV)/.venv:
 
 $(VENV)/.build: $(VENV)/.venv pyproject.toml
 	@echo "== build tools"
-	@$(PIP) install 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.24' ninja
+	@$(PIP) install 'scikit-build-core>=0.10' 'pybind11>=3.0' 'cmake>=3.24' ninja
 	@touch $@
 
 # The checked lane is built too: the kernel tests run on it.
@@ -66,9 +68,10 @@ $(VENV)/.demo: $(VENV)/.installed
 
 $(VENV)/.dev: $(VENV)/.build pyproject.toml
 	@echo "== development tools"
-	@$(PIP) install $$($(BIN)/python -c 'import tomllib; \
-	  print(*(repr(d) for d in tomllib.load(open("pyproject.toml","rb"))["project"]["optional-dependencies"]["dev"]))' \
-	  | sed "s/'//g")
+	@$(BIN)/python -c 'from pip._vendor import tomli; \
+	  project = tomli.load(open("pyproject.toml", "rb"))["project"]; \
+	  print(*project["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/dev.txt
+	@$(PIP) install -r $(VENV)/dev.txt
 	@touch $@
 
 clean:

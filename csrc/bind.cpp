@@ -44,15 +44,25 @@ std::vector<Dispatch> to_dispatches(Device& device, const std::vector<PyDispatch
 Encoding encoding(bool concurrent) { return concurrent ? Encoding::concurrent : Encoding::serial; }
 
 // Wraps the memory of a Python buffer (a mapped file) from offset on, without a copy; pages are rounded outwards at the
-// end.
+// end. The view pins the owner's memory for as long as any plan holds the buffer, whatever Python has dropped.
 std::shared_ptr<Buffer> wrap(Device& device, const py::buffer& owner, size_t offset, size_t nbytes) {
-    py::buffer_info info = owner.request();
-    const size_t total = size_t(info.size) * size_t(info.itemsize);
+    struct Held {
+        py::buffer_info view;
+        std::shared_ptr<Buffer> buffer;
+    };
+    auto held = std::make_unique<Held>(Held{owner.request(), nullptr});
+    const size_t total = size_t(held->view.size) * size_t(held->view.itemsize);
     if (offset > total || nbytes > total - offset)
         throw UsageError("wrap: [" + std::to_string(offset) + ", +" + std::to_string(nbytes) +
                          ") is outside the buffer of " + std::to_string(total) + " bytes");
     const size_t page = device.info().page_bytes;
-    return device.wrap(static_cast<char*>(info.ptr) + offset, (nbytes + page - 1) / page * page);
+    held->buffer = device.wrap(static_cast<char*>(held->view.ptr) + offset, (nbytes + page - 1) / page * page);
+    held->buffer->read_only = held->view.readonly;
+    Buffer* buffer = held->buffer.get();
+    return std::shared_ptr<Buffer>(buffer, [held = held.release()](Buffer*) {
+        py::gil_scoped_acquire gil;
+        delete held;
+    });
 }
 
 py::dict info_dict(const Device& device) {
@@ -73,8 +83,8 @@ py::dict info_dict(const Device& device) {
 
 void bind_errors() {
     // The Python classes live in zincmetal.errors; C++ exceptions are raised as those, whichever module threw.
-    static py::object errors = py::module_::import("zincmetal.errors");
-    errors.inc_ref();  // outlives the interpreter's teardown order
+    // Never given back: it would be after the interpreter has gone.
+    static const py::handle errors = py::module_::import("zincmetal.errors").release();
     py::register_local_exception_translator([](std::exception_ptr p) {
         try {
             if (p) std::rethrow_exception(p);
@@ -130,7 +140,7 @@ void bind_device(py::module_& m) {
         .def_readonly("nbytes", &Buffer::bytes)
         .def_buffer([](Buffer& b) -> py::buffer_info {
             if (!b.host) throw UsageError("a private buffer has no memory that the host can see");
-            return {static_cast<uint8_t*>(b.host), py::ssize_t(b.bytes), false};
+            return {static_cast<uint8_t*>(b.host), py::ssize_t(b.bytes), b.read_only};
         });
 
     py::class_<Device, std::shared_ptr<Device>>(m, "Device", py::module_local())
@@ -145,7 +155,7 @@ void bind_device(py::module_& m) {
                 return d.alloc(nbytes, shared ? Storage::shared : Storage::device_private);
             },
             py::arg("nbytes"), py::arg("shared") = true)
-        .def("wrap", &wrap, py::arg("owner"), py::arg("offset"), py::arg("nbytes"), py::keep_alive<0, 2>())
+        .def("wrap", &wrap, py::arg("owner"), py::arg("offset"), py::arg("nbytes"))
         .def("kernel_names", &Device::kernel_names)
         .def(
             "limits",
@@ -171,16 +181,17 @@ void bind_plan(py::module_& m) {
         .def(py::init([](std::shared_ptr<Device> device, const std::vector<PyDispatch>& dispatches, uint32_t max_tokens,
                          bool concurrent) {
                  auto list = to_dispatches(*device, dispatches);
+                 py::gil_scoped_release unlocked;
                  return std::make_shared<Plan>(std::move(device), std::move(list), encoding(concurrent), max_tokens);
              }),
-             py::arg("device"), py::arg("dispatches"), py::arg("max_tokens"), py::arg("concurrent") = true)
+             py::arg("device").none(false), py::arg("dispatches"), py::arg("max_tokens"), py::arg("concurrent") = true)
         .def_readonly("max_tokens", &Plan::max_tokens)
         .def_readonly("n_dispatches", &Plan::n_dispatches)
         .def_readonly("n_barriers", &Plan::n_barriers);
 
     py::class_<Session, std::shared_ptr<Session>>(m, "Session", py::module_local())
-        .def(py::init<std::shared_ptr<Buffer>, std::shared_ptr<Buffer>, uint32_t, uint32_t>(), py::arg("step"),
-             py::arg("tokens"), py::arg("n_ctx"), py::arg("n_vocab"))
+        .def(py::init<std::shared_ptr<Buffer>, std::shared_ptr<Buffer>, uint32_t, uint32_t>(),
+             py::arg("step").none(false), py::arg("tokens").none(false), py::arg("n_ctx"), py::arg("n_vocab"))
         .def_property_readonly("length", &Session::length)
         .def_property_readonly("n_ctx", &Session::n_ctx)
         .def_property_readonly("counters",

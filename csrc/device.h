@@ -44,6 +44,7 @@ class Buffer {
     virtual ~Buffer() = default;
     void* host = nullptr;
     size_t bytes = 0;
+    bool read_only = false;  // a mapped file: the host must not write
 };
 
 struct PipelineLimits {

@@ -114,6 +114,7 @@ class CpuDevice : public Device {
     Pool pool_;
     std::vector<std::unique_ptr<msl::Executor>> executors_;  // one per thread of the pool
     std::atomic<bool> failed_{false};
+    std::mutex run_mutex_;  // the pool and the executors serve one recording at a time
     std::mutex error_mutex_;
     std::string error_;
     RunTimes times_;
@@ -123,6 +124,10 @@ class CpuDevice : public Device {
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 int pool_threads(const DeviceOptions& options) {
+    constexpr int most = 1024;
+    if (options.threads < 0 || options.threads > most)
+        throw DeviceError("threads must be 0 (the cores there are) to " + std::to_string(most) + ", not " +
+                          std::to_string(options.threads));
 #ifdef ZINC_CHECKED
     return 1;  // the checker's memory of who touched what belongs to one thread
 #endif
@@ -270,6 +275,7 @@ std::unique_ptr<Recording> CpuDevice::record(std::vector<Dispatch> dispatches, E
     make_segments(*recording, barrier);
     recording->next = std::make_unique<Counter[]>(recording->jobs.size());
     recording->n_left = std::make_unique<Counter[]>(recording->segments.size());
+    const std::lock_guard lock(run_mutex_);
     for (auto& executor : executors_) executor->reserve(recording->msl_threads);
     return recording;
 }
@@ -277,6 +283,7 @@ std::unique_ptr<Recording> CpuDevice::record(std::vector<Dispatch> dispatches, E
 void CpuDevice::submit(Recording& base) {
     throw_if_failed();
     auto& recording = static_cast<CpuRecording&>(base);
+    const std::lock_guard lock(run_mutex_);
     const double start = now();
     if (pool_.threads() == 1) {
         run_alone(recording);
@@ -338,7 +345,7 @@ void CpuDevice::run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, int w
     if (job.native) {
         try {
             job.native->fn(job.launch, begin, end);
-        } catch (const std::bad_alloc&) {
+        } catch (const std::exception&) {  // bad_alloc is all that they throw; nothing may leave a pool's thread
             fail("kernel " + std::string(job.msl.kernel->name) + ": no memory for its tiles; free some and load again");
         }
         return;
@@ -355,6 +362,7 @@ void CpuDevice::fail(const std::string& error) {
 
 RunTimes CpuDevice::wait() {
     throw_if_failed();
+    const std::lock_guard lock(run_mutex_);
     timed_ = false;
     return times_;
 }

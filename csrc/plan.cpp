@@ -32,7 +32,7 @@ Plan::Plan(std::shared_ptr<Device> device, std::vector<Dispatch> dispatches, Enc
 
 Session::Session(std::shared_ptr<Buffer> step, std::shared_ptr<Buffer> tokens, uint32_t n_ctx, uint32_t n_vocab)
     : step_(std::move(step)), tokens_(std::move(tokens)), n_ctx_(n_ctx), n_vocab_(n_vocab) {
-    if (!step_->host || step_->bytes < sizeof(Step) || !tokens_->host)
+    if (!step_ || !tokens_ || !step_->host || step_->bytes < sizeof(Step) || !tokens_->host)
         throw UsageError("the step and token buffers must be shared, the first of at least sizeof(Step) bytes");
 }
 

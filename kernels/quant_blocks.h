@@ -159,9 +159,9 @@ struct Q5_K {
 static_assert(sizeof(Q5_K) == 176, "the file's layout");
 
 struct Q6_K {
-    ushort ql[64];    // each half of 128 weights: byte j holds the low nibbles of weights j and 64 + j
-    ushort qh[32];    // each half: bits 2p and 2p + 1 of byte j are the high bits of weight 32 p + j
-    char scales[16];  // one per 16 weights
+    ushort ql[64];      // each half of 128 weights: byte j holds the low nibbles of weights j and 64 + j
+    ushort qh[32];      // each half: bits 2p and 2p + 1 of byte j are the high bits of weight 32 p + j
+    int8_t scales[16];  // one per 16 weights
     half d;
 
     static constant constexpr uint BLOCK = 256, SPAN = 64;

@@ -183,3 +183,81 @@ def test_a_native_kernel_without_memory_for_its_tiles() -> None:
     done = subprocess.run([sys.executable, "-c", NO_MEMORY_LEFT], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "kernel mul_mm_f32: no memory for its tiles" in done.stdout
+
+
+BORROWED = """
+import gc, mmap, tempfile
+import numpy as np
+from zincmetal import backend
+
+core, device = backend.open_device("cpu", 1)
+file = tempfile.NamedTemporaryFile()
+file.write(np.full(2048, 3, np.float32).tobytes())
+file.flush()
+mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+x = device.wrap(np.frombuffer(mapped, np.uint8), 0, 8192)
+step, tokens, out = device.alloc(16), device.alloc(64), device.alloc(1024)
+params = np.array((256,), core.params_dtype("ElementwiseParams")).tobytes()
+launch = ("take_last_row", params, [(step, 0, 16), (x, 0, 1024), (out, 0, 1024)], (1, 1, 1), 256, False)
+plan, session = core.Plan(device, [launch], 1), core.Session(step, tokens, 64, 100)
+assert memoryview(x).readonly
+del x
+gc.collect()
+try:
+    mapped.close()
+except BufferError:
+    print("pinned")
+core.decode_step(session, plan, 1)
+print(np.frombuffer(out, np.float32)[255])
+"""
+
+
+def test_a_plan_keeps_mapped_memory_alive() -> None:
+    """Python may drop the wrapped buffer and its owner; what a plan reads stays mapped, and is read-only."""
+    done = subprocess.run([sys.executable, "-c", BORROWED], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "pinned\n3.0\n", "")
+
+
+TWO_THREADS = """
+import threading
+import numpy as np
+from zincmetal import backend
+
+core, device = backend.open_device("cpu", 2)
+params = np.array((4096,), core.params_dtype("ElementwiseParams")).tobytes()
+wrong = []
+
+
+def work(value):
+    step, a, b, out = device.alloc(16), *(device.alloc(64 * 4096 * 4) for _ in range(3))
+    np.frombuffer(step, np.uint32)[:] = [64, 0, 0, 0]
+    a_, b_, out_ = (np.frombuffer(x, np.float32) for x in (a, b, out))
+    a_[:], b_[:] = value, 1
+    launch = ("add", params, [(step, 0, 16)] + [(x, 0, x.nbytes) for x in (a, b, out)], (4, 64, 1), 256, False)
+    for _ in range(100):
+        out_[:] = -1
+        device.run([launch])
+        wrong.append(1) if (out_ != value + 1).any() else None
+
+
+threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+print(len(wrong), "wrong")
+"""
+
+
+def test_one_device_serves_several_threads() -> None:
+    done = subprocess.run([sys.executable, "-c", TWO_THREADS], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 wrong\n", "")
+
+
+def test_nothing_where_an_object_should_be() -> None:
+    core = open_cpu(1)[0]
+    with pytest.raises(TypeError):
+        core.Session(None, None, 1, 1)
+    with pytest.raises(TypeError):
+        core.Plan(None, [], 1)
+    for threads in (-1, 2000):
+        with pytest.raises(DeviceError, match="threads"):
+            core.Device(threads=threads)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 
 import zincmetal
 from conftest import reference_models
-from zincmetal.errors import ContextFullError, UnsupportedModelError, UsageError
+from zincmetal.errors import ContextFullError, DeviceError, UnsupportedModelError, UsageError
 from zincmetal.streaming import TextStream
 
 PATH = reference_models("llama")[0]
@@ -85,8 +86,10 @@ def test_same_seed_same_text(model):
 def test_prompt_reuse_changes_nothing(model):
     """A prompt that extends the last one runs only its new tokens, to the same result."""
     prompt = list(range(20, 50))
-    model.generate(prompt[:20], max_tokens=4)
+    model.generate(prompt[:20], max_tokens=1)
+    before = model.session.counters["tokens"]
     reused = model.generate(prompt, max_tokens=8).tokens
+    assert model.session.counters["tokens"] - before == 10 + len(reused) - 1
     model.reset()
     assert model.generate(prompt, max_tokens=8).tokens == reused
 
@@ -128,11 +131,48 @@ def test_a_wrong_id_is_refused(model, bad):
         {"top_k": -1},
         {"repeat_penalty": 0},
         {"no_such_option": 1},
+        {"seed": -1},
+        {"max_tokens": 0},
+        {"max_tokens": 2.5},
+        {"stop": [3]},
     ],
 )
 def test_bad_sampling_options(model, options):
     with pytest.raises(UsageError, match=next(iter(options))):
         model.generate([1], **options)
+
+
+@pytest.mark.parametrize("prompt", [[1.5, 2], b"bytes", None, ["a"]])
+def test_a_prompt_is_text_or_ids(model, prompt):
+    with pytest.raises(UsageError, match="a prompt is text or a sequence of token ids"):
+        model.generate(prompt)
+
+
+def test_one_stop_string_need_not_be_a_list(smollm2):
+    with zincmetal.load(smollm2, device="cpu", context=64) as m:
+        one, listed = (m.generate("Water boils at", max_tokens=12, stop=stop) for stop in ("perfect", ["perfect"]))
+    assert one.text == listed.text
+    assert one.finish_reason == "stop"
+    assert "perfect" not in one.text
+
+
+def test_closing_ends_a_stream_and_hides_no_error():
+    def fail_while_streaming():
+        with zincmetal.load(PATH, device="cpu", context=64) as m:
+            streams.append(m.stream_generate([1, 2], max_tokens=9))
+            next(streams[0])
+            raise KeyError("the caller's")
+
+    streams = []
+    with pytest.raises(KeyError, match="the caller's"):
+        fail_while_streaming()
+    assert list(streams[0]) == []
+
+
+def test_a_failed_allocation_leaves_a_model_that_works(model):
+    with pytest.raises(DeviceError):
+        model.plan(10**8)
+    assert model.generate(list(range(1, 50)), max_tokens=2).tokens
 
 
 def test_empty_prompt(model):
@@ -167,7 +207,7 @@ def test_closed_model():
     session, plan = model.session, model._plans[1, False][1]
     model.close()
     model.close()
-    for call in (lambda: model.generate([1]), lambda: model.logits([1]), model.reset):
+    for call in (lambda: model.generate([1]), lambda: model.logits([1]), model.reset, lambda: model.plan(1)):
         with pytest.raises(UsageError, match="closed"):
             call()
     with pytest.raises(UsageError, match="closed"):
@@ -196,16 +236,14 @@ def test_two_threads_at_once(model):
 
 def test_two_threads_in_the_core(model):
     """decode_step itself refuses a second thread, whatever Python does."""
-    compiled = model._recorded(512, False)[1] if model.config.n_ctx >= 512 else model._recorded(32, False)[1]
-    plan = model._plans[1, False][1]
-    refused, served, stop = [], [], threading.Event()
+    compiled, plan = model._recorded(32, False)[1], model._recorded(1, False)[1]
+    refused, deadline = [], time.monotonic() + 30
 
     def work():
-        while not stop.is_set():
+        while not refused and time.monotonic() < deadline:
             try:
                 model.core.prefill_step(model.session, compiled, np.ones(30, np.int32))
                 model.session.rewind(0)
-                served.append(1)
             except UsageError as error:
                 refused.append(str(error))
             except ContextFullError:
@@ -214,11 +252,9 @@ def test_two_threads_in_the_core(model):
     threads = [threading.Thread(target=work) for _ in range(3)]
     for t in threads:
         t.start()
-    while len(served) < 50 and not refused:
-        pass
-    stop.set()
     for t in threads:
         t.join()
+    assert refused
     assert all("another thread" in r or "rewind" in r for r in refused)
     model.session.rewind(0)
     assert model.core.decode_step(model.session, plan, 1) >= 0
@@ -231,7 +267,10 @@ def test_abandoned_stream_frees_the_model(model):
     assert model.generate([1, 2, 3], max_tokens=2).tokens
 
 
-@pytest.mark.parametrize("options", [{"kv": "f8"}, {"context": 0}, {"context": -5}, {"device": "abacus"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"kv": "f8"}, {"context": 0}, {"context": 2.5}, {"device": "abacus"}, {"threads": -1}, {"threads": 10**6}],
+)
 def test_bad_load_options(options):
     with pytest.raises(UsageError):
         zincmetal.load(PATH, **{"device": "cpu", **options})

@@ -15,8 +15,8 @@ from zincmetal.engine import Model
 REFERENCE = reference_models("llama", "qwen3")
 GPUS = [name for name in ("metal", "cuda") if backend.is_built(name)]
 LANES = ["msl", "native", *GPUS]
-# Float32 rounding in two different orders already makes this much: a peer's figure below it says nothing.
-NOISE = 2e-6
+# Both lanes compute in float32, as the fixture's exact figures were: what is left is the rounding of those.
+NOISE = 1e-10
 
 
 def load(path: Path, lane: str, monkeypatch: pytest.MonkeyPatch, **options: object) -> Model:
@@ -48,8 +48,9 @@ def test_distribution_at_every_prefix(path, lane, monkeypatch):
     with load(path, lane, monkeypatch, kv="f32", context=128) as model:
         logits = model.logits(exact["tokens"])
     got = kl(exact["logprobs"], logits[exact["prefix_lengths"] - 1])
-    bound = 1e-5 if lane != "native" else np.maximum(exact["llamacpp_kl"], NOISE)
-    assert (got <= bound).all(), f"KL {got} against {bound}"
+    # The CPU lanes are far better than the 1e-5 that is asked for; a GPU sums in another order.
+    bound = 1e-5 if lane in GPUS else NOISE
+    assert (got <= bound).all(), f"KL {got}"
 
 
 @pytest.mark.parametrize("path", REFERENCE[:2], ids=lambda p: p.stem)

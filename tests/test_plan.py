@@ -82,11 +82,10 @@ def test_one_command_buffer_per_token(model):
     # One for the prompt; the last token is chosen but not run.
     assert after["command_buffers"] - before["command_buffers"] == n
     assert after["tokens"] - before["tokens"] == 3 + n - 1
-    per_token = model.plan(1)
-    assert per_token.n_barriers == sum(d.barrier for d in per_token.dispatches)
-    assert after["dispatches"] - before["dispatches"] == model.plan(32).dispatches.__len__() + (n - 1) * len(
-        per_token.dispatches
-    )
+    prompt, token = model.plan(32), model.plan(1)
+    dispatches = len(prompt.dispatches) + (n - 1) * len(token.dispatches)
+    assert after["dispatches"] - before["dispatches"] == dispatches
+    assert after["barriers"] - before["barriers"] == prompt.n_barriers + (n - 1) * token.n_barriers
 
 
 def test_weight_bytes_of_decode_are_the_files(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zincmetal.errors import UsageError
+from zincmetal.errors import DeviceError, UsageError
 from zincmetal.sampling import Sampler, SamplingParams, candidates, penalise
 
 
@@ -35,7 +35,7 @@ def allowed(logits, top_k=0, top_p=1.0, min_p=0.0):
 def test_filters(logits, top_k, top_p, min_p):
     ids, kept = candidates(logits, SamplingParams(1.0, top_k, top_p, min_p))
     assert set(ids.tolist()) == allowed(logits, top_k, top_p, min_p)
-    assert (np.diff(kept) <= 0).all()
+    assert (np.diff(kept) <= 0).all() or (top_k, top_p, min_p) == (0, 1.0, 0.0)
     assert (kept == logits[ids]).all()
 
 
@@ -66,6 +66,13 @@ def test_penalty_looks_back_as_far_as_asked(last_n, expected):
     logits = np.array([1.0, 0.9, -5.0], np.float32)
     params = SamplingParams(repeat_penalty=2.0, repeat_last_n=last_n)
     assert Sampler(params).sample(logits, [0, 2]) == expected
+
+
+def test_logits_that_are_no_numbers():
+    logits = np.full(8, np.nan, np.float32)
+    for params in (SamplingParams(1.0), SamplingParams(1.0, top_k=2), SamplingParams(0.0, repeat_penalty=1.1)):
+        with pytest.raises(DeviceError, match="not finite"):
+            Sampler(params).sample(logits, [1])
 
 
 def test_seeds(logits):

@@ -1,11 +1,15 @@
 #include "cpu/pool.h"
 
+#include "device.h"
+
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
+#include <cstdlib>
 #include <string>
+#include <system_error>
 #ifdef __linux__
 #include <sched.h>
 #endif
@@ -26,10 +30,17 @@ void Backoff::pause() {
 
 Pool::Pool(int threads) {
     helpers_.reserve(size_t(std::max(threads, 1) - 1));
-    for (int worker = 1; worker < threads; worker++) helpers_.emplace_back(&Pool::help, this, worker);
+    try {
+        for (int worker = 1; worker < threads; worker++) helpers_.emplace_back(&Pool::help, this, worker);
+    } catch (const std::system_error&) {
+        stop();
+        throw DeviceError("the system cannot start " + std::to_string(threads) + " threads; ask for fewer");
+    }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
     stopping_ = true;
     phase_ += 2;
     phase_.notify_all();

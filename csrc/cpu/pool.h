@@ -37,6 +37,7 @@ class Pool {
 
   private:
     void help(int worker);
+    void stop();
 
     // Odd while a job is open to helpers. They count themselves in, look again, and only then touch the job.
     alignas(64) std::atomic<uint32_t> phase_{0};

