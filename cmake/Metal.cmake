@@ -11,7 +11,7 @@ target_link_libraries(_core_metal PRIVATE "-framework Metal" "-framework Foundat
 set(KERNEL_DESTINATION zincmetal/kernels)
 install(DIRECTORY kernels/ DESTINATION ${KERNEL_DESTINATION} FILES_MATCHING PATTERN "*.metal" PATTERN "*.h")
 
-# As csrc/device_metal.mm compiles them: MSL 3.1 has bfloat, safe math keeps infinities and NaN.
+# As csrc/device_metal.mm compiles them: MSL 3.1 is of macOS 14, safe math keeps infinities and NaN.
 set(METAL_COMPILER xcrun -sdk macosx metal)
 set(METAL_OPTIONS -std=metal3.1 -mmacosx-version-min=14.0 -fno-fast-math -Wall -Wextra -Wno-c++17-extensions
     -Wno-unused-parameter -Wno-unused-variable)

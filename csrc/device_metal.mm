@@ -59,6 +59,8 @@ void guarded(Body body) {
                 body();
             } @catch (NSException* exception) {
                 throw DeviceError("Metal raised " + text(exception.name) + ": " + text(exception.reason));
+            } @catch (id) {
+                throw DeviceError("Metal raised an object that is no NSException");
             }
         } catch (...) {
             failure = std::current_exception();
@@ -293,7 +295,7 @@ class KernelLibrary {
     static MTLCompileOptions* compile_options() {
         MTLCompileOptions* options = [[MTLCompileOptions alloc] init];
         if (@available(macOS 14.0, *)) {
-            options.languageVersion = MTLLanguageVersion3_1;  // the first with bfloat
+            options.languageVersion = MTLLanguageVersion3_1;  // of macOS 14, the oldest we support
         } else {
             throw DeviceError(
                 "the kernels are written in Metal Shading Language 3.1, which needs macOS 14; this is macOS " +
@@ -304,8 +306,7 @@ class KernelLibrary {
     }
 
     // Safe math: masks are infinities and NaN must reach the logits to be seen, both of which fast math may assume
-    // away. Products and sums still fuse, so dot products lose nothing. (preserveInvariance concerns vertex positions
-    // only.)
+    // away. (preserveInvariance concerns vertex positions only.)
     static void use_safe_math(MTLCompileOptions* options) {
 #if ZINC_SDK_15
         if (@available(macOS 15.0, *)) {
