@@ -10,36 +10,24 @@ struct ProbeParams {
 };
 
 // Components of element i, wherever they lie.
-template <class V, int N>
-struct Components {
-    template <class T>
-    static METAL_FUNC V load(device const T* at) {
+template <class V, int N> struct Components {
+    template <class T> static METAL_FUNC V load(device const T* at) {
         V v;
         for (int j = 0; j < N; j++) v[j] = at[j];
         return v;
     }
-    template <class T>
-    static METAL_FUNC void store(V v, device T* at) {
+    template <class T> static METAL_FUNC void store(V v, device T* at) {
         for (int j = 0; j < N; j++) at[j] = T(v[j]);
     }
 };
-template <class V>
-struct Components<V, 1> {
-    template <class T>
-    static METAL_FUNC V load(device const T* at) {
-        return at[0];
-    }
-    template <class T>
-    static METAL_FUNC void store(V v, device T* at) {
-        at[0] = T(v);
-    }
+template <class V> struct Components<V, 1> {
+    template <class T> static METAL_FUNC V load(device const T* at) { return at[0]; }
+    template <class T> static METAL_FUNC void store(V v, device T* at) { at[0] = T(v); }
 };
 
-template <class T, int N>
-struct VectorOf {
+template <class T, int N> struct VectorOf {
     typedef vec<T, N> type;
 };
-template <class T>
-struct VectorOf<T, 1> {
+template <class T> struct VectorOf<T, 1> {
     typedef T type;
 };

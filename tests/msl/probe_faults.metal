@@ -54,8 +54,7 @@ METAL_FUNC void use_threadgroup_memory(device const float* in, device float* out
     if (fault == SIMD_SUM_IS_NO_BARRIER) out[tid] = simd_sum(in[tid]);
     if (fault == SIMDGROUP_BARRIER || fault == SIMDGROUP_BARRIER_ACROSS_SIMDGROUPS)
         simdgroup_barrier(mem_flags::mem_threadgroup);
-    const bool full =
-        fault == NO_FAULT || fault == WRITE_AFTER_READ || fault == ARRAY_PAST_END || fault == ARRAY_BEFORE_START;
+    const bool full = fault == NO_FAULT || fault == WRITE_AFTER_READ || fault == ARRAY_PAST_END || fault == ARRAY_BEFORE_START;
     if (full) threadgroup_barrier(mem_flags::mem_threadgroup);
 
     const bool near = fault == NO_SIMDGROUP_BARRIER || fault == SIMD_SUM_IS_NO_BARRIER || fault == SIMDGROUP_BARRIER;
@@ -67,8 +66,7 @@ METAL_FUNC void use_threadgroup_memory(device const float* in, device float* out
     if (fault == WRITE_AFTER_READ && tid < 32) shared[tid] = 0.0f;
 }
 
-template <int fault>
-METAL_FUNC void diverge(device const float* in, device float* out, uint tid, uint lane) {
+template <int fault> METAL_FUNC void diverge(device const float* in, device float* out, uint tid, uint lane) {
     float x = in[tid];
     if (fault == BARRIER_NOT_REACHED && tid < 40) threadgroup_barrier(mem_flags::mem_device);
     if (fault == BARRIER_IN_TWO_PLACES) {
@@ -95,8 +93,7 @@ METAL_FUNC void leave_the_bindings(constant ProbeParams& p, device const float* 
     if (fault == READ_FAR_AWAY) out[tid] = in[tid + (ulong(1) << 32)];
     if (fault == WRITE_TO_INPUT) const_cast<device float*>(in)[tid] = 0.0f;
     if (fault == WRITE_TO_PARAMS && tid == 3) const_cast<device u32&>(p.n) = 0;
-    if (fault == MISALIGNED && tid == 0)
-        *reinterpret_cast<device float4*>(out) = *reinterpret_cast<device const float4*>(in + 1);
+    if (fault == MISALIGNED && tid == 0) *reinterpret_cast<device float4*>(out) = *reinterpret_cast<device const float4*>(in + 1);
 }
 
 template <int fault>

@@ -1,103 +1,104 @@
 #include "probe.h"
 
 // Operands: x in (0, 1), y in (1, 4), z in (-8, 8).
-#define FLOAT_OPERATIONS(OP)                                                                                           \
-    OP(x + y)                                                                                                          \
-    OP(x - y)                                                                                                          \
-    OP(x* z)                                                                                                           \
-    OP(z / y)                                                                                                          \
-    OP(-z)                                                                                                             \
-    OP(+z)                                                                                                             \
-    OP(z + T(2))                                                                                                       \
-    OP(T(3) - z)                                                                                                       \
-    OP(z * 2)                                                                                                          \
-    OP(exp(z))                                                                                                         \
-    OP(exp2(z))                                                                                                        \
-    OP(exp10(x))                                                                                                       \
-    OP(log(y))                                                                                                         \
-    OP(log2(y))                                                                                                        \
-    OP(log10(y))                                                                                                       \
-    OP(sqrt(y))                                                                                                        \
-    OP(rsqrt(y))                                                                                                       \
-    OP(sin(z))                                                                                                         \
-    OP(cos(z))                                                                                                         \
-    OP(tan(x))                                                                                                         \
-    OP(asin(x))                                                                                                        \
-    OP(acos(x))                                                                                                        \
-    OP(atan(z))                                                                                                        \
-    OP(sinh(z))                                                                                                        \
-    OP(cosh(z))                                                                                                        \
-    OP(tanh(z))                                                                                                        \
-    OP(asinh(z))                                                                                                       \
-    OP(acosh(y))                                                                                                       \
-    OP(atanh(x))                                                                                                       \
-    OP(floor(z))                                                                                                       \
-    OP(ceil(z))                                                                                                        \
-    OP(trunc(z))                                                                                                       \
-    OP(round(z))                                                                                                       \
-    OP(rint(z))                                                                                                        \
-    OP(fabs(z))                                                                                                        \
-    OP(abs(z))                                                                                                         \
-    OP(fract(z))                                                                                                       \
-    OP(saturate(z))                                                                                                    \
-    OP(sign(z))                                                                                                        \
-    OP(pow(y, z))                                                                                                      \
-    OP(powr(y, z))                                                                                                     \
-    OP(fmod(z, y))                                                                                                     \
-    OP(atan2(z, y))                                                                                                    \
-    OP(min(z, y))                                                                                                      \
-    OP(max(z, y))                                                                                                      \
-    OP(fmin(z, y))                                                                                                     \
-    OP(fmax(z, y))                                                                                                     \
-    OP(copysign(y, z))                                                                                                 \
-    OP(step(x, z))                                                                                                     \
-    OP(clamp(z, x, y))                                                                                                 \
-    OP(fma(x, y, z))                                                                                                   \
-    OP(mix(y, z, x))                                                                                                   \
-    OP(select(x, y, z < T(0)))                                                                                         \
-    OP(select(x, y, z >= y))                                                                                           \
-    OP(select(x, y, isnan(z / z) || isinf(z)))                                                                         \
-    OP(select(x, y, isfinite(z) && signbit(z)))                                                                        \
-    OP(precise::exp(z))                                                                                                \
+#define FLOAT_OPERATIONS(OP)                                                                                   \
+    OP(x + y)                                                                                                  \
+    OP(x - y)                                                                                                  \
+    OP(x * z)                                                                                                  \
+    OP(z / y)                                                                                                  \
+    OP(-z)                                                                                                     \
+    OP(+z)                                                                                                     \
+    OP(z + T(2))                                                                                               \
+    OP(T(3) - z)                                                                                               \
+    OP(z * 2)                                                                                                  \
+    OP(exp(z))                                                                                                 \
+    OP(exp2(z))                                                                                                \
+    OP(exp10(x))                                                                                               \
+    OP(log(y))                                                                                                 \
+    OP(log2(y))                                                                                                \
+    OP(log10(y))                                                                                               \
+    OP(sqrt(y))                                                                                                \
+    OP(rsqrt(y))                                                                                               \
+    OP(sin(z))                                                                                                 \
+    OP(cos(z))                                                                                                 \
+    OP(tan(x))                                                                                                 \
+    OP(asin(x))                                                                                                \
+    OP(acos(x))                                                                                                \
+    OP(atan(z))                                                                                                \
+    OP(sinh(z))                                                                                                \
+    OP(cosh(z))                                                                                                \
+    OP(tanh(z))                                                                                                \
+    OP(asinh(z))                                                                                               \
+    OP(acosh(y))                                                                                               \
+    OP(atanh(x))                                                                                               \
+    OP(floor(z))                                                                                               \
+    OP(ceil(z))                                                                                                \
+    OP(trunc(z))                                                                                               \
+    OP(round(z))                                                                                               \
+    OP(rint(z))                                                                                                \
+    OP(fabs(z))                                                                                                \
+    OP(abs(z))                                                                                                 \
+    OP(fract(z))                                                                                               \
+    OP(saturate(z))                                                                                            \
+    OP(sign(z))                                                                                                \
+    OP(pow(y, z))                                                                                              \
+    OP(powr(y, z))                                                                                             \
+    OP(fmod(z, y))                                                                                             \
+    OP(atan2(z, y))                                                                                            \
+    OP(min(z, y))                                                                                              \
+    OP(max(z, y))                                                                                              \
+    OP(fmin(z, y))                                                                                             \
+    OP(fmax(z, y))                                                                                             \
+    OP(copysign(y, z))                                                                                         \
+    OP(step(x, z))                                                                                             \
+    OP(clamp(z, x, y))                                                                                         \
+    OP(fma(x, y, z))                                                                                           \
+    OP(mix(y, z, x))                                                                                           \
+    OP(select(x, y, z < T(0)))                                                                                 \
+    OP(select(x, y, z >= y))                                                                                   \
+    OP(select(x, y, isnan(z / z) || isinf(z)))                                                                 \
+    OP(select(x, y, isfinite(z) && signbit(z)))                                                                \
+    OP(precise::exp(z))                                                                                        \
     OP(fast::sin(z))
 
 // x and y small enough that products do not overflow, y > 0; s below the width.
-#define INTEGER_OPERATIONS(OP)                                                                                         \
-    OP(x + y)                                                                                                          \
-    OP(x - y)                                                                                                          \
-    OP(x* y)                                                                                                           \
-    OP(x / y)                                                                                                          \
-    OP(x % y)                                                                                                          \
-    OP(x& y)                                                                                                           \
-    OP(x | y)                                                                                                          \
-    OP(x ^ y)                                                                                                          \
-    OP(~x)                                                                                                             \
-    OP(-x)                                                                                                             \
-    OP(x << s)                                                                                                         \
-    OP(x >> s)                                                                                                         \
-    OP(min(x, y))                                                                                                      \
-    OP(max(x, y))                                                                                                      \
-    OP(clamp(x, s, y))                                                                                                 \
-    OP(popcount(x))                                                                                                    \
-    OP(clz(x))                                                                                                         \
-    OP(ctz(x))                                                                                                         \
-    OP(select(x, y, x == s))                                                                                           \
-    OP(select(x, y, x != s))                                                                                           \
-    OP(select(x, y, x > s))                                                                                            \
-    OP(select(x, y, x <= s))                                                                                           \
+#define INTEGER_OPERATIONS(OP)                                                                                 \
+    OP(x + y)                                                                                                  \
+    OP(x - y)                                                                                                  \
+    OP(x * y)                                                                                                  \
+    OP(x / y)                                                                                                  \
+    OP(x % y)                                                                                                  \
+    OP(x & y)                                                                                                  \
+    OP(x | y)                                                                                                  \
+    OP(x ^ y)                                                                                                  \
+    OP(~x)                                                                                                     \
+    OP(-x)                                                                                                     \
+    OP(x << s)                                                                                                 \
+    OP(x >> s)                                                                                                 \
+    OP(min(x, y))                                                                                              \
+    OP(max(x, y))                                                                                              \
+    OP(clamp(x, s, y))                                                                                         \
+    OP(popcount(x))                                                                                            \
+    OP(clz(x))                                                                                                 \
+    OP(ctz(x))                                                                                                 \
+    OP(select(x, y, x == s))                                                                                   \
+    OP(select(x, y, x != s))                                                                                   \
+    OP(select(x, y, x > s))                                                                                    \
+    OP(select(x, y, x <= s))                                                                                   \
     OP(select(x, y, !(x < s)))
 
-#define SCALAR_INTEGER_OPERATIONS(OP)                                                                                  \
-    OP(rotate(x, s))                                                                                                   \
-    OP(extract_bits(x, 2, 3))                                                                                          \
+#define SCALAR_INTEGER_OPERATIONS(OP)                                                                          \
+    OP(rotate(x, s))                                                                                           \
+    OP(extract_bits(x, 2, 3))                                                                                  \
     OP(abs(x))
 
-#define STORE(expression) Components<V, N>::store(V(expression), out + (ulong(k++) * p.n + i) * N);
+#define STORE(expression)                                                                                      \
+    Components<V, N>::store(V(expression), out + (ulong(k++) * p.n + i) * N);
 
 template <class T, int N>
 kernel void probe_float(constant ProbeParams& p [[buffer(0)]], device const T* a [[buffer(1)]],
-                        device const T* b [[buffer(2)]], device const T* c [[buffer(3)]], device T* out [[buffer(4)]],
-                        GRID_IDS) {
+                        device const T* b [[buffer(2)]], device const T* c [[buffer(3)]],
+                        device T* out [[buffer(4)]], GRID_IDS) {
     typedef typename VectorOf<T, N>::type V;
     const uint i = tg.x * n_sg * SIMD + tid;
     if (i >= p.n) return;
@@ -110,8 +111,8 @@ kernel void probe_float(constant ProbeParams& p [[buffer(0)]], device const T* a
 
 template <class T, int N>
 kernel void probe_integer(constant ProbeParams& p [[buffer(0)]], device const T* a [[buffer(1)]],
-                          device const T* b [[buffer(2)]], device const T* c [[buffer(3)]], device T* out [[buffer(4)]],
-                          GRID_IDS) {
+                          device const T* b [[buffer(2)]], device const T* c [[buffer(3)]],
+                          device T* out [[buffer(4)]], GRID_IDS) {
     typedef typename VectorOf<T, N>::type V;
     const uint i = tg.x * n_sg * SIMD + tid;
     if (i >= p.n) return;

@@ -1,41 +1,41 @@
 #include "probe.h"
 
 // x is a lane's own value, u its own lane number to read from, d the same small distance in all lanes.
-#define SIMD_OPERATIONS(OP)                                                                                            \
-    OP(simd_sum(x))                                                                                                    \
-    OP(simd_product(x))                                                                                                \
-    OP(simd_max(x))                                                                                                    \
-    OP(simd_min(x))                                                                                                    \
-    OP(simd_prefix_inclusive_sum(x))                                                                                   \
-    OP(simd_prefix_exclusive_sum(x))                                                                                   \
-    OP(simd_prefix_inclusive_product(x))                                                                               \
-    OP(simd_prefix_exclusive_product(x))                                                                               \
-    OP(simd_shuffle(x, u))                                                                                             \
-    OP(simd_broadcast(x, d))                                                                                           \
-    OP(simd_broadcast_first(x))                                                                                        \
-    OP(simd_shuffle_xor(x, d))                                                                                         \
-    OP(simd_shuffle_up(x, d))                                                                                          \
-    OP(simd_shuffle_down(x, d))                                                                                        \
-    OP(simd_shuffle_rotate_up(x, d))                                                                                   \
-    OP(simd_shuffle_rotate_down(x, d))                                                                                 \
-    OP(quad_sum(x))                                                                                                    \
-    OP(quad_product(x))                                                                                                \
-    OP(quad_max(x))                                                                                                    \
-    OP(quad_min(x))                                                                                                    \
-    OP(quad_shuffle(x, u % 4))                                                                                         \
-    OP(quad_broadcast(x, d % 4))                                                                                       \
-    OP(quad_shuffle_xor(x, d % 4))                                                                                     \
-    OP(quad_shuffle_up(x, d % 4))                                                                                      \
+#define SIMD_OPERATIONS(OP)                                                                                    \
+    OP(simd_sum(x))                                                                                            \
+    OP(simd_product(x))                                                                                        \
+    OP(simd_max(x))                                                                                            \
+    OP(simd_min(x))                                                                                            \
+    OP(simd_prefix_inclusive_sum(x))                                                                           \
+    OP(simd_prefix_exclusive_sum(x))                                                                           \
+    OP(simd_prefix_inclusive_product(x))                                                                       \
+    OP(simd_prefix_exclusive_product(x))                                                                       \
+    OP(simd_shuffle(x, u))                                                                                     \
+    OP(simd_broadcast(x, d))                                                                                   \
+    OP(simd_broadcast_first(x))                                                                                \
+    OP(simd_shuffle_xor(x, d))                                                                                 \
+    OP(simd_shuffle_up(x, d))                                                                                  \
+    OP(simd_shuffle_down(x, d))                                                                                \
+    OP(simd_shuffle_rotate_up(x, d))                                                                           \
+    OP(simd_shuffle_rotate_down(x, d))                                                                         \
+    OP(quad_sum(x))                                                                                            \
+    OP(quad_product(x))                                                                                        \
+    OP(quad_max(x))                                                                                            \
+    OP(quad_min(x))                                                                                            \
+    OP(quad_shuffle(x, u % 4))                                                                                 \
+    OP(quad_broadcast(x, d % 4))                                                                               \
+    OP(quad_shuffle_xor(x, d % 4))                                                                             \
+    OP(quad_shuffle_up(x, d % 4))                                                                              \
     OP(quad_shuffle_down(x, d % 4))
 
-#define BIT_OPERATIONS(OP)                                                                                             \
-    OP(simd_and(x))                                                                                                    \
-    OP(simd_or(x))                                                                                                     \
-    OP(simd_xor(x))                                                                                                    \
-    OP(uint(ulong(simd_ballot(x % 3 == 0))))                                                                           \
-    OP(uint(simd_all(x % 3 == 0)))                                                                                     \
-    OP(uint(simd_all(x == x)))                                                                                         \
-    OP(uint(simd_any(x % 3 == 0)))                                                                                     \
+#define BIT_OPERATIONS(OP)                                                                                     \
+    OP(simd_and(x))                                                                                            \
+    OP(simd_or(x))                                                                                             \
+    OP(simd_xor(x))                                                                                            \
+    OP(uint(ulong(simd_ballot(x % 3 == 0))))                                                                   \
+    OP(uint(simd_all(x % 3 == 0)))                                                                             \
+    OP(uint(simd_all(x == x)))                                                                                 \
+    OP(uint(simd_any(x % 3 == 0)))                                                                             \
     OP(uint(simd_any(x != x)))
 
 #define STORE(expression) Components<V, N>::store(V(expression), out + (ulong(k++) * p.n + i) * N);

@@ -13,21 +13,21 @@ kernel void probe_swizzle_read(constant ProbeParams& p [[buffer(0)]], device con
     if (tid != 0) return;
     const vec<T, 4> v = in[0];
     uint k = 0;
-#define READ(word)                                                                                                     \
-    {                                                                                                                  \
-        const vec<T, 2> w = v.word;                                                                                    \
-        out2[k++] = w.x;                                                                                               \
-        out2[k++] = w.y;                                                                                               \
+#define READ(word)                                                                                             \
+    {                                                                                                          \
+        const vec<T, 2> w = v.word;                                                                            \
+        out2[k++] = w.x;                                                                                       \
+        out2[k++] = w.y;                                                                                       \
     }
     LETTERS_2()
 #undef READ
     k = 0;
-#define READ(word)                                                                                                     \
-    {                                                                                                                  \
-        const vec<T, 3> w = v.word;                                                                                    \
-        out3[k++] = w.x;                                                                                               \
-        out3[k++] = w.y;                                                                                               \
-        out3[k++] = w.z;                                                                                               \
+#define READ(word)                                                                                             \
+    {                                                                                                          \
+        const vec<T, 3> w = v.word;                                                                            \
+        out3[k++] = w.x;                                                                                       \
+        out3[k++] = w.y;                                                                                       \
+        out3[k++] = w.z;                                                                                       \
     }
     LETTERS_3()
 #undef READ
@@ -38,7 +38,6 @@ kernel void probe_swizzle_read(constant ProbeParams& p [[buffer(0)]], device con
 }
 
 // Each word gets the first components of b in a copy of a.
-// clang-format off
 #define WRITTEN_2(W) W(xy) W(xz) W(xw) W(yx) W(yz) W(yw) W(zx) W(zy) W(zw) W(wx) W(wy) W(wz)
 #define WRITTEN_3(W)                                                                                           \
     W(xyz) W(xyw) W(xzy) W(xzw) W(xwy) W(xwz) W(yxz) W(yxw) W(yzx) W(yzw) W(ywx) W(ywz) W(zxy) W(zxw) W(zyx)   \
@@ -46,7 +45,6 @@ kernel void probe_swizzle_read(constant ProbeParams& p [[buffer(0)]], device con
 #define WRITTEN_4(W)                                                                                           \
     W(xyzw) W(xywz) W(xzyw) W(xzwy) W(xwyz) W(xwzy) W(yxzw) W(yxwz) W(yzxw) W(yzwx) W(ywxz) W(ywzx) W(zxyw)    \
     W(zxwy) W(zyxw) W(zywx) W(zwxy) W(zwyx) W(wxyz) W(wxzy) W(wyxz) W(wyzx) W(wzxy) W(wzyx)
-// clang-format on
 
 template <class T>
 kernel void probe_swizzle_write(constant ProbeParams& p [[buffer(0)]], device const vec<T, 4>* in [[buffer(1)]],
@@ -54,23 +52,23 @@ kernel void probe_swizzle_write(constant ProbeParams& p [[buffer(0)]], device co
     if (tid != 0) return;
     const vec<T, 4> a = in[0], b = in[1];
     uint k = 0;
-#define WRITE_2(word)                                                                                                  \
-    {                                                                                                                  \
-        vec<T, 4> v = a;                                                                                               \
-        v.word = b.xy;                                                                                                 \
-        out[k++] = v;                                                                                                  \
+#define WRITE_2(word)                                                                                          \
+    {                                                                                                          \
+        vec<T, 4> v = a;                                                                                       \
+        v.word = b.xy;                                                                                         \
+        out[k++] = v;                                                                                          \
     }
-#define WRITE_3(word)                                                                                                  \
-    {                                                                                                                  \
-        vec<T, 4> v = a;                                                                                               \
-        v.word = b.xyz;                                                                                                \
-        out[k++] = v;                                                                                                  \
+#define WRITE_3(word)                                                                                          \
+    {                                                                                                          \
+        vec<T, 4> v = a;                                                                                       \
+        v.word = b.xyz;                                                                                        \
+        out[k++] = v;                                                                                          \
     }
-#define WRITE_4(word)                                                                                                  \
-    {                                                                                                                  \
-        vec<T, 4> v = a;                                                                                               \
-        v.word = b;                                                                                                    \
-        out[k++] = v;                                                                                                  \
+#define WRITE_4(word)                                                                                          \
+    {                                                                                                          \
+        vec<T, 4> v = a;                                                                                       \
+        v.word = b;                                                                                            \
+        out[k++] = v;                                                                                          \
     }
     WRITTEN_2(WRITE_2)
     WRITTEN_3(WRITE_3)
