@@ -35,4 +35,6 @@ using namespace metal;
 #define UNROLL _Pragma("unroll")
 #endif
 
+METAL_FUNC float silu(float x) { return x / (1.0f + precise::exp(-x)); }
+
 constant constexpr uint SIMD = 32;  // threads in a simdgroup, on Apple GPUs and NVIDIA's alike

@@ -8,7 +8,7 @@ struct AddOp {
 };
 
 struct SwiGluOp {
-    static METAL_FUNC float apply(float gate, float up) { return gate / (1.0f + precise::exp(-gate)) * up; }
+    static METAL_FUNC float apply(float gate, float up) { return silu(gate) * up; }
 };
 
 template <class Op>

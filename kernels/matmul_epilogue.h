@@ -24,7 +24,7 @@ struct SwiGlu {
     static constant constexpr uint MATRICES = 2;
     device float* out;
 
-    METAL_FUNC void put(ulong at, float gate, float up) const { out[at] = gate / (1.0f + precise::exp(-gate)) * up; }
+    METAL_FUNC void put(ulong at, float gate, float up) const { out[at] = silu(gate) * up; }
 };
 
 // The weights of one or two matrices of the same shape. Work on n rows takes the first n / N from the first matrix and

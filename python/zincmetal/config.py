@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from .errors import GGUFError, UnsupportedModelError
 from .gguf import File
 
-MAX_HEAD_DIM = 256  # what the attention kernels hold on chip
+# Head sizes that the attention kernels are compiled for: each serves those up to it. The last is the largest.
+HEAD_CLASSES = (32, 64, 96, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
     head_dim = keys.size("attention.key_length", n_embd // n_head)
     if keys.size("attention.value_length", head_dim) != head_dim:
         raise UnsupportedModelError(f"{arch}.attention.value_length differs from the key length {head_dim}")
-    if head_dim % 8 or head_dim > MAX_HEAD_DIM:
-        raise UnsupportedModelError(f"heads of {head_dim} are not supported: a multiple of 8 up to {MAX_HEAD_DIM}")
+    if head_dim % 8 or head_dim > HEAD_CLASSES[-1]:
+        raise UnsupportedModelError(f"heads of {head_dim} are not supported: a multiple of 8 up to {HEAD_CLASSES[-1]}")
     n_rot = keys.size("rope.dimension_count", head_dim)
     if n_rot > head_dim or n_rot % 2:
         raise keys.bad("rope.dimension_count", f"{n_rot} must be even and at most the head's {head_dim}")

@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .config import ModelConfig
+from .config import HEAD_CLASSES, ModelConfig
 from .graph import STEP, Op, Operand, Value, Weight
-
-HEAD_CLASSES = (32, 64, 96, 128, 256)  # of the attention kernels
 
 
 @dataclass(frozen=True)
