@@ -68,7 +68,7 @@ def test_mul_mv(benchmark, lab, qtype, m, k):
     weights, x, out = buffer(copies * nbytes), buffer(4 * k), buffer(4 * m)
     np.frombuffer(x, np.float32)[:] = rng.standard_normal(k, np.float32)
     dtype = lab.core.params_dtype("MatMulParams")
-    params = np.array((k, m, row_bytes), dtype).tobytes()
+    params = np.array((k, m, row_bytes, m, 1), dtype).tobytes()
     simdgroups, rows = lab.shapes["MUL_MV_SIMDGROUPS"], lab.shapes["MUL_MV_ROWS"]
     grid = (-(-m // (simdgroups * rows)), 1, 1)
     launches = [

@@ -112,7 +112,7 @@ void bind_params(py::module_& m) {
     PARAMS(Step, n_tokens, pos, argmax, reserved)
     PARAMS(EmbedParams, n_embd, row_bytes, n_vocab, scale)
     PARAMS(NormParams, n, eps)
-    PARAMS(MatMulParams, k, m, row_bytes)
+    PARAMS(MatMulParams, k, m, row_bytes, residual_stride, scale_stride)
     PARAMS(RopeKvParams, n_head, n_head_kv, head_dim, n_rot, eps, magnitude)
     PARAMS(AttentionParams, n_head, n_head_kv, head_dim, scale)
     PARAMS(ElementwiseParams, n)

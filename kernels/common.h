@@ -37,4 +37,19 @@ using namespace metal;
 
 METAL_FUNC float silu(float x) { return x / (1.0f + precise::exp(-x)); }
 
+// GELU by its tanh formula x / 2 (1 + tanh u), which is x sigmoid(2 u).
+METAL_FUNC float gelu(float x) {
+    const float u = 0.7978845608f * (x + 0.044715f * x * x * x);
+    return x / (1.0f + precise::exp(-2.0f * u));
+}
+
+// Activations as types, for what is instantiated for several.
+struct Silu {
+    static METAL_FUNC float apply(float x) { return silu(x); }
+};
+
+struct Gelu {
+    static METAL_FUNC float apply(float x) { return gelu(x); }
+};
+
 constant constexpr uint SIMD = 32;  // threads in a simdgroup, on Apple GPUs and NVIDIA's alike

@@ -7,8 +7,9 @@ struct AddOp {
     static METAL_FUNC float apply(float a, float b) { return a + b; }
 };
 
-struct SwiGluOp {
-    static METAL_FUNC float apply(float gate, float up) { return silu(gate) * up; }
+template <class Activation>
+struct GatedOp {
+    static METAL_FUNC float apply(float gate, float up) { return Activation::apply(gate) * up; }
 };
 
 template <class Op>
@@ -35,5 +36,6 @@ kernel void take_last_row(constant ElementwiseParams& p [[buffer(0)]], device co
 }
 
 KERNEL("add", binary<AddOp>)
-KERNEL("swiglu", binary<SwiGluOp>)
+KERNEL("swiglu", binary<GatedOp<Silu>>)
+KERNEL("geglu", binary<GatedOp<Gelu>>)
 KERNEL("take_last_row", take_last_row<float>)

@@ -1,31 +1,51 @@
-// What becomes of the products of mul_mv and mul_mm. An epilogue takes the products a and b of the same activations
-// with the same row of MATRICES matrices (b counts when there are two), and the place of the result in the output.
+// What becomes of the products of the matrix kernels. An epilogue takes the products a and b of the same activations
+// with the same row of MATRICES matrices (b counts when there are two), and where they belong.
 #pragma once
 
 #include "common.h"
+
+struct Place {
+    uint token, row;
+    ulong at;  // the element of the output
+};
 
 struct Store {
     static constant constexpr uint MATRICES = 1;
     device float* out;
 
-    METAL_FUNC void put(ulong at, float a, float) const { out[at] = a; }
+    METAL_FUNC void put(Place p, float a, float) const { out[p.at] = a; }
 };
 
 // residual may be out itself: an element is read and written by one thread.
 struct AddResidual {
     static constant constexpr uint MATRICES = 1;
     device const float* residual;
+    uint stride;  // from one token's to the next
     device float* out;
 
-    METAL_FUNC void put(ulong at, float a, float) const { out[at] = residual[at] + a; }
+    METAL_FUNC void put(Place p, float a, float) const { out[p.at] = residual[ulong(p.token) * stride + p.row] + a; }
 };
 
-struct SwiGlu {
+// The products of a token count as often as its factor says.
+struct AddScaled {
+    static constant constexpr uint MATRICES = 1;
+    AddResidual sum;
+    device const float* scale;
+    uint stride;  // from one token's to the next
+
+    METAL_FUNC void put(Place p, float a, float) const { sum.put(p, scale[ulong(p.token) * stride] * a, 0.0f); }
+};
+
+template <class Activation>
+struct Gated {
     static constant constexpr uint MATRICES = 2;
     device float* out;
 
-    METAL_FUNC void put(ulong at, float gate, float up) const { out[at] = silu(gate) * up; }
+    METAL_FUNC void put(Place p, float gate, float up) const { out[p.at] = Activation::apply(gate) * up; }
 };
+
+typedef Gated<Silu> SwiGlu;
+typedef Gated<Gelu> GeGlu;
 
 // The weights of one or two matrices of the same shape. Work on n rows takes the first n / N from the first matrix and
 // the others, the same rows again, from the second: one loop serves both, and gate and up share what is loaded for

@@ -110,10 +110,10 @@ METAL_FUNC void mul_mm_tile(constant MatMulParams& p, uint n_tokens, Matrices<Ep
     quarter.store(y);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint i = tid; i < n_rows * MUL_MM_TOKENS; i += MUL_MM_THREADS) {
-        const uint token = i / n_rows, row = i % n_rows;
-        threadgroup const float* sums = y + token * MUL_MM_ROWS + row;
-        if (first_token + token < n_tokens && first_row + row < p.m)
-            out.put(ulong(first_token + token) * p.m + first_row + row, sums[0], sums[MUL_MM_ROWS - n_rows]);
+        const uint token = first_token + i / n_rows, row = first_row + i % n_rows;
+        threadgroup const float* sums = y + i / n_rows * MUL_MM_ROWS + i % n_rows;
+        if (token < n_tokens && row < p.m)
+            out.put({token, row, ulong(token) * p.m + row}, sums[0], sums[MUL_MM_ROWS - n_rows]);
     }
 }
 
@@ -130,7 +130,8 @@ kernel void mul_mm_add(constant MatMulParams& p [[buffer(0)]], device const Step
                        device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
                        device const float* residual [[buffer(4)]], device float* y [[buffer(5)]], GRID_IDS) {
     TG_ARRAY(Four<T>, tile, (TILE_W + TILE_X) / 4);
-    mul_mm_tile<Q, T>(p, step->n_tokens, Matrices<1>{{w}}, x, AddResidual{residual, y}, tile, tg, tid, sg);
+    mul_mm_tile<Q, T>(p, step->n_tokens, Matrices<1>{{w}}, x, AddResidual{residual, p.residual_stride, y}, tile, tg,
+                      tid, sg);
 }
 
 template <class Q, class T>

@@ -30,7 +30,8 @@ METAL_FUNC void mul_mv_rows(constant MatMulParams& p, Matrices<Epilogue::MATRICE
     UNROLL for (uint r = 0; r < MUL_MV_ROWS; r++) sums[r] = simd_sum(sums[r]);
     if (lane != 0) return;
     UNROLL for (uint r = 0; r < outputs; r++) {
-        if (first + r < p.m) out.put(first + r, sums[r], sums[MUL_MV_ROWS - outputs + r]);
+        const uint row = first + r;
+        if (row < p.m) out.put({0, row, row}, sums[r], sums[MUL_MV_ROWS - outputs + r]);
     }
 }
 
@@ -44,7 +45,7 @@ template <class Q>
 kernel void mul_mv_add(constant MatMulParams& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
                        device const float* x [[buffer(2)]], device const float* residual [[buffer(3)]],
                        device float* out [[buffer(4)]], GRID_IDS) {
-    mul_mv_rows<Q>(p, Matrices<1>{{w}}, x, AddResidual{residual, out}, tg.x * n_sg + sg, lane);
+    mul_mv_rows<Q>(p, Matrices<1>{{w}}, x, AddResidual{residual, p.residual_stride, out}, tg.x * n_sg + sg, lane);
 }
 
 template <class Q>

@@ -37,6 +37,9 @@ struct MatMulParams {
     u32 k;          // columns of W: the inner dimension
     u32 m;          // rows of W: the outputs per token
     u32 row_bytes;  // bytes from one row of W to the next
+    // Floats from one token's to the next, where an epilogue reads them:
+    u32 residual_stride;  // m, or 0 for one vector (a bias) that is added to every token
+    u32 scale_stride;     // of the factors of mix
 };
 
 // Per head: optional RMSNorm of q and k, rotary embedding of q and k, then k and v into the cache.

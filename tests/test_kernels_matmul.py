@@ -71,6 +71,10 @@ def silu(x: F64) -> F64:
     return np.asarray(x / (1 + np.exp(-x)))
 
 
+def mat_mul_params(k: int, m: int, row_bytes: int) -> dict[str, int]:
+    return {"k": k, "m": m, "row_bytes": row_bytes, "residual_stride": m, "scale_stride": 1}
+
+
 class MatMul:
     """One product with its epilogue: buffers in the order of the bindings, the expected output and its error bound."""
 
@@ -78,7 +82,7 @@ class MatMul:
         weights = [Weights(lab, qtype, m, k, gap) for _ in range(2 if epilogue == "_swiglu" else 1)]
         x = np.full((rows, k), np.nan, np.float32)  # past the step's tokens: never to be read
         x[:tokens] = lab.normal(tokens, k, scale=k**-0.5)
-        self.params = {"k": k, "m": m, "row_bytes": weights[0].row_bytes}
+        self.params = mat_mul_params(k, m, weights[0].row_bytes)
         self.inputs: list[Guarded] = [w.buffer for w in weights] + [lab.input(x)]
         x64 = x[:tokens].astype(np.float64)
         products = [x64 @ w.values.T for w in weights]
@@ -198,7 +202,7 @@ def test_a_step_without_tokens_writes_nothing(lane: str) -> None:
     lab = Lab(lane)
     w = Weights(lab, quants.Q4_0, 5, 64)
     out = lab.output(33, 5)
-    params = {"k": 64, "m": 5, "row_bytes": w.row_bytes}
+    params = mat_mul_params(64, 5, w.row_bytes)
     bindings = [lab.step(0), w.buffer, lab.input(lab.normal(33, 64)), out]
     lab.run("mul_mm_q4_0", params, "MatMulParams", bindings, (2, 1), lab.core.shapes()["MUL_MM_THREADS"])
     assert_untouched(out.array)

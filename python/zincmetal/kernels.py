@@ -79,7 +79,7 @@ class Lowering:
         weight, shapes = _weight(op.reads[1]), self._shapes
         m, k = weight.shape
         matrices = 2 if epilogue == "_swiglu" else 1  # share the rows of a threadgroup
-        params = self._params("MatMulParams", k=k, m=m, row_bytes=weight.row_bytes)
+        params = self._params("MatMulParams", k=k, m=m, row_bytes=weight.row_bytes, residual_stride=m, scale_stride=1)
         if rows == 1:  # one row needs no step: drop it
             name = f"mul_mv{epilogue}_{weight.type.name}"
             per_group = shapes["MUL_MV_SIMDGROUPS"] * shapes["MUL_MV_ROWS"] // matrices
