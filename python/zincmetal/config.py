@@ -14,6 +14,11 @@ from .gguf import File
 
 # Head sizes that the attention kernels are compiled for: each serves those up to it. The last is the largest.
 HEAD_CLASSES = (32, 64, 96, 128, 256)
+# Architectures whose feed-forward is a mixture of experts, and those with recurrent layers.
+MIXTURES = frozenset({"qwen3moe", "qwen35moe"})
+HYBRIDS = frozenset({"qwen35", "qwen35moe"})
+# What the routing and convolution kernels are made for.
+MAX_EXPERTS, MAX_EXPERTS_USED, MAX_CONV = 1024, 32, 8
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,45 @@ class ModelConfig:
     n_ctx: int
     norm_eps: float
     rope: Rope
+    recurrent: tuple[bool, ...]
+    experts: Experts | None = None
+    ssm: Ssm | None = None
+
+    @property
+    def n_ff_shared(self) -> int:
+        """Width of the expert that every token takes; 0 where there is none."""
+        return self.experts.n_ff_shared if self.experts else 0
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture: of ``n`` experts of width ``n_ff`` a token takes ``n_used``, and the shared one if there is any."""
+
+    n: int
+    n_used: int
+    n_ff: int
+    n_ff_shared: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Ssm:
+    """A gated-DeltaNet layer: heads of ``d_state`` keys and as many values, behind a causal convolution."""
+
+    n_k_head: int
+    n_v_head: int
+    d_state: int
+    d_conv: int
+
+    @property
+    def d_inner(self) -> int:
+        """Values of all heads."""
+        return self.n_v_head * self.d_state
+
+    @property
+    def channels(self) -> int:
+        """What the convolution runs over: q, k and v of all heads."""
+        return 2 * self.n_k_head * self.d_state + self.d_inner
 
 
 @dataclass(frozen=True)
@@ -82,6 +126,11 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
     """
     arch = file.require("general.architecture", str)
     keys = _Keys(file, arch)
+    # Blocks that only draft tokens (multi-token prediction) come last and are not run.
+    n_block, n_draft = keys.size("block_count"), keys.size("nextn_predict_layers", 0, least=0)
+    if n_draft >= n_block:
+        raise keys.bad("nextn_predict_layers", f"{n_draft} leaves none of the {n_block} blocks")
+    n_layer = n_block - n_draft
     n_embd = keys.size("embedding_length")
     n_head = keys.size("attention.head_count")
     n_head_kv = keys.size("attention.head_count_kv", n_head)
@@ -101,9 +150,9 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
         raise GGUFError(f"{file.path}: tensor token_embd.weight is missing or not a matrix")
     return ModelConfig(
         arch=arch,
-        n_layer=keys.size("block_count"),
+        n_layer=n_layer,
         n_embd=n_embd,
-        n_ff=keys.size("feed_forward_length"),
+        n_ff=0 if arch in MIXTURES else keys.size("feed_forward_length"),
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
@@ -113,7 +162,53 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
         n_ctx=n_ctx if n_ctx is not None else min(4096, n_ctx_train),
         norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
         rope=_rope(keys, n_ctx_train),
+        recurrent=_recurrent(keys, n_block)[:n_layer] if arch in HYBRIDS else (False,) * n_layer,
+        experts=_experts(keys) if arch in MIXTURES else None,
+        ssm=_ssm(keys) if arch in HYBRIDS else None,
     )
+
+
+def _experts(keys: _Keys) -> Experts:
+    n, n_used = keys.size("expert_count"), keys.size("expert_used_count")
+    if n > MAX_EXPERTS:
+        raise UnsupportedModelError(f"{keys.arch}.expert_count is {n}; at most {MAX_EXPERTS} are supported")
+    if n_used > min(n, MAX_EXPERTS_USED):
+        raise keys.bad("expert_used_count", f"{n_used} of {n} experts; at most {min(n, MAX_EXPERTS_USED)} can be used")
+    return Experts(
+        n=n,
+        n_used=n_used,
+        n_ff=keys.size("expert_feed_forward_length"),
+        n_ff_shared=keys.size("expert_shared_feed_forward_length", 0, least=0),
+        scale=keys.number("expert_weights_scale", 0.0) or 1.0,
+    )
+
+
+def _ssm(keys: _Keys) -> Ssm:
+    n_k_head, n_v_head = keys.size("ssm.group_count"), keys.size("ssm.time_step_rank")
+    d_state, d_inner = keys.size("ssm.state_size"), keys.size("ssm.inner_size")
+    d_conv = keys.size("ssm.conv_kernel")
+    if n_v_head % n_k_head:
+        raise keys.bad("ssm.group_count", f"{n_k_head} does not divide the {n_v_head} value heads (ssm.time_step_rank)")
+    if n_v_head * d_state != d_inner:
+        raise keys.bad("ssm.inner_size", f"{d_inner} is not {n_v_head} heads of ssm.state_size {d_state}")
+    if d_state % 32 or d_state > HEAD_CLASSES[-1]:
+        raise UnsupportedModelError(
+            f"{keys.arch}.ssm.state_size is {d_state}; multiples of 32 up to {HEAD_CLASSES[-1]} are supported"
+        )
+    if not 2 <= d_conv <= MAX_CONV:
+        raise UnsupportedModelError(f"{keys.arch}.ssm.conv_kernel is {d_conv}; 2 to {MAX_CONV} are supported")
+    return Ssm(n_k_head, n_v_head, d_state, d_conv)
+
+
+def _recurrent(keys: _Keys, n_block: int) -> tuple[bool, ...]:
+    """Which blocks are recurrent: as listed, or all but every ``full_attention_interval``-th."""
+    if not keys.has("attention.recurrent_layers"):
+        interval = keys.size("full_attention_interval", 4)
+        return tuple((i + 1) % interval != 0 for i in range(n_block))
+    listed = keys.get("attention.recurrent_layers")
+    if not isinstance(listed, np.ndarray) or listed.dtype != np.bool_ or listed.size != n_block:
+        raise keys.bad("attention.recurrent_layers", f"it must be {n_block} booleans, one for each block")
+    return tuple(listed.tolist())
 
 
 def _rope(keys: _Keys, n_ctx_train: int) -> Rope:
@@ -139,26 +234,34 @@ class _Keys:
     def __init__(self, file: File, arch: str) -> None:
         self.file, self.arch = file, arch
 
+    def has(self, name: str) -> bool:
+        return f"{self.arch}.{name}" in self.file.metadata
+
     def get(self, name: str, default: Any = None) -> Any:
         value = self.file.metadata.get(f"{self.arch}.{name}", default)
         if value is None:
             raise GGUFError(f"{self.file.path}: key {self.arch}.{name} is missing")
         return value
 
-    def size(self, name: str, default: int | None = None) -> int:
-        """A count from 1 to 2^31 - 1."""
+    def size(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """A count from ``least`` to 2^31 - 1."""
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-            raise self.bad(name, f"{value!r} is not a positive 32-bit integer")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+            raise self.bad(name, f"{value!r} is not an integer from {least} to 2^31 - 1")
         return value
 
     def positive(self, name: str, default: float | None = None) -> float:
         """A finite number above 0."""
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.bad(name, f"{value!r} is not a number")
-        if not (math.isfinite(value) and value > 0):
+        value = self.number(name, default)
+        if value <= 0:
             raise self.bad(name, f"{value!r} is not a positive number")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite number."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise self.bad(name, f"{value!r} is not a finite number")
         return float(value)
 
     def bad(self, name: str, why: str) -> GGUFError:

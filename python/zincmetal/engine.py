@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 import threading
 import time
 import weakref
@@ -86,8 +87,8 @@ class Model:
         if not (isinstance(threads, int) and 0 <= threads <= MAX_THREADS):
             raise UsageError(f"threads must be 0 (the cores there are) to {MAX_THREADS}, not {threads!r}")
         self.file = file
+        self._build = arch.get(file.require("general.architecture", str))
         self.config = config.from_file(file, context)
-        self._build = arch.get(self.config.arch)
         self.core, self.device = backend.open_device(device, threads)
         self._lowering = Lowering(self.core, self.config, kv)
         self._memory = Memory(self.device, file, self.config, kv)
@@ -251,6 +252,8 @@ class Model:
         """Rewind the sequence to what it shares with ``ids``; the length of that."""
         # The last token runs in any case: its logits are wanted.
         kept = min(_common(self._sequence, ids), len(ids) - 1)
+        if any(self.config.recurrent) and kept < len(self._sequence):
+            kept = 0  # a recurrent state cannot be taken back to an earlier position
         self._rewind(kept)
         return kept
 
@@ -303,7 +306,7 @@ class Model:
         g.logits(g.rms_norm(x, "output_norm"))
         if not all_logits:
             g.argmax()
-        return fuse.fuse(g.ops)
+        return fuse.fuse(g.ops, rows)
 
     def _compile(self, plan: Plan) -> _core.Plan:
         self._grow(ARENA, plan.arena_bytes)
@@ -355,12 +358,17 @@ class Model:
     def _refuse_unused(self, plan: Plan) -> None:
         """A tensor that no dispatch reads is part of the model that would be left out: say so, do not guess."""
         used = {arg.operand.name for d in plan.dispatches for arg in d.launch.args}
-        unused = sorted(self.file.tensors.keys() - used - {"rope_freqs.weight"})
+        unused = sorted(name for name in self.file.tensors.keys() - used if not self._may_be_unused(name))
         if unused:
             raise UnsupportedModelError(
                 f"{self.config.arch} as zincmetal computes it has no use for {len(unused)} tensors of this file "
                 f"({', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}); its result would be wrong"
             )
+
+    def _may_be_unused(self, name: str) -> bool:
+        """The engine computes rope_freqs from that tensor; blocks after the last are for drafting tokens."""
+        block = re.match(r"blk\.(\d+)\.", name)
+        return name == "rope_freqs.weight" or (block is not None and int(block[1]) >= self.config.n_layer)
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

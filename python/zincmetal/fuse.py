@@ -3,57 +3,143 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
-from .graph import Op, Value, Weight
+from .graph import Op, Operand, Value, Weight
+
+STACK = 4  # matrices that one stacked product takes
 
 
-def fuse(ops: list[Op]) -> list[Op]:
-    """All passes, in order."""
-    return fuse_residual(fuse_swiglu(ops))
+def fuse(ops: list[Op], rows: int) -> list[Op]:
+    """All passes for steps of up to ``rows`` rows, in order."""
+    ops = fuse_residual(fuse_glu(ops))
+    return fuse_stack(fuse_mix(ops)) if rows == 1 else ops
 
 
-def fuse_swiglu(ops: list[Op]) -> list[Op]:
-    """linear(gate), linear(up), swiglu -> one linear_swiglu, where both weights have one type and one input."""
-    uses, producer = _uses(ops), _producers(ops)
-    out, gone = [], set()
-    for op in ops:
-        if op.kind == "swiglu":
-            gate, up = (producer.get(v) for v in op.reads[1:])
-            if gate and up and _same_input(gate, up) and all(uses[p.out] == 1 for p in (gate, up)):
-                gone |= {id(gate), id(up)}
-                step, w_gate, x = gate.reads
-                op = Op("linear_swiglu", (step, w_gate, up.reads[1], x), op.writes)
-        out.append(op)
-    return [op for op in out if id(op) not in gone]
+def fuse_glu(ops: list[Op]) -> list[Op]:
+    """linear(gate), linear(up), swiglu -> one linear_swiglu, where both weights have one form; experts and geglu too."""
+
+    def rewrite(op: Op, producer: Producer) -> tuple[Op, list[Op]] | None:
+        if op.kind not in ("swiglu", "geglu"):
+            return None
+        gate, up = (producer(v) for v in op.reads[1:])
+        if gate is None or up is None or not _same_but_weight(gate, up) or (gate.kind, op.kind) == ("experts", "geglu"):
+            return None
+        *before, w_gate, x = gate.reads
+        return Op(f"{gate.kind}_{op.kind}", (*before, w_gate, up.reads[-2], x), op.writes), [gate, up]
+
+    return _rewrite(ops, rewrite)
 
 
 def fuse_residual(ops: list[Op]) -> list[Op]:
-    """add(residual, linear(x)) -> linear_add, where nothing else reads the product."""
-    uses, producer = _uses(ops), _producers(ops)
-    out, gone = [], set()
-    for op in ops:
+    """add(residual, linear(x)) -> linear_add, and add_shared(…, linear(x)) -> linear_mix."""
+
+    def rewrite(op: Op, producer: Producer) -> tuple[Op, list[Op]] | None:
+        if op.kind not in ("add", "add_shared"):
+            return None
         if op.kind == "add":
             _, residual, product = op.reads
-            linear = producer.get(product)
-            if linear and linear.kind == "linear" and uses[product] == 1:
-                gone.add(id(linear))
-                op = Op("linear_add", (*linear.reads, residual), op.writes)
+            kind, extra = "linear_add", (residual,)
+        else:
+            _, weights, product, residual = op.reads
+            kind, extra = "linear_mix", (residual, weights)
+        linear = producer(product)
+        if linear is None or linear.kind != "linear":
+            return None
+        return Op(kind, (*linear.reads, *extra), op.writes), [linear]
+
+    return _rewrite(ops, rewrite)
+
+
+def fuse_mix(ops: list[Op]) -> list[Op]:
+    """mix(residual, experts(x)) -> experts_mix, which one row's experts compute in one dispatch."""
+
+    def rewrite(op: Op, producer: Producer) -> tuple[Op, list[Op]] | None:
+        if op.kind != "mix":
+            return None
+        _, _, product, residual = op.reads
+        experts = producer(product)
+        if experts is None or experts.kind != "experts":
+            return None
+        return Op("experts_mix", (*experts.reads, residual), op.writes), [experts]
+
+    return _rewrite(ops, rewrite)
+
+
+def fuse_stack(ops: list[Op]) -> list[Op]:
+    """Products with the same activations -> one linear_stack of up to STACK matrices, of one type and of f32.
+
+    A linear_swiglu counts as two of them. The stack stands where the first stood: all need the same x alone.
+    """
+    stacks: dict[int, Op] = {}
+    gone: set[int] = set()
+    for group in _by_input(ops):
+        members = _stackable(group)
+        if len(members) > 1:
+            stacks[id(members[0])] = _stack(members)
+            gone |= {id(op) for op in members[1:]}
+    return [stacks.get(id(op), op) for op in ops if id(op) not in gone]
+
+
+def _by_input(ops: list[Op]) -> Iterator[list[Op]]:
+    groups: dict[Operand, list[Op]] = {}
+    for op in ops:
+        if op.kind in ("linear", "linear_swiglu") and isinstance(op.out, Value):
+            groups.setdefault(op.reads[-1], []).append(op)
+    yield from groups.values()
+
+
+def _stackable(group: list[Op]) -> list[Op]:
+    """The members that fit one stack: the type with the most bytes beside f32, at most one pair, STACK matrices."""
+    nbytes: Counter[str] = Counter()
+    for w in (w for op in group for w in _weights(op) if w.type.name != "f32"):
+        nbytes[w.type.name] += w.type.nbytes(w.shape)
+    types = {"f32", *(name for name, _ in nbytes.most_common(1))}
+    fitting = [op for op in group if all(w.type.name in types for w in _weights(op))]
+    pairs = [op for op in fitting if op.kind == "linear_swiglu"][:1]
+    plain = [op for op in fitting if op.kind == "linear"][: STACK - 2 * len(pairs)]
+    return [op for op in group if any(op is member for member in plain + pairs)]
+
+
+def _stack(members: list[Op]) -> Op:
+    ordered = sorted(members, key=lambda op: op.kind == "linear_swiglu")  # the pair comes last
+    step, x = members[0].reads[0], members[0].reads[-1]
+    weights = tuple(w for op in ordered for w in _weights(op))
+    return Op("linear_stack", (step, x, *weights), tuple(op.out for op in ordered))
+
+
+def _weights(op: Op) -> list[Weight]:
+    return [v for v in op.reads if isinstance(v, Weight)]
+
+
+def _same_but_weight(a: Op, b: Op) -> bool:
+    """Whether two products differ in nothing but the values of their weights."""
+    w_a, w_b = a.reads[-2], b.reads[-2]
+    if not (isinstance(w_a, Weight) and isinstance(w_b, Weight) and a.kind == b.kind in ("linear", "experts")):
+        return False
+    return (w_a.type, w_a.shape, a.reads[-1]) == (w_b.type, w_b.shape, b.reads[-1])
+
+
+Producer: TypeAlias = Callable[[Operand], Op | None]
+
+
+def _rewrite(ops: list[Op], rewrite: Callable[[Op, Producer], tuple[Op, list[Op]] | None]) -> list[Op]:
+    """Replace operations by what ``rewrite(op, producer)`` gives: the new one, and those that it makes superfluous.
+
+    ``producer(value)`` is the operation that wrote a value which nothing else reads, or None.
+    """
+    uses = Counter(v for op in ops for v in op.reads if isinstance(v, Value))
+    wrote = {v: op for op in ops for v in op.writes if isinstance(v, Value)}
+
+    def producer(v: Operand) -> Op | None:
+        return wrote.get(v) if isinstance(v, Value) and uses[v] == 1 else None
+
+    out, gone = [], set[int]()
+    for op in ops:
+        result = rewrite(op, producer)
+        if result is not None:
+            op, superfluous = result
+            gone |= {id(s) for s in superfluous}
         out.append(op)
     return [op for op in out if id(op) not in gone]
-
-
-def _same_input(a: Op, b: Op) -> bool:
-    return a.kind == b.kind == "linear" and a.reads[2] == b.reads[2] and _form(a) == _form(b)
-
-
-def _form(op: Op) -> object:
-    weight = op.reads[1]
-    return (weight.type, weight.shape) if isinstance(weight, Weight) else None
-
-
-def _uses(ops: list[Op]) -> Counter[object]:
-    return Counter(v for op in ops for v in op.reads if isinstance(v, Value))
-
-
-def _producers(ops: list[Op]) -> dict[object, Op]:
-    return {v: op for op in ops for v in op.writes if isinstance(v, Value)}

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from .config import ModelConfig
+from .config import Experts, ModelConfig, Ssm
 from .errors import UnsupportedModelError
 from .quants import QuantType
 
@@ -64,6 +64,16 @@ class Op:
         return self.writes[0]
 
 
+class Route(NamedTuple):
+    """Where a mixture sends each row: the result of :meth:`Graph.route`."""
+
+    ids: Value
+    weights: Value
+    slots: Value
+    tiles: Value
+    n_tiles: Value
+
+
 STEP = State("step")
 TOKENS = State("tokens")
 LOGITS = State("logits")
@@ -81,9 +91,10 @@ class Graph:
 
     # ---- operands ---------------------------------------------------------------------------------------
 
-    def has(self, name: str) -> bool:
-        """Whether the file has this tensor."""
-        return self._weight(name) is not None
+    def has(self, name: str, n_dims: int | None = None) -> bool:
+        """Whether the file has this tensor (with so many dimensions)."""
+        weight = self._weight(name)
+        return weight is not None and n_dims in (None, len(weight.shape))
 
     def weight(self, name: str, *shape: int) -> Weight:
         """The weight ``name``, which must have this shape. Raises UnsupportedModelError."""
@@ -98,10 +109,23 @@ class Graph:
 
     def vector(self, name: str, n: int) -> Weight:
         """A float32 weight of one dimension: norms and biases."""
-        weight = self.weight(name, n)
+        return self._f32(name, n)
+
+    def _f32(self, name: str, *shape: int) -> Weight:
+        weight = self.weight(name, *shape)
         if weight.type.name != "f32":
-            raise UnsupportedModelError(f"tensor {name} is {weight.type.name}; norms and biases must be f32")
+            raise UnsupportedModelError(f"tensor {name} is {weight.type.name}; zincmetal needs it to be f32")
         return weight
+
+    @property
+    def _experts(self) -> Experts:
+        assert self.cfg.experts, f"config.MIXTURES lacks {self.cfg.arch}"
+        return self.cfg.experts
+
+    @property
+    def _ssm(self) -> Ssm:
+        assert self.cfg.ssm, f"config.HYBRIDS lacks {self.cfg.arch}"
+        return self.cfg.ssm
 
     # ---- operations ---------------------------------------------------------------------------------------
 
@@ -115,18 +139,25 @@ class Graph:
         weight = self.vector(f"{name}.weight", x.width)
         return self._emit("rms_norm", (STEP, x, weight), name, x.width, last=x.last, eps=self.cfg.norm_eps)
 
-    def linear(self, x: Value, name: str, n_out: int) -> Value:
-        """x Wᵀ for the weight ``name`` [n_out, width of x]."""
-        weight = self.weight(f"{name}.weight", n_out, x.width)
-        return self._emit("linear", (STEP, weight, x), f"{name}.out", n_out, last=x.last)
+    def linear(self, x: Value, name: str, n_out: int, bias: bool = False) -> Value:
+        """x Wᵀ for the weight ``name`` [n_out, width of x], plus its bias [n_out]."""
+        # A weight of one row is stored as a vector.
+        shape = (x.width,) if n_out == 1 and self.has(f"{name}.weight", 1) else (n_out, x.width)
+        weight = self.weight(f"{name}.weight", *shape)
+        out = self._emit("linear", (STEP, weight, x), f"{name}.out", n_out, last=x.last)
+        return self.add(self.vector(f"{name}.bias", n_out), out) if bias else out
 
     def swiglu(self, gate: Value, up: Value) -> Value:
         """silu(gate) · up."""
         return self._emit("swiglu", (STEP, gate, up), f"{gate.name}.swiglu", gate.width, last=gate.last)
 
-    def add(self, a: Value, b: Value) -> Value:
-        """a + b."""
-        return self._emit("add", (STEP, a, b), f"{b.name}.sum", a.width, last=a.last)
+    def geglu(self, gate: Value, up: Value) -> Value:
+        """gelu(gate) · up, with the tanh form of gelu."""
+        return self._emit("geglu", (STEP, gate, up), f"{gate.name}.geglu", gate.width, last=gate.last)
+
+    def add(self, a: Value | Weight, b: Value) -> Value:
+        """a + b; a weight [width] is added to every row."""
+        return self._emit("add", (STEP, a, b), f"{b.name}.sum", b.width, last=b.last)
 
     def last_row(self, x: Value) -> Value:
         """The last row of the step."""
@@ -152,6 +183,55 @@ class Graph:
         """Causal softmax attention of q over the cache of ``layer``."""
         reads = (STEP, q, *self.kv(layer))
         return self._emit("attention", reads, f"blk.{layer}.kqv", q.width, scale=self.cfg.head_dim**-0.5)
+
+    def route(self, layer: int, logits: Value, shared: Value | None) -> Route:
+        """The experts that each row takes, by softmax over ``logits``, and their weights, which sum to 1.
+
+        ``shared`` is the logit of the shared expert: its weight is its sigmoid.
+        """
+        experts, prefix = self._experts, f"blk.{layer}"
+        chosen = Route(
+            Value(f"{prefix}.expert_ids", experts.n_used),
+            Value(f"{prefix}.expert_weights", experts.n_used + 1),
+            # Where many rows meet many experts: what every row takes, by expert, and in tiles of one expert each.
+            Value(f"{prefix}.expert_slots", experts.n_used),
+            Value(f"{prefix}.expert_tiles", 4 * experts.n_used),
+            Value(f"{prefix}.expert_n_tiles", 1),
+        )
+        reads = (STEP, logits, shared or logits)
+        self.ops.append(Op("route", reads, tuple(chosen), {"has_shared": shared is not None, "scale": experts.scale}))
+        return chosen
+
+    def experts(self, route: Route, x: Value, name: str, n_in: int, n_out: int) -> Value:
+        """x Wᵀ for each of a row's experts e, with W = ``name``[e] [n_out, n_in]: [T, n_used · n_out].
+
+        x is [T, n_in], which all experts of a row share, or [T, n_used · n_in].
+        """
+        experts = self._experts
+        weight = self.weight(f"{name}.weight", experts.n, n_out, n_in)
+        return self._emit("experts", (*route, weight, x), f"{name}.out", experts.n_used * n_out)
+
+    def mix(self, residual: Value, route: Route, y: Value) -> Value:
+        """residual + Σ weight · y over a row's experts; y is [T, n_used · n]."""
+        return self._emit("mix", (STEP, route.weights, y, residual), f"{y.name}.mix", residual.width)
+
+    def add_shared(self, residual: Value, route: Route, y: Value) -> Value:
+        """residual + y, times the weight of the shared expert."""
+        return self._emit("add_shared", (STEP, route.weights, y, residual), f"{y.name}.sum", residual.width)
+
+    def ssm(self, layer: int, qkv: Value, z: Value, alpha: Value, beta: Value) -> Value:
+        """Causal convolution, gated delta rule and gated norm of a recurrent layer; advances its state."""
+        ssm, prefix = self._ssm, f"blk.{layer}"
+        weights = (
+            self._f32(f"{prefix}.ssm_conv1d.weight", ssm.channels, ssm.d_conv),
+            self.vector(f"{prefix}.ssm_a", ssm.n_v_head),
+            self.vector(f"{prefix}.ssm_dt.bias", ssm.n_v_head),
+            self.vector(f"{prefix}.ssm_norm.weight", ssm.d_state),
+        )
+        states = (State(f"ssm_conv.{layer}"), State(f"ssm_state.{layer}"))
+        out = Value(f"{prefix}.ssm", ssm.d_inner)
+        self.ops.append(Op("ssm", (STEP, qkv, z, alpha, beta, *weights), (out, *states), {"eps": self.cfg.norm_eps}))
+        return out
 
     def logits(self, x: Value) -> None:
         """The output projection, into the state "logits"; a tied model uses the embedding table."""

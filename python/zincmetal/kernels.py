@@ -14,15 +14,23 @@ from typing import Any
 import numpy as np
 
 from .config import HEAD_CLASSES, ModelConfig
-from .graph import STEP, Op, Operand, Value, Weight
+from .fuse import STACK
+from .graph import STEP, Op, Operand, Route, Value, Weight
+
+
+_PAIRS = ("_swiglu", "_geglu")  # epilogues of two matrices
 
 
 @dataclass(frozen=True)
 class Arg:
-    """A binding to be: an operand, and whether the kernel reads it, writes it, or both."""
+    """A binding to be: an operand, and whether the kernel reads it, writes it, or both.
+
+    ``first`` is the float of the operand's first row at which the binding begins.
+    """
 
     operand: Operand
     mode: str  # "r", "w", "rw"
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ class Lowering:
         self.cfg, self.kv_type = cfg, kv_type
         self._dtype = core.params_dtype
         self._shapes: Mapping[str, int] = core.shapes()
+        self._mv_rows = self._shapes["MUL_MV_SIMDGROUPS"] * self._shapes["MUL_MV_ROWS"]  # of a threadgroup
+        self._mv_threads = 32 * self._shapes["MUL_MV_SIMDGROUPS"]
 
     def launches(self, op: Op, rows: int) -> list[Launch]:
         """The launches of ``op`` in a step of up to ``rows`` rows."""
@@ -72,22 +82,167 @@ class Lowering:
     def _linear_add(self, op: Op, rows: int) -> list[Launch]:
         return self._mat_mul(op, "_add", rows)
 
+    def _linear_mix(self, op: Op, rows: int) -> list[Launch]:
+        return self._mat_mul(op, "_mix", rows)
+
     def _linear_swiglu(self, op: Op, rows: int) -> list[Launch]:
         return self._mat_mul(op, "_swiglu", rows)
 
+    def _linear_geglu(self, op: Op, rows: int) -> list[Launch]:
+        return self._mat_mul(op, "_geglu", rows)
+
     def _mat_mul(self, op: Op, epilogue: str, rows: int) -> list[Launch]:
         weight, shapes = _weight(op.reads[1]), self._shapes
-        m, k = weight.shape
-        matrices = 2 if epilogue == "_swiglu" else 1  # share the rows of a threadgroup
-        params = self._params("MatMulParams", k=k, m=m, row_bytes=weight.row_bytes, residual_stride=m, scale_stride=1)
+        m, k = _matrix(weight)
+        matrices = 2 if epilogue in _PAIRS else 1  # share the rows of a threadgroup
+        args = [Arg(r, "r") for r in op.reads] + [Arg(op.out, "w")]
+        residual = op.reads[3] if epilogue in ("_add", "_mix") else None
+        scale = _value(op.reads[4]) if epilogue == "_mix" else None
+        params = self._params(
+            "MatMulParams",
+            k=k,
+            m=m,
+            row_bytes=weight.row_bytes,
+            residual_stride=m if isinstance(residual, Value) else 0,
+            scale_stride=scale.width if scale else 0,
+        )
+        if scale:  # the last weight of a row is the shared expert's
+            args[4] = Arg(scale, "r", first=scale.width - 1)
         if rows == 1:  # one row needs no step: drop it
             name = f"mul_mv{epilogue}_{weight.type.name}"
-            per_group = shapes["MUL_MV_SIMDGROUPS"] * shapes["MUL_MV_ROWS"] // matrices
-            threads = 32 * shapes["MUL_MV_SIMDGROUPS"]
-            return [self._launch(op, name, params, (_tiles(m, per_group), 1, 1), threads, skip=1)]
+            grid = (_tiles(m, self._mv_rows // matrices), 1, 1)
+            return [Launch(name, params, tuple(args[1:]), grid, self._mv_threads, op)]
         name = f"mul_mm{epilogue}_{weight.type.name}"
         grid = (_tiles(rows, shapes["MUL_MM_TOKENS"]), _tiles(m, shapes["MUL_MM_ROWS"] // matrices), 1)
-        return [self._launch(op, name, params, grid, shapes["MUL_MM_THREADS"])]
+        return [Launch(name, params, tuple(args), grid, shapes["MUL_MM_THREADS"], op)]
+
+    def _linear_stack(self, op: Op, rows: int) -> list[Launch]:
+        assert rows == 1, "stacks are of matrices that meet one row"
+        _, x, *weights = op.reads
+        matrices = [_weight(w) for w in weights]
+        pair = len(op.writes) < len(matrices)  # the last two are gate and up, and have one output
+        plain, last = (matrices[:-2], matrices[-2:]) if pair else (matrices, [])
+        slots: list[Weight | None] = [*plain, *[None] * (STACK - len(matrices)), *last]
+        outs: list[Operand | None] = [*op.writes[: len(plain)], *[None] * (STACK - len(matrices)), *op.writes[len(plain) :]]
+        outs += [None] * (STACK - len(outs))
+        main = next((w.type.name for w in matrices if w.type.name != "f32"), "f32")
+        params = self._params(
+            "StackParams",
+            k=_value(x).width,
+            pair=int(pair),
+            m=tuple(_matrix(w)[0] if w else 0 for w in slots),
+            row_bytes=tuple(w.row_bytes if w else 0 for w in slots),
+            is_f32=tuple(int(w is not None and w.type.name == "f32") for w in slots),
+        )
+        args = [Arg(x, "r"), *(Arg(w or matrices[0], "r") for w in slots), *(Arg(o or op.out, "w") for o in outs)]
+        per_simdgroup = self._shapes["MUL_MV_ROWS"]
+        simdgroups = sum(_tiles(_matrix(w)[0], per_simdgroup) for w in plain)
+        simdgroups += sum(_tiles(_matrix(w)[0], per_simdgroup // 2) for w in last[:1])
+        grid = (_tiles(simdgroups, self._shapes["MUL_MV_SIMDGROUPS"]), 1, 1)
+        return [Launch(f"mul_mv_stack_{main}", params, tuple(args), grid, self._mv_threads, op)]
+
+    # ---- mixtures of experts ------------------------------------------------------------------------------
+
+    def _route(self, op: Op, rows: int) -> list[Launch]:
+        route, (step, logits, shared) = Route(*(_value(w) for w in op.writes)), op.reads
+        n_expert, n_used = _value(logits).width, route.ids.width
+        has_shared, scale = int(op.attrs["has_shared"]), op.attrs["scale"]
+        params = self._params("TopKParams", n_expert=n_expert, n_used=n_used, has_shared=has_shared, scale=scale)
+        args = (Arg(step, "r"), Arg(logits, "r"), Arg(shared, "r"), Arg(route.ids, "w"), Arg(route.weights, "w"))
+        launches = [Launch("moe_topk", params, args, (rows, 1, 1), 32, op)]
+        if rows > 1:
+            tiles = self._max_tiles(rows, n_used, n_expert)
+            params = self._params("MoeSortParams", n_expert=n_expert, n_used=n_used, max_tiles=tiles)
+            outs = (route.slots, route.tiles, route.n_tiles)
+            args = (Arg(step, "r"), Arg(route.ids, "r"), *(Arg(out, "w") for out in outs))
+            launches.append(Launch("moe_sort", params, args, (1, 1, 1), self._shapes["MOE_SORT_THREADS"], op))
+        return launches
+
+    def _max_tiles(self, rows: int, n_used: int, n_expert: int) -> int:
+        """Tiles of one expert each that the slots of a step can need."""
+        slots = rows * n_used
+        return min(slots, _tiles(slots, self._shapes["MUL_MM_TOKENS"]) + n_expert)
+
+    def _experts(self, op: Op, rows: int) -> list[Launch]:
+        return self._expert_products(op, "", rows)
+
+    def _experts_swiglu(self, op: Op, rows: int) -> list[Launch]:
+        return self._expert_products(op, "_swiglu", rows)
+
+    def _expert_products(self, op: Op, epilogue: str, rows: int) -> list[Launch]:
+        route, (*weights, x) = Route(*(_value(r) for r in op.reads[:5])), op.reads[5:]
+        weight, n_used = _weight(weights[0]), route.ids.width
+        n_expert, m, k = weight.shape
+        shared_x = _value(x).width == k
+        matrices = len(weights)
+        operands = (*(Arg(w, "r") for w in weights), Arg(x, "r"), Arg(op.out, "w"))
+        if rows == 1:
+            assert shared_x, "one row's second product is mixed at once"
+            params, name = self._moe_params(weight, n_used), f"moe_mv{epilogue}_{weight.type.name}"
+            grid = (_tiles(m, self._mv_rows // matrices), n_used, 1)
+            return [Launch(name, params, (Arg(route.ids, "r"), *operands), grid, self._mv_threads, op)]
+        params = self._params(
+            "MoeMmParams",
+            k=k,
+            m=m,
+            row_bytes=weight.row_bytes,
+            expert_bytes=m * weight.row_bytes,
+            n_expert=n_expert,
+            x_div=n_used if shared_x else 1,
+        )
+        name, shapes = f"moe_mm{epilogue}_{weight.type.name}", self._shapes
+        grid = (self._max_tiles(rows, n_used, n_expert), _tiles(m, shapes["MUL_MM_ROWS"] // matrices), 1)
+        args = (Arg(route.slots, "r"), Arg(route.tiles, "r"), Arg(route.n_tiles, "r"), *operands)
+        return [Launch(name, params, args, grid, shapes["MUL_MM_THREADS"], op)]
+
+    def _experts_mix(self, op: Op, rows: int) -> list[Launch]:
+        assert rows == 1, "many rows mix after their products"
+        route, (w, x, residual) = Route(*(_value(r) for r in op.reads[:5])), op.reads[5:]
+        weight = _weight(w)
+        params = self._moe_params(weight, route.ids.width)
+        args = [Arg(r, "r") for r in (route.ids, route.weights, w, x, residual)] + [Arg(op.out, "w")]
+        grid = (_tiles(weight.shape[1], self._mv_rows), 1, 1)
+        return [Launch(f"moe_mv_mix_{weight.type.name}", params, tuple(args), grid, self._mv_threads, op)]
+
+    def _moe_params(self, weight: Weight, n_used: int) -> bytes:
+        n_expert, m, k = weight.shape
+        size = {"row_bytes": weight.row_bytes, "expert_bytes": m * weight.row_bytes}
+        return self._params("MoeParams", k=k, m=m, **size, n_expert=n_expert, n_used=n_used)
+
+    def _mix(self, op: Op, rows: int) -> list[Launch]:
+        n, weights = _value(op.out).width, _value(op.reads[1])
+        params = self._params("MoeMixParams", n=n, n_used=weights.width - 1)
+        grid = (_tiles(n, self._shapes["ELEMENTWISE_COLUMNS"]), rows, 1)
+        return [self._launch(op, "moe_mix", params, grid, self._shapes["ELEMENTWISE_THREADS"])]
+
+    # ---- recurrent layers ---------------------------------------------------------------------------------
+
+    def _ssm(self, op: Op, rows: int) -> list[Launch]:
+        ssm = self.cfg.ssm
+        assert ssm
+        params = self._params(
+            "SsmParams",
+            n_k_head=ssm.n_k_head,
+            n_v_head=ssm.n_v_head,
+            d_k=ssm.d_state,
+            d_v=ssm.d_state,
+            d_conv=ssm.d_conv,
+            norm_eps=op.attrs["eps"],
+            l2_eps=op.attrs["eps"],
+        )
+        step, qkv, z, alpha, beta, conv_w, a, dt_bias, norm_w = (Arg(r, "r") for r in op.reads)
+        out, conv_state, state = Arg(op.out, "w"), Arg(op.writes[1], "rw"), Arg(op.writes[2], "rw")
+        if rows == 1:
+            args = (step, qkv, z, alpha, beta, conv_w, a, dt_bias, norm_w, conv_state, state, out)
+            return [self._ssm_launch("ssm_step", params, args, op, 1)]
+        conv = Value(f"{_value(op.out).name}.conv", ssm.channels)
+        raw = Value(f"{_value(op.out).name}.delta", ssm.d_inner)
+        delta = (step, Arg(conv, "r"), alpha, beta, a, dt_bias, state, Arg(raw, "w"))
+        return [
+            self._ssm_launch("ssm_conv1d", params, (step, qkv, conv_w, conv_state, Arg(conv, "w")), op, rows),
+            self._ssm_launch("ssm_delta", params, delta, op, rows),
+            self._ssm_launch("ssm_norm", params, (step, Arg(raw, "r"), z, norm_w, out), op, rows),
+        ]
 
     def _rope_kv(self, op: Op, rows: int) -> list[Launch]:
         cfg = self.cfg
@@ -122,6 +277,9 @@ class Lowering:
 
     def _swiglu(self, op: Op, rows: int) -> list[Launch]:
         return self._elementwise(op, "swiglu", rows)
+
+    def _geglu(self, op: Op, rows: int) -> list[Launch]:
+        return self._elementwise(op, "geglu", rows)
 
     def _add(self, op: Op, rows: int) -> list[Launch]:
         return self._elementwise(op, "add", rows)
@@ -166,6 +324,12 @@ class Lowering:
 
 def _tiles(n: int, tile: int) -> int:
     return -(-n // tile)
+
+
+def _matrix(weight: Weight) -> tuple[int, int]:
+    """Rows and columns; a vector is a matrix of one row."""
+    m, k = weight.shape if len(weight.shape) == 2 else (1, *weight.shape)
+    return m, k
 
 
 def _only_last(op: Op) -> bool:

@@ -31,7 +31,11 @@ class Memory:
 
     def __init__(self, device: _core.Device, file: gguf.File, cfg: ModelConfig, kv_type: str) -> None:
         self._device, self._cfg = device, cfg
-        self._kv_bytes = cfg.n_ctx * cfg.n_head_kv * cfg.head_dim * KV_BYTES[kv_type]
+        kv_bytes = cfg.n_ctx * cfg.n_head_kv * cfg.head_dim * KV_BYTES[kv_type]
+        self._state_bytes = {"k_cache": kv_bytes, "v_cache": kv_bytes}
+        if cfg.ssm:
+            self._state_bytes["ssm_conv"] = 4 * cfg.ssm.d_conv * cfg.ssm.channels
+            self._state_bytes["ssm_state"] = 4 * cfg.ssm.d_inner * cfg.ssm.d_state
         self._buffers: dict[str, _core.Buffer] = {}
         self._regions: dict[str, Region] = {}
         self._weights: dict[str, Weight] = {}
@@ -41,9 +45,9 @@ class Memory:
     # ---- buffers ------------------------------------------------------------------------------------------
 
     def buffer(self, name: str) -> _core.Buffer:
-        """The buffer of this name; a cache is allocated when it is first asked for."""
+        """The buffer of this name; the state of a layer, "<kind>.<layer>", is allocated when it is first asked for."""
         if name not in self._buffers:
-            self.alloc(name, self._kv_bytes)
+            self.alloc(name, self._state_bytes[name.split(".")[0]])
         return self._buffers[name]
 
     def alloc(self, name: str, nbytes: int) -> None:

@@ -166,7 +166,8 @@ def record(ops: Iterable[Op], rows: int, lowering: Lowering, place: Callable[[Op
     def region(arg: Arg) -> Region:
         operand = arg.operand
         if isinstance(operand, Value):
-            return Region(ARENA, offsets[operand.name], _value_bytes(operand, rows))
+            at, skipped = offsets[operand.name], 4 * arg.first
+            return Region(ARENA, at + skipped, _value_bytes(operand, rows) - skipped)
         return place(operand)
 
     regions = [tuple(region(arg) for arg in launch.args) for launch in launches]

@@ -6,13 +6,16 @@ from collections.abc import Callable
 
 from ..errors import UnsupportedModelError
 from ..graph import Graph, Value
-from . import llama, qwen3
+from . import llama, qwen3, qwen3moe, qwen35, qwen35moe
 
 Build = Callable[[Graph], Value]
 
 ARCHITECTURES: dict[str, Build] = {
     "llama": llama.build,
     "qwen3": qwen3.build,
+    "qwen3moe": qwen3moe.build,
+    "qwen35": qwen35.build,
+    "qwen35moe": qwen35moe.build,
 }
 
 
