@@ -14,11 +14,14 @@ STACK = 4  # matrices that one stacked product takes
 def fuse(ops: list[Op], rows: int) -> list[Op]:
     """All passes for steps of up to ``rows`` rows, in order."""
     ops = fuse_residual(fuse_glu(ops))
-    return fuse_stack(fuse_mix(ops)) if rows == 1 else ops
+    return fuse_mix(ops) if rows == 1 else ops
 
 
 def fuse_glu(ops: list[Op]) -> list[Op]:
-    """linear(gate), linear(up), swiglu -> one linear_swiglu, where both weights have one form; experts and geglu too."""
+    """linear(gate), linear(up), swiglu -> one linear_swiglu, where both weights have one form.
+
+    The same for geglu, and for experts.
+    """
 
     def rewrite(op: Op, producer: Producer) -> tuple[Op, list[Op]] | None:
         if op.kind not in ("swiglu", "geglu"):
@@ -40,10 +43,10 @@ def fuse_residual(ops: list[Op]) -> list[Op]:
             return None
         if op.kind == "add":
             _, residual, product = op.reads
-            kind, extra = "linear_add", (residual,)
+            kind, extra = "linear_add", [residual]
         else:
             _, weights, product, residual = op.reads
-            kind, extra = "linear_mix", (residual, weights)
+            kind, extra = "linear_mix", [residual, weights]
         linear = producer(product)
         if linear is None or linear.kind != "linear":
             return None

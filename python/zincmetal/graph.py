@@ -163,26 +163,37 @@ class Graph:
         """The last row of the step."""
         return self._emit("take_last_row", (STEP, x), f"{x.name}.last", x.width, last=True)
 
-    def rope_kv(self, layer: int, q: Value, k: Value, v: Value, rope: str, qk_norm: bool = False) -> Value:
-        """Rotated q; rotated k and v go to the cache of ``layer``. ``rope`` is "norm" (pairs) or "neox" (halves)."""
+    def rope_kv(
+        self, layer: int, q: Value, k: Value, v: Value, rope: str, qk_norm: bool = False, freqs: str = "rope_freqs"
+    ) -> Value:
+        """Rotated q; rotated k and v go to the cache of ``layer``. ``rope`` is "norm" (pairs) or "neox" (halves).
+
+        q may hold [q | gate] for each head: the gates stay where they are.
+        """
         cfg, prefix = self.cfg, f"blk.{layer}"
-        freqs = self.vector("rope_freqs", cfg.n_rot // 2)
-        norms = (freqs, freqs)  # never read without qk_norm
+        table = self.vector(freqs, cfg.n_rot // 2)
+        norms = (table, table)  # never read without qk_norm
         if qk_norm:
             norms = (
                 self.vector(f"{prefix}.attn_q_norm.weight", cfg.head_dim),
                 self.vector(f"{prefix}.attn_k_norm.weight", cfg.head_dim),
             )
         k_cache, v_cache = self.kv(layer)
-        out = Value(f"{prefix}.q_rope", q.width)
-        reads = (STEP, q, k, v, freqs, *norms)
+        out = Value(f"{prefix}.q_rope", cfg.n_head * cfg.head_dim)
+        reads = (STEP, q, k, v, table, *norms)
         self.ops.append(Op("rope_kv", reads, (out, k_cache, v_cache), {"rope": rope, "qk_norm": qk_norm}))
         return out
 
-    def attention(self, layer: int, q: Value) -> Value:
-        """Causal softmax attention of q over the cache of ``layer``."""
-        reads = (STEP, q, *self.kv(layer))
-        return self._emit("attention", reads, f"blk.{layer}.kqv", q.width, scale=self.cfg.head_dim**-0.5)
+    def attention(self, layer: int, q: Value, window: int = 0, gate: Value | None = None) -> Value:
+        """Causal softmax attention of q over the cache of ``layer``, over the last ``window`` positions if not 0.
+
+        ``gate`` holds [q | gate] for each head: the head's result times sigmoid(gate).
+        """
+        reads: tuple[Operand, ...] = (STEP, q, *self.kv(layer))
+        if gate:
+            reads = (*reads, gate)
+        attrs = {"scale": self.cfg.head_dim**-0.5, "window": window}
+        return self._emit("attention", reads, f"blk.{layer}.kqv", q.width, **attrs)
 
     def route(self, layer: int, logits: Value, shared: Value | None) -> Route:
         """The experts that each row takes, by softmax over ``logits``, and their weights, which sum to 1.

@@ -17,7 +17,6 @@ from .config import HEAD_CLASSES, ModelConfig
 from .fuse import STACK
 from .graph import STEP, Op, Operand, Route, Value, Weight
 
-
 _PAIRS = ("_swiglu", "_geglu")  # epilogues of two matrices
 
 
@@ -122,9 +121,9 @@ class Lowering:
         matrices = [_weight(w) for w in weights]
         pair = len(op.writes) < len(matrices)  # the last two are gate and up, and have one output
         plain, last = (matrices[:-2], matrices[-2:]) if pair else (matrices, [])
-        slots: list[Weight | None] = [*plain, *[None] * (STACK - len(matrices)), *last]
-        outs: list[Operand | None] = [*op.writes[: len(plain)], *[None] * (STACK - len(matrices)), *op.writes[len(plain) :]]
-        outs += [None] * (STACK - len(outs))
+        unused = [None] * (STACK - len(matrices))
+        slots: list[Weight | None] = [*plain, *unused, *last]
+        outs: list[Operand | None] = [*op.writes[: len(plain)], *unused, *op.writes[len(plain) :], *[None] * pair]
         main = next((w.type.name for w in matrices if w.type.name != "f32"), "f32")
         params = self._params(
             "StackParams",
@@ -154,8 +153,8 @@ class Lowering:
             tiles = self._max_tiles(rows, n_used, n_expert)
             params = self._params("MoeSortParams", n_expert=n_expert, n_used=n_used, max_tiles=tiles)
             outs = (route.slots, route.tiles, route.n_tiles)
-            args = (Arg(step, "r"), Arg(route.ids, "r"), *(Arg(out, "w") for out in outs))
-            launches.append(Launch("moe_sort", params, args, (1, 1, 1), self._shapes["MOE_SORT_THREADS"], op))
+            sort = (Arg(step, "r"), Arg(route.ids, "r"), *(Arg(out, "w") for out in outs))
+            launches.append(Launch("moe_sort", params, sort, (1, 1, 1), self._shapes["MOE_SORT_THREADS"], op))
         return launches
 
     def _max_tiles(self, rows: int, n_used: int, n_expert: int) -> int:
@@ -234,14 +233,14 @@ class Lowering:
         out, conv_state, state = Arg(op.out, "w"), Arg(op.writes[1], "rw"), Arg(op.writes[2], "rw")
         if rows == 1:
             args = (step, qkv, z, alpha, beta, conv_w, a, dt_bias, norm_w, conv_state, state, out)
-            return [self._ssm_launch("ssm_step", params, args, op, 1)]
+            return [Launch("ssm_step", params, args, (ssm.n_v_head, 1, 1), self._shapes["SSM_STEP_THREADS"], op)]
         conv = Value(f"{_value(op.out).name}.conv", ssm.channels)
         raw = Value(f"{_value(op.out).name}.delta", ssm.d_inner)
         delta = (step, Arg(conv, "r"), alpha, beta, a, dt_bias, state, Arg(raw, "w"))
         return [
-            self._ssm_launch("ssm_conv1d", params, (step, qkv, conv_w, conv_state, Arg(conv, "w")), op, rows),
-            self._ssm_launch("ssm_delta", params, delta, op, rows),
-            self._ssm_launch("ssm_norm", params, (step, Arg(raw, "r"), z, norm_w, out), op, rows),
+            Launch("ssm_conv1d", params, (step, qkv, conv_w, conv_state, Arg(conv, "w")), (1, 1, 1), 32, op),
+            Launch("ssm_delta", params, delta, (1, 1, 1), 32, op),
+            Launch("ssm_norm", params, (step, Arg(raw, "r"), z, norm_w, out), (1, 1, 1), 32, op),
         ]
 
     def _rope_kv(self, op: Op, rows: int) -> list[Launch]:
