@@ -1,0 +1,347 @@
+"""A GGUF file with the exact shapes, types and metadata of Qwen3.6-35B-A3B UD-Q4_K_XL, and random weights.
+
+    python bench/synthetic.py OUT.gguf --layers 4        # 3.2 GB; all 40 layers are 22.2 GB
+    python bench/synthetic.py OUT.gguf --empty           # 40 layers that take no disk space, for memory plans
+    python bench/synthetic.py OUT.gguf --tiny            # the same structure in a megabyte or two, for tests
+
+Speed and memory are those of the real model; the text is not. Weights are scaled so that activations stay of size
+one through any number of layers. The same seed gives the same bytes, and a tensor's bytes do not depend on the number
+of layers. Needs the package `gguf`, which writes the header.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+from numpy.typing import NDArray
+
+from zincmetal import quants
+from zincmetal.graph import Weight
+from zincmetal.quants import F32, Q4_K, Q5_K, Q6_K, Q8_0, QuantType
+from zincmetal.vocabulary import BYTE_OF_LETTER, TokenType
+
+ARCH = "qwen35moe"
+CHUNK = 16 << 20  # bytes made and written at a time
+ALIGNMENT = 32
+
+MERGES = ["t h", "i n", "a n", "e r", "Ġ t", "Ġ a"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a model of this family; the defaults are those of 35B-A3B."""
+
+    n_layer: int = 40
+    n_embd: int = 2048
+    n_vocab: int = 248320
+    n_text: int = 248044  # the first special token's id; padding follows the special tokens
+    n_head: int = 16
+    n_head_kv: int = 2
+    head_dim: int = 256
+    n_rot: int = 64
+    rope_sections: tuple[int, int, int, int] = (11, 11, 10, 0)
+    n_ctx: int = 262144
+    n_expert: int = 256
+    n_used: int = 8
+    n_ff_expert: int = 512
+    n_ff_shared: int = 512
+    d_conv: int = 4
+    d_state: int = 128
+    n_k_head: int = 16
+    n_v_head: int = 32
+    interval: int = 4  # every 4th layer is full attention
+    mixed_layers: int = 0  # last layers whose experts have a bit more: q5_K, q5_K, q6_K
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of the convolution: q, k and v of an SSM layer."""
+        return (2 * self.n_k_head + self.n_v_head) * self.d_state
+
+    @property
+    def d_inner(self) -> int:
+        """Width of v, z and the SSM's output."""
+        return self.n_v_head * self.d_state
+
+
+TINY = Sizes(
+    n_layer=4,
+    n_embd=256,
+    n_vocab=512,
+    n_text=496,
+    n_head=4,
+    n_head_kv=1,
+    head_dim=64,
+    n_rot=32,
+    rope_sections=(6, 5, 5, 0),
+    n_ctx=1024,
+    n_expert=8,
+    n_used=2,
+    n_ff_expert=256,
+    n_ff_shared=256,
+    d_state=64,
+    n_k_head=2,
+    n_v_head=4,
+)
+
+
+# ---- the tensors ------------------------------------------------------------------------------------------------
+
+
+def tensors(s: Sizes) -> Iterator[Weight]:
+    """Every tensor in the file's order: name, type, shape with the slowest dimension first."""
+    yield Weight("token_embd.weight", Q8_0, (s.n_vocab, s.n_embd))
+    yield Weight("output_norm.weight", F32, (s.n_embd,))
+    yield Weight("output.weight", Q8_0, (s.n_vocab, s.n_embd))
+    for i in range(s.n_layer):
+        full = i % s.interval == s.interval - 1
+        rows = [*(_attention(s) if full else _ssm(s)), *_experts(s, mixed=i >= s.n_layer - s.mixed_layers)]
+        yield from (Weight(f"blk.{i}.{name}", qtype, shape) for name, qtype, shape in rows)
+
+
+Rows = list[tuple[str, QuantType, tuple[int, ...]]]
+
+
+def _attention(s: Sizes) -> Rows:
+    n_q, n_kv = s.n_head * s.head_dim, s.n_head_kv * s.head_dim
+    return [
+        ("attn_norm.weight", F32, (s.n_embd,)),
+        ("attn_q.weight", Q8_0, (2 * n_q, s.n_embd)),  # per head: query, gate
+        ("attn_k.weight", Q8_0, (n_kv, s.n_embd)),
+        ("attn_v.weight", Q8_0, (n_kv, s.n_embd)),
+        ("attn_q_norm.weight", F32, (s.head_dim,)),
+        ("attn_k_norm.weight", F32, (s.head_dim,)),
+        ("attn_output.weight", Q8_0, (s.n_embd, n_q)),
+    ]
+
+
+def _ssm(s: Sizes) -> Rows:
+    return [
+        ("attn_norm.weight", F32, (s.n_embd,)),
+        ("attn_qkv.weight", Q8_0, (s.n_channels, s.n_embd)),
+        ("attn_gate.weight", Q8_0, (s.d_inner, s.n_embd)),
+        ("ssm_alpha.weight", F32, (s.n_v_head, s.n_embd)),
+        ("ssm_beta.weight", F32, (s.n_v_head, s.n_embd)),
+        ("ssm_conv1d.weight", F32, (s.n_channels, s.d_conv)),
+        ("ssm_a", F32, (s.n_v_head,)),
+        ("ssm_dt.bias", F32, (s.n_v_head,)),
+        ("ssm_norm.weight", F32, (s.d_state,)),
+        ("ssm_out.weight", Q8_0, (s.n_embd, s.d_inner)),
+    ]
+
+
+def _experts(s: Sizes, mixed: bool) -> Rows:
+    gate_up, down = (Q5_K, Q6_K) if mixed else (Q4_K, Q5_K)
+    return [
+        ("post_attention_norm.weight", F32, (s.n_embd,)),
+        ("ffn_gate_inp.weight", F32, (s.n_expert, s.n_embd)),
+        ("ffn_gate_exps.weight", gate_up, (s.n_expert, s.n_ff_expert, s.n_embd)),
+        ("ffn_up_exps.weight", gate_up, (s.n_expert, s.n_ff_expert, s.n_embd)),
+        ("ffn_down_exps.weight", down, (s.n_expert, s.n_embd, s.n_ff_expert)),
+        ("ffn_gate_inp_shexp.weight", F32, (s.n_embd,)),
+        ("ffn_gate_shexp.weight", Q8_0, (s.n_ff_shared, s.n_embd)),
+        ("ffn_up_shexp.weight", Q8_0, (s.n_ff_shared, s.n_embd)),
+        ("ffn_down_shexp.weight", Q8_0, (s.n_embd, s.n_ff_shared)),
+    ]
+
+
+# ---- the metadata -----------------------------------------------------------------------------------------------
+
+
+def add_metadata(w: GGUFWriter, s: Sizes) -> None:
+    """The keys of a converted Qwen3.6 file, and a made-up vocabulary of the same size and kind."""
+    w.add_name("synthetic Qwen3.6-35B-A3B shapes, random weights")
+    w.add_file_type(15)  # "mostly q4_K"
+    w.add_quantization_version(2)
+    w.add_block_count(s.n_layer)
+    w.add_context_length(s.n_ctx)
+    w.add_embedding_length(s.n_embd)
+    w.add_head_count(s.n_head)
+    w.add_head_count_kv(s.n_head_kv)
+    w.add_key_length(s.head_dim)
+    w.add_value_length(s.head_dim)
+    w.add_layer_norm_rms_eps(1e-6)
+    w.add_rope_dimension_count(s.n_rot)
+    w.add_rope_dimension_sections(s.rope_sections)
+    w.add_rope_freq_base(1e7)
+    w.add_expert_count(s.n_expert)
+    w.add_expert_used_count(s.n_used)
+    w.add_expert_feed_forward_length(s.n_ff_expert)
+    w.add_expert_shared_feed_forward_length(s.n_ff_shared)
+    w.add_ssm_conv_kernel(s.d_conv)
+    w.add_ssm_state_size(s.d_state)
+    w.add_ssm_group_count(s.n_k_head)
+    w.add_ssm_time_step_rank(s.n_v_head)
+    w.add_ssm_inner_size(s.d_inner)
+    w.add_uint32(f"{ARCH}.full_attention_interval", s.interval)
+    add_vocabulary(w, s)
+
+
+def add_vocabulary(w: GGUFWriter, s: Sizes) -> None:
+    """Byte tokens, a few merges, made-up words, the special tokens of ChatML, padding."""
+    known = [*BYTE_OF_LETTER, *(merge.replace(" ", "") for merge in MERGES)]
+    words = [f"Ġ{word}" for word in _words(s.n_text - len(known))]
+    padding = [f"[PAD{i}]" for i in range(s.n_text + len(SPECIAL), s.n_vocab)]
+    normal, control, unused = (int(t) for t in (TokenType.NORMAL, TokenType.CONTROL, TokenType.UNUSED))
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("qwen35")
+    w.add_token_list([*known, *words, *SPECIAL, *padding])
+    w.add_token_types([normal] * s.n_text + [control] * len(SPECIAL) + [unused] * len(padding))
+    w.add_token_merges(MERGES)
+    w.add_eos_token_id(s.n_text + SPECIAL.index("<|im_end|>"))
+    w.add_pad_token_id(s.n_text + SPECIAL.index("<|endoftext|>"))
+    w.add_add_bos_token(False)
+    w.add_chat_template(CHAT_TEMPLATE)
+
+
+def _words(n: int) -> list[str]:
+    """``n`` different words of three syllables."""
+    syllables = [c + v for c in "bcdfghjklmnprstvwxyz" for v in "aeiou"]
+    return [syllables[i // 10000] + syllables[i // 100 % 100] + syllables[i % 100] for i in range(n)]
+
+
+# ---- the weights ------------------------------------------------------------------------------------------------
+
+
+def chunks(w: Weight, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of a tensor, piece by piece. Each tensor has a random sequence of its own."""
+    rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(w.name.encode())]))
+    make = _vector_maker(w) if w.type is F32 else _block_maker(w)
+    blocks = prod(w.shape) // w.type.block_size
+    step = CHUNK // (8 * w.type.block_bytes) * 8
+    for at in range(0, blocks, step):
+        yield make(rng, min(step, blocks - at))
+
+
+Maker = Callable[[np.random.Generator, int], NDArray[np.uint8]]
+
+
+def _vector_maker(w: Weight) -> Maker:
+    """Float32 weights: matrices and convolutions normal, norms about one, the SSM's decay as it is trained."""
+
+    def make(rng: np.random.Generator, n: int) -> NDArray[np.uint8]:
+        if w.name.endswith("ssm_a"):  # -exp(A_log)
+            values = -rng.uniform(0.5, 8.0, n)
+        elif w.name.endswith("ssm_dt.bias"):
+            values = rng.uniform(-6.0, -2.0, n)
+        elif w.name.endswith("norm.weight"):
+            values = rng.uniform(0.8, 1.2, n)
+        else:
+            values = rng.standard_normal(n, np.float32) / np.sqrt(w.shape[-1])
+        return values.astype("<f4").view(np.uint8)
+
+    return make
+
+
+def _block_maker(w: Weight) -> Maker:
+    """Blocks of random quants; their scales come from a table, and random bits choose among them.
+
+    A product with activations of size one is of size one again. Logits get four times that: of 248,320 with less,
+    no token would stand out.
+    """
+    size = (4.0 if w.name == "output.weight" else 1.0) / np.sqrt(w.shape[-1])
+    spread, centre = _spread(w.type)
+    scales = np.linspace(0.5, 1.5, 256) * size / spread
+    fields = w.type.block.names if w.type.block is not None else ()
+    tables = {"d": scales.astype("<f2"), "dmin": (scales * centre).astype("<f2")}
+
+    def make(rng: np.random.Generator, n: int) -> NDArray[np.uint8]:
+        blocks = _random_blocks(w.type, n, rng)
+        index = blocks["d"].view("<u2") & 255
+        for name, table in tables.items():
+            if name in fields:
+                blocks[name] = table[index]
+        return blocks.view(np.uint8)
+
+    return make
+
+
+@cache
+def _spread(qtype: QuantType) -> tuple[float, float]:
+    """(standard deviation of weights of scale 1 about their mean, the minimum that makes that mean 0)."""
+    assert qtype.block is not None
+    blocks = _random_blocks(qtype, 4096, np.random.Generator(np.random.SFC64(0)))
+
+    def weights(d: float, dmin: float) -> NDArray[np.float32]:
+        blocks["d"] = d
+        if "dmin" in blocks.dtype.names:
+            blocks["dmin"] = dmin
+        return quants.dequantize(qtype, blocks.view(np.uint8), (blocks.size * qtype.block_size,))
+
+    centre = float(-weights(1, 0).mean() / weights(0, 1).mean()) if "dmin" in blocks.dtype.names else 0.0
+    return float(weights(1, centre).std()), centre
+
+
+def _random_blocks(qtype: QuantType, n: int, rng: np.random.Generator) -> NDArray[np.void]:
+    """Blocks [n] of random bits throughout."""
+    assert qtype.block is not None
+    words = rng.bit_generator.random_raw(-(-n * qtype.block_bytes // 8))
+    return words.view(np.uint8)[: n * qtype.block_bytes].view(qtype.block)
+
+
+# ---- the file ---------------------------------------------------------------------------------------------------
+
+
+def write(path: str | os.PathLike[str], s: Sizes, seed: int = 0, empty: bool = False) -> int:
+    """Write the file; its size in bytes. ``empty`` leaves the weights out: zeros, a hole where the disk allows."""
+    path = Path(path)
+    header = GGUFWriter(path, ARCH)
+    add_metadata(header, s)
+    for w in tensors(s):
+        nbytes, raw = w.type.nbytes(w.shape), GGMLQuantizationType(w.type.id)
+        header.add_tensor_info(w.name, w.shape, np.dtype(np.float32), nbytes, raw)
+    header.write_header_to_file()
+    header.write_kv_data_to_file()
+    header.write_ti_data_to_file()
+    header.close()
+    with path.open("r+b") as file:
+        file.seek(0, os.SEEK_END)
+        for w in tensors(s):
+            _write_tensor(file, w, seed, empty)
+        file.truncate()
+        return file.tell()
+
+
+def _write_tensor(file: BinaryIO, w: Weight, seed: int, empty: bool) -> None:
+    file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
+    if empty:
+        file.seek(w.type.nbytes(w.shape), os.SEEK_CUR)
+        return
+    for chunk in chunks(w, seed):
+        file.write(chunk.data)
+
+
+def main() -> None:
+    """Write a file and say how large it is."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("out", type=Path)
+    p.add_argument("--layers", type=int, help="how many (default: 40; with --tiny 4); every 4th is full attention")
+    p.add_argument("--mixed", type=int, default=0, metavar="N", help="q5_K and q6_K experts in the last N layers")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--empty", action="store_true", help="no weights: the header and a hole")
+    p.add_argument("--tiny", action="store_true", help="small sizes, for tests")
+    args = p.parse_args()
+    sizes = TINY if args.tiny else Sizes()
+    sizes = replace(sizes, n_layer=args.layers or sizes.n_layer, mixed_layers=args.mixed)
+    began = time.perf_counter()
+    nbytes = write(args.out, sizes, args.seed, args.empty)
+    print(f"{args.out}: {sizes.n_layer} layers, {nbytes:,} bytes in {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
