@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from .graph import Op, Operand, Value, Weight
 
+UNBATCHED = frozenset({"f32", "bf16"})  # types of experts that no kernel takes many of at once
 STACK = 4  # matrices that one stacked product takes
 
 
@@ -27,7 +28,9 @@ def fuse_glu(ops: list[Op]) -> list[Op]:
         if op.kind not in ("swiglu", "geglu"):
             return None
         gate, up = (producer(v) for v in op.reads[1:])
-        if gate is None or up is None or not _same_but_weight(gate, up) or (gate.kind, op.kind) == ("experts", "geglu"):
+        if gate is None or up is None or not _same_but_weight(gate, up):
+            return None
+        if gate.kind == "experts" and (op.kind == "geglu" or _unbatched(gate)):
             return None
         *before, w_gate, x = gate.reads
         return Op(f"{gate.kind}_{op.kind}", (*before, w_gate, up.reads[-2], x), op.writes), [gate, up]
@@ -63,7 +66,7 @@ def fuse_mix(ops: list[Op]) -> list[Op]:
             return None
         _, _, product, residual = op.reads
         experts = producer(product)
-        if experts is None or experts.kind != "experts":
+        if experts is None or experts.kind != "experts" or _unbatched(experts):
             return None
         return Op("experts_mix", (*experts.reads, residual), op.writes), [experts]
 
@@ -110,6 +113,10 @@ def _stack(members: list[Op]) -> Op:
     step, x = members[0].reads[0], members[0].reads[-1]
     weights = tuple(w for op in ordered for w in _weights(op))
     return Op("linear_stack", (step, x, *weights), tuple(op.out for op in ordered))
+
+
+def _unbatched(op: Op) -> bool:
+    return any(w.type.name in UNBATCHED for w in _weights(op))
 
 
 def _weights(op: Op) -> list[Weight]:

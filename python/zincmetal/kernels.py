@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .config import HEAD_CLASSES, ModelConfig
-from .fuse import STACK
+from .fuse import STACK, UNBATCHED
 from .graph import STEP, Op, Operand, Route, Value, Weight
 
 _PAIRS = ("_swiglu", "_geglu")  # epilogues of two matrices
@@ -33,8 +33,23 @@ class Arg:
 
 
 @dataclass(frozen=True)
+class Routed:
+    """Sizes of products with single experts: W[e] is [m, k]; slot i (row · n_used + j) takes row i // x_div of x."""
+
+    n_used: int
+    m: int
+    k: int
+    expert_bytes: int
+    x_div: int
+
+
+@dataclass(frozen=True)
 class Launch:
-    """One dispatch, before its operands have addresses."""
+    """One dispatch, before its operands have addresses.
+
+    A ``routed`` one stands for a product of every row with each of its experts: the host, which reads their ids from
+    the first argument, dispatches them one by one (``routed.py``).
+    """
 
     kernel: str
     params: bytes
@@ -42,6 +57,7 @@ class Launch:
     grid: tuple[int, int, int]
     threads: int
     op: Op
+    routed: Routed | None = None
 
 
 class Lowering:
@@ -172,11 +188,13 @@ class Lowering:
         route, (*weights, x) = Route(*(_value(r) for r in op.reads[:5])), op.reads[5:]
         weight, n_used = _weight(weights[0]), route.ids.width
         n_expert, m, k = weight.shape
-        shared_x = _value(x).width == k
+        x_div = n_used if _value(x).width == k else 1  # slots that share a row of x
+        if weight.type.name in UNBATCHED:
+            return [self._routed_products(op, route, weight, Routed(n_used, m, k, m * weight.row_bytes, x_div))]
         matrices = len(weights)
         operands = (*(Arg(w, "r") for w in weights), Arg(x, "r"), Arg(op.out, "w"))
         if rows == 1:
-            assert shared_x, "one row's second product is mixed at once"
+            assert x_div == n_used, "one row's second product is mixed at once"
             params, name = self._moe_params(weight, n_used), f"moe_mv{epilogue}_{weight.type.name}"
             grid = (_tiles(m, self._mv_rows // matrices), n_used, 1)
             return [Launch(name, params, (Arg(route.ids, "r"), *operands), grid, self._mv_threads, op)]
@@ -187,12 +205,19 @@ class Lowering:
             row_bytes=weight.row_bytes,
             expert_bytes=m * weight.row_bytes,
             n_expert=n_expert,
-            x_div=n_used if shared_x else 1,
+            x_div=x_div,
         )
         name, shapes = f"moe_mm{epilogue}_{weight.type.name}", self._shapes
         grid = (self._max_tiles(rows, n_used, n_expert), _tiles(m, shapes["MUL_MM_ROWS"] // matrices), 1)
         args = (Arg(route.slots, "r"), Arg(route.tiles, "r"), Arg(route.n_tiles, "r"), *operands)
         return [Launch(name, params, args, grid, shapes["MUL_MM_THREADS"], op)]
+
+    def _routed_products(self, op: Op, route: Route, weight: Weight, sizes: Routed) -> Launch:
+        no_epilogue = {"residual_stride": 0, "scale_stride": 0}
+        params = self._params("MatMulParams", k=sizes.k, m=sizes.m, row_bytes=weight.row_bytes, **no_epilogue)
+        args = (Arg(route.ids, "r"), Arg(weight, "r"), Arg(op.reads[-1], "r"), Arg(op.out, "w"))
+        grid = (_tiles(sizes.m, self._mv_rows), 1, 1)
+        return Launch(f"mul_mv_{weight.type.name}", params, args, grid, self._mv_threads, op, sizes)
 
     def _experts_mix(self, op: Op, rows: int) -> list[Launch]:
         assert rows == 1, "many rows mix after their products"

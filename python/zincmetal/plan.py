@@ -141,18 +141,14 @@ class Plan:
 
     def compile(self, core: ModuleType, device: _core.Device, buffers: Callable[[str], _core.Buffer]) -> _core.Plan:
         """The plan on a device; ``buffers`` maps the names in regions to device memory."""
-        ready = [
-            (
-                d.launch.kernel,
-                d.launch.params,
-                [(buffers(r.buffer), r.offset, r.nbytes) for r in d.regions],
-                d.launch.grid,
-                d.launch.threads,
-                d.barrier,
-            )
-            for d in self.dispatches
-        ]
-        return cast("_core.Plan", core.Plan(device, ready, max_tokens=self.rows))
+        launches = [ready(d, buffers) for d in self.dispatches]
+        return cast("_core.Plan", core.Plan(device, launches, max_tokens=self.rows))
+
+
+def ready(d: Dispatch, buffers: Callable[[str], _core.Buffer]) -> _core.Dispatch:
+    """A dispatch as a compiled core takes it."""
+    bindings = [(buffers(r.buffer), r.offset, r.nbytes) for r in d.regions]
+    return d.launch.kernel, d.launch.params, bindings, d.launch.grid, d.launch.threads, d.barrier
 
 
 def record(ops: Iterable[Op], rows: int, lowering: Lowering, place: Callable[[Operand], Region]) -> Plan:

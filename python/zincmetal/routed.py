@@ -1,0 +1,108 @@
+"""Plans whose experts the host routes, one by one: for weights of a type that no batched expert kernel takes.
+
+Correct and slow: every product of experts is a command buffer of its own, and another runs what stands before it,
+because the host must know the chosen experts. :class:`RoutedPlan` counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .graph import STEP, TOKENS, Weight
+from .plan import Dispatch, Plan, Region, ready
+
+if TYPE_CHECKING:
+    from . import _core
+
+Buffers = Callable[[str], "_core.Buffer"]
+
+
+@dataclass
+class Counters:
+    """What routing by the host cost so far."""
+
+    steps: int = 0
+    command_buffers: int = 0
+    dispatches: int = 0
+
+
+class RoutedPlan:
+    """A plan compiled in parts, with the products of experts between them.
+
+    ``why`` names the first tensor that made this necessary.
+    """
+
+    def __init__(self, core: ModuleType, device: _core.Device, plan: Plan, buffers: Buffers) -> None:
+        self._core, self._device, self._buffers = core, device, buffers
+        *self._parts, last = _parts(plan.dispatches)
+        self._last = replace(plan, dispatches=tuple(last)).compile(core, device, buffers)
+        self.counters = Counters()
+        self.why = next(_why(d) for d in plan.dispatches if d.launch.routed)
+
+    def step(self, session: _core.Session, ids: NDArray[np.int32]) -> int:
+        """Append ``ids`` to the sequence; the arg max after the last. Raises as ``prefill_step``."""
+        if session.length + ids.size <= session.n_ctx:  # otherwise the last part says what is wrong
+            self._announce(session, ids)
+            for part in self._parts:
+                self._run(part, ids.size)
+        best: int = self._core.prefill_step(session, self._last, ids)
+        self.counters.steps += 1
+        self.counters.command_buffers += 1
+        return best
+
+    def _announce(self, session: _core.Session, ids: NDArray[np.int32]) -> None:
+        """Tell the kernels of the step, as the session will for the last part."""
+        step = np.frombuffer(memoryview(self._buffers(STEP.name)), self._core.params_dtype("Step"), 1)
+        step["n_tokens"], step["pos"] = ids.size, session.length
+        np.frombuffer(memoryview(self._buffers(TOKENS.name)), np.int32)[: ids.size] = ids
+
+    def _run(self, part: list[Dispatch], n_tokens: int) -> None:
+        if part[0].launch.routed:
+            launches = list(self._expert_products(part[0], n_tokens))
+        else:
+            launches = [ready(d, self._buffers) for d in part]
+        self._device.run(launches)
+        self.counters.command_buffers += 1
+        self.counters.dispatches += len(launches)
+
+    def _expert_products(self, d: Dispatch, n_tokens: int) -> Iterator[_core.Dispatch]:
+        """A matrix-vector product for every expert of every row: x · W[e]."""
+        ids_at, weight_at, x_at, out_at = d.regions
+        sizes = d.launch.routed
+        assert sizes
+        count = n_tokens * sizes.n_used
+        ids = np.frombuffer(memoryview(self._buffers(ids_at.buffer)), np.int32, count, ids_at.offset)
+        for slot, expert in enumerate(ids.tolist()):
+            regions = (
+                _piece(weight_at, expert, sizes.expert_bytes),
+                _piece(x_at, slot // sizes.x_div, 4 * sizes.k),
+                _piece(out_at, slot, 4 * sizes.m),
+            )
+            yield ready(replace(d, regions=regions, barrier=False), self._buffers)
+
+
+def _parts(dispatches: Sequence[Dispatch]) -> list[list[Dispatch]]:
+    """Runs of dispatches, with every product of experts alone."""
+    parts: list[list[Dispatch]] = [[]]
+    for d in dispatches:
+        if d.launch.routed:
+            parts += [[d], []]
+        else:
+            parts[-1].append(d)
+    return [part for part in parts if part]
+
+
+def _piece(region: Region, i: int, nbytes: int) -> Region:
+    """The ``i``-th piece of ``nbytes`` of a region."""
+    return Region(region.buffer, region.offset + i * nbytes, nbytes)
+
+
+def _why(d: Dispatch) -> str:
+    weight = next(arg.operand for arg in d.launch.args if isinstance(arg.operand, Weight))
+    return f"tensor {weight.name} is {weight.type.name}, a type with no batched expert kernel"
