@@ -42,7 +42,7 @@ def test_products_of_one_input_are_stacked_with_f32_among_them():
 
 
 def test_another_type_stays_out_of_a_stack():
-    ops = [linear(weight("q", 96)), linear(weight("k", 8, "q4_k")), linear(weight("v", 8))]
+    ops = [linear(weight("q", 96)), linear(weight("k", 8, "q4_0")), linear(weight("v", 8))]
     assert kinds(fuse_stack(ops)) == ["linear_stack", "linear"]
 
 
