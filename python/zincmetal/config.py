@@ -128,6 +128,8 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
     keys = _Keys(file, arch)
     # Blocks that only draft tokens (multi-token prediction) come last and are not run.
     n_block, n_draft = keys.size("block_count"), keys.size("nextn_predict_layers", 0, least=0)
+    if n_block > len(file.tensors):
+        raise keys.bad("block_count", f"{n_block} blocks cannot be in a file of {len(file.tensors)} tensors")
     if n_draft >= n_block:
         raise keys.bad("nextn_predict_layers", f"{n_draft} leaves none of the {n_block} blocks")
     n_layer = n_block - n_draft
@@ -137,10 +139,12 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
     if n_head % n_head_kv:
         raise keys.bad("attention.head_count_kv", f"{n_head_kv} does not divide the {n_head} query heads")
     head_dim = keys.size("attention.key_length", n_embd // n_head)
+    if head_dim % 8 or head_dim > HEAD_CLASSES[-1]:
+        raise UnsupportedModelError(
+            f"{arch}.attention.key_length is {head_dim}; multiples of 8 up to {HEAD_CLASSES[-1]} are supported"
+        )
     if keys.size("attention.value_length", head_dim) != head_dim:
         raise UnsupportedModelError(f"{arch}.attention.value_length differs from the key length {head_dim}")
-    if head_dim % 8 or head_dim > HEAD_CLASSES[-1]:
-        raise UnsupportedModelError(f"heads of {head_dim} are not supported: a multiple of 8 up to {HEAD_CLASSES[-1]}")
     n_rot = keys.size("rope.dimension_count", head_dim)
     if n_rot > head_dim or n_rot % 2:
         raise keys.bad("rope.dimension_count", f"{n_rot} must be even and at most the head's {head_dim}")
@@ -174,12 +178,15 @@ def _experts(keys: _Keys) -> Experts:
         raise UnsupportedModelError(f"{keys.arch}.expert_count is {n}; at most {MAX_EXPERTS} are supported")
     if n_used > min(n, MAX_EXPERTS_USED):
         raise keys.bad("expert_used_count", f"{n_used} of {n} experts; at most {min(n, MAX_EXPERTS_USED)} can be used")
+    scale = keys.number("expert_weights_scale", 0.0)
+    if scale < 0:
+        raise keys.bad("expert_weights_scale", f"{scale} is negative")
     return Experts(
         n=n,
         n_used=n_used,
         n_ff=keys.size("expert_feed_forward_length"),
         n_ff_shared=keys.size("expert_shared_feed_forward_length", 0, least=0),
-        scale=keys.number("expert_weights_scale", 0.0) or 1.0,
+        scale=scale or 1.0,  # converters write 0 for none
     )
 
 
