@@ -3,8 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <limits>
-
 #include "device.h"
 #include "plan.h"
 #include "shapes.h"
@@ -17,11 +15,10 @@ namespace {
 using PyBinding = std::tuple<std::shared_ptr<Buffer>, uint64_t, uint64_t>;
 using PyDispatch = std::tuple<std::string, py::bytes, std::vector<PyBinding>, std::array<uint32_t, 3>, uint32_t, bool>;
 
-// (kernel, params, [(buffer, offset, nbytes)], grid, threads, barrier) -> Dispatch
-Dispatch to_dispatch(Device& device, const PyDispatch& from) {
+// (kernel, params, [(buffer, offset, nbytes)], grid, threads, barrier) -> Dispatch without its pipeline
+Dispatch to_dispatch(const PyDispatch& from) {
     const auto& [kernel, params, bindings, grid, threads, barrier] = from;
     Dispatch d;
-    d.pipeline = device.pipeline(kernel);
     const auto bytes = std::string_view(params);
     d.params.assign(bytes.begin(), bytes.end());
     for (const auto& [buffer, offset, nbytes] : bindings) {
@@ -37,7 +34,9 @@ Dispatch to_dispatch(Device& device, const PyDispatch& from) {
 std::vector<Dispatch> to_dispatches(Device& device, const std::vector<PyDispatch>& from) {
     std::vector<Dispatch> out;
     out.reserve(from.size());
-    for (const auto& d : from) out.push_back(to_dispatch(device, d));
+    for (const auto& d : from) out.push_back(to_dispatch(d));
+    py::gil_scoped_release unlocked;  // a pipeline may have to be compiled
+    for (size_t i = 0; i < from.size(); i++) out[i].pipeline = device.pipeline(std::get<0>(from[i]));
     return out;
 }
 
@@ -65,6 +64,16 @@ std::shared_ptr<Buffer> wrap(Device& device, const py::buffer& owner, size_t off
     });
 }
 
+// A recording may have to wait for the device, and no Python code is part of that.
+void delete_unlocked(Plan* plan) {
+    if (!PyGILState_Check()) {
+        delete plan;
+        return;
+    }
+    py::gil_scoped_release unlocked;
+    delete plan;
+}
+
 py::dict info_dict(const Device& device) {
     const DeviceInfo info = device.info();
     py::dict features;
@@ -77,6 +86,7 @@ py::dict info_dict(const Device& device) {
     d["max_buffer_bytes"] = info.max_buffer_bytes;
     d["max_threadgroup_bytes"] = info.max_threadgroup_bytes;
     d["page_bytes"] = info.page_bytes;
+    d["asynchronous"] = info.asynchronous;
     d["features"] = features;
     return d;
 }
@@ -109,7 +119,7 @@ void bind_params(py::module_& m) {
     }                                                                                                                  \
     params[#Struct] = py::dtype::of<Struct>();
 
-    PARAMS(Step, n_tokens, pos, argmax, reserved)
+    PARAMS(Step, n_tokens, pos, n_chosen, reserved, chosen)
     PARAMS(EmbedParams, n_embd, row_bytes, n_vocab, scale)
     PARAMS(NormParams, n, eps)
     PARAMS(MatMulParams, k, m, row_bytes, residual_stride, scale_stride)
@@ -145,6 +155,7 @@ void bind_device(py::module_& m) {
 
     py::class_<Device, std::shared_ptr<Device>>(m, "Device", py::module_local())
         .def(py::init([](int threads, bool native, std::string kernel_folder) {
+                 py::gil_scoped_release unlocked;
                  return std::shared_ptr<Device>(open_device({threads, native, std::move(kernel_folder)}));
              }),
              py::kw_only(), py::arg("threads") = 0, py::arg("native") = true, py::arg("kernel_folder") = "")
@@ -167,10 +178,10 @@ void bind_device(py::module_& m) {
         .def(
             "run",
             [](Device& d, const std::vector<PyDispatch>& dispatches, bool concurrent) {
-                auto recording = d.record(to_dispatches(d, dispatches), encoding(concurrent));
+                auto list = to_dispatches(d, dispatches);
                 py::gil_scoped_release unlocked;
-                d.submit(*recording);
-                const RunTimes times = d.wait();
+                const auto recording = d.record(std::move(list), encoding(concurrent));
+                const RunTimes times = d.wait(d.submit(*recording));
                 return times.gpu_end - times.gpu_start;
             },
             py::arg("dispatches"), py::arg("concurrent") = true);
@@ -182,7 +193,8 @@ void bind_plan(py::module_& m) {
                          bool concurrent) {
                  auto list = to_dispatches(*device, dispatches);
                  py::gil_scoped_release unlocked;
-                 return std::make_shared<Plan>(std::move(device), std::move(list), encoding(concurrent), max_tokens);
+                 return std::shared_ptr<Plan>(
+                     new Plan(std::move(device), std::move(list), encoding(concurrent), max_tokens), delete_unlocked);
              }),
              py::arg("device").none(false), py::arg("dispatches"), py::arg("max_tokens"), py::arg("concurrent") = true)
         .def_readonly("max_tokens", &Plan::max_tokens)
@@ -196,39 +208,38 @@ void bind_plan(py::module_& m) {
         .def_property_readonly("n_ctx", &Session::n_ctx)
         .def_property_readonly("counters",
                                [](const Session& s) {
-                                   const Counters& c = s.counters();
+                                   const Counters c = s.counters();
                                    py::dict d;
                                    d["steps"] = c.steps;
                                    d["tokens"] = c.tokens;
                                    d["command_buffers"] = c.command_buffers;
                                    d["dispatches"] = c.dispatches;
                                    d["barriers"] = c.barriers;
+                                   d["max_in_flight"] = c.max_in_flight;
                                    d["gpu_seconds"] = c.gpu_seconds;
                                    return d;
                                })
+        .def("settle", &Session::settle, py::call_guard<py::gil_scoped_release>())
         .def("rewind", &Session::rewind, py::arg("length"))
         .def("close", &Session::close);
 
     m.def(
         "decode_step",
-        [](Session& session, Plan& plan, int64_t token) {
-            // An id that does not fit 32 bits is outside every vocabulary.
-            const bool fits = token >= 0 && token <= std::numeric_limits<int32_t>::max();
-            const int32_t id = fits ? int32_t(token) : -1;
+        [](Session& session, const std::shared_ptr<Plan>& plan, int64_t token, bool ahead) {
             py::gil_scoped_release unlocked;
-            return session.run(plan, &id, 1);
+            return session.decode(plan, token, ahead);
         },
-        py::arg("session"), py::arg("plan"), py::arg("token"));
+        py::arg("session"), py::arg("plan").none(false), py::arg("token"), py::arg("ahead") = false);
     m.def(
         "prefill_step",
-        [](Session& session, Plan& plan, const py::array_t<int32_t, py::array::c_style>& ids) {
+        [](Session& session, const std::shared_ptr<Plan>& plan, const py::array_t<int32_t, py::array::c_style>& ids) {
             if (ids.ndim() != 1) throw UsageError("prefill_step: ids must have one dimension");
             const int32_t* data = ids.data();
             const size_t n = size_t(ids.size());
             py::gil_scoped_release unlocked;
-            return session.run(plan, data, n);
+            return session.prefill(plan, data, n);
         },
-        py::arg("session"), py::arg("plan"), py::arg("ids").noconvert());
+        py::arg("session"), py::arg("plan").none(false), py::arg("ids").noconvert());
 }
 
 }  // namespace

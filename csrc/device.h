@@ -25,7 +25,8 @@ struct DeviceInfo {
     uint64_t working_set_bytes = 0;  // what the device recommends to keep resident
     uint64_t max_buffer_bytes = 0;
     uint32_t max_threadgroup_bytes = 0;
-    uint32_t page_bytes = 0;  // alignment that wrap() asks of a pointer and a length
+    uint32_t page_bytes = 0;    // alignment that wrap() asks of a pointer and a length
+    bool asynchronous = false;  // submit() returns while the work goes on, so that the host can do other work meanwhile
     // Name and value of every further query, in the order of the start-up log: family, ray tracing, ISA, threads ...
     std::vector<std::pair<std::string, std::string>> features;
 };
@@ -79,7 +80,8 @@ struct Dispatch {
 
 enum class Encoding { concurrent, serial };
 
-// Dispatches made ready to run again and again, as one command buffer.
+// Dispatches made ready to run again and again, as one command buffer. It may be in flight twice; it waits for the
+// device before it lets go of its buffers.
 class Recording {
   public:
     virtual ~Recording() = default;
@@ -101,10 +103,13 @@ class Device {
     virtual std::vector<std::string> kernel_names() const = 0;
 
     virtual std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches, Encoding encoding) = 0;
-    // Commits one command buffer and returns; allocates nothing on the host side of ours.
-    virtual void submit(Recording& recording) = 0;
-    // Waits for all that was submitted. A command buffer that failed throws here, and at every later call.
-    virtual RunTimes wait() = 0;
+    // Commits one command buffer and returns its ticket: 1, 2, ... Command buffers run in this order, each after the
+    // one before has ended; at least two may be in flight, and with more of them than the device takes it waits.
+    // Allocates nothing on the host side of ours.
+    virtual uint64_t submit(Recording& recording) = 0;
+    // Waits for this command buffer and all before it. One that failed throws here, and at every later call. The times
+    // are known for the last two command buffers, and zero for older ones.
+    virtual RunTimes wait(uint64_t ticket) = 0;
 };
 
 std::unique_ptr<Device> open_device(const DeviceOptions& options);

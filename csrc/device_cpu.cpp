@@ -4,21 +4,18 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstring>
-#include <map>
 #include <mutex>
 #include <new>
 
 #include "cpu/native.h"
 #include "cpu/pool.h"
 #include "device.h"
+#include "dispatch_rules.h"
 #include "msl/executor.h"
 
 namespace zinc {
 namespace {
-
-constexpr size_t max_params_bytes = 4096;  // Metal's limit for setBytes
 
 size_t page_bytes() { return size_t(sysconf(_SC_PAGESIZE)); }
 
@@ -78,13 +75,71 @@ struct alignas(64) Counter {
     std::atomic<uint64_t> value{0};
 };
 
-class CpuRecording : public Recording {
-  public:
-    std::vector<CpuJob> jobs;
-    std::vector<Segment> segments;
+// How far one command buffer has come.
+struct Progress {
+    Progress(size_t n_jobs, size_t n_segments)
+        : next(std::make_unique<Counter[]>(n_jobs)), n_left(std::make_unique<Counter[]>(n_segments)) {}
+
     std::unique_ptr<Counter[]> next;    // per job: the first threadgroup that nobody has taken
     std::unique_ptr<Counter[]> n_left;  // per segment: threadgroups that have not finished
-    uint32_t msl_threads = 0;           // the most that a fibre job has in a threadgroup
+};
+
+// The first failure, kept for good.
+class Failure {
+  public:
+    bool any() const { return failed_.load(std::memory_order_relaxed); }
+
+    void set(const std::string& error) {
+        const std::lock_guard lock(mutex_);
+        if (!failed_) error_ = error;
+        failed_ = true;
+    }
+
+    void check() {
+        if (!failed_) return;
+        const std::lock_guard lock(mutex_);
+        throw DeviceError(error_);
+    }
+
+  private:
+    std::atomic<bool> failed_{false};
+    std::mutex mutex_;
+    std::string error_;
+};
+
+// What the device shares with its recordings; the last of them to go ends the threads.
+struct Crew {
+    explicit Crew(int threads) : executors(size_t(threads)), pool(threads) {
+        for (auto& executor : executors) executor = std::make_unique<msl::Executor>();
+    }
+
+    std::vector<std::unique_ptr<msl::Executor>> executors;  // one per thread of the pool
+    Failure failure;
+    Pool pool;  // last: its threads use the others
+};
+
+class CpuRecording : public Recording, public Pool::Job {
+  public:
+    CpuRecording(std::shared_ptr<Crew> crew, std::vector<CpuJob> jobs, const std::vector<bool>& barrier);
+    ~CpuRecording() override {
+        crew->pool.alone([] {});
+    }
+
+    void prepare(uint32_t set) override;
+    void run(uint32_t set, int worker) override;
+
+    const std::shared_ptr<Crew> crew;
+
+  private:
+    void make_segments(const std::vector<bool>& barrier);
+    uint32_t msl_threads() const;
+    void run_alone();
+    void walk_segment(Progress& progress, size_t segment, int worker);
+    void run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, int worker);
+
+    std::vector<CpuJob> jobs_;
+    std::vector<Segment> segments_;
+    std::vector<Progress> progress_;  // one for each time that this may be in flight
 };
 
 class CpuDevice : public Device {
@@ -97,31 +152,15 @@ class CpuDevice : public Device {
     std::shared_ptr<Pipeline> pipeline(const std::string& kernel) override;
     std::vector<std::string> kernel_names() const override { return msl::kernel_names(); }
     std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches, Encoding encoding) override;
-    void submit(Recording& recording) override;
-    RunTimes wait() override;
+    uint64_t submit(Recording& recording) override;
+    RunTimes wait(uint64_t ticket) override;
 
   private:
     CpuJob make_job(const Dispatch& dispatch, uint32_t number) const;
-    void make_segments(CpuRecording& recording, const std::vector<bool>& barrier) const;
-    void run_alone(CpuRecording& recording);
-    void walk(CpuRecording& recording, int worker);
-    void walk_segment(CpuRecording& recording, size_t segment, int worker);
-    void fail(const std::string& error);  // the first one stays
-    void run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, int worker);
-    void throw_if_failed() const;
 
     const bool native_;
-    Pool pool_;
-    std::vector<std::unique_ptr<msl::Executor>> executors_;  // one per thread of the pool
-    std::atomic<bool> failed_{false};
-    std::mutex run_mutex_;  // the pool and the executors serve one recording at a time
-    std::mutex error_mutex_;
-    std::string error_;
-    RunTimes times_;
-    bool timed_ = false;
+    const std::shared_ptr<Crew> crew_;
 };
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 int pool_threads(const DeviceOptions& options) {
     constexpr int most = 1024;
@@ -134,21 +173,22 @@ int pool_threads(const DeviceOptions& options) {
     return options.threads > 0 ? options.threads : usable_cores();
 }
 
-CpuDevice::CpuDevice(const DeviceOptions& options) : native_(options.native), pool_(pool_threads(options)) {
+CpuDevice::CpuDevice(const DeviceOptions& options)
+    : native_(options.native), crew_(std::make_shared<Crew>(pool_threads(options))) {
     if (!msl::registry_error().empty()) throw DeviceError(msl::registry_error());
-    for (int i = 0; i < pool_.threads(); i++) executors_.push_back(std::make_unique<msl::Executor>());
 }
 
 DeviceInfo CpuDevice::info() const {
     DeviceInfo info;
-    const std::string isa = isa_name(detected_isa()), threads = std::to_string(pool_.threads());
-    info.name = "CPU (" + isa + ", " + threads + (pool_.threads() == 1 ? " thread)" : " threads)");
+    const std::string isa = isa_name(detected_isa()), threads = std::to_string(crew_->pool.threads());
+    info.name = "CPU (" + isa + ", " + threads + (threads == "1" ? " thread)" : " threads)");
     info.backend = "cpu";
     info.unified_memory = true;
     info.working_set_bytes = usable_memory();
     info.max_buffer_bytes = info.working_set_bytes;
     info.max_threadgroup_bytes = msl::max_threadgroup_bytes;
     info.page_bytes = uint32_t(page_bytes());
+    info.asynchronous = crew_->pool.threads() > 1;
     const std::vector<std::string> kernels = kernel_names();
     const auto is_native = [this](const std::string& name) { return native_ && find_native(name.c_str()); };
     const size_t n_native = size_t(std::count_if(kernels.begin(), kernels.end(), is_native));
@@ -177,40 +217,23 @@ std::shared_ptr<Pipeline> CpuDevice::pipeline(const std::string& kernel) {
     return pipeline;
 }
 
-std::string binding_name(const Dispatch& d, size_t i) {
-    return "kernel " + d.pipeline->name + ": binding " + std::to_string(i + 1);
-}
-
-void check_dispatch(const Dispatch& d, const msl::KernelInfo& kernel) {
-    const std::string who = "kernel " + d.pipeline->name + ": ";
-    if (d.params.size() != kernel.params_bytes || d.params.size() > max_params_bytes)
+void check_signature(const Dispatch& d, const msl::KernelInfo& kernel, const std::string& who) {
+    if (d.params.size() != kernel.params_bytes)
         throw DeviceError(who + "its parameters have " + std::to_string(kernel.params_bytes) + " bytes, not " +
                           std::to_string(d.params.size()));
     if (d.bindings.size() != kernel.n_buffers)
-        throw DeviceError(who + "it has " + std::to_string(kernel.n_buffers) + " bindings, not " +
+        throw DeviceError(who + "it has " + std::to_string(kernel.n_buffers) + " buffers, not " +
                           std::to_string(d.bindings.size()));
-    if (d.threads == 0 || d.threads % msl::simd_width || d.threads > msl::max_threads)
-        throw DeviceError(who + std::to_string(d.threads) + " threads are no multiple of 32 up to 1024");
-    uint64_t total = 1;
-    for (uint32_t n : d.grid)
-        if (n == 0 || __builtin_mul_overflow(total, uint64_t(n), &total))
-            throw DeviceError(who + "a grid of " + std::to_string(d.grid[0]) + " x " + std::to_string(d.grid[1]) +
-                              " x " + std::to_string(d.grid[2]) + " threadgroups");
 }
 
-void check_binding(const Dispatch& d, size_t i, const msl::BufferSignature& signature) {
-    const Binding& b = d.bindings[i];
-    const std::string who = binding_name(d, i);
-    if (!dynamic_cast<CpuBuffer*>(b.buffer.get())) throw DeviceError(who + " has no buffer of this device");
-    if (b.offset > b.buffer->bytes || b.bytes > b.buffer->bytes - b.offset)
-        throw DeviceError(who + " spans bytes " + std::to_string(b.offset) + " to " +
-                          std::to_string(b.offset + b.bytes) + " of a buffer of " + std::to_string(b.buffer->bytes));
+void check_binding(const Binding& b, const msl::BufferSignature& signature, const std::string& which) {
+    if (!dynamic_cast<CpuBuffer*>(b.buffer.get())) throw DeviceError(which + "is of another device");
     if (b.bytes < signature.element_bytes)
-        throw DeviceError(who + " has " + std::to_string(b.bytes) + " bytes, less than one element of " +
+        throw DeviceError(which + "has " + std::to_string(b.bytes) + " bytes, less than one element of " +
                           std::to_string(signature.element_bytes));
     const auto address = reinterpret_cast<uintptr_t>(static_cast<CpuBuffer&>(*b.buffer).memory) + b.offset;
     if (address % signature.alignment)
-        throw DeviceError(who + " at offset " + std::to_string(b.offset) + " is not aligned to " +
+        throw DeviceError(which + "at offset " + std::to_string(b.offset) + " is not aligned to " +
                           std::to_string(signature.alignment) + " bytes");
 }
 
@@ -224,12 +247,14 @@ uint64_t chunk_size(const CpuJob& job, int threads) {
 
 CpuJob CpuDevice::make_job(const Dispatch& d, uint32_t number) const {
     const auto* pipeline = dynamic_cast<const CpuPipeline*>(d.pipeline.get());
-    if (!pipeline) throw DeviceError("dispatch " + std::to_string(number) + " has no pipeline of this device");
+    check_dispatch(d, number);
+    const std::string who = dispatch_name(d, number);
+    if (!pipeline) throw DeviceError(who + "the kernel is of another device");
     const msl::KernelInfo& kernel = *pipeline->msl;
-    check_dispatch(d, kernel);
+    check_signature(d, kernel, who);
     CpuJob job;
     for (size_t i = 0; i < d.bindings.size(); i++) {
-        check_binding(d, i, kernel.buffers[i]);
+        check_binding(d.bindings[i], kernel.buffers[i], binding_name(who, i));
         job.keep.push_back(d.bindings[i].buffer);
         job.buffers.push_back(static_cast<CpuBuffer&>(*d.bindings[i].buffer).memory + d.bindings[i].offset);
         job.bytes.push_back(d.bindings[i].bytes);
@@ -242,20 +267,51 @@ CpuJob CpuDevice::make_job(const Dispatch& d, uint32_t number) const {
     job.msl = {
         &kernel, job.params.data(), job.buffers.data(), job.bytes.data(), {d.grid[0], d.grid[1], d.grid[2]}, d.threads,
         number};
-    job.chunk = chunk_size(job, pool_.threads());
+    job.chunk = chunk_size(job, crew_->pool.threads());
     return job;
 }
 
-void CpuDevice::make_segments(CpuRecording& recording, const std::vector<bool>& barrier) const {
-    for (uint32_t i = 0; i < recording.jobs.size(); i++) {
-        if (i == 0 || barrier[i]) recording.segments.push_back({});
-        Segment& segment = recording.segments.back();
-        if (segment.n_threadgroups == 0) segment.begin = i;
+std::unique_ptr<Recording> CpuDevice::record(std::vector<Dispatch> dispatches, Encoding encoding) {
+    crew_->failure.check();
+    std::vector<CpuJob> jobs;
+    std::vector<bool> barrier;
+    for (const Dispatch& d : dispatches) {
+        jobs.push_back(make_job(d, uint32_t(jobs.size())));
+        barrier.push_back(d.barrier || encoding == Encoding::serial);
+    }
+    return std::make_unique<CpuRecording>(crew_, std::move(jobs), barrier);
+}
+
+uint64_t CpuDevice::submit(Recording& recording) {
+    crew_->failure.check();
+    return crew_->pool.submit(static_cast<CpuRecording&>(recording));
+}
+
+RunTimes CpuDevice::wait(uint64_t ticket) {
+    const RunTimes times = crew_->pool.wait(ticket);
+    crew_->failure.check();
+    return times;
+}
+
+// ---- recording
+
+CpuRecording::CpuRecording(std::shared_ptr<Crew> owner, std::vector<CpuJob> jobs, const std::vector<bool>& barrier)
+    : crew(std::move(owner)), jobs_(std::move(jobs)) {
+    make_segments(barrier);
+    for (uint32_t i = 0; i < Pool::depth; i++) progress_.emplace_back(jobs_.size(), segments_.size());
+    crew->pool.alone([this] {
+        for (auto& executor : crew->executors) executor->reserve(msl_threads());
+    });
+}
+
+void CpuRecording::make_segments(const std::vector<bool>& barrier) {
+    for (uint32_t i = 0; i < jobs_.size(); i++) {
+        if (i == 0 || barrier[i]) segments_.push_back({i, i, 0});
+        Segment& segment = segments_.back();
         segment.end = i + 1;
-        CpuJob& job = recording.jobs[i];
-        segment.n_threadgroups += job.n_threadgroups;
-        if (!job.native) recording.msl_threads = std::max(recording.msl_threads, job.msl.threads);
+        segment.n_threadgroups += jobs_[i].n_threadgroups;
 #ifdef ZINC_CHECKED
+        const CpuJob& job = jobs_[i];
         for (uint32_t b = 0; b < job.msl.kernel->n_buffers; b++) {
             const auto begin = reinterpret_cast<uintptr_t>(job.buffers[b]);
             if (job.msl.kernel->buffers[b].writable) segment.written.push_back({begin, begin + job.bytes[b]});
@@ -264,111 +320,69 @@ void CpuDevice::make_segments(CpuRecording& recording, const std::vector<bool>& 
     }
 }
 
-std::unique_ptr<Recording> CpuDevice::record(std::vector<Dispatch> dispatches, Encoding encoding) {
-    throw_if_failed();
-    auto recording = std::make_unique<CpuRecording>();
-    std::vector<bool> barrier;
-    for (const Dispatch& d : dispatches) {
-        recording->jobs.push_back(make_job(d, uint32_t(recording->jobs.size())));
-        barrier.push_back(d.barrier || encoding == Encoding::serial);
-    }
-    make_segments(*recording, barrier);
-    recording->next = std::make_unique<Counter[]>(recording->jobs.size());
-    recording->n_left = std::make_unique<Counter[]>(recording->segments.size());
-    const std::lock_guard lock(run_mutex_);
-    for (auto& executor : executors_) executor->reserve(recording->msl_threads);
-    return recording;
+// The most that a threadgroup of fibres has.
+uint32_t CpuRecording::msl_threads() const {
+    uint32_t most = 0;
+    for (const CpuJob& job : jobs_)
+        if (!job.native) most = std::max(most, job.msl.threads);
+    return most;
 }
 
-void CpuDevice::submit(Recording& base) {
-    throw_if_failed();
-    auto& recording = static_cast<CpuRecording&>(base);
-    const std::lock_guard lock(run_mutex_);
-    const double start = now();
-    if (pool_.threads() == 1) {
-        run_alone(recording);
-    } else {
-        for (size_t i = 0; i < recording.jobs.size(); i++) recording.next[i].value.store(0, std::memory_order_relaxed);
-        for (size_t s = 0; s < recording.segments.size(); s++)
-            recording.n_left[s].value.store(recording.segments[s].n_threadgroups, std::memory_order_relaxed);
-        struct Context {
-            CpuDevice* device;
-            CpuRecording* recording;
-        } context{this, &recording};
-        pool_.run(
-            [](void* c, int worker) {
-                auto& [device, walked] = *static_cast<Context*>(c);
-                device->walk(*walked, worker);
-            },
-            &context);
-    }
-    if (!timed_) times_.gpu_start = start;
-    timed_ = true;
-    times_.gpu_end = now();
-}
-
-void CpuDevice::run_alone(CpuRecording& recording) {
-    for (Segment& segment : recording.segments) {
-#ifdef ZINC_CHECKED
-        executors_[0]->checker().begin_segment(segment.written);
-#endif
-        for (uint32_t i = segment.begin; i < segment.end; i++)
-            run_chunk(recording.jobs[i], 0, recording.jobs[i].n_threadgroups, 0);
-    }
+void CpuRecording::prepare(uint32_t set) {
+    Progress& progress = progress_[set];
+    for (size_t i = 0; i < jobs_.size(); i++) progress.next[i].value.store(0, std::memory_order_relaxed);
+    for (size_t s = 0; s < segments_.size(); s++)
+        progress.n_left[s].value.store(segments_[s].n_threadgroups, std::memory_order_relaxed);
 }
 
 // Every worker walks all segments; nobody enters one before the work of the last is done, whoever did it.
-void CpuDevice::walk(CpuRecording& recording, int worker) {
-    for (size_t s = 0; s < recording.segments.size(); s++) {
-        walk_segment(recording, s, worker);
-        for (Backoff backoff; recording.n_left[s].value.load(std::memory_order_acquire) != 0;) backoff.pause();
+void CpuRecording::run(uint32_t set, int worker) {
+    if (crew->pool.threads() == 1) return run_alone();
+    Progress& progress = progress_[set];
+    for (size_t s = 0; s < segments_.size(); s++) {
+        walk_segment(progress, s, worker);
+        for (Backoff backoff; progress.n_left[s].value.load(std::memory_order_acquire) != 0;) backoff.pause();
     }
 }
 
-void CpuDevice::walk_segment(CpuRecording& recording, size_t s, int worker) {
-    const Segment& segment = recording.segments[s];
+void CpuRecording::run_alone() {
+    for (Segment& segment : segments_) {
+#ifdef ZINC_CHECKED
+        crew->executors[0]->checker().begin_segment(segment.written);
+#endif
+        for (uint32_t i = segment.begin; i < segment.end; i++) run_chunk(jobs_[i], 0, jobs_[i].n_threadgroups, 0);
+    }
+}
+
+void CpuRecording::walk_segment(Progress& progress, size_t s, int worker) {
+    const Segment& segment = segments_[s];
     for (uint32_t i = segment.begin; i < segment.end; i++) {
-        const CpuJob& job = recording.jobs[i];
-        std::atomic<uint64_t>& next = recording.next[i].value;
+        const CpuJob& job = jobs_[i];
+        std::atomic<uint64_t>& next = progress.next[i].value;
         while (next.load(std::memory_order_relaxed) < job.n_threadgroups) {
             const uint64_t begin = next.fetch_add(job.chunk, std::memory_order_relaxed);
             if (begin >= job.n_threadgroups) break;
             const uint64_t end = std::min(begin + job.chunk, job.n_threadgroups);
             run_chunk(job, begin, end, worker);
-            recording.n_left[s].value.fetch_sub(end - begin, std::memory_order_acq_rel);
+            progress.n_left[s].value.fetch_sub(end - begin, std::memory_order_acq_rel);
         }
     }
 }
 
-void CpuDevice::run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, int worker) {
-    if (failed_.load(std::memory_order_relaxed)) return;
+void CpuRecording::run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, int worker) {
+    Failure& failure = crew->failure;
+    if (failure.any()) return;
     if (job.native) {
         try {
             job.native->fn(job.launch, begin, end);
         } catch (const std::exception&) {  // bad_alloc is all that they throw; nothing may leave a pool's thread
-            fail("kernel " + std::string(job.msl.kernel->name) + ": no memory for its tiles; free some and load again");
+            failure.set("kernel " + std::string(job.msl.kernel->name) +
+                        ": no memory for its tiles; free some and load again");
         }
         return;
     }
-    msl::Executor& executor = *executors_[size_t(worker)];
-    if (!executor.run(job.msl, begin, end)) fail(executor.error());
-}
-
-void CpuDevice::fail(const std::string& error) {
-    const std::lock_guard lock(error_mutex_);
-    if (!failed_) error_ = error;
-    failed_ = true;
-}
-
-RunTimes CpuDevice::wait() {
-    throw_if_failed();
-    const std::lock_guard lock(run_mutex_);
-    timed_ = false;
-    return times_;
-}
-
-void CpuDevice::throw_if_failed() const {
-    if (failed_) throw DeviceError(error_);
+    msl::Executor& executor = *crew->executors[size_t(worker)];
+    if (!executor.run(job.msl, begin, end)) failure.set(executor.error());
 }
 
 }  // namespace

@@ -1,169 +1,36 @@
-// The Metal backend: the only file that sees Metal. Objective-C++ under ARC; in Objective-C++ ARC also releases when a
-// C++ exception unwinds (-fobjc-arc-exceptions is on by default).
+// The Metal backend: with the headers in metal/ the only file that sees Metal. Objective-C++ under ARC; in
+// Objective-C++ ARC also releases when a C++ exception unwinds (-fobjc-arc-exceptions is on by default).
 #import <Foundation/Foundation.h>
 #import <Metal/Metal.h>
 
 #include <unistd.h>
 
+#include <array>
 #include <cstdlib>
-#include <exception>
-#include <future>
 #include <map>
 #include <mutex>
 
 #include "device.h"
+#include "metal/library.h"
+#include "metal/objc.h"
+#include "metal/residency.h"
 #include "metal_in_flight.h"
 #include "metal_launches.h"
 #include "metal_rules.h"
-#include "metal_source.h"
-
-#if !__has_feature(objc_arc)
-#error "device_metal.mm needs -fobjc-arc"
-#endif
-
-// Residency sets and math modes came with the macOS 15 SDK; an older SDK builds a backend without them.
-#if __has_include(<Metal/MTLResidencySet.h>)
-#define ZINC_SDK_15 1
-#else
-#define ZINC_SDK_15 0
-#endif
 
 namespace zinc {
 namespace {
 
-// Enough to let the CPU encode ahead of the GPU, and fewer than the 64 at which a Metal queue blocks without a time
-// limit.
-constexpr uint32_t MAX_IN_FLIGHT = 8;
 constexpr double DEFAULT_PATIENCE_SECONDS = 120;
-
-std::string text(NSString* string) { return string.UTF8String ? std::string(string.UTF8String) : std::string(); }
-
-NSString* ns_string(const std::string& string) {
-    NSString* result = [[NSString alloc] initWithBytes:string.data()
-                                                length:string.size()
-                                              encoding:NSUTF8StringEncoding];
-    if (!result) throw DeviceError("not valid UTF-8: " + string);
-    return result;
-}
-
-std::string describe(NSError* error) { return error ? text(error.localizedDescription) : "no reason given"; }
-
-// Runs body in an autorelease pool. A C++ exception that crossed the pool's scope would leave it undrained, and an
-// NSException must not leave this file: both come out as C++ exceptions behind the pool.
-template <class Body>
-void guarded(Body body) {
-    std::exception_ptr failure;
-    @autoreleasepool {
-        try {
-            @try {
-                body();
-            } @catch (NSException* exception) {
-                throw DeviceError("Metal raised " + text(exception.name) + ": " + text(exception.reason));
-            } @catch (id) {
-                throw DeviceError("Metal raised an object that is no NSException");
-            }
-        } catch (...) {
-            failure = std::current_exception();
-        }
-    }
-    if (failure) std::rethrow_exception(failure);
-}
-
-// ---------------------------------------------------------------------------------------------- residency
-
-// Keeps the memory of all buffers resident between command buffers (macOS 15); without it the first touch of mapped
-// weights, and every touch after some idle time, waits for the kernel to wire pages. On older systems nothing has to be
-// done: buffers bound with setBuffer are made resident for their command buffer (useResource is for indirect ones).
-class Residency {
-  public:
-#if ZINC_SDK_15
-    Residency(id<MTLDevice> device, id<MTLCommandQueue> queue)
-        : queue_(queue), limit_(device.recommendedMaxWorkingSetSize) {
-        if (@available(macOS 15.0, *)) {
-            MTLResidencySetDescriptor* descriptor = [[MTLResidencySetDescriptor alloc] init];
-            descriptor.label = @"zincmetal";
-            id<MTLResidencySet> set = [device newResidencySetWithDescriptor:descriptor error:nil];
-            if (set) [queue addResidencySet:set];
-            set_ = set;
-        }
-    }
-
-    ~Residency() {
-        try {
-            if (set_) guarded([&] { end(); });
-        } catch (...) {  // a destructor has nobody to tell
-        }
-    }
-
-    // False where the buffer is left to the driver: no sets on this system, or more than the device wants resident.
-    bool add(id<MTLBuffer> buffer) {
-        if (@available(macOS 15.0, *)) {
-            const std::lock_guard lock(mutex_);
-            if (!set_ || bytes_ + buffer.length > limit_) return false;
-            const id<MTLResidencySet> set = set_;
-            [set addAllocation:buffer];
-            bytes_ += buffer.length;
-            changed_ = true;
-            return true;
-        }
-        return false;
-    }
-
-    // At once, since the owner of a no-copy buffer may unmap its memory next.
-    void remove(id<MTLBuffer> buffer) {
-        if (@available(macOS 15.0, *)) {
-            const std::lock_guard lock(mutex_);
-            const id<MTLResidencySet> set = set_;
-            [set removeAllocation:buffer];
-            [set commit];
-            bytes_ -= buffer.length;
-        }
-    }
-
-    // Makes resident what was added since; done in bulk, before work is recorded or submitted.
-    void commit() {
-        if (@available(macOS 15.0, *)) {
-            const std::lock_guard lock(mutex_);
-            if (!changed_) return;
-            const id<MTLResidencySet> set = set_;
-            [set commit];
-            [set requestResidency];
-            changed_ = false;
-        }
-    }
-
-    bool available() const { return set_ != nil; }
-
-  private:
-    void end() {
-        if (@available(macOS 15.0, *)) {
-            const id<MTLResidencySet> set = set_;
-            [queue_ removeResidencySet:set];
-            [set endResidency];
-        }
-    }
-
-    const id<MTLCommandQueue> queue_;
-    id set_;  // id<MTLResidencySet>, a type that exists from macOS 15
-    const uint64_t limit_;
-    std::mutex mutex_;
-    uint64_t bytes_ = 0;
-    bool changed_ = false;
-#else
-    Residency(id<MTLDevice>, id<MTLCommandQueue>) {}
-    bool add(id<MTLBuffer>) { return false; }
-    void remove(id<MTLBuffer>) {}
-    void commit() {}
-    bool available() const { return false; }
-#endif
-};
+// Tracking orders command buffers of one queue that share a buffer, which is what lets a step follow the one before it
+// without the host. It is Metal's default for what a device allocates; said here since the steps depend on it.
+constexpr MTLResourceOptions TRACKED = MTLResourceHazardTrackingModeTracked;
 
 // What the device shares with its buffers and recordings; the last of them to go releases it.
 struct Context {
     Context(id<MTLDevice> device, id<MTLCommandQueue> queue)
         : device(device), queue(queue), residency(device, queue),
-          debug(std::getenv("ZINCMETAL_METAL_DEBUG") != nullptr),
-          in_flight(std::make_shared<InFlight>(MAX_IN_FLIGHT, patience())) {}
+          debug(std::getenv("ZINCMETAL_METAL_DEBUG") != nullptr), in_flight(std::make_shared<InFlight>(patience())) {}
 
     static double patience() {
         const char* seconds = std::getenv("ZINCMETAL_METAL_TIMEOUT");
@@ -208,126 +75,6 @@ class MetalPipeline final : public Pipeline {
   public:
     id<MTLComputePipelineState> state;
     std::vector<BufferArgument> arguments;
-};
-
-// ---------------------------------------------------------------------------------------------- kernel library
-
-// The kernels of a folder, by name: from zincmetal.metallib where it loads, else compiled from the sources.
-class KernelLibrary {
-  public:
-    KernelLibrary(id<MTLDevice> device, const std::filesystem::path& folder) : device_(device) {
-        std::string failure;
-        if (!load(folder / "zincmetal.metallib", failure)) compile_all(folder, failure);
-    }
-
-    id<MTLFunction> function(const std::string& name) const {
-        const auto found = by_name_.find(name);
-        if (found == by_name_.end()) throw DeviceError(missing_kernel_text(name, names()));
-        id<MTLFunction> function = [found->second newFunctionWithName:ns_string(name)];
-        if (!function) throw DeviceError("the kernel library lists '" + name + "' but does not give it");
-        return function;
-    }
-
-    std::vector<std::string> names() const {
-        std::vector<std::string> names;
-        for (const auto& entry : by_name_) names.push_back(entry.first);
-        return names;
-    }
-
-    const std::string& origin() const { return origin_; }
-
-  private:
-    bool load(const std::filesystem::path& file, std::string& failure) {
-        std::error_code unreadable;
-        if (!std::filesystem::exists(file, unreadable)) return false;
-        NSError* error = nil;
-        id<MTLLibrary> library = [device_ newLibraryWithURL:[NSURL fileURLWithPath:ns_string(file.string())]
-                                                      error:&error];
-        if (!library) {
-            failure = file.string() + " does not load: " + describe(error);
-            return false;
-        }
-        add(library);
-        origin_ = "zincmetal.metallib";
-        return true;
-    }
-
-    // All files at once: the compiler is another process and takes a second or so for each.
-    void compile_all(const std::filesystem::path& folder, const std::string& metallib_failure) {
-        const std::vector<std::string> files = kernel_files(folder);
-        std::vector<std::string> failures;
-        if (!metallib_failure.empty()) failures.push_back(metallib_failure);
-        if (files.empty()) {
-            failures.push_back("no kernel sources in " + folder.string() + "; reinstall zincmetal");
-            throw DeviceError(join(failures, "; "));
-        }
-        const auto how = std::launch::async | std::launch::deferred;  // deferred where no thread is to be had
-        std::vector<std::future<id<MTLLibrary>>> jobs;
-        for (const std::string& file : files) {
-            jobs.push_back(std::async(how, [this, &folder, &file] { return compile(folder, file); }));
-        }
-        origin_ = std::to_string(files.size()) + " source files" + (failures.empty() ? "" : " (" + failures[0] + ")");
-        bool failed = false;
-        for (auto& job : jobs) {
-            try {
-                add(job.get());
-            } catch (const std::exception& error) {
-                failures.push_back(error.what());
-                failed = true;
-            }
-        }
-        if (failed) throw DeviceError(join(failures, "\n"));
-    }
-
-    id<MTLLibrary> compile(const std::filesystem::path& folder, const std::string& file) const {
-        id<MTLLibrary> library;
-        guarded([&] {
-            NSString* source = ns_string(SourceFlattener(folder).flatten(file));
-            NSError* error = nil;
-            library = [device_ newLibraryWithSource:source options:compile_options() error:&error];
-            // With a library the error holds warnings at most.
-            if (!library) throw DeviceError(file + " does not compile: " + describe(error));
-            library.label = ns_string(file);
-        });
-        return library;
-    }
-
-    static MTLCompileOptions* compile_options() {
-        MTLCompileOptions* options = [[MTLCompileOptions alloc] init];
-        if (@available(macOS 14.0, *)) {
-            options.languageVersion = MTLLanguageVersion3_1;  // of macOS 14, the oldest we support
-        } else {
-            throw DeviceError(
-                "the kernels are written in Metal Shading Language 3.1, which needs macOS 14; this is macOS " +
-                text(NSProcessInfo.processInfo.operatingSystemVersionString));
-        }
-        use_safe_math(options);
-        return options;
-    }
-
-    // Safe math: masks are infinities and NaN must reach the logits to be seen, both of which fast math may assume
-    // away. (preserveInvariance concerns vertex positions only.)
-    static void use_safe_math(MTLCompileOptions* options) {
-#if ZINC_SDK_15
-        if (@available(macOS 15.0, *)) {
-            options.mathMode = MTLMathModeSafe;
-            options.mathFloatingPointFunctions = MTLMathFloatingPointFunctionsPrecise;
-            return;
-        }
-#endif
-#pragma clang diagnostic push
-#pragma clang diagnostic ignored "-Wdeprecated-declarations"
-        options.fastMathEnabled = NO;
-#pragma clang diagnostic pop
-    }
-
-    void add(id<MTLLibrary> library) {
-        for (NSString* name in library.functionNames) by_name_[text(name)] = library;
-    }
-
-    const id<MTLDevice> device_;
-    std::map<std::string, id<MTLLibrary>> by_name_;
-    std::string origin_;
 };
 
 // ---------------------------------------------------------------------------------------------- recording
@@ -411,7 +158,7 @@ std::string failure_of(id<MTLCommandBuffer> command_buffer) {
 }
 
 // Runs on a thread of Metal's, where a throw would end the process.
-void completed(id<MTLCommandBuffer> command_buffer, InFlight& in_flight) noexcept {
+void completed(id<MTLCommandBuffer> command_buffer, InFlight& in_flight, uint32_t place) noexcept {
     double start = 0, end = 0;
     std::string failure;
     try {
@@ -423,7 +170,7 @@ void completed(id<MTLCommandBuffer> command_buffer, InFlight& in_flight) noexcep
     } catch (...) {
         failure = "GPU error";  // short enough to need no allocation
     }
-    in_flight.finished(start, end, failure);
+    in_flight.finished(place, start, end, failure);
 }
 
 // ---------------------------------------------------------------------------------------------- device
@@ -460,10 +207,12 @@ class MetalDevice final : public Device {
         descriptor_ = [[MTLCommandBufferDescriptor alloc] init];
         descriptor_.retainedReferences = NO;  // recordings keep everything alive, see ~MetalRecording
         if (context_->debug) descriptor_.errorOptions = MTLCommandBufferErrorOptionEncoderExecutionStatus;
-        const std::shared_ptr<InFlight> in_flight = context_->in_flight;
-        on_completed_ = ^(id<MTLCommandBuffer> command_buffer) {
-          completed(command_buffer, *in_flight);
-        };
+        for (uint32_t place = 0; place < InFlight::limit; ++place) {
+            const std::shared_ptr<InFlight> in_flight = context_->in_flight;
+            on_completed_[place] = ^(id<MTLCommandBuffer> command_buffer) {
+              completed(command_buffer, *in_flight, place);
+            };
+        }
     }
 
     ~MetalDevice() override { context_->in_flight->idle(); }
@@ -479,6 +228,7 @@ class MetalDevice final : public Device {
             info.max_buffer_bytes = device.maxBufferLength;
             info.max_threadgroup_bytes = static_cast<uint32_t>(device.maxThreadgroupMemoryLength);
             info.page_bytes = static_cast<uint32_t>(getpagesize());
+            info.asynchronous = true;
             info.features = features();
         });
         return info;
@@ -492,7 +242,7 @@ class MetalDevice final : public Device {
             check_length(bytes, context_->device.maxBufferLength);
             id<MTLBuffer> buffer = [context_->device
                 newBufferWithLength:bytes
-                            options:shared ? MTLResourceStorageModeShared : MTLResourceStorageModePrivate];
+                            options:TRACKED | (shared ? MTLResourceStorageModeShared : MTLResourceStorageModePrivate)];
             if (!buffer) throw DeviceError(refusal("allocate", bytes));
             result = std::make_shared<MetalBuffer>(context_, buffer, shared ? buffer.contents : nullptr);
         });
@@ -506,7 +256,7 @@ class MetalDevice final : public Device {
         guarded([&] {
             id<MTLBuffer> buffer = [context_->device newBufferWithBytesNoCopy:pointer
                                                                        length:bytes
-                                                                      options:MTLResourceStorageModeShared
+                                                                      options:TRACKED | MTLResourceStorageModeShared
                                                                   deallocator:nil];
             if (!buffer) throw DeviceError(refusal("wrap", bytes));
             result = std::make_shared<MetalBuffer>(context_, buffer, pointer);
@@ -535,19 +285,21 @@ class MetalDevice final : public Device {
         return recording;
     }
 
-    void submit(Recording& recording) override {
+    uint64_t submit(Recording& recording) override {
         const auto* work = dynamic_cast<const MetalRecording*>(&recording);
         if (!work || work->context != context_) throw DeviceError("the recording belongs to another device");
-        context_->in_flight->begin();
+        const std::lock_guard lock(submit_mutex_);  // tickets are given in the order of commits
+        const uint64_t ticket = context_->in_flight->begin();
         try {
-            guarded([&] { commit(*work); });
+            guarded([&] { commit(*work, ticket); });
         } catch (...) {
-            context_->in_flight->abandon();
+            context_->in_flight->abandon(ticket);
             throw;
         }
+        return ticket;
     }
 
-    RunTimes wait() override { return context_->in_flight->settle(); }
+    RunTimes wait(uint64_t ticket) override { return context_->in_flight->wait(ticket); }
 
   private:
     std::vector<std::pair<std::string, std::string>> features() const {
@@ -588,7 +340,7 @@ class MetalDevice final : public Device {
             throw DeviceError("kernel '" + kernel + "' does not build for " + text(context_->device.name) +
                               ", family " + family_of(context_->device) + ": " + describe(error));
         }
-        if (state.threadExecutionWidth != METAL_SIMD_WIDTH) {
+        if (state.threadExecutionWidth != SIMDGROUP_THREADS) {
             throw DeviceError("kernel '" + kernel + "': simdgroups have " + std::to_string(state.threadExecutionWidth) +
                               " threads on " + text(context_->device.name) + "; the kernels need 32 (Apple Silicon)");
         }
@@ -615,22 +367,21 @@ class MetalDevice final : public Device {
         }
     }
 
-    // Buffers keep Metal's hazard tracking, which orders the command buffers that share them; within a concurrent
-    // encoder it does not act, and the recording's barriers do.
-    void commit(const MetalRecording& work) {
+    // Within a concurrent encoder hazard tracking does not act, and the recording's barriers do.
+    void commit(const MetalRecording& work, uint64_t ticket) {
         context_->residency.commit();
         id<MTLCommandBuffer> command_buffer = [context_->queue commandBufferWithDescriptor:descriptor_];
         if (!command_buffer) throw DeviceError("Metal gave no command buffer; close other GPU programs");
         work.encode(command_buffer);
-        [command_buffer addCompletedHandler:on_completed_];
+        [command_buffer addCompletedHandler:on_completed_[ticket % InFlight::limit]];
         [command_buffer commit];
     }
 
     const std::shared_ptr<Context> context_;
     const KernelLibrary library_;
     MTLCommandBufferDescriptor* descriptor_;
-    MTLCommandBufferHandler on_completed_;
-    std::mutex mutex_;
+    std::array<MTLCommandBufferHandler, InFlight::limit> on_completed_;  // made once, so that a commit allocates none
+    std::mutex mutex_, submit_mutex_;
     std::map<std::string, std::shared_ptr<MetalPipeline>> pipelines_;
 };
 

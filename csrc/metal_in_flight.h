@@ -1,24 +1,28 @@
 // The account of command buffers that the GPU has not finished. Plain C++ without Metal, so that every machine can test
-// it; device_metal.mm is the only user.
+// it; the Metal backend is the only user.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
 #include <string>
-#include <utility>
 
 #include "device.h"
 
 namespace zinc {
 
-// Counts command buffers between commit and completion, and keeps the first failure for good. Completion handlers call
-// finished() from a thread of Metal's.
+// Gives command buffers their tickets, follows them from commit to completion, and keeps the first failure for good.
+// Completion handlers call finished() from threads of Metal's, in any order.
 class InFlight {
   public:
-    InFlight(uint32_t limit, double patience_seconds) : limit_(limit), patience_(patience_seconds) {}
+    // Enough to let the CPU encode ahead of the GPU, and fewer than the 64 at which a Metal queue blocks without a time
+    // limit.
+    static constexpr uint32_t limit = 8;
+
+    explicit InFlight(double patience_seconds) : patience_(patience_seconds) {}
 
     // Throws the first failure, if there was one.
     void check() {
@@ -26,56 +30,68 @@ class InFlight {
         throw_failure();
     }
 
-    // Waits until one more command buffer may be committed, and counts it.
-    void begin() {
+    // Waits until one more command buffer may be committed; its ticket. Its place is ticket % limit.
+    uint64_t begin() {
         std::unique_lock lock(mutex_);
-        wait_until_at_most(lock, limit_ - 1);
+        while (last_ >= limit && !ended(last_ + 1 - limit) && !lost_) wait_until_ended(lock, last_ + 1 - limit);
         throw_failure();
-        ++count_;
+        places_[++last_ % limit] = {};
+        return last_;
     }
 
     // The command buffer that begin() counted was never committed.
-    void abandon() noexcept {
+    void abandon(uint64_t ticket) noexcept {
         const std::lock_guard lock(mutex_);
-        --count_;
-        changed_.notify_all();
+        end(uint32_t(ticket % limit));
     }
 
-    // A command buffer ended; failure is empty when it did its work.
-    void finished(double gpu_start, double gpu_end, const std::string& failure) noexcept {
+    // The command buffer of a place ended; failure is empty when it did its work.
+    void finished(uint32_t place, double gpu_start, double gpu_end, const std::string& failure) noexcept {
         const std::lock_guard lock(mutex_);
-        --count_;
-        ++n_finished_;
-        if (failure.empty()) {
-            times_.gpu_start = times_.gpu_end == 0 ? gpu_start : std::min(times_.gpu_start, gpu_start);
-            times_.gpu_end = std::max(times_.gpu_end, gpu_end);
-        } else if (!failed_) {
-            fail(failure.c_str());
-        }
-        changed_.notify_all();
+        places_[place].times = {gpu_start, gpu_end};
+        if (!failure.empty() && !failed_) fail(failure.c_str());
+        end(place);
     }
 
-    // Waits for all; the time from the first start to the last end since the last settle().
-    RunTimes settle() {
+    // Waits for this command buffer and all before it. Times are known until limit others have begun.
+    RunTimes wait(uint64_t ticket) {
         std::unique_lock lock(mutex_);
-        wait_until_at_most(lock, 0);
+        wait_until_ended(lock, std::min(ticket, last_));
         throw_failure();
-        return std::exchange(times_, RunTimes());
+        return ticket + limit > last_ && ticket <= last_ ? places_[ticket % limit].times : RunTimes();
     }
 
     // Waits for all; false when the GPU gave up, and so may still write to what was bound.
     bool idle() noexcept {
         std::unique_lock lock(mutex_);
-        wait_until_at_most(lock, 0);
-        return count_ == 0;
+        wait_until_ended(lock, last_);
+        return ended(last_);
     }
 
   private:
+    struct Place {
+        bool ended = false;
+        RunTimes times;
+    };
+
+    // Whether all command buffers up to this ticket have ended.
+    bool ended(uint64_t ticket) const noexcept {
+        for (uint64_t t = last_ < limit ? 1 : last_ + 1 - limit; t <= ticket; ++t)
+            if (!places_[t % limit].ended) return false;
+        return true;
+    }
+
+    void end(uint32_t place) noexcept {
+        places_[place].ended = true;
+        ++n_ended_;
+        changed_.notify_all();
+    }
+
     // Gives up when nothing at all completes for `patience`: a driver that lost a command buffer must not hang us too.
-    void wait_until_at_most(std::unique_lock<std::mutex>& lock, uint32_t count) noexcept {
-        while (count_ > count && !lost_) {
-            const uint64_t before = n_finished_;
-            const auto progress = [&] { return count_ <= count || n_finished_ != before; };
+    void wait_until_ended(std::unique_lock<std::mutex>& lock, uint64_t ticket) noexcept {
+        while (!ended(ticket) && !lost_) {
+            const uint64_t before = n_ended_;
+            const auto progress = [&] { return ended(ticket) || n_ended_ != before; };
             if (changed_.wait_for(lock, std::chrono::duration<double>(patience_), progress)) continue;
             lost_ = true;
             if (!failed_)
@@ -97,15 +113,14 @@ class InFlight {
         if (failed_) throw DeviceError(failure_.empty() ? "the GPU did not finish a command buffer" : failure_);
     }
 
-    const uint32_t limit_;
     const double patience_;
     std::mutex mutex_;
     std::condition_variable changed_;
-    uint32_t count_ = 0;
-    uint64_t n_finished_ = 0;
+    std::array<Place, limit> places_;
+    uint64_t last_ = 0;     // the last ticket given
+    uint64_t n_ended_ = 0;  // in any order
     bool failed_ = false, lost_ = false;
     std::string failure_;
-    RunTimes times_;
 };
 
 }  // namespace zinc

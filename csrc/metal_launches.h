@@ -44,7 +44,7 @@ class ArgumentTable {
     }
 
   private:
-    std::array<Bind, METAL_MAX_BUFFER_INDEX + 1> entries_{};
+    std::array<Bind, MAX_BINDINGS + 1> entries_{};
 };
 
 // dispatches have passed check_dispatch, and stay where they are. encoder_each gives every dispatch an encoder of its

@@ -8,12 +8,9 @@
 #include <vector>
 
 #include "device.h"
+#include "dispatch_rules.h"
 
 namespace zinc {
-
-constexpr uint32_t METAL_SIMD_WIDTH = 32;
-constexpr size_t METAL_MAX_PARAM_BYTES = 4096;  // setBytes:length:atIndex:
-constexpr size_t METAL_MAX_BUFFER_INDEX = 30;   // 31 entries in a buffer argument table, counted from 0
 
 // A buffer argument of a kernel, as pipeline reflection tells it.
 struct BufferArgument {
@@ -70,44 +67,6 @@ inline std::string refusal_text(const std::string& verb, uint64_t bytes, uint64_
 
 // ---------------------------------------------------------------------------------------------- dispatches
 
-namespace metal_rules {
-
-inline void check_threads(const Dispatch& d, const std::string& who) {
-    const PipelineLimits& limits = d.pipeline->limits;
-    if (d.threads == 0 || d.threads % METAL_SIMD_WIDTH != 0) {
-        throw DeviceError(who + std::to_string(d.threads) + " threads per threadgroup is not a multiple of 32");
-    }
-    if (d.threads > limits.max_threads) {
-        throw DeviceError(who + std::to_string(d.threads) +
-                          " threads per threadgroup; on this device the kernel takes " +
-                          std::to_string(limits.max_threads) + ": launch fewer threads or use a smaller variant");
-    }
-    if (d.grid[0] == 0 || d.grid[1] == 0 || d.grid[2] == 0) {
-        throw DeviceError(who + "the grid " + std::to_string(d.grid[0]) + " x " + std::to_string(d.grid[1]) + " x " +
-                          std::to_string(d.grid[2]) + " is empty");
-    }
-}
-
-inline void check_sizes(const Dispatch& d, const std::string& who) {
-    if (d.params.empty() || d.params.size() > METAL_MAX_PARAM_BYTES) {
-        throw DeviceError(who + "parameters of " + std::to_string(d.params.size()) + " bytes; 1 to 4096 can be passed");
-    }
-    if (d.bindings.size() > METAL_MAX_BUFFER_INDEX) {
-        throw DeviceError(who + std::to_string(d.bindings.size()) +
-                          " buffers; at most 30 can be bound beside the params");
-    }
-    for (size_t i = 0; i < d.bindings.size(); ++i) {
-        const Binding& b = d.bindings[i];
-        const std::string which = who + "buffer " + std::to_string(i + 1) + " ";
-        if (!b.buffer) throw DeviceError(which + "is not set");
-        const uint64_t size = b.buffer->bytes;
-        if (b.offset >= size || b.bytes > size - b.offset) {
-            throw DeviceError(which + "covers bytes " + std::to_string(b.offset) + " to " + std::to_string(b.offset) +
-                              "+" + std::to_string(b.bytes) + " of a buffer of " + std::to_string(size));
-        }
-    }
-}
-
 inline void check_argument(const Dispatch& d, const BufferArgument& argument, const std::string& who) {
     const std::string which =
         who + "argument '" + argument.name + "' [[buffer(" + std::to_string(argument.index) + ")]] ";
@@ -124,17 +83,11 @@ inline void check_argument(const Dispatch& d, const BufferArgument& argument, co
     }
 }
 
-}  // namespace metal_rules
-
 // Throws DeviceError for what Metal's validation layer would object to, or what would fault on the GPU. position is the
 // dispatch's place in its recording.
 inline void check_dispatch(const Dispatch& d, const std::vector<BufferArgument>& arguments, size_t position) {
-    const std::string number = "dispatch " + std::to_string(position);
-    if (!d.pipeline) throw DeviceError(number + " has no kernel");
-    const std::string who = number + " (" + d.pipeline->name + "): ";
-    metal_rules::check_threads(d, who);
-    metal_rules::check_sizes(d, who);
-    for (const BufferArgument& argument : arguments) metal_rules::check_argument(d, argument, who);
+    check_dispatch(d, position);
+    for (const BufferArgument& argument : arguments) check_argument(d, argument, dispatch_name(d, position));
 }
 
 // ---------------------------------------------------------------------------------------------- names

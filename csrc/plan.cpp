@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
+#include <utility>
 
 namespace zinc {
 
@@ -9,6 +11,11 @@ namespace {
 
 uint32_t count_barriers(const std::vector<Dispatch>& dispatches) {
     return uint32_t(std::count_if(dispatches.begin(), dispatches.end(), [](const Dispatch& d) { return d.barrier; }));
+}
+
+bool has_argmax(const std::vector<Dispatch>& dispatches) {
+    return std::any_of(dispatches.begin(), dispatches.end(),
+                       [](const Dispatch& d) { return d.pipeline->name == "argmax_final"; });
 }
 
 // Holds a flag for the length of a call, or refuses: two threads must not run one sequence at once.
@@ -28,7 +35,8 @@ class Exclusive {
 
 Plan::Plan(std::shared_ptr<Device> device, std::vector<Dispatch> dispatches, Encoding encoding, uint32_t max_tokens)
     : device(std::move(device)), max_tokens(max_tokens), n_dispatches(uint32_t(dispatches.size())),
-      n_barriers(count_barriers(dispatches)), recording(this->device->record(std::move(dispatches), encoding)) {}
+      n_barriers(count_barriers(dispatches)), chooses(has_argmax(dispatches)),
+      recording(this->device->record(std::move(dispatches), encoding)) {}
 
 Session::Session(std::shared_ptr<Buffer> step, std::shared_ptr<Buffer> tokens, uint32_t n_ctx, uint32_t n_vocab)
     : step_(std::move(step)), tokens_(std::move(tokens)), n_ctx_(n_ctx), n_vocab_(n_vocab) {
@@ -36,47 +44,123 @@ Session::Session(std::shared_ptr<Buffer> step, std::shared_ptr<Buffer> tokens, u
         throw UsageError("the step and token buffers must be shared, the first of at least sizeof(Step) bytes");
 }
 
-void Session::check(const Plan& plan, const int32_t* ids, size_t n) const {
+int32_t Session::prefill(const std::shared_ptr<Plan>& plan, const int32_t* ids, size_t n) {
+    Exclusive running(busy_);
+    check(*plan, n);
+    std::for_each(ids, ids + n, [this](int32_t id) { checked(id); });
+    refuse_in_flight();
+    write_step(ids, n);
+    in_flight_ = submit(plan, uint32_t(n), ids[0]);
+    return complete(1);
+}
+
+int32_t Session::decode(const std::shared_ptr<Plan>& plan, int64_t token, bool ahead) {
+    Exclusive running(busy_);
+    check(*plan, 1);
+    if (ahead) check_ahead(*plan);
+    const int32_t id = checked(token);
+    if (in_flight_) {
+        check_same(*plan, id);
+    } else {
+        write_step(&id, 1);
+        in_flight_ = submit(plan, 1, id);
+    }
+    if (!ahead) return complete(1);
+    InFlight next = submit(plan, 1, -1);  // if it fails, the step before it stays in flight
+    next.token = complete(2);
+    in_flight_ = std::move(next);
+    return in_flight_->token;
+}
+
+std::vector<int32_t> Session::settle() {
+    Exclusive running(busy_);
+    if (!in_flight_) return {};
+    const int32_t token = in_flight_->token;
+    complete(1);
+    return {token};
+}
+
+void Session::rewind(uint32_t length) {
+    Exclusive running(busy_);
+    refuse_in_flight();
+    if (length > length_)
+        throw UsageError("cannot rewind to " + std::to_string(length) + ": the sequence has " +
+                         std::to_string(length_) + " tokens");
+    length_ = length;
+}
+
+Counters Session::counters() const {
+    const std::lock_guard lock(counters_mutex_);
+    return counters_;
+}
+
+// ---- what a call may ask for
+
+void Session::check(const Plan& plan, size_t n) const {
     if (closed_) throw UsageError("the model is closed; load it again");
     if (n == 0) throw UsageError("a step needs at least one token");
     if (n > plan.max_tokens || n * sizeof(int32_t) > tokens_->bytes)
         throw UsageError("a step of " + std::to_string(n) + " tokens in a plan for " + std::to_string(plan.max_tokens));
-    for (size_t i = 0; i < n; i++)
-        if (ids[i] < 0 || uint32_t(ids[i]) >= n_vocab_)
-            throw UsageError("token id " + std::to_string(ids[i]) + " is outside the vocabulary of " +
-                             std::to_string(n_vocab_));
+    check_room(n);
+}
+
+void Session::check_room(size_t n) const {
     if (n > n_ctx_ - length_)
         throw ContextFullError("the context of " + std::to_string(n_ctx_) + " tokens is full (" +
                                std::to_string(length_) + " used, " + std::to_string(n) +
                                " more asked for); load the model with a larger context");
 }
 
-int32_t Session::run(Plan& plan, const int32_t* ids, size_t n) {
-    Exclusive running(busy_);
-    check(plan, ids, n);
-    auto* step = static_cast<Step*>(step_->host);
-    *step = Step{uint32_t(n), length_, -1, 0};
+void Session::check_ahead(const Plan& plan) const {
+    if (!plan.chooses)
+        throw UsageError("this plan computes no arg max, so that no step can run ahead; call without ahead");
+    check_room(2);
+}
+
+int32_t Session::checked(int64_t id) const {
+    if (id < 0 || id >= int64_t(n_vocab_))
+        throw UsageError("token id " + std::to_string(id) + " is outside the vocabulary of " +
+                         std::to_string(n_vocab_));
+    return int32_t(id);
+}
+
+void Session::refuse_in_flight() const {
+    if (in_flight_)
+        throw UsageError("a step of token " + std::to_string(in_flight_->token) + " is in flight; call settle() first");
+}
+
+void Session::check_same(const Plan& plan, int32_t token) const {
+    if (in_flight_->token != token || in_flight_->plan.get() != &plan) refuse_in_flight();
+}
+
+// ---- one command buffer
+
+// Only while nothing is in flight: the device writes the step buffer too.
+void Session::write_step(const int32_t* ids, size_t n) {
+    *static_cast<Step*>(step_->host) = Step{uint32_t(n), length_, n_chosen_, 0, {-1, -1, -1, -1}};
     std::memcpy(tokens_->host, ids, n * sizeof(int32_t));
+}
 
-    plan.device->submit(*plan.recording);
-    RunTimes times = plan.device->wait();
+Session::InFlight Session::submit(const std::shared_ptr<Plan>& plan, uint32_t n_tokens, int32_t token) {
+    const uint64_t ticket = plan->device->submit(*plan->recording);
+    return {plan, ticket, n_tokens, plan->chooses ? n_chosen_++ : 0, token};
+}
 
-    length_ += uint32_t(n);
+// Waits for the first step in flight; its arg max, or -1. n_in_flight is how many there are.
+int32_t Session::complete(uint64_t n_in_flight) {
+    const InFlight done = *std::exchange(in_flight_, std::nullopt);
+    const Plan& plan = *done.plan;
+    const RunTimes times = plan.device->wait(done.ticket);
+    length_ += done.n_tokens;
+    const std::lock_guard lock(counters_mutex_);
     counters_.steps++;
-    counters_.tokens += n;
+    counters_.tokens += done.n_tokens;
     counters_.command_buffers++;
     counters_.dispatches += plan.n_dispatches;
     counters_.barriers += plan.n_barriers;
+    counters_.max_in_flight = std::max(counters_.max_in_flight, n_in_flight);
     counters_.gpu_seconds += times.gpu_end - times.gpu_start;
-    return step->argmax;
-}
-
-void Session::rewind(uint32_t length) {
-    Exclusive running(busy_);
-    if (length > length_)
-        throw UsageError("cannot rewind to " + std::to_string(length) + ": the sequence has " +
-                         std::to_string(length_) + " tokens");
-    length_ = length;
+    return plan.chooses ? static_cast<const Step*>(step_->host)->chosen[done.chosen % 4] : -1;
 }
 
 }  // namespace zinc

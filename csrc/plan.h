@@ -3,6 +3,8 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <vector>
 
 #include "device.h"
@@ -20,9 +22,10 @@ struct ContextFullError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// What running cost, summed over all steps of a session.
+// What running cost, summed over all steps of a session that have ended.
 struct Counters {
     uint64_t steps = 0, tokens = 0, command_buffers = 0, dispatches = 0, barriers = 0;
+    uint64_t max_in_flight = 0;  // the most command buffers that there were at a time
     double gpu_seconds = 0;
 };
 
@@ -33,31 +36,61 @@ class Plan {
 
     const std::shared_ptr<Device> device;
     const uint32_t max_tokens, n_dispatches, n_barriers;
+    const bool chooses;  // ends in argmax_final, which makes the next step out of this one
     const std::unique_ptr<Recording> recording;
 };
 
-// A sequence: its length, and the step buffer through which plans learn token ids and positions.
+// A sequence: its length, and the step buffer through which plans learn token ids and positions. A step may be in
+// flight between calls; it is not part of the sequence before decode() or settle() has waited for it.
 class Session {
   public:
     Session(std::shared_ptr<Buffer> step, std::shared_ptr<Buffer> tokens, uint32_t n_ctx, uint32_t n_vocab);
 
     // Appends the n tokens to the sequence with one command buffer; returns the arg max of the last row's logits
     // (-1 when the plan computes none). A failed step leaves the length as it was.
-    int32_t run(Plan& plan, const int32_t* ids, size_t n);
+    int32_t prefill(const std::shared_ptr<Plan>& plan, const int32_t* ids, size_t n);
+
+    // The same for one token, which is taken over if it is in flight. With ahead the step of the arg max is submitted
+    // before this one is waited for, so that the device always has work.
+    int32_t decode(const std::shared_ptr<Plan>& plan, int64_t token, bool ahead);
+
+    // Waits for the step in flight, if there is one, and returns its token, which is now part of the sequence.
+    std::vector<int32_t> settle();
 
     void rewind(uint32_t length);  // forget all positions from length on
     void close() { closed_ = true; }
 
     uint32_t length() const { return length_; }
     uint32_t n_ctx() const { return n_ctx_; }
-    const Counters& counters() const { return counters_; }
+    Counters counters() const;
 
   private:
-    void check(const Plan& plan, const int32_t* ids, size_t n) const;
+    // A command buffer on its way.
+    struct InFlight {
+        std::shared_ptr<Plan> plan;
+        uint64_t ticket;
+        uint32_t n_tokens;
+        uint32_t chosen;  // which of the step buffer's ring will hold its arg max
+        int32_t token;    // of a step of one token, once the host knows it
+    };
 
-    std::shared_ptr<Buffer> step_, tokens_;
-    uint32_t n_ctx_, n_vocab_, length_ = 0;
+    void check(const Plan& plan, size_t n) const;
+    void check_room(size_t n) const;
+    void check_ahead(const Plan& plan) const;
+    int32_t checked(int64_t id) const;
+    void refuse_in_flight() const;
+    void check_same(const Plan& plan, int32_t token) const;
+    void write_step(const int32_t* ids, size_t n);
+    InFlight submit(const std::shared_ptr<Plan>& plan, uint32_t n_tokens, int32_t token);
+    int32_t complete(uint64_t n_in_flight);
+
+    const std::shared_ptr<Buffer> step_, tokens_;
+    const uint32_t n_ctx_, n_vocab_;
+    uint32_t n_chosen_ = 0;
+    std::optional<InFlight> in_flight_;
+    std::atomic<uint32_t> length_{0};
     std::atomic<bool> busy_{false}, closed_{false};
+    mutable std::mutex counters_mutex_;
     Counters counters_;
 };
 

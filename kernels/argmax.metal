@@ -66,15 +66,25 @@ kernel void argmax_partial(constant ArgmaxParams& p [[buffer(0)]], device const 
     }
 }
 
+// Appends the id to the sequence: stores it for the host, and makes it the one token of the next step.
+METAL_FUNC void choose(device Step* step, device int* tokens, int id) {
+    step->chosen[step->n_chosen % 4] = id;
+    step->n_chosen += 1;
+    step->pos += step->n_tokens;
+    step->n_tokens = 1;
+    tokens[0] = id;
+}
+
 template <class T>
 kernel void argmax_final(constant ArgmaxParams& p [[buffer(0)]], device Step* step [[buffer(1)]],
-                         device const T* part_value [[buffer(2)]], device const int* part_id [[buffer(3)]], GRID_IDS) {
+                         device int* tokens [[buffer(2)]], device const T* part_value [[buffer(3)]],
+                         device const int* part_id [[buffer(4)]], GRID_IDS) {
     TG_ARRAY(uint, keys, SIMD);
     TG_ARRAY(uint, ids, SIMD);
     ArgmaxBest best;
     for (uint i = tid; i < p.n_part; i += n_sg * SIMD) best.offer(argmax_key(part_value[i]), uint(part_id[i]));
     best = threadgroup_best(best, keys, ids, sg, lane, n_sg);
-    if (tid == 0) step->argmax = int(best.id);
+    if (tid == 0) choose(step, tokens, int(best.id));
 }
 
 KERNEL("argmax_partial", argmax_partial<float>)

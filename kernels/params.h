@@ -12,12 +12,14 @@ typedef int32_t i32;
 #endif
 
 // The step buffer: all that changes between two replays of a recorded plan. The token ids of the step follow in a
-// buffer of their own. Row t of a step sits at position pos + t of the sequence.
+// buffer of their own. Row t of a step sits at position pos + t of the sequence. argmax_final, which ends a greedy
+// plan, makes the step that follows of it, so that the next replay needs nothing from the host.
 struct Step {
     u32 n_tokens;  // rows of this step that are real; a plan recorded for T rows runs with n_tokens <= T
     u32 pos;       // position of row 0: the number of tokens already in the KV cache
-    i32 argmax;    // written by argmax_final: the id of the largest logit of the last row
+    u32 n_chosen;  // ids that argmax_final has stored
     u32 reserved;
+    i32 chosen[4];  // a ring: the i-th id is chosen[i % 4], so that the host reads one while the next is computed
 };
 
 struct EmbedParams {

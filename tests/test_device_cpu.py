@@ -163,7 +163,7 @@ device = core.Device(threads=1)
 k, m, tokens, shapes = 1 << 16, 64, 512, core.shapes()
 step = np.zeros(1, core.params_dtype("Step"))
 step["n_tokens"] = tokens
-buffers = [device.alloc(n) for n in (16, k * m * 4, k * tokens * 4, m * tokens * 4)]
+buffers = [device.alloc(n) for n in (step.nbytes, k * m * 4, k * tokens * 4, m * tokens * 4)]
 np.frombuffer(buffers[0], np.uint8)[:] = step.view(np.uint8)
 params = np.array((k, m, 4 * k, m, 1), core.params_dtype("MatMulParams")).tobytes()
 bindings = [(b, 0, b.nbytes) for b in buffers]
@@ -196,9 +196,9 @@ file.write(np.full(2048, 3, np.float32).tobytes())
 file.flush()
 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 x = device.wrap(np.frombuffer(mapped, np.uint8), 0, 8192)
-step, tokens, out = device.alloc(16), device.alloc(64), device.alloc(1024)
+step, tokens, out = device.alloc(32), device.alloc(64), device.alloc(1024)
 params = np.array((256,), core.params_dtype("ElementwiseParams")).tobytes()
-launch = ("take_last_row", params, [(step, 0, 16), (x, 0, 1024), (out, 0, 1024)], (1, 1, 1), 256, False)
+launch = ("take_last_row", params, [(step, 0, 32), (x, 0, 1024), (out, 0, 1024)], (1, 1, 1), 256, False)
 plan, session = core.Plan(device, [launch], 1), core.Session(step, tokens, 64, 100)
 assert memoryview(x).readonly
 del x
@@ -229,11 +229,11 @@ wrong = []
 
 
 def work(value):
-    step, a, b, out = device.alloc(16), *(device.alloc(64 * 4096 * 4) for _ in range(3))
-    np.frombuffer(step, np.uint32)[:] = [64, 0, 0, 0]
+    step, a, b, out = device.alloc(32), *(device.alloc(64 * 4096 * 4) for _ in range(3))
+    np.frombuffer(step, np.uint32)[0] = 64
     a_, b_, out_ = (np.frombuffer(x, np.float32) for x in (a, b, out))
     a_[:], b_[:] = value, 1
-    launch = ("add", params, [(step, 0, 16)] + [(x, 0, x.nbytes) for x in (a, b, out)], (4, 64, 1), 256, False)
+    launch = ("add", params, [(step, 0, 32)] + [(x, 0, x.nbytes) for x in (a, b, out)], (4, 64, 1), 256, False)
     for _ in range(100):
         out_[:] = -1
         device.run([launch])

@@ -253,28 +253,33 @@ def argmax(logits: F32) -> int:
     return int(numbers[np.argmax(logits[numbers])]) if len(numbers) else 0
 
 
-def run_argmax(lab: Lab, logits: F32, n_part: int | None = None) -> int:
+def run_argmax(lab: Lab, logits: F32, n_part: int | None = None, n_chosen: int = 0) -> int:
+    """The arg max that both kernels find, and a step buffer that is ready for the step that follows one of 3 rows."""
     shapes = lab.core.shapes()
     threads = shapes["ARGMAX_THREADS"]
     n_part = n_part or min(tiles(len(logits), shapes["ARGMAX_COLUMNS"]), threads)
-    step = lab.step(3, 7, writable=True)
+    step, tokens = lab.step(3, 7, writable=True), lab.in_out(np.arange(5, dtype=np.int32), align=4)
+    step.array["n_chosen"], step.array["chosen"] = n_chosen, -1
     value, ids = lab.output(n_part), lab.output(n_part, dtype=np.int32, align=4)
     params = {"n": len(logits), "n_part": n_part}
     first = [lab.input(logits, align=4), value, ids]
     lab.run("argmax_partial", params, "ArgmaxParams", first, (n_part,), threads)
-    lab.run("argmax_final", params, "ArgmaxParams", [step, value, ids], (1,), threads)
+    lab.run("argmax_final", params, "ArgmaxParams", [step, tokens, value, ids], (1,), threads)
     written = step.array[0]
-    assert (written["n_tokens"], written["pos"]) == (3, 7)
-    return int(written["argmax"])
+    best = int(tokens.array[0])
+    assert list(tokens.array[1:]) == [1, 2, 3, 4]
+    assert [written[name] for name in ("n_tokens", "pos", "n_chosen", "reserved")] == [1, 10, n_chosen + 1, 0]
+    assert list(written["chosen"]) == [best if i == n_chosen % 4 else -1 for i in range(4)]
+    return best
 
 
 @every_lane
 @pytest.mark.parametrize("n", [1, 2, 31, 257, 4096, 4097, 20_011])
 def test_argmax(lane: str, n: int) -> None:
     lab = Lab(lane)
-    for n_part in (None, 1, 3):
+    for n_chosen, n_part in enumerate((None, 1, 3, None, 2)):
         logits = lab.normal(n)
-        assert run_argmax(lab, logits, n_part) == argmax(logits)
+        assert run_argmax(lab, logits, n_part, n_chosen) == argmax(logits)
 
 
 @every_lane

@@ -186,7 +186,7 @@ BAD_DISPATCHES = {
     "threads=0": "0 threads per threadgroup is not a multiple of 32",
     "threads=48": "48 threads per threadgroup is not a multiple of 32",
     "threads=544": "on this device the kernel takes 512",
-    "grid_y=0": "the grid 1 x 0 x 1 is empty",
+    "grid_y=0": "a grid of 1 x 0 x 1 threadgroups is empty",
     "params=4097": "parameters of 4097 bytes",
     "params=0": "parameters of 0 bytes",
     "params=4": "'p' [[buffer(0)]] is 8 bytes, the parameters given are 4",
@@ -305,7 +305,12 @@ def test_debug_gives_each_dispatch_an_encoder(parts: Parts) -> None:
 
 
 def test_command_buffers_in_flight_are_bounded(parts: Parts) -> None:
-    assert parts("bounded") == (0, "before 0 after 1 times 1 5 then 0 idle 1")
+    assert parts("bounded") == (0, "before 0 after 9 idle 1")
+
+
+def test_a_wait_is_for_its_ticket(parts: Parts) -> None:
+    """Not for what is in flight after it, whatever ends first; times are of the ticket, and zero once forgotten."""
+    assert parts("tickets") == (0, "1 2 3 over 0 times 3 4 again 2\nold 0 new 8 none 0")
 
 
 def test_first_failure_is_sticky(parts: Parts) -> None:

@@ -139,17 +139,17 @@ def test_arguments_that_do_not_fit() -> None:
     bench = Bench()
     first, second = bench.bindings
     cases: dict[str, dict[str, Any]] = {
-        r"kernel probe_increment: its parameters have 8 bytes, not 4": {"params": b"1234"},
-        r"kernel probe_increment: its parameters have 8 bytes, not 0": {"params": b""},
-        r"kernel probe_increment: it has 2 bindings, not 1": {"bindings": [first]},
-        r"kernel probe_increment: it has 2 bindings, not 3": {"bindings": [first, second, second]},
-        r"binding 2 spans bytes 256 to 1028 of a buffer of 1024": {"bindings": [first, (second[0], 256, 772)]},
-        r"binding 1 spans bytes 2048 to": {"bindings": [(first[0], 2048, 4), second]},
-        r"binding 2 has 3 bytes, less than one element of 4": {"bindings": [first, (second[0], 0, 3)]},
-        r"binding 2 at offset 258 is not aligned to 4 bytes": {"bindings": [first, (second[0], 258, 256)]},
-        r"48 threads are no multiple of 32 up to 1024": {"threads": 48},
-        r"0 threads are no multiple": {"threads": 0},
-        r"1056 threads are no multiple": {"threads": 1056},
+        r"dispatch 0 \(probe_increment\): its parameters have 8 bytes, not 4": {"params": b"1234"},
+        r"\(probe_increment\): parameters of 0 bytes": {"params": b""},
+        r"\(probe_increment\): it has 2 buffers, not 1": {"bindings": [first]},
+        r"\(probe_increment\): it has 2 buffers, not 3": {"bindings": [first, second, second]},
+        r"buffer 2 covers bytes 256 to 256\+772 of a buffer of 1024": {"bindings": [first, (second[0], 256, 772)]},
+        r"buffer 1 covers bytes 2048 to": {"bindings": [(first[0], 2048, 4), second]},
+        r"buffer 2 has 3 bytes, less than one element of 4": {"bindings": [first, (second[0], 0, 3)]},
+        r"buffer 2 at offset 258 is not aligned to 4 bytes": {"bindings": [first, (second[0], 258, 256)]},
+        r"48 threads per threadgroup is not a multiple of 32": {"threads": 48},
+        r"\): 0 threads per threadgroup is not": {"threads": 0},
+        r"1056 threads per threadgroup; on this device the kernel takes 1024": {"threads": 1056},
         r"a grid of 0 x 1 x 1": {"grid": 0},
     }
     for message, changes in cases.items():

@@ -220,13 +220,18 @@ void argmax_partial(const Launch& l, uint64_t begin, uint64_t end) {
 
 void argmax_final(const Launch& l, uint64_t, uint64_t) {
     const auto& p = l.as<ArgmaxParams>();
-    const float* values = l.buffer<const float>(2);
-    const int32_t* ids = l.buffer<const int32_t>(3);
+    Step& step = *l.buffer<Step>(1);
+    const float* values = l.buffer<const float>(3);
+    const int32_t* ids = l.buffer<const int32_t>(4);
     const float best = largest(values, p.n_part);
     int32_t id = -1;
     for (uint32_t i = 0; i < p.n_part; i++)
         if (values[i] == best && (id < 0 || ids[i] < id)) id = ids[i];
-    l.buffer<Step>(1)->argmax = id < 0 ? 0 : id;
+    id = id < 0 ? 0 : id;
+    step.chosen[step.n_chosen++ % 4] = id;
+    step.pos += step.n_tokens;
+    step.n_tokens = 1;
+    l.buffer<int32_t>(2)[0] = id;
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <cstdlib>
@@ -42,38 +43,93 @@ Pool::~Pool() { stop(); }
 
 void Pool::stop() {
     stopping_ = true;
-    phase_ += 2;
-    phase_.notify_all();
+    ring();
     for (std::thread& helper : helpers_) helper.join();
 }
 
-void Pool::run(Job job, void* context) {
-    if (helpers_.empty()) return job(context, 0);
-    job_ = job;
-    context_ = context;
-    phase_.fetch_add(1);
-    phase_.notify_all();
-    job(context, 0);
-    phase_.fetch_add(1);
-    for (Backoff backoff; n_inside_.load() != 0;) backoff.pause();
+void Pool::ring() {
+    bell_.fetch_add(1);
+    bell_.notify_all();
+}
+
+uint64_t Pool::submit(Job& job) {
+    const std::lock_guard lock(caller_);
+    const uint64_t ticket = last_ + 1;
+    if (ticket > depth) finish(ticket - depth);
+    Slot& slot = slot_of(ticket);
+    close(slot);
+    job.prepare(ticket % depth);
+    slot.job = &job;
+    slot.start = slot.end = 0;
+    slot.timed = ticket;
+    slot.ticket = ticket;
+    last_ = ticket;
+    if (helpers_.empty())
+        finish(ticket);
+    else
+        ring();
+    return ticket;
+}
+
+RunTimes Pool::wait(uint64_t ticket) {
+    const std::lock_guard lock(caller_);
+    finish(std::min(ticket, last_.load()));
+    const Slot& slot = slot_of(ticket);
+    if (slot.timed != ticket) return {};
+    return {double(slot.start) * 1e-9, double(slot.end) * 1e-9};
+}
+
+void Pool::finish(uint64_t ticket) {
+    while (done_ < ticket) work(done_ + 1, 0);
+}
+
+namespace {
+
+// Stores the time, unless another thread was first.
+void stamp(std::atomic<int64_t>& time) {
+    int64_t none = 0;
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    time.compare_exchange_strong(none, std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
+}
+
+void raise_to(std::atomic<uint64_t>& value, uint64_t least) {
+    for (uint64_t seen = value; seen < least && !value.compare_exchange_weak(seen, least);) {
+    }
+}
+
+}  // namespace
+
+void Pool::work(uint64_t ticket, int worker) {
+    Slot& slot = slot_of(ticket);
+    slot.n_inside.fetch_add(1);
+    if (slot.ticket == ticket) {
+        stamp(slot.start);
+        slot.job->run(ticket % depth, worker);
+        stamp(slot.end);
+        raise_to(done_, ticket);
+    }
+    slot.n_inside.fetch_sub(1);
+}
+
+void Pool::close(Slot& slot) {
+    slot.ticket = 0;
+    for (Backoff backoff; slot.n_inside != 0;) backoff.pause();
 }
 
 void Pool::help(int worker) {
-    uint32_t seen = 0;
-    for (;;) {
-        Backoff backoff;
-        uint32_t phase;
-        while ((phase = phase_.load()) == seen || !(phase & 1)) {
-            if (stopping_) return;
-            if (backoff.exhausted())
-                phase_.wait(phase);
-            else
-                backoff.pause();
-        }
-        n_inside_.fetch_add(1);
-        if (phase_.load() == phase) job_(context_, worker);
-        n_inside_.fetch_sub(1);
-        seen = phase;
+    for (uint64_t ticket = 1; await(ticket); ticket = done_ + 1) work(ticket, worker);
+}
+
+// False when the pool ends.
+bool Pool::await(uint64_t ticket) {
+    for (Backoff backoff;;) {
+        const uint32_t heard = bell_;
+        if (stopping_) return false;
+        if (last_ >= ticket) return true;
+        if (backoff.exhausted())
+            bell_.wait(heard);
+        else
+            backoff.pause();
     }
 }
 

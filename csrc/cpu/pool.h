@@ -1,10 +1,14 @@
-// A pool of threads for work of a few microseconds: helpers spin for a while between jobs and then sleep.
+// Threads that share the work of one job at a time, made for jobs of microseconds: they spin for a while before they
+// sleep.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <thread>
 #include <vector>
+
+#include "device.h"
 
 namespace zinc {
 
@@ -20,31 +24,67 @@ class Backoff {
     uint32_t n_ = 0;
 };
 
+// Runs jobs in the order of their submission. The helpers start at once, and go on to the next job by themselves; the
+// thread that waits for a job works on it as well, so that as many threads are busy as were asked for and no more.
 class Pool {
   public:
-    using Job = void (*)(void* context, int worker);
+    static constexpr uint32_t depth = 2;  // jobs in flight; a job has one set of counters for each
 
-    // threads counts the caller, who is worker 0.
+    class Job {
+      public:
+        virtual ~Job() = default;
+        // Makes a set of counters ready. Nobody is in run() with this set.
+        virtual void prepare(uint32_t set) = 0;
+        // Called by every thread that comes to help. Returns when all of the work is done, whoever did it.
+        virtual void run(uint32_t set, int worker) = 0;
+    };
+
+    // threads counts the one that waits, which is worker 0. With one thread a job runs inside submit().
     explicit Pool(int threads);
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
     ~Pool();
     int threads() const { return int(helpers_.size()) + 1; }
 
-    // Runs job on the caller and on every helper that wakes in time; the job must be complete when the caller's call
-    // returns. Returns when no helper is in it any more.
-    void run(Job job, void* context);
+    // Returns the job's ticket: 1, 2, ... Waits first if depth jobs are in flight. The job stays until alone() returns.
+    uint64_t submit(Job& job);
+    // Works until this job and all before it are done. The times of a job are kept until depth others have followed.
+    RunTimes wait(uint64_t ticket);
+    // Calls body when all jobs are done and nobody is in one.
+    template <class Body>
+    void alone(Body body) {
+        const std::lock_guard lock(caller_);
+        finish(last_);
+        for (Slot& slot : slots_) close(slot);
+        body();
+    }
 
   private:
+    // A job in flight. A thread counts itself in, looks whether the ticket is still the same, and only then touches the
+    // rest.
+    struct alignas(64) Slot {
+        std::atomic<uint64_t> ticket{0};
+        std::atomic<int> n_inside{0};
+        std::atomic<int64_t> start{0}, end{0};  // nanoseconds; 0 before anybody began or ended
+        Job* job = nullptr;
+        uint64_t timed = 0;  // the ticket that start and end belong to
+    };
+
+    Slot& slot_of(uint64_t ticket) { return slots_[ticket % depth]; }
+    void finish(uint64_t ticket);
+    void work(uint64_t ticket, int worker);
+    void close(Slot& slot);
     void help(int worker);
+    bool await(uint64_t ticket);
+    void ring();
     void stop();
 
-    // Odd while a job is open to helpers. They count themselves in, look again, and only then touch the job.
-    alignas(64) std::atomic<uint32_t> phase_{0};
-    alignas(64) std::atomic<int> n_inside_{0};
+    std::mutex caller_;  // one thread submits or is worker 0
+    Slot slots_[depth];
+    alignas(64) std::atomic<uint64_t> last_{0};  // the last ticket given
+    alignas(64) std::atomic<uint64_t> done_{0};  // all up to this ticket are done
+    alignas(64) std::atomic<uint32_t> bell_{0};  // changes when helpers should look again
     std::atomic<bool> stopping_{false};
-    Job job_ = nullptr;
-    void* context_ = nullptr;
     std::vector<std::thread> helpers_;
 };
 

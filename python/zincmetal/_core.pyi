@@ -55,6 +55,8 @@ class Session:
     def n_ctx(self) -> int: ...
     @property
     def counters(self) -> dict[str, float]: ...
+    def settle(self) -> list[int]:
+        """Wait for the step in flight, if there is one; the ids, now part of the sequence, of its tokens."""
     def rewind(self, length: int) -> None: ...
     def close(self) -> None: ...
 
@@ -62,8 +64,12 @@ def shapes() -> dict[str, int]:
     """The launch shapes of kernels/shapes.h by name."""
 
 def params_dtype(name: str) -> np.dtype[np.void]: ...
-def decode_step(session: Session, plan: Plan, token: int) -> int:
-    """Append one token; the arg max of its logits. Raises UsageError, ContextFullError, DeviceError."""
+def decode_step(session: Session, plan: Plan, token: int, ahead: bool = False) -> int:
+    """Append one token; the arg max of its logits. Raises UsageError, ContextFullError, DeviceError.
+
+    With ``ahead`` the step of that arg max is submitted before this one is waited for, and is in flight when the
+    call returns: the next call takes it over, if it is for that token, or ``session.settle()`` ends it.
+    """
 
 def prefill_step(session: Session, plan: Plan, ids: NDArray[np.int32]) -> int:
     """Append int32 ids [n], n <= plan.max_tokens; the arg max after the last. Raises as decode_step."""

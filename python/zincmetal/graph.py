@@ -251,8 +251,8 @@ class Graph:
         self.ops.append(Op("linear", (STEP, weight, x), (LOGITS,)))
 
     def argmax(self) -> None:
-        """The id of the largest logit of the last row, into the step buffer."""
-        self.ops.append(Op("argmax", (LOGITS,), (STEP,)))
+        """The id of the largest logit of the last row, into the step buffer, which then holds the step that follows."""
+        self.ops.append(Op("argmax", (LOGITS,), (STEP, TOKENS)))
 
     def kv(self, layer: int) -> tuple[State, State]:
         """The key and value cache of a layer: [n_ctx, n_head_kv, head_dim] each."""

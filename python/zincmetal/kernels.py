@@ -15,7 +15,7 @@ import numpy as np
 
 from .config import HEAD_CLASSES, ModelConfig
 from .fuse import STACK, UNBATCHED
-from .graph import STEP, Op, Operand, Route, Value, Weight
+from .graph import STEP, TOKENS, Op, Operand, Route, Value, Weight
 
 _PAIRS = ("_swiglu", "_geglu")  # epilogues of two matrices
 
@@ -324,7 +324,7 @@ class Lowering:
         params, threads = self._params("ArgmaxParams", n=n, n_part=n_part), self._shapes["ARGMAX_THREADS"]
         best, ids = Value("argmax.value", n_part, last=True), Value("argmax.id", n_part, last=True)
         first = (Arg(logits, "r"), Arg(best, "w"), Arg(ids, "w"))
-        second = (Arg(STEP, "rw"), Arg(best, "r"), Arg(ids, "r"))
+        second = (Arg(STEP, "rw"), Arg(TOKENS, "w"), Arg(best, "r"), Arg(ids, "r"))
         return [
             Launch("argmax_partial", params, first, (n_part, 1, 1), threads, op),
             Launch("argmax_final", params, second, (1, 1, 1), threads, op),

@@ -103,27 +103,6 @@ void launches(const Arguments& a) {
     }
 }
 
-// The limit holds: the third begin() of two waits until one of them finished.
-void bounded(const Arguments&) {
-    InFlight in_flight(2, 60);
-    in_flight.begin();
-    in_flight.begin();
-    std::atomic<bool> third{false};
-    std::thread submitter([&] {
-        in_flight.begin();
-        third = true;
-    });
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    std::cout << "before " << third;
-    in_flight.finished(1, 2, "");
-    submitter.join();
-    in_flight.finished(3, 5, "");
-    in_flight.finished(2, 4, "");
-    const RunTimes times = in_flight.settle();
-    std::cout << " after " << third << " times " << times.gpu_start << " " << times.gpu_end;
-    std::cout << " then " << in_flight.settle().gpu_end << " idle " << in_flight.idle();
-}
-
 std::string caught(const std::function<void()>& body) {
     try {
         body();
@@ -133,25 +112,66 @@ std::string caught(const std::function<void()>& body) {
     }
 }
 
+void end(InFlight& in_flight, uint64_t ticket, double start, double end, const std::string& failure = "") {
+    in_flight.finished(static_cast<uint32_t>(ticket % InFlight::limit), start, end, failure);
+}
+
+// The limit holds: one begin() more waits until the oldest has ended, even if others have.
+void bounded(const Arguments&) {
+    InFlight in_flight(60);
+    for (uint32_t i = 0; i < InFlight::limit; ++i) in_flight.begin();
+    std::atomic<uint64_t> ticket{0};
+    std::thread submitter([&] { ticket = in_flight.begin(); });
+    end(in_flight, 2, 3, 5);
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    std::cout << "before " << ticket;
+    end(in_flight, 1, 1, 2);
+    submitter.join();
+    std::cout << " after " << ticket;
+    for (uint64_t t = 3; t <= InFlight::limit + 1; ++t) end(in_flight, t, double(t), double(t) + 1);
+    std::cout << " idle " << in_flight.idle();
+}
+
+// A wait is for its command buffer and those before it, in whatever order they end, and not for one after it.
+void tickets(const Arguments&) {
+    InFlight in_flight(60);
+    for (int i = 0; i < 3; ++i) std::cout << in_flight.begin() << " ";
+    std::atomic<bool> over{false};
+    std::thread waiter([&] {
+        const RunTimes times = in_flight.wait(2);
+        over = true;
+        std::cout << "times " << times.gpu_start << " " << times.gpu_end;
+    });
+    end(in_flight, 2, 3, 4);
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    std::cout << "over " << over << " ";
+    end(in_flight, 1, 1, 2);
+    waiter.join();
+    std::cout << " again " << in_flight.wait(1).gpu_end << "\n";
+    end(in_flight, 3, 5, 6);
+    for (uint32_t i = 0; i < InFlight::limit; ++i) end(in_flight, in_flight.begin(), 7, 8);
+    std::cout << "old " << in_flight.wait(3).gpu_end << " new " << in_flight.wait(4).gpu_end << " none "
+              << in_flight.wait(99).gpu_end;
+}
+
 // The first failure stays, whatever follows, and every call throws it.
 void sticky(const Arguments&) {
-    InFlight in_flight(4, 60);
+    InFlight in_flight(60);
     for (int i = 0; i < 3; ++i) in_flight.begin();
-    in_flight.finished(0, 0, "first");
-    in_flight.finished(0, 0, "second");
-    in_flight.finished(1, 2, "");
-    std::cout << caught([&] { in_flight.settle(); }) << " " << caught([&] { in_flight.begin(); }) << " "
+    end(in_flight, 1, 0, 0, "first");
+    end(in_flight, 2, 0, 0, "second");
+    end(in_flight, 3, 1, 2);
+    std::cout << caught([&] { in_flight.wait(3); }) << " " << caught([&] { in_flight.begin(); }) << " "
               << caught([&] { in_flight.check(); }) << " idle " << in_flight.idle();
 }
 
 // A command buffer that never completes ends the wait, not the process; an abandoned one does not count.
 void lost(const Arguments&) {
-    InFlight in_flight(4, 0.1);
-    in_flight.begin();
-    in_flight.abandon();
+    InFlight in_flight(0.1);
+    in_flight.abandon(in_flight.begin());
     std::cout << "idle " << in_flight.idle() << "\n";
-    in_flight.begin();
-    std::cout << caught([&] { in_flight.settle(); }) << "\n" << caught([&] { in_flight.begin(); }) << "\n";
+    const uint64_t ticket = in_flight.begin();
+    std::cout << caught([&] { in_flight.wait(ticket); }) << "\n" << caught([&] { in_flight.begin(); }) << "\n";
     std::cout << "idle " << in_flight.idle() << "\n";
 }
 
@@ -159,8 +179,9 @@ void lost(const Arguments&) {
 
 int main(int argc, char** argv) {
     const std::pair<const char*, void (*)(const Arguments&)> commands[] = {
-        {"flatten", flatten},   {"dispatch", dispatch}, {"wrap", wrap},     {"failure", failure}, {"missing", missing},
-        {"launches", launches}, {"bounded", bounded},   {"sticky", sticky}, {"lost", lost}};
+        {"flatten", flatten}, {"dispatch", dispatch}, {"wrap", wrap},       {"failure", failure},
+        {"missing", missing}, {"launches", launches}, {"bounded", bounded}, {"tickets", tickets},
+        {"sticky", sticky},   {"lost", lost}};
     const Arguments arguments(argv + std::min(argc, 2), argv + argc);
     for (const auto& [name, run] : commands) {
         if (argc < 2 || std::strcmp(name, argv[1]) != 0) continue;
