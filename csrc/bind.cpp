@@ -3,6 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <optional>
+
 #include "device.h"
 #include "plan.h"
 #include "shapes.h"
@@ -72,6 +75,30 @@ void delete_unlocked(Plan* plan) {
     }
     py::gil_scoped_release unlocked;
     delete plan;
+}
+
+void check_copy(const Buffer& b, size_t offset, size_t nbytes) {
+    if (!b.copies()) throw UsageError("a private buffer has no memory that the host can see");
+    if (offset > b.bytes || nbytes > b.bytes - offset)
+        throw UsageError("[" + std::to_string(offset) + ", +" + std::to_string(nbytes) + ") is outside the buffer of " +
+                         std::to_string(b.bytes) + " bytes");
+}
+
+py::array_t<uint8_t> read_buffer(const Buffer& b, size_t offset, std::optional<size_t> nbytes) {
+    const size_t n = nbytes ? *nbytes : b.bytes - std::min(offset, b.bytes);
+    check_copy(b, offset, n);
+    py::array_t<uint8_t> out{py::ssize_t(n)};
+    b.read(offset, out.mutable_data(), n);
+    return out;
+}
+
+void write_buffer(Buffer& b, const py::buffer& data, size_t offset) {
+    const py::buffer_info from = data.request();
+    const size_t n = size_t(from.size) * size_t(from.itemsize);
+    if (!PyBuffer_IsContiguous(from.view(), 'C')) throw UsageError("write: the data must be contiguous");
+    if (b.read_only) throw UsageError("write: the buffer is read-only");
+    check_copy(b, offset, n);
+    b.write(offset, from.ptr, n);
 }
 
 py::dict info_dict(const Device& device) {
@@ -148,6 +175,9 @@ void bind_params(py::module_& m) {
 void bind_device(py::module_& m) {
     py::class_<Buffer, std::shared_ptr<Buffer>>(m, "Buffer", py::module_local(), py::buffer_protocol())
         .def_readonly("nbytes", &Buffer::bytes)
+        .def_property_readonly("shared", [](const Buffer& b) { return b.host != nullptr; })
+        .def("read", &read_buffer, py::arg("offset") = 0, py::arg("nbytes") = py::none())
+        .def("write", &write_buffer, py::arg("data"), py::arg("offset") = 0)
         .def_buffer([](Buffer& b) -> py::buffer_info {
             if (!b.host) throw UsageError("a private buffer has no memory that the host can see");
             return {static_cast<uint8_t*>(b.host), py::ssize_t(b.bytes), b.read_only};

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -39,10 +40,20 @@ struct DeviceOptions {
 
 enum class Storage { shared, device_private };
 
-// Device memory. host is null for private storage. A wrapped buffer borrows its memory: the owner outlives it.
+// Device memory. host is null where the host cannot see it: private storage, and all of a device with memory of its
+// own. A wrapped buffer borrows its memory: the owner outlives it.
 class Buffer {
   public:
     virtual ~Buffer() = default;
+    // Whether write() and read() work. They copy in and out what no command buffer in flight uses; the caller sees to
+    // it that [offset, offset + n) lies in the buffer.
+    virtual bool copies() const { return host != nullptr; }
+    virtual void write(size_t offset, const void* from, size_t n) {
+        std::memcpy(static_cast<char*>(host) + offset, from, n);
+    }
+    virtual void read(size_t offset, void* to, size_t n) const {
+        std::memcpy(to, static_cast<const char*>(host) + offset, n);
+    }
     void* host = nullptr;
     size_t bytes = 0;
     bool read_only = false;  // a mapped file: the host must not write

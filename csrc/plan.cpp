@@ -1,7 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <cstring>
+#include <cstddef>
 #include <string>
 #include <utility>
 
@@ -40,7 +40,7 @@ Plan::Plan(std::shared_ptr<Device> device, std::vector<Dispatch> dispatches, Enc
 
 Session::Session(std::shared_ptr<Buffer> step, std::shared_ptr<Buffer> tokens, uint32_t n_ctx, uint32_t n_vocab)
     : step_(std::move(step)), tokens_(std::move(tokens)), n_ctx_(n_ctx), n_vocab_(n_vocab) {
-    if (!step_ || !tokens_ || !step_->host || step_->bytes < sizeof(Step) || !tokens_->host)
+    if (!step_ || !tokens_ || !step_->copies() || step_->bytes < sizeof(Step) || !tokens_->copies())
         throw UsageError("the step and token buffers must be shared, the first of at least sizeof(Step) bytes");
 }
 
@@ -137,8 +137,9 @@ void Session::check_same(const Plan& plan, int32_t token) const {
 
 // Only while nothing is in flight: the device writes the step buffer too.
 void Session::write_step(const int32_t* ids, size_t n) {
-    *static_cast<Step*>(step_->host) = Step{uint32_t(n), length_, n_chosen_, 0, {-1, -1, -1, -1}};
-    std::memcpy(tokens_->host, ids, n * sizeof(int32_t));
+    const Step step{uint32_t(n), length_, n_chosen_, 0, {-1, -1, -1, -1}};
+    step_->write(0, &step, sizeof(step));
+    tokens_->write(0, ids, n * sizeof(int32_t));
 }
 
 Session::InFlight Session::submit(const std::shared_ptr<Plan>& plan, uint32_t n_tokens, int32_t token) {
@@ -160,7 +161,9 @@ int32_t Session::complete(uint64_t n_in_flight) {
     counters_.barriers += plan.n_barriers;
     counters_.max_in_flight = std::max(counters_.max_in_flight, n_in_flight);
     counters_.gpu_seconds += times.gpu_end - times.gpu_start;
-    return plan.chooses ? static_cast<const Step*>(step_->host)->chosen[done.chosen % 4] : -1;
+    int32_t best = -1;
+    if (plan.chooses) step_->read(offsetof(Step, chosen) + done.chosen % 4 * sizeof(best), &best, sizeof(best));
+    return best;
 }
 
 }  // namespace zinc

@@ -261,3 +261,17 @@ def test_nothing_where_an_object_should_be() -> None:
     for threads in (-1, 2000):
         with pytest.raises(DeviceError, match="threads"):
             core.Device(threads=threads)
+
+
+def test_buffers_copy_in_and_out_within_their_bounds():
+    _, device = open_cpu(1)
+    buffer = device.alloc(16)
+    data = np.arange(4, dtype=np.float32)
+    buffer.write(data)
+    buffer.write(b"\x00\x00\x80\x3f", 12)
+    assert buffer.shared
+    assert buffer.read(4).view(np.float32).tolist() == [1, 2, 1]
+    assert buffer.read(4, 4).view(np.float32).tolist() == [1]
+    for wrong in (lambda: buffer.read(8, 9), lambda: buffer.read(17), lambda: buffer.write(data, 1)):
+        with pytest.raises(UsageError, match="outside the buffer of 16 bytes"):
+            wrong()

@@ -17,6 +17,13 @@ class Buffer:
 
     @property
     def nbytes(self) -> int: ...
+    @property
+    def shared(self) -> bool:
+        """Whether the host sees the memory itself, and not only copies."""
+    def read(self, offset: int = 0, nbytes: int | None = None) -> NDArray[np.uint8]:
+        """A copy of ``nbytes`` bytes (default: all the rest). Raises UsageError."""
+    def write(self, data: NDArray[Any] | bytes, offset: int = 0) -> None:
+        """Copy contiguous data in. Raises UsageError."""
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Device:

@@ -55,8 +55,9 @@ class Memory:
         self._buffers[name] = self._device.alloc(nbytes)
 
     def floats(self, name: str) -> NDArray[np.float32]:
-        """The whole buffer as the host sees it, as an array float32 [n]."""
-        return np.frombuffer(memoryview(self.buffer(name)), np.float32)
+        """The buffer's floats, float32 [n]: the memory itself where the host sees it, else a copy as of now."""
+        buffer = self.buffer(name)
+        return np.frombuffer(memoryview(buffer) if buffer.shared else buffer.read(), np.float32)
 
     def close(self) -> None:
         """Drop every buffer; the device frees its memory once no plan uses it."""
@@ -105,7 +106,7 @@ class Memory:
                 raise GGUFError(f"tensor rope_freqs.weight has {factors.size} values, not {cfg.n_rot // 2}")
         freqs = cfg.rope.frequencies(cfg.n_rot, factors)
         self.alloc(ROPE_FREQS, freqs.nbytes)
-        self.floats(ROPE_FREQS)[:] = freqs
+        self.buffer(ROPE_FREQS).write(freqs)
         self._weights[ROPE_FREQS] = Weight(ROPE_FREQS, by_name("f32"), freqs.shape)
         self._regions[ROPE_FREQS] = Region(ROPE_FREQS, 0, freqs.nbytes)
 

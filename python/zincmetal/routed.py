@@ -58,9 +58,10 @@ class RoutedPlan:
 
     def _announce(self, session: _core.Session, ids: NDArray[np.int32]) -> None:
         """Tell the kernels of the step, as the session will for the last part."""
-        step = np.frombuffer(memoryview(self._buffers(STEP.name)), self._core.params_dtype("Step"), 1)
+        step = np.zeros(1, self._core.params_dtype("Step"))
         step["n_tokens"], step["pos"] = ids.size, session.length
-        np.frombuffer(memoryview(self._buffers(TOKENS.name)), np.int32)[: ids.size] = ids
+        self._buffers(STEP.name).write(step)
+        self._buffers(TOKENS.name).write(ids)
 
     def _run(self, part: list[Dispatch], n_tokens: int) -> None:
         if part[0].launch.routed:
@@ -77,7 +78,7 @@ class RoutedPlan:
         sizes = d.launch.routed
         assert sizes
         count = n_tokens * sizes.n_used
-        ids = np.frombuffer(memoryview(self._buffers(ids_at.buffer)), np.int32, count, ids_at.offset)
+        ids = self._buffers(ids_at.buffer).read(ids_at.offset, 4 * count).view(np.int32)
         for slot, expert in enumerate(ids.tolist()):
             regions = (
                 _piece(weight_at, expert, sizes.expert_bytes),
