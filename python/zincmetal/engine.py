@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arch, backend, config, fuse, gguf
-from .errors import ContextFullError, UnsupportedModelError, UsageError
+from .errors import ContextFullError, DeviceError, UnsupportedModelError, UsageError
 from .graph import Graph
 from .kernels import Lowering
 from .memory import KV_BYTES, Memory
@@ -90,6 +90,7 @@ class Model:
         self._build = arch.get(file.require("general.architecture", str))
         self.config = config.from_file(file, context)
         self.core, self.device = backend.open_device(device, threads)
+        self._asynchronous = bool(self.device.info["asynchronous"])
         self._lowering = Lowering(self.core, self.config, kv)
         self._memory = Memory(self.device, file, self.config, kv)
         self._memory.alloc("step", self.core.params_dtype("Step").itemsize)
@@ -197,7 +198,9 @@ class Model:
 
         with self._exclusive():
             text, sampler = TextStream(self.tokenizer, stop), Sampler(params)
-            greedy, eog_ids, n_ctx = params.greedy, self.tokenizer.eog_ids, self.config.n_ctx
+            greedy, eog_ids = params.greedy, self.tokenizer.eog_ids
+            last = min(max_tokens, self.config.n_ctx - len(ids) + 1)
+            last_ahead = last - 2 if greedy and self._asynchronous else 0
             kept = self._keep_common(ids)
             for rows in set(_chunk_rows(len(ids) - kept)):
                 self._recorded(rows, False)
@@ -205,19 +208,18 @@ class Model:
             best = self._prefill(ids[kept:], progress)
             prompt_tps = (len(ids) - kept) / (time.perf_counter() - began)
             began = time.perf_counter()
-            for n in range(1, max_tokens + 1):
+            for n in range(1, last + 1):
                 token = best if greedy else sampler.sample(self._last_logits(), self._sequence)
                 ended = token in eog_ids
                 piece = "" if ended else text.push(token)
-                full = len(self._sequence) >= n_ctx
-                reason = "stop" if ended or text.stopped else "length" if n == max_tokens or full else None
+                reason = "stop" if ended or text.stopped else "length" if n == last else None
                 if reason and not text.stopped:
                     piece += text.finish()
                 tps = (n - 1) / max(time.perf_counter() - began, 1e-9)  # the first token came with the prompt
                 yield Chunk(piece, token, reason, len(ids), prompt_tps, tps)
                 if reason:
                     return
-                best = self._decode(token)
+                best = self._decode(token, ahead=n <= last_ahead)
 
     # ---- steps --------------------------------------------------------------------------------------------
 
@@ -269,8 +271,9 @@ class Model:
             progress(done, len(ids))
         return best
 
-    def _decode(self, token: int) -> int:
-        best: int = self.core.decode_step(self.session, self._plans[1, False][1], token)
+    def _decode(self, token: int, ahead: bool) -> int:
+        """Append a token; the arg max after it. ``ahead`` says that the step of that arg max will be wanted."""
+        best: int = self.core.decode_step(self.session, self._plans[1, False][1], token, ahead)
         self._sequence.append(token)
         return best
 
@@ -284,6 +287,13 @@ class Model:
         # In this order an interrupt between the two leaves a sequence that can still be rewound.
         del self._sequence[length:]
         self.session.rewind(length)
+
+    def _settle(self) -> None:
+        """End the step in flight, which makes its token part of the sequence: a state cannot always be rewound."""
+        with suppress(DeviceError):  # the device keeps a failure, and the next step tells it
+            self._sequence += self.session.settle()
+        if len(self._sequence) != self.session.length:  # an interrupt came between a step and its record here
+            self._rewind(0)
 
     def _last_logits(self) -> NDArray[np.float32]:
         return self._memory.floats("logits")[: self.config.n_vocab]
@@ -378,9 +388,13 @@ class Model:
         if not self._one_call.acquire(blocking=False):
             raise UsageError("the model is in use by another call or an unfinished stream; end that first")
         try:
+            self._settle()
             yield
         finally:
-            self._one_call.release()
+            try:
+                self._settle()
+            finally:
+                self._one_call.release()
 
 
 def load(

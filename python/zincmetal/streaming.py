@@ -22,7 +22,8 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that this token made certain. After a stop string, sets ``stopped``."""
-        return self._release(self._decoder.push(token))
+        text = self._decoder.push(token)
+        return self._release(text) if self._stop else text
 
     def finish(self) -> str:
         """What was held back, at the end of the stream."""
@@ -31,14 +32,12 @@ class TextStream:
         return text
 
     def _release(self, new: str) -> str:
-        if not self._stop:
-            return new
         text = self._held + new
         found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        keep = max(_partial(text, s) for s in self._stop)
+        keep = max((_partial(text, s) for s in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 

@@ -37,6 +37,7 @@ _MAX_PIECE = 512  # characters; SentencePiece makes 16 at most unless told, and 
 
 
 _SPECIAL = frozenset({TokenType.UNKNOWN, TokenType.CONTROL})  # text matches these only with parse_special
+_NORMAL = TokenType.NORMAL.value
 _NEVER_MERGED = _SPECIAL | {TokenType.USER_DEFINED, TokenType.BYTE}  # merging text may not produce these
 
 # Models differ in the token that ends a turn and files name only one, so well-known names count as well.
@@ -254,7 +255,7 @@ class Tokenizer:
         self._vocab = vocab = Vocabulary.read(meta)
         self.vocab_size = len(vocab)
         self._piece_bytes = sentencepiece_bytes if sentencepiece else byte_level_bytes
-        self._pieces: list[bytes | None] = [None] * len(vocab)
+        self._texts: dict[int, str] = {}  # of tokens that are whole characters, once a stream has met them
         self._space_prefix = sentencepiece and meta.flag("add_space_prefix", True)
         pre = _pre_tokenizer(meta) if not sentencepiece else PreTokenizer((), add_bos=True)
         self._read_special_ids(meta, sentencepiece, pre.add_bos)
@@ -345,10 +346,13 @@ class Tokenizer:
             UsageError: `token` is not an id of this vocabulary.
         """
         i = self._checked(token)
-        piece = self._pieces[i]
-        if piece is None:
-            piece = self._pieces[i] = self._bytes_of(i)
-        return piece
+        text, kind = self._vocab.tokens[i], self._vocab.types[i]
+        if kind == _NORMAL:
+            return self._piece_bytes(text)
+        if kind in _SPECIAL or kind == TokenType.USER_DEFINED:
+            return utf8(text)
+        byte = fallback_byte(text) if kind == TokenType.BYTE else None
+        return self._piece_bytes(text) if byte is None else byte
 
     def _checked(self, token: SupportsIndex) -> int:
         try:
@@ -358,13 +362,6 @@ class Tokenizer:
         if not 0 <= i < self.vocab_size:
             raise UsageError(f"token id {i} is outside the vocabulary of {self.vocab_size} tokens")
         return i
-
-    def _bytes_of(self, i: int) -> bytes:
-        text, kind = self._vocab.tokens[i], self._vocab.types[i]
-        if kind in _SPECIAL or kind == TokenType.USER_DEFINED:
-            return utf8(text)
-        byte = fallback_byte(text) if kind == TokenType.BYTE else None
-        return self._piece_bytes(text) if byte is None else byte
 
     def is_special(self, token: SupportsIndex) -> bool:
         """Whether `token` is a control or unknown token, which `skip_special` leaves out."""
@@ -390,31 +387,47 @@ class Tokenizer:
 
         The answer to a prompt continues it: pass `continues=True` there.
         """
-        return StreamDecoder(self, skip_special, drop_space=self._space_prefix and not continues)
+        return StreamDecoder(self, self._texts, skip_special, drop_space=self._space_prefix and not continues)
 
 
 class StreamDecoder:
     """Turns ids into text as they come, holding back the bytes of a character until it is whole."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool, drop_space: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, texts: dict[int, str], skip_special: bool, drop_space: bool) -> None:
         self._tokenizer = tokenizer
+        self._texts = texts
         self._skip_special = skip_special
         self._drop_space = drop_space
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""  # the beginning of a character
+        self._plain = not (skip_special or drop_space)  # a token's text depends on nothing but the token
 
     def push(self, token: SupportsIndex) -> str:
         """The text that `token` completes, maybe none. Raises UsageError if it is no id of the vocabulary."""
-        piece = self._tokenizer.token_bytes(token)
+        # Between two steps of a model the caches are cold, so what most tokens need is one look into one table.
+        if self._plain and type(token) is int and (known := self._texts.get(token)) is not None:
+            return known
+        return self._push(token)
+
+    def _push(self, token: SupportsIndex) -> str:
+        piece, was_plain = self._tokenizer.token_bytes(token), self._plain
         if self._skip_special and self._tokenizer.is_special(token):
             return ""
         if self._drop_space and piece:
             self._drop_space = False
             piece = piece.removeprefix(b" ")
-        return self._utf8.decode(piece)
+        piece = self._held + piece
+        text, used = codecs.utf_8_decode(piece, "replace", False)
+        self._held = piece[used:]
+        self._plain = not (self._held or self._skip_special or self._drop_space)
+        if was_plain and self._plain:
+            self._texts[operator.index(token)] = text
+        return text
 
     def finish(self) -> str:
         """What is left: U+FFFD if the ids end inside a character. The decoder then starts on new ids."""
-        return self._utf8.decode(b"", final=True)
+        text, self._held = self._held.decode("utf-8", "replace"), b""
+        self._plain = not (self._skip_special or self._drop_space)
+        return text
 
 
 def _pre_tokenizer(meta: Metadata) -> PreTokenizer:
