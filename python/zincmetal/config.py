@@ -17,6 +17,8 @@ HEAD_CLASSES = (32, 64, 96, 128, 256)
 # Architectures whose feed-forward is a mixture of experts, and those with recurrent layers.
 MIXTURES = frozenset({"qwen3moe", "qwen35moe"})
 HYBRIDS = frozenset({"qwen35", "qwen35moe"})
+# Architectures in which some layers attend to a window, with rotary frequencies of their own.
+WINDOWED = frozenset({"gemma3"})
 # What the routing and convolution kernels are made for.
 MAX_EXPERTS, MAX_EXPERTS_USED, MAX_CONV = 1024, 32, 8
 
@@ -39,6 +41,9 @@ class ModelConfig:
     norm_eps: float
     rope: Rope
     recurrent: tuple[bool, ...]
+    attention_scale: float  # of q·k
+    windows: tuple[int, ...]  # by layer: the positions that attention sees, 0 for all
+    rope_local: Rope | None = None  # of the layers with a window
     experts: Experts | None = None
     ssm: Ssm | None = None
 
@@ -148,6 +153,9 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
     n_rot = keys.size("rope.dimension_count", head_dim)
     if n_rot > head_dim or n_rot % 2:
         raise keys.bad("rope.dimension_count", f"{n_rot} must be even and at most the head's {head_dim}")
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if keys.number(name, 0.0):
+            raise UnsupportedModelError(f"{arch}.{name} is set; zincmetal does not cap logits")
     n_ctx_train = keys.size("context_length")
     embd = file.tensors.get("token_embd.weight")
     if embd is None or len(embd.shape) != 2:
@@ -167,6 +175,9 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
         norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
         rope=_rope(keys, n_ctx_train),
         recurrent=_recurrent(keys, n_block)[:n_layer] if arch in HYBRIDS else (False,) * n_layer,
+        attention_scale=_attention_scale(keys, n_layer, n_embd // n_head, head_dim),
+        windows=_windows(keys, n_block)[:n_layer] if arch in WINDOWED else (0,) * n_layer,
+        rope_local=Rope(_rope_base(keys, "rope.freq_base_swa")) if arch in WINDOWED else None,
         experts=_experts(keys) if arch in MIXTURES else None,
         ssm=_ssm(keys) if arch in HYBRIDS else None,
     )
@@ -212,19 +223,33 @@ def _recurrent(keys: _Keys, n_block: int) -> tuple[bool, ...]:
     if not keys.has("attention.recurrent_layers"):
         interval = keys.size("full_attention_interval", 4)
         return tuple((i + 1) % interval != 0 for i in range(n_block))
-    listed = keys.get("attention.recurrent_layers")
-    if not isinstance(listed, np.ndarray) or listed.dtype != np.bool_ or listed.size != n_block:
-        raise keys.bad("attention.recurrent_layers", f"it must be {n_block} booleans, one for each block")
-    return tuple(listed.tolist())
+    return keys.flags("attention.recurrent_layers", n_block)
+
+
+def _windows(keys: _Keys, n_block: int) -> tuple[int, ...]:
+    """The window of each block, or 0: as listed, or all but every ``sliding_window_pattern``-th have one."""
+    window = keys.size("attention.sliding_window", 0, least=0)
+    name = "attention.sliding_window_pattern"
+    if isinstance(keys.get(name, 6), np.ndarray):
+        windowed = keys.flags(name, n_block)
+    else:
+        period = keys.size(name, 6)
+        windowed = tuple((i + 1) % period != 0 for i in range(n_block))
+    return tuple(window if w else 0 for w in windowed)
+
+
+def _attention_scale(keys: _Keys, n_layer: int, embd_per_head: int, head_dim: int) -> float:
+    """As the file says, or head_dim^-0.5; no file says it of Gemma 3 27B, which scales by (n_embd / n_head)^-0.5."""
+    is_27b = keys.arch == "gemma3" and n_layer == 62
+    return keys.positive("attention.scale", (embd_per_head if is_27b else head_dim) ** -0.5)
 
 
 def _rope(keys: _Keys, n_ctx_train: int) -> Rope:
     scaling = str(keys.get("rope.scaling.type", "none"))
-    if scaling not in ("none", "linear", "yarn"):
+    # Local frequencies are not scaled, and kernels know one magnitude.
+    if scaling not in ("none", "linear") + (() if keys.arch in WINDOWED else ("yarn",)):
         raise UnsupportedModelError(f"{keys.arch}.rope.scaling.type {scaling!r} is not supported")
-    base = keys.positive("rope.freq_base", 10000.0)
-    if base <= 1:
-        raise keys.bad("rope.freq_base", f"{base} must be above 1")
+    base = _rope_base(keys, "rope.freq_base")
     if scaling == "none":
         return Rope(base)
     return Rope(
@@ -233,6 +258,13 @@ def _rope(keys: _Keys, n_ctx_train: int) -> Rope:
         keys.positive("rope.scaling.factor", 1.0),
         keys.size("rope.scaling.original_context_length", n_ctx_train),
     )
+
+
+def _rope_base(keys: _Keys, name: str) -> float:
+    base = keys.positive(name, 10000.0)
+    if base <= 1:
+        raise keys.bad(name, f"{base} must be above 1")
+    return base
 
 
 class _Keys:
@@ -270,6 +302,13 @@ class _Keys:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise self.bad(name, f"{value!r} is not a finite number")
         return float(value)
+
+    def flags(self, name: str, n: int) -> tuple[bool, ...]:
+        """A list of ``n`` booleans, one for each block."""
+        value = self.get(name)
+        if not isinstance(value, np.ndarray) or value.dtype != np.bool_ or value.size != n:
+            raise self.bad(name, f"it must be {n} booleans, one for each block")
+        return tuple(value.tolist())
 
     def bad(self, name: str, why: str) -> GGUFError:
         return GGUFError(f"{self.file.path}: key {self.arch}.{name}: {why}")

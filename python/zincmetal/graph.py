@@ -192,7 +192,7 @@ class Graph:
         reads: tuple[Operand, ...] = (STEP, q, *self.kv(layer))
         if gate:
             reads = (*reads, gate)
-        attrs = {"scale": self.cfg.head_dim**-0.5, "window": window}
+        attrs = {"scale": self.cfg.attention_scale, "window": window}
         return self._emit("attention", reads, f"blk.{layer}.kqv", q.width, **attrs)
 
     def route(self, layer: int, logits: Value, shared: Value | None) -> Route:

@@ -18,7 +18,7 @@ from .quants import by_name
 if TYPE_CHECKING:
     from . import _core
 
-ROPE_FREQS = "rope_freqs"
+ROPE_FREQS, ROPE_FREQS_LOCAL = "rope_freqs", "rope_freqs_local"
 KV_BYTES = {"f32": 4, "f16": 2}
 
 
@@ -104,11 +104,15 @@ class Memory:
             factors = file.data("rope_freqs.weight").view(np.float32)
             if factors.size != cfg.n_rot // 2:
                 raise GGUFError(f"tensor rope_freqs.weight has {factors.size} values, not {cfg.n_rot // 2}")
-        freqs = cfg.rope.frequencies(cfg.n_rot, factors)
-        self.alloc(ROPE_FREQS, freqs.nbytes)
-        self.buffer(ROPE_FREQS).write(freqs)
-        self._weights[ROPE_FREQS] = Weight(ROPE_FREQS, by_name("f32"), freqs.shape)
-        self._regions[ROPE_FREQS] = Region(ROPE_FREQS, 0, freqs.nbytes)
+        self._add_vector(ROPE_FREQS, cfg.rope.frequencies(cfg.n_rot, factors))
+        if cfg.rope_local:
+            self._add_vector(ROPE_FREQS_LOCAL, cfg.rope_local.frequencies(cfg.n_rot, None))
+
+    def _add_vector(self, name: str, values: NDArray[np.float32]) -> None:
+        self.alloc(name, values.nbytes)
+        self.buffer(name).write(values)
+        self._weights[name] = Weight(name, by_name("f32"), values.shape)
+        self._regions[name] = Region(name, 0, values.nbytes)
 
 
 def _group(tensors: list[gguf.TensorInfo], page: int, max_bytes: int) -> Iterator[tuple[int, list[gguf.TensorInfo]]]:

@@ -147,11 +147,12 @@ def _encoders(
     model: tokenizers.models.BPE,
     normalizer: tokenizers.normalizers.Normalizer | None,
     pre_tokenizer: tokenizers.pre_tokenizers.PreTokenizer | None,
+    normalize_added: bool = False,
 ) -> _Encoders:
     from tokenizers import AddedToken, Tokenizer
 
-    def added(types: frozenset[TokenType]) -> list[AddedToken]:
-        return [AddedToken(text, normalized=False) for text in vocab.texts(types)]
+    def added(types: frozenset[TokenType], normalized: bool = False) -> list[AddedToken]:
+        return [AddedToken(text, normalized=normalized) for text in vocab.texts(types)]
 
     plain, parsing = Tokenizer(model), Tokenizer(model)
     for encoder in (plain, parsing):
@@ -159,7 +160,7 @@ def _encoders(
             encoder.normalizer = normalizer
         if pre_tokenizer is not None:
             encoder.pre_tokenizer = pre_tokenizer
-        encoder.add_tokens(added(frozenset({TokenType.USER_DEFINED})))
+        encoder.add_tokens(added(frozenset({TokenType.USER_DEFINED}), normalize_added))
     parsing.add_tokens(added(_SPECIAL))
     return _Encoders(plain, parsing)
 
@@ -201,7 +202,9 @@ def _sentencepiece_encoders(meta: Metadata, vocab: Vocabulary, prefix: bool) -> 
     except Exception as error:
         raise TokenizerError(f"{KEY}tokens cannot be used: {error}") from error
     spaces: list[Any] = [normalizers.Prepend(SPACE)] if prefix else []
-    return _encoders(vocab, model, normalizers.Sequence([*spaces, normalizers.Replace(" ", SPACE)]), None)
+    normalizer = normalizers.Sequence([*spaces, normalizers.Replace(" ", SPACE)])
+    # SentencePiece looks for user-defined pieces where spaces are "▁" already; a prefix would be put before those too.
+    return _encoders(vocab, model, normalizer, None, normalize_added=not prefix)
 
 
 def _merges_by_score(vocab: Vocabulary, scores: list[float]) -> Iterator[tuple[str, str]]:
@@ -294,7 +297,8 @@ class Tokenizer:
             self._vocab.mark_control({i for name, i in ends.items() if name.startswith("<|")})
         else:
             self._vocab.mark_control({i for i in (self.bos_id, self.eos_id, *ends.values()) if i is not None})
-        known = (i for i in ends.values() if self._vocab.types[i] != TokenType.NORMAL)
+        # A "</s>" that is normal or user-defined is text: HTML for struck out, in Gemma's vocabulary.
+        known = (i for i in ends.values() if self._vocab.types[i] in _SPECIAL)
         self.eog_ids = frozenset(i for i in (self.eos_id, *named, *known) if i is not None)
 
     @property

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from ..errors import UnsupportedModelError
 from ..graph import Graph, Value
-from . import llama, qwen3, qwen3moe, qwen35, qwen35moe
+from . import gemma3, llama, qwen2, qwen3, qwen3moe, qwen35, qwen35moe
 
 Build = Callable[[Graph], Value]
 
 ARCHITECTURES: dict[str, Build] = {
+    "gemma3": gemma3.build,
     "llama": llama.build,
+    "qwen2": qwen2.build,
     "qwen3": qwen3.build,
     "qwen3moe": qwen3moe.build,
     "qwen35": qwen35.build,
