@@ -1,7 +1,38 @@
 #include "reduce.h"
 
-// out = x / sqrt(mean(x^2) + eps) * weight, one threadgroup per row. Neighbouring threads read neighbouring floats, so
-// that any row length and any 4-byte alignment (weights lie where the file puts them) costs no extra transactions.
+// RMSNorm, one threadgroup per row. Neighbouring threads read neighbouring floats, so that any row length and any
+// 4-byte alignment (weights lie where the file puts them) costs no extra transactions.
+
+// 1 / sqrt(mean(x^2) + eps) of a row, from the squares that each thread has seen.
+METAL_FUNC float rms_scale(float squares, uint n, float eps, threadgroup float* scratch, uint sg, uint lane,
+                           uint n_sg) {
+    return precise::rsqrt(threadgroup_sum(squares, scratch, sg, lane, n_sg) / float(n) + eps);
+}
+
+template <class T>
+METAL_FUNC float sum_of_squares(device const T* x, uint n, uint tid, uint n_threads) {
+    float squares = 0.0f;
+    for (uint i = tid; i < n; i += n_threads) {
+        const float v = x[i];
+        squares += v * v;
+    }
+    return squares;
+}
+
+// sum = residual + x * scale * weight; the squares of what this thread wrote.
+template <class T>
+METAL_FUNC float add_scaled(device const T* x, float scale, device const T* weight, device const T* residual,
+                            device T* sum, uint n, uint tid, uint n_threads) {
+    float squares = 0.0f;
+    for (uint i = tid; i < n; i += n_threads) {
+        const float v = residual[i] + x[i] * scale * weight[i];
+        sum[i] = v;
+        squares += v * v;
+    }
+    return squares;
+}
+
+// out = x / sqrt(mean(x^2) + eps) * weight
 template <class T>
 kernel void rms_norm(constant NormParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                      device const T* x [[buffer(2)]], device const T* weight [[buffer(3)]], device T* out [[buffer(4)]],
@@ -10,16 +41,43 @@ kernel void rms_norm(constant NormParams& p [[buffer(0)]], device const Step* st
     if (tg.x >= step->n_tokens) return;
     const ulong row = ulong(tg.x) * p.n;
     const uint n_threads = n_sg * SIMD;
-
-    float squares = 0.0f;
-    for (uint i = tid; i < p.n; i += n_threads) {
-        const float v = x[row + i];
-        squares += v * v;
-    }
-    const float total = threadgroup_sum(squares, scratch, sg, lane, n_sg);
-    const float scale = precise::rsqrt(total / float(p.n) + p.eps);
-
+    const float squares = sum_of_squares(x + row, p.n, tid, n_threads);
+    const float scale = rms_scale(squares, p.n, p.eps, scratch, sg, lane, n_sg);
     for (uint i = tid; i < p.n; i += n_threads) out[row + i] = x[row + i] * scale * weight[i];
 }
 
+// sum = residual + rms_norm(x)
+template <class T>
+kernel void rms_norm_add(constant NormParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                         device const T* x [[buffer(2)]], device const T* weight [[buffer(3)]],
+                         device const T* residual [[buffer(4)]], device T* sum [[buffer(5)]], GRID_IDS) {
+    TG_ARRAY(float, scratch, SIMD);
+    if (tg.x >= step->n_tokens) return;
+    const ulong row = ulong(tg.x) * p.n;
+    const uint n_threads = n_sg * SIMD;
+    const float squares = sum_of_squares(x + row, p.n, tid, n_threads);
+    const float scale = rms_scale(squares, p.n, p.eps, scratch, sg, lane, n_sg);
+    add_scaled(x + row, scale, weight, residual + row, sum + row, p.n, tid, n_threads);
+}
+
+// sum = residual + rms_norm(x), out = rms_norm(sum) with a weight of its own
+template <class T>
+kernel void rms_norm_add_norm(constant NormParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                              device const T* x [[buffer(2)]], device const T* weight [[buffer(3)]],
+                              device const T* residual [[buffer(4)]], device const T* out_weight [[buffer(5)]],
+                              device T* sum [[buffer(6)]], device T* out [[buffer(7)]], GRID_IDS) {
+    TG_ARRAY(float, scratch, 2 * SIMD);  // a half for each norm: slow threads read the first when others write again
+    if (tg.x >= step->n_tokens) return;
+    const ulong row = ulong(tg.x) * p.n;
+    const uint n_threads = n_sg * SIMD;
+    float squares = sum_of_squares(x + row, p.n, tid, n_threads);
+    float scale = rms_scale(squares, p.n, p.eps, scratch, sg, lane, n_sg);
+    squares = add_scaled(x + row, scale, weight, residual + row, sum + row, p.n, tid, n_threads);
+    scale = rms_scale(squares, p.n, p.eps, scratch + SIMD, sg, lane, n_sg);
+    // A thread reads what it wrote itself.
+    for (uint i = tid; i < p.n; i += n_threads) out[row + i] = sum[row + i] * scale * out_weight[i];
+}
+
 KERNEL("rms_norm", rms_norm<float>)
+KERNEL("rms_norm_add", rms_norm_add<float>)
+KERNEL("rms_norm_add_norm", rms_norm_add_norm<float>)

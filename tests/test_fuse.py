@@ -114,3 +114,32 @@ def test_many_rows_mix_after_the_products():
 
 def test_experts_without_a_batched_kernel_are_not_fused():
     assert kinds(fuse(mixture("f32"), rows=1)) == ["experts", "experts", "swiglu", "experts", "mix"]
+
+
+def norm(x: Value, name: str) -> Op:
+    return Op("rms_norm", (STEP, x, Weight(name, by_name("f32"), (64,))), (Value(name, 64),), {"eps": 1e-6})
+
+
+def test_a_norm_before_and_after_a_sum_is_one_dispatch():
+    post = norm(Value("h", 64), "post")
+    add = Op("add", (STEP, X, post.out), (Value("sum", 64),))
+    following = norm(add.out, "next")
+    (both,) = fuse([post, add, following], rows=8)
+    assert both.kind == "rms_norm_add_norm"
+    assert [r.name for r in both.reads] == ["step", "h", "post", "x", "next"]
+    assert [w.name for w in both.writes] == ["sum", "next"]
+    assert kinds(fuse([post, add], rows=8)) == ["rms_norm_add"]
+
+
+def test_a_norm_that_something_else_reads_is_kept():
+    post = norm(Value("h", 64), "post")
+    add = Op("add", (STEP, X, post.out), (Value("sum", 64),))
+    again = Op("add", (STEP, post.out, add.out), (Value("y", 64),))
+    assert kinds(fuse([post, add, again], rows=8)) == ["rms_norm", "add", "add"]
+
+
+def test_only_the_norm_of_the_sum_joins_it():
+    post = norm(Value("h", 64), "post")
+    add = Op("add", (STEP, X, post.out), (Value("sum", 64),))
+    other = norm(X, "other")
+    assert kinds(fuse([post, add, other], rows=8)) == ["rms_norm_add", "rms_norm"]

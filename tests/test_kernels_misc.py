@@ -57,6 +57,41 @@ def test_rms_norm_of_small_and_large_rows(lane: str, scale: float) -> None:
     assert_close(out.array, want, 1e-6)
 
 
+@every_lane
+@pytest.mark.parametrize("again", [False, True], ids=["", "norm"])
+@pytest.mark.parametrize("n", [1, 31, 33, 256, 640, 1030])
+def test_rms_norm_add(lane: str, n: int, again: bool) -> None:
+    """The sum of a residual and a normalised row, and that sum normalised again."""
+    lab, eps = Lab(lane), 1e-6
+    x, residual = padded(lab, 4, 3, n, scale=5), padded(lab, 4, 3, n)
+    weights = [lab.normal(n) for _ in range(1 + again)]
+    sums, out = lab.output(4, n), lab.output(4, n)
+    first, *second = (lab.input(w, align=4) for w in weights)
+    bindings = [lab.step(3), lab.input(x), first, lab.input(residual), *second, sums, *([out] if again else [])]
+    kernel = "rms_norm_add_norm" if again else "rms_norm_add"
+    lab.run(kernel, {"n": n, "eps": eps}, "NormParams", bindings, (4,), lab.core.shapes()["NORM_THREADS"])
+    x64, r64, *w64 = (a[:3].astype(np.float64) for a in (x, residual, *(np.tile(w, (3, 1)) for w in weights)))
+    want = r64 + rms_norm(x64, w64[0], eps)
+    assert_close(sums.array[:3], want, 1e-6)
+    assert_untouched(sums.array[3:])
+    assert_untouched(out.array[3:])
+    if again:
+        # What cancelled in the sum leaves the rounding of its terms.
+        scale = np.abs(rms_norm(want, w64[1], eps)) + np.abs(w64[1]) * np.maximum(1, 1 / np.sqrt(np.mean(want**2)))
+        assert_close(out.array[:3], rms_norm(want, w64[1], eps), 1e-6, scale)
+
+
+@every_lane
+def test_rms_norm_may_add_in_place(lane: str) -> None:
+    lab, n = Lab(lane), 300
+    x, residual = lab.normal(2, n), lab.in_out(lab.normal(2, n))
+    weight = lab.normal(n)
+    want = residual.array + rms_norm(x.astype(np.float64), weight.astype(np.float64), 1e-6)
+    bindings = [lab.step(2), lab.input(x), lab.input(weight, align=4), residual, residual]
+    lab.run("rms_norm_add", {"n": n, "eps": 1e-6}, "NormParams", bindings, (2,), lab.core.shapes()["NORM_THREADS"])
+    assert_close(residual.array, want, 1e-6)
+
+
 # ---- rope_kv ------------------------------------------------------------------------------------------------
 
 

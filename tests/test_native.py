@@ -29,7 +29,16 @@ NATIVE = {
     *(f"embed_{t}" for t in TYPES),
     *(f"attention_{phase}_{kv}_{dim}" for phase in ("decode", "prefill") for kv in CACHES for dim in HEADS),
     *(f"rope_kv_{kind}_{kv}{norm}" for kind in ("norm", "neox") for kv in CACHES for norm in ("", "_qknorm")),
-    *("rms_norm", "add", "swiglu", "take_last_row", "argmax_partial", "argmax_final"),
+    *(
+        "rms_norm",
+        "rms_norm_add",
+        "rms_norm_add_norm",
+        "add",
+        "swiglu",
+        "take_last_row",
+        "argmax_partial",
+        "argmax_final",
+    ),
 }
 
 

@@ -39,14 +39,30 @@ INLINE float rms_scale(const float* x, uint32_t n, float eps) {
     return 1.0f / std::sqrt(total / float(n) + eps);
 }
 
+INLINE void normalise(float* out, const float* x, const float* weight, const NormParams& p) {
+    const float scale = rms_scale(x, p.n, p.eps);
+    map_floats(p.n, out, x, weight, [scale](vf v, vf w) { return v * scale * w; });
+}
+
 void rms_norm(const Launch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<NormParams>();
     const uint32_t n_tokens = l.buffer<const Step>(1)->n_tokens;
+    for (uint64_t t = begin; t < end && t < n_tokens; t++)
+        normalise(l.buffer<float>(4) + t * p.n, l.buffer<const float>(2) + t * p.n, l.buffer<const float>(3), p);
+}
+
+// NEXT: the sum is normalised again, with a weight of its own.
+template <bool NEXT>
+void rms_norm_add(const Launch& l, uint64_t begin, uint64_t end) {
+    const auto& p = l.as<NormParams>();
+    const uint32_t n_tokens = l.buffer<const Step>(1)->n_tokens;
     for (uint64_t t = begin; t < end && t < n_tokens; t++) {
-        const float* x = l.buffer<const float>(2) + t * p.n;
-        const float scale = rms_scale(x, p.n, p.eps);
-        map_floats(p.n, l.buffer<float>(4) + t * p.n, x, l.buffer<const float>(3),
-                   [scale](vf v, vf weight) { return v * scale * weight; });
+        float* sum = l.buffer<float>(NEXT ? 6 : 5) + t * p.n;
+        const float* residual = l.buffer<const float>(4) + t * p.n;
+        float* normed = thread_scratch().take<float>(p.n);  // the sum may lie where the residual is
+        normalise(normed, l.buffer<const float>(2) + t * p.n, l.buffer<const float>(3), p);
+        map_floats(p.n, sum, residual, normed, [](vf a, vf b) { return a + b; });
+        if (NEXT) normalise(l.buffer<float>(7) + t * p.n, sum, l.buffer<const float>(5), p);
     }
 }
 
@@ -257,6 +273,8 @@ NATIVE_TABLE(rows) = {
     ROPE_KV("neox_f32", float, true),
     ROPE_KV("neox_f16", uint16_t, true),
     {"rms_norm", rms_norm, 1},
+    {"rms_norm_add", rms_norm_add<false>, 1},
+    {"rms_norm_add_norm", rms_norm_add<true>, 1},
     {"add", add, 1},
     {"swiglu", swiglu, 1},
     {"take_last_row", take_last_row, 1},

@@ -14,7 +14,7 @@ STACK = 4  # matrices that one stacked product takes
 
 def fuse(ops: list[Op], rows: int) -> list[Op]:
     """All passes for steps of up to ``rows`` rows, in order."""
-    ops = fuse_residual(fuse_glu(ops))
+    ops = fuse_norms(fuse_residual(fuse_glu(ops)))
     return fuse_mix(ops) if rows == 1 else ops
 
 
@@ -56,6 +56,25 @@ def fuse_residual(ops: list[Op]) -> list[Op]:
         return Op(kind, (*linear.reads, *extra), op.writes), [linear]
 
     return _rewrite(ops, rewrite)
+
+
+def fuse_norms(ops: list[Op]) -> list[Op]:
+    """add(residual, rms_norm(x)) -> rms_norm_add, and with rms_norm of the sum right behind it rms_norm_add_norm."""
+
+    def rewrite(op: Op, producer: Producer) -> tuple[Op, list[Op]] | None:
+        norm = producer(op.reads[2]) if op.kind == "add" and isinstance(op.reads[1], Value) else None
+        if norm is None or norm.kind != "rms_norm":
+            return None
+        return Op("rms_norm_add", (*norm.reads, op.reads[1]), op.writes, norm.attrs), [norm]
+
+    out: list[Op] = []
+    for op in _rewrite(ops, rewrite):
+        before = out[-1] if out else op
+        if before.kind == "rms_norm_add" and op.kind == "rms_norm" and op.reads[1] == before.out:
+            out[-1] = Op("rms_norm_add_norm", (*before.reads, op.reads[2]), (before.out, op.out), op.attrs)
+        else:
+            out.append(op)
+    return out
 
 
 def fuse_mix(ops: list[Op]) -> list[Op]:

@@ -89,7 +89,9 @@ class Lowering:
 
     def _rms_norm(self, op: Op, rows: int) -> list[Launch]:
         params = self._params("NormParams", n=_value(op.out).width, eps=op.attrs["eps"])
-        return [self._launch(op, "rms_norm", params, (rows, 1, 1), self._shapes["NORM_THREADS"])]
+        return [self._launch(op, op.kind, params, (rows, 1, 1), self._shapes["NORM_THREADS"])]
+
+    _rms_norm_add = _rms_norm_add_norm = _rms_norm
 
     def _linear(self, op: Op, rows: int) -> list[Launch]:
         return self._mat_mul(op, "", rows)
