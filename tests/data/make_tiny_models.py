@@ -61,11 +61,11 @@ def gemma3(writer: gguf.GGUFWriter, rng: np.random.Generator) -> Iterator[Tensor
     writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
     writer.add_rope_scaling_factor(8.0)
     yield "token_embd.weight", rng.normal(size=(N_VOCAB, SIZES["n_embd"])) * SIZES["n_embd"] ** -0.5, Q8_0
-    yield "output_norm.weight", rng.uniform(1.5, 3, SIZES["n_embd"]), F32
+    yield "output_norm.weight", rng.uniform(1, 2, SIZES["n_embd"]), F32
     for i in range(7):
         yield from block(rng, i, Q4_0, qkv_bias=False)
-        for part in ("attn_q_norm", "attn_k_norm"):  # large: attention that prefers some positions
-            yield f"blk.{i}.{part}.weight", rng.uniform(1, 2, SIZES["head_dim"]), F32
+        for part in ("attn_q_norm", "attn_k_norm"):
+            yield f"blk.{i}.{part}.weight", rng.uniform(0.7, 1.4, SIZES["head_dim"]), F32
         for part in ("post_attention_norm", "post_ffw_norm"):
             yield f"blk.{i}.{part}.weight", rng.uniform(0.5, 1.5, SIZES["n_embd"]), F32
 
