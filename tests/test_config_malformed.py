@@ -16,6 +16,7 @@ import pytest
 
 import gguf_builder as b
 import synthetic
+from conftest import DATA
 from zincmetal import arch, config, gguf, quants
 from zincmetal.errors import GGUFError, UnsupportedModelError, ZincError
 from zincmetal.graph import Graph, Weight
@@ -72,7 +73,8 @@ def examine(path: Path) -> None:
         build = arch.get(file.require("general.architecture", str))
         cfg = config.from_file(file)
         weights = {t.name: Weight(t.name, t.type, t.shape) for t in file.tensors.values()}
-        weights["rope_freqs"] = Weight("rope_freqs", quants.F32, (cfg.n_rot // 2,))
+        for name in ("rope_freqs", "rope_freqs_local"):
+            weights[name] = Weight(name, quants.F32, (cfg.n_rot // 2,))
         g = Graph(cfg, weights.get)
         g.logits(g.rms_norm(build(g), "output_norm"))
 
@@ -207,6 +209,78 @@ def test_a_tensor_of_another_shape_or_type_is_named(name, tmp_path, good):
         bad = {**TENSORS, name: replace(w, type=qtype)}
         with pytest.raises(UnsupportedModelError, match=rf"tensor {name}\b.* {qtype.name}"):
             examine_with(tmp_path / "bad.gguf", good, {}, bad)
+
+
+# ---- Gemma 3: layers with a window ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gemma3() -> tuple[dict[str, Any], dict[str, Weight]]:
+    """Keys and tensors of a good file with seven layers, a window of 16 and one layer without."""
+    with gguf.open(DATA / "gemma3-q4_0.gguf") as file:
+        keys = {key: file.metadata[key] for key in file.metadata if not key.startswith("tokenizer.")}
+        return keys, {t.name: Weight(t.name, t.type, t.shape) for t in file.tensors.values()}
+
+
+def gemma3_config(path: Path, gemma3: tuple[dict[str, Any], dict[str, Weight]], **changes: Any) -> config.ModelConfig:
+    keys, tensors = gemma3
+    keys = keys | {f"gemma3.{name}": value for name, value in changes.items()}
+    write(path, {name: value for name, value in keys.items() if value is not ABSENT}, tensors)
+    examine(path)
+    with gguf.open(path) as file:
+        return config.from_file(file)
+
+
+WINDOWS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
+    ({}, (16, 16, 16, 16, 16, 0, 16)),
+    ({"attention.sliding_window_pattern": 2}, (16, 0, 16, 0, 16, 0, 16)),
+    ({"attention.sliding_window_pattern": 1}, (0,) * 7),
+    ({"attention.sliding_window_pattern": [False, True] * 3 + [False]}, (0, 16, 0, 16, 0, 16, 0)),
+    ({"attention.sliding_window": ABSENT}, (0,) * 7),
+    ({"attention.sliding_window": 0}, (0,) * 7),
+]
+
+
+@pytest.mark.parametrize(("changes", "windows"), WINDOWS)
+def test_gemma3_windows_by_layer(changes, windows, tmp_path, gemma3):
+    assert gemma3_config(tmp_path / "g.gguf", gemma3, **changes).windows == windows
+
+
+def test_gemma3_constants(tmp_path, gemma3):
+    cfg = gemma3_config(tmp_path / "g.gguf", gemma3)
+    assert (cfg.rope.base, cfg.rope.factor, cfg.rope_local) == (1e6, 8.0, config.Rope(1e4))
+    assert cfg.attention_scale == 32**-0.5
+    named = {"rope.freq_base_swa": 5000.0, "attention.scale": 0.25}
+    cfg = gemma3_config(tmp_path / "g.gguf", gemma3, **named)
+    assert (cfg.attention_scale, cfg.rope_local) == (0.25, config.Rope(5000.0))
+
+
+def test_gemma3_27b_scales_by_the_width_of_its_embedding(tmp_path, gemma3):
+    keys, tensors = gemma3
+    deep = {f"blk.{i}.{name[6:]}": w for i in range(62) for name, w in tensors.items() if name.startswith("blk.0.")}
+    tensors = tensors | {name: replace(w, name=name) for name, w in deep.items()}
+    keys = keys | {"gemma3.attention.head_count": 4}
+    tensors |= {n: replace(w, shape=(128, 64)) for n, w in tensors.items() if n.endswith("attn_q.weight")}
+    tensors |= {n: replace(w, shape=(64, 128)) for n, w in tensors.items() if n.endswith("attn_output.weight")}
+    cfg = gemma3_config(tmp_path / "g.gguf", (keys, tensors), block_count=62)
+    assert cfg.attention_scale == (64 // 4) ** -0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("attention.sliding_window", value) for value in (-1, 2**31, 1.5, True, "16", [16])),
+        *(("attention.sliding_window_pattern", value) for value in (0, -1, 2**31, True, "6", [True] * 6, [6] * 7)),
+        *(("rope.freq_base_swa", value) for value in (0.0, 1.0, -1.0, math.nan, math.inf, "1e4")),
+        *(("attention.scale", value) for value in (0.0, -1.0, math.inf, "1")),
+        *(("final_logit_softcapping", value) for value in (30.0, math.nan, "30")),
+        ("attn_logit_softcapping", 50.0),
+        ("rope.scaling.type", "yarn"),
+    ],
+)
+def test_a_wrong_gemma3_value_is_refused_in_its_name(name, value, tmp_path, gemma3):
+    with pytest.raises((GGUFError, UnsupportedModelError), match=f"gemma3.{name}"):
+        gemma3_config(tmp_path / "bad.gguf", gemma3, **{name: value})
 
 
 def test_flipped_bytes_are_understood_or_refused(tmp_path, good):

@@ -94,6 +94,21 @@ def test_smollm2_ids_are_those_of_llama_cpp(smollm2: Path) -> None:
     assert {tokenizer.token_bytes(i) for i in tokenizer.eog_ids} == {b"<|endoftext|>", b"<|im_end|>", b"<reponame>"}
 
 
+def test_gemma3_ids_are_those_of_sentencepiece(gemma3: Path) -> None:
+    with gguf.open(gemma3) as file:
+        tokenizer = Tokenizer.from_metadata(file.metadata)
+    cases = json.loads((Path(__file__).parent / "data/tokenizer/gemma3.json").read_text())
+    assert len(cases) == 29
+    for case in cases:
+        ids = tokenizer.encode(case["text"], add_bos=False, parse_special=case["parse_special"])
+        assert ids == case["ids"], case["text"]
+        assert tokenizer.decode(ids) == case["text"].replace("▁", " ")
+    assert (tokenizer.vocab_size, tokenizer.bos_text, tokenizer.eos_text) == (262144, "<bos>", "<eos>")
+    assert tokenizer.encode("x")[0] == tokenizer.bos_id
+    # Its "</s>" is HTML.
+    assert {tokenizer.token_bytes(i) for i in tokenizer.eog_ids} == {b"<eos>", b"<end_of_turn>"}
+
+
 # --- where text is cut
 
 
@@ -245,6 +260,19 @@ def test_merging_text_never_makes_a_special_token() -> None:
     assert texts_of(tokenizer, tokenizer.encode("s<A>", add_bos=False)) == ["s", "<A>"]
 
 
+def test_user_defined_runs_of_spaces_are_found_longest_first() -> None:
+    runs = {" " * n: USER_DEFINED for n in (2, 3, 5)}
+    tokenizer = Tokenizer.from_metadata(sentencepiece({"▁": -1.0, "▁a": -2.0, "a": -3.0}, runs, add_space_prefix=False))
+
+    def pieces(text: str) -> list[str]:
+        return texts_of(tokenizer, tokenizer.encode(text, add_bos=False))
+
+    assert pieces("a   a") == ["a", "   ", "a"]
+    assert pieces("  a" + " " * 9) == ["  ", "a", " " * 5, "   ", " "]
+    assert pieces("▁ a ▁▁") == ["  ", "a", "   "]  # to SentencePiece both are spaces
+    assert tokenizer.decode(tokenizer.encode("  a   a", add_bos=False)) == "  a   a"
+
+
 # --- special tokens
 
 
@@ -312,6 +340,8 @@ def test_generation_ends_at_every_token_that_means_an_end() -> None:
     # A normal "</s>" is text; a normal "<|endoftext|>" is a mistake of the file.
     assert typed.eog_ids == {ids["<|im_end|>"], ids["<|endoftext|>"], ids["<turn>"], ids["odd"]}
     assert typed.encode("<|endoftext|>", parse_special=True) == [ids["<|endoftext|>"]]
+    html = Tokenizer.from_metadata(byte_level(special=special | {"</s>": USER_DEFINED}, eos_token_id=ids["odd"]))
+    assert ids["</s>"] not in html.eog_ids
     untyped = Tokenizer.from_metadata(byte_level(special=special, eos_token_id=ids["odd"], token_type=None))
     assert untyped.eog_ids == {ids["<|im_end|>"], ids["<|endoftext|>"], ids["</s>"], ids["odd"]}
     assert untyped.encode("</s>odd", parse_special=True) == [ids["</s>"], ids["odd"]]

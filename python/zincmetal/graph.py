@@ -192,8 +192,8 @@ class Graph:
         reads: tuple[Operand, ...] = (STEP, q, *self.kv(layer))
         if gate:
             reads = (*reads, gate)
-        attrs = {"scale": self.cfg.attention_scale, "window": window}
-        return self._emit("attention", reads, f"blk.{layer}.kqv", q.width, **attrs)
+        scale = self.cfg.attention_scale
+        return self._emit("attention", reads, f"blk.{layer}.kqv", q.width, scale=scale, window=window)
 
     def route(self, layer: int, logits: Value, shared: Value | None) -> Route:
         """The experts that each row takes, by softmax over ``logits``, and their weights, which sum to 1.
