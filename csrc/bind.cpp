@@ -150,8 +150,8 @@ void bind_params(py::module_& m) {
     PARAMS(EmbedParams, n_embd, row_bytes, n_vocab, scale)
     PARAMS(NormParams, n, eps)
     PARAMS(MatMulParams, k, m, row_bytes, residual_stride, scale_stride)
-    PARAMS(RopeKvParams, n_head, n_head_kv, head_dim, n_rot, eps, magnitude)
-    PARAMS(AttentionParams, n_head, n_head_kv, head_dim, scale)
+    PARAMS(RopeKvParams, n_head, n_head_kv, head_dim, q_stride, n_rot, eps, magnitude)
+    PARAMS(AttentionParams, n_head, n_head_kv, head_dim, window, gate_stride, n_split, scale)
     PARAMS(ElementwiseParams, n)
     PARAMS(ArgmaxParams, n, n_part)
 #undef PARAMS

@@ -1,14 +1,30 @@
-// Causal attention over the KV cache, softmax computed on line: row t of a step sees positions 0 .. pos + t. Heads are
-// grouped: n_head / n_head_kv query heads share a key and value head. Rows start at multiples of 16 bytes (q, out,
-// float caches) or 8 (half caches), which a head_dim that is a multiple of 8 gives.
+// Causal attention over the KV cache, softmax computed on line: row t of a step sees positions 0 .. pos + t, or the
+// last `window` of them. Heads are grouped: n_head / n_head_kv query heads share a key and value head. Rows start at
+// multiples of 16 bytes (q, gate, out, float caches) or 8 (half caches), which a head_dim that is a multiple of 8
+// gives.
 //
-// Both kernels come in classes of head_dim: an instance named _128 serves every head_dim in (96, 128].
-#include "common.h"
-#include "shapes.h"
+// All kernels but attention_merge come in classes of head_dim: an instance named _128 serves every one in (96, 128].
+#include "kv_cache.h"
 
 // Below every score, and finite: fast math may assume that no value is infinite.
 constant constexpr float LOWEST_SCORE = -1e38f;
 constant constexpr float LOG2_E = 1.44269504088896341f;  // exp(x) = exp2(x * LOG2_E); exp2 is the hardware's
+
+// The positions that the row at `position` sees.
+struct KeyRange {
+    uint begin, end;
+};
+
+METAL_FUNC KeyRange visible_keys(constant AttentionParams& p, uint position) {
+    const uint end = position + 1;
+    return {p.window != 0 && p.window < end ? end - p.window : 0, end};
+}
+
+// Elements 4 i to 4 i + 3 of a head's output times the sigmoid of their gates. row: t * n_head + head.
+METAL_FUNC float4 gated(constant AttentionParams& p, device const float4* gate, ulong row, uint i, float4 x) {
+    if (p.gate_stride == 0) return x;
+    return x / (1.0f + precise::exp(-gate[(row * p.gate_stride + p.head_dim) / 4 + i]));
+}
 
 // ---- Decode: few queries, bound by the bandwidth of the cache -------------------------------------------------------
 
@@ -53,51 +69,51 @@ METAL_FUNC void merge_groups(thread SoftmaxSum<PIECES>& s) {
     }
 }
 
-// One threadgroup of up to DECODE_MAX_SIMDGROUPS per (head, row). LANES lanes share a key, so that a simdgroup scores
-// SIMD / LANES keys with log2(LANES) shuffles; each such group keeps KEYS loads in flight and a softmax of its own, and
-// all of them meet once, at the end.
+// A query head and the keys and values that go with it, as one simdgroup reads them. LANES lanes share a key, so that a
+// simdgroup scores GROUPS keys with log2(LANES) shuffles, and keeps KEYS times that many loads in flight.
 template <class KV, uint PIECES, uint LANES>
-kernel void attention_decode(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
-                             device const float4* q [[buffer(2)]], device const vec<KV, 4>* k_cache [[buffer(3)]],
-                             device const vec<KV, 4>* v_cache [[buffer(4)]], device float4* out [[buffer(5)]],
-                             GRID_IDS) {
-    constexpr uint KEYS = 4;
-    constexpr uint GROUPS = SIMD / LANES;
-    TG_ARRAY(float, part_max, DECODE_MAX_SIMDGROUPS);
-    TG_ARRAY(float, part_sum, DECODE_MAX_SIMDGROUPS);
-    TG_ARRAY(float4, part_acc, DECODE_MAX_SIMDGROUPS * PIECES * LANES);
+struct DecodeHead {
+    static constant constexpr uint KEYS = 4;
+    static constant constexpr uint GROUPS = SIMD / LANES;
+    static constant constexpr uint TILE = KEYS * GROUPS;
+    static_assert(KV_PAGE % TILE == 0, "a tile of keys lies in one page");
 
-    const uint head = tg.x;
-    const uint t = tg.y;
-    if (t >= step->n_tokens) return;
-    const uint n_kv = step->pos + t + 1;
-    const uint dim4 = p.head_dim / 4;
-    const uint kv_head = head / (p.n_head / p.n_head_kv);
-    const ulong q_row = (ulong(t) * p.n_head + head) * dim4;
-    const uint group = lane / LANES;
-
-    // Pieces past the end of the head repeat its last one with a zero query: no branch in the loop, no row overrun.
     float4 query[PIECES];
     uint piece[PIECES];
-    UNROLL for (uint j = 0; j < PIECES; j++) {
-        const uint i = lane % LANES + j * LANES;
-        piece[j] = min(i, dim4 - 1);
-        query[j] = i < dim4 ? q[q_row + i] * (p.scale * LOG2_E) : float4(0.0f);
+    uint group;
+    ulong row_units;    // of the cache, from one position to the next
+    ulong head_offset;  // in units
+
+    METAL_FUNC void load(constant AttentionParams& p, device const float4* q, uint t, uint head, uint lane) {
+        const uint dim4 = p.head_dim / 4, head_units = p.head_dim / KV::ELEMENTS;
+        const ulong q_row = (ulong(t) * p.n_head + head) * dim4;
+        group = lane / LANES;
+        row_units = ulong(p.n_head_kv) * head_units;
+        head_offset = head / (p.n_head / p.n_head_kv) * head_units;
+        // Pieces past the end of the head repeat its last one with a zero query: no branch in the loop, no row overrun.
+        UNROLL for (uint j = 0; j < PIECES; j++) {
+            const uint i = lane % LANES + j * LANES;
+            piece[j] = min(i, dim4 - 1);
+            query[j] = i < dim4 ? q[q_row + i] * (p.scale * LOG2_E) : float4(0.0f);
+        }
     }
 
-    SoftmaxSum<PIECES> s;
-    s.clear();
-    for (uint first = sg * GROUPS * KEYS; first < n_kv; first += n_sg * GROUPS * KEYS) {
+    // Adds the keys of the tile that starts at `first` as far as they are in range, each group to a sum of its own.
+    METAL_FUNC void attend(thread SoftmaxSum<PIECES>& s, device const uint* pages,
+                           device const typename KV::Unit* k_cache, device const typename KV::Unit* v_cache, uint first,
+                           KeyRange range) {
+        const ulong tile_row = cache_row(pages, first);
         float score[KEYS];
-        ulong row[KEYS];
+        ulong at[KEYS];
         bool in_range[KEYS];
         float new_max = s.max_score;
         UNROLL for (uint u = 0; u < KEYS; u++) {
             const uint key = first + u * GROUPS + group;
-            in_range[u] = key < n_kv;
-            row[u] = (ulong(min(key, n_kv - 1)) * p.n_head_kv + kv_head) * dim4;
+            in_range[u] = key >= range.begin && key < range.end;
+            const uint readable = min(max(key, range.begin), range.end - 1);
+            at[u] = (tile_row + (readable - first)) * row_units + head_offset;
             float part = 0.0f;
-            UNROLL for (uint j = 0; j < PIECES; j++) part += dot(query[j], float4(k_cache[row[u] + piece[j]]));
+            UNROLL for (uint j = 0; j < PIECES; j++) part += dot(query[j], KV::quad(k_cache + at[u], piece[j]));
             score[u] = lanes_sum<LANES>(part);
             if (in_range[u]) new_max = max(new_max, score[u]);
         }
@@ -105,32 +121,64 @@ kernel void attention_decode(constant AttentionParams& p [[buffer(0)]], device c
         UNROLL for (uint u = 0; u < KEYS; u++) {
             const float weight = in_range[u] ? metal::exp2(score[u] - s.max_score) : 0.0f;
             s.sum += weight;
-            UNROLL for (uint j = 0; j < PIECES; j++) s.acc[j] += weight * float4(v_cache[row[u] + piece[j]]);
+            UNROLL for (uint j = 0; j < PIECES; j++) s.acc[j] += weight * KV::quad(v_cache + at[u], piece[j]);
         }
     }
+};
+
+// The output of a head from n sums: part i is acc[i * part_stride ..], relative to exp2(max_score[i]).
+METAL_FUNC void write_head(constant AttentionParams& p, threadgroup const float* max_score,
+                           threadgroup const float* sum, threadgroup const float4* acc, uint n, uint part_stride,
+                           device const float4* gate, device float4* out, ulong row, uint tid, uint n_threads) {
+    float max_all = LOWEST_SCORE;
+    for (uint i = 0; i < n; i++) max_all = max(max_all, max_score[i]);
+    for (uint d = tid; d < p.head_dim / 4; d += n_threads) {
+        float total = 0.0f;
+        float4 x = float4(0.0f);
+        for (uint i = 0; i < n; i++) {
+            const float weight = metal::exp2(max_score[i] - max_all);
+            total += weight * sum[i];
+            x += weight * acc[i * part_stride + d];
+        }
+        out[row * (p.head_dim / 4) + d] = gated(p, gate, row, d, x / total);
+    }
+}
+
+// One threadgroup of up to DECODE_MAX_SIMDGROUPS per (head, row), which divide the keys and meet once, at the end.
+template <class KV, uint PIECES, uint LANES>
+kernel void attention_decode(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                             device const uint* pages [[buffer(2)]], device const float4* q [[buffer(3)]],
+                             device const typename KV::Unit* k_cache [[buffer(4)]],
+                             device const typename KV::Unit* v_cache [[buffer(5)]],
+                             device const float4* gate [[buffer(6)]], device float4* out [[buffer(7)]], GRID_IDS) {
+    typedef DecodeHead<KV, PIECES, LANES> Head;
+    TG_ARRAY(float, part_max, DECODE_MAX_SIMDGROUPS);
+    TG_ARRAY(float, part_sum, DECODE_MAX_SIMDGROUPS);
+    TG_ARRAY(float4, part_acc, DECODE_MAX_SIMDGROUPS * PIECES * LANES);
+
+    const uint head = tg.x;
+    const uint t = tg.y;
+    if (t >= step->n_tokens) return;
+    const KeyRange range = visible_keys(p, step->pos + t);
+    Head h;
+    h.load(p, q, t, head, lane);
+    SoftmaxSum<PIECES> s;
+    s.clear();
+    for (uint first = range.begin / Head::TILE * Head::TILE + sg * Head::TILE; first < range.end;
+         first += n_sg * Head::TILE)
+        h.attend(s, pages, k_cache, v_cache, first, range);
     merge_groups<PIECES, LANES>(s);
 
     if (lane == 0) {
         part_max[sg] = s.max_score;
         part_sum[sg] = s.sum;
     }
-    if (group == 0) {
+    if (lane < LANES) {
         UNROLL for (uint j = 0; j < PIECES; j++) part_acc[(sg * PIECES + j) * LANES + lane] = s.acc[j];
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-
-    float max_all = LOWEST_SCORE;
-    for (uint i = 0; i < n_sg; i++) max_all = max(max_all, part_max[i]);
-    for (uint i = tid; i < dim4; i += n_sg * SIMD) {
-        float sum = 0.0f;
-        float4 acc = float4(0.0f);
-        for (uint other = 0; other < n_sg; other++) {
-            const float weight = metal::exp2(part_max[other] - max_all);
-            sum += weight * part_sum[other];
-            acc += weight * part_acc[other * PIECES * LANES + i];
-        }
-        out[q_row + i] = acc / sum;
-    }
+    write_head(p, part_max, part_sum, part_acc, n_sg, PIECES * LANES, gate, out, ulong(t) * p.n_head + head, tid,
+               n_sg * SIMD);
 }
 
 // ---- Prefill: tiles of queries by tiles of keys, on 8x8 matrices ----------------------------------------------------
@@ -153,19 +201,25 @@ struct PrefillShape {
     static_assert(THREADS == ATTENTION_PREFILL_THREADS, "as launched");
     static_assert(QUERIES <= KEYS, "the tile of keys also stages the queries and the result");
     static_assert(DIM % (8 * SPLIT) == 0 && KEYS % 8 == 0, "whole fragments");
+    static_assert(KV_PAGE % KEYS == 0, "a tile of keys lies in one page");
 };
 
-// Copies a tile of ROWS head vectors into threadgroup memory as floats; rows from n_rows on and columns past the head
-// are zero and not read: beyond the last token the cache holds anything, NaN included.
-template <class Shape, uint ROWS, class Vec>
-METAL_FUNC void stage_tile(threadgroup float4* tile, device const Vec* source, ulong row_stride, uint n_rows, uint dim4,
-                           uint tid) {
+// Copies a tile of ROWS head vectors into threadgroup memory as floats; rows out of range and columns past the head are
+// zero and not read: beyond the last token the cache holds anything, NaN included. row_stride is in units.
+template <class Shape, uint ROWS, class KV>
+METAL_FUNC void stage_tile(threadgroup float4* tile, device const typename KV::Unit* source, ulong row_stride,
+                           KeyRange range, uint dim4, uint tid) {
     for (uint i = tid; i < ROWS * (Shape::DIM / 4); i += Shape::THREADS) {
         const uint row = i / (Shape::DIM / 4);
         const uint col = i % (Shape::DIM / 4);
-        const bool inside = row < n_rows && col < dim4;
-        tile[row * Shape::ROW4 + col] = inside ? float4(source[row * row_stride + col]) : float4(0.0f);
+        const bool inside = row >= range.begin && row < range.end && col < dim4;
+        tile[row * Shape::ROW4 + col] = inside ? KV::quad(source + row * row_stride, col) : float4(0.0f);
     }
+}
+
+// The part of a range that a tile of keys from `first` on holds, counted from there; its end may lie beyond the tile.
+METAL_FUNC KeyRange in_tile(KeyRange range, uint first) {
+    return {range.begin > first ? range.begin - first : 0, range.end > first ? range.end - first : 0};
 }
 
 // One simdgroup's share of the queries and of the result.
@@ -236,9 +290,9 @@ struct RowSoftmax {
         sum = 0.0f;
     }
 
-    // Takes the scores of the next tile, of which the row sees the first n_visible; returns the factor for what was
+    // Takes the scores of the next tile, of which the row sees those in range; returns the factor for what was
     // accumulated before. parts: the SPLIT parts of the scores, one after the other.
-    METAL_FUNC float take(threadgroup const float* parts, float scale, uint n_visible, uint lane) {
+    METAL_FUNC float take(threadgroup const float* parts, float scale, KeyRange range, uint lane) {
         float new_max = max_score;
         UNROLL for (uint c = 0; c < COLUMNS; c++) {
             const uint col = 4 * c + lane % 4;
@@ -246,7 +300,7 @@ struct RowSoftmax {
             for (uint part = 0; part < Shape::SPLIT; part++)
                 weight[c] += parts[(part * 8 + lane / 4) * Shape::SCORE_ROW + col];
             weight[c] *= scale;
-            if (col < n_visible) new_max = max(new_max, weight[c]);
+            if (col >= range.begin && col < range.end) new_max = max(new_max, weight[c]);
         }
         new_max = max(new_max, simd_shuffle_xor(new_max, 1));
         new_max = max(new_max, simd_shuffle_xor(new_max, 2));
@@ -254,7 +308,8 @@ struct RowSoftmax {
         max_score = new_max;
         sum *= factor;
         UNROLL for (uint c = 0; c < COLUMNS; c++) {
-            weight[c] = 4 * c + lane % 4 < n_visible ? metal::exp2(weight[c] - max_score) : 0.0f;
+            const uint col = 4 * c + lane % 4;
+            weight[c] = col >= range.begin && col < range.end ? metal::exp2(weight[c] - max_score) : 0.0f;
             sum += weight[c];
         }
         return factor;
@@ -274,18 +329,20 @@ struct RowSoftmax {
 // Threadgroups by (head, tile of queries); one takes every n_tg.y-th tile, so that the grid decides only the speed.
 template <class KV, class Shape>
 kernel void attention_prefill(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
-                              device const float4* q [[buffer(2)]], device const vec<KV, 4>* k_cache [[buffer(3)]],
-                              device const vec<KV, 4>* v_cache [[buffer(4)]], device float4* out [[buffer(5)]],
-                              GRID_IDS) {
+                              device const uint* pages [[buffer(2)]], device const float4* q [[buffer(3)]],
+                              device const typename KV::Unit* k_cache [[buffer(4)]],
+                              device const typename KV::Unit* v_cache [[buffer(5)]],
+                              device const float4* gate [[buffer(6)]], device float4* out [[buffer(7)]], GRID_IDS) {
     TG_ARRAY(float4, tile4, Shape::KEYS * Shape::ROW4);
     TG_ARRAY(float, scores, Shape::SIMDGROUPS * 8 * Shape::SCORE_ROW);
     TG_ARRAY(float, diagonals, Shape::SIMDGROUPS * 64);
 
     const uint head = tg.x;
     const uint dim4 = p.head_dim / 4;
+    const uint head_units = p.head_dim / KV::ELEMENTS;
     const ulong q_stride = ulong(p.n_head) * dim4;
-    const ulong kv_stride = ulong(p.n_head_kv) * dim4;
-    const ulong kv_column = head / (p.n_head / p.n_head_kv) * dim4;
+    const ulong kv_stride = ulong(p.n_head_kv) * head_units;
+    const ulong kv_column = head / (p.n_head / p.n_head_kv) * head_units;
 
     threadgroup float* tile = (threadgroup float*)tile4;
     const uint rows = sg / Shape::SPLIT * 8;  // of the tile, for this simdgroup
@@ -298,28 +355,29 @@ kernel void attention_prefill(constant AttentionParams& p [[buffer(0)]], device 
 
     for (uint first = tg.y * Shape::QUERIES; first < step->n_tokens; first += n_tg.y * Shape::QUERIES) {
         const uint n_rows = min(uint(Shape::QUERIES), step->n_tokens - first);
-        const uint n_kv = step->pos + first + n_rows;
-        const uint row_end = step->pos + first + rows + lane / 4 + 1;  // what this lane's row sees ends here
+        // This lane's row; those past the step's do as its last, so that none is left without a key.
+        const KeyRange row_keys = visible_keys(p, step->pos + first + min(rows + lane / 4, n_rows - 1));
+        const KeyRange keys = {visible_keys(p, step->pos + first).begin, step->pos + first + n_rows};
         const ulong q_start = first * q_stride + head * dim4;
 
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        stage_tile<Shape, Shape::QUERIES>(tile4, q + q_start, q_stride, n_rows, dim4, tid);
+        stage_tile<Shape, Shape::QUERIES, CacheF32>(tile4, q + q_start, q_stride, {0, n_rows}, dim4, tid);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         PrefillRows<Shape> share;
         share.load_queries(tile + rows * Shape::ROW + cols);
         RowSoftmax<Shape> softmax;
         softmax.clear();
 
-        for (uint key = 0; key < n_kv; key += Shape::KEYS) {
-            const ulong kv_start = key * kv_stride + kv_column;
+        for (uint key = keys.begin / Shape::KEYS * Shape::KEYS; key < keys.end; key += Shape::KEYS) {
+            const ulong kv_start = cache_row(pages, key) * kv_stride + kv_column;
+            const KeyRange staged = in_tile(keys, key);
             threadgroup_barrier(mem_flags::mem_threadgroup);  // the last tile has been used
-            stage_tile<Shape, Shape::KEYS>(tile4, k_cache + kv_start, kv_stride, n_kv - key, dim4, tid);
+            stage_tile<Shape, Shape::KEYS, KV>(tile4, k_cache + kv_start, kv_stride, staged, dim4, tid);
             threadgroup_barrier(mem_flags::mem_threadgroup);
             share.score(tile + cols, my_scores);
             threadgroup_barrier(mem_flags::mem_threadgroup);  // all scores are there, the keys have been used
-            stage_tile<Shape, Shape::KEYS>(tile4, v_cache + kv_start, kv_stride, n_kv - key, dim4, tid);
-            const uint n_visible = row_end > key ? row_end - key : 0;
-            const float factor = softmax.take(row_scores, p.scale * LOG2_E, n_visible, lane);
+            stage_tile<Shape, Shape::KEYS, KV>(tile4, v_cache + kv_start, kv_stride, staged, dim4, tid);
+            const float factor = softmax.take(row_scores, p.scale * LOG2_E, in_tile(row_keys, key), lane);
             threadgroup_barrier(mem_flags::mem_threadgroup);  // the values are there, the scores have been used
             softmax.store_weights(my_scores, lane);
             if (simd_any(factor != 1.0f)) share.scale_rows(factor, diagonal, lane);
@@ -331,22 +389,12 @@ kernel void attention_prefill(constant AttentionParams& p [[buffer(0)]], device 
         share.store(tile + rows * Shape::ROW + cols);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         for (uint i = tid; i < n_rows * dim4; i += Shape::THREADS) {
-            const uint row = i / dim4;
-            out[q_start + row * q_stride + i % dim4] = tile4[row * Shape::ROW4 + i % dim4];
+            const uint row = i / dim4, col = i % dim4;
+            out[q_start + row * q_stride + col] =
+                gated(p, gate, ulong(first + row) * p.n_head + head, col, tile4[row * Shape::ROW4 + col]);
         }
     }
 }
-
-KERNEL("attention_decode_f32_32", attention_decode<float, 1, 8>)
-KERNEL("attention_decode_f32_64", attention_decode<float, 2, 8>)
-KERNEL("attention_decode_f32_96", attention_decode<float, 3, 8>)
-KERNEL("attention_decode_f32_128", attention_decode<float, 4, 8>)
-KERNEL("attention_decode_f32_256", attention_decode<float, 4, 16>)
-KERNEL("attention_decode_f16_32", attention_decode<half, 1, 8>)
-KERNEL("attention_decode_f16_64", attention_decode<half, 2, 8>)
-KERNEL("attention_decode_f16_96", attention_decode<half, 3, 8>)
-KERNEL("attention_decode_f16_128", attention_decode<half, 4, 8>)
-KERNEL("attention_decode_f16_256", attention_decode<half, 4, 16>)
 
 typedef PrefillShape<32, 32, 32, 1> Prefill32;
 typedef PrefillShape<64, 32, 32, 1> Prefill64;
@@ -354,13 +402,16 @@ typedef PrefillShape<96, 32, 32, 1> Prefill96;
 typedef PrefillShape<128, 32, 32, 1> Prefill128;
 typedef PrefillShape<256, 16, 16, 2> Prefill256;
 
-KERNEL("attention_prefill_f32_32", attention_prefill<float, Prefill32>)
-KERNEL("attention_prefill_f32_64", attention_prefill<float, Prefill64>)
-KERNEL("attention_prefill_f32_96", attention_prefill<float, Prefill96>)
-KERNEL("attention_prefill_f32_128", attention_prefill<float, Prefill128>)
-KERNEL("attention_prefill_f32_256", attention_prefill<float, Prefill256>)
-KERNEL("attention_prefill_f16_32", attention_prefill<half, Prefill32>)
-KERNEL("attention_prefill_f16_64", attention_prefill<half, Prefill64>)
-KERNEL("attention_prefill_f16_96", attention_prefill<half, Prefill96>)
-KERNEL("attention_prefill_f16_128", attention_prefill<half, Prefill128>)
-KERNEL("attention_prefill_f16_256", attention_prefill<half, Prefill256>)
+#define HEAD_CLASS(kv, KV, dim, PIECES, LANES)                                                                         \
+    KERNEL("attention_decode_" kv "_" #dim, attention_decode<KV, PIECES, LANES>)                                       \
+    KERNEL("attention_prefill_" kv "_" #dim, attention_prefill<KV, Prefill##dim>)
+#define ATTENTION(kv, KV)                                                                                              \
+    HEAD_CLASS(kv, KV, 32, 1, 8)                                                                                       \
+    HEAD_CLASS(kv, KV, 64, 2, 8)                                                                                       \
+    HEAD_CLASS(kv, KV, 96, 3, 8)                                                                                       \
+    HEAD_CLASS(kv, KV, 128, 4, 8)                                                                                      \
+    HEAD_CLASS(kv, KV, 256, 4, 16)
+
+ATTENTION("f32", CacheF32)
+ATTENTION("f16", CacheF16)
+ATTENTION("q8_0", CacheQ8_0)

@@ -44,22 +44,28 @@ struct MatMulParams {
     u32 scale_stride;     // of the factors of mix
 };
 
+// The cache of one layer is [n_pages * KV_PAGE, n_head_kv, head_dim] for k and again for v. Page p of the sequence lies
+// at pages[p]: position i is row pages[i / KV_PAGE] * KV_PAGE + i % KV_PAGE. A q8_0 cache holds blocks of 32 elements.
+
 // Per head: optional RMSNorm of q and k, rotary embedding of q and k, then k and v into the cache.
 struct RopeKvParams {
     u32 n_head;
     u32 n_head_kv;
     u32 head_dim;
+    u32 q_stride;     // floats from one head of q to the next: head_dim, or more where a gate follows each head
     u32 n_rot;        // dimensions that rotate, from the first
     float eps;        // of the per-head norms
     float magnitude;  // cos and sin are multiplied by this (YaRN); 1 otherwise
 };
 
-// The cache of one layer is [n_ctx, n_head_kv, head_dim] for k and again for v.
 struct AttentionParams {
     u32 n_head;
     u32 n_head_kv;
     u32 head_dim;
-    float scale;  // of q·k
+    u32 window;       // positions that a row sees, itself among them; 0: all
+    u32 gate_stride;  // head h of row t is gated from float (t * n_head + h) * gate_stride + head_dim on; 0: no gate
+    u32 n_split;      // parts that the keys of a row are divided into; 1 but for attention_split and attention_merge
+    float scale;      // of q·k
 };
 
 struct ElementwiseParams {

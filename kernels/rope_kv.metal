@@ -1,67 +1,89 @@
-#include "common.h"
+// RMSNorm (where the model has one per head) and rotary embedding of the query and key heads, and the step's keys and
+// values into the cache.
+#include "kv_cache.h"
 
-// Rotates one head vector of x into out by the angles of its position: pairs (2i, 2i + 1), or with NEOX the halves
-// (i, i + n_rot / 2). Each lane writes the elements that it reads, so out may be x.
-template <bool NEOX, bool QK_NORM, class Out>
-METAL_FUNC void rotate_head(constant RopeKvParams& p, device const float* x, device const float* norm_weight,
-                            device const float* freqs, device Out* out, float position, uint lane) {
+constant constexpr uint MAX_HEAD_DIM = 256;
+
+// head = x, normalised or as it is.
+template <bool QK_NORM>
+METAL_FUNC void load_head(constant RopeKvParams& p, device const float* x, device const float* norm_weight,
+                          threadgroup float* head, uint lane) {
     float norm = 1.0f;
     if (QK_NORM) {
         float squares = 0.0f;
         for (uint i = lane; i < p.head_dim; i += SIMD) squares += x[i] * x[i];
         norm = precise::rsqrt(simd_sum(squares) / float(p.head_dim) + p.eps);
-        simdgroup_barrier(mem_flags::mem_device);  // all of x has been read: out may be x
     }
+    for (uint i = lane; i < p.head_dim; i += SIMD) head[i] = x[i] * (QK_NORM ? norm * norm_weight[i] : 1.0f);
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+// Rotates the first n_rot elements by the angles of a position: pairs (2i, 2i + 1), or with NEOX (i, i + n_rot / 2).
+template <bool NEOX>
+METAL_FUNC void rotate_head(constant RopeKvParams& p, device const float* freqs, float position,
+                            threadgroup float* head, uint lane) {
     const uint n_pairs = p.n_rot / 2;
     for (uint i = lane; i < n_pairs; i += SIMD) {
         const uint ia = NEOX ? i : 2 * i;
         const uint ib = NEOX ? i + n_pairs : 2 * i + 1;
-        const float a = x[ia] * (QK_NORM ? norm * norm_weight[ia] : 1.0f);
-        const float b = x[ib] * (QK_NORM ? norm * norm_weight[ib] : 1.0f);
+        const float a = head[ia], b = head[ib];
         // Angles reach the context length in radians: fast sine and cosine lose all precision there.
         const float angle = position * freqs[i];
         const float c = precise::cos(angle) * p.magnitude;
         const float s = precise::sin(angle) * p.magnitude;
-        out[ia] = Out(a * c - b * s);
-        out[ib] = Out(a * s + b * c);
+        head[ia] = a * c - b * s;
+        head[ib] = a * s + b * c;
     }
-    for (uint i = 2 * n_pairs + lane; i < p.head_dim; i += SIMD)
-        out[i] = Out(x[i] * (QK_NORM ? norm * norm_weight[i] : 1.0f));
+    simdgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// One simdgroup per head vector of a row: the q heads, then the k heads, then the v heads, which are only stored.
+template <class KV>
+METAL_FUNC void store_head(constant RopeKvParams& p, threadgroup const float* head, device typename KV::Unit* out,
+                           uint lane) {
+    for (uint i = lane; i < p.head_dim; i += SIMD) KV::put(out, i, head[i]);
+}
+
+// One simdgroup per head vector of a row: the q heads, then the k heads, then the v heads, which are only stored. A
+// lane writes to q_out what it read of q: the two may be one.
 template <class KV, bool NEOX, bool QK_NORM>
 kernel void rope_kv(constant RopeKvParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
-                    device const float* q [[buffer(2)]], device const float* k [[buffer(3)]],
-                    device const float* v [[buffer(4)]], device const float* freqs [[buffer(5)]],
-                    device const float* q_norm [[buffer(6)]], device const float* k_norm [[buffer(7)]],
-                    device float* q_out [[buffer(8)]], device KV* k_cache [[buffer(9)]],
-                    device KV* v_cache [[buffer(10)]], GRID_IDS) {
+                    device const uint* pages [[buffer(2)]], device const float* q [[buffer(3)]],
+                    device const float* k [[buffer(4)]], device const float* v [[buffer(5)]],
+                    device const float* freqs [[buffer(6)]], device const float* q_norm [[buffer(7)]],
+                    device const float* k_norm [[buffer(8)]], device float4* q_out [[buffer(9)]],
+                    device typename KV::Unit* k_cache [[buffer(10)]], device typename KV::Unit* v_cache [[buffer(11)]],
+                    GRID_IDS) {
+    TG_ARRAY(float, head, MAX_HEAD_DIM);
     const uint t = tg.y;
-    const uint head = tg.x * n_sg + sg;
-    if (t >= step->n_tokens || head >= p.n_head + 2 * p.n_head_kv) return;
-    const uint cache_row = step->pos + t;
-    const float position = float(cache_row);
+    if (t >= step->n_tokens) return;
+    const float position = float(step->pos + t);
 
-    if (head < p.n_head) {
-        const ulong at = (ulong(t) * p.n_head + head) * p.head_dim;
-        rotate_head<NEOX, QK_NORM>(p, q + at, q_norm, freqs, q_out + at, position, lane);
+    if (tg.x < p.n_head) {
+        const ulong row = ulong(t) * p.n_head + tg.x;
+        load_head<QK_NORM>(p, q + row * p.q_stride, q_norm, head, lane);
+        rotate_head<NEOX>(p, freqs, position, head, lane);
+        store_head<CacheF32>(p, head, q_out + row * (p.head_dim / 4), lane);
         return;
     }
-    const uint kv_head = (head - p.n_head) % p.n_head_kv;
+    const uint kv_head = (tg.x - p.n_head) % p.n_head_kv;
     const ulong from = (ulong(t) * p.n_head_kv + kv_head) * p.head_dim;
-    const ulong to = (ulong(cache_row) * p.n_head_kv + kv_head) * p.head_dim;
-    if (head < p.n_head + p.n_head_kv)
-        rotate_head<NEOX, QK_NORM>(p, k + from, k_norm, freqs, k_cache + to, position, lane);
-    else
-        for (uint i = lane; i < p.head_dim; i += SIMD) v_cache[to + i] = KV(v[from + i]);
+    const ulong to = (cache_row(pages, step->pos + t) * p.n_head_kv + kv_head) * (p.head_dim / KV::ELEMENTS);
+    if (tg.x < p.n_head + p.n_head_kv) {
+        load_head<QK_NORM>(p, k + from, k_norm, head, lane);
+        rotate_head<NEOX>(p, freqs, position, head, lane);
+        store_head<KV>(p, head, k_cache + to, lane);
+    } else {
+        load_head<false>(p, v + from, k_norm, head, lane);
+        store_head<KV>(p, head, v_cache + to, lane);
+    }
 }
 
-KERNEL("rope_kv_norm_f32", rope_kv<float, false, false>)
-KERNEL("rope_kv_norm_f16", rope_kv<half, false, false>)
-KERNEL("rope_kv_neox_f32", rope_kv<float, true, false>)
-KERNEL("rope_kv_neox_f16", rope_kv<half, true, false>)
-KERNEL("rope_kv_norm_f32_qknorm", rope_kv<float, false, true>)
-KERNEL("rope_kv_norm_f16_qknorm", rope_kv<half, false, true>)
-KERNEL("rope_kv_neox_f32_qknorm", rope_kv<float, true, true>)
-KERNEL("rope_kv_neox_f16_qknorm", rope_kv<half, true, true>)
+#define ROPE_KV(name, KV)                                                                                              \
+    KERNEL("rope_kv_norm_" name, rope_kv<KV, false, false>)                                                            \
+    KERNEL("rope_kv_neox_" name, rope_kv<KV, true, false>)                                                             \
+    KERNEL("rope_kv_norm_" name "_qknorm", rope_kv<KV, false, true>)                                                   \
+    KERNEL("rope_kv_neox_" name "_qknorm", rope_kv<KV, true, true>)
+
+ROPE_KV("f32", CacheF32)
+ROPE_KV("f16", CacheF16)
+ROPE_KV("q8_0", CacheQ8_0)

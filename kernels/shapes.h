@@ -12,6 +12,7 @@
     S(MUL_MM_ROWS, 64)                /* rows of weights per threadgroup, of both matrices together for swiglu */      \
     S(MUL_MM_TOKENS, 32)              /* tokens per threadgroup */                                                     \
     S(MUL_MM_COLUMNS, 32)             /* columns of either staged at a time */                                         \
+    S(KV_PAGE, 64)                    /* positions in a page of the KV cache */                                        \
     S(ATTENTION_DECODE_THREADS, 256)  /* at most: any whole number of simdgroups will do */                            \
     S(ATTENTION_PREFILL_THREADS, 128) /* exactly */                                                                    \
     S(ATTENTION_PREFILL_QUERIES, 32)  /* rows of the step per threadgroup */                                           \

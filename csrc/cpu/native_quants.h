@@ -213,6 +213,15 @@ struct BF16 {
 template <class Q>
 concept Quantised = requires { Q::GROUP_BYTES; };
 
+// Bytes of a row of n weights.
+template <class T>
+constexpr size_t row_bytes(uint32_t n) {
+    if constexpr (Quantised<T>)
+        return size_t(n) * T::GROUP_BYTES / GROUP;
+    else
+        return size_t(n) * T::BYTES;
+}
+
 // `count` weights of a row, from column `first` on, as floats. Quantised ones in whole blocks, of one group.
 template <class T>
 INLINE void dequantise(const uint8_t* row, uint32_t first, uint32_t count, float* out) {

@@ -1,6 +1,7 @@
 // Native kernels that work row by row: embedding, RMSNorm, RoPE with KV write, element-wise work, argmax.
 #include "native_quants.h"
 #include "native_register.h"
+#include "../../kernels/shapes.h"
 
 namespace zinc {
 namespace {
@@ -143,32 +144,63 @@ struct Rotation {
     }
 };
 
-void store_row(float* out, const float* x, uint32_t n) { std::memcpy(out, x, n * sizeof(float)); }
-void store_row(uint16_t* out, const float* x, uint32_t n) {
-    uint32_t i = 0;
-    for (; i + W <= n; i += W) store_half(out + i, load<vf>(x + i));
-    for (; i < n; i++) out[i] = float_to_half(x[i]);
+// n floats as a row of a type that a cache may have.
+template <class T>
+INLINE void store_row(uint8_t* out, const float* x, uint32_t n);
+
+template <>
+INLINE void store_row<F32>(uint8_t* out, const float* x, uint32_t n) {
+    std::memcpy(out, x, n * sizeof(float));
 }
 
-template <bool NEOX, bool QK_NORM, class Out>
-INLINE void rotate_head(const RopeKvParams& p, const Rotation& r, const float* x, const float* norm_weight, Out* out) {
-    float* head = r.head;
-    if (QK_NORM) {
-        const float scale = rms_scale(x, p.head_dim, p.eps);
-        for (uint32_t i = 0; i < p.head_dim; i++) head[i] = x[i] * (scale * norm_weight[i]);
-    } else {
-        std::memcpy(head, x, p.head_dim * sizeof(float));
+template <>
+INLINE void store_row<F16>(uint8_t* out, const float* x, uint32_t n) {
+    uint16_t* halves = reinterpret_cast<uint16_t*>(out);
+    uint32_t i = 0;
+    for (; i + W <= n; i += W) store_half(halves + i, load<vf>(x + i));
+    for (; i < n; i++) halves[i] = float_to_half(x[i]);
+}
+
+// The largest magnitude of each block becomes 127.
+template <>
+INLINE void store_row<Q8_0>(uint8_t* out, const float* x, uint32_t n) {
+    for (uint32_t first = 0; first < n; first += BLOCK, out += Q8_0::BYTES) {
+        float largest = 0;
+        for (uint32_t i = first; i < first + BLOCK; i++)
+            largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
+        // Far below what a half scale can say, the reciprocal is not a float either.
+        const float quants = largest > 1e-30f ? 127.0f / largest : 0.0f;
+        store(out, float_to_half(largest / 127.0f));
+        for (int i = 0; i < BLOCK; i += W) {
+            const vf shift = splat(0x1.8p23f);  // rounds to nearest even
+            const vi rounded = convert<vi>((load<vf>(x + first + i) * quants + shift) - shift);
+            store(out + 2 + i, convert<vi8>(rounded));
+        }
     }
+}
+
+// head = x, normalised or as it is.
+template <bool QK_NORM>
+INLINE void load_head(const RopeKvParams& p, const float* x, const float* norm_weight, float* head) {
+    const float scale = QK_NORM ? rms_scale(x, p.head_dim, p.eps) : 1.0f;
+    if (QK_NORM)
+        for (uint32_t i = 0; i < p.head_dim; i++) head[i] = x[i] * (scale * norm_weight[i]);
+    else
+        std::memcpy(head, x, p.head_dim * sizeof(float));
+}
+
+template <bool NEOX>
+INLINE void rotate_head(const RopeKvParams& p, const Rotation& r) {
+    float* head = r.head;
     const uint32_t n_pairs = p.n_rot / 2, step = NEOX ? 1 : 2, other = NEOX ? n_pairs : 1;
     for (uint32_t i = 0; i < n_pairs; i++) {
         const float a = head[i * step], b = head[i * step + other];
         head[i * step] = a * r.cosine[i] - b * r.sine[i];
         head[i * step + other] = a * r.sine[i] + b * r.cosine[i];
     }
-    store_row(out, head, p.head_dim);
 }
 
-// KV is float or the bits of a half. Heads along x: of q, of k, of v; the rows of the step along y.
+// Heads along x: of q, of k, of v; the rows of the step along y. KV is the type of the cache.
 template <class KV, bool NEOX, bool QK_NORM>
 void rope_kv(const Launch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<RopeKvParams>();
@@ -181,23 +213,28 @@ void rope_kv(const Launch& l, uint64_t begin, uint64_t end) {
                           piece(n_heads, stop - 1 - line, l.grid[0]).end};
         begin = stop;
         if (t >= step.n_tokens) continue;
-        const uint32_t cache_row = step.pos + t;
-        const Rotation rotation(p, float(cache_row), l.buffer<const float>(5));
+        const uint32_t position = step.pos + t;
+        const size_t cache_row = size_t(l.buffer<const uint32_t>(2)[position / KV_PAGE]) * KV_PAGE + position % KV_PAGE;
+        const Rotation rotation(p, float(position), l.buffer<const float>(6));
         for (uint32_t head = heads.begin; head < heads.end; head++) {
             if (head < p.n_head) {
-                const size_t at = (size_t(t) * p.n_head + head) * p.head_dim;
-                rotate_head<NEOX, QK_NORM>(p, rotation, l.buffer<const float>(2) + at, l.buffer<const float>(6),
-                                           l.buffer<float>(8) + at);
+                const size_t row = size_t(t) * p.n_head + head;
+                load_head<QK_NORM>(p, l.buffer<const float>(3) + row * p.q_stride, l.buffer<const float>(7),
+                                   rotation.head);
+                rotate_head<NEOX>(p, rotation);
+                store_row<F32>(l.buffer<uint8_t>(9) + row_bytes<F32>(p.head_dim) * row, rotation.head, p.head_dim);
                 continue;
             }
             const uint32_t kv_head = (head - p.n_head) % p.n_head_kv;
             const size_t from = (size_t(t) * p.n_head_kv + kv_head) * p.head_dim;
-            const size_t to = (size_t(cache_row) * p.n_head_kv + kv_head) * p.head_dim;
-            if (head < p.n_head + p.n_head_kv)
-                rotate_head<NEOX, QK_NORM>(p, rotation, l.buffer<const float>(3) + from, l.buffer<const float>(7),
-                                           l.buffer<KV>(9) + to);
-            else
-                store_row(l.buffer<KV>(10) + to, l.buffer<const float>(4) + from, p.head_dim);
+            const size_t to = (cache_row * p.n_head_kv + kv_head) * row_bytes<KV>(p.head_dim);
+            if (head < p.n_head + p.n_head_kv) {
+                load_head<QK_NORM>(p, l.buffer<const float>(4) + from, l.buffer<const float>(8), rotation.head);
+                rotate_head<NEOX>(p, rotation);
+                store_row<KV>(l.buffer<uint8_t>(10) + to, rotation.head, p.head_dim);
+            } else {
+                store_row<KV>(l.buffer<uint8_t>(11) + to, l.buffer<const float>(5) + from, p.head_dim);
+            }
         }
     }
 }
@@ -268,10 +305,12 @@ NATIVE_TABLE(rows) = {
     EMBED("q4_k", Q4_K),
     EMBED("q5_k", Q5_K),
     EMBED("q6_k", Q6_K),
-    ROPE_KV("norm_f32", float, false),
-    ROPE_KV("norm_f16", uint16_t, false),
-    ROPE_KV("neox_f32", float, true),
-    ROPE_KV("neox_f16", uint16_t, true),
+    ROPE_KV("norm_f32", F32, false),
+    ROPE_KV("norm_f16", F16, false),
+    ROPE_KV("norm_q8_0", Q8_0, false),
+    ROPE_KV("neox_f32", F32, true),
+    ROPE_KV("neox_f16", F16, true),
+    ROPE_KV("neox_q8_0", Q8_0, true),
     {"rms_norm", rms_norm, 1},
     {"rms_norm_add", rms_norm_add<false>, 1},
     {"rms_norm_add_norm", rms_norm_add<true>, 1},

@@ -1,0 +1,48 @@
+// The KV cache: where a position of the sequence lies in it, and how a head vector lies at a position.
+#pragma once
+
+#include "quant_blocks.h"
+#include "shapes.h"
+
+METAL_FUNC ulong cache_row(device const uint* pages, uint position) {
+    return ulong(pages[position / KV_PAGE]) * KV_PAGE + position % KV_PAGE;
+}
+
+// The types of a cache, one struct each. A head vector is head_dim / ELEMENTS units. quad: its elements 4 i to 4 i + 3.
+// put: makes x its element i; a whole simdgroup writes 32 consecutive elements at a time, or what is left of them.
+struct CacheF32 {
+    typedef float4 Unit;
+    static constant constexpr uint ELEMENTS = 4;
+
+    static METAL_FUNC float4 quad(device const Unit* head, uint i) { return head[i]; }
+    static METAL_FUNC void put(device Unit* head, uint i, float x) { ((device float*)head)[i] = x; }
+};
+
+struct CacheF16 {
+    typedef half4 Unit;
+    static constant constexpr uint ELEMENTS = 4;
+
+    static METAL_FUNC float4 quad(device const Unit* head, uint i) { return float4(head[i]); }
+    static METAL_FUNC void put(device Unit* head, uint i, float x) { ((device half*)head)[i] = half(x); }
+};
+
+struct CacheQ8_0 {
+    typedef Q8_0 Unit;
+    static constant constexpr uint ELEMENTS = 32;
+
+    static METAL_FUNC float4 quad(device const Unit* head, uint i) {
+        device const Q8_0* block = head + i / 8;
+        const ushort2 quants = ushort2(block->qs[2 * (i % 8)], block->qs[2 * (i % 8) + 1]);
+        return float(block->d) * float4(as_type<char4>(quants));
+    }
+
+    // The largest magnitude of the block becomes 127.
+    static METAL_FUNC void put(device Unit* head, uint i, float x) {
+        device Q8_0* block = head + i / 32;
+        const float largest = simd_max(fabs(x));
+        // Far below what a half scale can say, the reciprocal is not a float either.
+        const float quants = largest > 1e-30f ? 127.0f / largest : 0.0f;
+        ((device int8_t*)block->qs)[i % 32] = int8_t(rint(x * quants));
+        if (i % 32 == 0) block->d = half(largest / 127.0f);
+    }
+};
