@@ -1,20 +1,20 @@
-"""attention_decode and attention_prefill against float64 NumPy, over caches whose unused rows are poison."""
+"""The attention kernels against float64 NumPy, over pages in no order whose unused rows are poison."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from kernel_lab import Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
+from kv_cache import ALIGN, KV_TYPES, Pages, decoded, holds, poisoned, random_heads
 
 F64 = NDArray[np.float64]
 
 KERNELS = ("attention_decode", "attention_prefill")
 HEAD_CLASSES = (32, 64, 96, 128, 256)  # a kernel serves head sizes up to its class
-KV_TYPES = {"f32": np.float32, "f16": np.float16}
 
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 every_kv = pytest.mark.parametrize("kv", KV_TYPES)
@@ -22,7 +22,10 @@ every_kv = pytest.mark.parametrize("kv", KV_TYPES)
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one dispatch: made for ``rows`` rows, of which a step has ``n_tokens``, the first at ``pos``."""
+    """Sizes of one dispatch: made for ``rows`` rows, of which a step has ``n_tokens``, the first at ``pos``.
+
+    A row sees the last ``window`` positions, or all if 0; ``gate``: its heads are gated.
+    """
 
     head_dim: int
     n_head_kv: int
@@ -30,6 +33,8 @@ class Shape:
     rows: int
     n_tokens: int
     pos: int
+    window: int = 0
+    gate: bool = False
 
     @property
     def n_head(self) -> int:
@@ -39,8 +44,14 @@ class Shape:
     def n_kv(self) -> int:
         return self.pos + self.n_tokens
 
+    @property
+    def first_seen(self) -> int:
+        """The first position that any row sees."""
+        return max(0, self.pos + 1 - self.window) if self.window else 0
+
     def __str__(self) -> str:
-        return f"hd{self.head_dim}-kv{self.n_head_kv}x{self.group}-T{self.n_tokens}of{self.rows}-pos{self.pos}"
+        text = f"hd{self.head_dim}-kv{self.n_head_kv}x{self.group}-T{self.n_tokens}of{self.rows}-pos{self.pos}"
+        return text + (f"-window{self.window}" if self.window else "") + ("-gate" if self.gate else "")
 
 
 SHAPES = [
@@ -66,48 +77,67 @@ SHAPES = [
         (40, 1, 2, 8, 8, 0),
         (96, 1, 1, 17, 3, 31),
         (160, 1, 1, 8, 7, 31),
+        (64, 1, 2, 3, 3, 100, 0, True),
+        (256, 1, 2, 17, 16, 40, 0, True),
     ]
 ]
 
+# Windows of one position, below and above n_kv, and across tiles and pages, for one row and for several tiles of them.
+WINDOWS = [
+    Shape(64, 1, 2, rows, rows, pos, window)
+    for rows, pos in [(1, 0), (1, 200), (3, 127), (70, 0), (40, 150)]
+    for window in (1, 2, 37, 64, 100, 1000)
+] + [
+    Shape(256, 1, 2, 1, 1, 300, 70, True),
+    Shape(256, 2, 1, 33, 19, 90, 33, True),
+    Shape(32, 1, 1, 50, 33, 63, 1),
+]
 
-def causal_attention(q: F64, k: F64, v: F64, pos: int, scale: float) -> F64:
+
+def causal_attention(q: F64, k: F64, v: F64, pos: int, scale: float, window: int = 0) -> F64:
     """[T, n_head, head_dim] of q over k and v [n_kv, n_head_kv, head_dim]; row t sees positions up to pos + t."""
     group = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     scores = np.einsum("thd,khd->htk", q, k) * scale
-    seen = np.arange(len(k)) <= pos + np.arange(len(q))[:, None]
-    scores = np.where(seen, scores, -np.inf)
+    age = pos + np.arange(len(q))[:, None] - np.arange(len(k))
+    scores = np.where((age >= 0) & ((age < window) | (window == 0)), scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return np.asarray(np.einsum("htk,khd->thd", weights, v))
 
 
 class Attention:
-    """One dispatch: random q, k and v on a device, NaN in all rows past the step's, and the expected output."""
+    """One dispatch: random q, k and v on a device, NaN in all that no row sees, and the expected output."""
 
     def __init__(self, lab: Lab, shape: Shape, kv: str, q_scale: float = 1.0, k_shift: float = 0.0) -> None:
         self.lab, self.shape, self.kv = lab, shape, kv
-        n_ctx, n, used = shape.n_kv + 9, shape.n_tokens, shape.n_kv
-        q = np.full((shape.rows, shape.n_head, shape.head_dim), np.nan, np.float32)
-        k = np.full((n_ctx, shape.n_head_kv, shape.head_dim), np.nan, KV_TYPES[kv])
-        v = k.copy()
+        n, used, hd = shape.n_tokens, shape.n_kv, shape.head_dim
+        q, gates = (np.full((shape.rows, shape.n_head, width), np.nan, np.float32) for width in (hd, 2 * hd))
         q[:n] = lab.normal(*q[:n].shape, scale=q_scale)
-        k[:used] = lab.normal(*k[:used].shape) + k_shift
-        v[:used] = lab.normal(*v[:used].shape)
-        self.scale = float(np.float32(shape.head_dim**-0.5))
+        gates[:n, :, hd:] = lab.normal(n, shape.n_head, hd, scale=3)
+        k, v = (random_heads(lab, kv, used, shape.n_head_kv, hd) for _ in range(2))
+        if k_shift:
+            k += k.dtype.type(k_shift)
+        self.scale = float(np.float32(hd**-0.5))
         self.want = causal_attention(
-            q[:n].astype(np.float64),
-            k[:used].astype(np.float64),
-            v[:used].astype(np.float64),
-            shape.pos,
-            self.scale,
+            q[:n].astype(np.float64), decoded(kv, k), decoded(kv, v), shape.pos, self.scale, shape.window
         )
-        align = 4 * k.itemsize  # kernels load four values at a time
+        if shape.gate:
+            self.want /= 1 + np.exp(-gates[:n, :, hd:].astype(np.float64))
+        pages = Pages(lab, used)
+        seen = slice(shape.first_seen, used)
+        caches = []
+        for heads in (k, v):
+            cache = poisoned(kv, pages.cache_rows, shape.n_head_kv, hd)
+            cache[pages.rows(seen.start, seen.stop)] = heads[seen]
+            caches.append(lab.input(cache, align=ALIGN[kv]))
+        q_input = lab.input(q)
         self.inputs = [
             lab.step(n, shape.pos),
-            lab.input(q),
-            lab.input(k, align=align),
-            lab.input(v, align=align),
+            lab.input(pages.table, align=4),
+            q_input,
+            *caches,
+            lab.input(gates) if shape.gate else q_input,
         ]
 
     def launch(self, kernel: str) -> tuple[tuple[int, int], int]:
@@ -127,6 +157,9 @@ class Attention:
             "n_head": shape.n_head,
             "n_head_kv": shape.n_head_kv,
             "head_dim": shape.head_dim,
+            "window": shape.window,
+            "gate_stride": 2 * shape.head_dim if shape.gate else 0,
+            "n_split": 1,
             "scale": self.scale,
         }
         self.lab.run(
@@ -150,7 +183,31 @@ class Attention:
 @every_kernel
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_attention(lane: str, kv: str, kernel: str, shape: Shape) -> None:
+    if not holds(kv, shape.head_dim):
+        pytest.skip(f"{kv} holds no heads of {shape.head_dim}")
     case = Attention(Lab(lane), shape, kv)
+    case.check(case.run(kernel))
+
+
+@every_lane
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+@every_kernel
+@pytest.mark.parametrize("shape", WINDOWS, ids=str)
+def test_sliding_window(lane: str, kv: str, kernel: str, shape: Shape) -> None:
+    case = Attention(Lab(lane), shape, kv)
+    case.check(case.run(kernel))
+
+
+@every_lane
+@every_kernel
+@pytest.mark.parametrize("size", [0.0, 90.0, 1e4])
+def test_gates_open_and_shut(lane: str, kernel: str, size: float) -> None:
+    """exp() of the gates overflows; their sigmoid is 0 or 1."""
+    case = Attention(Lab(lane), Shape(64, 1, 1, 2, 2, 70, gate=True), "f32")
+    signs = np.sign(case.inputs[5].array[:, :, 64:])
+    case.inputs[5] = case.lab.input(np.concatenate([signs, signs * np.float32(size)], axis=2))
+    ungated = Attention(Lab(lane), replace(case.shape, gate=False), "f32").want
+    case.want = ungated * (0.5 if size == 0 else signs > 0)
     case.check(case.run(kernel))
 
 

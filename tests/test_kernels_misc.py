@@ -9,6 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from kernel_lab import Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
+from kv_cache import ALIGN, KV_TYPES, Array, Pages, decoded, holds, poisoned
+from zincmetal import quants
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -97,7 +99,7 @@ def test_rms_norm_may_add_in_place(lane: str) -> None:
 
 @dataclass(frozen=True)
 class Rope:
-    """Sizes of a rope_kv dispatch; ``rows`` rows of which a step has ``n_tokens``."""
+    """Sizes of a rope_kv dispatch; ``rows`` rows of which a step has ``n_tokens``. Gated: q is [q | gate] by head."""
 
     head_dim: int
     n_rot: int
@@ -107,6 +109,7 @@ class Rope:
     n_tokens: int
     pos: int
     magnitude: float = 1.0
+    gated: bool = False
 
 
 ROPES = [
@@ -118,6 +121,8 @@ ROPES = [
     Rope(96, 66, 1, 1, 17, 17, 3),
     Rope(8, 8, 2, 1, 2, 2, 100_000),
     Rope(16, 2, 1, 3, 2, 1, 7, magnitude=0.5),
+    Rope(256, 64, 3, 1, 70, 69, 60, gated=True),
+    Rope(96, 96, 2, 2, 3, 3, 62, gated=True),
 ]
 
 
@@ -131,13 +136,26 @@ def rotate(x: F64, angles: F64, kind: str, magnitude: float) -> F64:
     return out
 
 
+def assert_quantised(stored: Array, want: F64, error: float) -> None:
+    """Fails unless each block has a half scale of its largest magnitude / 127 and the nearest quants.
+
+    ``error``: relative to the largest magnitude, of the values that were quantised.
+    """
+    blocks, x = stored.reshape(-1).view(quants.Q8_0.block), want.reshape(-1, 32)
+    largest = np.abs(x).max(axis=1)
+    scale, d = largest / 127, blocks["d"].astype(np.float64)
+    assert (np.abs(d - scale) <= scale * (2.0**-11 + 2 * error) + 2.0**-25).all()
+    steps = x[d > 0] / scale[d > 0, None]
+    assert np.abs(blocks["qs"][d > 0] - steps).max(initial=0) <= 0.5 + 127 * 4 * error
+    assert np.isfinite(decoded("q8_0", stored)).all()
+
+
 class RopeKv:
     """One dispatch of rope_kv: random inputs on a device, poisoned outputs, and what they should become."""
 
     def __init__(self, lab: Lab, rope: Rope, kind: str, kv: str, qk_norm: bool, in_place: bool = False) -> None:
-        self.lab, self.rope = lab, rope
+        self.lab, self.rope, self.kv = lab, rope, kv
         self.kernel = f"rope_kv_{kind}_{kv}" + ("_qknorm" if qk_norm else "")
-        self.dtype = {"f32": np.float32, "f16": np.float16}[kv]
         n, hd, pos = rope.n_tokens, rope.head_dim, rope.pos
         q, k, v = (padded(lab, rope.rows, n, heads, hd) for heads in (rope.n_head, rope.n_head_kv, rope.n_head_kv))
         freqs = (10_000.0 ** (-np.arange(rope.n_rot // 2) * 2 / rope.n_rot)).astype(np.float32)
@@ -151,12 +169,15 @@ class RopeKv:
                 x64 = rms_norm(x64, norm.astype(np.float64), float(np.float32(1e-6)))
             return rotate(x64, angles, kind, rope.magnitude)
 
-        self.want_q, self.want_k = expected(q, norms[0]), expected(k, norms[1])
-        self.want_v = v[:n].astype(self.dtype)
-        self.q = lab.in_out(q) if in_place else lab.input(q)
+        self.want_q, self.want_k, self.v = expected(q, norms[0]), expected(k, norms[1]), v
+        with_gates = np.concatenate([q, np.full_like(q, np.nan)], axis=2) if rope.gated else q
+        self.q = lab.in_out(with_gates) if in_place else lab.input(with_gates)
         self.q_out = self.q if in_place else lab.output(*q.shape)
-        self.caches = [lab.output(pos + n + 5, rope.n_head_kv, hd, dtype=self.dtype) for _ in range(2)]
-        inputs = [lab.step(n, pos), self.q, lab.input(k), lab.input(v), lab.input(freqs, align=4)]
+        self.pages = Pages(lab, pos + n)
+        cache = poisoned(kv, self.pages.cache_rows, rope.n_head_kv, hd)
+        self.caches = [lab.in_out(cache, align=ALIGN[kv]) for _ in range(2)]
+        pages = lab.input(self.pages.table, align=4)
+        inputs = [lab.step(n, pos), pages, self.q, lab.input(k), lab.input(v), lab.input(freqs, align=4)]
         self.bindings = [*inputs, *(lab.input(w, align=4) for w in norms), self.q_out, *self.caches]
 
     def run(self) -> None:
@@ -165,6 +186,7 @@ class RopeKv:
             "n_head": r.n_head,
             "n_head_kv": r.n_head_kv,
             "head_dim": r.head_dim,
+            "q_stride": 2 * r.head_dim if r.gated else r.head_dim,
             "n_rot": r.n_rot,
             "eps": 1e-6,
             "magnitude": r.magnitude,
@@ -172,16 +194,20 @@ class RopeKv:
         self.lab.run(self.kernel, params, "RopeKvParams", self.bindings, (r.n_head + 2 * r.n_head_kv, r.rows), 32)
 
     def check(self) -> None:
-        n, new = self.rope.n_tokens, slice(self.rope.pos, self.rope.pos + self.rope.n_tokens)
+        n, new = self.rope.n_tokens, self.pages.rows(self.rope.pos, self.rope.pos + self.rope.n_tokens)
         k_cache, v_cache = (c.array for c in self.caches)
         assert_close(self.q_out.array[:n], self.want_q, 1e-6)
-        # Rounding to f16 is relative to each element.
-        k_scale = np.maximum(np.abs(self.want_k), 1.0)
-        assert_close(k_cache[new], self.want_k, 1e-6 if self.dtype == np.float32 else 5e-4, k_scale)
-        assert np.array_equal(v_cache[new], self.want_v)
+        v = self.v[:n]
+        if self.kv == "q8_0":
+            assert_quantised(k_cache[new], self.want_k, 2e-6)
+            assert_quantised(v_cache[new], v.astype(np.float64), 1e-7)
+        else:
+            # Rounding to f16 is relative to each element.
+            k_scale = np.maximum(np.abs(self.want_k), 1.0)
+            assert_close(k_cache[new], self.want_k, 1e-6 if self.kv == "f32" else 5e-4, k_scale)
+            assert np.array_equal(v_cache[new], v.astype(v_cache.dtype))
         for cache in (k_cache, v_cache):
-            assert_untouched(cache[: new.start])
-            assert_untouched(cache[new.stop :])
+            assert_untouched(np.delete(cache, new, axis=0))
 
 
 every_kind = pytest.mark.parametrize("kind", ["norm", "neox"])
@@ -189,10 +215,12 @@ every_kind = pytest.mark.parametrize("kind", ["norm", "neox"])
 
 @every_lane
 @every_kind
-@pytest.mark.parametrize("kv", ["f32", "f16"])
+@pytest.mark.parametrize("kv", KV_TYPES)
 @pytest.mark.parametrize("qk_norm", [False, True], ids=["", "qknorm"])
 @pytest.mark.parametrize("rope", ROPES, ids=lambda r: f"hd{r.head_dim}-rot{r.n_rot}-pos{r.pos}")
 def test_rope_kv(lane: str, kind: str, kv: str, qk_norm: bool, rope: Rope) -> None:
+    if not holds(kv, rope.head_dim):
+        pytest.skip(f"{kv} holds no heads of {rope.head_dim}")
     case = RopeKv(Lab(lane), rope, kind, kv, qk_norm)
     case.run()
     case.check()
@@ -204,6 +232,20 @@ def test_rope_kv(lane: str, kind: str, kv: str, qk_norm: bool, rope: Rope) -> No
 @pytest.mark.parametrize("qk_norm", [False, True], ids=["", "qknorm"])
 def test_q_may_rotate_in_place(lane: str, kind: str, qk_norm: bool) -> None:
     case = RopeKv(Lab(lane), ROPES[2], kind, "f32", qk_norm, in_place=True)
+    case.run()
+    case.check()
+
+
+@every_lane
+def test_q8_0_cache_of_odd_blocks(lane: str) -> None:
+    """All zero, too small for a half scale, one value far above the rest, all alike."""
+    lab = Lab(lane)
+    case = RopeKv(lab, Rope(256, 2, 1, 1, 1, 1, 5), "neox", "q8_0", False)
+    v = lab.normal(8, 32)
+    v[:6] *= np.array([0, 1e-38, 1e-20, 1e-8, 1e-4, 1e4], np.float32)[:, None]
+    v[6, 9], v[7] = 1e3, -2.5
+    case.v = v.reshape(1, 1, 256)
+    case.bindings[4] = lab.input(case.v)
     case.run()
     case.check()
 

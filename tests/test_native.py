@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kernel_lab import Guarded, Lab, tiles
+from kv_cache import KV_TYPES
 from test_kernels_attention import Attention, Shape
 from test_kernels_matmul import MatMul
 from test_kernels_misc import ROPES, RopeKv, run_elementwise
@@ -21,14 +22,14 @@ from zincmetal import quants
 
 HERE = Path(__file__).parent
 TYPES = [t.name for t in quants.SUPPORTED]
-HEADS, CACHES = (32, 64, 96, 128, 256), ("f32", "f16")
+HEADS = (32, 64, 96, 128, 256)
 
 #: Every kernel that has a native version.
 NATIVE = {
     *(f"mul_{shape}{epilogue}_{t}" for shape in ("mv", "mm") for epilogue in ("", "_add", "_swiglu") for t in TYPES),
     *(f"embed_{t}" for t in TYPES),
-    *(f"attention_{phase}_{kv}_{dim}" for phase in ("decode", "prefill") for kv in CACHES for dim in HEADS),
-    *(f"rope_kv_{kind}_{kv}{norm}" for kind in ("norm", "neox") for kv in CACHES for norm in ("", "_qknorm")),
+    *(f"attention_{phase}_{kv}_{dim}" for phase in ("decode", "prefill") for kv in KV_TYPES for dim in HEADS),
+    *(f"rope_kv_{kind}_{kv}{norm}" for kind in ("norm", "neox") for kv in KV_TYPES for norm in ("", "_qknorm")),
     *(
         "rms_norm",
         "rms_norm_add",

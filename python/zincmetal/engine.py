@@ -20,7 +20,7 @@ from . import arch, backend, config, fuse, gguf
 from .errors import ContextFullError, DeviceError, UnsupportedModelError, UsageError
 from .graph import Graph
 from .kernels import Lowering
-from .memory import KV_BYTES, Memory
+from .memory import KV_TYPES, Memory
 from .plan import ARENA, Plan, record
 from .sampling import Sampler, SamplingParams
 
@@ -80,8 +80,8 @@ class Model:
         kv: str = "f16",
         threads: int = 0,
     ) -> None:
-        if kv not in KV_BYTES:
-            raise UsageError(f"kv must be one of {', '.join(KV_BYTES)}, not {kv!r}")
+        if kv not in KV_TYPES:
+            raise UsageError(f"kv must be one of {', '.join(KV_TYPES)}, not {kv!r}")
         if context is not None and not (isinstance(context, int) and 0 < context < 2**31):
             raise UsageError(f"context must be a positive number of tokens, not {context!r}")
         if not (isinstance(threads, int) and 0 <= threads <= MAX_THREADS):
@@ -92,7 +92,7 @@ class Model:
         self.core, self.device = backend.open_device(device, threads)
         self._asynchronous = bool(self.device.info["asynchronous"])
         self._lowering = Lowering(self.core, self.config, kv)
-        self._memory = Memory(self.device, file, self.config, kv)
+        self._memory = Memory(self.device, file, self.config, kv, self.core.shapes()["KV_PAGE"])
         self._memory.alloc("step", self.core.params_dtype("Step").itemsize)
         self._memory.alloc("tokens", 4 * min(max(PREFILL_ROWS), self.config.n_ctx))
         self._memory.alloc("logits", 4 * self.config.n_vocab)

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--min-p", type=float, default=0.0, metavar="P", help="keep those of P times the best (0: off)")
     p.add_argument("--repeat-penalty", type=float, default=1.0, metavar="X", help="1: off")
     p.add_argument("--seed", type=int, help="of the sampling (default: another one each time)")
-    p.add_argument("--kv", default="f16", help="type of the KV cache: f16 or f32")
+    p.add_argument("--kv", default="f16", help="type of the KV cache: f16, f32 or q8_0")
     p.add_argument("--threads", type=int, default=0, help="CPU threads (default: the cores there are)")
     p.add_argument("--device", help="metal, cuda or cpu (default: the best that was built)")
     p.add_argument("--json", action="store_true", help="print one JSON object in place of the streamed text")

@@ -76,6 +76,7 @@ class Route(NamedTuple):
 
 STEP = State("step")
 TOKENS = State("tokens")
+PAGES = State("pages")
 LOGITS = State("logits")
 
 LookUp: TypeAlias = Callable[[str], Weight | None]
@@ -180,7 +181,7 @@ class Graph:
             )
         k_cache, v_cache = self.kv(layer)
         out = Value(f"{prefix}.q_rope", cfg.n_head * cfg.head_dim)
-        reads = (STEP, q, k, v, table, *norms)
+        reads = (STEP, PAGES, q, k, v, table, *norms)
         self.ops.append(Op("rope_kv", reads, (out, k_cache, v_cache), {"rope": rope, "qk_norm": qk_norm}))
         return out
 
@@ -189,9 +190,7 @@ class Graph:
 
         ``gate`` holds [q | gate] for each head: the head's result times sigmoid(gate).
         """
-        reads: tuple[Operand, ...] = (STEP, q, *self.kv(layer))
-        if gate:
-            reads = (*reads, gate)
+        reads = (STEP, PAGES, q, *self.kv(layer), gate or q)  # a gate that is q is never read
         scale = self.cfg.attention_scale
         return self._emit("attention", reads, f"blk.{layer}.kqv", q.width, scale=scale, window=window)
 
@@ -255,7 +254,7 @@ class Graph:
         self.ops.append(Op("argmax", (LOGITS,), (STEP, TOKENS)))
 
     def kv(self, layer: int) -> tuple[State, State]:
-        """The key and value cache of a layer: [n_ctx, n_head_kv, head_dim] each."""
+        """The key and value cache of a layer: [positions, n_head_kv, head_dim] each, in whole pages."""
         return State(f"k_cache.{layer}"), State(f"v_cache.{layer}")
 
     def _emit(

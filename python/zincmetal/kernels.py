@@ -277,6 +277,7 @@ class Lowering:
             n_head=cfg.n_head,
             n_head_kv=cfg.n_head_kv,
             head_dim=cfg.head_dim,
+            q_stride=_value(op.reads[2]).width // cfg.n_head,
             n_rot=cfg.n_rot,
             eps=cfg.norm_eps,
             magnitude=cfg.rope.magnitude,
@@ -286,11 +287,15 @@ class Lowering:
 
     def _attention(self, op: Op, rows: int) -> list[Launch]:
         cfg, shapes = self.cfg, self._shapes
+        q, gate = op.reads[2], op.reads[5]
         params = self._params(
             "AttentionParams",
             n_head=cfg.n_head,
             n_head_kv=cfg.n_head_kv,
             head_dim=cfg.head_dim,
+            window=op.attrs["window"],
+            gate_stride=_value(gate).width // cfg.n_head if gate != q else 0,
+            n_split=1,
             scale=op.attrs["scale"],
         )
         # Instances come in classes of head size: one named _128 serves heads of 97 to 128.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from . import gguf
 from .config import ModelConfig
-from .errors import DeviceError, GGUFError
+from .errors import DeviceError, GGUFError, UsageError
 from .graph import Operand, State, Weight
 from .plan import Region
 from .quants import by_name
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from . import _core
 
 ROPE_FREQS, ROPE_FREQS_LOCAL = "rope_freqs", "rope_freqs_local"
-KV_BYTES = {"f32": 4, "f16": 2}
+KV_TYPES = ("f16", "f32", "q8_0")
 
 
 class Memory:
@@ -27,11 +27,15 @@ class Memory:
 
     The file's pages become buffers as they are: one per part, or several overlapping ones where a part is
     larger than the device's largest buffer. Raises DeviceError where a tensor is larger than that by itself.
+
+    The KV cache is in pages of ``kv_page`` positions. The buffer "pages", u32 [n_pages], says where each page of
+    the sequence lies; it starts as the identity. Raises UsageError where the heads do not fit ``kv_type``.
     """
 
-    def __init__(self, device: _core.Device, file: gguf.File, cfg: ModelConfig, kv_type: str) -> None:
+    def __init__(self, device: _core.Device, file: gguf.File, cfg: ModelConfig, kv_type: str, kv_page: int) -> None:
         self._device, self._cfg = device, cfg
-        kv_bytes = cfg.n_ctx * cfg.n_head_kv * cfg.head_dim * KV_BYTES[kv_type]
+        n_pages = -(-cfg.n_ctx // kv_page)
+        kv_bytes = n_pages * kv_page * cfg.n_head_kv * _head_bytes(kv_type, cfg.head_dim)
         self._state_bytes = {"k_cache": kv_bytes, "v_cache": kv_bytes}
         if cfg.ssm:
             self._state_bytes["ssm_conv"] = 4 * cfg.ssm.d_conv * cfg.ssm.channels
@@ -41,6 +45,8 @@ class Memory:
         self._weights: dict[str, Weight] = {}
         self._map_weights(file)
         self._add_rope_freqs(file)
+        self.alloc("pages", 4 * n_pages)
+        self.buffer("pages").write(np.arange(n_pages, dtype=np.uint32))
 
     # ---- buffers ------------------------------------------------------------------------------------------
 
@@ -113,6 +119,14 @@ class Memory:
         self.buffer(name).write(values)
         self._weights[name] = Weight(name, by_name("f32"), values.shape)
         self._regions[name] = Region(name, 0, values.nbytes)
+
+
+def _head_bytes(kv_type: str, head_dim: int) -> int:
+    """Bytes of a head vector in a cache of this type."""
+    kv = by_name(kv_type)
+    if head_dim % kv.block_size:
+        raise UsageError(f"a {kv_type} KV cache holds heads in blocks of {kv.block_size}, not {head_dim}: use kv='f16'")
+    return kv.row_bytes(head_dim)
 
 
 def _group(tensors: list[gguf.TensorInfo], page: int, max_bytes: int) -> Iterator[tuple[int, list[gguf.TensorInfo]]]:
