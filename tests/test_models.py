@@ -74,7 +74,7 @@ def test_pages_may_lie_anywhere(kv, monkeypatch):
     results = []
     with load(REFERENCE[0], "native", monkeypatch, kv=kv, context=300) as model:
         for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1]):
-            np.frombuffer(memoryview(model._memory.buffer("pages")), np.uint32)[:] = order
+            model._memory.buffer("pages").write(np.array(order, np.uint32))
             model.reset()
             model._prefill(ids)
             for token in (5, 6, 7):

@@ -271,7 +271,7 @@ class Model:
             progress(done, len(ids))
         return best
 
-    def _decode(self, token: int, ahead: bool) -> int:
+    def _decode(self, token: int, ahead: bool = False) -> int:
         """Append a token; the arg max after it. ``ahead`` says that the step of that arg max will be wanted."""
         best: int = self.core.decode_step(self.session, self._plans[1, False][1], token, ahead)
         self._sequence.append(token)
