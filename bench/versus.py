@@ -1,10 +1,11 @@
 """zincmetal beside llama.cpp on the same file and threads: load, prefill, decode, memory.
 
-    python bench/versus.py FILE.gguf [--threads 2] [--rounds 5] [--prompt 512] [--tokens 64]
+    python bench/versus.py FILE.gguf [--threads 2] [--rounds 5] [--prompt 512] [--tokens 64] [--kv f16]
 
 The two sides take turns, each run in a process of its own. Needs the package `llama-cpp-python` for the peer (or its
-sources on PYTHONPATH and LLAMA_CPP_LIB_PATH naming a folder with its libraries). Prints medians, and the median of
-the ratios round by round.
+sources on PYTHONPATH and LLAMA_CPP_LIB_PATH naming a folder with its libraries). Prints what was run, the medians with
+the range of each side, and the median of the ratios round by round. Any file that both sides open will do, those of
+bench/synthetic.py among them.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 from statistics import median
 
 SIDES = ("zincmetal", "llama.cpp")
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # and ggml's numbers for them
 # Larger is better, except where the unit says seconds or bytes.
 FIGURES = ("load_seconds", "prefill_tps", "decode_tps", "peak_bytes")
 
@@ -30,10 +34,10 @@ def timed_zincmetal(args: argparse.Namespace) -> dict[str, float]:
 
     import zincmetal
 
-    model = zincmetal.load(args.file, context=args.prompt + args.tokens + 8, threads=args.threads, device="cpu")
-    core, session = model.core, model.session
+    context = args.prompt + args.tokens + 8
+    model = zincmetal.load(args.file, context=context, threads=args.threads, device="cpu", kv=args.kv)
     ids = (np.arange(args.prompt) * 7919 % model.config.n_vocab).astype(np.int32)
-    token = model._prefill(ids[:1].tolist())
+    model._prefill(ids[:1].tolist())
     loaded = time.perf_counter()
 
     model.reset()
@@ -42,9 +46,8 @@ def timed_zincmetal(args: argparse.Namespace) -> dict[str, float]:
     started = time.perf_counter()
     token = model._prefill(ids.tolist())
     prefilled = time.perf_counter()
-    plan = model._plans[1, False][1]
     for _ in range(args.tokens):
-        token = core.decode_step(session, plan, token)
+        token = model._decode(token)
     decoded = time.perf_counter()
     return figures(args, began, loaded, started, prefilled, decoded)
 
@@ -66,6 +69,8 @@ def timed_peer(args: argparse.Namespace) -> dict[str, float]:
         n_threads=args.threads,
         n_threads_batch=args.threads,
         flash_attn=True,
+        type_k=KV_TYPES[args.kv],
+        type_v=KV_TYPES[args.kv],
         verbose=False,
     )
     n_vocab = llm.n_vocab()
@@ -120,20 +125,50 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--prompt", type=int, default=512)
     p.add_argument("--tokens", type=int, default=64)
+    p.add_argument("--kv", choices=KV_TYPES, default="f16", help="type of both sides' K/V caches")
     p.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.side:
         print(json.dumps(timed_zincmetal(args) if args.side == SIDES[0] else timed_peer(args)), flush=True)
         return
+    print("\n".join(describe(args)), flush=True)
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(args.rounds):
         for side in SIDES:
             runs[side].append(run_side(side, sys.argv[1:]))
-    print(f"{'':14s}" + "".join(f"{side:>14s}" for side in SIDES) + f"{'ratio':>10s}")
+    print(f"{'':14s}" + "".join(f"{side:>12s}{'range':>24s}" for side in SIDES) + f"{'ratio':>8s}")
     for name in FIGURES:
-        ours, peers = ([r[name] for r in runs[side]] for side in SIDES)
-        ratio = median(a / b for a, b in zip(ours, peers, strict=True))
-        print(f"{name:14s}{median(ours):14.4g}{median(peers):14.4g}{ratio:10.2f}")
+        columns = [[r[name] for r in runs[side]] for side in SIDES]
+        ratio = median(a / b for a, b in zip(*columns, strict=True))
+        cells = "".join(f"{median(c):12.4g}{f'{min(c):.4g} .. {max(c):.4g}':>24s}" for c in columns)
+        print(f"{name:14s}{cells}{ratio:8.2f}")
+
+
+def describe(args: argparse.Namespace) -> list[str]:
+    """What is run, and on what."""
+    import llama_cpp
+
+    from zincmetal import gguf
+
+    with gguf.open(args.file) as file:
+        arch = file.metadata["general.architecture"]
+        layers = file.metadata[f"{arch}.block_count"]
+        types = sorted({t.type.name for t in file.tensors.values()})
+        size = sum(part.size for part in file.parts)
+    return [
+        f"{args.file}: {arch}, {layers} layers, {', '.join(types)}, {size / 1e9:.2f} GB",
+        f"{args.prompt} prompt tokens, {args.tokens} decoded, K/V in {args.kv}; {args.threads} threads of {cpu_name()}",
+        f"{args.rounds} rounds, taking turns with llama-cpp-python {llama_cpp.__version__}",
+    ]
+
+
+def cpu_name() -> str:
+    """The processor's name, where the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
