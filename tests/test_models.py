@@ -13,7 +13,7 @@ from conftest import DATA, reference_models
 from zincmetal import backend, config, gguf
 from zincmetal.engine import Model
 from zincmetal.errors import UsageError
-from zincmetal.memory import Memory
+from zincmetal.layout import buffer_sizes
 
 REFERENCE = reference_models("llama", "qwen3")
 GPUS = [name for name in ("metal", "cuda") if backend.is_built(name)]
@@ -86,9 +86,8 @@ def test_pages_may_lie_anywhere(kv, monkeypatch):
 def test_a_cache_of_blocks_needs_heads_of_whole_blocks():
     with gguf.open(REFERENCE[0]) as file:
         cfg = replace(config.from_file(file), head_dim=80)
-        device = backend.open_device("cpu")[1]
-        with pytest.raises(UsageError, match=r"q8_0 KV cache holds heads in blocks of 32, not 80: use kv='f16'"):
-            Memory(device, file, cfg, "q8_0", 64)
+    with pytest.raises(UsageError, match=r"q8_0 KV cache holds heads in blocks of 32, not 80: use kv='f16'"):
+        buffer_sizes(cfg, backend.load("cpu"), "q8_0", 512)
 
 
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)

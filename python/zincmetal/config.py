@@ -46,6 +46,7 @@ class ModelConfig:
     rope_local: Rope | None = None  # of the layers with a window
     experts: Experts | None = None
     ssm: Ssm | None = None
+    n_draft: int = 0  # blocks after the last layer that only draft tokens: not run
 
     @property
     def n_ff_shared(self) -> int:
@@ -131,7 +132,7 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
     """
     arch = file.require("general.architecture", str)
     keys = _Keys(file, arch)
-    # Blocks that only draft tokens (multi-token prediction) come last and are not run.
+    # Blocks for multi-token prediction come last.
     n_block, n_draft = keys.size("block_count"), keys.size("nextn_predict_layers", 0, least=0)
     if n_block > len(file.tensors):
         raise keys.bad("block_count", f"{n_block} blocks cannot be in a file of {len(file.tensors)} tensors")
@@ -180,6 +181,7 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
         rope_local=Rope(_rope_base(keys, "rope.freq_base_swa")) if arch in WINDOWED else None,
         experts=_experts(keys) if arch in MIXTURES else None,
         ssm=_ssm(keys) if arch in HYBRIDS else None,
+        n_draft=n_draft,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import re
 import threading
 import time
 import weakref
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import arch, backend, config, fuse, gguf
-from .errors import ContextFullError, DeviceError, UnsupportedModelError, UsageError
-from .graph import Graph
-from .kernels import Lowering
-from .memory import KV_TYPES, Memory
-from .plan import ARENA, Plan, record
+from . import backend, gguf
+from .blueprint import PREFILL_ROWS, Blueprint
+from .errors import ContextFullError, DeviceError, UsageError
+from .layout import KV_TYPES
+from .memory import Memory
+from .plan import ARENA, Plan
 from .sampling import Sampler, SamplingParams
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from .chat import ChatTemplate
     from .tokenizer import Tokenizer
 
-PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
 LOGITS_ROWS = 64  # rows whose logits are computed at once where all are wanted
 MAX_THREADS = 1024
 
@@ -87,15 +85,12 @@ class Model:
         if not (isinstance(threads, int) and 0 <= threads <= MAX_THREADS):
             raise UsageError(f"threads must be 0 (the cores there are) to {MAX_THREADS}, not {threads!r}")
         self.file = file
-        self._build = arch.get(file.require("general.architecture", str))
-        self.config = config.from_file(file, context)
         self.core, self.device = backend.open_device(device, threads)
         self._asynchronous = bool(self.device.info["asynchronous"])
-        self._lowering = Lowering(self.core, self.config, kv)
-        self._memory = Memory(self.device, file, self.config, kv, self.core.shapes()["KV_PAGE"])
-        self._memory.alloc("step", self.core.params_dtype("Step").itemsize)
-        self._memory.alloc("tokens", 4 * min(max(PREFILL_ROWS), self.config.n_ctx))
-        self._memory.alloc("logits", 4 * self.config.n_vocab)
+        self.blueprint = Blueprint(file, self.core, self.device.info, context, kv)
+        self.blueprint.memory().check()
+        self.config = self.blueprint.config
+        self._memory = Memory(self.device, file, self.blueprint.layout)
         self._memory.alloc(ARENA, 1)
         self._plans: dict[tuple[int, bool], tuple[Plan, _core.Plan]] = {}
         self._sequence: list[int] = []
@@ -107,7 +102,7 @@ class Model:
             self._memory.buffer("step"), self._memory.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
         )
         self._streams: weakref.WeakSet[Generator[Chunk, None, None]] = weakref.WeakSet()
-        self._refuse_unused(self._recorded(1, False)[0])
+        self._recorded(1, False)
 
     # ---- text ---------------------------------------------------------------------------------------------
 
@@ -303,20 +298,9 @@ class Model:
         if key not in self._plans:
             if all_logits:
                 self._grow("logits", 4 * rows * self.config.n_vocab)
-            plan = record(self._ops(rows, all_logits), rows, self._lowering, self._memory.place)
+            plan = self.blueprint.plan(rows, all_logits)
             self._plans[key] = (plan, self._compile(plan))
         return self._plans[key]
-
-    def _ops(self, rows: int, all_logits: bool) -> list[Any]:
-        """The fused operations of a step, with the logits of its last row, or of all rows."""
-        g = Graph(self.config, self._memory.weight)
-        x = self._build(g)
-        if rows > 1 and not all_logits:
-            x = g.last_row(x)
-        g.logits(g.rms_norm(x, "output_norm"))
-        if not all_logits:
-            g.argmax()
-        return fuse.fuse(g.ops, rows)
 
     def _compile(self, plan: Plan) -> _core.Plan:
         self._grow(ARENA, plan.arena_bytes)
@@ -364,21 +348,6 @@ class Model:
                 f"the prompt has {len(ids)} tokens and the context {self.config.n_ctx}; "
                 f"load the model with a larger context"
             )
-
-    def _refuse_unused(self, plan: Plan) -> None:
-        """A tensor that no dispatch reads is part of the model that would be left out: say so, do not guess."""
-        used = {arg.operand.name for d in plan.dispatches for arg in d.launch.args}
-        unused = sorted(name for name in self.file.tensors.keys() - used if not self._may_be_unused(name))
-        if unused:
-            raise UnsupportedModelError(
-                f"{self.config.arch} as zincmetal computes it has no use for {len(unused)} tensors of this file "
-                f"({', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}); its result would be wrong"
-            )
-
-    def _may_be_unused(self, name: str) -> bool:
-        """The engine computes rope_freqs from that tensor; blocks after the last are for drafting tokens."""
-        block = re.match(r"blk\.(\d+)\.", name)
-        return name == "rope_freqs.weight" or (block is not None and int(block[1]) >= self.config.n_layer)
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -30,6 +30,10 @@ class DeviceError(ZincError, RuntimeError):
     """The device is absent, refused an allocation, or failed while running a command buffer."""
 
 
+class OutOfMemoryError(DeviceError):
+    """A model needs more memory than the device can give. Raised before anything is allocated."""
+
+
 class ContextFullError(ZincError, RuntimeError):
     """The sequence has no room left for the tokens that were asked for."""
 

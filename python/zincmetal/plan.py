@@ -7,13 +7,14 @@ earlier launch since the last barrier wrote, or overwrites bytes which one read.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
-from .graph import Op, Operand, Value, Weight
+from .graph import Op, Operand, State, Value, Weight
 from .kernels import Arg, Launch, Lowering
 
 if TYPE_CHECKING:
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
 
 ARENA = "arena"
 _ALIGN = 256
+
+# What the bytes of a weight are read for, by the first pattern that its name holds.
+_PATHS = (
+    ("ssm_|attn_qkv|attn_gate", "SSM"),
+    ("attn_[qkv]|attn_output|rope_freqs", "attention"),
+    ("ffn_gate_inp", "router"),
+    ("ffn_(gate|up|down)_exps", "routed experts"),
+    ("ffn_(gate|up|down)_shexp", "shared expert"),
+    ("ffn_(gate|up|down)", "feed-forward"),
+    ("norm", "norms"),
+    ("output|token_embd", "LM head"),
+)
+EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True)
@@ -67,13 +81,33 @@ class Plan:
         return sum(d.barrier for d in self.dispatches)
 
     def weight_bytes(self) -> Counter[str]:
-        """Bytes of weights that one step reads, by quant type; an embedding counts the rows that it looks up."""
+        """Bytes of weights that one step reads, by quant type; see :meth:`weight_reads`."""
         total: Counter[str] = Counter()
+        for (_, qtype), nbytes in self.weight_reads().items():
+            total[qtype] += nbytes
+        return total
+
+    def weight_reads(self) -> Counter[tuple[str, str]]:
+        """Bytes of weights that one step reads, by (path, quant type): ("LM head", "q8_0"), ….
+
+        Each weight counts once for every dispatch that reads it. An embedding counts the rows that it looks up, a
+        mixture the experts that it uses: all different, where several rows choose them, and never more than there
+        are. Real prompts choose fewer.
+        """
+        total: Counter[tuple[str, str]] = Counter()
         for d in self.dispatches:
             for w in {arg.operand for arg in d.launch.args if isinstance(arg.operand, Weight)}:
-                rows = self.rows if d.launch.op.kind == "embed" else w.type.nbytes(w.shape) // w.row_bytes
-                total[w.type.name] += rows * w.row_bytes
+                total[_path(w, d.launch.op), w.type.name] += _bytes_read(w, d.launch.op, self.rows)
         return total
+
+    def recurrent_bytes(self) -> int:
+        """Bytes of recurrent state that one step reads and writes."""
+        return sum(
+            len(arg.mode) * region.nbytes
+            for d in self.dispatches
+            for arg, region in zip(d.launch.args, d.regions, strict=True)
+            if isinstance(arg.operand, State) and arg.operand.name.startswith("ssm_")
+        )
 
     def dump(self) -> str:
         """The plan as text, one dispatch a line: barrier, kernel, grid, and its operands with their regions."""
@@ -224,3 +258,28 @@ def _any_overlap(a: Sequence[Region], b: Sequence[Region]) -> bool:
 
 def _value_bytes(value: Value, rows: int) -> int:
     return 4 * value.width * (1 if value.last else rows)
+
+
+def _path(weight: Weight, op: Op) -> str:
+    """What a weight is read for."""
+    if op.kind == "embed":
+        return EMBEDDING
+    return next((path for pattern, path in _PATHS if re.search(pattern, weight.name)), "other")
+
+
+def _bytes_read(weight: Weight, op: Op, rows: int) -> int:
+    """Bytes of a weight that an operation on ``rows`` rows reads."""
+    whole = weight.type.nbytes(weight.shape)
+    if op.kind == "embed":
+        return rows * weight.row_bytes
+    if op.kind.startswith("experts"):
+        n_expert, ids = weight.shape[0], op.reads[0]
+        assert isinstance(ids, Value)
+        return whole // n_expert * min(n_expert, rows * ids.width)
+    return whole
+
+
+if __name__ == "__main__":
+    from .report import main
+
+    raise SystemExit(main())

@@ -1,0 +1,108 @@
+"""A model on paper: its configuration, where everything will lie, its plans, and the memory that they need."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+from . import arch, config, fuse, gguf
+from .budget import MemoryPlan, budget
+from .errors import UnsupportedModelError
+from .graph import LOGITS, Graph, Op, Operand
+from .kernels import Lowering
+from .layout import KV_CACHES, Layout, buffer_sizes
+from .plan import Plan, Region, record
+
+PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
+
+
+class Blueprint:
+    """What a file asks of a device. Needs the compiled core's sizes and the device's ``info``, and no memory of it.
+
+    Raises GGUFError and UnsupportedModelError for a file that cannot be run, DeviceError for a tensor that is
+    larger than the device's largest buffer.
+    """
+
+    def __init__(
+        self, file: gguf.File, core: ModuleType, info: dict[str, Any], context: int | None = None, kv: str = "f16"
+    ) -> None:
+        self.file = file
+        self._build = arch.get(file.require("general.architecture", str))
+        self.config = config.from_file(file, context)
+        self.layout = Layout(file, self.config, buffer_sizes(self.config, core, kv, max(PREFILL_ROWS)), info)
+        self._info, self._page = info, core.shapes()["KV_PAGE"]
+        self._lowering = Lowering(core, self.config, kv)
+        self._plans: dict[tuple[int, bool], Plan] = {}
+        self._refuse_unused(self.plan(1))
+
+    def plan(self, rows: int, all_logits: bool = False) -> Plan:
+        """The plan for steps of up to ``rows`` rows, with the logits of all of them or the last one's arg max."""
+        key = (rows, all_logits)
+        if key not in self._plans:
+            logits = Region(LOGITS.name, 0, 4 * self.config.n_vocab * (rows if all_logits else 1))
+
+            def place(operand: Operand) -> Region:
+                return logits if operand == LOGITS else self.layout.place(operand)
+
+            self._plans[key] = record(self._ops(rows, all_logits), rows, self._lowering, place)
+        return self._plans[key]
+
+    def memory(self, rows: Iterable[int] | None = None) -> MemoryPlan:
+        """What a sequence needs in all, with plans of these numbers of rows (default: the least and the largest)."""
+        cfg, sizes = self.config, self.layout.sizes
+        kinds = Counter[str]()
+        for name, nbytes in sizes.items():
+            kinds[name.partition(".")[0]] += nbytes
+        n_pages = -(-cfg.n_ctx // self._page)
+        kv = sum(kinds.pop(kind, 0) for kind in (*KV_CACHES, "pages"))
+        recurrent = sum(kinds.pop(kind, 0) for kind in ("ssm_conv", "ssm_state"))
+        weights = Counter[str]()
+        for t in self.file.tensors.values():
+            weights[t.type.name] += t.nbytes
+        return MemoryPlan(
+            n_ctx=cfg.n_ctx,
+            n_ctx_train=cfg.n_ctx_train,
+            budget=budget(self._info),
+            weights=weights,
+            page=self._page,
+            kv_page=kv // n_pages,
+            recurrent=recurrent,
+            arena={n: self.plan(n).arena_bytes for n in rows or (1, plan_rows(cfg.n_ctx)[-1])},
+            logits=kinds.pop("logits"),
+            other=kinds.total(),
+        )
+
+    def _ops(self, rows: int, all_logits: bool) -> list[Op]:
+        """The fused operations of a step, with the logits of its last row, or of all rows."""
+        g = Graph(self.config, self.layout.weight)
+        x = self._build(g)
+        if rows > 1 and not all_logits:
+            x = g.last_row(x)
+        g.logits(g.rms_norm(x, "output_norm"))
+        if not all_logits:
+            g.argmax()
+        return fuse.fuse(g.ops, rows)
+
+    def _refuse_unused(self, plan: Plan) -> None:
+        """A tensor that no dispatch reads is part of the model that would be left out: say so, do not guess."""
+        used = {arg.operand.name for d in plan.dispatches for arg in d.launch.args}
+        unused = sorted(name for name in self.file.tensors.keys() - used if not self._may_be_unused(name))
+        if unused:
+            raise UnsupportedModelError(
+                f"{self.config.arch} as zincmetal computes it has no use for {len(unused)} tensors of this file "
+                f"({', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}); its result would be wrong"
+            )
+
+    def _may_be_unused(self, name: str) -> bool:
+        """The engine computes rope_freqs from that tensor; the blocks that draft tokens are not run."""
+        block, n_layer = re.match(r"blk\.(\d+)\.", name), self.config.n_layer
+        drafts = block is not None and n_layer <= int(block[1]) < n_layer + self.config.n_draft
+        return drafts or name == "rope_freqs.weight"
+
+
+def plan_rows(n: int) -> list[int]:
+    """The numbers of rows of the plans that prompts of up to ``n`` tokens need, the smallest first."""
+    return [1, *(r for below, r in zip((1, *PREFILL_ROWS), PREFILL_ROWS, strict=False) if n > below)]

@@ -1,0 +1,93 @@
+"""The memory that a model needs against what the device can give: known, and refused, before anything is allocated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import OutOfMemoryError, UsageError
+
+LIMIT = "ZINCMETAL_MEMORY_LIMIT"
+
+
+def budget(info: Mapping[str, Any]) -> int:
+    """Bytes that a model may take on a device of this ``info``: its working set, or ``ZINCMETAL_MEMORY_LIMIT`` if less.
+
+    Raises UsageError where the variable is not a number of bytes.
+    """
+    working_set: int = info["working_set_bytes"]
+    limit = os.environ.get(LIMIT, "")
+    if not limit:
+        return working_set
+    if not (limit.isascii() and limit.isdigit()):
+        raise UsageError(f"{LIMIT} must be a number of bytes, not {limit!r}")
+    return min(working_set, int(limit))
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of everything that one sequence of ``n_ctx`` tokens needs, against ``budget``.
+
+    ``weights`` by quant type, mapped from the file; ``kv_page`` is what ``page`` positions take in all caches;
+    ``arena`` by the rows of a plan: the largest counts, as plans share it.
+    """
+
+    n_ctx: int
+    n_ctx_train: int
+    budget: int
+    weights: Mapping[str, int]
+    page: int
+    kv_page: int
+    recurrent: int
+    arena: Mapping[int, int]
+    logits: int
+    other: int
+
+    @property
+    def kv(self) -> int:
+        """The K/V caches of a sequence: whole pages."""
+        return -(-self.n_ctx // self.page) * self.kv_page
+
+    @property
+    def fixed(self) -> int:
+        """What does not grow with the context."""
+        return sum(self.weights.values()) + self.recurrent + max(self.arena.values()) + self.logits + self.other
+
+    @property
+    def total(self) -> int:
+        """Everything."""
+        return self.fixed + self.kv
+
+    @property
+    def largest_context(self) -> int:
+        """The longest context that fits the budget, up to the trained one or that asked for; 0 where none does."""
+        longest = max(self.n_ctx, self.n_ctx_train)
+        room = self.budget - self.fixed
+        if room < 0 or not self.kv_page:
+            return longest if room >= 0 else 0
+        return min(longest, room // self.kv_page * self.page)
+
+    def check(self) -> None:
+        """Raise OutOfMemoryError, with the numbers, where the total is over the budget."""
+        if self.total <= self.budget:
+            return
+        remedy = f"the largest context that fits is {self.largest_context}"
+        if not self.largest_context:
+            remedy = "no context fits, whatever its length"
+        raise OutOfMemoryError(
+            f"with a context of {self.n_ctx} tokens the model needs {in_units(self.total)} and this device has "
+            f"{in_units(self.budget)} for it: weights {in_units(sum(self.weights.values()))}, "
+            f"K/V {in_units(self.kv)}, recurrent state {in_units(self.recurrent)}, "
+            f"arena {in_units(max(self.arena.values()))}, logits and others {in_units(self.logits + self.other)}; "
+            f"{remedy}"
+        )
+
+
+def in_units(nbytes: int) -> str:
+    """Bytes as people read them: 22.1 GB."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if nbytes >= size:
+            return f"{nbytes / size:.4g} {unit}"
+    return f"{nbytes} bytes"

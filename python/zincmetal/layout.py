@@ -1,0 +1,147 @@
+"""Where everything of a model lies in device memory, and how large it is: on paper, before any of it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import gguf
+from .config import ModelConfig
+from .errors import DeviceError, GGUFError, UsageError
+from .graph import Operand, State, Weight
+from .plan import Region
+from .quants import by_name
+
+ROPE_FREQS, ROPE_FREQS_LOCAL = "rope_freqs", "rope_freqs_local"
+KV_TYPES = ("f16", "f32", "q8_0")
+KV_CACHES = ("k_cache", "v_cache")
+
+
+def buffer_sizes(cfg: ModelConfig, core: ModuleType, kv_type: str, max_rows: int) -> dict[str, int]:
+    """Bytes of every buffer that a model allocates, by name, but for the arena and the engine's constants.
+
+    "<kind>.<layer>" is the state of a layer, which every sequence has of its own. The KV cache is in pages of
+    KV_PAGE positions; "pages", u32 [n_pages], says where each page of the sequence lies. Steps have up to
+    ``max_rows`` rows. Raises UsageError where the heads do not fit ``kv_type``.
+    """
+    page = core.shapes()["KV_PAGE"]
+    n_pages = -(-cfg.n_ctx // page)
+    sizes = {
+        "step": core.params_dtype("Step").itemsize,
+        "tokens": 4 * min(max_rows, cfg.n_ctx),
+        "logits": 4 * cfg.n_vocab,
+        "pages": 4 * n_pages,
+    }
+    for layer, recurrent in enumerate(cfg.recurrent):
+        state = _ssm_sizes(cfg) if recurrent else dict.fromkeys(KV_CACHES, n_pages * page * _kv_row(cfg, kv_type))
+        sizes |= {f"{kind}.{layer}": nbytes for kind, nbytes in state.items()}
+    return sizes
+
+
+def _ssm_sizes(cfg: ModelConfig) -> dict[str, int]:
+    assert cfg.ssm
+    return {"ssm_conv": 4 * cfg.ssm.d_conv * cfg.ssm.channels, "ssm_state": 4 * cfg.ssm.d_inner * cfg.ssm.d_state}
+
+
+def _kv_row(cfg: ModelConfig, kv_type: str) -> int:
+    """Bytes of one position in one cache of a layer."""
+    kv = by_name(kv_type)
+    if cfg.head_dim % kv.block_size:
+        raise UsageError(
+            f"a {kv_type} KV cache holds heads in blocks of {kv.block_size}, not {cfg.head_dim}: use kv='f16'"
+        )
+    return cfg.n_head_kv * kv.row_bytes(cfg.head_dim)
+
+
+@dataclass(frozen=True)
+class Map:
+    """A buffer over bytes of the file: ``nbytes`` from byte ``start``, a page boundary, of a part."""
+
+    buffer: str
+    part: int
+    start: int
+    nbytes: int
+
+
+class Layout:
+    """Every buffer of a model by name, and the region of every operand.
+
+    The file's pages become buffers as they are, ``maps``: one per part, or several overlapping ones where a part
+    is larger than the device's largest buffer. The other buffers are allocated: ``sizes`` has their bytes, and
+    ``initial`` what some of them hold from the start. Raises DeviceError where a tensor is larger than the largest
+    buffer by itself.
+    """
+
+    def __init__(self, file: gguf.File, cfg: ModelConfig, sizes: dict[str, int], info: dict[str, Any]) -> None:
+        self.sizes = dict(sizes)
+        self.initial: dict[str, NDArray[Any]] = {"pages": np.arange(sizes["pages"] // 4, dtype=np.uint32)}
+        self.maps: list[Map] = []
+        self._weights: dict[str, Weight] = {}
+        self._regions: dict[str, Region] = {}
+        for part in range(len(file.parts)):
+            self._map_part(file, part, info["page_bytes"], info["max_buffer_bytes"])
+        self._add_vector(ROPE_FREQS, cfg.rope.frequencies(cfg.n_rot, _rope_factors(file, cfg)))
+        if cfg.rope_local:
+            self._add_vector(ROPE_FREQS_LOCAL, cfg.rope_local.frequencies(cfg.n_rot, None))
+
+    def weight(self, name: str) -> Weight | None:
+        """The tensor of this name, if there is one."""
+        return self._weights.get(name)
+
+    def place(self, operand: Operand) -> Region:
+        """Where a weight or a state lies."""
+        if isinstance(operand, Weight):
+            return self._regions[operand.name]
+        assert isinstance(operand, State), operand
+        return Region(operand.name, 0, self.sizes[operand.name])
+
+    def _map_part(self, file: gguf.File, part: int, page: int, max_bytes: int) -> None:
+        tensors = sorted((t for t in file.tensors.values() if t.part == part), key=lambda t: t.offset)
+        for start, group in _group(tensors, page, max_bytes):
+            name = f"weights.{len(self.maps)}"
+            self.maps.append(Map(name, part, start, max(t.offset + t.nbytes for t in group) - start))
+            for t in group:
+                self._weights[t.name] = Weight(t.name, t.type, t.shape)
+                self._regions[t.name] = Region(name, t.offset - start, t.nbytes)
+
+    def _add_vector(self, name: str, values: NDArray[np.float32]) -> None:
+        """A weight that is computed from the metadata."""
+        self.initial[name], self.sizes[name] = values, values.nbytes
+        self._weights[name] = Weight(name, by_name("f32"), values.shape)
+        self._regions[name] = Region(name, 0, values.nbytes)
+
+
+def _rope_factors(file: gguf.File, cfg: ModelConfig) -> NDArray[np.float32] | None:
+    """What the file divides rotary frequencies by, if it does: float32 [n_rot / 2]."""
+    tensor = file.tensors.get("rope_freqs.weight")
+    if tensor is None:
+        return None
+    if tensor.type.name != "f32":
+        raise GGUFError("tensor rope_freqs.weight must be f32")
+    factors = file.data(tensor.name).view(np.float32)
+    if factors.size != cfg.n_rot // 2:
+        raise GGUFError(f"tensor rope_freqs.weight has {factors.size} values, not {cfg.n_rot // 2}")
+    return factors
+
+
+def _group(tensors: list[gguf.TensorInfo], page: int, max_bytes: int) -> Iterator[tuple[int, list[gguf.TensorInfo]]]:
+    """Runs of tensors (sorted by offset) that fit one buffer, each with the page where its buffer starts."""
+    start, group = 0, list[gguf.TensorInfo]()
+    for t in tensors:
+        if group and t.offset + t.nbytes > start + max_bytes - page:
+            yield start, group
+            group = []
+        if not group:
+            start = t.offset // page * page
+        if t.offset + t.nbytes > start + max_bytes - page:
+            raise DeviceError(
+                f"tensor {t.name} has {t.nbytes} bytes; this device's largest buffer is {max_bytes} bytes"
+            )
+        group.append(t)
+    if group:
+        yield start, group

@@ -1,0 +1,134 @@
+"""``python -m zincmetal.plan FILE``: the memory that a model needs, and the bytes that a token costs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from . import backend, gguf
+from .blueprint import Blueprint, plan_rows
+from .budget import MemoryPlan, in_units
+from .errors import ZincError
+from .layout import KV_TYPES
+from .plan import Plan
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the memory plan of a file and the bytes of a token; the exit status: 1 where it does not fit."""
+    args = parser().parse_args(argv)
+    try:
+        core, device = backend.open_device(args.device)
+        info = device.info
+        with gguf.open(args.file) as file:
+            model = Blueprint(file, core, info, args.context, args.kv)
+            memory, token = model.memory(plan_rows(model.config.n_ctx)), model.plan(1)
+    except ZincError as error:
+        print(f"zincmetal: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(figures(memory, token, args.bandwidth)))
+    else:
+        print(f"{args.file}: {model.config.arch}, {model.config.n_layer} layers; on {info['name']}")
+        print("\n".join([*_memory_lines(memory, args.kv), "", *_token_lines(memory, token, args.bandwidth)]))
+    return 0 if memory.total <= memory.budget else 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python -m zincmetal.plan", description=main.__doc__)
+    p.add_argument("file", help="a GGUF file, or any part of a split one")
+    p.add_argument("-c", "--context", type=int, metavar="N", help="context in tokens (default: 4096 or the model's)")
+    p.add_argument("--kv", default="f16", choices=KV_TYPES, help="type of the KV cache")
+    p.add_argument("--device", help="metal, cuda or cpu (default: the best that was built)")
+    p.add_argument("--bandwidth", type=float, metavar="GB/S", help="say what a memory of this speed allows")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    return p
+
+
+def figures(memory: MemoryPlan, token: Plan, bandwidth: float | None) -> dict[str, Any]:
+    """What ``--json`` prints: bytes, unless the name says otherwise."""
+    reads: dict[str, dict[str, int]] = {}
+    for (path, qtype), nbytes in token.weight_reads().items():
+        reads.setdefault(path, {})[qtype] = nbytes
+    return {
+        "context": memory.n_ctx,
+        "memory": {
+            "weights": memory.weights,
+            "kv": memory.kv,
+            "kv_per_token": memory.kv_page / memory.page,
+            "recurrent": memory.recurrent,
+            "arena_by_rows": memory.arena,
+            "logits": memory.logits,
+            "other": memory.other,
+            "total": memory.total,
+            "budget": memory.budget,
+            "fits": memory.total <= memory.budget,
+            "largest_context": memory.largest_context,
+        },
+        "token": {
+            "weights": reads,
+            "recurrent": token.recurrent_bytes(),
+            "dispatches": len(token.dispatches),
+            "barriers": token.n_barriers,
+            "tokens_per_second": speeds(memory, token, bandwidth) if bandwidth else None,
+        },
+    }
+
+
+def speeds(memory: MemoryPlan, token: Plan, bandwidth: float) -> dict[str, float]:
+    """Tokens per second that ``bandwidth`` GB/s allow, at the start of a context and at its end."""
+    nbytes = sum(token.weight_bytes().values()) + token.recurrent_bytes()
+    return {"empty": bandwidth * 1e9 / nbytes, "full": bandwidth * 1e9 / (nbytes + memory.kv)}
+
+
+def _memory_lines(memory: MemoryPlan, kv: str) -> Iterator[str]:
+    def line(name: str, nbytes: int, note: str = "") -> str:
+        return f"  {name:<22}{nbytes:>18,}  {note}".rstrip()
+
+    yield f"\nmemory of a sequence of {memory.n_ctx:,} tokens, in bytes"
+    weights = (f"{qtype} {in_units(n)}" for qtype, n in sorted(memory.weights.items()))
+    yield line("weights, mapped", sum(memory.weights.values()), ", ".join(weights))
+    yield line(f"K/V in {kv}", memory.kv, f"{memory.kv_page // memory.page:,} a token")
+    yield line("recurrent state", memory.recurrent)
+    arenas = ", ".join(f"{rows}: {in_units(n)}" for rows, n in memory.arena.items())
+    yield line("arena", max(memory.arena.values()), f"by rows of a step: {arenas}")
+    yield line("logits", memory.logits)
+    yield line("other", memory.other)
+    fits = "fits" if memory.total <= memory.budget else "does not fit"
+    yield line("total", memory.total, f"of {memory.budget:,}: {fits}")
+    yield line("largest context", memory.largest_context, "tokens")
+
+
+def _token_lines(memory: MemoryPlan, token: Plan, bandwidth: float | None) -> Iterator[str]:
+    reads = token.weight_reads()
+    by_path, by_type = Counter[str](), Counter[str]()
+    for (path, qtype), nbytes in reads.items():
+        by_path[path] += nbytes
+        by_type[qtype] += nbytes
+    types = [qtype for qtype, _ in by_type.most_common()]
+    yield f"bytes of a token, in MB: {len(token.dispatches)} dispatches, {token.n_barriers} barriers"
+    yield _row("weights", "all", types)
+    for path, total in by_path.most_common():
+        yield _row(path, _mb(total), [_mb(reads[path, qtype]) for qtype in types])
+    yield _row("total", _mb(by_path.total()), [_mb(by_type[qtype]) for qtype in types])
+    yield _row("share", "", [f"{by_type[qtype] / by_path.total():.1%}" for qtype in types])
+    yield _row("recurrent state", _mb(token.recurrent_bytes()), ["read and written"])
+    yield _row("K/V", _mb(memory.kv), ["at the end of the context"])
+    if bandwidth:
+        speed = speeds(memory, token, bandwidth)
+        yield (
+            f"{bandwidth:g} GB/s allow {speed['empty']:.1f} tokens/s at the start of the context, "
+            f"{speed['full']:.1f} at its end"
+        )
+
+
+def _row(name: str, value: str, rest: Sequence[str]) -> str:
+    return f"  {name:<16}{value:>10}  " + "".join(f"{v:>9}" for v in rest)
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.1f}" if nbytes else ""

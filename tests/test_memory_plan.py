@@ -1,0 +1,132 @@
+"""Memory plans and the bytes of a token: what is said before loading, and that loading keeps to it."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import zincmetal
+from conftest import reference_models
+from zincmetal import backend, engine, gguf, report
+from zincmetal.blueprint import Blueprint, plan_rows
+from zincmetal.budget import LIMIT, MemoryPlan
+from zincmetal.errors import OutOfMemoryError, UsageError
+
+PATH = reference_models("qwen3")[0]
+SEED = secrets.randbits(32)
+
+
+@pytest.fixture(scope="module")
+def device():
+    core, opened = backend.open_device("cpu")
+    return core, opened.info
+
+
+def blueprint(file, device, **options):
+    core, info = device
+    return Blueprint(file, core, info, **options)
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16", "q8_0"])
+def test_a_loaded_model_takes_what_was_planned(kv):
+    with zincmetal.load(PATH, device="cpu", kv=kv, context=1000) as model:
+        plan = model.blueprint.memory()
+        model.generate(np.arange(600) % 512, max_tokens=3)  # the largest plans, a small one, decode
+        buffers = model._memory._buffers
+        allocated = sum(b.nbytes for name, b in buffers.items() if not name.startswith("weights."))
+        mapped = sum(b.nbytes for name, b in buffers.items() if name.startswith("weights."))
+    assert allocated == plan.total - sum(plan.weights.values())
+    slack = 32 * len(model.file.tensors) + 2 * model.device.info["page_bytes"]  # alignment; whole pages
+    assert 0 <= mapped - sum(plan.weights.values()) < slack
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch, device):
+    with gguf.open(PATH) as file:
+        plan = blueprint(file, device, context=1024).memory()
+    monkeypatch.setenv(LIMIT, str(plan.total - 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "Memory", lambda *_: pytest.fail("memory was asked for"))
+        with pytest.raises(OutOfMemoryError, match=r"context of 1024 tokens .* weights .* K/V .* arena") as refused:
+            zincmetal.load(PATH, device="cpu", context=1024)
+    largest = int(re.search(r"the largest context that fits is (\d+)", str(refused.value))[1])
+    assert 512 < largest < 1024
+    zincmetal.load(PATH, device="cpu", context=largest).close()
+    with pytest.raises(OutOfMemoryError, match=f"that fits is {largest}"):
+        zincmetal.load(PATH, device="cpu", context=largest + 1)
+    monkeypatch.setenv(LIMIT, "1000")
+    with pytest.raises(OutOfMemoryError, match="no context fits"):
+        zincmetal.load(PATH, device="cpu")
+
+
+@pytest.mark.parametrize("limit", ["-1", "lots", "1e9", "0x10", "٣"])
+def test_a_limit_that_is_no_number_of_bytes(limit, monkeypatch):
+    monkeypatch.setenv(LIMIT, limit)
+    with pytest.raises(UsageError, match=LIMIT):
+        zincmetal.load(PATH, device="cpu")
+
+
+def test_the_largest_context_is_the_largest():
+    rng = np.random.default_rng(SEED)
+    found = Counter()
+    for _ in range(300):
+        fixed, kv_page, budget, n_ctx, trained = (int(rng.integers(1, 2**b)) for b in (20, 16, 22, 14, 14))
+        plan = MemoryPlan(n_ctx, trained, budget, {"f32": fixed}, 64, kv_page, 0, {1: 0}, 0, 0)
+        best, limit = plan.largest_context, max(n_ctx, trained)
+        found["none" if best == 0 else "all" if best == limit else "some"] += 1
+        assert best == 0 or replace(plan, n_ctx=best).total <= budget, SEED
+        assert best == limit or replace(plan, n_ctx=best + 1).total > budget, SEED
+    assert len(found) == 3, (found, SEED)
+
+
+def test_a_model_without_a_cache_has_no_largest_context():
+    plan = MemoryPlan(100, 1000, 50, {"f32": 40}, 64, 0, 5, {1: 1}, 1, 1)
+    assert plan.largest_context == 1000
+    assert replace(plan, budget=47).largest_context == 0
+
+
+def test_plans_that_prompts_need():
+    assert [plan_rows(n)[-1] for n in (1, 2, 32, 33, 128, 129, 512, 513, 10**6)] == [1, 32, 32, 128, 128, *[512] * 4]
+
+
+# ---- the command ------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_plan(capsys):
+    assert report.main([str(PATH), "-c", "300", "--kv", "q8_0", "--device", "cpu", "--bandwidth", "100"]) == 0
+    out = capsys.readouterr().out
+    for wanted in ("weights, mapped", "K/V in q8_0", "arena", "total", "largest context", "LM head", "100 GB/s allow"):
+        assert wanted in out
+
+
+def test_the_command_as_json(capsys, device):
+    assert report.main([str(PATH), "-c", "300", "--device", "cpu", "--json", "--bandwidth", "100"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    with gguf.open(PATH) as file:
+        model = blueprint(file, device, context=300)
+        plan, token = model.memory(plan_rows(300)), model.plan(1)
+    assert printed["memory"]["total"] == plan.total
+    assert printed["memory"]["fits"]
+    assert set(printed["memory"]["arena_by_rows"]) == {"1", "32", "128", "512"}
+    assert sum(n for types in printed["token"]["weights"].values() for n in types.values()) == sum(
+        token.weight_bytes().values()
+    )
+    speed = printed["token"]["tokens_per_second"]
+    assert speed["empty"] * sum(token.weight_bytes().values()) == pytest.approx(100e9)
+    assert speed["full"] < speed["empty"]
+
+
+def test_the_command_says_when_it_does_not_fit(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv(LIMIT, "1000000")
+    assert report.main([str(PATH), "--device", "cpu"]) == 1
+    assert "does not fit" in capsys.readouterr().out
+    assert report.main([str(tmp_path / "absent.gguf")]) == 1
+    assert "absent.gguf" in capsys.readouterr().err
