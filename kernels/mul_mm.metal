@@ -1,149 +1,55 @@
-#include "matmul_epilogue.h"
-#include "quant_dot.h"
-#include "shapes.h"
+#include "mul_mm_tile.h"
 
-// Y[t, m] = sum_k W[m, k] X[t, k], in tiles of MUL_MM_ROWS rows by MUL_MM_TOKENS tokens. Per step, two parts of every
-// row and the activations that meet them are staged, decoded, in threadgroup memory, and each of the four simdgroups
-// multiplies a quarter of the tile. Columns go by parts, not in the order of the row: a sum does not mind.
-//
-// Staged values lie as 8x8 matrices, one after the other: for each run of eight columns, eight rows by eight rows. A
-// run of a row is then two vectors in one place, and the lanes that load a matrix meet in no bank.
-
-constant constexpr uint MATRIX = 64;  // values of an 8x8 matrix
-constant constexpr uint TILE_W = MUL_MM_ROWS * MUL_MM_COLUMNS;
-constant constexpr uint TILE_X = MUL_MM_TOKENS * MUL_MM_COLUMNS;
-constant constexpr uint TILE_Y = MUL_MM_ROWS * MUL_MM_TOKENS;
-
-template <class T>
-using Four = vec<T, 4>;
-
-// 8x8 matrices of results: rows of weights by tokens, a quarter of the tile in each simdgroup.
-struct Quarter {
-    static constant constexpr uint ROWS = MUL_MM_ROWS / 16, TOKENS = MUL_MM_TOKENS / 16;
-    simdgroup_float8x8 sums[ROWS][TOKENS];
-    uint row, token;  // where the quarter begins in the tile
-
-    METAL_FUNC void begin(uint sg) {
-        row = sg / 2 * (MUL_MM_ROWS / 2);
-        token = sg % 2 * (MUL_MM_TOKENS / 2);
-        UNROLL for (uint i = 0; i < ROWS; i++) {
-            UNROLL for (uint j = 0; j < TOKENS; j++) sums[i][j] = make_filled_simdgroup_matrix<float, 8>(0.0f);
-        }
-    }
-
-    // sums += W X^T of a step.
-    template <class T>
-    METAL_FUNC void multiply(threadgroup const T* w, threadgroup const T* x) {
-        for (uint run = 0; run < MUL_MM_COLUMNS / RUN; run++) {
-            simdgroup_matrix<T, 8, 8> a[ROWS], b[TOKENS];
-            UNROLL for (uint i = 0; i < ROWS; i++) {
-                simdgroup_load(a[i], w + (run * MUL_MM_ROWS + row) * RUN + i * MATRIX, 8);
-            }
-            UNROLL for (uint j = 0; j < TOKENS; j++) {
-                simdgroup_load(b[j], x + (run * MUL_MM_TOKENS + token) * RUN + j * MATRIX, 8, ulong2(0), true);
-            }
-            UNROLL for (uint i = 0; i < ROWS; i++) {
-                UNROLL for (uint j = 0; j < TOKENS; j++) {
-                    simdgroup_multiply_accumulate(sums[i][j], a[i], b[j], sums[i][j]);
-                }
-            }
-        }
-    }
-
-    // To y[token][row] of the tile.
-    METAL_FUNC void store(threadgroup float* y) const {
-        UNROLL for (uint i = 0; i < ROWS; i++) {
-            UNROLL for (uint j = 0; j < TOKENS; j++) {
-                threadgroup float* to = y + (token + 8 * j) * MUL_MM_ROWS + row + 8 * i;
-                simdgroup_store(sums[i][j], to, MUL_MM_ROWS, ulong2(0), true);
-            }
-        }
-    }
-};
-
-// Eight activations from a column on, zero past the k that a row has.
-template <class Q>
-METAL_FUNC void load_run(device const float* row, uint column, uint k, thread float4* x) {
-    if (Q::is_whole(k)) {
-        device const float4* run = (device const float4*)(row + column);
-        x[0] = run[0];
-        x[1] = run[1];
-    } else {
-        UNROLL for (uint c = 0; c < RUN; c++) x[c / 4][c % 4] = column + c < k ? row[column + c] : 0.0f;
-    }
-}
-
-// T is the type in which values are staged. Rows and tokens outside the matrices are staged as copies of the last ones
-// and their results dropped.
+// Y[t, m] = sum_k W[m, k] X[t, k]: a threadgroup per tile, tokens along the grid's x, rows of W along its y.
 template <class Q, class T, class Epilogue>
-METAL_FUNC void mul_mm_tile(constant MatMulParams& p, uint n_tokens, Matrices<Epilogue::MATRICES> weights,
+METAL_FUNC void mul_mm_rows(constant MatMulParams& p, uint n_tokens, Matrices<Epilogue::MATRICES> weights,
                             device const float* x, Epilogue out, threadgroup Four<T>* tile, uint3 tg, uint tid,
                             uint sg) {
-    const uint n_rows = MUL_MM_ROWS / Epilogue::MATRICES;
-    const uint first_token = tg.x * MUL_MM_TOKENS, first_row = tg.y * n_rows;
-    if (first_token >= n_tokens) return;  // the whole threadgroup
-
-    // This thread stages one part of a row and one run of a token.
-    const uint w_row = tid / 2, w_part = tid % 2, x_row = tid / 4, x_run = tid % 4;
-    device const uchar* w_from = weights.row(w_row, MUL_MM_ROWS, first_row, p.m, p.row_bytes);
-    device const float* x_from = x + ulong(min(first_token + x_row, n_tokens - 1)) * p.k;
-    threadgroup Four<T>* w_to = tile + (w_part * 2 * MUL_MM_ROWS + w_row) * (RUN / 4);
-    threadgroup Four<T>* x_to = tile + (TILE_W + (x_run * MUL_MM_TOKENS + x_row) * RUN) / 4;
-
-    Quarter quarter;
-    quarter.begin(sg);
-    const uint n_steps = (p.k + MUL_MM_COLUMNS - 1) / MUL_MM_COLUMNS;
-    for (uint step = 0; step < n_steps; step++) {
-        float4 w[4], xs[2];
-        Q::weights(w_from, 2 * step + w_part, p.k, w);
-        load_run<Q>(x_from, run_column<Q>(2 * step + x_run / 2, x_run % 2), p.k, xs);
-        threadgroup_barrier(mem_flags::mem_threadgroup);  // the step before has been multiplied
-        UNROLL for (uint i = 0; i < 4; i++) w_to[i / 2 * (MUL_MM_ROWS * RUN / 4) + i % 2] = Four<T>(w[i]);
-        UNROLL for (uint i = 0; i < 2; i++) x_to[i] = Four<T>(xs[i]);
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        quarter.multiply((threadgroup const T*)tile, (threadgroup const T*)tile + TILE_W);
-    }
-
-    static_assert(TILE_Y * sizeof(float) <= (TILE_W + TILE_X) * sizeof(T), "results pass through the same memory");
-    threadgroup float* y = (threadgroup float*)tile;
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    quarter.store(y);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    for (uint i = tid; i < n_rows * MUL_MM_TOKENS; i += MUL_MM_THREADS) {
-        const uint token = first_token + i / n_rows, row = first_row + i % n_rows;
-        threadgroup const float* sums = y + i / n_rows * MUL_MM_ROWS + i % n_rows;
-        if (token < n_tokens && row < p.m)
-            out.put({token, row, ulong(token) * p.m + row}, sums[0], sums[MUL_MM_ROWS - n_rows]);
-    }
+    const uint first = tg.x * MUL_MM_TOKENS;
+    if (first >= n_tokens) return;  // the whole threadgroup
+    const Consecutive tokens{first, min(n_tokens - first, uint(MUL_MM_TOKENS))};
+    mul_mm_tile<Q, T>(p, tokens, tg.y, weights, x, out, tile, tid, sg);
 }
 
 template <class Q, class T>
 kernel void mul_mm(constant MatMulParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                    device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
                    device float* y [[buffer(4)]], GRID_IDS) {
-    TG_ARRAY(Four<T>, tile, (TILE_W + TILE_X) / 4);
-    mul_mm_tile<Q, T>(p, step->n_tokens, Matrices<1>{{w}}, x, Store{y}, tile, tg, tid, sg);
+    MUL_MM_TILE(T, tile);
+    mul_mm_rows<Q, T>(p, step->n_tokens, Matrices<1>{{w}}, x, Store{y}, tile, tg, tid, sg);
 }
 
 template <class Q, class T>
 kernel void mul_mm_add(constant MatMulParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                        device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
                        device const float* residual [[buffer(4)]], device float* y [[buffer(5)]], GRID_IDS) {
-    TG_ARRAY(Four<T>, tile, (TILE_W + TILE_X) / 4);
-    mul_mm_tile<Q, T>(p, step->n_tokens, Matrices<1>{{w}}, x, AddResidual{residual, p.residual_stride, y}, tile, tg,
-                      tid, sg);
+    MUL_MM_TILE(T, tile);
+    const AddResidual sum{residual, p.residual_stride, y};
+    mul_mm_rows<Q, T>(p, step->n_tokens, Matrices<1>{{w}}, x, sum, tile, tg, tid, sg);
 }
 
 template <class Q, class T>
-kernel void mul_mm_swiglu(constant MatMulParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
-                          device const uchar* gate [[buffer(2)]], device const uchar* up [[buffer(3)]],
-                          device const float* x [[buffer(4)]], device float* y [[buffer(5)]], GRID_IDS) {
-    TG_ARRAY(Four<T>, tile, (TILE_W + TILE_X) / 4);
-    mul_mm_tile<Q, T>(p, step->n_tokens, Matrices<2>{{gate, up}}, x, SwiGlu{y}, tile, tg, tid, sg);
+kernel void mul_mm_mix(constant MatMulParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                       device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
+                       device const float* residual [[buffer(4)]], device const float* scale [[buffer(5)]],
+                       device float* y [[buffer(6)]], GRID_IDS) {
+    MUL_MM_TILE(T, tile);
+    const AddScaled sum{{residual, p.residual_stride, y}, scale, p.scale_stride};
+    mul_mm_rows<Q, T>(p, step->n_tokens, Matrices<1>{{w}}, x, sum, tile, tg, tid, sg);
+}
+
+template <class Q, class T, class Gating>
+kernel void mul_mm_gated(constant MatMulParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                         device const uchar* gate [[buffer(2)]], device const uchar* up [[buffer(3)]],
+                         device const float* x [[buffer(4)]], device float* y [[buffer(5)]], GRID_IDS) {
+    MUL_MM_TILE(T, tile);
+    mul_mm_rows<Q, T>(p, step->n_tokens, Matrices<2>{{gate, up}}, x, Gating{y}, tile, tg, tid, sg);
 }
 
 #define MUL_MM(type, Q)                                                                                                \
     KERNEL("mul_mm_" type, mul_mm<Q, float>)                                                                           \
     KERNEL("mul_mm_add_" type, mul_mm_add<Q, float>)                                                                   \
-    KERNEL("mul_mm_swiglu_" type, mul_mm_swiglu<Q, float>)
+    KERNEL("mul_mm_mix_" type, mul_mm_mix<Q, float>)                                                                   \
+    KERNEL("mul_mm_swiglu_" type, mul_mm_gated<Q, float, SwiGlu>)                                                      \
+    KERNEL("mul_mm_geglu_" type, mul_mm_gated<Q, float, GeGlu>)
 TENSOR_TYPES(MUL_MM)

@@ -44,6 +44,27 @@ struct MatMulParams {
     u32 scale_stride;     // of the factors of mix
 };
 
+// moe_mm: W is n_expert matrices of m rows of k columns. Slot t * n_used + j is row t's place for its j-th expert.
+struct MoeMmParams {
+    u32 k;
+    u32 m;
+    u32 row_bytes;
+    u32 expert_bytes;  // from one expert's matrix to the next
+    u32 n_expert;
+    u32 x_div;  // a slot reads row slot / x_div of X: n_used where X has a row per row of the step, 1 if one per slot
+};
+
+struct MoeSortParams {
+    u32 n_expert;  // at most 1,024
+    u32 n_used;
+    u32 max_tiles;  // room for tiles: enough are min(slots, ceil(slots / MUL_MM_TOKENS) + n_expert)
+};
+
+struct MoeMixParams {
+    u32 n;  // row length
+    u32 n_used;
+};
+
 // The cache of one layer is [n_pages * KV_PAGE, n_head_kv, head_dim] for k and again for v. Page p of the sequence lies
 // at pages[p]: position i is row pages[i / KV_PAGE] * KV_PAGE + i % KV_PAGE. A q8_0 cache holds blocks of 32 elements.
 

@@ -120,16 +120,21 @@ METAL_FUNC uint run_column(uint i, uint h) {
     return i / Q::PARTS * Q::BLOCK + run_start<Q::SPAN>(i % Q::PARTS, h);
 }
 
-// The one table of tensor types: every family is instantiated from it, T("<the name in quants.py>", <type>).
-#define TENSOR_TYPES(T)                                                                                                \
-    T("f32", Plain<F32>)                                                                                               \
-    T("f16", Plain<F16>)                                                                                               \
-    T("bf16", Plain<BF16>)                                                                                             \
+// The one table of tensor types: every family is instantiated from it, T("<the name in quants.py>", <type>). Experts
+// come in all of them but two.
+#define LOW_BIT_TYPES(T)                                                                                               \
     T("q4_0", Quantised<Q4_0>)                                                                                         \
     T("q4_1", Quantised<Q4_1>)                                                                                         \
     T("q5_0", Quantised<Q5_0>)                                                                                         \
     T("q5_1", Quantised<Q5_1>)                                                                                         \
-    T("q8_0", Quantised<Q8_0>)                                                                                         \
     T("q4_k", Quantised<Q4_K>)                                                                                         \
     T("q5_k", Quantised<Q5_K>)                                                                                         \
     T("q6_k", Quantised<Q6_K>)
+#define EXPERT_TYPES(T)                                                                                                \
+    T("f16", Plain<F16>)                                                                                               \
+    T("q8_0", Quantised<Q8_0>)                                                                                         \
+    LOW_BIT_TYPES(T)
+#define TENSOR_TYPES(T)                                                                                                \
+    T("f32", Plain<F32>)                                                                                               \
+    T("bf16", Plain<BF16>)                                                                                             \
+    EXPERT_TYPES(T)

@@ -9,9 +9,10 @@
     S(MUL_MV_SIMDGROUPS, 2)                                                                                            \
     S(MUL_MV_ROWS, 2) /* rows of weights per simdgroup, of both matrices together for swiglu */                        \
     S(MUL_MM_THREADS, 128)                                                                                             \
-    S(MUL_MM_ROWS, 64)                /* rows of weights per threadgroup, of both matrices together for swiglu */      \
-    S(MUL_MM_TOKENS, 32)              /* tokens per threadgroup */                                                     \
-    S(MUL_MM_COLUMNS, 32)             /* columns of either staged at a time */                                         \
+    S(MUL_MM_ROWS, 64)    /* rows of weights per threadgroup, of both matrices together for swiglu */                  \
+    S(MUL_MM_TOKENS, 32)  /* tokens per threadgroup */                                                                 \
+    S(MUL_MM_COLUMNS, 32) /* columns of either staged at a time */                                                     \
+    S(MOE_SORT_THREADS, 512)                                                                                           \
     S(KV_PAGE, 64)                    /* positions in a page of the KV cache */                                        \
     S(ATTENTION_DECODE_THREADS, 256)  /* at most: any whole number of simdgroups will do */                            \
     S(ATTENTION_PREFILL_THREADS, 128) /* exactly */                                                                    \

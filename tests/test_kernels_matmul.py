@@ -20,6 +20,8 @@ FLOATS = [quants.F32, quants.F16, quants.BF16]
 every_type = pytest.mark.parametrize("qtype", quants.SUPPORTED, ids=lambda t: t.name)
 float_types = pytest.mark.parametrize("qtype", FLOATS, ids=lambda t: t.name)
 epilogues = pytest.mark.parametrize("epilogue", ["", "_add", "_swiglu"], ids=["store", "add", "swiglu"])
+MM_EPILOGUES = ["", "_add", "_mix", "_swiglu", "_geglu"]
+mm_epilogues = pytest.mark.parametrize("epilogue", MM_EPILOGUES, ids=lambda e: e[1:] or "store")
 
 # Rows of W, K in blocks of 32 (float types too) or of 256, and the gap between rows in blocks.
 MV_SHAPES = {
@@ -71,18 +73,54 @@ def silu(x: F64) -> F64:
     return np.asarray(x / (1 + np.exp(-x)))
 
 
-def mat_mul_params(k: int, m: int, row_bytes: int) -> dict[str, int]:
-    return {"k": k, "m": m, "row_bytes": row_bytes, "residual_stride": m, "scale_stride": 1}
+def gelu(x: F64) -> F64:
+    """GELU by its tanh formula."""
+    return np.asarray(x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
+
+
+#: What is done with the first of two products, by epilogue.
+GATES = {"_swiglu": silu, "_geglu": gelu}
+SCALE_STRIDE = 3  # of the factors of mix, in these tests
+
+
+def mat_mul_params(k: int, m: int, row_bytes: int, *, bias: bool = False) -> dict[str, int]:
+    residual_stride = 0 if bias else m
+    return {
+        "k": k,
+        "m": m,
+        "row_bytes": row_bytes,
+        "residual_stride": residual_stride,
+        "scale_stride": SCALE_STRIDE,
+    }
+
+
+def gated(epilogue: str, products: Sequence[F64], scales: Sequence[F64]) -> tuple[F64, F64]:
+    """A gate applied to two products, and its error bound from theirs."""
+    gate, up = products
+    scale = scales[0] * (np.abs(up) + scales[1]) + (np.abs(gate) + scales[0]) * scales[1]
+    return GATES[epilogue](gate) * up, scale
 
 
 class MatMul:
     """One product with its epilogue: buffers in the order of the bindings, the expected output and its error bound."""
 
-    def __init__(self, lab: Lab, qtype: QuantType, epilogue: str, m: int, k: int, tokens: int, rows: int, gap: int):
-        weights = [Weights(lab, qtype, m, k, gap) for _ in range(2 if epilogue == "_swiglu" else 1)]
+    def __init__(
+        self,
+        lab: Lab,
+        qtype: QuantType,
+        epilogue: str,
+        m: int,
+        k: int,
+        tokens: int,
+        rows: int,
+        gap: int,
+        *,
+        bias: bool = False,
+    ):
+        weights = [Weights(lab, qtype, m, k, gap) for _ in range(2 if epilogue in GATES else 1)]
         x = np.full((rows, k), np.nan, np.float32)  # past the step's tokens: never to be read
         x[:tokens] = lab.normal(tokens, k, scale=k**-0.5)
-        self.params = mat_mul_params(k, m, weights[0].row_bytes)
+        self.params = mat_mul_params(k, m, weights[0].row_bytes, bias=bias)
         self.inputs: list[Guarded] = [w.buffer for w in weights] + [lab.input(x)]
         x64 = x[:tokens].astype(np.float64)
         products = [x64 @ w.values.T for w in weights]
@@ -90,13 +128,19 @@ class MatMul:
         scales = [np.sqrt(x64**2 @ w.values.T**2) for w in weights]
         self.residual: NDArray[np.float32] | None = None
         self.want, self.scale = products[0], scales[0]
-        if epilogue == "_swiglu":
-            gate, up = products
-            self.want = silu(gate) * up
-            self.scale = scales[0] * (np.abs(up) + scales[1]) + (np.abs(gate) + scales[0]) * scales[1]
-        if epilogue == "_add":
-            self.residual = np.full((rows, m), np.nan, np.float32)
-            self.residual[:tokens] = lab.normal(tokens, m)
+        self.factors: Guarded | None = None
+        if epilogue in GATES:
+            self.want, self.scale = gated(epilogue, products, scales)
+        if epilogue == "_mix":
+            # The factor of a token is the first of its SCALE_STRIDE numbers: the others may be anything.
+            factors = np.full((rows, SCALE_STRIDE), np.nan, np.float32)
+            factors[:tokens, 0] = lab.normal(tokens)
+            self.factors = lab.input(factors.reshape(-1)[: (rows - 1) * SCALE_STRIDE + 1], align=4)
+            self.want = self.want * factors[:tokens, :1]
+            self.scale = self.scale * np.abs(factors[:tokens, :1])
+        if epilogue in ("_add", "_mix"):
+            self.residual = np.full((1 if bias else rows, m), np.nan, np.float32)
+            self.residual[:tokens] = lab.normal(min(tokens, len(self.residual)), m)
             self.want = self.want + self.residual[:tokens]
             self.scale = np.hypot(self.scale, self.residual[:tokens])
 
@@ -109,6 +153,8 @@ class MatMul:
             bindings.append(out)
         elif self.residual is not None:
             bindings.append(lab.input(self.residual))
+        if self.factors is not None:
+            bindings.append(self.factors)
         bindings.append(out)
         step, grid, threads = self.launch(lab, kernel, shape)
         lab.run(kernel, self.params, "MatMulParams", step + bindings, grid, threads)
@@ -122,7 +168,7 @@ class MatMul:
     def launch(self, lab: Lab, kernel: str, shape: tuple[int, int]) -> tuple[list[Guarded], tuple[int, int], int]:
         """The step buffer, where the kernel takes one, the grid and the threads."""
         shapes, (rows, m) = lab.core.shapes(), shape
-        matrices = 2 if "_swiglu" in kernel else 1
+        matrices = 2 if any(gate in kernel for gate in GATES) else 1
         if kernel.startswith("mul_mv"):
             per_group = shapes["MUL_MV_SIMDGROUPS"] * shapes["MUL_MV_ROWS"] // matrices
             return [], (tiles(m, per_group), 1), 32 * shapes["MUL_MV_SIMDGROUPS"]
@@ -149,9 +195,10 @@ def run_mul_mm(
     gap: int = 0,
     *,
     alias: bool = False,
+    bias: bool = False,
 ) -> None:
     lab = Lab(lane)
-    case = MatMul(lab, qtype, epilogue, m, k, tokens, rows, gap)
+    case = MatMul(lab, qtype, epilogue, m, k, tokens, rows, gap, bias=bias)
     case.run(lab, f"mul_mm{epilogue}_{qtype.name}", (rows, m), alias=alias)
 
 
@@ -165,7 +212,7 @@ def test_mul_mv(lane: str, epilogue: str, case: tuple[QuantType, int, int, int])
 
 
 @every_lane
-@epilogues
+@mm_epilogues
 @on_shapes(MM_SHAPES)
 def test_mul_mm(lane: str, epilogue: str, case: tuple[QuantType, int, int, int, int, int]) -> None:
     qtype, m, blocks, gap, tokens, rows = case
@@ -195,6 +242,19 @@ def test_long_rows(lane: str) -> None:
 def test_the_residual_may_be_the_output(lane: str) -> None:
     run_mul_mv(lane, quants.Q4_K, "_add", 67, 512, alias=True)
     run_mul_mm(lane, quants.Q8_0, "_add", 67, 64, 33, 40, alias=True)
+    run_mul_mm(lane, quants.Q4_K, "_mix", 67, 256, 33, 40, alias=True)
+
+
+@every_lane
+def test_a_residual_without_a_stride_is_a_bias(lane: str) -> None:
+    run_mul_mm(lane, quants.Q8_0, "_add", 67, 64, 33, 40, bias=True)
+    run_mul_mm(lane, quants.F32, "_mix", 5, 33, 3, 4, bias=True)
+
+
+@every_lane
+@pytest.mark.parametrize("tokens", [1, 2, 5, 8, 16, 17, 24, 31, 32, 33, 48, 49, 64, 97, 193])
+def test_tiles_with_few_tokens(lane: str, tokens: int) -> None:
+    run_mul_mm(lane, quants.Q4_K, "", 67, 512, tokens, tokens)
 
 
 @every_lane
@@ -251,6 +311,6 @@ def test_a_wild_token_id_reads_no_other_memory() -> None:
 
 @every_lane
 def test_every_type_has_every_kernel(lane: str) -> None:
-    families = ["embed"] + [f + e for f in ("mul_mv", "mul_mm") for e in ("", "_add", "_swiglu")]
+    families = ["embed"] + [f"mul_mv{e}" for e in ("", "_add", "_swiglu")] + [f"mul_mm{e}" for e in MM_EPILOGUES]
     want = {f"{family}_{qtype.name}" for family in families for qtype in quants.SUPPORTED}
     assert want <= set(Lab(lane).device.kernel_names())

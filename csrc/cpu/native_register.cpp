@@ -6,10 +6,11 @@ namespace zinc {
 
 #define TABLES(isa)                                                                                                    \
     extern const NativeKernel native_mul_mv_##isa[], native_mul_mm_##isa[], native_attention_##isa[],                  \
-        native_rows_##isa[];
+        native_rows_##isa[], native_moe_mm_##isa[];
 #define REGISTER(isa)                                                                                                  \
     register_table(native_mul_mv_##isa, Isa::isa), register_table(native_mul_mm_##isa, Isa::isa),                      \
-        register_table(native_attention_##isa, Isa::isa), register_table(native_rows_##isa, Isa::isa);
+        register_table(native_attention_##isa, Isa::isa), register_table(native_rows_##isa, Isa::isa),                 \
+        register_table(native_moe_mm_##isa, Isa::isa);
 
 TABLES(plain)
 #if defined(__x86_64__)

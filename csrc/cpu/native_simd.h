@@ -218,6 +218,12 @@ INLINE vf exp(vf x) {
 
 INLINE vf silu(vf x) { return x / (1.0f + exp(-x)); }
 
+// GELU by its tanh formula x / 2 (1 + tanh u), which is x sigmoid(2 u).
+INLINE vf gelu(vf x) {
+    const vf u = 0.7978845608f * (x + 0.044715f * x * x * x);
+    return x / (1.0f + exp(-2.0f * u));
+}
+
 // Applies `apply(vf...) -> vf` to rows of n floats, with a padded last vector.
 template <class Apply>
 INLINE void map_floats(size_t n, float* out, const float* a, const float* b, Apply apply) {

@@ -15,17 +15,32 @@ constexpr int PANEL_VECTORS = 2;
 #endif
 constexpr int PANEL = PANEL_VECTORS * W, TILE_TOKENS = 6;
 
-template <int TOKENS>
-INLINE void float_tile(const float* panel, const float* x, size_t x_stride, int k, float* y, size_t y_stride) {
+// Where rows of activations lie: at even distances, or anywhere (from a column of them on).
+struct Strided {
+    const float* x;
+    size_t stride;
+    const float* row(size_t i) const { return x + i * stride; }
+};
+struct Listed {
+    const float* const* x;
+    size_t column;
+    const float* row(size_t i) const { return x[i] + column; }
+};
+
+// y[TOKENS][y_stride] += rows [first, first + TOKENS) of x times a panel of k columns.
+template <int TOKENS, class Rows>
+INLINE void float_tile(const float* panel, const Rows& x, size_t first, int k, float* y, size_t y_stride) {
     vf sum[TOKENS][PANEL_VECTORS];  // stays in registers as long as every loop over it is unrolled
+    const float* rows[TOKENS];
     UNROLL for (int t = 0; t < TOKENS; t++) {
+        rows[t] = x.row(first + t);
         UNROLL for (int v = 0; v < PANEL_VECTORS; v++) sum[t][v] = load<vf>(y + t * y_stride + v * W);
     }
     for (int i = 0; i < k; i++) {
         vf w[PANEL_VECTORS];
         UNROLL for (int v = 0; v < PANEL_VECTORS; v++) w[v] = load<vf>(panel + size_t(i) * PANEL + v * W);
         UNROLL for (int t = 0; t < TOKENS; t++) {
-            const vf each = splat(x[t * x_stride + i]);
+            const vf each = splat(rows[t][i]);
             UNROLL for (int v = 0; v < PANEL_VECTORS; v++) sum[t][v] += w[v] * each;
         }
     }
@@ -67,7 +82,7 @@ INLINE void for_token_runs(size_t n, Tile&& tile) {
 inline void multiply_panel(const float* panel, const float* x, size_t x_stride, size_t n, int k, float* y,
                            size_t y_stride) {
     for_token_runs(n, [&]<int TOKENS>(size_t first) {
-        float_tile<TOKENS>(panel, x + first * x_stride, x_stride, k, y + first * y_stride, y_stride);
+        float_tile<TOKENS>(panel, Strided{x, x_stride}, first, k, y + first * y_stride, y_stride);
     });
 }
 

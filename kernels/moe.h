@@ -1,0 +1,11 @@
+// What the kernels of a mixture of experts share.
+#pragma once
+
+#include "common.h"
+
+// Bytes from the first expert's matrix to another's. The id comes from a kernel: it may be anything, and nothing
+// outside the tensor may be read.
+template <class P>
+METAL_FUNC ulong expert_offset(constant P& p, int id) {
+    return ulong(min(uint(id), p.n_expert - 1)) * p.expert_bytes;
+}
