@@ -18,6 +18,8 @@ from kv_cache import KV_TYPES
 from test_kernels_attention import Attention, Shape
 from test_kernels_matmul import MatMul
 from test_kernels_misc import ROPES, RopeKv, run_elementwise
+from test_kernels_moe_mm import TYPES as EXPERT_TYPES
+from test_kernels_moe_mm import MoeMm, Route, random_route, run_moe_mix
 from zincmetal import quants
 
 HERE = Path(__file__).parent
@@ -27,6 +29,9 @@ HEADS = (32, 64, 96, 128, 256)
 #: Every kernel that has a native version.
 NATIVE = {
     *(f"mul_{shape}{epilogue}_{t}" for shape in ("mv", "mm") for epilogue in ("", "_add", "_swiglu") for t in TYPES),
+    *(f"mul_mm{epilogue}_{t}" for epilogue in ("_mix", "_geglu") for t in TYPES),
+    *(f"moe_mm{epilogue}_{t.name}" for epilogue in ("", "_swiglu") for t in EXPERT_TYPES),
+    *("moe_sort", "moe_mix"),
     *(f"embed_{t}" for t in TYPES),
     *(f"attention_{phase}_{kv}_{dim}" for phase in ("decode", "prefill") for kv in KV_TYPES for dim in HEADS),
     *(f"rope_kv_{kind}_{kv}{norm}" for kind in ("norm", "neox") for kv in KV_TYPES for norm in ("", "_qknorm")),
@@ -77,7 +82,7 @@ def test_kernel_tests_pass_with_a_lesser_instruction_set(isa: str) -> None:
     report = "from kernel_lab import Lab; print(dict(Lab('native').device.info['features'])['isa'])"
     seen = subprocess.run([sys.executable, "-c", report], cwd=HERE, env=env, capture_output=True, text=True, check=True)
     assert seen.stdout.split()[-1] == isa
-    files = ["test_kernels_matmul.py", "test_kernels_attention.py", "test_kernels_misc.py"]
+    files = ["test_kernels_matmul.py", "test_kernels_moe_mm.py", "test_kernels_attention.py", "test_kernels_misc.py"]
     run = [sys.executable, "-m", "pytest", "-q", "-k", "native", "-p", "no:cacheprovider", *files]
     result = subprocess.run(run, cwd=HERE, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:]
@@ -124,6 +129,13 @@ def run_argmax_partial(lab: Lab) -> list[Guarded]:
     return [values, ids]
 
 
+def run_moe_mm(epilogue: str, lab: Lab) -> list[Guarded]:
+    """An expert with all rows, one with some and others with few, which are multiplied in another way."""
+    ids = random_route(lab, 75, 75, 9, 3).ids
+    ids[:, 0], ids[:40, 1] = 4, 7
+    return [MoeMm(lab, quants.Q4_K, epilogue, Route(ids, 75, 9), 203, 512, shared_x=True).run(lab)]
+
+
 def matmul_case(kernel: str, qtype: quants.QuantType, epilogue: str) -> Callable[[Lab], list[Guarded]]:
     return lambda lab: run_matmul(kernel, qtype, epilogue, lab)
 
@@ -133,6 +145,9 @@ DIVIDED: dict[str, Callable[[Lab], list[Guarded]]] = {
     **{f"mul_mm-{t.name}": matmul_case("mul_mm", t, "") for t in quants.SUPPORTED},
     **{f"{k}-add": matmul_case(k, quants.Q4_K, "_add") for k in ("mul_mv", "mul_mm")},
     **{f"{k}-swiglu": matmul_case(k, quants.Q6_K, "_swiglu") for k in ("mul_mv", "mul_mm")},
+    "moe_mm": lambda lab: run_moe_mm("", lab),
+    "moe_mm-swiglu": lambda lab: run_moe_mm("_swiglu", lab),
+    "moe_mix": lambda lab: [run_moe_mix(lab, 9, 7, 5003, 8)],
     "attention_decode": lambda lab: run_attention("attention_decode", "f16", lab),
     "attention_prefill": lambda lab: run_attention("attention_prefill", "f32", lab),
     "rope_kv": lambda lab: run_rope("f16", lab),
