@@ -155,6 +155,7 @@ void bind_params(py::module_& m) {
     PARAMS(MoeMixParams, n, n_used)
     PARAMS(RopeKvParams, n_head, n_head_kv, head_dim, q_stride, n_rot, eps, magnitude)
     PARAMS(AttentionParams, n_head, n_head_kv, head_dim, window, gate_stride, n_split, scale)
+    PARAMS(SsmParams, n_k_head, n_v_head, d_k, d_v, d_conv, norm_eps, l2_eps)
     PARAMS(ElementwiseParams, n)
     PARAMS(ArgmaxParams, n, n_part)
 #undef PARAMS

@@ -5,6 +5,7 @@
 //
 // All kernels but attention_merge come in classes of head_dim: an instance named _128 serves every one in (96, 128].
 #include "kv_cache.h"
+#include "reduce.h"
 
 // Below every score, and finite: fast math may assume that no value is infinite.
 constant constexpr float LOWEST_SCORE = -1e38f;
@@ -51,13 +52,6 @@ struct SoftmaxSum {
         UNROLL for (uint j = 0; j < PIECES; j++) acc[j] *= scale;
     }
 };
-
-// The sum over each aligned run of LANES lanes, in all of them.
-template <uint LANES>
-METAL_FUNC float lanes_sum(float value) {
-    UNROLL for (ushort mask = 1; mask < LANES; mask <<= 1) value += simd_shuffle_xor(value, mask);
-    return value;
-}
 
 // Sums across the SIMD / LANES key groups of a simdgroup; every group gets the result.
 template <uint PIECES, uint LANES>

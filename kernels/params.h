@@ -89,6 +89,18 @@ struct AttentionParams {
     float scale;      // of q·k
 };
 
+// The gated delta rule of a recurrent layer. A row of the step has `channels` = 2 n_k_head d_k + n_v_head d_v inputs,
+// the heads of q, then of k, then of v; v head h goes with q and k head h % n_k_head. d_k and d_v are multiples of 32.
+struct SsmParams {
+    u32 n_k_head;
+    u32 n_v_head;  // a multiple of n_k_head
+    u32 d_k;       // at most SSM_MAX_HEAD
+    u32 d_v;       // the same
+    u32 d_conv;    // taps of the causal convolution: 2 .. SSM_MAX_CONV
+    float norm_eps;
+    float l2_eps;  // q and k are divided by sqrt(|x|^2 + l2_eps)
+};
+
 struct ElementwiseParams {
     u32 n;  // elements per row
 };

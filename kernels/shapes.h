@@ -17,6 +17,14 @@
     S(ATTENTION_DECODE_THREADS, 256)  /* at most: any whole number of simdgroups will do */                            \
     S(ATTENTION_PREFILL_THREADS, 128) /* exactly */                                                                    \
     S(ATTENTION_PREFILL_QUERIES, 32)  /* rows of the step per threadgroup */                                           \
+    S(SSM_MAX_HEAD, 256)              /* d_k and d_v */                                                                \
+    S(SSM_MAX_CONV, 8)                /* d_conv */                                                                     \
+    S(SSM_CONV_THREADS, 128)          /* at most: any whole number of simdgroups will do */                            \
+    S(SSM_CONV_TOKENS, 16)            /* per threadgroup */                                                            \
+    S(SSM_DELTA_THREADS, 128)                                                                                          \
+    S(SSM_DELTA_FLOATS, 4096) /* of the state per threadgroup: columns times the class of d_k */                       \
+    S(SSM_NORM_THREADS, 128)  /* a simdgroup per head */                                                               \
+    S(SSM_STEP_THREADS, 512)  /* any whole number of simdgroups will do */                                             \
     S(NORM_THREADS, 256)                                                                                               \
     S(ELEMENTWISE_THREADS, 256)                                                                                        \
     S(ELEMENTWISE_COLUMNS, 1024) /* of a row, per threadgroup */                                                       \

@@ -1,0 +1,372 @@
+// The gated delta rule (Gated DeltaNet) of a recurrent layer and what surrounds it: a short causal convolution before,
+// a gated norm after. ssm_step does all of it for one token; ssm_conv1d, ssm_delta and ssm_norm do it for many.
+//
+// conv_state is a ring [d_conv, channels]: the inputs of position p lie in slot p % d_conv. state is [n_v_head, d_v,
+// d_k]: a column of S is contiguous. Before position 0 both count as zero, whatever the memory holds.
+#include "reduce.h"
+#include "shapes.h"
+
+// ---- Gates ----------------------------------------------------------------------------------------------------------
+
+METAL_FUNC float sigmoid(float x) { return 1.0f / (1.0f + precise::exp(-x)); }
+
+// log(1 + e^x) = max(x, 0) + log1p(u), u = e^-|x|, to float precision for every x. log1p(u) = 2 atanh(u / (2 + u)) by
+// its series (the argument is at most 1/3): nothing in it that fast math could take for a cancellation.
+METAL_FUNC float softplus(float x) {
+    const float u = precise::exp(-metal::abs(x));
+    const float s = u / (2.0f + u);
+    const float z = s * s;
+    float series = 1.0f / 17;
+    series = series * z + 1.0f / 15;
+    series = series * z + 1.0f / 13;
+    series = series * z + 1.0f / 11;
+    series = series * z + 1.0f / 9;
+    series = series * z + 1.0f / 7;
+    series = series * z + 1.0f / 5;
+    series = series * z + 1.0f / 3;
+    series = series * z + 1.0f;
+    return max(x, 0.0f) + 2.0f * s * series;
+}
+
+// What a head does with one token: the state decays by `decay`, and learns by `beta`.
+struct Gates {
+    float decay;
+    float beta;
+
+    METAL_FUNC void set(float alpha, float beta_logit, float a, float dt_bias) {
+        decay = precise::exp(a * softplus(alpha + dt_bias));
+        beta = sigmoid(beta_logit);
+    }
+};
+
+// ---- Convolution ----------------------------------------------------------------------------------------------------
+
+METAL_FUNC uint n_channels(constant SsmParams& p) { return 2 * p.n_k_head * p.d_k + p.n_v_head * p.d_v; }
+
+// The inputs of a step and, for the first of its tokens, those before it.
+struct ConvInput {
+    device const float* qkv;         // [T, channels]
+    device const float* conv_state;  // the ring
+    device const float* conv_w;      // [channels, d_conv], the last tap for the token itself
+    uint channels;
+    uint d_conv;
+    uint pos;
+
+    // silu of the convolution of one channel at row t. `newest` is the slot of row t in the ring.
+    METAL_FUNC float silu_conv(uint channel, uint t, uint newest) {
+        device const float* w = conv_w + ulong(channel) * d_conv + (d_conv - 1);
+        float sum = 0.0f;
+        UNROLL for (uint back = 0; back < SSM_MAX_CONV; back++) {
+            if (back >= d_conv || back > pos + t) continue;  // no such tap; before the sequence
+            float x;
+            if (back <= t) {
+                x = qkv[ulong(t - back) * channels + channel];
+            } else {
+                const uint slot = newest >= back ? newest - back : newest + d_conv - back;
+                x = conv_state[ulong(slot) * channels + channel];
+            }
+            sum += w[-int(back)] * x;
+        }
+        return silu(sum);
+    }
+};
+
+// q, k and v heads in the order of the channels.
+METAL_FUNC uint head_begin(constant SsmParams& p, uint head) {
+    return head < 2 * p.n_k_head ? head * p.d_k : 2 * p.n_k_head * p.d_k + (head - 2 * p.n_k_head) * p.d_v;
+}
+
+// The factor that makes a head of q or k what the delta rule takes, from the sum of its squares: length 1, and q
+// divided by sqrt(d_k) besides. eps is under the root, as in the model's own code, and not a least length.
+METAL_FUNC float qk_scale(constant SsmParams& p, float squares, bool is_q) {
+    const float inverse = precise::rsqrt(squares + p.l2_eps);
+    return is_q ? inverse * precise::rsqrt(float(p.d_k)) : inverse;
+}
+
+// A threadgroup per (head, tile of tokens), a simdgroup per token. Only the first tile sees the ring: it has read all
+// that it needs before it writes the newest inputs there. out may not be qkv.
+template <class T>
+kernel void ssm_conv1d(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                       device const T* qkv [[buffer(2)]], device const T* conv_w [[buffer(3)]],
+                       device T* conv_state [[buffer(4)]], device T* out [[buffer(5)]], GRID_IDS) {
+    constexpr uint PER_LANE = SSM_MAX_HEAD / SIMD;
+    static_assert(SSM_CONV_TOKENS >= SSM_MAX_CONV, "only the first tile looks back past the step");
+    const uint n_tokens = step->n_tokens;
+    const uint channels = n_channels(p);
+    const uint begin = head_begin(p, tg.x);
+    const bool is_qk = tg.x < 2 * p.n_k_head;
+    const uint dim = is_qk ? p.d_k : p.d_v;
+    ConvInput input = {qkv, conv_state, conv_w, channels, p.d_conv, step->pos};
+
+    const uint end = min(n_tokens, (tg.y + 1) * SSM_CONV_TOKENS);
+    for (uint t = tg.y * SSM_CONV_TOKENS + sg; t < end; t += n_sg) {
+        const uint newest = (step->pos + t) % p.d_conv;
+        float y[PER_LANE];
+        float squares = 0.0f;
+        UNROLL for (uint j = 0; j < PER_LANE; j++) {
+            if (j * SIMD >= dim) continue;
+            y[j] = input.silu_conv(begin + j * SIMD + lane, t, newest);
+            squares += y[j] * y[j];
+        }
+        const float scale = is_qk ? qk_scale(p, simd_sum(squares), tg.x < p.n_k_head) : 1.0f;
+        UNROLL for (uint j = 0; j < PER_LANE; j++) {
+            if (j * SIMD < dim) out[ulong(t) * channels + begin + j * SIMD + lane] = y[j] * scale;
+        }
+    }
+
+    if (tg.y > 0) return;
+    threadgroup_barrier(mem_flags::mem_device);
+    for (uint t = n_tokens - min(n_tokens, p.d_conv); t < n_tokens; t++) {
+        const ulong slot = (step->pos + t) % p.d_conv;
+        for (uint i = tid; i < dim; i += n_sg * SIMD)
+            conv_state[slot * channels + begin + i] = qkv[ulong(t) * channels + begin + i];
+    }
+}
+
+KERNEL("ssm_conv1d", ssm_conv1d<float>)
+
+// ---- The delta rule -------------------------------------------------------------------------------------------------
+//
+// Columns of S are independent of each other. A group of LANES lanes shares GROUP_COLUMNS of them: a lane holds PIECES
+// float4 of each, every LANES-th from its own, so that a column is read in whole lines and summed in log2(LANES)
+// shuffles. An instance named _128 serves every d_k in (64, 128].
+
+constant constexpr uint PIECES = 4;
+constant constexpr uint GROUP_COLUMNS = 2;
+
+template <uint D_K>
+struct Lanes {
+    static constant constexpr uint N = D_K / (4 * PIECES);              // that share a column
+    static constant constexpr uint COLUMNS = SIMD / N * GROUP_COLUMNS;  // of a simdgroup
+    static_assert(32 % COLUMNS == 0, "a simdgroup has work for all of its columns or for none");
+    static_assert(SSM_DELTA_THREADS / SIMD * COLUMNS * D_K == SSM_DELTA_FLOATS, "as launched");
+};
+
+METAL_FUNC float dot_pieces(thread const float4* a, thread const float4* b) {
+    float4 sum = a[0] * b[0];
+    UNROLL for (uint j = 1; j < PIECES; j++) sum += a[j] * b[j];
+    return (sum.x + sum.y) + (sum.z + sum.w);
+}
+
+// What one token brings to the columns of a group: a lane's part of q and k, and v of each column.
+template <uint LANES>
+struct Token {
+    float4 q[PIECES];
+    float4 k[PIECES];
+    float v[GROUP_COLUMNS];
+
+    // Past the end of the head there is zero.
+    template <class Pointer>
+    METAL_FUNC void load_qk(Pointer q_head, Pointer k_head, uint dim4, uint lane) {
+        UNROLL for (uint j = 0; j < PIECES; j++) {
+            const uint i = lane % LANES + j * LANES;
+            q[j] = i < dim4 ? float4(q_head[i]) : float4(0.0f);
+            k[j] = i < dim4 ? float4(k_head[i]) : float4(0.0f);
+        }
+    }
+
+    template <class Pointer>
+    METAL_FUNC void load_v(Pointer columns) {
+        UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) v[c] = columns[c];
+    }
+
+    METAL_FUNC void normalise_qk(constant SsmParams& p) {
+        const float q_scale = qk_scale(p, lanes_sum<LANES>(dot_pieces(q, q)), true);
+        const float k_scale = qk_scale(p, lanes_sum<LANES>(dot_pieces(k, k)), false);
+        UNROLL for (uint j = 0; j < PIECES; j++) {
+            q[j] *= q_scale;
+            k[j] *= k_scale;
+        }
+    }
+};
+
+// A group's columns of S, a lane's part of them: in registers from load to store.
+template <uint LANES>
+struct Columns {
+    float4 s[GROUP_COLUMNS][PIECES];
+
+    // from: the first column, or what counts as zero at the beginning of a sequence.
+    METAL_FUNC void load(device const float4* from, uint dim4, uint lane, bool is_zero) {
+        UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) {
+            UNROLL for (uint j = 0; j < PIECES; j++) {
+                const uint i = lane % LANES + j * LANES;
+                s[c][j] = i < dim4 && !is_zero ? from[c * dim4 + i] : float4(0.0f);
+            }
+        }
+    }
+
+    METAL_FUNC void store(device float4* to, uint dim4, uint lane) {
+        UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) {
+            UNROLL for (uint j = 0; j < PIECES; j++) {
+                const uint i = lane % LANES + j * LANES;
+                if (i < dim4) to[c * dim4 + i] = s[c][j];
+            }
+        }
+    }
+
+    // The rule for one token: S *= decay; d = (v - S^T k) beta; S += k d^T; o = S^T q. Both products are taken of the
+    // old S in one pass: the new S^T q is the old one's plus d (k·q).
+    METAL_FUNC void update(thread const Token<LANES>& token, Gates gates, thread float* o) {
+        const float kq = lanes_sum<LANES>(dot_pieces(token.k, token.q));
+        UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) {
+            const float sk = gates.decay * lanes_sum<LANES>(dot_pieces(s[c], token.k));
+            const float sq = gates.decay * lanes_sum<LANES>(dot_pieces(s[c], token.q));
+            const float d = (token.v[c] - sk) * gates.beta;
+            UNROLL for (uint j = 0; j < PIECES; j++) s[c][j] = s[c][j] * gates.decay + token.k[j] * d;
+            o[c] = sq + d * kq;
+        }
+    }
+};
+
+// Threadgroups by (block of columns, v head). The state is read once and written once; the next token's inputs are on
+// their way while one is worked on, and the gates of SIMD tokens are computed at a time, a token per lane.
+template <class Vec, uint D_K>
+kernel void ssm_delta(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                      device const Vec* qkv [[buffer(2)]], device const float* alpha [[buffer(3)]],
+                      device const float* beta [[buffer(4)]], device const float* a [[buffer(5)]],
+                      device const float* dt_bias [[buffer(6)]], device Vec* state [[buffer(7)]],
+                      device float* out [[buffer(8)]], GRID_IDS) {
+    constexpr uint LANES = Lanes<D_K>::N;
+    const uint head = tg.y;
+    const uint n_tokens = step->n_tokens;
+    const uint first = (tg.x * n_sg + sg) * Lanes<D_K>::COLUMNS;
+    if (first >= p.d_v || n_tokens == 0) return;
+
+    const uint column = first + lane / LANES * GROUP_COLUMNS;
+    const uint dim4 = p.d_k / 4;
+    const ulong row4 = n_channels(p) / 4;
+    device const Vec* q = qkv + head % p.n_k_head * dim4;
+    device const Vec* k = q + p.n_k_head * dim4;
+    device const float* v = (device const float*)qkv + 2 * p.n_k_head * p.d_k + head * p.d_v + column;
+    device Vec* my_state = state + (ulong(head) * p.d_v + column) * dim4;
+
+    Columns<LANES> columns;
+    columns.load(my_state, dim4, lane, step->pos == 0);
+    Token<LANES> next;
+    next.load_qk(q, k, dim4, lane);
+    next.load_v(v);
+    Gates lane_gates = {0.0f, 0.0f};
+    for (uint t = 0; t < n_tokens; t++) {
+        if (t % SIMD == 0) {
+            const ulong i = ulong(min(t + lane, n_tokens - 1)) * p.n_v_head + head;
+            lane_gates.set(alpha[i], beta[i], a[head], dt_bias[head]);
+        }
+        const Token<LANES> token = next;
+        if (t + 1 < n_tokens) {
+            next.load_qk(q + (t + 1) * row4, k + (t + 1) * row4, dim4, lane);
+            next.load_v(v + (t + 1) * row4 * 4);
+        }
+        const Gates gates = {simd_shuffle(lane_gates.decay, t % SIMD), simd_shuffle(lane_gates.beta, t % SIMD)};
+        float o[GROUP_COLUMNS];
+        columns.update(token, gates, o);
+        if (lane % LANES == 0) {
+            device float* to = out + (ulong(t) * p.n_v_head + head) * p.d_v + column;
+            UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) to[c] = o[c];
+        }
+    }
+    columns.store(my_state, dim4, lane);
+}
+
+KERNEL("ssm_delta_64", ssm_delta<float4, 64>)
+KERNEL("ssm_delta_128", ssm_delta<float4, 128>)
+KERNEL("ssm_delta_256", ssm_delta<float4, 256>)
+
+// ---- The gated norm -------------------------------------------------------------------------------------------------
+
+// What RMSNorm multiplies a head of outputs by: a simdgroup's work.
+template <class Pointer>
+METAL_FUNC float norm_scale(constant SsmParams& p, Pointer o, uint lane) {
+    float squares = 0.0f;
+    for (uint i = lane; i < p.d_v; i += SIMD) squares += o[i] * o[i];
+    return precise::rsqrt(simd_sum(squares) / float(p.d_v) + p.norm_eps);
+}
+
+METAL_FUNC float gated(float o, float scale, float weight, float z) { return o * scale * weight * silu(z); }
+
+// A simdgroup per (head, row).
+template <class T>
+kernel void ssm_norm(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                     device const T* o [[buffer(2)]], device const T* z [[buffer(3)]],
+                     device const T* norm_w [[buffer(4)]], device T* out [[buffer(5)]], GRID_IDS) {
+    const uint head = tg.x * n_sg + sg;
+    if (head >= p.n_v_head || tg.y >= step->n_tokens) return;
+    const ulong begin = (ulong(tg.y) * p.n_v_head + head) * p.d_v;
+    const float scale = norm_scale(p, o + begin, lane);
+    for (uint i = lane; i < p.d_v; i += SIMD) out[begin + i] = gated(o[begin + i], scale, norm_w[i], z[begin + i]);
+}
+
+KERNEL("ssm_norm", ssm_norm<float>)
+
+// ---- One token, all in one ------------------------------------------------------------------------------------------
+
+// Convolution of the channels of v head tg.x, [q | k | v], into x. The k head is shared by several v heads: the first
+// of them keeps its inputs. In a ring of d_conv slots that is none that any of them reads.
+METAL_FUNC void convolve_head(constant SsmParams& p, ConvInput input, device float* conv_state, threadgroup float* x,
+                              uint head, uint tid, uint n_threads) {
+    const uint newest = input.pos % p.d_conv;
+    const uint k_head = head % p.n_k_head;
+    for (uint i = tid; i < 2 * p.d_k + p.d_v; i += n_threads) {
+        const bool is_v = i >= 2 * p.d_k;
+        uint channel = k_head * p.d_k + i;
+        if (i >= p.d_k) channel += (p.n_k_head - 1) * p.d_k;
+        if (is_v) channel = head_begin(p, 2 * p.n_k_head + head) + i - 2 * p.d_k;
+        x[i] = input.silu_conv(channel, 0, newest);
+        if (is_v || head == k_head) conv_state[ulong(newest) * input.channels + channel] = input.qkv[channel];
+    }
+}
+
+// A threadgroup per v head. It asks for its state first, and computes the rest while that is on its way.
+template <class Vec, uint D_K>
+kernel void ssm_step(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                     device const float* qkv [[buffer(2)]], device const float* z [[buffer(3)]],
+                     device const float* alpha [[buffer(4)]], device const float* beta [[buffer(5)]],
+                     device const float* conv_w [[buffer(6)]], device const float* a [[buffer(7)]],
+                     device const float* dt_bias [[buffer(8)]], device const float* norm_w [[buffer(9)]],
+                     device float* conv_state [[buffer(10)]], device Vec* state [[buffer(11)]],
+                     device float* out [[buffer(12)]], GRID_IDS) {
+    constexpr uint LANES = Lanes<D_K>::N;
+    TG_ARRAY(float4, x4, 3 * SSM_MAX_HEAD / 4);  // [q | k | v]
+    TG_ARRAY(float, o, SSM_MAX_HEAD);
+    if (step->n_tokens == 0) return;
+    const uint head = tg.x;
+    const uint dim4 = p.d_k / 4;
+    const uint group_column = lane / LANES * GROUP_COLUMNS;
+    const bool is_first = step->pos == 0;
+    device Vec* head_state = state + ulong(head) * p.d_v * dim4;
+    threadgroup float* x = (threadgroup float*)x4;
+
+    uint first = sg * Lanes<D_K>::COLUMNS;
+    Columns<LANES> columns;
+    if (first < p.d_v) columns.load(head_state + (first + group_column) * dim4, dim4, lane, is_first);
+
+    ConvInput input = {qkv, conv_state, conv_w, n_channels(p), p.d_conv, step->pos};
+    convolve_head(p, input, conv_state, x, head, tid, n_sg * SIMD);
+    Gates gates;
+    gates.set(alpha[head], beta[head], a[head], dt_bias[head]);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+
+    Token<LANES> token;
+    token.load_qk(x4, x4 + dim4, dim4, lane);
+    token.normalise_qk(p);
+    while (first < p.d_v) {
+        const uint column = first + group_column;
+        token.load_v(x + 2 * p.d_k + column);
+        float group_o[GROUP_COLUMNS];
+        columns.update(token, gates, group_o);
+        columns.store(head_state + column * dim4, dim4, lane);
+        if (lane % LANES == 0) {
+            UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) o[column + c] = group_o[c];
+        }
+        first += n_sg * Lanes<D_K>::COLUMNS;
+        if (first < p.d_v) columns.load(head_state + (first + group_column) * dim4, dim4, lane, is_first);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+
+    const float scale = norm_scale(p, (threadgroup const float*)o, lane);
+    const uint begin = head * p.d_v;
+    for (uint i = tid; i < p.d_v; i += n_sg * SIMD) out[begin + i] = gated(o[i], scale, norm_w[i], z[begin + i]);
+}
+
+KERNEL("ssm_step_64", ssm_step<float4, 64>)
+KERNEL("ssm_step_128", ssm_step<float4, 128>)
+KERNEL("ssm_step_256", ssm_step<float4, 256>)
