@@ -20,6 +20,7 @@ from test_kernels_matmul import MatMul
 from test_kernels_misc import ROPES, RopeKv, run_elementwise
 from test_kernels_moe_mm import TYPES as EXPERT_TYPES
 from test_kernels_moe_mm import MoeMm, Route, random_route, run_moe_mix
+from test_kernels_ssm import CLASSES, SHAPES, Layer
 from zincmetal import quants
 
 HERE = Path(__file__).parent
@@ -35,6 +36,8 @@ NATIVE = {
     *(f"embed_{t}" for t in TYPES),
     *(f"attention_{phase}_{kv}_{dim}" for phase in ("decode", "prefill") for kv in KV_TYPES for dim in HEADS),
     *(f"rope_kv_{kind}_{kv}{norm}" for kind in ("norm", "neox") for kv in KV_TYPES for norm in ("", "_qknorm")),
+    *(f"ssm_{kernel}_{d_k}" for kernel in ("delta", "step") for d_k in CLASSES),
+    *("ssm_conv1d", "ssm_norm"),
     *(
         "rms_norm",
         "rms_norm_add",
@@ -82,7 +85,8 @@ def test_kernel_tests_pass_with_a_lesser_instruction_set(isa: str) -> None:
     report = "from kernel_lab import Lab; print(dict(Lab('native').device.info['features'])['isa'])"
     seen = subprocess.run([sys.executable, "-c", report], cwd=HERE, env=env, capture_output=True, text=True, check=True)
     assert seen.stdout.split()[-1] == isa
-    files = ["test_kernels_matmul.py", "test_kernels_moe_mm.py", "test_kernels_attention.py", "test_kernels_misc.py"]
+    families = ("matmul", "moe_mm", "attention", "misc", "ssm")
+    files = [f"test_kernels_{family}.py" for family in families]
     run = [sys.executable, "-m", "pytest", "-q", "-k", "native", "-p", "no:cacheprovider", *files]
     result = subprocess.run(run, cwd=HERE, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:]
@@ -136,6 +140,16 @@ def run_moe_mm(epilogue: str, lab: Lab) -> list[Guarded]:
     return [MoeMm(lab, quants.Q4_K, epilogue, Route(ids, 75, 9), 203, 512, shared_x=True).run(lab)]
 
 
+def run_ssm(lab: Lab) -> list[Guarded]:
+    layer = Layer(lab, SHAPES[4], 76)
+    conv_state, state = layer.poisoned()
+    qkv = layer.conv1d(0, 75, 75, conv_state)
+    o = layer.delta(0, 75, qkv, state)
+    out = layer.norm(0, 75, o)
+    layer.step(75, conv_state, state)
+    return [conv_state, state, qkv, o, out]
+
+
 def matmul_case(kernel: str, qtype: quants.QuantType, epilogue: str) -> Callable[[Lab], list[Guarded]]:
     return lambda lab: run_matmul(kernel, qtype, epilogue, lab)
 
@@ -151,6 +165,7 @@ DIVIDED: dict[str, Callable[[Lab], list[Guarded]]] = {
     "attention_decode": lambda lab: run_attention("attention_decode", "f16", lab),
     "attention_prefill": lambda lab: run_attention("attention_prefill", "f32", lab),
     "rope_kv": lambda lab: run_rope("f16", lab),
+    "ssm": run_ssm,
     "swiglu": run_swiglu,
     "argmax_partial": run_argmax_partial,
 }

@@ -4,13 +4,11 @@
 
 namespace zinc {
 
-#define TABLES(isa)                                                                                                    \
-    extern const NativeKernel native_mul_mv_##isa[], native_mul_mm_##isa[], native_attention_##isa[],                  \
-        native_rows_##isa[], native_moe_mm_##isa[];
-#define REGISTER(isa)                                                                                                  \
-    register_table(native_mul_mv_##isa, Isa::isa), register_table(native_mul_mm_##isa, Isa::isa),                      \
-        register_table(native_attention_##isa, Isa::isa), register_table(native_rows_##isa, Isa::isa),                 \
-        register_table(native_moe_mm_##isa, Isa::isa);
+#define FAMILIES(F, isa) F(mul_mv, isa) F(mul_mm, isa) F(moe_mm, isa) F(attention, isa) F(rows, isa) F(ssm, isa)
+#define TABLE(family, isa) extern const NativeKernel native_##family##_##isa[];
+#define REGISTER_TABLE(family, isa) register_table(native_##family##_##isa, Isa::isa);
+#define TABLES(isa) FAMILIES(TABLE, isa)
+#define REGISTER(isa) FAMILIES(REGISTER_TABLE, isa)
 
 TABLES(plain)
 #if defined(__x86_64__)

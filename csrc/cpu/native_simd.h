@@ -131,6 +131,26 @@ INLINE float sum_lanes(V v) {
     return v[0];
 }
 
+using f32x4 = float __attribute__((vector_size(16)));
+
+// Half of two sums: lanes without the bit DISTANCE hold pairs of a, the others pairs of b.
+template <int DISTANCE, size_t... I>
+INLINE vf add_pairs(vf a, vf b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, int(I & DISTANCE ? I + W : I)...) +
+           __builtin_shufflevector(a, b, int(I & DISTANCE ? (I ^ DISTANCE) + W : I ^ DISTANCE)...);
+}
+
+// The sums of four vectors' lanes.
+INLINE f32x4 sums_of_lanes(const vf* v) {
+    constexpr auto lanes = std::make_index_sequence<W>();
+    vf sums = add_pairs<2>(add_pairs<1>(v[0], v[1], lanes), add_pairs<1>(v[2], v[3], lanes), lanes);
+    if constexpr (W > 4) sums += swap_lanes<4>(sums, lanes);
+    if constexpr (W > 8) sums += swap_lanes<8>(sums, lanes);
+    f32x4 four;
+    std::memcpy(&four, &sums, sizeof four);
+    return four;
+}
+
 // ---- half and bfloat16 ---------------------------------------------------------------------------------------------
 
 // IEEE half to float by integer arithmetic, on vectors (V of int32, F of float): the exponent is rebiased by a
