@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import zincmetal
-from conftest import reference_models
+from conftest import DATA, reference_models
 from zincmetal import backend, engine, gguf, report
 from zincmetal.blueprint import Blueprint, plan_rows
 from zincmetal.budget import LIMIT, MemoryPlan
@@ -97,6 +97,19 @@ def test_plans_that_prompts_need():
     assert [plan_rows(n)[-1] for n in (1, 2, 32, 33, 128, 129, 512, 513, 10**6)] == [1, 32, 32, 128, 128, *[512] * 4]
 
 
+# ---- the bytes of a token ---------------------------------------------------------------------------------------
+
+
+def test_a_windowed_layer_reads_its_window(device):
+    with gguf.open(DATA / "gemma3-q4_0.gguf") as file:
+        short, long = (blueprint(file, device, context=n, kv="f32") for n in (10, 100))
+    cfg = long.config
+    assert cfg.windows == (16, 16, 16, 16, 16, 0, 16)
+    row = 2 * 4 * cfg.n_head_kv * cfg.head_dim
+    assert short.kv_read() == 7 * 10 * row
+    assert long.kv_read() == (6 * 16 + 100) * row
+
+
 # ---- the command ------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +134,7 @@ def test_the_command_as_json(capsys, device):
     )
     speed = printed["token"]["tokens_per_second"]
     assert speed["empty"] * sum(token.weight_bytes().values()) == pytest.approx(100e9)
-    assert speed["full"] < speed["empty"]
+    assert speed["full"] * (sum(token.weight_bytes().values()) + printed["token"]["kv"]) == pytest.approx(100e9)
 
 
 def test_the_command_says_when_it_does_not_fit(capsys, monkeypatch, tmp_path):

@@ -75,6 +75,17 @@ class Blueprint:
             other=kinds.total(),
         )
 
+    def kv_read(self) -> int:
+        """Bytes of K/V that the last token of the context reads: all positions, or those in the layer's window."""
+        n, sizes = self.config.n_ctx, self.layout.sizes
+        n_rows = -(-n // self._page) * self._page
+        return sum(
+            sizes[f"{kind}.{layer}"] // n_rows * min(n, window or n)
+            for layer, window in enumerate(self.config.windows)
+            for kind in KV_CACHES
+            if not self.config.recurrent[layer]
+        )
+
     def _ops(self, rows: int, all_logits: bool) -> list[Op]:
         """The fused operations of a step, with the logits of its last row, or of all rows."""
         g = Graph(self.config, self.layout.weight)

@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from . import backend, gguf
@@ -25,15 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         info = device.info
         with gguf.open(args.file) as file:
             model = Blueprint(file, core, info, args.context, args.kv)
-            memory, token = model.memory(plan_rows(model.config.n_ctx)), model.plan(1)
+            memory = model.memory(plan_rows(model.config.n_ctx))
+            token = Token(model.plan(1), model.kv_read())
     except ZincError as error:
         print(f"zincmetal: {error}", file=sys.stderr)
         return 1
     if args.json:
-        print(json.dumps(figures(memory, token, args.bandwidth)))
+        print(json.dumps({"context": memory.n_ctx, "memory": _memory(memory), "token": token.figures(args.bandwidth)}))
     else:
         print(f"{args.file}: {model.config.arch}, {model.config.n_layer} layers; on {info['name']}")
-        print("\n".join([*_memory_lines(memory, args.kv), "", *_token_lines(memory, token, args.bandwidth)]))
+        print("\n".join([*_memory_lines(memory, args.kv), "", *token.lines(args.bandwidth)]))
     return 0 if memory.total <= memory.budget else 1
 
 
@@ -49,40 +51,69 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def figures(memory: MemoryPlan, token: Plan, bandwidth: float | None) -> dict[str, Any]:
-    """What ``--json`` prints: bytes, unless the name says otherwise."""
-    reads: dict[str, dict[str, int]] = {}
-    for (path, qtype), nbytes in token.weight_reads().items():
-        reads.setdefault(path, {})[qtype] = nbytes
-    return {
-        "context": memory.n_ctx,
-        "memory": {
-            "weights": memory.weights,
-            "kv": memory.kv,
-            "kv_per_token": memory.kv_page / memory.page,
-            "recurrent": memory.recurrent,
-            "arena_by_rows": memory.arena,
-            "logits": memory.logits,
-            "other": memory.other,
-            "total": memory.total,
-            "budget": memory.budget,
-            "fits": memory.total <= memory.budget,
-            "largest_context": memory.largest_context,
-        },
-        "token": {
+@dataclass(frozen=True)
+class Token:
+    """The bytes that decoding a token moves: those of its plan, and ``kv_read`` at the end of the context."""
+
+    plan: Plan
+    kv_read: int
+
+    def speeds(self, bandwidth: float) -> dict[str, float]:
+        """Tokens per second that ``bandwidth`` GB/s allow, at the start of a context and at its end."""
+        nbytes = sum(self.plan.weight_bytes().values()) + self.plan.recurrent_bytes()
+        return {"empty": bandwidth * 1e9 / nbytes, "full": bandwidth * 1e9 / (nbytes + self.kv_read)}
+
+    def figures(self, bandwidth: float | None) -> dict[str, Any]:
+        """For ``--json``: bytes, unless the name says otherwise."""
+        reads: dict[str, dict[str, int]] = {}
+        for (path, qtype), nbytes in self.plan.weight_reads().items():
+            reads.setdefault(path, {})[qtype] = nbytes
+        return {
             "weights": reads,
-            "recurrent": token.recurrent_bytes(),
-            "dispatches": len(token.dispatches),
-            "barriers": token.n_barriers,
-            "tokens_per_second": speeds(memory, token, bandwidth) if bandwidth else None,
-        },
+            "recurrent": self.plan.recurrent_bytes(),
+            "kv": self.kv_read,
+            "dispatches": len(self.plan.dispatches),
+            "barriers": self.plan.n_barriers,
+            "tokens_per_second": self.speeds(bandwidth) if bandwidth else None,
+        }
+
+    def lines(self, bandwidth: float | None) -> Iterator[str]:
+        """A table by path and quant type."""
+        reads = self.plan.weight_reads()
+        by_path, by_type = Counter[str](), Counter[str]()
+        for (path, qtype), nbytes in reads.items():
+            by_path[path] += nbytes
+            by_type[qtype] += nbytes
+        types = [qtype for qtype, _ in by_type.most_common()]
+        yield f"bytes of a token, in MB: {len(self.plan.dispatches)} dispatches, {self.plan.n_barriers} barriers"
+        yield _row("weights", "all", types)
+        for path, total in by_path.most_common():
+            yield _row(path, _mb(total), [_mb(reads[path, qtype]) for qtype in types])
+        yield _row("total", _mb(by_path.total()), [_mb(by_type[qtype]) for qtype in types])
+        yield _row("share", "", [f"{by_type[qtype] / by_path.total():.1%}" for qtype in types])
+        if self.plan.recurrent_bytes():
+            yield _row("recurrent state", _mb(self.plan.recurrent_bytes()), ["read and written"])
+        yield _row("K/V", _mb(self.kv_read), ["at the end of the context"])
+        if bandwidth:
+            empty, full = self.speeds(bandwidth).values()
+            yield f"{bandwidth:g} GB/s allow {empty:.1f} tokens/s at the start of the context, {full:.1f} at its end"
+
+
+def _memory(memory: MemoryPlan) -> dict[str, Any]:
+    """For ``--json``: bytes, unless the name says otherwise."""
+    return {
+        "weights": memory.weights,
+        "kv": memory.kv,
+        "kv_per_token": memory.kv_page / memory.page,
+        "recurrent": memory.recurrent,
+        "arena_by_rows": memory.arena,
+        "logits": memory.logits,
+        "other": memory.other,
+        "total": memory.total,
+        "budget": memory.budget,
+        "fits": memory.total <= memory.budget,
+        "largest_context": memory.largest_context,
     }
-
-
-def speeds(memory: MemoryPlan, token: Plan, bandwidth: float) -> dict[str, float]:
-    """Tokens per second that ``bandwidth`` GB/s allow, at the start of a context and at its end."""
-    nbytes = sum(token.weight_bytes().values()) + token.recurrent_bytes()
-    return {"empty": bandwidth * 1e9 / nbytes, "full": bandwidth * 1e9 / (nbytes + memory.kv)}
 
 
 def _memory_lines(memory: MemoryPlan, kv: str) -> Iterator[str]:
@@ -101,29 +132,6 @@ def _memory_lines(memory: MemoryPlan, kv: str) -> Iterator[str]:
     fits = "fits" if memory.total <= memory.budget else "does not fit"
     yield line("total", memory.total, f"of {memory.budget:,}: {fits}")
     yield line("largest context", memory.largest_context, "tokens")
-
-
-def _token_lines(memory: MemoryPlan, token: Plan, bandwidth: float | None) -> Iterator[str]:
-    reads = token.weight_reads()
-    by_path, by_type = Counter[str](), Counter[str]()
-    for (path, qtype), nbytes in reads.items():
-        by_path[path] += nbytes
-        by_type[qtype] += nbytes
-    types = [qtype for qtype, _ in by_type.most_common()]
-    yield f"bytes of a token, in MB: {len(token.dispatches)} dispatches, {token.n_barriers} barriers"
-    yield _row("weights", "all", types)
-    for path, total in by_path.most_common():
-        yield _row(path, _mb(total), [_mb(reads[path, qtype]) for qtype in types])
-    yield _row("total", _mb(by_path.total()), [_mb(by_type[qtype]) for qtype in types])
-    yield _row("share", "", [f"{by_type[qtype] / by_path.total():.1%}" for qtype in types])
-    yield _row("recurrent state", _mb(token.recurrent_bytes()), ["read and written"])
-    yield _row("K/V", _mb(memory.kv), ["at the end of the context"])
-    if bandwidth:
-        speed = speeds(memory, token, bandwidth)
-        yield (
-            f"{bandwidth:g} GB/s allow {speed['empty']:.1f} tokens/s at the start of the context, "
-            f"{speed['full']:.1f} at its end"
-        )
 
 
 def _row(name: str, value: str, rest: Sequence[str]) -> str:
