@@ -276,6 +276,23 @@ def test_bad_load_options(options):
         zincmetal.load(PATH, **{"device": "cpu", **options})
 
 
+def test_a_device_of_the_environment_is_named_with_its_variable(monkeypatch):
+    monkeypatch.setenv("ZINCMETAL_DEVICE", "abacus")
+    with pytest.raises(UsageError, match=r"^ZINCMETAL_DEVICE=abacus: no device is called 'abacus'"):
+        zincmetal.load(PATH)
+    with pytest.raises(UsageError, match=r"^no device is called 'quipu'"):
+        zincmetal.load(PATH, device="quipu")
+
+
+def test_opening_a_device_logs_what_it_is(caplog):
+    with caplog.at_level("INFO", logger="zincmetal"):
+        zincmetal.load(PATH, device="cpu", threads=2).close()
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "zincmetal"]
+    assert line.startswith("cpu: CPU (")
+    assert "2 threads" in line
+    assert "GB" in line
+
+
 def test_unknown_architecture(monkeypatch):
     from zincmetal import arch
 

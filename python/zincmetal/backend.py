@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # In the order of preference when nothing is asked for.
 DEVICES = ("metal", "cuda", "cpu")
 _MODULES = {name: f"zincmetal._core_{name}" for name in (*DEVICES, "checked")}
+_log = logging.getLogger("zincmetal")
 KERNEL_FOLDER = Path(__file__).parent / "kernels"
 
 
@@ -36,10 +38,11 @@ def choose(device: str | None = None) -> str:
     Raises UsageError for a name that is none, DeviceError for one that was not built.
     """
     name = device or os.environ.get("ZINCMETAL_DEVICE") or ""
+    asked = "" if device or not name else f"ZINCMETAL_DEVICE={name}: "
     if name and name not in _MODULES:
-        raise UsageError(f"no device is called {name!r}; choose among {', '.join(DEVICES)}")
+        raise UsageError(f"{asked}no device is called {name!r}; choose among {', '.join(DEVICES)}")
     if name and not is_built(name):
-        raise DeviceError(f"this installation was not built for {name}; it has: {', '.join(built()) or 'none'}")
+        raise DeviceError(f"{asked}this installation was not built for {name}; it has: {', '.join(built()) or 'none'}")
     if name:
         return name
     if not built():
@@ -53,11 +56,15 @@ def load(device: str | None = None) -> ModuleType:
 
 
 def open_device(device: str | None = None, threads: int = 0) -> tuple[ModuleType, _core.Device]:
-    """Load a core and open its device.
+    """Load a core and open its device, and log in a line (logger "zincmetal", level INFO) what it is.
 
     ``threads`` is for the CPU (0: the cores there are). ``ZINCMETAL_NATIVE=0`` turns the native CPU kernels
     off, so that every kernel runs from its Metal source.
     """
     core = load(device)
     native = os.environ.get("ZINCMETAL_NATIVE", "1") != "0"
-    return core, core.Device(threads=threads, native=native, kernel_folder=str(KERNEL_FOLDER))
+    opened = core.Device(threads=threads, native=native, kernel_folder=str(KERNEL_FOLDER))
+    info = opened.info
+    features = ", ".join(f"{name} {value}" for name, value in info["features"].items())
+    _log.info("%s: %s, %.1f GB, %s", info["backend"], info["name"], info["working_set_bytes"] / 1e9, features)
+    return core, opened

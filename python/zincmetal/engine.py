@@ -193,28 +193,42 @@ class Model:
 
         with self._exclusive():
             text, sampler = TextStream(self.tokenizer, stop), Sampler(params)
-            greedy, eog_ids = params.greedy, self.tokenizer.eog_ids
             last = min(max_tokens, self.config.n_ctx - len(ids) + 1)
-            last_ahead = last - 2 if greedy and self._asynchronous else 0
+            last_ahead = last - 2 if params.greedy and self._asynchronous else 0
             kept = self._keep_common(ids)
             for rows in set(_chunk_rows(len(ids) - kept)):
                 self._recorded(rows, False)
             began = time.perf_counter()
             best = self._prefill(ids[kept:], progress)
             prompt_tps = (len(ids) - kept) / (time.perf_counter() - began)
-            began = time.perf_counter()
+            # A step sweeps the caches, so that every object that is touched after it costs: locals, and few calls.
+            decode_step, session, plan, sequence = (
+                self.core.decode_step,
+                self.session,
+                self._decode_plan,
+                self._sequence,
+            )
+            greedy, eog_ids, push, clock, new = (
+                params.greedy,
+                self.tokenizer.eog_ids,
+                text.push,
+                time.perf_counter,
+                tuple.__new__,
+            )
+            n_prompt, began = len(ids), clock()
             for n in range(1, last + 1):
-                token = best if greedy else sampler.sample(self._last_logits(), self._sequence)
+                token = best if greedy else sampler.sample(self._last_logits(), sequence)
                 ended = token in eog_ids
-                piece = "" if ended else text.push(token)
+                piece = "" if ended else push(token)
                 reason = "stop" if ended or text.stopped else "length" if n == last else None
                 if reason and not text.stopped:
                     piece += text.finish()
-                tps = (n - 1) / max(time.perf_counter() - began, 1e-9)  # the first token came with the prompt
-                yield Chunk(piece, token, reason, len(ids), prompt_tps, tps)
+                tps = (n - 1) / (clock() - began or 1e-9)  # the first token came with the prompt
+                yield new(Chunk, (piece, token, reason, n_prompt, prompt_tps, tps))
                 if reason:
                     return
-                best = self._decode(token, ahead=n <= last_ahead)
+                best = decode_step(session, plan, token, n <= last_ahead)
+                sequence.append(token)
 
     # ---- steps --------------------------------------------------------------------------------------------
 
@@ -266,11 +280,9 @@ class Model:
             progress(done, len(ids))
         return best
 
-    def _decode(self, token: int, ahead: bool = False) -> int:
-        """Append a token; the arg max after it. ``ahead`` says that the step of that arg max will be wanted."""
-        best: int = self.core.decode_step(self.session, self._plans[1, False][1], token, ahead)
-        self._sequence.append(token)
-        return best
+    @property
+    def _decode_plan(self) -> _core.Plan:
+        return self._plans[1, False][1]
 
     def _run(self, ids: list[int], rows: int, all_logits: bool = False) -> int:
         compiled = self._recorded(rows, all_logits)[1]

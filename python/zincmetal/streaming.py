@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ class TextStream:
         self._stop = tuple(s for s in stop if s)
         self._held = ""
         self.stopped = False
+        #: push(token) is the text that this token made certain. After a stop string, ``stopped`` is set.
+        self.push: Callable[[int], str] = self._push if self._stop else self._decoder.push
 
-    def push(self, token: int) -> str:
-        """The text that this token made certain. After a stop string, sets ``stopped``."""
-        text = self._decoder.push(token)
-        return self._release(text) if self._stop else text
+    def _push(self, token: int) -> str:
+        return self._release(self._decoder.push(token))
 
     def finish(self) -> str:
         """What was held back, at the end of the stream."""
