@@ -1,10 +1,13 @@
 """What Python costs per token: stream_generate beside a bare loop of decode_step, in one process.
 
-    python bench/overhead.py [FILE.gguf] [--threads 2] [--rounds 15] [--tokens 96]
+    python bench/overhead.py [FILE.gguf] [--threads 2] [--rounds 15] [--tokens 96] [--json]
 
-Without a file, the demo model. The two take turns, over the same tokens and with the same steps ahead; the figure is
-the median over the rounds of the difference in wall time per token. It is small beside the time of a step, so the
-machine must be quiet: the quartiles say how quiet it was.
+Without a file, the demo model. The two take turns over the same tokens, with the same steps ahead. Two figures, each
+the median over the rounds of the difference between the two, in microseconds a token:
+
+python_us   of wall time. Small beside a step, so the machine must be quiet: the quartiles say how quiet it was.
+between_us  of the median time from a step's return to the next one's call. It bears other load, and is the higher
+            one where the device works on the next step meanwhile.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from statistics import median, quantiles
+from typing import Any
 
 import zincmetal
 from zincmetal.generate import demo_model
@@ -20,26 +25,45 @@ from zincmetal.generate import demo_model
 PROMPT = "Once upon a time there was"
 
 
-def bare(model: zincmetal.Model, ids: list[int], n: int, ahead: bool) -> float:
-    """Seconds a token of decode_step alone, n tokens after the first."""
-    model.reset()
+class TimedCore:
+    """A core that notes when decode_step was called and when it returned."""
+
+    def __init__(self, core: Any) -> None:
+        self._core, self.called, self.returned = core, list[float](), list[float]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def decode_step(self, session: Any, plan: Any, token: int, ahead: bool) -> int:
+        self.called.append(time.perf_counter())
+        best: int = self._core.decode_step(session, plan, token, ahead)
+        self.returned.append(time.perf_counter())
+        return best
+
+
+def bare(model: zincmetal.Model, ids: list[int], n: int, ahead: bool) -> None:
+    """The first n tokens after the prompt, by decode_step alone."""
     token, step = model._prefill(ids), model.core.decode_step
-    session, plan = model.session, model._plans[1, False][1]
-    began = time.perf_counter()
+    session, plan = model.session, model._decode_plan
     for left in range(n, 0, -1):
         token = step(session, plan, token, ahead and left > 1)
-    return (time.perf_counter() - began) / n
 
 
-def streamed(model: zincmetal.Model, ids: list[int], n: int) -> float:
-    """The same of stream_generate."""
-    model.reset()
-    stream = iter(model.stream_generate(ids, max_tokens=n + 1))
-    next(stream)
-    began = time.perf_counter()
-    for _ in stream:
+def streamed(model: zincmetal.Model, ids: list[int], n: int) -> None:
+    """The same by stream_generate."""
+    for _ in model.stream_generate(ids, max_tokens=n + 1):
         pass
-    return (time.perf_counter() - began) / n
+
+
+def timed(model: zincmetal.Model, run: Callable[[], None]) -> tuple[float, float]:
+    """Wall time a token, and the median time between two steps, in microseconds."""
+    model.reset()
+    core, model.core = model.core, TimedCore(model.core)
+    run()
+    steps, model.core = model.core, core
+    wall = (steps.returned[-1] - steps.returned[0]) / (len(steps.returned) - 1)
+    between = median(call - back for back, call in zip(steps.returned, steps.called[1:], strict=False))
+    return wall * 1e6, between * 1e6
 
 
 def main() -> None:
@@ -52,22 +76,23 @@ def main() -> None:
     args = parser.parse_args()
     with zincmetal.load(args.file or demo_model(), context=args.tokens + 64, threads=args.threads) as model:
         model.tokenizer.eog_ids = frozenset()  # both run the same number of steps
-        ids, ahead = model.tokenize(PROMPT), bool(model.device.info["asynchronous"])
-        streamed(model, ids, args.tokens)  # plans are recorded, pages touched
+        ids, ahead, n = model.tokenize(PROMPT), bool(model.device.info["asynchronous"]), args.tokens
+        ways = (lambda: streamed(model, ids, n), lambda: bare(model, ids, n, ahead))
+        ways[0]()  # records the plans, touches the pages
         rounds = []
         for i in range(args.rounds):
-            order = [bare(model, ids, args.tokens, ahead)] if i % 2 else []
-            with_python = streamed(model, ids, args.tokens)
-            without = order[0] if order else bare(model, ids, args.tokens, ahead)
-            rounds.append((with_python * 1e6, without * 1e6))
+            first = i % 2
+            times = {way: timed(model, ways[way]) for way in (first, 1 - first)}
+            rounds.append((*times[0], *times[1]))
         device = model.device.info["name"]
-    extra = [a - b for a, b in rounds]
+    extra = [streamed - bare for streamed, _, bare, _ in rounds]
     low, _, high = quantiles(extra, n=4)
     result = {
         "device": device,
-        "step_us": round(median(b for _, b in rounds), 1),
+        "step_us": round(median(bare for _, _, bare, _ in rounds), 1),
         "python_us": round(median(extra), 1),
         "quartiles_us": [round(low, 1), round(high, 1)],
+        "between_us": round(median(streamed - bare for _, streamed, _, bare in rounds), 1),
     }
     print(json.dumps(result) if args.json else "\n".join(f"{key:14s}{value}" for key, value in result.items()))
 
