@@ -117,7 +117,7 @@ def test_greedy_continuation_follows_the_exact_one(path, monkeypatch):
             logits = model._last_logits()
             assert best == logits.argmax()
             assert logits[best] - logits[token] < 1e-2, "the exact choice is not among the best"
-            best = model._run([token], 1)
+            best = model._decode(token)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_smollm2_writes_what_hugging_face_writes(smollm2, reference, i, monkeypa
         best, made = model._prefill(reference[f"ids_{i}"].tolist()), []
         for _ in greedy:
             made.append(best)
-            best = model._run([best], 1)
+            best = model._decode(best)
     assert made == greedy
 
 

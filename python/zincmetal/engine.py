@@ -202,33 +202,21 @@ class Model:
             best = self._prefill(ids[kept:], progress)
             prompt_tps = (len(ids) - kept) / (time.perf_counter() - began)
             # A step sweeps the caches, so that every object that is touched after it costs: locals, and few calls.
-            decode_step, session, plan, sequence = (
-                self.core.decode_step,
-                self.session,
-                self._decode_plan,
-                self._sequence,
-            )
-            greedy, eog_ids, push, clock, new = (
-                params.greedy,
-                self.tokenizer.eog_ids,
-                text.push,
-                time.perf_counter,
-                tuple.__new__,
-            )
+            greedy, eog_ids, push = params.greedy, self.tokenizer.eog_ids, text.push
+            clock, new_tuple = time.perf_counter, tuple.__new__
             n_prompt, began = len(ids), clock()
             for n in range(1, last + 1):
-                token = best if greedy else sampler.sample(self._last_logits(), sequence)
+                token = best if greedy else sampler.sample(self._last_logits(), self._sequence)
                 ended = token in eog_ids
                 piece = "" if ended else push(token)
                 reason = "stop" if ended or text.stopped else "length" if n == last else None
                 if reason and not text.stopped:
                     piece += text.finish()
                 tps = (n - 1) / (clock() - began or 1e-9)  # the first token came with the prompt
-                yield new(Chunk, (piece, token, reason, n_prompt, prompt_tps, tps))
+                yield new_tuple(Chunk, (piece, token, reason, n_prompt, prompt_tps, tps))
                 if reason:
                     return
-                best = decode_step(session, plan, token, n <= last_ahead)
-                sequence.append(token)
+                best = self._decode(token, n <= last_ahead)
 
     # ---- steps --------------------------------------------------------------------------------------------
 
@@ -280,9 +268,11 @@ class Model:
             progress(done, len(ids))
         return best
 
-    @property
-    def _decode_plan(self) -> _core.Plan:
-        return self._plans[1, False][1]
+    def _decode(self, token: int, ahead: bool = False) -> int:
+        """Append a token; the arg max after it. ``ahead`` says that the step of that arg max will be wanted."""
+        best: int = self.core.decode_step(self.session, self._plans[1, False][1], token, ahead)
+        self._sequence.append(token)
+        return best
 
     def _run(self, ids: list[int], rows: int, all_logits: bool = False) -> int:
         compiled = self._recorded(rows, all_logits)[1]
