@@ -158,6 +158,8 @@ void bind_params(py::module_& m) {
     PARAMS(SsmParams, n_k_head, n_v_head, d_k, d_v, d_conv, norm_eps, l2_eps)
     PARAMS(ElementwiseParams, n)
     PARAMS(ArgmaxParams, n, n_part)
+    PARAMS(Candidates, n, n_not_finite, largest, sum_exp, sum_x_exp, logit, id)
+    PARAMS(CandidatesParams, n, n_part)
 #undef PARAMS
 
     m.def(

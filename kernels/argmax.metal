@@ -1,7 +1,7 @@
 #include "reduce.h"
+#include "sort_key.h"
 
-// The largest logit so far, as an integer that sorts as the floats do with NaN below -inf and -0 equal to +0: integer
-// compares keep their meaning under fast math, float compares with NaN do not.
+// The largest logit so far, by its sort key.
 struct ArgmaxBest {
     uint key = 0;
     uint id = 0;
@@ -13,19 +13,6 @@ struct ArgmaxBest {
         }
     }
 };
-
-METAL_FUNC uint argmax_key(float x) {
-    const uint bits = as_type<uint>(x);
-    const uint magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return 0;
-    if (magnitude == 0) return 0x80000000u;
-    return bits == magnitude ? bits | 0x80000000u : ~bits;
-}
-
-METAL_FUNC float argmax_value(uint key) {
-    if (key == 0) return as_type<float>(0x7fc00000u);
-    return as_type<float>(key & 0x80000000u ? key & 0x7fffffffu : ~key);
-}
 
 METAL_FUNC ArgmaxBest simd_best(ArgmaxBest mine) {
     ArgmaxBest best;
@@ -58,10 +45,10 @@ kernel void argmax_partial(constant ArgmaxParams& p [[buffer(0)]], device const 
     TG_ARRAY(uint, ids, SIMD);
     const uint n_threads = n_sg * SIMD;
     ArgmaxBest best;
-    for (uint i = tg.x * n_threads + tid; i < p.n; i += n_tg.x * n_threads) best.offer(argmax_key(logits[i]), i);
+    for (uint i = tg.x * n_threads + tid; i < p.n; i += n_tg.x * n_threads) best.offer(sort_key(logits[i]), i);
     best = threadgroup_best(best, keys, ids, sg, lane, n_sg);
     if (tid == 0) {
-        part_value[tg.x] = argmax_value(best.key);
+        part_value[tg.x] = value_of_sort_key(best.key);
         part_id[tg.x] = int(best.id);
     }
 }
@@ -82,7 +69,7 @@ kernel void argmax_final(constant ArgmaxParams& p [[buffer(0)]], device Step* st
     TG_ARRAY(uint, keys, SIMD);
     TG_ARRAY(uint, ids, SIMD);
     ArgmaxBest best;
-    for (uint i = tid; i < p.n_part; i += n_sg * SIMD) best.offer(argmax_key(part_value[i]), uint(part_id[i]));
+    for (uint i = tid; i < p.n_part; i += n_sg * SIMD) best.offer(sort_key(part_value[i]), uint(part_id[i]));
     best = threadgroup_best(best, keys, ids, sg, lane, n_sg);
     if (tid == 0) choose(step, tokens, int(best.id));
 }

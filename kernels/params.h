@@ -109,3 +109,22 @@ struct ArgmaxParams {
     u32 n;       // logits
     u32 n_part;  // partial results: threadgroups of argmax_partial
 };
+
+enum : u32 { N_CANDIDATES = 256 };
+
+// What the host reads to choose the next token: the largest of n logits, in no order, and sums over all of them. A
+// logit that is not finite counts in n_not_finite and nowhere else.
+struct Candidates {
+    u32 n;             // candidates: N_CANDIDATES, or all finite logits where they are fewer
+    u32 n_not_finite;  // logits that are infinite or not a number
+    float largest;     // the largest logit
+    float sum_exp;     // of exp(x - largest): the log-sum-exp is largest + log(sum_exp)
+    float sum_x_exp;   // of (x - largest) exp(x - largest), for the entropy
+    float logit[N_CANDIDATES];
+    i32 id[N_CANDIDATES];  // the lowest ids, where there are more equal logits than places
+};
+
+struct CandidatesParams {
+    u32 n;       // logits
+    u32 n_part;  // parts of them, each with Candidates of its own
+};

@@ -11,9 +11,18 @@ METAL_FUNC float lanes_sum(float value) {
 }
 
 // scratch holds one value per simdgroup; every thread takes part and gets the result.
-METAL_FUNC float threadgroup_sum(float value, threadgroup float* scratch, uint sg, uint lane, uint n_sg) {
-    const float part = simd_sum(value);
+template <class T>
+METAL_FUNC T threadgroup_sum(T value, threadgroup T* scratch, uint sg, uint lane, uint n_sg) {
+    const T part = simd_sum(value);
     if (lane == 0) scratch[sg] = part;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    return simd_sum(lane < n_sg ? scratch[lane] : 0.0f);
+    return simd_sum(lane < n_sg ? scratch[lane] : T(0));
+}
+
+// The same for the largest.
+METAL_FUNC uint threadgroup_max(uint value, threadgroup uint* scratch, uint sg, uint lane, uint n_sg) {
+    const uint part = simd_max(value);
+    if (lane == 0) scratch[sg] = part;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return simd_max(lane < n_sg ? scratch[lane] : 0u);
 }

@@ -29,7 +29,10 @@
     S(ELEMENTWISE_THREADS, 256)                                                                                        \
     S(ELEMENTWISE_COLUMNS, 1024) /* of a row, per threadgroup */                                                       \
     S(ARGMAX_THREADS, 256)                                                                                             \
-    S(ARGMAX_COLUMNS, 4096) /* logits per threadgroup, about */
+    S(ARGMAX_COLUMNS, 4096) /* logits per threadgroup, about */                                                        \
+    S(CANDIDATES_THREADS, 256)                                                                                         \
+    S(CANDIDATES_FINAL_THREADS, 512)                                                                                   \
+    S(CANDIDATES_COLUMNS, 4096) /* logits per part, about */
 
 #define KERNEL_SHAPE_VALUE(name, value) name = value,
 enum : u32 { KERNEL_SHAPES(KERNEL_SHAPE_VALUE) };

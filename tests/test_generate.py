@@ -39,6 +39,7 @@ def test_text_to_stdout_figures_to_stderr(smollm2):
 def test_json_and_long_names(smollm2):
     args = ("--model", str(smollm2), "--prompt", "Once", "--max-tokens", "5", "--context", "64", "--json")
     args += ("--temperature", "0.8", "--top-k", "40", "--top-p", "0.9", "--min-p", "0.05", "--repeat-penalty", "1.1")
+    args += ("--typical", "0.9", "--presence-penalty", "0.1", "--frequency-penalty", "0.1", "--repeat-last-n", "32")
     first, second = (json.loads(run(*args, "--seed", "7", "--threads", "1", "--device", "cpu").stdout) for _ in "ab")
     assert first["tokens"] == second["tokens"]
     assert len(first["tokens"]) == 5
@@ -94,6 +95,21 @@ def test_a_terminal_without_unicode(smollm2):
     assert "100\\xb0C" in done.stdout
 
 
+def test_logit_bias_forbids_and_forces(smollm2):
+    args = ("-m", str(smollm2), "-p", "The capital of France is", "-n", "3", "-c", "64", "--json", "--logit-bias")
+    plain, forced = (json.loads(run(*args, bias).stdout)["tokens"] for bias in ("0:0.0", "30:1e9"))
+    forbidden = json.loads(run(*args, f"{plain[0]}:-inf", "--logit-bias", "30:-inf").stdout)["tokens"]
+    assert forced == [30] * 3
+    assert plain[0] not in forbidden
+
+
+@pytest.mark.parametrize("wrong", ["5", "x:1", "5:", "5:high"])
+def test_a_logit_bias_that_is_none(wrong):
+    done = run("-m", str(DATA / "llama-q4_k_m.gguf"), "-p", "x", "--logit-bias", wrong)
+    assert done.returncode == 2
+    assert f"'{wrong}' is not a token id and a number" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -101,6 +117,7 @@ def test_a_terminal_without_unicode(smollm2):
         (("-m", __file__, "-p", "x"), "GGUF"),
         (("-m", str(DATA / "llama-q4_k_m.gguf"), "-p", "x", "--device", "abacus"), "abacus"),
         (("-m", str(DATA / "llama-q4_k_m.gguf"), "-p", "x", "--temp", "-1"), "temperature"),
+        (("-m", str(DATA / "llama-q4_k_m.gguf"), "-p", "x", "--logit-bias", "512:1"), "outside the vocabulary of 512"),
         (("-m", str(DATA / "llama-q4_k_m.gguf"), "-p", "x", "--chat"), "chat template"),
     ],
 )

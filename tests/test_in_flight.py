@@ -31,8 +31,8 @@ class Core:
     """The core below the engine: sessions and steps without Python's own account of them."""
 
     def __init__(self, model: Any) -> None:
-        self.core, self.session, self.plan = model.core, model.session, model._recorded(1, False)[1]
-        self.prompt_plan, self.logits_plan = model._recorded(32, False)[1], model._recorded(1, True)[1]
+        self.core, self.session, self.plan = model.core, model.session, model._recorded(1, "argmax")[1]
+        self.prompt_plan, self.logits_plan = model._recorded(32, "argmax")[1], model._recorded(1, "all")[1]
 
     def start(self) -> int:
         self.session.settle()

@@ -28,6 +28,8 @@ MESSAGES: dict[str, str | None] = {
     "WRITE_AFTER_READ": r"thread \d+ writes .* of .* `shared` .*, which thread \d+ read, with no barrier",
     "WRITE_TWICE": r"thread 1 writes .* `shared` .*, which thread 0 wrote, with no barrier between",
     "READ_UNWRITTEN": r"thread 0 reads .* at byte 0 of threadgroup array `shared` .*, which no thread has written",
+    "ATOMIC_UNWRITTEN": r"thread \d+ (reads|changes) .* of threadgroup array `shared` .*, which no thread has written",
+    "ATOMIC_STORED": None,
     "ARRAY_PAST_END": r"thread 63 reads 4 bytes at byte 256 of threadgroup array `shared` \(256 bytes\): out of bounds",
     "ARRAY_BEFORE_START": r"thread 0 reads 4 bytes at byte -4 of threadgroup array `shared` .*: out of bounds",
     "TOO_MUCH_THREADGROUP_MEMORY": r"asks for 33024 bytes of threadgroup memory with `shared`; there are 32768 in all",

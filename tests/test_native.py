@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from kernel_lab import Guarded, Lab, tiles
 from kv_cache import KV_TYPES
 from test_kernels_attention import Attention, Shape
+from test_kernels_candidates import run_partial
 from test_kernels_matmul import MatMul
 from test_kernels_misc import ROPES, RopeKv, run_elementwise
 from test_kernels_moe_mm import TYPES as EXPERT_TYPES
@@ -38,16 +39,8 @@ NATIVE = {
     *(f"rope_kv_{kind}_{kv}{norm}" for kind in ("norm", "neox") for kv in KV_TYPES for norm in ("", "_qknorm")),
     *(f"ssm_{kernel}_{d_k}" for kernel in ("delta", "step") for d_k in CLASSES),
     *("ssm_conv1d", "ssm_norm"),
-    *(
-        "rms_norm",
-        "rms_norm_add",
-        "rms_norm_add_norm",
-        "add",
-        "swiglu",
-        "take_last_row",
-        "argmax_partial",
-        "argmax_final",
-    ),
+    *("rms_norm", "rms_norm_add", "rms_norm_add_norm", "add", "swiglu", "take_last_row"),
+    *("argmax_partial", "argmax_final", "candidates_partial", "candidates_final"),
 }
 
 
@@ -85,7 +78,7 @@ def test_kernel_tests_pass_with_a_lesser_instruction_set(isa: str) -> None:
     report = "from kernel_lab import Lab; print(dict(Lab('native').device.info['features'])['isa'])"
     seen = subprocess.run([sys.executable, "-c", report], cwd=HERE, env=env, capture_output=True, text=True, check=True)
     assert seen.stdout.split()[-1] == isa
-    families = ("matmul", "moe_mm", "attention", "misc", "ssm")
+    families = ("matmul", "moe_mm", "attention", "misc", "ssm", "candidates")
     files = [f"test_kernels_{family}.py" for family in families]
     run = [sys.executable, "-m", "pytest", "-q", "-k", "native", "-p", "no:cacheprovider", *files]
     result = subprocess.run(run, cwd=HERE, env=env, capture_output=True, text=True)
@@ -150,6 +143,10 @@ def run_ssm(lab: Lab) -> list[Guarded]:
     return [conv_state, state, qkv, o, out]
 
 
+def run_candidates_partial(lab: Lab) -> list[Guarded]:
+    return [run_partial(lab, lab.normal(50_021), 13)]
+
+
 def matmul_case(kernel: str, qtype: quants.QuantType, epilogue: str) -> Callable[[Lab], list[Guarded]]:
     return lambda lab: run_matmul(kernel, qtype, epilogue, lab)
 
@@ -168,6 +165,7 @@ DIVIDED: dict[str, Callable[[Lab], list[Guarded]]] = {
     "ssm": run_ssm,
     "swiglu": run_swiglu,
     "argmax_partial": run_argmax_partial,
+    "candidates_partial": run_candidates_partial,
 }
 
 

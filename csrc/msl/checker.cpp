@@ -42,7 +42,7 @@ ByteRange own_module() {
 }
 
 const char* verb(AccessKind kind) {
-    return kind == AccessKind::read ? "reads" : kind == AccessKind::write ? "writes" : "changes";
+    return kind == AccessKind::read ? "reads" : kind == AccessKind::atomic ? "changes" : "writes";
 }
 
 uintptr_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
@@ -173,7 +173,8 @@ void Checker::access_array(const Place& place) {
     if (!array) executor_.fail("%s %s: out of bounds", verb(place.kind), text);
     for (size_t i = 0; i < place.bytes; i++) {
         Cell& cell = arena_cells_[offset + i];
-        if (place.kind != AccessKind::write && cell.write.when < threadgroup_begin_)
+        const bool reads = place.kind == AccessKind::read || place.kind == AccessKind::atomic;
+        if (reads && cell.write.when < threadgroup_begin_)
             executor_.fail("reads %s, which no thread has written", text);
         touch(cell, space_threadgroup, place);
     }
@@ -199,7 +200,7 @@ void Checker::touch(Cell& cell, Space space, const Place& place) {
     const uint32_t scope = space == space_device ? segment_begin_ : threadgroup_begin_;
     const uint16_t me = uint16_t(executor_.thread());
     const uint32_t my_clock = simdgroup_clock_[space][my_simdgroup()];
-    const bool atomic = place.kind == AccessKind::atomic;
+    const bool atomic = place.kind == AccessKind::atomic || place.kind == AccessKind::atomic_store;
 
     const Touch& w = cell.write;
     if (w.when >= scope && !(atomic && (w.flags & by_atomic))) {

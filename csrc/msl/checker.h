@@ -18,7 +18,7 @@ struct ByteRange {
 
 #ifdef ZINC_CHECKED
 
-enum class AccessKind { read, write, atomic };
+enum class AccessKind { read, write, atomic, atomic_store };
 
 class Checker {
   public:

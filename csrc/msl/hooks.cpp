@@ -74,7 +74,7 @@ void* __tsan_memset(void* to, int value, size_t bytes) {
         return __atomic_load_n(p, __ATOMIC_RELAXED);                                                                   \
     }                                                                                                                  \
     void __tsan_atomic##bits##_store(volatile T* p, T value, int) {                                                    \
-        check_aligned(p, sizeof(T), AccessKind::atomic);                                                               \
+        check_aligned(p, sizeof(T), AccessKind::atomic_store);                                                         \
         __atomic_store_n(p, value, __ATOMIC_RELAXED);                                                                  \
     }                                                                                                                  \
     T __tsan_atomic##bits##_exchange(volatile T* p, T value, int) {                                                    \

@@ -17,6 +17,9 @@ from .layout import KV_CACHES, Layout, buffer_sizes
 from .plan import Plan, Region, record
 
 PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
+# What a plan ends in: the id of the largest logit of the last row, what sampling needs of that row's logits, or the
+# logits of all rows.
+HEADS = ("argmax", "candidates", "all")
 
 
 class Blueprint:
@@ -35,19 +38,19 @@ class Blueprint:
         self.layout = Layout(file, self.config, buffer_sizes(self.config, core, kv, max(PREFILL_ROWS)), info)
         self._info, self._page = info, core.shapes()["KV_PAGE"]
         self._lowering = Lowering(core, self.config, kv)
-        self._plans: dict[tuple[int, bool], Plan] = {}
+        self._plans: dict[tuple[int, str], Plan] = {}
         self._refuse_unused(self.plan(1))
 
-    def plan(self, rows: int, all_logits: bool = False) -> Plan:
-        """The plan for steps of up to ``rows`` rows, with the logits of all of them or the last one's arg max."""
-        key = (rows, all_logits)
+    def plan(self, rows: int, head: str = "argmax") -> Plan:
+        """The plan for steps of up to ``rows`` rows that ends in ``head``, one of HEADS."""
+        key = (rows, head)
         if key not in self._plans:
-            logits = Region(LOGITS.name, 0, 4 * self.config.n_vocab * (rows if all_logits else 1))
+            logits = Region(LOGITS.name, 0, 4 * self.config.n_vocab * (rows if head == "all" else 1))
 
             def place(operand: Operand) -> Region:
                 return logits if operand == LOGITS else self.layout.place(operand)
 
-            self._plans[key] = record(self._ops(rows, all_logits), rows, self._lowering, place)
+            self._plans[key] = record(self._ops(rows, head), rows, self._lowering, place)
         return self._plans[key]
 
     def memory(self, rows: Iterable[int] | None = None) -> MemoryPlan:
@@ -86,15 +89,17 @@ class Blueprint:
             if not self.config.recurrent[layer]
         )
 
-    def _ops(self, rows: int, all_logits: bool) -> list[Op]:
-        """The fused operations of a step, with the logits of its last row, or of all rows."""
+    def _ops(self, rows: int, head: str) -> list[Op]:
+        """The fused operations of a step."""
         g = Graph(self.config, self.layout.weight)
         x = self._build(g)
-        if rows > 1 and not all_logits:
+        if rows > 1 and head != "all":
             x = g.last_row(x)
         g.logits(g.rms_norm(x, "output_norm"))
-        if not all_logits:
+        if head == "argmax":
             g.argmax()
+        elif head == "candidates":
+            g.candidates()
         return fuse.fuse(g.ops, rows)
 
     def _refuse_unused(self, plan: Plan) -> None:

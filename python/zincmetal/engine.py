@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backend, gguf
-from .blueprint import PREFILL_ROWS, Blueprint
+from .blueprint import HEADS, PREFILL_ROWS, Blueprint
+from .candidates import StepLogits
 from .errors import ContextFullError, DeviceError, UsageError
 from .layout import KV_TYPES
 from .memory import Memory
@@ -92,8 +93,9 @@ class Model:
         self.config = self.blueprint.config
         self._memory = Memory(self.device, file, self.blueprint.layout)
         self._memory.alloc(ARENA, 1)
-        self._plans: dict[tuple[int, bool], tuple[Plan, _core.Plan]] = {}
+        self._plans: dict[tuple[int, str], tuple[Plan, _core.Plan]] = {}
         self._sequence: list[int] = []
+        self._words_read = 0
         self._one_call = threading.Lock()
         self._closed = False
         self._tokenizer: Tokenizer | None = None
@@ -102,7 +104,7 @@ class Model:
             self._memory.buffer("step"), self._memory.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
         )
         self._streams: weakref.WeakSet[Generator[Chunk, None, None]] = weakref.WeakSet()
-        self._recorded(1, False)
+        self._recorded(1, "argmax")
 
     # ---- text ---------------------------------------------------------------------------------------------
 
@@ -162,14 +164,15 @@ class Model:
 
         ``stop`` are strings that end the text (and are not part of it); ``progress(done, total)`` is called
         during prefill; further options are the fields of :class:`~zincmetal.sampling.SamplingParams`
-        (temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed). Stops at an end token, at
-        ``max_tokens``, or when the context is full. A prompt that starts like the sequence before it is not
-        computed anew where the two agree.
+        (temperature, top_k, top_p, min_p, typical_p, the penalties, logit_bias, seed, logits_processors). Stops
+        at an end token, at ``max_tokens``, or when the context is full. A prompt that starts like the sequence
+        before it is not computed anew where the two agree.
         """
         try:
             params = SamplingParams(**sampling)
         except TypeError as error:
             raise UsageError(f"generate: {error}") from None
+        params.check_vocabulary(self.config.n_vocab)
         if not isinstance(max_tokens, int) or max_tokens < 1:
             raise UsageError(f"max_tokens must be a positive number, not {max_tokens!r}")
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -193,20 +196,21 @@ class Model:
 
         with self._exclusive():
             text, sampler = TextStream(self.tokenizer, stop), Sampler(params)
+            head = "argmax" if params.greedy else "candidates"
             last = min(max_tokens, self.config.n_ctx - len(ids) + 1)
             last_ahead = last - 2 if params.greedy and self._asynchronous else 0
             kept = self._keep_common(ids)
-            for rows in set(_chunk_rows(len(ids) - kept)):
-                self._recorded(rows, False)
+            for rows in {1, *_chunk_rows(len(ids) - kept)}:
+                self._recorded(rows, head)
             began = time.perf_counter()
-            best = self._prefill(ids[kept:], progress)
+            best = self._prefill(ids[kept:], progress, head)
             prompt_tps = (len(ids) - kept) / (time.perf_counter() - began)
             # A step sweeps the caches, so that every object that is touched after it costs: locals, and few calls.
             greedy, eog_ids, push = params.greedy, self.tokenizer.eog_ids, text.push
             clock, new_tuple = time.perf_counter, tuple.__new__
             n_prompt, began = len(ids), clock()
             for n in range(1, last + 1):
-                token = best if greedy else sampler.sample(self._last_logits(), self._sequence)
+                token = best if greedy else self._sample(sampler)
                 ended = token in eog_ids
                 piece = "" if ended else push(token)
                 reason = "stop" if ended or text.stopped else "length" if n == last else None
@@ -216,7 +220,7 @@ class Model:
                 yield new_tuple(Chunk, (piece, token, reason, n_prompt, prompt_tps, tps))
                 if reason:
                     return
-                best = self._decode(token, n <= last_ahead)
+                best = self._decode(token, n <= last_ahead, head)
 
     # ---- steps --------------------------------------------------------------------------------------------
 
@@ -230,7 +234,7 @@ class Model:
             out = np.empty((len(ids), self.config.n_vocab), np.float32)
             for at in range(0, len(ids), rows):
                 chunk = ids[at : at + rows]
-                self._run(chunk, rows, all_logits=True)
+                self._run(chunk, rows, "all")
                 view = self._memory.floats("logits")
                 out[at : at + len(chunk)] = view.reshape(-1, self.config.n_vocab)[: len(chunk)]
             return out
@@ -240,12 +244,19 @@ class Model:
         with self._exclusive():
             self._rewind(0)
 
-    def plan(self, rows: int, all_logits: bool = False) -> Plan:
-        """The recorded plan for steps of up to ``rows`` tokens; 1 is decode."""
+    @property
+    def words_read(self) -> int:
+        """32-bit words of logits, ids and sums that sampling has read from the device since the model was loaded."""
+        return self._words_read
+
+    def plan(self, rows: int, head: str = "argmax") -> Plan:
+        """The recorded plan for steps of up to ``rows`` tokens; 1 is decode. ``head`` is one of HEADS."""
+        if head not in HEADS:
+            raise UsageError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
         if rows < 1:
             raise UsageError(f"a plan is for at least one row, not {rows}")
         with self._exclusive():
-            return self._recorded(rows, all_logits)[0]
+            return self._recorded(rows, head)[0]
 
     def _keep_common(self, ids: list[int]) -> int:
         """Rewind the sequence to what it shares with ``ids``; the length of that."""
@@ -256,26 +267,26 @@ class Model:
         self._rewind(kept)
         return kept
 
-    def _prefill(self, ids: list[int], progress: Progress | None = None) -> int:
-        """Append ``ids`` in chunks; the arg max after the last of them."""
+    def _prefill(self, ids: list[int], progress: Progress | None = None, head: str = "argmax") -> int:
+        """Append ``ids`` in chunks; the arg max after the last of them, where the head is that."""
         best, done = -1, 0
         for rows in _chunk_rows(len(ids)):
             if progress:
                 progress(done, len(ids))
-            best = self._run(ids[done : done + rows], rows)
+            best = self._run(ids[done : done + rows], rows, head)
             done = min(done + rows, len(ids))
         if progress:
             progress(done, len(ids))
         return best
 
-    def _decode(self, token: int, ahead: bool = False) -> int:
-        """Append a token; the arg max after it. ``ahead`` says that the step of that arg max will be wanted."""
-        best: int = self.core.decode_step(self.session, self._plans[1, False][1], token, ahead)
+    def _decode(self, token: int, ahead: bool = False, head: str = "argmax") -> int:
+        """Append a token; the arg max after it, if the head is that. ``ahead``: the step of that will be wanted."""
+        best: int = self.core.decode_step(self.session, self._plans[1, head][1], token, ahead)
         self._sequence.append(token)
         return best
 
-    def _run(self, ids: list[int], rows: int, all_logits: bool = False) -> int:
-        compiled = self._recorded(rows, all_logits)[1]
+    def _run(self, ids: list[int], rows: int, head: str = "argmax") -> int:
+        compiled = self._recorded(rows, head)[1]
         best: int = self.core.prefill_step(self.session, compiled, np.asarray(ids, np.int32))
         self._sequence += ids
         return best
@@ -295,12 +306,21 @@ class Model:
     def _last_logits(self) -> NDArray[np.float32]:
         return self._memory.floats("logits")[: self.config.n_vocab]
 
-    def _recorded(self, rows: int, all_logits: bool) -> tuple[Plan, _core.Plan]:
-        key = (rows, all_logits)
+    def _sample(self, sampler: Sampler) -> int:
+        """The token that follows the sequence, from what a step with the head "candidates" left."""
+        candidates = self._memory.records("candidates", self.core.params_dtype("Candidates"))
+        step = StepLogits(candidates[0], self._memory.indexable("logits"), self.config.n_vocab)
+        try:
+            return sampler.sample(step, self._sequence)
+        finally:
+            self._words_read += step.n_read
+
+    def _recorded(self, rows: int, head: str) -> tuple[Plan, _core.Plan]:
+        key = (rows, head)
         if key not in self._plans:
-            if all_logits:
+            if head == "all":
                 self._grow("logits", 4 * rows * self.config.n_vocab)
-            plan = self.blueprint.plan(rows, all_logits)
+            plan = self.blueprint.plan(rows, head)
             self._plans[key] = (plan, self._compile(plan))
         return self._plans[key]
 

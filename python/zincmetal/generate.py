@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--top-k", type=int, default=0, metavar="K", help="keep the K most probable (0: off)")
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep the fewest that reach P (1: off)")
     p.add_argument("--min-p", type=float, default=0.0, metavar="P", help="keep those of P times the best (0: off)")
-    p.add_argument("--repeat-penalty", type=float, default=1.0, metavar="X", help="1: off")
+    p.add_argument("--typical", dest="typical_p", type=float, default=1.0, metavar="P", help="locally typical (1: off)")
+    p.add_argument("--repeat-penalty", type=float, default=1.0, metavar="X", help="divides logits (1: off)")
+    p.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="subtracted from logits (0: off)")
+    p.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="the same, each time (0: off)")
+    p.add_argument("--repeat-last-n", type=int, default=64, metavar="N", help="tokens that the penalties look back")
+    p.add_argument(
+        "--logit-bias",
+        type=bias,
+        action="append",
+        default=[],
+        metavar="ID:X",
+        help="add X to a token's logit",
+    )
     p.add_argument("--seed", type=int, help="of the sampling (default: another one each time)")
     p.add_argument("--kv", default="f16", help="type of the KV cache: f16, f32 or q8_0")
     p.add_argument("--threads", type=int, default=0, help="CPU threads (default: the cores there are)")
@@ -80,14 +93,24 @@ def run(args: argparse.Namespace) -> int:
 
 def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progress) -> Iterator[Chunk]:
     """The generation that the arguments ask for."""
-    options: dict[str, Any] = {
-        name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
-    }
+    from .sampling import SamplingParams
+
+    options: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if hasattr(args, f.name)}
+    options["logit_bias"] = dict(args.logit_bias)
     if not args.chat:
         return model.stream_generate(prompt, args.max_tokens, progress=progress, **options)
     messages = [{"role": "system", "content": args.system}] if args.system else []
     messages.append({"role": "user", "content": prompt})
     return model.stream_chat(messages, args.max_tokens, progress=progress, **options)
+
+
+def bias(text: str) -> tuple[int, float]:
+    """ID:X as a token id and a number."""
+    token, _, value = text.partition(":")
+    try:
+        return int(token), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a token id and a number, as in 42:-1.5 or 42:-inf") from None
 
 
 def write(model: Model, args: argparse.Namespace, chunks: Iterator[Chunk]) -> int:

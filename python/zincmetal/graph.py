@@ -78,6 +78,7 @@ STEP = State("step")
 TOKENS = State("tokens")
 PAGES = State("pages")
 LOGITS = State("logits")
+CANDIDATES = State("candidates")
 
 LookUp: TypeAlias = Callable[[str], Weight | None]
 
@@ -252,6 +253,10 @@ class Graph:
     def argmax(self) -> None:
         """The id of the largest logit of the last row, into the step buffer, which then holds the step that follows."""
         self.ops.append(Op("argmax", (LOGITS,), (STEP, TOKENS)))
+
+    def candidates(self) -> None:
+        """What sampling needs of the logits of the last row, into the state "candidates"."""
+        self.ops.append(Op("candidates", (LOGITS,), (CANDIDATES,)))
 
     def kv(self, layer: int) -> tuple[State, State]:
         """The key and value cache of a layer: [positions, n_head_kv, head_dim] each, in whole pages."""

@@ -337,6 +337,17 @@ class Lowering:
             Launch("argmax_final", params, second, (1, 1, 1), threads, op),
         ]
 
+    def _candidates(self, op: Op, rows: int) -> list[Launch]:
+        n, shapes = self.cfg.n_vocab, self._shapes
+        n_part = _tiles(n, shapes["CANDIDATES_COLUMNS"])
+        params = self._params("CandidatesParams", n=n, n_part=n_part)
+        parts = Value("candidates.parts", n_part * self._dtype("Candidates").itemsize // 4, last=True)
+        first, second = (Arg(op.reads[0], "r"), Arg(parts, "w")), (Arg(parts, "r"), Arg(op.out, "w"))
+        return [
+            Launch("candidates_partial", params, first, (n_part, 1, 1), shapes["CANDIDATES_THREADS"], op),
+            Launch("candidates_final", params, second, (1, 1, 1), shapes["CANDIDATES_FINAL_THREADS"], op),
+        ]
+
     # ---- shared -------------------------------------------------------------------------------------------
 
     def _params(self, struct: str, **fields: Any) -> bytes:

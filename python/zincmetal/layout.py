@@ -35,6 +35,7 @@ def buffer_sizes(cfg: ModelConfig, core: ModuleType, kv_type: str, max_rows: int
         "step": core.params_dtype("Step").itemsize,
         "tokens": 4 * min(max_rows, cfg.n_ctx),
         "logits": 4 * cfg.n_vocab,
+        "candidates": core.params_dtype("Candidates").itemsize,
         "pages": 4 * n_pages,
     }
     for layer, recurrent in enumerate(cfg.recurrent):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import gguf
+from .candidates import Indexable
 from .layout import Layout
 
 if TYPE_CHECKING:
@@ -38,9 +39,32 @@ class Memory:
 
     def floats(self, name: str) -> NDArray[np.float32]:
         """The buffer's floats, float32 [n]: the memory itself where the host sees it, else a copy as of now."""
+        return np.frombuffer(self._seen(name), np.float32)
+
+    def indexable(self, name: str) -> Indexable:
+        """The buffer's floats, of which the host reads those that it indexes: by an array of indices, or [:n]."""
+        return self.floats(name) if self.buffer(name).shared else _DeviceFloats(self.buffer(name))
+
+    def records(self, name: str, dtype: np.dtype[np.void]) -> NDArray[np.void]:
+        """The buffer's structs: the memory itself where the host sees it, else a copy as of now."""
+        return np.frombuffer(self._seen(name), dtype)
+
+    def _seen(self, name: str) -> memoryview | NDArray[np.uint8]:
         buffer = self.buffer(name)
-        return np.frombuffer(memoryview(buffer) if buffer.shared else buffer.read(), np.float32)
+        return memoryview(buffer) if buffer.shared else buffer.read()
 
     def close(self) -> None:
         """Drop every buffer; the device frees its memory once no plan uses it."""
         self._buffers.clear()
+
+
+class _DeviceFloats:
+    """Floats that the host does not see: what it indexes is copied."""
+
+    def __init__(self, buffer: _core.Buffer) -> None:
+        self._buffer = buffer
+
+    def __getitem__(self, index: Any) -> NDArray[np.float32]:
+        if isinstance(index, slice):
+            return self._buffer.read(0, 4 * index.stop).view(np.float32)[index]
+        return np.array([self._buffer.read(4 * int(i), 4).view(np.float32)[0] for i in index], np.float32)

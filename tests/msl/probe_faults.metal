@@ -14,6 +14,8 @@ enum Fault {
     WRITE_AFTER_READ,
     WRITE_TWICE,
     READ_UNWRITTEN,
+    ATOMIC_UNWRITTEN,
+    ATOMIC_STORED,
     ARRAY_PAST_END,
     ARRAY_BEFORE_START,
     TOO_MUCH_THREADGROUP_MEMORY,
@@ -45,6 +47,13 @@ METAL_FUNC void use_threadgroup_memory(device const float* in, device float* out
                                        uint lane) {
     if (fault == READ_UNWRITTEN) {
         out[tid] = shared[tid];
+        return;
+    }
+    if (fault == ATOMIC_UNWRITTEN || fault == ATOMIC_STORED) {
+        threadgroup atomic_float* sums = reinterpret_cast<threadgroup atomic_float*>(shared);
+        if (fault == ATOMIC_STORED) atomic_store_explicit(&sums[tid], 0.0f, memory_order_relaxed);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        atomic_fetch_add_explicit(&sums[tid & 7], in[tid], memory_order_relaxed);
         return;
     }
     shared[tid] = in[tid];
@@ -148,6 +157,8 @@ FAULT(SIMDGROUP_BARRIER_ACROSS_SIMDGROUPS)
 FAULT(WRITE_AFTER_READ)
 FAULT(WRITE_TWICE)
 FAULT(READ_UNWRITTEN)
+FAULT(ATOMIC_UNWRITTEN)
+FAULT(ATOMIC_STORED)
 FAULT(ARRAY_PAST_END)
 FAULT(ARRAY_BEFORE_START)
 FAULT(TOO_MUCH_THREADGROUP_MEMORY)
