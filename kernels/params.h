@@ -44,6 +44,44 @@ struct MatMulParams {
     u32 scale_stride;     // of the factors of mix
 };
 
+// Up to four matrices that meet one x: each of the kernel's type, or f32.
+struct StackParams {
+    u32 k;
+    u32 pair;          // matrices 2 and 3 are gate and up, of one shape and type: out 2 = silu(gate) up
+    u32 m[4];          // rows; 0 where there is no such matrix
+    u32 row_bytes[4];  // bytes from one row to the next
+    u32 is_f32[4];
+};
+
+// A mixture of experts: W is n_expert matrices of m rows of k columns, of which every row of the step meets n_used.
+struct MoeParams {
+    u32 k;
+    u32 m;
+    u32 row_bytes;
+    u32 expert_bytes;  // from one expert's matrix to the next
+    u32 n_expert;
+    u32 n_used;
+};
+
+// The same with a shared expert, a matrix of m rows of its own width and type.
+struct MoeSharedParams {
+    u32 k;
+    u32 m;
+    u32 row_bytes;
+    u32 expert_bytes;
+    u32 n_expert;
+    u32 n_used;
+    u32 k_shared;
+    u32 row_bytes_shared;
+};
+
+struct TopKParams {
+    u32 n_expert;    // at most 1,024
+    u32 n_used;      // at most 32
+    u32 has_shared;  // whether there is a shared expert
+    float scale;     // what the weights of the experts sum to
+};
+
 // moe_mm: W is n_expert matrices of m rows of k columns. Slot t * n_used + j is row t's place for its j-th expert.
 struct MoeMmParams {
     u32 k;

@@ -7,7 +7,11 @@
     S(EMBED_THREADS, 64)                                                                                               \
     S(EMBED_COLUMNS, 1024) /* of a threadgroup: 16 per thread */                                                       \
     S(MUL_MV_SIMDGROUPS, 2)                                                                                            \
-    S(MUL_MV_ROWS, 2) /* rows of weights per simdgroup, of both matrices together for swiglu */                        \
+    S(MUL_MV_ROWS, 2)       /* rows of weights per simdgroup, of both matrices together for swiglu */                  \
+    S(MOE_MIX_THREADS, 128) /* share MOE_MIX_ROWS rows of all chosen experts */                                        \
+    S(MOE_MIX2_THREADS, 96) /* the same, with a shared expert: nine divide by three */                                 \
+    S(MOE_MIX_ROWS, 2)                                                                                                 \
+    S(TOP_K_THREADS, 256)                                                                                              \
     S(MUL_MM_THREADS, 128)                                                                                             \
     S(MUL_MM_ROWS, 64)    /* rows of weights per threadgroup, of both matrices together for swiglu */                  \
     S(MUL_MM_TOKENS, 32)  /* tokens per threadgroup */                                                                 \

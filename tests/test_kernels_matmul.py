@@ -19,9 +19,8 @@ FLOATS = [quants.F32, quants.F16, quants.BF16]
 
 every_type = pytest.mark.parametrize("qtype", quants.SUPPORTED, ids=lambda t: t.name)
 float_types = pytest.mark.parametrize("qtype", FLOATS, ids=lambda t: t.name)
-epilogues = pytest.mark.parametrize("epilogue", ["", "_add", "_swiglu"], ids=["store", "add", "swiglu"])
-MM_EPILOGUES = ["", "_add", "_mix", "_swiglu", "_geglu"]
-mm_epilogues = pytest.mark.parametrize("epilogue", MM_EPILOGUES, ids=lambda e: e[1:] or "store")
+EPILOGUES = ["", "_add", "_mix", "_swiglu", "_geglu"]
+epilogues = pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda e: e[1:] or "store")
 
 # Rows of W, K in blocks of 32 (float types too) or of 256, and the gap between rows in blocks.
 MV_SHAPES = {
@@ -212,7 +211,7 @@ def test_mul_mv(lane: str, epilogue: str, case: tuple[QuantType, int, int, int])
 
 
 @every_lane
-@mm_epilogues
+@epilogues
 @on_shapes(MM_SHAPES)
 def test_mul_mm(lane: str, epilogue: str, case: tuple[QuantType, int, int, int, int, int]) -> None:
     qtype, m, blocks, gap, tokens, rows = case
@@ -241,6 +240,7 @@ def test_long_rows(lane: str) -> None:
 @every_lane
 def test_the_residual_may_be_the_output(lane: str) -> None:
     run_mul_mv(lane, quants.Q4_K, "_add", 67, 512, alias=True)
+    run_mul_mv(lane, quants.Q5_K, "_mix", 67, 512, alias=True)
     run_mul_mm(lane, quants.Q8_0, "_add", 67, 64, 33, 40, alias=True)
     run_mul_mm(lane, quants.Q4_K, "_mix", 67, 256, 33, 40, alias=True)
 
@@ -311,6 +311,6 @@ def test_a_wild_token_id_reads_no_other_memory() -> None:
 
 @every_lane
 def test_every_type_has_every_kernel(lane: str) -> None:
-    families = ["embed"] + [f"mul_mv{e}" for e in ("", "_add", "_swiglu")] + [f"mul_mm{e}" for e in MM_EPILOGUES]
+    families = ["embed"] + [f + e for f in ("mul_mv", "mul_mm") for e in EPILOGUES]
     want = {f"{family}_{qtype.name}" for family in families for qtype in quants.SUPPORTED}
     assert want <= set(Lab(lane).device.kernel_names())

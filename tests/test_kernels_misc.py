@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from kernel_lab import Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
 from kv_cache import ALIGN, KV_TYPES, Array, Pages, decoded, holds, poisoned
+from test_kernels_matmul import gelu, silu
 from zincmetal import quants
 
 F32 = NDArray[np.float32]
@@ -271,10 +273,7 @@ def run_elementwise(lab: Lab, kernel: str, inputs: list[F32], n_tokens: int, out
     lab.run(kernel, {"n": n}, "ElementwiseParams", bindings, grid, shapes["ELEMENTWISE_THREADS"])
 
 
-def silu(x: F64) -> F64:
-    return np.asarray(x / (1 + np.exp(-x)))
-
-
+every_gate = pytest.mark.parametrize(("kernel", "activation"), [("swiglu", silu), ("geglu", gelu)])
 every_length = pytest.mark.parametrize("n", [1, 31, 257, 1023, 1024, 1025, 3000])
 
 
@@ -290,24 +289,27 @@ def test_add(lane: str, n: int) -> None:
 
 
 @every_lane
+@every_gate
 @every_length
-def test_swiglu(lane: str, n: int) -> None:
+def test_gated(lane: str, kernel: str, activation: Callable[[F64], F64], n: int) -> None:
     lab = Lab(lane)
     gate, up = padded(lab, 4, 3, n, scale=3), padded(lab, 4, 3, n)
     out = lab.output(4, n)
-    run_elementwise(lab, "swiglu", [gate, up], 3, out)
-    assert_close(out.array[:3], silu(gate[:3].astype(np.float64)) * up[:3], 1e-6)
+    run_elementwise(lab, kernel, [gate, up], 3, out)
+    assert_close(out.array[:3], activation(gate[:3].astype(np.float64)) * up[:3], 1e-6)
     assert_untouched(out.array[3:])
 
 
 @every_lane
-def test_swiglu_of_gates_whose_exponential_overflows(lane: str) -> None:
+@every_gate
+def test_gates_whose_exponential_overflows(lane: str, kernel: str, activation: Callable[[F64], F64]) -> None:
     lab = Lab(lane)
-    gate = np.array([[-700, -104, -88, -20, -1e-30, 0, 1e-30, 20, 88, 104, 700]], np.float32)
+    gate = np.array([[-1e30, -700, -104, -88, -20, -1e-30, 0, 1e-30, 20, 88, 104, 700, 1e30]], np.float32)
     up = lab.normal(*gate.shape) + 3
     out = lab.output(*gate.shape)
-    run_elementwise(lab, "swiglu", [gate, up], 1, out)
-    want = silu(gate.astype(np.float64)) * up
+    run_elementwise(lab, kernel, [gate, up], 1, out)
+    with np.errstate(over="ignore"):
+        want = activation(gate.astype(np.float64)) * up
     assert_close(out.array, want, 1e-6, np.abs(want) + 1e-30)
 
 

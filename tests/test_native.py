@@ -17,10 +17,12 @@ from kernel_lab import Guarded, Lab, tiles
 from kv_cache import KV_TYPES
 from test_kernels_attention import Attention, Shape
 from test_kernels_candidates import run_partial
-from test_kernels_matmul import MatMul
+from test_kernels_matmul import EPILOGUES, MatMul
 from test_kernels_misc import ROPES, RopeKv, run_elementwise
 from test_kernels_moe_mm import TYPES as EXPERT_TYPES
 from test_kernels_moe_mm import MoeMm, Route, random_route, run_moe_mix
+from test_kernels_moe_mv import run_mix, run_moe_mv, shared_types
+from test_kernels_mul_mv import Stack
 from test_kernels_ssm import CLASSES, SHAPES, Layer
 from zincmetal import quants
 
@@ -30,17 +32,30 @@ HEADS = (32, 64, 96, 128, 256)
 
 #: Every kernel that has a native version.
 NATIVE = {
-    *(f"mul_{shape}{epilogue}_{t}" for shape in ("mv", "mm") for epilogue in ("", "_add", "_swiglu") for t in TYPES),
-    *(f"mul_mm{epilogue}_{t}" for epilogue in ("_mix", "_geglu") for t in TYPES),
+    *(f"mul_{shape}{epilogue}_{t}" for shape in ("mv", "mm") for epilogue in EPILOGUES for t in TYPES),
     *(f"moe_mm{epilogue}_{t.name}" for epilogue in ("", "_swiglu") for t in EXPERT_TYPES),
-    *("moe_sort", "moe_mix"),
+    *("moe_topk", "moe_sort", "moe_mix"),
     *(f"embed_{t}" for t in TYPES),
     *(f"attention_{phase}_{kv}_{dim}" for phase in ("decode", "prefill") for kv in KV_TYPES for dim in HEADS),
     *(f"rope_kv_{kind}_{kv}{norm}" for kind in ("norm", "neox") for kv in KV_TYPES for norm in ("", "_qknorm")),
     *(f"ssm_{kernel}_{d_k}" for kernel in ("delta", "step") for d_k in CLASSES),
     *("ssm_conv1d", "ssm_norm"),
-    *("rms_norm", "rms_norm_add", "rms_norm_add_norm", "add", "swiglu", "take_last_row"),
-    *("argmax_partial", "argmax_final", "candidates_partial", "candidates_final"),
+    *(
+        "rms_norm",
+        "rms_norm_add",
+        "rms_norm_add_norm",
+        "add",
+        "swiglu",
+        "geglu",
+        "take_last_row",
+        "argmax_partial",
+        "argmax_final",
+        "candidates_partial",
+        "candidates_final",
+    ),
+    *(f"mul_mv_stack_{t}" for t in TYPES),
+    *(f"moe_mv{epilogue}_{t.name}" for epilogue in ("", "_swiglu", "_mix") for t in EXPERT_TYPES),
+    *(f"moe_mv_mix2_{t.name}_{s.name}" for t in EXPERT_TYPES for s in shared_types(t)),
 }
 
 
@@ -78,7 +93,7 @@ def test_kernel_tests_pass_with_a_lesser_instruction_set(isa: str) -> None:
     report = "from kernel_lab import Lab; print(dict(Lab('native').device.info['features'])['isa'])"
     seen = subprocess.run([sys.executable, "-c", report], cwd=HERE, env=env, capture_output=True, text=True, check=True)
     assert seen.stdout.split()[-1] == isa
-    families = ("matmul", "moe_mm", "attention", "misc", "ssm", "candidates")
+    families = ("matmul", "mul_mv", "moe_mm", "moe_mv", "attention", "misc", "ssm", "candidates")
     files = [f"test_kernels_{family}.py" for family in families]
     run = [sys.executable, "-m", "pytest", "-q", "-k", "native", "-p", "no:cacheprovider", *files]
     result = subprocess.run(run, cwd=HERE, env=env, capture_output=True, text=True)
@@ -159,6 +174,11 @@ DIVIDED: dict[str, Callable[[Lab], list[Guarded]]] = {
     "moe_mm": lambda lab: run_moe_mm("", lab),
     "moe_mm-swiglu": lambda lab: run_moe_mm("_swiglu", lab),
     "moe_mix": lambda lab: [run_moe_mix(lab, 9, 7, 5003, 8)],
+    "moe_mv": lambda lab: [run_moe_mv(lab, quants.Q4_K, 203, 512, 9, [8, 0, 3, 3, 5], swiglu=False)],
+    "moe_mv-swiglu": lambda lab: [run_moe_mv(lab, quants.Q8_0, 203, 512, 9, [8, 0, 3, 3, 5], swiglu=True)],
+    "moe_mv-mix": lambda lab: [run_mix(lab, quants.Q5_K, 203, 512, 9, [8, 0, 3, 3, 5])],
+    "moe_mv-mix2": lambda lab: [run_mix(lab, quants.Q6_K, 203, 512, 9, [8, 0, 3], shared=(quants.Q8_0, 256))],
+    "mul_mv-stack": lambda lab: Stack(lab, quants.Q5_K, 512, (67, 5, 103, 103), (0, 1, 0, 0), True).run(),
     "attention_decode": lambda lab: run_attention("attention_decode", "f16", lab),
     "attention_prefill": lambda lab: run_attention("attention_prefill", "f32", lab),
     "rope_kv": lambda lab: run_rope("f16", lab),

@@ -6,6 +6,16 @@
 namespace zinc {
 namespace {
 
+// Block j of a group of ROWS rows.
+template <int ROWS, class Q>
+INLINE void dot_block(const uint8_t* group, size_t row_bytes, int j, const typename Q::Scales (&scales)[ROWS],
+                      const float* x, vf (&sum)[ROWS][2]) {
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        const Weights w = Q::weights(group + r * row_bytes, j, scales[r]);
+        UNROLL for (int i = 0; i < BLOCK / W; i++) sum[r][i % 2] += w.lanes[i] * load<vf>(x + j * BLOCK + i * W);
+    }
+}
+
 // A group of ROWS rows, N_BLOCKS blocks of it; 0 stands for n_blocks, of a partial group. Asks for the same group of
 // the next ROWS rows: the hardware does not see several rows as one stream.
 template <int ROWS, int N_BLOCKS, class Q>
@@ -16,11 +26,10 @@ INLINE void dot_group(const uint8_t* group, size_t row_bytes, const float* x, in
         Q::scales(group + r * row_bytes, N_BLOCKS ? N_BLOCKS : n_blocks, scales[r]);
         settle(scales[r]);
     }
-    for (int j = 0; j < (N_BLOCKS ? N_BLOCKS : n_blocks); j++) {
-        UNROLL for (int r = 0; r < ROWS; r++) {
-            const Weights w = Q::weights(group + r * row_bytes, j, scales[r]);
-            UNROLL for (int i = 0; i < BLOCK / W; i++) sum[r][i % 2] += w.lanes[i] * load<vf>(x + j * BLOCK + i * W);
-        }
+    if constexpr (N_BLOCKS) {  // every block then knows where its bits are
+        UNROLL for (int j = 0; j < N_BLOCKS; j++) dot_block<ROWS, Q>(group, row_bytes, j, scales, x, sum);
+    } else {
+        for (int j = 0; j < n_blocks; j++) dot_block<ROWS, Q>(group, row_bytes, j, scales, x, sum);
     }
 }
 

@@ -37,6 +37,25 @@ INLINE vf nibbles(const uint8_t* p, bool high, float scale, float offset) {
 #endif
 }
 
+// The same of W bytes that hold five bits each.
+INLINE vf five_bits(const uint8_t* p, float scale, float offset) {
+#if defined(NATIVE_AVX512)
+    const vf quants = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const vf lower = quants * scale + offset, upper = lower + 16 * scale;
+    return (vf)_mm512_permutex2var_ps((__m512)lower, (__m512i)widen(p), (__m512)upper);
+#else
+    return convert<vf>(widen(p)) * scale + offset;
+#endif
+}
+
+using Bytes = uint8_t __attribute__((vector_size(BLOCK)));
+
+// Bits `from` and up of every byte at bit `to` and up, those in `mask`.
+INLINE Bytes move_bits(Bytes bytes, int from, int to, int mask) {
+    const auto x = (uint16_t __attribute__((vector_size(BLOCK))))bytes;
+    return (Bytes)(from < to ? x << (to - from) : x >> (from - to)) & uint8_t(mask);
+}
+
 // Adds `step` to the lanes whose `test` has a bit in common with `bit`.
 INLINE vf add_where(vf weights, vi test, vi bit, float step) { return (test & bit) != 0 ? weights + step : weights; }
 
@@ -157,12 +176,12 @@ struct Q5_K {
     using Scales = KScales;
     static INLINE void scales(const uint8_t* group, int, Scales& s) { k_scales(group, s); }
     static INLINE Weights weights(const uint8_t* group, int j, const Scales& s) {
+        const Bytes four = move_bits(load<Bytes>(group + 48 + j / 2 * 32), j % 2 * 4, 0, 0x0f);
+        const Bytes fifth = move_bits(load<Bytes>(group + 16), j, 4, 0x10);  // bit j of a byte belongs to part j
+        uint8_t quants[BLOCK];
+        store(quants, four | fifth);
         Weights w;
-        UNROLL for (int i = 0; i < BLOCK / W; i++) {
-            const vi fifth = widen(group + 16 + i * W);  // bit j of a byte belongs to part j
-            const vf four = nibbles<0>(group + 48 + j / 2 * 32 + i * W, j % 2, s.scale[j], s.offset[j]);
-            w.lanes[i] = add_where(four, fifth, (1 << j) - vi{}, 16 * s.scale[j]);
-        }
+        UNROLL for (int i = 0; i < BLOCK / W; i++) w.lanes[i] = five_bits(quants + i * W, s.scale[j], s.offset[j]);
         return w;
     }
 };
@@ -177,15 +196,14 @@ struct Q6_K {
         for (int i = 0; i < 16; i += W) store(s.scale + i, convert<vf>(widen(signed_bytes(group + 192 + i))) * d);
     }
     static INLINE Weights weights(const uint8_t* group, int j, const Scales& s) {
-        using Bytes = uint8_t __attribute__((vector_size(BLOCK)));
         const int half = j / 4, pair = j % 4;
         const Bytes low = load<Bytes>(group + half * 64 + pair % 2 * 32), high = load<Bytes>(group + 128 + half * 32);
-        const Bytes top = pair < 3 ? high << (4 - 2 * pair) : high >> 2;
-        uint8_t quants[BLOCK];
-        store(quants, ((pair < 2 ? low : low >> 4) & 15) | (top & 0x30));
+        const Bytes six = move_bits(low, pair / 2 * 4, 0, 0x0f) | move_bits(high, pair * 2, 4, 0x30);
+        int8_t quants[BLOCK];
+        store(quants, six - uint8_t(32));
         Weights w;
         UNROLL for (int i = 0; i < BLOCK / W; i++) w.lanes[i] =
-            convert<vf>(widen(quants + i * W) - 32) * s.scale[2 * j + i * W / 16];
+            convert<vf>(widen(quants + i * W)) * s.scale[2 * j + i * W / 16];
         return w;
     }
 };

@@ -27,5 +27,27 @@ INLINE Range piece(uint32_t n, uint64_t i, uint32_t pieces) {
     return {uint32_t(i * each < n ? i * each : n), uint32_t((i + 1) * each < n ? (i + 1) * each : n)};
 }
 
+// Threadgroups [begin, end) of one line along the grid's x, and which line (y).
+struct Line {
+    uint32_t y;
+    uint64_t begin, end;
+};
+
+// Calls f(line) for the lines that threadgroups [begin, end) are.
+template <class F>
+INLINE void for_lines(const Launch& l, uint64_t begin, uint64_t end, F&& f) {
+    const uint64_t width = l.grid[0];
+    for (uint64_t y = begin / width; begin < end; y++) {
+        const uint64_t stop = (y + 1) * width < end ? (y + 1) * width : end;
+        f(Line{uint32_t(y), begin - y * width, stop - y * width});
+        begin = stop;
+    }
+}
+
+// The part of [0, n) that falls to threadgroups [begin, end) of a grid `width` wide.
+INLINE Range pieces(uint32_t n, uint64_t begin, uint64_t end, uint32_t width) {
+    return {piece(n, begin, width).begin, piece(n, end - 1, width).end};
+}
+
 }  // namespace
 }  // namespace zinc

@@ -89,6 +89,10 @@ void swiglu(const Launch& l, uint64_t begin, uint64_t end) {
     binary(l, begin, end, [](vf gate, vf up) { return silu(gate) * up; });
 }
 
+void geglu(const Launch& l, uint64_t begin, uint64_t end) {
+    binary(l, begin, end, [](vf gate, vf up) { return gelu(gate) * up; });
+}
+
 void take_last_row(const Launch& l, uint64_t begin, uint64_t end) {
     const uint32_t n = l.as<ElementwiseParams>().n, n_tokens = l.buffer<const Step>(1)->n_tokens;
     if (n_tokens == 0) return;
@@ -316,6 +320,7 @@ NATIVE_TABLE(rows) = {
     {"rms_norm_add_norm", rms_norm_add<true>, 1},
     {"add", add, 1},
     {"swiglu", swiglu, 1},
+    {"geglu", geglu, 1},
     {"take_last_row", take_last_row, 1},
     {"argmax_partial", argmax_partial, 1},
     {"argmax_final", argmax_final, 1},

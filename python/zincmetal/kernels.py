@@ -166,7 +166,7 @@ class Lowering:
         has_shared, scale = int(op.attrs["has_shared"]), op.attrs["scale"]
         params = self._params("TopKParams", n_expert=n_expert, n_used=n_used, has_shared=has_shared, scale=scale)
         args = (Arg(step, "r"), Arg(logits, "r"), Arg(shared, "r"), Arg(route.ids, "w"), Arg(route.weights, "w"))
-        launches = [Launch("moe_topk", params, args, (rows, 1, 1), 32, op)]
+        launches = [Launch("moe_topk", params, args, (rows, 1, 1), self._shapes["TOP_K_THREADS"], op)]
         if rows > 1:
             tiles = self._max_tiles(rows, n_used, n_expert)
             params = self._params("MoeSortParams", n_expert=n_expert, n_used=n_used, max_tiles=tiles)
@@ -227,8 +227,8 @@ class Lowering:
         weight = _weight(w)
         params = self._moe_params(weight, route.ids.width)
         args = [Arg(r, "r") for r in (route.ids, route.weights, w, x, residual)] + [Arg(op.out, "w")]
-        grid = (_tiles(weight.shape[1], self._mv_rows), 1, 1)
-        return [Launch(f"moe_mv_mix_{weight.type.name}", params, tuple(args), grid, self._mv_threads, op)]
+        grid, threads = (_tiles(weight.shape[1], self._shapes["MOE_MIX_ROWS"]), 1, 1), self._shapes["MOE_MIX_THREADS"]
+        return [Launch(f"moe_mv_mix_{weight.type.name}", params, tuple(args), grid, threads, op)]
 
     def _moe_params(self, weight: Weight, n_used: int) -> bytes:
         n_expert, m, k = weight.shape

@@ -1,0 +1,93 @@
+#include "moe.h"
+#include "mul_mv_rows.h"
+
+// A mixture of experts on one row of the step. The experts' matrices of a layer are one tensor, and a few ids say which
+// of them count.
+
+// The grid's x is tiles of rows, its y the chosen experts. Row j of out is the products of expert ids[j].
+template <class Q>
+kernel void moe_mv(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
+                   device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
+                   device float* out [[buffer(4)]], GRID_IDS) {
+    const ulong at = expert_offset(p, ids[tg.y]);
+    mul_mv_rows<Q>(p, Matrices<1>{{w + at}}, x, Store{out + ulong(tg.y) * p.m}, tg.x * n_sg + sg, lane);
+}
+
+template <class Q>
+kernel void moe_mv_swiglu(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
+                          device const uchar* gate [[buffer(2)]], device const uchar* up [[buffer(3)]],
+                          device const float* x [[buffer(4)]], device float* out [[buffer(5)]], GRID_IDS) {
+    const ulong at = expert_offset(p, ids[tg.y]);
+    mul_mv_rows<Q>(p, Matrices<2>{{gate + at, up + at}}, x, SwiGlu{out + ulong(tg.y) * p.m}, tg.x * n_sg + sg, lane);
+}
+
+// sums += the sum over the chosen experts j of weights[j] W[ids[j]] x[j], for the rows from `first` on: the share of
+// this lane of the experts that fall to its simdgroup.
+template <class Q, uint R, class P>
+METAL_FUNC void add_experts(thread Sums<R>& sums, constant P& p, device const int* ids, device const float* weights,
+                            device const uchar* w, device const float* x, uint first, uint sg, uint lane, uint n_sg) {
+    for (uint j = sg; j < p.n_used; j += n_sg) {
+        const Matrices<1> expert{{w + expert_offset(p, ids[j])}};
+        add_rows<Q>(sums, rows_of<R>(expert, first, p.m, p.row_bytes), x + ulong(j) * p.k, p.k, weights[j], lane);
+    }
+}
+
+// out = residual + the sums of all simdgroups; residual may be out itself. scratch holds R values per simdgroup.
+template <uint R>
+METAL_FUNC void put_mix(Sums<R> sums, device const float* residual, device float* out, threadgroup float* scratch,
+                        uint first, uint m, uint tid, uint sg, uint lane, uint n_sg) {
+    sum_lanes(sums);
+    UNROLL for (uint r = 0; r < R; r++) {
+        if (lane == 0) scratch[sg * R + r] = sums.of[r];
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (tid >= R || first + tid >= m) return;
+    float sum = residual[first + tid];
+    for (uint i = 0; i < n_sg; i++) sum += scratch[i * R + tid];
+    out[first + tid] = sum;
+}
+
+// out = residual + what the chosen experts make of their rows of x, weighted. A threadgroup takes MOE_MIX_ROWS rows.
+template <class Q>
+kernel void moe_mv_mix(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
+                       device const float* weights [[buffer(2)]], device const uchar* w [[buffer(3)]],
+                       device const float* x [[buffer(4)]], device const float* residual [[buffer(5)]],
+                       device float* out [[buffer(6)]], GRID_IDS) {
+    TG_ARRAY(float, scratch, SIMD* MOE_MIX_ROWS);
+    const uint first = tg.x * MOE_MIX_ROWS;
+    Sums<MOE_MIX_ROWS> sums;
+    sums.clear();
+    add_experts<Q>(sums, p, ids, weights, w, x, first, sg, lane, n_sg);
+    put_mix(sums, residual, out, scratch, first, p.m, tid, sg, lane, n_sg);
+}
+
+// The same and a shared expert, whose weight follows those of the others.
+template <class Q, class Shared>
+kernel void moe_mv_mix2(constant MoeSharedParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
+                        device const float* weights [[buffer(2)]], device const uchar* w [[buffer(3)]],
+                        device const float* x [[buffer(4)]], device const float* residual [[buffer(5)]],
+                        device const uchar* w_shared [[buffer(6)]], device const float* x_shared [[buffer(7)]],
+                        device float* out [[buffer(8)]], GRID_IDS) {
+    TG_ARRAY(float, scratch, SIMD* MOE_MIX_ROWS);
+    const uint first = tg.x * MOE_MIX_ROWS;
+    Sums<MOE_MIX_ROWS> sums;
+    sums.clear();
+    add_experts<Q>(sums, p, ids, weights, w, x, first, sg, lane, n_sg);
+    if (sg == p.n_used % n_sg) {  // whose turn it is
+        const Matrices<1> shared{{w_shared}};
+        add_rows<Shared>(sums, rows_of<MOE_MIX_ROWS>(shared, first, p.m, p.row_bytes_shared), x_shared, p.k_shared,
+                         weights[p.n_used], lane);
+    }
+    put_mix(sums, residual, out, scratch, first, p.m, tid, sg, lane, n_sg);
+}
+
+#define MOE_MV(type, Q)                                                                                                \
+    KERNEL("moe_mv_" type, moe_mv<Q>)                                                                                  \
+    KERNEL("moe_mv_swiglu_" type, moe_mv_swiglu<Q>)                                                                    \
+    KERNEL("moe_mv_mix_" type, moe_mv_mix<Q>)                                                                          \
+    KERNEL("moe_mv_mix2_" type "_" type, moe_mv_mix2<Q, Q>)
+EXPERT_TYPES(MOE_MV)
+
+// Files of few bits keep the shared expert, which every token meets, at eight.
+#define MOE_MV_SHARED_Q8_0(type, Q) KERNEL("moe_mv_mix2_" type "_q8_0", moe_mv_mix2<Q, Quantised<Q8_0>>)
+LOW_BIT_TYPES(MOE_MV_SHARED_Q8_0)

@@ -1,0 +1,71 @@
+// Products of a few rows of weights with one vector of activations, by a simdgroup: what every mul_mv is made of.
+#pragma once
+
+#include "matmul_epilogue.h"
+#include "quant_dot.h"
+#include "shapes.h"
+
+template <uint R>
+struct Rows {
+    device const uchar* at[R];
+};
+
+template <uint R>
+struct Sums {
+    float of[R];
+
+    METAL_FUNC void clear() { UNROLL for (uint r = 0; r < R; r++) of[r] = 0.0f; }
+};
+
+// The rows from `first` on of one matrix, or half as many of each of two.
+template <uint R, uint N>
+METAL_FUNC Rows<R> rows_of(Matrices<N> w, uint first, uint m, uint row_bytes) {
+    Rows<R> rows;
+    UNROLL for (uint r = 0; r < R; r++) rows.at[r] = w.row(r, R, first, m, row_bytes);
+    return rows;
+}
+
+// sums += factor * (rows · x), this lane's share: lanes divide the blocks, a part of 16 weights each, so that even a
+// row of two super-blocks keeps all of them busy. The activations of a part stay in registers for all rows.
+template <class Q, uint R>
+METAL_FUNC void add_rows(thread Sums<R>& sums, Rows<R> rows, device const float* x, uint k, float factor, uint lane) {
+    UNROLL for (uint r = 0; r < R; r++) sums.of[r] += factor * Q::dot_tail(rows.at[r], x, k, lane);
+
+    const uint part = lane % Q::PARTS;
+    const uint n_blocks = Q::is_whole(k) ? k / Q::BLOCK : 0;
+    for (uint block = lane / Q::PARTS; block < n_blocks; block += SIMD / Q::PARTS) {
+        const typename Q::X xs = Q::load_x(x + block * Q::BLOCK, part);
+        UNROLL for (uint r = 0; r < R; r++) {
+            sums.of[r] += factor * Q::dot_part((device const typename Q::Block*)rows.at[r] + block, part, xs);
+        }
+    }
+}
+
+template <uint R>
+METAL_FUNC void sum_lanes(thread Sums<R>& sums) {
+    UNROLL for (uint r = 0; r < R; r++) sums.of[r] = simd_sum(sums.of[r]);
+}
+
+// Sums the shares of the lanes and hands the products of the rows from `first` on to the epilogue.
+template <class Epilogue, uint R>
+METAL_FUNC void put_rows(Sums<R> sums, Epilogue out, uint first, uint m, uint lane) {
+    const uint outputs = R / Epilogue::MATRICES;
+    sum_lanes(sums);
+    if (lane != 0) return;
+    UNROLL for (uint r = 0; r < outputs; r++) {
+        const uint row = first + r;
+        if (row < m) out.put({0, row, row}, sums.of[r], sums.of[R - outputs + r]);
+    }
+}
+
+// W x for the simdgroup's MUL_MV_ROWS rows of one matrix or of two. P has k, m and row_bytes.
+template <class Q, class Epilogue, class P>
+METAL_FUNC void mul_mv_rows(constant P& p, Matrices<Epilogue::MATRICES> w, device const float* x, Epilogue out,
+                            uint simdgroup, uint lane) {
+    const uint first = simdgroup * (MUL_MV_ROWS / Epilogue::MATRICES);
+    if (first >= p.m) return;  // all 32 lanes
+    Sums<MUL_MV_ROWS> sums;
+    sums.clear();
+    add_rows<Q>(sums, rows_of<MUL_MV_ROWS>(w, first, p.m, p.row_bytes), x, p.k, 1.0f, lane);
+    put_rows(sums, out, first, p.m, lane);
+}
