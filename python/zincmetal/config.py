@@ -14,6 +14,7 @@ from .gguf import File
 
 # Head sizes that the attention kernels are compiled for: each serves those up to it. The last is the largest.
 HEAD_CLASSES = (32, 64, 96, 128, 256)
+SSM_CLASSES = (64, 128, 256)  # the same of the recurrent layers' kernels
 # Architectures whose feed-forward is a mixture of experts, and those with recurrent layers.
 MIXTURES = frozenset({"qwen3moe", "qwen35moe"})
 HYBRIDS = frozenset({"qwen35", "qwen35moe"})

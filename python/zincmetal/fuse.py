@@ -15,7 +15,7 @@ STACK = 4  # matrices that one stacked product takes
 def fuse(ops: list[Op], rows: int) -> list[Op]:
     """All passes for steps of up to ``rows`` rows, in order."""
     ops = fuse_norms(fuse_residual(fuse_glu(ops)))
-    return fuse_mix(ops) if rows == 1 else ops
+    return fuse_stack(fuse_shared(fuse_mix(ops))) if rows == 1 else ops
 
 
 def fuse_glu(ops: list[Op]) -> list[Op]:
@@ -88,6 +88,25 @@ def fuse_mix(ops: list[Op]) -> list[Op]:
         if experts is None or experts.kind != "experts" or _unbatched(experts):
             return None
         return Op("experts_mix", (*experts.reads, residual), op.writes), [experts]
+
+    return _rewrite(ops, rewrite)
+
+
+def fuse_shared(ops: list[Op]) -> list[Op]:
+    """experts_mix(linear_mix(residual, shared expert), …) -> one experts_mix of all, where a kernel has both types."""
+
+    def rewrite(op: Op, producer: Producer) -> tuple[Op, list[Op]] | None:
+        if op.kind != "experts_mix":
+            return None
+        *before, residual = op.reads
+        shared = producer(residual)
+        if shared is None or shared.kind != "linear_mix":
+            return None
+        _, w_shared, x_shared, residual, _ = shared.reads
+        types = {w.type.name for w in (*_weights(op), *_weights(shared))}
+        if len(types) > 1 and _weights(shared)[0].type.name != "q8_0":
+            return None
+        return Op("experts_mix", (*before, residual, w_shared, x_shared), op.writes), [shared]
 
     return _rewrite(ops, rewrite)
 

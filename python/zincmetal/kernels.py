@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import HEAD_CLASSES, ModelConfig
+from .config import HEAD_CLASSES, SSM_CLASSES, ModelConfig
 from .fuse import STACK, UNBATCHED
 from .graph import STEP, TOKENS, Op, Operand, Route, Value, Weight
 
@@ -223,17 +223,26 @@ class Lowering:
 
     def _experts_mix(self, op: Op, rows: int) -> list[Launch]:
         assert rows == 1, "many rows mix after their products"
-        route, (w, x, residual) = Route(*(_value(r) for r in op.reads[:5])), op.reads[5:]
-        weight = _weight(w)
-        params = self._moe_params(weight, route.ids.width)
-        args = [Arg(r, "r") for r in (route.ids, route.weights, w, x, residual)] + [Arg(op.out, "w")]
-        grid, threads = (_tiles(weight.shape[1], self._shapes["MOE_MIX_ROWS"]), 1, 1), self._shapes["MOE_MIX_THREADS"]
-        return [Launch(f"moe_mv_mix_{weight.type.name}", params, tuple(args), grid, threads, op)]
+        route, (w, x, residual, *shared) = Route(*(_value(r) for r in op.reads[:5])), op.reads[5:]
+        weight, shapes, n_used = _weight(w), self._shapes, route.ids.width
+        args = [Arg(r, "r") for r in (route.ids, route.weights, w, x, residual, *shared)] + [Arg(op.out, "w")]
+        grid = (_tiles(weight.shape[1], shapes["MOE_MIX_ROWS"]), 1, 1)
+        if not shared:
+            name, params = f"moe_mv_mix_{weight.type.name}", self._moe_params(weight, n_used)
+            return [Launch(name, params, tuple(args), grid, shapes["MOE_MIX_THREADS"], op)]
+        w_shared = _weight(shared[0])
+        sizes = {"k_shared": w_shared.shape[1], "row_bytes_shared": w_shared.row_bytes}
+        params = self._params("MoeSharedParams", **self._moe_sizes(weight, n_used), **sizes)
+        name = f"moe_mv_mix2_{weight.type.name}_{w_shared.type.name}"
+        return [Launch(name, params, tuple(args), grid, shapes["MOE_MIX2_THREADS"], op)]
 
     def _moe_params(self, weight: Weight, n_used: int) -> bytes:
+        return self._params("MoeParams", **self._moe_sizes(weight, n_used))
+
+    def _moe_sizes(self, weight: Weight, n_used: int) -> dict[str, int]:
         n_expert, m, k = weight.shape
-        size = {"row_bytes": weight.row_bytes, "expert_bytes": m * weight.row_bytes}
-        return self._params("MoeParams", k=k, m=m, **size, n_expert=n_expert, n_used=n_used)
+        nbytes = {"row_bytes": weight.row_bytes, "expert_bytes": m * weight.row_bytes}
+        return {"k": k, "m": m, **nbytes, "n_expert": n_expert, "n_used": n_used}
 
     def _mix(self, op: Op, rows: int) -> list[Launch]:
         n, weights = _value(op.out).width, _value(op.reads[1])
@@ -258,16 +267,27 @@ class Lowering:
         )
         step, qkv, z, alpha, beta, conv_w, a, dt_bias, norm_w = (Arg(r, "r") for r in op.reads)
         out, conv_state, state = Arg(op.out, "w"), Arg(op.writes[1], "rw"), Arg(op.writes[2], "rw")
+        shapes, n_head = self._shapes, ssm.n_v_head
+        size = next(c for c in SSM_CLASSES if ssm.d_state <= c)
         if rows == 1:
             args = (step, qkv, z, alpha, beta, conv_w, a, dt_bias, norm_w, conv_state, state, out)
-            return [Launch("ssm_step", params, args, (ssm.n_v_head, 1, 1), self._shapes["SSM_STEP_THREADS"], op)]
+            return [Launch(f"ssm_step_{size}", params, args, (n_head, 1, 1), shapes["SSM_STEP_THREADS"], op)]
         conv = Value(f"{_value(op.out).name}.conv", ssm.channels)
         raw = Value(f"{_value(op.out).name}.delta", ssm.d_inner)
+
+        def launch(kernel: str, args: tuple[Arg, ...], x: int, y: int, threads: str) -> Launch:
+            return Launch(kernel, params, args, (x, y, 1), shapes[threads], op)
+
+        convolve = (step, qkv, conv_w, conv_state, Arg(conv, "w"))
+        heads, token_tiles = 2 * ssm.n_k_head + n_head, _tiles(rows, shapes["SSM_CONV_TOKENS"])
         delta = (step, Arg(conv, "r"), alpha, beta, a, dt_bias, state, Arg(raw, "w"))
+        column_tiles = _tiles(ssm.d_state * size, shapes["SSM_DELTA_FLOATS"])
+        norm = (step, Arg(raw, "r"), z, norm_w, out)
+        head_tiles = _tiles(n_head, shapes["SSM_NORM_THREADS"] // 32)
         return [
-            Launch("ssm_conv1d", params, (step, qkv, conv_w, conv_state, Arg(conv, "w")), (1, 1, 1), 32, op),
-            Launch("ssm_delta", params, delta, (1, 1, 1), 32, op),
-            Launch("ssm_norm", params, (step, Arg(raw, "r"), z, norm_w, out), (1, 1, 1), 32, op),
+            launch("ssm_conv1d", convolve, heads, token_tiles, "SSM_CONV_THREADS"),
+            launch(f"ssm_delta_{size}", delta, column_tiles, n_head, "SSM_DELTA_THREADS"),
+            launch("ssm_norm", norm, head_tiles, rows, "SSM_NORM_THREADS"),
         ]
 
     def _rope_kv(self, op: Op, rows: int) -> list[Launch]:
