@@ -104,7 +104,7 @@ def fuse_shared(ops: list[Op]) -> list[Op]:
             return None
         _, w_shared, x_shared, residual, _ = shared.reads
         types = {w.type.name for w in (*_weights(op), *_weights(shared))}
-        if len(types) > 1 and _weights(shared)[0].type.name != "q8_0":
+        if len(types) > 1 and (_weights(shared)[0].type.name != "q8_0" or "f16" in types):
             return None
         return Op("experts_mix", (*before, residual, w_shared, x_shared), op.writes), [shared]
 
