@@ -15,7 +15,8 @@ from zincmetal.engine import Model
 from zincmetal.errors import UsageError
 from zincmetal.layout import buffer_sizes
 
-REFERENCE = reference_models("llama", "qwen3")
+ARCHITECTURES = ("gemma3", "llama", "qwen2", "qwen3")
+REFERENCE = reference_models(*ARCHITECTURES)
 GPUS = [name for name in ("metal", "cuda") if backend.is_built(name)]
 LANES = ["msl", "native", *GPUS]
 # Both lanes compute in float32, as the fixture's exact figures were: what is left is the rounding of those.
@@ -40,8 +41,8 @@ def kl(exact_logprobs: np.ndarray, logits: np.ndarray) -> np.ndarray:
     return (np.exp(exact) * (exact - log_softmax(logits))).sum(axis=-1)
 
 
-def test_there_are_reference_files_of_both_architectures():
-    assert {p.stem.split("-")[0] for p in REFERENCE} == {"llama", "qwen3"}
+def test_there_are_reference_files_of_every_architecture():
+    assert {p.stem.split("-")[0] for p in REFERENCE} == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)
