@@ -109,6 +109,10 @@ METAL_FUNC T exchange(const T& value, uint argument, const char* operation, cons
     return reinterpret_cast<const T*>(slots.results)[lane];
 }
 
+// Row and first column of a lane's two elements: quads tile the matrix as Apple's hardware has it.
+METAL_FUNC constexpr uint matrix_row(uint lane) { return (lane >> 2 & 4) + (lane >> 1 & 3); }
+METAL_FUNC constexpr uint matrix_col(uint lane) { return (lane >> 1 & 4) + (lane << 1 & 2); }
+
 // D = A B + C with float accumulation, rounded once; the result travels back in c.
 struct MultiplyAccumulate {
     template <class P>

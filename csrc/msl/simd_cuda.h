@@ -136,26 +136,51 @@ struct Ballot {
     }
 };
 
-// The lane that holds an element of a matrix: the inverse of matrix_row and matrix_col.
-METAL_FUNC constexpr uint matrix_lane(uint row, uint col) {
-    return (row & 4) << 2 | (row & 3) << 1 | (col & 4) << 1 | (col >> 1 & 1);
+// Row and first column of a lane's two elements: as the matrix unit has its results.
+METAL_FUNC constexpr uint matrix_row(uint lane) { return lane / 4; }
+METAL_FUNC constexpr uint matrix_col(uint lane) { return lane % 4 * 2; }
+
+// A float as two that the matrix unit takes, of 11 significant bits each: what they leave is 2^-22 of it. That is all
+// of the narrower types in the first.
+struct Split {
+    uint high, low;
+    METAL_FUNC explicit Split(float x) {
+        asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(high) : "f"(x));
+        asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(low) : "f"(x - __uint_as_float(high)));
+    }
+};
+
+// sum += A B by the matrix unit, of which 8 by 8 matrices fill a half. Its column q of A is column 2 q of ours, q + 4
+// is 2 q + 1, and so for the rows of B: a sum does not mind, and A's elements are where they should be.
+METAL_FUNC void multiply_tf32(float2& sum, uint a0, uint a1, uint b0, uint b1) {
+    [[maybe_unused]] float unused0, unused1;
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %11, %12, %13};"
+        : "=f"(sum.x), "=f"(sum.y), "=f"(unused0), "=f"(unused1)
+        : "r"(a0), "r"(0), "r"(a1), "r"(0), "r"(b0), "r"(b1), "f"(sum.x), "f"(sum.y), "f"(0.0f), "f"(0.0f));
 }
 
-// D = A B + C with float accumulation, rounded once; the result travels back in c. Two columns of A and two rows of B
-// at a time, as their neighbours lie in one lane.
+// Element (row, lane / 4) of a matrix.
+template <class T>
+METAL_FUNC float column_of_lane(const vec<T, 2>& m, uint row) {
+    const uint column = current_lane() / 4;
+    const vec<T, 2> pair = Shuffle<FromLane, simd_width>::apply(m, row * 4 + column / 2);
+    return column % 2 ? float(pair.y) : float(pair.x);
+}
+
+// D = A B + C with float accumulation; the result travels back in c. The matrix unit rounds its sums towards zero: it
+// gets those of eight products alone.
 struct MultiplyAccumulate {
     template <class A, class B, class C>
     static METAL_FUNC Product<A, B, C> apply(const Product<A, B, C>& in, uint) {
-        const uint row = matrix_row(current_lane()), col = matrix_col(current_lane());
-        float2 sum(float(in.c.x), float(in.c.y));
-        for (uint k = 0; k < 8; k += 2) {
-            const vec<A, 2> a = Shuffle<FromLane, simd_width>::apply(in.a, matrix_lane(row, k));
-            const vec<B, 2> b0 = Shuffle<FromLane, simd_width>::apply(in.b, matrix_lane(k, col));
-            const vec<B, 2> b1 = Shuffle<FromLane, simd_width>::apply(in.b, matrix_lane(k + 1, col));
-            sum += float(a.x) * float2(float(b0.x), float(b0.y));
-            sum += float(a.y) * float2(float(b1.x), float(b1.y));
-        }
-        return {in.a, in.b, vec<C, 2>(C(sum.x), C(sum.y))};
+        const uint k = current_lane() % 4 * 2;
+        const Split a0(float(in.a.x)), a1(float(in.a.y));
+        const Split b0(column_of_lane(in.b, k)), b1(column_of_lane(in.b, k + 1));
+        float2 sum(0.0f, 0.0f);
+        multiply_tf32(sum, a0.low, a1.low, b0.high, b1.high);
+        multiply_tf32(sum, a0.high, a1.high, b0.low, b1.low);
+        multiply_tf32(sum, a0.high, a1.high, b0.high, b1.high);
+        return {in.a, in.b, vec<C, 2>(C(float(in.c.x) + sum.x), C(float(in.c.y) + sum.y))};
     }
 };
 

@@ -1,4 +1,4 @@
-// What the lanes of a simdgroup may ask of each other, and where the elements of a matrix lie in them.
+// What the lanes of a simdgroup may ask of each other.
 #pragma once
 
 #include "functions.h"
@@ -56,10 +56,6 @@ struct BitXor {
         return T(a ^ b);
     }
 };
-
-// Row and first column of a lane's two elements: quads tile the matrix as Apple's hardware has it.
-METAL_FUNC constexpr uint matrix_row(uint lane) { return (lane >> 2 & 4) + (lane >> 1 & 3); }
-METAL_FUNC constexpr uint matrix_col(uint lane) { return (lane >> 1 & 4) + (lane << 1 & 2); }
 
 // What a lane brings to a matrix product.
 template <class A, class B, class C>
