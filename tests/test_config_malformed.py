@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 import tracemalloc
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ import pytest
 
 import gguf_builder as b
 import synthetic
+import zincmetal
 from conftest import DATA
 from zincmetal import arch, config, gguf, quants
 from zincmetal.errors import GGUFError, UnsupportedModelError, ZincError
@@ -209,6 +211,32 @@ def test_a_tensor_of_another_shape_or_type_is_named(name, tmp_path, good):
         bad = {**TENSORS, name: replace(w, type=qtype)}
         with pytest.raises(UnsupportedModelError, match=rf"tensor {name}\b.* {qtype.name}"):
             examine_with(tmp_path / "bad.gguf", good, {}, bad)
+
+
+@pytest.mark.parametrize(
+    ("changes", "extra", "unused"),
+    [
+        ({"block_count": 3}, [], "blk.3."),
+        ({"block_count": 3, "nextn_predict_layers": 1}, [], "blk.3."),
+        ({}, ["blk.4.nextn.eh_proj.weight"], "blk.4."),
+        ({}, ["blk.0.attn_q.bias", "blk.3.attn_q.bias"], "2 tensors"),
+        ({"expert_shared_feed_forward_length": 0}, [], "shexp"),
+        ({}, ["blk.1.attn_k.weight"], "blk.1.attn_k.weight"),
+        ({}, ["mm.0.weight"], "mm.0.weight"),
+    ],
+)
+def test_tensors_that_nothing_reads_are_refused(changes, extra, unused, tmp_path, good):
+    keys = good | {f"{ARCH}.{name}": value for name, value in changes.items()}
+    write(tmp_path / "bad.gguf", keys, TENSORS | {name: Weight(name, quants.F32, (32,)) for name in extra})
+    with pytest.raises(UnsupportedModelError, match=f"no use for .*{re.escape(unused)}"):
+        zincmetal.load(tmp_path / "bad.gguf", device="cpu")
+
+
+def test_blocks_that_draft_tokens_are_left_alone(tmp_path, good):
+    keys = good | {f"{ARCH}.block_count": 5, f"{ARCH}.nextn_predict_layers": 1}
+    draft = {name: Weight(name, quants.F32, (32,)) for name in ("blk.4.nextn.eh_proj.weight", "blk.4.attn_q.weight")}
+    write(tmp_path / "draft.gguf", keys, TENSORS | draft)
+    zincmetal.load(tmp_path / "draft.gguf", device="cpu").close()
 
 
 # ---- Gemma 3: layers with a window ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import synthetic
 import zincmetal
 from conftest import DATA, reference_models
 from zincmetal import backend, engine, gguf, report
@@ -28,6 +29,15 @@ def device():
     return core, opened.info
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The 35B-A3B file at full size, without its weights: a header, and the hole that follows it."""
+    path = tmp_path_factory.mktemp("whole") / "whole.gguf"
+    synthetic.write(path, synthetic.Sizes(), empty=True)
+    with gguf.open(path) as file:
+        yield file
+
+
 def blueprint(file, device, **options):
     core, info = device
     return Blueprint(file, core, info, **options)
@@ -41,12 +51,24 @@ def test_a_loaded_model_takes_what_was_planned(kv):
     with zincmetal.load(PATH, device="cpu", kv=kv, context=1000) as model:
         plan = model.blueprint.memory()
         model.generate(np.arange(600) % 512, max_tokens=3)  # the largest plans, a small one, decode
+        model.generate([1, 2, 3], max_tokens=3, temperature=1.0)  # and what sampling needs
         buffers = model._memory._buffers
         allocated = sum(b.nbytes for name, b in buffers.items() if not name.startswith("weights."))
         mapped = sum(b.nbytes for name, b in buffers.items() if name.startswith("weights."))
     assert allocated == plan.total - sum(plan.weights.values())
     slack = 32 * len(model.file.tensors) + 2 * model.device.info["page_bytes"]  # alignment; whole pages
     assert 0 <= mapped - sum(plan.weights.values()) < slack
+
+
+def test_sizes_of_the_full_model(whole, device):
+    """As its geometry says, and as llama.cpp reports for the real file: 42.50 MiB of q8_0 K/V for 4096 tokens."""
+    plan = blueprint(whole, device, context=4096, kv="q8_0").memory()
+    assert plan.kv - 4 * 4096 // 64 == 42.5 * 2**20
+    assert plan.recurrent == 30 * 4 * (32 * 128 * 128 + 4 * 8192)
+    assert plan.logits == 4 * 248320
+    assert sum(plan.weights.values()) == pytest.approx(22.13e9, rel=1e-3)
+    per_token = {kv: blueprint(whole, device, context=64, kv=kv).memory().kv - 4 for kv in ("f32", "f16")}
+    assert per_token == {"f32": 64 * 10 * 2 * 2 * 256 * 4, "f16": 64 * 10 * 2 * 2 * 256 * 2}
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch, device):
@@ -98,6 +120,45 @@ def test_plans_that_prompts_need():
 
 
 # ---- the bytes of a token ---------------------------------------------------------------------------------------
+
+# MB that a token of the full model reads, by path: what decode of the real one is known to cost.
+TABLE = {
+    "LM head": 540,
+    "SSM": 1089,
+    "attention": 290,
+    "routed experts": 608,
+    "shared expert": 134,
+    "router": 84,
+}
+# A profile of the real file, in GiB over 69 tokens: one of its layers has experts of q5_k, q5_k and q6_k.
+PROFILE = {"q8_0": 130.93, "q4_k": 23.65, "q5_k": 15.19, "q6_k": 0.44}
+
+
+def test_bytes_per_token_by_path(whole, device):
+    token = blueprint(whole, device).plan(1)
+    by_path = Counter()
+    for (path, _), nbytes in token.weight_reads().items():
+        by_path[path] += nbytes / 1e6
+    assert {path: by_path[path] for path in TABLE} == pytest.approx(TABLE, rel=0.02)
+    assert by_path.total() == pytest.approx(2746, rel=0.02)
+    assert by_path.total() - sum(by_path[path] for path in TABLE) < 2  # norms, one row of the embedding
+    assert token.recurrent_bytes() / 1e6 == pytest.approx(132, rel=0.02)
+
+
+def test_bytes_per_token_by_type(tmp_path, device):
+    path = tmp_path / "mixed.gguf"
+    synthetic.write(path, replace(synthetic.Sizes(), mixed_layers=1), empty=True)
+    with gguf.open(path) as file:
+        by_type = blueprint(file, device).plan(1).weight_bytes()
+    assert {t: 69 * by_type[t] / 2**30 for t in PROFILE} == pytest.approx(PROFILE, rel=0.02)
+
+
+def test_a_step_of_many_rows_reads_each_expert_once(whole, device):
+    model = blueprint(whole, device)
+    experts = {rows: sum(n for (p, _), n in model.plan(rows).weight_reads().items() if p == "routed experts")
+               for rows in (1, 16, 32, 512)}  # fmt: skip
+    assert experts[16] == 16 * experts[1]
+    assert experts[32] == experts[512] == 32 * experts[1]  # 256 experts, of which one row takes 8
 
 
 def test_a_windowed_layer_reads_its_window(device):

@@ -272,7 +272,7 @@ def _bytes_read(weight: Weight, op: Op, rows: int) -> int:
     whole = weight.type.nbytes(weight.shape)
     if op.kind == "embed":
         return rows * weight.row_bytes
-    if op.kind.startswith("experts"):
+    if op.kind.startswith("experts") and len(weight.shape) == 3:
         n_expert, ids = weight.shape[0], op.reads[0]
         assert isinstance(ids, Value)
         return whole // n_expert * min(n_expert, rows * ids.width)
