@@ -261,6 +261,7 @@ void bind_plan(py::module_& m) {
                                })
         .def("settle", &Session::settle, py::call_guard<py::gil_scoped_release>())
         .def("rewind", &Session::rewind, py::arg("length"))
+        .def("resume", &Session::resume, py::arg("length"))
         .def("close", &Session::close);
 
     m.def(

@@ -89,6 +89,15 @@ void Session::rewind(uint32_t length) {
     length_ = length;
 }
 
+void Session::resume(uint32_t length) {
+    Exclusive running(busy_);
+    refuse_in_flight();
+    if (length_ != 0 || length > n_ctx_)
+        throw UsageError("cannot resume at " + std::to_string(length) + " of a context of " + std::to_string(n_ctx_) +
+                         ": the sequence has " + std::to_string(length_) + " tokens and must be empty");
+    length_ = length;
+}
+
 Counters Session::counters() const {
     const std::lock_guard lock(counters_mutex_);
     return counters_;

@@ -58,6 +58,7 @@ class Session {
     std::vector<int32_t> settle();
 
     void rewind(uint32_t length);  // forget all positions from length on
+    void resume(uint32_t length);  // an empty sequence whose state the caller has put in place
     void close() { closed_ = true; }
 
     uint32_t length() const { return length_; }

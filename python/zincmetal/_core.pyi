@@ -65,6 +65,8 @@ class Session:
     def settle(self) -> list[int]:
         """Wait for the step in flight, if there is one; the ids, now part of the sequence, of its tokens."""
     def rewind(self, length: int) -> None: ...
+    def resume(self, length: int) -> None:
+        """Make an empty sequence one of ``length`` tokens, whose state is in place. Raises UsageError."""
     def close(self) -> None: ...
 
 def shapes() -> dict[str, int]:

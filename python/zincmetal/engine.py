@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import operator
 import os
 import threading
@@ -15,17 +17,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import backend, gguf
+from . import backend, gguf, snapshot
 from .blueprint import HEADS, PREFILL_ROWS, Blueprint
 from .candidates import StepLogits
 from .errors import ContextFullError, DeviceError, UsageError
 from .layout import KV_TYPES
-from .memory import Memory
+from .memory import Memory, map_weights
 from .plan import ARENA, Plan
+from .routed import Compiled, RoutedPlan, compiled, routed_counters
 from .sampling import Sampler, SamplingParams
+from .snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from . import _core
     from .chat import ChatTemplate
     from .tokenizer import Tokenizer
 
@@ -87,24 +90,33 @@ class Model:
             raise UsageError(f"threads must be 0 (the cores there are) to {MAX_THREADS}, not {threads!r}")
         self.file = file
         self.core, self.device = backend.open_device(device, threads)
-        self._asynchronous = bool(self.device.info["asynchronous"])
         self.blueprint = Blueprint(file, self.core, self.device.info, context, kv)
         self.blueprint.memory().check()
         self.config = self.blueprint.config
-        self._memory = Memory(self.device, file, self.blueprint.layout)
+        self._weights = map_weights(self.device, file, self.blueprint.layout)
+        self._family: set[int] = set()  # the models that share the file and the weights
+        self._tokenizer: Tokenizer | None = None
+        self._template: ChatTemplate | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """What a model does not share with its forks: a sequence, its memory, and plans that use it."""
+        self._memory = Memory(self.device, self._weights, self.blueprint.layout)
         self._memory.alloc(ARENA, 1)
-        self._plans: dict[tuple[int, str], tuple[Plan, _core.Plan]] = {}
+        self._plans: dict[tuple[int, str], tuple[Plan, Compiled]] = {}
         self._sequence: list[int] = []
         self._words_read = 0
         self._one_call = threading.Lock()
         self._closed = False
-        self._tokenizer: Tokenizer | None = None
-        self._template: ChatTemplate | None = None
         self.session = self.core.Session(
             self._memory.buffer("step"), self._memory.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
         )
         self._streams: weakref.WeakSet[Generator[Chunk, None, None]] = weakref.WeakSet()
-        self._recorded(1, "argmax")
+        self._family.add(id(self))
+        decode = self._recorded(1, "argmax")[1]
+        self._ahead = bool(self.device.info["asynchronous"]) and not isinstance(decode, RoutedPlan)
+        if isinstance(decode, RoutedPlan):
+            logging.getLogger("zincmetal").warning("%s: its experts are routed by the host, which is slow", decode.why)
 
     # ---- text ---------------------------------------------------------------------------------------------
 
@@ -198,7 +210,7 @@ class Model:
             text, sampler = TextStream(self.tokenizer, stop), Sampler(params)
             head = "argmax" if params.greedy else "candidates"
             last = min(max_tokens, self.config.n_ctx - len(ids) + 1)
-            last_ahead = last - 2 if params.greedy and self._asynchronous else 0
+            last_ahead = last - 2 if params.greedy and self._ahead else 0
             kept = self._keep_common(ids)
             for rows in {1, *_chunk_rows(len(ids) - kept)}:
                 self._recorded(rows, head)
@@ -244,6 +256,49 @@ class Model:
         with self._exclusive():
             self._rewind(0)
 
+    def save(self) -> Snapshot:
+        """A copy of the sequence and its state in host memory, for :meth:`restore`."""
+        with self._exclusive():
+            return snapshot.take(self._memory, self.blueprint.layout, self._page, self._sequence)
+
+    def restore(self, saved: Snapshot) -> None:
+        """Go on from a saved sequence, in this model or another one of the same file and type of K/V cache.
+
+        Raises UsageError where the snapshot is of another kind, ContextFullError where it is too long.
+        """
+        with self._exclusive():
+            if len(saved.tokens) > self.config.n_ctx:
+                raise ContextFullError(
+                    f"the snapshot has {len(saved.tokens)} tokens and the context {self.config.n_ctx}; "
+                    f"load the model with a larger context"
+                )
+            self._rewind(0)
+            snapshot.put(self._memory, self.blueprint.layout, self._page, saved)
+            self.session.resume(len(saved.tokens))
+            self._sequence = list(saved.tokens)
+
+    def fork(self) -> Model:
+        """Another model with the same weights, at the same point of a sequence of its own; close it by itself."""
+        saved = self.save()
+        twin = copy.copy(self)
+        twin._begin()
+        twin.restore(saved)
+        return twin
+
+    def profile(self) -> dict[str, Any]:
+        """What running cost so far: steps, tokens, command buffers, dispatches, barriers, seconds of the device.
+
+        ``host_routed`` says the same of steps whose experts the host had to route, and ``host_routed_why``.
+        """
+        routed = [plan for _, plan in self._plans.values() if isinstance(plan, RoutedPlan)]
+        total = routed_counters(plan.counters for plan in routed)
+        return {**self.session.counters, "host_routed": total, "host_routed_why": routed[0].why if routed else None}
+
+    @property
+    def _page(self) -> int:
+        page: int = self.core.shapes()["KV_PAGE"]
+        return page
+
     @property
     def words_read(self) -> int:
         """32-bit words of logits, ids and sums that sampling has read from the device since the model was loaded."""
@@ -281,13 +336,19 @@ class Model:
 
     def _decode(self, token: int, ahead: bool = False, head: str = "argmax") -> int:
         """Append a token; the arg max after it, if the head is that. ``ahead``: the step of that will be wanted."""
-        best: int = self.core.decode_step(self.session, self._plans[1, head][1], token, ahead)
+        compiled = self._plans[1, head][1]
+        if isinstance(compiled, RoutedPlan):
+            return self._run([token], 1, head)
+        best: int = self.core.decode_step(self.session, compiled, token, ahead)
         self._sequence.append(token)
         return best
 
     def _run(self, ids: list[int], rows: int, head: str = "argmax") -> int:
-        compiled = self._recorded(rows, head)[1]
-        best: int = self.core.prefill_step(self.session, compiled, np.asarray(ids, np.int32))
+        compiled, array = self._recorded(rows, head)[1], np.asarray(ids, np.int32)
+        if isinstance(compiled, RoutedPlan):
+            best = compiled.step(self.session, array)
+        else:
+            best = self.core.prefill_step(self.session, compiled, array)
         self._sequence += ids
         return best
 
@@ -315,7 +376,7 @@ class Model:
         finally:
             self._words_read += step.n_read
 
-    def _recorded(self, rows: int, head: str) -> tuple[Plan, _core.Plan]:
+    def _recorded(self, rows: int, head: str) -> tuple[Plan, Compiled]:
         key = (rows, head)
         if key not in self._plans:
             if head == "all":
@@ -324,9 +385,9 @@ class Model:
             self._plans[key] = (plan, self._compile(plan))
         return self._plans[key]
 
-    def _compile(self, plan: Plan) -> _core.Plan:
+    def _compile(self, plan: Plan) -> Compiled:
         self._grow(ARENA, plan.arena_bytes)
-        return plan.compile(self.core, self.device, self._memory.buffer)
+        return compiled(self.core, self.device, plan, self._memory.buffer)
 
     def _grow(self, name: str, nbytes: int) -> None:
         """Replace a buffer that is smaller, and with it every compiled plan that uses the old one."""
@@ -334,7 +395,7 @@ class Model:
             return
         self._memory.alloc(name, nbytes)
         for key, (plan, _) in self._plans.items():
-            self._plans[key] = (plan, plan.compile(self.core, self.device, self._memory.buffer))
+            self._plans[key] = (plan, compiled(self.core, self.device, plan, self._memory.buffer))
 
     # ---- life ---------------------------------------------------------------------------------------------
 
@@ -350,7 +411,10 @@ class Model:
             self.session.close()
             self._plans.clear()
             self._memory.close()
-            self.file.close()
+            self._family.discard(id(self))
+            if not self._family:
+                self._weights.clear()
+                self.file.close()
 
     def __enter__(self) -> Model:
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +15,27 @@ if TYPE_CHECKING:
     from . import _core
 
 
-class Memory:
-    """The buffers of a layout on a device. Raises DeviceError where the device refuses one."""
+Buffers: TypeAlias = "dict[str, _core.Buffer]"
 
-    def __init__(self, device: _core.Device, file: gguf.File, layout: Layout) -> None:
+
+def map_weights(device: _core.Device, file: gguf.File, layout: Layout) -> Buffers:
+    """The file's pages as buffers, by name. Raises DeviceError where the device refuses one."""
+    buffers = {}
+    for m in layout.maps:
+        whole = np.frombuffer(file.parts[m.part].mmap, np.uint8)  # keeps the map alive
+        buffers[m.buffer] = device.wrap(whole, m.start, m.nbytes)
+    return buffers
+
+
+class Memory:
+    """The buffers of one sequence on a device, beside the weights, which it may share with others.
+
+    Raises DeviceError where the device refuses one.
+    """
+
+    def __init__(self, device: _core.Device, weights: Buffers, layout: Layout) -> None:
         self._device, self._sizes = device, layout.sizes
-        self._buffers: dict[str, _core.Buffer] = {}
-        for m in layout.maps:
-            whole = np.frombuffer(file.parts[m.part].mmap, np.uint8)  # keeps the map alive
-            self._buffers[m.buffer] = device.wrap(whole, m.start, m.nbytes)
+        self._buffers = dict(weights)
         for name, values in layout.initial.items():
             self.buffer(name).write(values)
 

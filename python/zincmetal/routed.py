@@ -6,10 +6,10 @@ because the host must know the chosen experts. :class:`RoutedPlan` counts them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from .plan import Dispatch, Plan, Region, ready
 if TYPE_CHECKING:
     from . import _core
 
-Buffers = Callable[[str], "_core.Buffer"]
+Buffers: TypeAlias = "Callable[[str], _core.Buffer]"
 
 
 @dataclass
@@ -54,6 +54,7 @@ class RoutedPlan:
         best: int = self._core.prefill_step(session, self._last, ids)
         self.counters.steps += 1
         self.counters.command_buffers += 1
+        self.counters.dispatches += self._last.n_dispatches
         return best
 
     def _announce(self, session: _core.Session, ids: NDArray[np.int32]) -> None:
@@ -86,6 +87,26 @@ class RoutedPlan:
                 _piece(out_at, slot, 4 * sizes.m),
             )
             yield ready(replace(d, regions=regions, barrier=False), self._buffers)
+
+
+Compiled: TypeAlias = "_core.Plan | RoutedPlan"
+
+
+def compiled(core: ModuleType, device: _core.Device, plan: Plan, buffers: Buffers) -> Compiled:
+    """A plan on a device; ``buffers`` maps the names in regions to device memory."""
+    if any(d.launch.routed for d in plan.dispatches):
+        return RoutedPlan(core, device, plan, buffers)
+    return plan.compile(core, device, buffers)
+
+
+def routed_counters(parts: Iterable[Counters]) -> dict[str, int]:
+    """The sums of all."""
+    total = Counters()
+    for part in parts:
+        total.steps += part.steps
+        total.command_buffers += part.command_buffers
+        total.dispatches += part.dispatches
+    return asdict(total)
 
 
 def _parts(dispatches: Sequence[Dispatch]) -> list[list[Dispatch]]:

@@ -1,0 +1,67 @@
+"""A sequence copied out of a model, and back in: its tokens, the pages of K/V that they fill, the recurrent states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import UsageError
+from .layout import KV_CACHES, Layout
+from .memory import Memory
+
+RECURRENT = ("ssm_conv", "ssm_state")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What :meth:`Model.save` gives: ``tokens`` (ids) and, by name of the buffer, the bytes of their state."""
+
+    tokens: tuple[int, ...]
+    states: Mapping[str, NDArray[np.uint8]]
+
+    @property
+    def nbytes(self) -> int:
+        """Host memory that the states take."""
+        return sum(state.nbytes for state in self.states.values())
+
+
+def take(memory: Memory, layout: Layout, page: int, tokens: Sequence[int]) -> Snapshot:
+    """Copy out the state of ``tokens``; a page has ``page`` positions."""
+    pieces = _pieces(memory, layout, page, len(tokens))
+    parts: dict[str, list[NDArray[np.uint8]]] = {}
+    for name, offset, nbytes in pieces:
+        parts.setdefault(name, []).append(memory.buffer(name).read(offset, nbytes))
+    return Snapshot(tuple(tokens), {name: np.concatenate(found) for name, found in parts.items()})
+
+
+def put(memory: Memory, layout: Layout, page: int, snapshot: Snapshot) -> None:
+    """Copy a snapshot in. Raises UsageError where it is of a model with other states."""
+    pieces = list(_pieces(memory, layout, page, len(snapshot.tokens)))
+    sizes: dict[str, int] = {}
+    for name, _, nbytes in pieces:
+        sizes[name] = sizes.get(name, 0) + nbytes
+    if sizes != {name: state.nbytes for name, state in snapshot.states.items()}:
+        raise UsageError("the snapshot is of another model, or of one with another type of K/V cache")
+    done = dict.fromkeys(sizes, 0)
+    for name, offset, nbytes in pieces:
+        at = done[name]
+        memory.buffer(name).write(snapshot.states[name][at : at + nbytes], offset)
+        done[name] = at + nbytes
+
+
+def _pieces(memory: Memory, layout: Layout, page: int, length: int) -> Iterator[tuple[str, int, int]]:
+    """(buffer, offset, bytes) of all that a sequence of this length has: recurrent states, and pages in its order."""
+    if length == 0:  # kernels take every state for zero there
+        return
+    table = memory.buffer("pages").read().view(np.uint32)
+    for name, nbytes in layout.sizes.items():
+        kind = name.partition(".")[0]
+        if kind in RECURRENT:
+            yield name, 0, nbytes
+        elif kind in KV_CACHES:
+            page_bytes = nbytes // table.size
+            for p in table[: -(-length // page)].tolist():
+                yield name, p * page_bytes, page_bytes
