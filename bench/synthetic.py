@@ -1,6 +1,6 @@
 """A GGUF file with the exact shapes, types and metadata of Qwen3.6-35B-A3B UD-Q4_K_XL, and random weights.
 
-    python bench/synthetic.py OUT.gguf --layers 4        # 3.2 GB; all 40 layers are 22.2 GB
+    python bench/synthetic.py OUT.gguf --layers 4        # 3.2 GB; all 40 layers are 22.1 GB
     python bench/synthetic.py OUT.gguf --empty           # 40 layers that take no disk space, for memory plans
     python bench/synthetic.py OUT.gguf --tiny            # the same structure in a megabyte or two, for tests
 

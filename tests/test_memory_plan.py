@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 
@@ -87,6 +88,16 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(monke
     monkeypatch.setenv(LIMIT, "1000")
     with pytest.raises(OutOfMemoryError, match="no context fits"):
         zincmetal.load(PATH, device="cpu")
+
+
+def test_refusing_a_huge_context_costs_no_memory(whole):
+    tracemalloc.start()
+    try:
+        with pytest.raises(OutOfMemoryError, match=f"context of {2**31 - 1} tokens"):
+            zincmetal.load(whole.path, device="cpu", context=2**31 - 1)
+        assert tracemalloc.get_traced_memory()[1] < 50e6  # of which the header is the most
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("limit", ["-1", "lots", "1e9", "0x10", "٣"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -74,13 +74,15 @@ class Layout:
 
     The file's pages become buffers as they are, ``maps``: one per part, or several overlapping ones where a part
     is larger than the device's largest buffer. The other buffers are allocated: ``sizes`` has their bytes, and
-    ``initial`` what some of them hold from the start. Raises DeviceError where a tensor is larger than the largest
-    buffer by itself.
+    ``initial`` makes what some of them hold from the start. Raises DeviceError where a tensor is larger than the
+    largest buffer by itself.
     """
 
     def __init__(self, file: gguf.File, cfg: ModelConfig, sizes: dict[str, int], info: dict[str, Any]) -> None:
         self.sizes = dict(sizes)
-        self.initial: dict[str, NDArray[Any]] = {"pages": np.arange(sizes["pages"] // 4, dtype=np.uint32)}
+        self.initial: dict[str, Callable[[], NDArray[Any]]] = {
+            "pages": lambda: np.arange(sizes["pages"] // 4, dtype=np.uint32)
+        }
         self.maps: list[Map] = []
         self._weights: dict[str, Weight] = {}
         self._regions: dict[str, Region] = {}
@@ -112,7 +114,7 @@ class Layout:
 
     def _add_vector(self, name: str, values: NDArray[np.float32]) -> None:
         """A weight that is computed from the metadata."""
-        self.initial[name], self.sizes[name] = values, values.nbytes
+        self.initial[name], self.sizes[name] = lambda: values, values.nbytes
         self._weights[name] = Weight(name, by_name("f32"), values.shape)
         self._regions[name] = Region(name, 0, values.nbytes)
 

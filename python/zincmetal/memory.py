@@ -37,7 +37,7 @@ class Memory:
         self._device, self._sizes = device, layout.sizes
         self._buffers = dict(weights)
         for name, values in layout.initial.items():
-            self.buffer(name).write(values)
+            self.buffer(name).write(values())
 
     def buffer(self, name: str) -> _core.Buffer:
         """The buffer of this name, which is allocated when it is first asked for."""
