@@ -1,4 +1,4 @@
-#include "best.h"
+#include "sort_key.h"
 #include "shapes.h"
 
 constant constexpr uint TOP_K_EXPERTS = 1024;  // at most
