@@ -33,17 +33,28 @@ _GUARD_BYTES = 256
 
 
 class Guarded:
-    """``array`` is a live view of what a kernel sees of a buffer."""
+    """``array`` is what a kernel sees of a buffer: a live view, or a copy that goes there and back with every run."""
 
     def __init__(self, device: Any, content: NDArray[Any], align: int, writable: bool) -> None:
         self.offset, self.nbytes, self.writable = _GUARD_BYTES + align, content.nbytes, writable
         self.buffer = device.alloc(self.offset + self.nbytes + _GUARD_BYTES)
-        self._all = np.frombuffer(self.buffer, np.uint8)
+        nbytes = self.buffer.nbytes
+        self._all = np.frombuffer(self.buffer, np.uint8) if self.buffer.shared else np.empty(nbytes, np.uint8)
         self._all[:] = POISON
         inside = self._all[self.offset : self.offset + self.nbytes]
         self.array: NDArray[Any] = inside.view(content.dtype).reshape(content.shape)
         self.array[...] = content
         self._content = inside.copy()
+
+    def push(self) -> None:
+        """Bring the device's memory up to date."""
+        if not self.buffer.shared:
+            self.buffer.write(self._all)
+
+    def pull(self) -> None:
+        """Bring ``array`` up to date."""
+        if not self.buffer.shared:
+            self._all[:] = self.buffer.read()
 
     @property
     def binding(self) -> tuple[Any, int, int]:
@@ -111,8 +122,11 @@ class Lab:
         for name, value in params.items():
             fields[name] = value
         x, y, z = (*grid, 1, 1)[:3]
+        for b in bindings:
+            b.push()
         self.device.run([(kernel, fields.tobytes(), [b.binding for b in bindings], (x, y, z), threads, False)])
         for b in bindings:
+            b.pull()
             b.check(kernel)
 
 
