@@ -185,12 +185,17 @@ template <uint LANES>
 struct Columns {
     float4 s[GROUP_COLUMNS][PIECES];
 
-    // from: the first column, or what counts as zero at the beginning of a sequence.
-    METAL_FUNC void load(device const float4* from, uint dim4, uint lane, bool is_zero) {
+    METAL_FUNC void clear() {
+        UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) {
+            UNROLL for (uint j = 0; j < PIECES; j++) s[c][j] = float4(0.0f);
+        }
+    }
+
+    METAL_FUNC void load(device const float4* from, uint dim4, uint lane) {
         UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) {
             UNROLL for (uint j = 0; j < PIECES; j++) {
                 const uint i = lane % LANES + j * LANES;
-                s[c][j] = i < dim4 && !is_zero ? from[c * dim4 + i] : float4(0.0f);
+                s[c][j] = i < dim4 ? from[c * dim4 + i] : float4(0.0f);
             }
         }
     }
@@ -218,53 +223,112 @@ struct Columns {
     }
 };
 
-// Threadgroups by (block of columns, v head). The state is read once and written once; the next token's inputs are on
-// their way while one is worked on, and the gates of SIMD tokens are computed at a time, a token per lane.
+// What the simdgroups of ssm_delta share of a few tokens. A thread has the next tile on its way in registers while the
+// last one is worked on: a token by itself is too little work to wait for memory.
+template <uint D_K>
+struct TokenTile {
+    static constant constexpr uint TOKENS = SSM_DELTA_TILE / D_K;
+    static constant constexpr uint HEAD4 = D_K / 4;
+    static constant constexpr uint QK4 = 2 * HEAD4;  // q and k of a token
+    static constant constexpr uint COLUMNS = SSM_DELTA_FLOATS / D_K;
+    static constant constexpr uint V = TOKENS * COLUMNS;
+    static constant constexpr uint QK4_PER_THREAD = TOKENS * QK4 / SSM_DELTA_THREADS;
+    static constant constexpr uint V_PER_THREAD = (V + SSM_DELTA_THREADS - 1) / SSM_DELTA_THREADS;
+    static_assert(TOKENS <= SIMD && TOKENS * QK4 % SSM_DELTA_THREADS == 0, "gates a lane each, q and k evenly");
+
+    float4 qk[QK4_PER_THREAD];
+    float v[V_PER_THREAD];
+    float alpha;  // of token lane % TOKENS
+    float beta;
+
+    // Tokens [t, n_tokens) as far as the tile goes. q, k, v: of the head (v: of the first column), at row 0. What lies
+    // outside is not read.
+    METAL_FUNC void load(constant SsmParams& p, device const float4* q, device const float4* k,
+                         device const float* v_row, uint n_columns, uint t, uint n_tokens, uint tid) {
+        const ulong channels = n_channels(p);
+        UNROLL for (uint n = 0; n < QK4_PER_THREAD; n++) {
+            const uint token = (tid + n * SSM_DELTA_THREADS) / QK4;
+            const uint i = (tid + n * SSM_DELTA_THREADS) % HEAD4;
+            const bool is_q = (tid + n * SSM_DELTA_THREADS) % QK4 < HEAD4;
+            const bool inside = t + token < n_tokens && i < p.d_k / 4;
+            qk[n] = inside ? (is_q ? q : k)[(t + token) * (channels / 4) + i] : float4(0.0f);
+        }
+        UNROLL for (uint n = 0; n < V_PER_THREAD; n++) {
+            const uint token = (tid + n * SSM_DELTA_THREADS) / COLUMNS;
+            const uint column = (tid + n * SSM_DELTA_THREADS) % COLUMNS;
+            const bool inside = t + token < n_tokens && column < n_columns;
+            v[n] = inside ? v_row[(t + token) * channels + column] : 0.0f;
+        }
+    }
+
+    METAL_FUNC void load_gates(constant SsmParams& p, device const float* all_alpha, device const float* all_beta,
+                               uint head, uint t, uint n_tokens, uint lane) {
+        const ulong i = ulong(min(t + lane % TOKENS, n_tokens - 1)) * p.n_v_head + head;
+        alpha = all_alpha[i];
+        beta = all_beta[i];
+    }
+
+    METAL_FUNC void store(threadgroup float4* all_qk, threadgroup float* all_v, uint tid) {
+        UNROLL for (uint n = 0; n < QK4_PER_THREAD; n++) all_qk[tid + n * SSM_DELTA_THREADS] = qk[n];
+        UNROLL for (uint n = 0; n < V_PER_THREAD; n++) {
+            if (tid + n * SSM_DELTA_THREADS < V) all_v[tid + n * SSM_DELTA_THREADS] = v[n];
+        }
+    }
+};
+
+// Threadgroups by (block of columns, v head). The state is read once and written once.
 template <class Vec, uint D_K>
 kernel void ssm_delta(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                       device const Vec* qkv [[buffer(2)]], device const float* alpha [[buffer(3)]],
                       device const float* beta [[buffer(4)]], device const float* a [[buffer(5)]],
                       device const float* dt_bias [[buffer(6)]], device Vec* state [[buffer(7)]],
                       device float* out [[buffer(8)]], GRID_IDS) {
+    using Tile = TokenTile<D_K>;
     constexpr uint LANES = Lanes<D_K>::N;
+    TG_ARRAY(float4, tile_qk, Tile::TOKENS * Tile::QK4);
+    TG_ARRAY(float, tile_v, Tile::V);
     const uint head = tg.y;
     const uint n_tokens = step->n_tokens;
-    const uint first = (tg.x * n_sg + sg) * Lanes<D_K>::COLUMNS;
-    if (first >= p.d_v || n_tokens == 0) return;
+    const uint block = tg.x * Tile::COLUMNS;  // the first column of the threadgroup
+    if (block >= p.d_v || n_tokens == 0) return;
 
-    const uint column = first + lane / LANES * GROUP_COLUMNS;
     const uint dim4 = p.d_k / 4;
-    const ulong row4 = n_channels(p) / 4;
     device const Vec* q = qkv + head % p.n_k_head * dim4;
     device const Vec* k = q + p.n_k_head * dim4;
-    device const float* v = (device const float*)qkv + 2 * p.n_k_head * p.d_k + head * p.d_v + column;
-    device Vec* my_state = state + (ulong(head) * p.d_v + column) * dim4;
+    device const float* v = (device const float*)qkv + 2 * p.n_k_head * p.d_k + head * p.d_v + block;
+    const uint column = sg * Lanes<D_K>::COLUMNS + lane / LANES * GROUP_COLUMNS;  // of the block: the group's first
+    const bool has_columns = block + column < p.d_v;
+    device Vec* my_state = state + (ulong(head) * p.d_v + block + column) * dim4;
 
+    Tile next;
+    next.load(p, q, k, v, p.d_v - block, 0, n_tokens, tid);
+    next.load_gates(p, alpha, beta, head, 0, n_tokens, lane);
     Columns<LANES> columns;
-    columns.load(my_state, dim4, lane, step->pos == 0);
-    Token<LANES> next;
-    next.load_qk(q, k, dim4, lane);
-    next.load_v(v);
-    Gates lane_gates = {0.0f, 0.0f};
-    for (uint t = 0; t < n_tokens; t++) {
-        if (t % SIMD == 0) {
-            const ulong i = ulong(min(t + lane, n_tokens - 1)) * p.n_v_head + head;
-            lane_gates.set(alpha[i], beta[i], a[head], dt_bias[head]);
-        }
-        const Token<LANES> token = next;
-        if (t + 1 < n_tokens) {
-            next.load_qk(q + (t + 1) * row4, k + (t + 1) * row4, dim4, lane);
-            next.load_v(v + (t + 1) * row4 * 4);
-        }
-        const Gates gates = {simd_shuffle(lane_gates.decay, t % SIMD), simd_shuffle(lane_gates.beta, t % SIMD)};
-        float o[GROUP_COLUMNS];
-        columns.update(token, gates, o);
-        if (lane % LANES == 0) {
-            device float* to = out + (ulong(t) * p.n_v_head + head) * p.d_v + column;
-            UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) to[c] = o[c];
+    columns.clear();
+    if (has_columns && step->pos > 0) columns.load(my_state, dim4, lane);
+    for (uint t0 = 0; t0 < n_tokens; t0 += Tile::TOKENS) {
+        threadgroup_barrier(mem_flags::mem_threadgroup);  // the last tile has been used
+        next.store(tile_qk, tile_v, tid);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        Gates lane_gates;
+        lane_gates.set(next.alpha, next.beta, a[head], dt_bias[head]);
+        next.load(p, q, k, v, p.d_v - block, t0 + Tile::TOKENS, n_tokens, tid);
+        next.load_gates(p, alpha, beta, head, t0 + Tile::TOKENS, n_tokens, lane);
+        if (!has_columns) continue;
+        for (uint i = 0; i < min(uint(Tile::TOKENS), n_tokens - t0); i++) {
+            Token<LANES> token;
+            token.load_qk(tile_qk + i * Tile::QK4, tile_qk + i * Tile::QK4 + Tile::HEAD4, Tile::HEAD4, lane);
+            token.load_v(tile_v + i * Tile::COLUMNS + column);
+            const Gates gates = {simd_shuffle(lane_gates.decay, i), simd_shuffle(lane_gates.beta, i)};
+            float o[GROUP_COLUMNS];
+            columns.update(token, gates, o);
+            if (lane % LANES == 0) {
+                device float* to = out + (ulong(t0 + i) * p.n_v_head + head) * p.d_v + block + column;
+                UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) to[c] = o[c];
+            }
         }
     }
-    columns.store(my_state, dim4, lane);
+    if (has_columns) columns.store(my_state, dim4, lane);
 }
 
 KERNEL("ssm_delta_64", ssm_delta<float4, 64>)
@@ -281,8 +345,6 @@ METAL_FUNC float norm_scale(constant SsmParams& p, Pointer o, uint lane) {
     return precise::rsqrt(simd_sum(squares) / float(p.d_v) + p.norm_eps);
 }
 
-METAL_FUNC float gated(float o, float scale, float weight, float z) { return o * scale * weight * silu(z); }
-
 // A simdgroup per (head, row).
 template <class T>
 kernel void ssm_norm(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
@@ -292,7 +354,7 @@ kernel void ssm_norm(constant SsmParams& p [[buffer(0)]], device const Step* ste
     if (head >= p.n_v_head || tg.y >= step->n_tokens) return;
     const ulong begin = (ulong(tg.y) * p.n_v_head + head) * p.d_v;
     const float scale = norm_scale(p, o + begin, lane);
-    for (uint i = lane; i < p.d_v; i += SIMD) out[begin + i] = gated(o[begin + i], scale, norm_w[i], z[begin + i]);
+    for (uint i = lane; i < p.d_v; i += SIMD) out[begin + i] = o[begin + i] * scale * (norm_w[i] * silu(z[begin + i]));
 }
 
 KERNEL("ssm_norm", ssm_norm<float>)
@@ -315,7 +377,8 @@ METAL_FUNC void convolve_head(constant SsmParams& p, ConvInput input, device flo
     }
 }
 
-// A threadgroup per v head. It asks for its state first, and computes the rest while that is on its way.
+// A threadgroup per v head. It asks for its state first, before it even looks at the step, then for all else that it
+// will need: one wait for memory and not several.
 template <class Vec, uint D_K>
 kernel void ssm_step(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                      device const float* qkv [[buffer(2)]], device const float* z [[buffer(3)]],
@@ -327,22 +390,25 @@ kernel void ssm_step(constant SsmParams& p [[buffer(0)]], device const Step* ste
     constexpr uint LANES = Lanes<D_K>::N;
     TG_ARRAY(float4, x4, 3 * SSM_MAX_HEAD / 4);  // [q | k | v]
     TG_ARRAY(float, o, SSM_MAX_HEAD);
-    if (step->n_tokens == 0) return;
+    TG_ARRAY(float, o_gate, SSM_MAX_HEAD);
     const uint head = tg.x;
     const uint dim4 = p.d_k / 4;
     const uint group_column = lane / LANES * GROUP_COLUMNS;
-    const bool is_first = step->pos == 0;
     device Vec* head_state = state + ulong(head) * p.d_v * dim4;
     threadgroup float* x = (threadgroup float*)x4;
 
     uint first = sg * Lanes<D_K>::COLUMNS;
     Columns<LANES> columns;
-    if (first < p.d_v) columns.load(head_state + (first + group_column) * dim4, dim4, lane, is_first);
+    if (first < p.d_v) columns.load(head_state + (first + group_column) * dim4, dim4, lane);
+    if (step->n_tokens == 0) return;
+    const float head_alpha = alpha[head], head_beta = beta[head], head_a = a[head], head_bias = dt_bias[head];
+    const uint begin = head * p.d_v;
+    for (uint i = tid; i < p.d_v; i += n_sg * SIMD) o_gate[i] = norm_w[i] * silu(z[begin + i]);
 
     ConvInput input = {qkv, conv_state, conv_w, n_channels(p), p.d_conv, step->pos};
     convolve_head(p, input, conv_state, x, head, tid, n_sg * SIMD);
     Gates gates;
-    gates.set(alpha[head], beta[head], a[head], dt_bias[head]);
+    gates.set(head_alpha, head_beta, head_a, head_bias);
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
     Token<LANES> token;
@@ -350,6 +416,7 @@ kernel void ssm_step(constant SsmParams& p [[buffer(0)]], device const Step* ste
     token.normalise_qk(p);
     while (first < p.d_v) {
         const uint column = first + group_column;
+        if (step->pos == 0) columns.clear();
         token.load_v(x + 2 * p.d_k + column);
         float group_o[GROUP_COLUMNS];
         columns.update(token, gates, group_o);
@@ -358,13 +425,12 @@ kernel void ssm_step(constant SsmParams& p [[buffer(0)]], device const Step* ste
             UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) o[column + c] = group_o[c];
         }
         first += n_sg * Lanes<D_K>::COLUMNS;
-        if (first < p.d_v) columns.load(head_state + (first + group_column) * dim4, dim4, lane, is_first);
+        if (first < p.d_v) columns.load(head_state + (first + group_column) * dim4, dim4, lane);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
     const float scale = norm_scale(p, (threadgroup const float*)o, lane);
-    const uint begin = head * p.d_v;
-    for (uint i = tid; i < p.d_v; i += n_sg * SIMD) out[begin + i] = gated(o[i], scale, norm_w[i], z[begin + i]);
+    for (uint i = tid; i < p.d_v; i += n_sg * SIMD) out[begin + i] = o[i] * scale * o_gate[i];
 }
 
 KERNEL("ssm_step_64", ssm_step<float4, 64>)

@@ -146,6 +146,12 @@ INLINE void update_columns(float* s, uint32_t d_k, const Token& token, const flo
     }
 }
 
+constexpr uint32_t PREFETCH_TOKENS = 2;  // ahead: rows lie too far apart for the hardware to foresee
+
+INLINE void prefetch(const float* x, uint32_t n) {
+    for (uint32_t i = 0; i < n; i += 64 / sizeof(float)) __builtin_prefetch(x + i);
+}
+
 void ssm_delta(const Launch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<SsmParams>();
     const Step step = *l.buffer<const Step>(1);
@@ -170,6 +176,12 @@ void ssm_delta(const Launch& l, uint64_t begin, uint64_t end) {
         for (uint32_t t = 0; t < step.n_tokens; t++, q += channels, v += channels, o += d_inner) {
             if (t % W == 0) gates.compute(t, step.n_tokens);
             const float* k = q + size_t(p.n_k_head) * p.d_k;
+            if (t + PREFETCH_TOKENS < step.n_tokens) {
+                prefetch(q + PREFETCH_TOKENS * channels, p.d_k);
+                prefetch(k + PREFETCH_TOKENS * channels, p.d_k);
+                prefetch(v + PREFETCH_TOKENS * channels, n);
+                prefetch(o + PREFETCH_TOKENS * d_inner, n);
+            }
             const Token token{q, k, dot(k, q, p.d_k), gates.decays[t % W], gates.rates[t % W]};
             for (uint32_t c = 0; c < n; c += COLUMNS) update_columns(state + c * p.d_k, p.d_k, token, v + c, o + c);
         }
