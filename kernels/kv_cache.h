@@ -8,32 +8,46 @@ METAL_FUNC ulong cache_row(device const uint* pages, uint position) {
     return ulong(pages[position / KV_PAGE]) * KV_PAGE + position % KV_PAGE;
 }
 
-// The types of a cache, one struct each. A head vector is head_dim / ELEMENTS units. quad: its elements 4 i to 4 i + 3.
-// put: makes x its element i; a whole simdgroup writes 32 consecutive elements at a time, or what is left of them.
+// The types of a cache, one struct each. A head vector is head_dim / ELEMENTS units. quad: its elements 4 i to 4 i + 3
+// as they lie there, value: as floats; apart, so that many loads can be on their way before the first is used. put:
+// makes x element i; a whole simdgroup writes 32 consecutive elements at a time, or what is left of them.
 struct CacheF32 {
     typedef float4 Unit;
+    typedef float4 Quad;
     static constant constexpr uint ELEMENTS = 4;
 
-    static METAL_FUNC float4 quad(device const Unit* head, uint i) { return head[i]; }
+    static METAL_FUNC Quad quad(device const Unit* head, uint i) { return head[i]; }
+    static METAL_FUNC float4 value(Quad q) { return q; }
     static METAL_FUNC void put(device Unit* head, uint i, float x) { ((device float*)head)[i] = x; }
 };
 
 struct CacheF16 {
     typedef half4 Unit;
+    typedef half4 Quad;
     static constant constexpr uint ELEMENTS = 4;
 
-    static METAL_FUNC float4 quad(device const Unit* head, uint i) { return float4(head[i]); }
+    static METAL_FUNC Quad quad(device const Unit* head, uint i) { return head[i]; }
+    static METAL_FUNC float4 value(Quad q) { return float4(q); }
     static METAL_FUNC void put(device Unit* head, uint i, float x) { ((device half*)head)[i] = half(x); }
 };
 
 struct CacheQ8_0 {
     typedef Q8_0 Unit;
+    struct Quad {
+        uint quants;
+        half d;
+    };
     static constant constexpr uint ELEMENTS = 32;
 
-    static METAL_FUNC float4 quad(device const Unit* head, uint i) {
+    static METAL_FUNC Quad quad(device const Unit* head, uint i) {
         device const Q8_0* block = head + i / 8;
-        const ushort2 quants = ushort2(block->qs[2 * (i % 8)], block->qs[2 * (i % 8) + 1]);
-        return float(block->d) * float4(as_type<char4>(quants));
+        return {as_type<uint>(ushort2(block->qs[2 * (i % 8)], block->qs[2 * (i % 8) + 1])), block->d};
+    }
+    // A byte at the end of 2^23's mantissa makes a float that is as much larger: cheaper than a conversion.
+    static METAL_FUNC float4 value(Quad q) {
+        const uint bytes = q.quants ^ 0x80808080;  // 128 more each, so that none is negative
+        const uint4 mantissas = uint4(bytes, bytes >> 8, bytes >> 16, bytes >> 24) & uint4(0xFF);
+        return float(q.d) * (as_type<float4>(mantissas | uint4(0x4B000000)) - float4(8388608.0f + 128.0f));
     }
 
     // The largest magnitude of the block becomes 127.

@@ -21,6 +21,7 @@
     S(ATTENTION_DECODE_THREADS, 256)  /* at most: any whole number of simdgroups will do */                            \
     S(ATTENTION_PREFILL_THREADS, 128) /* exactly */                                                                    \
     S(ATTENTION_PREFILL_QUERIES, 32)  /* rows of the step per threadgroup */                                           \
+    S(ATTENTION_SPLIT_KEYS, 32)       /* in the smallest part of a row's keys */                                       \
     S(SSM_MAX_HEAD, 256)              /* d_k and d_v */                                                                \
     S(SSM_MAX_CONV, 8)                /* d_conv */                                                                     \
     S(SSM_CONV_THREADS, 128)          /* at most: any whole number of simdgroups will do */                            \

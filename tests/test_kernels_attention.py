@@ -152,25 +152,40 @@ class Attention:
         shape = self.shape
         usual_grid, usual_threads = self.launch(kernel)
         out = self.lab.output(shape.rows, shape.n_head, shape.head_dim)
-        head_class = min(c for c in HEAD_CLASSES if c >= shape.head_dim)
-        params = {
+        name = f"{kernel}_{self.kv}_{self.head_class}"
+        bindings = [*self.inputs, out]
+        self.lab.run(name, self.params(), "AttentionParams", bindings, grid or usual_grid, threads or usual_threads)
+        return out
+
+    def run_split(self, n_split: int, heads_at_once: int | None = None, merge_threads: int | None = None) -> Guarded:
+        """attention_split and attention_merge."""
+        shape, params = self.shape, self.params(n_split)
+        parts = self.lab.output(shape.rows, shape.n_head, n_split, shape.head_dim + 4)
+        grid = (shape.n_head_kv, n_split, shape.rows)
+        name, threads = f"attention_split_{self.kv}_{self.head_class}", 32 * (heads_at_once or shape.group)
+        self.lab.run(name, params, "AttentionParams", [*self.inputs[:5], parts], grid, threads)
+        assert_untouched(parts.array[shape.n_tokens :])
+        out = self.lab.output(shape.rows, shape.n_head, shape.head_dim)
+        bindings = [self.inputs[0], self.lab.input(parts.array), self.inputs[5], out]
+        threads = merge_threads or self.lab.core.shapes()["ATTENTION_DECODE_THREADS"]
+        self.lab.run("attention_merge", params, "AttentionParams", bindings, (shape.n_head, shape.rows), threads)
+        return out
+
+    @property
+    def head_class(self) -> int:
+        return min(c for c in HEAD_CLASSES if c >= self.shape.head_dim)
+
+    def params(self, n_split: int = 1) -> dict[str, float]:
+        shape = self.shape
+        return {
             "n_head": shape.n_head,
             "n_head_kv": shape.n_head_kv,
             "head_dim": shape.head_dim,
             "window": shape.window,
             "gate_stride": 2 * shape.head_dim if shape.gate else 0,
-            "n_split": 1,
+            "n_split": n_split,
             "scale": self.scale,
         }
-        self.lab.run(
-            f"{kernel}_{self.kv}_{head_class}",
-            params,
-            "AttentionParams",
-            [*self.inputs, out],
-            grid or usual_grid,
-            threads or usual_threads,
-        )
-        return out
 
     def check(self, out: Guarded, rel: float = 2e-6) -> None:
         n = self.shape.n_tokens
@@ -216,6 +231,41 @@ def test_gates_open_and_shut(lane: str, kernel: str, size: float) -> None:
 def test_long_context(lane: str, kernel: str) -> None:
     case = Attention(Lab(lane), Shape(64, 1, 1, 2, 2, 3001), "f16")
     case.check(case.run(kernel))
+
+
+SPLITS = [
+    Shape(64, 2, 2, 1, 1, 1000),
+    Shape(80, 1, 3, 2, 2, 300),
+    Shape(256, 2, 4, 1, 1, 700, gate=True),
+    Shape(128, 1, 2, 3, 2, 63, gate=True),
+    Shape(32, 1, 1, 1, 1, 0),
+    Shape(64, 1, 2, 2, 2, 500, 170),
+]
+
+
+@every_lane
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+@pytest.mark.parametrize("n_split", [1, 3, 16])
+@pytest.mark.parametrize("shape", SPLITS, ids=str)
+def test_split(lane: str, kv: str, n_split: int, shape: Shape) -> None:
+    """More parts than pages, pages that do not divide, a window that begins within a page."""
+    if not holds(kv, shape.head_dim):
+        pytest.skip(f"{kv} holds no heads of {shape.head_dim}")
+    case = Attention(Lab(lane), shape, kv)
+    case.check(case.run_split(n_split))
+
+
+@every_lane
+def test_split_with_fewer_simdgroups(lane: str) -> None:
+    case = Attention(Lab(lane), Shape(96, 1, 5, 1, 1, 400), "f32")
+    case.check(case.run_split(7, heads_at_once=2, merge_threads=96))
+
+
+@every_lane
+def test_split_of_scores_far_apart(lane: str) -> None:
+    """What most parts have vanishes beside the part with the largest score."""
+    case = Attention(Lab(lane), Shape(32, 1, 2, 1, 1, 600), "f32", 300.0, 40.0)
+    case.check(case.run_split(5), rel=2e-6 * 300 * 41 * 32**0.5)
 
 
 @every_lane

@@ -11,6 +11,7 @@ import pytest
 import zincmetal
 from conftest import DATA, reference_models
 from zincmetal import backend, config, gguf
+from zincmetal.blueprint import Blueprint
 from zincmetal.engine import Model
 from zincmetal.errors import UsageError
 from zincmetal.layout import buffer_sizes
@@ -66,6 +67,23 @@ def test_smaller_caches_stay_close(path, kv, bound, lane, monkeypatch):
         logits = model.logits(exact["tokens"])
     got = kl(exact["logprobs"], logits[exact["prefix_lengths"] - 1])
     assert (got <= bound).all(), f"KL {got}"
+
+
+@pytest.mark.parametrize("path", REFERENCE[:2], ids=lambda p: p.stem)
+def test_attention_split_over_its_keys_is_the_same(path, monkeypatch):
+    """The plan of a wide device for a long context, on this one."""
+    ids = (np.arange(300) * 37 % 256).tolist()
+    with load(path, "native", monkeypatch, context=2048) as model:
+        gpu = {**model.device.info, "backend": "gpu"}
+        plan = Blueprint(model.file, model.core, gpu, 2048).plan(1)
+        assert plan.hazards() == []
+        assert sum(d.launch.kernel == "attention_merge" for d in plan.dispatches) == model.config.n_layer
+        model._prefill(ids)
+        model._decode(7)
+        want = log_softmax(model._last_logits())
+        model._rewind(len(ids))
+        model.core.decode_step(model.session, model._compile(plan), 7)
+        assert np.abs(log_softmax(model._last_logits()) - want).max() < 1e-4
 
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0"])

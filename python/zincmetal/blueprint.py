@@ -37,7 +37,7 @@ class Blueprint:
         self.config = config.from_file(file, context)
         self.layout = Layout(file, self.config, buffer_sizes(self.config, core, kv, max(PREFILL_ROWS)), info)
         self._info, self._page = info, core.shapes()["KV_PAGE"]
-        self._lowering = Lowering(core, self.config, kv)
+        self._lowering = Lowering(core, self.config, kv, split_keys=info["backend"] != "cpu")
         self._plans: dict[tuple[int, str], Plan] = {}
         self._refuse_unused(self.plan(1))
 

@@ -17,6 +17,9 @@ from .config import HEAD_CLASSES, SSM_CLASSES, ModelConfig
 from .fuse import STACK, UNBATCHED
 from .graph import STEP, TOKENS, Op, Operand, Route, Value, Weight
 
+SPLIT_ABOVE = 1024  # keys that a row may see; attention to more of them is split in decode
+SPLIT_SIMDGROUPS = 2048  # of one attention then, at most: enough for 132 cores
+
 _PAIRS = ("_swiglu", "_geglu")  # epilogues of two matrices
 
 
@@ -63,8 +66,9 @@ class Launch:
 class Lowering:
     """Lowers operations for plans of one core and model: knows parameter layouts, launch shapes, the KV type."""
 
-    def __init__(self, core: ModuleType, cfg: ModelConfig, kv_type: str) -> None:
-        self.cfg, self.kv_type = cfg, kv_type
+    def __init__(self, core: ModuleType, cfg: ModelConfig, kv_type: str, split_keys: bool = False) -> None:
+        """``split_keys``: the device is wider than a threadgroup for each head would use."""
+        self.cfg, self.kv_type, self._split_keys = cfg, kv_type, split_keys
         self._dtype = core.params_dtype
         self._shapes: Mapping[str, int] = core.shapes()
         self._mv_rows = self._shapes["MUL_MV_SIMDGROUPS"] * self._shapes["MUL_MV_ROWS"]  # of a threadgroup
@@ -308,6 +312,7 @@ class Lowering:
     def _attention(self, op: Op, rows: int) -> list[Launch]:
         cfg, shapes = self.cfg, self._shapes
         q, gate = op.reads[2], op.reads[5]
+        n_split = self._n_split(op.attrs["window"]) if rows == 1 else 1
         params = self._params(
             "AttentionParams",
             n_head=cfg.n_head,
@@ -315,16 +320,39 @@ class Lowering:
             head_dim=cfg.head_dim,
             window=op.attrs["window"],
             gate_stride=_value(gate).width // cfg.n_head if gate != q else 0,
-            n_split=1,
+            n_split=n_split,
             scale=op.attrs["scale"],
         )
         # Instances come in classes of head size: one named _128 serves heads of 97 to 128.
         kind = f"{self.kv_type}_{next(c for c in HEAD_CLASSES if cfg.head_dim <= c)}"
+        if n_split > 1:
+            return self._split_attention(op, kind, params, n_split)
         if rows == 1:
             grid = (cfg.n_head, 1, 1)
             return [self._launch(op, f"attention_decode_{kind}", params, grid, shapes["ATTENTION_DECODE_THREADS"])]
         grid = (cfg.n_head, _tiles(rows, shapes["ATTENTION_PREFILL_QUERIES"]), 1)
         return [self._launch(op, f"attention_prefill_{kind}", params, grid, shapes["ATTENTION_PREFILL_THREADS"])]
+
+    def _split_attention(self, op: Op, kind: str, params: bytes, n_split: int) -> list[Launch]:
+        cfg = self.cfg
+        step, *_, gate = op.reads
+        parts = Value(f"{op.out.name}.parts", cfg.n_head * n_split * (cfg.head_dim + 4))
+        split = (*(Arg(r, "r") for r in op.reads[:-1]), Arg(parts, "w"))
+        merge = (Arg(step, "r"), Arg(parts, "r"), Arg(gate, "r"), Arg(op.out, "w"))
+        grid, threads = (cfg.n_head_kv, n_split, 1), 32 * min(cfg.n_head // cfg.n_head_kv, 32)
+        all_threads = self._shapes["ATTENTION_DECODE_THREADS"]
+        return [
+            Launch(f"attention_split_{kind}", params, split, grid, threads, op),
+            Launch("attention_merge", params, merge, (cfg.n_head, 1, 1), all_threads, op),
+        ]
+
+    def _n_split(self, window: int) -> int:
+        """The parts that keys are divided into in decode: more than one where a row may see many of them."""
+        n_keys = min(window or self.cfg.n_ctx, self.cfg.n_ctx)
+        if not self._split_keys or n_keys <= SPLIT_ABOVE:
+            return 1
+        parts = _tiles(n_keys, self._shapes["ATTENTION_SPLIT_KEYS"])
+        return min(parts, _tiles(SPLIT_SIMDGROUPS, self.cfg.n_head))
 
     def _swiglu(self, op: Op, rows: int) -> list[Launch]:
         return self._elementwise(op, "swiglu", rows)
