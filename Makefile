@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROMPT ?= The capital of France is
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/msl -type f -not -name '*.pyc')
 
-.PHONY: demo test test-gemma3 lint types kernels-cuda bench clean help
+.PHONY: demo test test-gemma3 test-cuda lint types kernels-cuda bench clean help
 
 help:
 	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
 	@echo "make test   build, install, run all tests"
 	@echo "make test-gemma3   the tests on the real Gemma 3 270M, which it fetches (250 MB, Gemma Terms of Use)"
+	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
 	@echo "make lint types kernels-cuda bench clean"
 
 demo: $(VENV)/.installed $(VENV)/.demo
@@ -23,6 +24,12 @@ test: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 
 test-gemma3: $(VENV)/.installed $(VENV)/.demo $(VENV)/.gemma $(VENV)/.dev
 	$(BIN)/python -m pytest -q -k gemma3
+
+# On a machine with an NVIDIA GPU and nvcc; CUDA_ARCHITECTURES=90 builds for one GPU alone, in a fraction of the time.
+test-cuda: $(VENV)/.build $(VENV)/.demo $(VENV)/.dev
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.ZINCMETAL_CUDA=ON \
+	  -C cmake.define.ZINCMETAL_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" .
+	$(BIN)/python -m pytest -q -k cuda
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

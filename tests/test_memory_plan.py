@@ -72,6 +72,13 @@ def test_sizes_of_the_full_model(whole, device):
     assert per_token == {"f32": 64 * 10 * 2 * 2 * 256 * 4, "f16": 64 * 10 * 2 * 2 * 256 * 2}
 
 
+def test_dispatches_of_a_token_of_the_full_model(whole, device):
+    """9 to a recurrent layer, 10 to one with attention (llama.cpp: 38 and 33), and 5 around them."""
+    plan = blueprint(whole, device).plan(1)
+    assert len(plan.dispatches) == 30 * 9 + 10 * 10 + 5 <= 450
+    assert not any(d.launch.routed for d in plan.dispatches)
+
+
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch, device):
     with gguf.open(PATH) as file:
         plan = blueprint(file, device, context=1024).memory()

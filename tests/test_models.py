@@ -124,6 +124,9 @@ def test_token_by_token_equals_prefill(path, lane, monkeypatch):
                 model._prefill(ids[at : at + chunk])
                 n = min(at + chunk, len(ids))
                 assert np.abs(log_softmax(model._last_logits()) - whole[n - 1]).max() < 1e-4, (chunk, n)
+        model.reset()
+        model._run(ids, 512)  # all of them in the largest plan
+        assert np.abs(log_softmax(model._last_logits()) - whole[-1]).max() < 1e-4
 
 
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)
