@@ -44,7 +44,7 @@ class TimedCore:
 def bare(model: zincmetal.Model, ids: list[int], n: int, ahead: bool) -> None:
     """The first n tokens after the prompt, by decode_step alone."""
     token, step = model._prefill(ids), model.core.decode_step
-    session, plan = model.session, model._plans[1, "argmax"][1]
+    session, plan = model.session, model._recorded(1, "argmax")[1]
     for left in range(n, 0, -1):
         token = step(session, plan, token, ahead and left > 1)
 

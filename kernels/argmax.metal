@@ -52,7 +52,7 @@ kernel void argmax_final(constant ArgmaxParams& p [[buffer(0)]], device Step* st
     ArgmaxBest best;
     for (uint i = tid; i < p.n_part; i += n_sg * SIMD) best.offer(sort_key(part_value[i]), uint(part_id[i]));
     best = threadgroup_best(best, keys, ids, sg, lane, n_sg);
-    if (tid == 0) choose(step, tokens, int(best.id));
+    if (tid == 0) choose(step, tokens, best.key == 0 ? -1 : int(best.id));  // -1: NaN alone
 }
 
 KERNEL("argmax_partial", argmax_partial<float>)

@@ -72,7 +72,7 @@ struct Quarter {
     }
 
     // To y[token][row] of the tile.
-    METAL_FUNC void store(threadgroup float* y) const {
+    METAL_FUNC void store(threadgroup float* y) {
         UNROLL for (uint i = 0; i < ROWS; i++) {
             UNROLL for (uint j = 0; j < TOKENS; j++) {
                 threadgroup float* to = y + (token + 8 * j) * MUL_MM_ROWS + row + 8 * i;

@@ -20,7 +20,7 @@ import synthetic
 import zincmetal
 from conftest import DATA
 from zincmetal import arch, config, gguf, quants
-from zincmetal.errors import GGUFError, UnsupportedModelError, ZincError
+from zincmetal.errors import GGUFError, UnsupportedModelError, UsageError, ZincError
 from zincmetal.graph import Graph, Weight
 
 SEED = secrets.randbits(32)
@@ -118,6 +118,11 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "expert_used_count": (ABSENT, *NO_SIZE, 9, 33, 2**31 - 1),
     "expert_feed_forward_length": (ABSENT, *NO_SIZE, (255, "ffn_gate_exps"), (2**31 - 1, "ffn_gate_exps")),
     "expert_shared_feed_forward_length": (-1, 2**31, 1.0, True, "8", (255, "ffn_gate_shexp")),
+    "expert_gating_func": (0, 2, "softmax", [1]),
+    "expert_weights_norm": (False, 0, "yes"),
+    "rope.scaling.attn_factor": (0.0, 2.0, math.nan, [1]),
+    "rope.scaling.yarn_beta_fast": (16.0,),
+    "rope.scaling.yarn_log_multiplier": (0.1,),
     "expert_weights_scale": (math.nan, math.inf, -1.0, "1", True),
     "attention.recurrent_layers": (
         [True, True, True],
@@ -343,3 +348,11 @@ def test_flipped_bytes_are_understood_or_refused(tmp_path, good):
     assert peak < MEMORY, f"seed {SEED}"
     assert understood > 0, f"seed {SEED}"
     assert refused > 0, f"seed {SEED}"
+
+
+@pytest.mark.parametrize("context", [0, -5, 2**31, "8", 1.5])
+def test_a_context_that_is_no_number_of_tokens(tmp_path, context):
+    path = tmp_path / "tiny.gguf"
+    synthetic.write(path, synthetic.TINY, empty=True)
+    with gguf.open(path) as file, pytest.raises(UsageError, match="context must be a positive number"):
+        config.from_file(file, context)

@@ -116,7 +116,7 @@ def test_a_wrong_id_is_refused(model, bad):
     with pytest.raises(UsageError, match="vocabulary"):
         model.generate([1, bad], max_tokens=1)
     with pytest.raises(UsageError, match="vocabulary"):
-        model.core.decode_step(model.session, model._plans[1, "argmax"][1], bad)
+        model.core.decode_step(model.session, model._recorded(1, "argmax")[1], bad)
     assert model.generate([1, 2], max_tokens=2).tokens
 
 
@@ -185,9 +185,9 @@ def test_core_refuses_a_full_context(model):
     for _ in range(2):
         model.core.prefill_step(model.session, compiled, np.ones(32, np.int32))
     with pytest.raises(ContextFullError, match="64 used"):
-        model.core.decode_step(model.session, model._plans[1, "argmax"][1], 1)
+        model.core.decode_step(model.session, model._recorded(1, "argmax")[1], 1)
     model.session.rewind(10)
-    model.core.decode_step(model.session, model._plans[1, "argmax"][1], 1)
+    model.core.decode_step(model.session, model._recorded(1, "argmax")[1], 1)
     assert model.session.length == 11
     with pytest.raises(UsageError, match="rewind"):
         model.session.rewind(12)
@@ -204,7 +204,7 @@ def test_core_refuses_bad_arrays(model):
 
 def test_closed_model():
     model = zincmetal.load(PATH, device="cpu", context=64)
-    session, plan = model.session, model._plans[1, "argmax"][1]
+    session, plan = model.session, model._recorded(1, "argmax")[1]
     model.close()
     model.close()
     for call in (lambda: model.generate([1]), lambda: model.logits([1]), model.reset, lambda: model.plan(1)):

@@ -327,9 +327,9 @@ def test_take_last_row(lane: str, n: int) -> None:
 
 
 def argmax(logits: F32) -> int:
-    """The lowest id among the largest; NaN is below everything, and with NaN alone the id is 0."""
+    """The lowest id among the largest; NaN is below everything, and with NaN alone the id is -1."""
     numbers = np.flatnonzero(~np.isnan(logits))
-    return int(numbers[np.argmax(logits[numbers])]) if len(numbers) else 0
+    return int(numbers[np.argmax(logits[numbers])]) if len(numbers) else -1
 
 
 def run_argmax(lab: Lab, logits: F32, n_part: int | None = None, n_chosen: int = 0) -> int:

@@ -65,3 +65,35 @@ def test_generation_is_the_same(unbatched, monkeypatch):
         assert model.profile()["host_routed_why"] is None
         assert model.generate(ids, max_tokens=12).tokens == routed
         assert model.generate(ids, max_tokens=6, temperature=1.0, top_k=5, seed=1).tokens == sampled
+
+
+def test_an_interrupt_between_two_parts_starts_the_sequence_anew(unbatched, monkeypatch):
+    """The states of a recurrent layer have moved on when a later part never ran."""
+    path = PATHS[-1]
+    ids = np.load(path.with_suffix(".npz"))["tokens"][:9].tolist()
+    with zincmetal.load(path, device="cpu", kv="f32") as model:
+        want = model.generate(ids, max_tokens=6).tokens
+        compiled = model._recorded(1, "argmax")[1]
+        run, left = compiled._run, [3]
+
+        def interrupted(part, n_tokens):
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            run(part, n_tokens)
+
+        monkeypatch.setattr(compiled, "_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate([*ids, *want, 5], max_tokens=6)
+        assert model.session.length == 0
+        monkeypatch.undo()
+        with zincmetal.load(path, device="cpu", kv="f32") as fresh:
+            assert model.generate(ids, max_tokens=6).tokens == fresh.generate(ids, max_tokens=6).tokens == want
+
+
+def test_counters_outlive_a_larger_arena(unbatched):
+    with zincmetal.load(PATHS[0], device="cpu", kv="f32") as model:
+        model.generate([1, 2, 3], max_tokens=3)
+        before = model.profile()["host_routed"]["steps"]
+        model.generate(list(range(100)), max_tokens=1)
+        assert model.profile()["host_routed"]["steps"] > before > 0

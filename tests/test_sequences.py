@@ -10,7 +10,7 @@ import pytest
 import zincmetal
 from conftest import reference_models
 from zincmetal.engine import Model
-from zincmetal.errors import ContextFullError, UsageError
+from zincmetal.errors import ContextFullError, OutOfMemoryError, UsageError
 
 PATHS = [p for p in reference_models("llama", "qwen35", "qwen35moe") if "q5k-q6k" not in p.stem]
 every_model = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
@@ -140,3 +140,21 @@ def test_an_empty_sequence_can_be_saved():
         model._prefill([1, 2, 3])
         model.restore(saved)
         assert model.session.length == 0
+
+
+def test_a_refused_snapshot_leaves_the_sequence_alone():
+    llama, hybrid = PATHS[0], PATHS[-1]
+    with load(llama) as model, load(hybrid) as other:
+        model._prefill([1, 2, 3])
+        other._prefill([1, 2, 3, 4])
+        with pytest.raises(UsageError):
+            other.restore(model.save())
+        assert other.session.length == 4
+
+
+def test_a_fork_that_does_not_fit_is_refused(monkeypatch):
+    with load(PATHS[-1]) as model:
+        plan = model.blueprint.memory()
+        monkeypatch.setenv("ZINCMETAL_MEMORY_LIMIT", str(plan.total + 1000))
+        with pytest.raises(OutOfMemoryError, match="2 sequences of 192 tokens need"):
+            model.fork()

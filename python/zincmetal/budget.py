@@ -69,10 +69,17 @@ class MemoryPlan:
             return longest if room >= 0 else 0
         return min(longest, room // self.kv_page * self.page)
 
-    def check(self) -> None:
-        """Raise OutOfMemoryError, with the numbers, where the total is over the budget."""
-        if self.total <= self.budget:
+    def check(self, sequences: int = 1) -> None:
+        """Raise OutOfMemoryError, with the numbers, where the total of so many sequences is over the budget."""
+        weights = sum(self.weights.values())
+        if weights + sequences * (self.total - weights) <= self.budget:
             return
+        if sequences > 1:
+            raise OutOfMemoryError(
+                f"{sequences} sequences of {self.n_ctx} tokens need {in_units(self.total - weights)} each beside "
+                f"weights of {in_units(weights)}, and this device has {in_units(self.budget)}; close one, or load the "
+                f"model with a smaller context"
+            )
         remedy = f"the largest context that fits is {self.largest_context}"
         if not self.largest_context:
             remedy = "no context fits, whatever its length"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import GGUFError, UnsupportedModelError
+from .errors import GGUFError, UnsupportedModelError, UsageError
 from .gguf import File
 
 # Head sizes that the attention kernels are compiled for: each serves those up to it. The last is the largest.
@@ -133,6 +133,9 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
     """
     arch = file.require("general.architecture", str)
     keys = _Keys(file, arch)
+    if n_ctx is not None and not (isinstance(n_ctx, int) and 0 < n_ctx < 2**31):
+        raise UsageError(f"context must be a positive number of tokens, not {n_ctx!r}")
+    _refuse_what_is_not_computed(keys)
     # Blocks for multi-token prediction come last.
     n_block, n_draft = keys.size("block_count"), keys.size("nextn_predict_layers", 0, least=0)
     if n_block > len(file.tensors):
@@ -177,13 +180,33 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
         norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
         rope=_rope(keys, n_ctx_train),
         recurrent=_recurrent(keys, n_block)[:n_layer] if arch in HYBRIDS else (False,) * n_layer,
-        attention_scale=_attention_scale(keys, n_layer, n_embd // n_head, head_dim),
+        attention_scale=_attention_scale(keys, n_layer, n_embd / n_head, head_dim),
         windows=_windows(keys, n_block)[:n_layer] if arch in WINDOWED else (0,) * n_layer,
         rope_local=Rope(_rope_base(keys, "rope.freq_base_swa")) if arch in WINDOWED else None,
         experts=_experts(keys) if arch in MIXTURES else None,
         ssm=_ssm(keys) if arch in HYBRIDS else None,
         n_draft=n_draft,
     )
+
+
+# Keys that change the result and are not implemented, with the value at which they change nothing.
+_NEUTRAL = {
+    "expert_gating_func": 1,  # softmax
+    "expert_weights_norm": True,
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "rope.scaling.yarn_log_multiplier": 0.0,
+    "rope.scaling.yarn_beta_fast": 32.0,
+    "rope.scaling.yarn_beta_slow": 1.0,
+}
+
+
+def _refuse_what_is_not_computed(keys: _Keys) -> None:
+    for name, neutral in _NEUTRAL.items():
+        value = keys.get(name, neutral)
+        if not isinstance(value, (bool, int, float)) or value != neutral:
+            raise UnsupportedModelError(f"{keys.arch}.{name} is {value!r}; zincmetal computes with {neutral!r} alone")
 
 
 def _experts(keys: _Keys) -> Experts:
@@ -241,7 +264,7 @@ def _windows(keys: _Keys, n_block: int) -> tuple[int, ...]:
     return tuple(window if w else 0 for w in windowed)
 
 
-def _attention_scale(keys: _Keys, n_layer: int, embd_per_head: int, head_dim: int) -> float:
+def _attention_scale(keys: _Keys, n_layer: int, embd_per_head: float, head_dim: int) -> float:
     """As the file says, or head_dim^-0.5; no file says it of Gemma 3 27B, which scales by (n_embd / n_head)^-0.5."""
     is_27b = keys.arch == "gemma3" and n_layer == 62
     return keys.positive("attention.scale", (embd_per_head if is_27b else head_dim) ** -0.5)

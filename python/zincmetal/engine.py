@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from .errors import ContextFullError, DeviceError, UsageError
 from .layout import KV_TYPES
 from .memory import Memory, map_weights
 from .plan import ARENA, Plan
-from .routed import Compiled, RoutedPlan, compiled, routed_counters
+from .routed import Compiled, Counters, RoutedPlan, compiled
 from .sampling import Sampler, SamplingParams
 from .snapshot import Snapshot
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 LOGITS_ROWS = 64  # rows whose logits are computed at once where all are wanted
 MAX_THREADS = 1024
+NOT_FINITE = "the model's logits are no numbers: the file is damaged, or the device failed"
 
 Message = Mapping[str, Any]
 Progress = Callable[[int, int], None]
@@ -84,8 +85,6 @@ class Model:
     ) -> None:
         if kv not in KV_TYPES:
             raise UsageError(f"kv must be one of {', '.join(KV_TYPES)}, not {kv!r}")
-        if context is not None and not (isinstance(context, int) and 0 < context < 2**31):
-            raise UsageError(f"context must be a positive number of tokens, not {context!r}")
         if not (isinstance(threads, int) and 0 <= threads <= MAX_THREADS):
             raise UsageError(f"threads must be 0 (the cores there are) to {MAX_THREADS}, not {threads!r}")
         self.file = file
@@ -94,7 +93,7 @@ class Model:
         self.blueprint.memory().check()
         self.config = self.blueprint.config
         self._weights = map_weights(self.device, file, self.blueprint.layout)
-        self._family: set[int] = set()  # the models that share the file and the weights
+        self._family: weakref.WeakSet[Model] = weakref.WeakSet()  # they share the file and the weights
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
         self._begin()
@@ -106,17 +105,20 @@ class Model:
         self._plans: dict[tuple[int, str], tuple[Plan, Compiled]] = {}
         self._sequence: list[int] = []
         self._words_read = 0
+        self._routed = Counters()
         self._one_call = threading.Lock()
         self._closed = False
         self.session = self.core.Session(
             self._memory.buffer("step"), self._memory.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
         )
         self._streams: weakref.WeakSet[Generator[Chunk, None, None]] = weakref.WeakSet()
-        self._family.add(id(self))
+        self._family.add(self)
         decode = self._recorded(1, "argmax")[1]
-        self._ahead = bool(self.device.info["asynchronous"]) and not isinstance(decode, RoutedPlan)
-        if isinstance(decode, RoutedPlan):
-            logging.getLogger("zincmetal").warning("%s: its experts are routed by the host, which is slow", decode.why)
+        self._why_routed = decode.why if isinstance(decode, RoutedPlan) else None
+        self._ahead = bool(self.device.info["asynchronous"]) and not self._why_routed
+        if self._why_routed:
+            message = "%s: its experts are routed by the host, which is slow"
+            logging.getLogger("zincmetal").warning(message, self._why_routed)
 
     # ---- text ---------------------------------------------------------------------------------------------
 
@@ -223,6 +225,8 @@ class Model:
             n_prompt, began = len(ids), clock()
             for n in range(1, last + 1):
                 token = best if greedy else self._sample(sampler)
+                if token < 0:
+                    raise DeviceError(NOT_FINITE)
                 ended = token in eog_ids
                 piece = "" if ended else push(token)
                 reason = "stop" if ended or text.stopped else "length" if n == last else None
@@ -264,7 +268,8 @@ class Model:
     def restore(self, saved: Snapshot) -> None:
         """Go on from a saved sequence, in this model or another one of the same file and type of K/V cache.
 
-        Raises UsageError where the snapshot is of another kind, ContextFullError where it is too long.
+        Raises UsageError where states of the snapshot have other sizes, ContextFullError where it is too long; the
+        sequence is then as it was.
         """
         with self._exclusive():
             if len(saved.tokens) > self.config.n_ctx:
@@ -272,14 +277,19 @@ class Model:
                     f"the snapshot has {len(saved.tokens)} tokens and the context {self.config.n_ctx}; "
                     f"load the model with a larger context"
                 )
+            snapshot.check(self._memory, self.blueprint.layout, self._page, saved)
             self._rewind(0)
             snapshot.put(self._memory, self.blueprint.layout, self._page, saved)
             self.session.resume(len(saved.tokens))
             self._sequence = list(saved.tokens)
 
     def fork(self) -> Model:
-        """Another model with the same weights, at the same point of a sequence of its own; close it by itself."""
+        """Another model with the same weights, at the same point of a sequence of its own; close it by itself.
+
+        Raises OutOfMemoryError where one more sequence does not fit.
+        """
         saved = self.save()
+        self.blueprint.memory().check(sequences=len(self._family) + 1)
         twin = copy.copy(self)
         twin._begin()
         twin.restore(saved)
@@ -290,9 +300,7 @@ class Model:
 
         ``host_routed`` says the same of steps whose experts the host had to route, and ``host_routed_why``.
         """
-        routed = [plan for _, plan in self._plans.values() if isinstance(plan, RoutedPlan)]
-        total = routed_counters(plan.counters for plan in routed)
-        return {**self.session.counters, "host_routed": total, "host_routed_why": routed[0].why if routed else None}
+        return {**self.session.counters, "host_routed": asdict(self._routed), "host_routed_why": self._why_routed}
 
     @property
     def _page(self) -> int:
@@ -336,7 +344,7 @@ class Model:
 
     def _decode(self, token: int, ahead: bool = False, head: str = "argmax") -> int:
         """Append a token; the arg max after it, if the head is that. ``ahead``: the step of that will be wanted."""
-        compiled = self._plans[1, head][1]
+        compiled = self._recorded(1, head)[1]
         if isinstance(compiled, RoutedPlan):
             return self._run([token], 1, head)
         best: int = self.core.decode_step(self.session, compiled, token, ahead)
@@ -346,7 +354,11 @@ class Model:
     def _run(self, ids: list[int], rows: int, head: str = "argmax") -> int:
         compiled, array = self._recorded(rows, head)[1], np.asarray(ids, np.int32)
         if isinstance(compiled, RoutedPlan):
-            best = compiled.step(self.session, array)
+            try:
+                best = compiled.step(self.session, array)
+            except BaseException:
+                self._rewind(0)  # some layers' states have moved on, and some have not
+                raise
         else:
             best = self.core.prefill_step(self.session, compiled, array)
         self._sequence += ids
@@ -387,15 +399,13 @@ class Model:
 
     def _compile(self, plan: Plan) -> Compiled:
         self._grow(ARENA, plan.arena_bytes)
-        return compiled(self.core, self.device, plan, self._memory.buffer)
+        return compiled(self.core, self.device, plan, self._memory.buffer, self._routed)
 
     def _grow(self, name: str, nbytes: int) -> None:
-        """Replace a buffer that is smaller, and with it every compiled plan that uses the old one."""
-        if self._memory.buffer(name).nbytes >= nbytes:
-            return
-        self._memory.alloc(name, nbytes)
-        for key, (plan, _) in self._plans.items():
-            self._plans[key] = (plan, compiled(self.core, self.device, plan, self._memory.buffer))
+        """Replace a buffer that is smaller; compiled plans, which use the old one, are made anew when next needed."""
+        if self._memory.buffer(name).nbytes < nbytes:
+            self._plans.clear()
+            self._memory.alloc(name, nbytes)
 
     # ---- life ---------------------------------------------------------------------------------------------
 
@@ -411,7 +421,7 @@ class Model:
             self.session.close()
             self._plans.clear()
             self._memory.close()
-            self._family.discard(id(self))
+            self._family.discard(self)
             if not self._family:
                 self._weights.clear()
                 self.file.close()
@@ -463,8 +473,8 @@ def load(
 
     ``context`` is the most tokens a sequence may have (default: 4096, or what the model was trained for, if
     that is less); ``device`` "metal", "cuda" or "cpu" (default: the best that was built); ``kv`` the type of
-    the KV cache, "f16" or "f32"; ``threads`` for the CPU (default: the cores there are). Raises GGUFError,
-    UnsupportedModelError, DeviceError, UsageError.
+    the KV cache, "f16", "f32" or "q8_0"; ``threads`` for the CPU (default: the cores there are). Raises GGUFError,
+    UnsupportedModelError, OutOfMemoryError, DeviceError, UsageError.
     """
     file = gguf.open(path)
     try:

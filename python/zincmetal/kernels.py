@@ -339,7 +339,8 @@ class Lowering:
         parts = Value(f"{op.out.name}.parts", cfg.n_head * n_split * (cfg.head_dim + 4))
         split = (*(Arg(r, "r") for r in op.reads[:-1]), Arg(parts, "w"))
         merge = (Arg(step, "r"), Arg(parts, "r"), Arg(gate, "r"), Arg(op.out, "w"))
-        grid, threads = (cfg.n_head_kv, n_split, 1), 32 * min(cfg.n_head // cfg.n_head_kv, 32)
+        # A simdgroup to a query head of the group: the registers of more than eight may not fit a threadgroup.
+        grid, threads = (cfg.n_head_kv, n_split, 1), 32 * min(cfg.n_head // cfg.n_head_kv, 8)
         all_threads = self._shapes["ATTENTION_DECODE_THREADS"]
         return [
             Launch(f"attention_split_{kind}", params, split, grid, threads, op),

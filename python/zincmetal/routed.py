@@ -6,8 +6,8 @@ because the host must know the chosen experts. :class:`RoutedPlan` counts them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -38,11 +38,13 @@ class RoutedPlan:
     ``why`` names the first tensor that made this necessary.
     """
 
-    def __init__(self, core: ModuleType, device: _core.Device, plan: Plan, buffers: Buffers) -> None:
+    def __init__(
+        self, core: ModuleType, device: _core.Device, plan: Plan, buffers: Buffers, counters: Counters
+    ) -> None:
         self._core, self._device, self._buffers = core, device, buffers
         *self._parts, last = _parts(plan.dispatches)
         self._last = replace(plan, dispatches=tuple(last)).compile(core, device, buffers)
-        self.counters = Counters()
+        self.counters = counters
         self.why = next(_why(d) for d in plan.dispatches if d.launch.routed)
 
     def step(self, session: _core.Session, ids: NDArray[np.int32]) -> int:
@@ -92,21 +94,11 @@ class RoutedPlan:
 Compiled: TypeAlias = "_core.Plan | RoutedPlan"
 
 
-def compiled(core: ModuleType, device: _core.Device, plan: Plan, buffers: Buffers) -> Compiled:
+def compiled(core: ModuleType, device: _core.Device, plan: Plan, buffers: Buffers, counters: Counters) -> Compiled:
     """A plan on a device; ``buffers`` maps the names in regions to device memory."""
     if any(d.launch.routed for d in plan.dispatches):
-        return RoutedPlan(core, device, plan, buffers)
+        return RoutedPlan(core, device, plan, buffers, counters)
     return plan.compile(core, device, buffers)
-
-
-def routed_counters(parts: Iterable[Counters]) -> dict[str, int]:
-    """The sums of all."""
-    total = Counters()
-    for part in parts:
-        total.steps += part.steps
-        total.command_buffers += part.command_buffers
-        total.dispatches += part.dispatches
-    return asdict(total)
 
 
 def _parts(dispatches: Sequence[Dispatch]) -> list[list[Dispatch]]:

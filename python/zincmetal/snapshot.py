@@ -37,16 +37,19 @@ def take(memory: Memory, layout: Layout, page: int, tokens: Sequence[int]) -> Sn
     return Snapshot(tuple(tokens), {name: np.concatenate(found) for name, found in parts.items()})
 
 
-def put(memory: Memory, layout: Layout, page: int, snapshot: Snapshot) -> None:
-    """Copy a snapshot in. Raises UsageError where it is of a model with other states."""
-    pieces = list(_pieces(memory, layout, page, len(snapshot.tokens)))
+def check(memory: Memory, layout: Layout, page: int, snapshot: Snapshot) -> None:
+    """Raises UsageError where a snapshot is of a model with other states."""
     sizes: dict[str, int] = {}
-    for name, _, nbytes in pieces:
+    for name, _, nbytes in _pieces(memory, layout, page, len(snapshot.tokens)):
         sizes[name] = sizes.get(name, 0) + nbytes
     if sizes != {name: state.nbytes for name, state in snapshot.states.items()}:
         raise UsageError("the snapshot is of another model, or of one with another type of K/V cache")
-    done = dict.fromkeys(sizes, 0)
-    for name, offset, nbytes in pieces:
+
+
+def put(memory: Memory, layout: Layout, page: int, snapshot: Snapshot) -> None:
+    """Copy a snapshot in that :func:`check` let pass."""
+    done = dict.fromkeys(snapshot.states, 0)
+    for name, offset, nbytes in _pieces(memory, layout, page, len(snapshot.tokens)):
         at = done[name]
         memory.buffer(name).write(snapshot.states[name][at : at + nbytes], offset)
         done[name] = at + nbytes
