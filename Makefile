@@ -20,7 +20,7 @@ demo: $(VENV)/.installed $(VENV)/.demo
 	@$(BIN)/python -m zincmetal.generate -p "$(PROMPT)" -n 64 -c 2048
 
 test: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 test-gemma3: $(VENV)/.installed $(VENV)/.demo $(VENV)/.gemma $(VENV)/.dev
 	$(BIN)/python -m pytest -q -k gemma3

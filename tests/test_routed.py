@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import zincmetal
-from conftest import reference_models
+from conftest import DATA
 from test_models import NOISE, kl
 from zincmetal import backend, fuse, kernels
 
-PATHS = reference_models("qwen3moe", "qwen35moe")[-2:]
+# Gate and up are q4_k in both; down is q4_k, q5_k or q6_k.
+PATHS = [DATA / "qwen35moe-q4k-q5k-q8.gguf", DATA / "qwen3moe-q4_k_m.gguf"]
 
 
 @pytest.fixture(params=[{"q4_k"}, {"q4_k", "q5_k", "q6_k"}], ids=["gate-up", "all"])
