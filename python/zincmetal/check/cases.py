@@ -1,0 +1,281 @@
+"""Every kernel in small: operations whose lowering launches it, with made-up inputs.
+
+Names, parameters and grids come from the same lowering as those of a model, so that what is checked is what will run.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import HEAD_CLASSES, SSM_CLASSES, Experts, ModelConfig, Rope, Ssm
+from ..fuse import UNBATCHED
+from ..graph import CANDIDATES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
+from ..kernels import SPLIT_ABOVE, Launch, Lowering
+from ..layout import KV_CACHES, KV_TYPES, buffer_sizes
+from ..quants import F32, Q8_0, SUPPORTED, QuantType, by_name, dequantize
+
+Bytes = NDArray[np.uint8]
+
+ROWS, N_TOKENS = 40, 37  # of a step of many rows: more than a tile of tokens, and padding behind them
+POS = 70  # of the first row: on the second page of the cache
+LONG_POS = 299  # where attention is split: several parts, and the last one not full
+M, K, N_VOCAB = 71, 512, 5000  # rows and columns of a matrix, logits: two blocks of every type, and tails
+POISON = 0xFF  # NaN in every float type
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The launches of some operations, for ``rows`` rows of which a step has ``n_tokens``, from position ``pos``."""
+
+    cfg: ModelConfig
+    kv_type: str
+    rows: int
+    n_tokens: int
+    pos: int
+    launches: tuple[Launch, ...]
+
+    def memory(self, core: ModuleType, seed: int) -> dict[str, Bytes]:
+        """What every operand holds at first, by name: random inputs, and poison where a kernel is to write."""
+        rng = np.random.default_rng(seed)
+        sizes = buffer_sizes(self.cfg, core, self.kv_type, self.rows)
+        found: dict[str, Bytes] = {}
+        for launch in self.launches:
+            for arg in launch.args:
+                name = arg.operand.name
+                if name not in found:
+                    made = self._content(arg.operand, sizes, core, rng)
+                    found[name] = made if "r" in arg.mode else np.full_like(made, POISON)
+        return found
+
+    def _content(self, operand: Operand, sizes: dict[str, int], core: ModuleType, rng: np.random.Generator) -> Bytes:
+        kind = operand.name.partition(".")[0]
+        if isinstance(operand, Weight):
+            return random_weights(operand.type, operand.shape, operand.name, rng)
+        if isinstance(operand, Value):
+            return _bytes(rng.standard_normal((1 if operand.last else self.rows) * operand.width, np.float32))
+        if operand == STEP:
+            step = np.zeros(1, core.params_dtype("Step"))
+            step["n_tokens"], step["pos"] = self.n_tokens, self.pos
+            return _bytes(step)
+        if operand == TOKENS:
+            return _bytes(rng.integers(0, self.cfg.n_vocab, self.rows, np.int32))
+        if operand == PAGES:
+            return _bytes(rng.permutation(sizes[PAGES.name] // 4).astype(np.uint32))
+        cache = by_name(self.kv_type) if kind in KV_CACHES else F32
+        return random_weights(cache, (sizes[operand.name] // cache.block_bytes * cache.block_size,), kind, rng)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel's place in a scene; what the launches before it write is its input."""
+
+    scene: Scene
+    index: int
+
+    @property
+    def launch(self) -> Launch:
+        """The launch of the kernel."""
+        return self.scene.launches[self.index]
+
+    @property
+    def seed(self) -> int:
+        """Of its inputs: always the same, so that a report can be seen again."""
+        return zlib.crc32(self.launch.kernel.encode())
+
+
+def cases(core: ModuleType) -> dict[str, Case]:
+    """A case for every kernel that a plan can launch, by name."""
+    found: dict[str, Case] = {}
+    for scene in _scenes(core):
+        for i, launch in enumerate(scene.launches):
+            found.setdefault(launch.kernel, Case(scene, i))
+    return found
+
+
+def random_weights(qtype: QuantType, shape: Sequence[int], name: str, rng: np.random.Generator) -> Bytes:
+    """Rows of a type, of every bit pattern but in the scales, and of mean square 1 / 64; f32 ones of mean square 1."""
+    if qtype is F32:
+        if name == "rope_freqs":
+            return _bytes(rng.random(shape, np.float32))
+        values = rng.standard_normal(shape, np.float32)
+        return _bytes(-np.abs(values) if name == "ssm_a" else values)  # the rate of a decay
+    assert qtype.block is not None
+    if qtype.block_size == 1:
+        values = rng.standard_normal(shape, np.float32) / np.float32(8)
+        return _bytes((values.view(np.uint32) >> 16).astype("<u2") if qtype.name == "bf16" else values.astype("<f2"))
+    raw = rng.integers(0, 256, qtype.nbytes(shape), np.uint8)
+    blocks = raw.view(qtype.block)
+    scales = [field for field in ("d", "m", "dmin") if field in (qtype.block.names or ())]
+    unit = {field: rng.uniform(0.5, 1.5, blocks.size) * rng.choice((-1, 1), blocks.size) for field in scales}
+    for field in scales:
+        blocks[field] = unit[field]
+    size = float(np.sqrt(np.mean(np.square(dequantize(qtype, raw, shape)))))
+    for field in scales:  # weights are linear in them
+        blocks[field] = unit[field] / (8 * size)
+    return raw
+
+
+def _bytes(values: NDArray[np.generic]) -> Bytes:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+# ---- operations of every family -----------------------------------------------------------------------------
+
+
+def _scenes(core: ModuleType) -> Iterator[Scene]:
+    for qtype in SUPPORTED:
+        yield from _products(core, qtype)
+        if qtype.name not in UNBATCHED:
+            yield from _mixtures(core, qtype)
+    yield from _rows_of_values(core)
+    yield from _caches(core)
+    yield from _recurrent(core)
+    logits = (Op("argmax", (LOGITS,), (STEP, TOKENS)), Op("candidates", (LOGITS,), (CANDIDATES,)))
+    yield from (_scene(core, 1, op) for op in logits)
+
+
+def _products(core: ModuleType, qtype: QuantType) -> Iterator[Scene]:
+    w, up, small = Weight("w", qtype, (M, K)), Weight("up", qtype, (M, K)), Weight("small", F32, (3, K))
+    x, y, residual, scale = Value("x", K), Value("y", M), Value("residual", M), Value("scale", 3)
+    yield _scene(core, ROWS, Op("embed", (STEP, TOKENS, Weight("table", qtype, (N_VOCAB, K))), (x,), {"scale": 1.5}))
+    for rows in (1, ROWS):
+        yield _scene(core, rows, Op("linear", (STEP, w, x), (y,)))
+        yield _scene(core, rows, Op("linear_add", (STEP, w, x, residual), (y,)))
+        yield _scene(core, rows, Op("linear_mix", (STEP, w, x, residual, scale), (y,)))
+        for gated in ("linear_swiglu", "linear_geglu"):
+            yield _scene(core, rows, Op(gated, (STEP, w, up, x), (y,)))
+    plain, gate = Weight("plain", qtype, (M + 4, K)), w
+    outs = (Value("plain.out", M + 4), Value("small.out", 3), y)
+    yield _scene(core, 1, Op("linear_stack", (STEP, x, plain, small, gate, up), outs))
+
+
+def _mixtures(core: ModuleType, qtype: QuantType) -> Iterator[Scene]:
+    n, n_used = 8, 3
+    cfg = _config(experts=Experts(n, n_used, K, K, 1.0))
+    route = Route(
+        Value("expert_ids", n_used),
+        Value("expert_weights", n_used + 1),
+        Value("expert_slots", n_used),
+        Value("expert_tiles", 4 * n_used),
+        Value("expert_n_tiles", 1),
+    )
+    attrs = {"has_shared": True, "scale": 1.0}
+    choose = Op("route", (STEP, Value("router", n), Value("shared", 1)), tuple(route), attrs)
+    w, up = (Weight(name, qtype, (n, M, K)) for name in ("w", "up"))
+    x, residual, out = Value("x", K), Value("residual", M), Value("out", M)
+    each_x, each_y = Value("each_x", n_used * K), Value("each_y", n_used * M)
+    first = Op("experts", (*route, w, x), (each_y,))
+    gated = Op("experts_swiglu", (*route, w, up, x), (each_y,))
+    for rows in (1, ROWS):
+        yield _scene(core, rows, choose, first, cfg=cfg)
+        yield _scene(core, rows, choose, gated, cfg=cfg)
+    yield _scene(core, ROWS, choose, Op("mix", (STEP, route.weights, each_y, residual), (out,)), cfg=cfg)
+    mix = (*route, w, each_x, residual)
+    yield _scene(core, 1, choose, Op("experts_mix", mix, (out,)), cfg=cfg)
+    for shared in dict.fromkeys((qtype, qtype if qtype.name == "f16" else Q8_0)):
+        w_shared = Weight("w_shared", shared, (M, K))
+        yield _scene(core, 1, choose, Op("experts_mix", (*mix, w_shared, x), (out,)), cfg=cfg)
+
+
+def _rows_of_values(core: ModuleType) -> Iterator[Scene]:
+    n = 1500  # more than a threadgroup's columns
+    x, other, y, last = Value("x", n), Value("other", n), Value("y", n), Value("last", n, last=True)
+    norms = [Weight(name, F32, (n,)) for name in ("norm", "next_norm")]
+    eps = {"eps": 1e-6}
+    yield _scene(core, ROWS, Op("rms_norm", (STEP, x, norms[0]), (y,), eps))
+    yield _scene(core, ROWS, Op("rms_norm_add", (STEP, x, norms[0], other), (y,), eps))
+    both = (y, Value("normed", n))
+    yield _scene(core, ROWS, Op("rms_norm_add_norm", (STEP, x, norms[0], other, norms[1]), both, eps))
+    for kind in ("add", "swiglu", "geglu"):
+        yield _scene(core, ROWS, Op(kind, (STEP, x, other), (y,)))
+    yield _scene(core, ROWS, Op("take_last_row", (STEP, x), (last,)))
+
+
+def _caches(core: ModuleType) -> Iterator[Scene]:
+    k_cache, v_cache = (State(f"{kind}.0") for kind in KV_CACHES)
+    for kv_type in KV_TYPES:
+        for head_dim in HEAD_CLASSES:
+            cfg = _config(head_dim=head_dim)
+            q, gated, out = Value("q", 4 * head_dim), Value("gated", 8 * head_dim), Value("out", 4 * head_dim)
+            attrs = {"scale": head_dim**-0.5, "window": 0}
+            attend = Op("attention", (STEP, PAGES, q, k_cache, v_cache, gated), (out,), attrs)
+            yield _scene(core, 1, attend, cfg=cfg, kv_type=kv_type)
+            yield _scene(core, ROWS, attend, cfg=cfg, kv_type=kv_type)
+            long = _config(head_dim=head_dim, n_ctx=SPLIT_ABOVE + 1)
+            yield _scene(core, 1, attend, cfg=long, kv_type=kv_type, pos=LONG_POS, split_keys=True)
+        cfg = _config(head_dim=64, n_rot=48)
+        k, v, out = Value("k", 2 * 64), Value("v", 2 * 64), Value("q_out", 4 * 64)
+        vectors = (Weight("rope_freqs", F32, (24,)), Weight("q_norm", F32, (64,)), Weight("k_norm", F32, (64,)))
+        for rope in ("norm", "neox"):
+            for qk_norm in (False, True):
+                q = Value("q", (8 if qk_norm else 4) * 64)  # with gates, as the models that have these norms
+                op = Op("rope_kv", (STEP, PAGES, q, k, v, *vectors), (out, k_cache, v_cache),
+                        {"rope": rope, "qk_norm": qk_norm})  # fmt: skip
+                yield _scene(core, ROWS, op, cfg=cfg, kv_type=kv_type)
+
+
+def _recurrent(core: ModuleType) -> Iterator[Scene]:
+    for size in SSM_CLASSES:
+        ssm = Ssm(n_k_head=2, n_v_head=4, d_state=size, d_conv=4)
+        weights = (
+            Weight("ssm_conv1d", F32, (ssm.channels, ssm.d_conv)),
+            Weight("ssm_a", F32, (4,)),
+            Weight("ssm_dt", F32, (4,)),
+            Weight("ssm_norm", F32, (size,)),
+        )
+        gates = (Value("z", ssm.d_inner), Value("alpha", 4), Value("beta", 4))
+        reads = (STEP, Value("qkv", ssm.channels), *gates, *weights)
+        writes = (Value("ssm", ssm.d_inner), State("ssm_conv.0"), State("ssm_state.0"))
+        for rows in (1, ROWS):
+            yield _scene(core, rows, Op("ssm", reads, writes, {"eps": 1e-6}), cfg=_config(ssm=ssm))
+
+
+def _scene(
+    core: ModuleType,
+    rows: int,
+    *ops: Op,
+    cfg: ModelConfig | None = None,
+    kv_type: str = "f16",
+    pos: int = POS,
+    split_keys: bool = False,
+) -> Scene:
+    cfg = cfg or _config()
+    lowering = Lowering(core, cfg, kv_type, split_keys)
+    launches = tuple(launch for op in ops for launch in lowering.launches(op, rows))
+    return Scene(cfg, kv_type, rows, min(rows, N_TOKENS), pos, launches)
+
+
+def _config(
+    head_dim: int = 64,
+    n_rot: int | None = None,
+    n_ctx: int = 128,
+    experts: Experts | None = None,
+    ssm: Ssm | None = None,
+) -> ModelConfig:
+    """A model of one layer with 4 query heads and 2 key heads."""
+    return ModelConfig(
+        arch="check",
+        n_layer=1,
+        n_embd=K,
+        n_ff=K,
+        n_head=4,
+        n_head_kv=2,
+        head_dim=head_dim,
+        n_rot=n_rot or head_dim,
+        n_vocab=N_VOCAB,
+        n_ctx_train=n_ctx,
+        n_ctx=n_ctx,
+        norm_eps=1e-6,
+        rope=Rope(10000.0),
+        recurrent=(ssm is not None,),
+        attention_scale=head_dim**-0.5,
+        windows=(0,),
+        experts=experts,
+        ssm=ssm,
+    )

@@ -1,0 +1,141 @@
+"""One launch on the device and on the CPU's Metal text, from the same bytes; what of their results differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import CANDIDATES, STEP, TOKENS
+from ..kernels import Launch
+from ..layout import KV_CACHES
+from ..quants import QuantType, by_name, dequantize
+from .cases import POISON, Bytes, Case
+
+if TYPE_CHECKING:
+    from .. import _core
+
+GUARD = 256  # bytes of poison on either side of what a kernel may touch
+
+# What two orders of float32 operations may differ by, of the root mean square: (over all values, in one of them).
+# A value that is rounded to a narrower type may land one step apart.
+TOLERANCE = {"f32": (1e-5, 8e-5), "f16": (1e-4, 4e-3), "q8_0": (2e-3, 5e-2)}
+_INTEGERS = {STEP.name, TOKENS.name, "expert_ids", "expert_slots", "expert_tiles", "expert_n_tiles", "argmax.id"}
+
+
+class Mismatch(Exception):
+    """The device's result is not the CPU's; says where and by how much."""
+
+
+def largest_difference(core: ModuleType, case: Case, device: _core.Device, reference: _core.Device) -> float:
+    """The largest error of the case's outputs as a share of what is allowed.
+
+    Raises Mismatch where it is above 1, and DeviceError where a device fails.
+    """
+    memory = case.scene.memory(core, case.seed)
+    for launch in case.scene.launches[: case.index]:
+        memory |= run(reference, launch, memory)
+    want, got = run(reference, case.launch, memory), run(device, case.launch, memory)
+    return max(_difference(core, case, name, want[name], got[name]) for name in want)
+
+
+def run(device: _core.Device, launch: Launch, memory: Mapping[str, Bytes]) -> dict[str, Bytes]:
+    """What the launch writes, by operand. Raises Mismatch where it writes anything else."""
+    names = {arg.operand.name for arg in launch.args}
+    buffers = {name: _guarded(device, memory[name]) for name in names}
+    bindings = [
+        (buffers[arg.operand.name], GUARD + 4 * arg.first, memory[arg.operand.name].size - 4 * arg.first)
+        for arg in launch.args
+    ]
+    device.run([(launch.kernel, launch.params, bindings, launch.grid, launch.threads, False)])
+    written = {arg.operand.name for arg in launch.args if "w" in arg.mode}
+    out = {}
+    for name in names:
+        found = buffers[name].read()
+        inside = found[GUARD:-GUARD]
+        if (found[:GUARD] != POISON).any() or (found[-GUARD:] != POISON).any():
+            raise Mismatch(f"it writes outside of {name}")
+        if name in written:
+            out[name] = inside
+        elif not np.array_equal(inside, memory[name]):
+            raise Mismatch(f"it writes to {name}, which is an input")
+    return out
+
+
+def _guarded(device: _core.Device, content: Bytes) -> _core.Buffer:
+    padded = np.full(content.size + 2 * GUARD, POISON, np.uint8)
+    padded[GUARD:-GUARD] = content
+    buffer = device.alloc(padded.size)
+    buffer.write(padded)
+    return buffer
+
+
+def _difference(core: ModuleType, case: Case, name: str, want: Bytes, got: Bytes) -> float:
+    kind = name.partition(".")[0]
+    if name in _INTEGERS:
+        if not np.array_equal(want, got):
+            raise Mismatch(_first_difference(name, want.view(np.int32), got.view(np.int32)))
+        return 0.0
+    if kind == CANDIDATES.name:
+        return _of_candidates(core.params_dtype("Candidates"), want, got)
+    qtype = by_name(case.scene.kv_type if kind in KV_CACHES else "f32")
+    numbers, found = _decoded(qtype, want), _decoded(qtype, got)
+    written = np.isfinite(numbers).all(axis=1)  # by block: what is not is still poison
+    if not written.any():
+        raise Mismatch(f"{name} holds no number, on the CPU neither")
+    changed = (want != got).reshape(-1, qtype.block_bytes).any(axis=1) & ~written
+    if changed.any():
+        raise Mismatch(_first_difference(name, numbers[:, 0], found[:, 0], changed))
+    return _of_floats(name, numbers[written].reshape(-1), found[written].reshape(-1), TOLERANCE[qtype.name])
+
+
+def _decoded(qtype: QuantType, raw: Bytes) -> NDArray[np.float64]:
+    """By block."""
+    with np.errstate(invalid="ignore"):  # poison
+        values = dequantize(qtype, raw, (raw.size // qtype.block_bytes * qtype.block_size,))
+    return values.astype(np.float64).reshape(-1, qtype.block_size)
+
+
+def _of_floats(name: str, want: NDArray[np.float64], got: NDArray[np.float64], tolerance: tuple[float, float]) -> float:
+    """The largest error, of all values or of one, as a share of what is allowed. NaN and infinity never pass."""
+    if not np.isfinite(got).all():
+        raise Mismatch(_first_difference(name, want, got, ~np.isfinite(got)))
+    error = np.abs(got - want)
+    size = max(_rms(want), float(np.finfo(np.float32).tiny))
+    share = max(_rms(error) / tolerance[0], float(error.max()) / tolerance[1]) / size
+    if share > 1:
+        worst = _first_difference(name, want, got, error >= error.max())
+        raise Mismatch(f"{worst}; the error is {_rms(error) / size:.1e} of the norm, {tolerance[0]:.0e} is allowed")
+    return share
+
+
+def _of_candidates(dtype: np.dtype[np.void], want: Bytes, got: Bytes) -> float:
+    """The same candidates in any order; sums up to rounding."""
+    worst = 0.0
+    for part, (w, g) in enumerate(zip(want.view(dtype), got.view(dtype), strict=True)):
+        name = f"part {part} of the candidates"
+        for field in ("n", "n_not_finite", "largest"):
+            if w[field] != g[field]:
+                raise Mismatch(f"{name}: {field} is {g[field]} instead of {w[field]}")
+        n = int(w["n"])
+        chosen = [sorted(zip(c["id"][:n].tolist(), c["logit"][:n].tolist(), strict=True)) for c in (w, g)]
+        if chosen[0] != chosen[1]:
+            raise Mismatch(f"{name} are others, or have other logits")
+        sums = (np.array([c["sum_exp"], c["sum_x_exp"]], np.float64) for c in (w, g))
+        worst = max(worst, _of_floats(f"the sums of {name}", next(sums), next(sums), TOLERANCE["f32"]))
+    return worst
+
+
+def _first_difference(name: str, want: NDArray[Any], got: NDArray[Any], where: NDArray[np.bool_] | None = None) -> str:
+    where = want != got if where is None else where
+    first = int(np.argmax(where))
+    return (
+        f"{name}[{first}] is {got[first]:g} instead of {want[first]:g} ({np.count_nonzero(where)} such of {want.size})"
+    )
+
+
+def _rms(x: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))

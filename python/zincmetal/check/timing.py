@@ -1,0 +1,178 @@
+"""How fast the hot shapes run, in bytes or operations per second of device time: for information."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..config import ModelConfig, Rope
+from ..graph import PAGES, STEP, Op, State, Value, Weight
+from ..kernels import Lowering
+from ..layout import KV_CACHES, buffer_sizes
+from ..quants import by_name
+from .results import PASS, WARN, Outcome
+
+if TYPE_CHECKING:
+    from .. import _core
+
+COLD_BYTES = 256 << 20  # of copies that are read in turn: more than caches hold
+MAX_COPIES = 64
+LONG_ENOUGH = 0.25  # seconds of a measurement, where the copies allow it
+TRIES = 3
+PREFILL_ROWS = 512
+CONTEXT = 8192
+PLAUSIBLE = {"GB/s": (0.01, 2e4), "GFLOP/s": (0.1, 2e6)}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A hot operation: ``op(size)`` works on ``size`` rows of a matrix, or keys, for ``rows`` tokens."""
+
+    name: str
+    op: Callable[[int], Op]
+    size: int
+    rows: int = 1
+
+    @property
+    def unit(self) -> str:
+        """What bounds it: bytes read, or operations."""
+        return "GB/s" if self.rows == 1 else "GFLOP/s"
+
+
+def shapes() -> Iterator[Shape]:
+    """LM head, projection and attention of Qwen3.6-35B-A3B, the feed-forward of Qwen3-1.7B, a prefill."""
+    yield Shape("LM head q8_0 248320x2048", _product("q8_0", 2048), 248320)
+    yield Shape("projection q8_0 8192x2048", _product("q8_0", 2048), 8192)
+    yield Shape("gate and up q4_k 2x6144x2048", _gate_and_up, 6144)
+    yield Shape("down q6_k 2048x6144", _product("q6_k", 6144), 2048)
+    yield Shape(f"attention f16 16/2x256, {CONTEXT} keys", _attention, CONTEXT)
+    yield Shape(f"prefill q8_0 8192x2048, {PREFILL_ROWS} tokens", _product("q8_0", 2048), 8192, PREFILL_ROWS)
+
+
+def measure(core: ModuleType, device: _core.Device, shape: Shape) -> Outcome:
+    """Time the shape, or the largest part of it that takes a slow device no longer than it should.
+
+    Raises DeviceError.
+    """
+    size = max(shape.size // 128, 1)
+    seconds = _Bench(core, device, shape, size, copies=1).seconds()
+    while size < shape.size and seconds < LONG_ENOUGH / 8:
+        size = min(size * 8, shape.size)
+        seconds = _Bench(core, device, shape, size, copies=1).seconds()
+    copies = min(COLD_BYTES // _work(shape, size), MAX_COPIES, int(LONG_ENOUGH / max(seconds, 1e-6)))
+    if copies > 1:
+        seconds = _Bench(core, device, shape, size, copies).seconds()
+    rate = _work(shape, size) / max(seconds, 1e-12) / 1e9
+    least, most = PLAUSIBLE[shape.unit]
+    plausible = least <= rate <= most
+    part = "" if size == shape.size else f", of {size} in {shape.size} rows, as this device is slow"
+    message = f"{rate:,.4g} {shape.unit}, {seconds * 1e6:,.1f} us{part}" + ("" if plausible else "; no plausible time")
+    return Outcome(PASS if plausible else WARN, message, {shape.unit: rate, "seconds": seconds, "size": size})
+
+
+class _Bench:
+    """A shape's launches over several copies of what they read most of, with the buffers that they need."""
+
+    def __init__(self, core: ModuleType, device: _core.Device, shape: Shape, size: int, copies: int) -> None:
+        self._device, self._copies = device, copies
+        lowering = Lowering(core, _CFG, "f16", split_keys=device.info["backend"] != "cpu")
+        self._launches = lowering.launches(shape.op(size), shape.rows)
+        sizes = buffer_sizes(_CFG, core, "f16", shape.rows)
+        self._buffers: dict[str, tuple[_core.Buffer, int]] = {}  # and the bytes of one copy
+        for arg in (arg for launch in self._launches for arg in launch.args):
+            o = arg.operand
+            nbytes = (
+                o.type.nbytes(o.shape) if isinstance(o, Weight)
+                else 4 * o.width * shape.rows if isinstance(o, Value)
+                else sizes[o.name]
+            )  # fmt: skip
+            if o.name not in self._buffers:
+                self._buffers[o.name] = self._filled(nbytes, copies if _is_read_most(o.name) else 1), nbytes
+        step = np.zeros(1, core.params_dtype("Step"))
+        step["n_tokens"], step["pos"] = shape.rows, size - 1
+        self._buffers[STEP.name] = device.alloc(step.nbytes), step.nbytes
+        self._buffers[STEP.name][0].write(step)
+        if PAGES.name in self._buffers:
+            pages, nbytes = self._buffers[PAGES.name]
+            pages.write(np.arange(nbytes // 4, dtype=np.uint32))
+
+    def seconds(self) -> float:
+        """Of the device for one copy: the best of some tries, after one that warms up."""
+        dispatches = [d for copy in range(self._copies) for d in self._dispatches(copy)]
+        self._device.run(dispatches)
+        return min(self._device.run(dispatches) for _ in range(TRIES)) / self._copies
+
+    def _dispatches(self, copy: int) -> list[_core.Dispatch]:
+        found: list[_core.Dispatch] = []
+        for launch in self._launches:
+            bindings = []
+            for arg in launch.args:
+                buffer, nbytes = self._buffers[arg.operand.name]
+                bindings.append((buffer, copy * nbytes if buffer.nbytes > nbytes else 0, nbytes))
+            found.append((launch.kernel, launch.params, bindings, launch.grid, launch.threads, True))
+        return found
+
+    def _filled(self, nbytes: int, copies: int) -> _core.Buffer:
+        """Memory that was written, and holds small numbers in every type."""
+        buffer = self._device.alloc(nbytes * copies)
+        pattern = np.random.default_rng(1).integers(0, 60, min(1 << 24, buffer.nbytes), np.uint8)
+        for at in range(0, buffer.nbytes, pattern.size):
+            buffer.write(pattern[: buffer.nbytes - at], at)
+        return buffer
+
+
+def _is_read_most(name: str) -> bool:
+    return name in ("w", "up") or name.partition(".")[0] in KV_CACHES
+
+
+def _work(shape: Shape, size: int) -> int:
+    """Bytes read or, for many tokens, multiplications and additions."""
+    weights = [w for w in shape.op(size).reads if isinstance(w, Weight)]
+    if shape.rows > 1:
+        return sum(2 * shape.rows * w.shape[0] * w.shape[1] for w in weights)
+    if weights:
+        return sum(w.type.nbytes(w.shape) for w in weights)
+    return 2 * size * _CFG.n_head_kv * _CFG.head_dim * 2  # keys and values in f16
+
+
+def _product(qtype: str, k: int) -> Callable[[int], Op]:
+    def op(m: int) -> Op:
+        return Op("linear", (STEP, Weight("w", by_name(qtype), (m, k)), Value("x", k)), (Value("y", m),))
+
+    return op
+
+
+def _gate_and_up(m: int) -> Op:
+    w = Weight("w", by_name("q4_k"), (m, 2048))
+    return Op("linear_swiglu", (STEP, w, replace(w, name="up"), Value("x", 2048)), (Value("y", m),))
+
+
+def _attention(n_keys: int) -> Op:
+    q = Value("q", _CFG.n_head * _CFG.head_dim)
+    caches = (State(f"{kind}.0") for kind in KV_CACHES)
+    attrs = {"scale": _CFG.attention_scale, "window": 0}
+    return Op("attention", (STEP, PAGES, q, *caches, q), (replace(q, name="y"),), attrs)
+
+
+_CFG = ModelConfig(
+    arch="check",
+    n_layer=1,
+    n_embd=2048,
+    n_ff=6144,
+    n_head=16,
+    n_head_kv=2,
+    head_dim=256,
+    n_rot=64,
+    n_vocab=248320,
+    n_ctx_train=CONTEXT,
+    n_ctx=CONTEXT,
+    norm_eps=1e-6,
+    rope=Rope(10000.0),
+    recurrent=(False,),
+    attention_scale=256**-0.5,
+    windows=(0,),
+)

@@ -1,0 +1,72 @@
+"""The first tokens that a model makes on the device, beside those of the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ..engine import Model, load
+from ..errors import TokenizerError
+from .results import FAIL, PASS, WARN, Outcome
+
+PROMPT = "The capital of France is"
+CONTEXT = 256
+N_TOKENS = 16
+# The CPU is compared with its own Metal text, which takes about a second a token of the smallest model.
+N_TOKENS_MSL, LARGEST_MSL = 3, 256 << 20
+NEAR_TIE = 0.05  # of two logits: what the lanes' rounding, most of it in the cache, may turn around
+
+
+def first_tokens(path: Path, device: str) -> Outcome:
+    """Greedy tokens of a GGUF file on the device, compared with the CPU's native kernels, or on the CPU with the
+    Metal text. Raises ZincError where the file cannot be run.
+    """
+    if device == "cpu" and path.stat().st_size > LARGEST_MSL:
+        return Outcome(WARN, f"{path.name} is too large for the CPU's Metal text, the only other lane to compare with")
+    n = N_TOKENS_MSL if device == "cpu" else N_TOKENS
+    with load(path, CONTEXT, device) as model:
+        ids = _prompt(model)
+        got = model.generate(ids, n).tokens
+    with _native(device != "cpu"), load(path, CONTEXT, "cpu") as model:
+        want = model.generate(ids, n).tokens
+        figures = {"tokens": got, "cpu_tokens": want}
+        first = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), None)
+        if first is None:
+            return Outcome(PASS, f"{path.name}: {len(want)} tokens as on the CPU: {model.detokenize(want)!r}", figures)
+        margin = _margin(model, [*ids, *want[:first]], want[first], got[first])
+    message = f"{path.name}: token {first} is {got[first]} instead of {want[first]}, {margin:.3g} below it in logits"
+    if margin <= NEAR_TIE:
+        return Outcome(WARN, f"{message}: a near tie", figures)
+    return Outcome(FAIL, message, figures)
+
+
+def _prompt(model: Model) -> list[int]:
+    """Some text, or for a model that knows none some tokens."""
+    try:
+        return model.tokenize(PROMPT)
+    except TokenizerError:
+        return list(range(min(5, model.config.n_vocab)))
+
+
+def _margin(model: Model, ids: list[int], best: int, other: int) -> float:
+    """How far the logit of another token is below the best one's, after ``ids``."""
+    logits = model.logits(ids)[-1].astype(np.float64)
+    return float(logits[best] - logits[other])
+
+
+@contextmanager
+def _native(on: bool) -> Iterator[None]:
+    """Whether the CPU lane that is opened meanwhile uses its native kernels."""
+    before = os.environ.get("ZINCMETAL_NATIVE")
+    os.environ["ZINCMETAL_NATIVE"] = "1" if on else "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["ZINCMETAL_NATIVE"]
+        else:
+            os.environ["ZINCMETAL_NATIVE"] = before

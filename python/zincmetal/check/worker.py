@@ -1,0 +1,187 @@
+"""The process in which checks run: it reads what to do from standard input, and writes a JSON object a line.
+
+``{"plan": names}`` once the device is open, and for every check ``{"begin": name}`` and then its name, status, message
+and figures; ``{"end": true}`` after the last, or ``{"again": true}`` where the device has failed and another process is
+to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .. import backend
+from ..budget import in_units
+from ..errors import DeviceError
+from . import timing
+from .cases import cases
+from .compare import Mismatch, largest_difference
+from .results import FAIL, PASS, WARN, Outcome
+
+if TYPE_CHECKING:
+    from .. import _core
+
+SIMDGROUP, THREADGROUP_BYTES = 32, 32768  # what the kernels are written for
+_SOURCE_FAILURE = re.compile(r"^(\w+\.metal) does not compile", re.MULTILINE)  # as csrc/metal/library.h says it
+
+Check: TypeAlias = Callable[[], Outcome]
+Event: TypeAlias = dict[str, Any]
+
+
+def main() -> None:
+    """Run the checks that standard input asks for: {"device", "file", "only", "done"}."""
+    request = json.load(sys.stdin)
+    with ExitStack() as stack:
+        for event in events(request, stack):
+            print(json.dumps(event), flush=True)
+
+
+def events(request: Mapping[str, Any], stack: ExitStack) -> Iterator[Event]:
+    """What the worker says, in order."""
+    yield {"begin": "device"}
+    try:
+        lab = Lab(request["device"], stack)
+    except Exception as error:
+        yield _event("device", Outcome(FAIL, _words(error)))
+        yield {"end": True}
+        return
+    planned = {name: check for name, check in lab.checks(request["file"]) if _wanted(name, request["only"])}
+    yield {"plan": ["device", *planned]}
+    yield _event("device", lab.about())
+    for name, check in planned.items():
+        if name in request["done"]:
+            continue
+        yield {"begin": name}
+        try:
+            outcome, failed = check(), False
+        except Mismatch as error:
+            outcome, failed = Outcome(FAIL, str(error)), False
+        except Exception as error:
+            outcome, failed = Outcome(FAIL, _words(error)), isinstance(error, DeviceError)
+        yield _event(name, outcome)
+        if failed:  # a device stays unusable, with some drivers for the whole process
+            yield {"again": True}
+            return
+    yield {"end": True}
+
+
+class Lab:
+    """The device under test, the CPU that runs the Metal text beside it, and the checks on them.
+
+    Raises DeviceError where one cannot be opened.
+    """
+
+    def __init__(self, device: str | None, stack: ExitStack) -> None:
+        self.name = backend.choose(device)
+        self.core = backend.load(self.name)
+        self.broken_sources: dict[str, str] = {}
+        self.device = self._open(backend.KERNEL_FOLDER, stack)
+        self.reference: _core.Device = backend.load("cpu").Device(native=False)
+        self.cases = cases(self.core)
+        self._kernels = set(self.device.kernel_names())
+
+    def _open(self, folder: Path, stack: ExitStack) -> _core.Device:
+        """The device; where sources do not compile, with the others."""
+        try:
+            device: _core.Device = self.core.Device(kernel_folder=str(folder))
+            return device
+        except DeviceError as error:
+            broken = set(_SOURCE_FAILURE.findall(str(error)))
+            if not broken or broken <= self.broken_sources.keys():
+                raise
+            self.broken_sources |= dict.fromkeys(sorted(broken), str(error))
+            rest = Path(stack.enter_context(TemporaryDirectory()))
+            shutil.copytree(folder, rest, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.metallib", *broken))
+            return self._open(rest, stack)
+
+    def about(self) -> Outcome:
+        """What the device is."""
+        info = self.device.info
+        features = info["features"]
+        family = f", {features['family']}" if "family" in features else ""
+        memory = (
+            f"{in_units(info['working_set_bytes'])} to work with, buffers of up to {in_units(info['max_buffer_bytes'])}"
+        )
+        message = f"{info['name']} ({info['backend']}){family}; {memory}"
+        if info["backend"] == "cpu":
+            message += f"; its native kernels ({features['native kernels']}) are held to the Metal text"
+        if info["max_threadgroup_bytes"] < THREADGROUP_BYTES:
+            return Outcome(
+                FAIL, f"{message}; threadgroups have {info['max_threadgroup_bytes']} bytes, not 32 KiB", info
+            )
+        if "older" in family:
+            return Outcome(WARN, f"{message}; the kernels need Apple7, which is M1", info)
+        return Outcome(PASS, message, info)
+
+    def checks(self, file: str | None) -> Iterator[tuple[str, Check]]:
+        """Every check by name, in the order in which they run."""
+        for source, words in self.broken_sources.items():
+            yield f"source/{source}", partial(Outcome, FAIL, words)
+        names = sorted({*self._kernels, *self.reference.kernel_names()})
+        for name in names:
+            yield f"pipeline/{name}", partial(self._pipeline, name)
+        for name in names:
+            yield f"kernel/{name}", partial(self._kernel, name)
+        yield "model/first tokens", partial(self._model, file)
+        for shape in timing.shapes():
+            yield f"timing/{shape.name}", partial(timing.measure, self.core, self.device, shape)
+
+    def _pipeline(self, name: str) -> Outcome:
+        """Whether the kernel builds, and takes the threads that plans launch it with."""
+        if name not in self._kernels:
+            return Outcome(FAIL, f"there is no such kernel on {self.name}")
+        try:
+            threads, width, nbytes = self.device.limits(name)
+        except DeviceError as error:
+            return Outcome(FAIL, _words(error))
+        figures = {"max_threads": threads, "simd_width": width, "threadgroup_bytes": nbytes}
+        case = self.cases.get(name)
+        if width != SIMDGROUP:
+            return Outcome(FAIL, f"its simdgroups have {width} threads, and the kernels need {SIMDGROUP}", figures)
+        if nbytes > THREADGROUP_BYTES:
+            return Outcome(FAIL, f"it uses {nbytes} bytes of threadgroup memory, of {THREADGROUP_BYTES}", figures)
+        if case and case.launch.threads > threads:
+            return Outcome(FAIL, f"it takes {threads} threads, and plans launch {case.launch.threads}", figures)
+        return Outcome(PASS, f"up to {threads} threads", figures)
+
+    def _kernel(self, name: str) -> Outcome:
+        """Whether the kernel computes on the device what it computes on the CPU."""
+        if name not in self.cases:
+            return Outcome(FAIL, "check has no case for this kernel, so that nothing is known of it")
+        if self._pipeline(name).status == FAIL:
+            return Outcome(FAIL, "not run: see its pipeline")
+        share = largest_difference(self.core, self.cases[name], self.device, self.reference)
+        return Outcome(PASS, f"error {share:.2f} of what is allowed", {"error": share})
+
+    def _model(self, file: str | None) -> Outcome:
+        """Whether a model makes the tokens that it makes on the CPU."""
+        from .tokens import first_tokens
+
+        if file is None:
+            return Outcome(WARN, "no model: pass a GGUF file, or `pip install 'zincmetal[demo]'` for a small one")
+        return first_tokens(Path(file), self.name)
+
+
+def _event(name: str, outcome: Outcome) -> Event:
+    return {"name": name, "status": outcome.status, "message": outcome.message, "figures": dict(outcome.figures)}
+
+
+def _wanted(name: str, patterns: list[str]) -> bool:
+    return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    main()
