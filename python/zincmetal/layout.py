@@ -20,6 +20,8 @@ from .quants import by_name
 ROPE_FREQS, ROPE_FREQS_LOCAL = "rope_freqs", "rope_freqs_local"
 KV_TYPES = ("f16", "f32", "q8_0")
 KV_CACHES = ("k_cache", "v_cache")
+# Where weights are copied to a device's own memory, they go in pieces of about so many bytes, to show progress.
+UPLOAD_BYTES = 512 << 20
 
 
 def buffer_sizes(cfg: ModelConfig, core: ModuleType, kv_type: str, max_rows: int) -> dict[str, int]:
@@ -73,9 +75,9 @@ class Layout:
     """Every buffer of a model by name, and the region of every operand.
 
     The file's pages become buffers as they are, ``maps``: one per part, or several overlapping ones where a part
-    is larger than the device's largest buffer. The other buffers are allocated: ``sizes`` has their bytes, and
-    ``initial`` makes what some of them hold from the start. Raises DeviceError where a tensor is larger than the
-    largest buffer by itself.
+    is larger than the device's largest buffer, or is copied to memory of its own. The other buffers are allocated:
+    ``sizes`` has their bytes, and ``initial`` makes what some of them hold from the start. Raises DeviceError where
+    a tensor is larger than the largest buffer by itself.
     """
 
     def __init__(self, file: gguf.File, cfg: ModelConfig, sizes: dict[str, int], info: dict[str, Any]) -> None:
@@ -87,7 +89,7 @@ class Layout:
         self._weights: dict[str, Weight] = {}
         self._regions: dict[str, Region] = {}
         for part in range(len(file.parts)):
-            self._map_part(file, part, info["page_bytes"], info["max_buffer_bytes"])
+            self._map_part(file, part, info)
         self._add_vector(ROPE_FREQS, cfg.rope.frequencies(cfg.n_rot, _rope_factors(file, cfg)))
         if cfg.rope_local:
             self._add_vector(ROPE_FREQS_LOCAL, cfg.rope_local.frequencies(cfg.n_rot, None))
@@ -103,9 +105,11 @@ class Layout:
         assert isinstance(operand, State), operand
         return Region(operand.name, 0, self.sizes[operand.name])
 
-    def _map_part(self, file: gguf.File, part: int, page: int, max_bytes: int) -> None:
+    def _map_part(self, file: gguf.File, part: int, info: dict[str, Any]) -> None:
         tensors = sorted((t for t in file.tensors.values() if t.part == part), key=lambda t: t.offset)
-        for start, group in _group(tensors, page, max_bytes):
+        max_bytes: int = info["max_buffer_bytes"]
+        wanted = max_bytes if info["unified_memory"] else min(UPLOAD_BYTES, max_bytes)
+        for start, group in _group(tensors, info["page_bytes"], wanted, max_bytes):
             name = f"weights.{len(self.maps)}"
             self.maps.append(Map(name, part, start, max(t.offset + t.nbytes for t in group) - start))
             for t in group:
@@ -132,11 +136,16 @@ def _rope_factors(file: gguf.File, cfg: ModelConfig) -> NDArray[np.float32] | No
     return factors
 
 
-def _group(tensors: list[gguf.TensorInfo], page: int, max_bytes: int) -> Iterator[tuple[int, list[gguf.TensorInfo]]]:
-    """Runs of tensors (sorted by offset) that fit one buffer, each with the page where its buffer starts."""
+def _group(
+    tensors: list[gguf.TensorInfo], page: int, wanted: int, max_bytes: int
+) -> Iterator[tuple[int, list[gguf.TensorInfo]]]:
+    """Runs of tensors (sorted by offset) for buffers of up to ``wanted`` bytes, each with the page where it starts.
+
+    A tensor that is larger has a buffer alone, of up to ``max_bytes``.
+    """
     start, group = 0, list[gguf.TensorInfo]()
     for t in tensors:
-        if group and t.offset + t.nbytes > start + max_bytes - page:
+        if group and t.offset + t.nbytes > start + wanted - page:
             yield start, group
             group = []
         if not group:

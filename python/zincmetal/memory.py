@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -16,14 +17,24 @@ if TYPE_CHECKING:
 
 
 Buffers: TypeAlias = "dict[str, _core.Buffer]"
+Progress: TypeAlias = Callable[[int, int], None]
 
 
-def map_weights(device: _core.Device, file: gguf.File, layout: Layout) -> Buffers:
-    """The file's pages as buffers, by name. Raises DeviceError where the device refuses one."""
+def map_weights(device: _core.Device, file: gguf.File, layout: Layout, progress: Progress | None = None) -> Buffers:
+    """The file's pages as buffers, by name; a device with memory of its own copies them.
+
+    ``progress(done, total)`` is told their bytes. Raises DeviceError where the device refuses one.
+    """
     buffers = {}
+    done, total = 0, sum(m.nbytes for m in layout.maps)
     for m in layout.maps:
+        if progress:
+            progress(done, total)
         whole = np.frombuffer(file.parts[m.part].mmap, np.uint8)  # keeps the map alive
         buffers[m.buffer] = device.wrap(whole, m.start, m.nbytes)
+        done += m.nbytes
+    if progress:
+        progress(done, total)
     return buffers
 
 
