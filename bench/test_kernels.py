@@ -1,88 +1,100 @@
-"""Matrix-vector kernels on the exact shapes of real models: `pytest bench --benchmark-json=out.json`.
+"""Products with one row on the exact shapes of real models: `pytest bench --benchmark-json=out.json`.
 
-Each run launches the kernel over several copies of the weights in turn, more bytes than a CPU's caches hold, so that
-every byte comes from memory. ``extra_info`` has GB/s of weights, and the share of a plain copy on the same machine.
-ZINCMETAL_DEVICE chooses the device.
+    pytest bench -k 35b                          # the shapes of Qwen3.6-35B-A3B; or smollm2
+    pytest bench -k 35b --sweep --table t.json   # every number of rows that was built (ZINCMETAL_SWEEP) and of threads
+
+Times are the device's own, of a recording of many dispatches behind barriers on weights that no cache holds
+(`products.py`). ``extra_info`` has microseconds of a product, GB/s of weights, and the share of the copy that was
+measured in the same run. Whatever the rows and threads, the outputs must be those of the usual ones, bit for bit; with
+other threads a mixture adds its experts in another order, and then they must agree to rounding. ZINCMETAL_DEVICE
+chooses the device.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from zincmetal import backend
-from zincmetal.quants import by_name
+import ceilings
+from conftest import HEADING, ROWS
+from products import REPEATS, Lab, Loaded, Product, shapes_35b, shapes_smollm2, summary
+from zincmetal.tuning import Split
 
-COLD_BYTES = 256 << 20
+PRODUCTS = [("35b", p) for p in shapes_35b()] + [("smollm2", p) for p in shapes_smollm2()]
+SWEPT_ROWS = (1, 2, 4, 8)
+SWEPT_THREADS = (32, 64, 128, 256, 512, 1024)
+MIX_THREADS = (32, 96, 160, 288)  # a simdgroup for each expert, for two of them ...
 
-SHAPES = [
-    # SmolLM2-135M: feed-forward, attention, tied output.
-    ("q4_1", 1536, 576),
-    ("q4_1", 576, 576),
-    ("q4_1", 576, 1536),
-    ("q8_0", 49152, 576),
-    # Qwen3.6-35B-A3B: SSM projections, their output, attention; experts.
-    ("q8_0", 8192, 2048),
-    ("q8_0", 4096, 2048),
-    ("q8_0", 2048, 4096),
-    ("q4_k", 4096, 2048),
-    ("q5_k", 4096, 2048),
-    ("q6_k", 4096, 2048),
-]
+
+class DeviceClock:
+    """Seconds that the device has worked for the benchmark."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+CLOCK = DeviceClock()
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    return Lab()
+
+
+@pytest.fixture(scope="session")
+def copy(lab: Lab, pytestconfig: pytest.Config) -> float:
+    measured = ceilings.measure(lab.core, lab.device, products=False)
+    pytestconfig.stash[HEADING] += [lab.name, *measured.lines()]
+    return measured.copy
 
 
 @pytest.fixture(scope="module")
-def lab() -> SimpleNamespace:
-    core, device = backend.open_device()
-    return SimpleNamespace(core=core, device=device, shapes=core.shapes(), copy=copy_bandwidth())
+def loaded(lab: Lab, request: pytest.FixtureRequest) -> Loaded:
+    return Loaded(lab, request.param)
 
 
-def copy_bandwidth() -> float:
-    """Bytes per second that one thread's copy reads (and as many written), the best of a few."""
-    from time import perf_counter
-
-    a = np.ones(COLD_BYTES, np.uint8)
-    b = np.empty_like(a)
-    times = []
-    for _ in range(5):
-        began = perf_counter()
-        np.copyto(b, a)
-        times.append(perf_counter() - began)
-    return COLD_BYTES / min(times)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    sweep = metafunc.config.getoption("--sweep")
+    cases = []
+    for model, product in PRODUCTS:
+        for split in splits(product) if sweep and model == "35b" else [None]:
+            name = f"{model} {product.id}" + (f" r{split.rows} t{split.threads}" if split else "")
+            cases.append(pytest.param(product, split, id=name))
+    metafunc.parametrize(("loaded", "split"), cases, indirect=["loaded"])
 
 
-@pytest.mark.parametrize(("qtype", "m", "k"), SHAPES)
-def test_mul_mv(benchmark, lab, qtype, m, k):
-    row_bytes = by_name(qtype).row_bytes(k)
-    nbytes = m * row_bytes
-    copies = max(2, COLD_BYTES // nbytes)
-    rng = np.random.default_rng(1)
+def splits(product: Product) -> list[Split]:
+    is_mix = "_mix" in product.kernel
+    return [Split(rows, threads) for rows in SWEPT_ROWS for threads in (MIX_THREADS if is_mix else SWEPT_THREADS)]
 
-    def buffer(n: int):
-        b = lab.device.alloc(n)
-        np.frombuffer(b, np.uint8)[:] = rng.integers(0, 60, n, np.uint8)
-        return b
 
-    weights, x, out = buffer(copies * nbytes), buffer(4 * k), buffer(4 * m)
-    np.frombuffer(x, np.float32)[:] = rng.standard_normal(k, np.float32)
-    dtype = lab.core.params_dtype("MatMulParams")
-    params = np.array((k, m, row_bytes, m, 1), dtype).tobytes()
-    simdgroups, rows = lab.shapes["MUL_MV_SIMDGROUPS"], lab.shapes["MUL_MV_ROWS"]
-    grid = (-(-m // (simdgroups * rows)), 1, 1)
-    launches = [
-        (
-            f"mul_mv_{qtype}",
-            params,
-            [(weights, i * nbytes, nbytes), (x, 0, 4 * k), (out, 0, 4 * m)],
-            grid,
-            32 * simdgroups,
-            True,
-        )
-        for i in range(copies)
-    ]
-    benchmark.pedantic(lambda: lab.device.run(launches), rounds=7, warmup_rounds=1)
-    rate = copies * nbytes / benchmark.stats.stats.median
-    benchmark.extra_info["GB/s"] = round(rate / 1e9, 2)
-    benchmark.extra_info["share of copy"] = round(rate / lab.copy, 3)
+@pytest.mark.benchmark(timer=CLOCK)
+def test_cold_product(benchmark: Any, lab: Lab, copy: float, loaded: Loaded, split: Split | None, pytestconfig) -> None:
+    if split:
+        lab.skip_unless_built(loaded.product.kernel, split)
+    recording = loaded.recording(split)
+
+    def run() -> None:
+        CLOCK.seconds += recording.run()
+
+    benchmark.pedantic(run, rounds=REPEATS, warmup_rounds=1)
+    outputs, right = compare(lab, loaded, split) if split else ("", True)
+    row = summary(recording, benchmark.stats.stats.data, copy, outputs)
+    benchmark.extra_info.update(row)
+    pytestconfig.stash[ROWS].append(row)
+    assert right, "the outputs depend on rows and threads"
+
+
+def compare(lab: Lab, loaded: Loaded, split: Split) -> tuple[str, bool]:
+    """How the outputs compare with those of the usual split, and whether they may."""
+    want, got = loaded.usual_outputs(), loaded.outputs(split)
+    assert np.isfinite(want).all()
+    if np.array_equal(want.view(np.uint32), got.view(np.uint32)):
+        return "identical", True
+    error = float(np.linalg.norm(got.astype(np.float64) - want) / np.linalg.norm(want.astype(np.float64)))
+    return f"{error:.0e}", error < 1e-5 and lab.may_round_otherwise(loaded.product.kernel)

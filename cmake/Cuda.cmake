@@ -14,7 +14,11 @@ endif()
 
 # The CPU lane compiles the kernels as C++, and a file has one language: here each gets a file that includes it.
 set(CUDA_KERNELS)
-foreach(source IN LISTS KERNEL_SOURCES)
+set(CUDA_SOURCES ${KERNEL_SOURCES})
+if(ZINCMETAL_PROBES)
+  list(APPEND CUDA_SOURCES ${CMAKE_CURRENT_SOURCE_DIR}/tests/msl/probe_faults.metal)
+endif()
+foreach(source IN LISTS CUDA_SOURCES)
   get_filename_component(name ${source} NAME_WE)
   file(CONFIGURE OUTPUT cuda/${name}.cu CONTENT "#include \"@source@\"\n" @ONLY)
   list(APPEND CUDA_KERNELS ${CMAKE_CURRENT_BINARY_DIR}/cuda/${name}.cu)

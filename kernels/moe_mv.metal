@@ -5,20 +5,20 @@
 // of them count.
 
 // The grid's x is tiles of rows, its y the chosen experts. Row j of out is the products of expert ids[j].
-template <class Q>
+template <class Q, uint R = MUL_MV_ROWS>
 kernel void moe_mv(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
                    device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
                    device float* out [[buffer(4)]], GRID_IDS) {
     const ulong at = expert_offset(p, ids[tg.y]);
-    mul_mv_rows<Q>(p, Matrices<1>{{w + at}}, x, Store{out + ulong(tg.y) * p.m}, tg.x * n_sg + sg, lane);
+    mul_mv_rows<Q, R>(p, Matrices<1>{{w + at}}, x, Store{out + ulong(tg.y) * p.m}, tg.x * n_sg + sg, lane);
 }
 
-template <class Q>
+template <class Q, uint R = MUL_MV_ROWS>
 kernel void moe_mv_swiglu(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
                           device const uchar* gate [[buffer(2)]], device const uchar* up [[buffer(3)]],
                           device const float* x [[buffer(4)]], device float* out [[buffer(5)]], GRID_IDS) {
     const ulong at = expert_offset(p, ids[tg.y]);
-    mul_mv_rows<Q>(p, Matrices<2>{{gate + at, up + at}}, x, SwiGlu{out + ulong(tg.y) * p.m}, tg.x * n_sg + sg, lane);
+    mul_mv_rows<Q, R>(p, Matrices<2>{{gate + at, up + at}}, x, SwiGlu{out + ulong(tg.y) * p.m}, tg.x * n_sg + sg, lane);
 }
 
 // sums += the sum over the chosen experts j of weights[j] W[ids[j]] x[j], for the rows from `first` on: the share of
@@ -47,35 +47,35 @@ METAL_FUNC void put_mix(Sums<R> sums, device const float* residual, device float
     out[first + tid] = sum;
 }
 
-// out = residual + what the chosen experts make of their rows of x, weighted. A threadgroup takes MOE_MIX_ROWS rows.
-template <class Q>
+// out = residual + what the chosen experts make of their rows of x, weighted. A threadgroup takes R rows.
+template <class Q, uint R = MOE_MIX_ROWS>
 kernel void moe_mv_mix(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
                        device const float* weights [[buffer(2)]], device const uchar* w [[buffer(3)]],
                        device const float* x [[buffer(4)]], device const float* residual [[buffer(5)]],
                        device float* out [[buffer(6)]], GRID_IDS) {
-    TG_ARRAY(float, scratch, SIMD* MOE_MIX_ROWS);
-    const uint first = tg.x * MOE_MIX_ROWS;
-    Sums<MOE_MIX_ROWS> sums;
+    TG_ARRAY(float, scratch, SIMD* R);
+    const uint first = tg.x * R;
+    Sums<R> sums;
     sums.clear();
     add_experts<Q>(sums, p, ids, weights, w, x, first, sg, lane, n_sg);
     put_mix(sums, residual, out, scratch, first, p.m, tid, sg, lane, n_sg);
 }
 
 // The same and a shared expert, whose weight follows those of the others.
-template <class Q, class Shared>
+template <class Q, class Shared, uint R = MOE_MIX_ROWS>
 kernel void moe_mv_mix2(constant MoeSharedParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
                         device const float* weights [[buffer(2)]], device const uchar* w [[buffer(3)]],
                         device const float* x [[buffer(4)]], device const float* residual [[buffer(5)]],
                         device const uchar* w_shared [[buffer(6)]], device const float* x_shared [[buffer(7)]],
                         device float* out [[buffer(8)]], GRID_IDS) {
-    TG_ARRAY(float, scratch, SIMD* MOE_MIX_ROWS);
-    const uint first = tg.x * MOE_MIX_ROWS;
-    Sums<MOE_MIX_ROWS> sums;
+    TG_ARRAY(float, scratch, SIMD* R);
+    const uint first = tg.x * R;
+    Sums<R> sums;
     sums.clear();
     add_experts<Q>(sums, p, ids, weights, w, x, first, sg, lane, n_sg);
     if (sg == p.n_used % n_sg) {  // whose turn it is
         const Matrices<1> shared{{w_shared}};
-        add_rows<Shared>(sums, rows_of<MOE_MIX_ROWS>(shared, first, p.m, p.row_bytes_shared), x_shared, p.k_shared,
+        add_rows<Shared>(sums, rows_of<R>(shared, first, p.m, p.row_bytes_shared), x_shared, p.k_shared,
                          weights[p.n_used], lane);
     }
     put_mix(sums, residual, out, scratch, first, p.m, tid, sg, lane, n_sg);
@@ -91,3 +91,8 @@ EXPERT_TYPES(MOE_MV)
 // Files of few bits keep the shared expert, which every token meets, at eight.
 #define MOE_MV_SHARED_Q8_0(type, Q) KERNEL("moe_mv_mix2_" type "_q8_0", moe_mv_mix2<Q, Quantised<Q8_0>>)
 LOW_BIT_TYPES(MOE_MV_SHARED_Q8_0)
+
+#define MOE_MV_OF(type, Q, R) KERNEL("moe_mv_swiglu_" type "_r" #R, moe_mv_swiglu<Q, R>)
+PAIR_ROW_VARIANTS(MOE_MV_OF)
+#define MOE_MV_MIX_OF(type, Q, R) KERNEL("moe_mv_mix2_" type "_q8_0_r" #R, moe_mv_mix2<Q, Quantised<Q8_0>, R>)
+ROW_VARIANTS(MOE_MV_MIX_OF)

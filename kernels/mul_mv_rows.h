@@ -58,14 +58,14 @@ METAL_FUNC void put_rows(Sums<R> sums, Epilogue out, uint first, uint m, uint la
     }
 }
 
-// W x for the simdgroup's MUL_MV_ROWS rows of one matrix or of two. P has k, m and row_bytes.
-template <class Q, class Epilogue, class P>
+// W x for the simdgroup's R rows of one matrix or of two. P has k, m and row_bytes.
+template <class Q, uint R, class Epilogue, class P>
 METAL_FUNC void mul_mv_rows(constant P& p, Matrices<Epilogue::MATRICES> w, device const float* x, Epilogue out,
                             uint simdgroup, uint lane) {
-    const uint first = simdgroup * (MUL_MV_ROWS / Epilogue::MATRICES);
+    const uint first = simdgroup * (R / Epilogue::MATRICES);
     if (first >= p.m) return;  // all 32 lanes
-    Sums<MUL_MV_ROWS> sums;
+    Sums<R> sums;
     sums.clear();
-    add_rows<Q>(sums, rows_of<MUL_MV_ROWS>(w, first, p.m, p.row_bytes), x, p.k, 1.0f, lane);
+    add_rows<Q>(sums, rows_of<R>(w, first, p.m, p.row_bytes), x, p.k, 1.0f, lane);
     put_rows(sums, out, first, p.m, lane);
 }

@@ -6,8 +6,9 @@
 METAL_FUNC bool is_pair(constant StackParams& p, uint i) { return p.pair && i == 2; }
 
 // Simdgroups of matrix i; matrix 3 of a pair is in those of matrix 2.
+template <uint R>
 METAL_FUNC uint stack_tiles(constant StackParams& p, uint i) {
-    const uint rows = is_pair(p, i) ? MUL_MV_ROWS / 2 : MUL_MV_ROWS;
+    const uint rows = is_pair(p, i) ? R / 2 : R;
     return p.pair && i == 3 ? 0 : (p.m[i] + rows - 1) / rows;
 }
 
@@ -17,22 +18,22 @@ METAL_FUNC T one_of(uint i, T a, T b, T c, T d) {
     return i == 0 ? a : i == 1 ? b : i == 2 ? c : d;
 }
 
-template <class Q>
+template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv_stack(constant StackParams& p [[buffer(0)]], device const float* x [[buffer(1)]],
                          device const uchar* w0 [[buffer(2)]], device const uchar* w1 [[buffer(3)]],
                          device const uchar* w2 [[buffer(4)]], device const uchar* w3 [[buffer(5)]],
                          device float* out0 [[buffer(6)]], device float* out1 [[buffer(7)]],
                          device float* out2 [[buffer(8)]], device float* out3 [[buffer(9)]], GRID_IDS) {
     uint tile = tg.x * n_sg + sg, i = 0;
-    while (i < 4 && tile >= stack_tiles(p, i)) tile -= stack_tiles(p, i++);
+    while (i < 4 && tile >= stack_tiles<R>(p, i)) tile -= stack_tiles<R>(p, i++);
     if (i == 4) return;  // all 32 lanes
 
     const uint m = p.m[i], row_bytes = p.row_bytes[i];
-    const uint first = tile * (is_pair(p, i) ? MUL_MV_ROWS / 2 : MUL_MV_ROWS);
+    const uint first = tile * (is_pair(p, i) ? R / 2 : R);
     device const uchar* w = one_of(i, w0, w1, w2, w3);
-    const Rows<MUL_MV_ROWS> rows = is_pair(p, i) ? rows_of<MUL_MV_ROWS>(Matrices<2>{{w2, w3}}, first, m, row_bytes)
-                                                 : rows_of<MUL_MV_ROWS>(Matrices<1>{{w}}, first, m, row_bytes);
-    Sums<MUL_MV_ROWS> sums;
+    const Rows<R> rows = is_pair(p, i) ? rows_of<R>(Matrices<2>{{w2, w3}}, first, m, row_bytes)
+                                       : rows_of<R>(Matrices<1>{{w}}, first, m, row_bytes);
+    Sums<R> sums;
     sums.clear();
     if (p.is_f32[i])
         add_rows<Plain<F32>>(sums, rows, x, p.k, 1.0f, lane);
@@ -46,3 +47,6 @@ kernel void mul_mv_stack(constant StackParams& p [[buffer(0)]], device const flo
 
 #define MUL_MV_STACK(type, Q) KERNEL("mul_mv_stack_" type, mul_mv_stack<Q>)
 TENSOR_TYPES(MUL_MV_STACK)
+
+#define MUL_MV_STACK_OF(type, Q, R) KERNEL("mul_mv_stack_" type "_r" #R, mul_mv_stack<Q, R>)
+PAIR_ROW_VARIANTS(MUL_MV_STACK_OF)

@@ -138,3 +138,19 @@ METAL_FUNC uint run_column(uint i, uint h) {
     T("f32", Plain<F32>)                                                                                               \
     T("bf16", Plain<BF16>)                                                                                             \
     EXPERT_TYPES(T)
+
+// Further numbers of rows that products with one vector come in, T("<type>", <type>, rows): for kernels of single
+// matrices, and for those that may divide the rows between a pair. A build for sweeps (ZINC_SWEEP) has all that are
+// worth comparing.
+#ifdef ZINC_SWEEP
+#define ROWS_OF_TYPES(T, R)                                                                                            \
+    T("q8_0", Quantised<Q8_0>, R)                                                                                      \
+    T("q4_k", Quantised<Q4_K>, R)                                                                                      \
+    T("q5_k", Quantised<Q5_K>, R)                                                                                      \
+    T("q6_k", Quantised<Q6_K>, R)
+#define PAIR_ROW_VARIANTS(T) ROWS_OF_TYPES(T, 4) ROWS_OF_TYPES(T, 8)
+#define ROW_VARIANTS(T) ROWS_OF_TYPES(T, 1) PAIR_ROW_VARIANTS(T)
+#else
+#define PAIR_ROW_VARIANTS(T)
+#define ROW_VARIANTS(T)
+#endif

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
-from . import arch, config, fuse, gguf
+from . import arch, config, fuse, gguf, tuning
 from .budget import MemoryPlan, budget
 from .errors import UnsupportedModelError
 from .graph import LOGITS, Graph, Op, Operand
@@ -37,7 +37,8 @@ class Blueprint:
         self.config = config.from_file(file, context)
         self.layout = Layout(file, self.config, buffer_sizes(self.config, core, kv, max(PREFILL_ROWS)), info)
         self._info, self._page = info, core.shapes()["KV_PAGE"]
-        self._lowering = Lowering(core, self.config, kv, split_keys=info["backend"] != "cpu")
+        backend = info["backend"]
+        self._lowering = Lowering(core, self.config, kv, backend != "cpu", tuning.SPLITS.get(backend, {}))
         self._plans: dict[tuple[int, str], Plan] = {}
         self._refuse_unused(self.plan(1))
 

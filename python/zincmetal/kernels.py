@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from .config import HEAD_CLASSES, SSM_CLASSES, ModelConfig
 from .fuse import STACK, UNBATCHED
 from .graph import STEP, TOKENS, Op, Operand, Route, Value, Weight
+from .tuning import USUAL, Split
 
 SPLIT_ABOVE = 1024  # keys that a row may see; attention to more of them is split in decode
 SPLIT_SIMDGROUPS = 2048  # of one attention then, at most: enough for 132 cores
@@ -66,13 +67,19 @@ class Launch:
 class Lowering:
     """Lowers operations for plans of one core and model: knows parameter layouts, launch shapes, the KV type."""
 
-    def __init__(self, core: ModuleType, cfg: ModelConfig, kv_type: str, split_keys: bool = False) -> None:
-        """``split_keys``: the device is wider than a threadgroup for each head would use."""
-        self.cfg, self.kv_type, self._split_keys = cfg, kv_type, split_keys
+    def __init__(
+        self,
+        core: ModuleType,
+        cfg: ModelConfig,
+        kv_type: str,
+        split_keys: bool = False,
+        tuned: Mapping[str, Split] = MappingProxyType({}),
+    ) -> None:
+        """``split_keys``: the device is wider than a threadgroup for each head would use. ``tuned``: its own splits."""
+        self.cfg, self.kv_type, self._split_keys, self._tuned = cfg, kv_type, split_keys, tuned
         self._dtype = core.params_dtype
         self._shapes: Mapping[str, int] = core.shapes()
-        self._mv_rows = self._shapes["MUL_MV_SIMDGROUPS"] * self._shapes["MUL_MV_ROWS"]  # of a threadgroup
-        self._mv_threads = 32 * self._shapes["MUL_MV_SIMDGROUPS"]
+        self._mv_rows, self._mv_threads = self._shapes["MUL_MV_ROWS"], 32 * self._shapes["MUL_MV_SIMDGROUPS"]
 
     def launches(self, op: Op, rows: int) -> list[Launch]:
         """The launches of ``op`` in a step of up to ``rows`` rows."""
@@ -130,9 +137,9 @@ class Lowering:
         if scale:  # the last weight of a row is the shared expert's
             args[4] = Arg(scale, "r", first=scale.width - 1)
         if rows == 1:  # one row needs no step: drop it
-            name = f"mul_mv{epilogue}_{weight.type.name}"
-            grid = (_tiles(m, self._mv_rows // matrices), 1, 1)
-            return [Launch(name, params, tuple(args[1:]), grid, self._mv_threads, op)]
+            name, per_simdgroup, threads = self._mul_mv(f"mul_mv{epilogue}_{weight.type.name}")
+            grid = (_tiles(m, threads // 32 * per_simdgroup // matrices), 1, 1)
+            return [Launch(name, params, tuple(args[1:]), grid, threads, op)]
         name = f"mul_mm{epilogue}_{weight.type.name}"
         grid = (_tiles(rows, shapes["MUL_MM_TOKENS"]), _tiles(m, shapes["MUL_MM_ROWS"] // matrices), 1)
         return [Launch(name, params, tuple(args), grid, shapes["MUL_MM_THREADS"], op)]
@@ -156,11 +163,10 @@ class Lowering:
             is_f32=tuple(int(w is not None and w.type.name == "f32") for w in slots),
         )
         args = [Arg(x, "r"), *(Arg(w or matrices[0], "r") for w in slots), *(Arg(o or op.out, "w") for o in outs)]
-        per_simdgroup = self._shapes["MUL_MV_ROWS"]
+        name, per_simdgroup, threads = self._mul_mv(f"mul_mv_stack_{main}")
         simdgroups = sum(_tiles(_matrix(w)[0], per_simdgroup) for w in plain)
         simdgroups += sum(_tiles(_matrix(w)[0], per_simdgroup // 2) for w in last[:1])
-        grid = (_tiles(simdgroups, self._shapes["MUL_MV_SIMDGROUPS"]), 1, 1)
-        return [Launch(f"mul_mv_stack_{main}", params, tuple(args), grid, self._mv_threads, op)]
+        return [Launch(name, params, tuple(args), (_tiles(simdgroups, threads // 32), 1, 1), threads, op)]
 
     # ---- mixtures of experts ------------------------------------------------------------------------------
 
@@ -201,9 +207,10 @@ class Lowering:
         operands = (*(Arg(w, "r") for w in weights), Arg(x, "r"), Arg(op.out, "w"))
         if rows == 1:
             assert x_div == n_used, "one row's second product is mixed at once"
-            params, name = self._moe_params(weight, n_used), f"moe_mv{epilogue}_{weight.type.name}"
-            grid = (_tiles(m, self._mv_rows // matrices), n_used, 1)
-            return [Launch(name, params, (Arg(route.ids, "r"), *operands), grid, self._mv_threads, op)]
+            params = self._moe_params(weight, n_used)
+            name, per_simdgroup, threads = self._mul_mv(f"moe_mv{epilogue}_{weight.type.name}")
+            grid = (_tiles(m, threads // 32 * per_simdgroup // matrices), n_used, 1)
+            return [Launch(name, params, (Arg(route.ids, "r"), *operands), grid, threads, op)]
         params = self._params(
             "MoeMmParams",
             k=k,
@@ -222,23 +229,25 @@ class Lowering:
         no_epilogue = {"residual_stride": 0, "scale_stride": 0}
         params = self._params("MatMulParams", k=sizes.k, m=sizes.m, row_bytes=weight.row_bytes, **no_epilogue)
         args = (Arg(route.ids, "r"), Arg(weight, "r"), Arg(op.reads[-1], "r"), Arg(op.out, "w"))
-        grid = (_tiles(sizes.m, self._mv_rows), 1, 1)
-        return Launch(f"mul_mv_{weight.type.name}", params, args, grid, self._mv_threads, op, sizes)
+        name, per_simdgroup, threads = self._mul_mv(f"mul_mv_{weight.type.name}")
+        return Launch(name, params, args, (_tiles(sizes.m, threads // 32 * per_simdgroup), 1, 1), threads, op, sizes)
 
     def _experts_mix(self, op: Op, rows: int) -> list[Launch]:
         assert rows == 1, "many rows mix after their products"
         route, (w, x, residual, *shared) = Route(*(_value(r) for r in op.reads[:5])), op.reads[5:]
         weight, shapes, n_used = _weight(w), self._shapes, route.ids.width
         args = [Arg(r, "r") for r in (route.ids, route.weights, w, x, residual, *shared)] + [Arg(op.out, "w")]
-        grid = (_tiles(weight.shape[1], shapes["MOE_MIX_ROWS"]), 1, 1)
+        rows = shapes["MOE_MIX_ROWS"]
         if not shared:
-            name, params = f"moe_mv_mix_{weight.type.name}", self._moe_params(weight, n_used)
-            return [Launch(name, params, tuple(args), grid, shapes["MOE_MIX_THREADS"], op)]
+            name, per_group, threads = self._split(f"moe_mv_mix_{weight.type.name}", rows, shapes["MOE_MIX_THREADS"])
+            grid = (_tiles(weight.shape[1], per_group), 1, 1)
+            return [Launch(name, self._moe_params(weight, n_used), tuple(args), grid, threads, op)]
         w_shared = _weight(shared[0])
         sizes = {"k_shared": w_shared.shape[1], "row_bytes_shared": w_shared.row_bytes}
         params = self._params("MoeSharedParams", **self._moe_sizes(weight, n_used), **sizes)
         name = f"moe_mv_mix2_{weight.type.name}_{w_shared.type.name}"
-        return [Launch(name, params, tuple(args), grid, shapes["MOE_MIX2_THREADS"], op)]
+        name, per_group, threads = self._split(name, rows, shapes["MOE_MIX2_THREADS"])
+        return [Launch(name, params, tuple(args), (_tiles(weight.shape[1], per_group), 1, 1), threads, op)]
 
     def _moe_params(self, weight: Weight, n_used: int) -> bytes:
         return self._params("MoeParams", **self._moe_sizes(weight, n_used))
@@ -398,6 +407,15 @@ class Lowering:
         ]
 
     # ---- shared -------------------------------------------------------------------------------------------
+
+    def _mul_mv(self, kernel: str) -> tuple[str, int, int]:
+        return self._split(kernel, self._mv_rows, self._mv_threads)
+
+    def _split(self, kernel: str, rows: int, threads: int) -> tuple[str, int, int]:
+        """The instance of a kernel for this device, with its rows and threads: these, where it has none of its own."""
+        split = self._tuned.get(kernel, USUAL)
+        name = kernel if split.rows in (None, rows) else f"{kernel}_r{split.rows}"
+        return name, split.rows or rows, split.threads or threads
 
     def _params(self, struct: str, **fields: Any) -> bytes:
         dtype = self._dtype(struct)

@@ -96,9 +96,14 @@ class Plan:
         """
         total: Counter[tuple[str, str]] = Counter()
         for d in self.dispatches:
-            for w in {arg.operand for arg in d.launch.args if isinstance(arg.operand, Weight)}:
-                total[_path(w, d.launch.op), w.type.name] += _bytes_read(w, d.launch.op, self.rows)
+            for w, nbytes in self.weights_of(d).items():
+                total[_path(w, d.launch.op), w.type.name] += nbytes
         return total
+
+    def weights_of(self, d: Dispatch) -> dict[Weight, int]:
+        """The weights that one dispatch reads, with the bytes of them that it reads."""
+        weights = dict.fromkeys(arg.operand for arg in d.launch.args if isinstance(arg.operand, Weight))
+        return {w: _bytes_read(w, d.launch.op, self.rows) for w in weights}
 
     def recurrent_bytes(self) -> int:
         """Bytes of recurrent state that one step reads and writes."""

@@ -1,0 +1,152 @@
+"""What a device can do at best, measured: bytes copied per second, products per second, dispatches per second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+REPEATS = 7
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Rates of a device, by what measured them; ``copy`` and ``flops`` are the best of each."""
+
+    copies: dict[str, float]  # bytes per second, read and written
+    products: dict[str, float]  # floating-point operations per second of a large matrix product
+    dispatch: float  # seconds of a dispatch behind a barrier that does next to nothing
+
+    @property
+    def copy(self) -> float:
+        """Bytes per second that a large copy reads and writes."""
+        return max(self.copies.values())
+
+    @property
+    def flops(self) -> float:
+        """Operations per second of a large product with results as exact as ours: tf32 where there are matrix units."""
+        return self.products.get("torch tf32") or max(self.products.values())
+
+    def lines(self) -> list[str]:
+        """What was measured, as text."""
+        copies = ", ".join(f"{rate / 1e9:,.0f} by {name}" for name, rate in self.copies.items())
+        products = ", ".join(f"{rate / 1e12:,.2f} by {name}" for name, rate in self.products.items())
+        return [
+            f"copy, GB/s read and written: {copies}",
+            f"matrix product, TFLOP/s: {products or 'not measured'}",
+            f"a dispatch that does nothing, behind a barrier: {self.dispatch * 1e6:.2f} us",
+        ]
+
+
+def measure(core: ModuleType, device: Any, products: bool = True) -> Ceilings:
+    """The ceilings of an open device; by PyTorch too, where it is installed and knows the device."""
+    on_gpu = device.info["backend"] != "cpu"
+    nbytes = (512 if on_gpu else 64) << 20
+    copies = {"zincmetal's add kernel": _add_rate(core, device, nbytes)}
+    if not on_gpu:
+        copies["numpy's copy"] = _numpy_copy(nbytes)
+    torch = _torch(on_gpu)
+    if torch:
+        copies["torch's copy"] = _torch_copy(torch, nbytes, on_gpu)
+    rates = _torch_products(torch, on_gpu) if torch and products else {}
+    return Ceilings(copies, rates, _empty_dispatch(core, device))
+
+
+def _add_rate(core: ModuleType, device: Any, nbytes: int) -> float:
+    """Bytes per second of c = a + b, each of ``nbytes``."""
+    width = 65536
+    buffers = [device.alloc(nbytes) for _ in range(3)]
+    values = np.random.default_rng(1).standard_normal(nbytes // 4, np.float32)
+    for buffer in buffers:
+        buffer.write(values)
+    launch = _add(core, device, buffers, nbytes // (4 * width), width)
+    n = 8
+    return n * 3 * nbytes / median(device.run([launch] * n) for _ in range(REPEATS))
+
+
+def _empty_dispatch(core: ModuleType, device: Any) -> float:
+    n, buffers = 512, [device.alloc(128) for _ in range(3)]
+    for buffer in buffers:
+        buffer.write(np.ones(32, np.float32))
+    launch = _add(core, device, buffers, 1, 32)
+    return median(device.run([launch] * n) for _ in range(REPEATS)) / n
+
+
+def _add(core: ModuleType, device: Any, buffers: list[Any], rows: int, width: int) -> tuple[Any, ...]:
+    shapes = core.shapes()
+    step = np.zeros(1, core.params_dtype("Step"))
+    step["n_tokens"] = rows
+    step_buffer = device.alloc(step.nbytes)
+    step_buffer.write(step.view(np.uint8))
+    params = np.array((width,), core.params_dtype("ElementwiseParams")).tobytes()
+    bindings = [(b, 0, b.nbytes) for b in (step_buffer, *buffers)]
+    grid = (-(-width // shapes["ELEMENTWISE_COLUMNS"]), rows, 1)
+    return ("add", params, bindings, grid, shapes["ELEMENTWISE_THREADS"], True)
+
+
+def _numpy_copy(nbytes: int) -> float:
+    a = np.ones(nbytes, np.uint8)
+    b = np.empty_like(a)
+    return 2 * nbytes / _host_seconds(lambda: np.copyto(b, a))
+
+
+def _host_seconds(run: Callable[[], Any]) -> float:
+    run()
+    times = []
+    for _ in range(REPEATS):
+        began = perf_counter()
+        run()
+        times.append(perf_counter() - began)
+    return median(times)
+
+
+# ---- PyTorch ----------------------------------------------------------------------------------------------------
+
+
+def _torch(on_gpu: bool) -> Any:
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch if torch.cuda.is_available() == on_gpu else None
+
+
+def _torch_seconds(torch: Any, on_gpu: bool, run: Callable[[], Any]) -> float:
+    if not on_gpu:
+        return _host_seconds(run)
+    run()
+    times = []
+    for _ in range(REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e-3)
+    return median(times)
+
+
+def _torch_copy(torch: Any, nbytes: int, on_gpu: bool) -> float:
+    a = torch.randn(nbytes // 4, device="cuda" if on_gpu else "cpu")
+    b = torch.empty_like(a)
+    return 2 * nbytes / _torch_seconds(torch, on_gpu, lambda: b.copy_(a))
+
+
+def _torch_products(torch: Any, on_gpu: bool) -> dict[str, float]:
+    n = 8192 if on_gpu else 1024
+    a, b = (torch.randn(n, n, device="cuda" if on_gpu else "cpu") for _ in range(2))
+
+    def rate(x: Any, y: Any) -> float:
+        return 2 * n**3 / _torch_seconds(torch, on_gpu, lambda: x @ y)
+
+    rates = {"torch float32": rate(a, b)}
+    if on_gpu:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        rates["torch tf32"] = rate(a, b)
+        rates["torch bf16"] = rate(a.bfloat16(), b.bfloat16())
+    return rates

@@ -1,0 +1,94 @@
+"""What a dispatch of a plan must move and compute: the two numbers of its roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from zincmetal.config import ModelConfig
+from zincmetal.graph import Op, Route, State, Value, Weight
+from zincmetal.layout import KV_CACHES
+from zincmetal.plan import Dispatch, Plan
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes read and written, each once, and floating-point operations."""
+
+    nbytes: int
+    flops: int
+
+
+class Costs:
+    """The costs of a plan's dispatches in a step of all its rows that begins at position ``pos``."""
+
+    def __init__(self, plan: Plan, cfg: ModelConfig, pos: int) -> None:
+        self._plan, self._cfg, self._pos = plan, cfg, pos
+
+    def of(self, d: Dispatch) -> Cost:
+        """The cost of one dispatch.
+
+        Weights as :meth:`Plan.weight_reads` counts them; activations and recurrent states whole, of a K/V cache the
+        positions that the rows see or write. Index arrays of routing count whole.
+        """
+        weights = self._plan.weights_of(d)
+        return Cost(sum(weights.values()) + sum(self._moved(d)), self._flops(d, weights))
+
+    def _moved(self, d: Dispatch) -> Iterator[int]:
+        """Bytes of what is no weight: each operand once for reading and once for writing."""
+        seen = {(a.operand, a.mode): r for a, r in zip(d.launch.args, d.regions, strict=True)}
+        for (operand, mode), region in seen.items():
+            if isinstance(operand, Value):
+                yield len(mode) * region.nbytes
+            elif isinstance(operand, State):
+                yield len(mode) * self._state_bytes(operand, mode, region.nbytes)
+
+    def _state_bytes(self, state: State, mode: str, nbytes: int) -> int:
+        kind, _, layer = state.name.partition(".")
+        if kind not in KV_CACHES:
+            return nbytes if kind in ("ssm_conv", "ssm_state", "logits") else 0
+        positions = -(-self._cfg.n_ctx // 64) * 64
+        used = self._plan.rows if mode != "r" else min(self._cfg.windows[int(layer)] or positions, self._length)
+        return nbytes // positions * min(used, positions)
+
+    @property
+    def _length(self) -> int:
+        return self._pos + self._plan.rows
+
+    def _flops(self, d: Dispatch, weights: dict[Weight, int]) -> int:
+        op, kernel, rows = d.launch.op, d.launch.kernel, self._plan.rows
+        if kernel.startswith(("mul_", "moe_mv", "moe_mm")):
+            rows = 1 if "_mv" in kernel else rows  # the last of them
+            return sum(2 * rows * _used(op, w) for w in weights)
+        if kernel.startswith("attention") and not kernel.endswith("merge"):
+            return 4 * self._cfg.n_head * self._cfg.head_dim * self._pairs(op.attrs["window"])
+        if kernel.startswith(("ssm_step", "ssm_delta")) and self._cfg.ssm:  # decay, two products, one outer product
+            return 7 * rows * self._cfg.ssm.d_inner * self._cfg.ssm.d_state
+        return 0
+
+    def _pairs(self, window: int) -> int:
+        """(row, key) pairs that attention looks at."""
+        return sum(min(self._pos + t + 1, window or self._length) for t in range(self._plan.rows))
+
+
+def _used(op: Op, w: Weight) -> int:
+    """Weights of a matrix, or of the experts of a row."""
+    if len(w.shape) < 3:
+        return prod(w.shape)
+    ids = op.reads[0]
+    assert isinstance(ids, Value)
+    return prod(w.shape[1:]) * ids.width
+
+
+def shape_of(plan: Plan, d: Dispatch) -> str:
+    """The shape of a product: "8192+4096x2048", "8of256x512x2048"; of other dispatches an empty text."""
+    matrices = [w for w in plan.weights_of(d) if len(w.shape) > 1]
+    if not d.launch.kernel.startswith(("mul_", "moe_m")) or not matrices:
+        return ""
+    experts = [w for w in matrices if len(w.shape) == 3]
+    if experts:
+        n_expert, m, k = experts[0].shape
+        route = Route(*(v for v in d.launch.op.reads[:5] if isinstance(v, Value)))
+        return f"{route.ids.width}of{n_expert}x{m}x{k}"
+    return "+".join(str(w.shape[0]) for w in matrices) + f"x{matrices[0].shape[1]}"

@@ -1,0 +1,353 @@
+"""Products of weights with one row, as decode has them, on weights that no cache holds.
+
+A recording launches a product again and again, behind a barrier each time, on one copy of the weights after another
+(or on other experts of the same tensors), so that every byte comes from memory. Launches are those that a plan has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from zincmetal import backend, plan, quants
+from zincmetal.graph import STEP, Op, Operand, Route, State, Value, Weight
+from zincmetal.kernels import Lowering
+from zincmetal.plan import ARENA, Plan, Region
+from zincmetal.quants import F32, QuantType
+from zincmetal.tuning import Split
+
+MIN_DISPATCHES = 64  # of a recording, so that starting it is shared
+REPEATS = 7
+
+
+@dataclass(frozen=True)
+class Product:
+    """The operations of one product, and how often they can be repeated on bytes of their own."""
+
+    id: str
+    kernel: str  # that a split is for
+    weights: tuple[Weight, ...]
+
+    def turns(self) -> int:
+        """How many of these read every weight once: 1 but for a mixture."""
+        return 1
+
+    def ops(self, copy: int, turn: int) -> list[Op]:
+        """The operations on copy ``copy`` of the weights."""
+        raise NotImplementedError
+
+    def outs(self) -> list[int]:
+        """How many floats each output has."""
+        return [w.shape[0] for w in self.weights]
+
+    def _copy(self, copy: int) -> list[Weight]:
+        return [Weight(f"{w.name}.{copy}", w.type, w.shape) for w in self.weights]
+
+
+X, RESIDUAL = "x", "residual"
+
+
+@dataclass(frozen=True)
+class Linear(Product):
+    """W x, one dispatch for each of several matrices, none of which waits for another."""
+
+    add: bool = False
+
+    def ops(self, copy: int, turn: int) -> list[Op]:
+        ops = []
+        for i, w in enumerate(self._copy(copy)):
+            m, k = w.shape
+            extra: tuple[Operand, ...] = (Value(RESIDUAL, m),) if self.add else ()
+            reads = (STEP, w, Value(X, k), *extra)
+            ops.append(Op("linear_add" if self.add else "linear", reads, (State(f"out.{i}"),)))
+        return ops
+
+
+@dataclass(frozen=True)
+class Stack(Product):
+    """The same in one dispatch."""
+
+    def ops(self, copy: int, turn: int) -> list[Op]:
+        weights = self._copy(copy)
+        outs = tuple(State(f"out.{i}") for i in range(len(weights)))
+        return [Op("linear_stack", (STEP, Value(X, weights[0].shape[1]), *weights), outs)]
+
+
+N_USED = 8
+
+
+def _route(turn: int) -> Route:
+    unused = Value("unused", 1)
+    return Route(Value(f"ids.{turn}", N_USED), Value("expert_weights", N_USED + 1), unused, unused, unused)
+
+
+@dataclass(frozen=True)
+class GateUp(Product):
+    """silu(gate x) * (up x) of 8 experts."""
+
+    def turns(self) -> int:
+        return self.weights[0].shape[0] // N_USED
+
+    def outs(self) -> list[int]:
+        return [N_USED * self.weights[0].shape[1]]
+
+    def ops(self, copy: int, turn: int) -> list[Op]:
+        gate, up = self._copy(copy)
+        x = Value(X, gate.shape[-1])
+        return [Op("experts_swiglu", (*_route(turn), gate, up, x), (State("out.0"),))]
+
+
+@dataclass(frozen=True)
+class DownMix(Product):
+    """residual + the weighted sum of the down projections of 8 experts, and of a shared one where there is a second."""
+
+    def turns(self) -> int:
+        return self.weights[0].shape[0] // N_USED
+
+    def outs(self) -> list[int]:
+        return [self.weights[0].shape[1]]
+
+    def ops(self, copy: int, turn: int) -> list[Op]:
+        down, *shared = self._copy(copy)
+        _, m, k = down.shape
+        x_shared = [Value("x_shared", w.shape[1]) for w in shared]
+        reads = (*_route(turn), down, Value(X, N_USED * k), Value(RESIDUAL, m), *shared, *x_shared)
+        return [Op("experts_mix", reads, (State("out.0"),))]
+
+
+def linear(qtype: QuantType, *ms: int, k: int, add: bool = False) -> Linear:
+    """Matrices of these numbers of rows, one dispatch each."""
+    weights = tuple(Weight(f"w{i}", qtype, (m, k)) for i, m in enumerate(ms))
+    kernel = f"mul_mv{'_add' * add}_{qtype.name}"
+    what = "two dispatches" if len(ms) > 1 else "add" if add else ""
+    return Linear(_id(qtype, f"{'+'.join(map(str, ms))}x{k}", what), kernel, weights, add)
+
+
+def stack(qtype: QuantType, *ms: int, k: int) -> Stack:
+    """The same in one."""
+    weights = tuple(Weight(f"w{i}", qtype, (m, k)) for i, m in enumerate(ms))
+    return Stack(_id(qtype, f"{'+'.join(map(str, ms))}x{k}", "stacked"), f"mul_mv_stack_{qtype.name}", weights)
+
+
+def gate_up(qtype: QuantType, n_expert: int, m: int, k: int) -> GateUp:
+    """Gate and up of 8 of ``n_expert`` experts."""
+    weights = tuple(Weight(name, qtype, (n_expert, m, k)) for name in ("gate", "up"))
+    return GateUp(_id(qtype, f"{N_USED}of{n_expert}x{m}x{k}", "gate/up"), f"moe_mv_swiglu_{qtype.name}", weights)
+
+
+def down_mix(qtype: QuantType, n_expert: int, m: int, k: int, shared: QuantType | None = None) -> DownMix:
+    """Down of 8 of ``n_expert`` experts, mixed; ``shared`` is the type of a shared expert of the same width."""
+    weights = [Weight("down", qtype, (n_expert, m, k))]
+    kernel, what = f"moe_mv_mix_{qtype.name}", "down/mix"
+    if shared:
+        weights.append(Weight("shared", shared, (m, k)))
+        kernel, what = f"moe_mv_mix2_{qtype.name}_{shared.name}", f"down/mix, shared {shared.name}"
+    return DownMix(_id(qtype, f"{N_USED}of{n_expert}x{m}x{k}", what), kernel, tuple(weights))
+
+
+def _id(qtype: QuantType, shape: str, what: str) -> str:
+    return f"{qtype.name} {shape} {what}".rstrip()
+
+
+# ---- on a device --------------------------------------------------------------------------------------------------
+
+
+class Lab:
+    """An open device, on which products run."""
+
+    def __init__(self) -> None:
+        self.core, self.device = backend.open_device()
+        info = self.device.info
+        self.name, self.backend = info["name"], info["backend"]
+        l2 = int(info["features"].get("L2 cache", 0))
+        self.cold_bytes = 4 * l2 or 256 << 20
+        self.kernels = set(self.device.kernel_names())
+
+    def skip_unless_built(self, kernel: str, split: Split) -> None:
+        """Ends a test of a split for which there is no instance, or too few threads of one."""
+        name = kernel if split.rows == 2 else f"{kernel}_r{split.rows}"
+        if name not in self.kernels:
+            pytest.skip(f"{name} is not built: see ZINCMETAL_SWEEP")
+        most = self.device.limits(name)[0]
+        if (split.threads or 0) > most:
+            pytest.skip(f"{name} takes {most} threads")
+
+    def may_round_otherwise(self, kernel: str) -> bool:
+        """Whether instances of a kernel may add in another order: mixes by other threads, native ones and others."""
+        native = self.device.info["features"].get("native kernels", "0 of")
+        return "_mix" in kernel or not native.startswith("0 of")
+
+
+class Loaded:
+    """A product with random weights on a device: enough copies that a round over them is more than a cache holds."""
+
+    def __init__(self, lab: Lab, product: Product) -> None:
+        self.lab, self.product = lab, product
+        self._rng = np.random.default_rng(7)
+        self._sizes = [w.type.nbytes(w.shape) for w in product.weights]
+        self.copies = max(1 if product.turns() > 1 else 2, -(-lab.cold_bytes // sum(self._sizes)))
+        self._buffer = lab.device.alloc(self.copies * sum(self._sizes))
+        self._step = lab.device.alloc(lab.core.params_dtype("Step").itemsize)
+        step = np.zeros(1, lab.core.params_dtype("Step"))
+        step["n_tokens"] = 1
+        self._step.write(step.view(np.uint8))
+        self._out = lab.device.alloc(4 * sum(product.outs()))
+        once = np.concatenate([random_weights(w, self._rng) for w in product.weights])
+        for copy in range(self.copies):
+            self._buffer.write(once, copy * once.nbytes)
+        self._values: dict[str, NDArray[Any]] = {}
+
+    def plan(self, split: Split | None = None, n: int | None = None) -> Plan:
+        """``n`` times the product (default: whole rounds, MIN_DISPATCHES or more)."""
+        tuned = {self.product.kernel: split} if split else {}
+        lowering = Lowering(self.lab.core, None, "f16", tuned=tuned)  # type: ignore[arg-type]  # no op asks for it
+        places = [(c, t) for t in range(self.product.turns()) for c in range(self.copies)]
+        n = n or -(-MIN_DISPATCHES // len(places)) * len(places)
+        ops = [op for i in range(n) for op in self.product.ops(*places[i % len(places)])]
+        return plan.record(ops, 1, lowering, self._place)
+
+    def _place(self, operand: Operand) -> Region:
+        if operand == STEP:
+            return Region("step", 0, self._step.nbytes)
+        name, _, copy = operand.name.rpartition(".")
+        if name == "out":
+            outs = self.product.outs()
+            return Region("out", 4 * sum(outs[: int(copy)]), 4 * outs[int(copy)])
+        i = [w.name for w in self.product.weights].index(name)
+        return Region("weights", int(copy) * sum(self._sizes) + sum(self._sizes[:i]), self._sizes[i])
+
+    def ready(self, made: Plan) -> list[Any]:
+        """The dispatches of a plan, with the activations that they read."""
+        arena = self.lab.device.alloc(made.arena_bytes)
+        image = np.zeros(made.arena_bytes, np.uint8)
+        for d in made.dispatches:
+            for arg, region in zip(d.launch.args, d.regions, strict=True):
+                if region.buffer == ARENA:
+                    data = self.activation(arg.operand.name, region.nbytes // 4).view(np.uint8)
+                    image[region.offset : region.offset + region.nbytes] = data
+        arena.write(image)
+        buffers = {ARENA: arena, "weights": self._buffer, "step": self._step, "out": self._out}
+        return [plan.ready(d, buffers.__getitem__) for d in made.dispatches]
+
+    def activation(self, name: str, n: int = 0) -> NDArray[Any]:
+        """What all plans find under a name: ``n`` floats, or the ids of a turn, which no other turn has."""
+        if name not in self._values:
+            if name.startswith("ids."):
+                order = np.random.default_rng(11).permutation(self.product.weights[0].shape[0])
+                turn = int(name.removeprefix("ids."))
+                self._values[name] = order[turn * N_USED :][:N_USED].astype(np.int32)
+            else:
+                self._values[name] = self._rng.standard_normal(n, np.float32)
+        return self._values[name]
+
+    def has(self, name: str) -> bool:
+        """Whether some plan so far asked for this activation."""
+        return name in self._values
+
+    def outputs(self, split: Split | None = None) -> NDArray[np.float32]:
+        """What the product once gives, all outputs one after the other."""
+        self._out.write(np.full(self._out.nbytes, 0xFF, np.uint8))
+        self.lab.device.run(self.ready(self.plan(split, n=1)))
+        return self._out.read().view(np.float32)
+
+    @cached_property
+    def _usual_outputs(self) -> NDArray[np.float32]:
+        return self.outputs()
+
+    def usual_outputs(self) -> NDArray[np.float32]:
+        """What the product gives with the usual split."""
+        return self._usual_outputs
+
+    def recording(self, split: Split | None = None) -> Recording:
+        """The product many times over, ready to run."""
+        made = self.plan(split)
+        dispatches = self.ready(made)
+        return Recording(self, made, dispatches, len(dispatches) // len(self.product.ops(0, 0)))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Dispatches that are ``n`` times a product."""
+
+    of: Loaded
+    plan: Plan
+    dispatches: list[Any]
+    n: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that one product reads."""
+        return sum(self.plan.weight_bytes().values()) // self.n
+
+    def run(self) -> float:
+        """Seconds that the device took."""
+        seconds: float = self.of.lab.device.run(self.dispatches)
+        return seconds
+
+
+def random_weights(w: Weight, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Random finite bytes of a weight: every pattern of quants, scales of about 1/64 (so that products stay small)."""
+    if w.type is F32:
+        return (rng.standard_normal(int(np.prod(w.shape)), np.float32) / 64).view(np.uint8)
+    assert w.type.block is not None
+    n = int(np.prod(w.shape)) // w.type.block_size
+    words = rng.bit_generator.random_raw(-(-n * w.type.block_bytes // 8))
+    raw: NDArray[np.uint8] = words.view(np.uint8)[: n * w.type.block_bytes]
+    blocks = raw.view(w.type.block)
+    for name in ("d", "m", "dmin"):
+        if name in (w.type.block.names or ()):  # 2^-8 to 2^-6, of either sign
+            bits = blocks[name].view(np.uint16)
+            blocks[name] = ((bits & 0x83FF) | (((bits >> 10 & 1) + 7) << 10)).view(np.float16)
+    return raw
+
+
+def summary(recording: Recording, seconds: Sequence[float], copy: float, outputs: str) -> dict[str, Any]:
+    """One row of the table: microseconds of a product, GB/s of weights and their share of a copy's."""
+    launch, product = recording.plan.dispatches[0].launch, recording.of.product
+    each = median(seconds) / recording.n
+    rate = recording.nbytes / each
+    return {
+        "product": product.id,
+        "kernel": launch.kernel,
+        "threads": launch.threads,
+        "us": round(each * 1e6, 2),
+        "spread": round((max(seconds) - min(seconds)) / median(seconds), 3),
+        "MB": round(recording.nbytes / 1e6, 2),
+        "GB/s": round(rate / 1e9, 1),
+        "share of copy": round(rate / copy, 3),
+        "dispatches": len(recording.dispatches),
+        "outputs": outputs,
+    }
+
+
+def shapes_35b() -> Iterator[Product]:
+    """What a token of Qwen3.6-35B-A3B meets, in the types of UD-Q4_K_XL: projections, head, experts."""
+    q8_0 = quants.by_name("q8_0")
+    yield linear(q8_0, 248320, k=2048)
+    yield linear(q8_0, 8192, k=2048)
+    yield linear(q8_0, 4096, k=2048)
+    yield linear(q8_0, 2048, k=4096)
+    yield linear(q8_0, 2048, k=4096, add=True)
+    yield linear(q8_0, 8192, 4096, k=2048)
+    yield stack(q8_0, 8192, 4096, k=2048)
+    for name in ("q4_k", "q5_k", "q6_k"):
+        qtype = quants.by_name(name)
+        yield gate_up(qtype, 256, 512, 2048)
+        yield down_mix(qtype, 256, 2048, 512)
+        yield down_mix(qtype, 256, 2048, 512, q8_0)
+
+
+def shapes_smollm2() -> Iterator[Product]:
+    """The same of SmolLM2-135M: feed-forward, attention, tied output."""
+    q4_1 = quants.by_name("q4_1")
+    yield linear(q4_1, 1536, k=576)
+    yield linear(q4_1, 576, k=576)
+    yield linear(q4_1, 576, k=1536)
+    yield linear(quants.by_name("q8_0"), 49152, k=576)

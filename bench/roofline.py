@@ -1,0 +1,242 @@
+"""Every kernel of a model's decode and prefill against its roofline, as a table, JSON and a plot.
+
+    python bench/roofline.py FILE.gguf --out results      # roofline.json, roofline.png
+    python bench/roofline.py --plot results/roofline.json # the plot alone, of another machine's figures
+
+Whole-model figures first: tokens per second of a prompt and of greedy decode, dispatches, megabytes. Then each plan's
+dispatches, timed one by one by the device (the median of several passes), summed by kernel and shape. A class's roof is
+the larger of two times: its bytes at the speed of the copy that was measured in the same run, and its operations at the
+speed of a matrix product. Weights, activations and states count once each; what a cache saves is not known to it.
+"Bound" is what the largest of these and of a bare dispatch's cost is, or "latency" where the time is over twice that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import ceilings
+import zincmetal
+from ceilings import Ceilings
+from costs import Costs, shape_of
+from zincmetal.plan import Plan, ready
+
+PASSES = 5
+
+
+@dataclass
+class Class:
+    """Dispatches of one kernel and shape: sums over a step. Times in microseconds."""
+
+    kernel: str
+    shape: str
+    count: int = 0
+    us: float = 0.0
+    nbytes: int = 0
+    flops: int = 0
+
+    def roof_us(self, roof: Ceilings) -> float:
+        """The time that bytes and operations take at best."""
+        return max(self.nbytes / roof.copy, self.flops / roof.flops) * 1e6
+
+    def bound(self, roof: Ceilings) -> str:
+        """What the time is made of."""
+        bounds = {
+            "memory": self.nbytes / roof.copy * 1e6,
+            "arithmetic": self.flops / roof.flops * 1e6,
+            "launch": self.count * roof.dispatch * 1e6,
+        }
+        largest = max(bounds, key=lambda name: bounds[name])
+        return "latency" if self.us > 2 * bounds[largest] else largest
+
+    def row(self, roof: Ceilings) -> dict[str, Any]:
+        """As JSON has it."""
+        roof_us = self.roof_us(roof)
+        share = roof_us / self.us if self.us else 0.0
+        return {**asdict(self), "roof_us": roof_us, "share": share, "bound": self.bound(roof)}
+
+
+# ---- measuring --------------------------------------------------------------------------------------------------
+
+
+def dispatch_seconds(model: zincmetal.Model, plan: Plan, before: Callable[[], None]) -> list[float]:
+    """Seconds of each dispatch of a plan by itself, the median of PASSES; ``before`` prepares the step each time."""
+    device = model.device
+    dispatches = [ready(d, model._memory.buffer) for d in plan.dispatches]
+    passes = []
+    for _ in range(PASSES + 1):
+        before()
+        passes.append(one_by_one(device, dispatches))
+    return [median(times) for times in zip(*passes[1:], strict=True)]
+
+
+def one_by_one(device: Any, dispatches: list[Any]) -> list[float]:
+    """Seconds of each, run after the one before has ended."""
+    if hasattr(device, "time_each"):
+        return list(device.time_each(dispatches))
+    return [device.run([d], concurrent=False) for d in dispatches]
+
+
+def classes(model: zincmetal.Model, plan: Plan, pos: int, ids: list[int]) -> list[Class]:
+    """The plan's dispatches in a step of ``ids`` at ``pos``, summed by kernel and shape, the longest first."""
+    step = np.zeros(1, model.core.params_dtype("Step"))
+    step["n_tokens"], step["pos"] = len(ids), pos
+
+    def before() -> None:
+        model._memory.buffer("step").write(step.view(np.uint8))
+        model._memory.buffer("tokens").write(np.array(ids, np.int32))
+
+    costs, found = Costs(plan, model.config, pos), dict[tuple[str, str], Class]()
+    for d, seconds in zip(plan.dispatches, dispatch_seconds(model, plan, before), strict=True):
+        key = (d.launch.kernel, shape_of(plan, d))
+        c, cost = found.setdefault(key, Class(*key)), costs.of(d)
+        c.count += 1
+        c.us += seconds * 1e6
+        c.nbytes += cost.nbytes
+        c.flops += cost.flops
+    return sorted(found.values(), key=lambda c: -c.us)
+
+
+def timed_prefill(model: zincmetal.Model, ids: list[int]) -> dict[str, float]:
+    """Seconds of the host and of the device for the prompt, medians."""
+
+    def once() -> tuple[float, float]:
+        model.reset()
+        worked, began = model.profile()["gpu_seconds"], time.perf_counter()
+        model._prefill(ids)
+        return time.perf_counter() - began, model.profile()["gpu_seconds"] - worked
+
+    once()
+    wall, gpu = (median(column) for column in zip(*(once() for _ in range(PASSES)), strict=True))
+    return {"tokens": len(ids), "seconds": wall, "device_seconds": gpu, "tokens_per_second": len(ids) / wall}
+
+
+def timed_decode(model: zincmetal.Model, ids: list[int], n: int) -> dict[str, float]:
+    """``n`` greedy tokens after the prompt, as generation makes them; the median of three runs."""
+
+    def once() -> tuple[float, float]:
+        model.reset()
+        token = model._prefill(ids)
+        token = model._decode(token, model._ahead)
+        worked, began = model.profile()["gpu_seconds"], time.perf_counter()
+        for left in range(n, 0, -1):
+            token = model._decode(token, model._ahead and left > 1)
+        return time.perf_counter() - began, model.profile()["gpu_seconds"] - worked
+
+    once()
+    wall, gpu = (median(column) for column in zip(*(once() for _ in range(3)), strict=True))
+    return {"tokens": n, "seconds": wall, "device_seconds": gpu, "tokens_per_second": n / wall}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All figures, as JSON has them."""
+    with zincmetal.load(args.file, context=args.context, device=args.device, threads=args.threads) as model:
+        roof = ceilings.measure(model.core, model.device)
+        rng = np.random.default_rng(3)
+        ids: list[int] = rng.integers(0, model.config.n_vocab, args.prompt).tolist()
+        prefill = timed_prefill(model, ids)
+        decode = timed_decode(model, ids, args.tokens)
+        model.reset()
+        model._prefill(ids)  # states and caches as decode finds them
+        decode_plan, prefill_plan = model._recorded(1, "argmax")[0], model._recorded(args.prompt, "argmax")[0]
+        parts = {
+            "decode": (decode, decode_plan, classes(model, decode_plan, args.prompt, ids[:1])),
+            "prefill": (prefill, prefill_plan, classes(model, prefill_plan, 0, ids)),
+        }
+        return {
+            "file": Path(args.file).name,
+            "device": model.device.info["name"],
+            "ceilings": {**asdict(roof), "copy": roof.copy, "flops": roof.flops},
+            "measured": roof.lines(),
+            **{name: part(*of, roof) for name, of in parts.items()},
+        }
+
+
+def part(whole: dict[str, float], plan: Plan, found: list[Class], roof: Ceilings) -> dict[str, Any]:
+    """One plan's figures."""
+    return {
+        "whole": whole,
+        "dispatches": len(plan.dispatches),
+        "barriers": plan.n_barriers,
+        "weight_bytes": sum(plan.weight_bytes().values()),
+        "recurrent_bytes": plan.recurrent_bytes(),
+        "classes": [c.row(roof) for c in found],
+    }
+
+
+# ---- telling ----------------------------------------------------------------------------------------------------
+
+
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """The tables."""
+    yield f"{result['file']} on {result['device']}"
+    yield from result["measured"]
+    for name in ("prefill", "decode"):
+        yield ""
+        yield from _part_lines(name, result[name], result["ceilings"]["copy"])
+
+
+def _part_lines(name: str, of: dict[str, Any], copy: float) -> Iterator[str]:
+    whole, rows = of["whole"], of["classes"]
+    steps = whole["tokens"] if name == "decode" else 1
+    step_us, alone_us = whole["device_seconds"] / steps * 1e6, sum(c["us"] for c in rows)
+    roof_us, moved = sum(c["roof_us"] for c in rows), of["weight_bytes"] + of["recurrent_bytes"]
+    yield (
+        f"{name} of {whole['tokens']}: {whole['tokens_per_second']:,.1f} tokens/s; a step of {of['dispatches']} "
+        f"dispatches and {of['barriers']} barriers takes {step_us:,.0f} us of the device"
+    )
+    yield (
+        f"one by one they take {alone_us:,.0f} us, the roofline allows {roof_us:,.0f}; weights and recurrent state are "
+        f"{moved / 1e6:,.1f} MB, {moved / copy * 1e6:,.0f} us of copying"
+    )
+    yield (
+        f"{'kernel':<30}{'shape':<26}{'count':>6}{'us':>12}{'us each':>11}{'MB':>10}{'GFLOP':>9}{'GB/s':>8}"
+        f"{'roof us':>12}{'share':>8}  bound"
+    )
+    for c in rows:
+        yield (
+            f"{c['kernel']:<30}{c['shape']:<26}{c['count']:>6}{c['us']:>12,.1f}{c['us'] / c['count']:>11,.2f}"
+            f"{c['nbytes'] / 1e6:>10,.2f}{c['flops'] / 1e9:>9,.2f}{c['nbytes'] / c['us'] / 1e3:>8,.0f}"
+            f"{c['roof_us']:>12,.1f}{c['share']:>8.1%}  {c['bound']}"
+        )
+
+
+def main() -> None:
+    """Measure, print, write."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("file", nargs="?", help="a GGUF file")
+    p.add_argument("--plot", type=Path, metavar="JSON", help="plot figures that were measured before")
+    p.add_argument("--out", type=Path, default=Path("."), help="folder for roofline.json and roofline.png")
+    p.add_argument("--device")
+    p.add_argument("--threads", type=int, default=0, help="of a CPU")
+    p.add_argument("--context", type=int, default=4096)
+    p.add_argument("--prompt", type=int, default=512, choices=(32, 128, 512), help="tokens, the rows of one plan")
+    p.add_argument("--tokens", type=int, default=128, help="to decode")
+    args = p.parse_args()
+    if args.plot:
+        result, out = json.loads(args.plot.read_text()), args.plot.parent
+    elif args.file:
+        result, out = measure(args), args.out
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "roofline.json").write_text(json.dumps(result, indent=1))
+    else:
+        p.error("a file, or --plot")
+    print("\n".join(lines(result)))
+    try:
+        from roofline_plot import plot
+    except ImportError as error:
+        print(f"no plot: {error}")
+    else:
+        plot(result, out / "roofline.png")
+
+
+if __name__ == "__main__":
+    main()
