@@ -1,0 +1,280 @@
+"""compute-sanitizer over every kernel family, and over a whole prefill and decode, on an NVIDIA GPU.
+
+    python bench/sanitize.py --out results      # a log of each tool and workload; the table comes last
+
+Each tool (memcheck, racecheck, synccheck, initcheck) watches three workloads, all at the same time in processes of
+their own: "families", tests of tests/test_kernels_*.py of which every value of every parameter runs at least once;
+"model", a prefill of 17 tokens and two decoded tokens of the hybrid fixture; and a planted fault, a kernel of
+tests/msl/probe_faults.metal that the tool must report (a build with ZINCMETAL_PROBES=ON has them). The exit status is 1
+where a tool reports anything on the first two, or misses what was planted, or where a family of kernels did not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+TESTS = ROOT / "tests"
+FIXTURE = TESTS / "data" / "qwen35moe-q4k-q5k-q8.gguf"
+#: What each tool must find, by the number of the workload "planted": a kernel, and whether its input is written.
+PLANTED = {
+    "memcheck": ("probe_fault_READ_PAST_END", True),
+    "racecheck": ("probe_fault_NO_BARRIER", True),
+    "synccheck": ("probe_fault_BARRIER_NOT_REACHED", True),
+    "initcheck": ("probe_increment", False),
+}
+WORKLOADS = ("families", "model", "planted")
+LAUNCHED = "launched: "
+
+
+# ---- the workloads, each in a process of its own ------------------------------------------------------------------
+
+
+def run_families(device: str) -> set[str]:
+    """Kernel tests of a lane; the names of the kernels that they launched. Fails where a test does."""
+    import pytest
+
+    from zincmetal import backend
+
+    core: Any = backend.load("cpu" if device in ("msl", "native") else device)
+    launched = set[str]()
+    run = core.Device.run
+
+    def recording_run(self: Any, dispatches: Sequence[Any], concurrent: bool = True) -> float:
+        launched.update(d[0] for d in dispatches)
+        return float(run(self, dispatches, concurrent))
+
+    core.Device.run = recording_run
+    files = sorted(map(str, TESTS.glob("test_kernels_*.py")))
+    status = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *files], plugins=[EachChoice(device)])
+    if status:
+        sys.exit(f"the kernel tests ended with {status}")
+    return launched
+
+
+class EachChoice:
+    """Keeps those tests of a lane that are the first with a size, or with a combination of what is no size.
+
+    Sizes are numbers and tuples; types, epilogues and the like choose the kernel.
+    """
+
+    def __init__(self, lane: str) -> None:
+        self._lane = lane
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = self.choose(items)
+
+    def choose(self, items: Iterable[Any]) -> list[Any]:
+        """The tests that run, in their order."""
+        seen, chosen = set[tuple[str, str, str]](), []
+        for item in items:
+            spec = getattr(item, "callspec", None)
+            if spec is None or spec.params.get("lane") != self._lane:
+                continue
+            function = item.nodeid.partition("[")[0]
+            parts = [part for name, value in spec.params.items() for part in _parts(name, value)]
+            values = {(function, name, repr(value)) for name, value in parts if _is_size(value)}
+            values.add((function, "", repr([part for part in parts if not _is_size(part[1])])))
+            if not values <= seen:
+                chosen.append(item)
+            seen |= values
+        return chosen
+
+
+def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A parameter, or the elements of a tuple that is more than sizes, by name."""
+    if isinstance(value, tuple) and not _is_size(value):
+        for i, element in enumerate(value):
+            yield from _parts(f"{name}.{i}", element)
+    else:
+        yield name, value
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_size, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def run_model(device: str) -> set[str]:
+    """A prefill and two tokens of the fixture; the names of the kernels in both plans."""
+    import zincmetal
+
+    with zincmetal.load(FIXTURE, context=64, device=device) as model:
+        ids = (np.arange(17) * 31 % model.config.n_vocab).tolist()
+        token = model._prefill(ids)
+        tokens = [token := model._decode(token) for _ in range(2)]
+        print(f"tokens {tokens}")
+        plans = [plan for plan, _ in model._plans.values()]
+        return {d.launch.kernel for plan in plans for d in plan.dispatches}
+
+
+def run_planted(device: str, tool: str) -> set[str]:
+    """The kernel that the tool must report. Its input and output are buffers of exactly what a right kernel needs."""
+    from zincmetal import backend
+
+    kernel, written = PLANTED[tool]
+    _, opened = backend.open_device(device)
+    n = 64
+    source, out = opened.alloc(4 * n), opened.alloc(4 * n)
+    if written:
+        source.write(np.arange(n, dtype=np.float32))
+    out.write(np.zeros(n, np.float32))
+    params = np.array([n, 0], np.uint32).tobytes()
+    opened.run([(kernel, params, [(source, 0, 4 * n), (out, 0, 4 * n)], (1, 1, 1), n, False)])
+    return {kernel}
+
+
+# ---- one tool on one workload -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a tool's run ended: ``reports`` is None where it came to no summary."""
+
+    tool: str
+    workload: str
+    reports: int | None
+    status: int | None  # None: it ran out of time
+    seconds: float
+    launched: frozenset[str]
+
+    @property
+    def good(self) -> bool:
+        """Nothing reported and nothing failed; of a planted fault: reported."""
+        if self.workload == "planted":
+            return bool(self.reports)
+        return self.reports == 0 and self.status == 0
+
+    def line(self) -> str:
+        """A row of the table."""
+        ended = "out of time" if self.status is None else "ended" if self.status == 0 else f"status {self.status}"
+        found = "no summary" if self.reports is None else f"{self.reports} reports"
+        verdict = "ok" if self.good else "MISSED" if self.workload == "planted" else "FAILED"
+        return f"{self.tool:<11}{self.workload:<10}{found:>14}{ended:>14}{self.seconds:>8.1f} s  {verdict}"
+
+
+def reports_in(log: str) -> int | None:
+    """What the tool's last summary counts: errors, and hazards of racecheck; None where there is no summary."""
+    errors = re.findall(r"ERROR SUMMARY: (\d+) error", log)
+    hazards = re.findall(r"RACECHECK SUMMARY: (\d+) hazards? displayed", log)
+    counts = [int(found[-1]) for found in (errors, hazards) if found]
+    return sum(counts) if counts else None
+
+
+def watch(tool: str, workload: str, args: argparse.Namespace) -> Outcome:
+    """Runs the tool on the workload, with a log in the folder of results."""
+    command = [args.sanitizer, "--tool", tool, "--print-limit", "20", sys.executable, __file__]
+    command += ["--work", workload, "--tool", tool, "--device", args.device]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    path = args.out / f"{tool}-{workload}.log"
+    began, status = time.perf_counter(), None
+    with path.open("w") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=ROOT)
+        try:
+            status = child.wait(args.limit)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    text = path.read_text(errors="replace")
+    launched = re.findall(rf"^{LAUNCHED}(.*)$", text, re.M)
+    names = frozenset(json.loads(launched[-1])) if launched else frozenset[str]()
+    return Outcome(tool, workload, reports_in(text), status, time.perf_counter() - began, names)
+
+
+# ---- what ran -----------------------------------------------------------------------------------------------------
+
+TYPE = re.compile(r"_(f32|f16|bf16|q\d_[01k])(?=_|$)")
+NUMBER = re.compile(r"_r?\d+(?=_|$)")
+CLASSES = {"f": "float", "b": "float", "0": "blocks", "1": "blocks", "k": "super-blocks"}
+
+
+def family(kernel: str) -> tuple[str, str]:
+    """A kernel's family and the class of its (first) type: ("mul_mv_add", "super-blocks")."""
+    types = TYPE.findall(kernel)
+    bare = NUMBER.sub("", TYPE.sub("", kernel))
+    if not types:
+        return bare, ""
+    return bare, CLASSES[types[0][0] if types[0][0] != "q" else types[0][-1]]
+
+
+def families_missing(launched: Iterable[str], built: Iterable[str]) -> list[str]:
+    """Families and classes of types that were built and not launched."""
+    want = {family(name) for name in built if not name.startswith("probe_")}
+    return sorted(" ".join(f).strip() for f in want - {family(name) for name in launched})
+
+
+def main() -> int:
+    """Watch everything, print the table; the exit status."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, default=Path("sanitizer"), help="folder for the logs")
+    p.add_argument("--limit", type=float, default=240, help="seconds of a tool on a workload")
+    p.add_argument("--jobs", type=int, default=12, help="processes at a time")
+    p.add_argument("--tools", nargs="+", choices=PLANTED, default=list(PLANTED))
+    p.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    p.add_argument("--sanitizer", default=shutil.which("compute-sanitizer"), metavar="PROGRAM")
+    p.add_argument("--device", default="cuda")
+    p.add_argument("--work", choices=WORKLOADS, help="run one workload, unwatched")
+    p.add_argument("--tool", choices=PLANTED, default="memcheck", help="whose fault is planted, with --work")
+    args = p.parse_args()
+    if args.work:
+        return work(args)
+    if not args.sanitizer:
+        print("compute-sanitizer is not installed (it comes with the CUDA toolkit): nothing was checked")
+        return 1
+    args.out.mkdir(parents=True, exist_ok=True)
+    pairs = [(tool, workload) for workload in args.workloads for tool in args.tools]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        outcomes = list(pool.map(lambda pair: watch(*pair, args), pairs))
+    return tell(outcomes, built_kernels(args), args)
+
+
+def work(args: argparse.Namespace) -> int:
+    """One workload."""
+    if args.work == "planted":
+        launched = run_planted(args.device, args.tool)
+    else:
+        launched = run_families(args.device) if args.work == "families" else run_model(args.device)
+    print(f"{LAUNCHED}{json.dumps(sorted(launched))}", flush=True)
+    return 0
+
+
+def built_kernels(args: argparse.Namespace) -> list[str]:
+    """The kernels of the device, asked in a process of its own."""
+    ask = f"from zincmetal import backend; print(*backend.open_device({args.device!r})[1].kernel_names())"
+    return subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.split()
+
+
+def tell(outcomes: list[Outcome], built: list[str], args: argparse.Namespace) -> int:
+    """The table, what did not run, and the exit status."""
+    good = all(outcome.good for outcome in outcomes)
+    for outcome in outcomes:
+        print(outcome.line())
+    if "families" in args.workloads:
+        for tool in args.tools:
+            launched = set().union(*(o.launched for o in outcomes if o.tool == tool))
+            missing = families_missing(launched, built)
+            good = good and not missing
+            print(
+                f"{tool}: {len(launched & set(built))} of {len(built)} kernels ran, of every family and class of types"
+                + (f" but {', '.join(missing)}" if missing else "")
+            )
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
