@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from zincmetal.config import ModelConfig
-from zincmetal.graph import Op, Route, State, Value, Weight
-from zincmetal.layout import KV_CACHES
+from zincmetal.graph import KV_CACHES, Op, Route, State, Value, Weight
 from zincmetal.plan import Dispatch, Plan
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from . import arch, config, fuse, gguf, tuning
 from .budget import MemoryPlan, budget
 from .errors import UnsupportedModelError
-from .graph import LOGITS, Graph, Op, Operand
+from .graph import KV_CACHES, LOGITS, RECURRENT, Graph, Op, Operand
 from .kernels import Lowering
-from .layout import KV_CACHES, Layout, buffer_sizes
+from .layout import Layout, buffer_sizes
 from .plan import Plan, Region, record
 
 PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
@@ -62,7 +62,7 @@ class Blueprint:
             kinds[name.partition(".")[0]] += nbytes
         n_pages = -(-cfg.n_ctx // self._page)
         kv = sum(kinds.pop(kind, 0) for kind in (*KV_CACHES, "pages"))
-        recurrent = sum(kinds.pop(kind, 0) for kind in ("ssm_conv", "ssm_state"))
+        recurrent = sum(kinds.pop(kind, 0) for kind in RECURRENT)
         weights = Counter[str]()
         for t in self.file.tensors.values():
             weights[t.type.name] += t.nbytes

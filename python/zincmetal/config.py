@@ -49,11 +49,6 @@ class ModelConfig:
     ssm: Ssm | None = None
     n_draft: int = 0  # blocks after the last layer that only draft tokens: not run
 
-    @property
-    def n_ff_shared(self) -> int:
-        """Width of the expert that every token takes; 0 where there is none."""
-        return self.experts.n_ff_shared if self.experts else 0
-
 
 @dataclass(frozen=True)
 class Experts:
@@ -235,9 +230,9 @@ def _ssm(keys: _Keys) -> Ssm:
         raise keys.bad("ssm.group_count", f"{n_k_head} does not divide the {n_v_head} value heads (ssm.time_step_rank)")
     if n_v_head * d_state != d_inner:
         raise keys.bad("ssm.inner_size", f"{d_inner} is not {n_v_head} heads of ssm.state_size {d_state}")
-    if d_state % 32 or d_state > HEAD_CLASSES[-1]:
+    if d_state % 32 or d_state > SSM_CLASSES[-1]:
         raise UnsupportedModelError(
-            f"{keys.arch}.ssm.state_size is {d_state}; multiples of 32 up to {HEAD_CLASSES[-1]} are supported"
+            f"{keys.arch}.ssm.state_size is {d_state}; multiples of 32 up to {SSM_CLASSES[-1]} are supported"
         )
     if not 2 <= d_conv <= MAX_CONV:
         raise UnsupportedModelError(f"{keys.arch}.ssm.conv_kernel is {d_conv}; 2 to {MAX_CONV} are supported")

@@ -80,6 +80,10 @@ PAGES = State("pages")
 LOGITS = State("logits")
 CANDIDATES = State("candidates")
 
+# What a layer keeps from step to step, as in "k_cache.0": one that attends, and a recurrent one.
+KV_CACHES = ("k_cache", "v_cache")
+RECURRENT = ("ssm_conv", "ssm_state")
+
 LookUp: TypeAlias = Callable[[str], Weight | None]
 
 
@@ -239,7 +243,7 @@ class Graph:
             self.vector(f"{prefix}.ssm_dt.bias", ssm.n_v_head),
             self.vector(f"{prefix}.ssm_norm.weight", ssm.d_state),
         )
-        states = (State(f"ssm_conv.{layer}"), State(f"ssm_state.{layer}"))
+        states = tuple(State(f"{kind}.{layer}") for kind in RECURRENT)
         out = Value(f"{prefix}.ssm", ssm.d_inner)
         self.ops.append(Op("ssm", (STEP, qkv, z, alpha, beta, *weights), (out, *states), {"eps": self.cfg.norm_eps}))
         return out
@@ -260,7 +264,8 @@ class Graph:
 
     def kv(self, layer: int) -> tuple[State, State]:
         """The key and value cache of a layer: [positions, n_head_kv, head_dim] each, in whole pages."""
-        return State(f"k_cache.{layer}"), State(f"v_cache.{layer}")
+        k_cache, v_cache = (State(f"{kind}.{layer}") for kind in KV_CACHES)
+        return k_cache, v_cache
 
     def _emit(
         self, kind: str, reads: tuple[Operand, ...], name: str, width: int, last: bool = False, **attrs: Any

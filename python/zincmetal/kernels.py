@@ -211,15 +211,7 @@ class Lowering:
             name, per_simdgroup, threads = self._mul_mv(f"moe_mv{epilogue}_{weight.type.name}")
             grid = (_tiles(m, threads // 32 * per_simdgroup // matrices), n_used, 1)
             return [Launch(name, params, (Arg(route.ids, "r"), *operands), grid, threads, op)]
-        params = self._params(
-            "MoeMmParams",
-            k=k,
-            m=m,
-            row_bytes=weight.row_bytes,
-            expert_bytes=m * weight.row_bytes,
-            n_expert=n_expert,
-            x_div=x_div,
-        )
+        params = self._params("MoeMmParams", **self._moe_sizes(weight), x_div=x_div)
         name, shapes = f"moe_mm{epilogue}_{weight.type.name}", self._shapes
         grid = (self._max_tiles(rows, n_used, n_expert), _tiles(m, shapes["MUL_MM_ROWS"] // matrices), 1)
         args = (Arg(route.slots, "r"), Arg(route.tiles, "r"), Arg(route.n_tiles, "r"), *operands)
@@ -244,18 +236,18 @@ class Lowering:
             return [Launch(name, self._moe_params(weight, n_used), tuple(args), grid, threads, op)]
         w_shared = _weight(shared[0])
         sizes = {"k_shared": w_shared.shape[1], "row_bytes_shared": w_shared.row_bytes}
-        params = self._params("MoeSharedParams", **self._moe_sizes(weight, n_used), **sizes)
+        params = self._params("MoeSharedParams", **self._moe_sizes(weight), n_used=n_used, **sizes)
         name = f"moe_mv_mix2_{weight.type.name}_{w_shared.type.name}"
         name, per_group, threads = self._split(name, rows, shapes["MOE_MIX2_THREADS"])
         return [Launch(name, params, tuple(args), (_tiles(weight.shape[1], per_group), 1, 1), threads, op)]
 
     def _moe_params(self, weight: Weight, n_used: int) -> bytes:
-        return self._params("MoeParams", **self._moe_sizes(weight, n_used))
+        return self._params("MoeParams", **self._moe_sizes(weight), n_used=n_used)
 
-    def _moe_sizes(self, weight: Weight, n_used: int) -> dict[str, int]:
+    def _moe_sizes(self, weight: Weight) -> dict[str, int]:
         n_expert, m, k = weight.shape
         nbytes = {"row_bytes": weight.row_bytes, "expert_bytes": m * weight.row_bytes}
-        return {"k": k, "m": m, **nbytes, "n_expert": n_expert, "n_used": n_used}
+        return {"k": k, "m": m, **nbytes, "n_expert": n_expert}
 
     def _mix(self, op: Op, rows: int) -> list[Launch]:
         n, weights = _value(op.out).width, _value(op.reads[1])
@@ -423,11 +415,9 @@ class Lowering:
             raise TypeError(f"{struct} has fields {dtype.names}, not {tuple(fields)}")
         return np.array(tuple(fields[name] for name in dtype.names), dtype).tobytes()
 
-    def _launch(
-        self, op: Op, kernel: str, params: bytes, grid: tuple[int, int, int], threads: int, skip: int = 0
-    ) -> Launch:
-        """A launch that binds what the operation reads (after ``skip``), then what it writes."""
-        args = [Arg(r, "r") for r in op.reads[skip:]] + [Arg(w, "w") for w in op.writes]
+    def _launch(self, op: Op, kernel: str, params: bytes, grid: tuple[int, int, int], threads: int) -> Launch:
+        """A launch that binds what the operation reads, then what it writes."""
+        args = [Arg(r, "r") for r in op.reads] + [Arg(w, "w") for w in op.writes]
         return Launch(kernel, params, tuple(args), grid, threads, op)
 
 

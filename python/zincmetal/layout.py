@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from . import gguf
 from .config import ModelConfig
 from .errors import DeviceError, GGUFError, UsageError
-from .graph import Operand, State, Weight
+from .graph import KV_CACHES, RECURRENT, Operand, State, Weight
 from .plan import Region
 from .quants import by_name
 
 ROPE_FREQS, ROPE_FREQS_LOCAL = "rope_freqs", "rope_freqs_local"
 KV_TYPES = ("f16", "f32", "q8_0")
-KV_CACHES = ("k_cache", "v_cache")
 # Where weights are copied to a device's own memory, they go in pieces of about so many bytes, to show progress.
 UPLOAD_BYTES = 512 << 20
 
@@ -48,7 +47,8 @@ def buffer_sizes(cfg: ModelConfig, core: ModuleType, kv_type: str, max_rows: int
 
 def _ssm_sizes(cfg: ModelConfig) -> dict[str, int]:
     assert cfg.ssm
-    return {"ssm_conv": 4 * cfg.ssm.d_conv * cfg.ssm.channels, "ssm_state": 4 * cfg.ssm.d_inner * cfg.ssm.d_state}
+    sizes = (4 * cfg.ssm.d_conv * cfg.ssm.channels, 4 * cfg.ssm.d_inner * cfg.ssm.d_state)
+    return dict(zip(RECURRENT, sizes, strict=True))
 
 
 def _kv_row(cfg: ModelConfig, kv_type: str) -> int:

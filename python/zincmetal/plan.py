@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
-from .graph import Op, Operand, State, Value, Weight
+from .graph import RECURRENT, Op, Operand, State, Value, Weight
 from .kernels import Arg, Launch, Lowering
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Plan:
             len(arg.mode) * region.nbytes
             for d in self.dispatches
             for arg, region in zip(d.launch.args, d.regions, strict=True)
-            if isinstance(arg.operand, State) and arg.operand.name.startswith("ssm_")
+            if isinstance(arg.operand, State) and arg.operand.name.partition(".")[0] in RECURRENT
         )
 
     def dump(self) -> str:

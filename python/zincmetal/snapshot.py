@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
-from .layout import KV_CACHES, Layout
+from .graph import KV_CACHES, RECURRENT
+from .layout import Layout
 from .memory import Memory
-
-RECURRENT = ("ssm_conv", "ssm_state")
 
 
 @dataclass(frozen=True)

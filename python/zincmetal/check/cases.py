@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from ..config import HEAD_CLASSES, SSM_CLASSES, Experts, ModelConfig, Rope, Ssm
 from ..fuse import UNBATCHED
-from ..graph import CANDIDATES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
+from ..graph import CANDIDATES, KV_CACHES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
 from ..kernels import SPLIT_ABOVE, Launch, Lowering
-from ..layout import KV_CACHES, KV_TYPES, buffer_sizes
+from ..layout import KV_TYPES, buffer_sizes
 from ..quants import F32, Q8_0, SUPPORTED, QuantType, by_name, dequantize
 
 Bytes = NDArray[np.uint8]

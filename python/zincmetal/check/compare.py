@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import CANDIDATES, STEP, TOKENS
+from ..graph import CANDIDATES, KV_CACHES, STEP, TOKENS
 from ..kernels import Launch
-from ..layout import KV_CACHES
 from ..quants import QuantType, by_name, dequantize
 from .cases import POISON, Bytes, Case
 

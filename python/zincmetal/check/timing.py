@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..config import ModelConfig, Rope
-from ..graph import PAGES, STEP, Op, State, Value, Weight
+from ..graph import KV_CACHES, PAGES, STEP, Op, State, Value, Weight
 from ..kernels import Lowering
-from ..layout import KV_CACHES, buffer_sizes
+from ..layout import buffer_sizes
 from ..quants import by_name
 from .results import PASS, WARN, Outcome
 
