@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROMPT ?= The capital of France is
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/msl -type f -not -name '*.pyc')
 
-.PHONY: demo test test-gemma3 test-cuda lint types kernels-cuda bench clean help
+.PHONY: demo test test-gemma3 test-cuda sanitize-cuda lint types kernels-cuda bench clean help
 
 help:
 	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
 	@echo "make test   build, install, run all tests"
 	@echo "make test-gemma3   the tests on the real Gemma 3 270M, which it fetches (250 MB, Gemma Terms of Use)"
 	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
+	@echo "make sanitize-cuda compute-sanitizer over every kernel family, and over faults that it must find"
 	@echo "make lint types kernels-cuda bench clean"
 
 demo: $(VENV)/.installed $(VENV)/.demo
@@ -30,6 +31,12 @@ test-cuda: $(VENV)/.build $(VENV)/.demo $(VENV)/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.ZINCMETAL_CUDA=ON \
 	  -C cmake.define.ZINCMETAL_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" .
 	$(BIN)/python -m pytest -q -k cuda
+
+# compute-sanitizer over every kernel family and a whole model; the build has the faults that it must find.
+sanitize-cuda: $(VENV)/.build $(VENV)/.dev
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.ZINCMETAL_CUDA=ON \
+	  -C cmake.define.ZINCMETAL_PROBES=ON -C cmake.define.ZINCMETAL_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" .
+	$(BIN)/python bench/sanitize.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -179,6 +179,10 @@ class Lab:
         if (split.threads or 0) > most:
             pytest.skip(f"{name} takes {most} threads")
 
+    def row_variants(self, kernel: str) -> list[int]:
+        """The numbers of rows, beside the usual one, of which this build has an instance."""
+        return [rows for rows in range(1, 33) if f"{kernel}_r{rows}" in self.kernels]
+
     def may_round_otherwise(self, kernel: str) -> bool:
         """Whether instances of a kernel may add in another order: mixes by other threads, native ones and others."""
         native = self.device.info["features"].get("native kernels", "0 of")

@@ -62,7 +62,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     sweep = metafunc.config.getoption("--sweep")
     cases = []
     for model, product in PRODUCTS:
-        for split in splits(product) if sweep and model == "35b" else [None]:
+        for split in [None, *splits(product)] if sweep else [None]:
             name = f"{model} {product.id}" + (f" r{split.rows} t{split.threads}" if split else "")
             cases.append(pytest.param(product, split, id=name))
     metafunc.parametrize(("loaded", "split"), cases, indirect=["loaded"])
@@ -83,7 +83,7 @@ def test_cold_product(benchmark: Any, lab: Lab, copy: float, loaded: Loaded, spl
         CLOCK.seconds += recording.run()
 
     benchmark.pedantic(run, rounds=REPEATS, warmup_rounds=1)
-    outputs, right = compare(lab, loaded, split) if split else ("", True)
+    outputs, right = compare(lab, loaded, split) if split else ("usual", True)
     row = summary(recording, benchmark.stats.stats.data, copy, outputs)
     benchmark.extra_info.update(row)
     pytestconfig.stash[ROWS].append(row)

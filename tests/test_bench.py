@@ -1,13 +1,20 @@
-"""The products that `pytest bench` times: what they compute, and that every recording reads other weights in turn."""
+"""What the benches rest on: the products that are timed, the costs of dispatches, how a sanitizer's run is judged."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import products
+import sanitize
+from costs import Costs
 from products import N_USED, Lab, Loaded, down_mix, gate_up, linear, stack
-from zincmetal import quants
+from zincmetal import backend, gguf, quants
+from zincmetal.blueprint import Blueprint
+from zincmetal.graph import Weight
 from zincmetal.plan import ARENA
 from zincmetal.tuning import Split
 
@@ -109,14 +116,131 @@ def test_barriers_are_those_of_a_plan(lab, product):
 
 
 @every_product
-@pytest.mark.parametrize("rows", [1, 2, 4, 8])
 @pytest.mark.parametrize("threads", [32, 96, 256])
-def test_outputs_do_not_depend_on_the_split(lab, product, rows, threads):
-    split = Split(rows, threads)
-    lab.skip_unless_built(product.kernel, split)
+def test_outputs_do_not_depend_on_the_split(lab, product, threads):
+    """Of every number of rows that this build has."""
     loaded = Loaded(lab, product)
-    want, got = loaded.usual_outputs(), loaded.outputs(split)
-    if lab.may_round_otherwise(product.kernel):
-        assert np.linalg.norm(got - want) <= 1e-6 * np.linalg.norm(want)
-    else:
-        assert np.array_equal(got, want)
+    want = loaded.usual_outputs()
+    for rows in (None, *lab.row_variants(product.kernel)):
+        got = loaded.outputs(Split(rows, threads))
+        if lab.may_round_otherwise(product.kernel):
+            assert np.linalg.norm(got - want) <= 1e-6 * np.linalg.norm(want)
+        else:
+            assert np.array_equal(got, want)
+
+
+# ---- costs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def blueprint():
+    with gguf.open(Path(__file__).parent / "data" / "qwen35moe-q4k-q5k-q8.gguf") as file:
+        core = backend.load("cpu")
+        yield Blueprint(file, core, core.Device(threads=1).info, 256)
+
+
+@pytest.mark.parametrize("rows", [1, 32])
+def test_costs_have_the_weights_of_a_plan(blueprint, rows):
+    """Bytes beside the weights are activations and states: none are left out, and no weight counts as one."""
+    plan, cfg = blueprint.plan(rows), blueprint.config
+    costs = Costs(plan, cfg, pos=0)
+    for d in plan.dispatches:
+        others = {(a.operand, m): r.nbytes for a, r in zip(d.launch.args, d.regions, strict=True) for m in a.mode}
+        most = sum(n for (operand, _), n in others.items() if not isinstance(operand, Weight))
+        beside = costs.of(d).nbytes - sum(plan.weights_of(d).values())
+        assert 0 < beside <= most, d.launch.kernel
+    assert sum(sum(plan.weights_of(d).values()) for d in plan.dispatches) == sum(plan.weight_bytes().values())
+
+
+def test_products_count_two_operations_for_a_weight(blueprint):
+    """Per row and weight that the row meets: of the experts those that it uses, of the last row's head one row."""
+    decode, prefill = (
+        sum(c.of(d).flops for d in p.dispatches if d.launch.kernel.startswith(("mul_", "moe_m")))
+        for p in (blueprint.plan(1), blueprint.plan(32))
+        for c in [Costs(p, blueprint.config, pos=0)]
+    )
+    head = 2 * int(np.prod(blueprint.layout.weight("output.weight").shape))
+    assert prefill - head == 32 * (decode - head)
+
+
+def test_attention_costs_grow_with_the_position(blueprint):
+    plan = blueprint.plan(32)
+    (attention,) = (d for d in plan.dispatches if d.launch.kernel.startswith("attention"))
+    cfg = blueprint.config
+    for pos in (0, 100):
+        pairs = sum(pos + t + 1 for t in range(32))
+        assert Costs(plan, cfg, pos).of(attention).flops == 4 * cfg.n_head * cfg.head_dim * pairs
+
+
+# ---- compute-sanitizer --------------------------------------------------------------------------------------------
+
+SUMMARIES = {
+    "========= COMPUTE-SANITIZER\nhello\n========= ERROR SUMMARY: 0 errors\n": 0,
+    "========= Invalid __global__ read of size 4 bytes\n========= ERROR SUMMARY: 1 error\n": 1,
+    "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n": 0,
+    "========= Error: Race reported\n========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n": 1,
+    "========= COMPUTE-SANITIZER\nTraceback (most recent call last):\n": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize(("log", "reports"), SUMMARIES.items())
+def test_summaries_are_read(log, reports):
+    assert sanitize.reports_in(log) == reports
+
+
+def test_only_silence_is_good_and_only_of_a_right_workload():
+    def good(workload, reports, status):
+        return sanitize.Outcome("memcheck", workload, reports, status, 1.0, frozenset()).good
+
+    assert good("model", 0, 0)
+    assert not good("model", 1, 0)
+    assert not good("model", None, 0)
+    assert not good("model", 0, 1)
+    assert not good("model", 0, None)
+    assert good("planted", 1, 1)
+    assert not good("planted", 0, 0)
+    assert not good("planted", None, None)
+
+
+def test_families_of_kernels():
+    assert sanitize.family("mul_mv_add_q4_k") == ("mul_mv_add", "super-blocks")
+    assert sanitize.family("mul_mv_q8_0_r4") == ("mul_mv", "blocks")
+    assert sanitize.family("moe_mv_mix2_q5_k_q8_0") == ("moe_mv_mix2", "super-blocks")
+    assert sanitize.family("attention_decode_bf16_128") == ("attention_decode", "float")
+    assert sanitize.family("rms_norm") == ("rms_norm", "")
+    built = ["mul_mv_q4_k", "mul_mv_q5_k", "mul_mv_f16", "probe_fault_NO_FAULT"]
+    assert sanitize.families_missing(["mul_mv_q6_k"], built) == ["mul_mv float"]
+    assert sanitize.families_missing(["mul_mv_q6_k", "mul_mv_bf16"], built) == []
+
+
+class Item:
+    """A collected test with parameters."""
+
+    def __init__(self, function, **params):
+        self.nodeid = f"{function}[{params}]"
+        self.callspec = SimpleNamespace(params=params)
+
+
+def test_every_size_and_every_combination_of_types_is_chosen_once():
+    items = [
+        Item("test_mul", lane=lane, case=(qtype, m, k), epilogue=epilogue)
+        for lane in ("cuda", "msl")
+        for qtype in ("q4_k", "q8_0")
+        for m, k in ((1, 256), (67, 512))
+        for epilogue in ("", "_add")
+    ]
+    chosen = [item.callspec.params for item in sanitize.EachChoice("cuda").choose([*items, object()])]
+    assert {p["lane"] for p in chosen} == {"cuda"}
+    assert {(p["case"][0], p["epilogue"]) for p in chosen} == {(q, e) for q in ("q4_k", "q8_0") for e in ("", "_add")}
+    assert {p["case"][1:] for p in chosen} == {(1, 256), (67, 512)}
+    assert len(chosen) < len(items) / 2
+
+
+def test_what_is_planted_is_there():
+    """The faults are kernels of tests/msl, and each tool has one."""
+    source = (Path(__file__).parent / "msl" / "probe_faults.metal").read_text()
+    for kernel, _ in sanitize.PLANTED.values():
+        name = kernel.removeprefix("probe_fault_")
+        assert f"FAULT({name})" in source or f'KERNEL("{kernel}"' in source
+    assert set(sanitize.PLANTED) == {"memcheck", "racecheck", "synccheck", "initcheck"}

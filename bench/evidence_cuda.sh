@@ -1,0 +1,89 @@
+#!/bin/bash
+# What is shown of the CUDA lane, in one command, on a machine with an NVIDIA GPU:
+#
+#     bench/evidence_cuda.sh RESULTS
+#
+# It builds the lane for that GPU (with the row variants of sweeps and the planted faults), then runs: all tests of the
+# lane; compute-sanitizer; the exact shapes with sweeps of rows and threads; and, on a file of random weights with the
+# shapes of Qwen3.6-35B-A3B, prefill and decode, every kernel against its roofline. RESULTS gets summary.txt,
+# shapes.json, benchmark.json, roofline.json, roofline.png and logs.tar.gz. It needs nvcc, cmake, ninja, and a Python
+# with pybind11, numpy, pytest, pytest-benchmark and gguf (with matplotlib for the plot; torch and pytest-xdist help).
+#
+# Environment:
+#   SKIP    steps to leave out, of: build tests sanitize shapes synthetic roofline
+#   PYTHON  the interpreter (python3)          WORK    folder for the build and the model (a temporary one)
+#   ARCH    CUDA architecture (90)             LAYERS  of the model (40; 4 take 3.2 GB instead of 22.7)
+#   DEVICE  cuda, or cpu to try the script     SHAPES  what `pytest bench` selects (35b)
+set -u
+results=$(realpath -m "${1:?usage: bench/evidence_cuda.sh RESULTS}")
+root=$(realpath "$(dirname "$0")/..")
+python=${PYTHON:-python3} device=${DEVICE:-cuda} layers=${LAYERS:-40} skip=" ${SKIP:-} "
+work=${WORK:-$(mktemp -d)}
+logs=$work/logs site=$work/site model=$work/synthetic-$layers.gguf
+mkdir -p "$results" "$logs" "$site"
+: > "$results/summary.txt"
+cd "$root" || exit 1
+export ZINCMETAL_DEVICE=$device PYTHONUNBUFFERED=1
+failed=0
+
+say() { echo "$@" | tee -a "$results/summary.txt"; }
+
+# step NAME SECONDS COMMAND...: runs it with a limit and a log, says how it ended.
+step() {
+    local name=$1 limit=$2 began=$SECONDS status
+    shift 2
+    case $skip in *" $name "*) say "$name: skipped" && return ;; esac
+    timeout "$limit" "$@" > "$logs/$name.log" 2>&1
+    status=$?
+    [ $status = 0 ] || failed=1
+    say "$name: $([ $status = 0 ] && echo passed || echo "FAILED with $status") in $((SECONDS - began)) s"
+}
+
+# show NAME LINES: the end of a step's log.
+show() { [ -f "$logs/$1.log" ] && tail -n "$2" "$logs/$1.log" | tee -a "$results/summary.txt"; }
+
+build() {
+    local options=(-DZINCMETAL_SWEEP=ON)
+    [ "$device" = cuda ] && options+=(-DZINCMETAL_CUDA=ON "-DZINCMETAL_CUDA_ARCHITECTURES=${ARCH:-90}" -DZINCMETAL_PROBES=ON)
+    cmake -S . -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release "-DPython_EXECUTABLE=$(command -v "$python")" \
+        "-Dpybind11_DIR=$("$python" -m pybind11 --cmakedir)" "${options[@]}" &&
+        ninja -C "$work/build" && cp -r python/zincmetal "$site/" && cp "$work"/build/_core_*.so "$site/zincmetal/"
+}
+
+tests() {
+    local many=()
+    "$python" -c 'import xdist' 2> /dev/null && many=(-n 8)
+    "$python" -m pytest -q "${many[@]}" -k "$device" tests
+}
+
+sanitize() { "$python" bench/sanitize.py --out "$logs/sanitizer" --limit 150; }
+
+shapes() {
+    "$python" -m pytest -q bench -k "${SHAPES:-35b}" --sweep --table "$results/shapes.json" --benchmark-quiet \
+        "--benchmark-json=$results/benchmark.json"
+}
+
+synthetic() { [ -f "$model" ] || "$python" bench/synthetic.py "$model" --layers "$layers"; }
+
+roofline() { "$python" bench/roofline.py "$model" --out "$results"; }
+
+export -f build tests sanitize shapes synthetic roofline
+export python device layers work logs site model results
+case $skip in *" build "*) ;; *) export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} ;; esac
+
+step build 300 bash -c build
+export PYTHONPATH=$root/tests${PYTHONPATH:+:$PYTHONPATH}
+(PYTHONPATH=$root/python:$PYTHONPATH step synthetic 200 bash -c synthetic) & # one core, meanwhile
+step tests 240 bash -c tests
+[ "$device" = cuda ] && step sanitize 200 bash -c sanitize
+wait
+step shapes 150 bash -c shapes
+step roofline 150 bash -c roofline
+
+tar -C "$work" -czf "$results/logs.tar.gz" logs
+show tests 3
+show sanitize 20
+show shapes 70
+show roofline 60
+[ -n "${WORK:-}" ] || rm -rf "$work"
+exit $failed
