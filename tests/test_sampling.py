@@ -13,6 +13,7 @@ import zincmetal
 from conftest import reference_models
 from zincmetal.candidates import N_CANDIDATES, Adjusted, Ranking, StepLogits, Totals
 from zincmetal.errors import DeviceError, UsageError
+from zincmetal.memory import Memory
 from zincmetal.sampling import Sampler, SamplingParams
 
 INF = float("inf")
@@ -260,7 +261,7 @@ def test_rankings_agree_as_far_as_they_go(logits):
         want = [t for t in np.argsort(-whole, kind="stable") if whole[t] > -INF]
         step = Fewer.with_candidates(logits, 256)
         lengths = []
-        for ranking in Adjusted(step, ids, values).rankings():
+        for ranking in Adjusted(step, ids, step.at(ids), values).rankings():
             assert ranking.ids.tolist() == want[: ranking.ids.size]
             assert (ranking.logits == whole[ranking.ids]).all()
             assert ranking.whole == (ranking.ids.size == len(want))
@@ -277,7 +278,8 @@ def test_totals_follow_the_changed_tokens(logits):
         x[best] = values
         probs = softmax(x)
         entropy = -(probs[probs > 0] * np.log(probs[probs > 0])).sum()
-        totals = next(Adjusted(StepLogits.of(logits), best, values).rankings()).known
+        step = StepLogits.of(logits)
+        totals = next(Adjusted(step, best, step.at(best), values).rankings()).known
         assert totals.entropy == pytest.approx(entropy, rel=1e-9)
         assert totals.log_sum_exp == pytest.approx(np.log(np.exp(x).sum()), rel=1e-9)
 
@@ -287,7 +289,7 @@ def test_totals_that_the_changed_tokens_took_with_them_are_not_guessed():
     logits = np.zeros(3000, np.float32)
     logits[7] = 40
     step = StepLogits.of(logits)
-    assert next(Adjusted(step, np.array([7]), np.array([-INF])).rankings()).known is None
+    assert next(Adjusted(step, np.array([7]), np.array([40.0]), np.array([-INF])).rankings()).known is None
     check_distribution(logits, [], 500, temperature=1.0, top_p=0.5, logit_bias={7: -INF})
 
 
@@ -309,6 +311,33 @@ def test_a_usual_step_reads_hundreds_of_words(options, most):
     step = StepLogits.of(logits)
     Sampler(SamplingParams(temperature=0.8, **options)).sample(step, rng.integers(0, 150_000, 500).tolist())
     assert N_CANDIDATES < step.n_read < most
+
+
+class CountedBuffer:
+    """Memory of a device that the host does not see."""
+
+    shared = False
+
+    def __init__(self, values):
+        self._bytes, self.n_copies = values.view(np.uint8), 0
+
+    def read(self, offset=0, nbytes=None):
+        self.n_copies += 1
+        assert nbytes is None or offset + nbytes <= self._bytes.size
+        return self._bytes[offset : None if nbytes is None else offset + nbytes].copy()
+
+
+@pytest.mark.parametrize(("n", "most"), [(0, 0), (3, 3), (64, 1), (3000, 1)])
+def test_logits_that_the_host_does_not_see_come_in_few_copies(n, most):
+    rng = np.random.default_rng()
+    logits = rng.standard_normal(3000).astype(np.float32)
+    buffer = CountedBuffer(np.concatenate([logits, np.full(5000, np.nan, np.float32)]))
+    memory = Memory.__new__(Memory)
+    memory._buffers = {"logits": buffer}
+    ids = np.sort(rng.choice(3000, n, replace=False))
+    assert (memory.indexable("logits")[ids] == logits[ids]).all()
+    assert buffer.n_copies <= most
+    assert (memory.indexable("logits")[:3000] == logits).all()
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0])

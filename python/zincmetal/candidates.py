@@ -132,10 +132,13 @@ class StepLogits:
 
 
 class Adjusted:
-    """The logits of a step, those of some tokens (``ids``, ascending) replaced by ``values``; -inf forbids a token."""
+    """The logits of a step, those of some tokens (``ids``, ascending), ``before``, replaced by ``values``.
 
-    def __init__(self, step: StepLogits, ids: IdArray, values: F64Array) -> None:
-        self._step, self._ids, self._values = step, ids, np.minimum(values, LARGEST)
+    -inf forbids a token.
+    """
+
+    def __init__(self, step: StepLogits, ids: IdArray, before: F64Array, values: F64Array) -> None:
+        self._step, self._ids, self._before, self._values = step, ids, before, np.minimum(values, LARGEST)
 
     def all(self) -> F64Array:
         """All logits, by id."""
@@ -171,18 +174,17 @@ class Adjusted:
 
     def _totals(self, candidates: Ranking) -> Totals | None:
         """The totals of the device with the changed tokens' shares exchanged; None where too little is left of them."""
-        before = candidates.known
-        if before is None or self._ids.size == 0:
-            return before
-        old, new = self._step.at(self._ids), self._values
-        old, new = old[old > -np.inf], new[new > -np.inf]
-        share = np.exp(old - before.log_sum_exp)
+        known = candidates.known
+        if known is None or self._ids.size == 0:
+            return known
+        old, new = self._before[self._before > -np.inf], self._values[self._values > -np.inf]
+        share = np.exp(old - known.log_sum_exp)
         unchanged = 1 - float(share.sum())
         if unchanged < LEAST_UNCHANGED:
             return None
-        log_unchanged = before.log_sum_exp + float(np.log(unchanged))
+        log_unchanged = known.log_sum_exp + float(np.log(unchanged))
         log_sum_exp = float(np.logaddexp.reduce(np.append(new, log_unchanged)))
-        mean_unchanged = (before.mean - float((share * old).sum())) / unchanged
+        mean_unchanged = (known.mean - float((share * old).sum())) / unchanged
         mean = np.exp(log_unchanged - log_sum_exp) * mean_unchanged + (np.exp(new - log_sum_exp) * new).sum()
         return Totals(log_sum_exp, float(mean))
 

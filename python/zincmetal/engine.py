@@ -309,7 +309,11 @@ class Model:
 
     @property
     def words_read(self) -> int:
-        """32-bit words of logits, ids and sums that sampling has read from the device since the model was loaded."""
+        """32-bit words of logits, ids and sums that sampling has read from the device since the model was loaded.
+
+        Scattered ones, where they are many and the host does not see the memory, come with those between them, which
+        do not count.
+        """
         return self._words_read
 
     def plan(self, rows: int, head: str = "argmax") -> Plan:

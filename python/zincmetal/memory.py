@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Buffers: TypeAlias = "dict[str, _core.Buffer]"
 Progress: TypeAlias = Callable[[int, int], None]
+FEW = 16  # floats that are copied one by one: for more, one copy of all between them is quicker
 
 
 def map_weights(device: _core.Device, file: gguf.File, layout: Layout, progress: Progress | None = None) -> Buffers:
@@ -89,5 +90,12 @@ class _DeviceFloats:
 
     def __getitem__(self, index: Any) -> NDArray[np.float32]:
         if isinstance(index, slice):
-            return self._buffer.read(0, 4 * index.stop).view(np.float32)[index]
-        return np.array([self._buffer.read(4 * int(i), 4).view(np.float32)[0] for i in index], np.float32)
+            return self._read(0, index.stop)[index]
+        if len(index) > FEW:
+            first = int(min(index))
+            picked: NDArray[np.float32] = self._read(first, int(max(index)) + 1)[np.asarray(index) - first]
+            return picked
+        return np.array([self._read(int(i), int(i) + 1)[0] for i in index], np.float32)
+
+    def _read(self, first: int, end: int) -> NDArray[np.float32]:
+        return self._buffer.read(4 * first, 4 * (end - first)).view(np.float32)

@@ -155,20 +155,21 @@ def _processed(logits: F32Array, history: Sequence[int], processors: Sequence[Lo
     return logits
 
 
-def _changes(step: StepLogits, history: Sequence[int], p: SamplingParams) -> tuple[IdArray, F64Array]:
-    """The ids, ascending, of the tokens that penalties or bias apply to, and their logits after both."""
+def _changes(step: StepLogits, history: Sequence[int], p: SamplingParams) -> tuple[IdArray, F64Array, F64Array]:
+    """The ids, ascending, of the tokens that penalties or bias apply to, and their logits before and after both."""
     recent = history[-p.repeat_last_n :] if p.penalises else ()
     seen, counts = np.unique(np.asarray(recent, np.int64), return_counts=True)
     biased = np.fromiter(p.logit_bias, np.int64, len(p.logit_bias))
     ids = np.union1d(seen, biased)
-    logits = step.at(ids)
+    before = step.at(ids)
+    logits = before.copy()
     at = ids.searchsorted(seen)
     x = logits[at]
     with np.errstate(over="ignore"):
         x = np.where(x > 0, x / p.repeat_penalty, x * p.repeat_penalty)
         logits[at] = x - p.presence_penalty - p.frequency_penalty * counts
         logits[ids.searchsorted(biased)] += np.fromiter(p.logit_bias.values(), np.float64, biased.size)
-    return ids, logits
+    return ids, before, logits
 
 
 # ---- the choice ---------------------------------------------------------------------------------------------
