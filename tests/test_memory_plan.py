@@ -16,7 +16,7 @@ import synthetic
 import zincmetal
 from conftest import DATA, reference_models
 from zincmetal import backend, engine, gguf, layout, report
-from zincmetal.blueprint import Blueprint, plan_rows
+from zincmetal.blueprint import PREFILL_ROWS, Blueprint, plan_rows
 from zincmetal.budget import LIMIT, MemoryPlan
 from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
 from zincmetal.layout import UPLOAD_BYTES
@@ -53,7 +53,8 @@ def test_a_loaded_model_takes_what_was_planned(kv):
     with zincmetal.load(PATH, device="cpu", kv=kv, context=1000) as model:
         plan = model.blueprint.memory()
         model.generate(np.arange(600) % 512, max_tokens=3)  # the largest plans, a small one, decode
-        model.generate([1, 2, 3], max_tokens=3, temperature=1.0)  # and what sampling needs
+        model.generate([1, 2, 3], max_tokens=3, temperature=1.0)  # what sampling needs
+        model.logits(range(100))  # and many rows of logits
         buffers = model._memory._buffers
         allocated = sum(b.nbytes for name, b in buffers.items() if not name.startswith("weights."))
         mapped = sum(b.nbytes for name, b in buffers.items() if name.startswith("weights."))
@@ -67,7 +68,7 @@ def test_sizes_of_the_full_model(whole, device):
     plan = blueprint(whole, device, context=4096, kv="q8_0").memory()
     assert plan.kv - 4 * 4096 // 64 == 42.5 * 2**20
     assert plan.recurrent == 30 * 4 * (32 * 128 * 128 + 4 * 8192)
-    assert plan.logits == 4 * 248320
+    assert plan.logits == 64 * 4 * 248320
     assert sum(plan.weights.values()) == pytest.approx(22.13e9, rel=1e-3)
     per_token = {kv: blueprint(whole, device, context=64, kv=kv).memory().kv - 4 for kv in ("f32", "f16")}
     assert per_token == {"f32": 64 * 10 * 2 * 2 * 256 * 4, "f16": 64 * 10 * 2 * 2 * 256 * 2}
@@ -120,12 +121,33 @@ def test_the_largest_context_is_the_largest():
     found = Counter()
     for _ in range(300):
         fixed, kv_page, budget, n_ctx, trained = (int(rng.integers(1, 2**b)) for b in (20, 16, 22, 14, 14))
-        plan = MemoryPlan(n_ctx, trained, budget, {"f32": fixed}, 64, kv_page, 0, {1: 0}, 0, 0)
+        arena = dict(zip((1, *PREFILL_ROWS), np.sort(rng.integers(0, 2**20, 4)).tolist(), strict=True))
+        plan = MemoryPlan(n_ctx, trained, budget, {"f32": fixed}, 64, kv_page, 0, arena, 0, 0)
         best, limit = plan.largest_context, max(n_ctx, trained)
         found["none" if best == 0 else "all" if best == limit else "some"] += 1
         assert best == 0 or replace(plan, n_ctx=best).total <= budget, SEED
         assert best == limit or replace(plan, n_ctx=best + 1).total > budget, SEED
     assert len(found) == 3, (found, SEED)
+
+
+def test_a_small_context_that_is_refused_does_not_promise_a_larger_one(monkeypatch):
+    """A context of 20 needs no plan of 512 rows, and what is left without it is no room for more positions."""
+    with zincmetal.load(PATH, device="cpu", context=20) as model:
+        plan = model.blueprint.memory()
+    monkeypatch.setenv(LIMIT, str(plan.total - 1))
+    with pytest.raises(OutOfMemoryError, match="that fits is") as refused:
+        zincmetal.load(PATH, device="cpu", context=20)
+    largest = int(re.search(r"that fits is (\d+)", str(refused.value))[1])
+    assert largest < 20
+    zincmetal.load(PATH, device="cpu", context=largest).close()
+    monkeypatch.setenv(LIMIT, str(plan.total))
+    with pytest.raises(OutOfMemoryError, match="that fits is") as refused:
+        zincmetal.load(PATH, device="cpu", context=1000)
+    largest = int(re.search(r"that fits is (\d+)", str(refused.value))[1])
+    assert 20 <= largest < 1000
+    zincmetal.load(PATH, device="cpu", context=largest).close()
+    with pytest.raises(OutOfMemoryError, match="that fits is"):
+        zincmetal.load(PATH, device="cpu", context=largest + 1)
 
 
 def test_a_model_without_a_cache_has_no_largest_context():

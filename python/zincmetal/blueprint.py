@@ -20,6 +20,7 @@ PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
 # What a plan ends in: the id of the largest logit of the last row, what sampling needs of that row's logits, or the
 # logits of all rows.
 HEADS = ("argmax", "candidates", "all")
+LOGITS_ROWS = 64  # rows whose logits are computed at once where all are wanted
 
 
 class Blueprint:
@@ -54,8 +55,14 @@ class Blueprint:
             self._plans[key] = record(self._ops(rows, head), rows, self._lowering, place)
         return self._plans[key]
 
-    def memory(self, rows: Iterable[int] | None = None) -> MemoryPlan:
-        """What a sequence needs in all, with plans of these numbers of rows (default: the least and the largest)."""
+    def check_memory(self, sequences: int = 1) -> None:
+        """Raise OutOfMemoryError, with the numbers, where so many sequences do not fit the device's memory."""
+        needed = (1, plan_rows(self.config.n_ctx)[-1])  # the other plans tell what would fit, and take time
+        if not self.memory(needed).fits(sequences):
+            self.memory().check(sequences)
+
+    def memory(self, rows: Iterable[int] = (1, *PREFILL_ROWS)) -> MemoryPlan:
+        """What a sequence needs in all, with plans of these numbers of rows: the largest that it needs among them."""
         cfg, sizes = self.config, self.layout.sizes
         kinds = Counter[str]()
         for name, nbytes in sizes.items():
@@ -74,10 +81,17 @@ class Blueprint:
             page=self._page,
             kv_page=kv // n_pages,
             recurrent=recurrent,
-            arena={n: self.plan(n).arena_bytes for n in rows or (1, plan_rows(cfg.n_ctx)[-1])},
-            logits=kinds.pop("logits"),
+            arena={n: self._arena_bytes(n) for n in rows},
+            logits=kinds.pop("logits") * LOGITS_ROWS,
             other=kinds.total(),
         )
+
+    def _arena_bytes(self, rows: int) -> int:
+        """Of plans of so many rows, whatever their head, which has the arena to itself: all else is done then."""
+        head = Graph(self.config, self.layout.weight)
+        head.candidates()
+        candidates = record(head.ops, rows, self._lowering, self.layout.place)
+        return max(self.plan(rows).arena_bytes, candidates.arena_bytes)
 
     def kv_read(self) -> int:
         """Bytes of K/V that the last token of the context reads: all positions, or those in the layer's window."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backend, gguf, snapshot
-from .blueprint import HEADS, PREFILL_ROWS, Blueprint
+from .blueprint import HEADS, LOGITS_ROWS, PREFILL_ROWS, Blueprint
 from .candidates import StepLogits
 from .errors import ContextFullError, DeviceError, UsageError
 from .layout import KV_TYPES
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from .chat import ChatTemplate
     from .tokenizer import Tokenizer
 
-LOGITS_ROWS = 64  # rows whose logits are computed at once where all are wanted
 MAX_THREADS = 1024
 NOT_FINITE = "the model's logits are no numbers: the file is damaged, or the device failed"
 
@@ -90,7 +89,7 @@ class Model:
         self.file = file
         self.core, self.device = backend.open_device(device, threads)
         self.blueprint = Blueprint(file, self.core, self.device.info, context, kv)
-        self.blueprint.memory().check()
+        self.blueprint.check_memory()
         self.config = self.blueprint.config
         self._weights = map_weights(self.device, file, self.blueprint.layout, progress)
         self._family: weakref.WeakSet[Model] = weakref.WeakSet()  # they share the file and the weights
@@ -289,7 +288,7 @@ class Model:
         Raises OutOfMemoryError where one more sequence does not fit.
         """
         saved = self.save()
-        self.blueprint.memory().check(sequences=len(self._family) + 1)
+        self.blueprint.check_memory(sequences=len(self._family) + 1)
         twin = copy.copy(self)
         twin._begin()
         twin.restore(saved)

@@ -34,7 +34,7 @@ def buffer_sizes(cfg: ModelConfig, core: ModuleType, kv_type: str, max_rows: int
     n_pages = -(-cfg.n_ctx // page)
     sizes = {
         "step": core.params_dtype("Step").itemsize,
-        "tokens": 4 * min(max_rows, cfg.n_ctx),
+        "tokens": 4 * max_rows,
         "logits": 4 * cfg.n_vocab,
         "candidates": core.params_dtype("Candidates").itemsize,
         "pages": 4 * n_pages,

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         info = device.info
         with gguf.open(args.file) as file:
             model = Blueprint(file, core, info, args.context, args.kv)
-            memory = model.memory(plan_rows(model.config.n_ctx))
+            memory = model.memory()
             token = Token(model.plan(1), model.kv_read())
     except ZincError as error:
         print(f"zincmetal: {error}", file=sys.stderr)
@@ -106,7 +106,7 @@ def _memory(memory: MemoryPlan) -> dict[str, Any]:
         "kv": memory.kv,
         "kv_per_token": memory.kv_page / memory.page,
         "recurrent": memory.recurrent,
-        "arena_by_rows": memory.arena,
+        "arena_by_rows": _arenas(memory),
         "logits": memory.logits,
         "other": memory.other,
         "total": memory.total,
@@ -125,13 +125,18 @@ def _memory_lines(memory: MemoryPlan, kv: str) -> Iterator[str]:
     yield line("weights, mapped", sum(memory.weights.values()), ", ".join(weights))
     yield line(f"K/V in {kv}", memory.kv, f"{memory.kv_page // memory.page:,} a token")
     yield line("recurrent state", memory.recurrent)
-    arenas = ", ".join(f"{rows}: {in_units(n)}" for rows, n in memory.arena.items())
-    yield line("arena", max(memory.arena.values()), f"by rows of a step: {arenas}")
+    arenas = ", ".join(f"{rows}: {in_units(n)}" for rows, n in _arenas(memory).items())
+    yield line("arena", memory.arena_of(memory.n_ctx), f"by rows of a step: {arenas}")
     yield line("logits", memory.logits)
     yield line("other", memory.other)
     fits = "fits" if memory.total <= memory.budget else "does not fit"
     yield line("total", memory.total, f"of {memory.budget:,}: {fits}")
     yield line("largest context", memory.largest_context, "tokens")
+
+
+def _arenas(memory: MemoryPlan) -> dict[int, int]:
+    """Of the plans that prompts of this context need."""
+    return {rows: memory.arena[rows] for rows in plan_rows(memory.n_ctx)}
 
 
 def _row(name: str, value: str, rest: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ _VARIANT = re.compile(r"_(f32|f16|bf16|q\d_[01k]|\d+)(?=_|$)")
 
 def host() -> Result:
     """The machine, and whether its system is one that zincmetal runs on."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = _memory()
     figures = {
         "system": platform.system(),
         "release": platform.mac_ver()[0] or platform.release(),
@@ -37,6 +37,14 @@ def host() -> Result:
     if sys.platform == "darwin" and _numbers(platform.mac_ver()[0]) < OLDEST_MACOS:
         return Result("host", Outcome(WARN, f"{message}; the Metal kernels need macOS 14", figures))
     return Result("host", Outcome(PASS, message, figures))
+
+
+def _memory() -> int:
+    """Bytes of the machine; 0 where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
 
 
 def version() -> str:
