@@ -41,7 +41,7 @@ sanitize-cuda: $(VENV)/.build $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	git ls-files '*.cpp' '*.h' '*.mm' '*.metal' csrc/msl/metal_stdlib | xargs $(BIN)/clang-format --dry-run -Werror
+	git ls-files '*.cpp' '*.h' '*.mm' '*.metal' '*metal_stdlib' | xargs $(BIN)/clang-format --dry-run -Werror
 
 types: $(VENV)/.installed $(VENV)/.dev
 	$(BIN)/mypy

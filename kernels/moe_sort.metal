@@ -13,9 +13,9 @@ constant constexpr uint SORT_COUNTS =
 
 // The lanes whose slot is live and has the same expert as this one's.
 METAL_FUNC uint peers(uint expert, bool live, uint n_expert) {
-    uint same = uint(ulong(simd_ballot(live)));
+    uint same = uint(simd_vote::vote_t(simd_ballot(live)));
     for (uint bit = 1; bit < n_expert; bit *= 2) {
-        const uint votes = uint(ulong(simd_ballot((expert & bit) != 0)));
+        const uint votes = uint(simd_vote::vote_t(simd_ballot((expert & bit) != 0)));
         same &= (expert & bit) != 0 ? votes : ~votes;
     }
     return same;

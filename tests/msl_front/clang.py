@@ -1,0 +1,144 @@
+"""What clang says to MSL, and its view of the program: syntax tree and LLVM IR."""
+
+from __future__ import annotations
+
+import bisect
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from . import source
+from .tokens import MARKER
+
+STANDARD = Path(__file__).parent / "include"
+METAL_VERSION = 310  # bfloat is of this version
+
+# Address spaces by number; what is in no other is `thread`, the space of all that C++ declares without a word.
+SPACE_MACROS = {
+    "device": "__attribute__((address_space(1)))",
+    "constant": "const __attribute__((address_space(2)))",
+    "threadgroup": "__attribute__((address_space(3)))",
+    "thread": "__attribute__(())",
+    "kernel": "",
+    "METAL_FUNC": "inline",
+}
+# Apple Silicon's types and layouts; C++14 is what MSL is made of.
+TARGET = ["-target", "aarch64-macos", "-std=c++14", "-nostdinc", "-nostdinc++", "-ffreestanding", "-x", "c++"]
+LANGUAGE = ["-flax-vector-conversions=none", "-fno-exceptions", "-fno-rtti", "-fno-sanitize=all"]
+WARNINGS = ["-Wno-reserved-user-defined-literal", "-ferror-limit=0"]
+NEWER_CXX = ["-Werror=c++17-extensions", "-Werror=c++20-extensions", "-Werror=c++23-extensions"]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A rule of MSL that a line breaks."""
+
+    rule: str
+    file: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: [{self.rule}] {self.message}"
+
+
+def is_available() -> bool:
+    return importlib.util.find_spec("ziglang") is not None
+
+
+def run_clang(folder: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Runs clang in a folder, where it may leave what it likes."""
+    command = [sys.executable, "-m", "ziglang", "c++", *TARGET, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+SAID = re.compile(r"^(.+?):(\d+):\d+: (fatal error|error|note): (.*)$", re.MULTILINE)
+
+
+def diagnostics(said: str) -> list[Violation]:
+    """The errors; one in metal_stdlib is that of the first line elsewhere that led to it."""
+    errors: list[Violation] = []
+    is_open = False  # whether the last error still lacks a place
+    for file, line, level, message in SAID.findall(said):
+        standard = file.startswith(str(STANDARD))
+        if level != "note":
+            errors.append(Violation("compile", file, int(line), message))
+            is_open = standard
+        elif is_open and not standard:
+            errors[-1] = Violation("compile", file, int(line), errors[-1].message)
+            is_open = False
+    return errors
+
+
+class Program:
+    """A kernel file as clang sees it. ``newer_cxx`` lets what is C++17 or later pass, as Apple's compiler does."""
+
+    def __init__(self, path: Path, folder: Path, includes: Sequence[Path] = (), newer_cxx: bool = False) -> None:
+        self.flags = LANGUAGE + WARNINGS + ([] if newer_cxx else NEWER_CXX)
+        defines = [f"-D__METAL_VERSION__={METAL_VERSION}", "-D__METAL__"]
+        search = [f"-I{include}" for include in (STANDARD, *includes)]
+        # Apple's compiler knows the types before any header.
+        said = run_clang(folder, ["-E", "-include", str(STANDARD / "types.h"), *WARNINGS, *defines, *search, str(path)])
+        self.preprocessor_errors = diagnostics(said.stderr)
+        self.source = source.read(said.stdout, str(STANDARD))
+        self.path = folder / (path.stem + ".cpp")
+        self.path.write_text(self.source.text)
+
+    def compile(self, *arguments: str) -> tuple[str, list[Violation]]:
+        macros = [f"-D{name}={value}" for name, value in SPACE_MACROS.items()]
+        done = run_clang(self.path.parent, [*self.flags, *macros, *arguments, str(self.path)])
+        errors = diagnostics(done.stderr)
+        if done.returncode != 0 and not errors:
+            raise RuntimeError(done.stderr)
+        return done.stdout, errors
+
+    @cached_property
+    def ir_and_errors(self) -> tuple[str, list[Violation]]:
+        """LLVM IR before any pass, and what clang refuses."""
+        ir = self.path.with_suffix(".ll")
+        passes = ["-O1", "-Xclang", "-disable-llvm-passes", "-fno-discard-value-names"]
+        instances = f"-D{source.INSTANTIATE}(...)=__VA_ARGS__"
+        errors = self.compile(instances, *passes, "-g0", "-S", "-emit-llvm", "-o", str(ir))[1]
+        return ir.read_text() if not errors else "", errors
+
+    @property
+    def errors(self) -> list[Violation]:
+        return self.preprocessor_errors + self.ir_and_errors[1]
+
+    @property
+    def ir(self) -> str:
+        return self.ir_and_errors[0]
+
+    @cached_property
+    def tree(self) -> dict[str, Any]:
+        """The syntax tree without instances; its offsets are into ``source.text``."""
+        without = f"-D{source.INSTANTIATE}(...)="
+        tree: dict[str, Any] = json.loads(self.compile(without, "-fsyntax-only", "-Xclang", "-ast-dump=json")[0])
+        return tree
+
+    @cached_property
+    def lines(self) -> tuple[list[int], list[tuple[str, int]]]:
+        """Where each line of the text begins, and which line of which file it is."""
+        begins, places = [], []
+        at, file, number = 0, "", 0
+        for text in self.source.text.splitlines(keepends=True):
+            marker = MARKER.match(text)
+            begins.append(at)
+            places.append((file, number))
+            file, number = (marker[2], int(marker[1])) if marker else (file, number + 1)
+            at += len(text.encode())
+        return begins, places
+
+    def place(self, offset: int) -> tuple[str, int]:
+        begins, places = self.lines
+        return places[bisect.bisect_right(begins, offset) - 1]
+
+    def is_standard(self, offset: int) -> bool:
+        return self.place(offset)[0] in ("", str(self.path)) or self.place(offset)[0].startswith(str(STANDARD))

@@ -1,0 +1,57 @@
+"""The entries of planted.txt, and the kernel that they are planted in."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+HEADER = """#include "common.h"
+typedef NormParams KP;
+"""
+GOOD = """
+template <class T>
+kernel void good(constant NormParams& p [[buffer(0)]], device const T* x [[buffer(1)]],
+                 device T* out [[buffer(2)]], GRID_IDS) {
+    TG_ARRAY(float, scratch, SIMD);
+    scratch[tid] = x[tid];
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    out[tid] = scratch[tid] * p.eps FACTOR;
+}
+KERNEL("good", good<float>)
+"""
+WITH_ARGUMENTS = """template <class T>
+kernel void kNUMBER(constant NormParams& p [[buffer(0)]], ARGUMENTS) { y[tid] = 0; }
+KERNEL("kNUMBER", kNUMBER<float>)"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    code: str
+    rule: str = ""
+    words: str = ""  # a regular expression
+    is_refused: bool = False  # whether clang refuses it too
+
+
+def good(factor: str = "") -> str:
+    """A kernel that keeps every rule, unless the factor breaks one."""
+    return GOOD.replace("FACTOR", factor)
+
+
+def with_arguments(number: int, arguments: str) -> str:
+    """A kernel with these arguments after its parameters."""
+    return WITH_ARGUMENTS.replace("ARGUMENTS", arguments).replace("NUMBER", str(number))
+
+
+def entries(section: str) -> dict[str, Entry]:
+    """The entries of a section by their names."""
+    text = (Path(__file__).parent / "planted.txt").read_text()
+    found = re.search(rf"^\[{re.escape(section)}\]\n(.*?)(?=^\[[a-z ,-]+\]$|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, section
+    out = {}
+    for entry in re.split(r"^== ", found[1], flags=re.MULTILINE)[1:]:
+        title, _, code = entry.partition("\n")
+        name, rule, words, *_ = [*title.split(" | "), "", ""]
+        rule, plus, _ = rule.partition("+compile")
+        out[name] = Entry(code.strip(), rule, words, bool(plus) or rule == "compile")
+    return out

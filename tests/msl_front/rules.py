@@ -1,0 +1,228 @@
+"""MSL's restrictions of C++, which clang does not know: on the tokens, on the syntax tree and on the IR."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from .clang import Program, Violation
+from .signatures import attribute_violations, kernel_violations
+from .source import HOST
+from .tokens import SPACES, Token, tokenize
+
+MAX_THREADGROUP_BYTES = 32 * 1024
+WORDS = {
+    "asm": "assembly",
+    "catch": "exceptions",
+    "delete": "delete",
+    "double": "double",
+    "dynamic_cast": "run-time types",
+    "goto": "goto",
+    "new": "new",
+    "noexcept": "noexcept",
+    "register": "register",
+    "std": "the C++ library",
+    "thread_local": "thread_local",
+    "throw": "exceptions",
+    "try": "exceptions",
+    "typeid": "run-time types",
+    "virtual": "virtual functions",
+}
+
+
+def violations(program: Program) -> list[Violation]:
+    """Every rule that a kernel file breaks, in the order of its lines."""
+    found = set(token_violations(program.source.tokens)) | set(attribute_violations(program.source))
+    found |= {v for kernel in program.source.kernels for v in kernel_violations(kernel)}
+    found |= set(program.errors)
+    if not program.errors:
+        found |= set(tree_violations(program)) | set(ir_violations(program))
+    return sorted(found, key=lambda v: (v.file, v.line, v.rule, v.message))
+
+
+# ---- tokens ------------------------------------------------------------------------------------------------------
+
+
+def token_violations(tokens: list[Token]) -> Iterator[Violation]:
+    for i, token in enumerate(tokens):
+        if token.kind == "word" and token.text in WORDS:
+            yield Violation("language", token.file, token.line, f"{token.text}: MSL has no {WORDS[token.text]}")
+        if token.text == "[" and begins_lambda(tokens, i):
+            yield Violation("language", token.file, token.line, "MSL has no lambda expressions")
+
+
+def begins_lambda(tokens: list[Token], i: int) -> bool:
+    """Whether this [ stands where an expression begins: nothing to index before it, and no attribute."""
+    before = tokens[i - 1] if i else None
+    if tokens[i + 1].text == "[" or before is None or before.text == "[":
+        return False
+    return before.text == "return" or (before.kind == "sign" and before.text not in (")", "]", ">", "&", "*"))
+
+
+# ---- the syntax tree ---------------------------------------------------------------------------------------------
+
+FUNCTIONS = {"FunctionDecl", "CXXMethodDecl", "CXXConstructorDecl", "CXXConversionDecl"}
+DECLARATORS = {"VarDecl", "ParmVarDecl", "FieldDecl", "TypedefDecl", *FUNCTIONS}
+CASTS = {"CStyleCastExpr", "CXXReinterpretCastExpr", "CXXStaticCastExpr", "CXXFunctionalCastExpr"}
+
+
+def offset(location: dict[str, Any]) -> int | None:
+    """In the text that clang read; of a macro, where it stands."""
+    found: int | None = location.get("expansionLoc", location).get("offset")
+    return found
+
+
+class TreeRules:
+    """The rules that need to know what is declared and where."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.text = program.source.text.encode()
+        self.found: set[Violation] = set()
+
+    def report(self, rule: str, at: int, message: str) -> None:
+        self.found.add(Violation(rule, *self.program.place(at), message))
+
+    def words(self, begin: int, end: int) -> list[str]:
+        return [token.text for token in tokenize(self.text[begin:end].decode(), "", 0)]
+
+    def walk(self, node: dict[str, Any], in_function: bool = False) -> None:
+        kind = node.get("kind")
+        begin = offset(node.get("range", {}).get("begin", {}))
+        if begin is not None:
+            if kind in DECLARATORS:
+                self.check_declarator(node, begin, in_function)
+            elif kind == "TypeAliasDecl":
+                end = offset(node["range"]["end"]) or begin
+                text = self.text[begin : end + node["range"]["end"].get("tokLen", 0)].partition(b"=")
+                self.check_spaces(begin + len(text[0]) + 1, begin + sum(map(len, text)), node.get("name", ""))
+            elif kind in CASTS:
+                self.check_cast(node, begin)
+        for inner in node.get("inner", []):
+            if inner:
+                self.walk(inner, in_function or kind in FUNCTIONS)
+
+    def check_declarator(self, node: dict[str, Any], begin: int, in_function: bool) -> None:
+        at = offset(node.get("loc", {}))
+        if at is None or node.get("isImplicit"):
+            return
+        name, kind, type_ = node.get("name", "a parameter"), node["kind"], node.get("type", {}).get("qualType", "")
+        if kind not in FUNCTIONS and re.search(r"\([*&][^()]*\)\(", type_):
+            self.report("function pointer", begin, f"{name} is a pointer to a function")
+        else:
+            self.check_spaces(begin, at, name)
+        if kind == "VarDecl" and (not in_function or node.get("storageClass") == "static"):
+            words = self.words(begin, at)
+            if "threadgroup" not in words and not {"constant", "constexpr"} <= set(words):
+                self.report("program scope", begin, f"{name} lives longer than a call and is not `constant constexpr`")
+
+    def check_spaces(self, begin: int, end: int, name: str) -> None:
+        """An address space for every * and & of a declaration, from its first word to its name."""
+        words = without_values(self.words(begin, end))
+        pointers = sum(word in ("*", "&") for word in words)
+        if pointers > sum(word in SPACES for word in words):
+            self.report("address space", begin, f"{name}: a pointer or reference without an address space")
+
+    def check_cast(self, node: dict[str, Any], begin: int) -> None:
+        operand = offset(node["inner"][0].get("range", {}).get("begin", {})) if node.get("inner") else None
+        if operand is not None and node["kind"] != "CXXFunctionalCastExpr":
+            self.check_spaces(begin, operand, "cast")
+
+
+def without_values(words: list[str]) -> list[str]:
+    """The words of a declaration without its extents, and without earlier declarators' initialisers."""
+    kept: list[str] = []
+    depth, square, in_value = 0, 0, False
+    for word in words:
+        depth -= word in (")", "}")
+        square -= word == "]"
+        if depth == 0 and square == 0 and word in ("=", "{", ","):
+            in_value = word != ","
+        if not in_value and square == 0:
+            kept.append(word)
+        square += word == "["
+        depth += word in ("(", "{")
+    return kept
+
+
+def tree_violations(program: Program) -> set[Violation]:
+    rules = TreeRules(program)
+    for node in program.tree["inner"]:
+        begin = offset(node.get("range", {}).get("begin", {}))
+        if begin is not None and not program.is_standard(begin):
+            rules.walk(node)
+    return rules.found
+
+
+# ---- the IR ------------------------------------------------------------------------------------------------------
+
+DEFINITION = re.compile(r"^define .*?@([\w.$]+)\(.*?^}", re.MULTILINE | re.DOTALL)
+CALL = re.compile(r"\b(?:call|invoke) .*?([@%][\w.$]+)\(")
+GLOBAL = re.compile(r"^@([\w.$]+) = (.*)$", re.MULTILINE)
+THREADGROUP_ARRAY = re.compile(r"addrspace\(3\) global \[(\d+) x i8\]")
+
+
+def ir_violations(program: Program) -> Iterator[Violation]:
+    file = program.source.instances[0].file if program.source.instances else program.path.name
+    bodies = {match[1]: match[0] for match in DEFINITION.finditer(program.ir)}
+    calls = {name: set(CALL.findall(body)) for name, body in bodies.items()}
+    for name in recursive(calls):
+        yield Violation("recursion", file, 0, f"{name} calls itself, or what calls it")
+    for name, body in bodies.items():
+        if any(callee.startswith("%") for callee in calls[name]):
+            yield Violation("function pointer", file, 0, f"{name} calls through a pointer")
+        if "addrspacecast" in body:
+            yield Violation("address space", file, 0, f"{name} casts from one address space to another")
+        if re.search(r"\bdouble\b", body):
+            yield Violation("language", file, 0, f"{name} computes in double")
+    yield from (Violation(rule, file, 0, message) for rule, message in global_faults(program))
+    for name, used in threadgroup_bytes(program).items():
+        if used > MAX_THREADGROUP_BYTES:
+            message = f"{name} has {used} bytes of threadgroup memory; there are {MAX_THREADGROUP_BYTES}"
+            yield Violation("threadgroup memory", file, 0, message)
+
+
+def recursive(calls: dict[str, set[str]]) -> set[str]:
+    """The functions that can come to call themselves."""
+    graph = {name: {callee[1:] for callee in callees if callee[1:] in calls} for name, callees in calls.items()}
+    found = set()
+    for start in graph:
+        reached, new = set[str](), set(graph[start])
+        while new:
+            reached |= new
+            new = set().union(*(graph[name] for name in new)) - reached
+        if start in reached:
+            found.add(start)
+    return found
+
+
+def global_faults(program: Program) -> Iterator[tuple[str, str]]:
+    kernels = {function for _, function in functions_of_instances(program)}
+    for name, definition in GLOBAL.findall(program.ir):
+        if name in ("llvm.global_ctors", "llvm.global_dtors"):
+            yield "program scope", f"an initialiser runs code: {definition}"
+        if "addrspace(3)" in definition and enclosing_function(name) not in kernels:
+            yield "threadgroup memory", f"{name} is not declared in a kernel function"
+
+
+def functions_of_instances(program: Program) -> list[tuple[str, str]]:
+    """(host name, mangled name of the function) of each instance."""
+    pointers = re.findall(rf"^@_ZL\d+{HOST}(\d+) = .*? ptr @([\w.$]+)", program.ir, re.MULTILINE)
+    return [(program.source.instances[int(i)].host_name, function) for i, function in pointers]
+
+
+def enclosing_function(variable: str) -> str:
+    """_Z1f of _ZZ1fE4name, as the Itanium ABI mangles a static variable of a function."""
+    return re.sub(r"E\d+threadgroup_\w+$", "", "_Z" + variable.removeprefix("_ZZ"))
+
+
+def threadgroup_bytes(program: Program) -> dict[str, int]:
+    """The bytes of threadgroup memory of each instance, every array at a multiple of 16."""
+    bytes_of: dict[str, int] = defaultdict(int)
+    for name, definition in GLOBAL.findall(program.ir):
+        size = THREADGROUP_ARRAY.search(definition)
+        if size is not None:
+            bytes_of[enclosing_function(name)] += -(-int(size[1]) // 16) * 16
+    return {name: bytes_of[function] for name, function in functions_of_instances(program)}

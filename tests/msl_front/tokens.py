@@ -1,0 +1,103 @@
+"""Preprocessed MSL as tokens that know the file and line a person would open."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SPACES = ("device", "constant", "threadgroup", "thread")  # the address spaces
+
+MARKER = re.compile(r'# (\d+) "([^"]*)"')
+TOKEN = re.compile(
+    r"""(?P<space>(?:\s|\\\n)*)
+    (?:(?P<pragma>\#[^\n]*)
+     |(?P<word>[A-Za-z_]\w*)
+     |(?P<number>\.?\d(?:[eEpP][+-]|[\w.'])*)
+     |(?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
+     |(?P<sign>::|->|[^\s\w]))""",
+    re.VERBOSE,
+)
+CLOSING = {"(": ")", "[": "]", "{": "}", "<": ">"}
+
+
+@dataclass
+class Token:
+    """``text`` may be rewritten, ``space`` is what stands before it."""
+
+    text: str
+    space: str
+    kind: str
+    file: str
+    line: int
+
+
+def tokenize(text: str, file: str, line: int) -> Iterator[Token]:
+    at = 0
+    while at < len(text):
+        match = TOKEN.match(text, at)
+        if match is None:
+            return  # blanks at the end
+        space = match["space"]
+        line += space.count("\n")
+        kind = str(match.lastgroup)
+        yield Token(match[kind], space, kind, file, line)
+        line += match[kind].count("\n")
+        at = match.end()
+
+
+def segments(preprocessed: str) -> Iterator[tuple[str, int, str]]:
+    """(file, first line, text) of each run of lines between the preprocessor's line markers."""
+    file, line, run = "", 1, list[str]()
+    for text in preprocessed.splitlines(keepends=True):
+        marker = MARKER.match(text)
+        if marker is None:
+            run.append(text)
+            continue
+        if run:
+            yield file, line, "".join(run)
+        file, line, run = marker[2], int(marker[1]), []
+    if run:
+        yield file, line, "".join(run)
+
+
+def closing(tokens: list[Token], at: int) -> int:
+    """The index of what closes the bracket at ``at``; angle brackets count for themselves only."""
+    opens = tokens[at].text
+    closes, depth, around = CLOSING[opens], 0, 0
+    for i in range(at, len(tokens)):
+        text = tokens[i].text
+        if opens == "<" and text in "([":
+            around += 1
+        elif opens == "<" and text in ")]":
+            around -= 1
+        elif around == 0 and text == opens:
+            depth += 1
+        elif around == 0 and text == closes:
+            depth -= 1
+            if depth == 0:
+                return i
+    raise SyntaxError(f"{tokens[at].file}:{tokens[at].line}: {opens} is never closed")
+
+
+def split(tokens: list[Token], separator: str = ",") -> list[list[Token]]:
+    """The parts between separators that stand in no bracket."""
+    parts: list[list[Token]] = [[]]
+    depth = 0
+    for token in tokens:
+        depth += token.text in ("(", "[", "{", "<")
+        depth -= token.text in (")", "]", "}", ">")
+        if token.text == separator and depth == 0:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts if parts != [[]] else []
+
+
+def joined(tokens: list[Token]) -> str:
+    """The text with single blanks between words only."""
+    out = ""
+    for token in tokens:
+        out += " " if out and out[-1].isalnum() and token.text[0].isalnum() else ""
+        out += token.text
+    return out

@@ -1,0 +1,134 @@
+"""The kernels, held to Metal Shading Language by clang and by the rules that clang does not know.
+
+``msl_front`` reads MSL; each rule is shown to object to a kernel that breaks it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from msl_front import planted, rules, signatures
+from msl_front.clang import Program, Violation, is_available
+
+pytestmark = pytest.mark.skipif(
+    not is_available(), reason="needs clang of the PyPI package ziglang: pip install ziglang"
+)
+
+KERNELS = Path(__file__).parents[1] / "kernels"
+FILES = sorted(path.name for path in KERNELS.glob("*.metal"))
+
+Check = Callable[[str], list[Violation]]
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
+    """The front end's view of a kernel file, made once."""
+    folder, known = tmp_path_factory.mktemp("msl"), dict[str, Program]()
+
+    def program(file: str) -> Program:
+        if file not in known:
+            known[file] = Program(KERNELS / file, folder, [KERNELS])
+        return known[file]
+
+    return program
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_kernel_file_keeps_the_rules(programs: Callable[[str], Program], file: str) -> None:
+    program = programs(file)
+    assert program.source.kernels
+    assert program.source.instances
+    assert rules.violations(program) == []
+
+
+def test_host_names_are_unique_and_complete(programs: Callable[[str], Program]) -> None:
+    """Over all files, and every instance that is written is one that is known."""
+    sources = [programs(file).source for file in FILES]
+    instances = [instance for source in sources for instance in source.instances]
+    kernels = [kernel for source in sources for kernel in source.kernels]
+    assert list(signatures.instance_violations(instances, kernels)) == []
+    used = {instance.function.partition("<")[0] for instance in instances}
+    assert used == {kernel.name for kernel in kernels}
+
+
+def judge(folder: Path, text: str) -> list[Violation]:
+    """The violations of a kernel file of this text; lines are counted from its first."""
+    path = folder / "planted.metal"
+    path.write_text(f'{planted.HEADER}#line 1 "planted.metal"\n{text}')
+    program = Program(path, folder, [KERNELS])
+    names = signatures.instance_violations(program.source.instances, program.source.kernels)
+    return rules.violations(program) + list(names)
+
+
+def judge_all(folder: Path, codes: dict[str, str]) -> dict[str, list[Violation]]:
+    """The violations of each code, all in one file, by their lines."""
+    text, name_of_line = "", list[str]()
+    for i, (name, code) in enumerate(codes.items()):
+        text += f"{code}\n" if "KERNEL" in code else f"namespace planted_{i} {{ {code} }}\n"
+        name_of_line += [name] * (code.count("\n") + 1)
+    found: dict[str, list[Violation]] = {name: [] for name in codes}
+    for violation in judge(folder, text):
+        assert violation.file == "planted.metal", violation
+        found[name_of_line[violation.line - 1]].append(violation)
+    return found
+
+
+def assert_objects(found: list[Violation], entry: planted.Entry) -> None:
+    """The rule is broken and no other, but that clang may refuse the same."""
+    said = [str(v) for v in found]
+    assert any(v.rule == entry.rule and re.search(entry.words, v.message) for v in found), said
+    assert {v.rule for v in found} <= {entry.rule} | ({"compile"} if entry.is_refused else set()), said
+
+
+DECLARATIONS = planted.entries("declarations")
+CALLED = planted.entries("declarations, and after a line ---- an expression of the kernel that uses them")
+ARGUMENTS = planted.entries("arguments after params")
+BESIDE = planted.entries("beside a kernel that is right")
+LEGAL_KERNELS = planted.entries("legal kernels")
+LEGAL = planted.entries("legal declarations")
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Violation]]:
+    """Of what clang refuses, and of what it takes: rules beyond clang's are for files that it takes."""
+    refused = {name: entry.code for name, entry in DECLARATIONS.items() if entry.is_refused}
+    taken = {name: entry.code for name, entry in (DECLARATIONS | LEGAL).items() if not entry.is_refused}
+    kernels = {name: planted.with_arguments(i, ARGUMENTS[name].code) for i, name in enumerate(ARGUMENTS)}
+    folder = tmp_path_factory.mktemp("planted")
+    return judge_all(folder, refused) | judge_all(folder, taken) | judge_all(folder, kernels)
+
+
+@pytest.mark.parametrize("name", DECLARATIONS)
+def test_rule_objects(name: str, judged: dict[str, list[Violation]]) -> None:
+    assert_objects(judged[name], DECLARATIONS[name])
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_rule_objects_to_arguments(name: str, judged: dict[str, list[Violation]]) -> None:
+    assert_objects(judged[name], ARGUMENTS[name])
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_rule_objects_to_what_is_called(name: str, tmp_path: Path) -> None:
+    declarations, _, expression = CALLED[name].code.partition("----")
+    assert_objects(judge(tmp_path, declarations + planted.good(expression.strip())), CALLED[name])
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_rule_objects_beside_a_good_kernel(name: str, tmp_path: Path) -> None:
+    assert_objects(judge(tmp_path, planted.good() + BESIDE[name].code), BESIDE[name])
+
+
+@pytest.mark.parametrize("name", LEGAL)
+def test_legal_code_passes(name: str, judged: dict[str, list[Violation]]) -> None:
+    """Nor is the front end stricter than MSL: one file with what breaks rules, and with this."""
+    assert judged[name] == []
+
+
+@pytest.mark.parametrize("name", LEGAL_KERNELS)
+def test_legal_kernel_passes(name: str, tmp_path: Path) -> None:
+    assert judge(tmp_path, planted.good() + LEGAL_KERNELS[name].code) == []
