@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROWS = pytest.StashKey[list[Mapping[str, Any]]]()
-HEADING = pytest.StashKey[list[str]]()
+from tables import HEADING, ROWS, best, table
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,28 +34,3 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"measured": heading, "rows": rows}, indent=1))
-
-
-def best(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of each product the usual split (its outputs are what others are compared with) and the fastest two others."""
-    shown = []
-    for product in dict.fromkeys(row["product"] for row in rows):
-        of = [row for row in rows if row["product"] == product]
-        usual = [row for row in of if row["outputs"] == "usual"]
-        others = sorted((row for row in of if row not in usual), key=lambda row: row["us"])
-        shown += [*usual, *others[:2]]
-    return shown
-
-
-def table(rows: list[Mapping[str, Any]]) -> list[str]:
-    """Columns as wide as what stands in them; text to the left, numbers to the right."""
-    names = list(rows[0])
-    cells = [names, *([str(row[name]) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    left = [isinstance(rows[0][name], str) for name in names]
-
-    def line(of: list[str]) -> str:
-        aligned = (c.ljust(w) if a else c.rjust(w) for c, w, a in zip(of, widths, left, strict=True))
-        return "  ".join(aligned).rstrip()
-
-    return [line(of) for of in cells]

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import ceilings
-from conftest import HEADING, ROWS
 from products import REPEATS, Lab, Loaded, Product, shapes_35b, shapes_smollm2, summary
+from tables import HEADING, ROWS
 from zincmetal.tuning import Split
 
 PRODUCTS = [("35b", p) for p in shapes_35b()] + [("smollm2", p) for p in shapes_smollm2()]
