@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
 FIXTURE = TESTS / "data" / "qwen35moe-q4k-q5k-q8.gguf"
-#: What each tool must find, by the number of the workload "planted": a kernel, and whether its input is written.
+#: What each tool must find, with the workload "planted": a kernel, and whether its input is written.
 PLANTED = {
     "memcheck": ("probe_fault_READ_PAST_END", True),
     "racecheck": ("probe_fault_NO_BARRIER", True),
@@ -184,11 +185,13 @@ def watch(tool: str, workload: str, args: argparse.Namespace) -> Outcome:
     path = args.out / f"{tool}-{workload}.log"
     began, status = time.perf_counter(), None
     with path.open("w") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=ROOT)
+        child = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=ROOT, start_new_session=True
+        )
         try:
             status = child.wait(args.limit)
         except subprocess.TimeoutExpired:
-            child.kill()
+            os.killpg(child.pid, signal.SIGKILL)  # the tool and what it watches
             child.wait()
     text = path.read_text(errors="replace")
     launched = re.findall(rf"^{LAUNCHED}(.*)$", text, re.M)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -244,3 +246,46 @@ def test_what_is_planted_is_there():
         name = kernel.removeprefix("probe_fault_")
         assert f"FAULT({name})" in source or f'KERNEL("{kernel}"' in source
     assert set(sanitize.PLANTED) == {"memcheck", "racecheck", "synccheck", "initcheck"}
+
+
+FAKE = """#!/bin/sh
+# A tool that runs its command (after --tool NAME --print-limit N) and then says what REPORTS tells it to.
+shift 4
+"$@"
+status=$?
+echo "========= ERROR SUMMARY: $REPORTS errors"
+exit $status
+"""
+
+
+def run_sanitize(tmp_path, monkeypatch, *options, reports=0):
+    """Exit status and output of bench/sanitize.py with a tool of ours, on the CPU."""
+    tool = tmp_path / "tool"
+    tool.write_text(FAKE)
+    tool.chmod(0o755)
+    monkeypatch.setenv("REPORTS", str(reports))
+    command = [sys.executable, sanitize.__file__, "--sanitizer", str(tool), "--device", "cpu", "--workloads", "model"]
+    done = subprocess.run([*command, "--out", str(tmp_path), *options], capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+def test_a_silent_tool_on_a_model(tmp_path, monkeypatch):
+    status, told = run_sanitize(tmp_path, monkeypatch, "--tools", "memcheck", "racecheck")
+    assert (status, told.count("0 reports"), told.count(" ok")) == (0, 2, 2)
+    log = (tmp_path / "memcheck-model.log").read_text()
+    assert "tokens [" in log
+    assert "moe_mv_swiglu_q4_k" in log
+    assert "moe_mm_swiglu_q4_k" in log
+
+
+def test_a_tool_that_reports_or_takes_too_long_fails(tmp_path, monkeypatch):
+    assert run_sanitize(tmp_path, monkeypatch, "--tools", "memcheck", reports=2)[0] == 1
+    status, told = run_sanitize(tmp_path, monkeypatch, "--tools", "memcheck", "--limit", "0.01")
+    assert status == 1
+    assert "out of time" in told
+
+
+def test_without_a_tool_nothing_is_claimed(tmp_path, monkeypatch):
+    status, told = run_sanitize(tmp_path, monkeypatch, "--sanitizer", "")
+    assert status == 1
+    assert "not installed" in told
