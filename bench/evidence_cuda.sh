@@ -3,24 +3,24 @@
 #
 #     bench/evidence_cuda.sh RESULTS
 #
-# It builds the lane for that GPU (with the row variants of sweeps and the planted faults), then runs: all tests of the
-# lane; compute-sanitizer; the exact shapes with sweeps of rows and threads; and, on a file of random weights with the
-# shapes of Qwen3.6-35B-A3B, prefill and decode, every kernel against its roofline. RESULTS gets summary.txt,
-# shapes.json, benchmark.json, roofline.json, roofline.png and logs.tar.gz. It needs nvcc, cmake, ninja, and a Python
-# with pybind11, numpy, pytest, pytest-benchmark and gguf (with matplotlib for the plot; torch and pytest-xdist help).
+# It builds the lane for that GPU, as it is and again with the row variants of sweeps and the planted faults. Then it
+# runs all tests of the lane; compute-sanitizer; the exact shapes, with sweeps of rows and threads; and, on a file of
+# random weights with the shapes of Qwen3.6-35B-A3B, prefill and decode, every kernel against its roofline. RESULTS gets
+# summary.txt, shapes.json, benchmark.json, roofline.json, roofline.png and logs.tar.gz. It needs nvcc, cmake, ninja, and
+# a Python with pybind11, numpy, pytest, pytest-benchmark and gguf (matplotlib for the plot; torch, pytest-xdist help).
 #
 # Environment:
 #   SKIP    steps to leave out, of: build tests sanitize shapes synthetic roofline
 #   PYTHON  the interpreter (python3)          WORK    folder for the build and the model (a temporary one)
-#   ARCH    CUDA architecture (90)             LAYERS  of the model (40; 4 take 3.2 GB instead of 22.7)
+#   ARCH    CUDA architecture (90)             LAYERS  of the model (40, 22.7 GB; 4 take 3.2 GB)
 #   DEVICE  cuda, or cpu to try the script     SHAPES  what `pytest bench` selects (35b)
 set -u
 results=$(realpath -m "${1:?usage: bench/evidence_cuda.sh RESULTS}")
 root=$(realpath "$(dirname "$0")/..")
 python=${PYTHON:-python3} device=${DEVICE:-cuda} layers=${LAYERS:-40} skip=" ${SKIP:-} "
 work=${WORK:-$(mktemp -d)}
-logs=$work/logs site=$work/site model=$work/synthetic-$layers.gguf
-mkdir -p "$results" "$logs" "$site"
+logs=$work/logs model=$work/synthetic-$layers.gguf
+mkdir -p "$results" "$logs"
 : > "$results/summary.txt"
 cd "$root" || exit 1
 export ZINCMETAL_DEVICE=$device PYTHONUNBUFFERED=1
@@ -42,38 +42,57 @@ step() {
 # show NAME LINES: the end of a step's log.
 show() { [ -f "$logs/$1.log" ] && tail -n "$2" "$logs/$1.log" | tee -a "$results/summary.txt"; }
 
+# configure FOLDER OPTION...: a build of both lanes.
+configure() {
+    local folder=$1
+    shift
+    cmake -S . -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release "-DPython_EXECUTABLE=$(command -v "$python")" \
+        "-Dpybind11_DIR=$("$python" -m pybind11 --cmakedir)" "$@"
+}
+
 build() {
-    local options=(-DZINCMETAL_SWEEP=ON)
-    [ "$device" = cuda ] && options+=(-DZINCMETAL_CUDA=ON "-DZINCMETAL_CUDA_ARCHITECTURES=${ARCH:-90}" -DZINCMETAL_PROBES=ON)
-    cmake -S . -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release "-DPython_EXECUTABLE=$(command -v "$python")" \
-        "-Dpybind11_DIR=$("$python" -m pybind11 --cmakedir)" "${options[@]}" &&
-        ninja -C "$work/build" && cp -r python/zincmetal "$site/" && cp "$work"/build/_core_*.so "$site/zincmetal/"
+    local cuda=()
+    [ "$device" = cuda ] && cuda=(-DZINCMETAL_CUDA=ON "-DZINCMETAL_CUDA_ARCHITECTURES=${ARCH:-90}")
+    configure "$work/product" "${cuda[@]}" || return
+    configure "$work/sweep" "${cuda[@]}" -DZINCMETAL_SWEEP=ON -DZINCMETAL_PROBES=ON || return
+    ninja -C "$work/product" &
+    ninja -C "$work/sweep" "_core_$device" && wait $! || return
+    for kind in product sweep; do
+        mkdir -p "$work/$kind-site" && cp -r python/zincmetal "$work/$kind-site/" || return
+        cp "$work"/product/_core_*.so "$work/$kind"/_core_*.so "$work/$kind-site/zincmetal/" || return
+    done
+}
+
+# on KIND COMMAND...: with that build's package, where there is one.
+on() {
+    local site=$work/$1-site
+    shift
+    [ -d "$site" ] && export PYTHONPATH=$site:$PYTHONPATH
+    "$@"
 }
 
 tests() {
     local many=()
     "$python" -c 'import xdist' 2> /dev/null && many=(-n 8)
-    "$python" -m pytest -q "${many[@]}" -k "$device" tests
+    on product "$python" -m pytest -q "${many[@]}" -k "$device" tests
 }
 
-sanitize() { "$python" bench/sanitize.py --out "$logs/sanitizer" --limit 150; }
+sanitize() { on sweep "$python" bench/sanitize.py --out "$logs/sanitizer" --limit 150; }
 
 shapes() {
-    "$python" -m pytest -q bench -k "${SHAPES:-35b}" --sweep --table "$results/shapes.json" --benchmark-quiet \
+    on sweep "$python" -m pytest -q bench -k "${SHAPES:-35b}" --sweep --table "$results/shapes.json" --benchmark-quiet \
         "--benchmark-json=$results/benchmark.json"
 }
 
 synthetic() { [ -f "$model" ] || "$python" bench/synthetic.py "$model" --layers "$layers"; }
 
-roofline() { "$python" bench/roofline.py "$model" --out "$results"; }
+roofline() { on product "$python" bench/roofline.py "$model" --out "$results"; }
 
-export -f build tests sanitize shapes synthetic roofline
-export python device layers work logs site model results
-case $skip in *" build "*) ;; *) export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} ;; esac
+export -f configure build on tests sanitize shapes synthetic roofline
+export python device layers work logs model results PYTHONPATH=$root/tests${PYTHONPATH:+:$PYTHONPATH}
 
-step build 300 bash -c build
-export PYTHONPATH=$root/tests${PYTHONPATH:+:$PYTHONPATH}
 (PYTHONPATH=$root/python:$PYTHONPATH step synthetic 200 bash -c synthetic) & # one core, meanwhile
+step build 300 bash -c build
 step tests 240 bash -c tests
 [ "$device" = cuda ] && step sanitize 200 bash -c sanitize
 wait
