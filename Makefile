@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROMPT ?= The capital of France is
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/msl -type f -not -name '*.pyc')
 
-.PHONY: demo test test-gemma3 test-cuda sanitize-cuda lint types kernels-cuda bench clean help
+.PHONY: demo test test-gemma3 test-cuda sanitize-cuda mutants lint types kernels-cuda bench clean help
 
 help:
 	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-gemma3   the tests on the real Gemma 3 270M, which it fetches (250 MB, Gemma Terms of Use)"
 	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
 	@echo "make sanitize-cuda compute-sanitizer over every kernel family, and over faults that it must find"
+	@echo "make mutants       which barriers and bounds of the kernels the tests would not miss (an hour)"
 	@echo "make lint types kernels-cuda bench clean"
 
 demo: $(VENV)/.installed $(VENV)/.demo
@@ -37,6 +38,10 @@ sanitize-cuda: $(VENV)/.build $(VENV)/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.ZINCMETAL_CUDA=ON \
 	  -C cmake.define.ZINCMETAL_PROBES=ON -C cmake.define.ZINCMETAL_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" .
 	$(BIN)/python bench/sanitize.py
+
+# Deletes each barrier and moves each bound of the kernels by one: every such change must fail a test, or be listed.
+mutants: $(VENV)/.installed $(VENV)/.dev
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants.py --json mutants.json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -30,11 +30,14 @@ def run_partial(lab: Lab, logits: F32, n_part: int) -> Guarded:
     return parts
 
 
-def run(lab: Lab, logits: F32, n_part: int | None = None) -> Any:
+def run(lab: Lab, logits: F32, n_part: int | None = None, final_threads: int | None = None) -> Any:
     """The Candidates that both kernels leave of these logits."""
     n_part = n_part or parts_of(len(logits), lab)
     parts, out = run_partial(lab, logits, n_part), lab.output(1, dtype=DTYPE, align=4)
-    params, threads = {"n": len(logits), "n_part": n_part}, lab.core.shapes()["CANDIDATES_FINAL_THREADS"]
+    for i, n in enumerate(parts.array["n"]):  # past a part's candidates there may be anything
+        parts.array["logit"][i, n:], parts.array["id"][i, n:] = 3e38, 1
+    params = {"n": len(logits), "n_part": n_part}
+    threads = final_threads or lab.core.shapes()["CANDIDATES_FINAL_THREADS"]
     lab.run("candidates_final", params, "CandidatesParams", [parts, out], (1,), threads)
     return out.array[0]
 
@@ -79,6 +82,16 @@ def test_any_number_of_parts(lane: str, n_part: int) -> None:
     for n in (5, 700, 9001):
         logits = lab.normal(n, scale=8.0)
         check(run(lab, logits, n_part), logits)
+
+
+@every_lane
+@pytest.mark.parametrize("order", ["rising", "falling", "random"])
+def test_final_with_one_simdgroup(lane: str, order: str) -> None:
+    """A thread then has several parts: their largest logits come in any order."""
+    lab = Lab(lane)
+    logits = np.sort(lab.normal(900))
+    logits = {"rising": logits, "falling": logits[::-1].copy(), "random": lab.normal(900)}[order]
+    check(run(lab, logits, 90, final_threads=32), logits)
 
 
 @every_lane

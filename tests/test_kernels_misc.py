@@ -323,6 +323,17 @@ def test_take_last_row(lane: str, n: int) -> None:
     assert np.array_equal(out.array[0], x[2])
 
 
+@every_lane
+def test_the_last_row_of_one_and_of_none(lane: str) -> None:
+    lab = Lab(lane)
+    x = padded(lab, 2, 1, 70)
+    out = lab.output(1, 70)
+    run_elementwise(lab, "take_last_row", [x], 0, out)
+    assert_untouched(out.array)
+    run_elementwise(lab, "take_last_row", [x], 1, out)
+    assert np.array_equal(out.array[0], x[0])
+
+
 # ---- argmax -------------------------------------------------------------------------------------------------
 
 
@@ -333,17 +344,24 @@ def argmax(logits: F32) -> int:
 
 
 def run_argmax(lab: Lab, logits: F32, n_part: int | None = None, n_chosen: int = 0) -> int:
-    """The arg max that both kernels find, and a step buffer that is ready for the step that follows one of 3 rows."""
+    """The arg max that both kernels find."""
     shapes = lab.core.shapes()
     threads = shapes["ARGMAX_THREADS"]
     n_part = n_part or min(tiles(len(logits), shapes["ARGMAX_COLUMNS"]), threads)
-    step, tokens = lab.step(3, 7, writable=True), lab.in_out(np.arange(5, dtype=np.int32), align=4)
-    step.array["n_chosen"], step.array["chosen"] = n_chosen, -1
     value, ids = lab.output(n_part), lab.output(n_part, dtype=np.int32, align=4)
     params = {"n": len(logits), "n_part": n_part}
     first = [lab.input(logits, align=4), value, ids]
     lab.run("argmax_partial", params, "ArgmaxParams", first, (n_part,), threads)
-    lab.run("argmax_final", params, "ArgmaxParams", [step, tokens, value, ids], (1,), threads)
+    return run_argmax_final(lab, value, ids, n_chosen)
+
+
+def run_argmax_final(lab: Lab, value: Guarded, ids: Guarded, n_chosen: int = 0) -> int:
+    """The arg max of all parts, and a step buffer that is ready for the step that follows one of 3 rows."""
+    step, tokens = lab.step(3, 7, writable=True), lab.in_out(np.arange(5, dtype=np.int32), align=4)
+    step.array["n_chosen"], step.array["chosen"] = n_chosen, -1
+    params = {"n": 10**6, "n_part": len(value.array)}
+    bindings, threads = [step, tokens, value, ids], lab.core.shapes()["ARGMAX_THREADS"]
+    lab.run("argmax_final", params, "ArgmaxParams", bindings, (1,), threads)
     written = step.array[0]
     best = int(tokens.array[0])
     assert list(tokens.array[1:]) == [1, 2, 3, 4]
@@ -369,6 +387,40 @@ def test_argmax_takes_the_lowest_of_equals(lane: str) -> None:
     logits[winners] = 9.5
     assert run_argmax(lab, logits) == winners[0]
     assert run_argmax(lab, logits, 40) == winners[0]
+
+
+@every_lane
+def test_argmax_of_more_parts_than_threads(lane: str) -> None:
+    """A thread of argmax_final has several parts, whose ids are in no order."""
+    lab = Lab(lane)
+    value = lab.rng.integers(-3, 4, 700).astype(np.float32)
+    for ids in (lab.rng.permutation(700).astype(np.int32), np.arange(700, dtype=np.int32)[::-1]):
+        want = ids[value == value.max()].min()
+        assert run_argmax_final(lab, lab.input(value), lab.input(ids, align=4)) == want
+        assert run_argmax_final(lab, lab.input(np.zeros_like(value)), lab.input(ids, align=4)) == 0
+
+
+@every_lane
+@pytest.mark.parametrize("value", [1.5, -1.5])
+def test_argmax_of_neighbouring_floats(lane: str, value: float) -> None:
+    lab = Lab(lane)
+    logits = np.full(9000, value, np.float32)
+    winner = int(lab.rng.integers(3000, 9000))  # where its thread has seen others
+    logits[winner] = np.nextafter(logits[0], np.float32(np.inf))
+    for n_part in (None, 1, 40):
+        assert run_argmax(lab, logits, n_part) == winner
+
+
+@every_lane
+@pytest.mark.parametrize("bits", [0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_argmax_takes_no_nan_of_any_bits(lane: str, bits: int) -> None:
+    lab = Lab(lane)
+    logits = np.full(3000, -np.inf, np.float32)
+    logits[7] = -3e38
+    logits.view(np.uint32)[lab.rng.permutation(3000)[:1000] // 8 * 8] = bits
+    assert run_argmax(lab, logits) == 7
+    logits.view(np.uint32)[:] = bits
+    assert run_argmax(lab, logits) == -1
 
 
 @every_lane

@@ -241,6 +241,8 @@ def test_topk_prefers_the_lowest_id(lane: str) -> None:
     lab = Lab(lane)
     logits = lab.rng.integers(-2, 2, (6, 200)).astype(np.float32)
     logits[0], logits[1] = 0.0, np.where(np.arange(200) % 2, 0.0, -0.0)
+    logits[2] = np.nextafter(np.float32(1.5), lab.rng.choice(np.array([0, 2], np.float32), 200))  # neighbours but one
+    logits[3] = np.where(lab.rng.random(200) < 0.5, np.float32(-1.5), np.nextafter(np.float32(-1.5), np.float32(0)))
     ids, weights = run_topk(lab, logits, 32, 6, None, 1.0)
     assert np.array_equal(ids, np.argsort(-logits, axis=1, kind="stable")[:, :32])
     assert_close(weights[:2, :32], np.full((2, 32), 1 / 32), 1e-6)
