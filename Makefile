@@ -4,13 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROMPT ?= The capital of France is
+DOUBLE := $(if $(filter Linux,$(shell uname -s)),$(VENV)/.double)
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/msl -type f -not -name '*.pyc')
 
-.PHONY: demo test test-gemma3 test-cuda sanitize-cuda mutants lint types kernels-cuda bench clean help
+.PHONY: demo test test-metal-double test-gemma3 test-cuda sanitize-cuda mutants lint types kernels-cuda bench clean help
 
 help:
 	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
 	@echo "make test   build, install, run all tests"
+	@echo "make test-metal-double   the tests of the Metal lane on a stand-in for Metal, part of make test on Linux"
 	@echo "make test-gemma3   the tests on the real Gemma 3 270M, which it fetches (250 MB, Gemma Terms of Use)"
 	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
 	@echo "make sanitize-cuda compute-sanitizer over every kernel family, and over faults that it must find"
@@ -21,8 +23,16 @@ demo: $(VENV)/.installed $(VENV)/.demo
 	@echo "== $(PROMPT)"
 	@$(BIN)/python -m zincmetal.generate -p "$(PROMPT)" -n 64 -c 2048
 
-test: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
+# The tests' lanes "metal" run where there is a Metal module: on Linux, once more with the double in its place.
+METAL_LANES = PYTHONPATH=tests $(BIN)/python -m pytest -q -n 2 -p metal_double_lane -k "metal and not test_metal"
+
+test: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev $(DOUBLE)
 	$(BIN)/python -m pytest -q -n 2
+	$(if $(DOUBLE),$(METAL_LANES))
+
+test-metal-double: $(VENV)/.demo $(VENV)/.double
+	$(BIN)/python -m pytest -q -n 2 tests/test_metal_double*.py
+	$(METAL_LANES)
 
 test-gemma3: $(VENV)/.installed $(VENV)/.demo $(VENV)/.gemma $(VENV)/.dev
 	$(BIN)/python -m pytest -q -k gemma3
@@ -79,9 +89,17 @@ $(VENV)/.build: $(VENV)/.venv pyproject.toml
 	@touch $@
 
 # The checked lane is built too: the kernel tests run on it.
+INSTALL = PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.ZINCMETAL_CHECKED=ON
+
 $(VENV)/.installed: $(VENV)/.build $(SOURCES)
 	@echo "== build and install (the first time takes some minutes)"
-	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.ZINCMETAL_CHECKED=ON .
+	@$(INSTALL) -C cmake.define.ZINCMETAL_METAL_DOUBLE=OFF .
+	@touch $@
+
+# The Metal module on a stand-in for Metal: made in the build folder, not installed.
+$(VENV)/.double: $(VENV)/.installed $(VENV)/.dev $(shell find tests/metal_double -type f)
+	@echo "== the Metal double"
+	@$(INSTALL) -C cmake.define.ZINCMETAL_METAL_DOUBLE=ON .
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.installed

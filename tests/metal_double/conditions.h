@@ -1,0 +1,30 @@
+// What the double plays: which Mac, which macOS, and what fails. Set by the environment variable METAL_DOUBLE and by
+// metal_double_set(), both "key=value;key=value":
+//   macos=15.0  family=Apple9  memory=BYTES      the machine
+//   device=none  queue=none  residency=none      what it does not have
+//   alloc=N  wrap=N  command_buffer=N  encoder=N  the N-th from now is refused
+//   exception=N                                  the N-th allocation from now raises an NSException
+//   library=TEXT  pipeline=NAME                  a source that holds TEXT, or this kernel, does not compile
+//   threads=NAME:N                               this kernel's pipeline takes N threads at most
+//   gpu=N:CODE  hang=N                           the N-th command buffer from now fails with this code, or never ends
+//   native=0                                     no native kernels
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace metal_double {
+
+std::optional<std::string> condition(const std::string& key);
+// Counts down the number that begins the value: true for the N-th call. `rest` gets what follows a colon.
+bool is_due(const std::string& key, std::string* rest = nullptr);
+bool macos_at_least(double version);
+// Names the misuse where the macOS that is played has no such API.
+void need_macos(double version, const char* api);
+
+}  // namespace metal_double
+
+// For tests, through ctypes. The report is JSON: live objects by class, and what was encoded so far.
+extern "C" __attribute__((visibility("default"))) void metal_double_set(const char* conditions);
+extern "C" __attribute__((visibility("default"))) const char* metal_double_report();

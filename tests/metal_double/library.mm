@@ -1,0 +1,218 @@
+// Libraries, functions and pipelines. The kernels themselves were compiled into this module; a library is their names.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <regex>
+#include <sstream>
+
+#include "conditions.h"
+#include "foundation.h"
+#include "library.h"
+#include "objects.h"
+#include "rules.h"
+
+using namespace metal_double;
+
+NSErrorDomain const MTLLibraryErrorDomain = @"MTLLibraryErrorDomain";
+
+namespace {
+
+// Runs the preprocessor over MSL; what it says when it refuses.
+std::string preprocess(const std::string& source, std::string& failure) {
+    char name[] = "/tmp/metal_double_XXXXXX";
+    const int file = mkstemp(name);
+    if (file < 0) broken("host", "no temporary file");
+    close(file);
+    std::ofstream(name) << source;
+    const std::string command =
+        std::string(METAL_DOUBLE_CXX) + " -E -P -x c++ -D__METAL_VERSION__=310 " + name + " 2>&1";
+    std::string output;
+    FILE* pipe = popen(command.c_str(), "r");
+    if (!pipe) broken("host", "no preprocessor: %s", command.c_str());
+    char part[4096];
+    for (size_t n; (n = fread(part, 1, sizeof(part), pipe)) > 0;) output.append(part, n);
+    if (pclose(pipe) != 0) failure = output;
+    unlink(name);
+    return output;
+}
+
+// A compiler on a Mac finds the standard library, and no file of ours.
+std::string without_standard_headers(const std::string& source) {
+    return std::regex_replace(source, std::regex("#[ \t]*include[ \t]*<[a-z_]*>"), "");
+}
+
+// KERNEL("a_" "b", f<...>) came out as `template [[host_name("a_" "b")]] ...`.
+std::vector<std::string> host_names(const std::string& text) {
+    static const std::regex attribute(R"(host_name\(([^)]*)\))"), literal("\"([^\"]*)\"");
+    std::vector<std::string> names;
+    for (std::sregex_iterator at(text.begin(), text.end(), attribute), end; at != end; ++at) {
+        const std::string parts = (*at)[1];
+        std::string name;
+        for (std::sregex_iterator part(parts.begin(), parts.end(), literal); part != end; ++part) name += (*part)[1];
+        names.push_back(name);
+    }
+    return names;
+}
+
+}  // namespace
+
+namespace metal_double {
+
+std::vector<std::string> compile(const std::string& source, std::string& failure) {
+    const auto refused = condition("library");
+    if (refused && source.find(*refused) != std::string::npos) {
+        failure = "program_source:1:1: error: " + *refused;
+        return {};
+    }
+    const std::string text = preprocess(without_standard_headers(source), failure);
+    return failure.empty() ? host_names(text) : std::vector<std::string>();
+}
+
+std::vector<std::string> load(const std::string& path, std::string& failure) {
+    std::ifstream file(path);
+    std::string line;
+    std::vector<std::string> names;
+    if (!std::getline(file, line) || line != "metal double library") failure = "Invalid library file";
+    while (failure.empty() && std::getline(file, line)) names.push_back(line);
+    return names;
+}
+
+}  // namespace metal_double
+
+@implementation MTLCompileOptions
+@synthesize languageVersion, mathMode, mathFloatingPointFunctions, fastMathEnabled;
+- (void)setLanguageVersion:(MTLLanguageVersion)version {
+    if (version == MTLLanguageVersion3_1) need_macos(14.0, "MTLLanguageVersion3_1");
+    languageVersion = version;
+}
+- (void)setMathMode:(MTLMathMode)mode {
+    need_macos(15.0, "MTLCompileOptions.mathMode");
+    mathMode = mode;
+}
+- (void)setMathFloatingPointFunctions:(MTLMathFloatingPointFunctions)functions {
+    need_macos(15.0, "MTLCompileOptions.mathFloatingPointFunctions");
+    mathFloatingPointFunctions = functions;
+}
+@end
+
+@implementation DoubleFunction
+@synthesize name;
+@end
+
+@implementation DoubleLibrary {
+    std::vector<std::string> names;
+}
+@synthesize label;
+
+- (instancetype)initWithNames:(const std::vector<std::string>&)all {
+    names = all;
+    return self;
+}
+- (NSArray<NSString*>*)functionNames {
+    std::vector<id> strings;
+    for (const std::string& name : names) strings.push_back(string(name));
+    return array(strings);
+}
+- (id<MTLFunction>)newFunctionWithName:(NSString*)wanted {
+    if (std::find(names.begin(), names.end(), text(wanted)) == names.end()) return nil;
+    DoubleFunction* function = [[DoubleFunction alloc] init];
+    function.name = wanted;
+    return function;
+}
+@end
+
+@implementation MTLComputePipelineDescriptor
+@end
+
+@interface DoubleBinding : NSObject <MTLBufferBinding>
+@property(readwrite, copy) NSString* name;
+@property(readwrite) NSUInteger index;
+@property(readwrite) MTLBindingAccess access;
+@property(readwrite) NSUInteger bufferAlignment;
+@property(readwrite) NSUInteger bufferDataSize;
+@end
+@implementation DoubleBinding
+- (MTLBindingType)type {
+    return MTLBindingTypeBuffer;
+}
+- (BOOL)isUsed {
+    return YES;
+}
+@end
+
+@interface MTLComputePipelineReflection ()
+@property(nonnull, readwrite, strong) NSArray<id<MTLBinding>>* bindings;
+@end
+@implementation MTLComputePipelineReflection
+@synthesize bindings;
+- (NSArray<id<MTLBinding>>*)bindings {
+    need_macos(13.0, "MTLComputePipelineReflection.bindings");
+    return bindings;
+}
+- (void)setBindings:(NSArray<id<MTLBinding>>*)all {
+    bindings = all;
+}
+@end
+
+@implementation DoublePipeline
+- (NSUInteger)threadExecutionWidth {
+    return WIDTH;
+}
+- (NSUInteger)staticThreadgroupMemoryLength {
+    return 0;  // fibres find out when they run
+}
+@end
+
+namespace metal_double {
+
+NSArray* bindings_of(const KernelInfo& kernel) {
+    std::vector<id> all;
+    for (uint32_t i = 0; i <= kernel.n_buffers; i++) {
+        DoubleBinding* binding = [[DoubleBinding alloc] init];
+        binding.index = i;
+        binding.name = string(i ? "buffer" + std::to_string(i) : "p");
+        binding.bufferDataSize = i ? kernel.buffers[i - 1].element_bytes : kernel.params_bytes;
+        binding.bufferAlignment = i ? kernel.buffers[i - 1].alignment : 4;
+        binding.access = i && kernel.buffers[i - 1].writable ? MTLBindingAccessReadWrite : MTLBindingAccessReadOnly;
+        all.push_back(binding);
+    }
+    return array(all);
+}
+
+// "NAME:N" of the condition `threads`.
+static NSUInteger max_threads(const std::string& kernel) {
+    const std::string limited = condition("threads").value_or("");
+    if (limited.rfind(kernel + ":", 0) != 0) return MAX_THREADS;
+    return std::stoul(limited.substr(kernel.size() + 1));
+}
+
+DoublePipeline* pipeline(DoubleDevice* device, MTLComputePipelineDescriptor* descriptor,
+                         MTLComputePipelineReflection* __strong* reflection, std::string& failure) {
+    if (!descriptor.computeFunction) broken("pipeline", "a pipeline descriptor without a function");
+    const std::string name = text(descriptor.computeFunction.name);
+    if (condition("pipeline") == name) {
+        failure = "Compilation failed";
+        return nil;
+    }
+    const KernelInfo* kernel = find_kernel(name);
+    if (!kernel) broken("stale-build", "kernel %s was not compiled into this module", name.c_str());
+    DoublePipeline* pipeline = [[DoublePipeline alloc] init];
+    pipeline->kernel = kernel;
+    pipeline->whole_simdgroups = descriptor.threadGroupSizeIsMultipleOfThreadExecutionWidth;
+    pipeline.device = device;
+    pipeline.label = descriptor.label;
+    // With a number asked for, the compiler spends no more registers than that many threads can have.
+    const NSUInteger asked = descriptor.maxTotalThreadsPerThreadgroup;
+    if (asked > MAX_THREADS) broken("pipeline", "maxTotalThreadsPerThreadgroup of %lu", asked);
+    pipeline.maxTotalThreadsPerThreadgroup = asked ? asked : max_threads(name);
+    if (reflection) {
+        *reflection = [[MTLComputePipelineReflection alloc] init];
+        (*reflection).bindings = bindings_of(*kernel);
+    }
+    return pipeline;
+}
+
+}  // namespace metal_double
