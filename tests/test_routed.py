@@ -11,6 +11,7 @@ import zincmetal
 from conftest import DATA
 from test_models import NOISE, kl
 from zincmetal import backend, fuse, kernels
+from zincmetal.quants import SUPPORTED
 
 # Gate and up are q4_k in both; down is q4_k, q5_k or q6_k.
 PATHS = [DATA / "qwen35moe-q4k-q5k-q8.gguf", DATA / "qwen3moe-q4_k_m.gguf"]
@@ -26,7 +27,7 @@ def unbatched(request, monkeypatch):
 def test_the_types_without_a_batched_kernel_are_those_named():
     core = backend.load("cpu")
     names = set(core.Device(threads=1).kernel_names())
-    types = {name.removeprefix("mul_mv_add_") for name in names if name.startswith("mul_mv_add_")}
+    types = {t.name for t in SUPPORTED}
     assert {t for t in types if f"moe_mm_{t}" not in names} == fuse.UNBATCHED
     assert {t for t in types if f"moe_mv_{t}" not in names} == fuse.UNBATCHED
 

@@ -8,6 +8,7 @@ import pytest
 
 from zincmetal import backend, gguf, tuning
 from zincmetal.blueprint import Blueprint
+from zincmetal.check.cases import cases
 from zincmetal.graph import Weight
 from zincmetal.tuning import SPLITS, Split
 
@@ -68,3 +69,17 @@ def test_a_mix_follows_the_table(device, monkeypatch):
     for before, after in pairs:
         assert (after.kernel, after.threads) == (f"{kernel}_r4", 288)
         assert after.grid[0] == -(-before.grid[0] * rows // 4)
+
+
+def test_check_has_cases_of_tuned_kernels(monkeypatch):
+    """Each runs what the usual kernel's case runs, in the instance that the device launches."""
+    core = backend.load("cpu")
+    splits = {"mul_mv_q8_0": Split(4, 128), "moe_mv_mix2_q5_k_q8_0": Split(1, 288), "mul_mv_add_q4_k": Split(None, 32)}
+    usual = cases(core)
+    monkeypatch.setattr(tuning, "SPLITS", {"cuda": splits})
+    tuned = cases(core)
+    assert tuned.keys() - usual.keys() == {"mul_mv_q8_0_r4", "moe_mv_mix2_q5_k_q8_0_r1"}
+    for name, kernel in (("mul_mv_q8_0_r4", "mul_mv_q8_0"), ("moe_mv_mix2_q5_k_q8_0_r1", "moe_mv_mix2_q5_k_q8_0")):
+        assert tuned[name].launch.op == usual[kernel].launch.op
+        assert tuned[name].launch.threads == splits[kernel].threads
+        assert tuned[name].scene.launches[:-1] == usual[kernel].scene.launches[:-1]

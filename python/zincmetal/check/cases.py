@@ -6,19 +6,21 @@ Names, parameters and grids come from the same lowering as those of a model, so 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import tuning
 from ..config import HEAD_CLASSES, SSM_CLASSES, Experts, ModelConfig, Rope, Ssm
 from ..fuse import UNBATCHED
 from ..graph import CANDIDATES, KV_CACHES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
 from ..kernels import SPLIT_ABOVE, Launch, Lowering
 from ..layout import KV_TYPES, buffer_sizes
 from ..quants import F32, Q8_0, SUPPORTED, QuantType, by_name, dequantize
+from ..tuning import Split
 
 Bytes = NDArray[np.uint8]
 
@@ -88,6 +90,13 @@ class Case:
         """Of its inputs: always the same, so that a report can be seen again."""
         return zlib.crc32(self.launch.kernel.encode())
 
+    def tuned(self, core: ModuleType, splits: Mapping[str, Split]) -> Case:
+        """The same with the instance of the kernel that a device with these splits launches."""
+        scene = self.scene
+        (launch,) = Lowering(core, scene.cfg, scene.kv_type, tuned=splits).launches(self.launch.op, scene.rows)
+        launches = (*scene.launches[: self.index], launch, *scene.launches[self.index + 1 :])
+        return replace(self, scene=replace(scene, launches=launches))
+
 
 def cases(core: ModuleType) -> dict[str, Case]:
     """A case for every kernel that a plan can launch, by name."""
@@ -95,6 +104,9 @@ def cases(core: ModuleType) -> dict[str, Case]:
     for scene in _scenes(core):
         for i, launch in enumerate(scene.launches):
             found.setdefault(launch.kernel, Case(scene, i))
+    for splits in tuning.SPLITS.values():
+        for case in [found[kernel].tuned(core, splits) for kernel in splits]:
+            found.setdefault(case.launch.kernel, case)
     return found
 
 
