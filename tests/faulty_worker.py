@@ -1,6 +1,7 @@
 """The worker of zincmetal.check on a device with a fault: python tests/faulty_worker.py FAULT KERNEL.
 
-The fault lies at the boundary of the compiled core; the CPU that is compared with has none.
+The fault lies at the boundary of the compiled core; the CPU that is compared with has none. The environment variable
+CHECK_DOUBLE names the folder of the Metal double that stands for Metal, where one does.
 """
 
 from __future__ import annotations
@@ -99,6 +100,10 @@ class FaultyCore:
 
 
 def main() -> None:
+    if where := os.environ.get("CHECK_DOUBLE"):
+        import metal_double_lane
+
+        metal_double_lane.install(Path(where))
     load = backend.load
     backend.load = lambda name=None: FaultyCore(load(name))  # type: ignore[assignment, return-value]
     backend.KERNEL_FOLDER = Path(__file__).parents[1] / "kernels"

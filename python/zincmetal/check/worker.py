@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from .. import _core
 
 SIMDGROUP, THREADGROUP_BYTES = 32, 32768  # what the kernels are written for
-_SOURCE_FAILURE = re.compile(r"^(\w+\.metal) does not compile", re.MULTILINE)  # as csrc/metal/library.h says it
+# As csrc/metal/library.h says it, one source after the other.
+_SOURCE_FAILURE = re.compile(r"^(\w+\.metal) does not compile.*?(?=^\w+\.metal does not compile|\Z)", re.M | re.S)
 
 Check: TypeAlias = Callable[[], Outcome]
 Event: TypeAlias = dict[str, Any]
@@ -95,12 +96,13 @@ class Lab:
             device: _core.Device = self.core.Device(kernel_folder=str(folder))
             return device
         except DeviceError as error:
-            broken = set(_SOURCE_FAILURE.findall(str(error)))
-            if not broken or broken <= self.broken_sources.keys():
+            broken = {found[1]: found[0].strip() for found in _SOURCE_FAILURE.finditer(str(error))}
+            if not broken.keys() - self.broken_sources.keys():
                 raise
-            self.broken_sources |= dict.fromkeys(sorted(broken), str(error))
+            self.broken_sources |= broken
             rest = Path(stack.enter_context(TemporaryDirectory()))
-            shutil.copytree(folder, rest, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.metallib", *broken))
+            left_out = shutil.ignore_patterns("*.metallib", *self.broken_sources)
+            shutil.copytree(folder, rest, dirs_exist_ok=True, ignore=left_out)
             return self._open(rest, stack)
 
     def about(self) -> Outcome:
@@ -108,16 +110,14 @@ class Lab:
         info = self.device.info
         features = info["features"]
         family = f", {features['family']}" if "family" in features else ""
-        memory = (
-            f"{in_units(info['working_set_bytes'])} to work with, buffers of up to {in_units(info['max_buffer_bytes'])}"
-        )
-        message = f"{info['name']} ({info['backend']}){family}; {memory}"
+        memory, largest = in_units(info["working_set_bytes"]), in_units(info["max_buffer_bytes"])
+        message = f"{info['name']} ({info['backend']}){family}; {memory} to work with, buffers of up to {largest}"
+        if "kernels" in features:
+            message += f"; {features['kernels']}"
         if info["backend"] == "cpu":
             message += f"; its native kernels ({features['native kernels']}) are held to the Metal text"
         if info["max_threadgroup_bytes"] < THREADGROUP_BYTES:
-            return Outcome(
-                FAIL, f"{message}; threadgroups have {info['max_threadgroup_bytes']} bytes, not 32 KiB", info
-            )
+            return Outcome(FAIL, f"{message}; threadgroups have less than 32 KiB", info)
         if "older" in family:
             return Outcome(WARN, f"{message}; the kernels need Apple7, which is M1", info)
         return Outcome(PASS, message, info)
@@ -157,8 +157,9 @@ class Lab:
         """Whether the kernel computes on the device what it computes on the CPU."""
         if name not in self.cases:
             return Outcome(FAIL, "check has no case for this kernel, so that nothing is known of it")
-        if self._pipeline(name).status == FAIL:
-            return Outcome(FAIL, "not run: see its pipeline")
+        pipeline = self._pipeline(name)
+        if pipeline.status == FAIL:
+            return Outcome(FAIL, f"not run: {pipeline.message.partition(chr(10))[0]}")
         share = largest_difference(self.core, self.cases[name], self.device, self.reference)
         return Outcome(PASS, f"error {share:.2f} of what is allowed", {"error": share})
 
@@ -176,11 +177,13 @@ def _event(name: str, outcome: Outcome) -> Event:
 
 
 def _wanted(name: str, patterns: list[str]) -> bool:
-    return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
+    """What cannot be compiled is said in any case."""
+    return not patterns or name.startswith("source/") or any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    """An error, each of its lines once."""
+    return f"{type(error).__name__}: " + "\n".join(dict.fromkeys(str(error).splitlines()))
 
 
 if __name__ == "__main__":
