@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from msl_front import planted, rules, signatures
+from msl_front import layout, planted, rules, signatures
 from msl_front.clang import Program, Violation, is_available
+from zincmetal import backend
 
 pytestmark = pytest.mark.skipif(
     not is_available(), reason="needs clang of the PyPI package ziglang: pip install ziglang"
@@ -132,3 +133,47 @@ def test_legal_code_passes(name: str, judged: dict[str, list[Violation]]) -> Non
 @pytest.mark.parametrize("name", LEGAL_KERNELS)
 def test_legal_kernel_passes(name: str, tmp_path: Path) -> None:
     assert judge(tmp_path, planted.good() + LEGAL_KERNELS[name].code) == []
+
+
+# ---- layouts -----------------------------------------------------------------------------------------------------
+
+
+def test_layout_rules_are_clangs(tmp_path: Path) -> None:
+    """Vectors, arrays and padding, which params.h does without."""
+    text = (
+        "#include <metal_stdlib>\nusing namespace metal;\n"
+        + """
+struct Small { char a; short b; bool c; };
+struct Vectors { char a; float3 b; half c; uint2 d; half3 e; ushort f; };
+struct Arrays { half a[3]; float b[2][5]; uchar c; ulong2 d[2]; char2 e; };
+struct Last { float4 a; bfloat b; };
+"""
+    )
+    path = tmp_path / "shapes.metal"
+    path.write_text(text)
+    fields_of = layout.structures(Program(path, tmp_path), path.name)
+    clangs = layout.by_clang(text, fields_of, tmp_path, [])
+    assert {name: layout.by_rules(fields) for name, fields in fields_of.items()} == clangs
+    assert clangs["Vectors"].offsets == {"a": 0, "b": 16, "c": 32, "d": 40, "e": 48, "f": 56}
+    assert (clangs["Vectors"].size, clangs["Last"].size) == (64, 32)
+
+
+def test_params_lie_alike_everywhere(tmp_path: Path) -> None:
+    """In MSL by its rules, for clang, in C++ and for NumPy, whose fields and offsets are those of C++."""
+    cores = [name for name in ("cpu", "checked", "cuda", "metal") if backend.is_built(name)]
+    if not cores:
+        pytest.skip("no compiled core is installed")
+    core = backend.load(cores[0])
+    text = '#include <metal_stdlib>\nusing namespace metal;\n#include "params.h"\n'
+    path = tmp_path / "probe.metal"
+    path.write_text(text)
+    fields_of = layout.structures(Program(path, tmp_path, [KERNELS]), "params.h")
+    assert len(fields_of) == len(re.findall(r"^struct \w+ {", (KERNELS / "params.h").read_text(), re.MULTILINE)) > 0
+    for name, clangs in layout.by_clang(text, fields_of, tmp_path, [KERNELS]).items():
+        dtype = core.params_dtype(name)
+        assert dtype.fields is not None
+        numpys = {field: offset for field, (_, offset, *_) in dtype.fields.items()}
+        assert layout.by_rules(fields_of[name]) == clangs, name
+        assert (dtype.itemsize, numpys) == (clangs.size, clangs.offsets), name
+        sizes = {field: layout.size_and_alignment(type_)[0] for field, type_ in fields_of[name].items()}
+        assert {field: of.itemsize for field, (of, *_) in dtype.fields.items()} == sizes, name

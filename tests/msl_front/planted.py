@@ -51,7 +51,8 @@ def entries(section: str) -> dict[str, Entry]:
     out = {}
     for entry in re.split(r"^== ", found[1], flags=re.MULTILINE)[1:]:
         title, _, code = entry.partition("\n")
-        name, rule, words, *_ = [*title.split(" | "), "", ""]
-        rule, plus, _ = rule.partition("+compile")
+        name, _, rest = title.partition(" | ")
+        rules, _, words = rest.partition(" | ")
+        rule, plus, _ = rules.partition("+compile")
         out[name] = Entry(code.strip(), rule, words, bool(plus) or rule == "compile")
     return out

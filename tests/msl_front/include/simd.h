@@ -19,8 +19,8 @@ void quadgroup_barrier(mem_flags);
 
 #define MSL_LANE_TYPES(M, name)                                                                                        \
     M(char, name)                                                                                                      \
-    M(uchar, name) M(short, name) M(ushort, name) M(int, name) M(uint, name) M(half, name) M(float, name)              \
-        M(bfloat, name)
+    M(uchar, name)                                                                                                     \
+    M(short, name) M(ushort, name) M(int, name) M(uint, name) M(half, name) M(float, name) M(bfloat, name)
 #define MSL_LANE_INTEGERS(M, name)                                                                                     \
     M(char, name) M(uchar, name) M(short, name) M(ushort, name) M(int, name) M(uint, name)
 #define MSL_VALUE(T, name)                                                                                             \
