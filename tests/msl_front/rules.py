@@ -47,7 +47,8 @@ def violations(program: Program) -> list[Violation]:
 
 def token_violations(tokens: list[Token]) -> Iterator[Violation]:
     for i, token in enumerate(tokens):
-        if token.kind == "word" and token.text in WORDS:
+        is_specifier = token.text == "noexcept" and tokens[i + 1].text != "("
+        if token.kind == "word" and token.text in WORDS and not is_specifier:
             yield Violation("language", token.file, token.line, f"{token.text}: MSL has no {WORDS[token.text]}")
         if token.text == "[" and begins_lambda(tokens, i):
             yield Violation("language", token.file, token.line, "MSL has no lambda expressions")

@@ -75,6 +75,7 @@ def read(preprocessed: str, standard_folder: str) -> Source:
         take_attributes(tokens, source)
         choose_members(tokens)
         place_threadgroup_memory(tokens)
+        spell_array_parameters(tokens)
         suffix_literals(tokens)
         spell_constructors(tokens, aliases)
         spell_casts(tokens, template_types(tokens) - aliases)
@@ -204,7 +205,7 @@ def choose_members(tokens: list[Token]) -> None:
             continue
         if tokens[space - 1].text == "const" and tokens[space - 2].text != ")":
             continue
-        if tokens[space + 1].text not in ("{", ":", ";"):
+        if tokens[space + 1].text not in ("{", ":", ";", "noexcept"):
             continue
         if tokens[space].text == "thread":
             drop(tokens, space, space + 1)
@@ -239,6 +240,23 @@ def place_threadgroup_memory(tokens: list[Token]) -> None:
             f"alignas(16) static threadgroup unsigned char {bytes_}[sizeof({kind}{extent})]; "
             f"threadgroup {kind} (&{name}){extent} = *(threadgroup {kind} (*){extent}){bytes_}"
         )
+    compact(tokens)
+
+
+def spell_array_parameters(tokens: list[Token]) -> None:
+    """`constant T name[n]` as a parameter is a pointer: its space is that of the elements."""
+    for i, token in enumerate(tokens):
+        if token.text != "[" or i < 2 or tokens[i - 1].kind != "word":
+            continue
+        end = closing(tokens, i)
+        begin = i - 1
+        while begin > 0 and (tokens[begin - 1].kind == "word" or tokens[begin - 1].text in ("::", "<", ">")):
+            begin -= 1
+        is_parameter = tokens[begin - 1].text in ("(", ",") and tokens[end + 1].text in (")", ",")
+        if is_parameter and any(t.text in SPACES for t in tokens[begin : i - 1]):
+            tokens[i - 1].text = "*" + tokens[i - 1].text
+            for t in tokens[i : end + 1]:
+                t.text = ""
     compact(tokens)
 
 

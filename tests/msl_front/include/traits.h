@@ -36,22 +36,29 @@ struct enable_if<true, T> {
 template <bool b, class T = void>
 using enable_if_t = typename enable_if<b, T>::type;
 
-// A type without const, volatile and address space.
 template <class T>
-struct remove_cv {
-    typedef __remove_cv(T) type;
+struct remove_addrspace {
+    typedef T type;
 };
 #define MSL_REMOVE_SPACE(space)                                                                                        \
     template <class T>                                                                                                 \
-    struct remove_cv<space T> {                                                                                        \
-        typedef __remove_cv(T) type;                                                                                   \
+    struct remove_addrspace<space T> {                                                                                 \
+        typedef T type;                                                                                                \
     };                                                                                                                 \
     template <class T>                                                                                                 \
-    struct remove_cv<const space T> {                                                                                  \
-        typedef __remove_cv(T) type;                                                                                   \
+    struct remove_addrspace<const space T> {                                                                           \
+        typedef const T type;                                                                                          \
     };
 MSL_REMOVE_SPACE(device)
 MSL_REMOVE_SPACE(threadgroup)
+template <class T>
+using remove_addrspace_t = typename remove_addrspace<T>::type;
+
+// A type without const, volatile and address space.
+template <class T>
+struct remove_cv {
+    typedef __remove_cv(typename remove_addrspace<T>::type) type;
+};
 template <class T>
 using remove_cv_t = typename remove_cv<T>::type;
 template <class T>
