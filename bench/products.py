@@ -21,7 +21,7 @@ from zincmetal.graph import STEP, Op, Operand, Route, State, Value, Weight
 from zincmetal.kernels import Lowering
 from zincmetal.plan import ARENA, Plan, Region
 from zincmetal.quants import F32, QuantType
-from zincmetal.tuning import Split
+from zincmetal.tuning import SPLITS, Split
 
 MIN_DISPATCHES = 64  # of a recording, so that starting it is shared
 REPEATS = 7
@@ -210,8 +210,8 @@ class Loaded:
         self._values: dict[str, NDArray[Any]] = {}
 
     def plan(self, split: Split | None = None, n: int | None = None) -> Plan:
-        """``n`` times the product (default: whole rounds, MIN_DISPATCHES or more)."""
-        tuned = {self.product.kernel: split} if split else {}
+        """``n`` times the product (default: whole rounds, MIN_DISPATCHES or more), by default as models launch it."""
+        tuned = {self.product.kernel: split} if split else SPLITS.get(self.lab.backend, {})
         lowering = Lowering(self.lab.core, None, "f16", tuned=tuned)  # type: ignore[arg-type]  # no op asks for it
         places = [(c, t) for t in range(self.product.turns()) for c in range(self.copies)]
         n = n or -(-MIN_DISPATCHES // len(places)) * len(places)
@@ -263,12 +263,9 @@ class Loaded:
         return self._out.read().view(np.float32)
 
     @cached_property
-    def _usual_outputs(self) -> NDArray[np.float32]:
-        return self.outputs()
-
     def usual_outputs(self) -> NDArray[np.float32]:
-        """What the product gives with the usual split."""
-        return self._usual_outputs
+        """What the product gives as this device launches it."""
+        return self.outputs()
 
     def recording(self, split: Split | None = None) -> Recording:
         """The product many times over, ready to run."""

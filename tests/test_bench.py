@@ -121,7 +121,7 @@ def test_barriers_are_those_of_a_plan(lab, product):
 def test_outputs_do_not_depend_on_the_split(lab, product, threads):
     """Of every number of rows that this build has."""
     loaded = Loaded(lab, product)
-    want = loaded.usual_outputs()
+    want = loaded.usual_outputs
     for rows in (None, *lab.row_variants(product.kernel)):
         got = loaded.outputs(Split(rows, threads))
         if lab.may_round_otherwise(product.kernel):
