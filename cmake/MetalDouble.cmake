@@ -34,7 +34,7 @@ foreach(source IN LISTS DOUBLE_OBJC ITEMS ${CMAKE_CURRENT_SOURCE_DIR}/csrc/devic
   get_filename_component(stem ${source} NAME_WE)
   set(object ${CMAKE_CURRENT_BINARY_DIR}/metal_double/${stem}.o)
   add_custom_command(OUTPUT ${object} DEPENDS ${source} ${DOUBLE_HEADERS} VERBATIM
-                     COMMAND ${OBJC_COMPILER} ${OBJC_FLAGS} -I${CMAKE_CURRENT_SOURCE_DIR}/csrc -I${DOUBLE} -I${DOUBLE}/include
+                     COMMAND ${OBJC_COMPILER} ${OBJC_FLAGS} -I${CMAKE_CURRENT_SOURCE_DIR}/csrc -I${CMAKE_CURRENT_SOURCE_DIR}/kernels -I${DOUBLE} -I${DOUBLE}/include
                              -DMETAL_DOUBLE_CXX="${CMAKE_CXX_COMPILER}" -c ${source} -o ${object}
                      COMMENT "Objective-C++ ${stem}")
   list(APPEND DOUBLE_OBJECTS ${object})

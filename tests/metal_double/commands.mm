@@ -151,6 +151,12 @@ static NSString* words_of(NSInteger code) {
     return string(found == words.end() ? "code " + std::to_string(code) : found->second);
 }
 
+// The rule that a kernel's failure breaks: the fibres say it in words.
+static const char* rule_of(const std::string& failure) {
+    if (failure.find("of threadgroup memory") != std::string::npos) return "threadgroup-memory";
+    return failure.find("no barrier between dispatch") != std::string::npos ? "missing-barrier" : "kernel";
+}
+
 @implementation DoubleCommandBuffer {
     std::mutex mutex;
     std::condition_variable changed;
@@ -245,7 +251,7 @@ static NSString* words_of(NSInteger code) {
     } else {
         [self checkAlive];
         const std::string failure = runner.run(work);
-        if (!failure.empty()) broken("kernel", "%s", failure.c_str());
+        if (!failure.empty()) broken(rule_of(failure), "%s", failure.c_str());
     }
     self.GPUEndTime = now();
     [self end];

@@ -108,8 +108,10 @@ constexpr uint64_t GIGABYTE = 1 << 30;
 - (id<MTLLibrary>)newLibraryWithSource:(NSString*)source
                                options:(MTLCompileOptions*)options
                                  error:(NSError* __autoreleasing*)error {
-    // Kernels whose masks are infinities must not be compiled with fast math, which is on unless it is turned off.
-    if (!options || (options.fastMathEnabled && (!macos_at_least(15.0) || options.mathMode != MTLMathModeSafe)))
+    // Masks are infinities and NaN must be seen, both of which fast math, the default, may assume away.
+    const bool modes = macos_at_least(15.0);
+    if (!options || (modes ? options.mathMode != MTLMathModeSafe : options.fastMathEnabled) ||
+        (modes && options.mathFloatingPointFunctions != MTLMathFloatingPointFunctionsPrecise))
         broken("fast-math", "a library is compiled with fast math");
     std::string failure;
     const auto names = compile(text(source), failure);

@@ -84,6 +84,11 @@ std::vector<std::string> load(const std::string& path, std::string& failure) {
 
 @implementation MTLCompileOptions
 @synthesize languageVersion, mathMode, mathFloatingPointFunctions, fastMathEnabled;
+- (instancetype)init {
+    fastMathEnabled = YES;
+    mathMode = MTLMathModeFast;
+    return self;
+}
 - (void)setLanguageVersion:(MTLLanguageVersion)version {
     if (version == MTLLanguageVersion3_1) need_macos(14.0, "MTLLanguageVersion3_1");
     languageVersion = version;
