@@ -19,9 +19,10 @@ set -u
 results=$(realpath -m "${1:?usage: bench/evidence_cuda.sh RESULTS}")
 root=$(realpath "$(dirname "$0")/..")
 python=${PYTHON:-python3} device=${DEVICE:-cuda} layers=${LAYERS:-40} skip=" ${SKIP:-} "
-work=${WORK:-$(mktemp -d)}
+work=$(realpath -m "${WORK:-$(mktemp -d)}")
 logs=$work/logs model=$work/synthetic-$layers.gguf
 mkdir -p "$results" "$logs"
+rm -rf "$logs"/*
 : > "$results/summary.txt"
 cd "$root" || exit 1
 export ZINCMETAL_DEVICE=$device PYTHONUNBUFFERED=1
