@@ -83,3 +83,5 @@ def test_check_has_cases_of_tuned_kernels(monkeypatch):
         assert tuned[name].launch.op == usual[kernel].launch.op
         assert tuned[name].launch.threads == splits[kernel].threads
         assert tuned[name].scene.launches[:-1] == usual[kernel].scene.launches[:-1]
+    threads = {backend: cases(core, backend)["mul_mv_add_q4_k"].launch.threads for backend in ("metal", "cuda")}
+    assert threads == {"metal": usual["mul_mv_add_q4_k"].launch.threads, "cuda": 32}

@@ -6,9 +6,11 @@ Names, parameters and grids come from the same lowering as those of a model, so 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,8 @@ POS = 70  # of the first row: on the second page of the cache
 LONG_POS = 299  # where attention is split: several parts, and the last one not full
 M, K, N_VOCAB = 71, 512, 5000  # rows and columns of a matrix, logits: two blocks of every type, and tails
 POISON = 0xFF  # NaN in every float type
+
+MakeScene: TypeAlias = "Callable[..., Scene]"  # of rows and operations
 
 
 @dataclass(frozen=True)
@@ -90,23 +94,14 @@ class Case:
         """Of its inputs: always the same, so that a report can be seen again."""
         return zlib.crc32(self.launch.kernel.encode())
 
-    def tuned(self, core: ModuleType, splits: Mapping[str, Split]) -> Case:
-        """The same with the instance of the kernel that a device with these splits launches."""
-        scene = self.scene
-        (launch,) = Lowering(core, scene.cfg, scene.kv_type, tuned=splits).launches(self.launch.op, scene.rows)
-        launches = (*scene.launches[: self.index], launch, *scene.launches[self.index + 1 :])
-        return replace(self, scene=replace(scene, launches=launches))
 
-
-def cases(core: ModuleType) -> dict[str, Case]:
-    """A case for every kernel that a plan can launch, by name."""
+def cases(core: ModuleType, backend: str = "") -> dict[str, Case]:
+    """A case for every kernel that a plan can launch, by name; launched as on this backend where it has a choice."""
     found: dict[str, Case] = {}
-    for scene in _scenes(core):
-        for i, launch in enumerate(scene.launches):
-            found.setdefault(launch.kernel, Case(scene, i))
-    for splits in tuning.SPLITS.values():
-        for case in [found[kernel].tuned(core, splits) for kernel in splits]:
-            found.setdefault(case.launch.kernel, case)
+    for splits in (tuning.SPLITS.get(backend, {}), {}, *tuning.SPLITS.values()):
+        for scene in _scenes(partial(_scene, core, splits)):
+            for i, launch in enumerate(scene.launches):
+                found.setdefault(launch.kernel, Case(scene, i))
     return found
 
 
@@ -140,34 +135,34 @@ def _bytes(values: NDArray[np.generic]) -> Bytes:
 # ---- operations of every family -----------------------------------------------------------------------------
 
 
-def _scenes(core: ModuleType) -> Iterator[Scene]:
+def _scenes(scene: MakeScene) -> Iterator[Scene]:
     for qtype in SUPPORTED:
-        yield from _products(core, qtype)
+        yield from _products(scene, qtype)
         if qtype.name not in UNBATCHED:
-            yield from _mixtures(core, qtype)
-    yield from _rows_of_values(core)
-    yield from _caches(core)
-    yield from _recurrent(core)
+            yield from _mixtures(scene, qtype)
+    yield from _rows_of_values(scene)
+    yield from _caches(scene)
+    yield from _recurrent(scene)
     logits = (Op("argmax", (LOGITS,), (STEP, TOKENS)), Op("candidates", (LOGITS,), (CANDIDATES,)))
-    yield from (_scene(core, 1, op) for op in logits)
+    yield from (scene(1, op) for op in logits)
 
 
-def _products(core: ModuleType, qtype: QuantType) -> Iterator[Scene]:
+def _products(scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
     w, up, small = Weight("w", qtype, (M, K)), Weight("up", qtype, (M, K)), Weight("small", F32, (3, K))
     x, y, residual, scale = Value("x", K), Value("y", M), Value("residual", M), Value("scale", 3)
-    yield _scene(core, ROWS, Op("embed", (STEP, TOKENS, Weight("table", qtype, (N_VOCAB, K))), (x,), {"scale": 1.5}))
+    yield scene(ROWS, Op("embed", (STEP, TOKENS, Weight("table", qtype, (N_VOCAB, K))), (x,), {"scale": 1.5}))
     for rows in (1, ROWS):
-        yield _scene(core, rows, Op("linear", (STEP, w, x), (y,)))
-        yield _scene(core, rows, Op("linear_add", (STEP, w, x, residual), (y,)))
-        yield _scene(core, rows, Op("linear_mix", (STEP, w, x, residual, scale), (y,)))
+        yield scene(rows, Op("linear", (STEP, w, x), (y,)))
+        yield scene(rows, Op("linear_add", (STEP, w, x, residual), (y,)))
+        yield scene(rows, Op("linear_mix", (STEP, w, x, residual, scale), (y,)))
         for gated in ("linear_swiglu", "linear_geglu"):
-            yield _scene(core, rows, Op(gated, (STEP, w, up, x), (y,)))
+            yield scene(rows, Op(gated, (STEP, w, up, x), (y,)))
     plain, gate = Weight("plain", qtype, (M + 4, K)), w
     outs = (Value("plain.out", M + 4), Value("small.out", 3), y)
-    yield _scene(core, 1, Op("linear_stack", (STEP, x, plain, small, gate, up), outs))
+    yield scene(1, Op("linear_stack", (STEP, x, plain, small, gate, up), outs))
 
 
-def _mixtures(core: ModuleType, qtype: QuantType) -> Iterator[Scene]:
+def _mixtures(scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
     n, n_used = 8, 3
     cfg = _config(experts=Experts(n, n_used, K, K, 1.0))
     route = Route(
@@ -185,31 +180,31 @@ def _mixtures(core: ModuleType, qtype: QuantType) -> Iterator[Scene]:
     first = Op("experts", (*route, w, x), (each_y,))
     gated = Op("experts_swiglu", (*route, w, up, x), (each_y,))
     for rows in (1, ROWS):
-        yield _scene(core, rows, choose, first, cfg=cfg)
-        yield _scene(core, rows, choose, gated, cfg=cfg)
-    yield _scene(core, ROWS, choose, Op("mix", (STEP, route.weights, each_y, residual), (out,)), cfg=cfg)
+        yield scene(rows, choose, first, cfg=cfg)
+        yield scene(rows, choose, gated, cfg=cfg)
+    yield scene(ROWS, choose, Op("mix", (STEP, route.weights, each_y, residual), (out,)), cfg=cfg)
     mix = (*route, w, each_x, residual)
-    yield _scene(core, 1, choose, Op("experts_mix", mix, (out,)), cfg=cfg)
+    yield scene(1, choose, Op("experts_mix", mix, (out,)), cfg=cfg)
     for shared in dict.fromkeys((qtype, qtype if qtype.name == "f16" else Q8_0)):
         w_shared = Weight("w_shared", shared, (M, K))
-        yield _scene(core, 1, choose, Op("experts_mix", (*mix, w_shared, x), (out,)), cfg=cfg)
+        yield scene(1, choose, Op("experts_mix", (*mix, w_shared, x), (out,)), cfg=cfg)
 
 
-def _rows_of_values(core: ModuleType) -> Iterator[Scene]:
+def _rows_of_values(scene: MakeScene) -> Iterator[Scene]:
     n = 1500  # more than a threadgroup's columns
     x, other, y, last = Value("x", n), Value("other", n), Value("y", n), Value("last", n, last=True)
     norms = [Weight(name, F32, (n,)) for name in ("norm", "next_norm")]
     eps = {"eps": 1e-6}
-    yield _scene(core, ROWS, Op("rms_norm", (STEP, x, norms[0]), (y,), eps))
-    yield _scene(core, ROWS, Op("rms_norm_add", (STEP, x, norms[0], other), (y,), eps))
+    yield scene(ROWS, Op("rms_norm", (STEP, x, norms[0]), (y,), eps))
+    yield scene(ROWS, Op("rms_norm_add", (STEP, x, norms[0], other), (y,), eps))
     both = (y, Value("normed", n))
-    yield _scene(core, ROWS, Op("rms_norm_add_norm", (STEP, x, norms[0], other, norms[1]), both, eps))
+    yield scene(ROWS, Op("rms_norm_add_norm", (STEP, x, norms[0], other, norms[1]), both, eps))
     for kind in ("add", "swiglu", "geglu"):
-        yield _scene(core, ROWS, Op(kind, (STEP, x, other), (y,)))
-    yield _scene(core, ROWS, Op("take_last_row", (STEP, x), (last,)))
+        yield scene(ROWS, Op(kind, (STEP, x, other), (y,)))
+    yield scene(ROWS, Op("take_last_row", (STEP, x), (last,)))
 
 
-def _caches(core: ModuleType) -> Iterator[Scene]:
+def _caches(scene: MakeScene) -> Iterator[Scene]:
     k_cache, v_cache = (State(f"{kind}.0") for kind in KV_CACHES)
     for kv_type in KV_TYPES:
         for head_dim in HEAD_CLASSES:
@@ -217,10 +212,10 @@ def _caches(core: ModuleType) -> Iterator[Scene]:
             q, gated, out = Value("q", 4 * head_dim), Value("gated", 8 * head_dim), Value("out", 4 * head_dim)
             attrs = {"scale": head_dim**-0.5, "window": 0}
             attend = Op("attention", (STEP, PAGES, q, k_cache, v_cache, gated), (out,), attrs)
-            yield _scene(core, 1, attend, cfg=cfg, kv_type=kv_type)
-            yield _scene(core, ROWS, attend, cfg=cfg, kv_type=kv_type)
+            yield scene(1, attend, cfg=cfg, kv_type=kv_type)
+            yield scene(ROWS, attend, cfg=cfg, kv_type=kv_type)
             long = _config(head_dim=head_dim, n_ctx=SPLIT_ABOVE + 1)
-            yield _scene(core, 1, attend, cfg=long, kv_type=kv_type, pos=LONG_POS, split_keys=True)
+            yield scene(1, attend, cfg=long, kv_type=kv_type, pos=LONG_POS, split_keys=True)
         cfg = _config(head_dim=64, n_rot=48)
         k, v, out = Value("k", 2 * 64), Value("v", 2 * 64), Value("q_out", 4 * 64)
         vectors = (Weight("rope_freqs", F32, (24,)), Weight("q_norm", F32, (64,)), Weight("k_norm", F32, (64,)))
@@ -229,10 +224,10 @@ def _caches(core: ModuleType) -> Iterator[Scene]:
                 q = Value("q", (8 if qk_norm else 4) * 64)  # with gates, as the models that have these norms
                 op = Op("rope_kv", (STEP, PAGES, q, k, v, *vectors), (out, k_cache, v_cache),
                         {"rope": rope, "qk_norm": qk_norm})  # fmt: skip
-                yield _scene(core, ROWS, op, cfg=cfg, kv_type=kv_type)
+                yield scene(ROWS, op, cfg=cfg, kv_type=kv_type)
 
 
-def _recurrent(core: ModuleType) -> Iterator[Scene]:
+def _recurrent(scene: MakeScene) -> Iterator[Scene]:
     for size in SSM_CLASSES:
         ssm = Ssm(n_k_head=2, n_v_head=4, d_state=size, d_conv=4)
         weights = (
@@ -245,11 +240,12 @@ def _recurrent(core: ModuleType) -> Iterator[Scene]:
         reads = (STEP, Value("qkv", ssm.channels), *gates, *weights)
         writes = (Value("ssm", ssm.d_inner), State("ssm_conv.0"), State("ssm_state.0"))
         for rows in (1, ROWS):
-            yield _scene(core, rows, Op("ssm", reads, writes, {"eps": 1e-6}), cfg=_config(ssm=ssm))
+            yield scene(rows, Op("ssm", reads, writes, {"eps": 1e-6}), cfg=_config(ssm=ssm))
 
 
 def _scene(
     core: ModuleType,
+    splits: Mapping[str, Split],
     rows: int,
     *ops: Op,
     cfg: ModelConfig | None = None,
@@ -258,7 +254,7 @@ def _scene(
     split_keys: bool = False,
 ) -> Scene:
     cfg = cfg or _config()
-    lowering = Lowering(core, cfg, kv_type, split_keys)
+    lowering = Lowering(core, cfg, kv_type, split_keys, splits)
     launches = tuple(launch for op in ops for launch in lowering.launches(op, rows))
     return Scene(cfg, kv_type, rows, min(rows, N_TOKENS), pos, launches)
 

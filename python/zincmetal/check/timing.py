@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import tuning
 from ..config import ModelConfig, Rope
 from ..graph import KV_CACHES, PAGES, STEP, Op, State, Value, Weight
 from ..kernels import Lowering
@@ -79,7 +80,8 @@ class _Bench:
 
     def __init__(self, core: ModuleType, device: _core.Device, shape: Shape, size: int, copies: int) -> None:
         self._device, self._copies = device, copies
-        lowering = Lowering(core, _CFG, "f16", split_keys=device.info["backend"] != "cpu")
+        backend = device.info["backend"]
+        lowering = Lowering(core, _CFG, "f16", backend != "cpu", tuning.SPLITS.get(backend, {}))
         self._launches = lowering.launches(shape.op(size), shape.rows)
         sizes = buffer_sizes(_CFG, core, "f16", shape.rows)
         self._buffers: dict[str, tuple[_core.Buffer, int]] = {}  # and the bytes of one copy

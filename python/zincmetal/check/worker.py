@@ -87,7 +87,7 @@ class Lab:
         self.broken_sources: dict[str, str] = {}
         self.device = self._open(backend.KERNEL_FOLDER, stack)
         self.reference: _core.Device = backend.load("cpu").Device(native=False)
-        self.cases = cases(self.core)
+        self.cases = cases(self.core, self.device.info["backend"])
         self._kernels = set(self.device.kernel_names())
 
     def _open(self, folder: Path, stack: ExitStack) -> _core.Device:
