@@ -77,6 +77,8 @@ def test_it_passes_and_says_so_of_every_kernel(tmp_path, device, capsys):
     for name in core.Device().kernel_names():
         assert checks[f"pipeline/{name}"].status == checks[f"kernel/{name}"].status == "PASS"
         assert 0 <= checks[f"kernel/{name}"].figures["error"] <= 1
+    assert found.keys() == {"zincmetal", "host", "device", "checks", "summary"}
+    assert all(c.keys() == {"name", "status", "message", "figures"} for c in found["checks"])
     assert found["device"]["backend"] == device
     assert found["host"]["memory"] > 0
     assert checks["model/first tokens"].figures["tokens"] == checks["model/first tokens"].figures["cpu_tokens"]
