@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import tuning
 from ..config import ModelConfig, Rope
-from ..graph import KV_CACHES, PAGES, STEP, Op, State, Value, Weight
+from ..graph import KV_CACHES, PAGES, STEP, Op, Operand, State, Value, Weight
 from ..kernels import Lowering
 from ..layout import buffer_sizes
 from ..quants import by_name
@@ -85,15 +85,9 @@ class _Bench:
         self._launches = lowering.launches(shape.op(size), shape.rows)
         sizes = buffer_sizes(_CFG, core, "f16", shape.rows)
         self._buffers: dict[str, tuple[_core.Buffer, int]] = {}  # and the bytes of one copy
-        for arg in (arg for launch in self._launches for arg in launch.args):
-            o = arg.operand
-            nbytes = (
-                o.type.nbytes(o.shape) if isinstance(o, Weight)
-                else 4 * o.width * shape.rows if isinstance(o, Value)
-                else sizes[o.name]
-            )  # fmt: skip
-            if o.name not in self._buffers:
-                self._buffers[o.name] = self._filled(nbytes, copies if _is_read_most(o.name) else 1), nbytes
+        for operand in {arg.operand for launch in self._launches for arg in launch.args}:
+            nbytes = _nbytes(operand, shape.rows, sizes)
+            self._buffers[operand.name] = self._filled(nbytes, copies if _is_read_most(operand.name) else 1), nbytes
         step = np.zeros(1, core.params_dtype("Step"))
         step["n_tokens"], step["pos"] = shape.rows, size - 1
         self._buffers[STEP.name] = device.alloc(step.nbytes), step.nbytes
@@ -125,6 +119,12 @@ class _Bench:
         for at in range(0, buffer.nbytes, pattern.size):
             buffer.write(pattern[: buffer.nbytes - at], at)
         return buffer
+
+
+def _nbytes(operand: Operand, rows: int, sizes: dict[str, int]) -> int:
+    if isinstance(operand, Weight):
+        return operand.type.nbytes(operand.shape)
+    return 4 * operand.width * rows if isinstance(operand, Value) else sizes[operand.name]
 
 
 def _is_read_most(name: str) -> bool:
