@@ -224,7 +224,15 @@ void bind_device(py::module_& m) {
                 const RunTimes times = d.wait(d.submit(*recording));
                 return times.gpu_end - times.gpu_start;
             },
-            py::arg("dispatches"), py::arg("concurrent") = true);
+            py::arg("dispatches"), py::arg("concurrent") = true)
+        .def(
+            "time_each",
+            [](Device& d, const std::vector<PyDispatch>& dispatches) {
+                const auto list = to_dispatches(d, dispatches);
+                py::gil_scoped_release unlocked;
+                return d.time_each(list);
+            },
+            py::arg("dispatches"));
 }
 
 void bind_plan(py::module_& m) {

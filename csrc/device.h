@@ -121,6 +121,18 @@ class Device {
     // Waits for this command buffer and all before it. One that failed throws here, and at every later call. The times
     // are known for the last two command buffers, and zero for older ones.
     virtual RunTimes wait(uint64_t ticket) = 0;
+
+    // Runs the dispatches once, each by itself after the one before has ended: the seconds that each took, on the
+    // device's clock. For a profile; what they leave in memory is that of a run.
+    virtual std::vector<double> time_each(const std::vector<Dispatch>& dispatches) {
+        std::vector<double> seconds;
+        for (const Dispatch& d : dispatches) {
+            const auto alone = record({d}, Encoding::serial);
+            const RunTimes times = wait(submit(*alone));
+            seconds.push_back(times.gpu_end - times.gpu_start);
+        }
+        return seconds;
+    }
 };
 
 std::unique_ptr<Device> open_device(const DeviceOptions& options);

@@ -1,5 +1,5 @@
 // TG_ARRAY and barriers for CUDA, and the __global__ function through which a kernel is launched there: its parameters
-// are the kernel's params by value, then the buffers in order.
+// are the kernel's params by value, Ahead, then the buffers in order.
 #pragma once
 
 #include "kernel_common.h"
@@ -14,8 +14,30 @@ METAL_FUNC void simdgroup_barrier(mem_flags) { __syncwarp(); }
 
 namespace zinc::msl {
 
+// A kernel may have been launched while the one before it still runs. It fetches this threadgroup's share of the
+// weights meanwhile, waits for all before it to have ended, and lets the next one be launched.
+__device__ inline void take_turn(const Ahead& ahead) {
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x < Ahead::N) {
+        const uint32_t i = threadIdx.x, n = gridDim.x * gridDim.y * gridDim.z;
+        const uint32_t block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+        const uint32_t each = (ahead.bytes[i] / n + 16) / 16 * 16;
+        const uint64_t first = uint64_t(block) * each;
+        if (first < ahead.bytes[i]) {
+            const uint32_t bytes = min(each, ahead.bytes[i] - uint32_t(first));
+            const char* at = static_cast<const char*>(ahead.at[i]) + first;
+            asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes));
+        }
+    }
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 template <auto F, class Params, class... Buffers>
-__global__ void global_function(const __grid_constant__ Params params, Buffers... buffers) {
+__global__ void global_function(const __grid_constant__ Params params, const __grid_constant__ Ahead ahead,
+                                Buffers... buffers) {
+    take_turn(ahead);
     F(params, buffers..., metal::uint3(blockIdx.x, blockIdx.y, blockIdx.z),
       metal::uint3(gridDim.x, gridDim.y, gridDim.z), threadIdx.x, threadIdx.x / simd_width, threadIdx.x % simd_width,
       blockDim.x / simd_width);

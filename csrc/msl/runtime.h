@@ -53,6 +53,14 @@ struct ThreadArguments {
     uint32_t tid, sg, lane, n_sg;
 };
 
+// CUDA: bytes that a kernel will read and nothing writes, for it to fetch into the cache while it waits for the kernel
+// before it. Addresses and sizes are multiples of 16.
+struct Ahead {
+    static constexpr uint32_t N = 4, MAX_BYTES = 32 << 20;  // ranges; the largest that is worth it
+    const void* at[N];
+    uint32_t bytes[N];
+};
+
 struct BufferSignature {
     uint32_t element_bytes;
     uint32_t alignment;
@@ -65,7 +73,7 @@ struct KernelInfo {
     uint32_t n_buffers;
     const BufferSignature* buffers;
     void (*thread)(const ThreadArguments&) = nullptr;  // CPU: runs one thread
-    const void* global = nullptr;                      // CUDA: what cudaLaunchKernel takes; params, then the buffers
+    const void* global = nullptr;                      // CUDA: takes params, Ahead, then the buffers
 };
 
 void register_kernel(const KernelInfo& kernel);

@@ -38,6 +38,8 @@ class Device:
         """(max threads per threadgroup, simdgroup width, static threadgroup bytes)."""
     def run(self, dispatches: Sequence[Dispatch], concurrent: bool = True) -> float:
         """Record, run and wait, once; seconds on the device's clock."""
+    def time_each(self, dispatches: Sequence[Dispatch]) -> list[float]:
+        """Run each alone after the one before has ended, once; the seconds of each on the device's clock."""
 
 class Plan:
     """Dispatches made ready to be replayed as one command buffer."""

@@ -1,0 +1,67 @@
+// CUDA's handles with owners, and its errors as ours.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <string>
+#include <type_traits>
+
+#include "../device.h"
+
+namespace zinc::cuda {
+
+inline std::string describe(cudaError_t status) {
+    return std::string(cudaGetErrorString(status)) + " (" + cudaGetErrorName(status) + ")";
+}
+
+inline void check(cudaError_t status, const std::string& what) {
+    if (status == cudaSuccess) return;
+    cudaGetLastError();  // said once, here
+    throw DeviceError(what + ": " + describe(status));
+}
+
+template <auto destroy>
+struct Destroy {
+    template <class T>
+    void operator()(T* handle) const {
+        destroy(handle);
+    }
+};
+
+template <class Handle, auto destroy>
+using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroy<destroy>>;
+
+using Stream = Owned<cudaStream_t, cudaStreamDestroy>;
+using Event = Owned<cudaEvent_t, cudaEventDestroy>;
+using Graph = Owned<cudaGraph_t, cudaGraphDestroy>;
+using GraphExec = Owned<cudaGraphExec_t, cudaGraphExecDestroy>;
+using DeviceMemory = Owned<void*, cudaFree>;
+using PinnedMemory = Owned<void*, cudaFreeHost>;
+
+inline Event make_event(unsigned flags = cudaEventDefault) {
+    cudaEvent_t event;
+    check(cudaEventCreateWithFlags(&event, flags), "an event");
+    return Event(event);
+}
+
+inline Stream make_stream() {
+    cudaStream_t stream;
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+    return Stream(stream);
+}
+
+inline Graph make_graph() {
+    cudaGraph_t graph;
+    check(cudaGraphCreate(&graph, 0), "a graph");
+    return Graph(graph);
+}
+
+// Null where there is none to be had.
+inline PinnedMemory make_pinned(size_t nbytes) {
+    void* memory = nullptr;
+    if (cudaMallocHost(&memory, nbytes) != cudaSuccess) cudaGetLastError();
+    return PinnedMemory(memory);
+}
+
+}  // namespace zinc::cuda
