@@ -1,39 +1,59 @@
 #include "sort_key.h"
-#include "shapes.h"
-
-constant constexpr uint TOP_K_EXPERTS = 1024;  // at most
-
-// How many experts come before expert i: those of a larger key, and the same key with a lower id.
-METAL_FUNC uint rank_of(uint i, threadgroup const uint* keys, uint n_expert) {
-    const uint key = keys[i];
-    uint rank = 0;
-    for (uint j = 0; j < i; j++) rank += keys[j] >= key;
-    for (uint j = i + 1; j < n_expert; j++) rank += keys[j] > key;
-    return rank;
-}
 
 // Which experts a row of the step meets: the n_used with the largest logits, NaN after all numbers, and their shares of
-// a softmax over them (one over all experts, divided by what the chosen ones have of it, is the same). A threadgroup
-// takes a row.
-template <class T>
+// a softmax over them (one over all experts, divided by what the chosen ones have of it, is the same). A simdgroup
+// takes a row, and its lanes keep all keys of it: with so few, reading and meeting cost more than comparing.
+
+// What a lane has of a row of up to MAX logits.
+template <uint MAX>
+struct LaneKeys {
+    static constant constexpr uint N = MAX / SIMD;
+    uint of[N];  // of expert lane + j * SIMD: 0 where there is none or it has been taken, else a sort key + 1
+
+    template <class T>
+    METAL_FUNC void load(device const T* logits, uint n_expert, uint lane) {
+        UNROLL for (uint j = 0; j < N; j++) {
+            const uint i = lane + j * SIMD;
+            of[j] = i < n_expert ? sort_key(logits[i]) + 1 : 0;
+        }
+    }
+
+    // The largest key of the simdgroup, and the first expert that has it, which is then taken.
+    METAL_FUNC uint take_largest(thread uint& expert, uint lane) {
+        uint mine = of[0], slot = 0;
+        UNROLL for (uint j = 1; j < N; j++) {
+            if (of[j] > mine) {
+                mine = of[j];
+                slot = j;
+            }
+        }
+        const uint largest = simd_max(mine);
+        expert = simd_min(mine == largest ? lane + slot * SIMD : MAX);
+        UNROLL for (uint j = 0; j < N; j++) {
+            if (expert == lane + j * SIMD) of[j] = 0;
+        }
+        return largest;
+    }
+};
+
+template <class T, uint MAX>
 kernel void moe_topk(constant TopKParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                      device const T* logits [[buffer(2)]], device const T* shared_logit [[buffer(3)]],
                      device int* ids [[buffer(4)]], device T* weights [[buffer(5)]], GRID_IDS) {
-    TG_ARRAY(uint, keys, TOP_K_EXPERTS);
-    TG_ARRAY(uint, chosen, SIMD);  // by rank
-    if (tg.x >= step->n_tokens) return;
-    device const T* row = logits + ulong(tg.x) * p.n_expert;
-    for (uint i = tid; i < p.n_expert; i += n_sg * SIMD) keys[i] = sort_key(row[i]);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    for (uint i = tid; i < p.n_expert; i += n_sg * SIMD) {
-        const uint rank = rank_of(i, keys, p.n_expert);
-        if (rank < p.n_used) chosen[rank] = i;
+    if (tg.x >= step->n_tokens || sg != 0) return;
+    const float shared = p.has_shared ? float(shared_logit[tg.x]) : 0.0f;
+    LaneKeys<MAX> keys;
+    keys.load(logits + ulong(tg.x) * p.n_expert, p.n_expert, lane);
+    uint expert = 0, key = 0;  // of rank `lane`
+    for (uint rank = 0; rank < p.n_used; rank++) {
+        uint chosen;
+        const uint largest = keys.take_largest(chosen, lane);
+        if (lane == rank) {
+            expert = chosen;
+            key = largest - 1;
+        }
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (sg != 0) return;
 
-    const uint expert = lane < p.n_used ? chosen[lane] : 0;
-    const uint key = lane < p.n_used ? keys[expert] : 0;
     // What is no number, and so has the key 0, has no share.
     const float largest = value_of_sort_key(simd_max(key));
     const float share = key != 0 ? precise::exp(value_of_sort_key(key) - largest) : 0.0f;
@@ -43,7 +63,8 @@ kernel void moe_topk(constant TopKParams& p [[buffer(0)]], device const Step* st
         ids[ulong(tg.x) * p.n_used + lane] = int(expert);
         out[lane] = p.scale * share / total;
     }
-    if (lane == 0) out[p.n_used] = p.has_shared ? 1.0f / (1.0f + precise::exp(-shared_logit[tg.x])) : 0.0f;
+    if (lane == 0) out[p.n_used] = p.has_shared ? 1.0f / (1.0f + precise::exp(-shared)) : 0.0f;
 }
 
-KERNEL("moe_topk", moe_topk<float>)
+KERNEL("moe_topk_256", moe_topk<float, 256>)
+KERNEL("moe_topk_1024", moe_topk<float, 1024>)

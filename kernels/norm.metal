@@ -1,4 +1,5 @@
 #include "reduce.h"
+#include "shapes.h"
 
 // RMSNorm, one threadgroup per row. Neighbouring threads read neighbouring floats, so that any row length and any
 // 4-byte alignment (weights lie where the file puts them) costs no extra transactions.
@@ -16,6 +17,28 @@ METAL_FUNC float sum_of_squares(device const T* x, uint n, uint tid, uint n_thre
         const float v = x[i];
         squares += v * v;
     }
+    return squares;
+}
+
+// The floats tid, tid + n_threads, ... of a row: the first of those that fall to a thread. They are read at once,
+// before any is needed, since a kernel this small takes as long as its loads that wait for each other.
+struct Share {
+    float of[NORM_KEPT];
+};
+
+template <class T>
+METAL_FUNC Share keep(device const T* row, uint n, uint tid, uint n_threads) {
+    Share share;
+    UNROLL for (uint j = 0; j < NORM_KEPT; j++) {
+        const uint i = tid + j * n_threads;
+        share.of[j] = i < n ? row[i] : T(0);
+    }
+    return share;
+}
+
+METAL_FUNC float sum_of_squares(thread const Share& share) {
+    float squares = 0.0f;
+    UNROLL for (uint j = 0; j < NORM_KEPT; j++) squares += share.of[j] * share.of[j];
     return squares;
 }
 
@@ -41,9 +64,15 @@ kernel void rms_norm(constant NormParams& p [[buffer(0)]], device const Step* st
     if (tg.x >= step->n_tokens) return;
     const ulong row = ulong(tg.x) * p.n;
     const uint n_threads = n_sg * SIMD;
-    const float squares = sum_of_squares(x + row, p.n, tid, n_threads);
+    const uint n_kept = min(p.n, NORM_KEPT * n_threads);
+    const Share xs = keep(x + row, p.n, tid, n_threads), weights = keep(weight, p.n, tid, n_threads);
+    const float squares = sum_of_squares(xs) + sum_of_squares(x + row + n_kept, p.n - n_kept, tid, n_threads);
     const float scale = rms_scale(squares, p.n, p.eps, scratch, sg, lane, n_sg);
-    for (uint i = tid; i < p.n; i += n_threads) out[row + i] = x[row + i] * scale * weight[i];
+    UNROLL for (uint j = 0; j < NORM_KEPT; j++) {
+        const uint i = tid + j * n_threads;
+        if (i < p.n) out[row + i] = xs.of[j] * scale * weights.of[j];
+    }
+    for (uint i = n_kept + tid; i < p.n; i += n_threads) out[row + i] = x[row + i] * scale * weight[i];
 }
 
 // sum = residual + rms_norm(x)

@@ -11,7 +11,6 @@
     S(MOE_MIX_THREADS, 128) /* share MOE_MIX_ROWS rows of all chosen experts */                                        \
     S(MOE_MIX2_THREADS, 96) /* the same, with a shared expert: nine divide by three */                                 \
     S(MOE_MIX_ROWS, 2)                                                                                                 \
-    S(TOP_K_THREADS, 256)                                                                                              \
     S(MUL_MM_THREADS, 128)                                                                                             \
     S(MUL_MM_ROWS, 64)    /* rows of weights per threadgroup, of both matrices together for swiglu */                  \
     S(MUL_MM_TOKENS, 32)  /* tokens per threadgroup */                                                                 \
@@ -31,7 +30,8 @@
     S(SSM_DELTA_TILE, 1024)           /* floats of q, and of k, that a threadgroup stages at a time */                 \
     S(SSM_NORM_THREADS, 128)          /* a simdgroup per head */                                                       \
     S(SSM_STEP_THREADS, 512)          /* any whole number of simdgroups will do */                                     \
-    S(NORM_THREADS, 256)                                                                                               \
+    S(NORM_THREADS, 512)              /* any whole number of simdgroups will do */                                     \
+    S(NORM_KEPT, 8)                   /* floats of a row that a thread keeps in registers */                           \
     S(ELEMENTWISE_THREADS, 256)                                                                                        \
     S(ELEMENTWISE_COLUMNS, 1024) /* of a row, per threadgroup */                                                       \
     S(ARGMAX_THREADS, 256)                                                                                             \

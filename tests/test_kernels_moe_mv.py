@@ -205,7 +205,7 @@ def run_topk(
     params = {"n_expert": n_expert, "n_used": n_used, "has_shared": int(shared is not None), "scale": scale}
     logit_input = lab.input(logits, align=4)
     bindings = [lab.step(n_tokens), logit_input, logit_input if shared is None else lab.input(shared), ids, weights]
-    lab.run("moe_topk", params, "TopKParams", bindings, (rows,), lab.core.shapes()["TOP_K_THREADS"])
+    lab.run(f"moe_topk_{256 if n_expert <= 256 else 1024}", params, "TopKParams", bindings, (rows,), 32)
     assert_untouched(ids.array[n_tokens:])
     assert_untouched(weights.array[n_tokens:])
     return ids.array[:n_tokens], weights.array[:n_tokens]
@@ -278,5 +278,8 @@ def test_topk_of_logits_whose_exponential_overflows(lane: str) -> None:
 @every_lane
 def test_every_expert_type_has_every_kernel(lane: str) -> None:
     want = {f"{family}_{t.name}" for family in ("moe_mv", "moe_mv_swiglu", "moe_mv_mix") for t in TYPES}
-    want |= {f"moe_mv_mix2_{t.name}_{s.name}" for t in TYPES for s in shared_types(t)} | {"moe_topk"}
+    want |= {f"moe_mv_mix2_{t.name}_{s.name}" for t in TYPES for s in shared_types(t)} | {
+        "moe_topk_256",
+        "moe_topk_1024",
+    }
     assert want <= set(Lab(lane).device.kernel_names())

@@ -34,7 +34,7 @@ HEADS = (32, 64, 96, 128, 256)
 NATIVE = {
     *(f"mul_{shape}{epilogue}_{t}" for shape in ("mv", "mm") for epilogue in EPILOGUES for t in TYPES),
     *(f"moe_mm{epilogue}_{t.name}" for epilogue in ("", "_swiglu") for t in EXPERT_TYPES),
-    *("moe_topk", "moe_sort", "moe_mix"),
+    *("moe_topk_256", "moe_topk_1024", "moe_sort", "moe_mix"),
     *(f"embed_{t}" for t in TYPES),
     *(f"attention_{phase}_{kv}_{dim}" for phase in ("decode", "prefill") for kv in KV_TYPES for dim in HEADS),
     *(f"rope_kv_{kind}_{kv}{norm}" for kind in ("norm", "neox") for kv in KV_TYPES for norm in ("", "_qknorm")),

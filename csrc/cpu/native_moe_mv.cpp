@@ -143,7 +143,8 @@ NATIVE_TABLE(moe_mv) = {
     MOE_MV_SHARED_Q8_0("q4_k", Q4_K),
     MOE_MV_SHARED_Q8_0("q5_k", Q5_K),
     MOE_MV_SHARED_Q8_0("q6_k", Q6_K),
-    {"moe_topk", moe_topk, 1},
+    {"moe_topk_256", moe_topk, 1},
+    {"moe_topk_1024", moe_topk, 1},
     {},
 };
 

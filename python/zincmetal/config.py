@@ -21,7 +21,8 @@ HYBRIDS = frozenset({"qwen35", "qwen35moe"})
 # Architectures in which some layers attend to a window, with rotary frequencies of their own.
 WINDOWED = frozenset({"gemma3"})
 # What the routing and convolution kernels are made for.
-MAX_EXPERTS, MAX_EXPERTS_USED, MAX_CONV = 1024, 32, 8
+EXPERT_CLASSES = (256, 1024)  # experts that the kernels which choose among them are built for
+MAX_EXPERTS_USED, MAX_CONV = 32, 8
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,8 @@ def _refuse_what_is_not_computed(keys: _Keys) -> None:
 
 def _experts(keys: _Keys) -> Experts:
     n, n_used = keys.size("expert_count"), keys.size("expert_used_count")
-    if n > MAX_EXPERTS:
-        raise UnsupportedModelError(f"{keys.arch}.expert_count is {n}; at most {MAX_EXPERTS} are supported")
+    if n > EXPERT_CLASSES[-1]:
+        raise UnsupportedModelError(f"{keys.arch}.expert_count is {n}; at most {EXPERT_CLASSES[-1]} are supported")
     if n_used > min(n, MAX_EXPERTS_USED):
         raise keys.bad("expert_used_count", f"{n_used} of {n} experts; at most {min(n, MAX_EXPERTS_USED)} can be used")
     scale = keys.number("expert_weights_scale", 0.0)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import tuning
-from ..config import HEAD_CLASSES, SSM_CLASSES, Experts, ModelConfig, Rope, Ssm
+from ..config import EXPERT_CLASSES, HEAD_CLASSES, SSM_CLASSES, Experts, ModelConfig, Rope, Ssm
 from ..fuse import UNBATCHED
 from ..graph import CANDIDATES, KV_CACHES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
 from ..kernels import SPLIT_ABOVE, Launch, Lowering
@@ -140,6 +140,7 @@ def _scenes(scene: MakeScene) -> Iterator[Scene]:
         yield from _products(scene, qtype)
         if qtype.name not in UNBATCHED:
             yield from _mixtures(scene, qtype)
+    yield from _choices(scene)
     yield from _rows_of_values(scene)
     yield from _caches(scene)
     yield from _recurrent(scene)
@@ -162,9 +163,8 @@ def _products(scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
     yield scene(1, Op("linear_stack", (STEP, x, plain, small, gate, up), outs))
 
 
-def _mixtures(scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
-    n, n_used = 8, 3
-    cfg = _config(experts=Experts(n, n_used, K, K, 1.0))
+def _choice(n: int, n_used: int) -> tuple[Route, Op]:
+    """A routing among ``n`` experts and the operation that makes it."""
     route = Route(
         Value("expert_ids", n_used),
         Value("expert_weights", n_used + 1),
@@ -173,7 +173,18 @@ def _mixtures(scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
         Value("expert_n_tiles", 1),
     )
     attrs = {"has_shared": True, "scale": 1.0}
-    choose = Op("route", (STEP, Value("router", n), Value("shared", 1)), tuple(route), attrs)
+    return route, Op("route", (STEP, Value("router", n), Value("shared", 1)), tuple(route), attrs)
+
+
+def _choices(scene: MakeScene) -> Iterator[Scene]:
+    for n in EXPERT_CLASSES:
+        yield scene(ROWS, _choice(n - 3, 8)[1], cfg=_config(experts=Experts(n - 3, 8, K, K, 1.0)))
+
+
+def _mixtures(scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
+    n, n_used = 8, 3
+    cfg = _config(experts=Experts(n, n_used, K, K, 1.0))
+    route, choose = _choice(n, n_used)
     w, up = (Weight(name, qtype, (n, M, K)) for name in ("w", "up"))
     x, residual, out = Value("x", K), Value("residual", M), Value("out", M)
     each_x, each_y = Value("each_x", n_used * K), Value("each_y", n_used * M)
