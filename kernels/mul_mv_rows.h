@@ -25,15 +25,15 @@ METAL_FUNC Rows<R> rows_of(Matrices<N> w, uint first, uint m, uint row_bytes) {
     return rows;
 }
 
-// sums += factor * (rows · x), this lane's share: lanes divide the blocks, a part of 16 weights each, so that even a
-// row of two super-blocks keeps all of them busy. The activations of a part stay in registers for all rows.
+// sums += factor * (rows · x), this lane's share: lanes divide the blocks, 16 weights or 8 each, so that even a row of
+// two super-blocks keeps all of them busy. The activations that they meet stay in registers for all rows.
 template <class Q, uint R>
 METAL_FUNC void add_rows(thread Sums<R>& sums, Rows<R> rows, device const float* x, uint k, float factor, uint lane) {
     UNROLL for (uint r = 0; r < R; r++) sums.of[r] += factor * Q::dot_tail(rows.at[r], x, k, lane);
 
-    const uint part = lane % Q::PARTS;
+    const uint part = lane % Q::LANES;
     const uint n_blocks = Q::is_whole(k) ? k / Q::BLOCK : 0;
-    for (uint block = lane / Q::PARTS; block < n_blocks; block += SIMD / Q::PARTS) {
+    for (uint block = lane / Q::LANES; block < n_blocks; block += SIMD / Q::LANES) {
         const typename Q::X xs = Q::load_x(x + block * Q::BLOCK, part);
         UNROLL for (uint r = 0; r < R; r++) {
             sums.of[r] += factor * Q::dot_part((device const typename Q::Block*)rows.at[r] + block, part, xs);
