@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,7 @@ import ceilings
 import zincmetal
 from ceilings import Ceilings
 from costs import Costs, shape_of
-from zincmetal.plan import Plan, ready
+from zincmetal.plan import Plan
 
 PASSES = 5
 
@@ -67,35 +67,14 @@ class Class:
 # ---- measuring --------------------------------------------------------------------------------------------------
 
 
-def dispatch_seconds(model: zincmetal.Model, plan: Plan, before: Callable[[], None]) -> list[float]:
-    """Seconds of each dispatch of a plan by itself, the median of PASSES; ``before`` prepares the step each time."""
-    device = model.device
-    dispatches = [ready(d, model._memory.buffer) for d in plan.dispatches]
-    passes = []
-    for _ in range(PASSES + 1):
-        before()
-        passes.append(one_by_one(device, dispatches))
-    return [median(times) for times in zip(*passes[1:], strict=True)]
-
-
-def one_by_one(device: Any, dispatches: list[Any]) -> list[float]:
-    """Seconds of each, run after the one before has ended."""
-    if hasattr(device, "time_each"):
-        return list(device.time_each(dispatches))
-    return [device.run([d], concurrent=False) for d in dispatches]
-
-
 def classes(model: zincmetal.Model, plan: Plan, pos: int, ids: list[int]) -> list[Class]:
-    """The plan's dispatches in a step of ``ids`` at ``pos``, summed by kernel and shape, the longest first."""
-    step = np.zeros(1, model.core.params_dtype("Step"))
-    step["n_tokens"], step["pos"] = len(ids), pos
-
-    def before() -> None:
-        model._memory.buffer("step").write(step.view(np.uint8))
-        model._memory.buffer("tokens").write(np.array(ids, np.int32))
-
+    """The plan's dispatches in a step of ``ids`` at ``pos``, by themselves, summed by kernel and shape, the longest
+    first.
+    """
+    passes = [model.time_dispatches(ids, pos) for _ in range(PASSES + 1)][1:]
     costs, found = Costs(plan, model.config, pos), dict[tuple[str, str], Class]()
-    for d, seconds in zip(plan.dispatches, dispatch_seconds(model, plan, before), strict=True):
+    for timed in zip(*passes, strict=True):
+        d, seconds = timed[0][0], median(seconds for _, seconds in timed)
         key = (d.launch.kernel, shape_of(plan, d))
         c, cost = found.setdefault(key, Class(*key)), costs.of(d)
         c.count += 1

@@ -14,6 +14,7 @@ import pytest
 
 import zincmetal
 from conftest import reference_models
+from zincmetal.blueprint import Blueprint
 from zincmetal.errors import ContextFullError, DeviceError, UsageError
 
 PATH = reference_models("llama")[0]
@@ -338,3 +339,40 @@ def test_an_interrupt_of_the_clean_up_itself(model: Any) -> None:
     assert len(calls) == 1
     assert model.generate(PROMPT, max_tokens=8).tokens == fresh(PROMPT, 8)
     follows_like_fresh(model)
+
+
+# ---- plans by context --------------------------------------------------------------------------------------------
+
+
+def test_a_sequence_outgrows_its_plans(model: Any) -> None:
+    """Plans for short contexts hand over to those for longer ones, in the middle of a stream."""
+    want = model.generate(PROMPT, max_tokens=40).tokens
+    model.reset()
+    model._plans.clear()
+    model.blueprint._reaches = [8, 9, 16, model.config.n_ctx]
+    before = model.session.counters
+    assert model.generate(PROMPT, max_tokens=40).tokens == want
+    assert model.session.counters["steps"] - before["steps"] == 40  # none was run in vain
+    assert {reach for rows, _, reach in model._plans if rows == 1} == {8, 9, 16, model.config.n_ctx}
+
+
+def test_attention_is_divided_only_where_keys_are_many(model: Any) -> None:
+    info = {**model.device.info, "backend": "cuda"}
+    with zincmetal.gguf.open(PATH) as file:
+        blueprint = Blueprint(file, model.core, info, context=8192)
+    dispatches = {reach: len(blueprint.plan(1, "argmax", reach).dispatches) for reach in (1024, 4096, 8192)}
+    merges = blueprint.config.n_layer
+    assert dispatches[4096] == dispatches[8192] == dispatches[1024] + merges
+    assert [blueprint.reach(n) for n in (1, 1024, 1025, 4097, 8192)] == [1024, 1024, 4096, 8192, 8192]
+
+
+def test_every_dispatch_of_a_step_is_timed(model: Any) -> None:
+    want = model.generate(PROMPT, max_tokens=5).tokens
+    for n, rows, position in ((1, 1, 0), (1, 1, 63), (20, 32, 44)):
+        timed = model.time_dispatches(range(n), position)
+        assert [d for d, _ in timed] == list(model.blueprint.plan(rows).dispatches)
+        assert all(seconds > 0 for _, seconds in timed)
+    assert model.generate(PROMPT, max_tokens=5).tokens == want
+    for n, position in ((20, 45), (1, -1), (1, 64)):
+        with pytest.raises(UsageError, match="of a context of 64"):
+            model.time_dispatches(range(n), position)

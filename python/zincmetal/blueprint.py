@@ -17,6 +17,7 @@ from .layout import Layout, buffer_sizes
 from .plan import Plan, Region, record
 
 PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
+REACHES = (1024, 4096)  # positions: sequences within them have plans of their own, which divide no keys, or fewer
 # What a plan ends in: the id of the largest logit of the last row, what sampling needs of that row's logits, or the
 # logits of all rows.
 HEADS = ("argmax", "candidates", "all")
@@ -39,20 +40,27 @@ class Blueprint:
         self.layout = Layout(file, self.config, buffer_sizes(self.config, core, kv, max(PREFILL_ROWS)), info)
         self._info, self._page = info, core.shapes()["KV_PAGE"]
         backend = info["backend"]
-        self._lowering = Lowering(core, self.config, kv, backend != "cpu", tuning.SPLITS.get(backend, {}))
-        self._plans: dict[tuple[int, str], Plan] = {}
+        split_keys = backend != "cpu"
+        self._lowering = Lowering(core, self.config, kv, split_keys, tuning.SPLITS.get(backend, {}))
+        self._reaches = [*(r for r in REACHES if split_keys and r < self.config.n_ctx), self.config.n_ctx]
+        self._plans: dict[tuple[int, str, int], Plan] = {}
         self._refuse_unused(self.plan(1))
 
-    def plan(self, rows: int, head: str = "argmax") -> Plan:
-        """The plan for steps of up to ``rows`` rows that ends in ``head``, one of HEADS."""
-        key = (rows, head)
+    def reach(self, n: int) -> int:
+        """The least number of positions, no fewer than ``n``, that there are plans for."""
+        return next(r for r in self._reaches if n <= r)
+
+    def plan(self, rows: int, head: str = "argmax", reach: int | None = None) -> Plan:
+        """The plan for steps of up to ``rows`` rows, before position ``reach``, that ends in ``head``, one of HEADS."""
+        reach = reach or self.config.n_ctx
+        key = (rows, head, reach)
         if key not in self._plans:
             logits = Region(LOGITS.name, 0, 4 * self.config.n_vocab * (rows if head == "all" else 1))
 
             def place(operand: Operand) -> Region:
                 return logits if operand == LOGITS else self.layout.place(operand)
 
-            self._plans[key] = record(self._ops(rows, head), rows, self._lowering, place)
+            self._plans[key] = record(self._ops(rows, head), rows, self._lowering.within(reach), place)
         return self._plans[key]
 
     def check_memory(self, sequences: int = 1) -> None:

@@ -23,7 +23,7 @@ from .candidates import StepLogits
 from .errors import ContextFullError, DeviceError, UsageError
 from .layout import KV_TYPES
 from .memory import Memory, Progress, map_weights
-from .plan import ARENA, Plan
+from .plan import ARENA, Dispatch, Plan, ready
 from .routed import Compiled, Counters, RoutedPlan, compiled
 from .sampling import Sampler, SamplingParams
 from .snapshot import Snapshot
@@ -101,7 +101,7 @@ class Model:
         """What a model does not share with its forks: a sequence, its memory, and plans that use it."""
         self._memory = Memory(self.device, self._weights, self.blueprint.layout)
         self._memory.alloc(ARENA, 1)
-        self._plans: dict[tuple[int, str], tuple[Plan, Compiled]] = {}
+        self._plans: dict[tuple[int, str, int], tuple[Plan, Compiled]] = {}
         self._sequence: list[int] = []
         self._words_read = 0
         self._routed = Counters()
@@ -213,8 +213,9 @@ class Model:
             last = min(max_tokens, self.config.n_ctx - len(ids) + 1)
             last_ahead = last - 2 if params.greedy and self._ahead else 0
             kept = self._keep_common(ids)
-            for rows in {1, *_chunk_rows(len(ids) - kept)}:
+            for rows in {*_chunk_rows(len(ids) - kept)}:
                 self._recorded(rows, head)
+            self._recorded(1, head, len(ids))
             began = time.perf_counter()
             best = self._prefill(ids[kept:], progress, head)
             prompt_tps = (len(ids) - kept) / (time.perf_counter() - began)
@@ -301,6 +302,29 @@ class Model:
         """
         return {**self.session.counters, "host_routed": asdict(self._routed), "host_routed_why": self._why_routed}
 
+    def time_dispatches(self, ids: Sequence[int], position: int = 0) -> list[tuple[Dispatch, float]]:
+        """Run a greedy step of ``ids`` at ``position``, each dispatch after the one before has ended: the dispatches
+        of the plan, and the seconds of each by the device's clock.
+
+        Positions before it hold whatever is in memory. Forgets the sequence.
+        """
+        ids = _ids(ids)
+        self._check_prompt(ids)
+        if len(ids) > PREFILL_ROWS[-1] or not 0 <= position <= self.config.n_ctx - len(ids):
+            limits = f"a step takes up to {PREFILL_ROWS[-1]} tokens of a context of {self.config.n_ctx}"
+            raise UsageError(f"{len(ids)} tokens at {position}: {limits}")
+        with self._exclusive():
+            self._rewind(0)
+            plan, compiled = self._recorded(_chunk_rows(len(ids))[0], "argmax", position)
+            if isinstance(compiled, RoutedPlan):
+                raise UsageError(f"{compiled.why}: the host routes this model's experts between its dispatches")
+            step = np.zeros(1, self.core.params_dtype("Step"))
+            step["n_tokens"], step["pos"] = len(ids), position
+            self._memory.buffer("step").write(step)
+            self._memory.buffer("tokens").write(np.array(ids, np.int32))
+            seconds = self.device.time_each([ready(d, self._memory.buffer) for d in plan.dispatches])
+            return list(zip(plan.dispatches, seconds, strict=True))
+
     @property
     def _page(self) -> int:
         page: int = self.core.shapes()["KV_PAGE"]
@@ -350,6 +374,9 @@ class Model:
         compiled = self._recorded(1, head)[1]
         if isinstance(compiled, RoutedPlan):
             return self._run([token], 1, head)
+        # A step ahead runs by this step's plan.
+        reach, length = self.blueprint.reach, self.session.length
+        ahead = ahead and reach(length + 2) == reach(length + 1)
         best: int = self.core.decode_step(self.session, compiled, token, ahead)
         self._sequence.append(token)
         return best
@@ -391,12 +418,15 @@ class Model:
         finally:
             self._words_read += step.n_read
 
-    def _recorded(self, rows: int, head: str) -> tuple[Plan, Compiled]:
-        key = (rows, head)
+    def _recorded(self, rows: int, head: str, position: int | None = None) -> tuple[Plan, Compiled]:
+        """The plan for a step of up to ``rows`` tokens at ``position`` (default: the next), here and on the device."""
+        end = 1 + (self.session.length if position is None else position)
+        reach = self.blueprint.reach(min(end, self.config.n_ctx)) if rows == 1 else self.config.n_ctx
+        key = (rows, head, reach)
         if key not in self._plans:
             if head == "all":
                 self._grow("logits", 4 * rows * self.config.n_vocab)
-            plan = self.blueprint.plan(rows, head)
+            plan = self.blueprint.plan(rows, head, reach)
             self._plans[key] = (plan, self._compile(plan))
         return self._plans[key]
 

@@ -6,6 +6,7 @@ threads per threadgroup come from ``kernels/shapes.h`` through the compiled core
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import HEAD_CLASSES, SSM_CLASSES, ModelConfig
+from .config import EXPERT_CLASSES, HEAD_CLASSES, SSM_CLASSES, ModelConfig
 from .fuse import STACK, UNBATCHED
 from .graph import STEP, TOKENS, Op, Operand, Route, Value, Weight
 from .tuning import USUAL, Split
@@ -77,9 +78,16 @@ class Lowering:
     ) -> None:
         """``split_keys``: the device is wider than a threadgroup for each head would use. ``tuned``: its own splits."""
         self.cfg, self.kv_type, self._split_keys, self._tuned = cfg, kv_type, split_keys, tuned
+        self._reach: int | None = None
         self._dtype = core.params_dtype
         self._shapes: Mapping[str, int] = core.shapes()
         self._mv_rows, self._mv_threads = self._shapes["MUL_MV_ROWS"], 32 * self._shapes["MUL_MV_SIMDGROUPS"]
+
+    def within(self, reach: int) -> Lowering:
+        """The same for steps that end before position ``reach``: attention then has no more keys to divide."""
+        other = copy.copy(self)
+        other._reach = reach
+        return other
 
     def launches(self, op: Op, rows: int) -> list[Launch]:
         """The launches of ``op`` in a step of up to ``rows`` rows."""
@@ -176,7 +184,8 @@ class Lowering:
         has_shared, scale = int(op.attrs["has_shared"]), op.attrs["scale"]
         params = self._params("TopKParams", n_expert=n_expert, n_used=n_used, has_shared=has_shared, scale=scale)
         args = (Arg(step, "r"), Arg(logits, "r"), Arg(shared, "r"), Arg(route.ids, "w"), Arg(route.weights, "w"))
-        launches = [Launch("moe_topk", params, args, (rows, 1, 1), self._shapes["TOP_K_THREADS"], op)]
+        size = next(c for c in EXPERT_CLASSES if n_expert <= c)
+        launches = [Launch(f"moe_topk_{size}", params, args, (rows, 1, 1), 32, op)]
         if rows > 1:
             tiles = self._max_tiles(rows, n_used, n_expert)
             params = self._params("MoeSortParams", n_expert=n_expert, n_used=n_used, max_tiles=tiles)
@@ -350,7 +359,8 @@ class Lowering:
 
     def _n_split(self, window: int) -> int:
         """The parts that keys are divided into in decode: more than one where a row may see many of them."""
-        n_keys = min(window or self.cfg.n_ctx, self.cfg.n_ctx)
+        reach = self._reach or self.cfg.n_ctx
+        n_keys = min(window or reach, reach)
         if not self._split_keys or n_keys <= SPLIT_ABOVE:
             return 1
         parts = _tiles(n_keys, self._shapes["ATTENTION_SPLIT_KEYS"])
