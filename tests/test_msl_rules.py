@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
+import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 KERNELS = Path(__file__).parents[1] / "kernels"
+SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))
 FILES = sorted(path.name for path in KERNELS.glob("*.metal"))
 
 Check = Callable[[str], list[Violation]]
@@ -133,6 +138,44 @@ def test_legal_code_passes(name: str, judged: dict[str, list[Violation]]) -> Non
 @pytest.mark.parametrize("name", LEGAL_KERNELS)
 def test_legal_kernel_passes(name: str, tmp_path: Path) -> None:
     assert judge(tmp_path, planted.good() + LEGAL_KERNELS[name].code) == []
+
+
+# ---- every address space of every kernel -----------------------------------------------------------------------------
+
+WRONG_SPACE = {"device": "threadgroup", "threadgroup": "device", "thread": "threadgroup", "constant": "threadgroup"}
+N_CHANGES = 4
+
+
+def changes() -> list[tuple[str, int, str, str]]:
+    """(file, place, word, what stands there instead) for every address space written in the kernels."""
+    found = []
+    for path in sorted(KERNELS.iterdir()):
+        text = re.sub(r"//[^\n]*", lambda comment: " " * len(comment[0]), path.read_text())
+        for match in re.finditer(rf"\b({'|'.join(WRONG_SPACE)})\b(?!\()", text):
+            found += [(path.name, match.start(), match[1], instead) for instead in ("", WRONG_SPACE[match[1]])]
+    return found
+
+
+def users(name: str) -> list[str]:
+    """The kernel files that are or include this file."""
+    known = {name}
+    while True:
+        pattern = rf'#include "({"|".join(re.escape(n) for n in known)})"'
+        more = {path.name for path in KERNELS.iterdir() if re.search(pattern, path.read_text())} | known
+        if more == known:
+            return sorted(n for n in known if n.endswith(".metal"))
+        known = more
+
+
+@pytest.mark.parametrize("i", range(N_CHANGES))
+def test_another_address_space_is_refused(i: int, tmp_path: Path) -> None:
+    """Any one, left out or changed, breaks a rule in one of the files that have it."""
+    file, at, word, instead = random.Random(SEED + i).choice(changes())
+    print(f"ZINCMETAL_TEST_SEED={SEED}: {file}, byte {at}: {word!r} becomes {instead!r}")
+    changed = shutil.copytree(KERNELS, tmp_path / "kernels")
+    text = (changed / file).read_text()
+    (changed / file).write_text(text[:at] + instead + text[at + len(word) :])
+    assert any(rules.violations(Program(changed / user, tmp_path, [changed])) for user in users(file))
 
 
 # ---- layouts -----------------------------------------------------------------------------------------------------

@@ -1,1 +1,21 @@
-"""A front end for Metal Shading Language on any machine: clang, a metal_stdlib of declarations, and MSL's own rules."""
+"""A front end for Metal Shading Language on any machine, to say what Apple's compiler would object to.
+
+clang compiles MSL here as the C++14 that it is made of: ``device``, ``constant`` and ``threadgroup`` are address spaces
+of clang's, ``thread`` is the space of everything else, and metal_stdlib is declared in ``include/``. ``source.py``
+reads attributes out of the text and spells in C++ what C++ lacks. ``rules.py`` and ``signatures.py`` add MSL's
+restrictions: on the tokens, on clang's syntax tree, and on its IR, where of templates only what kernels call is left.
+
+What it does not model, and so refuses though MSL takes it:
+
+- a structure or matrix in another space than ``thread`` that is copied, assigned or asked for a member function: C++
+  has constructors, assignment and ``this`` for one space; fields, elements, scalars and vectors are fine;
+- members qualified with an address space: those for ``thread`` stay, the others are left out;
+- ``T(x)`` from one vector to another where T is a template's parameter; a vector type by its name, and ``(T)x``, are
+  fine;
+- ``boolN`` as the type of a vector comparison: clang's is a vector of integers, which ``all``, ``any`` and ``select``
+  take;
+- textures, samplers, ray tracing, tensors, and the names with which Apple implements its own library.
+
+What it takes though MSL may not: it knows neither what a device supports nor registers and stack, and Apple's
+metal_stdlib has more names, with which one of ours could collide.
+"""

@@ -30,6 +30,8 @@ WORDS = {
     "typeid": "run-time types",
     "virtual": "virtual functions",
 }
+# Words that are MSL's own, and so no names.
+KEYWORDS = {"fragment", "object_data", "ray_data", "threadgroup_imageblock", "vertex"}
 
 
 def violations(program: Program) -> list[Violation]:
@@ -50,6 +52,8 @@ def token_violations(tokens: list[Token]) -> Iterator[Violation]:
         is_specifier = token.text == "noexcept" and tokens[i + 1].text != "("
         if token.kind == "word" and token.text in WORDS and not is_specifier:
             yield Violation("language", token.file, token.line, f"{token.text}: MSL has no {WORDS[token.text]}")
+        if token.text in KEYWORDS:
+            yield Violation("language", token.file, token.line, f"{token.text} is a word of MSL's own")
         if token.text == "[" and begins_lambda(tokens, i):
             yield Violation("language", token.file, token.line, "MSL has no lambda expressions")
 
@@ -115,8 +119,8 @@ class TreeRules:
         else:
             self.check_spaces(begin, at, name)
         if kind == "VarDecl" and (not in_function or node.get("storageClass") == "static"):
-            words = self.words(begin, at)
-            if "threadgroup" not in words and not {"constant", "constexpr"} <= set(words):
+            words = set(self.words(begin, at))
+            if not {"constant", "constexpr"} <= words and not (in_function and "threadgroup" in words):
                 self.report("program scope", begin, f"{name} lives longer than a call and is not `constant constexpr`")
 
     def check_spaces(self, begin: int, end: int, name: str) -> None:
@@ -204,7 +208,8 @@ def global_faults(program: Program) -> Iterator[tuple[str, str]]:
     for name, definition in GLOBAL.findall(program.ir):
         if name in ("llvm.global_ctors", "llvm.global_dtors"):
             yield "program scope", f"an initialiser runs code: {definition}"
-        if "addrspace(3)" in definition and enclosing_function(name) not in kernels:
+        is_local = name.startswith("_ZZ")  # others are for the syntax tree
+        if "addrspace(3)" in definition and is_local and enclosing_function(name) not in kernels:
             yield "threadgroup memory", f"{name} is not declared in a kernel function"
 
 

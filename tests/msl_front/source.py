@@ -236,7 +236,9 @@ def place_threadgroup_memory(tokens: list[Token]) -> None:
         for t in declared:
             t.text = ""
         bytes_ = f"threadgroup_{name}"
+        # No code runs for an object there: MSL refuses one whose constructor is that of a thread's objects.
         token.text = (
+            f'static_assert(__is_trivially_constructible({kind}), "{name} has a constructor, for `thread` alone"); '
             f"alignas(16) static threadgroup unsigned char {bytes_}[sizeof({kind}{extent})]; "
             f"threadgroup {kind} (&{name}){extent} = *(threadgroup {kind} (*){extent}){bytes_}"
         )
