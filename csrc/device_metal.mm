@@ -48,7 +48,7 @@ struct Context {
 class MetalBuffer final : public Buffer {
   public:
     MetalBuffer(std::shared_ptr<Context> owner, id<MTLBuffer> buffer, void* contents)
-        : context(std::move(owner)), metal(buffer), resident_(context->residency.add(buffer)) {
+        : context(std::move(owner)), metal(buffer), resident_(context->residency.add(buffer, contents)) {
         host = contents;
         bytes = buffer.length;
     }
@@ -57,7 +57,7 @@ class MetalBuffer final : public Buffer {
     ~MetalBuffer() override {
         try {
             guarded([&] {
-                if (resident_) context->residency.remove(metal);
+                if (resident_) context->residency.remove(metal, host);
                 metal = nil;  // inside the pool
             });
         } catch (...) {  // a destructor has nobody to tell
@@ -264,19 +264,16 @@ class MetalDevice final : public Device {
         return result;
     }
 
-    std::shared_ptr<Pipeline> pipeline(const std::string& kernel) override {
-        context_->in_flight->check();
-        const std::lock_guard lock(mutex_);
-        std::shared_ptr<MetalPipeline>& pipeline = pipelines_[kernel];
-        if (!pipeline) guarded([&] { pipeline = build(kernel); });
-        return pipeline;
-    }
+    std::shared_ptr<Pipeline> pipeline(const std::string& kernel) override { return pipeline(kernel, 0); }
 
     std::vector<std::string> kernel_names() const override { return library_.names(); }
 
     std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches, Encoding encoding) override {
         context_->in_flight->check();
-        for (size_t i = 0; i < dispatches.size(); ++i) check(dispatches[i], i);
+        for (size_t i = 0; i < dispatches.size(); ++i) {
+            widen(dispatches[i]);
+            check(dispatches[i], i);
+        }
         std::unique_ptr<Recording> recording;
         guarded([&] {
             context_->residency.commit();
@@ -323,11 +320,28 @@ class MetalDevice final : public Device {
                             context_->device.recommendedMaxWorkingSetSize);
     }
 
-    std::shared_ptr<MetalPipeline> build(const std::string& kernel) const {
+    // The kernel for threadgroups of that many threads, or of as many as its registers leave it: 0.
+    std::shared_ptr<MetalPipeline> pipeline(const std::string& kernel, uint32_t threads) {
+        context_->in_flight->check();
+        const std::lock_guard lock(mutex_);
+        std::shared_ptr<MetalPipeline>& pipeline = pipelines_[{kernel, threads}];
+        if (!pipeline) guarded([&] { pipeline = build(kernel, threads); });
+        return pipeline;
+    }
+
+    // Where the registers of a kernel leave it fewer threads than are launched, it is compiled again to use fewer.
+    void widen(Dispatch& d) {
+        if (!d.pipeline || d.threads <= d.pipeline->limits.max_threads) return;
+        if (d.threads <= context_->device.maxThreadsPerThreadgroup.width)
+            d.pipeline = pipeline(d.pipeline->name, d.threads);
+    }
+
+    std::shared_ptr<MetalPipeline> build(const std::string& kernel, uint32_t threads) const {
         MTLComputePipelineDescriptor* descriptor = [[MTLComputePipelineDescriptor alloc] init];
         descriptor.label = ns_string(kernel);
         descriptor.computeFunction = library_.function(kernel);
         descriptor.threadGroupSizeIsMultipleOfThreadExecutionWidth = YES;  // check_dispatch sees to it
+        if (threads) descriptor.maxTotalThreadsPerThreadgroup = threads;
         // Binding and buffer type information, by value: the first was renamed in the macOS 15 SDK.
         const auto with_arguments = static_cast<MTLPipelineOption>(1 << 0 | 1 << 1);
         MTLAutoreleasedComputePipelineReflection reflection = nil;
@@ -382,7 +396,7 @@ class MetalDevice final : public Device {
     MTLCommandBufferDescriptor* descriptor_;
     std::array<MTLCommandBufferHandler, InFlight::limit> on_completed_;  // made once, so that a commit allocates none
     std::mutex mutex_, submit_mutex_;
-    std::map<std::string, std::shared_ptr<MetalPipeline>> pipelines_;
+    std::map<std::pair<std::string, uint32_t>, std::shared_ptr<MetalPipeline>> pipelines_;  // by name and threads
 };
 
 id<MTLDevice> select_device() {

@@ -24,11 +24,14 @@ struct Conditions {
     }
     void set(const std::string& text) {
         const std::lock_guard lock(mutex);
+        if (text.empty()) values.clear();
         std::istringstream parts(text);
         for (std::string part; std::getline(parts, part, ';');) {
             const size_t at = part.find('=');
             if (at == std::string::npos) broken("conditions", "'%s' is not key=value", part.c_str());
-            values[part.substr(0, at)] = part.substr(at + 1);
+            const std::string key = part.substr(0, at), value = part.substr(at + 1);
+            values.erase(key);
+            if (!value.empty()) values[key] = value;
         }
     }
 };

@@ -1,11 +1,12 @@
 // What the double plays: which Mac, which macOS, and what fails. Set by the environment variable METAL_DOUBLE and by
-// metal_double_set(), both "key=value;key=value":
-//   macos=15.0  family=Apple9  memory=BYTES      the machine
-//   device=none  queue=none  residency=none      what it does not have
+// metal_double_set(), both "key=value;key=value", where no value takes a condition back, and no text all of them:
+//   macos=15.0  family=Apple9  memory=BYTES  max_buffer=BYTES    the machine
+//   device=none  device=listed  queue=none  residency=none      what it does not have
 //   alloc=N  wrap=N  command_buffer=N  encoder=N  the N-th from now is refused
 //   exception=N                                  the N-th allocation from now raises an NSException
 //   library=TEXT  pipeline=NAME                  a source that holds TEXT, or this kernel, does not compile
-//   threads=NAME:N                               this kernel's pipeline takes N threads at most
+//   threads=NAME:N                               this kernel's registers leave it N threads, unless it asks for more
+//   threads_at_most=NAME:N                       the same, whatever it asks for
 //   gpu=N:CODE  hang=N                           the N-th command buffer from now fails with this code, or never ends
 //   native=0                                     no native kernels
 #pragma once

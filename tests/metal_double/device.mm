@@ -56,7 +56,8 @@ constexpr uint64_t GIGABYTE = 1 << 30;
     return self.memory > 36 * GIGABYTE ? self.memory / 4 * 3 : self.memory / 3 * 2;
 }
 - (NSUInteger)maxBufferLength {
-    return self.memory / 2;
+    const auto bytes = condition("max_buffer");
+    return bytes ? std::stoull(*bytes) : self.memory / 2;
 }
 - (NSUInteger)currentAllocatedSize {
     return allocated;

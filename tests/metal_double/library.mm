@@ -187,9 +187,9 @@ NSArray* bindings_of(const KernelInfo& kernel) {
     return array(all);
 }
 
-// "NAME:N" of the condition `threads`.
-static NSUInteger max_threads(const std::string& kernel) {
-    const std::string limited = condition("threads").value_or("");
+// What registers leave a kernel: a number N where a condition is "NAME:N".
+static NSUInteger max_threads(const char* key, const std::string& kernel) {
+    const std::string limited = condition(key).value_or("");
     if (limited.rfind(kernel + ":", 0) != 0) return MAX_THREADS;
     return std::stoul(limited.substr(kernel.size() + 1));
 }
@@ -212,7 +212,8 @@ DoublePipeline* pipeline(DoubleDevice* device, MTLComputePipelineDescriptor* des
     // With a number asked for, the compiler spends no more registers than that many threads can have.
     const NSUInteger asked = descriptor.maxTotalThreadsPerThreadgroup;
     if (asked > MAX_THREADS) broken("pipeline", "maxTotalThreadsPerThreadgroup of %lu", asked);
-    pipeline.maxTotalThreadsPerThreadgroup = asked ? asked : max_threads(name);
+    const NSUInteger left = asked ? asked : max_threads("threads", name);
+    pipeline.maxTotalThreadsPerThreadgroup = std::min(left, max_threads("threads_at_most", name));
     if (reflection) {
         *reflection = [[MTLComputePipelineReflection alloc] init];
         (*reflection).bindings = bindings_of(*kernel);

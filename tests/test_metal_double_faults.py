@@ -1,0 +1,310 @@
+"""What the engine makes of every failure that Metal documents, on the double: a typed error, and a usable process."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import metal_double_lane as lane
+import zincmetal
+from conftest import DATA
+from test_metal_double import built
+from zincmetal import backend
+from zincmetal.errors import DeviceError, OutOfMemoryError
+
+MODEL = DATA / "qwen2-q8_0.gguf"
+HYBRID = DATA / "qwen35moe-q4k-q5k-q8.gguf"
+PROMPT = list(range(3, 12))
+
+
+@pytest.fixture
+def double(metallib: Path) -> Iterator[lane.Double]:
+    """The double in this process, with a library that loads at once; afterwards it plays the usual Mac again."""
+    with lane.installed(built(), metallib):
+        double = lane.Double()
+        yield double
+        double.set("")
+        gc.collect()
+        assert double.report()["live"] == {}
+
+
+@pytest.fixture(scope="module")
+def metallib(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kernels")
+    names = backend.load("cpu").Device().kernel_names()
+    (folder / "zincmetal.metallib").write_text("\n".join(["metal double library", *names]))
+    return folder
+
+
+def load(path: Path = MODEL, device: str = "metal", **options: Any) -> zincmetal.Model:
+    return zincmetal.load(path, device=device, context=64, **options)
+
+
+def tokens(path: Path = MODEL, device: str = "metal") -> list[int]:
+    with load(path, device) as model:
+        return model.generate(PROMPT, max_tokens=8).tokens
+
+
+# ---- command buffers that fail -----------------------------------------------------------------------------------
+
+CODES = {
+    1: "internal error",  # among others the victims of another process's error
+    2: "timeout: the GPU took too long or hung",
+    3: "GPU page fault",
+    4: "access revoked",
+    7: "not permitted",
+    8: "out of memory",
+    9: "invalid resource",
+    11: "device removed",
+    12: "stack overflow",
+}
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("nth", [1, 2, 4], ids=["prompt", "first step", "in flight"])
+def test_failed_command_buffer(code: int, nth: int, double: lane.Double) -> None:
+    """It is told in words, by every later call too; a new model works."""
+    with load() as model:
+        double.set(f"gpu={nth}:{code}")
+        with pytest.raises(DeviceError, match=re.escape(CODES[code])) as first:
+            model.generate(PROMPT, max_tokens=8)
+        assert f"(code {code}: " in str(first.value)
+        assert "open the model again" in str(first.value)
+        with pytest.raises(DeviceError) as again:
+            model.generate(PROMPT, max_tokens=8)
+        assert str(again.value) == str(first.value)
+    assert tokens() == tokens(device="cpu")
+
+
+def test_the_drivers_words_are_passed_on(double: lane.Double) -> None:
+    with load() as model:
+        double.set("gpu=1:1")
+        with pytest.raises(DeviceError, match="InnocentVictim"):
+            model.generate(PROMPT, max_tokens=2)
+
+
+def test_debug_names_the_kernel(double: lane.Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZINCMETAL_METAL_DEBUG", "1")
+    with load() as model:
+        double.set("gpu=1:3")
+        with pytest.raises(DeviceError, match=r"; argmax_final faulted; ") as error:
+            model.generate(PROMPT, max_tokens=2)
+    assert "affected" not in str(error.value)
+
+
+LOST = """
+MODEL = Path(%r)
+def load():
+    return zincmetal.load(MODEL, device="metal", context=64)
+model = load()
+double.set("hang=2")
+for attempt in range(2):
+    try:
+        model.generate([5, 6, 7], max_tokens=4)
+    except errors.DeviceError as error:
+        print(error)
+model.close()
+del model
+gc.collect()
+with load() as model:
+    print(model.generate([5, 6, 7], max_tokens=4).tokens)
+"""
+
+
+def test_command_buffer_that_never_ends() -> None:
+    """The wait ends, what the GPU may yet write to is left to it, and a new model works."""
+    done = lane.run(LOST % str(MODEL), built(), ZINCMETAL_METAL_TIMEOUT="0.3")
+    assert done.returncode == 0, done.stderr
+    first, again, generated = done.stdout.splitlines()
+    assert "the GPU completed nothing for ZINCMETAL_METAL_TIMEOUT seconds" in first
+    assert again == first
+    with load(device="cpu") as model:
+        assert generated == str(model.generate([5, 6, 7], max_tokens=4).tokens)
+
+
+# ---- what Metal refuses ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("alloc", r"Metal refused to allocate \d+ bytes; \d+ are in use"),
+        ("wrap", r"Metal refused to wrap \d+ bytes"),
+        ("exception", "Metal raised NSInvalidArgumentException: the double was told to raise"),
+    ],
+)
+def test_each_allocation_refused(what: str, said: str, double: lane.Double) -> None:
+    """Whichever it is, from the first to the last: the error names it, and nothing stays behind."""
+    errors = []
+    for n in itertools.count(1):
+        double.set(f"{what}={n}")
+        try:
+            generated = tokens()
+            break
+        except DeviceError as error:
+            errors.append(str(error))
+        gc.collect()
+        assert double.report()["live"] == {}
+    assert generated == tokens(device="cpu")
+    assert len(errors) >= (1 if what == "wrap" else 5)
+    assert all(re.search(said, error) for error in errors), errors
+
+
+@pytest.mark.parametrize("what", ["command_buffer", "encoder"])
+@pytest.mark.parametrize("nth", [1, 2, 4])
+def test_no_command_buffer_or_encoder(what: str, nth: int, double: lane.Double) -> None:
+    """Nothing was committed: the same model goes on."""
+    with load() as model:
+        double.set(f"{what}={nth}")
+        with pytest.raises(DeviceError, match=r"Metal gave no (command buffer|compute encoder);"):
+            model.generate(PROMPT, max_tokens=8)
+        assert model.generate(PROMPT, max_tokens=8).tokens == tokens(device="cpu")
+
+
+def test_each_pipeline_that_does_not_compile(double: lane.Double) -> None:
+    """The error names the kernel, the device and its family; once it compiles, the same model runs."""
+    with load() as model:
+        decode, prompt = ({d.launch.kernel for d in model.plan(rows).dispatches} for rows in (1, 32))
+    assert len(decode) > 5
+    assert len(prompt - decode) > 3
+    expected = tokens(device="cpu")
+    for kernel in sorted(decode | prompt):
+        said = rf"kernel '{kernel}' does not build for Metal double .*Apple9.*: Compilation failed"
+        double.set(f"pipeline={kernel}")
+        if kernel in decode:  # the plan of a model's first step is recorded when it is loaded
+            with pytest.raises(DeviceError, match=said):
+                load()
+            continue
+        with load() as model:
+            with pytest.raises(DeviceError, match=said):
+                model.generate(PROMPT, max_tokens=8)
+            double.set("")
+            assert model.generate(PROMPT, max_tokens=8).tokens == expected
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in lane.KERNELS.glob("*.metal")))
+def test_each_source_that_does_not_compile(name: str, double: lane.Double) -> None:
+    double.set(f"library={name}")
+    backend.KERNEL_FOLDER = lane.KERNELS
+    with pytest.raises(DeviceError, match=rf"^{re.escape(name)} does not compile: program_source"):
+        load()
+
+
+# ---- other Macs --------------------------------------------------------------------------------------------------
+
+
+def features(model: zincmetal.Model) -> dict[str, str]:
+    result: dict[str, str] = model.device.info["features"]
+    return result
+
+
+@pytest.mark.parametrize("conditions", ["residency=none", "macos=14.6"])
+def test_without_residency_sets(conditions: str, double: lane.Double) -> None:
+    double.set(conditions)
+    backend.KERNEL_FOLDER = lane.KERNELS  # compiled here, as this macOS knows it
+    with load() as model:
+        assert features(model)["residency set"] == "no"
+        assert model.generate(PROMPT, max_tokens=8).tokens == tokens(device="cpu")
+        assert double.report()["resident_bytes"] == 0
+
+
+def test_macos_13_is_told_what_it_lacks(double: lane.Double) -> None:
+    double.set("macos=13.6")
+    backend.KERNEL_FOLDER = lane.KERNELS
+    with pytest.raises(DeviceError, match=r"Metal Shading Language 3\.1, which needs macOS 14; this is macOS .*13\.6"):
+        load()
+
+
+def test_macos_13_runs_a_metallib(double: lane.Double) -> None:
+    double.set("macos=13.6")
+    with load() as model:
+        assert "architecture" not in features(model)
+        assert model.generate(PROMPT, max_tokens=8).tokens == tokens(device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "said"), [("device=none", "no Metal device"), ("queue=none", "no command queue")]
+)
+def test_no_device_or_queue(conditions: str, said: str, double: lane.Double) -> None:
+    double.set(conditions)
+    with pytest.raises(DeviceError, match=said):
+        load()
+    double.set("")
+    assert tokens() == tokens(device="cpu")
+
+
+def test_a_device_that_is_only_listed(double: lane.Double) -> None:
+    """A process without a window server is given no default device."""
+    double.set("device=listed")
+    assert tokens() == tokens(device="cpu")
+
+
+def test_apple7_with_8_gigabytes(double: lane.Double) -> None:
+    double.set(f"family=Apple7;memory={8 << 30}")
+    with load(HYBRID) as model:
+        assert features(model)["family"] == "Apple7 (M1)"
+        assert features(model)["Apple8"] == "no"
+        assert model.device.info["working_set_bytes"] < 6 << 30
+        assert model.generate(PROMPT, max_tokens=8).tokens == tokens(HYBRID, device="cpu")
+
+
+def test_a_mac_that_is_too_small(double: lane.Double) -> None:
+    double.set(f"memory={MODEL.stat().st_size}")
+    with pytest.raises(OutOfMemoryError):
+        load()
+
+
+def test_a_file_of_several_buffers(double: lane.Double) -> None:
+    """Where the largest buffer is smaller than the file, its tensors are wrapped in groups, and run as well."""
+    double.set(f"max_buffer={HYBRID.stat().st_size // 3}")
+    with load(HYBRID) as model:
+        weights = {r.buffer for d in model.plan(1).dispatches for r in d.regions if r.buffer.startswith("weights.")}
+        assert len(weights) > 2
+        assert model.generate(PROMPT, max_tokens=8).tokens == tokens(HYBRID, device="cpu")
+
+
+# ---- threads and memory ------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_whose_registers_leave_it_fewer_threads(double: lane.Double) -> None:
+    """It is compiled again, for as many as the plan launches."""
+    with load(HYBRID) as model:
+        launched = {d.launch.kernel: d.launch.threads for d in model.plan(1).dispatches}
+    kernel = next(name for name in launched if name.startswith("ssm_step"))
+    assert launched[kernel] == 512
+    double.set(f"threads={kernel}:384")
+    with load(HYBRID) as model:
+        assert model.device.limits(kernel)[0] == 384
+        assert model.generate(PROMPT, max_tokens=8).tokens == tokens(HYBRID, device="cpu")
+
+
+def test_a_kernel_that_cannot_have_its_threads(double: lane.Double) -> None:
+    double.set("threads_at_most=rms_norm:128")
+    said = r"\(rms_norm\): 256 threads per threadgroup; on this device the kernel takes 128: launch fewer threads"
+    with pytest.raises(DeviceError, match=said):
+        load()
+
+
+def test_overlapping_buffers_are_resident_once(double: lane.Double) -> None:
+    """Against what the device recommends, the pages that several buffers share count once."""
+    double.set(f"memory={9 << 20}")  # of which 6 MiB are recommended
+    device = backend.load("metal").Device(kernel_folder=str(backend.KERNEL_FOLDER))
+    assert device.info["working_set_bytes"] == 6 << 20
+    pages = np.frombuffer(mmap.mmap(-1, 6 << 20), np.uint8)
+    first, second = device.wrap(pages, 0, 4 << 20), device.wrap(pages, 2 << 20, 4 << 20)
+    third = device.alloc(1 << 20)  # one more than the device wants to keep
+    device.run([])
+    assert double.report()["resident_bytes"] == first.nbytes + second.nbytes
+    del second
+    fourth = device.alloc(1 << 20)
+    device.run([])
+    assert double.report()["resident_bytes"] == first.nbytes + fourth.nbytes
+    del third
