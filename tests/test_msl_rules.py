@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from msl_front import layout, planted, rules, signatures
-from msl_front.clang import Program, Violation, is_available
+from msl_front.clang import CXX14, NO_WARNING, Program, Violation, is_available
 from zincmetal import backend
 
 pytestmark = pytest.mark.skipif(
@@ -37,7 +37,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Progra
 
     def program(file: str) -> Program:
         if file not in known:
-            known[file] = Program(KERNELS / file, folder, [KERNELS])
+            known[file] = Program(KERNELS / file, folder, [KERNELS], (*CXX14, *NO_WARNING))
         return known[file]
 
     return program
@@ -49,6 +49,15 @@ def test_kernel_file_keeps_the_rules(programs: Callable[[str], Program], file: s
     assert program.source.kernels
     assert program.source.instances
     assert rules.violations(program) == []
+
+
+def test_warning_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "warned.metal"
+    path.write_text('#include "common.h"\nMETAL_FUNC bool f(uint a, int b) { return a < b; }\n')
+    errors = Program(path, tmp_path, [KERNELS], (*CXX14, *NO_WARNING)).errors
+    assert [error.line for error in errors] == [2]
+    assert "different signs" in errors[0].message
+    assert Program(path, tmp_path, [KERNELS]).errors == []
 
 
 def test_host_names_are_unique_and_complete(programs: Callable[[str], Program]) -> None:
@@ -150,7 +159,7 @@ def changes() -> list[tuple[str, int, str, str]]:
     """(file, place, word, what stands there instead) for every address space written in the kernels."""
     found = []
     for path in sorted(KERNELS.iterdir()):
-        text = re.sub(r"//[^\n]*", lambda comment: " " * len(comment[0]), path.read_text())
+        text = re.sub(r"//[^\n]*|/\*.*?\*/", lambda comment: " " * len(comment[0]), path.read_text(), flags=re.DOTALL)
         for match in re.finditer(rf"\b({'|'.join(WRONG_SPACE)})\b(?!\()", text):
             found += [(path.name, match.start(), match[1], instead) for instead in ("", WRONG_SPACE[match[1]])]
     return found

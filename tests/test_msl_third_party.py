@@ -42,7 +42,7 @@ def one(pattern: str) -> Path:
 
 
 def said_of(path: Path, folder: Path, includes: Sequence[Path]) -> tuple[list[str], Program]:
-    program = Program(path, folder, includes, newer_cxx=True)
+    program = Program(path, folder, includes, options=())
     return [str(error) for error in program.errors], program
 
 

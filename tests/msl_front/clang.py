@@ -33,7 +33,11 @@ SPACE_MACROS = {
 TARGET = ["-target", "aarch64-macos", "-std=c++14", "-nostdinc", "-nostdinc++", "-ffreestanding", "-x", "c++"]
 LANGUAGE = ["-flax-vector-conversions=none", "-fno-exceptions", "-fno-rtti", "-fno-sanitize=all"]
 WARNINGS = ["-Wno-reserved-user-defined-literal", "-ferror-limit=0"]
-NEWER_CXX = ["-Werror=c++17-extensions", "-Werror=c++20-extensions", "-Werror=c++23-extensions"]
+CXX14 = ("-Werror=c++17-extensions", "-Werror=c++20-extensions", "-Werror=c++23-extensions")
+# The warnings of cmake/Metal.cmake, but for what comes of declarations alone and of a `constant` that is const twice.
+NO_WARNING = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unused-variable", "-Wno-undefined-inline",
+              "-Wno-undefined-internal", "-Wno-duplicate-decl-specifier",
+              "-Wno-unused-command-line-argument")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,10 @@ def diagnostics(said: str) -> list[Violation]:
 
 
 class Program:
-    """A kernel file as clang sees it. ``newer_cxx`` lets what is C++17 or later pass, as Apple's compiler does."""
+    """A kernel file as clang sees it. Without ``CXX14``, what is of C++17 or later passes, as with Apple's compiler."""
 
-    def __init__(self, path: Path, folder: Path, includes: Sequence[Path] = (), newer_cxx: bool = False) -> None:
-        self.flags = LANGUAGE + WARNINGS + ([] if newer_cxx else NEWER_CXX)
+    def __init__(self, path: Path, folder: Path, includes: Sequence[Path] = (), options: Sequence[str] = CXX14) -> None:
+        self.flags = [*LANGUAGE, *WARNINGS, *options]
         defines = [f"-D__METAL_VERSION__={METAL_VERSION}", "-D__METAL__"]
         search = [f"-I{include.resolve()}" for include in (STANDARD, *includes)]
         # Apple's compiler knows the types before any header.
