@@ -173,7 +173,7 @@ kernel void candidates(constant CandidatesParams& p [[buffer(0)]], device const 
     const ulong lowest = lowest_of_largest(source, wanted, bins, found, tid, sg, lane, n_sg);
     for (uint i = tid; i < source.n; i += n_threads) {
         const ulong rank = source.rank(i);
-        if (rank < lowest || rank == 0) continue;
+        if (rank < lowest) continue;
         const uint slot = atomic_fetch_add_explicit(&n_taken[0], 1u, memory_order_relaxed);
         mine_out.logit[slot] = source.logit(i);
         mine_out.id[slot] = int(id_of_rank(rank));

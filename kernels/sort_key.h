@@ -13,9 +13,7 @@ METAL_FUNC uint sort_key(float x) {
     return bits == magnitude ? bits | 0x80000000u : ~bits;
 }
 
-METAL_FUNC float value_of_sort_key(uint key) {
-    if (key == 0) return as_type<float>(0x7fc00000u);
-    return as_type<float>(key & 0x80000000u ? key & 0x7fffffffu : ~key);
-}
+// The key 0 gives NaN: the one whose bits are all set.
+METAL_FUNC float value_of_sort_key(uint key) { return as_type<float>(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
 METAL_FUNC bool is_finite_bits(float x) { return (as_type<uint>(x) & 0x7f800000u) != 0x7f800000u; }

@@ -100,6 +100,7 @@ ROUTES = [
     (3, 2, 70, 70),
     (7, 7, 31, 31),
     (60, 4, 0, 5),
+    (64, 8, 67, 67),  # more than 16 simdgroups take once, fewer than 17
 ]
 
 
@@ -258,6 +259,21 @@ def test_moe_mm_of_a_wild_expert_reads_no_other_memory(lane: str) -> None:
         bindings = [slots, tile, lab.input(np.array([1], np.int32), align=4), *case.inputs, out]
         lab.run(case.name, case.params, "MoeMmParams", bindings, (1, 1), lab.core.shapes()["MUL_MM_THREADS"])
         assert_close(out.array, case.want, TOLERANCE, case.scale)
+
+
+def test_moe_mm_of_a_tile_that_is_too_long_takes_its_first_slots() -> None:
+    """moe_sort writes no such tile; threadgroup memory has no room for more."""
+    lab = Lab(MSL)
+    tokens = lab.core.shapes()["MUL_MM_TOKENS"]
+    case = MoeMm(
+        lab, quants.Q8_0, "", Route(np.full((tokens + 8, 1), 2, np.int32), tokens + 8, 5), 5, 32, shared_x=True
+    )
+    slots, out = lab.input(np.arange(tokens + 8, dtype=np.int32), align=4), lab.output(tokens + 8, 5)
+    tile = lab.input(np.array([[2, 0, tokens + 8, 0]], np.int32))
+    bindings = [slots, tile, lab.input(np.array([1], np.int32), align=4), *case.inputs, out]
+    lab.run(case.name, case.params, "MoeMmParams", bindings, (1, 1), lab.core.shapes()["MUL_MM_THREADS"])
+    assert_close(out.array[:tokens], case.want[:tokens], TOLERANCE, case.scale[:tokens])
+    assert_untouched(out.array[tokens:])
 
 
 # ---- moe_mix ------------------------------------------------------------------------------------------------
