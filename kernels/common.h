@@ -24,6 +24,13 @@ using namespace metal;
         uint tid [[thread_index_in_threadgroup]], uint sg [[simdgroup_index_in_threadgroup]],                          \
         uint lane [[thread_index_in_simdgroup]], uint n_sg [[simdgroups_per_threadgroup]]
 
+// c[i] += a[i] b for all i. The stand-in has its own: a device may do them at once.
+template <class A, class B, uint M>
+METAL_FUNC void multiply_accumulate_each(thread simdgroup_float8x8 (&c)[M], thread simdgroup_matrix<A, 8, 8> (&a)[M],
+                                         thread simdgroup_matrix<B, 8, 8>& b) {
+    for (uint i = 0; i < M; i++) simdgroup_multiply_accumulate(c[i], a[i], b, c[i]);
+}
+
 // An array in threadgroup memory, shared by the threads of a threadgroup; declared in the kernel function itself.
 #define TG_ARRAY(T, name, n) threadgroup T name[n]
 #endif

@@ -113,6 +113,18 @@ METAL_FUNC T exchange(const T& value, uint argument, const char* operation, cons
 METAL_FUNC constexpr uint matrix_row(uint lane) { return (lane >> 2 & 4) + (lane >> 1 & 3); }
 METAL_FUNC constexpr uint matrix_col(uint lane) { return (lane >> 1 & 4) + (lane << 1 & 2); }
 
+// What a lane holds of a matrix.
+template <class T>
+struct Held {
+    vec<T, 2> elements;
+
+    METAL_FUNC vec<T, 2>& change() { return elements; }
+    template <class Elements>
+    METAL_FUNC void load(const Elements& source, bool transpose) {
+        elements = source(transpose);
+    }
+};
+
 // D = A B + C with float accumulation, rounded once; the result travels back in c.
 struct MultiplyAccumulate {
     template <class P>
@@ -136,6 +148,19 @@ struct MultiplyAccumulate {
                     remove_reference_t<decltype(out[lane].c.data[i])>(d[matrix_row(lane)][matrix_col(lane) + i]);
     }
 };
+
+template <class A, class B, class C>
+METAL_FUNC vec<C, 2> multiply_accumulate(const Held<A>& a, const Held<B>& b, const vec<C, 2>& c, const char* file,
+                                         uint line) {
+    const Product<A, B, C> parts{a.elements, b.elements, c};
+    return exchange<MultiplyAccumulate>(parts, 0, "simdgroup_multiply", file, line).c;
+}
+
+template <class C, class A, class B, uint M>
+METAL_FUNC void multiply_accumulate_each(C (&c)[M], const A (&a)[M], const B& b, const char* file, uint line) {
+    for (uint i = 0; i < M; i++)
+        c[i].thread_elements() = multiply_accumulate(a[i].held, b.held, c[i].thread_elements(), file, line);
+}
 
 }  // namespace detail
 }  // namespace metal

@@ -140,49 +140,93 @@ struct Ballot {
 METAL_FUNC constexpr uint matrix_row(uint lane) { return lane / 4; }
 METAL_FUNC constexpr uint matrix_col(uint lane) { return lane % 4 * 2; }
 
-// A float as two that the matrix unit takes, of 11 significant bits each: what they leave is 2^-22 of it. That is all
-// of the narrower types in the first.
-struct Split {
-    uint high, low;
-    METAL_FUNC explicit Split(float x) {
-        asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(high) : "f"(x));
-        asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(low) : "f"(x - __uint_as_float(high)));
-    }
-};
-
-// sum += A B by the matrix unit, of which 8 by 8 matrices fill a half. Its column q of A is column 2 q of ours, q + 4
-// is 2 q + 1, and so for the rows of B: a sum does not mind, and A's elements are where they should be.
-METAL_FUNC void multiply_tf32(float2& sum, uint a0, uint a1, uint b0, uint b1) {
-    [[maybe_unused]] float unused0, unused1;
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%10, %11, %12, %13};"
-        : "=f"(sum.x), "=f"(sum.y), "=f"(unused0), "=f"(unused1)
-        : "r"(a0), "r"(0), "r"(a1), "r"(0), "r"(b0), "r"(b1), "f"(sum.x), "f"(sum.y), "f"(0.0f), "f"(0.0f));
-}
-
-// Element (row, lane / 4) of a matrix.
+// What a lane holds of a matrix: its elements as those of results lie, and, of a matrix that was loaded, those that it
+// must bring if the matrix is the right one of a product. A load that nobody uses costs nothing.
 template <class T>
-METAL_FUNC float column_of_lane(const vec<T, 2>& m, uint row) {
-    const uint column = current_lane() / 4;
-    const vec<T, 2> pair = Shuffle<FromLane, simd_width>::apply(m, row * 4 + column / 2);
-    return column % 2 ? float(pair.y) : float(pair.x);
-}
+struct Held {
+    vec<T, 2> elements;  // (row, column) and (row, column + 1)
+    vec<T, 2> crossed;   // (column, row) and (column + 1, row)
+    bool has_crossed = false;
 
-// D = A B + C with float accumulation; the result travels back in c. The matrix unit rounds its sums towards zero: it
-// gets those of eight products alone.
-struct MultiplyAccumulate {
-    template <class A, class B, class C>
-    static METAL_FUNC Product<A, B, C> apply(const Product<A, B, C>& in, uint) {
-        const uint k = current_lane() % 4 * 2;
-        const Split a0(float(in.a.x)), a1(float(in.a.y));
-        const Split b0(column_of_lane(in.b, k)), b1(column_of_lane(in.b, k + 1));
-        float2 sum(0.0f, 0.0f);
-        multiply_tf32(sum, a0.low, a1.low, b0.high, b1.high);
-        multiply_tf32(sum, a0.high, a1.high, b0.low, b1.low);
-        multiply_tf32(sum, a0.high, a1.high, b0.high, b1.high);
-        return {in.a, in.b, vec<C, 2>(C(float(in.c.x) + sum.x), C(float(in.c.y) + sum.y))};
+    METAL_FUNC vec<T, 2>& change() {
+        has_crossed = false;
+        return elements;
+    }
+    template <class Elements>
+    METAL_FUNC void load(const Elements& source, bool transpose) {
+        elements = source(transpose);
+        crossed = source(!transpose);
+        has_crossed = true;
+    }
+    METAL_FUNC float2 right() const {
+        if (has_crossed) return float2(float(crossed.x), float(crossed.y));
+        const uint row = matrix_col(current_lane());
+        return float2(element(row), element(row + 1));
+    }
+
+  private:
+    // Element (row, lane / 4).
+    METAL_FUNC float element(uint row) const {
+        const uint column = current_lane() / 4;
+        const vec<T, 2> pair = Shuffle<FromLane, simd_width>::apply(elements, row * 4 + column / 2);
+        return column % 2 ? float(pair.y) : float(pair.x);
     }
 };
+
+// Two floats as four that the matrix unit takes, of 11 significant bits each: what they leave is 2^-21 of it. That is
+// all of the narrower types in the high ones. The unit drops the bits that the low ones have too many.
+struct Split {
+    uint2 high, low;
+    METAL_FUNC explicit Split(float2 v) {
+        for (uint i = 0; i < 2; i++) {
+            high[i] = (__float_as_uint(v[i]) + 0x1000) & 0xFFFFE000;
+            low[i] = __float_as_uint(v[i] - __uint_as_float(high[i]));
+        }
+    }
+};
+
+// sum += A B by the matrix unit, whose A is two of our matrices, one below the other, and whose result too. Its column
+// q of A is column 2 q of ours, q + 4 is 2 q + 1, and so for the rows of B: a sum does not mind, and A's elements are
+// where they should be.
+METAL_FUNC void multiply_tf32(float4& sum, uint2 upper, uint2 lower, uint2 b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum.x), "+f"(sum.y), "+f"(sum.z), "+f"(sum.w)
+        : "r"(upper.x), "r"(lower.x), "r"(upper.y), "r"(lower.y), "r"(b.x), "r"(b.y));
+}
+
+template <class T>
+METAL_FUNC float2 as_float2(const vec<T, 2>& v) {
+    return float2(float(v.x), float(v.y));
+}
+
+// The matrix unit rounds its sums towards zero: it gets those of eight products alone. One matrix leaves half of the
+// unit to its low parts.
+template <class A, class B, class C>
+METAL_FUNC vec<C, 2> multiply_accumulate(const Held<A>& a, const Held<B>& b, const vec<C, 2>& c, const char*, uint) {
+    const Split left(as_float2(a.elements)), right(b.right());
+    float4 sum(0.0f);
+    multiply_tf32(sum, left.high, left.low, right.low);
+    multiply_tf32(sum, left.high, left.low, right.high);
+    return vec<C, 2>(C(float(c.x) + (sum.x + sum.z)), C(float(c.y) + (sum.y + sum.w)));
+}
+
+// Pairs of the left matrices go together.
+template <class C, class A, class B, uint M>
+METAL_FUNC void multiply_accumulate_each(C (&c)[M], const A (&a)[M], const B& b, const char*, uint) {
+    static_assert(M % 2 == 0);
+    const Split right(b.held.right());
+#pragma unroll
+    for (uint i = 0; i < M; i += 2) {
+        const Split upper(as_float2(a[i].held.elements)), lower(as_float2(a[i + 1].held.elements));
+        float4 sum(0.0f);
+        multiply_tf32(sum, upper.low, lower.low, right.high);
+        multiply_tf32(sum, upper.high, lower.high, right.low);
+        multiply_tf32(sum, upper.high, lower.high, right.high);
+        c[i].held.elements += float2(sum.x, sum.y);
+        c[i + 1].held.elements += float2(sum.z, sum.w);
+    }
+}
 
 template <class Rule, class T>
 METAL_FUNC T exchange(const T& value, uint argument, const char*, const char*, uint) {

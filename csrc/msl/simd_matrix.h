@@ -12,11 +12,10 @@ struct simdgroup_matrix {
 
     simdgroup_matrix() = default;
     METAL_FUNC explicit simdgroup_matrix(T diagonal);
-    METAL_FUNC vec<T, 2>& thread_elements() { return elements; }
-    METAL_FUNC const vec<T, 2>& thread_elements() const { return elements; }
+    METAL_FUNC vec<T, 2>& thread_elements() { return held.change(); }
+    METAL_FUNC const vec<T, 2>& thread_elements() const { return held.elements; }
 
-  private:
-    vec<T, 2> elements;
+    detail::Held<T> held;  // not MSL's: for the functions below
 };
 
 using simdgroup_float8x8 = simdgroup_matrix<float, 8, 8>;
@@ -37,7 +36,7 @@ template <class T, int rows, int cols>
 METAL_FUNC simdgroup_matrix<T, rows, cols>::simdgroup_matrix(T diagonal) {
     const uint lane = detail::current_lane();
     for (uint i = 0; i < 2; i++)
-        elements.data[i] = detail::matrix_row(lane) == detail::matrix_col(lane) + i ? diagonal : T(0);
+        thread_elements().data[i] = detail::matrix_row(lane) == detail::matrix_col(lane) + i ? diagonal : T(0);
 }
 
 template <class T, int rows, int cols = rows>
@@ -53,9 +52,13 @@ METAL_FUNC void simdgroup_load(simdgroup_matrix<T, rows, cols>& m, const T* sour
                                ulong2 matrix_origin = 0, bool transpose_matrix = false, MSL_SITE) {
     detail::arrive("simdgroup_load", file, line);
     const uint lane = detail::current_lane();
-    for (uint i = 0; i < 2; i++)
-        m.thread_elements().data[i] =
-            source[detail::matrix_index<T>(lane, i, elements_per_row, matrix_origin, transpose_matrix)];
+    const auto elements = [&](bool transpose) {
+        vec<T, 2> pair;
+        for (uint i = 0; i < 2; i++)
+            pair.data[i] = source[detail::matrix_index<T>(lane, i, elements_per_row, matrix_origin, transpose)];
+        return pair;
+    };
+    m.held.load(elements, transpose_matrix);
 }
 
 template <class T, int rows, int cols>
@@ -73,15 +76,21 @@ METAL_FUNC void simdgroup_multiply_accumulate(simdgroup_matrix<D, rows, cols>& d
                                               const simdgroup_matrix<A, rows, cols>& a,
                                               const simdgroup_matrix<B, rows, cols>& b,
                                               const simdgroup_matrix<C, rows, cols>& c, MSL_SITE) {
-    const detail::Product<A, B, C> parts{a.thread_elements(), b.thread_elements(), c.thread_elements()};
-    const auto result = detail::exchange<detail::MultiplyAccumulate>(parts, 0, "simdgroup_multiply", file, line);
-    for (uint i = 0; i < 2; i++) d.thread_elements().data[i] = D(float(result.c.data[i]));
+    const vec<C, 2> sum = detail::multiply_accumulate(a.held, b.held, c.thread_elements(), file, line);
+    for (uint i = 0; i < 2; i++) d.thread_elements().data[i] = D(float(sum.data[i]));
 }
 
 template <class D, class A, class B, int rows, int cols>
 METAL_FUNC void simdgroup_multiply(simdgroup_matrix<D, rows, cols>& d, const simdgroup_matrix<A, rows, cols>& a,
                                    const simdgroup_matrix<B, rows, cols>& b, MSL_SITE) {
     simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<D, rows, cols>(D(0)), file, line);
+}
+
+// c[i] += a[i] b for all i: not MSL's, where it is a loop (kernels/common.h), but what a device may do at once.
+template <class A, class B, uint M>
+METAL_FUNC void multiply_accumulate_each(simdgroup_float8x8 (&c)[M], const simdgroup_matrix<A, 8, 8> (&a)[M],
+                                         const simdgroup_matrix<B, 8, 8>& b, MSL_SITE) {
+    detail::multiply_accumulate_each(c, a, b, file, line);
 }
 
 }  // namespace metal
