@@ -109,20 +109,22 @@ static_assert(sizeof(Q8_0) == 34, "the file's layout");
 
 // The 6-bit scales and minima of Q4_K and Q5_K: two sub-blocks of 32 weights at a time, which are a part's two runs.
 struct KScales {
-    half d, dmin;
-    ushort packed[6];  // bytes 0-3: scales 0-3, 4-7: minima 0-3, 8-11: nibbles of scales and minima 4-7,
-                       // whose top two bits are those of bytes 0-7
+    // Two halves: d and dmin. Then bytes 0-3: scales 0-3, 4-7: minima 0-3, 8-11: nibbles of scales and minima 4-7,
+    // whose top two bits are those of bytes 0-7.
+    uint2 words[2];
 
     // Scales and minima of sub-blocks 2 * pair and 2 * pair + 1, all four as bytes of one word. Lanes of a simdgroup
     // differ in pair: no branch.
     static METAL_FUNC void read(device const KScales* s, uint pair, thread float2& scale, thread float2& offset) {
-        const uint first = as_type<uint>(ushort2(s->packed[pair % 2], s->packed[2 + pair % 2]));
-        const uint nibbles = s->packed[4 + pair % 2];
+        const uint2 start = s->words[0], end = s->words[1];
+        const uint shift = pair % 2 * 16;
+        const uint first = (start.y >> shift & 0xFFFF) | end.x >> shift << 16, nibbles = end.y >> shift & 0xFFFF;
         const uint lower = first & 0x3F3F3F3F;
         const uint upper = ((nibbles | nibbles << 12) & 0x0F0F0F0F) | (first >> 2 & 0x30303030);
         const float4 v = float4(as_type<uchar4>(pair < 2 ? lower : upper));
-        scale = float(s->d) * v.xy;
-        offset = -float(s->dmin) * v.zw;
+        const half2 d = as_type<half2>(start.x);
+        scale = float(d.x) * v.xy;
+        offset = -float(d.y) * v.zw;
     }
 };
 static_assert(sizeof(KScales) == 16, "the file's layout");
