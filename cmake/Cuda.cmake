@@ -32,5 +32,6 @@ target_compile_options(kernels_cuda PRIVATE --expt-relaxed-constexpr -Xcompiler=
 
 zinc_module(_core_cuda ${COMMON_SOURCES} csrc/device_cuda.cu csrc/msl/registry.cpp $<TARGET_OBJECTS:kernels_cuda>)
 target_include_directories(_core_cuda PRIVATE csrc/msl)
+target_compile_definitions(_core_cuda PRIVATE ZINC_CUDA=1)  # the sizes by which its kernels are launched
 set_target_properties(_core_cuda PROPERTIES CUDA_ARCHITECTURES "${ZINCMETAL_CUDA_ARCHITECTURES}" CUDA_STANDARD 20
                                             CUDA_RUNTIME_LIBRARY Static)

@@ -214,11 +214,11 @@ kernel void attention_prefill(constant AttentionParams& p [[buffer(0)]], device 
     }
 }
 
-typedef PrefillShape<32, 32, 32, 1> Prefill32;
-typedef PrefillShape<64, 32, 32, 1> Prefill64;
-typedef PrefillShape<96, 32, 32, 1> Prefill96;
-typedef PrefillShape<128, 32, 32, 1> Prefill128;
-typedef PrefillShape<256, 16, 16, 2> Prefill256;
+typedef PrefillShape<32, ATTENTION_PREFILL_QUERIES, 32, 1> Prefill32;
+typedef PrefillShape<64, ATTENTION_PREFILL_QUERIES, 32, 1> Prefill64;
+typedef PrefillShape<96, ATTENTION_PREFILL_QUERIES, 32, 1> Prefill96;
+typedef PrefillShape<128, ATTENTION_PREFILL_QUERIES, 32, 1> Prefill128;
+typedef PrefillShape<256, ATTENTION_PREFILL_QUERIES_256, 16, 2> Prefill256;
 
 #define PREFILL(kv, KV, dim) KERNEL("attention_prefill_" kv "_" #dim, attention_prefill<KV, Prefill##dim>)
 HEAD_CLASSES(PREFILL)

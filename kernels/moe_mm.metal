@@ -1,38 +1,41 @@
 #include "moe.h"
 #include "mul_mm_tile.h"
 
+// Few experts have many tokens: where simdgroups lie below each other, none is without.
+typedef TileShape<MOE_MM_TOKENS, PER_DEVICE(2, 1), 2> MoeMmShape;
+
 // Prefill of a mixture of experts: the rows that chose an expert meet its matrices together. A slot is a row's place
 // for one of its n_used experts, t * n_used + j; moe_sort orders the slots by expert and cuts them into tiles.
 
 // A threadgroup per tile of slots (the grid's x) and tile of the expert's rows (y). Y has a row per slot.
-template <class Q, class T, class Epilogue>
+template <class Q, class Epilogue>
 METAL_FUNC void moe_mm_rows(constant MoeMmParams& p, device const int* slots, device const int4* tiles,
                             device const int* n_tiles, Matrices<Epilogue::MATRICES> weights, device const float* x,
-                            Epilogue out, threadgroup Four<T>* tile, uint3 tg, uint tid, uint sg) {
+                            Epilogue out, threadgroup float4* tile, uint3 tg, uint tid, uint sg) {
     if (int(tg.x) >= n_tiles[0]) return;  // the whole threadgroup
     const int4 found = tiles[tg.x];       // expert, first slot, end
-    const Gathered tokens{slots + found.y, min(uint(found.z - found.y), uint(MUL_MM_TOKENS)), p.x_div};
+    const Gathered tokens{slots + found.y, min(uint(found.z - found.y), uint(MOE_MM_TOKENS)), p.x_div};
     const ulong before = expert_offset(p, found.x);
     UNROLL for (uint i = 0; i < Epilogue::MATRICES; i++) weights.w[i] += before;
-    mul_mm_tile<Q, T>(p, tokens, tg.y, weights, x, out, tile, tid, sg);
+    mul_mm_tile<Q, MoeMmShape>(p, tokens, tg.y, weights, x, out, tile, tid, sg);
 }
 
-template <class Q, class T>
+template <class Q>
 kernel void moe_mm(constant MoeMmParams& p [[buffer(0)]], device const int* slots [[buffer(1)]],
                    device const int4* tiles [[buffer(2)]], device const int* n_tiles [[buffer(3)]],
                    device const uchar* w [[buffer(4)]], device const float* x [[buffer(5)]],
                    device float* y [[buffer(6)]], GRID_IDS) {
-    MUL_MM_TILE(T, tile);
-    moe_mm_rows<Q, T>(p, slots, tiles, n_tiles, Matrices<1>{{w}}, x, Store{y}, tile, tg, tid, sg);
+    MUL_MM_TILE(MoeMmShape, tile);
+    moe_mm_rows<Q>(p, slots, tiles, n_tiles, Matrices<1>{{w}}, x, Store{y}, tile, tg, tid, sg);
 }
 
-template <class Q, class T>
+template <class Q>
 kernel void moe_mm_swiglu(constant MoeMmParams& p [[buffer(0)]], device const int* slots [[buffer(1)]],
                           device const int4* tiles [[buffer(2)]], device const int* n_tiles [[buffer(3)]],
                           device const uchar* gate [[buffer(4)]], device const uchar* up [[buffer(5)]],
                           device const float* x [[buffer(6)]], device float* y [[buffer(7)]], GRID_IDS) {
-    MUL_MM_TILE(T, tile);
-    moe_mm_rows<Q, T>(p, slots, tiles, n_tiles, Matrices<2>{{gate, up}}, x, SwiGlu{y}, tile, tg, tid, sg);
+    MUL_MM_TILE(MoeMmShape, tile);
+    moe_mm_rows<Q>(p, slots, tiles, n_tiles, Matrices<2>{{gate, up}}, x, SwiGlu{y}, tile, tg, tid, sg);
 }
 
 // out[t] = residual[t] + the sum over its experts j of weights[t, j] y[t, j]. residual may be out itself. A row of
@@ -54,7 +57,7 @@ kernel void moe_mix(constant MoeMixParams& p [[buffer(0)]], device const Step* s
 }
 
 #define MOE_MM(type, Q)                                                                                                \
-    KERNEL("moe_mm_" type, moe_mm<Q, float>)                                                                           \
-    KERNEL("moe_mm_swiglu_" type, moe_mm_swiglu<Q, float>)
+    KERNEL("moe_mm_" type, moe_mm<Q>)                                                                                  \
+    KERNEL("moe_mm_swiglu_" type, moe_mm_swiglu<Q>)
 EXPERT_TYPES(MOE_MM)
 KERNEL("moe_mix", moe_mix<float>)

@@ -2,7 +2,7 @@
 #include "shapes.h"
 
 // The slots of a step (slot t * n_used + j: row t's place for its j-th expert) in the order of their experts, those of
-// one expert in their own order, and cut into tiles: runs of at most MUL_MM_TOKENS slots of one expert.
+// one expert in their own order, and cut into tiles: runs of at most MOE_MM_TOKENS slots of one expert.
 //
 // A counting sort in one threadgroup. Every simdgroup takes a run of the slots and has counts of its own, which become
 // the places of its slots once all are summed; within a simdgroup a slot's place comes from its rank among the lanes
@@ -105,4 +105,4 @@ kernel void moe_sort(constant MoeSortParams& p [[buffer(0)]], device const Step*
     mine.walk(PlaceInto{slots});
 }
 
-KERNEL("moe_sort", moe_sort<MUL_MM_TOKENS>)
+KERNEL("moe_sort", moe_sort<MOE_MM_TOKENS>)

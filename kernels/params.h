@@ -95,7 +95,7 @@ struct MoeMmParams {
 struct MoeSortParams {
     u32 n_expert;  // at most 1,024
     u32 n_used;
-    u32 max_tiles;  // room for tiles: enough are min(slots, ceil(slots / MUL_MM_TOKENS) + n_expert)
+    u32 max_tiles;  // room for tiles: enough are min(slots, ceil(slots / MOE_MM_TOKENS) + n_expert)
 };
 
 struct MoeMixParams {

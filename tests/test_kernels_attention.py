@@ -151,7 +151,8 @@ class Attention:
         shapes = self.lab.core.shapes()
         if kernel == "attention_decode":
             return (self.shape.n_head, self.shape.rows), shapes["ATTENTION_DECODE_THREADS"]
-        groups = tiles(self.shape.rows, shapes["ATTENTION_PREFILL_QUERIES"])
+        queries = shapes["ATTENTION_PREFILL_QUERIES_256" if self.head_class == 256 else "ATTENTION_PREFILL_QUERIES"]
+        groups = tiles(self.shape.rows, queries)
         return (self.shape.n_head, groups), shapes["ATTENTION_PREFILL_THREADS"]
 
     def run(self, kernel: str, grid: tuple[int, int] | None = None, threads: int | None = None) -> Guarded:

@@ -69,7 +69,7 @@ def random_route(lab: Lab, rows: int, n_tokens: int, n_expert: int, n_used: int)
 def run_moe_sort(lab: Lab, route: Route, max_tiles: int | None = None) -> tuple[Guarded, Guarded, Guarded]:
     shapes = lab.core.shapes()
     if max_tiles is None:
-        max_tiles = route.max_tiles(shapes["MUL_MM_TOKENS"])
+        max_tiles = route.max_tiles(shapes["MOE_MM_TOKENS"])
     slots = lab.output(route.ids.size, dtype=np.int32, align=4)
     cut = lab.output(max_tiles, 4, dtype=np.int32)
     n_tiles = lab.output(1, dtype=np.int32, align=4)
@@ -81,7 +81,7 @@ def run_moe_sort(lab: Lab, route: Route, max_tiles: int | None = None) -> tuple[
 
 def check_sort(lab: Lab, route: Route) -> None:
     slots, cut, n_tiles = run_moe_sort(lab, route)
-    want_slots, want_tiles = route.sorted(lab.core.shapes()["MUL_MM_TOKENS"])
+    want_slots, want_tiles = route.sorted(lab.core.shapes()["MOE_MM_TOKENS"])
     assert n_tiles.array[0] == len(want_tiles)
     assert np.array_equal(slots.array[: len(want_slots)], want_slots)
     assert np.array_equal(cut.array[: len(want_tiles)], want_tiles)
@@ -140,7 +140,7 @@ def test_moe_sort_writes_no_more_tiles_than_there_is_room_for(lane: str) -> None
     lab = Lab(lane)
     route = random_route(lab, 40, 40, 64, 4)
     slots, cut, n_tiles = run_moe_sort(lab, route, max_tiles=9)
-    want_slots, want_tiles = route.sorted(lab.core.shapes()["MUL_MM_TOKENS"])
+    want_slots, want_tiles = route.sorted(lab.core.shapes()["MOE_MM_TOKENS"])
     assert len(want_tiles) > 9
     assert n_tiles.array[0] == 9
     assert np.array_equal(cut.array, want_tiles[:9])
@@ -195,10 +195,10 @@ class MoeMm:
     def run(self, lab: Lab) -> Guarded:
         """The output [slots, m], from slots and tiles as moe_sort leaves them."""
         shapes, route = lab.core.shapes(), self.route
-        slots, cut = route.sorted(shapes["MUL_MM_TOKENS"])
+        slots, cut = route.sorted(shapes["MOE_MM_TOKENS"])
         list_of_slots = np.full(route.ids.size, -1, np.int32)
         list_of_slots[: len(slots)] = slots
-        list_of_tiles = np.full((route.max_tiles(shapes["MUL_MM_TOKENS"]), 4), -1, np.int32)
+        list_of_tiles = np.full((route.max_tiles(shapes["MOE_MM_TOKENS"]), 4), -1, np.int32)
         list_of_tiles[: len(cut)] = cut
         sort = [
             lab.input(list_of_slots, align=4),

@@ -93,9 +93,9 @@ void moe_sort(const Launch& l, uint64_t, uint64_t) {
     for (uint32_t expert = 0; expert < p.n_expert; expert++) {
         const uint32_t end = first + next[expert];
         next[expert] = first;
-        for (; first < end; first = std::min(first + MUL_MM_TOKENS, end))
+        for (; first < end; first = std::min(first + MOE_MM_TOKENS, end))
             if (n_tiles < p.max_tiles)
-                tiles[n_tiles++] = {int32_t(expert), int32_t(first), int32_t(std::min(first + MUL_MM_TOKENS, end)), 0};
+                tiles[n_tiles++] = {int32_t(expert), int32_t(first), int32_t(std::min(first + MOE_MM_TOKENS, end)), 0};
     }
     for (uint32_t slot = 0; slot < n_slots; slot++) slots[next[expert_of(slot)]++] = int32_t(slot);
     *l.buffer<int32_t>(5) = int32_t(n_tiles);

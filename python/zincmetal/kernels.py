@@ -197,7 +197,7 @@ class Lowering:
     def _max_tiles(self, rows: int, n_used: int, n_expert: int) -> int:
         """Tiles of one expert each that the slots of a step can need."""
         slots = rows * n_used
-        return min(slots, _tiles(slots, self._shapes["MUL_MM_TOKENS"]) + n_expert)
+        return min(slots, _tiles(slots, self._shapes["MOE_MM_TOKENS"]) + n_expert)
 
     def _experts(self, op: Op, rows: int) -> list[Launch]:
         return self._expert_products(op, "", rows)
@@ -334,13 +334,15 @@ class Lowering:
             scale=op.attrs["scale"],
         )
         # Instances come in classes of head size: one named _128 serves heads of 97 to 128.
-        kind = f"{self.kv_type}_{next(c for c in HEAD_CLASSES if cfg.head_dim <= c)}"
+        head_class = next(c for c in HEAD_CLASSES if cfg.head_dim <= c)
+        kind = f"{self.kv_type}_{head_class}"
         if n_split > 1:
             return self._split_attention(op, kind, params, n_split)
         if rows == 1:
             grid = (cfg.n_head, 1, 1)
             return [self._launch(op, f"attention_decode_{kind}", params, grid, shapes["ATTENTION_DECODE_THREADS"])]
-        grid = (cfg.n_head, _tiles(rows, shapes["ATTENTION_PREFILL_QUERIES"]), 1)
+        queries = shapes["ATTENTION_PREFILL_QUERIES_256" if head_class == 256 else "ATTENTION_PREFILL_QUERIES"]
+        grid = (cfg.n_head, _tiles(rows, queries), 1)
         return [self._launch(op, f"attention_prefill_{kind}", params, grid, shapes["ATTENTION_PREFILL_THREADS"])]
 
     def _split_attention(self, op: Op, kind: str, params: bytes, n_split: int) -> list[Launch]:
