@@ -264,7 +264,7 @@ def test_moe_mm_of_a_wild_expert_reads_no_other_memory(lane: str) -> None:
 def test_moe_mm_of_a_tile_that_is_too_long_takes_its_first_slots() -> None:
     """moe_sort writes no such tile; threadgroup memory has no room for more."""
     lab = Lab(MSL)
-    tokens = lab.core.shapes()["MUL_MM_TOKENS"]
+    tokens = lab.core.shapes()["MOE_MM_TOKENS"]
     case = MoeMm(
         lab, quants.Q8_0, "", Route(np.full((tokens + 8, 1), 2, np.int32), tokens + 8, 5), 5, 32, shared_x=True
     )
