@@ -130,6 +130,20 @@ def test_command_buffer_that_never_ends() -> None:
         assert generated == str(model.generate([5, 6, 7], max_tokens=4).tokens)
 
 
+@pytest.mark.parametrize("keep", ["session", "plan", "device", "none"])
+def test_what_is_in_flight_outlives_its_owners(keep: str, double: lane.Double) -> None:
+    """Command buffers retain nothing here: recordings wait for the GPU before they let go of what it uses."""
+    model = load()
+    first = model.core.prefill_step(model.session, model._compile(model.plan(32)), np.array(PROMPT, np.int32))
+    double.set("slow=50")
+    model.core.decode_step(model.session, model._compile(model.plan(1)), first, True)
+    kept = {"session": model.session, "plan": model._compile(model.plan(1)), "device": model.device, "none": None}[keep]
+    model._plans.clear()
+    del model
+    gc.collect()
+    del kept
+
+
 # ---- what Metal refuses ------------------------------------------------------------------------------------------
 
 

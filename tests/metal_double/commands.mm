@@ -244,6 +244,7 @@ static const char* rule_of(const std::string& failure) {
         (void)(__bridge_retained void*)self;
         return;
     }
+    if (const auto slow = condition("slow")) std::this_thread::sleep_for(std::chrono::milliseconds(std::stol(*slow)));
     self.GPUStartTime = now();
     std::string code;
     if (is_due("gpu", &code)) {

@@ -8,6 +8,7 @@
 //   threads=NAME:N                               this kernel's registers leave it N threads, unless it asks for more
 //   threads_at_most=NAME:N                       the same, whatever it asks for
 //   gpu=N:CODE  hang=N                           the N-th command buffer from now fails with this code, or never ends
+//   slow=MILLISECONDS                            before a command buffer begins
 //   native=0                                     no native kernels
 #pragma once
 
