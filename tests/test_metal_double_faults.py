@@ -293,7 +293,7 @@ def test_a_kernel_whose_registers_leave_it_fewer_threads(double: lane.Double) ->
     with load(HYBRID) as model:
         launched = {d.launch.kernel: d.launch.threads for d in model.plan(1).dispatches}
     kernel = next(name for name in launched if name.startswith("ssm_step"))
-    assert launched[kernel] == 512
+    assert launched[kernel] > 384
     double.set(f"threads={kernel}:384")
     with load(HYBRID) as model:
         assert model.device.limits(kernel)[0] == 384
@@ -302,7 +302,7 @@ def test_a_kernel_whose_registers_leave_it_fewer_threads(double: lane.Double) ->
 
 def test_a_kernel_that_cannot_have_its_threads(double: lane.Double) -> None:
     double.set("threads_at_most=rms_norm:128")
-    said = r"\(rms_norm\): 256 threads per threadgroup; on this device the kernel takes 128: launch fewer threads"
+    said = r"\(rms_norm\): \d+ threads per threadgroup; on this device the kernel takes 128: launch fewer threads"
     with pytest.raises(DeviceError, match=said):
         load()
 
