@@ -4,8 +4,9 @@ file(GLOB MSL_SOURCES CONFIGURE_DEPENDS csrc/msl/*.cpp)
 file(GLOB NATIVE_SOURCES CONFIGURE_DEPENDS csrc/cpu/native_*.cpp)
 list(REMOVE_ITEM NATIVE_SOURCES ${CMAKE_CURRENT_SOURCE_DIR}/csrc/cpu/native_register.cpp)
 
-# -O2 without strict aliasing: MSL lets a kernel view weight bytes as blocks. Attributes such as [[buffer(0)]] are Metal's.
-set(MSL_OPTIONS -x c++ -O2 -fno-strict-aliasing -ffp-contract=off -Wno-attributes -Wno-unknown-attributes
+# Without strict aliasing: MSL lets a kernel view weight bytes as blocks. Attributes such as [[buffer(0)]] are Metal's.
+# -O1: what is hot here has a native version.
+set(MSL_OPTIONS -x c++ -O1 -fno-strict-aliasing -ffp-contract=off -Wno-attributes -Wno-unknown-attributes
     -Wno-unknown-pragmas -Wno-unused-parameter -Wno-unused-variable)
 
 function(zinc_kernels target)

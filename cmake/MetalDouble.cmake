@@ -40,7 +40,7 @@ foreach(source IN LISTS DOUBLE_OBJC ITEMS ${CMAKE_CURRENT_SOURCE_DIR}/csrc/devic
   list(APPEND DOUBLE_OBJECTS ${object})
 endforeach()
 list(FILTER DOUBLE_CXX EXCLUDE REGEX "/execute.cpp$")  # the one part that the checked build changes
-add_library(metal_double_parts OBJECT ${COMMON_SOURCES} ${DOUBLE_CXX} csrc/cpu/native.cpp csrc/cpu/native_register.cpp)
+add_library(metal_double_parts OBJECT csrc/module.cpp ${DOUBLE_CXX} csrc/cpu/native.cpp csrc/cpu/native_register.cpp)
 target_link_libraries(metal_double_parts PRIVATE pybind11::module)
 target_include_directories(metal_double_parts PRIVATE csrc kernels ${DOUBLE})
 target_compile_definitions(metal_double_parts PRIVATE ZINC_MODULE=_core_metal)
@@ -50,7 +50,7 @@ add_custom_target(metal_doubles ALL)
 # A module named _core_metal in a folder of its own, with these kernels.
 function(metal_double_module name kernels)
   pybind11_add_module(${name} NO_EXTRAS ${MSL_SOURCES} ${DOUBLE}/execute.cpp ${DOUBLE_OBJECTS}
-                      $<TARGET_OBJECTS:metal_double_parts> $<TARGET_OBJECTS:${kernels}> ${NATIVE_OBJECTS})
+                      $<TARGET_OBJECTS:core_common> $<TARGET_OBJECTS:metal_double_parts> $<TARGET_OBJECTS:${kernels}> ${NATIVE_OBJECTS})
   target_include_directories(${name} PRIVATE csrc csrc/msl ${DOUBLE})
   target_compile_definitions(${name} PRIVATE ${ARGN})
   target_compile_options(${name} PRIVATE -Wall -Wextra)

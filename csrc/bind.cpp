@@ -1,4 +1,5 @@
-// The only file that sees pybind11. Compiled once per backend, as _core_cpu, _core_metal ...; _core.pyi types them all.
+// What Python sees of the core, whatever its backend: module.cpp makes _core_cpu, _core_metal ... of it, and _core.pyi
+// types them all. These two files are the only ones that see pybind11.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -6,6 +7,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "bind.h"
 #include "device.h"
 #include "plan.h"
 #include "shapes.h"
@@ -293,7 +295,7 @@ void bind_plan(py::module_& m) {
 
 }  // namespace
 
-PYBIND11_MODULE(ZINC_MODULE, m) {
+void zinc::bind(py::module_& m) {
     bind_errors();
     bind_params(m);
     bind_device(m);
