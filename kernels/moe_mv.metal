@@ -89,10 +89,10 @@ kernel void moe_mv_mix2(constant MoeSharedParams& p [[buffer(0)]], device const 
 EXPERT_TYPES(MOE_MV)
 
 // Files of few bits keep the shared expert, which every token meets, at eight.
-#define MOE_MV_SHARED_Q8_0(type, Q) KERNEL("moe_mv_mix2_" type "_q8_0", moe_mv_mix2<Q, Bytes>)
+#define MOE_MV_SHARED_Q8_0(type, Q) KERNEL("moe_mv_mix2_" type "_q8_0", moe_mv_mix2<Q, Quantised<Q8_0>>)
 LOW_BIT_TYPES(MOE_MV_SHARED_Q8_0)
 
 #define MOE_MV_OF(type, Q, R) KERNEL("moe_mv_swiglu_" type "_r" #R, moe_mv_swiglu<Q, R>)
 PAIR_ROW_VARIANTS(MOE_MV_OF)
-#define MOE_MV_MIX_OF(type, Q, R) KERNEL("moe_mv_mix2_" type "_q8_0_r" #R, moe_mv_mix2<Q, Bytes, R>)
+#define MOE_MV_MIX_OF(type, Q, R) KERNEL("moe_mv_mix2_" type "_q8_0_r" #R, moe_mv_mix2<Q, Quantised<Q8_0>, R>)
 ROW_VARIANTS(MOE_MV_MIX_OF)

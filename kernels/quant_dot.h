@@ -69,40 +69,29 @@ struct Quantised {
     }
 };
 
-// Activations that meet run i of a block. Where a lane takes one run, neighbouring lanes read neighbouring bytes.
-struct RunX {
-    float4 v[2];
-};
-
-METAL_FUNC RunX load_run(device const float* x, uint i) {
-    device const float4* run = (device const float4*)(x + i * RUN);
-    return {{run[0], run[1]}};
-}
-
-// Q8_0, whose runs are all alike: the products with a vector take them one by one.
-struct Bytes : Quantised<Q8_0> {
-    static constant constexpr uint LANES = BLOCK / RUN;
-    typedef RunX X;
-
-    static METAL_FUNC X load_x(device const float* x, uint i) { return load_run(x, i); }
-
-    static METAL_FUNC float dot_part(device const Block* block, uint i, thread const X& x) {
-        const uint2 bytes = as_type<uint2>(eight_bytes(block->qs + 4 * i));
-        const float4 low = float4(as_type<char4>(bytes.x)), high = float4(as_type<char4>(bytes.y));
-        return float(block->d) * (dot(low, x.v[0]) + dot(high, x.v[1]));
-    }
-};
-
 template <class B>
 struct Plain {
     typedef B Block;
-    static constant constexpr uint BLOCK = 32, SPAN = 16, PARTS = BLOCK / PART, LANES = BLOCK / RUN;
-    typedef RunX X;
+    static constant constexpr uint BLOCK = 32, SPAN = 16, PARTS = BLOCK / PART, LANES = PARTS;
 
-    static METAL_FUNC X load_x(device const float* x, uint i) { return load_run(x, i); }
+    struct X {
+        float4 v[4];
+    };
+
+    static METAL_FUNC X load_x(device const float* x, uint i) {
+        X out;
+        UNROLL for (uint j = 0; j < 4; j++) {
+            out.v[j] = *(device const float4*)(x + run_start<SPAN>(i, j / 2) + j % 2 * 4);
+        }
+        return out;
+    }
 
     static METAL_FUNC float dot_part(device const Block* block, uint i, thread const X& x) {
-        return dot(B::quad(block, 2 * i), x.v[0]) + dot(B::quad(block, 2 * i + 1), x.v[1]);
+        float sum = 0.0f;
+        UNROLL for (uint j = 0; j < 4; j++) {
+            sum += dot(B::quad(block, run_start<SPAN>(i, j / 2) / 4 + j % 2), x.v[j]);
+        }
+        return sum;
     }
 
     static METAL_FUNC bool is_whole(uint k) { return k % BLOCK == 0; }
@@ -144,7 +133,7 @@ METAL_FUNC uint run_column(uint i, uint h) {
     T("q6_k", Quantised<Q6_K>)
 #define EXPERT_TYPES(T)                                                                                                \
     T("f16", Plain<F16>)                                                                                               \
-    T("q8_0", Bytes)                                                                                                   \
+    T("q8_0", Quantised<Q8_0>)                                                                                         \
     LOW_BIT_TYPES(T)
 #define TENSOR_TYPES(T)                                                                                                \
     T("f32", Plain<F32>)                                                                                               \
@@ -156,7 +145,7 @@ METAL_FUNC uint run_column(uint i, uint h) {
 // worth comparing.
 #ifdef ZINC_SWEEP
 #define ROWS_OF_TYPES(T, R)                                                                                            \
-    T("q8_0", Bytes, R)                                                                                                \
+    T("q8_0", Quantised<Q8_0>, R)                                                                                      \
     T("q4_k", Quantised<Q4_K>, R)                                                                                      \
     T("q5_k", Quantised<Q5_K>, R)                                                                                      \
     T("q6_k", Quantised<Q6_K>, R)
