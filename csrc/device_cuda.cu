@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -106,6 +107,7 @@ class CudaDevice : public Device {
     void throw_if_failed() const;
 
     Stream stream_;
+    std::optional<Upload> upload_;  // until the first recording: the weights are there then
     cudaDeviceProp properties_{};
     Edges edges_ = Edges::full;
     std::array<Slot, IN_FLIGHT> slots_;
@@ -159,7 +161,8 @@ DeviceInfo CudaDevice::info() const {
 std::shared_ptr<Buffer> CudaDevice::wrap(void* pointer, size_t bytes) {
     auto buffer = std::make_shared<CudaBuffer>(bytes, false, stream_.get());
     buffer->read_only = true;
-    Upload(stream_.get()).copy(buffer->memory(), pointer, bytes);
+    if (!upload_) upload_.emplace(stream_.get());
+    upload_->copy(buffer->memory(), pointer, bytes);
     return buffer;
 }
 
@@ -196,6 +199,7 @@ void CudaDevice::check_dispatches(const std::vector<Dispatch>& dispatches) const
 
 std::unique_ptr<Recording> CudaDevice::record(std::vector<Dispatch> dispatches, Encoding encoding) {
     check_dispatches(dispatches);
+    upload_.reset();
     return std::make_unique<CudaRecording>(std::move(dispatches), encoding, edges_, stream_.get());
 }
 
