@@ -26,7 +26,6 @@ rm -rf "$logs"/*
 : > "$results/summary.txt"
 cd "$root" || exit 1
 export ZINCMETAL_DEVICE=$device PYTHONUNBUFFERED=1
-failed=0
 
 say() { echo "$@" | tee -a "$results/summary.txt"; }
 
@@ -37,7 +36,6 @@ step() {
     case $skip in *" $name "*) say "$name: skipped" && return ;; esac
     timeout $((limit * ${PATIENCE:-1})) "$@" > "$logs/$name.log" 2>&1
     status=$?
-    [ $status = 0 ] || failed=1
     say "$name: $([ $status = 0 ] && echo passed || echo "FAILED with $status") in $((SECONDS - began)) s"
 }
 
@@ -97,11 +95,11 @@ export python device layers work logs model results PYTHONPATH=$root/tests${PYTH
 
 (PYTHONPATH=$root/python:$PYTHONPATH step synthetic 200 bash -c synthetic) & # one core, meanwhile
 step build 300 bash -c build
+[ "$device" = cuda ] && step sanitize 200 bash -c sanitize &
 step tests 240 bash -c tests
-[ "$device" = cuda ] && step sanitize 200 bash -c sanitize
-wait
-step shapes 150 bash -c shapes
+wait # nothing runs beside what is timed
 step roofline 150 bash -c roofline
+step shapes 150 bash -c shapes
 
 tar -C "$work" -czf "$results/logs.tar.gz" logs
 show tests 3
@@ -109,4 +107,4 @@ show sanitize 20
 show shapes 70
 show roofline 60
 [ -n "${WORK:-}" ] || rm -rf "$work"
-exit $failed
+! grep -q FAILED "$results/summary.txt"

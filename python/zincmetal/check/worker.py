@@ -147,8 +147,8 @@ class Lab:
         case = self.cases.get(name)
         if width != SIMDGROUP:
             return Outcome(FAIL, f"its simdgroups have {width} threads, and the kernels need {SIMDGROUP}", figures)
-        if nbytes > THREADGROUP_BYTES:
-            return Outcome(FAIL, f"it uses {nbytes} bytes of threadgroup memory, of {THREADGROUP_BYTES}", figures)
+        if nbytes > (has := self.device.info["max_threadgroup_bytes"]):
+            return Outcome(FAIL, f"it uses {nbytes} bytes of threadgroup memory, of {has}", figures)
         if case and case.launch.threads > threads:
             return Outcome(FAIL, f"it takes {threads} threads, and plans launch {case.launch.threads}", figures)
         return Outcome(PASS, f"up to {threads} threads", figures)
