@@ -10,7 +10,6 @@
 #include "bind.h"
 #include "device.h"
 #include "plan.h"
-#include "shapes.h"
 
 namespace py = pybind11;
 using namespace zinc;
@@ -137,8 +136,7 @@ void bind_errors() {
     });
 }
 
-// What Python must know to launch: NumPy dtypes with the fields of kernels/params.h, so that it fills parameters by
-// field name, and the launch shapes of kernels/shapes.h.
+// NumPy dtypes with the fields of kernels/params.h: Python fills parameters by field name.
 void bind_params(py::module_& m) {
     py::dict params;
     // Several cores may be loaded at once, and pybind11 keeps one register for all of them.
@@ -175,13 +173,6 @@ void bind_params(py::module_& m) {
             return params[name.c_str()];
         },
         py::arg("name"));
-
-    m.def("shapes", [] {
-        py::dict d;
-#define ADD_SHAPE(name, value) d[#name] = uint32_t(name);
-        KERNEL_SHAPES(ADD_SHAPE)
-        return d;
-    });
 }
 
 void bind_device(py::module_& m) {
