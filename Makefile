@@ -13,7 +13,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python 
 help:
 	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
 	@echo "make test   build, install, run all tests"
-	@echo "make test-metal-double   the tests of the Metal lane on a stand-in for Metal, part of make test on Linux"
+	@echo "make test-metal-double   the tests of the Metal lane on a stand-in for Metal (the first half is part of make test)"
 	@echo "make test-gemma3   the tests on the real Gemma 3 270M, which it fetches (250 MB, Gemma Terms of Use)"
 	@echo "make test-msl-third-party   the check of Metal sources on those of llama.cpp and MLX, which it fetches (120 MB)"
 	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
@@ -25,16 +25,13 @@ demo: $(VENV)/.installed $(VENV)/.demo
 	@echo "== $(PROMPT)"
 	@$(BIN)/python -m zincmetal.generate -p "$(PROMPT)" -n 64 -c 2048
 
-# The tests' lanes "metal" run where there is a Metal module: on Linux, once more with the double in its place.
-METAL_LANES = PYTHONPATH=tests $(BIN)/python -m pytest -q -n 2 -p metal_double_lane -k "metal and not test_metal"
-
 test: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev $(DOUBLE)
 	$(BIN)/python -m pytest -q -n 2
-	$(if $(DOUBLE),$(METAL_LANES))
 
+# The tests' lanes "metal" run where there is a Metal module: here, once more with the double in its place.
 test-metal-double: $(VENV)/.demo $(VENV)/.double
 	$(BIN)/python -m pytest -q -n 2 tests/test_metal_double*.py
-	$(METAL_LANES)
+	PYTHONPATH=tests $(BIN)/python -m pytest -q -n 2 -p metal_double_lane -k "metal and not test_metal"
 
 test-gemma3: $(VENV)/.installed $(VENV)/.demo $(VENV)/.gemma $(VENV)/.dev
 	$(BIN)/python -m pytest -q -k gemma3
