@@ -196,7 +196,8 @@ class Attention:
             "scale": self.scale,
         }
 
-    def check(self, out: Guarded, rel: float = 2e-6) -> None:
+    # The error of a score of 256 products goes through exp: one random case in thousands has 2.4e-6.
+    def check(self, out: Guarded, rel: float = 4e-6) -> None:
         n = self.shape.n_tokens
         assert_close(out.array[:n], self.want, rel)
         assert_untouched(out.array[n:])
