@@ -26,7 +26,7 @@ demo: $(VENV)/.installed $(VENV)/.demo
 	@$(BIN)/python -m zincmetal.generate -p "$(PROMPT)" -n 64 -c 2048
 
 test: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev $(DOUBLE)
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # The tests' lanes "metal" run where there is a Metal module: here, once more with the double in its place.
 test-metal-double: $(VENV)/.demo $(VENV)/.double
@@ -69,8 +69,7 @@ NVCC_FLAGS := -std=c++20 -gencode arch=compute_80,code=compute_80 --expt-relaxed
   -Xcompiler -Wall,-Wextra -Icsrc/msl -Ikernels -Icsrc
 kernels-cuda:
 	@command -v nvcc >/dev/null || { echo "nvcc not found: kernels not compiled for CUDA"; exit 0; }; \
-	for f in kernels/*.metal; do echo "nvcc $$f"; \
-	  nvcc $(NVCC_FLAGS) -x cu -c -o /dev/null $$f || exit 1; done
+	ls kernels/*.metal | xargs -P 2 -I% sh -c 'echo nvcc %; nvcc $(NVCC_FLAGS) -x cu -c -o /dev/null %'
 
 bench: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 	$(BIN)/python -m pytest bench --benchmark-json=bench.json
