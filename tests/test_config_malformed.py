@@ -171,6 +171,22 @@ def test_a_wrong_value_is_refused_in_its_name(name, case, tmp_path, good):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("name", ["general.architecture", f"{ARCH}.rope.scaling.type", f"{ARCH}.block_count"])
+@pytest.mark.parametrize("letter", ["\0", "é"])
+def test_a_long_string_is_not_repeated_in_the_error(name, letter, tmp_path, good):
+    text = letter * (3 << 20)
+    path = tmp_path / "long.gguf"
+    write(path, good | {name: text}, TENSORS)
+    tracemalloc.start()
+    try:
+        with pytest.raises((GGUFError, UnsupportedModelError)) as caught:
+            examine(path)
+        assert tracemalloc.get_traced_memory()[1] < MEMORY + path.stat().st_size
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 1000 + len(str(path))
+
+
 def test_sizes_that_agree_with_each_other_and_not_with_the_tensors(tmp_path, good):
     for changes, tensor in [
         ({"ssm.state_size": 32, "ssm.time_step_rank": 8}, "attn_qkv"),
@@ -317,7 +333,10 @@ def test_a_wrong_gemma3_value_is_refused_in_its_name(name, value, tmp_path, gemm
 
 
 def test_flipped_bytes_are_understood_or_refused(tmp_path, good):
-    """Whatever the bytes of the header, the graph is built or a ZincError says why not, in little memory."""
+    """Whatever the bytes of the header, the graph is built or a ZincError says why not, in little memory.
+
+    Where a string's length is flipped the string may be the rest of the file, and is read.
+    """
     whole, path = tmp_path / "whole.gguf", tmp_path / "flipped.gguf"
     write(whole, good, TENSORS)
     with gguf.open(whole) as file:
@@ -345,7 +364,7 @@ def test_flipped_bytes_are_understood_or_refused(tmp_path, good):
             peak = max(peak, tracemalloc.get_traced_memory()[1])
     finally:
         tracemalloc.stop()
-    assert peak < MEMORY, f"seed {SEED}"
+    assert peak < MEMORY + size, f"seed {SEED}"
     assert understood > 0, f"seed {SEED}"
     assert refused > 0, f"seed {SEED}"
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import GGUFError, UnsupportedModelError, UsageError
+from .errors import GGUFError, UnsupportedModelError, UsageError, abbreviate
 from .gguf import File
 
 # Head sizes that the attention kernels are compiled for: each serves those up to it. The last is the largest.
@@ -202,7 +202,8 @@ def _refuse_what_is_not_computed(keys: _Keys) -> None:
     for name, neutral in _NEUTRAL.items():
         value = keys.get(name, neutral)
         if not isinstance(value, (bool, int, float)) or value != neutral:
-            raise UnsupportedModelError(f"{keys.arch}.{name} is {value!r}; zincmetal computes with {neutral!r} alone")
+            found = abbreviate(value)
+            raise UnsupportedModelError(f"{keys.arch}.{name} is {found}; zincmetal computes with {neutral!r} alone")
 
 
 def _experts(keys: _Keys) -> Experts:
@@ -267,10 +268,11 @@ def _attention_scale(keys: _Keys, n_layer: int, embd_per_head: float, head_dim: 
 
 
 def _rope(keys: _Keys, n_ctx_train: int) -> Rope:
-    scaling = str(keys.get("rope.scaling.type", "none"))
+    scaling = keys.get("rope.scaling.type", "none")
     # Local frequencies are not scaled, and kernels know one magnitude.
-    if scaling not in ("none", "linear") + (() if keys.arch in WINDOWED else ("yarn",)):
-        raise UnsupportedModelError(f"{keys.arch}.rope.scaling.type {scaling!r} is not supported")
+    supported = ("none", "linear") if keys.arch in WINDOWED else ("none", "linear", "yarn")
+    if not isinstance(scaling, str) or scaling not in supported:
+        raise UnsupportedModelError(f"{keys.arch}.rope.scaling.type {abbreviate(scaling)} is not supported")
     base = _rope_base(keys, "rope.freq_base")
     if scaling == "none":
         return Rope(base)
@@ -308,21 +310,21 @@ class _Keys:
         """A count from ``least`` to 2^31 - 1."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-            raise self.bad(name, f"{value!r} is not an integer from {least} to 2^31 - 1")
+            raise self.bad(name, f"{abbreviate(value)} is not an integer from {least} to 2^31 - 1")
         return value
 
     def positive(self, name: str, default: float | None = None) -> float:
         """A finite number above 0."""
         value = self.number(name, default)
         if value <= 0:
-            raise self.bad(name, f"{value!r} is not a positive number")
+            raise self.bad(name, f"{abbreviate(value)} is not a positive number")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise self.bad(name, f"{value!r} is not a finite number")
+            raise self.bad(name, f"{abbreviate(value)} is not a finite number")
         return float(value)
 
     def flags(self, name: str, n: int) -> tuple[bool, ...]:

@@ -5,6 +5,8 @@ Each message names the thing that is wrong (a key, a tensor, an argument) and, w
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ZincError(Exception):
     """Base class of all zincmetal errors."""
@@ -40,3 +42,18 @@ class ContextFullError(ZincError, RuntimeError):
 
 class UsageError(ZincError, ValueError):
     """A call that cannot be carried out as asked: a bad token id, a closed model, two threads at once."""
+
+
+def quote(text: str, limit: int = 80) -> str:
+    """``text`` in quotes on one line, without control characters, cut to about ``limit`` characters."""
+    return repr(text if len(text) <= limit else text[:limit] + "…")
+
+
+def abbreviate(value: Any, limit: int = 60) -> str:
+    """A metadata value on one line; of arrays the first few elements."""
+    if isinstance(value, str):
+        return quote(value, limit)
+    if not hasattr(value, "__len__"):
+        return str(value)
+    shown = [abbreviate(v, 16) for v in value[:5]]
+    return f"[{', '.join(shown)}{', …' if len(value) > 5 else ''}]"

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import quants
-from .errors import GGUFError, UsageError
-from .gguf_header import Header, Metadata, Part, TensorInfo, abbreviate, quote, read_header, unmap
+from .errors import GGUFError, UsageError, abbreviate, quote
+from .gguf_header import Header, Metadata, Part, TensorInfo, read_header, unmap
 
 __all__ = ["File", "Metadata", "Part", "TensorInfo", "open"]
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import quants
-from .errors import GGUFError, UsageError
+from .errors import GGUFError, UsageError, abbreviate, quote
 from .quants import QuantType
 
 T = TypeVar("T")
@@ -198,7 +198,8 @@ class _Cursor:
             raise self.error(f"the length of {what} is {nbytes}, the limit is {limit}", start)
         at = self.advance(nbytes, what)
         try:
-            return self.map[at : self.pos].decode()
+            with memoryview(self.map)[at : self.pos] as text:
+                return str(text, "utf-8")
         except UnicodeDecodeError as e:
             raise self.error(f"{what} is not UTF-8 ({e.reason})", at + e.start) from None
 
@@ -457,18 +458,3 @@ def _check_overlaps(cursor: _Cursor, tensors: dict[str, TensorInfo]) -> None:
         if a.offset + a.nbytes > b.offset:
             cursor.subject = f"tensor {quote(b.name)}"
             raise cursor.error(f"its data overlaps that of {quote(a.name)}", b.offset)
-
-
-def quote(text: str, limit: int = 80) -> str:
-    """``text`` in quotes on one line, without control characters, cut to about ``limit`` characters."""
-    return repr(text if len(text) <= limit else text[:limit] + "…")
-
-
-def abbreviate(value: Any, limit: int = 60) -> str:
-    """A metadata value on one line; of arrays the first few elements."""
-    if isinstance(value, str):
-        return quote(value, limit)
-    if not isinstance(value, list | np.ndarray):
-        return str(value)
-    shown = [abbreviate(v, 16) for v in value[:5]]
-    return f"[{', '.join(shown)}{', …' if len(value) > 5 else ''}]"

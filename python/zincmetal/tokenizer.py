@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from .errors import TokenizerError, UsageError
+from .errors import TokenizerError, UsageError, quote
 from .vocabulary import (
     BYTE_OF_LETTER,
     KEY,
@@ -186,7 +186,7 @@ def _merge_fault(merges: list[tuple[str, str]], vocab: Vocabulary) -> str | None
     for i, (left, right) in enumerate(merges):
         for token in (left, right, left + right):
             if token not in vocab.ids:
-                return f"{KEY}merges[{i}] needs the token {token[:60]!r}, which {KEY}tokens does not hold"
+                return f"{KEY}merges[{i}] needs the token {quote(token)}, which {KEY}tokens does not hold"
     return None
 
 
@@ -253,7 +253,7 @@ class Tokenizer:
         meta = Metadata(metadata)
         kind = meta.text("model")
         if kind not in ("gpt2", "llama"):
-            raise TokenizerError(f"{KEY}model is {kind[:60]!r}; known are 'gpt2' and 'llama'")
+            raise TokenizerError(f"{KEY}model is {quote(kind)}; known are 'gpt2' and 'llama'")
         sentencepiece = kind == "llama"
         self._vocab = vocab = Vocabulary.read(meta)
         self.vocab_size = len(vocab)
@@ -438,7 +438,7 @@ def _pre_tokenizer(meta: Metadata) -> PreTokenizer:
     name = meta.text("pre") if meta.has("pre") else "default"
     if name not in PRE_TOKENIZERS:
         known = ", ".join(sorted(PRE_TOKENIZERS))
-        raise TokenizerError(f"{KEY}pre is {name[:60]!r}, a pre-tokenizer that is not known. Known are {known}")
+        raise TokenizerError(f"{KEY}pre is {quote(name)}, a pre-tokenizer that is not known. Known are {known}")
     return PRE_TOKENIZERS[name]
 
 

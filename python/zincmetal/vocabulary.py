@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from .errors import TokenizerError
+from .errors import TokenizerError, abbreviate, quote
 
 KEY = "tokenizer.ggml."
 SPACE = "\u2581"  # what SentencePiece writes for a space
@@ -100,8 +100,8 @@ class Metadata:
 
 def described(value: object) -> str:
     """A value as error messages show it: never long."""
-    text = repr(value) if isinstance(value, (bool, int, float, str)) else ""
-    return f"{text[:60]} ({type(value).__name__})" if text else f"of type {type(value).__name__}"
+    kind = type(value).__name__
+    return f"{abbreviate(value)} ({kind})" if isinstance(value, (bool, int, float, str)) else f"of type {kind}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Vocabulary:
         ids = dict(zip(tokens, range(len(tokens)), strict=True))
         if len(ids) != len(tokens):
             i, token = next((i, token) for i, token in enumerate(tokens) if ids[token] != i)
-            raise TokenizerError(f"{KEY}tokens[{i}] and [{ids[token]}] are both {token[:60]!r}")
+            raise TokenizerError(f"{KEY}tokens[{i}] and [{ids[token]}] are both {quote(token)}")
         types = cls._read_types(meta, len(tokens))
         normal = TokenType.NORMAL.value
         return cls(tokens, types, ids, [i for i, t in enumerate(types) if t != normal])

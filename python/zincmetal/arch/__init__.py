@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, quote
 from ..graph import Graph, Value
 from . import gemma3, llama, qwen2, qwen3, qwen3moe, qwen35, qwen35moe
 
@@ -27,4 +27,4 @@ def get(name: str) -> Build:
         return ARCHITECTURES[name]
     except KeyError:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise UnsupportedModelError(f"architecture {name!r} is not supported; supported: {known}") from None
+        raise UnsupportedModelError(f"architecture {quote(name)} is not supported; supported: {known}") from None
