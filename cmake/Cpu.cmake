@@ -43,13 +43,16 @@ target_link_libraries(_core_cpu PRIVATE Threads::Threads)
 
 # The checker reads Linux's list of loaded segments; elsewhere the tests run the kernels unchecked.
 if(ZINCMETAL_CHECKED AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
-  # The compiler calls a hook at every memory access of a kernel; csrc/msl defines the hooks (no sanitizer is linked).
+  # The compiler calls a hook at every memory access of a kernel, and at every index outside an array; csrc/msl defines
+  # the hooks (no sanitizer is linked).
   file(GLOB PROBE_SOURCES CONFIGURE_DEPENDS tests/msl/*.metal)
   zinc_kernels(kernels_checked ${PROBE_SOURCES})
   target_compile_definitions(kernels_checked PRIVATE ZINC_CHECKED=1)
-  target_compile_options(kernels_checked PRIVATE -fsanitize=thread)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    target_compile_options(kernels_checked PRIVATE --param tsan-instrument-func-entry-exit=0)
+    target_compile_options(kernels_checked PRIVATE -fsanitize=thread,bounds-strict
+                           --param tsan-instrument-func-entry-exit=0)
+  else()
+    target_compile_options(kernels_checked PRIVATE -fsanitize=thread,array-bounds)
   endif()
   zinc_module(_core_checked ${COMMON_SOURCES} ${CPU_SOURCES} ${MSL_SOURCES} $<TARGET_OBJECTS:kernels_checked>
               ${NATIVE_OBJECTS})

@@ -40,6 +40,9 @@ MESSAGES: dict[str, str | None] = {
     "SIMD_SUM_AND_MAX": r"thread 16 is at the simd_max of \S+ while other lanes .* wait at the simd_sum of",
     "BARRIER_AND_SIMD_SUM": r"thread 0 waits at the simd_sum of \S+, which thread 7 of its simdgroup does not reach: "
     r"it waits at the threadgroup_barrier of",
+    "OWN_ARRAY_PAST_END": r"thread 11 indexes 'float ?\[8\]' with 8, at probe_faults.metal:\d+: out of bounds",
+    "OWN_ARRAY_BEFORE_START": r"thread 11 indexes 'float ?\[8\]' with -1, at probe_faults.metal:\d+: out of bounds",
+    "FIELD_PAST_END": r"thread 11 indexes '(const )?float ?\[8\]' with 8, at probe_faults.metal:\d+: out of bounds",
     "READ_PAST_END": r"thread 63 reads 4 bytes at byte 256 of binding 1 \(256 bytes\): out of bounds",
     "READ_BEFORE_START": r"thread 0 reads 4 bytes at byte -4 of binding 1 \(256 bytes\): out of bounds",
     "WRITE_PAST_END": r"thread 63 writes 4 bytes at byte 256 of binding 2 \(256 bytes\): out of bounds",

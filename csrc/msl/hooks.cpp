@@ -1,5 +1,6 @@
-// The compiler's thread-sanitizer instrumentation calls these at every memory access of a kernel in the checked build.
-// The sanitizer's own library is not linked: the checker takes its place.
+// The compiler's thread-sanitizer instrumentation calls these at every memory access of a kernel in the checked build,
+// and its bounds sanitizer where an index lies outside an array of known size, as a thread's own arrays are. The
+// sanitizers' own libraries are not linked: the checker takes their place.
 #ifdef ZINC_CHECKED
 
 #include <cstddef>
@@ -26,9 +27,27 @@ void check_aligned(const volatile void* address, size_t bytes, AccessKind kind) 
     executor->checker().access(const_cast<const void*>(address), bytes, kind);
 }
 
+// What the compiler says of an array and of the place that indexes it.
+struct ArrayType {
+    uint16_t kind, info;
+    char name[];
+};
+struct Indexing {
+    const char* file;
+    uint32_t line, column;
+    const ArrayType *array, *index;
+};
+
 }  // namespace
 
 extern "C" {
+
+void __ubsan_handle_out_of_bounds(const Indexing* at, uintptr_t index) {
+    const char* slash = strrchr(at->file, '/');
+    if (Executor* executor = Executor::current())
+        executor->fail("indexes %.80s with %lld, at %s:%u: out of bounds", at->array->name, (long long)index,
+                       slash ? slash + 1 : at->file, at->line);
+}
 
 #define HOOKS(bytes)                                                                                                   \
     void __tsan_read##bytes(void* p) { check_aligned(p, bytes, AccessKind::read); }                                    \

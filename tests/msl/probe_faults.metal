@@ -24,6 +24,9 @@ enum Fault {
     SIMD_SUM_NOT_REACHED,
     SIMD_SUM_AND_MAX,
     BARRIER_AND_SIMD_SUM,
+    OWN_ARRAY_PAST_END,
+    OWN_ARRAY_BEFORE_START,
+    FIELD_PAST_END,
     READ_PAST_END,
     READ_BEFORE_START,
     WRITE_PAST_END,
@@ -93,6 +96,19 @@ template <int fault> METAL_FUNC void diverge(device const float* in, device floa
     out[tid] = x;
 }
 
+struct Pair {
+    float first[8], second[8];
+};
+
+template <int fault> METAL_FUNC void leave_an_array(device const float* in, device float* out, uint tid) {
+    const int i = tid == 11 ? 8 : 7;
+    float own[8];
+    for (int j = 0; j < 8; j++) own[j] = in[j];
+    if (fault == OWN_ARRAY_PAST_END) out[tid] = own[i];
+    if (fault == OWN_ARRAY_BEFORE_START) out[tid] = own[7 - i];
+    if (fault == FIELD_PAST_END) out[tid] = reinterpret_cast<device const Pair*>(in)->first[i];
+}
+
 template <int fault>
 METAL_FUNC void leave_the_bindings(constant ProbeParams& p, device const float* in, device float* out, uint tid) {
     if (fault == READ_PAST_END) out[tid] = in[tid + 1];
@@ -135,6 +151,7 @@ kernel void probe_fault(constant ProbeParams& p [[buffer(0)]], device const floa
     before[tid] = 0.0f;
     if (fault <= TOO_MUCH_THREADGROUP_MEMORY) use_threadgroup_memory<fault>(in, out, shared, tid, lane);
     if (fault >= BARRIER_NOT_REACHED && fault <= BARRIER_AND_SIMD_SUM) diverge<fault>(in, out, tid, lane);
+    if (fault >= OWN_ARRAY_PAST_END && fault <= FIELD_PAST_END) leave_an_array<fault>(in, out, tid);
     if (fault >= READ_PAST_END && fault <= MISALIGNED) leave_the_bindings<fault>(p, in, out, tid);
     if (fault >= DEVICE_NO_BARRIER) share_device_memory<fault>(in, out, tg.x, tid);
 }
@@ -167,6 +184,9 @@ FAULT(BARRIER_IN_TWO_PLACES)
 FAULT(SIMD_SUM_NOT_REACHED)
 FAULT(SIMD_SUM_AND_MAX)
 FAULT(BARRIER_AND_SIMD_SUM)
+FAULT(OWN_ARRAY_PAST_END)
+FAULT(OWN_ARRAY_BEFORE_START)
+FAULT(FIELD_PAST_END)
 FAULT(READ_PAST_END)
 FAULT(READ_BEFORE_START)
 FAULT(WRITE_PAST_END)
