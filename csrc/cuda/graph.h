@@ -38,34 +38,39 @@ enum class Edges {
 // What is added after a barrier waits for all that was added before it.
 class GraphBuilder {
   public:
-    explicit GraphBuilder(Edges edges) : edges_(edges), graph_(make_graph()) {}
+    GraphBuilder() : graph_(make_graph()) {}
 
     void barrier() {
         if (!waiting_.empty() || !since_.empty()) close_group();
     }
-    void add_kernel(const Dispatch& d) { waiting_.push_back(&d); }  // which lives until the next barrier
+    // The dispatch lives until the next barrier. Early edges are taken where one kernel alone follows one other.
+    void add_kernel(const Dispatch& d, Edges edges) { waiting_.push_back({&d, edges}); }
     void add_copy_to_mirror(const CudaBuffer& buffer);
     void add_event(cudaEvent_t event);
     GraphExec instantiate();
 
   private:
     using Nodes = std::vector<cudaGraphNode_t>;
+    struct Waiting {
+        const Dispatch* dispatch;
+        Edges edges;
+    };
 
     void close_group();
-    cudaGraphNode_t add_now(const Dispatch& d, bool alone);
+    cudaGraphNode_t add_now(const Dispatch& d, Edges edges);
     void connect_early(cudaGraphNode_t node);
 
-    const Edges edges_;
     Graph graph_;
-    Nodes before_;                          // the last barrier
-    bool after_kernel_ = false;             // which is the end of one kernel
-    Nodes since_;                           // what was added after it,
-    std::vector<const Dispatch*> waiting_;  // and kernels that are still to be added
+    Nodes before_;                  // the last barrier
+    bool after_kernel_ = false;     // which is the end of one kernel
+    Nodes since_;                   // what was added after it,
+    std::vector<Waiting> waiting_;  // and kernels that are still to be added
 };
 
 inline void GraphBuilder::close_group() {
     const bool one_kernel = waiting_.size() == 1 && since_.empty();
-    for (const Dispatch* d : waiting_) since_.push_back(add_now(*d, one_kernel));
+    for (const auto& [dispatch, edges] : waiting_)
+        since_.push_back(add_now(*dispatch, after_kernel_ && one_kernel ? edges : Edges::full));
     waiting_.clear();
     if (since_.size() == 1) {
         before_ = std::move(since_);
@@ -95,7 +100,7 @@ inline msl::Ahead weights_of(const Dispatch& d) {
     return ahead;
 }
 
-inline cudaGraphNode_t GraphBuilder::add_now(const Dispatch& d, bool alone) {
+inline cudaGraphNode_t GraphBuilder::add_now(const Dispatch& d, Edges edges) {
     std::vector<void*> addresses;
     for (const Binding& b : d.bindings) addresses.push_back(static_cast<char*>(buffer_of(b).memory()) + b.offset);
     msl::Ahead ahead{};
@@ -107,7 +112,7 @@ inline cudaGraphNode_t GraphBuilder::add_now(const Dispatch& d, bool alone) {
     params.blockDim = dim3(d.threads);
     params.kernelParams = arguments.data();
 
-    const bool early = edges_ == Edges::early && after_kernel_ && alone && fits_at_once(d);
+    const bool early = edges == Edges::early;
     if (early) ahead = weights_of(d);
     cudaGraphNode_t node;
     check(cudaGraphAddKernelNode(&node, graph_.get(), before_.data(), early ? 0 : before_.size(), &params),
