@@ -5,15 +5,17 @@
 #
 # It builds the lane for that GPU, as it is and again with the row variants of sweeps and the planted faults. Then it
 # runs all tests of the lane; compute-sanitizer; the exact shapes, with sweeps of rows and threads; and, on a file of
-# random weights with the shapes of Qwen3.6-35B-A3B, prefill and decode, every kernel against its roofline. RESULTS gets
-# summary.txt, shapes.json, benchmark.json, roofline.json, roofline.png and logs.tar.gz. It needs nvcc, cmake, ninja, and
+# random weights with the shapes of Qwen3.6-35B-A3B, prefill and decode, every kernel against its roofline, and decode
+# with the splits that win by themselves. RESULTS gets summary.txt, shapes.json, benchmark.json, roofline.json,
+# roofline.png, splits.json and logs.tar.gz. It needs nvcc, cmake, ninja, and
 # a Python with pybind11, numpy, pytest, pytest-benchmark and gguf (matplotlib for the plot; torch, pytest-xdist help).
 #
 # Environment:
-#   SKIP    steps to leave out, of: build tests sanitize shapes synthetic roofline
+#   SKIP    steps to leave out, of: build tests sanitize shapes synthetic roofline splits
 #   PYTHON  the interpreter (python3)          WORK    folder for the build and the model (a temporary one)
 #   ARCH    CUDA architecture (90)             LAYERS  of the model (40, 22.7 GB; 4 take 3.2 GB)
 #   DEVICE  cuda, or cpu to try the script     SHAPES  what `pytest bench` selects (35b)
+#   SPLITS  what bench/splits.py tries
 #   PATIENCE  how many times longer than on 16 cores and an H100 a step may take (1)
 set -u
 results=$(realpath -m "${1:?usage: bench/evidence_cuda.sh RESULTS}")
@@ -90,7 +92,12 @@ synthetic() { [ -f "$model" ] || "$python" bench/synthetic.py "$model" --layers 
 
 roofline() { on product "$python" bench/roofline.py "$model" --out "$results"; }
 
-export -f configure build on tests sanitize shapes synthetic roofline
+splits() {
+    on sweep "$python" bench/splits.py "$model" --together --json "$results/splits.json" \
+        ${SPLITS:-mul_mv_add_q8_0:rows=1,threads=512 moe_mv_swiglu_q4_k:threads=512}
+}
+
+export -f configure build on tests sanitize shapes synthetic roofline splits
 export python device layers work logs model results PYTHONPATH=$root/tests${PYTHONPATH:+:$PYTHONPATH}
 
 (PYTHONPATH=$root/python:$PYTHONPATH step synthetic 200 bash -c synthetic) & # one core, meanwhile
@@ -100,11 +107,13 @@ step tests 240 bash -c tests
 wait # nothing runs beside what is timed
 step roofline 150 bash -c roofline
 step shapes 150 bash -c shapes
+step splits 120 bash -c splits
 
 tar -C "$work" -czf "$results/logs.tar.gz" logs
 show tests 3
 show sanitize 20
 show shapes 70
 show roofline 60
+show splits 8
 [ -n "${WORK:-}" ] || rm -rf "$work"
 ! grep -q FAILED "$results/summary.txt"

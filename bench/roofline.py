@@ -98,20 +98,21 @@ def timed_prefill(model: zincmetal.Model, ids: list[int]) -> dict[str, float]:
     return {"tokens": len(ids), "seconds": wall, "device_seconds": gpu, "tokens_per_second": len(ids) / wall}
 
 
+def decode(model: zincmetal.Model, ids: list[int], n: int) -> tuple[float, float]:
+    """Seconds of the host and of the device for ``n`` greedy tokens after the prompt, as generation makes them."""
+    model.reset()
+    token = model._prefill(ids)
+    token = model._decode(token, model._ahead)
+    worked, began = model.profile()["gpu_seconds"], time.perf_counter()
+    for left in range(n, 0, -1):
+        token = model._decode(token, model._ahead and left > 1)
+    return time.perf_counter() - began, model.profile()["gpu_seconds"] - worked
+
+
 def timed_decode(model: zincmetal.Model, ids: list[int], n: int) -> dict[str, float]:
-    """``n`` greedy tokens after the prompt, as generation makes them; the median of three runs."""
-
-    def once() -> tuple[float, float]:
-        model.reset()
-        token = model._prefill(ids)
-        token = model._decode(token, model._ahead)
-        worked, began = model.profile()["gpu_seconds"], time.perf_counter()
-        for left in range(n, 0, -1):
-            token = model._decode(token, model._ahead and left > 1)
-        return time.perf_counter() - began, model.profile()["gpu_seconds"] - worked
-
-    once()
-    wall, gpu = (median(column) for column in zip(*(once() for _ in range(3)), strict=True))
+    """The median of three runs, after one that is not counted."""
+    decode(model, ids, n)
+    wall, gpu = (median(column) for column in zip(*(decode(model, ids, n) for _ in range(3)), strict=True))
     return {"tokens": n, "seconds": wall, "device_seconds": gpu, "tokens_per_second": n / wall}
 
 

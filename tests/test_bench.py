@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 
 import products
 import sanitize
+import splits
+import zincmetal
 from costs import Costs
 from products import N_USED, Lab, Loaded, down_mix, gate_up, linear, stack
 from zincmetal import backend, gguf, quants
 from zincmetal.blueprint import Blueprint
+from zincmetal.errors import UsageError
 from zincmetal.graph import Weight
 from zincmetal.plan import ARENA
 from zincmetal.tuning import Split
@@ -171,6 +175,55 @@ def test_attention_costs_grow_with_the_position(blueprint):
     for pos in (0, 100):
         pairs = sum(pos + t + 1 for t in range(32))
         assert Costs(plan, cfg, pos).of(attention).flops == 4 * cfg.n_head * cfg.head_dim * pairs
+
+
+# ---- splits in a whole model --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model():
+    with zincmetal.load(Path(__file__).parent / "data" / "qwen35moe-q4k-q5k-q8.gguf", 64, "cpu", threads=1) as model:
+        yield model
+
+
+def test_a_split_changes_a_fork_of_the_model(model):
+    """The fork launches the kernel as asked, and all else and the tokens as before."""
+
+    def threads(of):
+        return [(d.launch.kernel, d.launch.threads) for d in of.plan(1).dispatches]
+
+    kernel, split = splits.parse("mul_mv_add_q8_0:threads=96")
+    usual = threads(model)
+    with splits.tuned(model, {kernel: split}) as fork:
+        assert threads(fork) == [(k, 96 if k == kernel else n) for k, n in usual] != usual
+        assert fork.generate([5, 6, 7], 6).tokens == model.generate([5, 6, 7], 6).tokens
+    assert threads(model) == usual
+
+
+def test_a_split_that_changes_nothing_is_refused(model):
+    with pytest.raises(UsageError, match="mul_mv_q4_0"):
+        splits.tuned(model, dict([splits.parse("mul_mv_q4_0:threads=32")]))
+    for text in ("mul_mv_q8_0", "mul_mv_q8_0:lanes=4", "mul_mv_q8_0:rows=two"):
+        with pytest.raises(argparse.ArgumentTypeError, match=text):
+            splits.parse(text)
+
+
+def test_sides_take_turns_and_a_winner_beats_the_noise(model, monkeypatch):
+    """Times that are made up: the fork takes half the time of the usual plans, which differ by a tenth."""
+    ran = []
+
+    def decode(of, ids, n):
+        ran.append(of)
+        return (n * (1.0 + 0.1 * (len(ran) % 2)) * (1 if of is model else 0.5), 0.0)
+
+    monkeypatch.setattr(splits, "decode", decode)
+    args = argparse.Namespace(prompt=3, tokens=2, rounds=3)
+    rows = splits.measure(model, {"narrow": dict([splits.parse("mul_mv_add_q8_0:threads=32")])}, args)
+    assert [row["wins"] for row in rows] == [False, False, True]
+    assert rows[2]["ratio"] == pytest.approx(2, rel=0.1)
+    rounds = [[of is model for of in ran[i : i + 3]] for i in range(0, len(ran), 3)]
+    assert [r.index(False) for r in rounds] == [2, 1, 0, 2]
+    assert all(sum(r) == 2 for r in rounds)
 
 
 # ---- compute-sanitizer --------------------------------------------------------------------------------------------

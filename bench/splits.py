@@ -1,0 +1,122 @@
+"""Whether another division of a kernel's work makes a whole model decode faster: what belongs in tuning.py.
+
+    python bench/splits.py FILE.gguf mul_mv_add_q8_0:rows=1,threads=512 moe_mv_swiglu_q4_k:threads=512 [--together]
+
+`pytest bench --sweep` finds splits that win by themselves; here each is tried in the model, on its backend, against the
+usual plans. All share the weights and take turns, in an order that turns round, and the usual ones run twice a round:
+what those two differ by is the noise. Prints the medians and, of the ratios round by round, the median and range; a
+split wins where its least ratio is above the largest of the noise. ``--together`` adds one with all of them. Other
+rows need a build with ``ZINCMETAL_SWEEP=ON``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import zincmetal
+from roofline import decode
+from tables import table
+from zincmetal import tuning
+from zincmetal.blueprint import Blueprint
+from zincmetal.tuning import Split
+
+USUAL, NOISE = "usual", "usual again"
+
+
+def parse(text: str) -> tuple[str, Split]:
+    """As "kernel:rows=1,threads=512": a row of the table. Raises ArgumentTypeError."""
+    kernel, _, numbers = text.partition(":")
+    try:
+        given = {name: int(n) for name, _, n in (part.partition("=") for part in numbers.split(","))}
+        return kernel, Split(**given)
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not as in mul_mv_q8_0:rows=1,threads=512") from None
+
+
+def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Model:
+    """A fork whose plans have these splits beside those of its backend. Raises UsageError where no plan changes."""
+    backend = model.device.info["backend"]
+    rows = {**tuning.SPLITS.get(backend, {}), **splits}
+    kv = model.blueprint._lowering.kv_type
+    with patch.object(tuning, "SPLITS", {**tuning.SPLITS, backend: rows}):
+        blueprint = Blueprint(model.file, model.core, model.device.info, model.config.n_ctx, kv)
+    here, there = (
+        [(d.launch.kernel, d.launch.grid, d.launch.threads) for d in b.plan(1).dispatches]
+        for b in (blueprint, model.blueprint)
+    )
+    if here == there:
+        raise zincmetal.UsageError(f"{', '.join(splits)}: with or without these splits decode's plan is the same")
+    twin = model.fork()
+    twin.blueprint = blueprint
+    twin._plans.clear()
+    return twin
+
+
+def measure(model: zincmetal.Model, tried: Mapping[str, Mapping[str, Split]], args: argparse.Namespace) -> list[Any]:
+    """A row per side: microseconds a token, the ratio to the usual plans round by round."""
+    sides = {USUAL: model, NOISE: model, **{name: tuned(model, splits) for name, splits in tried.items()}}
+    ids = [i * 7919 % model.config.n_vocab for i in range(args.prompt)]
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(args.rounds + 1):  # the first is not counted
+        order = list(sides)[turn % len(sides) :] + list(sides)[: turn % len(sides)]
+        for name in order:
+            wall, _ = decode(sides[name], ids, args.tokens)
+            seconds[name].append(wall / args.tokens)
+    rows = []
+    for name, column in seconds.items():
+        ratios = [usual / mine for usual, mine in zip(seconds[USUAL][1:], column[1:], strict=True)]
+        rows.append({"split": name, "us": median(column[1:]) * 1e6, "ratio": median(ratios), "range": ratios})
+    noise = max(max(row["range"]) for row in rows[:2])
+    for row in rows:
+        row["wins"] = row["split"] not in (USUAL, NOISE) and min(row["range"]) > noise
+    return rows
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as the table has it."""
+    low, high = min(row["range"]), max(row["range"])
+    return {
+        "split": row["split"],
+        "us/token": f"{row['us']:.1f}",
+        "faster by": f"{row['ratio']:.3f}",
+        "range": f"{low:.3f} .. {high:.3f}",
+        "wins": "yes" if row["wins"] else "",
+    }
+
+
+def main() -> None:
+    """Load, take turns, print the table."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("file")
+    p.add_argument("splits", nargs="+", metavar="KERNEL:rows=N,threads=N")
+    p.add_argument("--together", action="store_true", help="also all of them at once")
+    p.add_argument("--device", help="metal, cuda or cpu")
+    p.add_argument("--threads", type=int, default=0, help="of the CPU")
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--prompt", type=int, default=16)
+    p.add_argument("--tokens", type=int, default=128)
+    p.add_argument("--json", type=Path, help="write the rows to this file")
+    args = p.parse_args()
+    tried = {text: dict([parse(text)]) for text in args.splits}
+    if args.together:
+        tried["together"] = dict(map(parse, args.splits))
+    context = args.prompt + args.tokens + 2
+    try:
+        with zincmetal.load(args.file, context=context, device=args.device, threads=args.threads) as model:
+            rows = measure(model, tried, args)
+    except zincmetal.ZincError as error:
+        sys.exit(f"error: {error}")
+    print("\n".join(table([shown(row) for row in rows])))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
