@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from test_check import KERNEL, OTHER, check
+from test_check import KERNEL, MODEL, OTHER, check
 from test_metal_double import built
 
 KERNELS = f"--only=kernel/{KERNEL}", f"--only=kernel/{OTHER}", "--only=kernel/add"
@@ -36,6 +36,20 @@ def test_a_fault_of_metal_is_said_and_what_can_run_runs(tmp_path, monkeypatch, c
     assert words in checks[failed].message
     assert checks[f"kernel/{OTHER}"].status == "PASS"
     assert found["summary"]["FAIL"] == (2 if failed.startswith("pipeline") else 1)
+
+
+def test_a_kernel_that_has_another_fails_alone(tmp_path, monkeypatch):
+    """What the engine uses instead is said, and the model runs with it."""
+    monkeypatch.setenv("METAL_DOUBLE", "pipeline=mul_mv_stack_q8_0")
+    wanted = "--only=pipeline/mul_mv_stack_q8_0", "--only=model/first tokens"
+    status, found, checks = check(tmp_path, "metal", str(MODEL), *wanted)
+    assert (status, found["summary"]["FAIL"]) == (1, 1)
+    message = checks["pipeline/mul_mv_stack_q8_0"].message
+    assert "Compilation failed" in message
+    assert message.splitlines()[-1] == "the engine uses mul_mv_q8_0, mul_mv_f32, mul_mv_swiglu_q8_0 instead"
+    tokens = checks["model/first tokens"]
+    assert (tokens.status, tokens.figures["tokens"]) == ("PASS", tokens.figures["cpu_tokens"])
+    assert tokens.message.endswith("; mul_mv_q8_0 instead of mul_mv_stack_q8_0")
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,21 @@ class Blueprint:
         self._plans: dict[tuple[int, str, int], Plan] = {}
         self._refuse_unused(self.plan(1))
 
+    @property
+    def lacking(self) -> frozenset[str]:
+        """The kernels that plans do without, as far as others do the same."""
+        return self._lowering.lacking
+
+    @lacking.setter
+    def lacking(self, kernels: frozenset[str]) -> None:
+        self._lowering = self._lowering.without(kernels)
+        self._plans.clear()
+
+    @property
+    def ranked_by_host(self) -> bool:
+        """Whether plans with the head "candidates" leave the candidates to the host."""
+        return self._lowering.ranked_by_host
+
     def reach(self, n: int) -> int:
         """The least number of positions, no fewer than ``n``, that there are plans for."""
         return next(r for r in self._reaches if n <= r)

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from . import backend, gguf, snapshot
 from .blueprint import HEADS, LOGITS_ROWS, PREFILL_ROWS, Blueprint
 from .candidates import StepLogits
-from .errors import ContextFullError, DeviceError, UsageError
+from .errors import ContextFullError, DeviceError, KernelError, UsageError
+from .fallback import Fallbacks
 from .layout import KV_TYPES
 from .memory import Memory, Progress, map_weights
 from .plan import ARENA, Dispatch, Plan, ready
@@ -91,6 +92,7 @@ class Model:
         self.blueprint = Blueprint(file, self.core, self.device.info, context, kv)
         self.blueprint.check_memory()
         self.config = self.blueprint.config
+        self._fallbacks = Fallbacks(self.device)
         self._weights = map_weights(self.device, file, self.blueprint.layout, progress)
         self._family: weakref.WeakSet[Model] = weakref.WeakSet()  # they share the file and the weights
         self._tokenizer: Tokenizer | None = None
@@ -246,7 +248,7 @@ class Model:
         self._check_prompt(ids)
         with self._exclusive():
             self._rewind(0)
-            rows = min(LOGITS_ROWS, self.config.n_ctx)
+            rows = self._recorded(min(LOGITS_ROWS, self.config.n_ctx), "all")[0].rows
             out = np.empty((len(ids), self.config.n_vocab), np.float32)
             for at in range(0, len(ids), rows):
                 chunk = ids[at : at + rows]
@@ -298,9 +300,11 @@ class Model:
     def profile(self) -> dict[str, Any]:
         """What running cost so far: steps, tokens, command buffers, dispatches, barriers, seconds of the device.
 
-        ``host_routed`` says the same of steps whose experts the host had to route, and ``host_routed_why``.
+        ``host_routed`` says the same of steps whose experts the host had to route, and ``host_routed_why``;
+        ``replaced`` the kernels that the device could not make: why, and by what they are replaced.
         """
-        return {**self.session.counters, "host_routed": asdict(self._routed), "host_routed_why": self._why_routed}
+        routed = {"host_routed": asdict(self._routed), "host_routed_why": self._why_routed}
+        return {**self.session.counters, **routed, "replaced": self._fallbacks.profile()}
 
     def time_dispatches(self, ids: Sequence[int], position: int = 0) -> list[tuple[Dispatch, float]]:
         """Run a greedy step of ``ids`` at ``position``, each dispatch after the one before has ended: the dispatches
@@ -316,6 +320,8 @@ class Model:
         with self._exclusive():
             self._rewind(0)
             plan, compiled = self._recorded(_chunk_rows(len(ids))[0], "argmax", position)
+            if plan.rows < len(ids):
+                raise UsageError("this device cannot make kernels of steps of many tokens: time one token")
             if isinstance(compiled, RoutedPlan):
                 raise UsageError(f"{compiled.why}: the host routes this model's experts between its dispatches")
             step = np.zeros(1, self.core.params_dtype("Step"))
@@ -382,7 +388,9 @@ class Model:
         return best
 
     def _run(self, ids: list[int], rows: int, head: str = "argmax") -> int:
-        compiled, array = self._recorded(rows, head)[1], np.asarray(ids, np.int32)
+        (plan, compiled), array = self._recorded(rows, head), np.asarray(ids, np.int32)
+        if plan.rows < rows:
+            return [self._run([token], 1, head) for token in ids][-1]
         if isinstance(compiled, RoutedPlan):
             try:
                 best = compiled.step(self.session, array)
@@ -411,23 +419,37 @@ class Model:
 
     def _sample(self, sampler: Sampler) -> int:
         """The token that follows the sequence, from what a step with the head "candidates" left."""
-        candidates = self._memory.records("candidates", self.core.params_dtype("Candidates"))
-        step = StepLogits(candidates[0], self._memory.indexable("logits"), self.config.n_vocab)
+        if self.blueprint.ranked_by_host:
+            step = StepLogits.of(self._last_logits())
+        else:
+            candidates = self._memory.records("candidates", self.core.params_dtype("Candidates"))
+            step = StepLogits(candidates[0], self._memory.indexable("logits"), self.config.n_vocab)
         try:
             return sampler.sample(step, self._sequence)
         finally:
             self._words_read += step.n_read
 
     def _recorded(self, rows: int, head: str, position: int | None = None) -> tuple[Plan, Compiled]:
-        """The plan for a step of up to ``rows`` tokens at ``position`` (default: the next), here and on the device."""
+        """The plan for a step of up to ``rows`` tokens at ``position`` (default: the next), here and on the device.
+
+        It is one for a single token where the device cannot make what many of them take.
+        """
         end = 1 + (self.session.length if position is None else position)
         reach = self.blueprint.reach(min(end, self.config.n_ctx)) if rows == 1 else self.config.n_ctx
         key = (rows, head, reach)
         if key not in self._plans:
             if head == "all":
                 self._grow("logits", 4 * rows * self.config.n_vocab)
-            plan = self.blueprint.plan(rows, head, reach)
-            self._plans[key] = (plan, self._compile(plan))
+            try:
+                made = self._fallbacks.compile(
+                    self.blueprint, lambda: self.blueprint.plan(rows, head, reach), self._compile
+                )
+            except KernelError as error:
+                if rows == 1:
+                    raise
+                made = self._recorded(1, head, position)
+                self._fallbacks.use(dict.fromkeys(error.kernels, ("steps of one token",)))
+            self._plans[key] = made
         return self._plans[key]
 
     def _compile(self, plan: Plan) -> Compiled:

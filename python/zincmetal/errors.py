@@ -32,6 +32,14 @@ class DeviceError(ZincError, RuntimeError):
     """The device is absent, refused an allocation, or failed while running a command buffer."""
 
 
+class KernelError(DeviceError):
+    """The device cannot make a kernel (``kernels``: their names) that no other can stand in for."""
+
+    def __init__(self, message: str, kernels: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.kernels = kernels
+
+
 class OutOfMemoryError(DeviceError):
     """A model needs more memory than the device can give. Raised before anything is allocated."""
 

@@ -1,9 +1,13 @@
-"""Rewrites of a graph's operations that save dispatches: each pass takes a list of operations and returns one."""
+"""Rewrites of a graph's operations that save dispatches: each pass takes a list of operations and returns one.
+
+A fused operation keeps those that it stands for, ``parts``, for devices that have no kernel for it.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeAlias
 
 from .graph import Op, Operand, Value, Weight
@@ -71,7 +75,8 @@ def fuse_norms(ops: list[Op]) -> list[Op]:
     for op in _rewrite(ops, rewrite):
         before = out[-1] if out else op
         if before.kind == "rms_norm_add" and op.kind == "rms_norm" and op.reads[1] == before.out:
-            out[-1] = Op("rms_norm_add_norm", (*before.reads, op.reads[2]), (before.out, op.out), op.attrs)
+            reads, writes = (*before.reads, op.reads[2]), (before.out, op.out)
+            out[-1] = Op("rms_norm_add_norm", reads, writes, op.attrs, (before, op))
         else:
             out.append(op)
     return out
@@ -150,7 +155,7 @@ def _stack(members: list[Op]) -> Op:
     ordered = sorted(members, key=lambda op: op.kind == "linear_swiglu")  # the pair comes last
     step, x = members[0].reads[0], members[0].reads[-1]
     weights = tuple(w for op in ordered for w in _weights(op))
-    return Op("linear_stack", (step, x, *weights), tuple(op.out for op in ordered))
+    return Op("linear_stack", (step, x, *weights), tuple(op.out for op in ordered), parts=tuple(members))
 
 
 def _unbatched(op: Op) -> bool:
@@ -187,7 +192,8 @@ def _rewrite(ops: list[Op], rewrite: Callable[[Op, Producer], tuple[Op, list[Op]
     for op in ops:
         result = rewrite(op, producer)
         if result is not None:
-            op, superfluous = result
+            fused, superfluous = result
             gone |= {id(s) for s in superfluous}
+            op = replace(fused, parts=(*superfluous, op))
         out.append(op)
     return [op for op in out if id(op) not in gone]

@@ -51,12 +51,16 @@ Operand: TypeAlias = Weight | Value | State
 
 @dataclass(frozen=True)
 class Op:
-    """One operation: ``kind``, what it reads and writes, and its numbers."""
+    """One operation: ``kind``, what it reads and writes, and its numbers.
+
+    ``parts`` are the operations that a fused one stands for, in order: they do the same.
+    """
 
     kind: str
     reads: tuple[Operand, ...]
     writes: tuple[Operand, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[Op, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def out(self) -> Operand:

@@ -2,13 +2,16 @@
 
 Names, bindings and parameters are those of ``kernels/*.metal`` and ``kernels/params.h``; the numbers of rows and
 threads per threadgroup come from ``kernels/shapes.h`` through the compiled core, so that they stand in one place.
+
+Where a device lacks a kernel, more general ones do its work, if there are any: the parts of a fused operation, or
+what :meth:`Lowering._has` decides between.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -21,6 +24,7 @@ from .tuning import USUAL, Split
 
 SPLIT_ABOVE = 1024  # keys that a row may see; attention to more of them is split in decode
 SPLIT_SIMDGROUPS = 2048  # of one attention then, at most: enough for 132 cores
+RANKING = ("candidates_partial", "candidates_final")
 
 _PAIRS = ("_swiglu", "_geglu")  # epilogues of two matrices
 
@@ -53,7 +57,8 @@ class Launch:
     """One dispatch, before its operands have addresses.
 
     A ``routed`` one stands for a product of every row with each of its experts: the host, which reads their ids from
-    the first argument, dispatches them one by one (``routed.py``).
+    the first argument, dispatches them one by one (``routed.py``). ``instead_of`` names the kernels that the device
+    lacks, where this one is there in their place.
     """
 
     kernel: str
@@ -63,6 +68,7 @@ class Launch:
     threads: int
     op: Op
     routed: Routed | None = None
+    instead_of: tuple[str, ...] = ()
 
 
 class Lowering:
@@ -79,6 +85,7 @@ class Lowering:
         """``split_keys``: the device is wider than a threadgroup for each head would use. ``tuned``: its own splits."""
         self.cfg, self.kv_type, self._split_keys, self._tuned = cfg, kv_type, split_keys, tuned
         self._reach: int | None = None
+        self.lacking: frozenset[str] = frozenset()  # kernels that the device does not have
         self._dtype = core.params_dtype
         self._shapes: Mapping[str, int] = core.shapes()
         self._mv_rows, self._mv_threads = self._shapes["MUL_MV_ROWS"], 32 * self._shapes["MUL_MV_SIMDGROUPS"]
@@ -89,11 +96,41 @@ class Lowering:
         other._reach = reach
         return other
 
+    def without(self, kernels: Collection[str]) -> Lowering:
+        """The same for a device that lacks these kernels."""
+        other = copy.copy(self)
+        other.lacking = frozenset(kernels)
+        return other
+
     def launches(self, op: Op, rows: int) -> list[Launch]:
         """The launches of ``op`` in a step of up to ``rows`` rows."""
-        lower = getattr(self, f"_{op.kind}")
-        result: list[Launch] = lower(op, 1 if _only_last(op) else rows)
-        return result
+        launches = self._lower(op, rows)
+        if not self.lacking:
+            return launches
+        usual = [launch.kernel for launch in self.without(())._lower(op, rows)]
+        lost = tuple(kernel for kernel in dict.fromkeys(usual) if not self._has(kernel))
+        return [launch if launch.kernel in usual else replace(launch, instead_of=lost) for launch in launches]
+
+    def _lower(self, op: Op, rows: int) -> list[Launch]:
+        rows = 1 if _only_last(op) else rows
+        launches: list[Launch] = getattr(self, f"_{op.kind}")(op, rows)
+        if all(self._has(launch.kernel) for launch in launches) or not _separable(op, rows):
+            return launches
+        return [launch for part in op.parts for launch in self._lower(part, rows)]
+
+    @property
+    def ranked_by_host(self) -> bool:
+        """Whether the host finds the candidates among the logits, since the device has no kernel for it."""
+        return not self.lacking.isdisjoint(RANKING)
+
+    def _has(self, kernel: str) -> bool:
+        """Whether the device has the kernel, as far as is known."""
+        return kernel not in self.lacking
+
+    def _instance(self, family: str, classes: Sequence[int], size: int) -> str:
+        """The instance of a kernel for the least class that holds ``size``: each serves what the smaller ones do."""
+        fitting = [f"{family}_{c}" for c in classes if size <= c]
+        return next(filter(self._has, fitting), fitting[0])
 
     # ---- one method per kind of operation -----------------------------------------------------------------
 
@@ -184,8 +221,7 @@ class Lowering:
         has_shared, scale = int(op.attrs["has_shared"]), op.attrs["scale"]
         params = self._params("TopKParams", n_expert=n_expert, n_used=n_used, has_shared=has_shared, scale=scale)
         args = (Arg(step, "r"), Arg(logits, "r"), Arg(shared, "r"), Arg(route.ids, "w"), Arg(route.weights, "w"))
-        size = next(c for c in EXPERT_CLASSES if n_expert <= c)
-        launches = [Launch(f"moe_topk_{size}", params, args, (rows, 1, 1), 32, op)]
+        launches = [Launch(self._instance("moe_topk", EXPERT_CLASSES, n_expert), params, args, (rows, 1, 1), 32, op)]
         if rows > 1:
             tiles = self._max_tiles(rows, n_used, n_expert)
             params = self._params("MoeSortParams", n_expert=n_expert, n_used=n_used, max_tiles=tiles)
@@ -210,21 +246,23 @@ class Lowering:
         weight, n_used = _weight(weights[0]), route.ids.width
         n_expert, m, k = weight.shape
         x_div = n_used if _value(x).width == k else 1  # slots that share a row of x
-        if weight.type.name in UNBATCHED:
-            return [self._routed_products(op, route, weight, Routed(n_used, m, k, m * weight.row_bytes, x_div))]
         matrices = len(weights)
+        batched = f"moe_{'mv' if rows == 1 else 'mm'}{epilogue}_{weight.type.name}"
+        # One row's second product is mixed at once, and has no kernel otherwise.
+        lacking = rows == 1 and (x_div != n_used or not self._has(batched))
+        if weight.type.name in UNBATCHED or (matrices == 1 and lacking):
+            return [self._routed_products(op, route, weight, Routed(n_used, m, k, m * weight.row_bytes, x_div))]
         operands = (*(Arg(w, "r") for w in weights), Arg(x, "r"), Arg(op.out, "w"))
         if rows == 1:
-            assert x_div == n_used, "one row's second product is mixed at once"
             params = self._moe_params(weight, n_used)
-            name, per_simdgroup, threads = self._mul_mv(f"moe_mv{epilogue}_{weight.type.name}")
+            name, per_simdgroup, threads = self._mul_mv(batched)
             grid = (_tiles(m, threads // 32 * per_simdgroup // matrices), n_used, 1)
             return [Launch(name, params, (Arg(route.ids, "r"), *operands), grid, threads, op)]
         params = self._params("MoeMmParams", **self._moe_sizes(weight), x_div=x_div)
-        name, shapes = f"moe_mm{epilogue}_{weight.type.name}", self._shapes
+        shapes = self._shapes
         grid = (self._max_tiles(rows, n_used, n_expert), _tiles(m, shapes["MUL_MM_ROWS"] // matrices), 1)
         args = (Arg(route.slots, "r"), Arg(route.tiles, "r"), Arg(route.n_tiles, "r"), *operands)
-        return [Launch(name, params, args, grid, shapes["MUL_MM_THREADS"], op)]
+        return [Launch(batched, params, args, grid, shapes["MUL_MM_THREADS"], op)]
 
     def _routed_products(self, op: Op, route: Route, weight: Weight, sizes: Routed) -> Launch:
         no_epilogue = {"residual_stride": 0, "scale_stride": 0}
@@ -264,6 +302,16 @@ class Lowering:
         grid = (_tiles(n, self._shapes["ELEMENTWISE_COLUMNS"]), rows, 1)
         return [self._launch(op, "moe_mix", params, grid, self._shapes["ELEMENTWISE_THREADS"])]
 
+    def _add_shared(self, op: Op, rows: int) -> list[Launch]:
+        """One row's shared expert: an expert by itself, with the last of the weights."""
+        assert rows == 1, "a weight to each row"
+        step, weights, y, residual = op.reads
+        n, last = _value(op.out).width, _value(weights).width - 1
+        args = (Arg(step, "r"), Arg(weights, "r", first=last), Arg(y, "r"), Arg(residual, "r"), Arg(op.out, "w"))
+        grid = (_tiles(n, self._shapes["ELEMENTWISE_COLUMNS"]), 1, 1)
+        params = self._params("MoeMixParams", n=n, n_used=1)
+        return [Launch("moe_mix", params, args, grid, self._shapes["ELEMENTWISE_THREADS"], op)]
+
     # ---- recurrent layers ---------------------------------------------------------------------------------
 
     def _ssm(self, op: Op, rows: int) -> list[Launch]:
@@ -282,10 +330,10 @@ class Lowering:
         step, qkv, z, alpha, beta, conv_w, a, dt_bias, norm_w = (Arg(r, "r") for r in op.reads)
         out, conv_state, state = Arg(op.out, "w"), Arg(op.writes[1], "rw"), Arg(op.writes[2], "rw")
         shapes, n_head = self._shapes, ssm.n_v_head
-        size = next(c for c in SSM_CLASSES if ssm.d_state <= c)
-        if rows == 1:
+        one_step = self._instance("ssm_step", SSM_CLASSES, ssm.d_state)
+        if rows == 1 and self._has(one_step):
             args = (step, qkv, z, alpha, beta, conv_w, a, dt_bias, norm_w, conv_state, state, out)
-            return [Launch(f"ssm_step_{size}", params, args, (n_head, 1, 1), shapes["SSM_STEP_THREADS"], op)]
+            return [Launch(one_step, params, args, (n_head, 1, 1), shapes["SSM_STEP_THREADS"], op)]
         conv = Value(f"{_value(op.out).name}.conv", ssm.channels)
         raw = Value(f"{_value(op.out).name}.delta", ssm.d_inner)
 
@@ -295,12 +343,14 @@ class Lowering:
         convolve = (step, qkv, conv_w, conv_state, Arg(conv, "w"))
         heads, token_tiles = 2 * ssm.n_k_head + n_head, _tiles(rows, shapes["SSM_CONV_TOKENS"])
         delta = (step, Arg(conv, "r"), alpha, beta, a, dt_bias, state, Arg(raw, "w"))
+        delta_rule = self._instance("ssm_delta", SSM_CLASSES, ssm.d_state)
+        size = int(delta_rule.rpartition("_")[2])
         column_tiles = _tiles(ssm.d_state * size, shapes["SSM_DELTA_FLOATS"])
         norm = (step, Arg(raw, "r"), z, norm_w, out)
         head_tiles = _tiles(n_head, shapes["SSM_NORM_THREADS"] // 32)
         return [
             launch("ssm_conv1d", convolve, heads, token_tiles, "SSM_CONV_THREADS"),
-            launch(f"ssm_delta_{size}", delta, column_tiles, n_head, "SSM_DELTA_THREADS"),
+            launch(delta_rule, delta, column_tiles, n_head, "SSM_DELTA_THREADS"),
             launch("ssm_norm", norm, head_tiles, rows, "SSM_NORM_THREADS"),
         ]
 
@@ -322,7 +372,11 @@ class Lowering:
     def _attention(self, op: Op, rows: int) -> list[Launch]:
         cfg, shapes = self.cfg, self._shapes
         q, gate = op.reads[2], op.reads[5]
-        n_split = self._n_split(op.attrs["window"]) if rows == 1 else 1
+        # Instances come in classes of head size: one named _128 serves heads of 97 to 128.
+        families = (f"attention_{family}_{self.kv_type}" for family in ("split", "decode", "prefill"))
+        split, decode, prefill = (self._instance(family, HEAD_CLASSES, cfg.head_dim) for family in families)
+        divided = rows == 1 and self._has(split) and self._has("attention_merge")
+        n_split = self._n_split(op.attrs["window"]) if divided else 1
         params = self._params(
             "AttentionParams",
             n_head=cfg.n_head,
@@ -333,19 +387,18 @@ class Lowering:
             n_split=n_split,
             scale=op.attrs["scale"],
         )
-        # Instances come in classes of head size: one named _128 serves heads of 97 to 128.
-        head_class = next(c for c in HEAD_CLASSES if cfg.head_dim <= c)
-        kind = f"{self.kv_type}_{head_class}"
         if n_split > 1:
-            return self._split_attention(op, kind, params, n_split)
-        if rows == 1:
-            grid = (cfg.n_head, 1, 1)
-            return [self._launch(op, f"attention_decode_{kind}", params, grid, shapes["ATTENTION_DECODE_THREADS"])]
-        queries = shapes["ATTENTION_PREFILL_QUERIES_256" if head_class == 256 else "ATTENTION_PREFILL_QUERIES"]
-        grid = (cfg.n_head, _tiles(rows, queries), 1)
-        return [self._launch(op, f"attention_prefill_{kind}", params, grid, shapes["ATTENTION_PREFILL_THREADS"])]
+            return self._split_attention(op, split, params, n_split)
+        # Both take any number of rows.
+        wanted, other = (decode, prefill) if rows == 1 else (prefill, decode)
+        kernel = wanted if self._has(wanted) or not self._has(other) else other
+        grid, threads = (cfg.n_head, rows, 1), shapes["ATTENTION_DECODE_THREADS"]
+        if kernel == prefill:
+            queries = shapes["ATTENTION_PREFILL_QUERIES" + ("_256" if kernel.endswith("_256") else "")]
+            grid, threads = (cfg.n_head, _tiles(rows, queries), 1), shapes["ATTENTION_PREFILL_THREADS"]
+        return [self._launch(op, kernel, params, grid, threads)]
 
-    def _split_attention(self, op: Op, kind: str, params: bytes, n_split: int) -> list[Launch]:
+    def _split_attention(self, op: Op, kernel: str, params: bytes, n_split: int) -> list[Launch]:
         cfg = self.cfg
         step, *_, gate = op.reads
         parts = Value(f"{op.out.name}.parts", cfg.n_head * n_split * (cfg.head_dim + 4))
@@ -355,7 +408,7 @@ class Lowering:
         grid, threads = (cfg.n_head_kv, n_split, 1), 32 * min(cfg.n_head // cfg.n_head_kv, 8)
         all_threads = self._shapes["ATTENTION_DECODE_THREADS"]
         return [
-            Launch(f"attention_split_{kind}", params, split, grid, threads, op),
+            Launch(kernel, params, split, grid, threads, op),
             Launch("attention_merge", params, merge, (cfg.n_head, 1, 1), all_threads, op),
         ]
 
@@ -400,6 +453,8 @@ class Lowering:
         ]
 
     def _candidates(self, op: Op, rows: int) -> list[Launch]:
+        if self.ranked_by_host:
+            return []
         n, shapes = self.cfg.n_vocab, self._shapes
         n_part = _tiles(n, shapes["CANDIDATES_COLUMNS"])
         params = self._params("CandidatesParams", n=n, n_part=n_part)
@@ -419,6 +474,8 @@ class Lowering:
         """The instance of a kernel for this device, with its rows and threads: these, where it has none of its own."""
         split = self._tuned.get(kernel, USUAL)
         name = kernel if split.rows in (None, rows) else f"{kernel}_r{split.rows}"
+        if not self._has(name):
+            return kernel, rows, threads
         return name, split.rows or rows, split.threads or threads
 
     def _params(self, struct: str, **fields: Any) -> bytes:
@@ -446,6 +503,12 @@ def _matrix(weight: Weight) -> tuple[int, int]:
 def _only_last(op: Op) -> bool:
     """Whether the operation works on the last row alone."""
     return any(isinstance(v, Value) and v.last for v in (*op.reads, *op.writes))
+
+
+def _separable(op: Op, rows: int) -> bool:
+    """Whether there are kernels for the parts: what many rows share is added to each in their product alone."""
+    shared = op.kind == "linear_mix" or (op.kind == "linear_add" and isinstance(op.reads[3], Weight))
+    return bool(op.parts) and (rows == 1 or not shared)
 
 
 def _weight(operand: Operand) -> Weight:

@@ -114,8 +114,19 @@ class Plan:
             if isinstance(arg.operand, State) and arg.operand.name.partition(".")[0] in RECURRENT
         )
 
+    def replaced(self) -> dict[str, list[str]]:
+        """The kernels that the device lacks, and for each the ones that do its work in this plan."""
+        found: dict[str, dict[str, None]] = {}
+        for launch in (d.launch for d in self.dispatches):
+            for lacking in launch.instead_of:
+                found.setdefault(lacking, {})[launch.kernel] = None
+        return {lacking: list(used) for lacking, used in found.items()}
+
     def dump(self) -> str:
-        """The plan as text, one dispatch a line: barrier, kernel, grid, and its operands with their regions."""
+        """The plan as text, one dispatch a line: barrier, kernel, grid, and its operands with their regions.
+
+        What is there because the device lacks a kernel says so.
+        """
         lines = [
             f"plan for {self.rows} rows: {len(self.dispatches)} dispatches, {self.n_barriers} barriers, "
             f"arena {self.arena_bytes} bytes"
@@ -126,14 +137,18 @@ class Plan:
                 for arg, r in zip(d.launch.args, d.regions, strict=True)
             )
             mark = "|" if d.barrier else " "
-            lines.append(f"{i:4d} {mark} {d.launch.kernel:28s} {d.launch.grid!s:14s} x{d.launch.threads:<4d} {args}")
+            note = f" instead of {', '.join(d.launch.instead_of)}" if d.launch.instead_of else ""
+            grid = f"{d.launch.grid!s:14s} x{d.launch.threads:<4d}"
+            lines.append(f"{i:4d} {mark} {d.launch.kernel:28s} {grid} {args}{note}")
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """The plan as a JSON object: rows, arena_bytes, dispatches with kernel, grid, threads, barrier, args."""
+        """The plan as a JSON object: rows, arena_bytes, dispatches (kernel and what it is there instead of, grid,
+        threads, barrier, args)."""
         dispatches = [
             {
                 "kernel": d.launch.kernel,
+                "instead_of": d.launch.instead_of,
                 "grid": d.launch.grid,
                 "threads": d.launch.threads,
                 "barrier": d.barrier,

@@ -1,4 +1,5 @@
-"""Plans whose experts the host routes, one by one: for weights of a type that no batched expert kernel takes.
+"""Plans whose experts the host routes, one by one: for weights of a type that no batched expert kernel takes, and for
+devices that cannot make these kernels.
 
 Correct and slow: every product of experts is a command buffer of its own, and another runs what stands before it,
 because the host must know the chosen experts. :class:`RoutedPlan` counts them.
@@ -35,13 +36,15 @@ class Counters:
 class RoutedPlan:
     """A plan compiled in parts, with the products of experts between them.
 
-    ``why`` names the first tensor that made this necessary.
+    ``why`` names the first tensor, or the kernels, that made this necessary.
     """
 
     def __init__(
         self, core: ModuleType, device: _core.Device, plan: Plan, buffers: Buffers, counters: Counters
     ) -> None:
         self._core, self._device, self._buffers = core, device, buffers
+        for d in plan.dispatches:  # now, and not in the middle of a step, it shows which kernels cannot be made
+            device.limits(d.launch.kernel)
         *self._parts, last = _parts(plan.dispatches)
         self._last = replace(plan, dispatches=tuple(last)).compile(core, device, buffers)
         self.counters = counters
@@ -118,5 +121,7 @@ def _piece(region: Region, i: int, nbytes: int) -> Region:
 
 
 def _why(d: Dispatch) -> str:
+    if d.launch.instead_of:
+        return f"kernel {', '.join(d.launch.instead_of)} is lacking"
     weight = next(arg.operand for arg in d.launch.args if isinstance(arg.operand, Weight))
     return f"tensor {weight.name} is {weight.type.name}, a type with no batched expert kernel"

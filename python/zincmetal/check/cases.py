@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .. import tuning
 from ..config import EXPERT_CLASSES, HEAD_CLASSES, SSM_CLASSES, Experts, ModelConfig, Rope, Ssm
-from ..fuse import UNBATCHED
+from ..fuse import UNBATCHED, fuse, fuse_glu
 from ..graph import CANDIDATES, KV_CACHES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
 from ..kernels import SPLIT_ABOVE, Launch, Lowering
 from ..layout import KV_TYPES, buffer_sizes
@@ -45,6 +45,7 @@ class Scene:
     n_tokens: int
     pos: int
     launches: tuple[Launch, ...]
+    without: Callable[[str], Sequence[Launch]]  # the same where a device lacks a kernel
 
     def memory(self, core: ModuleType, seed: int) -> dict[str, Bytes]:
         """What every operand holds at first, by name: random inputs, and poison where a kernel is to write."""
@@ -93,6 +94,12 @@ class Case:
     def seed(self) -> int:
         """Of its inputs: always the same, so that a report can be seen again."""
         return zlib.crc32(self.launch.kernel.encode())
+
+    @property
+    def instead(self) -> list[str]:
+        """The kernels that plans use where a device cannot make this one, if there are such."""
+        kernel = self.launch.kernel
+        return list(dict.fromkeys(other.kernel for other in self.scene.without(kernel) if kernel in other.instead_of))
 
 
 def cases(core: ModuleType, backend: str = "") -> dict[str, Case]:
@@ -151,16 +158,18 @@ def _scenes(scene: MakeScene) -> Iterator[Scene]:
 def _products(scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
     w, up, small = Weight("w", qtype, (M, K)), Weight("up", qtype, (M, K)), Weight("small", F32, (3, K))
     x, y, residual, scale = Value("x", K), Value("y", M), Value("residual", M), Value("scale", 3)
+    product, product_up = (Op("linear", (STEP, of, x), (Value(f"{of.name}.out", M),)) for of in (w, up))
     yield scene(ROWS, Op("embed", (STEP, TOKENS, Weight("table", qtype, (N_VOCAB, K))), (x,), {"scale": 1.5}))
     for rows in (1, ROWS):
         yield scene(rows, Op("linear", (STEP, w, x), (y,)))
-        yield scene(rows, Op("linear_add", (STEP, w, x, residual), (y,)))
-        yield scene(rows, Op("linear_mix", (STEP, w, x, residual, scale), (y,)))
-        for gated in ("linear_swiglu", "linear_geglu"):
-            yield scene(rows, Op(gated, (STEP, w, up, x), (y,)))
-    plain, gate = Weight("plain", qtype, (M + 4, K)), w
-    outs = (Value("plain.out", M + 4), Value("small.out", 3), y)
-    yield scene(1, Op("linear_stack", (STEP, x, plain, small, gate, up), outs))
+        yield scene(rows, *fuse([product, Op("add", (STEP, residual, product.out), (y,))], rows))
+        yield scene(rows, *fuse([product, Op("add_shared", (STEP, scale, product.out, residual), (y,))], rows))
+        for glu in ("swiglu", "geglu"):
+            gated = [product, product_up, Op(glu, (STEP, product.out, product_up.out), (y,))]
+            yield scene(rows, *fuse_glu(gated))
+    plain = Op("linear", (STEP, Weight("plain", qtype, (M + 4, K)), x), (Value("plain.out", M + 4),))
+    few = Op("linear", (STEP, small, x), (Value("small.out", 3),))
+    yield scene(1, *fuse([plain, few, product, product_up, Op("swiglu", (STEP, product.out, product_up.out), (y,))], 1))
 
 
 def _choice(n: int, n_used: int) -> tuple[Route, Op]:
@@ -188,17 +197,19 @@ def _mixtures(scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
     w, up = (Weight(name, qtype, (n, M, K)) for name in ("w", "up"))
     x, residual, out = Value("x", K), Value("residual", M), Value("out", M)
     each_x, each_y = Value("each_x", n_used * K), Value("each_y", n_used * M)
-    first = Op("experts", (*route, w, x), (each_y,))
-    gated = Op("experts_swiglu", (*route, w, up, x), (each_y,))
+    first, second = (Op("experts", (*route, of, x), (Value(f"{of.name}.out", n_used * M),)) for of in (w, up))
+    (gated,) = fuse_glu([first, second, Op("swiglu", (STEP, first.out, second.out), (each_y,))])
     for rows in (1, ROWS):
         yield scene(rows, choose, first, cfg=cfg)
         yield scene(rows, choose, gated, cfg=cfg)
     yield scene(ROWS, choose, Op("mix", (STEP, route.weights, each_y, residual), (out,)), cfg=cfg)
-    mix = (*route, w, each_x, residual)
-    yield scene(1, choose, Op("experts_mix", mix, (out,)), cfg=cfg)
+    down = Op("experts", (*route, w, each_x), (each_y,))
+    yield scene(1, choose, *fuse([down, Op("mix", (STEP, route.weights, each_y, residual), (out,))], 1), cfg=cfg)
     for shared in dict.fromkeys((qtype, qtype if qtype.name == "f16" else Q8_0)):
-        w_shared = Weight("w_shared", shared, (M, K))
-        yield scene(1, choose, Op("experts_mix", (*mix, w_shared, x), (out,)), cfg=cfg)
+        product = Op("linear", (STEP, Weight("w_shared", shared, (M, K)), x), (Value("shared.out", M),))
+        added = Op("add_shared", (STEP, route.weights, product.out, residual), (Value("added", M),))
+        mixed = Op("mix", (STEP, route.weights, each_y, added.out), (out,))
+        yield scene(1, choose, *fuse([product, added, down, mixed], 1), cfg=cfg)
 
 
 def _rows_of_values(scene: MakeScene) -> Iterator[Scene]:
@@ -206,10 +217,11 @@ def _rows_of_values(scene: MakeScene) -> Iterator[Scene]:
     x, other, y, last = Value("x", n), Value("other", n), Value("y", n), Value("last", n, last=True)
     norms = [Weight(name, F32, (n,)) for name in ("norm", "next_norm")]
     eps = {"eps": 1e-6}
-    yield scene(ROWS, Op("rms_norm", (STEP, x, norms[0]), (y,), eps))
-    yield scene(ROWS, Op("rms_norm_add", (STEP, x, norms[0], other), (y,), eps))
-    both = (y, Value("normed", n))
-    yield scene(ROWS, Op("rms_norm_add_norm", (STEP, x, norms[0], other, norms[1]), both, eps))
+    norm = Op("rms_norm", (STEP, x, norms[0]), (Value("norm.out", n),), eps)
+    add = Op("add", (STEP, other, norm.out), (y,))
+    following = Op("rms_norm", (STEP, y, norms[1]), (Value("normed", n),), eps)
+    for ops in ([norm], [norm, add], [norm, add, following]):
+        yield scene(ROWS, *fuse(ops, ROWS))
     for kind in ("add", "swiglu", "geglu"):
         yield scene(ROWS, Op(kind, (STEP, x, other), (y,)))
     yield scene(ROWS, Op("take_last_row", (STEP, x), (last,)))
@@ -266,8 +278,14 @@ def _scene(
 ) -> Scene:
     cfg = cfg or _config()
     lowering = Lowering(core, cfg, kv_type, split_keys, splits)
-    launches = tuple(launch for op in ops for launch in lowering.launches(op, rows))
-    return Scene(cfg, kv_type, rows, min(rows, N_TOKENS), pos, launches)
+
+    def launches(lowering: Lowering) -> tuple[Launch, ...]:
+        return tuple(launch for op in ops for launch in lowering.launches(op, rows))
+
+    def without(kernel: str) -> tuple[Launch, ...]:
+        return launches(lowering.without({kernel}))
+
+    return Scene(cfg, kv_type, rows, min(rows, N_TOKENS), pos, launches(lowering), without)
 
 
 def _config(

@@ -31,14 +31,19 @@ def first_tokens(path: Path, device: str) -> Outcome:
     with load(path, CONTEXT, device) as model:
         ids = _prompt(model)
         got = model.generate(ids, n).tokens
+        replaced = model.profile()["replaced"]
     with _native(device != "cpu"), load(path, CONTEXT, "cpu") as model:
         want = model.generate(ids, n).tokens
-        figures = {"tokens": got, "cpu_tokens": want}
+        figures = {"tokens": got, "cpu_tokens": want, "replaced": replaced}
+        note = "".join(f"; {', '.join(r['by'])} instead of {kernel}" for kernel, r in replaced.items())
         if got == want:
-            return Outcome(PASS, f"{path.name}: {len(want)} tokens as on the CPU: {model.detokenize(want)!r}", figures)
+            words = f"{path.name}: {len(want)} tokens as on the CPU: {model.detokenize(want)!r}{note}"
+            return Outcome(PASS, words, figures)
         first = next(i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b)
         margin = _margin(model, [*ids, *want[:first]], want[first], got[first])
-    message = f"{path.name}: token {first} is {got[first]} instead of {want[first]}, {margin:.3g} below it in logits"
+    message = (
+        f"{path.name}: token {first} is {got[first]} instead of {want[first]}, {margin:.3g} below it in logits{note}"
+    )
     if margin <= NEAR_TIE:
         return Outcome(WARN, f"{message}: a near tie", figures)
     return Outcome(FAIL, message, figures)

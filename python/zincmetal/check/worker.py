@@ -8,6 +8,7 @@ to go on.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import sys
@@ -41,6 +42,7 @@ Event: TypeAlias = dict[str, Any]
 def main() -> None:
     """Run the checks that standard input asks for: {"device", "file", "only", "done"}."""
     request = json.load(sys.stdin)
+    logging.getLogger("zincmetal.fallback").addHandler(logging.NullHandler())  # the checks themselves say it
     with ExitStack() as stack:
         for event in events(request, stack):
             print(json.dumps(event), flush=True)
@@ -142,7 +144,7 @@ class Lab:
         try:
             threads, width, nbytes = self.device.limits(name)
         except DeviceError as error:
-            return Outcome(FAIL, _words(error))
+            return Outcome(FAIL, _words(error) + self._instead(name))
         figures = {"max_threads": threads, "simd_width": width, "threadgroup_bytes": nbytes}
         case = self.cases.get(name)
         if width != SIMDGROUP:
@@ -150,8 +152,14 @@ class Lab:
         if nbytes > (has := self.device.info["max_threadgroup_bytes"]):
             return Outcome(FAIL, f"it uses {nbytes} bytes of threadgroup memory, of {has}", figures)
         if case and case.launch.threads > threads:
-            return Outcome(FAIL, f"it takes {threads} threads, and plans launch {case.launch.threads}", figures)
+            words = f"it takes {threads} threads, and plans launch {case.launch.threads}{self._instead(name)}"
+            return Outcome(FAIL, words, figures)
         return Outcome(PASS, f"up to {threads} threads", figures)
+
+    def _instead(self, name: str) -> str:
+        """What plans use where a kernel is not to be had."""
+        instead = self.cases[name].instead if name in self.cases else []
+        return f"\nthe engine uses {', '.join(instead)} instead" if instead else ""
 
     def _kernel(self, name: str) -> Outcome:
         """Whether the kernel computes on the device what it computes on the CPU."""
