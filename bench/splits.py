@@ -41,7 +41,10 @@ def parse(text: str) -> tuple[str, Split]:
 
 
 def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Model:
-    """A fork whose plans have these splits beside those of its backend. Raises UsageError where no plan changes."""
+    """A fork whose plans have these splits beside those of its backend.
+
+    Raises UsageError where no plan changes, or the build has no such kernel.
+    """
     backend = model.device.info["backend"]
     rows = {**tuning.SPLITS.get(backend, {}), **splits}
     kv = model.blueprint._lowering.kv_type
@@ -56,6 +59,8 @@ def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Mode
     twin = model.fork()
     twin.blueprint = blueprint
     twin._plans.clear()
+    if lacking := twin.plan(1).replaced():
+        raise zincmetal.UsageError(f"this build has no {', '.join(lacking)}: build with ZINCMETAL_SWEEP=ON")
     return twin
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,10 @@ from zincmetal.check.cases import cases
 from zincmetal.errors import DeviceError, KernelError, UsageError
 from zincmetal.tuning import Split
 
-# Between them every architecture, fusion and kind of layer.
-MODELS = [DATA / f"{name}.gguf" for name in ("gemma3-q4_0", "llama-q4_k_m", "qwen2-q8_0", "qwen3moe-q4_k_m")]
 HYBRID = DATA / "qwen35moe-q4k-q5k-q8.gguf"
-PROMPT, N_TOKENS = list(range(3, 12)), 5
+# Between them every fusion and kind of layer.
+MODELS = [HYBRID, *(DATA / f"{name}.gguf" for name in ("gemma3-q4_0", "qwen2-q8_0", "qwen3moe-q4_k_m"))]
+PROMPT, N_TOKENS = list(range(3, 12)), 4
 ONE_BY_ONE = ["steps of one token"]
 # Nothing does what these do: in any step, and in those of one token.
 ALWAYS = ("embed_*", "rope_kv_*", "argmax_*", "rms_norm")
@@ -41,8 +42,19 @@ def has_other(kernel: str, one_token: bool) -> bool:
 
 @pytest.fixture
 def hide(monkeypatch: pytest.MonkeyPatch) -> Hide:
-    """``hide(*patterns)``: the CPU cannot make kernels of such names."""
-    core, hidden = backend.load("cpu"), list[str]()
+    """``hide(*patterns)``: the CPU, also its checked build, cannot make kernels of such names."""
+    hidden: list[str] = []
+    for name in ("cpu", "checked"):
+        if backend.is_built(name):
+            hide_in(backend.load(name), hidden, monkeypatch)
+
+    def set_hidden(*patterns: str) -> None:
+        hidden[:] = patterns
+
+    return set_hidden
+
+
+def hide_in(core: ModuleType, hidden: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     plan, limits, run = core.Plan, core.Device.limits, core.Device.run
 
     def check(kernels: Iterable[str]) -> None:
@@ -66,14 +78,9 @@ def hide(monkeypatch: pytest.MonkeyPatch) -> Hide:
     monkeypatch.setattr(core.Device, "limits", hiding_limits)
     monkeypatch.setattr(core.Device, "run", hiding_run)
 
-    def set_hidden(*patterns: str) -> None:
-        hidden[:] = patterns
 
-    return set_hidden
-
-
-def load(path: Path) -> zincmetal.Model:
-    return zincmetal.load(path, device="cpu", context=64, threads=1)
+def load(path: Path, device: str = "cpu") -> zincmetal.Model:
+    return zincmetal.load(path, device=device, context=64, threads=1)
 
 
 def usual(path: Path) -> list[int]:
@@ -93,7 +100,7 @@ def kernels(path: Path) -> tuple[set[str], set[str]]:
 # ---- one kernel -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [*MODELS, HYBRID], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
 def test_each_kernel_has_another_or_is_named(path: Path, hide: Hide, caplog: pytest.LogCaptureFixture) -> None:
     """The same tokens and one warning, or an error of the type that says so."""
     want = usual(path)
@@ -184,8 +191,32 @@ def test_all_at_once(hide: Hide) -> None:
     hide(*(set(backend.load("cpu").Device(threads=1).kernel_names()) - needed - general))
     with load(HYBRID) as model:
         assert model.generate(PROMPT, N_TOKENS).tokens == want
-        assert {d.launch.kernel for d in model.plan(1).dispatches} == needed | general
+        plan = model.plan(1)
+        assert {d.launch.kernel for d in plan.dispatches} == needed | general
+        assert plan.hazards() == []
         assert model.plan(32).rows == 1
+
+
+@pytest.mark.skipif(not backend.is_built("checked"), reason="the checked core is not built")
+@pytest.mark.parametrize(
+    ("path", "patterns"),
+    [
+        (
+            HYBRID,
+            ["mul_mv_stack*", "*_add_*", "*swiglu_*", "*mix2_*", "mul_mv_mix_*", "ssm_step*", "attention_decode*"],
+        ),
+        (HYBRID, ["moe_mv*", "moe_topk_256", "ssm_step_64", "attention_*_64", "mul_mm_*"]),
+        (MODELS[1], ["rms_norm_*", "*geglu_*", "attention_prefill*", "attention_decode_f16_32"]),
+    ],
+    ids=["parts", "instances", "norms"],
+)
+def test_every_access_of_what_stands_in_is_in_bounds_and_in_order(path: Path, patterns: list[str], hide: Hide) -> None:
+    with load(path) as model:
+        want = model.generate(PROMPT[:3], 3).tokens
+    hide(*patterns)
+    with load(path, "checked") as model:
+        assert model.generate(PROMPT[:3], 3).tokens == want
+        assert len(model.profile()["replaced"]) > 4
 
 
 # ---- other ways to fail -----------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TypeAlias
 
 from .graph import Op, Operand, Value, Weight
@@ -194,6 +193,6 @@ def _rewrite(ops: list[Op], rewrite: Callable[[Op, Producer], tuple[Op, list[Op]
         if result is not None:
             fused, superfluous = result
             gone |= {id(s) for s in superfluous}
-            op = replace(fused, parts=(*superfluous, op))
+            op = Op(fused.kind, fused.reads, fused.writes, fused.attrs, (*superfluous, op))
         out.append(op)
     return [op for op in out if id(op) not in gone]

@@ -104,19 +104,24 @@ class Lowering:
 
     def launches(self, op: Op, rows: int) -> list[Launch]:
         """The launches of ``op`` in a step of up to ``rows`` rows."""
-        launches = self._lower(op, rows)
+        rows = 1 if _only_last(op) else rows
         if not self.lacking:
-            return launches
-        usual = [launch.kernel for launch in self.without(())._lower(op, rows)]
+            return self._lower(op, rows)
+        usual = [launch.kernel for launch in self.without(()).launches(op, rows)]
         lost = tuple(kernel for kernel in dict.fromkeys(usual) if not self._has(kernel))
-        return [launch if launch.kernel in usual else replace(launch, instead_of=lost) for launch in launches]
+        there = self._lower_with_parts(op, rows)
+        return [launch if launch.kernel in usual else replace(launch, instead_of=lost) for launch in there]
 
     def _lower(self, op: Op, rows: int) -> list[Launch]:
-        rows = 1 if _only_last(op) else rows
         launches: list[Launch] = getattr(self, f"_{op.kind}")(op, rows)
+        return launches
+
+    def _lower_with_parts(self, op: Op, rows: int) -> list[Launch]:
+        """The same, or the launches of the operation's parts where they are what the device has."""
+        launches = self._lower(op, rows)
         if all(self._has(launch.kernel) for launch in launches) or not _separable(op, rows):
             return launches
-        return [launch for part in op.parts for launch in self._lower(part, rows)]
+        return [launch for part in op.parts for launch in self._lower_with_parts(part, rows)]
 
     @property
     def ranked_by_host(self) -> bool:

@@ -43,8 +43,8 @@ class RoutedPlan:
         self, core: ModuleType, device: _core.Device, plan: Plan, buffers: Buffers, counters: Counters
     ) -> None:
         self._core, self._device, self._buffers = core, device, buffers
-        for d in plan.dispatches:  # now, and not in the middle of a step, it shows which kernels cannot be made
-            device.limits(d.launch.kernel)
+        for kernel in dict.fromkeys(d.launch.kernel for d in plan.dispatches):
+            device.limits(kernel)  # one that cannot be made shows now, and not in the middle of a step
         *self._parts, last = _parts(plan.dispatches)
         self._last = replace(plan, dispatches=tuple(last)).compile(core, device, buffers)
         self.counters = counters
