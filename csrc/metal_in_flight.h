@@ -90,14 +90,23 @@ class InFlight {
     // Gives up when nothing at all completes for `patience`: a driver that lost a command buffer must not hang us too.
     void wait_until_ended(std::unique_lock<std::mutex>& lock, uint64_t ticket) noexcept {
         while (!ended(ticket) && !lost_) {
-            const uint64_t before = n_ended_;
-            const auto progress = [&] { return ended(ticket) || n_ended_ != before; };
-            if (changed_.wait_for(lock, std::chrono::duration<double>(patience_), progress)) continue;
+            if (has_progress(lock, ticket)) continue;
             lost_ = true;
             if (!failed_)
                 fail("the GPU completed nothing for ZINCMETAL_METAL_TIMEOUT seconds (default 120); close other "
                      "GPU programs and restart the process");
         }
+    }
+
+    // Waits for anything to complete, until patience ends. It is counted in parts: clocks go on while a machine sleeps,
+    // and its GPU does not, so that a lid which closes must not cost more than one of them.
+    bool has_progress(std::unique_lock<std::mutex>& lock, uint64_t ticket) noexcept {
+        const uint64_t before = n_ended_;
+        const auto progress = [&] { return ended(ticket) || n_ended_ != before; };
+        for (uint32_t part = 0; part < patience_parts; ++part)
+            if (changed_.wait_for(lock, std::chrono::duration<double>(patience_ / patience_parts), progress))
+                return true;
+        return false;
     }
 
     // Copying the text can fail where memory is short; the failure must be kept all the same.
@@ -113,6 +122,7 @@ class InFlight {
         if (failed_) throw DeviceError(failure_.empty() ? "the GPU did not finish a command buffer" : failure_);
     }
 
+    static constexpr uint32_t patience_parts = 20;
     const double patience_;
     std::mutex mutex_;
     std::condition_variable changed_;

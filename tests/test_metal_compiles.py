@@ -10,9 +10,11 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,13 +80,19 @@ def test_shim_links_into_an_arm64_program(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    """Runs a command of tests/metal/parts.cpp; returns the exit status (1 is a DeviceError) and the text."""
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tests/metal/parts.cpp, compiled."""
     if COMPILER is None:
         pytest.skip("needs a C++ compiler")
     program = tmp_path_factory.mktemp("metal") / "parts"
     command = [COMPILER, "-std=c++20", "-Wall", "-Wextra", "-Werror", "-pthread", "-I", str(ROOT / "csrc")]
     subprocess.run([*command, str(ROOT / "tests/metal/parts.cpp"), "-o", str(program)], check=True)
+    return program
+
+
+@pytest.fixture(scope="session")
+def parts(program: Path) -> Parts:
+    """Runs a command of tests/metal/parts.cpp; returns the exit status (1 is a DeviceError) and the text."""
 
     def run(*arguments: str) -> tuple[int, str]:
         done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
@@ -315,6 +323,21 @@ def test_a_wait_is_for_its_ticket(parts: Parts) -> None:
 
 def test_first_failure_is_sticky(parts: Parts) -> None:
     assert parts("sticky") == (0, "first first first idle 1")
+
+
+def test_a_sleeping_machine_is_no_lost_command_buffer(program: Path) -> None:
+    """Clocks go on while a process is stopped, as they do while a Mac sleeps, for longer than the patience of 2 s."""
+    with subprocess.Popen([program, "asleep"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "waits\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.2)
+        said, _ = process.communicate("\n")
+    assert (process.returncode, said) == (0, "ended at 2")
 
 
 def test_lost_command_buffer_ends_the_wait(parts: Parts) -> None:

@@ -165,6 +165,19 @@ void sticky(const Arguments&) {
               << caught([&] { in_flight.check(); }) << " idle " << in_flight.idle();
 }
 
+// Patience is for a GPU that does nothing, not for a machine that sleeps: the command buffer ends at a line of input.
+void asleep(const Arguments&) {
+    InFlight in_flight(2);
+    const uint64_t ticket = in_flight.begin();
+    std::thread gpu([&] {
+        std::cin.get();
+        end(in_flight, ticket, 1, 2);
+    });
+    std::cout << "waits" << std::endl;
+    std::cout << "ended at " << in_flight.wait(ticket).gpu_end;
+    gpu.join();
+}
+
 // A command buffer that never completes ends the wait, not the process; an abandoned one does not count.
 void lost(const Arguments&) {
     InFlight in_flight(0.1);
@@ -181,7 +194,7 @@ int main(int argc, char** argv) {
     const std::pair<const char*, void (*)(const Arguments&)> commands[] = {
         {"flatten", flatten}, {"dispatch", dispatch}, {"wrap", wrap},       {"failure", failure},
         {"missing", missing}, {"launches", launches}, {"bounded", bounded}, {"tickets", tickets},
-        {"sticky", sticky},   {"lost", lost}};
+        {"sticky", sticky},   {"asleep", asleep},     {"lost", lost}};
     const Arguments arguments(argv + std::min(argc, 2), argv + argc);
     for (const auto& [name, run] : commands) {
         if (argc < 2 || std::strcmp(name, argv[1]) != 0) continue;
