@@ -14,6 +14,13 @@
 
 using namespace metal;
 
+// Before a loop of constant length over an array that must live in registers.
+#ifdef __METAL_VERSION__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("unroll")
+#endif
+
 #ifdef __METAL_VERSION__
 #define KERNEL(name, ...) template [[host_name(name)]] [[kernel]] decltype(__VA_ARGS__) __VA_ARGS__;
 
@@ -28,18 +35,11 @@ using namespace metal;
 template <class A, class B, uint M>
 METAL_FUNC void multiply_accumulate_each(thread simdgroup_float8x8 (&c)[M], thread simdgroup_matrix<A, 8, 8> (&a)[M],
                                          thread simdgroup_matrix<B, 8, 8>& b) {
-    for (uint i = 0; i < M; i++) simdgroup_multiply_accumulate(c[i], a[i], b, c[i]);
+    UNROLL for (uint i = 0; i < M; i++) simdgroup_multiply_accumulate(c[i], a[i], b, c[i]);
 }
 
 // An array in threadgroup memory, shared by the threads of a threadgroup; declared in the kernel function itself.
 #define TG_ARRAY(T, name, n) threadgroup T name[n]
-#endif
-
-// Before a loop of constant length over an array that must live in registers.
-#ifdef __METAL_VERSION__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("unroll")
 #endif
 
 METAL_FUNC float silu(float x) { return x / (1.0f + precise::exp(-x)); }
