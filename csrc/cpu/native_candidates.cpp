@@ -74,7 +74,7 @@ void summarise(const float* x, uint32_t n, uint32_t* keys, Candidates& out) {
         const vi key = keys_of(v);
         store(keys + i, key);
         n_finite -= key != 0;
-        top = (key != 0) & (v > top) ? v : top;
+        top = ((key != 0) & (v > top)) ? v : top;
     });
     out.largest = -HUGE_VALF;
     out.n_not_finite = n;

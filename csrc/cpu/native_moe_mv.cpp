@@ -84,8 +84,6 @@ void moe_mv_mix2(const Launch& l, uint64_t begin, uint64_t end) {
 // ---- routing
 // ---------------------------------------------------------------------------------------------------------
 
-constexpr uint32_t MOST_USED = 32;
-
 // Whether a logit comes before another: NaN after all numbers.
 INLINE bool before(float a, float b) { return a > b || (a == a && b != b); }
 
