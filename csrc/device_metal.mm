@@ -275,10 +275,7 @@ class MetalDevice final : public Device {
             check(dispatches[i], i);
         }
         std::unique_ptr<Recording> recording;
-        guarded([&] {
-            context_->residency.commit();
-            recording = std::make_unique<MetalRecording>(context_, std::move(dispatches), encoding);
-        });
+        guarded([&] { recording = std::make_unique<MetalRecording>(context_, std::move(dispatches), encoding); });
         return recording;
     }
 

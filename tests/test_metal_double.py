@@ -104,6 +104,22 @@ def test_nothing_leaks() -> None:
     assert report["resident_bytes"] == 0
 
 
+IDLE = """
+with zincmetal.load(MODEL, device="metal", context=64):
+    pass
+gc.collect()
+print(json.dumps(double.report()))
+"""
+
+
+def test_a_model_that_never_runs_leaves_no_memory_resident() -> None:
+    """macOS would keep memory wired whose residency was requested before any work of the process."""
+    done = lane.run(f"MODEL = {str(MODELS[0])!r}" + IDLE, built())
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["command_buffers"], report["resident_bytes"]) == (0, 0)
+
+
 def test_kernels_come_from_a_metallib_where_there_is_one(double: lane.Double, tmp_path: Path) -> None:
     core = backend.load("metal")
     names = core.Device(kernel_folder=str(lane.KERNELS)).kernel_names()

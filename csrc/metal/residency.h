@@ -100,7 +100,8 @@ class Residency {
         }
     }
 
-    // Makes resident what was added since; done in bulk, before work is recorded or submitted.
+    // Makes resident what was added since; done in bulk, right before work is submitted. Not earlier: macOS keeps the
+    // memory of a set wired whose residency was requested in a process that then gives the GPU no work.
     void commit() {
         if (@available(macOS 15.0, *)) {
             const std::lock_guard lock(mutex_);

@@ -114,7 +114,7 @@ const Programs KEPT = {
          id<MTLResidencySet> set = residency_set(t);
          [t.queue addResidencySet:set];
          [set addAllocation:t.a];
-         require(![set containsAllocation:t.a], "not before commit");
+         require([set containsAllocation:t.a] && set.allocationCount == 1 && set.allocatedSize == 0, "before commit");
          [set commit];
          [set requestResidency];
          require([set containsAllocation:t.a] && set.allocationCount == 1 && set.allocatedSize >= BYTES, "after it");

@@ -304,6 +304,14 @@ const Programs STATES = {
          [set addAllocation:t.a];
          [set requestResidency];
      }},
+    {"residency/end without work",
+     [](Bench& t) {
+         id<MTLResidencySet> set = residency_set(t);
+         [set addAllocation:t.a];
+         [set commit];
+         [set requestResidency];
+         [set endResidency];
+     }},
     {"residency/remove what is not held", [](Bench& t) { [residency_set(t) removeAllocation:t.a]; }},
     {"residency/a buffer goes before the set",
      [](Bench& t) {

@@ -117,8 +117,10 @@ static bool is_mapped(void* pointer, NSUInteger bytes) {
     }
 }
 
+// This and the count include what is not committed.
 - (BOOL)containsAllocation:(id<MTLAllocation>)allocation {
-    return committed.count(static_cast<DoubleBuffer*>(allocation)) != 0;
+    auto* buffer = static_cast<DoubleBuffer*>(allocation);
+    return committed.count(buffer) || staged_in.count(buffer);
 }
 
 - (void)commit {
@@ -145,13 +147,15 @@ static bool is_mapped(void* pointer, NSUInteger bytes) {
     requested = true;
 }
 - (void)endResidency {
+    if (requested && !metal_double::encoded().command_buffers)
+        broken("residency", "a set ends that was requested and no command buffer followed: its memory stays wired");
     requested = false;
 }
 - (BOOL)hasStagedChanges {
     return !staged_in.empty() || !staged_out.empty();
 }
 - (NSUInteger)allocationCount {
-    return committed.size();
+    return committed.size() + staged_in.size();
 }
 - (uint64_t)allocatedSize {
     uint64_t bytes = 0;
