@@ -20,6 +20,7 @@ namespace zinc {
 class KernelLibrary {
   public:
     KernelLibrary(id<MTLDevice> device, const std::filesystem::path& folder) : device_(device) {
+        compile_options();  // throws where macOS is too old: a metallib may load there, and its kernels do not build
         std::string failure;
         if (!load(folder / "zincmetal.metallib", failure)) compile_all(folder, failure);
     }
@@ -103,7 +104,7 @@ class KernelLibrary {
         } else {
             throw DeviceError(
                 "the kernels are written in Metal Shading Language 3.1, which needs macOS 14; this is macOS " +
-                text(NSProcessInfo.processInfo.operatingSystemVersionString));
+                text(NSProcessInfo.processInfo.operatingSystemVersionString) + "; ZINCMETAL_DEVICE=cpu runs without");
         }
         use_safe_math(options);
         return options;
