@@ -396,13 +396,18 @@ class MetalDevice final : public Device {
     std::map<std::pair<std::string, uint32_t>, std::shared_ptr<MetalPipeline>> pipelines_;  // by name and threads
 };
 
+// macOS 26 stops a command buffer that keeps the display waiting ("Impacting Interactivity"), and a prompt's can take
+// seconds. The driver reads this when it makes its first device of the process; what a user has set stays.
+void ask_for_patience() { setenv("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1", 0); }
+
 id<MTLDevice> select_device() {
     // The default device needs a process linked with CoreGraphics; the list does not.
     id<MTLDevice> device = MTLCreateSystemDefaultDevice();
     if (!device) device = MTLCopyAllDevices().firstObject;
     if (!device) {
         throw DeviceError("no Metal device: this Mac gives none to this process; it takes an Apple Silicon Mac and a "
-                          "process that may use the GPU (not every virtual machine or sandbox does)");
+                          "process that may use the GPU (not every virtual machine or sandbox does); "
+                          "ZINCMETAL_DEVICE=cpu runs without");
     }
     return device;
 }
@@ -412,6 +417,7 @@ id<MTLDevice> select_device() {
 std::unique_ptr<Device> open_device(const DeviceOptions& options) {
     std::unique_ptr<Device> result;
     guarded([&] {
+        ask_for_patience();
         id<MTLDevice> device = select_device();
         id<MTLCommandQueue> queue = [device newCommandQueue];
         if (!queue) throw DeviceError("Metal gave no command queue on " + text(device.name));

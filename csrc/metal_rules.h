@@ -129,8 +129,14 @@ struct ErrorWords {
     const char* remedy;
 };
 
+// The driver's own error 14, "Impacting Interactivity" from macOS 26 on, comes under several codes of Metal's: the text
+// of the driver tells it.
+constexpr ErrorWords DISPLAY_WAITED = {"stopped by macOS: it kept the display waiting",
+                                       "close other GPU programs, or let the display sleep meanwhile"};
+
 // MTLCommandBufferError by its value, for the codes of any macOS.
-inline ErrorWords command_buffer_error_words(long code) {
+inline ErrorWords command_buffer_error_words(long code, const std::string& description) {
+    if (description.find("(0000000e:") != description.npos) return DISPLAY_WAITED;
     switch (code) {
     case 1:
         return {"internal error", "run again; if it stays, update macOS and report it with this message"};
@@ -173,7 +179,7 @@ inline std::string encoder_end_text(const EncoderEnd& end) {
 // The sticky error's text. domain_is_metal tells a MTLCommandBufferError from any other NSError.
 inline std::string command_buffer_failure(bool domain_is_metal, long code, const std::string& description,
                                           const std::vector<EncoderEnd>& encoders) {
-    const ErrorWords words = command_buffer_error_words(domain_is_metal ? code : 0);
+    const ErrorWords words = command_buffer_error_words(domain_is_metal ? code : 0, description);
     std::string text = "the GPU did not finish a command buffer: " + std::string(words.what) + " (code " +
                        std::to_string(code) + ": " + description + ")";
     for (const EncoderEnd& end : encoders) {

@@ -261,6 +261,14 @@ def test_command_buffer_error_in_words(code: int, parts: Parts) -> None:
     assert "ZINCMETAL_METAL_DEBUG=1" in text
 
 
+@pytest.mark.parametrize("name", ["kIOGPUCommandBufferCallbackErrorImpactingInteractivity", "Internal Error"])
+def test_a_command_buffer_that_kept_the_display_waiting(name: str, parts: Parts) -> None:
+    """As macOS 26 and macOS 15 say it, whatever the code is."""
+    text = parts("failure", "1", "1", f"What it was (0000000e:{name})")[1]
+    assert f"it kept the display waiting (code 1: What it was (0000000e:{name}))" in text
+    assert "let the display sleep" in text
+
+
 def test_error_of_another_domain_is_not_read_as_metals(parts: Parts) -> None:
     text = parts("failure", "0", "8", "something else")[1]
     assert "unknown error" in text

@@ -282,6 +282,22 @@ def test_no_device_or_queue(conditions: str, said: str, double: lane.Double) -> 
     assert tokens() == tokens(device="cpu")
 
 
+WATCHDOG = """
+import ctypes
+environment = ctypes.CDLL(None).getenv
+environment.restype = ctypes.c_char_p
+backend.load("metal").Device(kernel_folder=str(metal_double_lane.KERNELS))
+print(environment(b"AGX_RELAX_CDM_CTXSTORE_TIMEOUT").decode())
+"""
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_the_driver_is_asked_for_patience_unless_a_user_has_chosen(chosen: str | None) -> None:
+    choice = {} if chosen is None else {"AGX_RELAX_CDM_CTXSTORE_TIMEOUT": chosen}
+    done = lane.run(WATCHDOG, built(), **choice)
+    assert (done.returncode, done.stdout) == (0, f"{chosen or 1}\n"), done.stderr
+
+
 def test_a_device_that_is_only_listed(double: lane.Double) -> None:
     """A process without a window server is given no default device."""
     double.set("device=listed")
