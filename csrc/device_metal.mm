@@ -307,6 +307,7 @@ class MetalDevice final : public Device {
         list.emplace_back("threads per threadgroup", std::to_string(device.maxThreadsPerThreadgroup.width));
         list.emplace_back("residency set", yes_no(context_->residency.available()));
         list.emplace_back("kernels", std::to_string(library_.names().size()) + " from " + library_.origin());
+        for (const auto& [file, words] : library_.broken()) list.emplace_back(file, words);
         if (context_->debug) list.emplace_back("debug", "one encoder per dispatch");
         list.emplace_back("macOS", text(NSProcessInfo.processInfo.operatingSystemVersionString));
         return list;

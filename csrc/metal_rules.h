@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -116,8 +117,15 @@ inline std::vector<std::string> closest_names(const std::string& name, std::vect
     return names;
 }
 
-inline std::string missing_kernel_text(const std::string& name, const std::vector<std::string>& names) {
+// broken: the compiler's words, by source that does not compile.
+inline std::string missing_kernel_text(const std::string& name, const std::vector<std::string>& names,
+                                       const std::map<std::string, std::string>& broken) {
     if (names.empty()) return "no kernel '" + name + "': the kernel library holds none; reinstall zincmetal";
+    if (!broken.empty()) {
+        std::vector<std::string> first_lines;
+        for (const auto& [file, words] : broken) first_lines.push_back(words.substr(0, words.find('\n')));
+        return "no kernel '" + name + "': " + join(first_lines, "; ") + " (python -m zincmetal.check says all of it)";
+    }
     return "no kernel '" + name + "'; the closest of " + std::to_string(names.size()) + " are " +
            join(closest_names(name, names, 3), ", ");
 }

@@ -292,6 +292,12 @@ def test_missing_kernel_names_the_closest(parts: Parts) -> None:
     assert "holds none" in parts("missing", "add")[1]
 
 
+def test_missing_kernel_tells_what_did_not_compile(parts: Parts) -> None:
+    text = parts("missing", "rms_norm", "add", "norm.metal: norm.metal does not compile: 7: no flaot\n flaot x;\n ^")[1]
+    assert "no kernel 'rms_norm': norm.metal does not compile: 7: no flaot (python -m zincmetal.check" in text
+    assert "closest" not in text
+
+
 def encoded(parts: Parts, *arguments: str) -> list[str]:
     status, text = parts("launches", *arguments)
     assert status == 0

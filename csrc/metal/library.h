@@ -16,7 +16,8 @@
 
 namespace zinc {
 
-// The kernels of a folder, by name: from zincmetal.metallib where it loads, else compiled from the sources.
+// The kernels of a folder, by name: from zincmetal.metallib where it loads, else compiled from the sources. A source
+// that does not compile costs its own kernels alone: plans may do without them.
 class KernelLibrary {
   public:
     KernelLibrary(id<MTLDevice> device, const std::filesystem::path& folder) : device_(device) {
@@ -27,7 +28,7 @@ class KernelLibrary {
 
     id<MTLFunction> function(const std::string& name) const {
         const auto found = by_name_.find(name);
-        if (found == by_name_.end()) throw DeviceError(missing_kernel_text(name, names()));
+        if (found == by_name_.end()) throw DeviceError(missing_kernel_text(name, names(), broken_));
         id<MTLFunction> function = [found->second newFunctionWithName:ns_string(name)];
         if (!function) throw DeviceError("the kernel library lists '" + name + "' but does not give it");
         return function;
@@ -40,6 +41,9 @@ class KernelLibrary {
     }
 
     const std::string& origin() const { return origin_; }
+
+    // The compiler's words, by source that it refused.
+    const std::map<std::string, std::string>& broken() const { return broken_; }
 
   private:
     bool load(const std::filesystem::path& file, std::string& failure) {
@@ -60,28 +64,33 @@ class KernelLibrary {
     // All files at once: the compiler is another process and takes a second or so for each.
     void compile_all(const std::filesystem::path& folder, const std::string& metallib_failure) {
         const std::vector<std::string> files = kernel_files(folder);
-        std::vector<std::string> failures;
-        if (!metallib_failure.empty()) failures.push_back(metallib_failure);
         if (files.empty()) {
-            failures.push_back("no kernel sources in " + folder.string() + "; reinstall zincmetal");
-            throw DeviceError(join(failures, "; "));
+            const std::string none = "no kernel sources in " + folder.string() + "; reinstall zincmetal";
+            throw DeviceError(metallib_failure.empty() ? none : metallib_failure + "; " + none);
         }
         const auto how = std::launch::async | std::launch::deferred;  // deferred where no thread is to be had
         std::vector<std::future<id<MTLLibrary>>> jobs;
         for (const std::string& file : files) {
             jobs.push_back(std::async(how, [this, &folder, &file] { return compile(folder, file); }));
         }
-        origin_ = std::to_string(files.size()) + " source files" + (failures.empty() ? "" : " (" + failures[0] + ")");
-        bool failed = false;
-        for (auto& job : jobs) {
+        for (size_t i = 0; i < files.size(); ++i) {
             try {
-                add(job.get());
+                add(jobs[i].get());
             } catch (const std::exception& error) {
-                failures.push_back(error.what());
-                failed = true;
+                broken_[files[i]] = error.what();
             }
         }
-        if (failed) throw DeviceError(join(failures, "\n"));
+        origin_ = std::to_string(files.size() - broken_.size()) + " source files";
+        if (!metallib_failure.empty()) origin_ += " (" + metallib_failure + ")";
+        if (by_name_.empty()) throw DeviceError(failure_text(metallib_failure));
+    }
+
+    // Of a folder of which nothing compiles.
+    std::string failure_text(const std::string& metallib_failure) const {
+        std::vector<std::string> failures;
+        if (!metallib_failure.empty()) failures.push_back(metallib_failure);
+        for (const auto& [file, words] : broken_) failures.push_back(words);
+        return join(failures, "\n");
     }
 
     id<MTLLibrary> compile(const std::filesystem::path& folder, const std::string& file) const {
@@ -132,6 +141,7 @@ class KernelLibrary {
 
     const id<MTLDevice> device_;
     std::map<std::string, id<MTLLibrary>> by_name_;
+    std::map<std::string, std::string> broken_;
     std::string origin_;
 };
 

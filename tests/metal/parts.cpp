@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 #include <iostream>
+#include <map>
 #include <sstream>
 #include <thread>
 
@@ -68,7 +69,19 @@ void failure(const Arguments& a) {
     std::cout << command_buffer_failure(a.at(0) == "1", std::stol(a.at(1)), a.at(2), ends);
 }
 
-void missing(const Arguments& a) { std::cout << missing_kernel_text(a.at(0), Arguments(a.begin() + 1, a.end())); }
+// name, then "source.metal: words" of what does not compile, or names of kernels.
+void missing(const Arguments& a) {
+    Arguments names;
+    std::map<std::string, std::string> broken;
+    for (size_t i = 1; i < a.size(); ++i) {
+        const size_t colon = a[i].find(": ");
+        if (colon == std::string::npos)
+            names.push_back(a[i]);
+        else
+            broken[a[i].substr(0, colon)] = a[i].substr(colon + 2);
+    }
+    std::cout << missing_kernel_text(a.at(0), names, broken);
+}
 
 // encoding(concurrent|serial) each(0|1), then dispatches like "kernel:0+16,1+0" (buffer number + offset), "!" first for
 // a barrier. Prints one line for each call to the encoder.

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import backend
@@ -32,8 +28,6 @@ if TYPE_CHECKING:
     from .. import _core
 
 SIMDGROUP, THREADGROUP_BYTES = 32, 32768  # what the kernels are written for
-# As csrc/metal/library.h says it, one source after the other.
-_SOURCE_FAILURE = re.compile(r"^(\w+\.metal) does not compile.*?(?=^\w+\.metal does not compile|\Z)", re.M | re.S)
 
 Check: TypeAlias = Callable[[], Outcome]
 Event: TypeAlias = dict[str, Any]
@@ -43,16 +37,15 @@ def main() -> None:
     """Run the checks that standard input asks for: {"device", "file", "only", "done"}."""
     request = json.load(sys.stdin)
     logging.getLogger("zincmetal.fallback").addHandler(logging.NullHandler())  # the checks themselves say it
-    with ExitStack() as stack:
-        for event in events(request, stack):
-            print(json.dumps(event), flush=True)
+    for event in events(request):
+        print(json.dumps(event), flush=True)
 
 
-def events(request: Mapping[str, Any], stack: ExitStack) -> Iterator[Event]:
+def events(request: Mapping[str, Any]) -> Iterator[Event]:
     """What the worker says, in order."""
     yield {"begin": "device"}
     try:
-        lab = Lab(request["device"], stack)
+        lab = Lab(request["device"])
     except Exception as error:
         yield _event("device", Outcome(FAIL, _words(error)))
         yield {"end": True}
@@ -83,29 +76,13 @@ class Lab:
     Raises DeviceError where one cannot be opened.
     """
 
-    def __init__(self, device: str | None, stack: ExitStack) -> None:
+    def __init__(self, device: str | None) -> None:
         self.name = backend.choose(device)
         self.core = backend.load(self.name)
-        self.broken_sources: dict[str, str] = {}
-        self.device = self._open(backend.KERNEL_FOLDER, stack)
+        self.device: _core.Device = self.core.Device(kernel_folder=str(backend.KERNEL_FOLDER))
         self.reference: _core.Device = backend.load("cpu").Device(native=False)
         self.cases = cases(self.core, self.device.info["backend"])
         self._kernels = set(self.device.kernel_names())
-
-    def _open(self, folder: Path, stack: ExitStack) -> _core.Device:
-        """The device; where sources do not compile, with the others."""
-        try:
-            device: _core.Device = self.core.Device(kernel_folder=str(folder))
-            return device
-        except DeviceError as error:
-            broken = {found[1]: found[0].strip() for found in _SOURCE_FAILURE.finditer(str(error))}
-            if not broken.keys() - self.broken_sources.keys():
-                raise
-            self.broken_sources |= broken
-            rest = Path(stack.enter_context(TemporaryDirectory()))
-            left_out = shutil.ignore_patterns("*.metallib", *self.broken_sources)
-            shutil.copytree(folder, rest, dirs_exist_ok=True, ignore=left_out)
-            return self._open(rest, stack)
 
     def about(self) -> Outcome:
         """What the device is."""
@@ -126,8 +103,9 @@ class Lab:
 
     def checks(self, file: str | None) -> Iterator[tuple[str, Check]]:
         """Every check by name, in the order in which they run."""
-        for source, words in self.broken_sources.items():
-            yield f"source/{source}", partial(Outcome, FAIL, words)
+        for feature, words in self.device.info["features"].items():
+            if feature.endswith(".metal"):  # a source that does not compile
+                yield f"source/{feature}", partial(Outcome, FAIL, words)
         names = sorted({*self._kernels, *self.reference.kernel_names()})
         for name in names:
             yield f"pipeline/{name}", partial(self._pipeline, name)
@@ -140,7 +118,7 @@ class Lab:
     def _pipeline(self, name: str) -> Outcome:
         """Whether the kernel builds, and takes the threads that plans launch it with."""
         if name not in self._kernels:
-            return Outcome(FAIL, f"there is no such kernel on {self.name}")
+            return Outcome(FAIL, f"there is no such kernel on {self.name}{self._instead(name)}")
         try:
             threads, width, nbytes = self.device.limits(name)
         except DeviceError as error:
