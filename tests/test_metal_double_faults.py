@@ -268,7 +268,7 @@ def features(model: zincmetal.Model) -> dict[str, str]:
     return result
 
 
-@pytest.mark.parametrize("conditions", ["residency=none", "macos=14.6"])
+@pytest.mark.parametrize("conditions", ["residency=none", "macos=14.6", "family=Apple5"])
 def test_without_residency_sets(conditions: str, double: lane.Double) -> None:
     double.set(conditions)
     backend.KERNEL_FOLDER = lane.KERNELS  # compiled here, as this macOS knows it

@@ -58,6 +58,7 @@ class Residency {
 #if ZINC_SDK_15
     Residency(id<MTLDevice> device, id<MTLCommandQueue> queue)
         : queue_(queue), limit_(device.recommendedMaxWorkingSetSize) {
+        if (![device supportsFamily:MTLGPUFamilyApple6]) return;  // as of virtual machines: there the call is an error
         if (@available(macOS 15.0, *)) {
             MTLResidencySetDescriptor* descriptor = [[MTLResidencySetDescriptor alloc] init];
             descriptor.label = @"zincmetal";

@@ -304,6 +304,11 @@ const Programs STATES = {
          [set addAllocation:t.a];
          [set requestResidency];
      }},
+    {"residency/a GPU without",
+     [](Bench& t) {
+         metal_double_set("family=Apple5");
+         residency_set(t);
+     }},
     {"residency/end without work",
      [](Bench& t) {
          id<MTLResidencySet> set = residency_set(t);

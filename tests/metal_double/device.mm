@@ -136,6 +136,7 @@ constexpr uint64_t GIGABYTE = 1 << 30;
 - (id<MTLResidencySet>)newResidencySetWithDescriptor:(MTLResidencySetDescriptor*)descriptor
                                                error:(NSError* __autoreleasing*)error {
     need_macos(15.0, "newResidencySetWithDescriptor:error:");
+    if (![self supportsFamily:MTLGPUFamilyApple6]) broken("residency", "device does not support residency sets");
     if (condition("residency") == "none") {
         if (error) *error = metal_double::error(@"MTLResidencySetErrorDomain", 1, "no residency sets");
         return nil;

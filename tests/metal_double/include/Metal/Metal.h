@@ -203,6 +203,7 @@ typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
 // ---- the device
 
 typedef NS_ENUM(NSInteger, MTLGPUFamily) {
+    MTLGPUFamilyApple6 = 1006,
     MTLGPUFamilyApple7 = 1007,
     MTLGPUFamilyApple8 = 1008,
     MTLGPUFamilyApple9 = 1009,
