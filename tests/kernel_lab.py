@@ -72,7 +72,7 @@ class Guarded:
 @functools.cache
 def _open(lane: str) -> tuple[Any, Any]:
     core: Any = backend.load("cpu" if lane in ("msl", "native") else lane)
-    return core, core.Device(threads=1, native=lane == "native", kernel_folder=str(backend.KERNEL_FOLDER))
+    return core, core.Device(threads=1, native=lane == "native", kernel_folder=backend.kernel_folder(core))
 
 
 class Lab:

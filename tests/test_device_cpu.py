@@ -6,6 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -275,3 +276,11 @@ def test_buffers_copy_in_and_out_within_their_bounds():
     for wrong in (lambda: buffer.read(8, 9), lambda: buffer.read(17), lambda: buffer.write(data, 1)):
         with pytest.raises(UsageError, match="outside the buffer of 16 bytes"):
             wrong()
+
+
+def test_kernels_lie_beside_the_core(monkeypatch):
+    """In an editable install that is not where the Python sources are."""
+    core = ModuleType("_core_metal")
+    core.__file__ = "/site-packages/zincmetal/_core_metal.so"
+    monkeypatch.setattr(backend, "KERNEL_FOLDER", None)
+    assert backend.kernel_folder(core) == "/site-packages/zincmetal/kernels"

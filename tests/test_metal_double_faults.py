@@ -374,7 +374,8 @@ def test_a_kernel_that_cannot_have_its_threads(double: lane.Double) -> None:
 def test_overlapping_buffers_are_resident_once(double: lane.Double) -> None:
     """Against what the device recommends, the pages that several buffers share count once."""
     double.set(f"memory={9 << 20}")  # of which 6 MiB are recommended
-    device = backend.load("metal").Device(kernel_folder=str(backend.KERNEL_FOLDER))
+    core = backend.load("metal")
+    device = core.Device(kernel_folder=backend.kernel_folder(core))
     assert device.info["working_set_bytes"] == 6 << 20
     pages = np.frombuffer(mmap.mmap(-1, 6 << 20), np.uint8)
     first, second = device.wrap(pages, 0, 4 << 20), device.wrap(pages, 2 << 20, 4 << 20)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 DEVICES = ("metal", "cuda", "cpu")
 _MODULES = {name: f"zincmetal._core_{name}" for name in (*DEVICES, "checked")}
 _log = logging.getLogger("zincmetal")
-KERNEL_FOLDER = Path(__file__).parent / "kernels"
+#: Another folder of kernels than the one beside the compiled core, for tests.
+KERNEL_FOLDER: Path | None = None
 
 
 def is_built(name: str) -> bool:
@@ -55,6 +56,11 @@ def load(device: str | None = None) -> ModuleType:
     return importlib.import_module(_MODULES[choose(device)])
 
 
+def kernel_folder(core: ModuleType) -> str:
+    """Where the kernels of a core lie, beside it: in an editable install that is not where this file is."""
+    return str(KERNEL_FOLDER or Path(str(core.__file__)).with_name("kernels"))
+
+
 def open_device(device: str | None = None, threads: int = 0) -> tuple[ModuleType, _core.Device]:
     """Load a core and open its device, and log in a line (logger "zincmetal", level INFO) what it is.
 
@@ -63,7 +69,7 @@ def open_device(device: str | None = None, threads: int = 0) -> tuple[ModuleType
     """
     core = load(device)
     native = os.environ.get("ZINCMETAL_NATIVE", "1") != "0"
-    opened = core.Device(threads=threads, native=native, kernel_folder=str(KERNEL_FOLDER))
+    opened = core.Device(threads=threads, native=native, kernel_folder=kernel_folder(core))
     info = opened.info
     features = ", ".join(f"{name} {value}" for name, value in info["features"].items())
     _log.info("%s: %s, %.1f GB, %s", info["backend"], info["name"], info["working_set_bytes"] / 1e9, features)

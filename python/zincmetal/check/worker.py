@@ -79,7 +79,7 @@ class Lab:
     def __init__(self, device: str | None) -> None:
         self.name = backend.choose(device)
         self.core = backend.load(self.name)
-        self.device: _core.Device = self.core.Device(kernel_folder=str(backend.KERNEL_FOLDER))
+        self.device: _core.Device = self.core.Device(kernel_folder=backend.kernel_folder(self.core))
         self.reference: _core.Device = backend.load("cpu").Device(native=False)
         self.cases = cases(self.core, self.device.info["backend"])
         self._kernels = set(self.device.kernel_names())
