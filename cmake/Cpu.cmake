@@ -19,10 +19,12 @@ endfunction()
 # Each native source is compiled once per instruction set; the best that the machine has is picked at run time.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(ISAS plain avx2 avx512)
+  set(ISA_plain -O1)  # for machines older than 2013
   set(ISA_avx2 -mavx2 -mfma -mf16c -mbmi2)
   set(ISA_avx512 ${ISA_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   set(ISAS plain neon)
+  set(ISA_plain -O1)  # for comparison: every machine has the other
   set(ISA_neon -DNATIVE_WITH_NEON=1)
 else()
   set(ISAS plain)

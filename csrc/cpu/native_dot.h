@@ -6,6 +6,13 @@
 namespace zinc {
 namespace {
 
+// The blocks of a full group, each with its own code; 0 without vector instructions to speak of, where it is all code.
+#if defined(NATIVE_AVX512) || defined(NATIVE_AVX2) || defined(NATIVE_NEON)
+constexpr int WHOLE_GROUPS = GROUP_BLOCKS;
+#else
+constexpr int WHOLE_GROUPS = 0;
+#endif
+
 // Block j of a group of ROWS rows.
 template <int ROWS, class Q>
 INLINE void dot_block(const uint8_t* group, size_t row_bytes, int j, const typename Q::Scales (&scales)[ROWS],
@@ -39,7 +46,7 @@ INLINE void dot_rows(const uint8_t* w, size_t row_bytes, const float* x, uint32_
     vf sum[ROWS][2] = {};
     const int full = int(k / GROUP), rest = int(k % GROUP / BLOCK);
     for (int g = 0; g < full; g++)
-        dot_group<ROWS, GROUP_BLOCKS, Q>(w + size_t(g) * Q::GROUP_BYTES, row_bytes, x + g * GROUP, GROUP_BLOCKS, sum);
+        dot_group<ROWS, WHOLE_GROUPS, Q>(w + size_t(g) * Q::GROUP_BYTES, row_bytes, x + g * GROUP, GROUP_BLOCKS, sum);
     if (rest) dot_group<ROWS, 0, Q>(w + size_t(full) * Q::GROUP_BYTES, row_bytes, x + full * GROUP, rest, sum);
     UNROLL for (int r = 0; r < ROWS; r++) out[r] = sum_lanes(sum[r][0] + sum[r][1]);
 }

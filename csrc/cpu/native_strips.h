@@ -45,23 +45,35 @@ struct Tokens {
     Tokens(const float* const* rows, size_t count, size_t in_all) : x(rows), n(count), few(in_all <= FEW_TOKENS) {}
 };
 
+// Columns [c, c + count) of n rows of a strip as floats, `stride` apart.
+template <class T>
+void unpack(const Strip& strip, uint32_t first, uint32_t n, uint32_t c, uint32_t count, float* out, size_t stride) {
+    for (uint32_t i = 0; i < n; i++) dequantise<T>(strip.row(first + i), c, count, out + i * stride);
+}
+
 // ---- many tokens: panels
 // ---------------------------------------------------------------------------------------------
 
-// y[n][STRIP] += the columns [c, c + count) of PANEL rows from `first` on. Asks for the tokens of the next tile: rows
-// that lie a power of two apart fall out of the cache between one panel and the next.
-template <class T>
-void panel_products(const Strip& strip, uint32_t first, uint32_t c, uint32_t count, const Tokens& tokens, float* y) {
-    float* const panel = workspace().panel.take<float>(PANEL_PART * PANEL);
-    float* const unpacked = workspace().weights.take<float>(PANEL_PART * PANEL);
-    for (uint32_t i = 0; i < PANEL; i++) dequantise<T>(strip.row(first + i), c, count, unpacked + i * PANEL_PART);
-    pack_panel(unpacked, PANEL_PART, int(count), panel);
+// y[n][STRIP] += a panel of columns [c, c + count) times every token. Asks for the tokens of the next tile: rows that
+// lie a power of two apart fall out of the cache between one panel and the next. Not inlined: all types share one.
+__attribute__((noinline)) void panel_tokens(const float* panel, const Tokens& tokens, uint32_t c, uint32_t count,
+                                            float* y) {
     const Listed x{tokens.x, c};
     for_token_runs(tokens.n, [&]<int TOKENS>(size_t t) {
         for (size_t next = t + TOKENS; next < std::min(t + 2 * TOKENS, tokens.n); next++)
             for (uint32_t i = 0; i < count; i += 16) __builtin_prefetch(x.row(next) + i);
-        float_tile<TOKENS>(panel, x, t, int(count), y + t * STRIP + first, STRIP);
+        float_tile<TOKENS>(panel, x, t, int(count), y + t * STRIP, STRIP);
     });
+}
+
+// y[n][STRIP] += the columns [c, c + count) of PANEL rows from `first` on.
+template <class T>
+void panel_products(const Strip& strip, uint32_t first, uint32_t c, uint32_t count, const Tokens& tokens, float* y) {
+    float* const panel = workspace().panel.take<float>(PANEL_PART * PANEL);
+    float* const unpacked = workspace().weights.take<float>(PANEL_PART * PANEL);
+    unpack<T>(strip, first, PANEL, c, count, unpacked, PANEL_PART);
+    pack_panel(unpacked, PANEL_PART, int(count), panel);
+    panel_tokens(panel, tokens, c, count, y + first);
 }
 
 // ---- few tokens: dot products
@@ -101,6 +113,15 @@ INLINE vf sum_each(const vf* vectors) {
     return v[0];
 }
 
+// sums[n][DOT_ROWS] += the weights of DOT_ROWS rows, DOT_PART apart, from column c on, times every token.
+__attribute__((noinline)) void dot_tokens(const float* weights, const Tokens& tokens, uint32_t c, uint32_t count,
+                                          vf* sums) {
+    for_token_runs(tokens.n, [&]<int TOKENS>(size_t t) {
+        for (uint32_t r = 0; r < DOT_ROWS; r += PANEL_VECTORS)
+            dot_tile<TOKENS>(weights + r * DOT_PART, {tokens.x, c}, t, count, sums + t * DOT_ROWS + r);
+    });
+}
+
 // y[n][STRIP] = DOT_ROWS rows from `first` on times every token; columns in whole vectors.
 template <class T>
 void dot_products(const Strip& strip, uint32_t first, uint32_t k, const Tokens& tokens, float* y) {
@@ -109,11 +130,8 @@ void dot_products(const Strip& strip, uint32_t first, uint32_t k, const Tokens& 
     std::memset(static_cast<void*>(sums), 0, tokens.n * DOT_ROWS * sizeof(vf));
     for (uint32_t c = 0; c < k; c += DOT_PART) {
         const uint32_t count = std::min(k - c, DOT_PART);
-        for (uint32_t r = 0; r < DOT_ROWS; r++) dequantise<T>(strip.row(first + r), c, count, weights + r * DOT_PART);
-        for_token_runs(tokens.n, [&]<int TOKENS>(size_t t) {
-            for (uint32_t r = 0; r < DOT_ROWS; r += PANEL_VECTORS)
-                dot_tile<TOKENS>(weights + r * DOT_PART, {tokens.x, c}, t, count, sums + t * DOT_ROWS + r);
-        });
+        unpack<T>(strip, first, DOT_ROWS, c, count, weights, DOT_PART);
+        dot_tokens(weights, tokens, c, count, sums);
     }
     for (size_t t = 0; t < tokens.n; t++)
         for (uint32_t r = 0; r < DOT_ROWS; r += W) store(y + t * STRIP + first + r, sum_each(sums + t * DOT_ROWS + r));
@@ -124,7 +142,7 @@ void dot_products(const Strip& strip, uint32_t first, uint32_t k, const Tokens& 
 
 // y[n tokens][STRIP] = the rows of a strip times every token. Rows past the strip's hold anything.
 template <class T>
-void multiply_strip(const Strip& strip, const Tokens& tokens, float* y) {
+__attribute__((noinline)) void multiply_strip(const Strip& strip, const Tokens& tokens, float* y) {
     const uint32_t dot_columns = tokens.few ? strip.k / W * W : 0;
     if (tokens.few)
         for (uint32_t r = 0; r < strip.n; r += DOT_ROWS) dot_products<T>(strip, r, dot_columns, tokens, y);
