@@ -41,9 +41,7 @@ foreach(source IN LISTS DOUBLE_OBJC ITEMS ${CMAKE_CURRENT_SOURCE_DIR}/csrc/devic
 endforeach()
 list(FILTER DOUBLE_CXX EXCLUDE REGEX "/execute.cpp$")  # the one part that the checked build changes
 add_library(metal_double_parts OBJECT csrc/module.cpp ${DOUBLE_CXX} csrc/cpu/native.cpp csrc/cpu/native_register.cpp)
-target_link_libraries(metal_double_parts PRIVATE pybind11::module)
 target_include_directories(metal_double_parts PRIVATE csrc kernels ${DOUBLE})
-target_compile_definitions(metal_double_parts PRIVATE ZINC_MODULE=_core_metal)
 target_compile_options(metal_double_parts PRIVATE -Wall -Wextra)
 
 add_custom_target(metal_doubles ALL)

@@ -1,5 +1,5 @@
-// What Python sees of the core, whatever its backend: module.cpp makes _core_cpu, _core_metal ... of it, and _core.pyi
-// types them all. These two files are the only ones that see pybind11.
+// What Python sees of the core, whatever its backend: this file is part of _core_cpu, _core_metal ..., and _core.pyi
+// types them all. No other sees pybind11.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -284,11 +284,24 @@ void bind_plan(py::module_& m) {
         py::arg("session"), py::arg("plan").none(false), py::arg("ids").noconvert());
 }
 
-}  // namespace
-
-void zinc::bind(py::module_& m) {
+void bind_all(py::module_& m) {
     bind_errors();
     bind_params(m);
     bind_device(m);
     bind_plan(m);
+    m.def("shapes", [] {
+        py::dict d;
+        for (const Shape* shape = shapes; shape->name; shape++) d[shape->name] = shape->value;
+        return d;
+    });
 }
+
+}  // namespace
+
+// A module's entry point is found by the name of its file: this is the same code in each.
+#define MODULE(name)                                                                                                   \
+    PYBIND11_MODULE(name, m) { bind_all(m); }
+MODULE(_core_cpu)
+MODULE(_core_checked)
+MODULE(_core_cuda)
+MODULE(_core_metal)

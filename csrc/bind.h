@@ -1,12 +1,14 @@
 #pragma once
 
-namespace pybind11 {
-class module_;
-}
+#include <cstdint>
 
 namespace zinc {
 
-// Fills an extension module.
-void bind(pybind11::module_& m);
+// A launch shape of kernels/shapes.h. The list ends with one without a name.
+struct Shape {
+    const char* name;
+    uint32_t value;
+};
+extern const Shape shapes[];
 
 }  // namespace zinc
