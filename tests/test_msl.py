@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import secrets
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -302,3 +304,13 @@ def test_ids(checked: tuple[Any, Any]) -> None:
         for tid in range(threads):
             want = [x + 100 * y + 10000 * z, 3 + 200 + 20000, tid, tid // 32, tid % 32, 3]
             assert got[number, tid].tolist() == want
+
+
+def test_no_two_kernel_files_give_one_name_to_different_things() -> None:
+    """An inline function or a struct of one name is one thing to the linker, whichever file it is of."""
+    root, files = Path(__file__).parents[1], {}
+    defined = re.compile(r"^(?:(?:struct|class|union|enum) (\w+)|METAL_FUNC [^;{(]*?(\w+)\()", re.MULTILINE)
+    for path in sorted([*root.glob("kernels/*.metal"), *root.glob("tests/msl/*.metal")]):
+        for name in {struct or function for struct, function in defined.findall(path.read_text())}:
+            assert files.setdefault(name, path) == path, name
+    assert len(files) > 50
