@@ -55,6 +55,7 @@ sanitize-cuda: $(VENV)/.build $(VENV)/.dev
 # Deletes each barrier and moves each bound of the kernels by one: every such change must fail a test, or be listed.
 mutants: $(VENV)/.installed $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants.py --json mutants.json
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants.py --nvidia
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,13 +1,14 @@
 """How much of a wrong kernel the tests see: deletes each barrier and moves each bound by one, and runs the tests.
 
-    python tests/mutants.py [kernels/norm.metal ...] [--json out.json]
+    python tests/mutants.py [kernels/norm.metal ...] [--json out.json] [--nvidia]
 
 Builds the checked core once with all mutants in it (mutant_sites.py), in build/mutants; runs the kernel tests to see
 which of them reach which site; then runs, for every mutant, the tests that reach it until one fails. A mutant runs in a
 fork of this process, so that it may crash or hang; a test that takes many times longer than usual fails.
 
 mutants_survivors.md lists the mutants that survive, each with its reason. The exit code is 1 where another survives, or
-where one of those does not. To see one by itself: ``ZINCMETAL_MUTANT=<number> PYTHONPATH=build/mutants/python:tests
+where one of those does not. ``--nvidia`` tries those that are listed as reached with NVIDIA's tile sizes alone, with
+these sizes: none may survive. To see one by itself: ``ZINCMETAL_MUTANT=<number> PYTHONPATH=build/mutants/python:tests
 pytest -k checked tests/test_kernels_misc.py``.
 """
 
@@ -41,6 +42,8 @@ SURVIVORS = Path(__file__).with_name("mutants_survivors.md")
 TESTS = sorted(str(p) for p in Path(__file__).parent.glob("test_kernels_*.py"))
 #: How the reason of a survivor begins that is wrong all the same, and counts as one.
 NOT_SEEN = "not seen: "
+#: And of one that the usual build does not reach.
+ONLY_NVIDIA = f"{NOT_SEEN}only NVIDIA's tiles"
 #: A test may take this much longer than without a mutant, of the processor's time.
 SLOWER, SECONDS_MORE = 10, 5
 
@@ -70,9 +73,9 @@ def link(path: Path, target: Path) -> None:
     path.symlink_to(target)
 
 
-def build(sources: list[Source]) -> None:
-    """The package in BUILD/python, with a checked core that is made of the mutated kernels."""
-    tree, cmake_build = BUILD / "source", BUILD / "cmake"
+def build(sources: list[Source], folder: Path, nvidia: bool) -> None:
+    """The package in folder/python, with a checked core that is made of the mutated kernels."""
+    tree, cmake_build = folder / "source", folder / "cmake"
     for name in ("CMakeLists.txt", "cmake", "csrc", "tests"):
         link(tree / name, ROOT / name)
     for source in sources:
@@ -83,7 +86,7 @@ def build(sources: list[Source]) -> None:
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "cmake"
     pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True).strip()
     # No bound of a loop may be taken from the arrays inside it.
-    flags = "-w -fno-aggressive-loop-optimizations"
+    flags = "-w -fno-aggressive-loop-optimizations" + " -DZINC_CUDA=1" * nvidia  # see PER_DEVICE in kernels/shapes.h
     options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}", f"-DCMAKE_CXX_FLAGS={flags}"]
     options += ["-DCMAKE_BUILD_TYPE=Release", "-DZINCMETAL_CHECKED=ON"]
     configure = [cmake, "-S", str(tree), "-B", str(cmake_build), *options]
@@ -95,7 +98,7 @@ def build(sources: list[Source]) -> None:
     if not installed or not installed.origin:
         raise SystemExit("zincmetal is not installed: its Python sources and its other core are needed")
     files = [p for p in Path(installed.origin).parent.iterdir() if not p.name.startswith("_core_checked")]
-    package = BUILD / "python" / "zincmetal"
+    package = folder / "python" / "zincmetal"
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)
     for path in [*files, *cmake_build.glob("_core_checked*.so")]:
@@ -278,9 +281,8 @@ def read_survivors() -> Iterator[tuple[tuple[str, str, str], str]]:
             yield from (((file, text, change), reason) for change in re.findall(r"`(.+?)`", changes))
 
 
-def report(mutation: Mutation, sources: list[Source], whole: bool) -> int:
+def report(mutation: Mutation, sources: list[Source], whole: bool, listed: dict[tuple[str, str, str], str]) -> int:
     """Prints the figures and what is wrong with the list of survivors; 1 where something is."""
-    listed = dict(read_survivors())
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     wrong = []
     for result in mutation.results:
@@ -316,16 +318,23 @@ def main() -> int:
     parser.add_argument("--json", help="write what became of every mutant to this file")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
     parser.add_argument("--mutants", type=int, nargs="+", help="only these, by number")
+    parser.add_argument("--nvidia", action="store_true", help="only what NVIDIA's tile sizes reach, with these")
     args = parser.parse_args()
 
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # forks
     sources = read_sources()
-    build(sources)
-    sys.path[:0] = [str(BUILD / "python"), str(Path(__file__).parent)]
+    folder = BUILD.with_name("mutants-nvidia") if args.nvidia else BUILD
+    build(sources, folder, args.nvidia)
+    sys.path[:0] = [str(folder / "python"), str(Path(__file__).parent)]
     wanted = {f"kernels/{Path(name).name}" for name in args.kernels} or {s.name for s in sources}
     mutants = [m for s in sources if s.name in wanted for m in s.mutants]
     if args.mutants:
         mutants = [m for m in mutants if m.number in args.mutants]
+    listed = dict(read_survivors())
+    if args.nvidia:
+        only = {mutant for mutant, reason in listed.items() if reason.startswith(ONLY_NVIDIA)}
+        mutants = [m for m in mutants if (m.file, m.text, m.change) in only]
+        listed = {}
     mutation = Mutation(sources, mutants, args.jobs)
     options = [
         "-q",
@@ -343,7 +352,7 @@ def main() -> int:
         return int(code)
     if args.json:
         Path(args.json).write_text(json.dumps([asdict(r) for r in mutation.results], indent=1) + "\n")
-    return report(mutation, sources, len(mutants) == sum(len(s.mutants) for s in sources))
+    return report(mutation, sources, len(mutants) == sum(len(s.mutants) for s in sources), listed)
 
 
 if __name__ == "__main__":

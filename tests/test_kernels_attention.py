@@ -113,9 +113,14 @@ def causal_attention(q: F64, k: F64, v: F64, pos: int, scale: float, window: int
 
 
 class Attention:
-    """One dispatch: random q, k and v on a device, NaN in all that no row sees, and the expected output."""
+    """One dispatch: random q, k and v on a device, NaN in all that no row sees, and the expected output.
 
-    def __init__(self, lab: Lab, shape: Shape, kv: str, q_scale: float = 1.0, k_shift: float = 0.0) -> None:
+    ``climb``: by how much a key's score is above that of the key before.
+    """
+
+    def __init__(
+        self, lab: Lab, shape: Shape, kv: str, q_scale: float = 1.0, k_shift: float = 0.0, climb: float = 0.0
+    ) -> None:
         self.lab, self.shape, self.kv = lab, shape, kv
         n, used, hd = shape.n_tokens, shape.n_kv, shape.head_dim
         q, gates = (np.full((shape.rows, shape.n_head, width), np.nan, np.float32) for width in (hd, 2 * hd))
@@ -124,6 +129,9 @@ class Attention:
         k, v = (random_heads(lab, kv, used, shape.n_head_kv, hd) for _ in range(2))
         if k_shift:
             k += k.dtype.type(k_shift)
+        if climb:
+            q[:n] = 1
+            k += (climb * hd**-0.5 * np.arange(used)).astype(k.dtype)[:, None, None]
         self.scale = float(np.float32(hd**-0.5))
         self.want = causal_attention(
             q[:n].astype(np.float64), decoded(kv, k), decoded(kv, v), shape.pos, self.scale, shape.window
@@ -233,6 +241,16 @@ def test_gates_open_and_shut(lane: str, kernel: str, size: float) -> None:
     case.inputs[5] = case.lab.input(np.concatenate([signs, signs * np.float32(size)], axis=2))
     ungated = Attention(Lab(lane), replace(case.shape, gate=False), "f32").want
     case.want = ungated * (0.5 if size == 0 else signs > 0)
+    case.check(case.run(kernel))
+
+
+@every_lane
+@pytest.mark.parametrize("kv", ["f32", "f16"])
+@every_kernel
+@pytest.mark.parametrize("head_dim", [64, 256])
+def test_a_key_that_is_not_seen_may_have_any_score(lane: str, kv: str, kernel: str, head_dim: int) -> None:
+    """That of the next position is so far above all that a row sees that beside it their weights are zero."""
+    case = Attention(Lab(lane), Shape(head_dim, 1, 2, 40, 37, 3), kv, climb=300.0)
     case.check(case.run(kernel))
 
 

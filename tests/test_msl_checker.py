@@ -43,6 +43,7 @@ MESSAGES: dict[str, str | None] = {
     "OWN_ARRAY_PAST_END": r"thread 11 indexes 'float ?\[8\]' with 8, at probe_faults.metal:\d+: out of bounds",
     "OWN_ARRAY_BEFORE_START": r"thread 11 indexes 'float ?\[8\]' with -1, at probe_faults.metal:\d+: out of bounds",
     "FIELD_PAST_END": r"thread 11 indexes '(const )?float ?\[8\]' with 8, at probe_faults.metal:\d+: out of bounds",
+    "VECTOR_PAST_END": r"thread 11 takes component 4 of a vector of 4: out of bounds",
     "READ_PAST_END": r"thread 63 reads 4 bytes at byte 256 of binding 1 \(256 bytes\): out of bounds",
     "READ_BEFORE_START": r"thread 0 reads 4 bytes at byte -4 of binding 1 \(256 bytes\): out of bounds",
     "WRITE_PAST_END": r"thread 63 writes 4 bytes at byte 256 of binding 2 \(256 bytes\): out of bounds",

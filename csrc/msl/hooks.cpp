@@ -40,6 +40,11 @@ struct Indexing {
 
 }  // namespace
 
+void zinc::msl::no_component(uint32_t i, uint32_t n) {
+    if (Executor* executor = Executor::current())
+        executor->fail("takes component %d of a vector of %u: out of bounds", int32_t(i), n);
+}
+
 extern "C" {
 
 void __ubsan_handle_out_of_bounds(const Indexing* at, uintptr_t index) {

@@ -45,6 +45,8 @@ void simd_meet(Running& here, SimdRule rule, const Site& site);
 // All lanes come here; only the checked build waits for them.
 void simd_arrive(Site site);
 void* threadgroup_array(size_t bytes, size_t alignment, const char* name);
+// The checked build: a thread asks a vector of n components for one that it does not have.
+void no_component(uint32_t i, uint32_t n);
 
 struct ThreadArguments {
     const void* params;

@@ -5,6 +5,7 @@
 
 #include <new>
 
+#include "runtime.h"
 #include "scalar.h"
 
 namespace metal {
@@ -33,6 +34,15 @@ template <class E, int N>
 struct Shape<packed_vec<E, N>> : Shape<vec<E, N>> {};
 template <class E, int S, int... I>
 struct Shape<Swizzle<E, S, I...>> : Shape<vec<E, sizeof...(I)>> {};
+
+// An index of n components. Compilers let a reference be one past an array's end, so the checked build looks at it
+// here.
+METAL_FUNC uint component(uint i, [[maybe_unused]] uint n) {
+#ifdef ZINC_CHECKED
+    if (i >= n) zinc::msl::no_component(i, n);
+#endif
+    return i;
+}
 
 template <class A>
 concept Scalar = Shape<A>::n == 1;
@@ -165,8 +175,8 @@ concept PartOf = Scalar<A> || (Vectorial<A> && std::is_same_v<typename Shape<A>:
         int i = 0;                                                                                                     \
         (detail::append(data, i, parts), ...);                                                                         \
     }                                                                                                                  \
-    METAL_FUNC T& operator[](uint i) { return data[i]; }                                                               \
-    METAL_FUNC const T& operator[](uint i) const { return data[i]; }
+    METAL_FUNC T& operator[](uint i) { return data[detail::component(i, S)]; }                                         \
+    METAL_FUNC const T& operator[](uint i) const { return data[detail::component(i, S)]; }
 
 template <class T>
 struct alignas(2 * sizeof(T)) vec<T, 2> {
@@ -227,8 +237,8 @@ struct packed_vec {
         for (int i = 0; i < N; i++) v.data[i] = data[i];
         return v;
     }
-    METAL_FUNC T& operator[](uint i) { return data[i]; }
-    METAL_FUNC const T& operator[](uint i) const { return data[i]; }
+    METAL_FUNC T& operator[](uint i) { return data[detail::component(i, N)]; }
+    METAL_FUNC const T& operator[](uint i) const { return data[detail::component(i, N)]; }
 };
 
 #undef MSL_VEC_MEMBERS

@@ -27,6 +27,7 @@ enum Fault {
     OWN_ARRAY_PAST_END,
     OWN_ARRAY_BEFORE_START,
     FIELD_PAST_END,
+    VECTOR_PAST_END,
     READ_PAST_END,
     READ_BEFORE_START,
     WRITE_PAST_END,
@@ -106,6 +107,7 @@ template <int fault> METAL_FUNC void leave_an_array(device const float* in, devi
     for (int j = 0; j < 8; j++) own[j] = in[j];
     if (fault == OWN_ARRAY_PAST_END) out[tid] = own[i];
     if (fault == OWN_ARRAY_BEFORE_START) out[tid] = own[7 - i];
+    if (fault == VECTOR_PAST_END) out[tid] = float4(own[0])[i - 4];
     if (fault == FIELD_PAST_END) out[tid] = reinterpret_cast<device const Pair*>(in)->first[i];
 }
 
@@ -151,7 +153,7 @@ kernel void probe_fault(constant ProbeParams& p [[buffer(0)]], device const floa
     before[tid] = 0.0f;
     if (fault <= TOO_MUCH_THREADGROUP_MEMORY) use_threadgroup_memory<fault>(in, out, shared, tid, lane);
     if (fault >= BARRIER_NOT_REACHED && fault <= BARRIER_AND_SIMD_SUM) diverge<fault>(in, out, tid, lane);
-    if (fault >= OWN_ARRAY_PAST_END && fault <= FIELD_PAST_END) leave_an_array<fault>(in, out, tid);
+    if (fault >= OWN_ARRAY_PAST_END && fault <= VECTOR_PAST_END) leave_an_array<fault>(in, out, tid);
     if (fault >= READ_PAST_END && fault <= MISALIGNED) leave_the_bindings<fault>(p, in, out, tid);
     if (fault >= DEVICE_NO_BARRIER) share_device_memory<fault>(in, out, tg.x, tid);
 }
@@ -187,6 +189,7 @@ FAULT(BARRIER_AND_SIMD_SUM)
 FAULT(OWN_ARRAY_PAST_END)
 FAULT(OWN_ARRAY_BEFORE_START)
 FAULT(FIELD_PAST_END)
+FAULT(VECTOR_PAST_END)
 FAULT(READ_PAST_END)
 FAULT(READ_BEFORE_START)
 FAULT(WRITE_PAST_END)
