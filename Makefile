@@ -7,13 +7,14 @@ PROMPT ?= The capital of France is
 DOUBLE := $(if $(filter Linux,$(shell uname -s)),$(VENV)/.double)
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/msl -type f -not -name '*.pyc')
 
-.PHONY: demo test test-metal-double test-msl-third-party test-gemma3 test-cuda sanitize-cuda mutants lint types \
+.PHONY: demo test test-metal-double test-metal-kernels test-msl-third-party test-gemma3 test-cuda sanitize-cuda mutants lint types \
   kernels-cuda bench clean help
 
 help:
 	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
 	@echo "make test   build, install, run all tests"
-	@echo "make test-metal-double   the tests of the Metal lane on a stand-in for Metal (the first half is part of make test)"
+	@echo "make test-metal-double   the Metal lane on a stand-in for Metal: its rules, faults and whole models (part of make test)"
+	@echo "make test-metal-kernels  every test of kernels and models once more, on that lane"
 	@echo "make test-gemma3   the tests on the real Gemma 3 270M, which it fetches (250 MB, Gemma Terms of Use)"
 	@echo "make test-msl-third-party   the check of Metal sources on those of llama.cpp and MLX, which it fetches (120 MB)"
 	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
@@ -25,12 +26,14 @@ demo: $(VENV)/.installed $(VENV)/.demo
 	@echo "== $(PROMPT)"
 	@$(BIN)/python -m zincmetal.generate -p "$(PROMPT)" -n 64 -c 2048
 
-test: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev $(DOUBLE)
+test: $(DOUBLE) $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-# The tests' lanes "metal" run where there is a Metal module: here, once more with the double in its place.
-test-metal-double: $(VENV)/.demo $(VENV)/.double
+test-metal-double: $(VENV)/.double $(VENV)/.demo
 	$(BIN)/python -m pytest -q -n 2 tests/test_metal_double*.py
+
+# The tests' lanes "metal" run where there is a Metal module: here with the double in its place.
+test-metal-kernels: $(VENV)/.double $(VENV)/.demo
 	PYTHONPATH=tests $(BIN)/python -m pytest -q -n 2 -p metal_double_lane -k "metal and not test_metal"
 
 test-gemma3: $(VENV)/.installed $(VENV)/.demo $(VENV)/.gemma $(VENV)/.dev
@@ -99,11 +102,11 @@ $(VENV)/.installed: $(VENV)/.build $(SOURCES)
 	@$(INSTALL) -C cmake.define.ZINCMETAL_METAL_DOUBLE=OFF .
 	@touch $@
 
-# The Metal module on a stand-in for Metal: made in the build folder, not installed.
-$(VENV)/.double: $(VENV)/.installed $(VENV)/.dev $(shell find tests/metal_double -type f)
-	@echo "== the Metal double"
+# With the Metal module on a stand-in for Metal beside it: made in the build folder, not installed.
+$(VENV)/.double: $(VENV)/.build $(VENV)/.dev $(SOURCES) $(shell find tests/metal_double -type f)
+	@echo "== build and install, and the Metal double (the first time takes some minutes)"
 	@$(INSTALL) -C cmake.define.ZINCMETAL_METAL_DOUBLE=ON .
-	@touch $@
+	@touch $@ $(VENV)/.installed
 
 $(VENV)/.demo: $(VENV)/.installed
 	@echo "== demo model"

@@ -103,5 +103,5 @@ def pytest_configure() -> None:
     """As a plugin: for the whole run."""
     where = folder()
     if where is None:
-        raise SystemExit("the Metal double is not built: make test-metal-double")
+        raise SystemExit("the Metal double is not built: make test-metal-kernels")
     install(where)
