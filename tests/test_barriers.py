@@ -41,7 +41,7 @@ class Replay:
         self.memory["tokens"][: 4 * n_tokens] = np.arange(n_tokens, dtype=np.int32).view(np.uint8)
 
     def run(self, dispatches: list[Dispatch], checked: bool) -> None:
-        """The dispatches on a new device, since a failure stays with one; what they wrote is kept if not ``checked``."""
+        """The dispatches on a new device, since a failure stays with one; what they wrote stays if not ``checked``."""
         device = self.core.Device(threads=1, native=not checked)
         buffers = {name: device.alloc(content.nbytes) for name, content in self.memory.items()}
         for name, content in self.memory.items():

@@ -16,7 +16,11 @@ struct Site {
 
 constexpr uint32_t simd_width = 32;
 constexpr uint32_t max_threads = 1024;
+#ifdef ZINC_CUDA  // launch shapes for NVIDIA's GPUs, on the CPU: tests/mutants.py
+constexpr uint32_t max_threadgroup_bytes = 48 * 1024;
+#else
 constexpr uint32_t max_threadgroup_bytes = 32 * 1024;
+#endif
 constexpr uint32_t max_exchange_bytes = 32;  // of one lane's value in a simdgroup operation
 
 enum MemoryClass : uint32_t { orders_none = 0, orders_device = 1, orders_threadgroup = 2 };
