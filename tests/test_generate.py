@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -55,7 +56,9 @@ def test_chat_and_prompt_from_stdin(smollm2):
 
 def test_interrupt_ends_cleanly_with_what_was_made(smollm2):
     args = command("-m", str(smollm2), "-p", "Count: 1, 2, 3,", "-n", "2000", "-c", "4096", "--repeat-penalty", "1.01")
-    child = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # What a shell starts in the background ignores interrupts, and so do its children.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    child = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed)
     first = child.stdout.read(2)
     for _ in range(5):  # Python drops an interrupt that meets a finaliser: press again, as people do
         child.send_signal(signal.SIGINT)

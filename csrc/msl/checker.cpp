@@ -168,14 +168,11 @@ void Checker::access_array(const Place& place) {
     for (size_t i = 0; i < n_arrays_; i++)
         if (offset >= arrays_[i].offset && offset + place.bytes <= arrays_[i].offset + arrays_[i].bytes)
             array = &arrays_[i];
-    char text[160];
-    describe(place, text, sizeof(text));
-    if (!array) executor_.fail("%s %s: out of bounds", verb(place.kind), text);
+    if (!array) report_outside(place);
+    const bool reads = place.kind == AccessKind::read || place.kind == AccessKind::atomic;
     for (size_t i = 0; i < place.bytes; i++) {
         Cell& cell = arena_cells_[offset + i];
-        const bool reads = place.kind == AccessKind::read || place.kind == AccessKind::atomic;
-        if (reads && cell.write.when < threadgroup_begin_)
-            executor_.fail("reads %s, which no thread has written", text);
+        if (reads && cell.write.when < threadgroup_begin_) report_unwritten(place);
         touch(cell, space_threadgroup, place);
     }
 }
@@ -277,6 +274,12 @@ void Checker::report_outside(const Place& place) {
     char text[160];
     describe(place, text, sizeof(text));
     executor_.fail("%s %s: out of bounds", verb(place.kind), text);
+}
+
+void Checker::report_unwritten(const Place& place) {
+    char text[160];
+    describe(place, text, sizeof(text));
+    executor_.fail("reads %s, which no thread has written", text);
 }
 
 void Checker::misaligned(const void* pointer, size_t bytes) {

@@ -80,6 +80,7 @@ class Checker {
     void note_read(Touch& reads, uint32_t my_clock, Space space, bool same_threadgroup, bool same_segment) const;
     bool ordered(const Touch& other, Space space) const;
     [[noreturn]] void report_outside(const Place& place);
+    [[noreturn]] void report_unwritten(const Place& place);
     [[noreturn]] void report_race(const Touch& other, const char* did, const Place& place);
     void describe(const Place& place, char* text, size_t size) const;
     void reserve_cells(size_t count);
