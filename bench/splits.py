@@ -100,7 +100,7 @@ def main() -> None:
     """Load, take turns, print the table."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("file")
-    p.add_argument("splits", nargs="+", metavar="KERNEL:rows=N,threads=N")
+    p.add_argument("splits", nargs="+", type=lambda text: (text, parse(text)), metavar="KERNEL:rows=N,threads=N")
     p.add_argument("--together", action="store_true", help="also all of them at once")
     p.add_argument("--device", help="metal, cuda or cpu")
     p.add_argument("--threads", type=int, default=0, help="of the CPU")
@@ -109,9 +109,9 @@ def main() -> None:
     p.add_argument("--tokens", type=int, default=128)
     p.add_argument("--json", type=Path, help="write the rows to this file")
     args = p.parse_args()
-    tried = {text: dict([parse(text)]) for text in args.splits}
+    tried = {text: dict([row]) for text, row in args.splits}
     if args.together:
-        tried["together"] = dict(map(parse, args.splits))
+        tried["together"] = dict(row for _, row in args.splits)
     context = args.prompt + args.tokens + 2
     try:
         with zincmetal.load(args.file, context=context, device=args.device, threads=args.threads) as model:
