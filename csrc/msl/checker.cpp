@@ -157,9 +157,7 @@ bool Checker::in_bindings(const Place& place) {
         readable = true;
     }
     if (!readable) return false;
-    char text[160];
-    describe(place, text, sizeof(text));
-    executor_.fail("%s %s, which its signature only reads", verb(place.kind), text);
+    executor_.fail("%s %s, which its signature only reads", verb(place.kind), describe(place).text);
 }
 
 void Checker::access_array(const Place& place) {
@@ -242,7 +240,8 @@ static uintptr_t distance(const ByteRange& range, uintptr_t at, size_t bytes) {
 }
 
 // Says where a place is, relative to the nearest array or binding.
-void Checker::describe(const Place& place, char* text, size_t size) const {
+Checker::Words Checker::describe(const Place& place) const {
+    Words words;
     const auto n = (unsigned long long)place.bytes;
     const uintptr_t arena = address(executor_.arena());
     const bool in_arena = place.at >= arena && place.at < arena + arena_bytes;
@@ -258,39 +257,36 @@ void Checker::describe(const Place& place, char* text, size_t size) const {
     }
     constexpr uintptr_t far = 1u << 20;
     if (nearest_distance > far) {
-        snprintf(text, size, "%llu bytes at %#llx, far from every binding", n, (unsigned long long)place.at);
-        return;
+        snprintf(words.text, sizeof(words.text), "%llu bytes at %#llx, far from every binding", n,
+                 (unsigned long long)place.at);
+        return words;
     }
     char what[80];
     if (in_arena)
         snprintf(what, sizeof(what), "threadgroup array `%.50s`", arrays_[index].name);
     else
         snprintf(what, sizeof(what), "binding %zu", index + 1);
-    snprintf(text, size, "%llu bytes at byte %lld of %s (%llu bytes)", n, (long long)(place.at - nearest.begin), what,
-             (unsigned long long)(nearest.end - nearest.begin));
+    snprintf(words.text, sizeof(words.text), "%llu bytes at byte %lld of %s (%llu bytes)", n,
+             (long long)(place.at - nearest.begin), what, (unsigned long long)(nearest.end - nearest.begin));
+    return words;
 }
 
 void Checker::report_outside(const Place& place) {
-    char text[160];
-    describe(place, text, sizeof(text));
-    executor_.fail("%s %s: out of bounds", verb(place.kind), text);
+    executor_.fail("%s %s: out of bounds", verb(place.kind), describe(place).text);
 }
 
 void Checker::report_unwritten(const Place& place) {
-    char text[160];
-    describe(place, text, sizeof(text));
-    executor_.fail("reads %s, which no thread has written", text);
+    executor_.fail("reads %s, which no thread has written", describe(place).text);
 }
 
 void Checker::misaligned(const void* pointer, size_t bytes) {
-    char text[160];
-    describe({address(pointer), bytes, AccessKind::read}, text, sizeof(text));
-    executor_.fail("touches %s, which is not aligned to %zu bytes as its type asks", text, bytes);
+    const Place place{address(pointer), bytes, AccessKind::read};
+    executor_.fail("touches %s, which is not aligned to %zu bytes as its type asks", describe(place).text, bytes);
 }
 
 void Checker::report_race(const Touch& other, const char* did, const Place& place) {
-    char text[160];
-    describe(place, text, sizeof(text));
+    const Words words = describe(place);
+    const char* text = words.text;
     if (other.when >= threadgroup_begin_ && !(other.flags & several_threadgroups))
         executor_.fail("%s %s, which thread %u %s, with no barrier between", verb(place.kind), text,
                        unsigned(other.thread), did);

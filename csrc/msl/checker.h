@@ -71,6 +71,9 @@ class Checker {
         size_t bytes;
         AccessKind kind;
     };
+    struct Words {
+        char text[160];
+    };
     static constexpr size_t max_arrays = 64;
 
     bool in_bindings(const Place& place);
@@ -82,7 +85,7 @@ class Checker {
     [[noreturn]] void report_outside(const Place& place);
     [[noreturn]] void report_unwritten(const Place& place);
     [[noreturn]] void report_race(const Touch& other, const char* did, const Place& place);
-    void describe(const Place& place, char* text, size_t size) const;
+    Words describe(const Place& place) const;
     void reserve_cells(size_t count);
     uint32_t my_simdgroup() const;
 
