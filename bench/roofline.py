@@ -30,6 +30,7 @@ from costs import Costs, shape_of
 from zincmetal.plan import Plan
 
 PASSES = 5
+START = 16  # tokens of the prompt where decode is timed from the start of a context, too
 
 
 @dataclass
@@ -123,12 +124,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         rng = np.random.default_rng(3)
         ids: list[int] = rng.integers(0, model.config.n_vocab, args.prompt).tolist()
         prefill = timed_prefill(model, ids)
-        decode = timed_decode(model, ids, args.tokens)
+        after = {n: timed_decode(model, ids[:n], args.tokens) for n in (START, args.prompt)}
         model.reset()
         model._prefill(ids)  # states and caches as decode finds them
         decode_plan, prefill_plan = model._recorded(1, "argmax")[0], model._recorded(args.prompt, "argmax")[0]
         parts = {
-            "decode": (decode, decode_plan, classes(model, decode_plan, args.prompt, ids[:1])),
+            "decode": (after[args.prompt], decode_plan, classes(model, decode_plan, args.prompt, ids[:1])),
             "prefill": (prefill, prefill_plan, classes(model, prefill_plan, 0, ids)),
         }
         return {
@@ -137,6 +138,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "ceilings": {**asdict(roof), "copy": roof.copy, "flops": roof.flops},
             "measured": roof.lines(),
             **{name: part(*of, roof) for name, of in parts.items()},
+            "decode_after": after,
         }
 
 
@@ -162,6 +164,11 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     for name in ("prefill", "decode"):
         yield ""
         yield from _part_lines(name, result[name], result["ceilings"]["copy"])
+    yield ""
+    for n, whole in result["decode_after"].items():
+        each = whole["device_seconds"] / whole["tokens"] * 1e6
+        head = f"decode of {whole['tokens']} after {n}"
+        yield f"{head}: {whole['tokens_per_second']:,.1f} tokens/s, {each:,.0f} us of the device each"
 
 
 def _part_lines(name: str, of: dict[str, Any], copy: float) -> Iterator[str]:
