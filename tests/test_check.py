@@ -18,7 +18,7 @@ from zincmetal import backend
 from zincmetal.check import runner, tokens
 from zincmetal.check.__main__ import main
 from zincmetal.check.cases import POISON, cases
-from zincmetal.check.compare import run
+from zincmetal.check.compare import Mismatch, largest_difference, run
 
 MODEL = DATA / "qwen3-q8_0.gguf"
 FAULTY = Path(__file__).with_name("faulty_worker.py")
@@ -117,6 +117,18 @@ def test_every_case_computes_something():
             written = words[words != POISON * 0x01010101]
             few = operand in ("expert_n_tiles", "tokens")
             assert np.unique(written).size > (0 if few else 1), f"{name} writes nothing of interest to {operand}"
+
+
+def test_each_device_launches_by_its_own_tiles():
+    """Not the CPU by those of an NVIDIA GPU, of twice as many tokens: half of the rows would be missing."""
+    core = backend.load("cpu")
+    wide = SimpleNamespace(params_dtype=core.params_dtype, shapes=lambda: {**core.shapes(), "MUL_MM_TOKENS": 64})
+    device, name = core.Device(native=False), "mul_mm_q8_0"
+    own, other = cases(core)[name], cases(wide)[name]
+    assert own.launch.grid != other.launch.grid
+    assert largest_difference(core, own, device, own, device) <= 1
+    with pytest.raises(Mismatch, match="is nan instead of"):
+        largest_difference(core, other, device, own, device)
 
 
 # ---- something is not -------------------------------------------------------------------------------------------

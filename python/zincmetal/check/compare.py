@@ -29,15 +29,18 @@ class Mismatch(Exception):
     """The device's result is not the CPU's; says where and by how much."""
 
 
-def largest_difference(core: ModuleType, case: Case, device: _core.Device, reference: _core.Device) -> float:
+def largest_difference(
+    core: ModuleType, case: Case, device: _core.Device, expected: Case, reference: _core.Device
+) -> float:
     """The largest error of the case's outputs as a share of what is allowed.
 
-    Raises Mismatch where it is above 1, and DeviceError where a device fails.
+    ``expected`` is the case as ``reference`` launches it: grids and tiles are each device's own. Raises Mismatch where
+    it is above 1, and DeviceError where a device fails.
     """
     memory = case.scene.memory(core, case.seed)
-    for launch in case.scene.launches[: case.index]:
+    for launch in expected.scene.launches[: expected.index]:
         memory |= run(reference, launch, memory)
-    want, got = run(reference, case.launch, memory), run(device, case.launch, memory)
+    want, got = run(reference, expected.launch, memory), run(device, case.launch, memory)
     return max(_difference(core, case, name, want[name], got[name]) for name in want)
 
 

@@ -80,8 +80,10 @@ class Lab:
         self.name = backend.choose(device)
         self.core = backend.load(self.name)
         self.device: _core.Device = self.core.Device(kernel_folder=backend.kernel_folder(self.core))
-        self.reference: _core.Device = backend.load("cpu").Device(native=False)
+        cpu = backend.load("cpu")
+        self.reference: _core.Device = cpu.Device(native=False)
         self.cases = cases(self.core, self.device.info["backend"])
+        self.expected = cases(cpu, self.device.info["backend"])
         self._kernels = set(self.device.kernel_names())
 
     def about(self) -> Outcome:
@@ -146,7 +148,8 @@ class Lab:
         pipeline = self._pipeline(name)
         if pipeline.status == FAIL:
             return Outcome(FAIL, f"not run: {pipeline.message.partition(chr(10))[0]}")
-        share = largest_difference(self.core, self.cases[name], self.device, self.reference)
+        case, expected = self.cases[name], self.expected[name]
+        share = largest_difference(self.core, case, self.device, expected, self.reference)
         return Outcome(PASS, f"error {share:.2f} of what is allowed", {"error": share})
 
     def _model(self, file: str | None) -> Outcome:
