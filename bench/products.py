@@ -346,6 +346,16 @@ def shapes_35b() -> Iterator[Product]:
         yield down_mix(qtype, 256, 2048, 512, q8_0)
 
 
+def shapes_8b() -> Iterator[Product]:
+    """The same of a dense model, Qwen3-8B as Q4_K_M, but for gate and up."""
+    q4_k, q6_k = quants.by_name("q4_k"), quants.by_name("q6_k")
+    yield stack(q4_k, 4096, 1024, 1024, k=4096)
+    yield linear(q4_k, 4096, k=4096, add=True)
+    yield linear(q4_k, 4096, k=12288, add=True)
+    yield linear(q6_k, 4096, k=12288, add=True)
+    yield linear(q6_k, 151936, k=4096)
+
+
 def shapes_smollm2() -> Iterator[Product]:
     """The same of SmolLM2-135M: feed-forward, attention, tied output."""
     q4_1 = quants.by_name("q4_1")
