@@ -21,8 +21,18 @@ using namespace metal;
 #define UNROLL _Pragma("unroll")
 #endif
 
+// Before a loop whose loads of so many steps are to be under way at once, in kernels that KERNEL_AHEAD names. NVIDIA's
+// compiler reads as late as it can unless it is told and has registers; the others decide for themselves.
+#ifdef __CUDACC__
+#define PRAGMA(text) _Pragma(#text)
+#define STEPS_AHEAD(n) PRAGMA(unroll n)
+#else
+#define STEPS_AHEAD(n)
+#endif
+
 #ifdef __METAL_VERSION__
 #define KERNEL(name, ...) template [[host_name(name)]] [[kernel]] decltype(__VA_ARGS__) __VA_ARGS__;
+#define KERNEL_AHEAD(steps, name, ...) KERNEL(name, __VA_ARGS__)
 
 // tg: this threadgroup's position, n_tg: threadgroups in the grid, tid: thread in its threadgroup,
 // sg: simdgroup in its threadgroup, lane: thread in its simdgroup, n_sg: simdgroups in a threadgroup.

@@ -30,7 +30,7 @@ struct Entry {
     static void thread(const ThreadArguments& a) { call(a, typename S::BufferIndices()); }
 };
 
-template <auto F>
+template <auto F, uint32_t STEPS>
 struct Registration {
     explicit Registration(const char* name) {
         KernelInfo info = describe_kernel<F>(name);

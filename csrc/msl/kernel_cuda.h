@@ -4,6 +4,12 @@
 
 #include "kernel_common.h"
 
+#if CUDART_VERSION >= 12040
+#define MAX_REGISTERS(n) __maxnreg__(n)
+#else
+#define MAX_REGISTERS(n)
+#endif
+
 namespace metal {
 
 // Both order device memory among the threads that wait, too.
@@ -34,26 +40,43 @@ __device__ inline void take_turn(const Ahead& ahead) {
 #endif
 }
 
+template <auto F, class... Arguments>
+__device__ void run_in_turn(const Ahead& ahead, const Arguments&... arguments) {
+    take_turn(ahead);
+    F(arguments..., metal::uint3(blockIdx.x, blockIdx.y, blockIdx.z), metal::uint3(gridDim.x, gridDim.y, gridDim.z),
+      threadIdx.x, threadIdx.x / simd_width, threadIdx.x % simd_width, blockDim.x / simd_width);
+}
+
 template <auto F, class Params, class... Buffers>
 __global__ void global_function(const __grid_constant__ Params params, const __grid_constant__ Ahead ahead,
                                 Buffers... buffers) {
-    take_turn(ahead);
-    F(params, buffers..., metal::uint3(blockIdx.x, blockIdx.y, blockIdx.z),
-      metal::uint3(gridDim.x, gridDim.y, gridDim.z), threadIdx.x, threadIdx.x / simd_width, threadIdx.x % simd_width,
-      blockDim.x / simd_width);
+    run_in_turn<F>(ahead, params, buffers...);
 }
 
-template <auto F, class S, size_t... I>
+// For what a loop reads ahead, the compiler uses registers only where it is told a number of them.
+template <auto F, uint32_t REGISTERS, class Params, class... Buffers>
+__global__ void MAX_REGISTERS(REGISTERS)
+    global_function_of_many(const __grid_constant__ Params params, const __grid_constant__ Ahead ahead,
+                            Buffers... buffers) {
+    run_in_turn<F>(ahead, params, buffers...);
+}
+
+template <auto F, uint32_t STEPS, class S, size_t... I>
 const void* global_function_of(std::index_sequence<I...>) {
-    return reinterpret_cast<const void*>(&global_function<F, typename S::Params, typename S::template Buffer<I>...>);
+    if constexpr (STEPS > 1)
+        return reinterpret_cast<const void*>(
+            &global_function_of_many<F, 32 * STEPS, typename S::Params, typename S::template Buffer<I>...>);
+    else
+        return reinterpret_cast<const void*>(
+            &global_function<F, typename S::Params, typename S::template Buffer<I>...>);
 }
 
-template <auto F>
+template <auto F, uint32_t STEPS>
 struct Registration {
     explicit Registration(const char* name) {
         using S = Signature<decltype(F)>;
         KernelInfo info = describe_kernel<F>(name);
-        info.global = global_function_of<F, S>(typename S::BufferIndices());
+        info.global = global_function_of<F, STEPS, S>(typename S::BufferIndices());
         register_kernel(info);
     }
 };
