@@ -74,7 +74,7 @@ def test_attention_split_over_its_keys_is_the_same(path, monkeypatch):
     """The plan of a wide device for a long context, on this one. Layers with a small window are not split."""
     ids = (np.arange(300) * 37 % 256).tolist()
     with load(path, "native", monkeypatch, context=2048) as model:
-        gpu = {**model.device.info, "backend": "gpu"}
+        gpu = {**model.device.info, "backend": "metal"}
         plan = Blueprint(model.file, model.core, gpu, 2048).plan(1)
         assert plan.hazards() == []
         merges = sum(d.launch.kernel == "attention_merge" for d in plan.dispatches)

@@ -17,7 +17,9 @@ from .layout import Layout, buffer_sizes
 from .plan import Plan, Region, record
 
 PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
-REACHES = (1024, 4096)  # positions: sequences within them have plans of their own, which divide no keys, or fewer
+# Positions: sequences within them have plans of their own, which divide fewer keys. So do those short enough to divide
+# none (tuning.SPLIT_KEYS_ABOVE).
+REACHES = (1024, 4096)
 # What a plan ends in: the id of the largest logit of the last row, what sampling needs of that row's logits, or the
 # logits of all rows.
 HEADS = ("argmax", "candidates", "all")
@@ -40,9 +42,10 @@ class Blueprint:
         self.layout = Layout(file, self.config, buffer_sizes(self.config, core, kv, max(PREFILL_ROWS)), info)
         self._info, self._page = info, core.shapes()["KV_PAGE"]
         backend = info["backend"]
-        split_keys = backend != "cpu"
-        self._lowering = Lowering(core, self.config, kv, split_keys, tuning.SPLITS.get(backend, {}))
-        self._reaches = [*(r for r in REACHES if split_keys and r < self.config.n_ctx), self.config.n_ctx]
+        split_above = tuning.SPLIT_KEYS_ABOVE.get(backend)
+        self._lowering = Lowering(core, self.config, kv, split_above, tuning.SPLITS.get(backend, {}))
+        reaches = sorted({split_above, *REACHES}) if split_above else ()
+        self._reaches = [*(r for r in reaches if r < self.config.n_ctx), self.config.n_ctx]
         self._plans: dict[tuple[int, str, int], Plan] = {}
         self._refuse_unused(self.plan(1))
 

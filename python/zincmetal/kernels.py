@@ -22,7 +22,6 @@ from .fuse import STACK, UNBATCHED
 from .graph import STEP, TOKENS, Op, Operand, Route, Value, Weight
 from .tuning import USUAL, Split
 
-SPLIT_ABOVE = 1024  # keys that a row may see; attention to more of them is split in decode
 SPLIT_SIMDGROUPS = 2048  # of one attention then, at most: enough for 132 cores
 RANKING = ("candidates_partial", "candidates_final")
 
@@ -79,11 +78,11 @@ class Lowering:
         core: ModuleType,
         cfg: ModelConfig,
         kv_type: str,
-        split_keys: bool = False,
+        split_above: int | None = None,
         tuned: Mapping[str, Split] = MappingProxyType({}),
     ) -> None:
-        """``split_keys``: the device is wider than a threadgroup for each head would use. ``tuned``: its own splits."""
-        self.cfg, self.kv_type, self._split_keys, self._tuned = cfg, kv_type, split_keys, tuned
+        """``split_above`` and ``tuned`` are the device's, of tuning.SPLIT_KEYS_ABOVE and SPLITS."""
+        self.cfg, self.kv_type, self._split_above, self._tuned = cfg, kv_type, split_above, tuned
         self._reach: int | None = None
         self.lacking: frozenset[str] = frozenset()  # kernels that the device does not have
         self._dtype = core.params_dtype
@@ -421,7 +420,7 @@ class Lowering:
         """The parts that keys are divided into in decode: more than one where a row may see many of them."""
         reach = self._reach or self.cfg.n_ctx
         n_keys = min(window or reach, reach)
-        if not self._split_keys or n_keys <= SPLIT_ABOVE:
+        if self._split_above is None or n_keys <= self._split_above:
             return 1
         parts = _tiles(n_keys, self._shapes["ATTENTION_SPLIT_KEYS"])
         return min(parts, _tiles(SPLIT_SIMDGROUPS, self.cfg.n_head))

@@ -19,7 +19,7 @@ from .. import tuning
 from ..config import EXPERT_CLASSES, HEAD_CLASSES, SSM_CLASSES, Experts, ModelConfig, Rope, Ssm
 from ..fuse import UNBATCHED, fuse, fuse_glu
 from ..graph import CANDIDATES, KV_CACHES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
-from ..kernels import SPLIT_ABOVE, Launch, Lowering
+from ..kernels import Launch, Lowering
 from ..layout import KV_TYPES, buffer_sizes
 from ..quants import F32, Q8_0, SUPPORTED, QuantType, by_name, dequantize
 from ..tuning import Split
@@ -237,8 +237,8 @@ def _caches(scene: MakeScene) -> Iterator[Scene]:
             attend = Op("attention", (STEP, PAGES, q, k_cache, v_cache, gated), (out,), attrs)
             yield scene(1, attend, cfg=cfg, kv_type=kv_type)
             yield scene(ROWS, attend, cfg=cfg, kv_type=kv_type)
-            long = _config(head_dim=head_dim, n_ctx=SPLIT_ABOVE + 1)
-            yield scene(1, attend, cfg=long, kv_type=kv_type, pos=LONG_POS, split_keys=True)
+            long = _config(head_dim=head_dim, n_ctx=1024)
+            yield scene(1, attend, cfg=long, kv_type=kv_type, pos=LONG_POS, split_above=LONG_POS)
         cfg = _config(head_dim=64, n_rot=48)
         k, v, out = Value("k", 2 * 64), Value("v", 2 * 64), Value("q_out", 4 * 64)
         vectors = (Weight("rope_freqs", F32, (24,)), Weight("q_norm", F32, (64,)), Weight("k_norm", F32, (64,)))
@@ -274,10 +274,10 @@ def _scene(
     cfg: ModelConfig | None = None,
     kv_type: str = "f16",
     pos: int = POS,
-    split_keys: bool = False,
+    split_above: int | None = None,
 ) -> Scene:
     cfg = cfg or _config()
-    lowering = Lowering(core, cfg, kv_type, split_keys, splits)
+    lowering = Lowering(core, cfg, kv_type, split_above, splits)
 
     def launches(lowering: Lowering) -> tuple[Launch, ...]:
         return tuple(launch for op in ops for launch in lowering.launches(op, rows))
