@@ -16,6 +16,7 @@ import zincmetal
 from conftest import reference_models
 from zincmetal.blueprint import Blueprint
 from zincmetal.errors import ContextFullError, DeviceError, UsageError
+from zincmetal.tuning import SPLIT_KEYS_ABOVE
 
 PATH = reference_models("llama")[0]
 PROMPT = [5, 6, 7]
@@ -356,14 +357,15 @@ def test_a_sequence_outgrows_its_plans(model: Any) -> None:
     assert {reach for rows, _, reach in model._plans if rows == 1} == {8, 9, 16, model.config.n_ctx}
 
 
-def test_attention_is_divided_only_where_keys_are_many(model: Any) -> None:
-    info = {**model.device.info, "backend": "cuda"}
+@pytest.mark.parametrize(("backend", "above"), SPLIT_KEYS_ABOVE.items())
+def test_attention_is_divided_only_where_keys_are_many(model: Any, backend: str, above: int) -> None:
     with zincmetal.gguf.open(PATH) as file:
-        blueprint = Blueprint(file, model.core, info, context=8192)
-    dispatches = {reach: len(blueprint.plan(1, "argmax", reach).dispatches) for reach in (1024, 4096, 8192)}
+        blueprint = Blueprint(file, model.core, {**model.device.info, "backend": backend}, context=8192)
+    first, *others = reaches = sorted({above, 1024, 4096, 8192})
+    dispatches = [len(blueprint.plan(1, "argmax", reach).dispatches) for reach in reaches]
     merges = blueprint.config.n_layer
-    assert dispatches[4096] == dispatches[8192] == dispatches[1024] + merges
-    assert [blueprint.reach(n) for n in (1, 1024, 1025, 4097, 8192)] == [1024, 1024, 4096, 8192, 8192]
+    assert dispatches == [dispatches[0], *(dispatches[0] + merges for _ in others)]
+    assert [blueprint.reach(n) for n in (1, first, first + 1, 4097, 8192)] == [first, first, others[0], 8192, 8192]
 
 
 def test_every_dispatch_of_a_step_is_timed(model: Any) -> None:
