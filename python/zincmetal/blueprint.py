@@ -47,6 +47,7 @@ class Blueprint:
         reaches = sorted({split_above, *REACHES}) if split_above else ()
         self._reaches = [*(r for r in reaches if r < self.config.n_ctx), self.config.n_ctx]
         self._plans: dict[tuple[int, str, int], Plan] = {}
+        self._fused: dict[tuple[int, str], list[Op]] = {}
         self._refuse_unused(self.plan(1))
 
     @property
@@ -131,7 +132,12 @@ class Blueprint:
         )
 
     def _ops(self, rows: int, head: str) -> list[Op]:
-        """The fused operations of a step."""
+        """The fused operations of a step; those of one row serve plans of every reach."""
+        if (rows, head) not in self._fused:
+            self._fused[rows, head] = fuse.fuse(self._graph(rows, head), rows)
+        return self._fused[rows, head]
+
+    def _graph(self, rows: int, head: str) -> list[Op]:
         g = Graph(self.config, self.layout.weight)
         x = self._build(g)
         if rows > 1 and head != "all":
@@ -141,7 +147,7 @@ class Blueprint:
             g.argmax()
         elif head == "candidates":
             g.candidates()
-        return fuse.fuse(g.ops, rows)
+        return g.ops
 
     def _refuse_unused(self, plan: Plan) -> None:
         """A tensor that no dispatch reads is part of the model that would be left out: say so, do not guess."""

@@ -234,20 +234,17 @@ def lay_out(launches: Sequence[Launch], rows: int) -> tuple[dict[str, int], int]
                 lives.setdefault(arg.operand.name, [i, i])[1] = i
                 sizes[arg.operand.name] = _value_bytes(arg.operand, rows)
     offsets: dict[str, int] = {}
-    end = 0
+    laid: list[tuple[int, int, int, int]] = []  # a value's life and its place, each from, to
     for name in sorted(sizes, key=lambda name: (-sizes[name], lives[name][0])):
         first, last = lives[name]
-        others = sorted(
-            (offsets[o], offsets[o] + sizes[o]) for o in offsets if lives[o][0] <= last and first <= lives[o][1]
-        )
         at = 0
-        for start, stop in others:
+        for start, stop in sorted((start, stop) for born, died, start, stop in laid if born <= last and first <= died):
             if at + sizes[name] <= start:
                 break
             at = max(at, -(-stop // _ALIGN) * _ALIGN)
         offsets[name] = at
-        end = max(end, at + sizes[name])
-    return offsets, end
+        laid.append((first, last, at, at + sizes[name]))
+    return offsets, max((stop for *_, stop in laid), default=0)
 
 
 def place_barriers(launches: Sequence[Launch], regions: Sequence[tuple[Region, ...]]) -> list[Dispatch]:
