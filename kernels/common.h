@@ -5,7 +5,7 @@
 //   template <...>
 //   kernel void name(constant XParams& p [[buffer(0)]], device const T* a [[buffer(1)]], ...,
 //                    device U* out [[buffer(n)]], GRID_IDS) { ... }
-//   KERNEL("name_variant", name<...>)
+//   KERNEL("name_variant", name<...>)      or KERNEL_UNROLLED, see UNROLL_BY
 // Parameter order is buffer index; params come first. Threadgroups are one-dimensional, a multiple of 32 threads.
 #pragma once
 
@@ -21,18 +21,18 @@ using namespace metal;
 #define UNROLL _Pragma("unroll")
 #endif
 
-// Before a loop whose loads of so many steps are to be under way at once, in kernels that KERNEL_AHEAD names. NVIDIA's
-// compiler reads as late as it can unless it is told and has registers; the others decide for themselves.
+// Before a loop that NVIDIA's compiler is to unroll by n, so that the loads of n steps are under way at once; with 1 it
+// does not. A kernel with such a loop is named by KERNEL_UNROLLED(n, ..). Other compilers decide for themselves.
 #ifdef __CUDACC__
-#define PRAGMA(text) _Pragma(#text)
-#define STEPS_AHEAD(n) PRAGMA(unroll n)
+#define ZINC_PRAGMA(text) _Pragma(#text)
+#define UNROLL_BY(n) ZINC_PRAGMA(unroll n)
 #else
-#define STEPS_AHEAD(n)
+#define UNROLL_BY(n)
 #endif
 
 #ifdef __METAL_VERSION__
 #define KERNEL(name, ...) template [[host_name(name)]] [[kernel]] decltype(__VA_ARGS__) __VA_ARGS__;
-#define KERNEL_AHEAD(steps, name, ...) KERNEL(name, __VA_ARGS__)
+#define KERNEL_UNROLLED(n, name, ...) KERNEL(name, __VA_ARGS__)
 
 // tg: this threadgroup's position, n_tg: threadgroups in the grid, tid: thread in its threadgroup,
 // sg: simdgroup in its threadgroup, lane: thread in its simdgroup, n_sg: simdgroups in a threadgroup.

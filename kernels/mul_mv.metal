@@ -2,40 +2,41 @@
 
 // out[m] = W[m, k] x[k], or what an epilogue makes of it.
 
-// Products that are added are of few rows: what bounds them is how much each row has under way.
-constant constexpr uint ADD_AHEAD = PER_DEVICE(1, 4);
+// Products that are added have few rows: their speed is how much of each row is under way.
+constant constexpr uint ADD_UNROLL = PER_DEVICE(1, 4);
 
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv(constant MatMulParams& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
                    device const float* x [[buffer(2)]], device float* out [[buffer(3)]], GRID_IDS) {
-    mul_mv_rows<Rowwise<Q>, R>(p, Matrices<1>{{w}}, x, Store{out}, tg.x * n_sg + sg, lane);
+    mul_mv_rows<LongRows<Q>, R>(p, Matrices<1>{{w}}, x, Store{out}, tg.x * n_sg + sg, lane);
 }
 
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv_add(constant MatMulParams& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
                        device const float* x [[buffer(2)]], device const float* residual [[buffer(3)]],
                        device float* out [[buffer(4)]], GRID_IDS) {
-    mul_mv_rows<Rowwise<Q>, R, ADD_AHEAD>(p, Matrices<1>{{w}}, x, AddResidual{residual, 0, out}, tg.x * n_sg + sg,
-                                          lane);
+    mul_mv_rows<LongRows<Q>, R, ADD_UNROLL>(p, Matrices<1>{{w}}, x, AddResidual{residual, 0, out}, tg.x * n_sg + sg,
+                                            lane);
 }
 
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv_mix(constant MatMulParams& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
                        device const float* x [[buffer(2)]], device const float* residual [[buffer(3)]],
                        device const float* scale [[buffer(4)]], device float* out [[buffer(5)]], GRID_IDS) {
-    mul_mv_rows<Rowwise<Q>, R>(p, Matrices<1>{{w}}, x, AddScaled{{residual, 0, out}, scale, 0}, tg.x * n_sg + sg, lane);
+    mul_mv_rows<LongRows<Q>, R>(p, Matrices<1>{{w}}, x, AddScaled{{residual, 0, out}, scale, 0}, tg.x * n_sg + sg,
+                                lane);
 }
 
 template <class Q, class Activation, uint R = MUL_MV_ROWS>
 kernel void mul_mv_gated(constant MatMulParams& p [[buffer(0)]], device const uchar* gate [[buffer(1)]],
                          device const uchar* up [[buffer(2)]], device const float* x [[buffer(3)]],
                          device float* out [[buffer(4)]], GRID_IDS) {
-    mul_mv_rows<Rowwise<Q>, R>(p, Matrices<2>{{gate, up}}, x, Gated<Activation>{out}, tg.x * n_sg + sg, lane);
+    mul_mv_rows<LongRows<Q>, R>(p, Matrices<2>{{gate, up}}, x, Gated<Activation>{out}, tg.x * n_sg + sg, lane);
 }
 
 #define MUL_MV(type, Q)                                                                                                \
     KERNEL("mul_mv_" type, mul_mv<Q>)                                                                                  \
-    KERNEL_AHEAD(ADD_AHEAD, "mul_mv_add_" type, mul_mv_add<Q>)                                                         \
+    KERNEL_UNROLLED(ADD_UNROLL, "mul_mv_add_" type, mul_mv_add<Q>)                                                     \
     KERNEL("mul_mv_mix_" type, mul_mv_mix<Q>)                                                                          \
     KERNEL("mul_mv_swiglu_" type, mul_mv_gated<Q, Silu>)                                                               \
     KERNEL("mul_mv_geglu_" type, mul_mv_gated<Q, Gelu>)
@@ -43,5 +44,5 @@ TENSOR_TYPES(MUL_MV)
 
 #define MUL_MV_OF(type, Q, R)                                                                                          \
     KERNEL("mul_mv_" type "_r" #R, mul_mv<Q, R>)                                                                       \
-    KERNEL_AHEAD(ADD_AHEAD, "mul_mv_add_" type "_r" #R, mul_mv_add<Q, R>)
+    KERNEL_UNROLLED(ADD_UNROLL, "mul_mv_add_" type "_r" #R, mul_mv_add<Q, R>)
 ROW_VARIANTS(MUL_MV_OF)

@@ -7,7 +7,7 @@
 
 // Q8_0 with a lane for every run of 8 weights: neighbouring lanes read neighbouring bytes and activations, and so fewer
 // cache lines at a time.
-struct Bytes {
+struct Q8_0Runs {
     typedef Q8_0 Block;
     static constant constexpr uint BLOCK = Q8_0::BLOCK, LANES = BLOCK / RUN;
 
@@ -30,18 +30,18 @@ struct Bytes {
     static METAL_FUNC float dot_tail(device const uchar*, device const float*, uint, uint) { return 0.0f; }
 };
 
-// What takes the rows of a type where there are many: rows of Bytes are read in twice as many steps, which mixtures of
-// short ones lose by.
+// How long rows of a type are read: Q8_0 by runs of 8. That takes twice as many steps, so that mixtures, whose rows are
+// short, keep to 16.
 template <class Q>
-struct RowwiseOf {
+struct LongRowsOf {
     typedef Q Type;
 };
 template <>
-struct RowwiseOf<Quantised<Q8_0>> {
-    typedef Bytes Type;
+struct LongRowsOf<Quantised<Q8_0>> {
+    typedef Q8_0Runs Type;
 };
 template <class Q>
-using Rowwise = typename RowwiseOf<Q>::Type;
+using LongRows = typename LongRowsOf<Q>::Type;
 
 template <uint R>
 struct Rows {
@@ -65,13 +65,13 @@ METAL_FUNC Rows<R> rows_of(Matrices<N> w, uint first, uint m, uint row_bytes) {
 
 // sums += factor * (rows · x), this lane's share: lanes divide the blocks, 16 weights or 8 each, so that even a row of
 // two super-blocks keeps all of them busy. The activations that they meet stay in registers for all rows.
-template <class Q, uint AHEAD = 1, uint R>
+template <class Q, uint STEPS = 1, uint R>
 METAL_FUNC void add_rows(thread Sums<R>& sums, Rows<R> rows, device const float* x, uint k, float factor, uint lane) {
     UNROLL for (uint r = 0; r < R; r++) sums.of[r] += factor * Q::dot_tail(rows.at[r], x, k, lane);
 
     const uint part = lane % Q::LANES;
     const uint n_blocks = Q::is_whole(k) ? k / Q::BLOCK : 0;
-    STEPS_AHEAD(AHEAD)
+    UNROLL_BY(STEPS)
     for (uint block = lane / Q::LANES; block < n_blocks; block += SIMD / Q::LANES) {
         const typename Q::X xs = Q::load_x(x + block * Q::BLOCK, part);
         UNROLL for (uint r = 0; r < R; r++) {
@@ -98,13 +98,13 @@ METAL_FUNC void put_rows(Sums<R> sums, Epilogue out, uint first, uint m, uint la
 }
 
 // W x for the simdgroup's R rows of one matrix or of two. P has k, m and row_bytes.
-template <class Q, uint R, uint AHEAD = 1, class Epilogue, class P>
+template <class Q, uint R, uint STEPS = 1, class Epilogue, class P>
 METAL_FUNC void mul_mv_rows(constant P& p, Matrices<Epilogue::MATRICES> w, device const float* x, Epilogue out,
                             uint simdgroup, uint lane) {
     const uint first = simdgroup * (R / Epilogue::MATRICES);
     if (first >= p.m) return;  // all 32 lanes
     Sums<R> sums;
     sums.clear();
-    add_rows<Q, AHEAD>(sums, rows_of<R>(w, first, p.m, p.row_bytes), x, p.k, 1.0f, lane);
+    add_rows<Q, STEPS>(sums, rows_of<R>(w, first, p.m, p.row_bytes), x, p.k, 1.0f, lane);
     put_rows(sums, out, first, p.m, lane);
 }

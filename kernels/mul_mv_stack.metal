@@ -3,7 +3,8 @@
 // Up to four matrices on one x in one dispatch. A simdgroup works on rows of one of them, or of both of a pair; they
 // follow each other in the order of the simdgroups.
 
-constant constexpr uint STACK_AHEAD = PER_DEVICE(1, 2);
+// More would leave room for fewer threadgroups at once, of which the widest stacks have many.
+constant constexpr uint STACK_UNROLL = PER_DEVICE(1, 2);
 
 METAL_FUNC bool is_pair(constant StackParams& p, uint i) { return p.pair && i == 2; }
 
@@ -38,17 +39,17 @@ kernel void mul_mv_stack(constant StackParams& p [[buffer(0)]], device const flo
     Sums<R> sums;
     sums.clear();
     if (p.is_f32[i])
-        add_rows<Plain<F32>, STACK_AHEAD>(sums, rows, x, p.k, 1.0f, lane);
+        add_rows<Plain<F32>, STACK_UNROLL>(sums, rows, x, p.k, 1.0f, lane);
     else
-        add_rows<Rowwise<Q>, STACK_AHEAD>(sums, rows, x, p.k, 1.0f, lane);
+        add_rows<LongRows<Q>, STACK_UNROLL>(sums, rows, x, p.k, 1.0f, lane);
     if (is_pair(p, i))
         put_rows(sums, SwiGlu{out2}, first, m, lane);
     else
         put_rows(sums, Store{one_of(i, out0, out1, out2, out3)}, first, m, lane);
 }
 
-#define MUL_MV_STACK(type, Q) KERNEL_AHEAD(STACK_AHEAD, "mul_mv_stack_" type, mul_mv_stack<Q>)
+#define MUL_MV_STACK(type, Q) KERNEL_UNROLLED(STACK_UNROLL, "mul_mv_stack_" type, mul_mv_stack<Q>)
 TENSOR_TYPES(MUL_MV_STACK)
 
-#define MUL_MV_STACK_OF(type, Q, R) KERNEL_AHEAD(STACK_AHEAD, "mul_mv_stack_" type "_r" #R, mul_mv_stack<Q, R>)
+#define MUL_MV_STACK_OF(type, Q, R) KERNEL_UNROLLED(STACK_UNROLL, "mul_mv_stack_" type "_r" #R, mul_mv_stack<Q, R>)
 PAIR_ROW_VARIANTS(MUL_MV_STACK_OF)

@@ -16,7 +16,7 @@ import zincmetal
 from conftest import reference_models
 from zincmetal.blueprint import Blueprint
 from zincmetal.errors import ContextFullError, DeviceError, UsageError
-from zincmetal.tuning import SPLIT_KEYS_ABOVE
+from zincmetal.tuning import DIVIDE_KEYS_ABOVE
 
 PATH = reference_models("llama")[0]
 PROMPT = [5, 6, 7]
@@ -357,7 +357,7 @@ def test_a_sequence_outgrows_its_plans(model: Any) -> None:
     assert {reach for rows, _, reach in model._plans if rows == 1} == {8, 9, 16, model.config.n_ctx}
 
 
-@pytest.mark.parametrize(("backend", "above"), SPLIT_KEYS_ABOVE.items())
+@pytest.mark.parametrize(("backend", "above"), DIVIDE_KEYS_ABOVE.items())
 def test_attention_is_divided_only_where_keys_are_many(model: Any, backend: str, above: int) -> None:
     with zincmetal.gguf.open(PATH) as file:
         blueprint = Blueprint(file, model.core, {**model.device.info, "backend": backend}, context=8192)

@@ -20,7 +20,7 @@ from test_fallback import has_other
 from test_metal_double import built
 from zincmetal import backend
 from zincmetal.errors import DeviceError, KernelError, OutOfMemoryError
-from zincmetal.tuning import SPLIT_KEYS_ABOVE
+from zincmetal.tuning import DIVIDE_KEYS_ABOVE
 
 MODEL = DATA / "qwen2-q8_0.gguf"
 HYBRID = DATA / "qwen35moe-q4k-q5k-q8.gguf"
@@ -214,7 +214,7 @@ def test_each_pipeline_that_does_not_compile(path: Path, double: lane.Double, ca
 def test_a_long_context_without_the_kernel_that_divides_it(double: lane.Double) -> None:
     """One that divides nothing reads all keys; without the one for many rows, the one for a single row serves."""
     prompt = [*range(3, 103)] * 11
-    assert len(prompt) > SPLIT_KEYS_ABOVE["metal"]
+    assert len(prompt) > DIVIDE_KEYS_ABOVE["metal"]
     with zincmetal.load(MODEL, device="cpu", context=2048) as model:
         expected = model.generate(prompt, max_tokens=4).tokens
     double.set("pipeline=attention_merge")

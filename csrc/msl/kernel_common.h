@@ -1,5 +1,5 @@
 // What kernels are made of on every lane: KERNEL, GRID_IDS, memory flags. A kernel registers itself with what its
-// signature says, and by how many steps its loop reads ahead; the lane's own header has Registration, TG_ARRAY and the
+// signature says, and by how much its loop is unrolled; the lane's own header has Registration, TG_ARRAY and the
 // barriers.
 #pragma once
 
@@ -68,9 +68,9 @@ KernelInfo describe_kernel(const char* name) {
 
 #define ZINC_MSL_JOIN_(a, b) a##b
 #define ZINC_MSL_JOIN(a, b) ZINC_MSL_JOIN_(a, b)
-#define KERNEL(name, ...) KERNEL_AHEAD(1, name, __VA_ARGS__)
-#define KERNEL_AHEAD(steps, name, ...)                                                                                 \
-    static const ::zinc::msl::Registration<&__VA_ARGS__, steps> ZINC_MSL_JOIN(kernel_registration_, __COUNTER__){name};
+#define KERNEL(name, ...) KERNEL_UNROLLED(1, name, __VA_ARGS__)
+#define KERNEL_UNROLLED(n, name, ...)                                                                                  \
+    static const ::zinc::msl::Registration<&__VA_ARGS__, n> ZINC_MSL_JOIN(kernel_registration_, __COUNTER__){name};
 
 #define GRID_IDS                                                                                                       \
     [[maybe_unused]] ::metal::uint3 tg, [[maybe_unused]] ::metal::uint3 n_tg, [[maybe_unused]] ::metal::uint tid,      \

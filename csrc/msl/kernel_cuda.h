@@ -5,9 +5,9 @@
 #include "kernel_common.h"
 
 #if CUDART_VERSION >= 12040
-#define MAX_REGISTERS(n) __maxnreg__(n)
-#else
-#define MAX_REGISTERS(n)
+#define ZINC_MAX_REGISTERS(n) __maxnreg__(n)
+#else  // slower: without it the compiler keeps a kernel to few registers
+#define ZINC_MAX_REGISTERS(n)
 #endif
 
 namespace metal {
@@ -53,19 +53,21 @@ __global__ void global_function(const __grid_constant__ Params params, const __g
     run_in_turn<F>(ahead, params, buffers...);
 }
 
-// For what a loop reads ahead, the compiler uses registers only where it is told a number of them.
+// Left alone, the compiler spares registers for the sake of occupancy, and puts loads off until their values are used.
+// Given a number of them it loads first.
 template <auto F, uint32_t REGISTERS, class Params, class... Buffers>
-__global__ void MAX_REGISTERS(REGISTERS)
-    global_function_of_many(const __grid_constant__ Params params, const __grid_constant__ Ahead ahead,
-                            Buffers... buffers) {
+__global__ void ZINC_MAX_REGISTERS(REGISTERS)
+    global_function_in(const __grid_constant__ Params params, const __grid_constant__ Ahead ahead, Buffers... buffers) {
     run_in_turn<F>(ahead, params, buffers...);
 }
+
+constexpr uint32_t STEP_REGISTERS = 32;  // of a step of two rows of weights, and the activations that they meet
 
 template <auto F, uint32_t STEPS, class S, size_t... I>
 const void* global_function_of(std::index_sequence<I...>) {
     if constexpr (STEPS > 1)
         return reinterpret_cast<const void*>(
-            &global_function_of_many<F, 32 * STEPS, typename S::Params, typename S::template Buffer<I>...>);
+            &global_function_in<F, STEP_REGISTERS * STEPS, typename S::Params, typename S::template Buffer<I>...>);
     else
         return reinterpret_cast<const void*>(
             &global_function<F, typename S::Params, typename S::template Buffer<I>...>);

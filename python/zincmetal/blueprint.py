@@ -18,7 +18,7 @@ from .plan import Plan, Region, record
 
 PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
 # Positions: sequences within them have plans of their own, which divide fewer keys. So do those short enough to divide
-# none (tuning.SPLIT_KEYS_ABOVE).
+# none (tuning.DIVIDE_KEYS_ABOVE).
 REACHES = (1024, 4096)
 # What a plan ends in: the id of the largest logit of the last row, what sampling needs of that row's logits, or the
 # logits of all rows.
@@ -42,9 +42,9 @@ class Blueprint:
         self.layout = Layout(file, self.config, buffer_sizes(self.config, core, kv, max(PREFILL_ROWS)), info)
         self._info, self._page = info, core.shapes()["KV_PAGE"]
         backend = info["backend"]
-        split_above = tuning.SPLIT_KEYS_ABOVE.get(backend)
-        self._lowering = Lowering(core, self.config, kv, split_above, tuning.SPLITS.get(backend, {}))
-        reaches = sorted({split_above, *REACHES}) if split_above else ()
+        divide_above = tuning.DIVIDE_KEYS_ABOVE.get(backend)
+        self._lowering = Lowering(core, self.config, kv, divide_above, tuning.SPLITS.get(backend, {}))
+        reaches = sorted({divide_above, *REACHES}) if divide_above is not None else ()
         self._reaches = [*(r for r in reaches if r < self.config.n_ctx), self.config.n_ctx]
         self._plans: dict[tuple[int, str, int], Plan] = {}
         self._fused: dict[tuple[int, str], list[Op]] = {}
@@ -132,7 +132,7 @@ class Blueprint:
         )
 
     def _ops(self, rows: int, head: str) -> list[Op]:
-        """The fused operations of a step; those of one row serve plans of every reach."""
+        """The fused operations of a step, kept: plans of every reach have the same."""
         if (rows, head) not in self._fused:
             self._fused[rows, head] = fuse.fuse(self._graph(rows, head), rows)
         return self._fused[rows, head]

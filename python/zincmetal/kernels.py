@@ -78,11 +78,11 @@ class Lowering:
         core: ModuleType,
         cfg: ModelConfig,
         kv_type: str,
-        split_above: int | None = None,
+        divide_above: int | None = None,
         tuned: Mapping[str, Split] = MappingProxyType({}),
     ) -> None:
-        """``split_above`` and ``tuned`` are the device's, of tuning.SPLIT_KEYS_ABOVE and SPLITS."""
-        self.cfg, self.kv_type, self._split_above, self._tuned = cfg, kv_type, split_above, tuned
+        """``divide_above`` and ``tuned`` are the device's, of tuning.DIVIDE_KEYS_ABOVE and SPLITS."""
+        self.cfg, self.kv_type, self._divide_above, self._tuned = cfg, kv_type, divide_above, tuned
         self._reach: int | None = None
         self.lacking: frozenset[str] = frozenset()  # kernels that the device does not have
         self._dtype = core.params_dtype
@@ -420,7 +420,7 @@ class Lowering:
         """The parts that keys are divided into in decode: more than one where a row may see many of them."""
         reach = self._reach or self.cfg.n_ctx
         n_keys = min(window or reach, reach)
-        if self._split_above is None or n_keys <= self._split_above:
+        if self._divide_above is None or n_keys <= self._divide_above:
             return 1
         parts = _tiles(n_keys, self._shapes["ATTENTION_SPLIT_KEYS"])
         return min(parts, _tiles(SPLIT_SIMDGROUPS, self.cfg.n_head))

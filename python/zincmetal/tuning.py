@@ -28,4 +28,4 @@ SPLITS: Mapping[str, Mapping[str, Split]] = {"metal": {}, "cuda": {}, "cpu": {}}
 
 #: By backend: attention to more keys than this divides them in decode, since the device is wider than a threadgroup for
 #: each head would use. On an H100 256 saves a step at position 512 2% of its time against 1,024.
-SPLIT_KEYS_ABOVE: Mapping[str, int] = {"metal": 1024, "cuda": 256}
+DIVIDE_KEYS_ABOVE: Mapping[str, int] = {"metal": 1024, "cuda": 256}

@@ -238,7 +238,7 @@ def _caches(scene: MakeScene) -> Iterator[Scene]:
             yield scene(1, attend, cfg=cfg, kv_type=kv_type)
             yield scene(ROWS, attend, cfg=cfg, kv_type=kv_type)
             long = _config(head_dim=head_dim, n_ctx=1024)
-            yield scene(1, attend, cfg=long, kv_type=kv_type, pos=LONG_POS, split_above=LONG_POS)
+            yield scene(1, attend, cfg=long, kv_type=kv_type, pos=LONG_POS, divide_above=LONG_POS)
         cfg = _config(head_dim=64, n_rot=48)
         k, v, out = Value("k", 2 * 64), Value("v", 2 * 64), Value("q_out", 4 * 64)
         vectors = (Weight("rope_freqs", F32, (24,)), Weight("q_norm", F32, (64,)), Weight("k_norm", F32, (64,)))
@@ -274,10 +274,10 @@ def _scene(
     cfg: ModelConfig | None = None,
     kv_type: str = "f16",
     pos: int = POS,
-    split_above: int | None = None,
+    divide_above: int | None = None,
 ) -> Scene:
     cfg = cfg or _config()
-    lowering = Lowering(core, cfg, kv_type, split_above, splits)
+    lowering = Lowering(core, cfg, kv_type, divide_above, splits)
 
     def launches(lowering: Lowering) -> tuple[Launch, ...]:
         return tuple(launch for op in ops for launch in lowering.launches(op, rows))

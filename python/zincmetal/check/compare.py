@@ -30,17 +30,17 @@ class Mismatch(Exception):
 
 
 def largest_difference(
-    core: ModuleType, case: Case, device: _core.Device, expected: Case, reference: _core.Device
+    core: ModuleType, case: Case, device: _core.Device, reference_case: Case, reference: _core.Device
 ) -> float:
     """The largest error of the case's outputs as a share of what is allowed.
 
-    ``expected`` is the case as ``reference`` launches it: grids and tiles are each device's own. Raises Mismatch where
-    it is above 1, and DeviceError where a device fails.
+    ``reference_case`` is the case as ``reference`` launches it: grids and tiles are each device's own. Raises Mismatch
+    where it is above 1, and DeviceError where a device fails.
     """
     memory = case.scene.memory(core, case.seed)
-    for launch in expected.scene.launches[: expected.index]:
+    for launch in reference_case.scene.launches[: reference_case.index]:
         memory |= run(reference, launch, memory)
-    want, got = run(reference, expected.launch, memory), run(device, case.launch, memory)
+    want, got = run(reference, reference_case.launch, memory), run(device, case.launch, memory)
     return max(_difference(core, case, name, want[name], got[name]) for name in want)
 
 

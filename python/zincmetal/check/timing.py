@@ -81,8 +81,8 @@ class _Bench:
     def __init__(self, core: ModuleType, device: _core.Device, shape: Shape, size: int, copies: int) -> None:
         self._device, self._copies = device, copies
         backend = device.info["backend"]
-        split_above, splits = tuning.SPLIT_KEYS_ABOVE.get(backend), tuning.SPLITS.get(backend, {})
-        lowering = Lowering(core, _CFG, "f16", split_above, splits)
+        divide_above, splits = tuning.DIVIDE_KEYS_ABOVE.get(backend), tuning.SPLITS.get(backend, {})
+        lowering = Lowering(core, _CFG, "f16", divide_above, splits)
         self._launches = lowering.launches(shape.op(size), shape.rows)
         sizes = buffer_sizes(_CFG, core, "f16", shape.rows)
         self._buffers: dict[str, tuple[_core.Buffer, int]] = {}  # and the bytes of one copy

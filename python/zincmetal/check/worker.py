@@ -83,7 +83,7 @@ class Lab:
         cpu = backend.load("cpu")
         self.reference: _core.Device = cpu.Device(native=False)
         self.cases = cases(self.core, self.device.info["backend"])
-        self.expected = cases(cpu, self.device.info["backend"])
+        self.reference_cases = cases(cpu, self.device.info["backend"])
         self._kernels = set(self.device.kernel_names())
 
     def about(self) -> Outcome:
@@ -148,8 +148,8 @@ class Lab:
         pipeline = self._pipeline(name)
         if pipeline.status == FAIL:
             return Outcome(FAIL, f"not run: {pipeline.message.partition(chr(10))[0]}")
-        case, expected = self.cases[name], self.expected[name]
-        share = largest_difference(self.core, case, self.device, expected, self.reference)
+        case, reference_case = self.cases[name], self.reference_cases[name]
+        share = largest_difference(self.core, case, self.device, reference_case, self.reference)
         return Outcome(PASS, f"error {share:.2f} of what is allowed", {"error": share})
 
     def _model(self, file: str | None) -> Outcome:
