@@ -140,8 +140,9 @@ def assert_close(got: NDArray[Any], want: NDArray[np.float64], rel: float, scale
     assert np.isfinite(want).all()
     assert np.isfinite(got).all(), f"{np.count_nonzero(~np.isfinite(got))} of {got.size} values are not finite"
     scales = np.broadcast_to(_rms(want) if scale is None else scale, want.shape)
+    scales = np.maximum(scales, np.finfo(np.float32).tiny)  # float32 has no smaller ones of full precision
     error = np.abs(got.astype(np.float64) - want)
-    norm_error = _rms(error) / max(_rms(scales), np.finfo(np.float64).tiny)
+    norm_error = _rms(error) / _rms(scales)
     assert norm_error <= rel, f"the error is {norm_error:.2e} of the norm, {rel:.0e} is allowed"
     worst = np.unravel_index(np.argmax(error - 8 * rel * scales), error.shape)
     allowed = 8 * rel * scales[worst]

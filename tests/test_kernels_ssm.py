@@ -111,9 +111,15 @@ def delta_rule(shape: Shape, qkv: F64, decay: F64, beta: F64, state: F64) -> tup
     return np.array(outputs), s, np.array(scales)
 
 
-def gated_norm(o: F64, z: F64, weight: F64) -> F64:
-    """o and z [T, n_v, d_v]."""
-    return np.asarray(o / np.sqrt(np.mean(o * o, axis=-1, keepdims=True) + EPS) * weight * silu(z))
+def gated_norm(o: F64, z: F64, weight: F64, x: F64 | None = None) -> F64:
+    """o and z [T, n_v, d_v]; what becomes of ``x``, by default o, where o is normalised."""
+    size = np.sqrt(np.mean(o * o, axis=-1, keepdims=True) + EPS)
+    return np.asarray((o if x is None else x) / size * weight * silu(z))
+
+
+def head_size(state: F64) -> F64:
+    """The root mean square of each head of a state [n_v, d_v, d_k]."""
+    return np.asarray(np.sqrt(np.mean(state * state, axis=(1, 2), keepdims=True)))
 
 
 # ---- a layer on a device -----------------------------------------------------------------------------------------
@@ -143,13 +149,17 @@ class Layer:
         g = f64(self.a) * np.logaddexp(0.0, f64(self.alpha + self.dt_bias))
         return np.exp(g), sigmoid(f64(self.beta))
 
-    def expected(self) -> tuple[F64, F64]:
-        """Outputs [P, n_v * d_v] of the whole sequence from its beginning, and the state after it."""
+    def expected(self) -> tuple[F64, F64, F64]:
+        """Outputs [P, n_v * d_v] of the whole sequence from its beginning, the state after it, and the outputs' scales:
+        a head that all but cancels is as large as others once it is normalised, and so are its errors.
+        """
         shape = self.shape
         start = np.zeros((shape.n_v, shape.d_v, shape.d_k))
-        o, state, _ = delta_rule(shape, convolved(shape, f64(self.qkv), f64(self.conv_w)), *self.gates, start)
-        z = f64(self.z).reshape(o.shape)
-        return gated_norm(o, z, f64(self.norm_w)).reshape(len(o), -1), state
+        o, state, scale = delta_rule(shape, convolved(shape, f64(self.qkv), f64(self.conv_w)), *self.gates, start)
+        z, weight = f64(self.z).reshape(o.shape), f64(self.norm_w)
+        want = gated_norm(o, z, weight)
+        scales = np.abs(gated_norm(o, z, weight, np.sqrt(np.mean(scale * scale, axis=-1, keepdims=True))))
+        return want.reshape(len(o), -1), state, scales.reshape(len(o), -1)
 
     def ring(self, pos: int) -> F32:
         """The ring before position ``pos``: the inputs of the last d_conv - 1 positions, NaN where there are none."""
@@ -301,9 +311,9 @@ def test_chunks_and_single_tokens_give_the_whole(lane: str, shape: Shape, chunks
     for _ in range(n_single):
         parts.append(layer.step(pos, conv_state, state))
         pos += 1
-    want, want_state = layer.expected()
-    assert_close(np.concatenate(parts), want, 3e-6)
-    assert_close(state.array, want_state, 2e-6)
+    want, want_state, scales = layer.expected()
+    assert_close(np.concatenate(parts), want, 2e-6, scales)
+    assert_close(state.array, want_state, 2e-6, head_size(want_state) + np.abs(want_state))
     for p in range(pos - shape.d_conv, pos):
         assert np.array_equal(conv_state.array[p % shape.d_conv], layer.qkv[p])
 
@@ -318,9 +328,9 @@ def test_token_by_token(lane: str, shape: Shape, threads: int) -> None:
         pytest.skip("more threads than this kernel may have on this device")
     conv_state, state = layer.poisoned()
     out = np.concatenate([layer.step(pos, conv_state, state, threads=threads) for pos in range(12)])
-    want, want_state = layer.expected()
-    assert_close(out, want, 3e-6)
-    assert_close(state.array, want_state, 2e-6)
+    want, want_state, scales = layer.expected()
+    assert_close(out, want, 2e-6, scales)
+    assert_close(state.array, want_state, 2e-6, head_size(want_state) + np.abs(want_state))
 
 
 @every_lane
@@ -369,7 +379,7 @@ def test_heads_of_any_length(lane: str, scale: float) -> None:
     conv_state, state = layer.poisoned()
     parts = [layer.chunk(0, 17, 17, conv_state, state)]
     parts += [layer.step(pos, conv_state, state) for pos in range(17, 20)]
-    want, want_state = layer.expected()
+    want, want_state, _ = layer.expected()
     assert_close(np.concatenate(parts), want, 1e-5)
     assert_close(state.array, want_state, 1e-5)
 
@@ -383,6 +393,6 @@ def test_extreme_gates(lane: str, alpha_scale: float) -> None:
     conv_state, state = layer.poisoned()
     parts = [layer.chunk(0, 33, 33, conv_state, state)]
     parts += [layer.step(pos, conv_state, state) for pos in range(33, 36)]
-    want, want_state = layer.expected()
+    want, want_state, _ = layer.expected()
     assert_close(np.concatenate(parts), want, 1e-5)
     assert_close(state.array, want_state, 1e-5)
