@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -102,6 +103,10 @@ struct RunTimes {
     double gpu_start = 0, gpu_end = 0;  // seconds, on the device's clock
 };
 
+// Called now and then on the caller's own thread while a call waits for the device, or works in its place. It throws to
+// end the call, as Ctrl-C does: what of the work has not begun is dropped then, and what has begun has ended.
+using Poll = std::function<void()>;
+
 class Device {
   public:
     virtual ~Device() = default;
@@ -117,10 +122,10 @@ class Device {
     // Commits one command buffer and returns its ticket: 1, 2, ... Command buffers run in this order, each after the
     // one before has ended; at least two may be in flight, and with more of them than the device takes it waits.
     // Allocates nothing on the host side of ours.
-    virtual uint64_t submit(Recording& recording) = 0;
+    virtual uint64_t submit(Recording& recording, const Poll& poll = {}) = 0;
     // Waits for this command buffer and all before it. One that failed throws here, and at every later call. The times
     // are known for the last two command buffers, and zero for older ones.
-    virtual RunTimes wait(uint64_t ticket) = 0;
+    virtual RunTimes wait(uint64_t ticket, const Poll& poll = {}) = 0;
 
     // Runs the dispatches once, each by itself after the one before has ended: the seconds that each took, on the
     // device's clock. For a profile; what they leave in memory is that of a run.

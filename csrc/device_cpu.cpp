@@ -152,8 +152,8 @@ class CpuDevice : public Device {
     std::shared_ptr<Pipeline> pipeline(const std::string& kernel) override;
     std::vector<std::string> kernel_names() const override { return msl::kernel_names(); }
     std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches, Encoding encoding) override;
-    uint64_t submit(Recording& recording) override;
-    RunTimes wait(uint64_t ticket) override;
+    uint64_t submit(Recording& recording, const Poll& poll) override;
+    RunTimes wait(uint64_t ticket, const Poll& poll) override;
 
   private:
     CpuJob make_job(const Dispatch& dispatch, uint32_t number) const;
@@ -282,12 +282,12 @@ std::unique_ptr<Recording> CpuDevice::record(std::vector<Dispatch> dispatches, E
     return std::make_unique<CpuRecording>(crew_, std::move(jobs), barrier);
 }
 
-uint64_t CpuDevice::submit(Recording& recording) {
+uint64_t CpuDevice::submit(Recording& recording, const Poll&) {
     crew_->failure.check();
     return crew_->pool.submit(static_cast<CpuRecording&>(recording));
 }
 
-RunTimes CpuDevice::wait(uint64_t ticket) {
+RunTimes CpuDevice::wait(uint64_t ticket, const Poll&) {
     const RunTimes times = crew_->pool.wait(ticket);
     crew_->failure.check();
     return times;

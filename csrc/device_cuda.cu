@@ -96,8 +96,8 @@ class CudaDevice : public Device {
     std::shared_ptr<Pipeline> pipeline(const std::string& kernel) override;
     std::vector<std::string> kernel_names() const override { return msl::kernel_names(); }
     std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches, Encoding encoding) override;
-    uint64_t submit(Recording& recording) override;
-    RunTimes wait(uint64_t ticket) override;
+    uint64_t submit(Recording& recording, const Poll& poll) override;
+    RunTimes wait(uint64_t ticket, const Poll& poll) override;
     std::vector<double> time_each(const std::vector<Dispatch>& dispatches) override;
 
   private:
@@ -207,7 +207,7 @@ std::unique_ptr<Recording> CudaDevice::record(std::vector<Dispatch> dispatches, 
     return std::make_unique<CudaRecording>(std::move(dispatches), encoding, edges_, stream_.get());
 }
 
-uint64_t CudaDevice::submit(Recording& base) {
+uint64_t CudaDevice::submit(Recording& base, const Poll&) {
     const auto* recording = dynamic_cast<const CudaRecording*>(&base);
     if (!recording) throw DeviceError("this recording is another device's");
     const std::lock_guard lock(mutex_);
@@ -220,7 +220,7 @@ uint64_t CudaDevice::submit(Recording& base) {
     return ++submitted_;
 }
 
-RunTimes CudaDevice::wait(uint64_t ticket) {
+RunTimes CudaDevice::wait(uint64_t ticket, const Poll&) {
     std::unique_lock lock(mutex_);
     throw_if_failed();
     if (ticket + IN_FLIGHT <= submitted_) return {};  // submit() has waited for it

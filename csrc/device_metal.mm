@@ -279,7 +279,7 @@ class MetalDevice final : public Device {
         return recording;
     }
 
-    uint64_t submit(Recording& recording) override {
+    uint64_t submit(Recording& recording, const Poll&) override {
         const auto* work = dynamic_cast<const MetalRecording*>(&recording);
         if (!work || work->context != context_) throw DeviceError("the recording belongs to another device");
         const std::lock_guard lock(submit_mutex_);  // tickets are given in the order of commits
@@ -293,7 +293,7 @@ class MetalDevice final : public Device {
         return ticket;
     }
 
-    RunTimes wait(uint64_t ticket) override { return context_->in_flight->wait(ticket); }
+    RunTimes wait(uint64_t ticket, const Poll&) override { return context_->in_flight->wait(ticket); }
 
   private:
     std::vector<std::pair<std::string, std::string>> features() const {
