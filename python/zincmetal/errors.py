@@ -5,6 +5,7 @@ Each message names the thing that is wrong (a key, a tensor, an argument) and, w
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 
@@ -54,14 +55,45 @@ class UsageError(ZincError, ValueError):
 
 def quote(text: str, limit: int = 80) -> str:
     """``text`` in quotes on one line, without control characters, cut to about ``limit`` characters."""
-    return repr(text if len(text) <= limit else text[:limit] + "…")
+    shown = str.__getitem__(text, slice(limit + 1))  # of whatever subclass: a plain string
+    return repr(shown if len(shown) <= limit else shown[:limit] + "…")
 
 
-def abbreviate(value: Any, limit: int = 60) -> str:
-    """A metadata value on one line; of arrays the first few elements."""
+def abbreviate(value: Any, limit: int = 60, depth: int = 3) -> str:
+    """Any value on one line of about ``limit`` characters; of arrays the first few elements. Never raises.
+
+    Metadata and arguments are shown so. Of hostile ones, integers have more digits than Python converts, ``repr``
+    raises, and lists hold themselves: below ``depth`` there is only "…".
+    """
+    try:
+        return _shown(value, limit, depth)
+    except Exception:
+        return f"an object of type {type(value).__name__}"
+
+
+def _shown(value: Any, limit: int, depth: int) -> str:
     if isinstance(value, str):
         return quote(value, limit)
-    if not hasattr(value, "__len__"):
-        return str(value)
-    shown = [abbreviate(v, 16) for v in value[:5]]
-    return f"[{', '.join(shown)}{', …' if len(value) > 5 else ''}]"
+    if isinstance(value, (bytes, bytearray)):
+        return repr(bytes(value[:limit])) + ("…" if len(value) > limit else "")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _digits(value, limit)
+    if depth == 0:
+        return "…"
+    if isinstance(value, dict):
+        first = islice(value.items(), 5)
+        shown = [f"{abbreviate(k, 16, depth - 1)}: {abbreviate(v, 16, depth - 1)}" for k, v in first]
+        return f"{{{', '.join(shown)}{', …' if len(value) > 5 else ''}}}"
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__") and getattr(value, "shape", None) != ():
+        shown = [abbreviate(v, 16, depth - 1) for v in value[:5]]
+        return f"[{', '.join(shown)}{', …' if len(value) > 5 else ''}]"
+    text = str(value)
+    return quote(text, limit) if len(text) > limit or not text.isprintable() else text
+
+
+def _digits(value: int, limit: int) -> str:
+    """All digits of an integer, or how many there are."""
+    bits = int.bit_length(value)
+    if bits <= 3 * limit:
+        return int.__repr__(value)
+    return f"an integer of about {int(bits * 0.30103) + 1} digits"
