@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import zincmetal
 from conftest import reference_models
-from zincmetal.candidates import N_CANDIDATES, Adjusted, Ranking, StepLogits, Totals
 from zincmetal import sampling
+from zincmetal.candidates import N_CANDIDATES, Adjusted, Ranking, StepLogits, Totals
 from zincmetal.errors import DeviceError, UsageError
 from zincmetal.memory import Memory
 from zincmetal.sampling import Sampler, SamplingParams
