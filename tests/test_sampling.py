@@ -82,16 +82,23 @@ def probabilities(logits, history, params):
 
 
 def excess(counts, want):
-    """By how many standard deviations of a normal variable the chi-square of these counts is too large, about."""
+    """By how many standard deviations of a normal variable the chi-square of these counts is too large, about.
+
+    Of small groups of tokens and of large ones, which show what is wrong by a little with many tokens.
+    """
     order = np.argsort(-want)
-    expected = want[order] * counts.sum()
-    bins = np.minimum(expected.cumsum() // 8, max(expected.sum() // 8 - 1, 0)).astype(int)
-    _, bins = np.unique(bins, return_inverse=True)
-    seen, expected = np.bincount(bins, counts[order]), np.bincount(bins, expected)
+    counts, expected = counts[order], want[order] * counts.sum()
+    return max(_excess(counts, expected, per_group) for per_group in (8, max(8, counts.sum() / 12)))
+
+
+def _excess(counts, expected, per_group):
+    last = max(expected.sum() // per_group - 1, 0)
+    _, groups = np.unique(np.minimum(expected.cumsum() // per_group, last), return_inverse=True)
+    counts, expected = np.bincount(groups, counts), np.bincount(groups, expected)
     k = expected.size - 1
     if k == 0:
         return 0.0
-    x = ((seen - expected) ** 2 / expected).sum()
+    x = ((counts - expected) ** 2 / expected).sum()
     return ((x / k) ** (1 / 3) - 1 + 2 / (9 * k)) / np.sqrt(2 / (9 * k))  # Wilson and Hilferty
 
 

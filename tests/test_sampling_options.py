@@ -187,14 +187,14 @@ def test_an_error_names_the_option_and_is_short(name, value):
     ids=lambda value: type(value).__name__,
 )
 def test_biases_that_are_none(value):
-    with pytest.raises(UsageError, match="^logit_bias must be a mapping of token ids to numbers or -inf") as raised:
+    with pytest.raises(UsageError, match=r"^logit_bias must be a mapping of token ids to numbers or -inf") as raised:
         SamplingParams(logit_bias=value)
     assert len(str(raised.value)) < 250
 
 
 @pytest.mark.parametrize("value", [5, True, "ab", [1], [None], lambda ids, x: x, HUGE, np.array(1)], ids=abbreviate)
 def test_processors_that_are_none(value):
-    with pytest.raises(UsageError, match="^logits_processors must be a sequence of functions, not "):
+    with pytest.raises(UsageError, match=r"^logits_processors must be a sequence of functions, not "):
         SamplingParams(logits_processors=value)
 
 

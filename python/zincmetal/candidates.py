@@ -199,8 +199,8 @@ class Adjusted:
         if unchanged < LEAST_UNCHANGED:
             return None
         base = max(known.base, float(new.max(initial=-LARGEST)))
-        log_unchanged = known.base - base + known.log_sum + math.log(unchanged)
-        mean_unchanged = known.base - base + (known.mean - float((share * below).sum())) / unchanged
+        log_unchanged = (known.base - base) + known.log_sum + math.log(unchanged)
+        mean_unchanged = (known.base - base) + (known.mean - float((share * below).sum())) / unchanged
         new = new - base
         log_sum = float(np.logaddexp.reduce(np.append(new, log_unchanged)))
         mean = math.exp(log_unchanged - log_sum) * mean_unchanged + float((np.exp(new - log_sum) * new).sum())

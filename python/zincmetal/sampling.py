@@ -339,12 +339,12 @@ def _most_of_others(ranking: Ranking, temperature: float) -> float:
     totals = ranking.totals()
     if totals is None or temperature > 1:
         return _INF
-    best = ranking.logits[0]
-    all_weights = math.exp(totals.log_sum + totals.base - best)
-    rest = all_weights * (1 + SUMS_ERROR) - np.exp(ranking.logits - best).sum()
+    best = float(ranking.logits[0])
+    all_weights = math.exp(totals.log_sum + (totals.base - best))
+    rest = all_weights * (1 + SUMS_ERROR) - float(np.exp(ranking.logits - best).sum())
     # That is at temperature 1; below, a token loses the more, the less probable it is.
     below = ranking.floor - best
-    return float(max(rest, 0.0) * np.exp(below / temperature - below))
+    return max(rest, 0.0) * math.exp(below / temperature - below)
 
 
 # ---- filters ------------------------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ def _keep_typical(ranking: Ranking, p: SamplingParams) -> Ranking | None:
     if n is None:
         return None
     # Tokens that are not in the ranking are less probable than all in it: they may be nearer to the entropy than some.
-    nearest_other = totals.log_sum + totals.base - ranking.floor - totals.entropy
+    nearest_other = totals.log_sum + (totals.base - ranking.floor) - totals.entropy
     if not ranking.whole and distance[order[n - 1]] >= nearest_other:
         return None
     return ranking.only(np.sort(order[:n]))
@@ -400,7 +400,7 @@ def _n_top_p(ranking: Ranking, top_p: float) -> int | None:
     if totals is None:
         return ranking.ids.size if ranking.whole else None
     best = ranking.logits[0]
-    return _reach(np.exp(ranking.logits - best), top_p * math.exp(totals.log_sum + totals.base - best), ranking.whole)
+    return _reach(np.exp(ranking.logits - best), top_p * math.exp(totals.log_sum + (totals.base - best)), ranking.whole)
 
 
 def _n_min_p(ranking: Ranking, min_p: float) -> int | None:
