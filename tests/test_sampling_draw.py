@@ -13,6 +13,7 @@ from kernel_lab import Lab
 from test_kernels_candidates import run
 from test_sampling import distribution, excess, probabilities
 from zincmetal.candidates import StepLogits, Totals
+from zincmetal.errors import DeviceError
 from zincmetal.noise import MASK, STEP, Noise, NoiseSource, _mix
 from zincmetal.sampling import HEAD, Sampler, SamplingParams
 
@@ -181,8 +182,9 @@ EXTREMES = [
 def test_logits_over_the_whole_range_of_float32(few, want, n):
     """From exact sums and from the kernels', which have no numbers for such differences."""
     logits, want = np.repeat(np.array(few, np.float32), n), np.repeat(want, n) / n
-    steps = [StepLogits.of(logits), StepLogits(run(Lab("native"), logits), logits, logits.size)]
-    assert n == 1 or few[0] - few[2] < 4e38 or steps[1].candidates().known is None
+    summaries = [run(Lab(lane), logits) for lane in ("native", "msl")]
+    steps = [StepLogits.of(logits), *(StepLogits(summary, logits, logits.size) for summary in summaries)]
+    assert few[0] - few[2] < 4e38 or {s.candidates().known for s in steps[1:]} == {None}
     for options in ({}, {"top_p": 0.9999}, {"typical_p": 1 - 1e-9}, {"min_p": 1e-6}, {"top_k": 350}):
         for temperature in (1e-20, 0.7, 1.0, 2.0):
             with np.errstate(all="raise", under="ignore"):
@@ -240,6 +242,45 @@ def test_a_call_that_is_repeated_gives_the_same_text(smollm2, options):
             first, second = (model.generate(prompt, **options).tokens for _ in range(2))
             differ += first != second
     assert differ <= 1
+
+
+QWEN2 = reference_models("qwen2")[0]
+
+
+def damaged(folder, tensor, at, value):
+    """A small model with this value in a tensor of floats, or as the scale of a row's first block."""
+    with zincmetal.gguf.open(QWEN2) as file:
+        info = file.tensors[tensor]
+        row = info.nbytes // info.shape[0] if len(info.shape) > 1 else 0
+    image = bytearray(QWEN2.read_bytes())
+    if row:
+        image[info.offset + at * row : info.offset + at * row + 2] = np.float16(value).tobytes()
+    else:
+        image[info.offset + 4 * at : info.offset + 4 * at + 4] = np.float32(value).tobytes()
+    path = folder / "damaged.gguf"
+    path.write_bytes(image)
+    return path
+
+
+@pytest.mark.parametrize("lane", ["msl", "native"])
+@pytest.mark.parametrize(
+    ("tensor", "at", "value"),
+    [
+        ("output_norm.weight", 0, math.inf),
+        ("output_norm.weight", 3, math.nan),
+        ("output_norm.weight", 5, -3e38),
+        ("output.weight", 0, math.inf),
+        ("output.weight", 40, math.nan),
+        ("output.weight", 77, -math.inf),
+    ],
+)
+def test_logits_that_are_not_finite_end_a_text_in_every_setting(tmp_path, monkeypatch, lane, tensor, at, value):
+    monkeypatch.setenv("ZINCMETAL_NATIVE", "0" if lane == "msl" else "1")
+    with zincmetal.load(damaged(tmp_path, tensor, at, value), device="cpu", context=32) as model:
+        for options in ({}, {"temperature": 1.0}, {"repeat_penalty": 1.1}, {"logits_processors": [lambda ids, x: x]}):
+            for prompt in ([1], [1, 2, 3]):
+                with pytest.raises(DeviceError, match="the model's logits are"):
+                    model.generate(prompt, max_tokens=4, **options)
 
 
 def test_a_text_goes_on_from_its_middle_as_it_did():
