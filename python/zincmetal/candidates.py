@@ -177,7 +177,8 @@ class Adjusted:
         """The candidates and the changed tokens, as far down as no other token can come between."""
         if self._ids.size == 0:
             return candidates
-        unchanged = ~np.isin(candidates.ids, self._ids)
+        at = self._ids.searchsorted(candidates.ids).clip(max=self._ids.size - 1)
+        unchanged = self._ids[at] != candidates.ids
         ids = np.concatenate([candidates.ids[unchanged], self._ids])
         logits = np.concatenate([candidates.logits[unchanged], self._values])
         floor = candidates.floor

@@ -249,11 +249,13 @@ def _penalised(logits: F64Array, counts: IdArray, p: SamplingParams) -> F64Array
     """Logits of tokens that are there so many times."""
     if not counts.size:
         return logits
-    with np.errstate(over="ignore"):
-        scaled = np.where(logits > 0, logits / p.repeat_penalty, logits * p.repeat_penalty)
-        penalty = p.presence_penalty + p.frequency_penalty * counts.astype(np.float64)
     # A product that overflowed is as good as the largest number; a token that is forbidden stays so.
-    return _sum(np.where(logits == -np.inf, logits, _bounded(scaled)), -_bounded(penalty))
+    with np.errstate(over="ignore"):
+        scaled = _bounded(np.where(logits > 0, logits / p.repeat_penalty, logits * p.repeat_penalty))
+        penalty = _bounded(p.presence_penalty + p.frequency_penalty * counts.astype(np.float64))
+    changed = _bounded(scaled - penalty)
+    changed[logits == -np.inf] = -np.inf
+    return changed
 
 
 def _sum(logits: F64Array, more: F64Array) -> F64Array:
