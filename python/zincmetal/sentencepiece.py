@@ -117,9 +117,9 @@ class SentencePiece:
         while waiting:
             part = waiting.pop()
             i = self._ids.get(part)
-            if i in self._unused and part in split:
+            if part in split:
                 waiting += reversed(split[part])
-            elif i is not None:
+            elif i is not None and i not in self._unused:
                 ids.append(i)
             elif self._bytes:
                 ids += map(self._bytes.__getitem__, utf8(part))
