@@ -24,8 +24,8 @@ _ENDS = _names(
     "<|im_end|> <|eot_id|> <|eom_id|> <|eot|> <|eom|> <|end|> <|endoftext|> <|end_of_text|> <|end_of_turn|> <|eos|> "
     "<|EOT|> <|return|> <|call|> <|calls|> <|flush|> <|END_OF_TURN_TOKEN|> <EOS_TOKEN> <end_of_turn> <turn|> "
     "<|tool_response> <end_of_utterance> [|endofturn|] <|endofturn|> <|endofresponse|> <|endofassistant|> "
-    "<|assistant_end|> <|role_end|> <|message_sep|> <|end_of_sentence|> <｜end▁of▁sentence｜> "
-    "<[end▁of▁sentence]> <seed:eos> <|plamo:eos|> [e~[ <eos> _<EOT> ▁<EOT>"
+    "<|assistant_end|> <|end_of_msg|> <end_of_sentence> <|role_end|> <|message_sep|> <|end_of_sentence|> "
+    "<｜end▁of▁sentence｜> <[end▁of▁sentence]> <seed:eos> <|plamo:eos|> [e~[ <eos> _<EOT> ▁<EOT>"
 )
 # These are ordinary text in some vocabularies ("</s>" is HTML): they end a text where the file makes them special.
 _ENDS_WHERE_SPECIAL = _names("</s> [EOS] [EOT] <EOT> [PAD] <PAD> <eoa>")
@@ -35,23 +35,23 @@ _FILE_ENDS = _names(
     "<REPO> <reponame>"
 )
 _FILE_END_KEYS = ("fim_pad", "fim_rep", "fim_sep")
-# Vocabularies whose ends are known by another token of theirs: what it is, what ends there, and what does not.
+# Vocabularies that are known by some tokens of theirs: what ends there as well, and what does not.
 _FAMILIES = (
     (("<|return|>", "<|call|>"), (), ("<|end|>",)),  # harmony: "<|end|>" only ends a message
     (("<|flush|>", "<|calls|>"), (), ("<|end|>",)),  # Solar, likewise
     (("[gMASK]", "<|observation|>"), ("<|user|>", "<|observation|>"), ()),  # GLM: the next turn's opening ends one
-    (("<|tool_response>",), (), ("</s>",)),  # Gemma 4: HTML
-    (("<|plamo:eos|>",), (), ("</s>",)),
 )
+_HTML = frozenset({"<|tool_response>", "<|plamo:eos|>"})  # Gemma 4's and PLaMo's: there "</s>" is text for sure
 # Tokens that open a turn or stand inside of its header.
 _OPENINGS = _names(
     "<start_of_turn> <|turn> [INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] ]~b] ]~!b[ <bos> [BOS] [gMASK] <sop> "
-    "<seed:bos> [|system|] [|user|] [|assistant|] <start_of_role> <end_of_role>"
+    "<seed:bos> [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] "
+    "[|system|] [|user|] [|assistant|] <start_of_role> <end_of_role>"
 )
 _PIPED = re.compile(r"<[|｜][^\s<>]+[|｜]>")
-_BRACKETED = re.compile(r"<[^\s<>]{1,60}>|\[[^\s\[\]']{1,60}[\]\[]|\][^\s\[\]']{1,60}[\]\[]")
-_NOT_OF_TURNS = re.compile(r"think|reason|tool|image|audio|video|vision|code|func", re.IGNORECASE)
-_ENDING = re.compile(r"end|eo[stm]\b|eo[stm]_|stop|</s>", re.IGNORECASE)
+_BRACKETED = re.compile(r"<[^\s<>]{1,60}>|\[[A-Z/|][^\s\[\]']{1,60}\]|\[[^\s\[\]']{1,60}\[|\][^\s\[\]']{1,60}[\]\[]")
+_NOT_OF_TURNS = re.compile(r"think|reason|tool|image|audio|video|vision|media|code|func|result|response", re.IGNORECASE)
+_ENDING = re.compile(r"end|eo[stm]\b|eo[stm]_|stop|</(s|assistant|model|bot)>", re.IGNORECASE)
 # In a template: what may stand between an expression and the text that follows, or the other way round.
 _GLUE = r"""(?:\s|[-+~'"(){}%\]]|\\n|\|\s*\w+|\.\w+\([^()]*\))*"""
 _AFTER_CONTENT = re.compile(rf"""(?<![A-Za-z_])content['"]?{_GLUE}\Z""")
@@ -88,11 +88,13 @@ def find_roles(meta: Metadata, vocab: Vocabulary, sentencepiece: bool) -> Roles:
     written = _Template(meta.template(), vocab)
     if not vocab.typed:
         vocab.set_type({named[name] for name in ("bos", "eos") if name in named}, TokenType.CONTROL)
-    by_name = _ends_by_name(vocab, ends | written.ends)
+    by_name = _ends_by_name(vocab, ends)
+    if (ends | by_name).isdisjoint(written.ids) and not ("eos" in named and "eos_token" in written.source):
+        by_name |= written.ends  # a template of another family: what it writes after a content ends a turn
     structure = written.turns | infill | {i for name in _OPENINGS for i in vocab.all_ids(name) if _is_added(vocab, i)}
     structure |= {i for name, i in named.items() if name in ("bos", "eos", "eot", "eom")}
     _correct_types(vocab, ends | by_name | structure, written.ids)
-    return Roles(named, frozenset(_without_exceptions(vocab, ends | by_name | written.ends, ends)))
+    return Roles(named, frozenset(_without_exceptions(vocab, ends | by_name)))
 
 
 def ends_of_ids(meta: Metadata) -> frozenset[int]:
@@ -109,7 +111,8 @@ def _ids_of_ends(meta: Metadata, n: int) -> Iterator[int]:
 def _ends_by_name(vocab: Vocabulary, ends: set[int]) -> set[int]:
     """The ids of the well-known names, and of what the vocabulary's family ends with."""
     found = {i for name in _ENDS | _FILE_ENDS for i in vocab.all_ids(name)}
-    unsure = (i for name in _ENDS_WHERE_SPECIAL for i in vocab.all_ids(name))
+    names = _ENDS_WHERE_SPECIAL if _HTML.isdisjoint(vocab.ids) else _ENDS_WHERE_SPECIAL - {"</s>"}
+    unsure = (i for name in names for i in vocab.all_ids(name))
     found |= {i for i in unsure if not vocab.typed or vocab.types[i] in SPECIAL or i in ends}
     for marks, more, _ in _FAMILIES:
         if all(mark in vocab.ids for mark in marks):
@@ -117,10 +120,10 @@ def _ends_by_name(vocab: Vocabulary, ends: set[int]) -> set[int]:
     return found
 
 
-def _without_exceptions(vocab: Vocabulary, ends: set[int], by_id: set[int]) -> set[int]:
+def _without_exceptions(vocab: Vocabulary, ends: set[int]) -> set[int]:
     for marks, _, less in _FAMILIES:
         if all(mark in vocab.ids for mark in marks):
-            ends -= {i for name in less for i in vocab.all_ids(name)} - by_id
+            ends -= {i for name in less for i in vocab.all_ids(name)}
     return ends
 
 
@@ -152,6 +155,7 @@ class _Template:
     """The tokens that a chat template writes: `ids` of all, `turns` of those around roles and contents, `ends`."""
 
     def __init__(self, source: str, vocab: Vocabulary) -> None:
+        self.source = source
         self.ids: set[int] = set()
         self.turns: set[int] = set()
         self.ends: set[int] = set()

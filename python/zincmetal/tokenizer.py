@@ -206,13 +206,17 @@ class Tokenizer:
 
         Where the file asks for a begin token there is exactly one in front, whether `text` brings it or not.
         """
-        ids = self.encode(text, add_bos=False, parse_special=parse_special, add_eos=False)
+        if not isinstance(text, str):
+            raise UsageError(f"a text is needed as a prompt, not {described(text)}")
         if not self.add_bos or self.bos_id is None:
-            return ids
-        if parse_special and self.bos_text and text.lstrip().startswith(self.bos_text):
-            first = ids.index(self.bos_id)
-        else:
-            first, ids = 0, [self.bos_id, *ids]
+            return self.encode(text, add_bos=False, parse_special=parse_special, add_eos=False)
+        brings = parse_special and len(self.bos_text) > 1 and text.lstrip().startswith(self.bos_text)
+        if brings and self.bos_text not in self._special.control:  # typed as a piece of text, which a template writes
+            text = text.lstrip().removeprefix(self.bos_text)
+        ids = self.encode(text, add_bos=False, parse_special=parse_special, add_eos=False)
+        if not brings or self.bos_id not in ids:
+            ids.insert(0, self.bos_id)
+        first = ids.index(self.bos_id)
         while ids[first + 1 : first + 2] == [self.bos_id]:
             del ids[first]
         return ids
