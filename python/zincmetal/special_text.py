@@ -45,10 +45,14 @@ class SpecialText:
     Args:
         control: tokens that count in text only where special tokens are parsed.
         defined: tokens that count in any text; here they only keep a control token from beginning inside of them.
+        strips: control tokens that swallow the spaces and line breaks behind them.
     """
 
-    def __init__(self, control: Mapping[str, int], defined: Mapping[str, int]) -> None:
+    def __init__(
+        self, control: Mapping[str, int], defined: Mapping[str, int], strips: frozenset[int] = frozenset()
+    ) -> None:
         self.control = control
+        self._strips = strips
         self._ids = frozenset(control.values())
         self._all = Matcher({**defined, **control})
         self._names = {i: text for text, i in defined.items()}
@@ -59,14 +63,20 @@ class SpecialText:
         A mark keeps the characters around it from being one token; then it goes, so that what was marked is
         tokenized together with its neighbours as plain text is.
         """
-        plain = ""
+        plain: list[str] = []
+        strip = False
         for part in self._all.split(text):
-            if isinstance(part, int) and part in self._ids:
-                if plain := plain.replace(MARK, ""):
-                    yield plain
-                yield part
-                plain = ""
+            if not isinstance(part, int):
+                plain.append(part.lstrip() if strip and not plain else part)
+            elif part not in self._ids:
+                plain.append(self._names[part])
             else:
-                plain += self._names[part] if isinstance(part, int) else part
-        if plain := plain.replace(MARK, ""):
-            yield plain
+                yield from _joined(plain)
+                yield part
+                plain, strip = [], part in self._strips
+        yield from _joined(plain)
+
+
+def _joined(parts: list[str]) -> Iterator[str]:
+    if text := "".join(parts).replace(MARK, ""):
+        yield text

@@ -151,8 +151,11 @@ class Tokenizer:
             if token is None and wanted and meta.has(f"add_{name}_token"):
                 warn("%sadd_%s_token is set, but there is no %s%s_token_id: none is added", KEY, name, KEY, name)
         self.add_bos, self.add_eos = self.add_bos and self.bos_id is not None, self.add_eos and self.eos_id is not None
-        defined = vocab.of_types(TokenType.USER_DEFINED)
-        self._special = SpecialText(vocab.of_types(*SPECIAL), defined)
+        control, defined = vocab.of_types(*SPECIAL), vocab.of_types(TokenType.USER_DEFINED)
+        # Phi-3's tokens for turns swallow the line break that its template writes behind them; no key says so.
+        phi3 = sentencepiece and meta.general("architecture") == "phi3"
+        strips = (i for text, i in control.items() if text not in ("<unk>", "<s>", "<|endoftext|>"))
+        self._special = SpecialText(control, defined, frozenset(strips if phi3 else ()))
         self.control_texts = tuple(self._special.control)
         self.special_texts = {f"{name}_token": vocab.tokens[i] for name, i in roles.named.items()}
 
