@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from tokenizers import Regex, pre_tokenizers
-from vocab_builder import BYTE, CONTROL, LETTERS, NORMAL, byte_level, letters, sentencepiece, texts_of
 
+from vocab_builder import BYTE, CONTROL, LETTERS, NORMAL, byte_level, letters, sentencepiece, texts_of
 from zincmetal.errors import TokenizerError
 from zincmetal.pre_tokenizers import PRE_TOKENIZERS, REFUSED
 from zincmetal.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ def test_flags_that_belong_to_a_name(name: str, whole: bool, bos: bool) -> None:
 
 
 def test_a_name_that_cannot_be_run_is_refused_with_the_reason() -> None:
-    with pytest.raises(TokenizerError, match="'whitespace'.*drops the spaces"):
+    with pytest.raises(TokenizerError, match=r"'whitespace'.*drops the spaces"):
         Tokenizer.from_metadata(byte_level(pre="whitespace"))
 
 

