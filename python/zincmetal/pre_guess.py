@@ -12,6 +12,15 @@ from .vocabulary import BYTE_OF_LETTER, KEY, SPACE, Metadata, TokenType, Vocabul
 _BYTE_SPACE = "\u0120"  # what a byte-level vocabulary writes for a space
 
 
+_MODELS = ("gpt2", "gemma4", "llama")
+
+
+def check_model(meta: Metadata) -> None:
+    """Raise TokenizerError where the vocabulary is of no kind that is run."""
+    if (kind := meta.text("model")) not in _MODELS:
+        raise TokenizerError(f"{KEY}model is {quote(kind)}; known are {', '.join(map(repr, _MODELS))}")
+
+
 def is_sentencepiece(meta: Metadata, vocab: Vocabulary) -> bool:
     """Whether pieces merge by score, as in a vocabulary of SentencePiece. Tells it by the tokens, too."""
     kind = meta.text("model")
@@ -20,11 +29,11 @@ def is_sentencepiece(meta: Metadata, vocab: Vocabulary) -> bool:
         if byte_level:
             warn("%smodel is 'llama', but the tokens are those of a byte-level vocabulary: taken as 'gpt2'", KEY)
         return not byte_level
-    if kind == "gemma4":
-        return False
-    if kind != "gpt2":
-        raise TokenizerError(f"{KEY}model is {quote(kind)}; known are 'gpt2', 'gemma4' and 'llama'")
-    if BYTE_OF_LETTER.keys() <= vocab.ids.keys() or (_named(meta) and PRE_TOKENIZERS[meta.text("pre")].spaces):
+    if (
+        kind == "gemma4"
+        or BYTE_OF_LETTER.keys() <= vocab.ids.keys()
+        or (_named(meta) and PRE_TOKENIZERS[meta.text("pre")].spaces)
+    ):
         return False
     pieces = meta.has("scores") and _starting(vocab, SPACE) > _starting(vocab, _BYTE_SPACE)
     if pieces:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, SupportsIndex
 from .byte_level import RankedMerges, read_merges
 from .decoding import StreamDecoder
 from .errors import TokenizerError, UsageError
-from .pre_guess import is_sentencepiece, pre_tokenizer_name
+from .pre_guess import check_model, is_sentencepiece, pre_tokenizer_name
 from .pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, named
 from .roles import ends_of_ids, find_roles
 from .sentencepiece import SentencePiece, read_scores, set_byte_types
@@ -78,13 +78,14 @@ class Tokenizer:
     def __init__(self, metadata: Mapping[str, Any], only_ids: bool = False) -> None:
         """See :meth:`from_metadata`, and :meth:`for_ids` for `only_ids`."""
         meta = Metadata(metadata)
-        meta.text("model")
+        check_model(meta)
         self._vocab = vocab = Vocabulary.read(meta)
         self.vocab_size = len(vocab)
         sentencepiece = is_sentencepiece(meta, vocab)
         if sentencepiece and not vocab.typed:
             set_byte_types(vocab)
         self._texts: tuple[dict[int, str], dict[int, str]] = ({}, {})  # of tokens that a stream has met: whole ones
+        self._space_prefix = sentencepiece and meta.flag("add_space_prefix", True)
         pre = PreTokenizer((), add_bos=sentencepiece)
         try:
             pre = pre if sentencepiece else named(pre_tokenizer_name(meta, vocab))
@@ -104,9 +105,7 @@ class Tokenizer:
     def _recipe(self, meta: Metadata, sentencepiece: bool, pre: PreTokenizer) -> Callable[[], _Encoder]:
         """What builds the encoder, from lists that are read now: the file may be closed by then."""
         vocab = self._vocab
-        self._space_prefix = False
         if sentencepiece:
-            self._space_prefix = meta.flag("add_space_prefix", True)
             unknown = meta.token_id("unknown_token_id", len(vocab))
             return partial(SentencePiece, read_scores(meta, vocab), vocab, self._space_prefix, unknown)
         if not pre.spaces and BYTE_OF_LETTER.keys().isdisjoint(vocab.ids):

@@ -49,12 +49,12 @@ class Metadata:
 
     def is_off(self, key: str) -> bool:
         """Whether a value, by its full name, is false, 0 or empty."""
-        value = self._values[key]
+        value = self._value(key)
         return len(value) == 0 if hasattr(value, "__len__") else not value
 
     def shown(self, key: str) -> str:
         """A value, by its full name, as messages show it."""
-        return abbreviate(self._values[key])
+        return abbreviate(self._value(key))
 
     def general(self, name: str) -> str:
         """A string of `general.*`, or an empty one."""
@@ -67,14 +67,17 @@ class Metadata:
         self.read.update(names)
         return "\n".join(value for name in names if isinstance(value := self._values[name], str))
 
-    def _get(self, name: str, kind: str) -> Any:
-        self.read.add(KEY + name)
+    def _value(self, key: str) -> Any:
         try:
-            value = self._values.get(KEY + name)
+            return self._values.get(key)
         except ZincError:
             raise
         except ValueError as error:  # what a map says that was closed while it was read
-            raise UsageError(f"the file was closed while {KEY}{name} was read: {error}") from error
+            raise UsageError(f"the file was closed while {key} was read: {error}") from error
+
+    def _get(self, name: str, kind: str) -> Any:
+        self.read.add(KEY + name)
+        value = self._value(KEY + name)
         if value is None:
             raise TokenizerError(f"{KEY}{name} is missing: this file cannot be tokenized without its {kind}")
         return value
@@ -82,7 +85,7 @@ class Metadata:
     def has(self, name: str) -> bool:
         """Whether the file has the key (which reads no list)."""
         self.read.add(KEY + name)
-        return KEY + name in self._values and (name in _LISTS or self._values.get(KEY + name) is not None)
+        return KEY + name in self._values and (name in _LISTS or self._value(KEY + name) is not None)
 
     def text(self, name: str) -> str:
         """A string."""
