@@ -219,6 +219,41 @@ def test_vocabulary_without_bytes_is_built_without_a_word(caplog: pytest.LogCapt
         tokenizer.encode("t0")
 
 
+class Raises:
+    """An integer that is none."""
+
+    def __index__(self) -> int:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("token", [10**5000, -(10**5000), Raises(), None, np.zeros(2), 1.0], ids=range(6))
+def test_what_is_no_id_is_a_usage_error(token: Any) -> None:
+    for tokenizer in (Tokenizer.from_metadata(byte_level()), Tokenizer.for_ids({})):
+        if tokenizer.vocab_size or not isinstance(token, int):
+            with pytest.raises(UsageError, match="token id"):
+                tokenizer.decode([token])
+            with pytest.raises(UsageError, match="token id"):
+                tokenizer.stream().push(token)
+        with pytest.raises(UsageError, match="token ids are needed"):
+            tokenizer.decode(5)  # type: ignore[arg-type]
+
+
+def test_metadata_with_integers_of_any_length(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = Tokenizer.from_metadata(byte_level(eos_token_id=10**5000, suppress_tokens=[2, -(10**5000)]))
+    assert (tokenizer.eos_id, tokenizer.suppressed) == (None, {2})
+    assert ["an integer of 16610 bits" in message for message in messages(caplog)] == [True, True]
+
+
+def test_a_list_that_is_not_utf8_leaves_ids(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    keys = [b.key(K + "model", b.STR, b.string("gpt2")), b.key(K + "tokens", b.ARRAY, b.strings([b"a", b"\xff"]))]
+    path.write_bytes(b.gguf([b.key("general.architecture", b.STR, b.string("llama")), *keys]))
+    with gguf.open(path) as file:
+        assert Tokenizer.for_ids(file.metadata).decode([1]) == ""
+        with pytest.raises(TokenizerError, match="not UTF-8"):
+            Tokenizer.from_metadata(file.metadata)
+
+
 # --- files that close
 
 

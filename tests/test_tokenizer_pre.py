@@ -156,7 +156,9 @@ def test_pieces_with_scores_that_say_gpt2(caplog: pytest.LogCaptureFixture) -> N
     meta = sentencepiece({"▁": -1.0, "a": -2.0, "b": -3.0, "ab": -1.5, "▁ab": -1.2})
     wrong = Tokenizer.from_metadata(meta | {"tokenizer.ggml.model": "gpt2"})
     assert "taken as 'llama'" in warnings_of(caplog)
+    ranked = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.scores": None, "tokenizer.ggml.merges": ["▁ ab", "a b"]}
+    by_merges = Tokenizer.from_metadata({k: v for k, v in (meta | ranked).items() if v is not None})
     right = Tokenizer.from_metadata(meta)
     for text in ("ab ab", "é b", "a\n"):
-        assert wrong.encode(text) == right.encode(text)
+        assert wrong.encode(text) == by_merges.encode(text) == right.encode(text)
         assert wrong.decode(wrong.encode(text, add_bos=False)) == text

@@ -29,20 +29,19 @@ def is_sentencepiece(meta: Metadata, vocab: Vocabulary) -> bool:
         if byte_level:
             warn("%smodel is 'llama', but the tokens are those of a byte-level vocabulary: taken as 'gpt2'", KEY)
         return not byte_level
-    if (
-        kind == "gemma4"
-        or BYTE_OF_LETTER.keys() <= vocab.ids.keys()
-        or (_named(meta) and PRE_TOKENIZERS[meta.text("pre")].spaces)
-    ):
+    if kind == "gemma4" or BYTE_OF_LETTER.keys() <= vocab.ids.keys() or _spaces_by_name(meta):
         return False
-    pieces = meta.has("scores") and _starting(vocab, SPACE) > _starting(vocab, _BYTE_SPACE)
+    ordered = meta.has("scores") or meta.has("merges")
+    pieces = ordered and _starting(vocab, SPACE) > _starting(vocab, _BYTE_SPACE)
     if pieces:
-        warn("%smodel is 'gpt2', but the tokens are SentencePiece's, with scores: taken as 'llama'", KEY)
+        warn("%smodel is 'gpt2', but the tokens are SentencePiece's: taken as 'llama'", KEY)
     return pieces
 
 
-def _named(meta: Metadata) -> bool:
-    return meta.has("pre") and meta.text("pre") in PRE_TOKENIZERS
+def _spaces_by_name(meta: Metadata) -> bool:
+    """Whether the pre-tokenizer is one whose tokens are plain text with "▁" for a space."""
+    row = PRE_TOKENIZERS.get(meta.text("pre")) if meta.has("pre") else None
+    return row is not None and row.spaces
 
 
 def _starting(vocab: Vocabulary, letter: str) -> int:

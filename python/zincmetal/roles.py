@@ -46,7 +46,11 @@ _HTML = frozenset({"<|tool_response>", "<|plamo:eos|>"})  # Gemma 4's and PLaMo'
 _OPENINGS = _names(
     "<start_of_turn> <|turn> [INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] ]~b] ]~!b[ <bos> [BOS] [gMASK] <sop> "
     "<seed:bos> [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] "
-    "[|system|] [|user|] [|assistant|] <start_of_role> <end_of_role>"
+    "[|system|] [|user|] [|assistant|] <start_of_role> <end_of_role> <|im_start|> <|im_user|> <|im_assistant|> "
+    "<|im_system|> <|im_middle|> <|im_sep|> <|start_header_id|> <|end_header_id|> <|header_start|> <|header_end|> "
+    "<|begin_of_text|> <|startoftext|> <|system|> <|user|> <|assistant|> <|observation|> <|start|> <|message|> "
+    "<|channel|> <|begin|> <|content|> <|start_of_role|> <|end_of_role|> <|START_OF_TURN_TOKEN|> <|SYSTEM_TOKEN|> "
+    "<|USER_TOKEN|> <|CHATBOT_TOKEN|> <｜begin▁of▁sentence｜> <｜User｜> <｜Assistant｜> <|role_start|> <|role_sep|>"
 )
 _PIPED = re.compile(r"<[|｜][^\s<>]+[|｜]>")
 _BRACKETED = re.compile(r"<[^\s<>]{1,60}>|\[[A-Z/|][^\s\[\]']{1,60}\]|\[[^\s\[\]']{1,60}\[|\][^\s\[\]']{1,60}[\]\[]")

@@ -252,10 +252,11 @@ class Tokenizer:
     def _checked(self, token: SupportsIndex) -> int:
         try:
             i = operator.index(token)
-        except TypeError:
+        except Exception:  # TypeError, or what an __index__ of somebody's raises
             raise UsageError(f"a token id is an integer, not {described(token)}") from None
         if not 0 <= i < self.vocab_size:
-            raise UsageError(f"token id {i} is outside the vocabulary of {self.vocab_size} tokens")
+            shown = described(i).removesuffix(" (int)")
+            raise UsageError(f"token id {shown} is outside the vocabulary of {self.vocab_size} tokens")
         return i
 
     def is_special(self, token: SupportsIndex) -> bool:
@@ -275,6 +276,8 @@ class Tokenizer:
             UsageError: an id is not of this vocabulary.
         """
         stream = self.stream(skip_special, continues)
+        if not isinstance(ids, Iterable):
+            raise UsageError(f"token ids are needed to decode, not {described(ids)}")
         return "".join(map(stream.push, ids)) + stream.finish()
 
     def stream(self, skip_special: bool = False, continues: bool = False) -> StreamDecoder:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from .errors import TokenizerError, UsageError, ZincError, abbreviate, quote
+from .errors import GGUFError, TokenizerError, UsageError, ZincError, abbreviate, quote
 
 KEY = "tokenizer.ggml."
 SPACE = "\u2581"  # what SentencePiece writes for a space
@@ -70,6 +70,8 @@ class Metadata:
     def _value(self, key: str) -> Any:
         try:
             return self._values.get(key)
+        except GGUFError as error:  # of a list that is not what its type says
+            raise TokenizerError(str(error)) from error
         except ZincError:
             raise
         except ValueError as error:  # what a map says that was closed while it was read
@@ -126,7 +128,8 @@ class Metadata:
             raise TokenizerError(f"{KEY}{name} is {described(value)}; an id below {n_tokens} is needed")
         ids = [i for i in numbers if i is not None and 0 <= i < n_tokens]
         for outside in (i for i in numbers if i not in ids):
-            warn("%s%s is %s, and the file has %d tokens: taken as not set", KEY, name, abbreviate(outside), n_tokens)
+            shown = described(outside).removesuffix(" (int)")
+            warn("%s%s is %s, and the file has %d tokens: taken as not set", KEY, name, shown, n_tokens)
         return ids
 
     def strings(self, name: str) -> list[str]:
@@ -175,13 +178,15 @@ def as_integer(value: object) -> int | None:
         return None
     try:
         return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
+    except Exception:  # TypeError, or what an __index__ of somebody's raises
         return None
 
 
 def described(value: object) -> str:
     """A value as error messages show it: never long."""
     kind = type(value).__name__
+    if isinstance(value, int) and value.bit_length() > 128:  # Python prints no thousands of digits
+        return f"an integer of {value.bit_length()} bits"
     return f"{abbreviate(value)} ({kind})" if isinstance(value, (bool, int, float, str)) else f"of type {kind}"
 
 
