@@ -98,6 +98,14 @@ def test_a_mark_of_ones_own_is_harmless() -> None:
     assert tokenizer.encode(f"<|im{MARK}<|im_end|>", parse_special=True) == [*tokenizer.encode("<|im"), END]
 
 
+def test_a_control_token_of_one_character_is_marked_behind_it() -> None:
+    tokenizer = Tokenizer.from_metadata(byte_level(special={"§": CONTROL, "§§": CONTROL}))
+    assert tokenizer.encode("a§§§", parse_special=True)[1:] == [257, 256]
+    for text in ("a§b", "§§", "§§§"):
+        marked = text.replace("§", "§" + MARK)
+        assert tokenizer.encode(marked, parse_special=True) == tokenizer.encode(text)
+
+
 def test_of_tokens_that_overlap_the_longest_at_the_leftmost_place_counts() -> None:
     special = {"<|a|>": CONTROL, "<|a|><": CONTROL, "<b>": CONTROL, "|><b": USER_DEFINED}
     tokenizer = Tokenizer.from_metadata(byte_level(special=special))

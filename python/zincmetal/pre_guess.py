@@ -79,6 +79,7 @@ _MARKS: tuple[tuple[str, str, Callable[[int], bool]], ...] = (
     ("seed-coder", "<seed:bos>", lambda n: True),
     ("exaone", "[|endofturn|]", lambda n: True),
     ("falcon", ">>TITLE<<", lambda n: n < 70_000),
+    ("falcon3", ">>TITLE<<", lambda n: n > 130_000),
     ("tekken", "[INST] [AVAILABLE_TOOLS]", lambda n: n > 100_000),
     ("qwen35", "<|im_start|> <|endoftext|>", lambda n: n > 200_000),
     ("qwen2", "<|im_start|> <|endoftext|>", lambda n: 150_000 < n < 160_000),

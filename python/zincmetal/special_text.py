@@ -28,7 +28,7 @@ class Matcher:
         while self._first is not None and (found := self._first.search(text, at)):
             at = found.start()
             token = next((t for n in self._lengths[text[at]] if (t := text[at : at + n]) in self._tokens), None)
-            if token is None:
+            if token is None or text[at + 1 : at + 2] == MARK:  # a token of one character is marked behind it
                 at += 1
                 continue
             if at > end:
