@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from .errors import TokenizerError, quote
-from .pre_tokenizers import PRE_TOKENIZERS
+from .pre_tokenizers import SPACED
 from .vocabulary import BYTE_OF_LETTER, KEY, SPACE, Metadata, TokenType, Vocabulary, warn
 
 _BYTE_SPACE = "\u0120"  # what a byte-level vocabulary writes for a space
@@ -29,19 +29,17 @@ def is_sentencepiece(meta: Metadata, vocab: Vocabulary) -> bool:
         if byte_level:
             warn("%smodel is 'llama', but the tokens are those of a byte-level vocabulary: taken as 'gpt2'", KEY)
         return not byte_level
-    if kind == "gemma4" or BYTE_OF_LETTER.keys() <= vocab.ids.keys() or _spaces_by_name(meta):
+    if (
+        kind == "gemma4"
+        or BYTE_OF_LETTER.keys() <= vocab.ids.keys()
+        or (meta.has("pre") and meta.text("pre") in SPACED)
+    ):
         return False
     ordered = meta.has("scores") or meta.has("merges")
     pieces = ordered and _starting(vocab, SPACE) > _starting(vocab, _BYTE_SPACE)
     if pieces:
         warn("%smodel is 'gpt2', but the tokens are SentencePiece's: taken as 'llama'", KEY)
     return pieces
-
-
-def _spaces_by_name(meta: Metadata) -> bool:
-    """Whether the pre-tokenizer is one whose tokens are plain text with "▁" for a space."""
-    row = PRE_TOKENIZERS.get(meta.text("pre")) if meta.has("pre") else None
-    return row is not None and row.spaces
 
 
 def _starting(vocab: Vocabulary, letter: str) -> int:
