@@ -62,7 +62,7 @@ def test_a_name_that_cannot_be_run_is_refused_with_the_reason() -> None:
         Tokenizer.from_metadata(byte_level(pre="whitespace"))
 
 
-SPACED = {
+MARKED_SPACES = {
     "tokens": ["<pad>", "<bos>", *(f"<0x{b:02X}>" for b in range(256)), *"▁abé\n", "ab", "▁ab", "\n\n", "<|turn>"],
     "token_type": [CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * 8, CONTROL],
     "merges": ["a b", "▁ ab", "\n \n"],
@@ -72,7 +72,7 @@ SPACED = {
 
 @pytest.mark.parametrize("keys", [{"model": "gemma4"}, {"model": "gpt2", "pre": "gemma4"}])
 def test_merges_over_plain_text_with_marked_spaces(keys: dict[str, str]) -> None:
-    tokenizer = Tokenizer.from_metadata({f"tokenizer.ggml.{k}": v for k, v in (SPACED | keys).items()})
+    tokenizer = Tokenizer.from_metadata({f"tokenizer.ggml.{k}": v for k, v in (MARKED_SPACES | keys).items()})
     ids = tokenizer.encode("ab ab\n\né🦙", parse_special=True)
     assert [tokenizer.token_bytes(i) for i in ids] == [
         *[b"<bos>", b"ab", b" ab", b"\n\n", "é".encode()],

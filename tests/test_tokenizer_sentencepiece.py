@@ -106,6 +106,9 @@ def test_without_types_bytes_and_the_unknown_token_are_found_by_name() -> None:
             assert ids == typed.encode(text, parse_special=parse_special)
             assert untyped.decode(ids) == typed.decode(ids)
     assert untyped.eog_ids == {2}
+    old = {"tokenizer.ggml.token_type", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"}
+    oldest = Tokenizer.from_metadata({k: v for k, v in meta.items() if k not in old})
+    assert (oldest.bos_id, oldest.eos_id, oldest.eog_ids, oldest.encode("a")[0]) == (1, 2, {2}, 1)
 
 
 def runs(letters: int, longest: int) -> dict[str, Any]:

@@ -82,8 +82,9 @@ def find_roles(meta: Metadata, vocab: Vocabulary, sentencepiece: bool) -> Roles:
     n = len(vocab)
     named = {name: i for name, key in _NAMES.items() if (i := meta.token_id(f"{key}_token_id", n)) is not None}
     if sentencepiece:  # files from before these keys rely on SentencePiece's own ids
-        for name, default in (("bos", 1), ("eos", 2)):
-            if name not in named and default < n and vocab.types[default] == TokenType.CONTROL:
+        for name, default, text in (("bos", 1, "<s>"), ("eos", 2, "</s>")):
+            known = default < n and (vocab.types[default] == TokenType.CONTROL or not vocab.typed)
+            if name not in named and known and (vocab.typed or vocab.tokens[default] == text):
                 named[name] = default
     ends = set(_ids_of_ends(meta, n))
     if "eos" in named:
