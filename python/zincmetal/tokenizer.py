@@ -61,7 +61,7 @@ class Tokenizer:
         suppressed: ids that the file says are never to be drawn.
         add_bos, add_eos: whether the file wants these tokens around a text.
         control_texts: the texts that only `parse_special` reads as tokens; in text that is not trusted a MARK after
-            the first character of each keeps it text.
+            the first character of each keeps it text (:meth:`mark`).
         special_texts: the texts that templates know as `bos_token`, `eos_token`, `unk_token`, `pad_token`, …
     """
 
@@ -223,6 +223,10 @@ class Tokenizer:
             del ids[first]
         return ids
 
+    def mark(self, text: str) -> str:
+        """A text that is not trusted, as a part of a prompt that is read with `parse_special`: there it stays text."""
+        return self._special.mark(text)
+
     def _plain(self, text: str) -> list[int]:
         if self._encoder is None:
             with self._building:
@@ -304,6 +308,7 @@ class _WithoutText(Tokenizer):
         self.suppressed = frozenset()
         self.add_bos = self.add_eos = False
         self.control_texts, self.special_texts = (), {}
+        self._special = SpecialText({}, {})
         self._space_prefix = False
         self._texts = ({}, {})
 
