@@ -130,7 +130,7 @@ def test_memory_is_in_proportion_to_the_pieces() -> None:
 
 
 def test_a_piece_may_be_of_any_length() -> None:
-    long = {"a" * 2**n: -float(n) for n in range(18)}
+    long = {"a" * 2**n: -float(n) for n in range(15)}
     tokenizer = Tokenizer.from_metadata(sentencepiece(long, add_space_prefix=False))
-    for n in (1, 1000, 2**17, 2**17 + 3):
+    for n in (1, 1000, 2**14, 2**14 + 3):
         assert tokenizer.decode(tokenizer.encode("a" * n)[1:]) == "a" * n
