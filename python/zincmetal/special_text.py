@@ -1,0 +1,112 @@
+"""Special tokens in text: where they stand, and the marks that keep text from being one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+
+from .vocabulary import MARK
+
+
+class Matcher:
+    """Finds tokens in a text: from left to right, the longest first."""
+
+    def __init__(self, tokens: Mapping[str, int]) -> None:
+        self._tokens = tokens
+        lengths: dict[str, set[int]] = {}  # by the first two characters: in prose, one of a token is often there
+        for text in tokens:
+            lengths.setdefault(text[:2], set()).add(len(text))
+        self._lengths = {start: sorted(some, reverse=True) for start, some in lengths.items()}
+        self._start = _any_of(lengths) if lengths else None
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """The ids of the tokens in `text`, and between them what is no token; nothing empty."""
+        at = end = 0
+        while self._start is not None and (found := self._start.search(text, at)):
+            at = found.start()
+            token = self._longest(text, at)
+            if token is None:
+                at += 1
+                continue
+            if at > end:
+                yield text[end:at]
+            yield self._tokens[token]
+            at = end = at + len(token)
+        if end < len(text):
+            yield text[end:]
+
+    def starts(self, text: str) -> Iterator[int]:
+        """Every place where a token starts, also inside of another."""
+        at = 0
+        while self._start is not None and (found := self._start.search(text, at)):
+            if self._longest(text, found.start()) is not None:
+                yield found.start()
+            at = found.start() + 1
+
+    def _longest(self, text: str, at: int) -> str | None:
+        for n in self._lengths.get(text[at : at + 2], ()):
+            if (token := text[at : at + n]) in self._tokens:
+                return token
+        # A token of one character is marked behind it.
+        return first if (first := text[at]) in self._tokens and text[at + 1 : at + 2] != MARK else None
+
+
+def _any_of(starts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for texts of one or two characters."""
+    seconds: dict[str, str] = {}
+    for start in starts:
+        seconds[start[0]] = seconds.get(start[0], "") + start[1:]
+    single = "".join(re.escape(start) for start in starts if len(start) == 1)
+    pairs = [f"{re.escape(first)}[{re.escape(rest)}]" for first, rest in seconds.items() if rest]
+    return re.compile("|".join([*pairs, *([f"[{single}]"] if single else [])]))
+
+
+class SpecialText:
+    """Takes a text with special tokens apart.
+
+    Args:
+        control: tokens that count in text only where special tokens are parsed.
+        defined: tokens that count in any text; here they only keep a control token from beginning inside of them.
+        strips: control tokens that swallow the spaces and line breaks behind them.
+    """
+
+    def __init__(
+        self, control: Mapping[str, int], defined: Mapping[str, int], strips: frozenset[int] = frozenset()
+    ) -> None:
+        self.control = control
+        self._strips = strips
+        self._ids = frozenset(control.values())
+        self._control = Matcher(control)
+        self._all = Matcher({**defined, **control})
+        self._names = {i: text for text, i in defined.items()}
+
+    def mark(self, text: str) -> str:
+        """`text` with a mark in each control token, and U+FFFD for marks that were there before."""
+        text = text.replace(MARK, "\ufffd")
+        cuts = [0, *(at + 1 for at in self._control.starts(text)), len(text)]
+        return MARK.join(text[i:j] for i, j in pairwise(cuts))
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """The ids of control tokens, and the text between them, without its marks.
+
+        A mark keeps the characters around it from being one token; then it goes, so that what was marked is
+        tokenized together with its neighbours as plain text is.
+        """
+        plain: list[str] = []
+        strip = False
+        for part in self._all.split(text):
+            if not isinstance(part, int):
+                plain.append(part.lstrip() if strip and not plain else part)
+            elif part not in self._ids:
+                plain.append(self._names[part])
+            else:
+                yield from _joined(plain)
+                yield part
+                plain, strip = [], part in self._strips
+        yield from _joined(plain)
+
+
+def _joined(parts: list[str]) -> Iterator[str]:
+    if text := "".join(parts).replace(MARK, ""):
+        yield text
