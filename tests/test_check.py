@@ -83,7 +83,7 @@ def test_it_passes_and_says_so_of_every_kernel(tmp_path, device, capsys):
     assert found["host"]["memory"] > 0
     assert checks["model/first tokens"].figures["tokens"] == checks["model/first tokens"].figures["cpu_tokens"]
     timings = [c for name, c in checks.items() if name.startswith("timing/")]
-    assert len(timings) == 6
+    assert len(timings) == 7
     assert all(c.figures["seconds"] > 0 for c in timings)
     assert sum(found["summary"].values()) == len(checks)
     table = capsys.readouterr().out

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import UsageError
 from ..generate import bar, demo_model
@@ -16,12 +18,20 @@ from .results import FAIL, Result
 def main(argv: Sequence[str] | None = None, command: Sequence[str] = runner.WORKER) -> int:
     """Check that this machine computes what it should; the exit status: 1 where something failed."""
     args = parser().parse_args(argv)
-    request = {"device": args.device, "file": args.file or _demo_model(), "only": args.only}
+    file = args.file or _demo_model()
+    request = {"device": args.device, "file": file, "only": args.only, "long": args.long, "soak": args.soak}
+    request["capture"] = args.capture
     out = sys.stderr if args.json == "-" else sys.stdout
-    results = [report.host()]
+    results = [report.host(file)]
     print(report.line(results[0]), file=out, flush=True)
     try:
-        results += _with_progress(runner.run(request, command, args.timeout))
+        environment = {"METAL_CAPTURE_ENABLED": "1"} if args.capture else {}
+        results += _with_progress(runner.run(request, command, args.timeout, environment))
+        results += [found for found in [report.occupancy(results)] if found]
+        for way in ways(results, args.validate):
+            if only := way.patterns(args.only):
+                again = runner.run({**request, "only": only, "done": []}, command, args.timeout, way.environment)
+                results += [way.named(r) for r in _with_progress(again) if r.kind in way.kinds]
     except KeyboardInterrupt:
         return 130
     print("\n".join(report.lines(results[1:], args.verbose)), file=out)
@@ -37,6 +47,47 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = runner.WORK
     return 1 if counts[FAIL] else 0
 
 
+@dataclass(frozen=True)
+class Way:
+    """Another way to run the checks of some kinds: what it is called, and the environment that makes it so."""
+
+    name: str
+    environment: Mapping[str, str]
+    kinds: tuple[str, ...] = ("device", "source", "pipeline", "kernel", "model")
+
+    def patterns(self, only: Sequence[str]) -> list[str]:
+        """Of the names that are to run: those of its kinds, all or as asked for."""
+        asked = only or [f"{kind}/*" for kind in self.kinds]
+        return [pattern for pattern in asked if pattern.partition("/")[0] in self.kinds]
+
+    def named(self, result: Result) -> Result:
+        """A result as one of this way."""
+        return replace(result, name=f"{result.group} ({self.name}){result.name.removeprefix(result.group)}")
+
+
+FROM_TEXT = Way("from text", {"ZINCMETAL_METALLIB": "0"})
+VALIDATED = Way(
+    "validated",
+    {
+        "MTL_DEBUG_LAYER": "1",
+        "MTL_DEBUG_LAYER_WARNING_MODE": "nslog",
+        "MTL_DEBUG_LAYER_VALIDATE_UNRETAINED_RESOURCES": "0x1",  # command buffers do not retain what they use
+        "MTL_SHADER_VALIDATION": "1",
+        "MTL_SHADER_VALIDATION_REPORT_TO_STDERR": "1",
+    },
+)
+
+
+def ways(results: Sequence[Result], validate: bool) -> Iterator[Way]:
+    """What else to run on a Metal device: its kernels from text where they came from a metallib, and Apple's layers."""
+    device: Mapping[str, Any] = next((r.outcome.figures for r in results if r.name == "device"), {})
+    if device.get("backend") == "metal":
+        if "metallib" in device["features"].get("kernels", ""):
+            yield FROM_TEXT
+        if validate:
+            yield VALIDATED
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m zincmetal.check", description=main.__doc__)
@@ -45,6 +96,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", metavar="FILE", help="write everything to a file, to attach to a report (-: print it)")
     p.add_argument("--only", action="append", default=[], metavar="PATTERN", help="of names, as in 'kernel/mul_mv*'")
     p.add_argument("--timeout", type=float, default=runner.TIMEOUT, metavar="S", help="longest that one check may take")
+    p.add_argument("--long", action="store_true", help="longer pauses, and a long prompt on every device")
+    p.add_argument(
+        "--soak", type=float, default=0.0, metavar="S", help="decode for so many seconds, with memory and speed"
+    )
+    p.add_argument("--validate", action="store_true", help="run kernels and model once more under Apple's layers")
+    p.add_argument("--capture", metavar="FILE.gputrace", help="record a decode step for Xcode")
     p.add_argument("-v", "--verbose", action="store_true", help="a line for every kernel")
     return p
 

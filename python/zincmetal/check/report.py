@@ -12,14 +12,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
+from . import machine
 from .results import FAIL, PASS, WARN, Outcome, Result
 
+ALL_THREADS, WORST = 1024, 10  # of a threadgroup; how many pipelines are named
 OLDEST_MACOS = (14, 0)  # the Metal Shading Language 3.1
 _VARIANT = re.compile(r"_(f32|f16|bf16|q\d_[01k]|\d+)(?=_|$)")
 
 
-def host() -> Result:
-    """The machine, and whether its system is one that zincmetal runs on."""
+def host(file: str | None = None) -> Result:
+    """The machine, and whether its system is one that zincmetal runs on; ``file`` is the model's."""
     memory = _memory()
     figures = {
         "system": platform.system(),
@@ -30,6 +32,7 @@ def host() -> Result:
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "zincmetal": version(),
+        **machine.facts(file),
     }
     name = f"macOS {figures['release']}" if sys.platform == "darwin" else platform.platform()
     model = f", {figures['model']}" if figures["model"] else ""
@@ -111,18 +114,36 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
+def occupancy(results: Iterable[Result]) -> Result | None:
+    """The pipelines that take the fewest threads: what their registers leave, as far as one sees without Xcode."""
+    few = {r.subject: dict(r.outcome.figures) for r in results if r.group == "pipeline" and _threads(r) < ALL_THREADS}
+    if not few:
+        return None
+    lines = [f"{len(few)} kernels take fewer than {ALL_THREADS} threads; those with the fewest:"]
+    for name in sorted(few, key=lambda name: int(few[name]["max_threads"]))[:WORST]:
+        f = few[name]
+        lines.append(f"{name}: {f['max_threads']} threads, {f['threadgroup_bytes']} bytes of threadgroup memory")
+    return Result("hint/occupancy", Outcome(PASS, "\n    ".join(lines), few))
+
+
+def _threads(pipeline: Result) -> int:
+    return int(pipeline.outcome.figures.get("max_threads", ALL_THREADS))
+
+
 def _row(status: str, group: str, subject: str, message: str) -> str:
     return f"{status}  {group:<9} {subject:<34} {message}".rstrip()
 
 
 def _family(result: Result) -> str:
     """A kernel's name without types and sizes; pipelines are one family."""
-    if result.group == "kernel":
+    if result.kind == "kernel":
         return _VARIANT.sub("", result.subject)
-    return "" if result.group == "pipeline" else result.subject
+    return "" if result.kind == "pipeline" else result.subject
 
 
 def _together(passed: Sequence[Result]) -> str:
-    if passed[0].group == "pipeline":
-        return f"{len(passed)} kernels build, and take the threads that plans launch"
+    if passed[0].kind == "pipeline":
+        seconds = [r.outcome.figures["seconds"] for r in passed]
+        took = f"{sum(seconds):.2f} s, the slowest {max(seconds):.2f} s"
+        return f"{len(passed)} kernels build, and take the threads that plans launch; {took}"
     return f"error up to {max(r.outcome.figures['error'] for r in passed):.2f} of what is allowed"

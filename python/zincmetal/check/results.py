@@ -31,6 +31,11 @@ class Result:
         return self.name.partition("/")[0]
 
     @property
+    def kind(self) -> str:
+        """The group without the way that it ran another time: "kernel" of "kernel (validated)"."""
+        return self.group.partition(" (")[0]
+
+    @property
     def subject(self) -> str:
         """What was checked: a kernel, a shape."""
         return self.name.partition("/")[2]

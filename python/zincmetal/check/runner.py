@@ -22,18 +22,21 @@ LAST_WORDS = 4000  # characters of what a check printed
 
 
 def run(
-    request: Mapping[str, Any], command: Sequence[str] = WORKER, timeout: float = TIMEOUT
+    request: Mapping[str, Any],
+    command: Sequence[str] = WORKER,
+    timeout: float = TIMEOUT,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Result | list[str]]:
     """The results of all checks in order, and the names of those planned once they are known.
 
     ``request`` has "device", "file" and "only", as the worker takes them. A check that ends its process, or says
-    nothing for ``timeout`` seconds, has failed.
+    nothing for ``timeout`` seconds, has failed. ``environment`` is set for the workers beside what is there.
     """
     done: list[str] = []
     planned: list[str] = []
     why = f"{MAX_WORKERS} processes failed"
     for _ in range(MAX_WORKERS):
-        worker = Worker(command, {**request, "done": done}, timeout)
+        worker = Worker(command, {**request, "done": done}, timeout, environment or {})
         for event in worker.events():
             if "plan" in event:
                 if not planned:
@@ -62,10 +65,13 @@ def run(
 class Worker:
     """A process that runs checks until all have ``ended``, another is to go on (``again``), or one is its last."""
 
-    def __init__(self, command: Sequence[str], request: Mapping[str, Any], timeout: float) -> None:
+    def __init__(
+        self, command: Sequence[str], request: Mapping[str, Any], timeout: float, environment: Mapping[str, str]
+    ) -> None:
         self.ended = self.again = False
         self.running: str | None = None
         self._command, self._request, self._timeout = command, request, timeout
+        self._environment = {**os.environ, **environment}
         self._printed = TemporaryFile()  # noqa: SIM115
         self._timed_out = False
         self._status = 0
@@ -74,7 +80,12 @@ class Worker:
     def events(self) -> Iterator[dict[str, Any]]:
         """The plan and the results, as the worker says them."""
         with subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._printed, text=True
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._printed,
+            text=True,
+            env=self._environment,
         ) as process:
             try:
                 assert process.stdin

@@ -45,7 +45,10 @@ class Shape:
 
 
 def shapes() -> Iterator[Shape]:
-    """LM head, projection and attention of Qwen3.6-35B-A3B, the feed-forward of Qwen3-1.7B, a prefill."""
+    """A yardstick (reading 1 GiB), and LM head, projection and attention of Qwen3.6-35B-A3B, the feed-forward of
+    Qwen3-1.7B, a prefill.
+    """
+    yield Shape("yardstick f32 131072x2048", _product("f32", 2048), 131072)
     yield Shape("LM head q8_0 248320x2048", _product("q8_0", 2048), 248320)
     yield Shape("projection q8_0 8192x2048", _product("q8_0", 2048), 8192)
     yield Shape("gate and up q4_k 2x6144x2048", _gate_and_up, 6144)

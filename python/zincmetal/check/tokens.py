@@ -29,7 +29,7 @@ def first_tokens(path: Path, device: str) -> Outcome:
         return Outcome(WARN, f"{path.name} is too large for the CPU's Metal text, the only other lane to compare with")
     n = N_TOKENS_MSL if device == "cpu" else N_TOKENS
     with load(path, CONTEXT, device) as model:
-        ids = _prompt(model)
+        ids = prompt_of(model)
         got = model.generate(ids, n).tokens
         replaced = model.profile()["replaced"]
     with _native(device != "cpu"), load(path, CONTEXT, "cpu") as model:
@@ -49,7 +49,7 @@ def first_tokens(path: Path, device: str) -> Outcome:
     return Outcome(FAIL, message, figures)
 
 
-def _prompt(model: Model) -> list[int]:
+def prompt_of(model: Model) -> list[int]:
     """Some text, or for a model that knows none some tokens."""
     try:
         return model.tokenize(PROMPT)

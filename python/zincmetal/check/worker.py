@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
 from functools import partial
@@ -19,9 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from .. import backend
 from ..budget import in_units
 from ..errors import DeviceError
-from . import timing
+from . import running, timing
 from .cases import cases
 from .compare import Mismatch, largest_difference
+from .mapped import mapped
 from .results import FAIL, PASS, WARN, Outcome
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ Event: TypeAlias = dict[str, Any]
 
 
 def main() -> None:
-    """Run the checks that standard input asks for: {"device", "file", "only", "done"}."""
+    """Run the checks that standard input asks for: {"device", "file", "only", "long", "soak", "capture", "done"}."""
     request = json.load(sys.stdin)
     logging.getLogger("zincmetal.fallback").addHandler(logging.NullHandler())  # the checks themselves say it
     for event in events(request):
@@ -50,7 +52,7 @@ def events(request: Mapping[str, Any]) -> Iterator[Event]:
         yield _event("device", Outcome(FAIL, _words(error)))
         yield {"end": True}
         return
-    planned = {name: check for name, check in lab.checks(request["file"]) if _wanted(name, request["only"])}
+    planned = {name: check for name, check in lab.checks(request) if _wanted(name, request["only"])}
     yield {"plan": ["device", *planned]}
     yield _event("device", lab.about())
     for name, check in planned.items():
@@ -79,7 +81,9 @@ class Lab:
     def __init__(self, device: str | None) -> None:
         self.name = backend.choose(device)
         self.core = backend.load(self.name)
+        began = time.perf_counter()
         self.device: _core.Device = self.core.Device(kernel_folder=backend.kernel_folder(self.core))
+        self._opened = time.perf_counter() - began
         cpu, kind = backend.load("cpu"), self.device.info["backend"]
         self.reference: _core.Device = cpu.Device(native=False)
         self.cases = cases(self.core, kind)
@@ -88,13 +92,14 @@ class Lab:
 
     def about(self) -> Outcome:
         """What the device is."""
-        info = self.device.info
+        info = {**self.device.info, "seconds_to_open": self._opened}
         features = info["features"]
         family = f", {features['family']}" if "family" in features else ""
         memory, largest = in_units(info["working_set_bytes"]), in_units(info["max_buffer_bytes"])
         message = f"{info['name']} ({info['backend']}){family}; {memory} to work with, buffers of up to {largest}"
         if "kernels" in features:
             message += f"; {features['kernels']}"
+        message += f"; opened in {self._opened:.2f} s"
         if info["backend"] == "cpu":
             message += f"; its native kernels ({features['native kernels']}) are held to the Metal text"
         if info["max_threadgroup_bytes"] < THREADGROUP_BYTES:
@@ -103,17 +108,25 @@ class Lab:
             return Outcome(WARN, f"{message}; the kernels need Apple7, which is M1", info)
         return Outcome(PASS, message, info)
 
-    def checks(self, file: str | None) -> Iterator[tuple[str, Check]]:
+    def checks(self, request: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
         """Every check by name, in the order in which they run."""
         for feature, words in self.device.info["features"].items():
-            if feature.endswith(".metal"):  # a source that does not compile
+            if feature.startswith("warnings "):  # of a source that compiles
+                yield f"source/{feature.removeprefix('warnings ')}", partial(Outcome, WARN, words)
+            elif feature.endswith(".metal"):  # one that does not
                 yield f"source/{feature}", partial(Outcome, FAIL, words)
         names = sorted({*self._kernels, *self.reference.kernel_names()})
         for name in names:
             yield f"pipeline/{name}", partial(self._pipeline, name)
         for name in names:
             yield f"kernel/{name}", partial(self._kernel, name)
+        yield "map/weights", partial(mapped, self.core, self.device)
+        file = request["file"]
         yield "model/first tokens", partial(self._model, file)
+        if file is not None:
+            yield from running.checks(Path(file), self.name, request["long"], request["soak"])
+        if file is not None and request["capture"]:
+            yield "capture", partial(running.captured, Path(file), self.name, request["capture"])
         for shape in timing.shapes():
             yield f"timing/{shape.name}", partial(timing.measure, self.core, self.device, shape)
 
@@ -121,11 +134,13 @@ class Lab:
         """Whether the kernel builds, and takes the threads that plans launch it with."""
         if name not in self._kernels:
             return Outcome(FAIL, f"there is no such kernel on {self.name}{self._instead(name)}")
+        began = time.perf_counter()
         try:
             threads, width, nbytes = self.device.limits(name)
         except DeviceError as error:
             return Outcome(FAIL, _words(error) + self._instead(name))
-        figures = {"max_threads": threads, "simd_width": width, "threadgroup_bytes": nbytes}
+        seconds = time.perf_counter() - began
+        figures = {"max_threads": threads, "simd_width": width, "threadgroup_bytes": nbytes, "seconds": seconds}
         case = self.cases.get(name)
         if width != SIMDGROUP:
             return Outcome(FAIL, f"its simdgroups have {width} threads, and the kernels need {SIMDGROUP}", figures)

@@ -1,0 +1,140 @@
+"""Compiles every kernel with Apple's tools, for GPUs that need not be there: `python bench/metal_compile.py OUT`.
+
+Needs a Mac with Xcode's Metal compiler, and no GPU. Three steps, each of which goes on after a failure, so that one run
+has every message: each file of kernels/ by each language version, with all warnings; a metallib of them; and machine
+code of every kernel for every Apple GPU (`metal-tt`, which reads a script of pipelines). OUT holds the metallib, the
+archives and `messages.json`: step, status and the tool's words. The exit status is 1 where a kernel was refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+KERNELS = Path(__file__).parents[1] / "kernels"
+SHIPPED = "metal3.1"  # as csrc/metal and cmake/Metal.cmake compile
+LANGUAGES = (SHIPPED, "metal3.2", "metal4.0")
+OPTIONS = ("-mmacosx-version-min=14.0", "-fno-fast-math", "-Weverything", "-Wno-c++98-compat", "-Wno-c++17-extensions")
+# GPUs by the names of Apple's tools: g the base chip, s Pro and Max. A compiler knows those up to its own year.
+GPUS = {
+    "M1": ("applegpu_g13g", "applegpu_g13s"),
+    "M2": ("applegpu_g14g", "applegpu_g14s"),
+    "M3": ("applegpu_g15g", "applegpu_g15s"),
+    "M4": ("applegpu_g16g", "applegpu_g16s"),
+    "M5": ("applegpu_g17g", "applegpu_g17s"),
+}
+LABEL, LIBRARY = "zincmetal", "zincmetal.metallib"
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a tool said: ``step`` names what it did; ``status`` is its exit status."""
+
+    step: str
+    status: int
+    words: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compile everything; the exit status."""
+    args = parser().parse_args(argv)
+    out: Path = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    messages: list[Message] = []
+    for message in steps(out, sorted(KERNELS.glob("*.metal")), args.kernels or kernel_names()):
+        messages.append(message)
+        print(line(message), flush=True)
+        (out / "messages.json").write_text(json.dumps([asdict(m) for m in messages], indent=1) + "\n")
+    return 1 if any(refused(m) for m in messages) else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    p.add_argument("out", type=Path, metavar="OUT", help="folder for what is made")
+    p.add_argument("--kernels", nargs="*", metavar="NAME", help="machine code of these alone (default: all)")
+    return p
+
+
+def kernel_names() -> list[str]:
+    """Every kernel, from the table that the CPU's build of the same sources registers."""
+    from zincmetal import backend
+
+    device = backend.load("cpu").Device(native=False)
+    return sorted(device.kernel_names())
+
+
+def pipelines_script(names: Iterable[str]) -> dict[str, Any]:
+    """The pipelines of these kernels as `metal-tt` reads them (.mtlp-json)."""
+    return {
+        "libraries": {"paths": [{"label": LABEL, "path": LIBRARY}]},
+        "pipelines": {"compute_pipelines": [{"compute_function": f"alias:{LABEL}#{name}"} for name in names]},
+    }
+
+
+def steps(out: Path, sources: Sequence[Path], names: Sequence[str]) -> Iterator[Message]:
+    """Every step's message, in the order in which they are done."""
+    jobs = [(language, source) for language in LANGUAGES for source in sources]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(lambda job: compile_source(out, *job), jobs)
+    airs = [path for source in sources if (path := air(out, SHIPPED, source)).exists()]
+    made = tool("metallib", "metallib", *map(str, airs), "-o", LIBRARY, cwd=out)
+    yield made
+    if made.status == 0:
+        (out / "zincmetal.mtlp-json").write_text(json.dumps(pipelines_script(names), indent=1) + "\n")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            yield from pool.map(lambda gpu: translate(out, *gpu), [(c, g) for c, gs in GPUS.items() for g in gs])
+
+
+def compile_source(out: Path, language: str, source: Path) -> Message:
+    """A source file to Apple's intermediate representation."""
+    target = air(out, language, source)
+    target.parent.mkdir(exist_ok=True)
+    step = f"{language} {source.name}"
+    return tool(step, "metal", f"-std={language}", *OPTIONS, "-c", str(source), "-o", str(target))
+
+
+def air(out: Path, language: str, source: Path) -> Path:
+    """Where the compiled source lies."""
+    return out / language / f"{source.stem}.air"
+
+
+def translate(out: Path, chip: str, gpu: str) -> Message:
+    """Machine code of every pipeline of the script, for one GPU."""
+    step = f"{chip} {gpu}"
+    return tool(step, "metal-tt", "-arch", gpu, "-L", ".", "zincmetal.mtlp-json", "-o", f"{gpu}.archive", cwd=out)
+
+
+def tool(step: str, name: str, *args: str, cwd: Path | None = None) -> Message:
+    """Run one of Xcode's tools."""
+    command = ["xcrun", "-sdk", "macosx", name, *args]
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        return Message(step, 127, f"xcrun: {error}")
+    return Message(step, done.returncode, (done.stdout + done.stderr).strip())
+
+
+def refused(message: Message) -> bool:
+    """Whether a kernel did not compile. A language version or GPU that these tools do not know is not the kernel's."""
+    optional = not message.step.startswith((SHIPPED, "metallib"))
+    unknown = any(words in message.words.lower() for words in ("invalid value", "unknown arch", "unsupported arch"))
+    return message.status != 0 and not (optional and unknown)
+
+
+def line(message: Message) -> str:
+    """A message for the log."""
+    how = "ok" if message.status == 0 else "REFUSED" if refused(message) else "not known to these tools"
+    return "\n    ".join([f"{message.step}: {how}", *message.words.splitlines()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Weights in a mapped file, as models have them: a kernel reads them through `wrap` as it does from device memory."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from tempfile import TemporaryFile
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import STEP, Op, Value, Weight
+from ..kernels import Launch, Lowering
+from ..quants import F32
+from .results import FAIL, PASS, Outcome
+from .timing import _CFG as CFG
+
+if TYPE_CHECKING:
+    from .. import _core
+
+M, K = 96, 128  # of the matrix: 48 KiB, so that it crosses pages of every size
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a matrix lies in a file of ``size`` bytes, and the view of it, [start, end), through which it is read."""
+
+    name: str
+    size: int
+    offset: int
+    start: int
+    end: int
+
+
+def placements(nbytes: int, page: int) -> Iterator[Placement]:
+    """Files as models come: ends within pages, offsets of any alignment, views that overlap."""
+    pages = -(-nbytes // page) + 2
+    whole = pages * page
+    yield Placement("at the end of the file, within a page", whole - 64, whole - 64 - nbytes, 0, whole - 64)
+    yield Placement("one byte on the last page", whole + 1, whole - nbytes, 0, whole + 1)
+    yield Placement("offset of 8 modulo 16", whole, page + 8, 0, whole)
+    yield Placement("the first of two views that overlap", whole + page, page, 0, whole)
+    yield Placement("the second of two views that overlap", whole + page, page, page, whole + page)
+
+
+def mapped(core: ModuleType, device: _core.Device) -> Outcome:
+    """Whether a matrix in mapped files gives the products that it gives in device memory, bit by bit."""
+    rng = np.random.default_rng(5)
+    w, x = (rng.standard_normal(n, np.float32).view(np.uint8) for n in (M * K, K))
+    bench = _Product(core, device, x)
+    own = device.alloc(w.size)
+    own.write(w)
+    want = bench.run(own, 0, w.size)
+    page = device.info["page_bytes"]
+    for place in placements(w.size, page):
+        with TemporaryFile() as file:
+            file.truncate(place.size)
+            file.seek(place.offset)
+            file.write(w.tobytes())
+            file.flush()
+            content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            others = [device.wrap(content, p.start, p.end - p.start) for p in _beside(place, page)]
+            view = device.wrap(content, place.start, place.end - place.start)
+            got = bench.run(view, place.offset - place.start, w.size)
+            del view, others
+        if not np.array_equal(got, want):
+            n = int((got.view(np.uint32) != want.view(np.uint32)).sum())
+            return Outcome(FAIL, f"a matrix {place.name}: {n} of {M} products are others than from device memory")
+    return Outcome(PASS, "a matrix in mapped files gives what it gives in device memory")
+
+
+def _beside(place: Placement, page: int) -> list[Placement]:
+    """The other view where there are two."""
+    views = [p for p in placements(M * K * 4, page) if "overlap" in p.name]
+    return [p for p in views if p.name != place.name] if "overlap" in place.name else []
+
+
+class _Product:
+    """A matrix-vector product of float32 weights, launched as plans launch it."""
+
+    def __init__(self, core: ModuleType, device: _core.Device, x: Bytes) -> None:
+        self._device = device
+        weight = Weight("w", F32, (M, K))
+        op = Op("linear", (STEP, weight, Value("x", K)), (Value("y", M),))
+        (self._launch,) = Lowering(core, CFG, "f16").launches(op, 1)
+        step = np.zeros(1, core.params_dtype("Step"))
+        step["n_tokens"] = 1
+        self._buffers = {"x": self._filled(x), STEP.name: self._filled(step.view(np.uint8)), "y": device.alloc(4 * M)}
+
+    def run(self, weights: _core.Buffer, offset: int, nbytes: int) -> Bytes:
+        """The products with the weights at an offset of a buffer."""
+        launch: Launch = self._launch
+        bindings = [
+            (weights, offset, nbytes)
+            if arg.operand.name == "w"
+            else (buffer := self._buffers[arg.operand.name], 0, buffer.nbytes)
+            for arg in launch.args
+        ]
+        self._buffers["y"].write(np.full(4 * M, 0xFF, np.uint8))
+        self._device.run([(launch.kernel, launch.params, bindings, launch.grid, launch.threads, False)])
+        return self._buffers["y"].read()
+
+    def _filled(self, content: Bytes) -> _core.Buffer:
+        buffer = self._device.alloc(content.size)
+        buffer.write(content)
+        return buffer
