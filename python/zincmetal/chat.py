@@ -173,12 +173,21 @@ class ChatTemplate:
         escaped = marked.replace(ascii(MARK)[1:-1], MARK)  # by repr, or as ASCII in JSON
         if unmarked(escaped) == wanted:
             return escaped
-        looked_for = {text for text in marker.met if text in call.source}
+        hidden = [text for text in sorted(marker.met) if text in call.source]
+        best = self._with_open_answers(call, marker, hidden, wanted)
+        for text in hidden if best is not None else ():  # as few as will do
+            fewer = [other for other in hidden if other != text]
+            other = self._with_open_answers(call, marker, fewer, wanted)
+            best, hidden = (best, hidden) if other is None else (other, fewer)
+        return marked if best is None else best
+
+    def _with_open_answers(self, call: _Call, marker: Marker, texts: list[str], wanted: str) -> str | None:
+        """The prompt with earlier answers' own `texts` unmarked, if that is what the template makes without marks."""
         try:
-            other = call.text(Marker(self._control_texts), answers=marker.without(looked_for))
+            made = call.text(marker, answers=marker.without(texts))
         except ChatTemplateError:
-            return marked
-        return other if unmarked(other) == wanted else marked
+            return None
+        return made if unmarked(made) == wanted else None
 
     # --- within the package
 
