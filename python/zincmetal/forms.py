@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from . import messages as chat_messages
@@ -48,7 +48,7 @@ class Forms:
         self._renders = renders
         self._reasoning = [name for name in REASONING if _mentions(source, name)]
         self._reads_parts = _mentions(source, "text")
-        self._mentions = lambda name: _mentions(source, name)
+        self._source = source
         self._answers: dict[Any, Any] = {}
 
     def prepared(self, messages: list[Message]) -> list[Message]:
@@ -163,7 +163,7 @@ class Forms:
 
     def _keeps(self, message: Message, key: str) -> bool:
         """Whether a key that is None has to be there."""
-        if not self._mentions(key):
+        if not _mentions(self._source, key):
             return False
         said = {"role": message["role"], "content": _SAID}
         trials = [self._around(said), self._around(said | {key: None})]
@@ -236,7 +236,7 @@ def _mentions(source: str, name: str) -> bool:
     return re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", source) is not None
 
 
-def _best(scores: Any) -> int:
+def _best(scores: Iterable[float]) -> int:
     """Where the best score is; the first of equal ones."""
-    scores = list(scores)
-    return scores.index(max(scores))
+    ranked = list(scores)
+    return ranked.index(max(ranked))

@@ -7,7 +7,9 @@ tokenizer takes text with a mark in it apart as text, and removes it.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 MARK = "\ufdd0"
@@ -49,9 +51,9 @@ class Marker:
         marked, at = [], 0
         for text in texts:
             end = at + len(text)
-            inside = [p for p in places if at <= p < end]
+            inside = places[bisect_left(places, at) : bisect_left(places, end)]
             cuts = [at, *(p + 1 for p in inside), end]
-            marked.append(MARK.join(joined[a:b] for a, b in zip(cuts, cuts[1:], strict=False)))
+            marked.append(MARK.join(joined[a:b] for a, b in pairwise(cuts)))
             at = end
         return marked
 

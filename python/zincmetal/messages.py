@@ -80,7 +80,7 @@ def _part(where: str, part: Any) -> dict[str, Any]:
         return {"type": "text", "text": part}
     if not isinstance(part, dict):
         raise UsageError(f"{where} is of type {type(part).__name__}; a part is a dict such as {{'type': 'text', …}}")
-    part = {key: value for key, value in part.items() if value is not None}
+    part = _without_none(part)
     kind = part.get("type", "text" if "text" in part else None)
     if not isinstance(kind, str):
         raise UsageError(f"{where} needs a 'type' that is a string, such as 'text'")
@@ -102,12 +102,16 @@ def _tool_calls(where: str, calls: Any) -> list[dict[str, Any]]:
 def _tool_call(where: str, call: Any) -> dict[str, Any]:
     if not isinstance(call, dict):
         raise UsageError(f"{where} is of type {type(call).__name__}; a dict is needed")
-    call = {key: value for key, value in call.items() if value is not None}
+    call = _without_none(call)
     if "function" in call:
         if not isinstance(call["function"], dict):
             raise UsageError(f"{where}.function must be a dict with 'name' and 'arguments'")
         return call | {"function": _function(f"{where}.function", call["function"])}
     return _function(where, call)
+
+
+def _without_none(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if item is not None}
 
 
 def _function(where: str, function: dict[str, Any]) -> dict[str, Any]:
