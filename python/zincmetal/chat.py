@@ -67,7 +67,8 @@ class ChatTemplate:
         self.eos = eos
         self.named = dict(named or {})
         own = {"bos_token": bos, "eos_token": eos} | dict(special or {})
-        self._special = {name: value for name, value in own.items() if value}
+        sources = (source, *self.named.values())
+        self._special = {name: v for name, v in own.items() if v and any(name in text for text in sources)}
         self._control_texts = tuple(control_texts)
         self._forms: dict[str, Forms] = {}
 

@@ -75,12 +75,12 @@ def _message(where: str, given: Any) -> Message:
     return message
 
 
-def _part(where: str, part: Any) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    if not isinstance(part, dict):
-        raise UsageError(f"{where} is of type {type(part).__name__}; a part is a dict such as {{'type': 'text', …}}")
-    part = _without_none(part)
+def _part(where: str, given: Any) -> dict[str, Any]:
+    if isinstance(given, str):
+        return {"type": "text", "text": given}
+    if not isinstance(given, dict):
+        raise UsageError(f"{where} is of type {type(given).__name__}; a part is a dict such as {{'type': 'text', …}}")
+    part = _without_none(given)
     kind = part.get("type", "text" if "text" in part else None)
     if not isinstance(kind, str):
         raise UsageError(f"{where} needs a 'type' that is a string, such as 'text'")
@@ -99,10 +99,10 @@ def _tool_calls(where: str, calls: Any) -> list[dict[str, Any]]:
     return [_tool_call(f"{where}[{i}]", call) for i, call in enumerate(calls)]
 
 
-def _tool_call(where: str, call: Any) -> dict[str, Any]:
-    if not isinstance(call, dict):
-        raise UsageError(f"{where} is of type {type(call).__name__}; a dict is needed")
-    call = _without_none(call)
+def _tool_call(where: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise UsageError(f"{where} is of type {type(given).__name__}; a dict is needed")
+    call = _without_none(given)
     if "function" in call:
         if not isinstance(call["function"], dict):
             raise UsageError(f"{where}.function must be a dict with 'name' and 'arguments'")

@@ -207,7 +207,7 @@ def _exchange(child: Child, request: dict[str, Any], memory: int) -> Any:
 def _watch(child: Child, seconds: float, memory: int) -> None:
     """Return when there is an answer. Kills the process that takes too long or too much."""
     deadline = time.monotonic() + seconds + GRACE - SOON
-    limit = (resident(child.pid) if isinstance(child, Forked) else 0) or 0
+    limit = 0 if isinstance(child, subprocess.Popen) else resident(child.pid) or 0
     limit += int(memory * WATCHED)
     while not _readable(child, PULSE):
         if (resident(child.pid) or 0) > limit:
