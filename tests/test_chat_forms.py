@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -24,7 +25,8 @@ ITERATES = EACH % (
 PARTS_ONLY = EACH % "{{ m.role }}:{% for p in m.content %}{{ p['text'] }}{% endfor %}"
 FIRST_PART = EACH % "{% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0].text }}{% endif %}"
 USER_PARTS = EACH % (
-    "{% if m.role == 'user' %}{% for p in m.content %}{{ p.text }}|{% endfor %}{% else %}{{ m.content + '!' }}{% endif %}"
+    "{% if m.role == 'user' %}{% for p in m.content %}{{ p.text }}|{% endfor %}"
+    "{% else %}{{ m.content + '!' }}{% endif %}"
 )
 
 
@@ -148,8 +150,9 @@ DUMPED: dict[str, Any] = dict.fromkeys(("refusal", "annotations", "audio", "func
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        (EACH % "{% if 'tool_calls' in m %}{{ m.tool_calls | length }} calls{% else %}{{ m.content }}{% endif %}", "x;y;"),
-        (EACH % "{% if m.tool_calls is defined %}{{ m.tool_calls | length }}{% else %}{{ m.content }}{% endif %}", "x;y;"),
+        (EACH % "{% if 'tool_calls' in m %}{{ m.tool_calls | length }}{% else %}{{ m.content }}{% endif %}", "x;y;"),
+        (EACH % "{% if m.audio is defined %}{{ m.audio | length }}{% else %}{{ m.content }}{% endif %}", "x;y;"),
+        (EACH % "{{ m | tojson }}", '{"role": "user", "content": "x"};{"role": "assistant", "content": "y"};'),
         (EACH % "{{ m.keys() | join(' ') }}", "role content;role content;"),
         # These two ask whether it is none, and are lost where it is not there: so it stays.
         (EACH % "{% if m.tool_calls is none %}{{ m.content }}{% else %}calls{% endif %}", "calls;y;"),
@@ -188,9 +191,22 @@ class Dumped:
         return {"role": "assistant", "content": "y"} | DUMPED
 
 
+@dataclass
+class Said:
+    role: str
+    content: str
+    tool_calls: None = None
+
+
 def test_objects_of_clients_are_understood() -> None:
-    said: list[Any] = [{"role": "user", "content": "x"}, Dumped()]
-    assert rendered(PLUS, said) == "user:x;assistant:y;"
+    said: list[Any] = [{"role": "user", "content": "x"}, Dumped(), Said("user", "z")]
+    assert rendered(PLUS, said) == "user:x;assistant:y;user:z;"
+
+
+def test_keys_stay_in_their_order() -> None:
+    answer = {"content": "y", "tool_calls": [call({})], "role": "assistant", "note": "n"}
+    text = rendered(EACH % "{{ m.keys() | join(' ') }}", [{"content": "x", "role": "user"}, answer])
+    assert text == "content role;content tool_calls role note;"
 
 
 # --- reasoning
@@ -229,7 +245,8 @@ def test_reasoning_that_is_no_text_is_refused() -> None:
 
 ARGUMENTS = {"city": "Zürich", "n": 2}
 LISTS = EACH % (
-    "{% for c in m.tool_calls or [] %}{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }} {% endfor %}{% endfor %}"
+    "{% for c in m.tool_calls or [] %}{% for k, v in c.function.arguments.items() %}"
+    "{{ k }}={{ v }} {% endfor %}{% endfor %}"
 )
 DUMPS = EACH % "{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}"
 INSERTS = EACH % "{% for c in m.tool_calls or [] %}{{ '(' + c.function.arguments + ')' }}{% endfor %}"
@@ -310,6 +327,9 @@ def test_named_templates() -> None:
     assert template.render(user, documents=[document]) == "documents"
     assert template.render(user, tools=[tool], documents=[document]) == "tools"
     assert template.named.keys() == {"tool_use", "rag"}
+    assert template.choose("rag").render(user, tools=[tool]) == "documents"
+    with pytest.raises(UsageError, match="'other'; templates with a name: rag, tool_use"):
+        template.choose("other")
     only = ChatTemplate.from_metadata(meta | {f"{key}.default": "d", f"{key}.tool_use": "t"}, made)
     assert (only.render(user), only.render(user, tools=[tool])) == ("d", "t")
     with pytest.raises(ChatTemplateError, match=r"chat_template.tool_use is of type list"):

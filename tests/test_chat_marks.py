@@ -137,7 +137,7 @@ def test_what_a_user_says_stays_marked_even_if_the_template_looks_for_it() -> No
 
 
 def test_a_template_that_refuses_control_tokens_sees_text() -> None:
-    source = "{% for m in messages %}{% if '<s>' in m.content %}{{ raise_exception('no') }}{% endif %}{{ m.content }}{% endfor %}"
+    source = "{{ raise_exception('no') if '<s>' in messages[0].content }}{{ messages[0].content }}"
     assert template(source).prompt([{"role": "user", "content": "<s>"}]) == f"<{M}s>"
 
 

@@ -154,7 +154,7 @@ def test_a_generation_block_is_a_scope() -> None:
     ],
 )
 def test_what_is_given_cannot_be_changed_through_classes(source: str) -> None:
-    with pytest.raises(ChatTemplateError, match="SecurityError|UndefinedError"):
+    with pytest.raises(ChatTemplateError, match=r"SecurityError|UndefinedError"):
         rendered(source)
 
 
@@ -216,7 +216,7 @@ PROMPT = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n\n"
         ("app", "sys.executable = ''", 1),
         ("app", "sys.executable = None", 1),
         # What calls itself Python is tried, once: it starts, says something else, and is left alone.
-        ("python3", "if os.path.getsize({starts!r}) > 10: sys.exit('I am no Python')\nsys.executable = {executable!r}", 2),
+        ("python3", "if os.path.getsize({starts!r}) > 10: sys.exit('no')\nsys.executable = {executable!r}", 2),
     ],
 )  # fmt: skip
 def test_an_application_does_not_start_itself_for_each_chat(name: str, prelude: str, n: int, tmp_path: Path) -> None:
@@ -247,10 +247,9 @@ def test_a_program_that_never_answers_is_not_waited_for(
     silent.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(silent))
     monkeypatch.setattr(rendering, "START_LIMIT", 0.2)
+    monkeypatch.setattr(rendering, "Forked", lambda settings: rendering._spawn(str(silent), settings))
     with pytest.raises(ChatTemplateError, match="ZINCMETAL_PYTHON"):
-        monkeypatch.setattr(rendering, "Forked", lambda settings: rendering._spawn(str(silent), settings))
         rendered("x")
-    monkeypatch.undo()
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

@@ -66,7 +66,8 @@ class ChatTemplate:
         self.bos = bos
         self.eos = eos
         self.named = dict(named or {})
-        own = {"bos_token": bos, "eos_token": eos} | dict(special or {})
+        self._names = dict(special or {})
+        own = {"bos_token": bos, "eos_token": eos} | self._names
         sources = (source, *self.named.values())
         self._special = {name: v for name, v in own.items() if v and any(name in text for text in sources)}
         self._control_texts = tuple(control_texts)
@@ -95,6 +96,14 @@ class ChatTemplate:
             named=sources,
             control_texts=control_texts(tokenizer),
         )
+
+    def choose(self, name: str) -> ChatTemplate:
+        """One of the templates in :attr:`named`, alone. Raises UsageError where there is none of that name."""
+        if name not in self.named:
+            known = ", ".join(sorted(self.named)) or "none"
+            raise UsageError(f"there is no chat template {quote(name)}; templates with a name: {known}")
+        source = self.named[name]
+        return ChatTemplate(source, self.bos, self.eos, special=self._names, control_texts=self._control_texts)
 
     @property
     def variables(self) -> frozenset[str]:

@@ -57,13 +57,17 @@ class Forms:
 
     def _prepared(self, where: str, message: Message) -> Message:
         message = self._with_reasoning(where, message)
-        content = message.pop("content", None)
-        message = {key: value for key, value in message.items() if value is not None or self._keeps(message, key)}
-        if message.get("tool_calls"):
-            message["tool_calls"] = self._calls(f"{where}.tool_calls", message["tool_calls"])
+        content, calls = message.get("content"), message.get("tool_calls")
+        absent: dict[str, Any] = {}
         if content is not None:
-            return message | {"content": self._content(where, message["role"], content)}
-        return message | (_ABSENT[self._absent_beside_calls() if message.get("tool_calls") else self._absent()])
+            message["content"] = self._content(where, message["role"], content)
+        else:
+            message.pop("content", None)
+            absent = _ABSENT[self._absent_beside_calls() if calls else self._absent()]
+        if calls:
+            message["tool_calls"] = self._calls(f"{where}.tool_calls", calls)
+        said = {key: value for key, value in message.items() if value is not None or self._keeps(message, key)}
+        return said | absent
 
     # --- contents
 

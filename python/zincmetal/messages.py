@@ -6,6 +6,7 @@ What comes out are dicts, lists, strings and numbers. A content is a string, a l
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,6 +42,8 @@ def plain(where: str, value: Any) -> Any:
 def _plain(value: Any) -> Any:
     if callable(dump := getattr(value, "model_dump", None)):  # the objects of clients such as OpenAI's
         value = dump()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
