@@ -127,6 +127,18 @@ def test_sizes_that_are_no_sizes_are_left_alone() -> None:
     )
 
 
+@pytest.mark.usefixtures("fresh")
+def test_a_process_that_is_killed_is_not_out_of_memory(fresh: rendering.Renderer) -> None:
+    assert rendered("{{ 1 }}") == "1"
+    assert fresh._child is not None
+    timer = threading.Timer(0.1, fresh._child.kill)
+    timer.start()
+    with pytest.raises(ChatTemplateError, match="ended its process with status -9"):
+        rendered(ENDLESS)
+    timer.join()
+    assert rendered("{{ 1 }}") == "1"
+
+
 # --- the sandbox
 
 

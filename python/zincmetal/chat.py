@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .errors import ChatTemplateError, UsageError, quote
@@ -36,6 +37,7 @@ CHATML = (
 
 KEY = "tokenizer.chat_template"
 _HERE = "<zincmetal goes on here> "  # ends the content that is continued; a template that trims takes its space
+_REWRITES = re.compile(r"\b(replace|join|lower|upper|title|capitalize)\b")  # ways to make new text of what was said
 _UNDEFINED = re.compile(r"UndefinedError: '(\w+_token)' is undefined")
 
 
@@ -168,6 +170,11 @@ class ChatTemplate:
         call = _Call(self, messages, tools, documents, add_generation_prompt, continue_final_message, keywords)
         marker = Marker(self._control_texts)
         marked = call.text(marker)
+        if _REWRITES.search(call.source):  # it may make a control text of what was none
+            with suppress(ChatTemplateError):
+                all_marked = call.text(Marker(self._control_texts, beginnings=True))
+                if marker.count(all_marked) < marker.count(marked):
+                    return all_marked
         if not marker.met:
             return marked
         try:
