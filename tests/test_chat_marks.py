@@ -91,6 +91,15 @@ def test_a_control_text_that_the_template_would_make(change: str, content: str) 
     assert text.count("<|im_end|>") == 1
 
 
+def test_a_template_that_rewrites_answers_does_so() -> None:
+    source = (
+        "{% for m in messages %}{% if '</think>' in m.content %}<|think>{{ m.content.split('</think>')[0] }}<think|>"
+        "{{ m.content.split('</think>')[-1] | replace('#', '') }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    messages = [{"role": "user", "content": "<b>"}, {"role": "assistant", "content": "hm</think>#<i><s>"}]
+    assert template(source).prompt(messages) == f"<b><|think>hm<think|><i><{M}s>"
+
+
 def test_everything_that_a_caller_says_is_marked() -> None:
     end = "<|im_end|>"
     function = {"name": end, "arguments": {end: {"x": [end]}}}

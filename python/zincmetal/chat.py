@@ -172,7 +172,7 @@ class ChatTemplate:
         marked = call.text(marker)
         if _REWRITES.search(call.source):  # it may make a control text of what was none
             with suppress(ChatTemplateError):
-                all_marked = call.text(Marker(self._control_texts, beginnings=True))
+                all_marked = call.text(Marker(self._control_texts, beginnings=True), answers=marker)
                 if marker.count(all_marked) < marker.count(marked):
                     return all_marked
         if not marker.met:
