@@ -343,8 +343,8 @@ def test_special_tokens_by_name() -> None:
     key = {"tokenizer.chat_template": source}
     meta, made = tokenizer(eos=3, padding=0, unknown=1, seperator=4)
     assert ChatTemplate.from_metadata(meta | key, made).render(user) == "False True True True True False False"
-    meta, made = tokenizer(bos=2, mask=9999, cls=True)
-    assert ChatTemplate.from_metadata(meta | key, made).render(user) == "True" + " False" * 6
+    meta, made = tokenizer(bos=2, mask=5)
+    assert ChatTemplate.from_metadata(meta | key, made).render(user) == "True" + " False" * 5 + " True"
     source = "{{ bos_token }}{{ pad_token }}{{ additional_special_tokens | join }}"
     meta, made = tokenizer(bos=2, eos=3, padding=0)
     template = ChatTemplate.from_metadata(meta | {"tokenizer.chat_template": source}, made)

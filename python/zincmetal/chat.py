@@ -94,7 +94,7 @@ class ChatTemplate:
             default,
             tokenizer.bos_text,
             tokenizer.eos_text,
-            special=special_tokens(meta),
+            special=special_tokens(meta, tokenizer),
             named=sources,
             control_texts=control_texts(tokenizer),
         )
