@@ -18,7 +18,6 @@ from .forms import REASONING, Forms
 from .marks import MARK, Marker, unmarked
 from .messages import Message, checked_list, conversation, plain
 from .rendering import Renderer
-from .special_names import control_texts, special_tokens
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -94,9 +93,9 @@ class ChatTemplate:
             default,
             tokenizer.bos_text,
             tokenizer.eos_text,
-            special=special_tokens(meta, tokenizer),
+            special=_special_texts(tokenizer),
             named=sources,
-            control_texts=control_texts(tokenizer),
+            control_texts=tokenizer.control_texts,
         )
 
     def choose(self, name: str) -> ChatTemplate:
@@ -275,6 +274,12 @@ class _Call:
         variables = {"messages": messages, "add_generation_prompt": self._opens} | said
         text = self._template._rendered(self.source, variables)
         return _cut(text, tail) if self._continues else text
+
+
+def _special_texts(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The texts of special tokens by their names in templates; `additional_special_tokens` are those without one."""
+    others = list(tokenizer.other_special_texts)
+    return dict(tokenizer.special_texts) | ({"additional_special_tokens": others} if others else {})
 
 
 def _names_template(key: str) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-MARK = "\ufdd0"
+from .vocabulary import MARK
+
 FOREIGN = "\ufffd"  # what becomes of a mark that a caller's own text brings
 
 

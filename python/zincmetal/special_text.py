@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import pairwise
 
 from .vocabulary import MARK
 
@@ -35,14 +34,6 @@ class Matcher:
             at = end = at + len(token)
         if end < len(text):
             yield text[end:]
-
-    def starts(self, text: str) -> Iterator[int]:
-        """Every place where a token starts, also inside of another."""
-        at = 0
-        while self._start is not None and (found := self._start.search(text, at)):
-            if self._longest(text, found.start()) is not None:
-                yield found.start()
-            at = found.start() + 1
 
     def _longest(self, text: str, at: int) -> str | None:
         for n in self._lengths.get(text[at : at + 2], ()):
@@ -77,15 +68,8 @@ class SpecialText:
         self.control = control
         self._strips = strips
         self._ids = frozenset(control.values())
-        self._control = Matcher(control)
         self._all = Matcher({**defined, **control})
         self._names = {i: text for text, i in defined.items()}
-
-    def mark(self, text: str) -> str:
-        """`text` with a mark in each control token, and U+FFFD for marks that were there before."""
-        text = text.replace(MARK, "\ufffd")
-        cuts = [0, *(at + 1 for at in self._control.starts(text)), len(text)]
-        return MARK.join(text[i:j] for i, j in pairwise(cuts))
 
     def split(self, text: str) -> Iterator[str | int]:
         """The ids of control tokens, and the text between them, without its marks.

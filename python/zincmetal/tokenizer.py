@@ -63,6 +63,7 @@ class Tokenizer:
         control_texts: the texts that only `parse_special` reads as tokens; in text that is not trusted a MARK after
             the first character of each keeps it text (:meth:`mark`).
         special_texts: the texts that templates know as `bos_token`, `eos_token`, `unk_token`, `pad_token`, …
+        other_special_texts: those of control tokens without such a name.
     """
 
     vocab_size: int
@@ -74,6 +75,7 @@ class Tokenizer:
     add_eos: bool
     control_texts: tuple[str, ...]
     special_texts: Mapping[str, str]
+    other_special_texts: tuple[str, ...]
 
     def __init__(self, metadata: Mapping[str, Any], only_ids: bool = False) -> None:
         """See :meth:`from_metadata`, and :meth:`for_ids` for `only_ids`."""
@@ -157,6 +159,8 @@ class Tokenizer:
         self._special = SpecialText(control, defined, frozenset(strips if phi3 else ()))
         self.control_texts = tuple(self._special.control)
         self.special_texts = {f"{name}_token": vocab.tokens[i] for name, i in roles.named.items()}
+        unnamed = [t for t in self.control_texts if t not in self.special_texts.values()]
+        self.other_special_texts = tuple(t for t in unnamed if vocab.types[vocab.ids[t]] != TokenType.UNKNOWN)
 
     @property
     def bos_text(self) -> str:
@@ -222,10 +226,6 @@ class Tokenizer:
         while ids[first + 1 : first + 2] == [self.bos_id]:
             del ids[first]
         return ids
-
-    def mark(self, text: str) -> str:
-        """A text that is not trusted, as a part of a prompt that is read with `parse_special`: there it stays text."""
-        return self._special.mark(text)
 
     def _plain(self, text: str) -> list[int]:
         if self._encoder is None:
