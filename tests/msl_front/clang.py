@@ -19,6 +19,7 @@ from .tokens import MARKER
 
 STANDARD = Path(__file__).parent / "include"
 METAL_VERSION = 310  # bfloat is of this version
+KERNEL_MARK = "kernel function"
 
 # Address spaces by number; what is in no other is `thread`, the space of all that C++ declares without a word.
 SPACE_MACROS = {
@@ -26,7 +27,7 @@ SPACE_MACROS = {
     "constant": "const __attribute__((address_space(2)))",
     "threadgroup": "__attribute__((address_space(3)))",
     "thread": "__attribute__(())",
-    "kernel": "",
+    "kernel": f'__attribute__((annotate("{KERNEL_MARK}")))',  # so that the IR knows them
     "METAL_FUNC": "inline",
 }
 # Apple Silicon's types and layouts; C++14 is what MSL is made of.
@@ -86,7 +87,7 @@ class Program:
 
     def __init__(self, path: Path, folder: Path, includes: Sequence[Path] = (), options: Sequence[str] = CXX14) -> None:
         self.flags = [*LANGUAGE, *WARNINGS, *options]
-        defines = [f"-D__METAL_VERSION__={METAL_VERSION}", "-D__METAL__"]
+        defines = [f"-D__METAL_VERSION__={METAL_VERSION}", "-D__METAL__", "-D__HAVE_BFLOAT__=1"]
         search = [f"-I{include.resolve()}" for include in (STANDARD, *includes)]
         # Apple's compiler knows the types before any header.
         said = run_clang(

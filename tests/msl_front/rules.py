@@ -10,7 +10,7 @@ from typing import Any
 from .clang import Program, Violation
 from .signatures import attribute_violations, kernel_violations
 from .source import HOST
-from .tokens import SPACES, Token, tokenize
+from .tokens import SPACES, Token, closing, tokenize
 
 MAX_THREADGROUP_BYTES = 32 * 1024
 WORDS = {
@@ -63,7 +63,9 @@ def begins_lambda(tokens: list[Token], i: int) -> bool:
     before = tokens[i - 1] if i else None
     if tokens[i + 1].text == "[" or before is None or before.text == "[":
         return False
-    return before.text == "return" or (before.kind == "sign" and before.text not in (")", "]", ">", "&", "*"))
+    if before.text != "return" and (before.kind != "sign" or before.text in (")", "]", ">", "&", "*")):
+        return False
+    return tokens[closing(tokens, i) + 1].text in ("(", "{", "<")  # and not the = of an array's designator
 
 
 # ---- the syntax tree ---------------------------------------------------------------------------------------------
@@ -163,8 +165,8 @@ def tree_violations(program: Program) -> set[Violation]:
 
 # ---- the IR ------------------------------------------------------------------------------------------------------
 
-DEFINITION = re.compile(r"^define .*?@([\w.$]+)\(.*?^}", re.MULTILINE | re.DOTALL)
-CALL = re.compile(r"\b(?:call|invoke) .*?([@%][\w.$]+)\(")
+DEFINITION = re.compile(r'^define [^@\n]*@("[^"]+"|[\w.$]+)\(.*?^}', re.MULTILINE | re.DOTALL)
+CALL = re.compile(r'\b(?:call|invoke) .*?([@%](?:"[^"]+"|[\w.$]+))\(')
 GLOBAL = re.compile(r"^@([\w.$]+) = (.*)$", re.MULTILINE)
 THREADGROUP_ARRAY = re.compile(r"addrspace\(3\) global \[(\d+) x i8\]")
 
@@ -204,7 +206,7 @@ def recursive(calls: dict[str, set[str]]) -> set[str]:
 
 
 def global_faults(program: Program) -> Iterator[tuple[str, str]]:
-    kernels = {function for _, function in functions_of_instances(program)}
+    kernels = kernel_functions(program)
     for name, definition in GLOBAL.findall(program.ir):
         if name in ("llvm.global_ctors", "llvm.global_dtors"):
             yield "program scope", f"an initialiser runs code: {definition}"
@@ -217,6 +219,13 @@ def functions_of_instances(program: Program) -> list[tuple[str, str]]:
     """(host name, mangled name of the function) of each instance."""
     pointers = re.findall(rf"^@_ZL\d+{HOST}(\d+) = .*? ptr @([\w.$]+)", program.ir, re.MULTILINE)
     return [(program.source.instances[int(i)].host_name, function) for i, function in pointers]
+
+
+def kernel_functions(program: Program) -> set[str]:
+    """The mangled names of the kernels, with a host name or without."""
+    marks = re.search(r"^@llvm.global.annotations = (.*)$", program.ir, re.MULTILINE)
+    marked = re.findall(r'{ ptr @("[^"]+"|[\w.$]+), ptr', marks[1]) if marks else []
+    return {function for _, function in functions_of_instances(program)} | set(marked)
 
 
 def enclosing_function(variable: str) -> str:
