@@ -81,6 +81,11 @@ def diagnostics(said: str) -> list[Violation]:
             is_open = False
     return errors
 
+# Without vectors of the optimiser's making, which a GPU has no use for.
+OPTIMISED = ("-O2", "-fno-vectorize", "-fno-slp-vectorize", "-fno-discard-value-names", "-gline-tables-only",
+             "-mllvm", "-jump-threading-threshold=0", "-Wno-error", "-Wpass-failed")  # fmt: skip
+PASS_FAILED = re.compile(r"^(.+?):(\d+):\d+: warning: (.*) \[-Wpass-failed.*\]$", re.MULTILINE)
+
 
 class Program:
     """A kernel file as clang sees it. Without ``CXX14``, what is of C++17 or later passes, as with Apple's compiler."""
@@ -114,6 +119,19 @@ class Program:
         instances = f"-D{source.INSTANTIATE}(...)=__VA_ARGS__"
         errors = self.compile(instances, *passes, "-g0", "-S", "-emit-llvm", "-o", str(ir))[1]
         return ir.read_text() if not errors else "", errors
+
+    @cached_property
+    def optimised(self) -> tuple[str, list[Violation]]:
+        """LLVM IR with every METAL_FUNC inlined and loops unrolled, and the loops that were to be and are not."""
+        ir = self.path.with_suffix(".optimised.ll")
+        macros = {**SPACE_MACROS, "METAL_FUNC": "inline __attribute__((always_inline))"}
+        arguments = [*self.flags, *(f"-D{name}={value}" for name, value in macros.items()), *OPTIMISED]
+        arguments += [f"-D{source.INSTANTIATE}(...)=__VA_ARGS__", "-S", "-emit-llvm", "-o", str(ir), str(self.path)]
+        done = run_clang(self.path.parent, arguments)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+        loops = [Violation("registers", file, int(line), words) for file, line, words in PASS_FAILED.findall(done.stderr)]
+        return ir.read_text(), loops
 
     @property
     def errors(self) -> list[Violation]:
