@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from .clang import Program, Violation
+from .metal_names import FUNCTIONS_OF_METAL, TYPES_OF_METAL
 from .signatures import attribute_violations, kernel_violations
 from .source import HOST
 from .tokens import SPACES, Token, closing, tokenize
 
 MAX_THREADGROUP_BYTES = 32 * 1024
+MAX_PRIVATE_BYTES = 32 * 1024  # arrays of a thread; ours, since no document has Apple's
 WORDS = {
     "asm": "assembly",
     "catch": "exceptions",
+    "char16_t": "such characters",
+    "char32_t": "such characters",
     "delete": "delete",
     "double": "double",
     "dynamic_cast": "run-time types",
     "goto": "goto",
+    "__int128": "integer longer than long",
     "new": "new",
     "noexcept": "noexcept",
     "register": "register",
@@ -29,6 +35,7 @@ WORDS = {
     "try": "exceptions",
     "typeid": "run-time types",
     "virtual": "virtual functions",
+    "wchar_t": "such characters",
 }
 # Words that are MSL's own, and so no names.
 KEYWORDS = {"fragment", "object_data", "ray_data", "threadgroup_imageblock", "vertex"}
@@ -54,6 +61,9 @@ def token_violations(tokens: list[Token]) -> Iterator[Violation]:
             yield Violation("language", token.file, token.line, f"{token.text}: MSL has no {WORDS[token.text]}")
         if token.text in KEYWORDS:
             yield Violation("language", token.file, token.line, f"{token.text} is a word of MSL's own")
+        is_long = token.text == "long" and i > 0 and tokens[i - 1].text == "long"
+        if is_long or (token.kind == "number" and re.fullmatch(r"[\da-fA-FxX']+[uU]?(ll|LL)[uU]?", token.text)):
+            yield Violation("language", token.file, token.line, "long long: MSL has no integer longer than long")
         if token.text == "[" and begins_lambda(tokens, i):
             yield Violation("language", token.file, token.line, "MSL has no lambda expressions")
 
@@ -107,6 +117,8 @@ class TreeRules:
                 self.check_spaces(begin + len(text[0]) + 1, begin + sum(map(len, text)), node.get("name", ""))
             elif kind in CASTS:
                 self.check_cast(node, begin)
+            elif kind == "ConditionalOperator" and "ext_vector" in str(node["inner"][0].get("type")):
+                self.report("language", begin, "?: takes a scalar condition; select chooses by components")
         for inner in node.get("inner", []):
             if inner:
                 self.walk(inner, in_function or kind in FUNCTIONS)
@@ -120,6 +132,8 @@ class TreeRules:
             self.report("function pointer", begin, f"{name} is a pointer to a function")
         else:
             self.check_spaces(begin, at, name)
+        if node.get("variadic"):
+            self.report("language", begin, f"{name} takes any number of arguments: MSL has no such functions")
         if kind == "VarDecl" and (not in_function or node.get("storageClass") == "static"):
             words = set(self.words(begin, at))
             if not {"constant", "constexpr"} <= words and not (in_function and "threadgroup" in words):
@@ -160,7 +174,21 @@ def tree_violations(program: Program) -> set[Violation]:
         begin = offset(node.get("range", {}).get("begin", {}))
         if begin is not None and not program.is_standard(begin):
             rules.walk(node)
+            if message := name_fault(node):
+                rules.report("name", begin, message)
     return rules.found
+
+
+def name_fault(node: dict[str, Any]) -> str:
+    """What is wrong with a global name, beside the names of metal:: that `using namespace metal` brings."""
+    name, is_function = node.get("name", ""), node["kind"] in (*FUNCTIONS, "FunctionTemplateDecl")
+    if node["kind"] in ("UsingDecl", "UsingDirectiveDecl") or node.get("isImplicit"):
+        return ""
+    if is_function and name == "main":
+        return "main is no name for a function"
+    if name in TYPES_OF_METAL or (name in FUNCTIONS_OF_METAL and not is_function):
+        return f"{name} is a name of metal::"
+    return ""
 
 
 # ---- the IR ------------------------------------------------------------------------------------------------------
@@ -175,6 +203,7 @@ def ir_violations(program: Program) -> Iterator[Violation]:
     file = program.source.instances[0].file if program.source.instances else program.path.name
     bodies = {match[1]: match[0] for match in DEFINITION.finditer(program.ir)}
     calls = {name: set(CALL.findall(body)) for name, body in bodies.items()}
+    kernels = kernel_functions(program)
     for name in recursive(calls):
         yield Violation("recursion", file, 0, f"{name} calls itself, or what calls it")
     for name, body in bodies.items():
@@ -184,11 +213,53 @@ def ir_violations(program: Program) -> Iterator[Violation]:
             yield Violation("address space", file, 0, f"{name} casts from one address space to another")
         if re.search(r"\bdouble\b", body):
             yield Violation("language", file, 0, f"{name} computes in double")
+        yield from (Violation(rule, file, 0, f"{name} {words}") for rule, words in body_faults(body))
+        for called in {callee[1:] for callee in calls[name]} & kernels:
+            yield Violation("kernel call", file, 0, f"{name} calls the kernel {called}")
     yield from (Violation(rule, file, 0, message) for rule, message in global_faults(program))
+    for name, used in private_bytes(bodies, calls).items():
+        if name in kernels and used > MAX_PRIVATE_BYTES:
+            message = f"{name} has {used} bytes of its own per thread; {MAX_PRIVATE_BYTES} are the most"
+            yield Violation("private memory", file, 0, message)
     for name, used in threadgroup_bytes(program).items():
         if used > MAX_THREADGROUP_BYTES:
             message = f"{name} has {used} bytes of threadgroup memory; there are {MAX_THREADGROUP_BYTES}"
             yield Violation("threadgroup memory", file, 0, message)
+
+
+def body_faults(body: str) -> Iterator[tuple[str, str]]:
+    """(rule, what a function does against it)"""
+    if re.search(r"\bselect <\d+ x i1>", body):
+        yield "language", "chooses by a vector: ?: takes a scalar condition"
+    if re.search(r"\bstore ptr [^,]*, ptr addrspace\([123]\)", body) or re.search(r"\bptrtoint ptr %", body):
+        yield "address space", "lets a pointer into a thread's own memory out"
+
+
+def private_bytes(bodies: dict[str, str], calls: dict[str, set[str]]) -> dict[str, int]:
+    """The bytes of each function's variables and of those that it calls, along the way that has most."""
+    own = {name: sum(map(alloca_bytes, ALLOCA.findall(body))) for name, body in bodies.items()}
+    total: dict[str, int] = {}
+
+    def count(name: str, above: frozenset[str]) -> int:
+        if name not in total:
+            called = [c[1:] for c in calls[name] if c[1:] in own and c[1:] not in above]
+            total[name] = own[name] + max((count(c, above | {name}) for c in called), default=0)
+        return total[name]
+
+    return {name: count(name, frozenset()) for name in bodies}
+
+
+ALLOCA = re.compile(r"= alloca (\[[^,]*\])(?:,|$)", re.MULTILINE)
+WIDTHS = {"half": 2, "bfloat": 2, "float": 4, "double": 8, "ptr": 8}
+
+
+def alloca_bytes(type_: str) -> int:
+    """The bytes of an array's elements, of which a structure counts for 16."""
+    *extents, element = re.split(r" x (?![^<]*>)", type_.strip("[]"))
+    vector = re.fullmatch(r"<(\d+) x (\w+)>", element.strip("[]"))
+    scalar = vector[2] if vector else element.strip("[]")
+    size = int(scalar[1:]) // 8 if re.fullmatch(r"i\d+", scalar) else WIDTHS.get(scalar, 16)
+    return math.prod(int(extent.strip("[")) for extent in extents) * size * (int(vector[1]) if vector else 1)
 
 
 def recursive(calls: dict[str, set[str]]) -> set[str]:
