@@ -149,6 +149,29 @@ def test_legal_kernel_passes(name: str, tmp_path: Path) -> None:
     assert judge(tmp_path, planted.good() + LEGAL_KERNELS[name].code) == []
 
 
+# ---- one fault in a kernel -------------------------------------------------------------------------------------------
+
+FAULTS = planted.faults()
+
+
+def test_faults_are_of_both_kinds() -> None:
+    kinds = [fault.kind for fault in FAULTS.values()]
+    assert (kinds.count("refused"), kinds.count("undefined")) == (31, 9)
+    assert sum(bool(fault.rule) for fault in FAULTS.values()) >= 30
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_found(name: str, tmp_path: Path) -> None:
+    """By its own rule; and what is known to be missed still is."""
+    fault = FAULTS[name]
+    found = judge(tmp_path, fault.text)
+    said = [str(v) for v in found]
+    if fault.rule:
+        assert any(v.rule == fault.rule and re.search(fault.words, v.message) for v in found), said
+    else:
+        assert said == [], "no longer missed"
+
+
 # ---- every address space of every kernel -----------------------------------------------------------------------------
 
 WRONG_SPACE = {"device": "threadgroup", "threadgroup": "device", "thread": "threadgroup", "constant": "threadgroup"}

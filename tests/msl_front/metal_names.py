@@ -7,23 +7,19 @@ from __future__ import annotations
 
 TYPES_OF_METAL = frozenset(
     """
-    access accept_any_intersection acceleration_structure address address_mode arguments array array_ref atomic
-    border_color bounding_box bias coherent color command_buffer component compare_func compute_command
-    compute_pipeline_state coord curve_basis curve_data curve_type default_visible_function depth2d depth2d_array
-    depth2d_ms depth2d_ms_array depthcube depthcube_array draw_indexed_indirect_arguments extended_limits filter
-    forward_opacity gather_result geometry_type gradient2d gradient3d gradientcube imageblock imageblock_data
+    access acceleration_structure address address_mode array array_ref atomic
+    border_color bias command_buffer component compare_func compute_command
+    compute_pipeline_state coord depth2d depth2d_array
+    depth2d_ms depth2d_ms_array depthcube depthcube_array extended_limits filter
+    geometry_type gradient2d gradient3d gradientcube imageblock imageblock_data
     imageblock_layout_explicit imageblock_layout_implicit indirect_command_buffer instance_acceleration_structure
-    instancing integral_constant interpolant interpolate intersection_function_buffer intersection_function_table
+    instancing integral_constant interpolant intersection_function_table
     intersection_params intersection_query intersection_result intersection_type intersector is_same level lod_options
-    mag_filter mat matrix max_anisotropy max_levels mem_flags memory_order mesh mesh_grid_properties
-    min_filter min_lod_clamp mip_filter motion numeric_limits object_data packed_vec patch_control_point point_size
-    primitive_acceleration_structure primitive_data primitive_id primitive_type quad_vote r_address raster_order_group
-    rasterization_rate_map_data rasterization_rate_map_decoder ray ray_data raytracing render_command
-    render_pipeline_state s_address sampler shared_threadgroup simd_vote simdgroup_matrix sparse_color stream_in
-    t_address tags tensor texture1d texture1d_array texture2d texture2d_array texture2d_ms texture2d_ms_array texture3d
-    texture_buffer texturecube texturecube_array thread_scope transform_address triangle_data triangle_intersection_params
-    uniform union_data vec vec_elements vertex_data visible_function_table world_space_data
-    add_const add_cv add_volatile aligned_storage alignment_of common_type conditional conditional_t decay decay_t
+    mag_filter matrix max_anisotropy max_levels mem_flags memory_order mesh mesh_grid_properties
+    min_filter min_lod_clamp mip_filter numeric_limits packed_vec     primitive_acceleration_structure primitive_type quad_vote r_address raster_order_group
+    rasterization_rate_map_data rasterization_rate_map_decoder ray raytracing render_command
+    render_pipeline_state s_address sampler simd_vote simdgroup_matrix     t_address tensor texture1d texture1d_array texture2d texture2d_array texture2d_ms texture2d_ms_array texture3d
+    texture_buffer texturecube texturecube_array thread_scope transform_address     uniform vec vec_elements visible_function_table     add_const add_cv add_volatile aligned_storage alignment_of common_type conditional conditional_t decay decay_t
     enable_if enable_if_t extent false_type integer_sequence index_sequence is_arithmetic is_array is_base_of
     is_class is_const is_convertible is_empty is_enum is_floating_point is_function is_integral is_pointer
     is_reference is_scalar is_signed is_trivial is_union is_unsigned is_vector is_void make_index_sequence

@@ -10,9 +10,11 @@ from typing import Any
 
 from .clang import Program, Violation
 from .metal_names import FUNCTIONS_OF_METAL, TYPES_OF_METAL
+from .registers import matrix_violations
 from .signatures import attribute_violations, kernel_violations
 from .source import HOST
 from .tokens import SPACES, Token, closing, tokenize
+from .uniformity import uniformity_violations
 
 MAX_THREADGROUP_BYTES = 32 * 1024
 MAX_PRIVATE_BYTES = 32 * 1024  # arrays of a thread; ours, since no document has Apple's
@@ -48,6 +50,7 @@ def violations(program: Program) -> list[Violation]:
     found |= set(program.errors)
     if not program.errors:
         found |= set(tree_violations(program)) | set(ir_violations(program))
+        found |= set(matrix_violations(program)) | set(uniformity_violations(program))
     return sorted(found, key=lambda v: (v.file, v.line, v.rule, v.message))
 
 
