@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .clang import Program, Violation
+from .memory import memory_violations
 from .metal_names import FUNCTIONS_OF_METAL, TYPES_OF_METAL
 from .registers import matrix_violations
 from .signatures import attribute_violations, kernel_violations
@@ -50,7 +51,7 @@ def violations(program: Program) -> list[Violation]:
     found |= set(program.errors)
     if not program.errors:
         found |= set(tree_violations(program)) | set(ir_violations(program))
-        found |= set(matrix_violations(program)) | set(uniformity_violations(program))
+        found |= set(matrix_violations(program)) | set(uniformity_violations(program)) | set(memory_violations(program))
     return sorted(found, key=lambda v: (v.file, v.line, v.rule, v.message))
 
 
