@@ -60,14 +60,19 @@ def judge(folder: Path, body: str) -> list[Violation]:
 
 PLANTED: dict[str, Callable[[str], str]] = {
     "index": lambda fill: f"float a[8]; {fill} x[tid] = a[n % 8];",
-    "row": lambda fill: f"float b[4][8]; float a[8]; {fill} for (uint i = 0; i < n; i++) b[i % 4][2] = a[1];"
-    " x[tid] = b[n % 4][2];",
-    "pointer": lambda fill: f"float a[8]; {fill} float s = 0; for (thread float* p = a; p < a + n; p++) s += *p;"
-    " x[tid] = s;",
-    "field": lambda fill: f"struct {{ uint at; float a[8]; }} s; {{ thread float* a = s.a; {fill} }}"
-    " x[tid] = s.a[n & 7];",
-    "matrix": lambda fill: "simdgroup_float8x8 m[4]; for (uint i = 0; i < 4; i++) simdgroup_load(m[i], x + i);"
-    " simdgroup_store(m[n % 4], x);",
+    "row": lambda fill: (
+        f"float b[4][8]; float a[8]; {fill} for (uint i = 0; i < n; i++) b[i % 4][2] = a[1]; x[tid] = b[n % 4][2];"
+    ),
+    "pointer": lambda fill: (
+        f"float a[8]; {fill} float s = 0; for (thread float* p = a; p < a + n; p++) s += *p; x[tid] = s;"
+    ),
+    "field": lambda fill: (
+        f"struct {{ uint at; float a[8]; }} s; {{ thread float* a = s.a; {fill} }} x[tid] = s.a[n & 7];"
+    ),
+    "matrix": lambda fill: (
+        "simdgroup_float8x8 m[4]; for (uint i = 0; i < 4; i++) simdgroup_load(m[i], x + i);"
+        " simdgroup_store(m[n % 4], x);"
+    ),
 }
 
 

@@ -81,6 +81,7 @@ def diagnostics(said: str) -> list[Violation]:
             is_open = False
     return errors
 
+
 # Without vectors of the optimiser's making, which a GPU has no use for.
 OPTIMISED = ("-O2", "-fno-vectorize", "-fno-slp-vectorize", "-fno-discard-value-names", "-gline-tables-only",
              "-mllvm", "-jump-threading-threshold=0", "-Wno-error", "-Wpass-failed")  # fmt: skip
@@ -130,7 +131,9 @@ class Program:
         done = run_clang(self.path.parent, arguments)
         if done.returncode != 0:
             raise RuntimeError(done.stderr)
-        loops = [Violation("registers", file, int(line), words) for file, line, words in PASS_FAILED.findall(done.stderr)]
+        loops = [
+            Violation("registers", file, int(line), words) for file, line, words in PASS_FAILED.findall(done.stderr)
+        ]
         return ir.read_text(), loops
 
     @property

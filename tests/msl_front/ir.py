@@ -15,7 +15,9 @@ VALUE = re.compile(rf"%({NAME})")
 TARGET = re.compile(rf"label %({NAME})")
 INCOMING = re.compile(rf"\[ ([^\[\]]+), %({NAME}) \]")
 CALLEE = re.compile(rf"call .*?@({NAME})\(")
-METADATA = re.compile(r"^(!\d+) = (?:distinct )?!(DILocation|DISubprogram|DILexicalBlock\w*|DIFile)\((.*)\)$", re.MULTILINE)
+METADATA = re.compile(
+    r"^(!\d+) = (?:distinct )?!(DILocation|DISubprogram|DILexicalBlock\w*|DIFile)\((.*)\)$", re.MULTILINE
+)
 FIELD = re.compile(r'(\w+): ("[^"]*"|[^,]+)')
 
 

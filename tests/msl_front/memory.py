@@ -41,7 +41,9 @@ def size_of(type_: str) -> int | None:
     return None if element is None else element * (4 if n == 3 and type_[0] == "<" else n)
 
 
-GEP = re.compile(r"getelementptr (?:\w+ )*?(\[.*?\]|<.*?>|\w+), ptr(?: addrspace\(\d\))? ([%@][^,]+)((?:, i\d+ [^,]+)*)")
+GEP = re.compile(
+    r"getelementptr (?:\w+ )*?(\[.*?\]|<.*?>|\w+), ptr(?: addrspace\(\d\))? ([%@][^,]+)((?:, i\d+ [^,]+)*)"
+)
 SCALED = re.compile(r" (shl|mul) (?:\w+ )*?i\d+ %([^,]+), (\d+)")
 SUM = re.compile(r" (?:add|or disjoint) (?:\w+ )*?i\d+ %([^,]+), (%?[^,]+)")
 WIDER = re.compile(r" (?:zext|sext)(?: nneg)? i\d+ %(\S+) to ")
@@ -106,7 +108,9 @@ def unaligned(function: Function, attributes: dict[str, str]) -> Iterator[tuple[
     addresses = Addresses(function)
     numbers = {name for name in function.arguments if attributes.get(name) in VARIES}
     for at in function.instructions():
-        found = re.search(r"(?:load|store) (<[^>]*>)[^%@]*(?:%\S+, )?ptr addrspace\([123]\) ([%@][^,]+), align (\d+)", at.text)
+        found = re.search(
+            r"(?:load|store) (<[^>]*>)[^%@]*(?:%\S+, )?ptr addrspace\([123]\) ([%@][^,]+), align (\d+)", at.text
+        )
         if at.opcode not in ("load", "store") or found is None:
             continue
         align, address = int(found[3]), addresses.of(found[2])

@@ -58,6 +58,8 @@ def is_variable(at: Instruction) -> bool:
 
 def matrix_violations(program: Program) -> Iterator[Violation]:
     """Arrays of simdgroup matrices that a variable indexes, which no simdgroup has registers for."""
+    if "simdgroup_matrix" not in program.ir:
+        return
     ir, _ = program.optimised
     places = Places(ir)
     for function in functions(ir).values():

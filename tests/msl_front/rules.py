@@ -51,7 +51,13 @@ def violations(program: Program) -> list[Violation]:
     found |= set(program.errors)
     if not program.errors:
         found |= set(tree_violations(program)) | set(ir_violations(program))
-        found |= set(matrix_violations(program)) | set(uniformity_violations(program)) | set(memory_violations(program))
+        found |= set(matrix_violations(program))
+    return sorted(found, key=lambda v: (v.file, v.line, v.rule, v.message))
+
+
+def hazards(program: Program) -> list[Violation]:
+    """What is legal in a kernel file that clang takes, and undefined on a GPU, in the order of its lines."""
+    found = set(uniformity_violations(program)) | set(memory_violations(program))
     return sorted(found, key=lambda v: (v.file, v.line, v.rule, v.message))
 
 
@@ -79,7 +85,8 @@ def begins_lambda(tokens: list[Token], i: int) -> bool:
         return False
     if before.text != "return" and (before.kind != "sign" or before.text in (")", "]", ">", "&", "*")):
         return False
-    return tokens[closing(tokens, i) + 1].text in ("(", "{", "<")  # and not the = of an array's designator
+    after = tokens[closing(tokens, i) + 1 :][:1]
+    return after != [] and after[0].text in ("(", "{", "<")  # and not the = of an array's designator
 
 
 # ---- the syntax tree ---------------------------------------------------------------------------------------------

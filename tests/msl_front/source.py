@@ -327,13 +327,22 @@ def spell_constructors(tokens: list[Token], aliases: set[str]) -> None:
         end = closing(tokens, i + 1) if i + 1 < len(tokens) and tokens[i + 1].text == "<" else i
         if end + 1 >= len(tokens) or (token.text == "vec" and end == i):
             continue
-        begin = i - 2 if i >= 2 and tokens[i - 1].text == "::" and tokens[i - 2].text == "metal" else i
+        begin = qualified_from(tokens, i)
         before, after = tokens[begin - 1].text if begin else "", tokens[end + 1].text
         if after == "(" and before not in ("operator", "struct") and not begins_declarator(tokens, end + 1):
             tokens[begin].text = "::metal::make<" + tokens[begin].text
             tokens[end].text += ">"
         elif before == "(" and after == ")" and is_cast(tokens, begin - 1, end + 1):
             tokens[begin - 1].text, tokens[end + 1].text = "::metal::Cast<", ">{} ->* "
+
+
+def qualified_from(tokens: list[Token], i: int) -> int:
+    """Where a name of metal:: begins with what qualifies it."""
+    if i < 2 or tokens[i - 1].text != "::":
+        return i
+    if tokens[i - 2].text == "metal":
+        return i - 2
+    return i if tokens[i - 2].kind == "word" and tokens[i - 2].text != "return" else i - 1
 
 
 def template_types(tokens: list[Token]) -> set[str]:
