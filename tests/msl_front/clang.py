@@ -33,7 +33,7 @@ SPACE_MACROS = {
 # Apple Silicon's types and layouts; C++14 is what MSL is made of.
 TARGET = ["-target", "aarch64-macos", "-std=c++14", "-nostdinc", "-nostdinc++", "-ffreestanding", "-x", "c++"]
 LANGUAGE = ["-flax-vector-conversions=none", "-fno-exceptions", "-fno-rtti", "-fno-sanitize=all"]
-WARNINGS = ["-Wno-reserved-user-defined-literal", "-ferror-limit=0"]
+WARNINGS = ["-Wno-reserved-user-defined-literal", "-ferror-limit=0", "-Werror=return-stack-address"]
 CXX14 = ("-Werror=c++17-extensions", "-Werror=c++20-extensions", "-Werror=c++23-extensions")
 # The warnings of cmake/Metal.cmake, but for what comes of declarations alone and of a `constant` that is const twice.
 NO_WARNING = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unused-variable", "-Wno-undefined-inline",

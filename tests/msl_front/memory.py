@@ -129,6 +129,7 @@ def waits(function: Function) -> Iterator[tuple[Instruction, str]]:
     for loop in loops(function):
         calls = [i for name in loop for i in function.blocks[name] if i.opcode == "call" and i.callee]
         loads = [i for i in calls if i.called in ("atomic_load_explicit", "atomic_exchange_explicit")]
+        loads += [i for name in loop for i in function.blocks[name] if "load volatile" in i.text and "space(" in i.text]
         if any("compare_exchange" in call.called for call in calls):
             continue
         leaves = any(way not in loop for name in loop for way in function.successors[name])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from .clang import Program, Violation
+from .ir import arguments_of
 from .memory import memory_violations
 from .metal_names import FUNCTIONS_OF_METAL, TYPES_OF_METAL
 from .registers import matrix_violations
@@ -18,7 +18,7 @@ from .tokens import SPACES, Token, closing, tokenize
 from .uniformity import uniformity_violations
 
 MAX_THREADGROUP_BYTES = 32 * 1024
-MAX_PRIVATE_BYTES = 32 * 1024  # arrays of a thread; ours, since no document has Apple's
+MAX_PRIVATE_BYTES = 32 * 1024  # variables of a thread, unoptimised; ours, since no document has Apple's
 WORDS = {
     "asm": "assembly",
     "catch": "exceptions",
@@ -228,7 +228,7 @@ def ir_violations(program: Program) -> Iterator[Violation]:
         for called in {callee[1:] for callee in calls[name]} & kernels:
             yield Violation("kernel call", file, 0, f"{name} calls the kernel {called}")
     yield from (Violation(rule, file, 0, message) for rule, message in global_faults(program))
-    for name, used in private_bytes(bodies, calls).items():
+    for name, used in private_bytes(bodies, calls, dict(STRUCTURE.findall(program.ir))).items():
         if name in kernels and used > MAX_PRIVATE_BYTES:
             message = f"{name} has {used} bytes of its own per thread; {MAX_PRIVATE_BYTES} are the most"
             yield Violation("private memory", file, 0, message)
@@ -246,9 +246,9 @@ def body_faults(body: str) -> Iterator[tuple[str, str]]:
         yield "address space", "lets a pointer into a thread's own memory out"
 
 
-def private_bytes(bodies: dict[str, str], calls: dict[str, set[str]]) -> dict[str, int]:
+def private_bytes(bodies: dict[str, str], calls: dict[str, set[str]], structures: dict[str, str]) -> dict[str, int]:
     """The bytes of each function's variables and of those that it calls, along the way that has most."""
-    own = {name: sum(map(alloca_bytes, ALLOCA.findall(body))) for name, body in bodies.items()}
+    own = {name: sum(type_bytes(t, structures) for t in ALLOCA.findall(body)) for name, body in bodies.items()}
     total: dict[str, int] = {}
 
     def count(name: str, above: frozenset[str]) -> int:
@@ -260,17 +260,20 @@ def private_bytes(bodies: dict[str, str], calls: dict[str, set[str]]) -> dict[st
     return {name: count(name, frozenset()) for name in bodies}
 
 
-ALLOCA = re.compile(r"= alloca (\[[^,]*\])(?:,|$)", re.MULTILINE)
+ALLOCA = re.compile(r"= alloca (.*?), align")
+STRUCTURE = re.compile(r'^(%(?:"[^"]+"|[\w.$]+)) = type <?(\{.*\})', re.MULTILINE)
 WIDTHS = {"half": 2, "bfloat": 2, "float": 4, "double": 8, "ptr": 8}
 
 
-def alloca_bytes(type_: str) -> int:
-    """The bytes of an array's elements, of which a structure counts for 16."""
-    *extents, element = re.split(r" x (?![^<]*>)", type_.strip("[]"))
-    vector = re.fullmatch(r"<(\d+) x (\w+)>", element.strip("[]"))
-    scalar = vector[2] if vector else element.strip("[]")
-    size = int(scalar[1:]) // 8 if re.fullmatch(r"i\d+", scalar) else WIDTHS.get(scalar, 16)
-    return math.prod(int(extent.strip("[")) for extent in extents) * size * (int(vector[1]) if vector else 1)
+def type_bytes(type_: str, structures: dict[str, str]) -> int:
+    """The bytes of a type of the IR, without what lies between the fields of a structure."""
+    type_ = structures.get(type_.strip(), type_.strip())
+    several = re.fullmatch(r"[<\[](\d+) x (.*)[>\]]", type_)
+    if several is not None:
+        return int(several[1]) * type_bytes(several[2], structures)
+    if type_.startswith("{"):
+        return sum(type_bytes(part, structures) for part in arguments_of(type_[1:-1]))
+    return int(type_[1:]) // 8 if re.fullmatch(r"i\d+", type_) else WIDTHS.get(type_, 0)
 
 
 def recursive(calls: dict[str, set[str]]) -> set[str]:

@@ -68,7 +68,7 @@ def kernel_violations(kernel: Kernel) -> Iterator[Violation]:
             yield broken("buffer", f"[[{attribute}]]: the index of a buffer is a number up to {MAX_BUFFER}")
         else:
             buffers.append(int(buffer[1]))
-            if not re.match(r"(const )?(device|constant)\b.*[*&]", parameter.text):
+            if not re.match(r"((const|volatile) )*(device|constant)\b.*[*&]", parameter.text):
                 yield broken("buffer", f"'{parameter.text}' is no pointer or reference to device or constant memory")
     widths = {p.attributes[0]: width(p) for p in kernel.parameters if len(p.attributes) == 1 and has_width(p)}
     if len(set(widths.values())) > 1:

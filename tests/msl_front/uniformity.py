@@ -179,10 +179,9 @@ def post_dominators(function: Function) -> dict[str, set[str]]:
 def attributes_of(function: Function, kernels: list[Kernel]) -> dict[str, str] | None:
     """The attribute of each argument by its name, or None for what is no kernel."""
     for kernel in kernels:
-        names = {p.text.split("=")[0].split()[-1].lstrip("*&").strip("()[]"): p.attributes for p in kernel.parameters}
-        if re.search(rf"(?<!\d){len(kernel.name)}{kernel.name}(?![a-z])", function.name) and len(names) == len(
-            function.arguments
-        ):
+        names = {re.findall(r"\w+", p.text.partition("[")[0])[-1]: p.attributes for p in kernel.parameters if p.text}
+        is_named = re.search(rf"(?<!\d){len(kernel.name)}{kernel.name}", function.name)
+        if is_named and len(names) == len(function.arguments):
             return {name: attributes[0] for name, attributes in names.items() if attributes}
     return None
 
