@@ -85,8 +85,8 @@ def has_width(parameter: Parameter) -> bool:
 
 
 def width(parameter: Parameter) -> int:
-    last = parameter.text.split()[-2][-1]
-    return int(last) if last.isdigit() else 1
+    vector = re.search(r"\bu(?:int|short)([234])\b", parameter.text)
+    return int(vector[1]) if vector else 1
 
 
 def grid_id_faults(parameter: Parameter) -> Iterator[str]:
