@@ -49,6 +49,7 @@ def test_kernel_file_keeps_the_rules(programs: Callable[[str], Program], file: s
     assert program.source.kernels
     assert program.source.instances
     assert rules.violations(program) == []
+    assert rules.hazards(program) == []
 
 
 def test_warning_is_seen(tmp_path: Path) -> None:
@@ -58,6 +59,13 @@ def test_warning_is_seen(tmp_path: Path) -> None:
     assert [error.line for error in errors] == [2]
     assert "different signs" in errors[0].message
     assert Program(path, tmp_path, [KERNELS]).errors == []
+
+
+@pytest.mark.parametrize("header", ["metal_array", "metal_limits", "metal_type_traits", "metal_atomic", "simd/simd.h"])
+def test_apple_header_is_there(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "including.metal"
+    path.write_text(f"#include <{header}>\n#if !__HAVE_BFLOAT__\n#error\n#endif\nfloat4 f(uint2 x);\n")
+    assert Program(path, tmp_path).errors == []
 
 
 def test_host_names_are_unique_and_complete(programs: Callable[[str], Program]) -> None:
@@ -70,13 +78,14 @@ def test_host_names_are_unique_and_complete(programs: Callable[[str], Program]) 
     assert used == {kernel.name for kernel in kernels}
 
 
-def judge(folder: Path, text: str) -> list[Violation]:
-    """The violations of a kernel file of this text; lines are counted from its first."""
+def judge(folder: Path, text: str, is_run: bool = False) -> list[Violation]:
+    """The violations of a kernel file of this text, and its hazards if it is run; lines are counted from its first."""
     path = folder / "planted.metal"
     path.write_text(f'{planted.HEADER}#line 1 "planted.metal"\n{text}')
     program = Program(path, folder, [KERNELS])
     names = signatures.instance_violations(program.source.instances, program.source.kernels)
-    return rules.violations(program) + list(names)
+    hazards = rules.hazards(program) if is_run and not program.errors else []
+    return rules.violations(program) + list(names) + hazards
 
 
 def judge_all(folder: Path, codes: dict[str, str]) -> dict[str, list[Violation]]:
@@ -105,6 +114,7 @@ ARGUMENTS = planted.entries("arguments after params")
 BESIDE = planted.entries("beside a kernel that is right")
 LEGAL_KERNELS = planted.entries("legal kernels")
 LEGAL = planted.entries("legal declarations")
+DEFINED = planted.entries("legal kernels without hazards")
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +157,34 @@ def test_legal_code_passes(name: str, judged: dict[str, list[Violation]]) -> Non
 @pytest.mark.parametrize("name", LEGAL_KERNELS)
 def test_legal_kernel_passes(name: str, tmp_path: Path) -> None:
     assert judge(tmp_path, planted.good() + LEGAL_KERNELS[name].code) == []
+
+
+@pytest.mark.parametrize("name", DEFINED)
+def test_kernel_without_hazards_passes(name: str, tmp_path: Path) -> None:
+    assert judge(tmp_path, DEFINED[name].code, is_run=True) == []
+
+
+# ---- one fault in a kernel -------------------------------------------------------------------------------------------
+
+FAULTS = planted.faults()
+
+
+def test_faults_are_of_both_kinds() -> None:
+    kinds = [fault.kind for fault in FAULTS.values()]
+    assert (kinds.count("refused"), kinds.count("undefined")) == (31, 9)
+    assert sum(bool(fault.rule) for fault in FAULTS.values()) >= 30
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_found(name: str, tmp_path: Path) -> None:
+    """By its own rule; and what is known to be missed still is."""
+    fault = FAULTS[name]
+    found = judge(tmp_path, fault.text, is_run=True)
+    said = [str(v) for v in found]
+    if fault.rule:
+        assert any(v.rule == fault.rule and re.search(fault.words, v.message) for v in found), said
+    else:
+        assert said == [], "no longer missed"
 
 
 # ---- every address space of every kernel -----------------------------------------------------------------------------

@@ -4,6 +4,9 @@ clang compiles MSL here as the C++14 that it is made of: ``device``, ``constant`
 of clang's, ``thread`` is the space of everything else, and metal_stdlib is declared in ``include/``. ``source.py``
 reads attributes out of the text and spells in C++ what C++ lacks. ``rules.py`` and ``signatures.py`` add MSL's
 restrictions: on the tokens, on clang's syntax tree, and on its IR, where of templates only what kernels call is left.
+On the optimised IR, which ``ir.py`` reads, ``uniformity.py`` finds barriers, shuffles and matrices that not all threads
+reach, ``memory.py`` what is certain to be unaligned, to wait for another threadgroup or to be read too early, and
+``registers.py`` arrays that stay indexed by a variable.
 
 What it does not model, and so refuses though MSL takes it:
 
@@ -16,6 +19,6 @@ What it does not model, and so refuses though MSL takes it:
   take;
 - textures, samplers, ray tracing, tensors, and the names with which Apple implements its own library.
 
-What it takes though MSL may not: it knows neither what a device supports nor registers and stack, and Apple's
-metal_stdlib has more names, with which one of ours could collide.
+What it takes though MSL may not: it knows neither what a device supports nor how many registers a kernel has; and
+Apple's metal_stdlib may have more names than ``metal_names.py``, with which one of ours could collide.
 """

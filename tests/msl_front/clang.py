@@ -19,6 +19,7 @@ from .tokens import MARKER
 
 STANDARD = Path(__file__).parent / "include"
 METAL_VERSION = 310  # bfloat is of this version
+KERNEL_MARK = "kernel function"
 
 # Address spaces by number; what is in no other is `thread`, the space of all that C++ declares without a word.
 SPACE_MACROS = {
@@ -26,13 +27,13 @@ SPACE_MACROS = {
     "constant": "const __attribute__((address_space(2)))",
     "threadgroup": "__attribute__((address_space(3)))",
     "thread": "__attribute__(())",
-    "kernel": "",
+    "kernel": f'__attribute__((annotate("{KERNEL_MARK}")))',  # so that the IR knows them
     "METAL_FUNC": "inline",
 }
 # Apple Silicon's types and layouts; C++14 is what MSL is made of.
 TARGET = ["-target", "aarch64-macos", "-std=c++14", "-nostdinc", "-nostdinc++", "-ffreestanding", "-x", "c++"]
 LANGUAGE = ["-flax-vector-conversions=none", "-fno-exceptions", "-fno-rtti", "-fno-sanitize=all"]
-WARNINGS = ["-Wno-reserved-user-defined-literal", "-ferror-limit=0"]
+WARNINGS = ["-Wno-reserved-user-defined-literal", "-ferror-limit=0", "-Werror=return-stack-address"]
 CXX14 = ("-Werror=c++17-extensions", "-Werror=c++20-extensions", "-Werror=c++23-extensions")
 # The warnings of cmake/Metal.cmake, but for what comes of declarations alone and of a `constant` that is const twice.
 NO_WARNING = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unused-variable", "-Wno-undefined-inline",
@@ -81,12 +82,18 @@ def diagnostics(said: str) -> list[Violation]:
     return errors
 
 
+# Without vectors of the optimiser's making, which a GPU has no use for.
+OPTIMISED = ("-O2", "-fno-vectorize", "-fno-slp-vectorize", "-fno-discard-value-names", "-gline-tables-only",
+             "-mllvm", "-jump-threading-threshold=0", "-Wno-error", "-Wpass-failed")  # fmt: skip
+PASS_FAILED = re.compile(r"^(.+?):(\d+):\d+: warning: (.*) \[-Wpass-failed.*\]$", re.MULTILINE)
+
+
 class Program:
     """A kernel file as clang sees it. Without ``CXX14``, what is of C++17 or later passes, as with Apple's compiler."""
 
     def __init__(self, path: Path, folder: Path, includes: Sequence[Path] = (), options: Sequence[str] = CXX14) -> None:
         self.flags = [*LANGUAGE, *WARNINGS, *options]
-        defines = [f"-D__METAL_VERSION__={METAL_VERSION}", "-D__METAL__"]
+        defines = [f"-D__METAL_VERSION__={METAL_VERSION}", "-D__METAL__", "-D__HAVE_BFLOAT__=1"]
         search = [f"-I{include.resolve()}" for include in (STANDARD, *includes)]
         # Apple's compiler knows the types before any header.
         said = run_clang(
@@ -113,6 +120,21 @@ class Program:
         instances = f"-D{source.INSTANTIATE}(...)=__VA_ARGS__"
         errors = self.compile(instances, *passes, "-g0", "-S", "-emit-llvm", "-o", str(ir))[1]
         return ir.read_text() if not errors else "", errors
+
+    @cached_property
+    def optimised(self) -> tuple[str, list[Violation]]:
+        """LLVM IR with every METAL_FUNC inlined and loops unrolled, and the loops that were to be and are not."""
+        ir = self.path.with_suffix(".optimised.ll")
+        macros = {**SPACE_MACROS, "METAL_FUNC": "inline __attribute__((always_inline))"}
+        arguments = [*self.flags, *(f"-D{name}={value}" for name, value in macros.items()), *OPTIMISED]
+        arguments += [f"-D{source.INSTANTIATE}(...)=__VA_ARGS__", "-S", "-emit-llvm", "-o", str(ir), str(self.path)]
+        done = run_clang(self.path.parent, arguments)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+        loops = [
+            Violation("registers", file, int(line), words) for file, line, words in PASS_FAILED.findall(done.stderr)
+        ]
+        return ir.read_text(), loops
 
     @property
     def errors(self) -> list[Violation]:

@@ -1,4 +1,4 @@
-"""The entries of planted.txt, and the kernel that they are planted in."""
+"""The entries of planted.txt and of the 40 faults, and the kernels that they are planted in."""
 
 from __future__ import annotations
 
@@ -24,6 +24,17 @@ WITH_ARGUMENTS = """template <class T>
 kernel void kNUMBER(constant NormParams& p [[buffer(0)]], ARGUMENTS) { y[tid] = 0; }
 KERNEL("kNUMBER", kNUMBER<float>)"""
 
+FAULTY = """
+template <class T>
+kernel void faulty(constant NormParams& p [[buffer(0)]], device const T* x [[buffer(1)]],
+                   device T* out [[buffer(2)]], GRID_IDS) {
+    TG_ARRAY(float, scratch, SIMD);
+    BODY
+}
+KERNEL("faulty", faulty<float>)
+"""
+FAULTS = Path(__file__).parents[1] / "data/msl_faults/faults.txt"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -36,6 +47,26 @@ class Entry:
 def good(factor: str = "") -> str:
     """A kernel that keeps every rule, unless the factor breaks one."""
     return GOOD.replace("FACTOR", factor)
+
+
+@dataclass(frozen=True)
+class Fault:
+    kind: str  # "refused" by Apple's compiler, or "undefined" on the GPU
+    rule: str  # that objects; "" if none does
+    words: str
+    text: str
+
+
+def faults() -> dict[str, Fault]:
+    """Kernels with one fault each, by the fault's name."""
+    found = {}
+    for entry in re.split(r"^== ", FAULTS.read_text(), flags=re.MULTILINE)[1:]:
+        title, _, code = entry.partition("\n")
+        name, kind, rule, words = title.split(" | ")
+        declarations, _, body = code.rpartition("----\n")
+        text = declarations + FAULTY.replace("BODY", body.strip())
+        found[name] = Fault(kind, rule.replace("missed", ""), words, text)
+    return found
 
 
 def with_arguments(number: int, arguments: str) -> str:

@@ -68,11 +68,25 @@ def kernel_violations(kernel: Kernel) -> Iterator[Violation]:
             yield broken("buffer", f"[[{attribute}]]: the index of a buffer is a number up to {MAX_BUFFER}")
         else:
             buffers.append(int(buffer[1]))
-            if not re.match(r"(const )?(device|constant)\b.*[*&]", parameter.text):
+            if not re.match(r"((const|volatile) )*(device|constant)\b.*[*&]", parameter.text):
                 yield broken("buffer", f"'{parameter.text}' is no pointer or reference to device or constant memory")
+    widths = {p.attributes[0]: width(p) for p in kernel.parameters if len(p.attributes) == 1 and has_width(p)}
+    if len(set(widths.values())) > 1:
+        said = ", ".join(f"{name} has {n}" for name, n in widths.items())
+        yield broken("attribute", f"grid attributes have one number of components: {said}")
     yield from (broken("attribute", f"[[{name}]] stands twice") for name, n in counts.items() if n > 1)
     if buffers != list(range(len(buffers))):
         yield broken("buffer", f"buffers {buffers} are not 0 to {len(buffers) - 1}, in order")
+
+
+def has_width(parameter: Parameter) -> bool:
+    """Whether it may be a vector: all of those in a kernel have as many components."""
+    return GRID_IDS.get(parameter.attributes[0]) is VECTOR_IDS
+
+
+def width(parameter: Parameter) -> int:
+    vector = re.search(r"\bu(?:int|short)([234])\b", parameter.text)
+    return int(vector[1]) if vector else 1
 
 
 def grid_id_faults(parameter: Parameter) -> Iterator[str]:

@@ -189,10 +189,18 @@ def take_attributes(tokens: list[Token], source: Source) -> None:
         source.attributes += [Attribute(text, tokens[i].file, tokens[i].line) for text in own]
         if own and own[0].startswith("function_constant") and tokens[end].text == ";":
             tokens[end].text = " = {};"
+        if own == ["kernel"] and tokens[end].text == "void" and not is_instantiation(tokens, i):
+            tokens[end].text = "kernel void"
         for token in tokens[i:end]:
             token.text = ""
         i = end
     compact(tokens)
+
+
+def is_instantiation(tokens: list[Token], at: int) -> bool:
+    """Whether the word before the attributes at ``at``, which are gone already, is `template`."""
+    before = next((token.text for token in reversed(tokens[:at]) if token.text), "")
+    return before.endswith("template")
 
 
 def choose_members(tokens: list[Token]) -> None:
@@ -279,10 +287,14 @@ def outside_angles(tokens: list[Token]) -> list[Token]:
 
 
 def suffix_literals(tokens: list[Token]) -> None:
-    """1.5 is a float in MSL."""
+    """1.5 is a float in MSL, and 1.5h a half, which C++ would make of a long double."""
     for token in tokens:
-        if token.kind == "number" and FLOAT_LITERAL.fullmatch(token.text):
+        if token.kind != "number":
+            continue
+        if FLOAT_LITERAL.fullmatch(token.text):
             token.text += "f"
+        elif token.text[-1] in "hH" and FLOAT_LITERAL.fullmatch(token.text[:-1]):
+            token.text = f"half({token.text[:-1]}f)"
 
 
 def vector_aliases(tokens: list[Token]) -> set[str]:
@@ -315,13 +327,22 @@ def spell_constructors(tokens: list[Token], aliases: set[str]) -> None:
         end = closing(tokens, i + 1) if i + 1 < len(tokens) and tokens[i + 1].text == "<" else i
         if end + 1 >= len(tokens) or (token.text == "vec" and end == i):
             continue
-        begin = i - 2 if i >= 2 and tokens[i - 1].text == "::" and tokens[i - 2].text == "metal" else i
+        begin = qualified_from(tokens, i)
         before, after = tokens[begin - 1].text if begin else "", tokens[end + 1].text
         if after == "(" and before not in ("operator", "struct") and not begins_declarator(tokens, end + 1):
             tokens[begin].text = "::metal::make<" + tokens[begin].text
             tokens[end].text += ">"
         elif before == "(" and after == ")" and is_cast(tokens, begin - 1, end + 1):
             tokens[begin - 1].text, tokens[end + 1].text = "::metal::Cast<", ">{} ->* "
+
+
+def qualified_from(tokens: list[Token], i: int) -> int:
+    """Where a name of metal:: begins with what qualifies it."""
+    if i < 2 or tokens[i - 1].text != "::":
+        return i
+    if tokens[i - 2].text == "metal":
+        return i - 2
+    return i if tokens[i - 2].kind == "word" and tokens[i - 2].text != "return" else i - 1
 
 
 def template_types(tokens: list[Token]) -> set[str]:

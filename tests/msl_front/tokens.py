@@ -61,6 +61,18 @@ def segments(preprocessed: str) -> Iterator[tuple[str, int, str]]:
         yield file, line, "".join(run)
 
 
+def is_operator(tokens: list[Token], i: int) -> bool:
+    """Whether this < or > compares or shifts: what is less than a number, or stands after a value, is no template."""
+    before = tokens[i - 1] if i else None
+    after = tokens[i + 1] if i + 1 < len(tokens) else None
+    is_joined = after is not None and after.space == ""
+    if tokens[i].text == ">":
+        return is_joined and after is not None and after.text == "="
+    if before is not None and (before.kind == "number" or before.text in (")", "]", "<")):
+        return True
+    return is_joined and after is not None and after.text in ("=", "<")
+
+
 def closing(tokens: list[Token], at: int) -> int:
     """The index of what closes the bracket at ``at``; angle brackets count for themselves only."""
     opens = tokens[at].text
@@ -71,6 +83,8 @@ def closing(tokens: list[Token], at: int) -> int:
             around += 1
         elif opens == "<" and text in ")]":
             around -= 1
+        elif i > at and text in ("<", ">") and is_operator(tokens, i):
+            continue
         elif around == 0 and text == opens:
             depth += 1
         elif around == 0 and text == closes:
@@ -84,9 +98,10 @@ def split(tokens: list[Token], separator: str = ",") -> list[list[Token]]:
     """The parts between separators that stand in no bracket."""
     parts: list[list[Token]] = [[]]
     depth = 0
-    for token in tokens:
-        depth += token.text in ("(", "[", "{", "<")
-        depth -= token.text in (")", "]", "}", ">")
+    for i, token in enumerate(tokens):
+        if token.text not in ("<", ">") or not is_operator(tokens, i):
+            depth += token.text in ("(", "[", "{", "<")
+            depth -= token.text in (")", "]", "}", ">")
         if token.text == separator and depth == 0:
             parts.append([])
         else:

@@ -69,6 +69,8 @@ namespace metal {
     MSL_1(bool, isnan, T)                                                                                              \
     MSL_1(bool, isnormal, T)                                                                                           \
     MSL_1(bool, signbit, T)                                                                                            \
+    bool isordered(T, T);                                                                                              \
+    bool isunordered(T, T);                                                                                            \
     T frexp(T, thread int&);                                                                                           \
     T ldexp(T, int);                                                                                                   \
     int ilogb(T);                                                                                                      \
@@ -153,6 +155,8 @@ uint pack_float_to_unorm4x8(float4);
     MSL_BINARY_NAMES(MSL_2, float)                                                                                     \
     MSL_UNARY_NAMES(MSL_1, half)                                                                                       \
     MSL_BINARY_NAMES(MSL_2, half)                                                                                      \
+    MSL_1(float, abs, float)                                                                                           \
+    MSL_3(clamp, float)                                                                                                \
     MSL_2(divide, float)                                                                                               \
     MSL_2(max, float)                                                                                                  \
     MSL_2(min, float)                                                                                                  \

@@ -5,6 +5,9 @@
 
 namespace metal {
 
+// No pass may move these under another condition, or from under one.
+#pragma clang attribute push(__attribute__((convergent)), apply_to = function)
+
 enum class mem_flags {
     mem_none = 0,
     mem_device = 1,
@@ -115,5 +118,7 @@ void simdgroup_multiply(thread simdgroup_matrix<R, 8>&, simdgroup_matrix<A, 8>, 
 template <class R, class A, class B, class C>
 void simdgroup_multiply_accumulate(thread simdgroup_matrix<R, 8>&, simdgroup_matrix<A, 8>, simdgroup_matrix<B, 8>,
                                    simdgroup_matrix<C, 8>);
+
+#pragma clang attribute pop
 
 }  // namespace metal

@@ -121,11 +121,37 @@ constexpr constant bool is_base_of_v = __is_base_of(B, D);
 
 template <class T>
 using vec2 = vec<T, 2>;
+template <class T>
+struct vec_elements : integral_constant<int, detail::Shape<T>::n> {};
+
+template <class T, T... values>
+struct integer_sequence {
+    typedef T value_type;
+    static constexpr size_t size() { return sizeof...(values); }
+};
+template <size_t... values>
+using index_sequence = integer_sequence<size_t, values...>;
+template <class T, T n>
+using make_integer_sequence = __make_integer_seq<integer_sequence, T, n>;
+template <size_t n>
+using make_index_sequence = make_integer_sequence<size_t, n>;
+
+template <class Call>
+struct result_of;
+template <class F, class... A>
+struct result_of<F(A...)> {
+    typedef decltype(detail::value_of<F>()(detail::value_of<A>()...)) type;
+};
+template <class Call>
+using result_of_t = typename result_of<Call>::type;
 
 // Limits: what they are is no matter here.
 template <class T>
 struct numeric_limits {
     static constexpr constant bool is_signed = is_signed_v<T>;
+    static constexpr constant bool is_integer = is_integral_v<T>;
+    static constexpr constant bool has_infinity = !is_integral_v<T>;
+    static constexpr constant bool has_quiet_NaN = !is_integral_v<T>;
     static constexpr constant int digits = 0;
     static constexpr T max() { return T(1); }
     static constexpr T min() { return T(0); }

@@ -34,6 +34,11 @@ typedef unsigned long uintptr_t;
 #define UINT_MAX 4294967295u
 #define M_PI_F 3.14159265358979323846f
 #define M_PI_2_F 1.57079632679489661923f
+#define M_PI_4_F 0.78539816339744830962f
+#define M_1_PI_F 0.31830988618379067154f
+#define M_2_PI_F 0.63661977236758134308f
+#define M_2_SQRTPI_F 1.12837916709551257390f
+#define M_LOG10E_F 0.43429448190325182765f
 #define M_E_F 2.71828182845904523536f
 #define M_LN2_F 0.69314718055994530942f
 #define M_LN10_F 2.30258509299404568402f
@@ -106,6 +111,7 @@ struct packed_vec {
     typedef packed_vec<T, 4> packed_##T##4;
 MSL_INTEGERS(MSL_PACKED_NAMES)
 MSL_FLOATS(MSL_PACKED_NAMES)
+MSL_PACKED_NAMES(bfloat)
 
 // Columns of vectors.
 template <class T, int Cols, int Rows>
@@ -219,4 +225,20 @@ constexpr To as_type(From) {
 }
 
 }  // namespace metal
+
+// Apple's compiler has these names without a namespace.
 using metal::as_type;
+#define MSL_GLOBAL_NAMES(T)                                                                                            \
+    using metal::T##2;                                                                                                 \
+    using metal::T##3;                                                                                                 \
+    using metal::T##4;
+MSL_INTEGERS(MSL_GLOBAL_NAMES)
+MSL_FLOATS(MSL_GLOBAL_NAMES)
+MSL_GLOBAL_NAMES(bool)
+MSL_GLOBAL_NAMES(bfloat)
+#define MSL_GLOBAL_PACKED(T) MSL_GLOBAL_NAMES(packed_##T)
+MSL_INTEGERS(MSL_GLOBAL_PACKED)
+MSL_FLOATS(MSL_GLOBAL_PACKED)
+MSL_GLOBAL_PACKED(bfloat)
+#define MSL_GLOBAL_MATRICES(T) MSL_GLOBAL_NAMES(T##2x) MSL_GLOBAL_NAMES(T##3x) MSL_GLOBAL_NAMES(T##4x)
+MSL_FLOATS(MSL_GLOBAL_MATRICES)
