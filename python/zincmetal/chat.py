@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ChatTemplateError, UsageError, quote
 from .forms import REASONING, Forms
-from .marks import MARK, Marker, unmarked
+from .marks import Marker, unmarked
 from .messages import Message, checked_list, conversation, plain
 from .rendering import Renderer
+from .vocabulary import MARK
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
