@@ -233,7 +233,7 @@ class _Cursor:
     def numbers(self, value_type: _ValueType, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
         """``count`` numbers or bools, as a copy."""
         start = self.advance(count * dtype.itemsize, f"{count} {value_type.name}")
-        raw = np.frombuffer(self.map, np.uint8, count * dtype.itemsize, start)
+        raw = np.frombuffer(memoryview(self.map), np.uint8, count * dtype.itemsize, start)
         if value_type is _BOOL and (bad := np.flatnonzero(raw > 1)).size:
             raise self.error(f"a bool is {raw[bad[0]]}, neither 0 nor 1", start + int(bad[0]))
         return raw.view(dtype).copy()
