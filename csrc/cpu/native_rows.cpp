@@ -302,7 +302,7 @@ void argmax_final(const Launch& l, uint64_t, uint64_t) {
             id = ids[i];
         }
     }
-    step.chosen[step.n_chosen++ % 4] = id;
+    step.chosen[step.n_chosen++ % N_CHOSEN][0] = id;
     step.pos += step.n_tokens;
     step.n_tokens = 1;
     l.buffer<int32_t>(2)[0] = id;

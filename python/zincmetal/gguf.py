@@ -52,7 +52,7 @@ class File:
             raise GGUFError(f"{self.path}: there is no tensor {quote(name)}")
         if not self.parts:
             raise UsageError(f"{self.path} has been closed")
-        return np.frombuffer(self.parts[tensor.part].mmap, np.uint8, tensor.nbytes, tensor.offset)
+        return np.frombuffer(memoryview(self.parts[tensor.part].mmap), np.uint8, tensor.nbytes, tensor.offset)
 
     def get(self, key: str, kind: type[T], default: D) -> T | D:
         """The value of ``key`` as exactly ``kind``, or ``default`` where absent; an int passes for float.
