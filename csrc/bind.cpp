@@ -39,9 +39,17 @@ std::vector<Dispatch> to_dispatches(Device& device, const std::vector<PyDispatch
     std::vector<Dispatch> out;
     out.reserve(from.size());
     for (const auto& d : from) out.push_back(to_dispatch(d));
+    std::vector<std::string> kernels;
+    for (const auto& d : from) kernels.push_back(std::get<0>(d));
     py::gil_scoped_release unlocked;  // a pipeline may have to be compiled
-    for (size_t i = 0; i < from.size(); i++) out[i].pipeline = device.pipeline(std::get<0>(from[i]));
+    device.prepare(kernels);
+    for (size_t i = 0; i < from.size(); i++) out[i].pipeline = device.pipeline(kernels[i]);
     return out;
+}
+
+void check_captures(const Device& device) {
+    if (!device.captures())
+        throw UsageError(device.info().backend + " records no GPU traces; capture with device=\"metal\"");
 }
 
 Encoding encoding(bool concurrent) { return concurrent ? Encoding::concurrent : Encoding::serial; }
@@ -111,6 +119,7 @@ py::dict info_dict(const Device& device) {
     d["backend"] = info.backend;
     d["unified_memory"] = info.unified_memory;
     d["working_set_bytes"] = info.working_set_bytes;
+    d["allocated_bytes"] = info.allocated_bytes;
     d["max_buffer_bytes"] = info.max_buffer_bytes;
     d["max_threadgroup_bytes"] = info.max_threadgroup_bytes;
     d["page_bytes"] = info.page_bytes;
@@ -126,6 +135,8 @@ void bind_errors() {
     py::register_local_exception_translator([](std::exception_ptr p) {
         try {
             if (p) std::rethrow_exception(p);
+        } catch (const OutOfMemoryError& e) {
+            py::set_error(errors.attr("OutOfMemoryError"), e.what());
         } catch (const DeviceError& e) {
             py::set_error(errors.attr("DeviceError"), e.what());
         } catch (const ContextFullError& e) {
@@ -225,7 +236,25 @@ void bind_device(py::module_& m) {
                 py::gil_scoped_release unlocked;
                 return d.time_each(list);
             },
-            py::arg("dispatches"));
+            py::arg("dispatches"))
+        .def(
+            "prepare",
+            [](Device& d, const std::vector<std::string>& kernels) {
+                py::gil_scoped_release unlocked;
+                d.prepare(kernels);
+            },
+            py::arg("kernels"))
+        .def(
+            "start_capture",
+            [](Device& d, const std::string& path) {
+                check_captures(d);
+                d.start_capture(path);
+            },
+            py::arg("path"))
+        .def("stop_capture", [](Device& d) {
+            check_captures(d);
+            d.stop_capture();
+        });
 }
 
 void bind_plan(py::module_& m) {
