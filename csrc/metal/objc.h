@@ -4,8 +4,11 @@
 #import <Foundation/Foundation.h>
 #import <Metal/Metal.h>
 
+#include <unistd.h>
+
 #include <exception>
 #include <string>
+#include <utility>
 
 #include "device.h"
 
@@ -33,6 +36,17 @@ inline NSString* ns_string(const std::string& string) {
 }
 
 inline std::string describe(NSError* error) { return error ? text(error.localizedDescription) : "no reason given"; }
+
+// Metal does not survive a fork: what the parent has made must not be touched in the child, not even to let go of it.
+// It is left behind there, as the child's copy of a connection that is not its own.
+struct Opener {
+    const pid_t process = getpid();
+    bool forked() const { return getpid() != process; }
+};
+template <class T>
+void leave_behind(T& object) {
+    new T(object);
+}
 
 // Runs body in an autorelease pool. A C++ exception that crossed the pool's scope would leave it undrained, and an
 // NSException must not leave the backend: both come out as C++ exceptions behind the pool.

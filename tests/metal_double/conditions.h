@@ -7,7 +7,12 @@
 //   library=TEXT  pipeline=NAME                  a source that holds TEXT, or this kernel, does not compile
 //   threads=NAME:N                               this kernel's registers leave it N threads, unless it asks for more
 //   threads_at_most=NAME:N                       the same, whatever it asks for
-//   gpu=N:CODE  hang=N                           the N-th command buffer from now fails with this code, or never ends
+//   gpu=N:CODE  hang=N                           the N-th command buffer from now fails with this code, or never ends;
+//                                                CODE may be a word of the driver's: words_of in commands.mm has them
+//   pace=MICROSECONDS                            what a dispatch takes on the GPU's clock
+//   warn=TEXT                                    a source that holds TEXT compiles with a warning
+//   meet=N                                       a pipeline is built when N are being built at a time
+//   capture=none  driver=loaded                  no traces; another library has opened Metal before
 //   slow=MILLISECONDS                            before a command buffer begins
 //   native=0                                     no native kernels
 #pragma once
