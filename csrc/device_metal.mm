@@ -158,10 +158,12 @@ class MetalDevice final : public Device {
         const std::lock_guard lock(submit_mutex_);  // tickets are given in the order of commits
         const uint64_t ticket = queue_->in_flight->begin(poll);
         try {
+            remember(ticket, work->pieces);
             guarded([&] { context_->residency.commit(); });
             submit_pieces(*work, poll);
         } catch (...) {
             queue_->in_flight->drop();
+            work->pieces->learn(*queue_->in_flight);
             throw;
         }
         return ticket;
@@ -169,9 +171,16 @@ class MetalDevice final : public Device {
 
     RunTimes wait(uint64_t ticket, const Poll& poll) override {
         Context::Use use(*context_);
-        const RunTimes times = queue_->in_flight->wait(ticket, poll);
-        use.worked();
-        return times;
+        const auto pieces = remembered(ticket);
+        try {
+            const RunTimes times = queue_->in_flight->wait(ticket, poll);
+            if (pieces) pieces->learn(*queue_->in_flight);
+            use.worked();
+            return times;
+        } catch (...) {
+            if (pieces) pieces->learn(*queue_->in_flight);
+            throw;
+        }
     }
 
     bool captures() const override { return true; }
@@ -228,6 +237,17 @@ class MetalDevice final : public Device {
         }
     }
 
+    // What was submitted last, by ticket: what it took is known when it was waited for, and forgotten soon after.
+    void remember(uint64_t ticket, const std::shared_ptr<Pieces>& pieces) {
+        const std::lock_guard lock(submitted_mutex_);
+        submitted_[ticket % InFlight::limit] = {ticket, pieces};
+    }
+    std::shared_ptr<Pieces> remembered(uint64_t ticket) {
+        const std::lock_guard lock(submitted_mutex_);
+        const auto& [known, pieces] = submitted_[ticket % InFlight::limit];
+        return known == ticket ? pieces : nullptr;
+    }
+
     // One command buffer after another; between them the caller is asked.
     void submit_pieces(MetalRecording& work, const Poll& poll) {
         InFlight& in_flight = *queue_->in_flight;
@@ -235,17 +255,17 @@ class MetalDevice final : public Device {
         do {
             if (begin > 0 && poll) poll();
             const uint64_t number = in_flight.begin_command_buffer(poll);
-            work.pieces.learn(in_flight);
-            const size_t end = work.pieces.end_of(begin);
+            work.pieces->learn(in_flight);
+            const size_t end = work.pieces->end_of(begin);
             try {
                 guarded([&] { commit(work, begin, end, number); });
             } catch (...) {
                 in_flight.abandon(number);
                 throw;
             }
-            work.pieces.committed(begin, end, number);
+            work.pieces->committed(begin, end, number);
             begin = end;
-        } while (begin < work.pieces.size());
+        } while (begin < work.pieces->size());
     }
 
     // Within a concurrent encoder hazard tracking does not act, and the recording's barriers do.
@@ -262,7 +282,8 @@ class MetalDevice final : public Device {
     const std::string watchdog_;
     MTLCommandBufferDescriptor* descriptor_;
     std::array<MTLCommandBufferHandler, InFlight::limit> on_completed_;  // made once, so that a commit allocates none
-    std::mutex submit_mutex_;
+    std::mutex submit_mutex_, submitted_mutex_;
+    std::array<std::pair<uint64_t, std::shared_ptr<Pieces>>, InFlight::limit> submitted_;
 };
 
 id<MTLDevice> select_device() {

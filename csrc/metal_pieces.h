@@ -6,7 +6,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <functional>
+#include <mutex>
 #include <vector>
 
 #include "metal_in_flight.h"
@@ -31,6 +31,7 @@ inline double guessed_seconds(const Dispatch& d) {
 
 // Cuts one recording by what its dispatches took before. macOS stops a command buffer that keeps the display waiting,
 // and an interrupt waits for those that were committed: so none is to be longer than `longest`, where dispatches allow.
+// Threads may submit and wait at once.
 class Pieces {
   public:
     static constexpr double longest = 0.1, aim = 0.075;  // seconds
@@ -45,22 +46,26 @@ class Pieces {
     // Where the command buffer ends that begins with this dispatch: what is left is divided evenly, and goes as one
     // where it is short.
     size_t end_of(size_t begin) const {
+        const std::lock_guard lock(mutex_);
         const double left = sum(begin, size());
         if (left <= longest) return size();
         const double share = left / std::ceil(left / aim);
         double taken = seconds_[begin];
         size_t end = begin + 1;
-        while (end < size() && taken + seconds_[end] <= share * 1.001) taken += seconds_[end++];
+        const auto is_nearer = [&](double next) { return taken + next / 2 <= share && taken + next <= longest; };
+        while (end < size() && is_nearer(seconds_[end])) taken += seconds_[end++];
         return end;
     }
 
     // The dispatches [begin, end) went to this command buffer.
     void committed(size_t begin, size_t end, uint64_t number) {
+        const std::lock_guard lock(mutex_);
         pieces_[number % InFlight::limit] = {begin, end, number};
     }
 
     // Takes in what is known by now of the command buffers that were committed.
     void learn(InFlight& in_flight) {
+        const std::lock_guard lock(mutex_);
         for (Piece& piece : pieces_) {
             if (!piece.number) continue;
             InFlight::Ended ended{};
@@ -83,13 +88,14 @@ class Pieces {
         return total;
     }
 
-    // What takes longer than thought is believed at once, and of the rest too; what takes less only by half: a step of
-    // fewer tokens may have been measured. One that the driver stopped took too long, whatever it says.
+    // What takes longer than thought is believed at once, and of the rest too. What takes less, by half: a step of
+    // fewer tokens may have been measured; where it is less than that explains, weights were read from the disk before.
+    // One that the driver stopped took too long, whatever it says.
     void learn(size_t begin, size_t end, const InFlight::Ended& ended) {
-        constexpr double most = 4;  // what had to be read from the disk first says little
+        constexpr double fewer_tokens = 1. / 16, stopped = 4;
         if (begin == end || (ended.seconds <= 0 && !ended.took_too_long)) return;
-        const double ratio = ended.took_too_long ? most : std::min(most, ended.seconds / sum(begin, end));
-        const double factor = ratio > 1 ? ratio : (1 + ratio) / 2;
+        const double ratio = ended.took_too_long ? stopped : ended.seconds / sum(begin, end);
+        const double factor = ratio > 1 ? ratio : ratio < fewer_tokens ? 4 * ratio : (1 + ratio) / 2;
         for (size_t i = 0; i < size(); ++i) {
             const bool own = begin <= i && i < end;
             if (own || factor > 1 || !measured_[i]) seconds_[i] *= factor;
@@ -97,6 +103,7 @@ class Pieces {
         }
     }
 
+    mutable std::mutex mutex_;
     std::vector<double> seconds_;
     std::vector<bool> measured_;
     std::array<Piece, InFlight::limit> pieces_{};

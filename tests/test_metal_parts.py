@@ -408,6 +408,13 @@ def test_a_guess_that_is_wrong_costs_two_command_buffers(parts: Parts) -> None:
     assert rounds[1:] == [(100, 100)] * 2
 
 
+def test_weights_that_had_to_be_read_first_are_no_measure_for_long(parts: Parts) -> None:
+    """A step of 30 ms that took 30 s at first."""
+    rounds = pieces(parts, "0.0001x300", "rounds", "1000", *"1111111")
+    assert rounds[1][0] > 100
+    assert rounds[-1] == (1, 30)
+
+
 def test_what_takes_longer_again_is_cut_finer_at_once(parts: Parts) -> None:
     """As when chunks of few tokens came between: no more than twice the limit, once."""
     rounds = pieces(parts, "0.002x300", "rounds", "1", "1", "1", "1", "0.25", "1", "1")

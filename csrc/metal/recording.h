@@ -85,7 +85,8 @@ class MetalEncoder {
 class MetalRecording final : public Recording {
   public:
     MetalRecording(std::shared_ptr<Queue> owner, std::vector<Dispatch> dispatches, Encoding encoding)
-        : queue(std::move(owner)), pieces(dispatches), dispatches_(std::move(dispatches)), encoding_(encoding) {}
+        : queue(std::move(owner)), pieces(std::make_shared<Pieces>(dispatches)), dispatches_(std::move(dispatches)),
+          encoding_(encoding) {}
 
     // Command buffers do not retain what they use; this object does, so it stays until the GPU is done. If the GPU is
     // lost, it may yet write to these buffers: they are leaked on purpose.
@@ -104,7 +105,7 @@ class MetalRecording final : public Recording {
     }
 
     const std::shared_ptr<Queue> queue;
-    Pieces pieces;
+    const std::shared_ptr<Pieces> pieces;
 
   private:
     std::vector<Dispatch> dispatches_;  // owns the pipelines, buffers and parameters

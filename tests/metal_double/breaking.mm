@@ -2,6 +2,7 @@
 #include "breaking.h"
 
 #include <pthread/qos.h>
+#include <sys/wait.h>
 
 #include <cstring>
 #include <optional>
@@ -257,6 +258,18 @@ const Programs OBJECTS = {
              objc_autorelease(buffer);
              objc_autorelease(buffer);
          }
+     }},
+    {"fork/a message in the child",
+     [](Bench& t) {
+         if (fork() == 0) (void)t.a.length;
+         wait(nullptr);
+         abort();
+     }},
+    {"fork/a release in the child",
+     [](Bench& t) {
+         if (fork() == 0) t.a = nil;
+         wait(nullptr);
+         abort();
      }},
     {"leak/a retain too many", [](Bench& t) { (void)(__bridge_retained void*)t.buffer(); }},
     {"not-an-object/any memory",

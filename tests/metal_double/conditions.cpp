@@ -98,7 +98,7 @@ const char* metal_double_report() {
          << ", \"built\": " << totals.built << ", \"archived\": " << totals.archived
          << ", \"captured\": " << totals.captured << ", \"activities\": " << totals.activities
          << ", \"efforts\": " << totals.efforts << ", \"n_efforts\": " << totals.n_efforts
-         << ", \"longest\": " << totals.longest << ", \"live\": {";
+         << ", \"longest\": " << take_longest() << ", \"live\": {";
     const char* separator = "";
     for (const auto& [name, n] : live_objects()) {
         json << separator << '"' << name << "\": " << n;

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <utility>
 
 #include "conditions.h"
 #include "cpu/native.h"
@@ -87,6 +88,11 @@ Account& account() {
 }
 
 }  // namespace
+
+uint64_t take_longest() {
+    const std::lock_guard lock(account().mutex);
+    return std::exchange(account().totals.longest, 0);
+}
 
 Totals encoded() {
     const std::lock_guard lock(account().mutex);

@@ -51,6 +51,7 @@ struct Totals {
 Totals encoded();
 void count(uint64_t Totals::* what, int64_t n = 1);
 void note_longest(double seconds);
+uint64_t take_longest();
 // Returns when so many threads are in it at a time.
 void meet(long n);
 // A queue's thread is at work while one of these exists.
