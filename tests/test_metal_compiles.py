@@ -123,7 +123,14 @@ def test_an_unguarded_math_mode_is_an_error(macos_15: Path | None, tmp_path: Pat
     text, guard = library.read_text(), "if (@available(macOS 15.0, *)) {"
     assert guard in text
     library.write_text(text.replace(guard, "{"))
-    flags = ["-c", str(tmp_path / "csrc/device_metal.mm"), "-o", str(tmp_path / "broken.o")]
+    flags = [
+        "-iquote",
+        str(library.parents[1]),
+        "-c",
+        str(tmp_path / "csrc/device_metal.mm"),
+        "-o",
+        str(tmp_path / "x.o"),
+    ]
     with pytest.raises(AssertionError, match="only available on macOS 15"):
         apple_compile("14.0", flags, macos_15)
 
