@@ -13,10 +13,11 @@
 namespace zinc {
 
 // Calls beat() every `period` seconds on a thread of its own, for `keep` seconds after the last touch(), and then
-// rest(). There is no thread at rest. Neither may throw, nor call back.
+// rest(). A beat is told for how long nobody touched, and says whether it is in use all the same, which is like a
+// touch. There is no thread at rest. Neither may throw, nor call back.
 class Heartbeat {
   public:
-    Heartbeat(double period, double keep, std::function<void(double idle_seconds)> beat, std::function<void()> rest)
+    Heartbeat(double period, double keep, std::function<bool(double idle_seconds)> beat, std::function<void()> rest)
         : period_(period), keep_(keep), beat_(std::move(beat)), rest_(std::move(rest)) {}
     ~Heartbeat() { stop(); }
     Heartbeat(const Heartbeat&) = delete;
@@ -62,19 +63,23 @@ class Heartbeat {
         std::unique_lock lock(mutex_);
         for (;;) {
             changed_.wait_for(lock, period_, [this] { return stopping_; });
-            const std::chrono::duration<double> idle = Clock::now() - last_;
-            if (stopping_ || idle.count() >= keep_) break;
+            if (stopping_) break;
+            const double idle = idle_seconds();
             lock.unlock();
-            beat_(idle.count());
+            const bool in_use = beat_(idle);
             lock.lock();
+            if (in_use) last_ = Clock::now();
+            if (idle_seconds() >= keep_) break;
         }
         rest_();  // under the lock: a touch after it begins anew
         running_ = false;
     }
 
+    double idle_seconds() const { return std::chrono::duration<double>(Clock::now() - last_).count(); }
+
     const std::chrono::duration<double> period_;
     const double keep_;
-    const std::function<void(double)> beat_;
+    const std::function<bool(double)> beat_;
     const std::function<void()> rest_;
     std::mutex mutex_;
     std::condition_variable changed_;

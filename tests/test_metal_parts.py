@@ -476,8 +476,8 @@ def test_names_are_those_of_the_preprocessor(file: str, parts: Parts, tmp_path: 
 
 
 def test_a_heart_beats_while_it_is_touched(parts: Parts) -> None:
-    """Then it rests once and has no thread; it begins anew, and a stop rests too."""
-    said = "before 0 beats 1 rests 1 thread 0 again 1 stopped 0 rests 2 none 0"
+    """Then it rests once and has no thread; it begins anew, goes on while in use, and a stop rests too."""
+    said = "before 0 beats 1 rests 1 thread 0 again 1 in use 1 stopped 0 rests 2 none 0"
     assert parts("heartbeat") == (0, said)
 
 

@@ -6,6 +6,7 @@
 
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "metal/objc.h"
 #include "metal/times.h"
@@ -19,39 +20,51 @@ namespace zinc {
 class Archive {
   public:
     Archive(id<MTLDevice> device, uint64_t kernels, Times& times)
-        : file_(CacheFile::of(text(device.name) + "\n" + system() + "\n" + std::to_string(kernels))), times_(times) {
+        : device_(device), file_(CacheFile::of(text(device.name) + "\n" + system() + "\n" + std::to_string(kernels))),
+          times_(times) {
         if (file_.path.empty()) {
             state_ = "off";
             return;
         }
-        if (file_.exists()) open(device);
-        if (!archive_) create(device);
+        if (!file_.exists()) return;
+        const Stopwatch watch;
+        NSError* error = nil;
+        served_ = archive(file_.path, &error);
+        state_ = served_ ? "loaded from " + file_.path.string() : "passed over: " + describe(error);
+        if (!served_) file_.remove();
+        times_.note("load the archive", watch.seconds());
     }
 
-    // Takes from the archive what it holds; false where it holds nothing of use.
+    // Takes from the archive what it holds; false where it holds nothing.
     bool serve(MTLComputePipelineDescriptor* descriptor) const {
-        if (!archive_ || !loaded_) return false;
-        descriptor.binaryArchives = @[ archive_ ];
+        if (!served_) return false;
+        descriptor.binaryArchives = @[ served_ ];
         return true;
     }
 
     // What was just compiled belongs to the next start.
     void add(MTLComputePipelineDescriptor* descriptor) {
         const std::lock_guard lock(mutex_);
-        if (!archive_) return;
+        if (file_.path.empty()) return;
         descriptor.binaryArchives = nil;
-        changed_ = [archive_ addComputePipelineFunctionsWithDescriptor:descriptor error:nil] || changed_;
+        fresh_.push_back(descriptor);
     }
 
+    // Writes what is new beside what there is: to an archive of its own, since others may be served from the first
+    // meanwhile.
     void save() {
         const std::lock_guard lock(mutex_);
-        if (!archive_ || !changed_) return;
-        changed_ = false;
+        if (fresh_.empty()) return;
         const Stopwatch watch;
-        const std::string failure = file_.replace([this](const std::filesystem::path& path) {
-            NSError* error = nil;
+        NSError* error = nil;
+        id<MTLBinaryArchive> all = archive(file_.exists() ? file_.path : "", &error);
+        if (!all) all = archive("", &error);
+        for (MTLComputePipelineDescriptor* descriptor : fresh_)
+            [all addComputePipelineFunctionsWithDescriptor:descriptor error:nil];
+        fresh_.clear();
+        const std::string failure = !all ? describe(error) : file_.replace([&](const std::filesystem::path& path) {
             NSURL* url = [NSURL fileURLWithPath:ns_string(path.string())];
-            return [archive_ serializeToURL:url error:&error] ? std::string() : describe(error);
+            return [all serializeToURL:url error:&error] ? std::string() : describe(error);
         });
         state_ = failure.empty() ? "written to " + file_.path.string() : "not written: " + failure;
         times_.note("write the archive", watch.seconds());
@@ -66,31 +79,20 @@ class Archive {
     // With the build, which changes with every update: machine code is of one driver.
     static std::string system() { return text(NSProcessInfo.processInfo.operatingSystemVersionString); }
 
-    void open(id<MTLDevice> device) {
-        const Stopwatch watch;
+    // That of a file, or an empty one.
+    id<MTLBinaryArchive> archive(const std::filesystem::path& path, NSError* __autoreleasing* error) const {
         MTLBinaryArchiveDescriptor* descriptor = [[MTLBinaryArchiveDescriptor alloc] init];
-        descriptor.url = [NSURL fileURLWithPath:ns_string(file_.path.string())];
-        NSError* error = nil;
-        archive_ = [device newBinaryArchiveWithDescriptor:descriptor error:&error];
-        loaded_ = archive_ != nil;
-        state_ = loaded_ ? "loaded from " + file_.path.string() : "passed over: " + describe(error);
-        if (!loaded_) file_.remove();
-        times_.note("load the archive", watch.seconds());
+        if (!path.empty()) descriptor.url = [NSURL fileURLWithPath:ns_string(path.string())];
+        return [device_ newBinaryArchiveWithDescriptor:descriptor error:error];
     }
 
-    void create(id<MTLDevice> device) {
-        NSError* error = nil;
-        archive_ = [device newBinaryArchiveWithDescriptor:[[MTLBinaryArchiveDescriptor alloc] init] error:&error];
-        if (!archive_) state_ = "none: " + describe(error);
-        if (archive_ && state_.empty()) state_ = "none yet";
-    }
-
+    const id<MTLDevice> device_;
     const CacheFile file_;
     Times& times_;
     mutable std::mutex mutex_;
-    id<MTLBinaryArchive> archive_;
-    bool loaded_ = false, changed_ = false;
-    std::string state_;
+    id<MTLBinaryArchive> served_;
+    std::vector<MTLComputePipelineDescriptor*> fresh_;
+    std::string state_ = "none yet";
 };
 
 }  // namespace zinc

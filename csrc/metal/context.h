@@ -48,7 +48,8 @@ class Context {
 
     Context(id<MTLDevice> device, const KernelChoice& choice, const Stopwatch& opening)
         : device(device), pipelines(device, choice, times), residency(device),
-          heartbeat_(PERIOD, std::max(KEEP_ACTIVE, keep_), [this](double idle) { beat(idle); }, [this] { rest(); }) {
+          heartbeat_(
+              PERIOD, std::max(KEEP_ACTIVE, keep_), [this](double idle) { return beat(idle); }, [this] { rest(); }) {
         times.note("open the device", opening.seconds());
     }
 
@@ -110,8 +111,9 @@ class Context {
     };
 
     // On the heartbeat's thread.
-    void beat(double idle) noexcept {
-        if (n_uses_ > 0) idle = 0;
+    bool beat(double idle) noexcept {
+        const bool in_use = n_uses_ > 0;
+        if (in_use) idle = 0;
         try {
             guarded([&] {
                 if (idle < keep_) residency.keep();
@@ -120,6 +122,7 @@ class Context {
         } catch (...) {  // memory that is taken back costs time, and no more
         }
         if (idle >= KEEP_ACTIVE) activity_.end();
+        return in_use;
     }
 
     void rest() noexcept {

@@ -53,9 +53,9 @@ class KernelLibrary {
     KernelLibrary(id<MTLDevice> device, const KernelChoice& choice, Times& times)
         : device_(device), choice_(choice), times_(times) {
         compile_options();  // throws where macOS is too old: a metallib may load there, and its kernels do not build
+        if (@available(macOS 13.3, *)) device.shouldMaximizeConcurrentCompilation = YES;
         if (choice.metallib && load(choice.folder / "zincmetal.metallib")) return;
         read_sources();
-        if (@available(macOS 13.3, *)) device.shouldMaximizeConcurrentCompilation = YES;
     }
 
     id<MTLFunction> function(const std::string& name) {

@@ -410,21 +410,26 @@ void names(const Arguments& a) {
 // Beats while it is touched, rests once after, has no thread then, and begins anew.
 void heartbeat(const Arguments&) {
     std::atomic<int> beats{0}, rests{0};
+    std::atomic<bool> in_use{false};
     const auto until = [](auto holds) {
         for (int i = 0; i < 10000 && !holds(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
         return holds();
     };
-    Heartbeat heart(0.01, 0.2, [&](double) { ++beats; }, [&] { ++rests; });
+    Heartbeat heart(0.01, 0.2, [&](double) { return ++beats, in_use.load(); }, [&] { ++rests; });
     std::cout << "before " << heart.running();
     heart.touch();
     std::cout << " beats " << until([&] { return beats >= 3; }) << " rests " << until([&] { return rests == 1; });
     std::cout << " thread " << !until([&] { return !heart.running(); });
-    const int before = beats;
+    int before = beats;
+    in_use = true;
     heart.touch();
     std::cout << " again " << until([&] { return beats > before; });
+    std::this_thread::sleep_for(std::chrono::milliseconds(400));
+    before = beats;
+    std::cout << " in use " << until([&] { return beats > before; });
     heart.stop();
     std::cout << " stopped " << heart.running() << " rests " << rests;
-    Heartbeat none(0.01, 0, [&](double) { ++beats; }, [&] { ++rests; });
+    Heartbeat none(0.01, 0, [&](double) { return ++beats, in_use.load(); }, [&] { ++rests; });
     none.touch();
     std::cout << " none " << none.running();
 }
