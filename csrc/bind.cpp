@@ -5,10 +5,15 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <functional>
+#include <new>
 #include <optional>
+#include <system_error>
 
 #include "bind.h"
 #include "device.h"
+#include "gil.h"
+#include "interrupt.h"
 #include "plan.h"
 
 namespace py = pybind11;
@@ -36,42 +41,66 @@ Dispatch to_dispatch(const PyDispatch& from) {
 }
 
 std::vector<Dispatch> to_dispatches(Device& device, const std::vector<PyDispatch>& from) {
+    device.process.check();
     std::vector<Dispatch> out;
     out.reserve(from.size());
     for (const auto& d : from) out.push_back(to_dispatch(d));
     std::vector<std::string> kernels;
     for (const auto& d : from) kernels.push_back(std::get<0>(d));
-    py::gil_scoped_release unlocked;  // a pipeline may have to be compiled
+    const Unlocked unlocked;  // a pipeline may have to be compiled
     device.prepare(kernels);
     for (size_t i = 0; i < from.size(); i++) out[i].pipeline = device.pipeline(kernels[i]);
     return out;
 }
 
 void check_captures(const Device& device) {
+    device.process.check();
     if (!device.captures())
         throw UsageError(device.info().backend + " records no GPU traces; capture with device=\"metal\"");
 }
 
 Encoding encoding(bool concurrent) { return concurrent ? Encoding::concurrent : Encoding::serial; }
 
+// The memory of a Python buffer, which must be all of what lies between its first byte and its last.
+py::buffer_info contiguous(const py::buffer& owner, const char* who) {
+    py::buffer_info view = owner.request();
+    if (!PyBuffer_IsContiguous(view.view(), 'C')) throw UsageError(std::string(who) + ": the data must be contiguous");
+    return view;
+}
+
+// Of a map of zincmetal._host.
+const FileDamage* damage_of(const py::buffer& owner) {
+    if (!py::hasattr(owner, "_damage")) return nullptr;
+    const py::object capsule = owner.attr("_damage");
+    return static_cast<const FileDamage*>(PyCapsule_GetPointer(capsule.ptr(), FILE_DAMAGE));
+}
+
 // Wraps the memory of a Python buffer (a mapped file) from offset on, without a copy; pages are rounded outwards at the
 // end. The view pins the owner's memory for as long as any plan holds the buffer, whatever Python has dropped.
 std::shared_ptr<Buffer> wrap(Device& device, const py::buffer& owner, size_t offset, size_t nbytes) {
+    device.process.check();
     struct Held {
         py::buffer_info view;
         std::shared_ptr<Buffer> buffer;
     };
-    auto held = std::make_unique<Held>(Held{owner.request(), nullptr});
-    const size_t total = size_t(held->view.size) * size_t(held->view.itemsize);
+    auto held = std::make_unique<Held>(Held{contiguous(owner, "wrap"), nullptr});
+    const size_t total = size_t(held->view.view()->len);
     if (offset > total || nbytes > total - offset)
         throw UsageError("wrap: [" + std::to_string(offset) + ", +" + std::to_string(nbytes) +
                          ") is outside the buffer of " + std::to_string(total) + " bytes");
     const size_t page = device.info().page_bytes;
-    held->buffer = device.wrap(static_cast<char*>(held->view.ptr) + offset, (nbytes + page - 1) / page * page);
+    const FileDamage* file = damage_of(owner);
+    {
+        const Unlocked unlocked;  // a device with memory of its own reads all of it
+        held->buffer = device.wrap(static_cast<char*>(held->view.ptr) + offset, (nbytes + page - 1) / page * page);
+        if (file) check_file(*file);
+    }
+    held->buffer->bytes = nbytes;  // what follows on its last page is not the owner's
     held->buffer->read_only = held->view.readonly;
+    held->buffer->file = file;
     Buffer* buffer = held->buffer.get();
     return std::shared_ptr<Buffer>(buffer, [held = held.release()](Buffer*) {
-        py::gil_scoped_acquire gil;
+        const Locked locked;
         delete held;
     });
 }
@@ -82,7 +111,7 @@ void delete_unlocked(Plan* plan) {
         delete plan;
         return;
     }
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     delete plan;
 }
 
@@ -102,9 +131,8 @@ py::array_t<uint8_t> read_buffer(const Buffer& b, size_t offset, std::optional<s
 }
 
 void write_buffer(Buffer& b, const py::buffer& data, size_t offset) {
-    const py::buffer_info from = data.request();
-    const size_t n = size_t(from.size) * size_t(from.itemsize);
-    if (!PyBuffer_IsContiguous(from.view(), 'C')) throw UsageError("write: the data must be contiguous");
+    const py::buffer_info from = contiguous(data, "write");
+    const size_t n = size_t(from.view()->len);
     if (b.read_only) throw UsageError("write: the buffer is read-only");
     check_copy(b, offset, n);
     b.write(offset, from.ptr, n);
@@ -137,6 +165,10 @@ void bind_errors() {
             if (p) std::rethrow_exception(p);
         } catch (const OutOfMemoryError& e) {
             py::set_error(errors.attr("OutOfMemoryError"), e.what());
+        } catch (const std::bad_alloc&) {
+            py::set_error(errors.attr("OutOfMemoryError"), "the process has no memory left; close models or programs");
+        } catch (const std::system_error& e) {
+            py::set_error(errors.attr("DeviceError"), e.what());
         } catch (const DeviceError& e) {
             py::set_error(errors.attr("DeviceError"), e.what());
         } catch (const ContextFullError& e) {
@@ -199,7 +231,7 @@ void bind_device(py::module_& m) {
 
     py::class_<Device, std::shared_ptr<Device>>(m, "Device", py::module_local())
         .def(py::init([](int threads, bool native, std::string kernel_folder) {
-                 py::gil_scoped_release unlocked;
+                 const Unlocked unlocked;
                  return std::shared_ptr<Device>(open_device({threads, native, std::move(kernel_folder)}));
              }),
              py::kw_only(), py::arg("threads") = 0, py::arg("native") = true, py::arg("kernel_folder") = "")
@@ -207,6 +239,7 @@ void bind_device(py::module_& m) {
         .def(
             "alloc",
             [](Device& d, size_t nbytes, bool shared) {
+                d.process.check();
                 return d.alloc(nbytes, shared ? Storage::shared : Storage::device_private);
             },
             py::arg("nbytes"), py::arg("shared") = true)
@@ -215,6 +248,7 @@ void bind_device(py::module_& m) {
         .def(
             "limits",
             [](Device& d, const std::string& kernel) {
+                d.process.check();
                 const PipelineLimits l = d.pipeline(kernel)->limits;
                 return py::make_tuple(l.max_threads, l.simd_width, l.threadgroup_bytes);
             },
@@ -223,7 +257,7 @@ void bind_device(py::module_& m) {
             "run",
             [](Device& d, const std::vector<PyDispatch>& dispatches, bool concurrent) {
                 auto list = to_dispatches(d, dispatches);
-                py::gil_scoped_release unlocked;
+                const Unlocked unlocked;
                 const auto recording = d.record(std::move(list), encoding(concurrent));
                 const RunTimes times = d.wait(d.submit(*recording));
                 return times.gpu_end - times.gpu_start;
@@ -233,14 +267,15 @@ void bind_device(py::module_& m) {
             "time_each",
             [](Device& d, const std::vector<PyDispatch>& dispatches) {
                 const auto list = to_dispatches(d, dispatches);
-                py::gil_scoped_release unlocked;
+                const Unlocked unlocked;
                 return d.time_each(list);
             },
             py::arg("dispatches"))
         .def(
             "prepare",
             [](Device& d, const std::vector<std::string>& kernels) {
-                py::gil_scoped_release unlocked;
+                d.process.check();
+                const Unlocked unlocked;
                 d.prepare(kernels);
             },
             py::arg("kernels"))
@@ -257,12 +292,20 @@ void bind_device(py::module_& m) {
         });
 }
 
+// Runs a call that polls without the interpreter's lock.
+template <class Call>
+auto interruptible(Call&& call) {
+    static const unsigned long main = main_thread();
+    Interruptible scope(main);
+    return call(scope.listens() ? Poll(std::ref(scope)) : Poll());
+}
+
 void bind_plan(py::module_& m) {
     py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", py::module_local())
         .def(py::init([](std::shared_ptr<Device> device, const std::vector<PyDispatch>& dispatches, uint32_t max_tokens,
                          bool concurrent) {
                  auto list = to_dispatches(*device, dispatches);
-                 py::gil_scoped_release unlocked;
+                 const Unlocked unlocked;
                  return std::shared_ptr<Plan>(
                      new Plan(std::move(device), std::move(list), encoding(concurrent), max_tokens), delete_unlocked);
              }),
@@ -289,7 +332,11 @@ void bind_plan(py::module_& m) {
                                    d["gpu_seconds"] = c.gpu_seconds;
                                    return d;
                                })
-        .def("settle", &Session::settle, py::call_guard<py::gil_scoped_release>())
+        .def("settle",
+             [](Session& s) {
+                 const Unlocked unlocked;
+                 return s.settle();
+             })
         .def("rewind", &Session::rewind, py::arg("length"))
         .def("resume", &Session::resume, py::arg("length"))
         .def("close", &Session::close);
@@ -297,8 +344,7 @@ void bind_plan(py::module_& m) {
     m.def(
         "decode_step",
         [](Session& session, const std::shared_ptr<Plan>& plan, int64_t token, bool ahead) {
-            py::gil_scoped_release unlocked;
-            return session.decode(plan, token, ahead);
+            return interruptible([&](const Poll& poll) { return session.decode(plan, token, ahead, poll); });
         },
         py::arg("session"), py::arg("plan").none(false), py::arg("token"), py::arg("ahead") = false);
     m.def(
@@ -307,8 +353,7 @@ void bind_plan(py::module_& m) {
             if (ids.ndim() != 1) throw UsageError("prefill_step: ids must have one dimension");
             const int32_t* data = ids.data();
             const size_t n = size_t(ids.size());
-            py::gil_scoped_release unlocked;
-            return session.prefill(plan, data, n);
+            return interruptible([&](const Poll& poll) { return session.prefill(plan, data, n, poll); });
         },
         py::arg("session"), py::arg("plan").none(false), py::arg("ids").noconvert());
 }
@@ -327,9 +372,25 @@ void bind_all(py::module_& m) {
 
 }  // namespace
 
+// Before all of pybind11's own: it would take the interpreter's lock by a call that only the main one may make, and
+// wait for itself for ever.
+static bool in_main_interpreter() {
+    if (PyInterpreterState_Get() == PyInterpreterState_Main()) return true;
+    PyErr_SetString(PyExc_ImportError,
+                    "zincmetal's core does not run in a sub-interpreter; import it in the main one (for mod_wsgi: "
+                    "WSGIApplicationGroup %{GLOBAL})");
+    return false;
+}
+#undef PYBIND11_PLUGIN_IMPL
+#define PYBIND11_PLUGIN_IMPL(name)                                                                                     \
+    static PyObject* init_##name();                                                                                    \
+    extern "C" PYBIND11_EXPORT PyObject* PyInit_##name();                                                              \
+    extern "C" PYBIND11_EXPORT PyObject* PyInit_##name() { return in_main_interpreter() ? init_##name() : nullptr; }   \
+    static PyObject* init_##name()
+
 // A module's entry point is found by the name of its file: this is the same code in each.
 #define MODULE(name)                                                                                                   \
-    PYBIND11_MODULE(name, m) { bind_all(m); }
+    PYBIND11_MODULE(name, m, py::multiple_interpreters::not_supported()) { bind_all(m); }
 MODULE(_core_cpu)
 MODULE(_core_checked)
 MODULE(_core_cuda)

@@ -2,6 +2,8 @@
 // device_metal.mm, device_cpu.cpp or device_cuda.cu defines open_device() and derives these classes.
 #pragma once
 
+#include <unistd.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -12,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "file_map.h"
+
 namespace zinc {
 
 // Any failure of a device: absent, refused an allocation, failed while running. Python sees
@@ -20,10 +24,31 @@ struct DeviceError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// No memory for it. Python sees zincmetal.errors.OutOfMemoryError, which is a DeviceError too.
+// There is no memory left for what was asked. Python sees zincmetal.errors.OutOfMemoryError.
 struct OutOfMemoryError : DeviceError {
     using DeviceError::DeviceError;
 };
+
+// The process that opened a device. A child that was forked has its memory, but neither its threads nor what a driver
+// keeps for it: nothing there may be used, waited for or given back.
+class OpeningProcess {
+  public:
+    bool is_another() const { return getpid() != id_; }
+    void check() const {
+        if (is_another())
+            throw DeviceError("the device was opened before a fork; open it (load the model) in the child");
+    }
+
+  private:
+    const pid_t id_ = getpid();
+};
+
+// Throws DeviceError where a mapped file has lost pages that were read.
+inline void check_file(const FileDamage& file) {
+    if (file.damaged.load(std::memory_order_relaxed))
+        throw DeviceError(std::string("the file ") + file.path +
+                          " was cut or became unreadable while it was in use; load it again");
+}
 
 struct DeviceInfo {
     std::string name;     // "Apple M4 Max", "CPU (avx512, 2 threads)"
@@ -63,7 +88,8 @@ class Buffer {
     }
     void* host = nullptr;
     size_t bytes = 0;
-    bool read_only = false;  // a mapped file: the host must not write
+    bool read_only = false;            // a mapped file: the host must not write
+    const FileDamage* file = nullptr;  // of the mapped file that it lies in, where that is known
 };
 
 struct PipelineLimits {
@@ -117,6 +143,7 @@ class Device {
   public:
     virtual ~Device() = default;
     virtual DeviceInfo info() const = 0;
+    const OpeningProcess process;  // the binding asks it before every call; destructors ask for themselves
 
     virtual std::shared_ptr<Buffer> alloc(size_t bytes, Storage storage) = 0;
     // No copy: pointer and length are multiples of info().page_bytes.

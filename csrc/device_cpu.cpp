@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <cstring>
 #include <mutex>
 #include <new>
@@ -24,7 +25,9 @@ class CpuBuffer : public Buffer {
   public:
     CpuBuffer(size_t n, Storage storage) : mapped_(std::max(n, size_t(1))) {
         void* p = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED) throw DeviceError("the CPU device cannot allocate " + std::to_string(n) + " bytes");
+        if (p == MAP_FAILED)
+            throw OutOfMemoryError("the CPU device cannot allocate " + std::to_string(n) + " bytes; use a smaller " +
+                                   "context or model, or close other programs");
         memory = static_cast<uint8_t*>(p);
         host = storage == Storage::shared ? p : nullptr;
         bytes = n;
@@ -84,14 +87,14 @@ struct Progress {
     std::unique_ptr<Counter[]> n_left;  // per segment: threadgroups that have not finished
 };
 
-// The first failure, kept for good.
+// The first failure, kept for good. Setting it allocates nothing: memory may be what failed.
 class Failure {
   public:
     bool any() const { return failed_.load(std::memory_order_relaxed); }
 
-    void set(const std::string& error) {
+    void set(const char* before, const char* error, const char* after = "") noexcept {
         const std::lock_guard lock(mutex_);
-        if (!failed_) error_ = error;
+        if (!failed_) snprintf(error_, sizeof(error_), "%s%s%s", before, error, after);
         failed_ = true;
     }
 
@@ -104,16 +107,17 @@ class Failure {
   private:
     std::atomic<bool> failed_{false};
     std::mutex mutex_;
-    std::string error_;
+    char error_[1280] = "";
 };
 
 // What the device shares with its recordings; the last of them to go ends the threads.
 struct Crew {
-    explicit Crew(int threads) : executors(size_t(threads)), pool(threads) {
+    explicit Crew(int threads) : executors(size_t(threads)), workspaces(size_t(threads)), pool(threads) {
         for (auto& executor : executors) executor = std::make_unique<msl::Executor>();
     }
 
     std::vector<std::unique_ptr<msl::Executor>> executors;  // one per thread of the pool
+    std::vector<Workspace> workspaces;                      // likewise
     Failure failure;
     Pool pool;  // last: its threads use the others
 };
@@ -126,16 +130,16 @@ class CpuRecording : public Recording, public Pool::Job {
     }
 
     void prepare(uint32_t set) override;
-    void run(uint32_t set, int worker) override;
+    void run(const Pool::Turn& turn) noexcept override;
 
     const std::shared_ptr<Crew> crew;
 
   private:
     void make_segments(const std::vector<bool>& barrier);
     uint32_t msl_threads() const;
-    void run_alone();
-    void walk_segment(Progress& progress, size_t segment, int worker);
-    void run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, int worker);
+    void run_alone(const Pool::Turn& turn);
+    void walk_segment(size_t segment, const Pool::Turn& turn);
+    void run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, const Pool::Turn& turn);
 
     std::vector<CpuJob> jobs_;
     std::vector<Segment> segments_;
@@ -282,13 +286,13 @@ std::unique_ptr<Recording> CpuDevice::record(std::vector<Dispatch> dispatches, E
     return std::make_unique<CpuRecording>(crew_, std::move(jobs), barrier);
 }
 
-uint64_t CpuDevice::submit(Recording& recording, const Poll&) {
+uint64_t CpuDevice::submit(Recording& recording, const Poll& poll) {
     crew_->failure.check();
-    return crew_->pool.submit(static_cast<CpuRecording&>(recording));
+    return crew_->pool.submit(static_cast<CpuRecording&>(recording), poll);
 }
 
-RunTimes CpuDevice::wait(uint64_t ticket, const Poll&) {
-    const RunTimes times = crew_->pool.wait(ticket);
+RunTimes CpuDevice::wait(uint64_t ticket, const Poll& poll) {
+    const RunTimes times = crew_->pool.wait(ticket, poll);
     crew_->failure.check();
     return times;
 }
@@ -336,26 +340,31 @@ void CpuRecording::prepare(uint32_t set) {
 }
 
 // Every worker walks all segments; nobody enters one before the work of the last is done, whoever did it.
-void CpuRecording::run(uint32_t set, int worker) {
-    if (crew->pool.threads() == 1) return run_alone();
-    Progress& progress = progress_[set];
+void CpuRecording::run(const Pool::Turn& turn) noexcept {
+    const WorkspaceScope lent(crew->workspaces[size_t(turn.worker)]);
+    if (crew->pool.threads() == 1) return run_alone(turn);
     for (size_t s = 0; s < segments_.size(); s++) {
-        walk_segment(progress, s, worker);
-        for (Backoff backoff; progress.n_left[s].value.load(std::memory_order_acquire) != 0;) backoff.pause();
+        walk_segment(s, turn);
+        const std::atomic<uint64_t>& n_left = progress_[turn.set].n_left[s].value;
+        for (Backoff backoff; n_left.load(std::memory_order_acquire) != 0;) backoff.pause();
     }
 }
 
-void CpuRecording::run_alone() {
+void CpuRecording::run_alone(const Pool::Turn& turn) {
     for (Segment& segment : segments_) {
 #ifdef ZINC_CHECKED
         crew->executors[0]->checker().begin_segment(segment.written);
 #endif
-        for (uint32_t i = segment.begin; i < segment.end; i++) run_chunk(jobs_[i], 0, jobs_[i].n_threadgroups, 0);
+        for (uint32_t i = segment.begin; i < segment.end; i++) {
+            const uint64_t n = jobs_[i].n_threadgroups, chunk = turn.inquiry ? jobs_[i].chunk : n;
+            for (uint64_t at = 0; at < n; at += chunk) run_chunk(jobs_[i], at, std::min(at + chunk, n), turn);
+        }
     }
 }
 
-void CpuRecording::walk_segment(Progress& progress, size_t s, int worker) {
+void CpuRecording::walk_segment(size_t s, const Pool::Turn& turn) {
     const Segment& segment = segments_[s];
+    Progress& progress = progress_[turn.set];
     for (uint32_t i = segment.begin; i < segment.end; i++) {
         const CpuJob& job = jobs_[i];
         std::atomic<uint64_t>& next = progress.next[i].value;
@@ -363,26 +372,26 @@ void CpuRecording::walk_segment(Progress& progress, size_t s, int worker) {
             const uint64_t begin = next.fetch_add(job.chunk, std::memory_order_relaxed);
             if (begin >= job.n_threadgroups) break;
             const uint64_t end = std::min(begin + job.chunk, job.n_threadgroups);
-            run_chunk(job, begin, end, worker);
+            run_chunk(job, begin, end, turn);
             progress.n_left[s].value.fetch_sub(end - begin, std::memory_order_acq_rel);
         }
     }
 }
 
-void CpuRecording::run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, int worker) {
+// Passes the work over where the job was dropped or something failed.
+void CpuRecording::run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, const Pool::Turn& turn) {
+    if (turn.inquiry) turn.inquiry->make();
     Failure& failure = crew->failure;
-    if (failure.any()) return;
-    if (job.native) {
-        try {
+    if (failure.any() || turn.dropped.load(std::memory_order_relaxed)) return;
+    try {
+        msl::Executor& executor = *crew->executors[size_t(turn.worker)];
+        if (job.native)
             job.native->fn(job.launch, begin, end);
-        } catch (const std::exception&) {  // bad_alloc is all that they throw; nothing may leave a pool's thread
-            failure.set("kernel " + std::string(job.msl.kernel->name) +
-                        ": no memory for its tiles; free some and load again");
-        }
-        return;
+        else if (!executor.run(job.msl, begin, end))
+            failure.set("", executor.error());
+    } catch (...) {  // std::bad_alloc is all that is thrown; nothing may leave a thread of the pool
+        failure.set("kernel ", job.msl.kernel->name, ": no memory for its tiles; free some and load again");
     }
-    msl::Executor& executor = *crew->executors[size_t(worker)];
-    if (!executor.run(job.msl, begin, end)) failure.set(executor.error());
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ class MetalDevice final : public Device {
     }
 
     ~MetalDevice() override {
-        if (!queue_->opener.forked()) {
+        if (!queue_->process.is_another()) {
             queue_->in_flight->idle();
             return;
         }

@@ -18,6 +18,15 @@ bool has_argmax(const std::vector<Dispatch>& dispatches) {
                        [](const Dispatch& d) { return d.pipeline->name == "argmax_final"; });
 }
 
+std::vector<const FileDamage*> mapped_files(const std::vector<Dispatch>& dispatches) {
+    std::vector<const FileDamage*> files;
+    for (const Dispatch& d : dispatches)
+        for (const Binding& b : d.bindings)
+            if (b.buffer && b.buffer->file && std::find(files.begin(), files.end(), b.buffer->file) == files.end())
+                files.push_back(b.buffer->file);
+    return files;
+}
+
 // Holds a flag for the length of a call, or refuses: two threads must not run one sequence at once.
 class Exclusive {
   public:
@@ -35,7 +44,7 @@ class Exclusive {
 
 Plan::Plan(std::shared_ptr<Device> device, std::vector<Dispatch> dispatches, Encoding encoding, uint32_t max_tokens)
     : device(std::move(device)), max_tokens(max_tokens), n_dispatches(uint32_t(dispatches.size())),
-      n_barriers(count_barriers(dispatches)), chooses(has_argmax(dispatches)),
+      n_barriers(count_barriers(dispatches)), chooses(has_argmax(dispatches)), files(mapped_files(dispatches)),
       recording(this->device->record(std::move(dispatches), encoding)) {}
 
 Session::Session(std::shared_ptr<Buffer> step, std::shared_ptr<Buffer> tokens, uint32_t n_ctx, uint32_t n_vocab)
@@ -44,17 +53,19 @@ Session::Session(std::shared_ptr<Buffer> step, std::shared_ptr<Buffer> tokens, u
         throw UsageError("the step and token buffers must be shared, the first of at least sizeof(Step) bytes");
 }
 
-int32_t Session::prefill(const std::shared_ptr<Plan>& plan, const int32_t* ids, size_t n) {
+int32_t Session::prefill(const std::shared_ptr<Plan>& plan, const int32_t* ids, size_t n, const Poll& poll) {
+    process_.check();  // before the flag, which a thread of the parent may have set
     Exclusive running(busy_);
     check(*plan, n);
     std::for_each(ids, ids + n, [this](int32_t id) { checked(id); });
     refuse_in_flight();
     write_step(ids, n);
-    in_flight_ = submit(plan, uint32_t(n), ids[0]);
-    return complete(1);
+    in_flight_ = submit(plan, uint32_t(n), ids[0], poll);
+    return complete(1, poll);
 }
 
-int32_t Session::decode(const std::shared_ptr<Plan>& plan, int64_t token, bool ahead) {
+int32_t Session::decode(const std::shared_ptr<Plan>& plan, int64_t token, bool ahead, const Poll& poll) {
+    process_.check();
     Exclusive running(busy_);
     check(*plan, 1);
     if (ahead) check_ahead(*plan);
@@ -63,24 +74,26 @@ int32_t Session::decode(const std::shared_ptr<Plan>& plan, int64_t token, bool a
         check_same(*plan, id);
     } else {
         write_step(&id, 1);
-        in_flight_ = submit(plan, 1, id);
+        in_flight_ = submit(plan, 1, id, poll);
     }
-    if (!ahead) return complete(1);
-    InFlight next = submit(plan, 1, -1);  // if it fails, the step before it stays in flight
-    next.token = complete(2);
+    if (!ahead) return complete(1, poll);
+    InFlight next = submit_ahead(plan, poll);
+    next.token = complete(2, poll);
     in_flight_ = std::move(next);
     return in_flight_->token;
 }
 
 std::vector<int32_t> Session::settle() {
+    process_.check();
     Exclusive running(busy_);
     if (!in_flight_) return {};
-    const int32_t token = in_flight_->token;
+    std::vector<int32_t> tokens{in_flight_->token};  // before the step counts: there may be no memory for it
     complete(1);
-    return {token};
+    return tokens;
 }
 
 void Session::rewind(uint32_t length) {
+    process_.check();
     Exclusive running(busy_);
     refuse_in_flight();
     if (length > length_)
@@ -90,6 +103,7 @@ void Session::rewind(uint32_t length) {
 }
 
 void Session::resume(uint32_t length) {
+    process_.check();
     Exclusive running(busy_);
     refuse_in_flight();
     if (length_ != 0 || length > n_ctx_)
@@ -146,21 +160,35 @@ void Session::check_same(const Plan& plan, int32_t token) const {
 
 // Only while nothing is in flight: the device writes the step buffer too.
 void Session::write_step(const int32_t* ids, size_t n) {
-    const Step step{uint32_t(n), length_, n_chosen_, 0, {-1, -1, -1, -1}};
+    const Step step{uint32_t(n), length_, n_chosen_, {}, {}};
     step_->write(0, &step, sizeof(step));
     tokens_->write(0, ids, n * sizeof(int32_t));
 }
 
-Session::InFlight Session::submit(const std::shared_ptr<Plan>& plan, uint32_t n_tokens, int32_t token) {
-    const uint64_t ticket = plan->device->submit(*plan->recording);
+// If it fails, the step before it stays in flight; if the poll ends it, that one is dropped too.
+Session::InFlight Session::submit_ahead(const std::shared_ptr<Plan>& plan, const Poll& poll) {
+    try {
+        return submit(plan, 1, -1, poll);
+    } catch (const DeviceError&) {
+        throw;
+    } catch (...) {
+        in_flight_.reset();
+        throw;
+    }
+}
+
+Session::InFlight Session::submit(const std::shared_ptr<Plan>& plan, uint32_t n_tokens, int32_t token,
+                                  const Poll& poll) {
+    const uint64_t ticket = plan->device->submit(*plan->recording, poll);
     return {plan, ticket, n_tokens, plan->chooses ? n_chosen_++ : 0, token};
 }
 
 // Waits for the first step in flight; its arg max, or -1. n_in_flight is how many there are.
-int32_t Session::complete(uint64_t n_in_flight) {
+int32_t Session::complete(uint64_t n_in_flight, const Poll& poll) {
     const InFlight done = *std::exchange(in_flight_, std::nullopt);
     const Plan& plan = *done.plan;
-    const RunTimes times = plan.device->wait(done.ticket);
+    const RunTimes times = plan.device->wait(done.ticket, poll);
+    for (const FileDamage* file : plan.files) check_file(*file);
     length_ += done.n_tokens;
     const std::lock_guard lock(counters_mutex_);
     counters_.steps++;
@@ -171,7 +199,8 @@ int32_t Session::complete(uint64_t n_in_flight) {
     counters_.max_in_flight = std::max(counters_.max_in_flight, n_in_flight);
     counters_.gpu_seconds += times.gpu_end - times.gpu_start;
     int32_t best = -1;
-    if (plan.chooses) step_->read(offsetof(Step, chosen) + done.chosen % 4 * sizeof(best), &best, sizeof(best));
+    if (plan.chooses)
+        step_->read(offsetof(Step, chosen) + done.chosen % N_CHOSEN * sizeof(Step::chosen[0]), &best, sizeof(best));
     return best;
 }
 

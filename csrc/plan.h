@@ -36,7 +36,8 @@ class Plan {
 
     const std::shared_ptr<Device> device;
     const uint32_t max_tokens, n_dispatches, n_barriers;
-    const bool chooses;  // ends in argmax_final, which makes the next step out of this one
+    const bool chooses;                          // ends in argmax_final, which makes the next step out of this one
+    const std::vector<const FileDamage*> files;  // mapped files that it reads
     const std::unique_ptr<Recording> recording;
 };
 
@@ -48,11 +49,12 @@ class Session {
 
     // Appends the n tokens to the sequence with one command buffer; returns the arg max of the last row's logits
     // (-1 when the plan computes none). A failed step leaves the length as it was.
-    int32_t prefill(const std::shared_ptr<Plan>& plan, const int32_t* ids, size_t n);
+    // A poll that throws ends the call: nothing is in flight then, and the length is that of before.
+    int32_t prefill(const std::shared_ptr<Plan>& plan, const int32_t* ids, size_t n, const Poll& poll = {});
 
     // The same for one token, which is taken over if it is in flight. With ahead the step of the arg max is submitted
     // before this one is waited for, so that the device always has work.
-    int32_t decode(const std::shared_ptr<Plan>& plan, int64_t token, bool ahead);
+    int32_t decode(const std::shared_ptr<Plan>& plan, int64_t token, bool ahead, const Poll& poll = {});
 
     // Waits for the step in flight, if there is one, and returns its token, which is now part of the sequence.
     std::vector<int32_t> settle();
@@ -82,10 +84,12 @@ class Session {
     void refuse_in_flight() const;
     void check_same(const Plan& plan, int32_t token) const;
     void write_step(const int32_t* ids, size_t n);
-    InFlight submit(const std::shared_ptr<Plan>& plan, uint32_t n_tokens, int32_t token);
-    int32_t complete(uint64_t n_in_flight);
+    InFlight submit(const std::shared_ptr<Plan>& plan, uint32_t n_tokens, int32_t token, const Poll& poll);
+    InFlight submit_ahead(const std::shared_ptr<Plan>& plan, const Poll& poll);
+    int32_t complete(uint64_t n_in_flight, const Poll& poll = {});
 
     const std::shared_ptr<Buffer> step_, tokens_;
+    const OpeningProcess process_;
     const uint32_t n_ctx_, n_vocab_;
     uint32_t n_chosen_ = 0;
     std::optional<InFlight> in_flight_;

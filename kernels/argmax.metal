@@ -36,7 +36,7 @@ kernel void argmax_partial(constant ArgmaxParams& p [[buffer(0)]], device const 
 
 // Appends the id to the sequence: stores it for the host, and makes it the one token of the next step.
 METAL_FUNC void choose(device Step* step, device int* tokens, int id) {
-    step->chosen[step->n_chosen % 4] = id;
+    step->chosen[step->n_chosen % N_CHOSEN][0] = id;
     step->n_chosen += 1;
     step->pos += step->n_tokens;
     step->n_tokens = 1;

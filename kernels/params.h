@@ -11,6 +11,9 @@ typedef uint32_t u32;
 typedef int32_t i32;
 #endif
 
+#define LINE_WORDS 32  // of the longest cache line there is, 128 bytes
+#define N_CHOSEN 4
+
 // The step buffer: all that changes between two replays of a recorded plan. The token ids of the step follow in a
 // buffer of their own. Row t of a step sits at position pos + t of the sequence. argmax_final, which ends a greedy
 // plan, makes the step that follows of it, so that the next replay needs nothing from the host.
@@ -18,8 +21,10 @@ struct Step {
     u32 n_tokens;  // rows of this step that are real; a plan recorded for T rows runs with n_tokens <= T
     u32 pos;       // position of row 0: the number of tokens already in the KV cache
     u32 n_chosen;  // ids that argmax_final has stored
-    u32 reserved;
-    i32 chosen[4];  // a ring: the i-th id is chosen[i % 4], so that the host reads one while the next is computed
+    u32 reserved[LINE_WORDS - 3];
+    // A ring: the i-th id is chosen[i % N_CHOSEN][0], so that the host reads one while the next is computed. Each lies
+    // in a cache line of its own, or the two would share one.
+    i32 chosen[N_CHOSEN][LINE_WORDS];
 };
 
 struct EmbedParams {

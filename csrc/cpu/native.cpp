@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <vector>
 
 namespace zinc {
@@ -13,8 +14,9 @@ struct Registered {
     Isa isa;
 };
 
+// Never destroyed: threads that the end of the process finds at work use it.
 std::vector<Registered>& registry() {
-    static std::vector<Registered> all;
+    static auto& all = *new std::vector<Registered>;
     return all;
 }
 
@@ -43,6 +45,17 @@ Isa isa_allowed() {
 }
 
 }  // namespace
+
+__thread Workspace* thread_workspace = nullptr;
+
+Scratch::~Scratch() { free(base_); }
+
+void Scratch::grow(size_t bytes) {
+    free(base_);
+    base_ = malloc(bytes);
+    bytes_ = base_ ? bytes : 0;
+    if (!base_) throw std::bad_alloc();
+}
 
 const char* isa_name(Isa isa) {
     switch (isa) {

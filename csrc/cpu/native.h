@@ -2,6 +2,7 @@
 // A native source file is compiled once per instruction set and registers what it has for that set.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace zinc {
@@ -32,7 +33,57 @@ struct Launch {
     }
 };
 
-// Does the work of threadgroups [begin, end), numbered with x fastest. Runs on any thread of the pool.
+// Memory that only grows: a kernel allocates in its first runs and never again.
+class Scratch {
+  public:
+    Scratch() = default;
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    ~Scratch();
+
+    // 64-byte aligned, uninitialised, valid until the next call. Throws std::bad_alloc. Always inline: a copy of its
+    // own would be in the instruction set of whichever file the linker takes it from.
+    template <class T>
+    __attribute__((always_inline)) T* take(size_t count) {
+        const size_t bytes = count * sizeof(T) + 64;
+        if (bytes > bytes_) grow(bytes);
+        return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(base_) + 63) & ~uintptr_t(63));
+    }
+
+  private:
+    void grow(size_t bytes);
+
+    void* base_ = nullptr;
+    size_t bytes_ = 0;
+};
+
+// Scratch memory of one thread that runs native kernels; it belongs to who runs them. As thread-local variables it
+// would be allocated by the runtime, which ends the process where there is no memory.
+struct Workspace {
+    Scratch rows, weights, panel, sums, tokens, result[2];
+};
+
+#ifdef __ELF__
+#define ZINC_STATIC_TLS __attribute__((tls_model("initial-exec")))  // there from the start of every thread
+#else
+#define ZINC_STATIC_TLS
+#endif
+extern ZINC_STATIC_TLS __thread Workspace* thread_workspace;
+
+// Lends a workspace to the kernels that this thread runs.
+class WorkspaceScope {
+  public:
+    explicit WorkspaceScope(Workspace& workspace) : outer_(thread_workspace) { thread_workspace = &workspace; }
+    WorkspaceScope(const WorkspaceScope&) = delete;
+    WorkspaceScope& operator=(const WorkspaceScope&) = delete;
+    ~WorkspaceScope() { thread_workspace = outer_; }
+
+  private:
+    Workspace* const outer_;
+};
+
+// Does the work of threadgroups [begin, end), numbered with x fastest. Runs on any thread of the pool, in a
+// WorkspaceScope. Throws std::bad_alloc alone.
 using NativeFn = void (*)(const Launch& launch, uint64_t begin, uint64_t end);
 
 struct NativeKernel {

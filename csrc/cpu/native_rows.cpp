@@ -284,7 +284,7 @@ void argmax_final(const Launch& l, uint64_t, uint64_t) {
     int32_t id = -1;
     for (uint32_t i = 0; i < p.n_part; i++)
         if (values[i] == best && (id < 0 || ids[i] < id)) id = ids[i];
-    step.chosen[step.n_chosen++ % 4] = id;
+    step.chosen[step.n_chosen++ % N_CHOSEN][0] = id;
     step.pos += step.n_tokens;
     step.n_tokens = 1;
     l.buffer<int32_t>(2)[0] = id;

@@ -10,6 +10,8 @@
 #include <new>
 #include <utility>
 
+#include "native.h"
+
 #if defined(__x86_64__)
 #pragma GCC diagnostic push
 #if !defined(__clang__)  // GCC 12 warns of the deliberately undefined vectors inside its own intrinsics
@@ -259,39 +261,8 @@ INLINE void map_floats(size_t n, float* out, const float* a, const float* b, App
 
 // ---- scratch -------------------------------------------------------------------------------------------------------
 
-// Memory of one thread that only grows: a kernel allocates in its first runs and never again.
-class Scratch {
-  public:
-    Scratch() = default;
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-    ~Scratch() { __builtin_free(base_); }
-
-    // 64-byte aligned, uninitialised, valid until the next call.
-    template <class T>
-    T* take(size_t count) {
-        const size_t bytes = count * sizeof(T) + 64;
-        if (bytes > bytes_) grow(bytes);
-        return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(base_) + 63) & ~uintptr_t(63));
-    }
-
-  private:
-    void grow(size_t bytes) {
-        __builtin_free(base_);
-        base_ = __builtin_malloc(bytes);
-        bytes_ = base_ ? bytes : 0;
-        if (!base_) throw std::bad_alloc();
-    }
-    void* base_ = nullptr;
-    size_t bytes_ = 0;
-};
-
-// The scratch memory of this thread and source file: one, because thread-local storage of a module loaded late is
-// scarce.
-[[maybe_unused]] Scratch& thread_scratch() {
-    thread_local Scratch scratch;
-    return scratch;
-}
+[[maybe_unused]] INLINE Workspace& workspace() { return *thread_workspace; }
+[[maybe_unused]] INLINE Scratch& thread_scratch() { return thread_workspace->rows; }
 
 }  // namespace
 }  // namespace zinc

@@ -16,16 +16,6 @@ constexpr uint32_t PANEL_PART = 128;  // columns of a panel, which then stays in
 constexpr uint32_t DOT_ROWS = 16;     // rows that dot products take at a time; whole vectors of them
 constexpr uint32_t DOT_PART = 256;    // columns of theirs: with the tokens of a tile they stay in the L1 cache
 
-// Memory of a thread for the products of a launch.
-struct Workspace {
-    Scratch weights, panel, sums, tokens, result[2];
-};
-
-[[maybe_unused]] Workspace& workspace() {
-    thread_local Workspace w;
-    return w;
-}
-
 // Rows of W, quantised or not: the first of a strip, and how many there are.
 struct Strip {
     const uint8_t* w;

@@ -33,13 +33,22 @@ Pool::Pool(int threads) {
     helpers_.reserve(size_t(std::max(threads, 1) - 1));
     try {
         for (int worker = 1; worker < threads; worker++) helpers_.emplace_back(&Pool::help, this, worker);
+    } catch (const std::bad_alloc&) {
+        stop();
+        throw;
     } catch (const std::system_error&) {
         stop();
         throw DeviceError("the system cannot start " + std::to_string(threads) + " threads; ask for fewer");
     }
 }
 
-Pool::~Pool() { stop(); }
+Pool::~Pool() {
+    // In a forked child there are no threads to wait for, and what stands for them is not given back.
+    if (process_.is_another())
+        new std::vector<std::thread>(std::move(helpers_));
+    else
+        stop();
+}
 
 void Pool::stop() {
     stopping_ = true;
@@ -52,35 +61,54 @@ void Pool::ring() {
     bell_.notify_all();
 }
 
-uint64_t Pool::submit(Job& job) {
+uint64_t Pool::submit(Job& job, const Poll& poll) {
     const std::lock_guard lock(caller_);
     const uint64_t ticket = last_ + 1;
-    if (ticket > depth) finish(ticket - depth);
+    if (ticket > depth) finish(ticket - depth, poll);
     Slot& slot = slot_of(ticket);
     close(slot);
     job.prepare(ticket % depth);
     slot.job = &job;
     slot.start = slot.end = 0;
+    slot.dropped = false;
     slot.timed = ticket;
     slot.ticket = ticket;
     last_ = ticket;
     if (helpers_.empty())
-        finish(ticket);
+        finish(ticket, poll);
     else
         ring();
     return ticket;
 }
 
-RunTimes Pool::wait(uint64_t ticket) {
+RunTimes Pool::wait(uint64_t ticket, const Poll& poll) {
     const std::lock_guard lock(caller_);
-    finish(std::min(ticket, last_.load()));
+    finish(std::min(ticket, last_.load()), poll);
     const Slot& slot = slot_of(ticket);
     if (slot.timed != ticket) return {};
     return {double(slot.start) * 1e-9, double(slot.end) * 1e-9};
 }
 
-void Pool::finish(uint64_t ticket) {
-    while (done_ < ticket) work(done_ + 1, 0);
+void Pool::finish(uint64_t ticket, const Poll& poll) {
+    if (done_ >= ticket) return;
+    Inquiry inquiry(*this, poll);
+    while (done_ < (inquiry.failed() ? last_.load() : ticket)) work(done_ + 1, 0, poll ? &inquiry : nullptr);
+    inquiry.rethrow();
+}
+
+// Ends all that is in flight; only the thread that waits calls this.
+void Pool::drop() {
+    for (Slot& slot : slots_) slot.dropped.store(true, std::memory_order_relaxed);
+}
+
+void Inquiry::make() noexcept {
+    if (error_) return;
+    try {
+        poll_();
+    } catch (...) {
+        error_ = std::current_exception();
+        pool_.drop();
+    }
 }
 
 namespace {
@@ -99,12 +127,12 @@ void raise_to(std::atomic<uint64_t>& value, uint64_t least) {
 
 }  // namespace
 
-void Pool::work(uint64_t ticket, int worker) {
+void Pool::work(uint64_t ticket, int worker, Inquiry* inquiry) {
     Slot& slot = slot_of(ticket);
     slot.n_inside.fetch_add(1);
     if (slot.ticket == ticket) {
         stamp(slot.start);
-        slot.job->run(ticket % depth, worker);
+        slot.job->run({uint32_t(ticket % depth), worker, slot.dropped, inquiry});
         stamp(slot.end);
         raise_to(done_, ticket);
     }
@@ -117,7 +145,7 @@ void Pool::close(Slot& slot) {
 }
 
 void Pool::help(int worker) {
-    for (uint64_t ticket = 1; await(ticket); ticket = done_ + 1) work(ticket, worker);
+    for (uint64_t ticket = 1; await(ticket); ticket = done_ + 1) work(ticket, worker, nullptr);
 }
 
 // False when the pool ends.

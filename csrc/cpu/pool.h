@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -24,11 +25,37 @@ class Backoff {
     uint32_t n_ = 0;
 };
 
+class Pool;
+
+// Asks a poll on behalf of a pool. The first thing that it throws drops the jobs in flight and is kept.
+class Inquiry {
+  public:
+    Inquiry(Pool& pool, const Poll& poll) : pool_(pool), poll_(poll) {}
+    void make() noexcept;
+    bool failed() const { return bool(error_); }
+    void rethrow() const {
+        if (error_) std::rethrow_exception(error_);
+    }
+
+  private:
+    Pool& pool_;
+    const Poll& poll_;
+    std::exception_ptr error_;
+};
+
 // Runs jobs in the order of their submission. The helpers start at once, and go on to the next job by themselves; the
 // thread that waits for a job works on it as well, so that as many threads are busy as were asked for and no more.
 class Pool {
   public:
     static constexpr uint32_t depth = 2;  // jobs in flight; a job has one set of counters for each
+
+    // A thread's part in a job.
+    struct Turn {
+        uint32_t set;  // of counters
+        int worker;
+        const std::atomic<bool>& dropped;  // what is left of the work is to be passed over
+        Inquiry* inquiry;                  // to make now and then; null where nobody asks
+    };
 
     class Job {
       public:
@@ -36,7 +63,7 @@ class Pool {
         // Makes a set of counters ready. Nobody is in run() with this set.
         virtual void prepare(uint32_t set) = 0;
         // Called by every thread that comes to help. Returns when all of the work is done, whoever did it.
-        virtual void run(uint32_t set, int worker) = 0;
+        virtual void run(const Turn& turn) noexcept = 0;
     };
 
     // threads counts the one that waits, which is worker 0. With one thread a job runs inside submit().
@@ -47,12 +74,14 @@ class Pool {
     int threads() const { return int(helpers_.size()) + 1; }
 
     // Returns the job's ticket: 1, 2, ... Waits first if depth jobs are in flight. The job stays until alone() returns.
-    uint64_t submit(Job& job);
+    uint64_t submit(Job& job, const Poll& poll = {});
     // Works until this job and all before it are done. The times of a job are kept until depth others have followed.
-    RunTimes wait(uint64_t ticket);
+    // If the poll throws, here or in submit(), all jobs in flight are dropped, and nobody is in one.
+    RunTimes wait(uint64_t ticket, const Poll& poll = {});
     // Calls body when all jobs are done and nobody is in one.
     template <class Body>
     void alone(Body body) {
+        if (process_.is_another()) return;  // the threads that are in a job are not here
         const std::lock_guard lock(caller_);
         finish(last_);
         for (Slot& slot : slots_) close(slot);
@@ -65,14 +94,17 @@ class Pool {
     struct alignas(64) Slot {
         std::atomic<uint64_t> ticket{0};
         std::atomic<int> n_inside{0};
+        std::atomic<bool> dropped{false};
         std::atomic<int64_t> start{0}, end{0};  // nanoseconds; 0 before anybody began or ended
         Job* job = nullptr;
         uint64_t timed = 0;  // the ticket that start and end belong to
     };
 
     Slot& slot_of(uint64_t ticket) { return slots_[ticket % depth]; }
-    void finish(uint64_t ticket);
-    void work(uint64_t ticket, int worker);
+    void finish(uint64_t ticket, const Poll& poll = {});
+    void drop();
+    friend class Inquiry;
+    void work(uint64_t ticket, int worker, Inquiry* inquiry);
     void close(Slot& slot);
     void help(int worker);
     bool await(uint64_t ticket);
@@ -86,6 +118,7 @@ class Pool {
     alignas(64) std::atomic<uint32_t> bell_{0};  // changes when helpers should look again
     std::atomic<bool> stopping_{false};
     std::vector<std::thread> helpers_;
+    const OpeningProcess process_;
 };
 
 // The cores that this process may use: affinity and the quota of its control group.

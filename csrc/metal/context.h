@@ -166,7 +166,7 @@ struct Queue {
     const id<MTLCommandQueue> metal;
     const bool debug;  // one encoder per dispatch, so that an error names the kernel
     const std::shared_ptr<InFlight> in_flight;
-    const Opener opener;
+    const OpeningProcess process;
 };
 
 // macOS stops what keeps the display waiting, and less readily in a process whose environment says so when its first

@@ -4,8 +4,6 @@
 #import <Foundation/Foundation.h>
 #import <Metal/Metal.h>
 
-#include <unistd.h>
-
 #include <exception>
 #include <string>
 #include <utility>
@@ -37,12 +35,8 @@ inline NSString* ns_string(const std::string& string) {
 
 inline std::string describe(NSError* error) { return error ? text(error.localizedDescription) : "no reason given"; }
 
-// Metal does not survive a fork: what the parent has made must not be touched in the child, not even to let go of it.
-// It is left behind there, as the child's copy of a connection that is not its own.
-struct Opener {
-    const pid_t process = getpid();
-    bool forked() const { return getpid() != process; }
-};
+// What the parent of a fork has made is left behind in the child, and not even let go of: it is a copy of a connection
+// that is not the child's own.
 template <class T>
 void leave_behind(T& object) {
     new T(object);

@@ -25,14 +25,14 @@ namespace zinc {
 class MetalPipeline final : public Pipeline {
   public:
     ~MetalPipeline() override {
-        if (opener_.forked()) leave_behind(state);
+        if (process_.is_another()) leave_behind(state);
     }
 
     id<MTLComputePipelineState> state;
     std::vector<BufferArgument> arguments;
 
   private:
-    const Opener opener_;
+    const OpeningProcess process_;
 };
 
 inline bool supports(id<MTLDevice> device, const MetalFamily& family) {

@@ -29,7 +29,7 @@ class MetalBuffer final : public Buffer {
 
     // Nothing in flight uses the buffer: recordings hold it, and wait for the GPU before they let go.
     ~MetalBuffer() override {
-        if (queue->opener.forked()) {
+        if (queue->process.is_another()) {
             leave_behind(metal);
             leave_behind(queue);
             return;
@@ -91,8 +91,8 @@ class MetalRecording final : public Recording {
     // Command buffers do not retain what they use; this object does, so it stays until the GPU is done. If the GPU is
     // lost, it may yet write to these buffers: they are leaked on purpose.
     ~MetalRecording() override {
-        if (queue->opener.forked()) leave_behind(queue);
-        if (queue->opener.forked() || !queue->in_flight->idle()) new std::vector<Dispatch>(std::move(dispatches_));
+        if (queue->process.is_another()) leave_behind(queue);
+        if (queue->process.is_another() || !queue->in_flight->idle()) new std::vector<Dispatch>(std::move(dispatches_));
     }
 
     void encode(id<MTLCommandBuffer> command_buffer, size_t begin, size_t end) const {

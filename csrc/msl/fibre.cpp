@@ -97,7 +97,10 @@ void StackPool::reserve(size_t count) {
         void* memory = mmap(nullptr, stack_bytes + page, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) throw std::bad_alloc();
-        mprotect(memory, page, PROT_NONE);
+        if (mprotect(memory, page, PROT_NONE)) {  // splits the map, which may take memory
+            munmap(memory, stack_bytes + page);
+            throw std::bad_alloc();
+        }
         char* bottom = static_cast<char*>(memory) + page;
         const size_t stagger = all_.size() % n_staggers * stagger_bytes;
         all_.push_back({bottom, bottom + stack_bytes - stagger});

@@ -13,7 +13,7 @@ struct Registry {
 };
 
 Registry& registry() {
-    static Registry all;
+    static auto& all = *new Registry;  // never destroyed: threads that the end of the process finds at work use it
     return all;
 }
 

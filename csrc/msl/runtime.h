@@ -40,6 +40,9 @@ struct Running {
     uint32_t thread = 0;
     SimdSlots* slots = nullptr;
 };
+#ifdef __ELF__
+__attribute__((tls_model("initial-exec")))  // or the first access of a thread allocates, and may end the process
+#endif
 extern __thread Running* running;
 
 void threadgroup_barrier(uint32_t orders, Site site);

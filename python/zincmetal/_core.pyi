@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ._host import Map
+
 Binding: TypeAlias = tuple[Buffer, int, int]
 """(buffer, byte offset, bytes that the kernel may touch)."""
 
@@ -31,8 +33,11 @@ class Device:
     @property
     def info(self) -> dict[str, Any]: ...
     def alloc(self, nbytes: int, shared: bool = True) -> Buffer: ...
-    def wrap(self, owner: NDArray[np.uint8], offset: int, nbytes: int) -> Buffer:
-        """Device memory over the owner's own, from a page boundary on: nothing is copied."""
+    def wrap(self, owner: NDArray[np.uint8] | Map, offset: int, nbytes: int) -> Buffer:
+        """Device memory over the owner's own, from a page boundary on: nothing is copied.
+
+        Of a map that is damaged (see Map), by this or any later step that reads it: raises DeviceError.
+        """
     def kernel_names(self) -> list[str]: ...
     def limits(self, kernel: str) -> tuple[int, int, int]:
         """(max threads per threadgroup, simdgroup width, static threadgroup bytes)."""

@@ -8,7 +8,6 @@ not fit is a GGUFError that names the key or the tensor and the byte.
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import stat
 import struct
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from . import quants
+from . import _host, quants
 from .errors import GGUFError, UsageError, abbreviate, quote
 from .quants import QuantType
 
@@ -68,11 +67,19 @@ _BOOL = _VALUE_TYPES[7]
 
 @dataclass(frozen=True)
 class Part:
-    """One file on disk, mapped read-only. ``mmap`` exposes the buffer protocol over all ``size`` bytes."""
+    """One file on disk, mapped read-only. ``mmap`` exposes the buffer protocol over all ``size`` bytes.
+
+    A page that was read and is gone, as of a file that was cut meanwhile, is zeros; :meth:`check` tells.
+    """
 
     path: Path
     size: int
-    mmap: mmap.mmap = field(repr=False)
+    mmap: _host.Map = field(repr=False)
+
+    def check(self) -> None:
+        """Raise GGUFError where bytes were read that the file no longer has."""
+        if self.mmap.damaged:
+            raise GGUFError(f"{self.path}: it was cut or became unreadable while it was in use; load it again")
 
 
 @dataclass(frozen=True)
@@ -293,9 +300,15 @@ class _LazyArray:
     subject: str
 
     def decode(self) -> Any:
-        if self.part.mmap.closed:
-            raise UsageError(f"{self.part.path}: {self.subject} was not read before the file was closed")
-        return _Cursor(self.part, self.pos, self.subject).read_array()
+        try:
+            held = memoryview(self.part.mmap)  # so that another thread cannot close it meanwhile
+        except ValueError as e:
+            raise UsageError(f"{self.part.path}: {self.subject} was not read before the file was closed") from e
+        with held:
+            try:
+                return _Cursor(self.part, self.pos, self.subject).read_array()
+            finally:
+                self.part.check()  # rather than an error about zeros, too
 
 
 def read_header(path: Path, undo: ExitStack) -> Header:
@@ -308,6 +321,7 @@ def read_header(path: Path, undo: ExitStack) -> Header:
     n_keys = cursor.count("the number of keys", _MIN_KEY_BYTES)
     metadata = _read_metadata(cursor, n_keys)
     tensors = _read_tensors(cursor, n_tensors, _alignment(cursor, metadata))
+    part.check()
     return Header(part, metadata, tensors)
 
 
@@ -320,7 +334,8 @@ def _map(path: Path) -> Part:
             size = os.fstat(fd).st_size
             if size == 0:
                 raise GGUFError(f"{path} is empty")
-            return Part(path, size, mmap.mmap(fd, size, access=mmap.ACCESS_READ))
+            mapped = _host.Map(fd, path)
+            return Part(path, len(mapped), mapped)
         finally:
             os.close(fd)
     except GGUFError:

@@ -21,18 +21,28 @@ Progress: TypeAlias = Callable[[int, int], None]
 FEW = 16  # floats that are copied one by one: for more, one copy of all between them is quicker
 
 
+PIECE = 64 << 20  # bytes that are read between two words about progress
+
+
 def map_weights(device: _core.Device, file: gguf.File, layout: Layout, progress: Progress | None = None) -> Buffers:
     """The file's pages as buffers, by name; a device with memory of its own copies them.
 
-    ``progress(done, total)`` is told their bytes. Raises DeviceError where the device refuses one.
+    A GPU that shares the host's memory would wait for every page in its first command buffer: for it they are
+    read now. The CPU reads them as it needs them. ``progress(done, total)`` is told their bytes. Raises
+    DeviceError where the device refuses one.
     """
     buffers = {}
+    reads_pages = device.info["backend"] == "metal"
     done, total = 0, sum(m.nbytes for m in layout.maps)
     for m in layout.maps:
         if progress:
             progress(done, total)
-        whole = np.frombuffer(file.parts[m.part].mmap, np.uint8)  # keeps the map alive
-        buffers[m.buffer] = device.wrap(whole, m.start, m.nbytes)
+        mapped = file.parts[m.part].mmap
+        for start in range(0, m.nbytes if reads_pages else 0, PIECE):
+            mapped.touch(m.start + start, min(PIECE, m.nbytes - start))
+            if progress:
+                progress(done + min(start + PIECE, m.nbytes), total)
+        buffers[m.buffer] = device.wrap(mapped, m.start, m.nbytes)
         done += m.nbytes
     if progress:
         progress(done, total)

@@ -20,11 +20,13 @@ const KernelInfo* find_kernel(const std::string& name) { return msl::find_kernel
 
 struct Runner::State {
     msl::Executor executor;
+    Workspace workspace;
     const bool native = condition("native").value_or("1") != "0";
 
     std::string run(const Work& work, uint32_t number) {
         const uint64_t n = uint64_t(work.grid[0]) * work.grid[1] * work.grid[2];
         if (const NativeKernel* kernel = native ? find_native(work.kernel->name) : nullptr) {
+            const WorkspaceScope lent(workspace);
             kernel->fn({work.params.data(),
                         uint32_t(work.params.size()),
                         work.buffers.data(),

@@ -24,7 +24,8 @@ struct Sum {
             return buffer;
         };
         auto step = device->alloc(sizeof(Step), Storage::shared), one = of(1);
-        const Step one_token{1, 0, 0, 0, {-1, -1, -1, -1}};
+        Step one_token{};
+        one_token.n_tokens = 1;
         step->write(0, &one_token, sizeof(one_token));
         out = of(0);
         Dispatch d;
