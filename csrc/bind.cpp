@@ -16,6 +16,17 @@
 #include "interrupt.h"
 #include "plan.h"
 
+// Where pybind11 finds no memory for a Python object it frees the C++ object with it, although a shared pointer owns
+// that.
+#define OWNED_BY_POINTER(T)                                                                                            \
+    template <>                                                                                                        \
+    struct pybind11::detail::has_operator_delete<T> : std::true_type {};                                               \
+    template <>                                                                                                        \
+    inline void pybind11::detail::call_operator_delete<T, 0>(T*, size_t, size_t) {}
+OWNED_BY_POINTER(zinc::Buffer)
+OWNED_BY_POINTER(zinc::Device)
+OWNED_BY_POINTER(zinc::Plan)
+
 namespace py = pybind11;
 using namespace zinc;
 

@@ -20,15 +20,18 @@ std::atomic<GuardedMap*> maps{nullptr};
 std::mutex& opening = *new std::mutex;
 
 struct sigaction before;        // the handler that was there
-volatile sig_atomic_t passing;  // to that handler: it may pass the signal back
+volatile sig_atomic_t passing;  // to that handler: it may fault
+volatile sig_atomic_t passed;   // a fault to that handler: it may send the signal anew, to the handler before it
 
 void pass_on(int number, siginfo_t* info, void* context) {
-    if (passing || before.sa_handler == SIG_DFL || before.sa_handler == SIG_IGN) {
+    const bool sent = info->si_code <= 0;
+    if (passing || (sent && passed) || before.sa_handler == SIG_DFL || before.sa_handler == SIG_IGN) {
         signal(number, SIG_DFL);  // the instruction faults again, or the signal is sent again, and the process ends
-        if (info->si_code <= 0) raise(number);
+        if (sent) raise(number);
         return;
     }
     passing = 1;
+    passed = passed || !sent;
     if (before.sa_flags & SA_SIGINFO)
         before.sa_sigaction(number, info, context);
     else

@@ -143,7 +143,7 @@ class Device {
   public:
     virtual ~Device() = default;
     virtual DeviceInfo info() const = 0;
-    const OpeningProcess process;  // the binding asks it before every call; destructors ask for themselves
+    const OpeningProcess process{};  // the binding asks it before every call; destructors ask for themselves
 
     virtual std::shared_ptr<Buffer> alloc(size_t bytes, Storage storage) = 0;
     // No copy: pointer and length are multiples of info().page_bytes.

@@ -346,7 +346,8 @@ void CpuRecording::run(const Pool::Turn& turn) noexcept {
     for (size_t s = 0; s < segments_.size(); s++) {
         walk_segment(s, turn);
         const std::atomic<uint64_t>& n_left = progress_[turn.set].n_left[s].value;
-        for (Backoff backoff; n_left.load(std::memory_order_acquire) != 0;) backoff.pause();
+        for (Backoff backoff; n_left.load(std::memory_order_acquire) != 0; backoff.pause())
+            if (turn.inquiry && backoff.exhausted()) turn.inquiry->make();
     }
 }
 

@@ -3,9 +3,11 @@
 // last act: nothing has to be asked of the device between tokens. Its parts lie in cuda/.
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cuda/graph.h"
@@ -22,7 +24,7 @@ constexpr uint32_t MAX_GRID_YZ = 65535;
 class CudaRecording : public Recording {
   public:
     CudaRecording(std::vector<Dispatch> dispatches, Encoding encoding, Edges edges, cudaStream_t stream);
-    ~CudaRecording() override { cudaStreamSynchronize(stream_); }  // what is in flight uses the buffers
+    ~CudaRecording() override { synchronize(stream_); }  // what is in flight uses the buffers
 
     cudaError_t launch() const {
         // From now on the mirrors are what this recording leaves in them.
@@ -85,7 +87,7 @@ void CudaRecording::note_written(const Dispatch& d) {
 class CudaDevice : public Device {
   public:
     CudaDevice();
-    ~CudaDevice() override { cudaStreamSynchronize(stream_.get()); }
+    ~CudaDevice() override { synchronize(stream_.get()); }
 
     DeviceInfo info() const override;
     std::shared_ptr<Buffer> alloc(size_t bytes, Storage storage) override {
@@ -107,6 +109,7 @@ class CudaDevice : public Device {
     static constexpr uint64_t IN_FLIGHT = 4;
 
     void check_dispatches(const std::vector<Dispatch>& dispatches) const;
+    cudaError_t await(cudaEvent_t event, const Poll& poll);
     void keep_failure(cudaError_t status, const char* what);  // throws, now and at every later call
     void throw_if_failed() const;
 
@@ -207,26 +210,45 @@ std::unique_ptr<Recording> CudaDevice::record(std::vector<Dispatch> dispatches, 
     return std::make_unique<CudaRecording>(std::move(dispatches), encoding, edges_, stream_.get());
 }
 
-uint64_t CudaDevice::submit(Recording& base, const Poll&) {
+// Waits for an event as the driver does, by asking for it again and again; a long wait leaves the core to others. If
+// the poll throws, all that is in flight ends first.
+cudaError_t CudaDevice::await(cudaEvent_t event, const Poll& poll) {
+    if (!poll) return cudaEventSynchronize(event);
+    using Clock = std::chrono::steady_clock;
+    const auto patient = Clock::now() + std::chrono::milliseconds(20);
+    for (;;) {
+        const cudaError_t status = cudaEventQuery(event);
+        if (status != cudaErrorNotReady) return status;
+        try {
+            poll();
+        } catch (...) {
+            synchronize(stream_.get());
+            throw;
+        }
+        if (Clock::now() > patient) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+}
+
+uint64_t CudaDevice::submit(Recording& base, const Poll& poll) {
     const auto* recording = dynamic_cast<const CudaRecording*>(&base);
     if (!recording) throw DeviceError("this recording is another device's");
     const std::lock_guard lock(mutex_);
     throw_if_failed();
     Slot& slot = slots_[(submitted_ + 1) % IN_FLIGHT];
-    keep_failure(cudaEventSynchronize(slot.end.get()), "the GPU");  // of IN_FLIGHT tickets ago
+    keep_failure(await(slot.end.get(), poll), "the GPU");  // of IN_FLIGHT tickets ago
     keep_failure(cudaEventRecord(slot.start.get(), stream_.get()), "submitting");
     keep_failure(recording->launch(), "submitting");
     keep_failure(cudaEventRecord(slot.end.get(), stream_.get()), "submitting");
     return ++submitted_;
 }
 
-RunTimes CudaDevice::wait(uint64_t ticket, const Poll&) {
+RunTimes CudaDevice::wait(uint64_t ticket, const Poll& poll) {
     std::unique_lock lock(mutex_);
     throw_if_failed();
     if (ticket + IN_FLIGHT <= submitted_) return {};  // submit() has waited for it
     const Slot& slot = slots_[ticket % IN_FLIGHT];
     lock.unlock();  // another thread may submit meanwhile
-    const cudaError_t status = cudaEventSynchronize(slot.end.get());
+    const cudaError_t status = await(slot.end.get(), poll);
     lock.lock();
     keep_failure(status, "the GPU");
     if (ticket + IN_FLIGHT <= submitted_) return {};  // the slot is in use again

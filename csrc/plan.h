@@ -89,7 +89,7 @@ class Session {
     int32_t complete(uint64_t n_in_flight, const Poll& poll = {});
 
     const std::shared_ptr<Buffer> step_, tokens_;
-    const OpeningProcess process_;
+    const OpeningProcess process_{};
     const uint32_t n_ctx_, n_vocab_;
     uint32_t n_chosen_ = 0;
     std::optional<InFlight> in_flight_;

@@ -197,9 +197,10 @@ file.write(np.full(2048, 3, np.float32).tobytes())
 file.flush()
 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 x = device.wrap(np.frombuffer(mapped, np.uint8), 0, 8192)
-step, tokens, out = device.alloc(32), device.alloc(64), device.alloc(1024)
+step_bytes = core.params_dtype("Step").itemsize
+step, tokens, out = device.alloc(step_bytes), device.alloc(64), device.alloc(1024)
 params = np.array((256,), core.params_dtype("ElementwiseParams")).tobytes()
-launch = ("take_last_row", params, [(step, 0, 32), (x, 0, 1024), (out, 0, 1024)], (1, 1, 1), 256, False)
+launch = ("take_last_row", params, [(step, 0, step_bytes), (x, 0, 1024), (out, 0, 1024)], (1, 1, 1), 256, False)
 plan, session = core.Plan(device, [launch], 1), core.Session(step, tokens, 64, 100)
 assert memoryview(x).readonly
 del x
@@ -230,11 +231,12 @@ wrong = []
 
 
 def work(value):
-    step, a, b, out = device.alloc(32), *(device.alloc(64 * 4096 * 4) for _ in range(3))
+    step = device.alloc(core.params_dtype("Step").itemsize)
+    a, b, out = (device.alloc(64 * 4096 * 4) for _ in range(3))
     np.frombuffer(step, np.uint32)[0] = 64
     a_, b_, out_ = (np.frombuffer(x, np.float32) for x in (a, b, out))
     a_[:], b_[:] = value, 1
-    launch = ("add", params, [(step, 0, 32)] + [(x, 0, x.nbytes) for x in (a, b, out)], (4, 64, 1), 256, False)
+    launch = ("add", params, [(x, 0, x.nbytes) for x in (step, a, b, out)], (4, 64, 1), 256, False)
     for _ in range(100):
         out_[:] = -1
         device.run([launch])

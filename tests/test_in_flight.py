@@ -176,7 +176,8 @@ from zincmetal.errors import DeviceError
 
 core, device = backend.open_device("cpu", int(sys.argv[1]))
 k, m, rows, shapes = 1 << 16, 64, 512, core.shapes()
-sizes = (32, 32, 64, k * m * 4, k * rows * 4, m * rows * 4, 4, 4)
+step_bytes = core.params_dtype("Step").itemsize
+sizes = (step_bytes, step_bytes, 64, k * m * 4, k * rows * 4, m * rows * 4, 4, 4)
 step, many_rows, tokens, w, x, y, value, ids = (device.alloc(n) for n in sizes)
 np.frombuffer(many_rows, np.uint32)[0] = rows
 

@@ -118,7 +118,7 @@ class Pool {
     alignas(64) std::atomic<uint32_t> bell_{0};  // changes when helpers should look again
     std::atomic<bool> stopping_{false};
     std::vector<std::thread> helpers_;
-    const OpeningProcess process_;
+    const OpeningProcess process_{};
 };
 
 // The cores that this process may use: affinity and the quota of its control group.

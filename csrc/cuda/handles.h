@@ -21,11 +21,21 @@ inline void check(cudaError_t status, const std::string& what) {
     throw DeviceError(what + ": " + describe(status));
 }
 
+// The process that first used CUDA here. In a child of it nothing can be waited for or given back.
+inline const OpeningProcess& cuda_process() {
+    static const OpeningProcess first{};
+    return first;
+}
+
+inline void synchronize(cudaStream_t stream) {
+    if (!cuda_process().is_another()) cudaStreamSynchronize(stream);
+}
+
 template <auto destroy>
 struct Destroy {
     template <class T>
     void operator()(T* handle) const {
-        destroy(handle);
+        if (!cuda_process().is_another()) destroy(handle);
     }
 };
 
@@ -46,6 +56,7 @@ inline Event make_event(unsigned flags = cudaEventDefault) {
 }
 
 inline Stream make_stream() {
+    cuda_process();
     cudaStream_t stream;
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
     return Stream(stream);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <string>
 #include <thread>
 #include <vector>
@@ -22,9 +23,9 @@ class CudaBuffer : public Buffer {
             cudaGetLastError();
             size_t free = 0, total = 0;
             cudaMemGetInfo(&free, &total);
-            throw DeviceError("the GPU has no room for " + std::to_string(nbytes) + " bytes: " + std::to_string(free) +
-                              " of its " + std::to_string(total) +
-                              " are free; use a smaller context or model, or close other programs");
+            throw OutOfMemoryError("the GPU has no room for " + std::to_string(nbytes) +
+                                   " bytes: " + std::to_string(free) + " of its " + std::to_string(total) +
+                                   " are free; use a smaller context or model, or close other programs");
         }
         memory_.reset(pointer);
         if (with_mirror) mirror_ = make_pinned(nbytes);  // without one, reads will copy
@@ -94,11 +95,18 @@ class Upload {
     static void fill(void* to, const char* from, size_t n) {
         const size_t threads = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, 8);
         const size_t each = (n + threads - 1) / threads;
-        std::vector<std::thread> others;
-        for (size_t at = each; at < n; at += each)
-            others.emplace_back([=] { std::memcpy(static_cast<char*>(to) + at, from + at, std::min(each, n - at)); });
-        std::memcpy(to, from, std::min(each, n));
-        for (std::thread& other : others) other.join();
+        const auto part = [=](size_t at) {
+            std::memcpy(static_cast<char*>(to) + at, from + at, std::min(each, n - at));
+        };
+        std::vector<std::jthread> others;  // joined also where one more cannot start
+        others.reserve(threads);
+        size_t at = each;
+        try {
+            for (; at < n; at += each) others.emplace_back([=] { part(at); });
+        } catch (const std::exception&) {
+            for (; at < n; at += each) part(at);
+        }
+        part(0);
     }
 
     cudaStream_t stream_;
