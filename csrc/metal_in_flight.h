@@ -43,12 +43,14 @@ class InFlight {
         throw_lasting();
     }
 
-    // A submission's ticket. After a failure that passes, all that was in flight ends first.
+    // A submission's ticket. After a failure that passes, and where the poll throws, all that is in flight ends first.
     uint64_t begin(const Poll& poll = {}) {
         std::unique_lock lock(mutex_);
         throw_lasting();
-        wait_for_room(lock, poll);
-        if (unsettled_) wait_until_ended(lock, n_committed_, poll);
+        or_all(lock, [&] {
+            wait_for_room(lock, poll);
+            if (unsettled_) wait_until_ended(lock, n_committed_, poll);
+        });
         throw_lasting();
         unsettled_ = false;
         ++last_ticket_;
@@ -107,13 +109,7 @@ class InFlight {
         std::unique_lock lock(mutex_);
         const bool known = submissions_[ticket % limit].ticket == ticket;
         const uint64_t last = known ? submissions_[ticket % limit].last : n_committed_;
-        try {
-            wait_until_ended(lock, last, poll);
-        } catch (...) {  // an interrupt
-            if (!lock.owns_lock()) lock.lock();
-            wait_unasked(lock, n_committed_);
-            throw;
-        }
+        or_all(lock, [&] { wait_until_ended(lock, last, poll); });
         if (is_spoilt(ticket)) wait_unasked(lock, n_committed_);
         throw_failure_of(ticket);
         const Submission& submission = submissions_[ticket % limit];
@@ -207,6 +203,18 @@ class InFlight {
 
     // Where nobody can interrupt, an end is promised.
     void wait_unasked(Lock& lock, uint64_t number) noexcept { wait_until_ended(lock, number, {}, true); }
+
+    // Where an interrupt ends the wait, all that is in flight ends before that is passed on.
+    template <class Wait>
+    void or_all(Lock& lock, const Wait& wait) {
+        try {
+            wait();
+        } catch (...) {
+            if (!lock.owns_lock()) lock.lock();
+            wait_unasked(lock, n_committed_);
+            throw;
+        }
+    }
 
     static void ask(Lock& lock, const Poll& poll) {
         lock.unlock();

@@ -341,7 +341,7 @@ def test_a_submission_that_failed_is_not_continued(parts: Parts) -> None:
 
 def test_a_wait_asks_whether_to_go_on(parts: Parts) -> None:
     """An interrupt is passed on when what was committed has ended, and the account goes on."""
-    assert parts("polled") == (0, "an interrupt after 3, ended 2, full: an interrupt, goes on 10")
+    assert parts("polled") == (0, "an interrupt after 3, ended 2, full: an interrupt after all 1, goes on 10")
 
 
 def test_a_wait_that_throws_is_over_when_all_has_ended(parts: Parts) -> None:

@@ -116,8 +116,10 @@ class Context {
         if (in_use) idle = 0;
         try {
             guarded([&] {
-                if (idle < keep_) residency.keep();
-                if (idle >= keep_) residency.let_go();
+                if (idle < keep_)
+                    residency.keep();
+                else if (!in_use)
+                    residency.let_go();
             });
         } catch (...) {  // memory that is taken back costs time, and no more
         }

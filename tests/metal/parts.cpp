@@ -295,7 +295,7 @@ void polled(const Arguments&) {
     InFlight in_flight({60});
     submit(in_flight);
     int asked = 0;
-    std::atomic<bool> interrupted{false};
+    std::atomic<bool> interrupted{false}, all{false};
     std::thread gpu([&] {
         while (!interrupted) std::this_thread::yield();
         std::this_thread::sleep_for(std::chrono::milliseconds(100));
@@ -310,8 +310,16 @@ void polled(const Arguments&) {
               << in_flight.wait(1).gpu_end;
     gpu.join();
     for (uint32_t i = 0; i < InFlight::limit; ++i) submit(in_flight);
-    std::cout << ", full: " << caught([&] { in_flight.begin(poll); });
-    for (uint64_t n = 2; n <= InFlight::limit + 1; ++n) end(in_flight, n, 2, 3);
+    asked = 0;
+    interrupted = false;
+    gpu = std::thread([&] {
+        while (!interrupted) std::this_thread::yield();
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        all = true;
+        for (uint64_t n = 2; n <= InFlight::limit + 1; ++n) end(in_flight, n, 2, 3);
+    });
+    std::cout << ", full: " << caught([&] { in_flight.begin(poll); }) << " after all " << all;
+    gpu.join();
     std::cout << ", goes on " << in_flight.begin();
 }
 
