@@ -32,7 +32,7 @@ void need_macos(double version, const char* api);
 
 }  // namespace metal_double
 
-// For tests, through ctypes. The report is JSON: live objects by class, what was encoded so far, and the longest command
-// buffer since the report before.
+// For tests, through ctypes. The report is JSON: live objects by class, what was encoded so far, and the longest
+// command buffer since the report before.
 extern "C" __attribute__((visibility("default"))) void metal_double_set(const char* conditions);
 extern "C" __attribute__((visibility("default"))) const char* metal_double_report();
