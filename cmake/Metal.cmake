@@ -11,18 +11,11 @@ target_link_libraries(_core_metal PRIVATE "-framework Metal" "-framework Foundat
 set(KERNEL_DESTINATION zincmetal/kernels)
 install(DIRECTORY kernels/ DESTINATION ${KERNEL_DESTINATION} FILES_MATCHING PATTERN "*.metal" PATTERN "*.h")
 
-# As csrc/device_metal.mm compiles them: MSL 3.1 is of macOS 14, safe math keeps infinities and NaN.
-set(METAL_COMPILER xcrun -sdk macosx metal)
+# As csrc/metal/library.h compiles them: MSL 3.1 is of macOS 14, safe math keeps infinities and NaN.
 set(METAL_OPTIONS -std=metal3.1 -mmacosx-version-min=14.0 -fno-fast-math -Wall -Wextra -Wno-c++17-extensions
     -Wno-unused-parameter -Wno-unused-variable)
-
-# `xcrun --find metal` also finds a stub that only says what to download, so one kernel is compiled to see.
-set(PROBE ${CMAKE_CURRENT_BINARY_DIR}/metal_probe)
-file(WRITE ${PROBE}.metal "kernel void probe() {}\n")
-execute_process(COMMAND ${METAL_COMPILER} ${METAL_OPTIONS} -c ${PROBE}.metal -o ${PROBE}.air
-                RESULT_VARIABLE METAL_COMPILER_FAILED OUTPUT_QUIET ERROR_QUIET)
-if(METAL_COMPILER_FAILED)
-  message(STATUS "No Metal compiler (xcrun metal): the kernels are compiled when a device is opened")
+include(cmake/MetalCompiler.cmake)
+if(NOT METAL_XCRUN)
   return()
 endif()
 
@@ -32,12 +25,12 @@ foreach(source IN LISTS KERNEL_SOURCES)
   get_filename_component(name ${source} NAME_WE)
   set(air ${CMAKE_CURRENT_BINARY_DIR}/${name}.air)
   add_custom_command(OUTPUT ${air} DEPENDS ${source} ${KERNEL_HEADERS} VERBATIM
-                     COMMAND ${METAL_COMPILER} ${METAL_OPTIONS} -c ${source} -o ${air}
+                     COMMAND ${METAL_XCRUN} metal ${METAL_OPTIONS} -c ${source} -o ${air}
                      COMMENT "Metal ${name}")
   list(APPEND KERNEL_AIRS ${air})
 endforeach()
 set(METALLIB ${CMAKE_CURRENT_BINARY_DIR}/zincmetal.metallib)
 add_custom_command(OUTPUT ${METALLIB} DEPENDS ${KERNEL_AIRS} VERBATIM
-                   COMMAND xcrun -sdk macosx metallib ${KERNEL_AIRS} -o ${METALLIB} COMMENT "zincmetal.metallib")
+                   COMMAND ${METAL_XCRUN} metallib ${KERNEL_AIRS} -o ${METALLIB} COMMENT "zincmetal.metallib")
 add_custom_target(zincmetal_metallib ALL DEPENDS ${METALLIB})
 install(FILES ${METALLIB} DESTINATION ${KERNEL_DESTINATION})

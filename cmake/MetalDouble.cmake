@@ -41,7 +41,7 @@ foreach(source IN LISTS DOUBLE_OBJC ITEMS ${CMAKE_CURRENT_SOURCE_DIR}/csrc/devic
 endforeach()
 list(FILTER DOUBLE_CXX EXCLUDE REGEX "/execute.cpp$")  # the one part that the checked build changes
 add_library(metal_double_parts OBJECT csrc/module.cpp ${DOUBLE_CXX} csrc/cpu/native.cpp csrc/cpu/native_register.cpp)
-target_include_directories(metal_double_parts PRIVATE csrc kernels ${DOUBLE})
+target_include_directories(metal_double_parts PRIVATE csrc kernels ${DOUBLE} ${DOUBLE}/include)
 target_compile_options(metal_double_parts PRIVATE -Wall -Wextra)
 
 add_custom_target(metal_doubles ALL)

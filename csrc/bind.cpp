@@ -56,9 +56,18 @@ std::vector<Dispatch> to_dispatches(Device& device, const std::vector<PyDispatch
     std::vector<Dispatch> out;
     out.reserve(from.size());
     for (const auto& d : from) out.push_back(to_dispatch(d));
+    std::vector<std::string> kernels;
+    for (const auto& d : from) kernels.push_back(std::get<0>(d));
     const Unlocked unlocked;  // a pipeline may have to be compiled
-    for (size_t i = 0; i < from.size(); i++) out[i].pipeline = device.pipeline(std::get<0>(from[i]));
+    device.prepare(kernels);
+    for (size_t i = 0; i < from.size(); i++) out[i].pipeline = device.pipeline(kernels[i]);
     return out;
+}
+
+void check_captures(const Device& device) {
+    device.process.check();
+    if (!device.captures())
+        throw UsageError(device.info().backend + " records no GPU traces; capture with device=\"metal\"");
 }
 
 Encoding encoding(bool concurrent) { return concurrent ? Encoding::concurrent : Encoding::serial; }
@@ -149,6 +158,7 @@ py::dict info_dict(const Device& device) {
     d["backend"] = info.backend;
     d["unified_memory"] = info.unified_memory;
     d["working_set_bytes"] = info.working_set_bytes;
+    d["allocated_bytes"] = info.allocated_bytes;
     d["max_buffer_bytes"] = info.max_buffer_bytes;
     d["max_threadgroup_bytes"] = info.max_threadgroup_bytes;
     d["page_bytes"] = info.page_bytes;
@@ -271,7 +281,26 @@ void bind_device(py::module_& m) {
                 const Unlocked unlocked;
                 return d.time_each(list);
             },
-            py::arg("dispatches"));
+            py::arg("dispatches"))
+        .def(
+            "prepare",
+            [](Device& d, const std::vector<std::string>& kernels) {
+                d.process.check();
+                const Unlocked unlocked;
+                d.prepare(kernels);
+            },
+            py::arg("kernels"))
+        .def(
+            "start_capture",
+            [](Device& d, const std::string& path) {
+                check_captures(d);
+                d.start_capture(path);
+            },
+            py::arg("path"))
+        .def("stop_capture", [](Device& d) {
+            check_captures(d);
+            d.stop_capture();
+        });
 }
 
 // Runs a call that polls without the interpreter's lock.

@@ -55,6 +55,7 @@ struct DeviceInfo {
     std::string backend;  // "metal", "cpu", "cuda"
     bool unified_memory = false;
     uint64_t working_set_bytes = 0;  // what the device recommends to keep resident
+    uint64_t allocated_bytes = 0;    // of these, what the process has taken by now, where the device tells
     uint64_t max_buffer_bytes = 0;
     uint32_t max_threadgroup_bytes = 0;
     uint32_t page_bytes = 0;    // alignment that wrap() asks of a pointer and a length
@@ -149,14 +150,17 @@ class Device {
     virtual std::shared_ptr<Buffer> wrap(void* pointer, size_t bytes) = 0;
     virtual std::shared_ptr<Pipeline> pipeline(const std::string& kernel) = 0;
     virtual std::vector<std::string> kernel_names() const = 0;
+    // Makes these kernels at once, where that is faster than one by one. What fails is told by pipeline().
+    virtual void prepare(const std::vector<std::string>& kernels) { (void)kernels; }
 
     virtual std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches, Encoding encoding) = 0;
-    // Commits one command buffer and returns its ticket: 1, 2, ... Command buffers run in this order, each after the
-    // one before has ended; at least two may be in flight, and with more of them than the device takes it waits.
-    // Allocates nothing on the host side of ours.
+    // Commits the recording and returns its ticket: 1, 2, ... They run in this order, each after the one before has
+    // ended; at least two may be in flight, and with more of them than the device takes it waits. Allocates nothing on
+    // the host side of ours.
     virtual uint64_t submit(Recording& recording, const Poll& poll = {}) = 0;
-    // Waits for this command buffer and all before it. One that failed throws here, and at every later call. The times
-    // are known for the last two command buffers, and zero for older ones.
+    // Waits for this recording and all before it. One that failed throws here, and at every later call unless the
+    // device can go on: then what was in flight with it is lost, and the next submission works. The times are known for
+    // the last two, and zero for older ones.
     virtual RunTimes wait(uint64_t ticket, const Poll& poll = {}) = 0;
 
     // Runs the dispatches once, each by itself after the one before has ended: the seconds that each took, on the
@@ -170,6 +174,11 @@ class Device {
         }
         return seconds;
     }
+
+    // Whether what is submitted between the two calls can be written to a file for the device's own tools.
+    virtual bool captures() const { return false; }
+    virtual void start_capture(const std::string& path) { (void)path; }
+    virtual void stop_capture() {}
 };
 
 std::unique_ptr<Device> open_device(const DeviceOptions& options);

@@ -1,5 +1,5 @@
-// The calls that encode a recording, worked out once when it is made. Plain C++ without Metal, so that every machine
-// can test it; device_metal.mm is the only user.
+// The calls that encode dispatches. Plain C++ without Metal, so that every machine can test it; metal/recording.h is
+// the only user.
 #pragma once
 
 #include <array>
@@ -12,54 +12,56 @@
 
 namespace zinc {
 
-struct Bind {
-    const Buffer* buffer;  // null: what the index holds already, at another offset
-    uint64_t offset;
-    uint32_t index;
-};
-
-struct Launch {
-    const Dispatch* dispatch;
-    bool new_encoder;   // starts an encoder, in which nothing is set yet
-    bool new_pipeline;  // another kernel than the launch before
-    bool barrier;
-    std::vector<Bind> binds;  // what the argument table, which lasts from launch to launch, does not hold yet
-};
-
-// The buffer argument table of an encoder. Entry 0 holds the parameters, which every launch sets.
-class ArgumentTable {
+// What an encoder has been told, which lasts from dispatch to dispatch: of each only what changes is told anew. Entry 0
+// of the argument table holds the parameters, which every dispatch sets.
+class EncoderState {
   public:
-    std::vector<Bind> update(const std::vector<Binding>& bindings) {
-        std::vector<Bind> changes;
+    // False where the kernel is set already.
+    bool set_pipeline(const Pipeline* pipeline) { return std::exchange(pipeline_, pipeline) != pipeline; }
+
+    template <class Encoder>
+    void bind(const std::vector<Binding>& bindings, Encoder& encoder) {
         for (size_t i = 0; i < bindings.size(); ++i) {
-            const Bind want = {bindings[i].buffer.get(), bindings[i].offset, static_cast<uint32_t>(i + 1)};
-            const Bind have = std::exchange(entries_[i + 1], want);
+            const auto index = static_cast<uint32_t>(i + 1);
+            const Entry want = {bindings[i].buffer.get(), bindings[i].offset};
+            const Entry have = std::exchange(entries_[index], want);
             if (have.buffer != want.buffer) {
-                changes.push_back(want);
+                encoder.set_buffer(*want.buffer, want.offset, index);
             } else if (have.offset != want.offset) {
-                changes.push_back({nullptr, want.offset, want.index});
+                encoder.set_offset(want.offset, index);
             }
         }
-        return changes;
     }
 
   private:
-    std::array<Bind, MAX_BINDINGS + 1> entries_{};
+    struct Entry {
+        const Buffer* buffer;
+        uint64_t offset;
+    };
+    std::array<Entry, MAX_BINDINGS + 1> entries_{};
+    const Pipeline* pipeline_ = nullptr;
 };
 
-// dispatches have passed check_dispatch, and stay where they are. encoder_each gives every dispatch an encoder of its
-// own.
-inline std::vector<Launch> launches_of(const std::vector<Dispatch>& dispatches, Encoding encoding, bool encoder_each) {
-    std::vector<Launch> launches;
-    ArgumentTable table;
-    for (const Dispatch& d : dispatches) {
-        const bool new_encoder = encoder_each || launches.empty();
-        if (new_encoder) table = {};
-        const bool new_pipeline = new_encoder || launches.back().dispatch->pipeline != d.pipeline;
-        const bool barrier = d.barrier && !new_encoder && encoding == Encoding::concurrent;
-        launches.push_back({&d, new_encoder, new_pipeline, barrier, table.update(d.bindings)});
+// Encodes dispatches [begin, end), which have passed check_dispatch, into encoders of their own: one, or one for each
+// dispatch. `open` makes an encoder for a dispatch; it ends where it goes. Allocates nothing.
+template <class Open>
+void encode_dispatches(const std::vector<Dispatch>& dispatches, size_t begin, size_t end, Encoding encoding,
+                       bool encoder_each, const Open& open) {
+    for (size_t i = begin; i < end;) {
+        auto encoder = open(dispatches[i]);
+        EncoderState state;
+        bool first = true;
+        do {
+            const Dispatch& d = dispatches[i++];
+            // Encoders are ordered by what they share, and a serial one orders by itself.
+            if (d.barrier && !first && encoding == Encoding::concurrent) encoder.barrier();
+            if (state.set_pipeline(d.pipeline.get())) encoder.set_pipeline(*d.pipeline);
+            encoder.set_params(d.params);
+            state.bind(d.bindings, encoder);
+            encoder.dispatch(d);
+            first = false;
+        } while (i < end && !encoder_each);
     }
-    return launches;
 }
 
 }  // namespace zinc

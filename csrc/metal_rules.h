@@ -1,5 +1,5 @@
-// What Metal asks of buffers and dispatches, and what its errors mean. Plain C++ without Metal, so that every machine
-// can test it; device_metal.mm is the only user.
+// What Metal asks of buffers and dispatches, and how kernels are named in errors. Plain C++ without Metal, so that
+// every machine can test it; device_metal.mm is the only user.
 #pragma once
 
 #include <algorithm>
@@ -128,74 +128,6 @@ inline std::string missing_kernel_text(const std::string& name, const std::vecto
     }
     return "no kernel '" + name + "'; the closest of " + std::to_string(names.size()) + " are " +
            join(closest_names(name, names, 3), ", ");
-}
-
-// ---------------------------------------------------------------------------------------------- errors
-
-struct ErrorWords {
-    const char* what;
-    const char* remedy;
-};
-
-// The driver's own error 14, "Impacting Interactivity" from macOS 26 on, comes under several codes of Metal's: the text
-// of the driver tells it.
-constexpr ErrorWords DISPLAY_WAITED = {"stopped by macOS: it kept the display waiting",
-                                       "close other GPU programs, or let the display sleep meanwhile"};
-
-// MTLCommandBufferError by its value, for the codes of any macOS.
-inline ErrorWords command_buffer_error_words(long code, const std::string& description) {
-    if (description.find("(0000000e:") != description.npos) return DISPLAY_WAITED;
-    switch (code) {
-    case 1:
-        return {"internal error", "run again; if it stays, update macOS and report it with this message"};
-    case 2:
-        return {"timeout: the GPU took too long or hung", "use a smaller prompt chunk or close other GPU programs"};
-    case 3:
-        return {"GPU page fault: a kernel touched memory that is not mapped",
-                "keep the model file in place while it is open; otherwise report it as a bug"};
-    case 4:
-        return {"access revoked: this process caused too many timeouts or hangs", "restart the process"};
-    case 7:
-        return {"not permitted: this process may not use the GPU", "run it outside the sandbox or in a login session"};
-    case 8:
-        return {"out of memory", "use a smaller model or context, or close other programs"};
-    case 9:
-        return {"invalid resource: a buffer was gone before the GPU was done with it", "report it as a bug"};
-    case 10:
-        return {"memoryless resources exhausted", "close other GPU programs"};
-    case 11:
-        return {"device removed", "reattach the GPU and restart the process"};
-    case 12:
-        return {"stack overflow in a kernel", "report it as a bug"};
-    default:
-        return {"unknown error", "update macOS and report it with this message"};
-    }
-}
-
-// How one encoder ended, from MTLCommandBufferEncoderInfo.
-struct EncoderEnd {
-    std::string label;
-    long state = 0;  // MTLCommandEncoderErrorState
-};
-
-inline std::string encoder_end_text(const EncoderEnd& end) {
-    static const char* const words[] = {"unknown", "completed", "affected", "pending", "faulted"};
-    const bool known = end.state >= 0 && end.state < 5;
-    return end.label + " " + (known ? words[end.state] : "in state " + std::to_string(end.state));
-}
-
-// The sticky error's text. domain_is_metal tells a MTLCommandBufferError from any other NSError.
-inline std::string command_buffer_failure(bool domain_is_metal, long code, const std::string& description,
-                                          const std::vector<EncoderEnd>& encoders) {
-    const ErrorWords words = command_buffer_error_words(domain_is_metal ? code : 0, description);
-    std::string text = "the GPU did not finish a command buffer: " + std::string(words.what) + " (code " +
-                       std::to_string(code) + ": " + description + ")";
-    for (const EncoderEnd& end : encoders) {
-        if (end.state != 1 && end.state != 3) text += "; " + encoder_end_text(end);  // completed, pending: not to blame
-    }
-    text += std::string("; ") + words.remedy + "; open the model again to go on";
-    if (encoders.empty()) text += "; ZINCMETAL_METAL_DEBUG=1 shows which kernels were running";
-    return text;
 }
 
 }  // namespace zinc

@@ -37,6 +37,7 @@ def install(where: Path, kernel_folder: Path = KERNELS) -> None:
     """Make the double the Metal core of this process."""
     zincmetal.__path__.insert(0, str(where))
     backend.KERNEL_FOLDER = kernel_folder
+    os.environ.setdefault("ZINCMETAL_CACHE", "0")  # what a test keeps there, it keeps in a folder of its own
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,10 +142,16 @@ def test_a_metallib_that_does_not_load_is_told(double: lane.Double, tmp_path: Pa
 
 
 def test_a_source_that_does_not_compile_is_named(double: lane.Double, tmp_path: Path) -> None:
+    """When a kernel of its is asked for, or all there are."""
     (tmp_path / "good.metal").write_text("int good;\n")
-    (tmp_path / "bad.metal").write_text("#if\n")
-    with pytest.raises(DeviceError, match=r"bad\.metal does not compile: bad\.metal:1.*#if"):
-        backend.load("metal").Device(kernel_folder=str(tmp_path))
+    (tmp_path / "bad.metal").write_text('KERNEL("add", add<float>)\n#if\n')
+    device = backend.load("metal").Device(kernel_folder=str(tmp_path))
+    said = r"bad\.metal does not compile: bad\.metal:2.*#if"
+    with pytest.raises(DeviceError, match=f"no kernel 'add': {said}"):
+        device.limits("add")
+    with pytest.raises(DeviceError, match=said):
+        device.kernel_names()
+    assert re.match(said, device.info["features"]["bad.metal"])
 
 
 CHECKED = """

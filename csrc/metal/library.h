@@ -4,106 +4,235 @@
 #import <Foundation/Foundation.h>
 #import <Metal/Metal.h>
 
+#include <atomic>
+#include <cstdlib>
 #include <filesystem>
 #include <future>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "metal/objc.h"
+#include "metal/times.h"
+#include "metal_names.h"
 #include "metal_rules.h"
 #include "metal_source.h"
 
 namespace zinc {
 
-// The kernels of a folder, by name: from zincmetal.metallib where it loads, else compiled from the sources. A source
-// that does not compile costs its own kernels alone: plans may do without them.
-class KernelLibrary {
-  public:
-    KernelLibrary(id<MTLDevice> device, const std::filesystem::path& folder) : device_(device) {
-        compile_options();  // throws where macOS is too old: a metallib may load there, and its kernels do not build
-        std::string failure;
-        if (!load(folder / "zincmetal.metallib", failure)) compile_all(folder, failure);
+// Where kernels come from: a folder, of which ZINCMETAL_KERNELS may name another, and whether a metallib counts there,
+// which ZINCMETAL_METALLIB=0 denies.
+struct KernelChoice {
+    std::filesystem::path folder;
+    bool metallib = true;
+    std::string remarks;  // what the environment has chosen
+
+    static KernelChoice of(const std::string& usual_folder) {
+        KernelChoice choice{usual_folder, true, ""};
+        if (const char* folder = std::getenv("ZINCMETAL_KERNELS"); folder && *folder) {
+            choice.folder = folder;
+            choice.remarks += " in " + std::string(folder) + " (ZINCMETAL_KERNELS)";
+        }
+        if (const char* metallib = std::getenv("ZINCMETAL_METALLIB"); metallib && std::string(metallib) == "0") {
+            choice.metallib = false;
+            choice.remarks += ", no metallib (ZINCMETAL_METALLIB=0)";
+        }
+        return choice;
     }
 
-    id<MTLFunction> function(const std::string& name) const {
-        const auto found = by_name_.find(name);
-        if (found == by_name_.end()) throw DeviceError(missing_kernel_text(name, names(), broken_));
-        id<MTLFunction> function = [found->second newFunctionWithName:ns_string(name)];
+    std::string key() const { return folder.string() + (metallib ? "" : " as text"); }
+};
+
+// The kernels of a folder, by name: from zincmetal.metallib where it loads, else compiled from the sources, each when a
+// kernel of its is first asked for. A source that does not compile costs its own kernels alone: plans may do without
+// them.
+class KernelLibrary {
+  public:
+    KernelLibrary(id<MTLDevice> device, const KernelChoice& choice, Times& times)
+        : device_(device), choice_(choice), times_(times) {
+        compile_options();  // throws where macOS is too old: a metallib may load there, and its kernels do not build
+        if (@available(macOS 13.3, *)) device.shouldMaximizeConcurrentCompilation = YES;
+        if (choice.metallib && load(choice.folder / "zincmetal.metallib")) return;
+        read_sources();
+    }
+
+    id<MTLFunction> function(const std::string& name) {
+        const auto found = sources_of_.find(name);
+        if (found == sources_of_.end()) return function_of_any(name);
+        if (!metallib_) compile(*found->second);
+        const Source* source = found->second;
+        const id<MTLLibrary> library = metallib_ ? metallib_ : source->library;
+        if (!library) throw DeviceError(missing_kernel_text(name, listed(), {{source->file, source->refusal}}));
+        id<MTLFunction> function = [library newFunctionWithName:ns_string(name)];
         if (!function) throw DeviceError("the kernel library lists '" + name + "' but does not give it");
         return function;
     }
 
-    std::vector<std::string> names() const {
+    // Compiles what these kernels need, all sources at once: the compiler is another process and takes a second or so
+    // for each.
+    void prepare(const std::vector<std::string>& kernels) {
+        std::vector<Source*> wanted;
+        for (const std::string& kernel : kernels) {
+            const auto found = sources_of_.find(kernel);
+            if (found != sources_of_.end() && found->second) wanted.push_back(found->second);
+        }
+        compile(std::move(wanted));
+    }
+
+    // Of what compiles, which has to be tried first.
+    std::vector<std::string> names() {
+        if (metallib_) return listed();
+        compile_all();
         std::vector<std::string> names;
-        for (const auto& entry : by_name_) names.push_back(entry.first);
+        for (const auto& source : sources_) {
+            if (!source->library) continue;
+            for (NSString* name in source->library.functionNames) names.push_back(text(name));
+        }
+        if (names.empty()) throw DeviceError(failure_text());
+        std::sort(names.begin(), names.end());
         return names;
     }
 
-    const std::string& origin() const { return origin_; }
+    // As "274 from 20 source files".
+    std::string summary() const {
+        std::string summary = std::to_string(sources_of_.size()) + " from ";
+        if (metallib_) return summary + "zincmetal.metallib" + choice_.remarks;
+        summary += std::to_string(sources_.size()) + " source files";
+        return summary + choice_.remarks + (metallib_failure_.empty() ? "" : " (" + metallib_failure_ + ")");
+    }
 
-    // The compiler's words, by source that it refused.
-    const std::map<std::string, std::string>& broken() const { return broken_; }
+    // By source that the compiler refused, its words; and by "warnings SOURCE", those about one that it took.
+    Times::List words() const {
+        Times::List list;
+        for (const auto& source : sources_) {
+            if (!source->compiled) continue;
+            if (!source->refusal.empty()) list.emplace_back(source->file, source->refusal);
+            if (!source->warnings.empty()) list.emplace_back("warnings " + source->file, source->warnings);
+        }
+        return list;
+    }
+
+    // Tells one set of kernels from another.
+    uint64_t hash() const { return hash_; }
 
   private:
-    bool load(const std::filesystem::path& file, std::string& failure) {
+    struct Source {
+        std::string file, flat;  // its name, and its text with all that it includes
+        std::once_flag once;
+        std::atomic<bool> compiled = false;
+        id<MTLLibrary> library;
+        std::string refusal, warnings;
+    };
+
+    bool load(const std::filesystem::path& file) {
         std::error_code unreadable;
         if (!std::filesystem::exists(file, unreadable)) return false;
+        const Stopwatch watch;
         NSError* error = nil;
-        id<MTLLibrary> library = [device_ newLibraryWithURL:[NSURL fileURLWithPath:ns_string(file.string())]
-                                                      error:&error];
-        if (!library) {
-            failure = file.string() + " does not load: " + describe(error);
+        metallib_ = [device_ newLibraryWithURL:[NSURL fileURLWithPath:ns_string(file.string())] error:&error];
+        if (!metallib_) {
+            metallib_failure_ = file.string() + " does not load: " + describe(error);
             return false;
         }
-        add(library);
-        origin_ = "zincmetal.metallib";
+        for (NSString* name in metallib_.functionNames) sources_of_[text(name)] = nullptr;
+        add_to_hash(read_text(file));
+        times_.note("load zincmetal.metallib", watch.seconds());
         return true;
     }
 
-    // All files at once: the compiler is another process and takes a second or so for each.
-    void compile_all(const std::filesystem::path& folder, const std::string& metallib_failure) {
-        const std::vector<std::string> files = kernel_files(folder);
+    void read_sources() {
+        const Stopwatch watch;
+        const std::vector<std::string> files = kernel_files(choice_.folder);
         if (files.empty()) {
-            const std::string none = "no kernel sources in " + folder.string() + "; reinstall zincmetal";
-            throw DeviceError(metallib_failure.empty() ? none : metallib_failure + "; " + none);
+            const std::string none = "no kernel sources in " + choice_.folder.string() + "; reinstall zincmetal";
+            throw DeviceError(metallib_failure_.empty() ? none : metallib_failure_ + "; " + none);
         }
-        const auto how = std::launch::async | std::launch::deferred;  // deferred where no thread is to be had
-        std::vector<std::future<id<MTLLibrary>>> jobs;
         for (const std::string& file : files) {
-            jobs.push_back(std::async(how, [this, &folder, &file] { return compile(folder, file); }));
-        }
-        for (size_t i = 0; i < files.size(); ++i) {
+            sources_.push_back(std::make_unique<Source>());
+            Source& source = *sources_.back();
+            source.file = file;
             try {
-                add(jobs[i].get());
-            } catch (const std::exception& error) {
-                broken_[files[i]] = error.what();
+                source.flat = SourceFlattener(choice_.folder).flatten(file);
+            } catch (const DeviceError& error) {  // one that cannot be read
+                source.refusal = error.what();
+                source.compiled = true;
+                continue;
             }
+            add_to_hash(source.flat);
+            for (const std::string& name : KernelNames::of(source.flat, {"__METAL_VERSION__"}))
+                sources_of_[name] = &source;
         }
-        origin_ = std::to_string(files.size() - broken_.size()) + " source files";
-        if (!metallib_failure.empty()) origin_ += " (" + metallib_failure + ")";
-        if (by_name_.empty()) throw DeviceError(failure_text(metallib_failure));
+        times_.note("read the kernel sources", watch.seconds());
+    }
+
+    // One of a source whose names are written in another way.
+    id<MTLFunction> function_of_any(const std::string& name) {
+        compile_all();
+        std::map<std::string, std::string> refusals;
+        for (const auto& source : sources_) {
+            if (!source->refusal.empty()) refusals[source->file] = source->refusal;
+            id<MTLFunction> function = [source->library newFunctionWithName:ns_string(name)];
+            if (function) return function;
+        }
+        throw DeviceError(missing_kernel_text(name, listed(), refusals));
+    }
+
+    std::vector<std::string> listed() const {
+        std::vector<std::string> names;
+        for (const auto& entry : sources_of_) names.push_back(entry.first);
+        return names;
     }
 
     // Of a folder of which nothing compiles.
-    std::string failure_text(const std::string& metallib_failure) const {
+    std::string failure_text() const {
         std::vector<std::string> failures;
-        if (!metallib_failure.empty()) failures.push_back(metallib_failure);
-        for (const auto& [file, words] : broken_) failures.push_back(words);
-        return join(failures, "\n");
+        if (!metallib_failure_.empty()) failures.push_back(metallib_failure_);
+        for (const auto& source : sources_)
+            if (!source->refusal.empty()) failures.push_back(source->refusal);
+        return failures.empty() ? "the sources in " + choice_.folder.string() + " hold no kernel; reinstall zincmetal"
+                                : join(failures, "\n");
     }
 
-    id<MTLLibrary> compile(const std::filesystem::path& folder, const std::string& file) const {
-        id<MTLLibrary> library;
-        guarded([&] {
-            NSString* source = ns_string(SourceFlattener(folder).flatten(file));
-            NSError* error = nil;
-            library = [device_ newLibraryWithSource:source options:compile_options() error:&error];
-            // With a library the error holds warnings at most.
-            if (!library) throw DeviceError(file + " does not compile: " + describe(error));
-            library.label = ns_string(file);
+    void compile_all() {
+        std::vector<Source*> all;
+        for (const auto& source : sources_) all.push_back(source.get());
+        compile(std::move(all));
+    }
+
+    void compile(std::vector<Source*> wanted) {
+        std::sort(wanted.begin(), wanted.end());
+        wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
+        const auto how = std::launch::async | std::launch::deferred;  // deferred where no thread is to be had
+        std::vector<std::future<void>> jobs;
+        for (Source* source : wanted)
+            if (!source->compiled) jobs.push_back(std::async(how, [this, source] { compile(*source); }));
+        for (std::future<void>& job : jobs) job.get();
+    }
+
+    // Once; what the compiler says is kept with the source.
+    void compile(Source& source) {
+        std::call_once(source.once, [&] {
+            if (source.compiled) return;
+            const Stopwatch watch;
+            try {
+                guarded([&] { make_library(source); });
+            } catch (const std::exception& error) {
+                source.refusal = error.what();
+            }
+            times_.note("compile " + std::filesystem::path(source.file).stem().string(), watch.seconds());
+            source.compiled = true;
         });
-        return library;
+    }
+
+    void make_library(Source& source) const {
+        NSError* error = nil;
+        source.library = [device_ newLibraryWithSource:ns_string(source.flat) options:compile_options() error:&error];
+        if (!source.library) throw DeviceError(source.file + " does not compile: " + describe(error));
+        source.library.label = ns_string(source.file);
+        if (error) source.warnings = describe(error);  // with a library it holds warnings at most
+        source.flat = {};
     }
 
     static MTLCompileOptions* compile_options() {
@@ -135,14 +264,19 @@ class KernelLibrary {
 #pragma clang diagnostic pop
     }
 
-    void add(id<MTLLibrary> library) {
-        for (NSString* name in library.functionNames) by_name_[text(name)] = library;
+    // FNV-1a.
+    void add_to_hash(const std::string& bytes) {
+        for (const char c : bytes) hash_ = (hash_ ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
     }
 
     const id<MTLDevice> device_;
-    std::map<std::string, id<MTLLibrary>> by_name_;
-    std::map<std::string, std::string> broken_;
-    std::string origin_;
+    const KernelChoice choice_;
+    Times& times_;
+    id<MTLLibrary> metallib_;
+    std::string metallib_failure_;
+    std::vector<std::unique_ptr<Source>> sources_;
+    std::map<std::string, Source*> sources_of_;  // by kernel; null where the metallib holds it
+    uint64_t hash_ = 0xcbf29ce484222325u;
 };
 
 }  // namespace zinc

@@ -6,6 +6,7 @@
 
 #include <exception>
 #include <string>
+#include <utility>
 
 #include "device.h"
 
@@ -33,6 +34,13 @@ inline NSString* ns_string(const std::string& string) {
 }
 
 inline std::string describe(NSError* error) { return error ? text(error.localizedDescription) : "no reason given"; }
+
+// What the parent of a fork has made is left behind in the child, and not even let go of: it is a copy of a connection
+// that is not the child's own.
+template <class T>
+void leave_behind(T& object) {
+    new T(object);
+}
 
 // Runs body in an autorelease pool. A C++ exception that crossed the pool's scope would leave it undrained, and an
 // NSException must not leave the backend: both come out as C++ exceptions behind the pool.

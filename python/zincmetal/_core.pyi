@@ -45,6 +45,13 @@ class Device:
         """Record, run and wait, once; seconds on the device's clock."""
     def time_each(self, dispatches: Sequence[Dispatch]) -> list[float]:
         """Run each alone after the one before has ended, once; the seconds of each on the device's clock."""
+    def prepare(self, kernels: Sequence[str]) -> None:
+        """Make these kernels at once, where that is faster. What fails is told when one of them is used."""
+    def start_capture(self, path: str) -> None:
+        """Write what runs until :meth:`stop_capture` to a trace for the device's own tools. Raises UsageError where
+        the device has none, and DeviceError where this process may not.
+        """
+    def stop_capture(self) -> None: ...
 
 class Plan:
     """Dispatches made ready to be replayed as one command buffer."""

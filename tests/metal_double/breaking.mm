@@ -1,8 +1,12 @@
 // Programs that keep every rule, those about memory and objects, and what runs one.
 #include "breaking.h"
 
+#include <pthread/qos.h>
+#include <sys/wait.h>
+
 #include <cstring>
 #include <optional>
+#include <thread>
 
 #include "execute.h"
 #include "rules.h"
@@ -127,7 +131,41 @@ const Programs KEPT = {
          [t.queue removeResidencySet:set];
          [set endResidency];
      }},
+    {"kept/an archive serves what it holds",
+     [](Bench& t) {
+         MTLBinaryArchiveDescriptor* file = [[MTLBinaryArchiveDescriptor alloc] init];
+         id<MTLBinaryArchive> archive = [t.device newBinaryArchiveWithDescriptor:file error:nil];
+         MTLComputePipelineDescriptor* descriptor = [[MTLComputePipelineDescriptor alloc] init];
+         descriptor.computeFunction = [t.library newFunctionWithName:@"add"];
+         descriptor.binaryArchives = @[ archive ];
+         const auto build = [&] {
+             return [t.device newComputePipelineStateWithDescriptor:descriptor
+                                                            options:MTLPipelineOptionFailOnBinaryArchiveMiss
+                                                         reflection:nil
+                                                              error:nil];
+         };
+         require(!build(), "an empty one serves nothing");
+         [archive addComputePipelineFunctionsWithDescriptor:descriptor error:nil];
+         require(build(), "what was added is served");
+     }},
+    {"kept/an activity, and a better quality of service",
+     [](Bench&) {
+         id<NSObject> activity =
+             [NSProcessInfo.processInfo beginActivityWithOptions:NSActivityUserInitiatedAllowingIdleSystemSleep
+                                                          reason:@"a test"];
+         pthread_override_qos_class_end_np(
+             pthread_override_qos_class_start_np(pthread_self(), QOS_CLASS_USER_INITIATED, 0));
+         [NSProcessInfo.processInfo endActivity:activity];
+     }},
 };
+
+void capture(const Bench& bench, const std::string& path) {
+    MTLCaptureDescriptor* descriptor = [[MTLCaptureDescriptor alloc] init];
+    descriptor.captureObject = bench.queue;
+    descriptor.destination = MTLCaptureDestinationGPUTraceDocument;
+    descriptor.outputURL = [NSURL fileURLWithPath:[NSString stringWithUTF8String:path.c_str()]];
+    [MTLCaptureManager.sharedCaptureManager startCaptureWithDescriptor:descriptor error:nil];
+}
 
 const Programs BUFFERS = {
     {"no-copy-alignment/pointer", [](Bench& t) { wrap(t, static_cast<char*>(pages(2)) + 64, PAGE); }},
@@ -221,6 +259,18 @@ const Programs OBJECTS = {
              objc_autorelease(buffer);
          }
      }},
+    {"fork/a message in the child",
+     [](Bench& t) {
+         if (fork() == 0) (void)t.a.length;
+         wait(nullptr);
+         abort();
+     }},
+    {"fork/a release in the child",
+     [](Bench& t) {
+         if (fork() == 0) t.a = nil;
+         wait(nullptr);
+         abort();
+     }},
     {"leak/a retain too many", [](Bench& t) { (void)(__bridge_retained void*)t.buffer(); }},
     {"not-an-object/any memory",
      [](Bench&) {
@@ -252,6 +302,38 @@ const Programs OBJECTS = {
      }},
     {"fast-math/by default",
      [](Bench& t) { (void)[t.device newLibraryWithSource:@"" options:[[MTLCompileOptions alloc] init] error:nil]; }},
+    {"activity/without a reason",
+     [](Bench&) {
+         [NSProcessInfo.processInfo beginActivityWithOptions:NSActivityUserInitiatedAllowingIdleSystemSleep reason:@""];
+     }},
+    {"activity/keeps the machine awake",
+     [](Bench&) { [NSProcessInfo.processInfo beginActivityWithOptions:NSActivityUserInitiated reason:@"a test"]; }},
+    {"capture/ends that did not begin", [](Bench&) { [MTLCaptureManager.sharedCaptureManager stopCapture]; }},
+    {"capture/where there is none",
+     [](Bench& t) {
+         metal_double_set("capture=none");
+         capture(t, "/tmp/no.gputrace");
+     }},
+    {"capture/two at a time",
+     [](Bench& t) {
+         const std::string path = "/tmp/metal_double_" + std::to_string(getpid()) + ".gputrace";
+         capture(t, path);
+         unlink(path.c_str());
+         capture(t, path);
+     }},
+    {"quality/of an interface",
+     [](Bench&) { pthread_override_qos_class_start_np(pthread_self(), QOS_CLASS_DEFAULT, 0); }},
+    {"quality/ends on another thread",
+     [](Bench&) {
+         const auto override_ = pthread_override_qos_class_start_np(pthread_self(), QOS_CLASS_USER_INITIATED, 0);
+         std::thread([&] { pthread_override_qos_class_end_np(override_); }).join();
+     }},
+    {"residency/goes while it is requested",
+     [](Bench& t) {
+         id<MTLResidencySet> set = residency_set(t);
+         [set requestResidency];
+         set = nil;
+     }},
     {"pipeline/without a function", [](Bench& t) { t.pipeline(@"no such kernel"); }},
     {"pipeline/for too many threads", [](Bench& t) { t.pipeline(@"add", 2048); }},
 };

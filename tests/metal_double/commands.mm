@@ -3,6 +3,8 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -81,6 +83,9 @@ class Timeline : public std::enable_shared_from_this<Timeline> {
     bool started_ = false, closed_ = false;
 };
 
+// What a capture is of.
+static __unsafe_unretained id capturing;
+
 static double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -105,6 +110,7 @@ static double now() {
 }
 - (id<MTLCommandBuffer>)commandBufferWithDescriptor:(MTLCommandBufferDescriptor*)descriptor {
     if (is_due("command_buffer")) return nil;
+    if (capturing == self) count(&Totals::captured);
     DoubleCommandBuffer* buffer = [[DoubleCommandBuffer alloc] init];
     buffer.queue = self;
     buffer.retainedReferences = descriptor.retainedReferences;
@@ -119,6 +125,41 @@ static double now() {
     const auto found = std::find(residency.begin(), residency.end(), set);
     if (found == residency.end()) broken("residency", "a set is removed from a queue that does not have it");
     residency.erase(found);
+}
+@end
+
+// ---- captures
+
+@implementation MTLCaptureDescriptor
+@end
+
+@implementation MTLCaptureManager {
+    NSURL* target;
+}
++ (MTLCaptureManager*)sharedCaptureManager {
+    return [[MTLCaptureManager alloc] init];
+}
+- (BOOL)isCapturing {
+    return capturing != nil;
+}
+- (BOOL)supportsDestination:(MTLCaptureDestination)destination {
+    return destination == MTLCaptureDestinationGPUTraceDocument && condition("capture") != "none";
+}
+- (BOOL)startCaptureWithDescriptor:(MTLCaptureDescriptor*)descriptor error:(NSError* __autoreleasing*)error {
+    if (capturing) broken("capture", "a capture begins while there is one");
+    if (![self supportsDestination:descriptor.destination]) broken("capture", "a capture that is not supported");
+    const std::string path = text(descriptor.outputURL.path);
+    if (!path.ends_with(".gputrace") || std::filesystem::exists(path)) {
+        if (error) *error = metal_double::error(@"MTLCaptureErrorDomain", 3, "Invalid descriptor");
+        return NO;
+    }
+    std::ofstream(path) << "metal double trace\n";
+    capturing = descriptor.captureObject;
+    return YES;
+}
+- (void)stopCapture {
+    if (!capturing) broken("capture", "a capture ends that did not begin");
+    capturing = nil;
 }
 @end
 
@@ -150,6 +191,18 @@ static NSString* words_of(NSInteger code) {
     const auto found = words.find(code);
     return string(found == words.end() ? "code " + std::to_string(code) : found->second);
 }
+
+// The driver's own errors, which come under Metal's codes for other things too.
+static const std::map<std::string, std::pair<NSInteger, const char*>> DRIVER = {
+    {"victim",
+     {1, "Discarded (victim of GPU error/recovery) (00000005:kIOGPUCommandBufferCallbackErrorInnocentVictim)"}},
+    {"display", {1, "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"}},
+    {"display15", {14, "Internal Error (0000000e:Internal Error)"}},
+    {"ignored",
+     {1, "Ignored (for causing prior/excessive GPU errors) "
+         "(00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)"}},
+    {"timeout", {1, "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)"}},
+    {"memory", {1, "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"}}};
 
 // The rule that a kernel's failure breaks: the fibres say it in words.
 static const char* rule_of(const std::string& failure) {
@@ -224,9 +277,12 @@ static const char* rule_of(const std::string& failure) {
     changed.wait(lock, [self] { return self.status >= MTLCommandBufferStatusCompleted; });
 }
 
-- (NSError*)failureWithCode:(NSInteger)code {
+- (NSError*)failureWithCode:(const std::string&)name {
+    const auto driver = DRIVER.find(name);
+    const NSInteger code = driver == DRIVER.end() ? std::stol(name) : driver->second.first;
+    const std::string words = driver == DRIVER.end() ? text(words_of(code)) : driver->second.second;
     if (!(options & MTLCommandBufferErrorOptionEncoderExecutionStatus))
-        return error(MTLCommandBufferErrorDomain, code, text(words_of(code)));
+        return error(MTLCommandBufferErrorDomain, code, words);
     std::vector<id> infos;  // the last encoder is to blame
     for (const std::string& name : encoder_labels) {
         DoubleEncoderInfo* info = [[DoubleEncoderInfo alloc] init];
@@ -235,8 +291,7 @@ static const char* rule_of(const std::string& failure) {
         info.errorState = last ? MTLCommandEncoderErrorStateFaulted : MTLCommandEncoderErrorStateCompleted;
         infos.push_back(info);
     }
-    return error(MTLCommandBufferErrorDomain, code, text(words_of(code)), MTLCommandBufferEncoderInfoErrorKey,
-                 array(infos));
+    return error(MTLCommandBufferErrorDomain, code, words, MTLCommandBufferEncoderInfoErrorKey, array(infos));
 }
 
 - (void)runOn:(Runner&)runner {
@@ -245,16 +300,23 @@ static const char* rule_of(const std::string& failure) {
         return;
     }
     if (const auto slow = condition("slow")) std::this_thread::sleep_for(std::chrono::milliseconds(std::stol(*slow)));
-    self.GPUStartTime = now();
+    static double gpu_clock = 0;  // of the one queue that has a pace
+    const auto pace = condition("pace");
+    self.GPUStartTime = pace ? std::max(now(), gpu_clock) : now();
     std::string code;
     if (is_due("gpu", &code)) {
-        self.error = [self failureWithCode:std::stol(code)];
+        self.error = [self failureWithCode:code];
     } else {
         [self checkAlive];
         const std::string failure = runner.run(work);
         if (!failure.empty()) broken(rule_of(failure), "%s", failure.c_str());
     }
     self.GPUEndTime = now();
+    if (pace) {
+        gpu_clock = self.GPUStartTime + std::stod(*pace) * 1e-6 * double(work.size());
+        self.GPUEndTime = gpu_clock;
+        note_longest(self.GPUEndTime - self.GPUStartTime);
+    }
     [self end];
 }
 

@@ -92,7 +92,13 @@ const char* metal_double_report() {
     std::ostringstream json;
     json << "{\"command_buffers\": " << totals.command_buffers << ", \"encoders\": " << totals.encoders
          << ", \"dispatches\": " << totals.dispatches << ", \"barriers\": " << totals.barriers
-         << ", \"resident_bytes\": " << totals.resident_bytes << ", \"live\": {";
+         << ", \"resident_bytes\": " << totals.resident_bytes
+         << ", \"residency_requests\": " << totals.residency_requests << ", \"wired_sets\": " << totals.wired_sets
+         << ", \"residency_sets\": " << totals.residency_sets << ", \"compiled\": " << totals.compiled
+         << ", \"built\": " << totals.built << ", \"archived\": " << totals.archived
+         << ", \"captured\": " << totals.captured << ", \"activities\": " << totals.activities
+         << ", \"efforts\": " << totals.efforts << ", \"n_efforts\": " << totals.n_efforts
+         << ", \"longest\": " << take_longest() << ", \"live\": {";
     const char* separator = "";
     for (const auto& [name, n] : live_objects()) {
         json << separator << '"' << name << "\": " << n;

@@ -7,7 +7,12 @@
 //   library=TEXT  pipeline=NAME                  a source that holds TEXT, or this kernel, does not compile
 //   threads=NAME:N                               this kernel's registers leave it N threads, unless it asks for more
 //   threads_at_most=NAME:N                       the same, whatever it asks for
-//   gpu=N:CODE  hang=N                           the N-th command buffer from now fails with this code, or never ends
+//   gpu=N:CODE  hang=N                           the N-th command buffer from now fails with this code, or never ends;
+//                                                CODE may be a word of the driver's: words_of in commands.mm has them
+//   pace=MICROSECONDS                            what a dispatch takes on the GPU's clock
+//   warn=TEXT                                    a source that holds TEXT compiles with a warning
+//   meet=N                                       a pipeline is built when N are being built at a time
+//   capture=none  driver=loaded                  no traces; another library has opened Metal before
 //   slow=MILLISECONDS                            before a command buffer begins
 //   native=0                                     no native kernels
 #pragma once
@@ -27,6 +32,7 @@ void need_macos(double version, const char* api);
 
 }  // namespace metal_double
 
-// For tests, through ctypes. The report is JSON: live objects by class, and what was encoded so far.
+// For tests, through ctypes. The report is JSON: live objects by class, what was encoded so far, and the longest
+// command buffer since the report before.
 extern "C" __attribute__((visibility("default"))) void metal_double_set(const char* conditions);
 extern "C" __attribute__((visibility("default"))) const char* metal_double_report();

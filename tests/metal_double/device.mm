@@ -28,6 +28,10 @@ constexpr uint64_t GIGABYTE = 1 << 30;
     if (family == MTLGPUFamilyMetal3) return macos_at_least(13.0);
     return family > 1000 && family <= self.family;
 }
+@synthesize shouldMaximizeConcurrentCompilation;
+- (uint64_t)registryID {
+    return 0x100000abc;
+}
 - (NSString*)name {
     return string("Metal double (" + condition("family").value_or("Apple9") + ")");
 }
@@ -116,7 +120,19 @@ constexpr uint64_t GIGABYTE = 1 << 30;
         broken("fast-math", "a library is compiled with fast math");
     std::string failure;
     const auto names = compile(text(source), failure);
+    count(&Totals::compiled);
+    const auto warns = condition("warn");
+    if (warns && text(source).find(*warns) != std::string::npos && failure.empty() && error)
+        *error = metal_double::error(MTLLibraryErrorDomain, 4, "program_source:1:1: warning: " + *warns);
     return [self libraryOf:names failure:failure code:MTLLibraryErrorCompileFailure error:error];
+}
+- (id<MTLBinaryArchive>)newBinaryArchiveWithDescriptor:(MTLBinaryArchiveDescriptor*)descriptor
+                                                 error:(NSError* __autoreleasing*)error {
+    DoubleArchive* archive = [[DoubleArchive alloc] init];
+    archive.device = self;
+    if (!descriptor.url || [archive readFrom:text(descriptor.url.path)]) return archive;
+    if (error) *error = metal_double::error(@"MTLBinaryArchiveDomain", 1, "Invalid file");
+    return nil;
 }
 
 - (id<MTLComputePipelineState>)newComputePipelineStateWithDescriptor:(MTLComputePipelineDescriptor*)descriptor
@@ -127,6 +143,11 @@ constexpr uint64_t GIGABYTE = 1 << 30;
     std::string failure;
     MTLComputePipelineReflection* told = nil;
     const bool tell = reflection && (options & MTLPipelineOptionArgumentInfo);
+    bool archived = false;
+    for (DoubleArchive* archive in descriptor.binaryArchives) archived = archived || [archive holds:descriptor];
+    if ((options & MTLPipelineOptionFailOnBinaryArchiveMiss) && !archived) return nil;
+    if (const auto together = condition("meet")) meet(std::stol(*together));
+    count(archived ? &Totals::archived : &Totals::built);
     DoublePipeline* state = pipeline(self, descriptor, tell ? &told : nullptr, failure);
     if (tell) *reflection = told;
     if (!state && error) *error = metal_double::error(MTLLibraryErrorDomain, MTLLibraryErrorCompileFailure, failure);
@@ -142,6 +163,7 @@ constexpr uint64_t GIGABYTE = 1 << 30;
         return nil;
     }
     DoubleResidencySet* set = [[DoubleResidencySet alloc] init];
+    count(&Totals::residency_sets);
     set.label = descriptor.label;
     return set;
 }

@@ -1,12 +1,16 @@
 #include "execute.h"
 
+#include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <utility>
 
 #include "conditions.h"
 #include "cpu/native.h"
 #include "msl/executor.h"
+#include "rules.h"
 
 namespace metal_double {
 
@@ -87,6 +91,11 @@ Account& account() {
 
 }  // namespace
 
+uint64_t take_longest() {
+    const std::lock_guard lock(account().mutex);
+    return std::exchange(account().totals.longest, 0);
+}
+
 Totals encoded() {
     const std::lock_guard lock(account().mutex);
     return account().totals;
@@ -95,6 +104,23 @@ Totals encoded() {
 void count(uint64_t Totals::* what, int64_t n) {
     const std::lock_guard lock(account().mutex);
     account().totals.*what += uint64_t(n);
+}
+
+void note_longest(double seconds) {
+    const std::lock_guard lock(account().mutex);
+    account().totals.longest = std::max(account().totals.longest, uint64_t(seconds * 1e6));
+}
+
+void meet(long n) {
+    static std::mutex mutex;
+    static std::condition_variable changed;
+    static long inside = 0, met = 0;
+    std::unique_lock lock(mutex);
+    if (++inside >= n) met++, changed.notify_all();
+    const long before = met - (inside >= n);
+    if (!changed.wait_for(lock, std::chrono::seconds(20), [&] { return met != before; }))
+        broken("meet", "%ld at a time were waited for, and %ld came", n, inside);
+    inside--;
 }
 
 Busy::Busy() {

@@ -42,9 +42,18 @@ class Runner {
 
 struct Totals {
     uint64_t command_buffers = 0, encoders = 0, dispatches = 0, barriers = 0, resident_bytes = 0;
+    uint64_t residency_requests = 0, wired_sets = 0;      // asked for; and not ended yet
+    uint64_t compiled = 0, built = 0, archived = 0;       // sources; pipelines, and those from an archive
+    uint64_t residency_sets = 0, captured = 0;            // made; command buffers in a trace
+    uint64_t activities = 0, efforts = 0, n_efforts = 0;  // not ended yet, and begun
+    uint64_t longest = 0;                                 // microseconds on the GPU of a command buffer
 };
 Totals encoded();
 void count(uint64_t Totals::* what, int64_t n = 1);
+void note_longest(double seconds);
+uint64_t take_longest();
+// Returns when so many threads are in it at a time.
+void meet(long n);
 // A queue's thread is at work while one of these exists.
 struct Busy {
     Busy();

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "conditions.h"
+#include "execute.h"
 #include "rules.h"
 #include "runtime.h"
 
@@ -124,6 +125,9 @@ static bool is_utf8(const uint8_t* at, const uint8_t* end) {
 @end
 
 @implementation NSArray
++ (instancetype)arrayWithObjects:(const id[])objects count:(NSUInteger)count {
+    return metal_double::array(std::vector<id>(objects, objects + count));
+}
 - (NSUInteger)count {
     return objects.size();
 }
@@ -184,12 +188,26 @@ static bool is_utf8(const uint8_t* at, const uint8_t* end) {
 }
 @end
 
+@interface DoubleActivity : NSObject
+@end
+@implementation DoubleActivity
+@end
+
 @implementation NSProcessInfo
 + (NSProcessInfo*)processInfo {
     return [[NSProcessInfo alloc] init];
 }
 - (NSString*)operatingSystemVersionString {
     return metal_double::string("Version " + metal_double::condition("macos").value_or("15.0") + " (double)");
+}
+- (id<NSObject>)beginActivityWithOptions:(NSActivityOptions)options reason:(NSString*)reason {
+    if (!reason.UTF8String[0]) broken("activity", "an activity without a reason");
+    if (options & (1ULL << 20)) broken("activity", "an activity keeps the machine from going to sleep");
+    metal_double::count(&metal_double::Totals::activities);
+    return [[DoubleActivity alloc] init];
+}
+- (void)endActivity:(id<NSObject>)activity {
+    metal_double::count(&metal_double::Totals::activities, -1);
 }
 @end
 

@@ -132,6 +132,41 @@ std::vector<std::string> load(const std::string& path, std::string& failure) {
 @implementation MTLComputePipelineDescriptor
 @end
 
+@implementation MTLBinaryArchiveDescriptor
+@end
+
+// A file of its own, with a line for each kernel and number of threads.
+@implementation DoubleArchive
+@synthesize label;
+- (std::string)entryOf:(MTLComputePipelineDescriptor*)descriptor {
+    return text(descriptor.computeFunction.name) + " " + std::to_string(descriptor.maxTotalThreadsPerThreadgroup);
+}
+- (BOOL)readFrom:(const std::string&)path {
+    std::ifstream file(path);
+    std::string line;
+    if (!std::getline(file, line) || line != "metal double archive") return NO;
+    while (std::getline(file, line)) entries.insert(line);
+    return YES;
+}
+- (BOOL)holds:(MTLComputePipelineDescriptor*)descriptor {
+    return entries.count([self entryOf:descriptor]) != 0;
+}
+- (BOOL)addComputePipelineFunctionsWithDescriptor:(MTLComputePipelineDescriptor*)descriptor
+                                            error:(NSError* __autoreleasing*)error {
+    entries.insert([self entryOf:descriptor]);
+    return YES;
+}
+- (BOOL)serializeToURL:(NSURL*)url error:(NSError* __autoreleasing*)error {
+    std::ofstream file(text(url.path));
+    file << "metal double archive\n";
+    for (const std::string& entry : entries) file << entry << "\n";
+    file.close();
+    if (file) return YES;
+    if (error) *error = metal_double::error(@"NSCocoaErrorDomain", 512, "The file could not be written");
+    return NO;
+}
+@end
+
 @interface DoubleBinding : NSObject <MTLBufferBinding>
 @property(readwrite, copy) NSString* name;
 @property(readwrite) NSUInteger index;

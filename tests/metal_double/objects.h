@@ -78,6 +78,15 @@ class Timeline;
 @property(readwrite) NSUInteger maxTotalThreadsPerThreadgroup;
 @end
 
+@interface DoubleArchive : NSObject <MTLBinaryArchive> {
+  @public
+    std::set<std::string> entries;
+}
+@property(readwrite, strong) DoubleDevice* device;
+- (BOOL)readFrom:(const std::string&)path;
+- (BOOL)holds:(MTLComputePipelineDescriptor*)descriptor;
+@end
+
 @interface DoubleQueue : NSObject <MTLCommandQueue> {
   @public
     std::shared_ptr<metal_double::Timeline> timeline;

@@ -136,6 +136,7 @@ static bool is_mapped(void* pointer, NSUInteger bytes) {
 }
 
 - (void)dealloc {
+    if (requested) broken("residency", "a set goes whose residency was requested and not ended");
     for (DoubleBuffer* buffer : committed) buffer->in_residency--;
     for (DoubleBuffer* buffer : staged_in) buffer->in_residency--;
     metal_double::count(&metal_double::Totals::resident_bytes, -int64_t(self.allocatedSize));
@@ -144,11 +145,14 @@ static bool is_mapped(void* pointer, NSUInteger bytes) {
 - (void)requestResidency {
     if (self.hasStagedChanges)
         broken("residency", "residency is requested before the changes of the set are committed");
+    metal_double::count(&metal_double::Totals::residency_requests);
+    if (!requested) metal_double::count(&metal_double::Totals::wired_sets);
     requested = true;
 }
 - (void)endResidency {
     if (requested && !metal_double::encoded().command_buffers)
         broken("residency", "a set ends that was requested and no command buffer followed: its memory stays wired");
+    if (requested) metal_double::count(&metal_double::Totals::wired_sets, -1);
     requested = false;
 }
 - (BOOL)hasStagedChanges {

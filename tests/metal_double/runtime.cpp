@@ -3,6 +3,8 @@
 // object that is gone is remembered, so that a message to it, or one release too many, is named and not undefined.
 #include "runtime.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -166,6 +168,12 @@ Kind kind_of(const void* object) {
     return Kind::object;
 }
 
+// Neither Metal nor its objects go along with a fork.
+pid_t opener = 0;
+void check_process(const Header* h, const char* what) {
+    if (getpid() != opener) broken("fork", "%s of a %s in a child of the process that loaded it", what, h->of->name);
+}
+
 Header* checked(const void* object, const char* what) {
     Header* h = header(object);
     if (h->state == DEAD) broken("use-after-release", "%s of a %s that was deallocated", what, h->of->name);
@@ -190,6 +198,7 @@ void construct_ivars(const Class* c, void* object) {
 
 void dispose(void* object, Header* h) {
     static Selector dealloc{intern("dealloc"), ""};
+    check_process(h, "dealloc");
     h->state = GOING;
     reinterpret_cast<void (*)(void*, Selector*)>(find(h->of, dealloc.name)->method)(object, &dealloc);
     destroy_ivars(h->of, object);
@@ -216,6 +225,7 @@ thread_local Pools pools;
 extern "C" {
 
 void __objc_load(Module* module) {
+    opener = getpid();
     for (Selector* s = module->selectors; s < module->selectors_end; s++)
         if (s->name) s->name = intern(s->name);
     for (Class** c = module->classes; c < module->classes_end; c++)
@@ -231,7 +241,7 @@ const Slot* objc_msg_lookup_sender(void** receiver, Selector* selector, void*) {
     static const Slot nothing = {nullptr, nullptr, "", 0, reinterpret_cast<Method>(+[]() -> void* { return nullptr; })};
     if (!*receiver) return &nothing;
     const Class* c = is_tagged(*receiver) ? &tiny_string_class : class_of(*receiver);
-    if (kind_of(*receiver) == Kind::object) checked(*receiver, selector->name);
+    if (kind_of(*receiver) == Kind::object) check_process(checked(*receiver, selector->name), selector->name);
     if (const Slot* slot = find(c, selector->name)) return slot;
     broken("unrecognized-selector", "%c[%s %s]", c->is_meta() ? '+' : '-', c->name, selector->name);
 }

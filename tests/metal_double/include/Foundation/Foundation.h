@@ -69,6 +69,7 @@ enum : NSStringEncoding { NSUTF8StringEncoding = 4 };
 @interface NSArray<__covariant ObjectType> : NSObject
 @property(readonly) NSUInteger count;
 @property(nullable, nonatomic, readonly) ObjectType firstObject;
++ (instancetype)arrayWithObjects:(const ObjectType _Nonnull[_Nullable])objects count:(NSUInteger)cnt;
 - (NSUInteger)countByEnumeratingWithState:(NSFastEnumerationState*)state
                                   objects:(id __unsafe_unretained _Nullable[_Nonnull])buffer
                                     count:(NSUInteger)len;
@@ -99,9 +100,16 @@ typedef NSString* NSExceptionName;
 + (NSURL*)fileURLWithPath:(NSString*)path;
 @end
 
+typedef NS_OPTIONS(uint64_t, NSActivityOptions) {
+    NSActivityUserInitiated = (0x00FFFFFFULL | 1ULL << 20),
+    NSActivityUserInitiatedAllowingIdleSystemSleep = (0x00FFFFFFULL & ~(1ULL << 20))
+};
+
 @interface NSProcessInfo : NSObject
 @property(class, readonly, strong) NSProcessInfo* processInfo;
 @property(readonly, copy) NSString* operatingSystemVersionString;
+- (id<NSObject>)beginActivityWithOptions:(NSActivityOptions)options reason:(NSString*)reason;
+- (void)endActivity:(id<NSObject>)activity;
 @end
 
 NS_ASSUME_NONNULL_END

@@ -7,7 +7,7 @@
 NS_ASSUME_NONNULL_BEGIN
 
 @protocol MTLDevice
-, MTLCommandQueue, MTLCommandBuffer, MTLComputeCommandEncoder;
+, MTLCommandQueue, MTLCommandBuffer, MTLComputeCommandEncoder, MTLBinaryArchive;
 @class MTLArchitecture, MTLComputePipelineDescriptor, MTLComputePipelineReflection;
 
 typedef struct {
@@ -98,7 +98,8 @@ typedef NS_ENUM(NSUInteger, MTLBindingAccess) { MTLBindingAccessReadOnly = 0, MT
 typedef NS_OPTIONS(NSUInteger, MTLPipelineOption) {
     MTLPipelineOptionNone = 0,
     MTLPipelineOptionArgumentInfo = 1 << 0,
-    MTLPipelineOptionBufferTypeInfo = 1 << 1
+    MTLPipelineOptionBufferTypeInfo = 1 << 1,
+    MTLPipelineOptionFailOnBinaryArchiveMiss = 1 << 2
 };
 typedef __autoreleasing MTLComputePipelineReflection* _Nullable MTLAutoreleasedComputePipelineReflection;
 
@@ -111,6 +112,19 @@ typedef __autoreleasing MTLComputePipelineReflection* _Nullable MTLAutoreleasedC
 @property(nullable, readwrite, nonatomic, strong) id<MTLFunction> computeFunction;
 @property(readwrite, nonatomic) BOOL threadGroupSizeIsMultipleOfThreadExecutionWidth;
 @property(readwrite, nonatomic) NSUInteger maxTotalThreadsPerThreadgroup;
+@property(readwrite, nullable, nonatomic, copy) NSArray<id<MTLBinaryArchive>>* binaryArchives;
+@end
+
+@interface MTLBinaryArchiveDescriptor : NSObject <NSCopying>
+@property(readwrite, nullable, nonatomic, copy) NSURL* url;
+@end
+
+@protocol MTLBinaryArchive <NSObject>
+@property(nullable, copy, atomic) NSString* label;
+@property(readonly) id<MTLDevice> device;
+- (BOOL)addComputePipelineFunctionsWithDescriptor:(MTLComputePipelineDescriptor*)descriptor
+                                            error:(NSError* __autoreleasing _Nullable* _Nullable)error;
+- (BOOL)serializeToURL:(NSURL*)url error:(NSError* __autoreleasing _Nullable* _Nullable)error;
 @end
 
 @protocol MTLComputePipelineState <NSObject>
@@ -217,6 +231,8 @@ typedef NS_ENUM(NSInteger, MTLGPUFamily) {
 
 @protocol MTLDevice <NSObject>
 @property(nonnull, readonly) NSString* name;
+@property(readonly) uint64_t registryID;
+@property(atomic) BOOL shouldMaximizeConcurrentCompilation;
 @property(nonnull, readonly) MTLArchitecture* architecture;
 @property(readonly) MTLSize maxThreadsPerThreadgroup;
 @property(readonly) BOOL hasUnifiedMemory;
@@ -241,8 +257,32 @@ typedef NS_ENUM(NSInteger, MTLGPUFamily) {
                                   options:(MTLPipelineOption)options
                                reflection:(MTLAutoreleasedComputePipelineReflection* _Nullable)reflection
                                     error:(NSError* __autoreleasing _Nullable* _Nullable)error;
+- (nullable id<MTLBinaryArchive>)newBinaryArchiveWithDescriptor:(MTLBinaryArchiveDescriptor*)descriptor
+                                                          error:(NSError* __autoreleasing _Nullable* _Nullable)error;
 - (nullable id<MTLResidencySet>)newResidencySetWithDescriptor:(MTLResidencySetDescriptor*)desc
                                                         error:(NSError* __autoreleasing _Nullable* _Nullable)error;
+@end
+
+// ---- captures
+
+typedef NS_ENUM(NSInteger, MTLCaptureDestination) {
+    MTLCaptureDestinationDeveloperTools = 1,
+    MTLCaptureDestinationGPUTraceDocument = 2
+};
+
+@interface MTLCaptureDescriptor : NSObject <NSCopying>
+@property(nonatomic, strong, nullable) id captureObject;
+@property(nonatomic, assign) MTLCaptureDestination destination;
+@property(nonatomic, copy, nullable) NSURL* outputURL;
+@end
+
+@interface MTLCaptureManager : NSObject
+@property(readonly) BOOL isCapturing;
++ (MTLCaptureManager*)sharedCaptureManager;
+- (BOOL)supportsDestination:(MTLCaptureDestination)destination;
+- (BOOL)startCaptureWithDescriptor:(MTLCaptureDescriptor*)descriptor
+                             error:(NSError* __autoreleasing _Nullable* _Nullable)error;
+- (void)stopCapture;
 @end
 
 FOUNDATION_EXPORT id<MTLDevice> _Nullable MTLCreateSystemDefaultDevice(void) NS_RETURNS_RETAINED;

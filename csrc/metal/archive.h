@@ -1,0 +1,98 @@
+// The machine code of kernels that this Mac has compiled before.
+#pragma once
+
+#import <Foundation/Foundation.h>
+#import <Metal/Metal.h>
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "metal/objc.h"
+#include "metal/times.h"
+#include "metal_cache.h"
+
+namespace zinc {
+
+// A binary archive in the user's cache folder. Its file is of one GPU, one build of macOS and one set of kernels; what
+// does not load is passed over and written anew. It serves the first start of another program: Metal has a cache of its
+// own for each.
+class Archive {
+  public:
+    Archive(id<MTLDevice> device, uint64_t kernels, Times& times)
+        : device_(device), file_(CacheFile::of(text(device.name) + "\n" + system() + "\n" + std::to_string(kernels))),
+          times_(times) {
+        if (file_.path.empty()) {
+            state_ = "off";
+            return;
+        }
+        if (!file_.exists()) return;
+        const Stopwatch watch;
+        NSError* error = nil;
+        served_ = archive(file_.path, &error);
+        state_ = served_ ? "loaded from " + file_.path.string() : "passed over: " + describe(error);
+        if (!served_) file_.remove();
+        times_.note("load the archive", watch.seconds());
+    }
+
+    // Takes from the archive what it holds; false where it holds nothing.
+    bool serve(MTLComputePipelineDescriptor* descriptor) const {
+        if (!served_) return false;
+        descriptor.binaryArchives = @[ served_ ];
+        return true;
+    }
+
+    // What was just compiled belongs to the next start.
+    void add(MTLComputePipelineDescriptor* descriptor) {
+        const std::lock_guard lock(mutex_);
+        if (file_.path.empty()) return;
+        descriptor.binaryArchives = nil;
+        fresh_.push_back(descriptor);
+    }
+
+    // Writes what is new beside what there is: to an archive of its own, since others may be served from the first
+    // meanwhile.
+    void save() {
+        const std::lock_guard lock(mutex_);
+        if (fresh_.empty()) return;
+        const Stopwatch watch;
+        NSError* error = nil;
+        id<MTLBinaryArchive> all = archive(file_.exists() ? file_.path : "", &error);
+        if (!all) all = archive("", &error);
+        for (MTLComputePipelineDescriptor* descriptor : fresh_)
+            [all addComputePipelineFunctionsWithDescriptor:descriptor error:nil];
+        fresh_.clear();
+        const std::string failure = !all ? describe(error) : file_.replace([&](const std::filesystem::path& path) {
+            NSURL* url = [NSURL fileURLWithPath:ns_string(path.string())];
+            return [all serializeToURL:url error:&error] ? std::string() : describe(error);
+        });
+        state_ = failure.empty() ? "written to " + file_.path.string() : "not written: " + failure;
+        times_.note("write the archive", watch.seconds());
+    }
+
+    std::string state() const {
+        const std::lock_guard lock(mutex_);
+        return state_;
+    }
+
+  private:
+    // With the build, which changes with every update: machine code is of one driver.
+    static std::string system() { return text(NSProcessInfo.processInfo.operatingSystemVersionString); }
+
+    // That of a file, or an empty one.
+    id<MTLBinaryArchive> archive(const std::filesystem::path& path, NSError* __autoreleasing* error) const {
+        MTLBinaryArchiveDescriptor* descriptor = [[MTLBinaryArchiveDescriptor alloc] init];
+        if (!path.empty()) descriptor.url = [NSURL fileURLWithPath:ns_string(path.string())];
+        return [device_ newBinaryArchiveWithDescriptor:descriptor error:error];
+    }
+
+    const id<MTLDevice> device_;
+    const CacheFile file_;
+    Times& times_;
+    mutable std::mutex mutex_;
+    id<MTLBinaryArchive> served_;
+    std::vector<MTLComputePipelineDescriptor*> fresh_;
+    std::string state_ = "none yet";
+};
+
+}  // namespace zinc

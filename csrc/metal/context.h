@@ -1,0 +1,197 @@
+// What all devices that a process opens on one GPU share, and what each has for itself.
+#pragma once
+
+#import <Foundation/Foundation.h>
+#import <Metal/Metal.h>
+#include <mach-o/dyld.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <tuple>
+
+#include "metal/objc.h"
+#include "metal/pipelines.h"
+#include "metal/quality.h"
+#include "metal/residency.h"
+#include "metal/times.h"
+#include "metal_heartbeat.h"
+#include "metal_in_flight.h"
+
+namespace zinc {
+
+// A number of seconds from the environment.
+inline double seconds_from(const char* variable, double usual) {
+    const char* chosen = std::getenv(variable);
+    char* end = nullptr;
+    const double value = chosen ? std::strtod(chosen, &end) : usual;
+    return chosen && (end == chosen || value < 0) ? usual : value;
+}
+
+// One GPU with one set of kernels: their code, and the memory that stays resident. The last device or buffer that uses
+// it releases it.
+class Context {
+  public:
+    // That of the devices which are open, or a new one.
+    static std::shared_ptr<Context> of(id<MTLDevice> device, const KernelChoice& choice, const Stopwatch& opening) {
+        Open& open = Open::all();
+        const std::lock_guard lock(open.mutex);
+        std::weak_ptr<Context>& known = open.contexts[{getpid(), device.registryID, choice.key()}];
+        std::shared_ptr<Context> context = known.lock();
+        if (!context) known = context = std::make_shared<Context>(device, choice, opening);
+        return context;
+    }
+
+    Context(id<MTLDevice> device, const KernelChoice& choice, const Stopwatch& opening)
+        : device(device), pipelines(device, choice, times), residency(device),
+          heartbeat_(
+              PERIOD, std::max(KEEP_ACTIVE, keep_), [this](double idle) { return beat(idle); }, [this] { rest(); }) {
+        times.note("open the device", opening.seconds());
+    }
+
+    // A step is on its way while one exists.
+    class Use {
+      public:
+        explicit Use(Context& context) : context_(context) {
+            ++context_.n_uses_;
+            context_.activity_.begin();
+            if (context_.has_worked_) context_.heartbeat_.touch();
+        }
+        ~Use() {
+            const bool last = --context_.n_uses_ == 0;
+            // Not before the GPU has done something: macOS does not let go of what was asked for before.
+            if (context_.has_worked_)
+                context_.heartbeat_.touch();
+            else if (last)
+                context_.activity_.end();
+        }
+        Use(const Use&) = delete;
+        void worked() { context_.has_worked_ = true; }
+
+      private:
+        Context& context_;
+        const Effort effort_;
+    };
+
+    void count_buffer() { ++n_buffers_; }
+    // Without any there is nothing to keep.
+    void forget_buffer() {
+        if (--n_buffers_ == 0) heartbeat_.stop();
+    }
+
+    const id<MTLDevice> device;
+    Times times;
+    Pipelines pipelines;
+    Residency residency;
+
+  private:
+    static constexpr double PERIOD = 0.25;     // seconds; macOS takes memory back after one
+    static constexpr double KEEP_ACTIVE = 1;   // from one step to the next of a user who waits
+    static constexpr double KEEP_WIRED = 180;  // from one turn of a chat to the next
+
+    struct Open {
+        std::mutex mutex;
+        std::map<std::tuple<pid_t, uint64_t, std::string>, std::weak_ptr<Context>> contexts;
+
+        static Open& all() {
+            static Open open;
+            return open;
+        }
+        // Where the process ends with a device open, no thread of ours may meet the end of Metal's.
+        ~Open() {
+            for (auto& [key, known] : contexts) {
+                const std::shared_ptr<Context> context = std::get<0>(key) == getpid() ? known.lock() : nullptr;
+                if (context) context->heartbeat_.stop();
+            }
+        }
+    };
+
+    // On the heartbeat's thread.
+    bool beat(double idle) noexcept {
+        const bool in_use = n_uses_ > 0;
+        if (in_use) idle = 0;
+        try {
+            guarded([&] {
+                if (idle < keep_)
+                    residency.keep();
+                else if (!in_use)
+                    residency.let_go();
+            });
+        } catch (...) {  // memory that is taken back costs time, and no more
+        }
+        if (idle >= KEEP_ACTIVE) activity_.end();
+        return in_use;
+    }
+
+    void rest() noexcept {
+        try {
+            guarded([&] { residency.let_go(); });
+        } catch (...) {
+        }
+        activity_.end();
+    }
+
+    const double keep_ = seconds_from("ZINCMETAL_METAL_KEEP_WIRED", KEEP_WIRED);
+    std::atomic<int> n_uses_{0}, n_buffers_{0};
+    std::atomic<bool> has_worked_{false};
+    Activity activity_;
+    Heartbeat heartbeat_;
+};
+
+// What one opened device has for itself: its queue, and what is in flight there. Its buffers and recordings share it.
+struct Queue {
+    explicit Queue(std::shared_ptr<Context> shared)
+        : context(std::move(shared)), metal([context->device newCommandQueue]),
+          debug(std::getenv("ZINCMETAL_METAL_DEBUG") != nullptr), in_flight(std::make_shared<InFlight>(patience())) {
+        if (!metal) throw DeviceError("Metal gave no command queue on " + text(context->device.name));
+        metal.label = @"zincmetal";
+        context->residency.attach(metal);
+    }
+    ~Queue() {
+        try {
+            guarded([&] { context->residency.detach(metal); });
+        } catch (...) {  // a destructor has nobody to tell
+        }
+    }
+    Queue(const Queue&) = delete;
+
+    static Patience patience() {
+        const double chosen = seconds_from("ZINCMETAL_METAL_TIMEOUT", 0);
+        return chosen > 0 ? Patience{chosen, true} : Patience{120, false};
+    }
+
+    const std::shared_ptr<Context> context;
+    const id<MTLCommandQueue> metal;
+    const bool debug;  // one encoder per dispatch, so that an error names the kernel
+    const std::shared_ptr<InFlight> in_flight;
+    const OpeningProcess process;
+};
+
+// macOS stops what keeps the display waiting, and less readily in a process whose environment says so when its first
+// device is made: zincmetal/backend.py sets that when it is imported, and marks what it has set.
+inline std::string watchdog_words(bool driver_was_there) {
+    const char* value = std::getenv("AGX_RELAX_CDM_CTXSTORE_TIMEOUT");
+    if (!value) return "as macOS has it: AGX_RELAX_CDM_CTXSTORE_TIMEOUT is not set";
+    const char* ours = std::getenv("ZINCMETAL_RELAXED");
+    const bool set_by_us = ours && std::strcmp(ours, value) == 0;
+    std::string words = std::string("AGX_RELAX_CDM_CTXSTORE_TIMEOUT=") + value;
+    words += set_by_us ? " by zincmetal" : " by the user";
+    if (set_by_us && driver_was_there)
+        words += ", and another library had opened Metal before: without effect, if before zincmetal was imported";
+    return words;
+}
+
+// Whether a device was made in this process: that is what loads the driver of Apple's GPUs.
+inline bool driver_is_loaded() {
+    for (uint32_t i = 0; i < _dyld_image_count(); ++i) {
+        const char* name = _dyld_get_image_name(i);
+        if (name && std::strstr(name, "/AGXMetal")) return true;
+    }
+    return false;
+}
+
+}  // namespace zinc

@@ -1,0 +1,115 @@
+// Buffers, and dispatches that are ready to be encoded.
+#pragma once
+
+#import <Foundation/Foundation.h>
+#import <Metal/Metal.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "device.h"
+#include "metal/context.h"
+#include "metal/objc.h"
+#include "metal/pipelines.h"
+#include "metal_launches.h"
+#include "metal_pieces.h"
+
+namespace zinc {
+
+class MetalBuffer final : public Buffer {
+  public:
+    MetalBuffer(std::shared_ptr<Queue> owner, id<MTLBuffer> buffer, void* contents)
+        : queue(std::move(owner)), metal(buffer), resident_(queue->context->residency.add(buffer, contents)) {
+        host = contents;
+        bytes = buffer.length;
+        queue->context->count_buffer();
+    }
+
+    // Nothing in flight uses the buffer: recordings hold it, and wait for the GPU before they let go.
+    ~MetalBuffer() override {
+        if (queue->process.is_another()) {
+            leave_behind(metal);
+            leave_behind(queue);
+            return;
+        }
+        try {
+            guarded([&] {
+                if (resident_) queue->context->residency.remove(metal, host);
+                metal = nil;  // inside the pool
+            });
+            queue->context->forget_buffer();
+        } catch (...) {  // a destructor has nobody to tell
+        }
+    }
+
+    const std::shared_ptr<Queue> queue;
+    id<MTLBuffer> metal;
+
+  private:
+    const bool resident_;
+};
+
+// An encoder of one command buffer. Metal aborts when one goes away without endEncoding, so it is ended on every path.
+class MetalEncoder {
+  public:
+    MetalEncoder(id<MTLCommandBuffer> command_buffer, MTLDispatchType type, NSString* label)
+        : encoder_([command_buffer computeCommandEncoderWithDispatchType:type]) {
+        if (!encoder_) throw DeviceError("Metal gave no compute encoder; close other GPU programs");
+        encoder_.label = label;
+    }
+    ~MetalEncoder() { [encoder_ endEncoding]; }
+    MetalEncoder(const MetalEncoder&) = delete;
+
+    void barrier() { [encoder_ memoryBarrierWithScope:MTLBarrierScopeBuffers]; }
+    void set_pipeline(const Pipeline& pipeline) {
+        [encoder_ setComputePipelineState:static_cast<const MetalPipeline&>(pipeline).state];
+    }
+    void set_params(const std::vector<uint8_t>& params) {
+        [encoder_ setBytes:params.data() length:params.size() atIndex:0];
+    }
+    void set_buffer(const Buffer& buffer, uint64_t offset, uint32_t index) {
+        [encoder_ setBuffer:static_cast<const MetalBuffer&>(buffer).metal offset:offset atIndex:index];
+    }
+    void set_offset(uint64_t offset, uint32_t index) { [encoder_ setBufferOffset:offset atIndex:index]; }
+    void dispatch(const Dispatch& d) {
+        [encoder_ dispatchThreadgroups:MTLSizeMake(d.grid[0], d.grid[1], d.grid[2])
+                 threadsPerThreadgroup:MTLSizeMake(d.threads, 1, 1)];
+    }
+
+  private:
+    const id<MTLComputeCommandEncoder> encoder_;
+};
+
+class MetalRecording final : public Recording {
+  public:
+    MetalRecording(std::shared_ptr<Queue> owner, std::vector<Dispatch> dispatches, Encoding encoding)
+        : queue(std::move(owner)), pieces(std::make_shared<Pieces>(dispatches)), dispatches_(std::move(dispatches)),
+          encoding_(encoding) {}
+
+    // Command buffers do not retain what they use; this object does, so it stays until the GPU is done. If the GPU is
+    // lost, it may yet write to these buffers: they are leaked on purpose.
+    ~MetalRecording() override {
+        if (queue->process.is_another()) leave_behind(queue);
+        if (queue->process.is_another() || !queue->in_flight->idle()) new std::vector<Dispatch>(std::move(dispatches_));
+    }
+
+    void encode(id<MTLCommandBuffer> command_buffer, size_t begin, size_t end) const {
+        const auto type = encoding_ == Encoding::concurrent ? MTLDispatchTypeConcurrent : MTLDispatchTypeSerial;
+        encode_dispatches(dispatches_, begin, end, encoding_, queue->debug, [&](const Dispatch& first) {
+            NSString* label = @"zincmetal";
+            if (queue->debug) label = static_cast<const MetalPipeline&>(*first.pipeline).state.label;
+            return MetalEncoder(command_buffer, type, label);
+        });
+    }
+
+    const std::shared_ptr<Queue> queue;
+    const std::shared_ptr<Pieces> pieces;
+
+  private:
+    std::vector<Dispatch> dispatches_;  // owns the pipelines, buffers and parameters
+    const Encoding encoding_;
+};
+
+}  // namespace zinc
