@@ -192,7 +192,7 @@ def _n_vocab(keys: Keys) -> int:
     if embd is None or not _is_matrix(embd):
         raise GGUFError(f"{file.path}: tensor token_embd.weight is missing or not a matrix")
     rows = embd.shape[-2]
-    if output is not None and _is_matrix(output) and output.shape[-2] < rows:
+    if output is not None and _is_matrix(output) and output.shape[-2] != rows:
         raise GGUFError(f"{file.path}: tensor output.weight has {output.shape[-2]} rows, token_embd.weight {rows}")
     n_tokens = file.metadata.length("tokenizer.ggml.tokens") or rows
     if n_tokens != rows:

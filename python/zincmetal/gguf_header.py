@@ -210,12 +210,12 @@ class _Cursor:
         return self.text(at, self.pos, what)
 
     def text(self, start: int, end: int, what: str) -> str:
-        """Bytes of the file as text. What is not UTF-8 is an error, but in what is for people to read."""
+        """Bytes of the file as text. What is not UTF-8 is an error, but in a few words for people to read."""
         try:
             with memoryview(self.map)[start:end] as raw:
                 return str(raw, "utf-8")
         except UnicodeDecodeError as e:
-            if not self.subject.startswith(_FOR_PEOPLE):
+            if end - start > MAX_NAME or not self.subject.startswith(_FOR_PEOPLE):
                 raise self.error(f"{what} is not UTF-8 ({e.reason})", start + e.start) from None
         message = "%s: %s: %s is not UTF-8; U+FFFD stands for what is not"
         logging.getLogger("zincmetal").warning(message, self.part.path, self.subject, what)

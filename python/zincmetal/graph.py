@@ -104,17 +104,16 @@ class Graph:
 
     # ---- operands ---------------------------------------------------------------------------------------
 
-    def has(self, name: str) -> bool:
-        """Whether the file has this tensor."""
-        return self._weight(name) is not None
+    def has(self, name: str, n_dims: int | None = None) -> bool:
+        """Whether the file has this tensor (with so many dimensions)."""
+        weight = self._weight(name)
+        return weight is not None and n_dims in (None, len(weight.shape))
 
     def weight(self, name: str, *shape: int) -> Weight:
         """The weight ``name``, which must have this shape. Raises UnsupportedModelError."""
         weight = self._weight(name)
         if weight is None:
             raise UnsupportedModelError(f"tensor {name} is missing; a {self.cfg.arch} model needs it")
-        if weight.shape != shape and _without_ones(weight.shape) == _without_ones(shape):
-            weight = replace(weight, shape=shape)
         if weight.shape != shape:
             raise UnsupportedModelError(f"tensor {name} has shape {weight.shape}; the metadata asks for {shape}")
         if not weight.type.supported:
@@ -162,7 +161,9 @@ class Graph:
     def linear(self, x: Value, name: str, n_out: int, bias: bool | None = False) -> Value:
         """x Wᵀ for the weight ``name`` [n_out, width of x], plus its bias [n_out]: None for where the file has one."""
         bias = self.has(f"{name}.bias") if bias is None else bias
-        weight = self.weight(f"{name}.weight", n_out, x.width)
+        # A weight of one row is stored as a vector.
+        shape = (x.width,) if n_out == 1 and self.has(f"{name}.weight", 1) else (n_out, x.width)
+        weight = self.weight(f"{name}.weight", *shape)
         out = self._emit("linear", (STEP, weight, x), f"{name}.out", n_out, last=x.last)
         return self.add(self.vector(f"{name}.bias", n_out), out) if bias else out
 
@@ -290,8 +291,3 @@ class Graph:
         out = Value(name, width, last)
         self.ops.append(Op(kind, reads, (out,), attrs))
         return out
-
-
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without the leading dimensions of 1, which writers leave out or fill up to four with."""
-    return shape if shape[:1] != (1,) else _without_ones(shape[1:])

@@ -124,7 +124,7 @@ class Layout:
             name = f"weights.{len(self.maps)}"
             self.maps.append(Map(name, part, start, max(t.offset + t.nbytes for t in group) - start))
             for t in group:
-                self._weights[t.name] = Weight(t.name, t.type, t.shape)
+                self._weights[t.name] = Weight(t.name, t.type, _shape(t))
                 self._regions[t.name] = Region(name, t.offset - start, t.nbytes)
 
     def _convert_vectors(self, file: gguf.File) -> None:
@@ -136,7 +136,7 @@ class Layout:
         end = 0
         for t in found:
             nbytes = 4 * prod(t.shape)
-            self._weights[t.name] = Weight(t.name, F32, t.shape)
+            self._weights[t.name] = Weight(t.name, F32, _shape(t))
             self._regions[t.name] = Region(CONVERTED, end, nbytes)
             end += -(-nbytes // ALIGN) * ALIGN
         if not found:
@@ -158,6 +158,14 @@ class Layout:
         self._weights[name] = Weight(name, F32, values.shape)
         self._computed.add(self._weights[name])
         self._regions[name] = Region(name, 0, values.nbytes)
+
+
+def _shape(tensor: gguf.TensorInfo) -> tuple[int, ...]:
+    """The shape without leading dimensions of 1, with which some writers fill up to four; experts always have three."""
+    shape, least = tensor.shape, 3 if "_exps." in tensor.name else 1
+    while len(shape) > least and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def _rope_factors(file: gguf.File, cfg: ModelConfig) -> NDArray[np.float32] | None:
