@@ -193,7 +193,9 @@ def _n_vocab(keys: Keys) -> int:
         raise GGUFError(f"{file.path}: tensor token_embd.weight is missing or not a matrix")
     rows = embd.shape[-2]
     if output is not None and _is_matrix(output) and output.shape[-2] != rows:
-        raise GGUFError(f"{file.path}: tensor output.weight has {output.shape[-2]} rows, token_embd.weight {rows}")
+        raise GGUFError(
+            f"{file.path}: tensor token_embd.weight has {rows} rows, tensor output.weight {output.shape[-2]}"
+        )
     n_tokens = file.metadata.length("tokenizer.ggml.tokens") or rows
     if n_tokens != rows:
         kept = f"the {n_tokens} of tokenizer.ggml.tokens count" if n_tokens < rows else "later tokens cannot be used"
