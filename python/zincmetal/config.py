@@ -312,7 +312,7 @@ def _rope(keys: Keys, n_ctx_train: int) -> Rope:
     if factor < 0:
         raise keys.bad("rope.scaling.factor", f"{factor} is negative")
     scaling = keys.get("rope.scaling.type", "linear" if factor else "none")
-    n_ctx_orig = keys.size("rope.scaling.original_context_length", n_ctx_train)
+    n_ctx_orig = keys.size("rope.scaling.original_context_length", 0, least=0) or n_ctx_train
     # Local frequencies are not scaled, and kernels know one magnitude.
     local = keys.arch in WINDOWED or keys.has("rope.freq_base_swa")
     supported = ("none", "default", "linear") if local else ("none", "default", "linear", "yarn")
