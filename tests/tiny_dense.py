@@ -124,6 +124,17 @@ class Tiny:
                 values = self._rng.normal(size=n).astype(np.float32)
                 self.tensors[f"{blk}.{name}.bias"] = Tensor(values, kind)
 
+    def add_tokenizer(self, n_tokens: int | None = None) -> None:
+        """A vocabulary of made-up tokens, one for each row unless told."""
+        n = self.n_vocab if n_tokens is None else n_tokens
+        self.keys |= {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "qwen2",
+            "tokenizer.ggml.tokens": ["t", "1", *(f"t{i}" for i in range(1, n - 1))],
+            "tokenizer.ggml.token_type": [1] * n,
+            "tokenizer.ggml.merges": ["t 1"],
+        }
+
     def convert(self, ending: str, kind: str) -> None:
         """Keep the tensors whose names end so in another type."""
         for name, t in self.tensors.items():
