@@ -359,11 +359,30 @@ def test_the_output_must_have_the_tables_rows(tmp_path):
 
 # ---- names and numbers ----------------------------------------------------------------------------------------------
 
-ENGINES = """
-    step tokens pages logits candidates arena converted weights.0 k_cache.0 v_cache.1 ssm_state.0 rope_freqs
-    rope_freqs_local argmax.id embd blk.0.attn_norm blk.0.q_rope blk.1.ffn_gate.swiglu blk.0.kqv output.weight.out
-    candidates.parts attn_q.weight
-""".split()
+ENGINES = [
+    "step",
+    "tokens",
+    "pages",
+    "logits",
+    "candidates",
+    "arena",
+    "converted",
+    "weights.0",
+    "k_cache.0",
+    "v_cache.1",
+    "ssm_state.0",
+    "rope_freqs",
+    "rope_freqs_local",
+    "argmax.id",
+    "embd",
+    "blk.0.attn_norm",
+    "blk.0.q_rope",
+    "blk.1.ffn_gate.swiglu",
+    "blk.0.kqv",
+    "output.weight.out",
+    "candidates.parts",
+    "attn_q.weight",
+]
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -142,8 +142,8 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
 
 
 def _refuse_what_is_no_model(file: File) -> None:
-    kind = file.get("general.type", str, "model")
-    if kind != "model":
+    kind = file.metadata.get("general.type", "model")
+    if kind in ("adapter", "imatrix", "mmproj"):
         raise UnsupportedModelError(f"general.type is {abbreviate(kind)}: this file is no model by itself")
 
 

@@ -178,9 +178,9 @@ class Keys:
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
         value = self.get(name, default)
-        if not isinstance(value, bool):
+        if not isinstance(value, int) or value not in (0, 1):
             raise self.bad(name, f"{abbreviate(value)} is neither true nor false")
-        return value
+        return bool(value)
 
     def flags(self, name: str, n: int) -> tuple[bool, ...]:
         """A list of ``n`` booleans, one for each block."""
