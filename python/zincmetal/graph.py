@@ -133,7 +133,9 @@ class Graph:
     def _f32(self, name: str, *shape: int) -> Weight:
         weight = self.weight(name, *shape)
         if weight.type.name != "f32":
-            raise UnsupportedModelError(f"tensor {name} is {weight.type.name}; zincmetal needs it to be f32")
+            raise UnsupportedModelError(
+                f"tensor {name} is {weight.type.name}; zincmetal needs it to be f32, f16 or bf16"
+            )
         return weight
 
     @property

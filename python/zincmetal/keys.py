@@ -19,7 +19,7 @@ from .gguf import File
 
 #: Other spellings of a key that some converters write. The first of them that is there counts.
 SPELLINGS: dict[str, tuple[str, ...]] = {
-    "expert_weights_norm": ("norm_top_k_prob",),
+    "expert_weights_norm": ("norm_top_k_prob", "norm_topk_prob"),
     "rope.dimension_sections": ("rope.mrope_section",),
     "rope.freq_base": ("rope.global.freq_base",),
     "rope.freq_base_swa": ("rope.local.freq_base", "rope.local_freq_base"),
@@ -224,7 +224,7 @@ class Keys:
         prefix = f"{self.arch}."
         names = (key[len(prefix) :] for key in self.file.metadata if key.startswith(prefix))
         # Where there are no experts, their number alone matters.
-        moot = () if "expert_count" in self.read else ("expert_", "norm_top_k_prob")
+        moot = () if "expert_count" in self.read else ("expert_", *SPELLINGS["expert_weights_norm"])
         for name in names:
             if name not in self.read and (name == "expert_count" or not name.startswith(moot)):
                 yield name
