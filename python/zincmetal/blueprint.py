@@ -10,7 +10,7 @@ from typing import Any
 
 from . import arch, config, fuse, gguf, tuning
 from .budget import MemoryPlan, budget
-from .errors import UnsupportedModelError, plain
+from .errors import UnsupportedModelError
 from .graph import KV_CACHES, LOGITS, RECURRENT, Graph, Op, Operand
 from .kernels import Lowering
 from .layout import Layout, buffer_sizes
@@ -156,9 +156,10 @@ class Blueprint:
         used = {operand.name for operand in operands if self.layout.of_file(operand)}
         unused = sorted(name for name in self.file.tensors.keys() - used if not self._may_be_unused(name))
         if unused:
+            shown = ", ".join(map(gguf.plain, unused[:3]))
             raise UnsupportedModelError(
                 f"{self.config.arch} as zincmetal computes it has no use for {len(unused)} tensors of this file "
-                f"({', '.join(map(plain, unused[:3]))}{', ...' if len(unused) > 3 else ''}); its result would be wrong"
+                f"({shown}{', ...' if len(unused) > 3 else ''}); its result would be wrong"
             )
 
     def _may_be_unused(self, name: str) -> bool:

@@ -57,11 +57,6 @@ def quote(text: str, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else text[:limit] + "…")
 
 
-def plain(name: str) -> str:
-    """A key's or tensor's name as it is, or quoted where it has letters that do not show, or is long."""
-    return name if name.isascii() and name.isprintable() and len(name) <= 80 else quote(name)
-
-
 def abbreviate(value: Any, limit: int = 60) -> str:
     """A metadata value on one line; of arrays the first few elements."""
     if isinstance(value, str):

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import quants
-from .errors import GGUFError, UsageError, abbreviate, plain, quote
+from .errors import GGUFError, UsageError, abbreviate, quote
 from .gguf_header import Header, Metadata, Part, TensorInfo, read_header, unmap
 
 __all__ = ["File", "Metadata", "Part", "TensorInfo", "open"]
@@ -132,6 +132,11 @@ def _join_tensors(headers: list[Header]) -> dict[str, TensorInfo]:
                 raise GGUFError(f"{header.part.path}: tensor {quote(tensor.name)} is in {where} too")
             tensors[tensor.name] = replace(tensor, part=part)
     return tensors
+
+
+def plain(name: str) -> str:
+    """A key's or tensor's name as it is, or quoted where it has letters that do not show, or is long."""
+    return name if name.isascii() and name.isprintable() and len(name) <= 80 else quote(name)
 
 
 def _describe(file: File) -> Iterator[str]:

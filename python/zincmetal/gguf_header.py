@@ -8,7 +8,6 @@ not fit is a GGUFError that names the key or the tensor and the byte.
 from __future__ import annotations
 
 import itertools
-import logging
 import mmap
 import os
 import stat
@@ -16,6 +15,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from logging import getLogger
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -218,8 +218,9 @@ class _Cursor:
             if end - start > MAX_NAME or not self.subject.startswith(_FOR_PEOPLE):
                 raise self.error(f"{what} is not UTF-8 ({e.reason})", start + e.start) from None
         message = "%s: %s: %s is not UTF-8; U+FFFD stands for what is not"
-        logging.getLogger("zincmetal").warning(message, self.part.path, self.subject, what)
-        return self.map[start:end].decode(errors="replace")
+        getLogger("zincmetal").warning(message, self.part.path, self.subject, what)
+        with memoryview(self.map)[start:end] as raw:
+            return str(raw, "utf-8", "replace")
 
     def name(self, what: str) -> str:
         start = self.pos

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import gguf
 from .config import ModelConfig
-from .errors import DeviceError, GGUFError, UsageError, plain
+from .errors import DeviceError, GGUFError, UsageError
 from .graph import KV_CACHES, RECURRENT, Operand, State, Weight
 from .plan import Region
 from .quants import BF16, F16, F32, by_name, dequantize
@@ -197,7 +197,7 @@ def _group(
             start = t.offset // page * page
         if t.offset + t.nbytes > start + max_bytes - page:
             raise DeviceError(
-                f"tensor {plain(t.name)} has {t.nbytes} bytes; this device's largest buffer is {max_bytes} bytes"
+                f"tensor {gguf.plain(t.name)} has {t.nbytes} bytes; this device's largest buffer is {max_bytes} bytes"
             )
         group.append(t)
     if group:
