@@ -1,6 +1,6 @@
 // Causal attention over the KV cache, softmax computed on line: row t of a step sees positions 0 .. pos + t, or the
 // last `window` of them. Heads are grouped: n_head / n_head_kv query heads share a key and value head. Rows start at
-// multiples of 16 bytes (q, gate, out, float caches) or 8 (half caches), which a head_dim that is a multiple of 8
+// multiples of 16 bytes (q, gate, out, float caches) or 8 (half caches), which a head_dim that is a multiple of 4
 // gives.
 //
 // The kernels come in classes of head_dim: an instance named _128 serves every one in (96, 128].

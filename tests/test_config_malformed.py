@@ -116,7 +116,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "rope.scaling.type": ("longrope", "", 1, [1]),
     "expert_count": (ABSENT, *NO_SIZE, (7, "ffn_gate_inp"), 1025, 2**31 - 1),
     "expert_used_count": (ABSENT, *NO_SIZE, 9, 33, 2**31 - 1),
-    "expert_feed_forward_length": (ABSENT, *NO_SIZE, (255, "ffn_gate_exps"), (2**31 - 1, "ffn_gate_exps")),
+    "expert_feed_forward_length": (*NO_SIZE, (255, "ffn_gate_exps"), (2**31 - 1, "ffn_gate_exps")),
     "expert_shared_feed_forward_length": (-1, 2**31, 1.0, True, "8", (255, "ffn_gate_shexp")),
     "expert_gating_func": (0, 2, "softmax", [1]),
     "expert_weights_norm": (False, 0, "yes"),

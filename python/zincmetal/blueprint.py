@@ -16,6 +16,7 @@ from .kernels import Lowering
 from .layout import Layout, buffer_sizes
 from .plan import Plan, Region, record
 
+_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,9})\.")  # no more digits than a number of blocks has
 PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
 # Positions: sequences within them have plans of their own, which divide fewer keys. So do those short enough to divide
 # none (tuning.DIVIDE_KEYS_ABOVE).
@@ -151,10 +152,11 @@ class Blueprint:
 
     def _refuse_unused(self, plan: Plan) -> None:
         """A tensor that no dispatch reads is part of the model that would be left out: say so, do not guess."""
-        used = {arg.operand.name for d in plan.dispatches for arg in d.launch.args}
+        operands = (arg.operand for d in plan.dispatches for arg in d.launch.args)
+        used = {operand.name for operand in operands if self.layout.of_file(operand)}
         unused = sorted(name for name in self.file.tensors.keys() - used if not self._may_be_unused(name))
         if unused:
-            shown = ", ".join(name[:80] for name in unused[:3])
+            shown = ", ".join(map(gguf.plain, unused[:3]))
             raise UnsupportedModelError(
                 f"{self.config.arch} as zincmetal computes it has no use for {len(unused)} tensors of this file "
                 f"({shown}{', ...' if len(unused) > 3 else ''}); its result would be wrong"
@@ -162,7 +164,7 @@ class Blueprint:
 
     def _may_be_unused(self, name: str) -> bool:
         """The engine computes rope_freqs from that tensor; the blocks that draft tokens are not run."""
-        block, n_layer = re.match(r"blk\.(\d{1,9})\.", name), self.config.n_layer
+        block, n_layer = _BLOCK.match(name), self.config.n_layer
         drafts = block is not None and n_layer <= int(block[1]) < n_layer + self.config.n_draft
         return drafts or name == "rope_freqs.weight"
 

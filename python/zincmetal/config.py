@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .errors import GGUFError, UnsupportedModelError, UsageError, abbreviate
-from .gguf import File
+from .gguf import File, TensorInfo
+from .keys import Keys
+from .rope import Rope
+
+__all__ = ["Experts", "ModelConfig", "Rope", "Ssm", "from_file"]
 
 # Head sizes that the attention kernels are compiled for: each serves those up to it. The last is the largest.
 HEAD_CLASSES = (32, 64, 96, 128, 256)
+HEAD_MULTIPLE = 4  # heads are read in vectors of so many floats
 SSM_CLASSES = (64, 128, 256)  # the same of the recurrent layers' kernels
 # Architectures whose feed-forward is a mixture of experts, and those with recurrent layers.
 MIXTURES = frozenset({"qwen3moe", "qwen35moe"})
 HYBRIDS = frozenset({"qwen35", "qwen35moe"})
-# Architectures in which some layers attend to a window, with rotary frequencies of their own.
-WINDOWED = frozenset({"gemma3"})
+# Architectures in which layers with a window have rotary frequencies of their own, and all but every so many-th layer
+# have one, unless the file says which.
+WINDOWED = {"gemma3": 6}
 # What the routing and convolution kernels are made for.
 EXPERT_CLASSES = (256, 1024)  # experts that the kernels which choose among them are built for
 MAX_EXPERTS_USED, MAX_CONV = 32, 8
@@ -32,7 +36,7 @@ class ModelConfig:
     arch: str
     n_layer: int
     n_embd: int
-    n_ff: int
+    n_ff: tuple[int, ...]  # by layer; 0 in mixtures
     n_head: int
     n_head_kv: int
     head_dim: int
@@ -45,7 +49,8 @@ class ModelConfig:
     recurrent: tuple[bool, ...]
     attention_scale: float  # of q·k
     windows: tuple[int, ...]  # by layer: the positions that attention sees, 0 for all
-    rope_local: Rope | None = None  # of the layers with a window
+    rope_local: Rope | None = None  # of the layers with a window, where it is another
+    embedding_scale: float = 1.0
     experts: Experts | None = None
     ssm: Ssm | None = None
     n_draft: int = 0  # blocks after the last layer that only draft tokens: not run
@@ -82,56 +87,17 @@ class Ssm:
         return 2 * self.n_k_head * self.d_state + self.d_inner
 
 
-@dataclass(frozen=True)
-class Rope:
-    """Rotary embedding: base, and how a context longer than the trained one is scaled."""
-
-    base: float
-    scaling: str = "none"  # none, linear, yarn
-    factor: float = 1.0
-    n_ctx_orig: int = 0
-
-    @property
-    def magnitude(self) -> float:
-        """What cos and sin are multiplied by: 1, or YaRN's 0.1 ln(factor) + 1 (arXiv 2309.00071, eq. 22)."""
-        return 0.1 * math.log(self.factor) + 1.0 if self.scaling == "yarn" and self.factor > 1 else 1.0
-
-    def frequencies(self, n_rot: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """Radians per position of each pair, float32 [n_rot / 2]: base^(-2i / n_rot), scaled.
-
-        ``factors`` are the file's ``rope_freqs.weight`` (Llama 3.1), which divide. YaRN blends between scaled
-        and unscaled by the number of turns that a pair makes in the original context (32 turns and more are
-        left alone, 1 and fewer are scaled in full).
-        """
-        i = np.arange(n_rot // 2, dtype=np.float64)
-        freqs = self.base ** (-2.0 * i / n_rot)
-        if factors is not None:
-            freqs = freqs / factors.astype(np.float64)
-        if self.scaling == "linear":
-            freqs = freqs / self.factor
-        if self.scaling == "yarn":
-            low, high = (self._pair_with_turns(turns, n_rot) for turns in (32.0, 1.0))
-            low, high = max(math.floor(low), 0), min(math.ceil(high), n_rot - 1)
-            keep = 1.0 - np.clip((i - low) / max(high - low, 0.001), 0.0, 1.0)
-            freqs = freqs * keep + freqs / self.factor * (1.0 - keep)
-        return freqs.astype(np.float32)
-
-    def _pair_with_turns(self, turns: float, n_rot: int) -> float:
-        """The (fractional) pair that makes this many turns in the original context."""
-        return n_rot * math.log(self.n_ctx_orig / (turns * 2 * math.pi)) / (2 * math.log(self.base))
-
-
 def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
     """The configuration of an opened file, with a context of ``n_ctx`` tokens (default: min(4096, trained)).
 
     Raises GGUFError for a missing or impossible value, UnsupportedModelError for one that zincmetal does not
-    run; both name the key.
+    run; both name the key. What had to be assumed is one warning.
     """
     arch = file.require("general.architecture", str)
-    keys = _Keys(file, arch)
+    keys = Keys(file, arch)
     if n_ctx is not None and not (isinstance(n_ctx, int) and 0 < n_ctx < 2**31):
         raise UsageError(f"context must be a positive number of tokens, not {n_ctx!r}")
-    _refuse_what_is_not_computed(keys)
+    _refuse_what_is_no_model(file)
     # Blocks for multi-token prediction come last.
     n_block, n_draft = keys.size("block_count"), keys.size("nextn_predict_layers", 0, least=0)
     if n_block > len(file.tensors):
@@ -140,74 +106,128 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
         raise keys.bad("nextn_predict_layers", f"{n_draft} leaves none of the {n_block} blocks")
     n_layer = n_block - n_draft
     n_embd = keys.size("embedding_length")
-    n_head = keys.size("attention.head_count")
-    n_head_kv = keys.size("attention.head_count_kv", n_head)
-    if n_head % n_head_kv:
-        raise keys.bad("attention.head_count_kv", f"{n_head_kv} does not divide the {n_head} query heads")
-    head_dim = keys.size("attention.key_length", n_embd // n_head)
-    if head_dim % 8 or head_dim > HEAD_CLASSES[-1]:
-        raise UnsupportedModelError(
-            f"{arch}.attention.key_length is {head_dim}; multiples of 8 up to {HEAD_CLASSES[-1]} are supported"
-        )
-    if keys.size("attention.value_length", head_dim) != head_dim:
-        raise UnsupportedModelError(f"{arch}.attention.value_length differs from the key length {head_dim}")
+    n_head, n_head_kv, head_dim = _heads(keys, n_block, n_embd)
     n_rot = keys.size("rope.dimension_count", head_dim)
     if n_rot > head_dim or n_rot % 2:
         raise keys.bad("rope.dimension_count", f"{n_rot} must be even and at most the head's {head_dim}")
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if keys.number(name, 0.0):
-            raise UnsupportedModelError(f"{arch}.{name} is set; zincmetal does not cap logits")
+    keys.must_be("rope.dimension_count_swa", n_rot)
+    _check_sections(keys)
     n_ctx_train = keys.size("context_length")
-    embd = file.tensors.get("token_embd.weight")
-    if embd is None or len(embd.shape) != 2:
-        raise GGUFError(f"{file.path}: tensor token_embd.weight is missing or not a matrix")
-    return ModelConfig(
+    windows = _windows(keys, n_block)[:n_layer]
+    cfg = ModelConfig(
         arch=arch,
         n_layer=n_layer,
         n_embd=n_embd,
-        n_ff=0 if arch in MIXTURES else keys.size("feed_forward_length"),
+        n_ff=_feed_forward(keys, n_block)[:n_layer],
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
         n_rot=n_rot,
-        n_vocab=embd.shape[0],
+        n_vocab=_n_vocab(keys),
         n_ctx_train=n_ctx_train,
         n_ctx=n_ctx if n_ctx is not None else min(4096, n_ctx_train),
         norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
         rope=_rope(keys, n_ctx_train),
         recurrent=_recurrent(keys, n_block)[:n_layer] if arch in HYBRIDS else (False,) * n_layer,
         attention_scale=_attention_scale(keys, n_layer, n_embd / n_head, head_dim),
-        windows=_windows(keys, n_block)[:n_layer] if arch in WINDOWED else (0,) * n_layer,
-        rope_local=Rope(_rope_base(keys, "rope.freq_base_swa")) if arch in WINDOWED else None,
-        experts=_experts(keys) if arch in MIXTURES else None,
+        windows=windows,
+        rope_local=_rope_local(keys, windows),
+        embedding_scale=_embedding_scale(keys, n_embd),
+        experts=_experts(keys, n_block) if arch in MIXTURES else None,
         ssm=_ssm(keys) if arch in HYBRIDS else None,
         n_draft=n_draft,
     )
+    keys.account()
+    return cfg
 
 
-# Keys that change the result and are not implemented, with the value at which they change nothing.
-_NEUTRAL = {
-    "expert_gating_func": 1,  # softmax
-    "expert_weights_norm": True,
-    "rope.scaling.attn_factor": 1.0,
-    "rope.scaling.yarn_attn_factor": 1.0,
-    "rope.scaling.yarn_ext_factor": 1.0,
-    "rope.scaling.yarn_log_multiplier": 0.0,
-    "rope.scaling.yarn_beta_fast": 32.0,
-    "rope.scaling.yarn_beta_slow": 1.0,
-}
+def _refuse_what_is_no_model(file: File) -> None:
+    kind = file.metadata.get("general.type", "model")
+    if kind in ("adapter", "imatrix", "mmproj"):
+        raise UnsupportedModelError(f"general.type is {abbreviate(kind)}: this file is no model by itself")
 
 
-def _refuse_what_is_not_computed(keys: _Keys) -> None:
-    for name, neutral in _NEUTRAL.items():
-        value = keys.get(name, neutral)
-        if not isinstance(value, (bool, int, float)) or value != neutral:
-            found = abbreviate(value)
-            raise UnsupportedModelError(f"{keys.arch}.{name} is {found}; zincmetal computes with {neutral!r} alone")
+def _heads(keys: Keys, n_block: int, n_embd: int) -> tuple[int, int, int]:
+    """Query heads, key and value heads, and the size of each."""
+    n_head = keys.same_size("attention.head_count", n_block)
+    n_head_kv = keys.same_size("attention.head_count_kv", n_block, n_head)
+    if n_head % n_head_kv:
+        raise keys.bad("attention.head_count_kv", f"{n_head_kv} does not divide the {n_head} query heads")
+    head_dim = keys.size("attention.key_length", n_embd // n_head)
+    if head_dim % HEAD_MULTIPLE or head_dim > HEAD_CLASSES[-1]:
+        known = f"multiples of {HEAD_MULTIPLE} up to {HEAD_CLASSES[-1]} are supported"
+        raise UnsupportedModelError(f"{keys.arch}.attention.key_length is {head_dim}; {known}")
+    if keys.size("attention.value_length", head_dim) != head_dim:
+        raise UnsupportedModelError(f"{keys.arch}.attention.value_length differs from the key length {head_dim}")
+    for name in ("attention.key_length_swa", "attention.value_length_swa"):
+        keys.must_be(name, head_dim)
+    return n_head, n_head_kv, head_dim
 
 
-def _experts(keys: _Keys) -> Experts:
-    n, n_used = keys.size("expert_count"), keys.size("expert_used_count")
+def _feed_forward(keys: Keys, n_block: int) -> tuple[int, ...]:
+    """The width of each block's feed-forward; mixtures have none beside their experts."""
+    if keys.arch in MIXTURES:
+        keys.get("feed_forward_length", 0)  # of the dense blocks, which these mixtures do not have
+        return (0,) * n_block
+    return keys.sizes("feed_forward_length", n_block, _assumed_width(keys, "feed_forward_length", "ffn_gate", 2))
+
+
+def _assumed_width(keys: Keys, name: str, tensor: str, n_dims: int) -> int | None:
+    """Where the file lacks the key of a width: the rows of the first block's tensor, if there is one."""
+    info = keys.file.tensors.get(f"blk.0.{tensor}.weight")
+    if keys.has(name) or info is None or len(info.shape) < n_dims:
+        return None
+    width = info.shape[-2]
+    keys.assumed.append(f"key {keys.arch}.{name} is missing, {width} is taken from tensor {info.name}")
+    return width
+
+
+def _n_vocab(keys: Keys) -> int:
+    """The ids that there are: rows of the embedding table and of the output, as far as the tokenizer has tokens.
+
+    Some files have more rows than tokens, to fill up to a multiple. A file without a tokenizer has ids alone.
+    """
+    file = keys.file
+    embd, output = file.tensors.get("token_embd.weight"), file.tensors.get("output.weight")
+    if embd is None or not _is_matrix(embd):
+        raise GGUFError(f"{file.path}: tensor token_embd.weight is missing or not a matrix")
+    rows = embd.shape[-2]
+    if output is not None and _is_matrix(output) and output.shape[-2] != rows:
+        raise GGUFError(
+            f"{file.path}: tensor token_embd.weight has {rows} rows, tensor output.weight {output.shape[-2]}"
+        )
+    n_tokens = file.metadata.length("tokenizer.ggml.tokens") or rows
+    if n_tokens != rows:
+        kept = f"the {n_tokens} of tokenizer.ggml.tokens count" if n_tokens < rows else "later tokens cannot be used"
+        keys.assumed.append(f"tensor token_embd.weight has {rows} rows: {kept}")
+    return min(rows, n_tokens)
+
+
+def _is_matrix(tensor: TensorInfo) -> bool:
+    """Whether a tensor is one, but for leading dimensions of 1."""
+    return len(tensor.shape) >= 2 and prod(tensor.shape[:-2]) == 1
+
+
+def _check_sections(keys: Keys) -> None:
+    """Refuse sections of rotary dimensions that text would turn by another position than its own.
+
+    The first three are turned by the time, row and column of an image, which for text are all its position. What the
+    fourth would be turned by is nothing of text.
+    """
+    name = "rope.dimension_sections"
+    if not keys.has(name):
+        return
+    sections = keys.get(name)
+    if not isinstance(sections, np.ndarray) or sections.dtype.kind not in "iu" or sections.size > 4:
+        raise keys.bad(name, f"{abbreviate(sections)} are not up to 4 integers")
+    if sections.size and (sections.min() < 0 or sections[3:].any()):
+        raise UnsupportedModelError(
+            f"{keys.spelled(name)} is {abbreviate(sections)}; zincmetal turns the first 3 alone"
+        )
+
+
+def _experts(keys: Keys, n_block: int) -> Experts:
+    n, n_used = keys.size("expert_count"), keys.same_size("expert_used_count", n_block)
     if n > EXPERT_CLASSES[-1]:
         raise UnsupportedModelError(f"{keys.arch}.expert_count is {n}; at most {EXPERT_CLASSES[-1]} are supported")
     if n_used > min(n, MAX_EXPERTS_USED):
@@ -215,16 +235,18 @@ def _experts(keys: _Keys) -> Experts:
     scale = keys.number("expert_weights_scale", 0.0)
     if scale < 0:
         raise keys.bad("expert_weights_scale", f"{scale} is negative")
+    name, shared = "expert_feed_forward_length", "expert_shared_feed_forward_length"
+    n_shared = 0 if keys.has(shared) else _assumed_width(keys, shared, "ffn_gate_shexp", 2) or 0
     return Experts(
         n=n,
         n_used=n_used,
-        n_ff=keys.size("expert_feed_forward_length"),
-        n_ff_shared=keys.size("expert_shared_feed_forward_length", 0, least=0),
+        n_ff=keys.same_size(name, n_block, _assumed_width(keys, name, "ffn_gate_exps", 2)),
+        n_ff_shared=keys.size(shared, n_shared, least=0),
         scale=scale or 1.0,  # converters write 0 for none
     )
 
 
-def _ssm(keys: _Keys) -> Ssm:
+def _ssm(keys: Keys) -> Ssm:
     n_k_head, n_v_head = keys.size("ssm.group_count"), keys.size("ssm.time_step_rank")
     d_state, d_inner = keys.size("ssm.state_size"), keys.size("ssm.inner_size")
     d_conv = keys.size("ssm.conv_kernel")
@@ -241,98 +263,77 @@ def _ssm(keys: _Keys) -> Ssm:
     return Ssm(n_k_head, n_v_head, d_state, d_conv)
 
 
-def _recurrent(keys: _Keys, n_block: int) -> tuple[bool, ...]:
+def _recurrent(keys: Keys, n_block: int) -> tuple[bool, ...]:
     """Which blocks are recurrent: as listed, or all but every ``full_attention_interval``-th."""
     if not keys.has("attention.recurrent_layers"):
         interval = keys.size("full_attention_interval", 4)
         return tuple((i + 1) % interval != 0 for i in range(n_block))
+    keys.get("full_attention_interval", 0)  # the list says the same
     return keys.flags("attention.recurrent_layers", n_block)
 
 
-def _windows(keys: _Keys, n_block: int) -> tuple[int, ...]:
-    """The window of each block, or 0: as listed, or all but every ``sliding_window_pattern``-th have one."""
+def _windows(keys: Keys, n_block: int) -> tuple[int, ...]:
+    """The window of each block, or 0.
+
+    Those blocks have it that are listed; or all but every ``sliding_window_pattern``-th; or, in the manner of Qwen2,
+    those from ``max_window_layers`` on where ``use_sliding_window`` is not false; or all.
+    """
     window = keys.size("attention.sliding_window", 0, least=0)
-    name = "attention.sliding_window_pattern"
-    if isinstance(keys.get(name, 6), np.ndarray):
+    used = keys.flag("use_sliding_window", True)
+    first = keys.size("max_window_layers", 0, least=0)
+    name, usual = "attention.sliding_window_pattern", WINDOWED.get(keys.arch)
+    if isinstance(keys.get(name, usual or 0), np.ndarray):
         windowed = keys.flags(name, n_block)
-    else:
-        period = keys.size(name, 6)
+    elif keys.has(name) or usual:
+        period = keys.size(name, usual)
         windowed = tuple((i + 1) % period != 0 for i in range(n_block))
-    return tuple(window if w else 0 for w in windowed)
+    else:
+        windowed = (used,) * n_block
+    windows = tuple(window if w and used and i >= first else 0 for i, w in enumerate(windowed))
+    if any(windows) and keys.arch in HYBRIDS:
+        raise UnsupportedModelError(f"{keys.spelled('attention.sliding_window')} is {window}; {keys.arch} sees all")
+    return windows
 
 
-def _attention_scale(keys: _Keys, n_layer: int, embd_per_head: float, head_dim: int) -> float:
+def _attention_scale(keys: Keys, n_layer: int, embd_per_head: float, head_dim: int) -> float:
     """As the file says, or head_dim^-0.5; no file says it of Gemma 3 27B, which scales by (n_embd / n_head)^-0.5."""
     is_27b = keys.arch == "gemma3" and n_layer == 62
     return keys.positive("attention.scale", (embd_per_head if is_27b else head_dim) ** -0.5)
 
 
-def _rope(keys: _Keys, n_ctx_train: int) -> Rope:
-    scaling = keys.get("rope.scaling.type", "none")
+def _embedding_scale(keys: Keys, n_embd: int) -> float:
+    """What embeddings are multiplied by: as the file says (0 for nothing said), or sqrt(n_embd) in Gemma."""
+    return keys.number("embedding_scale", 0.0) or (n_embd**0.5 if keys.arch == "gemma3" else 1.0)
+
+
+def _rope(keys: Keys, n_ctx_train: int) -> Rope:
+    """The scaling as its type says; a factor alone scales linearly, by the format's definition, and 0 not at all."""
+    factor = keys.number("rope.scaling.factor", 0.0)
+    if factor < 0:
+        raise keys.bad("rope.scaling.factor", f"{factor} is negative")
+    scaling = keys.get("rope.scaling.type", "linear" if factor else "none")
+    n_ctx_orig = keys.size("rope.scaling.original_context_length", 0, least=0) or n_ctx_train
     # Local frequencies are not scaled, and kernels know one magnitude.
-    supported = ("none", "linear") if keys.arch in WINDOWED else ("none", "linear", "yarn")
+    local = keys.arch in WINDOWED or keys.has("rope.freq_base_swa")
+    supported = ("none", "default", "linear") if local else ("none", "default", "linear", "yarn")
     if not isinstance(scaling, str) or scaling not in supported:
         raise UnsupportedModelError(f"{keys.arch}.rope.scaling.type {abbreviate(scaling)} is not supported")
     base = _rope_base(keys, "rope.freq_base")
-    if scaling == "none":
+    if scaling in ("none", "default"):
         return Rope(base)
-    return Rope(
-        base,
-        scaling,
-        keys.positive("rope.scaling.factor", 1.0),
-        keys.size("rope.scaling.original_context_length", n_ctx_train),
-    )
+    return Rope(base, scaling, factor or 1.0, n_ctx_orig)
 
 
-def _rope_base(keys: _Keys, name: str) -> float:
+def _rope_local(keys: Keys, windows: tuple[int, ...]) -> Rope | None:
+    """The rotary embedding of layers with a window, where it is not that of the others."""
+    if keys.arch in WINDOWED or (keys.has("rope.freq_base_swa") and any(windows)):
+        return Rope(_rope_base(keys, "rope.freq_base_swa"))
+    keys.get("rope.freq_base_swa", 0.0)  # no layer to use it
+    return None
+
+
+def _rope_base(keys: Keys, name: str) -> float:
     base = keys.positive(name, 10000.0)
     if base <= 1:
         raise keys.bad(name, f"{base} must be above 1")
     return base
-
-
-class _Keys:
-    """Reads ``<arch>.<name>`` with checks whose errors name the key."""
-
-    def __init__(self, file: File, arch: str) -> None:
-        self.file, self.arch = file, arch
-
-    def has(self, name: str) -> bool:
-        return f"{self.arch}.{name}" in self.file.metadata
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = self.file.metadata.get(f"{self.arch}.{name}", default)
-        if value is None:
-            raise GGUFError(f"{self.file.path}: key {self.arch}.{name} is missing")
-        return value
-
-    def size(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """A count from ``least`` to 2^31 - 1."""
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-            raise self.bad(name, f"{abbreviate(value)} is not an integer from {least} to 2^31 - 1")
-        return value
-
-    def positive(self, name: str, default: float | None = None) -> float:
-        """A finite number above 0."""
-        value = self.number(name, default)
-        if value <= 0:
-            raise self.bad(name, f"{abbreviate(value)} is not a positive number")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        """A finite number."""
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise self.bad(name, f"{abbreviate(value)} is not a finite number")
-        return float(value)
-
-    def flags(self, name: str, n: int) -> tuple[bool, ...]:
-        """A list of ``n`` booleans, one for each block."""
-        value = self.get(name)
-        if not isinstance(value, np.ndarray) or value.dtype != np.bool_ or value.size != n:
-            raise self.bad(name, f"it must be {n} booleans, one for each block")
-        return tuple(value.tolist())
-
-    def bad(self, name: str, why: str) -> GGUFError:
-        return GGUFError(f"{self.file.path}: key {self.arch}.{name}: {why}")

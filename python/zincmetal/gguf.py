@@ -134,8 +134,9 @@ def _join_tensors(headers: list[Header]) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _plain(name: str) -> str:
-    return name if name.isascii() and name.isprintable() else quote(name)
+def plain(name: str) -> str:
+    """A key's or tensor's name as it is, or quoted where it has letters that do not show, or is long."""
+    return name if name.isascii() and name.isprintable() and len(name) <= 80 else quote(name)
 
 
 def _describe(file: File) -> Iterator[str]:
@@ -144,12 +145,12 @@ def _describe(file: File) -> Iterator[str]:
         yield f"{part.path}: {part.size:,} bytes"
     yield f"\n{len(file.metadata)} keys"
     for key in file.metadata:
-        yield f"  {_plain(key):<44} {file.metadata.type_name(key):<14} {abbreviate(file.metadata[key])}"
+        yield f"  {plain(key):<44} {file.metadata.type_name(key):<14} {abbreviate(file.metadata[key])}"
     yield f"\n{len(file.tensors)} tensors: type, shape (slowest dimension first), bytes, part, offset in it"
     for t in file.tensors.values():
         shape = "x".join(map(str, t.shape)) or "scalar"
         place = f"{t.nbytes:>14,} {t.part:>3} {t.offset:>14,}"
-        yield f"  {_plain(t.name):<44} {t.type.name:<8} {shape:<20} {place}"
+        yield f"  {plain(t.name):<44} {t.type.name:<8} {shape:<20} {place}"
     yield "\ntypes: tensors, weights, bytes"
     for qtype in quants.ALL:
         of_type = [t for t in file.tensors.values() if t.type is qtype]

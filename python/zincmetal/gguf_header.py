@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from logging import getLogger
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -63,6 +64,8 @@ _VALUE_TYPES = {
 _STRING = _VALUE_TYPES[8]
 _ARRAY = _VALUE_TYPES[9]
 _BOOL = _VALUE_TYPES[7]
+# Keys whose strings are names and descriptions, or paths: what errors say is being read begins with one.
+_FOR_PEOPLE = ("key 'general.", "key 'quantize.")
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,13 @@ class Metadata(Mapping[str, Any]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
+
+    def length(self, key: str) -> int:
+        """The number of an array's elements, which are not decoded for it; 0 for a key that is none or absent."""
+        value = self._values.get(key)
+        if isinstance(value, _LazyArray):
+            return value.length
+        return len(value) if isinstance(value, (list, np.ndarray)) else 0
 
     def type_name(self, key: str) -> str:
         """The type of a value as the file has it: "u32", "str[49152]"."""
@@ -204,11 +214,20 @@ class _Cursor:
         if nbytes > limit:
             raise self.error(f"the length of {what} is {nbytes}, the limit is {limit}", start)
         at = self.advance(nbytes, what)
+        return self.text(at, self.pos, what)
+
+    def text(self, start: int, end: int, what: str) -> str:
+        """Bytes of the file as text. What is not UTF-8 is an error, but in a few words for people to read."""
         try:
-            with memoryview(self.map)[at : self.pos] as text:
-                return str(text, "utf-8")
+            with memoryview(self.map)[start:end] as raw:
+                return str(raw, "utf-8")
         except UnicodeDecodeError as e:
-            raise self.error(f"{what} is not UTF-8 ({e.reason})", at + e.start) from None
+            if end - start > MAX_NAME or not self.subject.startswith(_FOR_PEOPLE):
+                raise self.error(f"{what} is not UTF-8 ({e.reason})", start + e.start) from None
+        message = "%s: %s: %s is not UTF-8; U+FFFD stands for what is not"
+        getLogger("zincmetal").warning(message, self.part.path, self.subject, what)
+        with memoryview(self.map)[start:end] as raw:
+            return str(raw, "utf-8", "replace")
 
     def name(self, what: str) -> str:
         start = self.pos
@@ -250,14 +269,14 @@ class _Cursor:
             raise self.error(f"the array's length is {count}, the limit is {MAX_ARRAY}", start)
         return element, count
 
-    def skip_array(self) -> str:
-        """Step over an array that lies within the file; returns its type, like "u32[3]"."""
+    def skip_array(self) -> tuple[_ValueType, int]:
+        """Step over an array that lies within the file; returns its elements' type and their number."""
         element, count = self.array_start()
         if element.dtype is None:
             self.skip_strings(count)
         else:
             self.advance(count * element.dtype.itemsize, "the array")
-        return f"{element.name}[{count}]"
+        return element, count
 
     def read_array(self) -> NDArray[Any] | list[str]:
         element, count = self.array_start()
@@ -286,9 +305,8 @@ class _Cursor:
             end = start + length_at(map_, start - 8)[0]
             try:
                 strings.append(map_[start:end].decode())
-            except UnicodeDecodeError as e:
-                problem = f"string {i} of {count} is not UTF-8 ({e.reason})"
-                raise self.error(problem, start + e.start) from None
+            except UnicodeDecodeError:
+                strings.append(self.text(start, end, f"string {i} of {count}"))
         self.pos = end
         return strings
 
@@ -298,6 +316,7 @@ class _LazyArray:
     part: Part
     pos: int
     subject: str
+    length: int
 
     def decode(self) -> Any:
         try:
@@ -388,8 +407,10 @@ def _read_metadata(cursor: _Cursor, n_keys: int) -> Metadata:
             raise cursor.error("occurs twice", start)
         value_type = cursor.value_type("the value's type")
         if value_type is _ARRAY:
-            lazy = _LazyArray(cursor.part, cursor.pos, cursor.subject)
-            metadata._add(key, cursor.skip_array(), lazy)
+            start = cursor.pos
+            element, count = cursor.skip_array()
+            lazy = _LazyArray(cursor.part, start, cursor.subject, count)
+            metadata._add(key, f"{element.name}[{count}]", lazy)
         else:
             metadata._add(key, value_type.name, cursor.scalar(value_type))
     return metadata

@@ -8,7 +8,8 @@ cache, the logits).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
 from .config import Experts, ModelConfig, Ssm
@@ -88,6 +89,8 @@ CANDIDATES = State("candidates")
 KV_CACHES = ("k_cache", "v_cache")
 RECURRENT = ("ssm_conv", "ssm_state")
 
+MAX_EXPERT_BYTES = 2**32 - 1  # of one expert: kernels step from one to the next by a 32-bit number
+
 LookUp: TypeAlias = Callable[[str], Weight | None]
 
 
@@ -117,6 +120,12 @@ class Graph:
             raise UnsupportedModelError(f"tensor {name} is {weight.type.name}, a type with no kernel here")
         return weight
 
+    def rows(self, name: str, n: int, k: int) -> Weight:
+        """The first ``n`` rows of the matrix ``name``, which may have more."""
+        weight = self._weight(name)
+        n_rows = max(n, prod(weight.shape[:-1])) if weight else n
+        return replace(self.weight(name, n_rows, k), shape=(n, k))
+
     def vector(self, name: str, n: int) -> Weight:
         """A float32 weight of one dimension: norms and biases."""
         return self._f32(name, n)
@@ -124,7 +133,9 @@ class Graph:
     def _f32(self, name: str, *shape: int) -> Weight:
         weight = self.weight(name, *shape)
         if weight.type.name != "f32":
-            raise UnsupportedModelError(f"tensor {name} is {weight.type.name}; zincmetal needs it to be f32")
+            raise UnsupportedModelError(
+                f"tensor {name} is {weight.type.name}; zincmetal needs it to be f32, f16 or bf16"
+            )
         return weight
 
     @property
@@ -139,18 +150,19 @@ class Graph:
 
     # ---- operations ---------------------------------------------------------------------------------------
 
-    def embed(self, name: str, scale: float = 1.0) -> Value:
-        """Rows of the table ``name`` for the step's tokens, times ``scale``."""
-        table = self.weight(name, self.cfg.n_vocab, self.cfg.n_embd)
-        return self._emit("embed", (STEP, TOKENS, table), "embd", self.cfg.n_embd, scale=scale)
+    def embed(self, name: str) -> Value:
+        """Rows of the table ``name`` for the step's tokens, times the model's scale of them."""
+        table = self.rows(name, self.cfg.n_vocab, self.cfg.n_embd)
+        return self._emit("embed", (STEP, TOKENS, table), "embd", self.cfg.n_embd, scale=self.cfg.embedding_scale)
 
     def rms_norm(self, x: Value, name: str) -> Value:
         """x / sqrt(mean(x²) + eps) · weight, by row."""
         weight = self.vector(f"{name}.weight", x.width)
         return self._emit("rms_norm", (STEP, x, weight), name, x.width, last=x.last, eps=self.cfg.norm_eps)
 
-    def linear(self, x: Value, name: str, n_out: int, bias: bool = False) -> Value:
-        """x Wᵀ for the weight ``name`` [n_out, width of x], plus its bias [n_out]."""
+    def linear(self, x: Value, name: str, n_out: int, bias: bool | None = False) -> Value:
+        """x Wᵀ for the weight ``name`` [n_out, width of x], plus its bias [n_out]: None for where the file has one."""
+        bias = self.has(f"{name}.bias") if bias is None else bias
         # A weight of one row is stored as a vector.
         shape = (x.width,) if n_out == 1 and self.has(f"{name}.weight", 1) else (n_out, x.width)
         weight = self.weight(f"{name}.weight", *shape)
@@ -228,6 +240,10 @@ class Graph:
         """
         experts = self._experts
         weight = self.weight(f"{name}.weight", experts.n, n_out, n_in)
+        nbytes = n_out * weight.row_bytes
+        if nbytes > MAX_EXPERT_BYTES:
+            problem = f"experts of {nbytes} bytes; kernels take up to {MAX_EXPERT_BYTES}"
+            raise UnsupportedModelError(f"tensor {name}.weight has {problem}")
         return self._emit("experts", (*route, weight, x), f"{name}.out", experts.n_used * n_out)
 
     def mix(self, residual: Value, route: Route, y: Value) -> Value:
@@ -255,7 +271,7 @@ class Graph:
     def logits(self, x: Value) -> None:
         """The output projection, into the state "logits"; a tied model uses the embedding table."""
         name = "output" if self.has("output.weight") else "token_embd"
-        weight = self.weight(f"{name}.weight", self.cfg.n_vocab, x.width)
+        weight = self.rows(f"{name}.weight", self.cfg.n_vocab, x.width)
         self.ops.append(Op("linear", (STEP, weight, x), (LOGITS,)))
 
     def argmax(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -15,9 +17,12 @@ from .config import ModelConfig
 from .errors import DeviceError, GGUFError, UsageError
 from .graph import KV_CACHES, RECURRENT, Operand, State, Weight
 from .plan import Region
-from .quants import by_name
+from .quants import BF16, F16, F32, by_name, dequantize
 
 ROPE_FREQS, ROPE_FREQS_LOCAL = "rope_freqs", "rope_freqs_local"
+CONVERTED, ALIGN = "converted", 256
+# Tensors that kernels read as float32 alone.
+_VECTOR = re.compile(r"(norm\.weight|\.bias|\.ssm_a|\.ssm_conv1d\.weight)\Z")
 KV_TYPES = ("f16", "f32", "q8_0")
 # Where weights are copied to a device's own memory, they go in pieces of about so many bytes, to show progress.
 UPLOAD_BYTES = 512 << 20
@@ -88,8 +93,10 @@ class Layout:
         self.maps: list[Map] = []
         self._weights: dict[str, Weight] = {}
         self._regions: dict[str, Region] = {}
+        self._computed: set[Weight] = set()
         for part in range(len(file.parts)):
             self._map_part(file, part, info)
+        self._convert_vectors(file)
         self._add_vector(ROPE_FREQS, cfg.rope.frequencies(cfg.n_rot, _rope_factors(file, cfg)))
         if cfg.rope_local:
             self._add_vector(ROPE_FREQS_LOCAL, cfg.rope_local.frequencies(cfg.n_rot, None))
@@ -97,6 +104,10 @@ class Layout:
     def weight(self, name: str) -> Weight | None:
         """The tensor of this name, if there is one."""
         return self._weights.get(name)
+
+    def of_file(self, operand: Operand) -> bool:
+        """Whether an operand is a tensor of the file, as it is or as float32."""
+        return isinstance(operand, Weight) and operand not in self._computed
 
     def place(self, operand: Operand) -> Region:
         """Where a weight or a state lies."""
@@ -113,14 +124,48 @@ class Layout:
             name = f"weights.{len(self.maps)}"
             self.maps.append(Map(name, part, start, max(t.offset + t.nbytes for t in group) - start))
             for t in group:
-                self._weights[t.name] = Weight(t.name, t.type, t.shape)
+                self._weights[t.name] = Weight(t.name, t.type, _shape(t))
                 self._regions[t.name] = Region(name, t.offset - start, t.nbytes)
 
+    def _convert_vectors(self, file: gguf.File) -> None:
+        """Norms, biases and the like as float32, which kernels read them as: some writers keep them in half precision.
+
+        All lie in one buffer, at multiples of ALIGN bytes.
+        """
+        found = [t for t in file.tensors.values() if t.type in (F16, BF16) and _VECTOR.search(t.name)]
+        end = 0
+        for t in found:
+            nbytes = 4 * prod(t.shape)
+            self._weights[t.name] = Weight(t.name, F32, _shape(t))
+            self._regions[t.name] = Region(CONVERTED, end, nbytes)
+            end += -(-nbytes // ALIGN) * ALIGN
+        if not found:
+            return
+
+        def converted() -> NDArray[Any]:
+            whole = np.zeros(end // 4, np.float32)
+            for t in found:
+                values = dequantize(t.type, file.data(t.name), t.shape).ravel()
+                at = self._regions[t.name].offset // 4
+                whole[at : at + values.size] = values
+            return whole
+
+        self.initial[CONVERTED], self.sizes[CONVERTED] = converted, end
+
     def _add_vector(self, name: str, values: NDArray[np.float32]) -> None:
-        """A weight that is computed from the metadata."""
+        """A weight that is computed from the metadata. A tensor of the file with its name is hidden by it."""
         self.initial[name], self.sizes[name] = lambda: values, values.nbytes
-        self._weights[name] = Weight(name, by_name("f32"), values.shape)
+        self._weights[name] = Weight(name, F32, values.shape)
+        self._computed.add(self._weights[name])
         self._regions[name] = Region(name, 0, values.nbytes)
+
+
+def _shape(tensor: gguf.TensorInfo) -> tuple[int, ...]:
+    """The shape without leading dimensions of 1, with which some writers fill up to four; experts always have three."""
+    shape, least = tensor.shape, 3 if "_exps." in tensor.name else 1
+    while len(shape) > least and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def _rope_factors(file: gguf.File, cfg: ModelConfig) -> NDArray[np.float32] | None:
@@ -128,9 +173,9 @@ def _rope_factors(file: gguf.File, cfg: ModelConfig) -> NDArray[np.float32] | No
     tensor = file.tensors.get("rope_freqs.weight")
     if tensor is None:
         return None
-    if tensor.type.name != "f32":
-        raise GGUFError("tensor rope_freqs.weight must be f32")
-    factors = file.data(tensor.name).view(np.float32)
+    if tensor.type not in (F32, F16, BF16):
+        raise GGUFError(f"tensor rope_freqs.weight is {tensor.type.name}; it must be f32, f16 or bf16")
+    factors = dequantize(tensor.type, file.data(tensor.name), tensor.shape).ravel()
     if factors.size != cfg.n_rot // 2:
         raise GGUFError(f"tensor rope_freqs.weight has {factors.size} values, not {cfg.n_rot // 2}")
     return factors
@@ -152,7 +197,7 @@ def _group(
             start = t.offset // page * page
         if t.offset + t.nbytes > start + max_bytes - page:
             raise DeviceError(
-                f"tensor {t.name} has {t.nbytes} bytes; this device's largest buffer is {max_bytes} bytes"
+                f"tensor {gguf.plain(t.name)} has {t.nbytes} bytes; this device's largest buffer is {max_bytes} bytes"
             )
         group.append(t)
     if group:

@@ -234,17 +234,18 @@ def lay_out(launches: Sequence[Launch], rows: int) -> tuple[dict[str, int], int]
                 lives.setdefault(arg.operand.name, [i, i])[1] = i
                 sizes[arg.operand.name] = _value_bytes(arg.operand, rows)
     offsets: dict[str, int] = {}
-    laid: list[tuple[int, int, int, int]] = []  # a value's life and its place, each from, to
+    laid: list[set[tuple[int, int]]] = [set() for _ in launches]  # by launch: the places, from and to, of what lives
     for name in sorted(sizes, key=lambda name: (-sizes[name], lives[name][0])):
         first, last = lives[name]
         at = 0
-        for start, stop in sorted((start, stop) for born, died, start, stop in laid if born <= last and first <= died):
+        for start, stop in sorted(set[tuple[int, int]]().union(*laid[first : last + 1])):
             if at + sizes[name] <= start:
                 break
             at = max(at, -(-stop // _ALIGN) * _ALIGN)
         offsets[name] = at
-        laid.append((first, last, at, at + sizes[name]))
-    return offsets, max((stop for *_, stop in laid), default=0)
+        for places in laid[first : last + 1]:
+            places.add((at, at + sizes[name]))
+    return offsets, max((stop for places in laid for _, stop in places), default=0)
 
 
 def place_barriers(launches: Sequence[Launch], regions: Sequence[tuple[Region, ...]]) -> list[Dispatch]:

@@ -11,10 +11,9 @@ from . import llama
 
 def build(g: Graph) -> Value:
     """Operations from token ids to the last block's output [T, n_embd]."""
-    x = g.embed("token_embd.weight", scale=g.cfg.n_embd**0.5)
+    x = g.embed("token_embd.weight")
     for i in range(g.cfg.n_layer):
-        freqs = "rope_freqs_local" if g.cfg.windows[i] else "rope_freqs"
-        h = llama.attention(g, i, g.rms_norm(x, f"blk.{i}.attn_norm"), "neox", qk_norm=True, freqs=freqs)
+        h = llama.attention(g, i, g.rms_norm(x, f"blk.{i}.attn_norm"), "neox", qk_norm=True)
         x = g.add(x, g.rms_norm(h, f"blk.{i}.post_attention_norm"))
         h = llama.ffn(g, i, g.rms_norm(x, f"blk.{i}.ffn_norm"), Graph.geglu)
         x = g.add(x, g.rms_norm(h, f"blk.{i}.post_ffw_norm"))

@@ -300,7 +300,7 @@ def _config(
         arch="check",
         n_layer=1,
         n_embd=K,
-        n_ff=K,
+        n_ff=(K,),
         n_head=4,
         n_head_kv=2,
         head_dim=head_dim,
