@@ -16,10 +16,10 @@ import zincmetal
 from conftest import DATA
 from test_config_malformed import write
 from tiny_dense import Meaning, Tensor, Tiny
-from zincmetal import config, gguf, quants
+from zincmetal import backend, config, gguf, quants
 from zincmetal.errors import GGUFError, UnsupportedModelError, UsageError
-from zincmetal.graph import Op, Value, Weight
-from zincmetal.kernels import Arg, Launch
+from zincmetal.graph import STEP, Op, Value, Weight
+from zincmetal.kernels import Arg, Launch, Lowering
 from zincmetal.plan import lay_out
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
@@ -435,6 +435,15 @@ def test_an_expert_of_more_than_32_bits(tmp_path):
     write(tmp_path / "m.gguf", keys, weights)
     with pytest.raises(UnsupportedModelError, match=r"blk.0.ffn_\w+_exps.weight has experts of \d+ bytes"):
         zincmetal.load(tmp_path / "m.gguf", device="cpu", context=16)
+
+
+def test_a_row_of_more_than_32_bits(tmp_path):
+    k = 2**30
+    weight, x = Weight("w", quants.F32, (4, k)), Value("x", k)
+    with gguf.open(Tiny("llama").save(tmp_path / "m.gguf")) as file:
+        lowering = Lowering(backend.open_device("cpu", 1)[0], config.from_file(file), "f16")
+    with pytest.raises(UnsupportedModelError, match=r"too large for MatMulParams: row_bytes 4294967296"):
+        lowering.launches(Op("linear", (STEP, weight, x), (Value("y", 4),)), 1)
 
 
 def test_the_work_of_laying_out_grows_with_the_layers():

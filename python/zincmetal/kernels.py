@@ -487,12 +487,10 @@ class Lowering:
         dtype = self._dtype(struct)
         if set(fields) != set(dtype.names):
             raise TypeError(f"{struct} has fields {dtype.names}, not {tuple(fields)}")
-        try:
-            return np.array(tuple(fields[name] for name in dtype.names), dtype).tobytes()
-        except OverflowError:
-            large = ", ".join(f"{name} {n}" for name, n in fields.items() if isinstance(n, int) and n >= 2**32)
-            problem = f"{large or 'a number'}: kernels take numbers below 2^32"
-            raise UnsupportedModelError(f"the model has a tensor too large for {struct}: {problem}") from None
+        if large := [f"{name} {n}" for name, n in fields.items() if isinstance(n, int) and n >= 2**32]:
+            problem = f"{', '.join(large)}: kernels take numbers below 2^32"
+            raise UnsupportedModelError(f"the model has a tensor too large for {struct}: {problem}")
+        return np.array(tuple(fields[name] for name in dtype.names), dtype).tobytes()
 
     def _launch(self, op: Op, kernel: str, params: bytes, grid: tuple[int, int, int], threads: int) -> Launch:
         """A launch that binds what the operation reads, then what it writes."""
