@@ -14,7 +14,7 @@ import pytest
 
 import gguf_builder as b
 import zincmetal
-from conftest import reference_models
+from conftest import case_name, reference_models
 from zincmetal import arguments, gguf
 from zincmetal.budget import budget
 from zincmetal.errors import UnsupportedModelError, UsageError, abbreviate, quote
@@ -91,7 +91,7 @@ NO_NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize("value", FIVES, ids=repr)
+@pytest.mark.parametrize("value", FIVES, ids=case_name)
 def test_what_is_an_integer(value):
     found = arguments.integer("n", value, 0, 9)
     assert (found, type(found)) == (5, int)
@@ -100,7 +100,7 @@ def test_what_is_an_integer(value):
 
 
 @pytest.mark.parametrize(
-    "value", [0.5, np.float16(0.5), np.longdouble(0.5), Fraction(1, 2), Decimal("0.5"), np.array(0.5)], ids=repr
+    "value", [0.5, np.float16(0.5), np.longdouble(0.5), Fraction(1, 2), Decimal("0.5"), np.array(0.5)], ids=case_name
 )
 def test_what_is_a_number(value):
     found = arguments.number("x", value, 0, 1)
@@ -109,7 +109,7 @@ def test_what_is_a_number(value):
         arguments.integer("n", value, 0, 9)
 
 
-@pytest.mark.parametrize("value", [*NO_NUMBERS, HUGE, -HUGE, Index(HUGE), np.array(HUGE), 10, -1, None], ids=abbreviate)
+@pytest.mark.parametrize("value", [*NO_NUMBERS, HUGE, -HUGE, Index(HUGE), np.array(HUGE), 10, -1, None], ids=case_name)
 def test_what_is_neither(value):
     with pytest.raises(UsageError, match=r"^n must be an integer from 0 to 9, not ") as raised:
         arguments.integer("n", value, 0, 9)
@@ -288,7 +288,7 @@ def test_quotes_are_of_plain_strings():
 # ---- digits that Python does not convert ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", ["9" * 5000, "9" * 20, "-1", "1e9", "²"], ids=abbreviate)
+@pytest.mark.parametrize("limit", ["9" * 5000, "9" * 20, "-1", "1e9", "²"], ids=case_name)
 def test_a_memory_limit_that_is_no_number_of_bytes(monkeypatch, limit):
     monkeypatch.setenv("ZINCMETAL_MEMORY_LIMIT", limit)
     with pytest.raises(UsageError, match=r"^ZINCMETAL_MEMORY_LIMIT must be a number of bytes") as raised:

@@ -10,7 +10,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from zincmetal.errors import UsageError, abbreviate
+from conftest import case_name
+from zincmetal.errors import UsageError
 from zincmetal.sampling import Sampler, SamplingParams
 
 INF = math.inf
@@ -38,7 +39,7 @@ def test_none_is_the_default():
 
 
 @pytest.mark.parametrize("name", INTEGERS)
-@pytest.mark.parametrize("five", [5, np.int8(5), np.uint64(5), np.array(5), Index()], ids=repr)
+@pytest.mark.parametrize("five", [5, np.int8(5), np.uint64(5), np.array(5), Index()], ids=case_name)
 def test_integers(name, five):
     found = getattr(SamplingParams(**{name: five}), name)
     assert (found, type(found)) == (5, int)
@@ -46,14 +47,14 @@ def test_integers(name, five):
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize(
-    "half", [0.5, np.float16(0.5), np.float32(0.5), np.array(0.5), Fraction(1, 2), Decimal("0.5")], ids=repr
+    "half", [0.5, np.float16(0.5), np.float32(0.5), np.array(0.5), Fraction(1, 2), Decimal("0.5")], ids=case_name
 )
 def test_numbers(name, half):
     found = getattr(SamplingParams(**{name: half}), name)
     assert (found, type(found)) == (0.5, float)
 
 
-@pytest.mark.parametrize("one", [1, np.int64(1), np.uint8(1), Index(1), np.array(1)], ids=repr)
+@pytest.mark.parametrize("one", [1, np.int64(1), np.uint8(1), Index(1), np.array(1)], ids=case_name)
 @pytest.mark.parametrize("name", NUMBERS)
 def test_integers_are_numbers(name, one):
     found = getattr(SamplingParams(**{name: one}), name)
@@ -102,7 +103,7 @@ def test_seeds_that_mean_another_one_each_time():
         np.array([[7, 1.5], [9, -INF]], object),
         iter({7: 1.5, 9: -INF}.items()),
     ],
-    ids=repr,
+    ids=case_name,
 )
 def test_logit_bias(bias):
     found = SamplingParams(logit_bias=bias).logit_bias
@@ -168,7 +169,7 @@ def test_the_list_of_wrong_values_is_about_every_option():
     assert {name for name, _ in WRONG} == {*INTEGERS, *NUMBERS}
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG, ids=abbreviate)
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=case_name)
 def test_an_error_names_the_option_and_is_short(name, value):
     with pytest.raises(UsageError, match=rf"^{name} must be an? (finite |integer|number).*, not ") as raised:
         SamplingParams(**{name: value})
@@ -192,7 +193,7 @@ def test_biases_that_are_none(value):
     assert len(str(raised.value)) < 250
 
 
-@pytest.mark.parametrize("value", [5, True, "ab", [1], [None], lambda ids, x: x, HUGE, np.array(1)], ids=abbreviate)
+@pytest.mark.parametrize("value", [5, True, "ab", [1], [None], lambda ids, x: x, HUGE, np.array(1)], ids=case_name)
 def test_processors_that_are_none(value):
     with pytest.raises(UsageError, match=r"^logits_processors must be a sequence of functions, not "):
         SamplingParams(logits_processors=value)
