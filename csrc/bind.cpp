@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <exception>
 #include <functional>
 #include <new>
 #include <optional>
@@ -307,6 +308,7 @@ void bind_device(py::module_& m) {
 template <class Call>
 auto interruptible(Call&& call) {
     static const unsigned long main = main_thread();
+    static_cast<void>(std::uncaught_exceptions());  // allocates what this thread needs to throw, while there is memory
     Interruptible scope(main);
     return call(scope.listens() ? Poll(std::ref(scope)) : Poll());
 }

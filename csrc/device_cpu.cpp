@@ -97,15 +97,20 @@ class Failure {
         if (!failed_) snprintf(error_, sizeof(error_), "%s%s%s", before, error, after);
         failed_ = true;
     }
+    void set_no_memory(const char* kernel) noexcept {
+        no_memory_ = no_memory_ || !failed_;
+        set("kernel ", kernel, ": no memory for its tiles; free some and load again");
+    }
 
     void check() {
         if (!failed_) return;
         const std::lock_guard lock(mutex_);
+        if (no_memory_) throw OutOfMemoryError(error_);
         throw DeviceError(error_);
     }
 
   private:
-    std::atomic<bool> failed_{false};
+    std::atomic<bool> failed_{false}, no_memory_{false};
     std::mutex mutex_;
     char error_[1280] = "";
 };
@@ -391,7 +396,7 @@ void CpuRecording::run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, co
         else if (!executor.run(job.msl, begin, end))
             failure.set("", executor.error());
     } catch (...) {  // std::bad_alloc is all that is thrown; nothing may leave a thread of the pool
-        failure.set("kernel ", job.msl.kernel->name, ": no memory for its tiles; free some and load again");
+        failure.set_no_memory(job.msl.kernel->name);
     }
 }
 

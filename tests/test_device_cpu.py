@@ -157,7 +157,7 @@ NO_MEMORY_LEFT = """
 import resource
 import numpy as np
 from zincmetal import backend
-from zincmetal.errors import DeviceError
+from zincmetal.errors import OutOfMemoryError
 
 core = backend.load("cpu")
 device = core.Device(threads=1)
@@ -174,7 +174,7 @@ resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(), resource
 try:
     for _ in range(100):
         device.run([launch])
-except DeviceError as error:
+except OutOfMemoryError as error:
     print(error)
 """
 

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from conftest import reference_models
-from zincmetal import _host, backend
+from zincmetal import _host, backend, memory
 from zincmetal.errors import UsageError
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -185,3 +186,34 @@ def test_wrapping_takes_all_of_a_buffer_and_no_more() -> None:
             device.alloc(4 * PAGE).write(strided)
     with pytest.raises(UsageError, match="outside"):
         device.wrap(pages, 0, PAGE + 11)
+
+
+# ---- loading -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend_name", ["metal", "cpu"])
+def test_progress_counts_the_pages_that_are_read(backend_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU on the host's memory finds the weights there; the CPU reads them when it needs them."""
+    monkeypatch.setattr(memory, "PIECE", 2 * PAGE)
+    done, touched = [], []
+
+    class Mapped:
+        def touch(self, start: int, nbytes: int) -> None:
+            touched.append((start, nbytes))
+
+    device = SimpleNamespace(info={"backend": backend_name}, wrap=lambda owner, start, nbytes: (start, nbytes))
+    file = SimpleNamespace(parts=[SimpleNamespace(mmap=Mapped())])
+    maps = [SimpleNamespace(buffer="a", part=0, start=PAGE, nbytes=5 * PAGE + 3)]
+    maps.append(SimpleNamespace(buffer="b", part=0, start=8 * PAGE, nbytes=PAGE))
+    layout = SimpleNamespace(maps=maps)
+    buffers = memory.map_weights(device, file, layout, lambda n, total: done.append((n, total)))
+    assert buffers == {"a": (PAGE, 5 * PAGE + 3), "b": (8 * PAGE, PAGE)}
+    total = 6 * PAGE + 3
+    if backend_name == "metal":
+        assert touched == [(PAGE, 2 * PAGE), (3 * PAGE, 2 * PAGE), (5 * PAGE, PAGE + 3), (8 * PAGE, PAGE)]
+        assert {n for n, _ in done} == {0, 2 * PAGE, 4 * PAGE, 5 * PAGE + 3, total}
+    else:
+        assert touched == []
+    assert done == sorted(done)
+    assert done[-1] == (total, total)
+    assert {of for _, of in done} == {total}

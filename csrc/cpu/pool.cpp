@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <exception>
 #include <fstream>
 #include <cstdlib>
 #include <string>
@@ -39,6 +40,11 @@ Pool::Pool(int threads) {
     } catch (const std::system_error&) {
         stop();
         throw DeviceError("the system cannot start " + std::to_string(threads) + " threads; ask for fewer");
+    }
+    for (int ready = n_ready_; ready < threads - 1; ready = n_ready_) n_ready_.wait(ready);
+    if (starved_) {
+        stop();
+        throw std::bad_alloc();
     }
 }
 
@@ -144,7 +150,23 @@ void Pool::close(Slot& slot) {
     for (Backoff backoff; slot.n_inside != 0;) backoff.pause();
 }
 
+namespace {
+
+// What the C++ library keeps for a thread is allocated when it first throws, and the process ends where there is no
+// memory for it then. False: there is none now.
+bool prepare_to_throw() {
+    void* const room = malloc(1 << 14);
+    if (!room) return false;
+    free(room);
+    return std::uncaught_exceptions() == 0;
+}
+
+}  // namespace
+
 void Pool::help(int worker) {
+    if (!prepare_to_throw()) starved_ = true;
+    n_ready_.fetch_add(1);
+    n_ready_.notify_all();
     for (uint64_t ticket = 1; await(ticket); ticket = done_ + 1) work(ticket, worker, nullptr);
 }
 

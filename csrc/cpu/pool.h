@@ -116,7 +116,8 @@ class Pool {
     alignas(64) std::atomic<uint64_t> last_{0};  // the last ticket given
     alignas(64) std::atomic<uint64_t> done_{0};  // all up to this ticket are done
     alignas(64) std::atomic<uint32_t> bell_{0};  // changes when helpers should look again
-    std::atomic<bool> stopping_{false};
+    std::atomic<bool> stopping_{false}, starved_{false};
+    std::atomic<int> n_ready_{0};  // helpers that have begun
     std::vector<std::thread> helpers_;
     const OpeningProcess process_{};
 };
