@@ -245,7 +245,8 @@ FORK = """
 import os
 model = zincmetal.load(MODEL, device="metal", context=64)
 expected = model.generate([5, 6, 7], max_tokens=4).tokens
-before = double.report()
+buffer = model.device.alloc(4096)
+device = backend.load("metal").Device(kernel_folder=str(metal_double_lane.KERNELS))
 child = os.fork()
 if child == 0:
     try:
@@ -253,7 +254,7 @@ if child == 0:
     except errors.ZincError as error:
         print("fork" in str(error), flush=True)
     # What is let go of here is the parent's: nothing of Metal is called, and nothing waits.
-    del model
+    del model, buffer, device
     gc.collect()
     os._exit(0)
 print(os.waitpid(child, 0)[1])
