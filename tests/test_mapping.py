@@ -163,7 +163,7 @@ def test_a_model_whose_file_is_cut(native: str, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     shutil.copy(SOURCE, path)
     done = subprocess.run([sys.executable, "-c", CUT, path, native], capture_output=True, text=True, timeout=60)
-    expected = "DeviceError True True\nDeviceError True True\nGGUFError True True\n1 1\n"
+    expected = "DeviceError True True\nDeviceError True True\nFileChangedError True True\n1 1\n"
     assert (done.returncode, done.stdout) == (0, expected), done.stderr
 
 

@@ -365,7 +365,9 @@ def test_a_sleeping_machine_is_no_lost_command_buffer(program: Path) -> None:
         time.sleep(3)
         process.send_signal(signal.SIGCONT)
         time.sleep(0.2)
-        said, _ = process.communicate("\n")
+        process.stdin.write("\n")
+        process.stdin.close()
+        said = process.stdout.read()  # and not communicate(), which passes over what readline() has read ahead
     assert (process.returncode, said) == (0, "ended at 2")
 
 

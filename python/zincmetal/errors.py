@@ -17,6 +17,10 @@ class GGUFError(ZincError, ValueError):
     """A file is not a well-formed GGUF, or asks for something that its own bytes cannot back."""
 
 
+class FileChangedError(GGUFError):
+    """A file is not what it was when it was opened: it was cut short, or written to, or cannot be read any more."""
+
+
 class UnsupportedModelError(ZincError, ValueError):
     """A well-formed file holds an architecture, tensor type or option that zincmetal does not run."""
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _host, quants
-from .errors import GGUFError, UsageError, abbreviate, quote
+from .errors import FileChangedError, GGUFError, UsageError, abbreviate, quote
 from .quants import QuantType
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ class Part:
     def check(self) -> None:
         """Raise GGUFError where bytes were read that the file no longer has."""
         if self.mmap.damaged:
-            raise GGUFError(f"{self.path}: it was cut or became unreadable while it was in use; load it again")
+            raise FileChangedError(f"{self.path}: it was cut or became unreadable while it was in use; load it again")
 
 
 @dataclass(frozen=True)

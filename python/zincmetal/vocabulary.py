@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from .errors import GGUFError, TokenizerError, UsageError, ZincError, abbreviate, quote
+from .errors import FileChangedError, GGUFError, TokenizerError, UsageError, ZincError, abbreviate, quote
 
 KEY = "tokenizer.ggml."
 SPACE = "\u2581"  # what SentencePiece writes for a space
@@ -70,6 +70,8 @@ class Metadata:
     def _value(self, key: str) -> Any:
         try:
             return self._values.get(key)
+        except FileChangedError:
+            raise
         except GGUFError as error:  # of a list that is not what its type says
             raise TokenizerError(str(error)) from error
         except ZincError:
