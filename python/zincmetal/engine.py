@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from .generation import Chunk, Result, collect, peak_memory, stream
 from .memory import Progress
 from .runtime import Engine, token_ids
 from .sampling import SamplingParams
+from .turn import Turn
 
 if TYPE_CHECKING:
     from .chat import ChatTemplate
@@ -106,8 +108,9 @@ class Model(Engine):
             raise UsageError(f"stop must be strings, not {stop!r}")
         ids = self.tokenize(prompt) if isinstance(prompt, str) else token_ids(prompt)
         self._check_prompt(ids)
-        chunks = stream(self, ids, max_tokens, params, stop, progress)
-        self._streams.add(chunks)
+        turn = Turn(self)
+        chunks = stream(self, turn, ids, max_tokens, params, stop, progress)
+        turn.stream = weakref.ref(chunks)
         return chunks
 
 

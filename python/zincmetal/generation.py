@@ -7,11 +7,12 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import DeviceError
+from .errors import DeviceError, UsageError
 from .memory import Progress
 from .runtime import chunk_rows
 from .sampling import Sampler, SamplingParams
 from .streaming import TextStream
+from .turn import Turn
 
 if TYPE_CHECKING:
     from .engine import Model
@@ -49,13 +50,14 @@ class Chunk(NamedTuple):
 
 def stream(
     model: Model,
+    turn: Turn,
     ids: list[int],
     max_tokens: int,
     params: SamplingParams,
     stop: tuple[str, ...],
     progress: Progress | None,
 ) -> Generator[Chunk, None, None]:
-    with model._exclusive():
+    with turn:
         text, sampler = TextStream(model.tokenizer, stop), Sampler(params)
         head = "argmax" if params.greedy else "candidates"
         last = min(max_tokens, model.config.n_ctx - len(ids) + 1)
@@ -69,6 +71,7 @@ def stream(
         prompt_tps = (len(ids) - kept) / (time.perf_counter() - began)
         # A step sweeps the caches, so that every object that is touched after it costs: locals, and few calls.
         greedy, eog_ids, push = params.greedy, model.tokenizer.eog_ids, text.push
+        rest, go_on = turn.rest.append, turn.rest.pop
         clock, new_tuple = time.perf_counter, tuple.__new__
         n_prompt, began = len(ids), clock()
         for n in range(1, last + 1):
@@ -81,7 +84,12 @@ def stream(
             if reason and not text.stopped:
                 piece += text.finish()
             tps = (n - 1) / (clock() - began or 1e-9)  # the first token came with the prompt
+            rest(None)
             yield new_tuple(Chunk, (piece, token, reason, n_prompt, prompt_tps, tps))
+            try:
+                go_on()
+            except IndexError:
+                raise UsageError(f"this stream was ended by {turn.ended or 'another call'}") from None
             if reason:
                 return
             best = model._decode(token, n <= last_ahead, head)

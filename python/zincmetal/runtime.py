@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import operator
-import threading
+import os
+import time
 import weakref
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from . import backend, gguf, snapshot
 from .blueprint import HEADS, LOGITS_ROWS, PREFILL_ROWS, Blueprint
 from .candidates import StepLogits
-from .errors import ContextFullError, DeviceError, KernelError, UsageError
+from .errors import ContextFullError, DeviceError, KernelError, UsageError, ZincError
 from .fallback import Fallbacks
 from .layout import KV_TYPES
 from .memory import Memory, Progress, map_weights
@@ -26,9 +27,13 @@ from .plan import ARENA, Dispatch, Plan, ready
 from .routed import Compiled, Counters, RoutedPlan, compiled
 from .sampling import Sampler
 from .snapshot import Snapshot
+from .turn import CLOSE, RESET, InUse, Turn, Turns
 
 MAX_THREADS = 1024
+CLOSED = "the model is closed; load it again"
+FORKED = "the model was loaded before a fork, and its device is the parent's: load it in the child"
 E = TypeVar("E", bound="Engine")
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Engine:
@@ -65,13 +70,14 @@ class Engine:
         self._sequence: list[int] = []
         self._words_read = 0
         self._routed = Counters()
-        self._one_call = threading.Lock()
-        self._closed = False
+        self.turns = Turns()
+        self._unusable: tuple[type[ZincError], str] | None = None
+        self._freed = self._forked = False
         self.session = self.core.Session(
             self._memory.buffer("step"), self._memory.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
         )
-        self._streams: weakref.WeakSet[Generator[Any, None, None]] = weakref.WeakSet()
         self._family.add(self)
+        _ENGINES.add(self)
         decode = self._recorded(1, "argmax")[1]
         self._why_routed = decode.why if isinstance(decode, RoutedPlan) else None
         self._ahead = bool(self.device.info["asynchronous"]) and not self._why_routed
@@ -85,7 +91,7 @@ class Engine:
         """The logits after every position of ``ids``: float32 [len(ids), vocab], from an empty sequence."""
         ids = token_ids(ids)
         self._check_prompt(ids)
-        with self._exclusive():
+        with Turn(self):
             self._rewind(0)
             rows = self._recorded(min(LOGITS_ROWS, self.config.n_ctx), "all")[0].rows
             out = np.empty((len(ids), self.config.n_vocab), np.float32)
@@ -97,13 +103,13 @@ class Engine:
             return out
 
     def reset(self) -> None:
-        """Forget the sequence."""
-        with self._exclusive():
+        """Forget the sequence. Ends a stream that is not finished: taking another token of it raises UsageError."""
+        with Turn(self, RESET):
             self._rewind(0)
 
     def save(self) -> Snapshot:
         """A copy of the sequence and its state in host memory, for :meth:`restore`."""
-        with self._exclusive():
+        with Turn(self):
             return snapshot.take(self._memory, self.blueprint.layout, self._page, self._sequence)
 
     def restore(self, saved: Snapshot) -> None:
@@ -112,7 +118,7 @@ class Engine:
         Raises UsageError where states of the snapshot have other sizes, ContextFullError where it is too long; the
         sequence is then as it was.
         """
-        with self._exclusive():
+        with Turn(self):
             if len(saved.tokens) > self.config.n_ctx:
                 raise ContextFullError(
                     f"the snapshot has {len(saved.tokens)} tokens and the context {self.config.n_ctx}; "
@@ -156,7 +162,7 @@ class Engine:
         if len(ids) > PREFILL_ROWS[-1] or not 0 <= position <= self.config.n_ctx - len(ids):
             limits = f"a step takes up to {PREFILL_ROWS[-1]} tokens of a context of {self.config.n_ctx}"
             raise UsageError(f"{len(ids)} tokens at {position}: {limits}")
-        with self._exclusive():
+        with Turn(self):
             self._rewind(0)
             plan, compiled = self._recorded(chunk_rows(len(ids))[0], "argmax", position)
             if plan.rows < len(ids):
@@ -190,7 +196,7 @@ class Engine:
             raise UsageError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
         if rows < 1:
             raise UsageError(f"a plan is for at least one row, not {rows}")
-        with self._exclusive():
+        with Turn(self):
             return self._recorded(rows, head)[0]
 
     def _keep_common(self, ids: list[int]) -> int:
@@ -216,6 +222,8 @@ class Engine:
 
     def _decode(self, token: int, ahead: bool = False, head: str = "argmax") -> int:
         """Append a token; the arg max after it, if the head is that. ``ahead``: the step of that will be wanted."""
+        if self._unusable is not None:
+            self.check_usable()
         compiled = self._recorded(1, head)[1]
         if isinstance(compiled, RoutedPlan):
             return self._run([token], 1, head)
@@ -227,6 +235,7 @@ class Engine:
         return best
 
     def _run(self, ids: list[int], rows: int, head: str = "argmax") -> int:
+        self.check_usable()  # close() of another thread waits for this call to end
         (plan, compiled), array = self._recorded(rows, head), np.asarray(ids, np.int32)
         if plan.rows < rows:
             return [self._run([token], 1, head) for token in ids][-1]
@@ -246,8 +255,10 @@ class Engine:
         del self._sequence[length:]
         self.session.rewind(length)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """End the step in flight, which makes its token part of the sequence: a state cannot always be rewound."""
+        if self._freed or self._forked:
+            return
         with suppress(DeviceError):  # the device keeps a failure, and the next step tells it
             self._sequence += self.session.settle()
         if len(self._sequence) != self.session.length:  # an interrupt came between a step and its record here
@@ -304,21 +315,31 @@ class Engine:
     # ---- life ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give the device memory and the file back; later calls raise UsageError. Closing twice is fine."""
-        if self._closed:
+        """Give the device memory and the file back; later calls raise UsageError. Closing twice is fine.
+
+        A call or a stream of another thread ends with UsageError, which is waited for.
+        """
+        if self._freed or self._forked:
+            self._unusable = self._unusable or (UsageError, CLOSED)
             return
-        for stream in list(self._streams):
-            with suppress(ValueError):  # it runs in another thread, which the next line says
-                stream.close()
-        with self._exclusive():
-            self._closed = True
-            self.session.close()
-            self._plans.clear()
-            self._memory.close()
-            self._family.discard(self)
-            if not self._family:
-                self._weights.clear()
-                self.file.close()
+        if self.turns.mine():
+            raise UsageError("the model cannot be closed by a callback of its own call: raise an exception there")
+        self._unusable = (UsageError, CLOSED)
+        while True:
+            with suppress(InUse), Turn(self, CLOSE):
+                self._free()
+                return
+            time.sleep(0.002)
+
+    def _free(self) -> None:
+        self.session.close()
+        self._plans.clear()
+        self._memory.close()
+        self._family.discard(self)
+        if not self._family:
+            self._weights.clear()
+            self.file.close()
+        self._freed = True
 
     def __enter__(self: E) -> E:
         return self
@@ -339,21 +360,16 @@ class Engine:
                 f"load the model with a larger context"
             )
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Hold the model for one call; refuse instead of waiting, since a sequence cannot be shared."""
-        if self._closed:
-            raise UsageError("the model is closed; load it again")
-        if not self._one_call.acquire(blocking=False):
-            raise UsageError("the model is in use by another call or an unfinished stream; end that first")
-        try:
-            self._settle()
-            yield
-        finally:
-            try:
-                self._settle()
-            finally:
-                self._one_call.release()
+    def left_by_fork(self) -> None:
+        """From now on this is the child's copy, of which nothing can be used."""
+        self._forked = True
+        self._unusable = self._unusable or (DeviceError, FORKED)
+
+    def check_usable(self) -> None:
+        """Raises UsageError where the model is closed, DeviceError in the child of a fork."""
+        if self._unusable is not None:
+            kind, why = self._unusable
+            raise kind(why)
 
 
 def chunk_rows(n: int) -> list[int]:
@@ -381,3 +397,12 @@ def token_ids(tokens: Sequence[int]) -> list[int]:
         return [operator.index(t) for t in tokens]
     except TypeError:
         raise UsageError(f"a prompt is text or a sequence of token ids, not {type(tokens).__name__}") from None
+
+
+def _forget_all() -> None:
+    """In the child of a fork no model can be used: its device's threads and connections have stayed behind."""
+    for engine in list(_ENGINES):
+        engine.left_by_fork()
+
+
+os.register_at_fork(after_in_child=_forget_all)
