@@ -26,11 +26,11 @@ kernel void argmax_partial(constant ArgmaxParams& p [[buffer(0)]], device const 
     TG_ARRAY(uint, ids, SIMD);
     const uint n_threads = n_sg * SIMD;
     ArgmaxBest best;
-    for (uint i = tg.x * n_threads + tid; i < p.n; i += n_tg.x * n_threads) best.offer(sort_key(logits[i]), i);
+    for (uint i = tg.x * n_threads + tid; i < p.n; i += n_tg.x * n_threads) best.offer(argmax_key(logits[i]), i);
     best = threadgroup_best(best, keys, ids, sg, lane, n_sg);
     if (tid == 0) {
         part_value[tg.x] = value_of_sort_key(best.key);
-        part_id[tg.x] = int(best.id);
+        part_id[tg.x] = best.key == 0 ? -1 : int(best.id);  // -1: a part without logits
     }
 }
 
@@ -50,9 +50,10 @@ kernel void argmax_final(constant ArgmaxParams& p [[buffer(0)]], device Step* st
     TG_ARRAY(uint, keys, SIMD);
     TG_ARRAY(uint, ids, SIMD);
     ArgmaxBest best;
-    for (uint i = tid; i < p.n_part; i += n_sg * SIMD) best.offer(sort_key(part_value[i]), uint(part_id[i]));
+    for (uint i = tid; i < p.n_part; i += n_sg * SIMD)
+        if (part_id[i] >= 0) best.offer(argmax_key(part_value[i]), uint(part_id[i]));
     best = threadgroup_best(best, keys, ids, sg, lane, n_sg);
-    if (tid == 0) choose(step, tokens, best.key == 0 ? -1 : int(best.id));  // -1: NaN alone
+    if (tid == 0) choose(step, tokens, best.key == 0 || best.key == NOT_FINITE ? -1 : int(best.id));
 }
 
 KERNEL("argmax_partial", argmax_partial<float>)

@@ -1,9 +1,13 @@
-// The order of logits: by value, the lowest id among equals, NaN below all numbers.
+// The order of logits: by value, the lowest id among equals; what is not finite is above all numbers, so that it shows.
 #pragma once
 
 #include "sort_key.h"
 
-// The largest logit so far, by its sort key.
+constant constexpr uint NOT_FINITE = ~0u;  // the key of infinities and NaN, and as a value NaN
+
+METAL_FUNC uint argmax_key(float x) { return is_finite_bits(x) ? sort_key(x) : NOT_FINITE; }
+
+// The largest logit so far, by its key; 0 before there is one.
 struct ArgmaxBest {
     uint key = 0;
     uint id = 0;

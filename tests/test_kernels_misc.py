@@ -338,9 +338,8 @@ def test_the_last_row_of_one_and_of_none(lane: str) -> None:
 
 
 def argmax(logits: F32) -> int:
-    """The lowest id among the largest; NaN is below everything, and with NaN alone the id is -1."""
-    numbers = np.flatnonzero(~np.isnan(logits))
-    return int(numbers[np.argmax(logits[numbers])]) if len(numbers) else -1
+    """The lowest id among the largest; -1 where one is not finite."""
+    return int(np.argmax(logits)) if np.isfinite(logits).all() else -1
 
 
 def run_argmax(lab: Lab, logits: F32, n_part: int | None = None, n_chosen: int = 0) -> int:
@@ -412,15 +411,28 @@ def test_argmax_of_neighbouring_floats(lane: str, value: float) -> None:
 
 
 @every_lane
-@pytest.mark.parametrize("bits", [0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF])
-def test_argmax_takes_no_nan_of_any_bits(lane: str, bits: int) -> None:
+@pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_argmax_with_a_logit_that_is_not_finite(lane: str, bits: int) -> None:
+    """The id is -1 for an infinity or a NaN of any bits, wherever it stands."""
     lab = Lab(lane)
-    logits = np.full(3000, -np.inf, np.float32)
-    logits[7] = -3e38
-    logits.view(np.uint32)[lab.rng.permutation(3000)[:1000] // 8 * 8] = bits
-    assert run_argmax(lab, logits) == 7
+    logits = lab.normal(3000)
+    for where in (0, 1, 1500, 2998, 2999):
+        odd = logits.copy()
+        odd.view(np.uint32)[where] = bits
+        for n_part in (None, 1, 7):
+            assert run_argmax(lab, odd, n_part) == -1
     logits.view(np.uint32)[:] = bits
     assert run_argmax(lab, logits) == -1
+
+
+@every_lane
+@pytest.mark.parametrize("n_part", [1, 4, 40])
+def test_argmax_of_the_smallest_logits(lane: str, n_part: int) -> None:
+    """Also where parts have no logits, which are none that could win."""
+    lab = Lab(lane)
+    lowest = np.finfo(np.float32).min
+    assert run_argmax(lab, np.full(9, lowest, np.float32), n_part) == 0
+    assert run_argmax(lab, np.array([lowest, lowest, -1e38], np.float32), n_part) == 2
 
 
 @every_lane
@@ -431,5 +443,6 @@ def test_argmax_of_odd_floats(lane: str, background: float) -> None:
     for winner in (np.nan, -np.inf, -1e38, -1e-40, -0.0, 0.0, 1e-40, np.inf):
         logits = np.full(9000, background, np.float32)
         logits[lab.rng.integers(9000, size=3)] = winner
-        logits[nan_where] = np.nan
         assert run_argmax(lab, logits) == argmax(logits)
+        logits[nan_where] = np.nan
+        assert run_argmax(lab, logits) == -1

@@ -246,20 +246,29 @@ void rope_kv(const Launch& l, uint64_t begin, uint64_t end) {
 // ---- argmax
 // ----------------------------------------------------------------------------------------------------------
 
-// The largest of n values; NaN never is. NaN where all are.
+INLINE bool is_finite(float x) { return (bits_as<uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }
+
+// The largest of n values; NaN where one of them is not finite.
 INLINE float largest(const float* x, uint32_t n) {
     vf top = splat(-HUGE_VALF);
-    uint32_t i = 0, n_numbers = 0;
+    vi odd{};
+    uint32_t i = 0;
     for (; i + W <= n; i += W) {
         const vf v = load<vf>(x + i);
+        odd |= (bits_as<vi>(v) & 0x7f800000) == 0x7f800000;
         top = v > top ? v : top;
     }
     float best = -HUGE_VALF;
-    for (int lane = 0; lane < W; lane++) best = top[lane] > best ? top[lane] : best;
-    for (; i < n; i++) best = x[i] > best ? x[i] : best;
-    if (best > -HUGE_VALF) return best;
-    for (i = 0; i < n; i++) n_numbers += x[i] == x[i];
-    return n_numbers ? best : NAN;
+    bool finite = true;
+    for (int lane = 0; lane < W; lane++) {
+        best = top[lane] > best ? top[lane] : best;
+        finite = finite && !odd[lane];
+    }
+    for (; i < n; i++) {
+        best = x[i] > best ? x[i] : best;
+        finite = finite && is_finite(x[i]);
+    }
+    return finite ? best : NAN;
 }
 
 void argmax_partial(const Launch& l, uint64_t begin, uint64_t end) {
@@ -269,9 +278,9 @@ void argmax_partial(const Launch& l, uint64_t begin, uint64_t end) {
         const Range part = piece(p.n, i, l.grid[0]);
         const float best = largest(logits + part.begin, part.end - part.begin);
         uint32_t id = part.begin;
-        while (id < part.end && logits[id] != best) id++;
+        while (is_finite(best) && logits[id] != best) id++;
         l.buffer<float>(2)[i] = best;
-        l.buffer<int32_t>(3)[i] = id < part.end ? int32_t(id) : 0;
+        l.buffer<int32_t>(3)[i] = part.begin < part.end ? int32_t(id) : -1;  // -1: a part without logits
     }
 }
 
@@ -280,10 +289,19 @@ void argmax_final(const Launch& l, uint64_t, uint64_t) {
     Step& step = *l.buffer<Step>(1);
     const float* values = l.buffer<const float>(3);
     const int32_t* ids = l.buffer<const int32_t>(4);
-    const float best = largest(values, p.n_part);
+    float best = -HUGE_VALF;
     int32_t id = -1;
-    for (uint32_t i = 0; i < p.n_part; i++)
-        if (values[i] == best && (id < 0 || ids[i] < id)) id = ids[i];
+    for (uint32_t i = 0; i < p.n_part; i++) {
+        if (ids[i] < 0) continue;
+        if (!is_finite(values[i])) {
+            id = -1;
+            break;
+        }
+        if (values[i] > best || (values[i] == best && ids[i] < id)) {
+            best = values[i];
+            id = ids[i];
+        }
+    }
     step.chosen[step.n_chosen++ % 4] = id;
     step.pos += step.n_tokens;
     step.n_tokens = 1;

@@ -6,6 +6,7 @@ A step leaves the largest logits and sums over all of them in a small buffer (``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -34,15 +35,28 @@ class Indexable(Protocol):
 
 
 class Totals(NamedTuple):
-    """Log of the sum of exp(logit) over all tokens, and the mean logit under the distribution."""
+    """Of all tokens: log of the sum of exp(logit), and the mean logit under the distribution; both less ``base``.
 
-    log_sum_exp: float
+    The base is near the largest logit: where that is 1e38, the differences still count.
+    """
+
+    base: float
+    log_sum: float
     mean: float
 
     @property
     def entropy(self) -> float:
         """In nats."""
-        return self.log_sum_exp - self.mean
+        return self.log_sum - self.mean
+
+    @property
+    def log_sum_exp(self) -> float:
+        """With the base."""
+        return self.base + self.log_sum
+
+    def surprisal(self, logits: F64Array) -> F64Array:
+        """-log of the probability of these logits."""
+        return self.log_sum - (logits - self.base)
 
     @classmethod
     def of(cls, logits: F64Array) -> Totals:
@@ -50,7 +64,7 @@ class Totals(NamedTuple):
         below = logits - logits[0]
         weights = np.exp(below)
         total = weights.sum()
-        return cls(float(logits[0] + np.log(total)), float(logits[0] + (below * weights).sum() / total))
+        return cls(float(logits[0]), float(np.log(total)), float((below * weights).sum() / total))
 
 
 @dataclass(frozen=True)
@@ -115,8 +129,10 @@ class StepLogits:
         ids, logits = ids[order], logits[order]
         if n == 0:
             return Ranking(ids, logits, -np.inf)
-        largest, sum_exp = float(c["largest"]), float(c["sum_exp"])
-        totals = Totals(largest + float(np.log(sum_exp)), largest + float(c["sum_x_exp"]) / sum_exp)
+        sum_exp, sum_x_exp = float(c["sum_exp"]), float(c["sum_x_exp"])
+        # Differences of logits beyond float32 leave no numbers in its sums.
+        told = math.isfinite(sum_exp) and math.isfinite(sum_x_exp)
+        totals = Totals(float(c["largest"]), math.log(sum_exp), sum_x_exp / sum_exp) if told else None
         every = n == self._n_vocab - int(c["n_not_finite"])
         return Ranking(ids, logits, -np.inf if every else float(logits[-1]), totals)
 
@@ -161,7 +177,8 @@ class Adjusted:
         """The candidates and the changed tokens, as far down as no other token can come between."""
         if self._ids.size == 0:
             return candidates
-        unchanged = ~np.isin(candidates.ids, self._ids)
+        at = self._ids.searchsorted(candidates.ids).clip(max=self._ids.size - 1)
+        unchanged = self._ids[at] != candidates.ids
         ids = np.concatenate([candidates.ids[unchanged], self._ids])
         logits = np.concatenate([candidates.logits[unchanged], self._values])
         floor = candidates.floor
@@ -178,21 +195,31 @@ class Adjusted:
         if known is None or self._ids.size == 0:
             return known
         old, new = self._before[self._before > -np.inf], self._values[self._values > -np.inf]
-        share = np.exp(old - known.log_sum_exp)
+        share, below = np.exp(-known.surprisal(old)), old - known.base
         unchanged = 1 - float(share.sum())
         if unchanged < LEAST_UNCHANGED:
             return None
-        log_unchanged = known.log_sum_exp + float(np.log(unchanged))
-        log_sum_exp = float(np.logaddexp.reduce(np.append(new, log_unchanged)))
-        mean_unchanged = (known.mean - float((share * old).sum())) / unchanged
-        mean = np.exp(log_unchanged - log_sum_exp) * mean_unchanged + (np.exp(new - log_sum_exp) * new).sum()
-        return Totals(log_sum_exp, float(mean))
+        base = max(known.base, float(new.max(initial=-LARGEST)))
+        log_unchanged = (known.base - base) + known.log_sum + math.log(unchanged)
+        mean_unchanged = (known.base - base) + (known.mean - float((share * below).sum())) / unchanged
+        new = new - base
+        log_sum = float(np.logaddexp.reduce(np.append(new, log_unchanged)))
+        mean = math.exp(log_unchanged - log_sum) * mean_unchanged + float((np.exp(new - log_sum) * new).sum())
+        return Totals(base, log_sum, mean)
 
 
 def _ranked(ids: NDArray[np.intp], logits: F64Array, floor: float, totals: Totals | None) -> Ranking:
     """Of tokens in ascending order of ids."""
     ids = ids[np.argsort(-logits[ids], kind="stable")]
     return Ranking(ids.astype(np.int64), logits[ids], floor, totals)
+
+
+def largest(logits: F64Array, n: int) -> NDArray[np.intp]:
+    """The indices of the n largest (or of all, if they are fewer), the largest first, the lowest among equals."""
+    n = min(n, logits.size)
+    # Few can be among the n largest: sorting those is enough.
+    near = np.flatnonzero(logits >= np.partition(logits, -n)[-n])
+    return near[np.argsort(-logits[near], kind="stable")][:n]
 
 
 def _summary_of(logits: F32Array) -> dict[str, Any]:
@@ -203,12 +230,9 @@ def _summary_of(logits: F32Array) -> dict[str, Any]:
     x = logits[finite].astype(np.float64)
     below = x - x.max()
     weights = np.exp(below)
-    n = min(N_CANDIDATES, finite.size)
-    # Few can be among the n largest: sorting those is enough, and keeps the lowest ids among equals.
-    near = np.flatnonzero(x >= np.partition(x, -n)[-n])
-    best = near[np.argsort(-x[near], kind="stable")][:n]
+    best = largest(x, N_CANDIDATES)
     return {
-        "n": n,
+        "n": best.size,
         "n_not_finite": logits.size - finite.size,
         "largest": x.max(),
         "sum_exp": weights.sum(),

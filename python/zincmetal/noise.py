@@ -1,0 +1,77 @@
+"""Noise for draws that is a function of the seed, the position in the text and the token, and of nothing else.
+
+The largest of log-weight plus Gumbel noise is a draw by the weights. Where the noise of each token stands still, small
+changes of the weights change the draw only if the two largest sums were as close as that.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64Array = NDArray[np.float64]
+IdArray = NDArray[np.int64]
+
+MAX_SEED = 2**128 - 1
+MASK = 2**64 - 1
+# SplitMix64 (Steele, Lea and Flood, 2014): a step that is added, and two multipliers that mix.
+STEP = 0x9E3779B97F4A7C15
+MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+OTHERS = 2**63  # counts like the id of a token, and is none
+
+
+class Noise:
+    """The noise of one draw."""
+
+    def __init__(self, key: int) -> None:
+        self._key = key
+
+    def of(self, ids: IdArray) -> F64Array:
+        """Gumbel noise of each of the tokens."""
+        x = ids.astype(np.uint64)
+        x *= np.uint64(STEP)
+        x += np.uint64(self._key)
+        x ^= x >> np.uint64(30)
+        x *= np.uint64(MIX_1)
+        x ^= x >> np.uint64(27)
+        x *= np.uint64(MIX_2)
+        x ^= x >> np.uint64(31)
+        # 52 bits and a half: exact, above 0 and below 1.
+        uniform = ((x >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+        result: F64Array = -np.log(-np.log(uniform))
+        return result
+
+    def of_others(self) -> float:
+        """Gumbel noise of all other tokens together: of the largest among them."""
+        mixed = _mix((OTHERS * STEP + self._key) & MASK)
+        return -math.log(-math.log(((mixed >> 12) + 0.5) * 2.0**-52))
+
+
+class NoiseSource:
+    """The noise of one draw after another. A second draw at the same position is another one."""
+
+    def __init__(self, seed: int | None) -> None:
+        seed = secrets.randbits(128) if seed is None else seed
+        self._key = _absorb(_absorb(0, seed & MASK), seed >> 64)
+        self._position, self._again = -1, 0
+
+    def at(self, position: int) -> Noise:
+        """The noise of the next draw, for the token at ``position``."""
+        self._again = self._again + 1 if position == self._position else 0
+        self._position = position
+        return Noise(_absorb(_absorb(self._key, position), self._again))
+
+
+def _absorb(key: int, value: int) -> int:
+    """A key that depends on another one and on 64 bits more."""
+    return _mix(((key ^ value) + STEP) & MASK)
+
+
+def _mix(x: int) -> int:
+    """64 bits as others, one to one; each depends on all."""
+    x = (x ^ x >> 30) * MIX_1 & MASK
+    x = (x ^ x >> 27) * MIX_2 & MASK
+    return x ^ x >> 31
