@@ -1,32 +1,31 @@
 """Chat templates: from messages to the prompt that a model was trained on.
 
 Templates are Jinja programs that come with the model file. They run in jinja2's `ImmutableSandboxedEnvironment`,
-set up as Hugging Face's `apply_chat_template` does, in a process of their own that the kernel bounds in time and
-memory (see :mod:`zincmetal._render`). The process starts with the first template and stays, so that rendering
-costs about a millisecond; a template that passes a bound ends it, and the next one gets a new one.
+set up as Hugging Face's `apply_chat_template` does, in a process of their own that is bounded in time and memory
+(see :mod:`zincmetal._render` and :mod:`zincmetal.rendering`). The process starts with the first template and stays,
+so that rendering costs about a millisecond; a template that passes a bound ends it, and the next one gets a new one.
 """
 
 from __future__ import annotations
 
-import atexit
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from . import _render
-from .errors import ChatTemplateError, UsageError
+from .errors import ChatTemplateError, UsageError, quote
+from .forms import REASONING, Forms
+from .marks import MARK, Marker, unmarked
+from .messages import Message, checked_list, conversation, plain
+from .rendering import Renderer
+from .special_names import control_texts, special_tokens
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
+__all__ = ["CHATML", "MARK", "ChatTemplate"]
+
 TIME_LIMIT = 2.0  # seconds to compile and render
-MEMORY_LIMIT = 512 << 20  # bytes of address space, of which Python and jinja2 take about a tenth
+MEMORY_LIMIT = 512 << 20  # bytes, of which Python and jinja2 take about a tenth
 LONGEST = 8 << 20  # characters of text
 
 CHATML = (
@@ -35,167 +34,259 @@ CHATML = (
 )
 """The most common format, for models whose file has no template and that were trained on it."""
 
+KEY = "tokenizer.chat_template"
+_HERE = "<zincmetal goes on here> "  # ends the content that is continued; a template that trims takes its space
+_UNDEFINED = re.compile(r"UndefinedError: '(\w+_token)' is undefined")
+
 
 class ChatTemplate:
-    """One template. Safe to use from several threads, which take turns.
+    """The template of a model, or several with names. Safe to use from several threads, which take turns.
 
     Args:
         source: the Jinja source, as in `tokenizer.chat_template`.
-        bos: text of the begin token, which templates write as `bos_token`.
+        bos: text of the begin token, which templates write as `bos_token`; empty where the model has none, and
+            then the name is not defined.
         eos: text of the end token, `eos_token`.
+        special: more of these names and their texts (`pad_token`, `unk_token`, …).
+        named: templates by name. `tool_use` is used when there are tools, `rag` when there are documents.
+        control_texts: the texts of the tokens that are no text, which :meth:`prompt` marks in messages.
     """
 
-    def __init__(self, source: str, bos: str = "", eos: str = "") -> None:
+    def __init__(
+        self,
+        source: str,
+        bos: str = "",
+        eos: str = "",
+        *,
+        special: Mapping[str, Any] | None = None,
+        named: Mapping[str, str] | None = None,
+        control_texts: Sequence[str] = (),
+    ) -> None:
         self.source = source
         self.bos = bos
         self.eos = eos
+        self.named = dict(named or {})
+        own = {"bos_token": bos, "eos_token": eos} | dict(special or {})
+        self._special = {name: value for name, value in own.items() if value}
+        self._control_texts = tuple(control_texts)
+        self._forms: dict[str, Forms] = {}
 
     @classmethod
     def from_metadata(cls, meta: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
-        """The template of a GGUF file. Raises ChatTemplateError if it has none."""
-        source = meta.get("tokenizer.chat_template")
-        if source is None:
+        """The templates of a GGUF file. Raises ChatTemplateError if it has none."""
+        sources = {name.removeprefix(KEY).removeprefix("."): v for name, v in meta.items() if _names_template(name)}
+        for name, source in sources.items():
+            if not isinstance(source, str):
+                key = f"{KEY}.{name}" if name else KEY
+                raise ChatTemplateError(f"{key} is of type {type(source).__name__}, not a string")
+        default = sources.pop("", sources.get("default", next(iter(sources.values()), None)))
+        if default is None:
             raise ChatTemplateError(
-                "this file has no chat template (tokenizer.chat_template): write the prompt out and use generate, "
+                f"this file has no chat template ({KEY}): write the prompt out and pass it to generate, with "
+                "parse_special=True (--special in a shell) where it has special tokens such as <|im_start|>; "
                 "or render the messages with ChatTemplate(zincmetal.chat.CHATML) if the model knows ChatML"
             )
-        if not isinstance(source, str):
-            raise ChatTemplateError(f"tokenizer.chat_template is of type {type(source).__name__}, not a string")
-        return cls(source, tokenizer.bos_text, tokenizer.eos_text)
+        return cls(
+            default,
+            tokenizer.bos_text,
+            tokenizer.eos_text,
+            special=special_tokens(meta),
+            named=sources,
+            control_texts=control_texts(tokenizer),
+        )
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **extra: Any) -> str:
-        """The prompt for a conversation.
+    @property
+    def variables(self) -> frozenset[str]:
+        """The names that the templates read: a keyword that is not among them changes nothing."""
+        names: set[str] = set()
+        for source in {self.source, *self.named.values()}:
+            reply = _ask({"source": source})
+            names.update(_result(reply))
+        return frozenset(names)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        **keywords: Any,
+    ) -> str:
+        """The text of the prompt for a conversation. To tokenize it, :meth:`prompt` is the one to use.
 
         Args:
-            messages: at least one; each has `role`, a string, and `content`, a string, or a list of parts, or None
-                in a message with `tool_calls`. Other keys are passed on.
+            messages: at least one; each has `role`, a string, and `content`, a string or a list of parts
+                `{"type": "text", "text": …}`. An answer may do without: it has `tool_calls`, or its reasoning as
+                `reasoning_content`, `reasoning` or `thinking`, or is to be filled. Other keys are passed on. They
+                are put into the form that the template needs.
             add_generation_prompt: end with the opening of the model's answer.
-            extra: more variables for the template (`tools`, `enable_thinking`, ...). All must be JSON values.
+            tools: what the model may call, as JSON schemas.
+            documents: what it may cite.
+            continue_final_message: end inside the last message, which is an answer, right after its content, or
+                after its reasoning if it has no content.
+            keywords: more variables for the template (`enable_thinking`, …). All must be JSON values. One that the
+                template does not read (see :attr:`variables`) changes nothing.
 
         Raises:
-            UsageError: `messages` or `extra` are not as described.
+            UsageError: an argument is not as described, or the template has no place for it.
             ChatTemplateError: the template is wrong, refuses the messages, or needs more than TIME_LIMIT seconds,
                 MEMORY_LIMIT bytes or LONGEST characters.
         """
-        given = {
-            "messages": _checked(messages),
-            "add_generation_prompt": bool(add_generation_prompt),
-            "bos_token": self.bos,
-            "eos_token": self.eos,
-            "tools": None,
-            "documents": None,
-        }
-        variables = given | extra
-        _check_json(variables)
-        reply = _renderer.ask(
-            {"source": self.source, "variables": variables, "longest": LONGEST, "seconds": TIME_LIMIT}
-        )
-        if "error" in reply:
-            raise ChatTemplateError(f"the chat template {reply['error']}")
-        return reply["text"]
+        call = _Call(self, messages, tools, documents, add_generation_prompt, continue_final_message, keywords)
+        return call.text(Marker(()))
+
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **keywords: Any,
+    ) -> str:
+        """What :meth:`render` says, with marks (:mod:`zincmetal.marks`) in what the caller said.
+
+        Where a message, a tool or a document has the text of a control token, `<|im_end|>` for one, a mark makes it
+        text for the tokenizer: nothing that is said inside a chat ends its turn.
+
+        There is one exception. Some templates look into earlier answers for control tokens of their own, to take
+        old reasoning out. Where marks would hide from them what they look for, an answer's own are left unmarked.
+        """
+        call = _Call(self, messages, tools, documents, add_generation_prompt, continue_final_message, keywords)
+        marker = Marker(self._control_texts)
+        marked = call.text(marker)
+        if not marker.met:
+            return marked
+        try:
+            wanted = call.text(Marker(()))
+        except ChatTemplateError:  # it refuses to see what the marks hid, which is text now
+            return marked
+        if unmarked(marked) == wanted:
+            return marked
+        return self._looked_into(call, marker, wanted, marked)
+
+    def _looked_into(self, call: _Call, marker: Marker, wanted: str, marked: str) -> str:
+        """The prompt where marks change what the template does."""
+        escaped = marked.replace(ascii(MARK)[1:-1], MARK)  # by repr, or as ASCII in JSON
+        if unmarked(escaped) == wanted:
+            return escaped
+        looked_for = {text for text in marker.met if text in call.source}
+        try:
+            other = call.text(Marker(self._control_texts), answers=marker.without(looked_for))
+        except ChatTemplateError:
+            return marked
+        return other if unmarked(other) == wanted else marked
+
+    # --- within the package
+
+    def _source(self, tools: Any, documents: Any) -> str:
+        for name, given in (("tool_use", tools), ("rag", documents)):
+            if given and name in self.named:
+                return self.named[name]
+        return self.source
+
+    def _forms_of(self, source: str) -> Forms:
+        if source not in self._forms:
+            self._forms[source] = Forms(source, lambda trials: self._trials(source, trials))
+        return self._forms[source]
+
+    def _trials(self, source: str, trials: list[dict[str, Any]]) -> list[str | None]:
+        """What a template makes of the conversations of :mod:`zincmetal.forms`."""
+        base = {"bos_token": "", "eos_token": "", "documents": None, "add_generation_prompt": True} | self._special
+        try:
+            replies = _ask({"source": source, "variables": [base | trial for trial in trials]})
+        except ChatTemplateError:  # it passes a bound; so it will when it is rendered
+            return [None] * len(trials)
+        return [reply.get("result") for reply in replies]
+
+    def _rendered(self, source: str, variables: dict[str, Any]) -> str:
+        while True:
+            (reply,) = _ask({"source": source, "variables": [self._special | variables]})
+            missing = _UNDEFINED.search(reply.get("error", ""))
+            if missing is None or missing[1] in self._special or missing[1] in variables:
+                text: str = _result(reply)
+                return text
+            self._special[missing[1]] = ""  # a template that cannot do without a token that the model has not
 
 
-def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
-        raise UsageError(f"messages is of type {type(messages).__name__}; a list of dicts is needed")
-    if not messages:
-        raise UsageError("messages is empty: a chat needs at least one message")
-    return [_checked_message(i, message) for i, message in enumerate(messages)]
+class _Call:
+    """What one call of `render` or `prompt` was given, checked and in the form that the template needs."""
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Any,
+        documents: Any,
+        add_generation_prompt: bool,
+        continues: bool,
+        keywords: dict[str, Any],
+    ) -> None:
+        self._template = template
+        checked = conversation(messages)
+        if continues and checked[-1]["role"] != "assistant":
+            role = quote(checked[-1]["role"])
+            raise UsageError(f"continue_final_message: the last message is of role {role}, not an assistant's")
+        self._said = {name: checked_list(name, value) for name, value in (("tools", tools), ("documents", documents))}
+        self._keywords = {name: plain(name, value) for name, value in keywords.items()}
+        self.source = template._source(self._said["tools"], self._said["documents"])
+        self._messages = template._forms_of(self.source).prepared(checked)
+        self._opens = bool(add_generation_prompt) and not continues
+        self._continues = continues
+
+    def text(self, marker: Marker, answers: Marker | None = None) -> str:
+        """The text, with marks by `marker`; in messages of the assistant by `answers`."""
+        answers = answers or marker
+        messages = [(answers if m["role"] == "assistant" else marker).mark(m) for m in self._messages]
+        tail = ""
+        if self._continues:
+            messages[-1], tail = _open_end(messages[-1])
+        # Texts of special tokens are the caller's to set, and no text.
+        said = {k: v if k.endswith("_token") else marker.mark(v) for k, v in (self._said | self._keywords).items()}
+        variables = {"messages": messages, "add_generation_prompt": self._opens} | said
+        text = self._template._rendered(self.source, variables)
+        return _cut(text, tail) if self._continues else text
 
 
-def _checked_message(i: int, message: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise UsageError(f"messages[{i}] is of type {type(message).__name__}; a dict is needed")
-    if not isinstance(message.get("role"), str):
-        raise UsageError(f"messages[{i}] needs a 'role' that is a string, such as 'user'")
+def _names_template(key: str) -> bool:
+    return key == KEY or key.startswith(KEY + ".")
+
+
+def _open_end(message: Message) -> tuple[Message, str]:
+    """A message with _HERE at its end, and the text before that."""
     content = message.get("content")
-    if not isinstance(content, (str, list)) and not (content is None and message.get("tool_calls")):
-        raise UsageError(f"messages[{i}] needs a 'content' that is a string")
-    return dict(message)
+    if isinstance(content, list):
+        last = max((i for i, part in enumerate(content) if isinstance(part.get("text"), str)), default=None)
+        if last is None:
+            raise UsageError("continue_final_message: the last message has no text to continue")
+        part = content[last] | {"text": content[last]["text"] + _HERE}
+        return message | {"content": [*content[:last], part, *content[last + 1 :]]}, content[last]["text"]
+    thoughts = {name: message[name] for name in REASONING if isinstance(message.get(name), str)}
+    if thoughts and not content:
+        return message | {name: text + _HERE for name, text in thoughts.items()}, next(iter(thoughts.values()))
+    return message | {"content": (content or "") + _HERE}, content or ""
 
 
-def _check_json(variables: dict[str, Any]) -> None:
-    try:
-        json.dumps(variables)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(f"what a chat template is given must be JSON values: {error}") from error
+def _cut(text: str, tail: str) -> str:
+    """A text up to the last _HERE, behind `tail`."""
+    at = text.rfind(_HERE.rstrip())
+    if at < 0:
+        raise ChatTemplateError("the chat template does not show the end of the last message: it cannot be continued")
+    trimmed = not text.startswith(_HERE, at)
+    return text[:at].rstrip() if trimmed and tail.strip() else text[:at]
 
 
-class _Renderer:
-    """The rendering process and its pipe: one for all templates, started when it is needed."""
-
-    def __init__(self) -> None:
-        self.reset()
-        os.register_at_fork(after_in_child=self.reset)  # the pipe stays the parent's
-        atexit.register(self._stop)
-
-    def reset(self) -> None:
-        self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def ask(self, request: dict[str, Any]) -> dict[str, str]:
-        with self._lock:
-            child = self._child = self._child or _start()
-            try:
-                reply = _exchange(child, request)
-            except BaseException:  # such as Ctrl-C: what the process answers later belongs to nobody
-                self._stop()
-                raise
-            if reply is None:
-                self._stop()
-                raise ChatTemplateError(f"the chat template {_cause(child.returncode)}")
-            return reply
-
-    def _stop(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            for pipe in (child.stdin, child.stdout):
-                _close(pipe)
-            if child.poll() is None:
-                child.kill()
-            child.wait()
+def _ask(request: dict[str, Any]) -> Any:
+    return _renderer.ask(request | {"longest": LONGEST, "seconds": TIME_LIMIT}, MEMORY_LIMIT)
 
 
-def _start() -> subprocess.Popen[bytes]:
-    if not sys.executable:
-        raise ChatTemplateError("chat templates run in a Python process of their own, and sys.executable is empty")
-    settings = json.dumps({"path": [p for p in sys.path if isinstance(p, str)], "memory": MEMORY_LIMIT})
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(Path(_render.__file__)), settings],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for the caller
-    )
+def _result(reply: dict[str, Any]) -> Any:
+    if "error" in reply:
+        raise ChatTemplateError(f"the chat template {reply['error']}")
+    return reply["result"]
 
 
-def _exchange(child: subprocess.Popen[bytes], request: dict[str, Any]) -> dict[str, str] | None:
-    """The answer to a request, or None if the process has ended."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        _render.write_message(child.stdin, request)
-        reply: dict[str, str] | None = _render.read_message(child.stdout)
-    except OSError:
-        reply = None
-    return reply
-
-
-def _close(pipe: IO[bytes] | None) -> None:
-    try:
-        if pipe is not None:
-            pipe.close()
-    except OSError:  # unsent bytes for a process that is gone
-        pass
-
-
-def _cause(status: int | None) -> str:
-    """Why the process ended, from its exit status."""
-    if status == -signal.SIGALRM:
-        return f"takes more than {TIME_LIMIT:g} seconds"
-    if status == _render.NO_JINJA:
-        return "needs jinja2, which is not installed: pip install jinja2"
-    return f"needs more than {MEMORY_LIMIT >> 20} MiB of memory (its process ended with status {status})"
-
-
-_renderer = _Renderer()
+_renderer = Renderer()
