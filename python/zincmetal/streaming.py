@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 class TextStream:
     """Feeds tokens to the tokenizer's stream decoder and watches for stop strings.
 
-    Text that could be the beginning of a stop string is held back until it is known not to be.
+    Text that could be the beginning of a stop string is held back until it is known not to be. Of stop strings that
+    overlap the one that begins first ends the text, however the text is cut into tokens. With ``skip_special``
+    control tokens have no text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self._decoder = tokenizer.stream(continues=True)  # the answer follows the prompt
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], skip_special: bool = False) -> None:
+        self._decoder = tokenizer.stream(skip_special, continues=True)  # the answer follows the prompt
         self._stop = tuple(s for s in stop if s)
         self._held = ""
         self.stopped = False
@@ -28,21 +30,19 @@ class TextStream:
 
     def finish(self) -> str:
         """What was held back, at the end of the stream."""
-        text = self._release(self._decoder.finish())
-        text, self._held = text + ("" if self.stopped else self._held), ""
-        return text
+        return self._release(self._decoder.finish(), ended=True)
 
-    def _release(self, new: str) -> str:
+    def _release(self, new: str, ended: bool = False) -> str:
         text = self._held + new
-        found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        keep = max((_partial(text, s) for s in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        whole = min((at for at in (text.find(s) for s in self._stop) if at >= 0), default=len(text))
+        begun = len(text) if ended else min((_begins(text, s) for s in self._stop), default=len(text))
+        self.stopped = self.stopped or whole < min(begun, len(text))  # one that begins earlier may yet become whole
+        certain = min(whole, begun)
+        self._held = "" if self.stopped else text[certain:]
+        return text[:certain]
 
 
-def _partial(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+def _begins(text: str, stop: str) -> int:
+    """Where the longest end of ``text`` starts that begins ``stop``, which is its length if none does."""
+    first = max(0, len(text) - len(stop) + 1)
+    return next((at for at in range(first, len(text)) if stop.startswith(text[at:])), len(text))

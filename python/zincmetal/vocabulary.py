@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from .errors import TokenizerError, abbreviate, quote
+from .errors import TokenizerError, UsageError, ZincError, abbreviate, quote
 
 KEY = "tokenizer.ggml."
 SPACE = "\u2581"  # what SentencePiece writes for a space
+MARK = "\ufdd0"  # a noncharacter: where a chat prompt has it, the text around it is no special token
+_LISTS = frozenset({"tokens", "token_type", "scores", "merges"})  # decoded when read, and some never are
+
+warn = logging.getLogger("zincmetal").warning
 
 
 class TokenType(IntEnum):
@@ -27,20 +32,57 @@ class TokenType(IntEnum):
 
 
 class Metadata:
-    """Typed access to `tokenizer.ggml.*`: a value that is missing or wrong is a TokenizerError naming its key."""
+    """Typed access to `tokenizer.*`, which remembers what was read.
+
+    A value that is missing or of the wrong type is a TokenizerError that names its key; what files are known to
+    get wrong harmlessly (an id out of range, a flag of another width) is a warning that says what is assumed.
+    """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
+        self.read: set[str] = set()  # full names of the keys that something has asked for, or will when it is needed
+        self._token_ids: dict[str, list[int]] = {}
+
+    def key_names(self) -> list[str]:
+        """The full names of all `tokenizer.*` keys that have a value."""
+        return [key for key in self._values if key.startswith("tokenizer.")]
+
+    def is_off(self, key: str) -> bool:
+        """Whether a value, by its full name, is false, 0 or empty."""
+        value = self._values[key]
+        return len(value) == 0 if hasattr(value, "__len__") else not value
+
+    def shown(self, key: str) -> str:
+        """A value, by its full name, as messages show it."""
+        return abbreviate(self._values[key])
+
+    def general(self, name: str) -> str:
+        """A string of `general.*`, or an empty one."""
+        value = self._values.get("general." + name)
+        return value if isinstance(value, str) else ""
+
+    def template(self) -> str:
+        """The source of the chat template and of its named variants, or an empty string."""
+        names = [key for key in self.key_names() if key.startswith("tokenizer.chat_template")]
+        self.read.update(names)
+        return "\n".join(value for name in names if isinstance(value := self._values[name], str))
 
     def _get(self, name: str, kind: str) -> Any:
-        value = self._values.get(KEY + name)
+        self.read.add(KEY + name)
+        try:
+            value = self._values.get(KEY + name)
+        except ZincError:
+            raise
+        except ValueError as error:  # what a map says that was closed while it was read
+            raise UsageError(f"the file was closed while {KEY}{name} was read: {error}") from error
         if value is None:
             raise TokenizerError(f"{KEY}{name} is missing: this file cannot be tokenized without its {kind}")
         return value
 
     def has(self, name: str) -> bool:
-        """Whether the file has the key."""
-        return self._values.get(KEY + name) is not None
+        """Whether the file has the key (which reads no list)."""
+        self.read.add(KEY + name)
+        return KEY + name in self._values and (name in _LISTS or self._values.get(KEY + name) is not None)
 
     def text(self, name: str) -> str:
         """A string."""
@@ -50,26 +92,39 @@ class Metadata:
         return value
 
     def flag(self, name: str, default: bool) -> bool:
-        """A boolean, or `default` where the file has none."""
+        """A boolean, or an integer of any width that is 0 or 1; `default` where the file has none."""
         if not self.has(name):
             return default
         value = self._get(name, "flag")
-        if type(value).__name__ not in ("bool", "bool_"):  # without an import of NumPy, whose bool_ that is
-            raise TokenizerError(f"{KEY}{name} is {described(value)}; a boolean is needed")
-        return bool(value)
+        if type(value).__name__ in ("bool", "bool_"):  # without an import of NumPy, whose bool_ that is
+            return bool(value)
+        if (number := as_integer(value)) in (0, 1):
+            return bool(number)
+        raise TokenizerError(f"{KEY}{name} is {described(value)}; a boolean is needed")
 
     def token_id(self, name: str, n_tokens: int) -> int | None:
-        """An id from 0 to n_tokens - 1, or None where the file has none."""
+        """An id from 0 to n_tokens - 1, or None where the file has none or one that is no token's."""
+        ids = self.token_ids(name, n_tokens)
+        return ids[0] if ids else None
+
+    def token_ids(self, name: str, n_tokens: int) -> list[int]:
+        """The ids of a key that holds one or a list; ids out of range are named in a warning and left out."""
+        if name not in self._token_ids:
+            self._token_ids[name] = self._read_token_ids(name, n_tokens)
+        return self._token_ids[name]
+
+    def _read_token_ids(self, name: str, n_tokens: int) -> list[int]:
         if not self.has(name):
-            return None
+            return []
         value = self._get(name, "token id")
-        try:
-            token = operator.index(value)
-        except TypeError:
-            token = -1
-        if isinstance(value, bool) or not 0 <= token < n_tokens:
+        several = hasattr(value, "__len__") and not isinstance(value, (str, bytes))
+        numbers = [as_integer(v) for v in (self._list(name, "list of token ids") if several else [value])]
+        if None in numbers:
             raise TokenizerError(f"{KEY}{name} is {described(value)}; an id below {n_tokens} is needed")
-        return token
+        ids = [i for i in numbers if i is not None and 0 <= i < n_tokens]
+        for outside in (i for i in numbers if i not in ids):
+            warn("%s%s is %s, and the file has %d tokens: taken as not set", KEY, name, abbreviate(outside), n_tokens)
+        return ids
 
     def strings(self, name: str) -> list[str]:
         """A list of strings."""
@@ -79,13 +134,26 @@ class Metadata:
             raise TokenizerError(f"{KEY}{name}[{wrong}] is {described(values[wrong])}; a string is needed")
         return values
 
-    def numbers(self, name: str, n: int, kinds: tuple[type, ...]) -> list[Any]:
-        """A list of `n` Python numbers whose types are all among `kinds`."""
+    def integers(self, name: str, n: int) -> list[int]:
+        """A list of at least `n` integers, of any type that holds them, cut to `n`."""
+        values = self.numbers(name, n)
+        if set(map(type, values)) <= {int}:
+            return values
+        whole = [as_integer(int(v) if isinstance(v, float) and v.is_integer() else v) for v in values]
+        if None in whole:
+            raise TokenizerError(f"{KEY}{name}[{whole.index(None)}] is not an integer")
+        return [v for v in whole if v is not None]
+
+    def numbers(self, name: str, n: int) -> list[Any]:
+        """A list of at least `n` Python numbers, cut to `n`."""
         values = self._list(name, "list of numbers")
-        if len(values) != n:
+        if len(values) < n:
             raise TokenizerError(f"{KEY}{name} has {len(values)} entries for the {n} of {KEY}tokens")
-        if not set(map(type, values)) <= set(kinds):
-            wrong = next(i for i, v in enumerate(values) if type(v) not in kinds)
+        if len(values) > n:
+            warn("%s%s has %d entries for %d tokens: those past the end are ignored", KEY, name, len(values), n)
+            values = values[:n]
+        if not set(map(type, values)) <= {int, float}:
+            wrong = next(i for i, v in enumerate(values) if type(v) not in (int, float))
             raise TokenizerError(f"{KEY}{name}[{wrong}] is {described(values[wrong])}; a number is needed")
         return values
 
@@ -98,10 +166,24 @@ class Metadata:
         return list(value)
 
 
+def as_integer(value: object) -> int | None:
+    """An integer of any type but bool, or None."""
+    if isinstance(value, bool) or type(value).__name__ == "bool_":
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
 def described(value: object) -> str:
     """A value as error messages show it: never long."""
     kind = type(value).__name__
     return f"{abbreviate(value)} ({kind})" if isinstance(value, (bool, int, float, str)) else f"of type {kind}"
+
+
+SPECIAL = frozenset({TokenType.UNKNOWN, TokenType.CONTROL})  # text matches these only with parse_special
+_NORMAL = TokenType.NORMAL.value
 
 
 @dataclass(frozen=True)
@@ -110,48 +192,72 @@ class Vocabulary:
 
     tokens: list[str]
     types: list[int]  # values of TokenType
-    ids: dict[str, int]
-    other: list[int]  # the ids that are not NORMAL: few, in most files
+    ids: dict[str, int]  # of tokens that occur twice a special one, else the first
+    other: set[int]  # the ids that are not NORMAL: few, in most files
+    twins: dict[str, list[int]]  # all ids of tokens that occur twice
+    typed: bool  # whether the file says what its tokens are
 
     @classmethod
     def read(cls, meta: Metadata) -> Vocabulary:
-        """Read `tokens` and `token_type`. Raises TokenizerError, also where two tokens are the same."""
+        """Read `tokens` and `token_type`."""
         tokens = meta.strings("tokens")
         if not tokens:
             raise TokenizerError(f"{KEY}tokens is empty")
         # Files pad their vocabulary with empty strings; they need names of their own to keep ids in step.
         tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)] if "" in tokens else tokens
-        ids = dict(zip(tokens, range(len(tokens)), strict=True))
-        if len(ids) != len(tokens):
-            i, token = next((i, token) for i, token in enumerate(tokens) if ids[token] != i)
-            raise TokenizerError(f"{KEY}tokens[{i}] and [{ids[token]}] are both {quote(token)}")
         types = cls._read_types(meta, len(tokens))
-        normal = TokenType.NORMAL.value
-        return cls(tokens, types, ids, [i for i, t in enumerate(types) if t != normal])
+        ids = dict(zip(tokens, range(len(tokens)), strict=True))
+        twins = _twins(tokens, types, ids) if len(ids) != len(tokens) else {}
+        other = {i for i, t in enumerate(types) if t != _NORMAL}
+        return cls(tokens, types, ids, other, twins, meta.has("token_type"))
 
     @staticmethod
     def _read_types(meta: Metadata, n: int) -> list[int]:
         if not meta.has("token_type"):
-            return [TokenType.NORMAL.value] * n
-        types = meta.numbers("token_type", n, (int,))
+            return [_NORMAL] * n
+        types = meta.integers("token_type", n)
         known = {t.value for t in TokenType}
-        if not set(types) <= known:
-            wrong = next(i for i, t in enumerate(types) if t not in known)
-            raise TokenizerError(f"{KEY}token_type[{wrong}] is {types[wrong]}; known are 0 to {max(known)}")
+        if strange := set(types) - known:
+            warn("%stoken_type holds %s; known are 0 to %d: taken as normal", KEY, min(strange), max(known))
+            types = [t if t in known else _NORMAL for t in types]
         return types
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def mark_control(self, ids: set[int]) -> None:
-        """Make control tokens of `ids`, for files that give no types or wrong ones."""
-        self.other[:] = sorted(ids | set(self.other))
-        for i in ids:
-            self.types[i] = TokenType.CONTROL.value
+    def all_ids(self, text: str) -> list[int]:
+        """Every id whose token is `text`."""
+        if text in self.twins:
+            return self.twins[text]
+        return [self.ids[text]] if text in self.ids else []
 
-    def texts(self, types: frozenset[TokenType]) -> list[str]:
-        """The tokens of some types other than NORMAL, by id."""
-        return [self.tokens[i] for i in self.other if self.types[i] in types]
+    def set_type(self, ids: Iterable[int], kind: TokenType) -> None:
+        """Correct the type of some tokens, for files that give none or wrong ones."""
+        for i in ids:
+            self.types[i] = kind.value
+            self.other.add(i)
+
+    def of_types(self, *types: TokenType) -> dict[str, int]:
+        """The tokens of some types other than NORMAL, in order, and their ids."""
+        found = (i for i in sorted(self.other) if self.types[i] in types)
+        return {self.tokens[i]: i for i in found if self.ids[self.tokens[i]] == i}
+
+
+def _twins(tokens: list[str], types: list[int], ids: dict[str, int]) -> dict[str, list[int]]:
+    """Tokens that occur twice; `ids` is made to hold the one that text stands for."""
+    places: dict[str, list[int]] = {}
+    for i, token in enumerate(tokens):
+        if ids[token] != i:
+            places.setdefault(token, []).append(i)
+    for token, before in places.items():
+        twins = [*before, ids[token]]
+        ids[token] = next((i for i in twins if types[i] in SPECIAL), twins[0])
+        places[token] = twins
+    token, first = next(iter(places.items()))
+    more = f" and {len(places) - 1} more pairs" if len(places) > 1 else ""
+    message = "%stokens[%d] and [%d] are both %s%s: text becomes the first, or the one of control type"
+    warn(message, KEY, first[0], first[1], quote(token), more)
+    return places
 
 
 def _byte_alphabet() -> dict[str, int]:
