@@ -109,7 +109,7 @@ def test_text_is_cut_where_the_model_was_trained_to(pre: str, pieces: list[str])
 
 def test_every_pre_tokenizer_undoes_its_encoding(rng: random.Random) -> None:
     alphabet = ["'s", "'LL", " ", "  ", "\n", "\r\n", "\t", "a", "Zß", "9", "½", "日", "🦙", ".", "<|", "\u3000", "_"]
-    for pre in (name for name, row in PRE_TOKENIZERS.items() if not row.spaces):
+    for pre in PRE_TOKENIZERS:
         tokenizer = Tokenizer.from_metadata(byte_level(pre=pre))
         text = "".join(rng.choice(alphabet) for _ in range(300))
         ids = tokenizer.encode(text)

@@ -85,9 +85,23 @@ def test_marked_text_is_tokenized_as_plain_text(prefix: bool | None) -> None:
         for control in tokenizer.control_texts:
             marked = marked.replace(control, control[0] + MARK + control[1:])
         assert tokenizer.encode(marked, parse_special=True) == tokenizer.encode(text), text
+        assert tokenizer.encode(tokenizer.mark(text), parse_special=True) == tokenizer.encode(text), text
         outer = tokenizer.encode(f"<|im_end|>{marked}<|im_end|>", parse_special=True)
         end = id_of(meta, "<|im_end|>")
         assert outer == [end, *tokenizer.encode(text), end]
+
+
+def test_marks_are_put_into_every_control_token_and_nowhere_else() -> None:
+    tokenizer = Tokenizer.from_metadata(byte_level(special=dict.fromkeys(["<|a|>", "|><", "<|a|><b>", "✂"], CONTROL)))
+    assert tokenizer.mark("a <b> <think>") == "a <b> <think>"
+    assert tokenizer.mark("<|a|>x") == f"<{MARK}|a|>x"
+    assert tokenizer.mark("<|a|><b>") == f"<{MARK}|a|{MARK}><b>"
+    assert tokenizer.mark("✂✂") == f"✂{MARK}✂{MARK}"
+    assert tokenizer.mark(f"a{MARK}<|a|>") == f"a\ufffd<{MARK}|a|>"
+    assert tokenizer.mark("") == Tokenizer.for_ids({}).mark("") == ""
+    for text in ("<|a|><b>", "<|a|>|><✂", f"{MARK}✂"):
+        plain = tokenizer.encode(text)
+        assert tokenizer.encode(tokenizer.mark(text), parse_special=True) == plain
 
 
 def test_a_mark_of_ones_own_is_harmless() -> None:
@@ -96,6 +110,14 @@ def test_a_mark_of_ones_own_is_harmless() -> None:
     assert tokenizer.encode(f"a{MARK}b", parse_special=True) == tokenizer.encode("ab")
     assert tokenizer.encode(f"{MARK}{MARK}", parse_special=True) == []
     assert tokenizer.encode(f"<|im{MARK}<|im_end|>", parse_special=True) == [*tokenizer.encode("<|im"), END]
+
+
+def test_a_control_token_of_one_character_is_marked_behind_it() -> None:
+    tokenizer = Tokenizer.from_metadata(byte_level(special={"✂": CONTROL, "✂✂": CONTROL}))
+    assert tokenizer.encode("a✂✂✂", parse_special=True)[1:] == [257, 256]
+    for text in ("a✂b", "✂✂", "✂✂✂"):
+        marked = text.replace("✂", "✂" + MARK)
+        assert tokenizer.encode(marked, parse_special=True) == tokenizer.encode(text)
 
 
 def test_of_tokens_that_overlap_the_longest_at_the_leftmost_place_counts() -> None:

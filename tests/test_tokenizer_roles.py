@@ -72,6 +72,20 @@ def test_turn_tokens_of_a_template_are_one_token_of_any_type(kind: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["<|im_start|>", "<|user|>", "<start_of_turn>", "<|start_header_id|>", "<|start|>", "[INST]", "]~b]", "<|turn>"],
+)
+@pytest.mark.parametrize("kind", [CONTROL, NORMAL, USER_DEFINED])
+def test_what_opens_a_turn_is_read_only_where_special_tokens_are(name: str, kind: int) -> None:
+    meta = byte_level(special={name: kind})
+    tokenizer = Tokenizer.from_metadata(meta)
+    assert tokenizer.control_texts == (name,)
+    assert tokenizer.eog_ids == frozenset()
+    assert tokenizer.encode(f"a{name}", parse_special=True)[1:] == [256]
+    assert 256 not in tokenizer.encode(f"a{name}")
+
+
+@pytest.mark.parametrize(
     ("template", "end"),
     [
         ("{% for m in messages %}<human>{{ m.content }}<stop>{% endfor %}", "<stop>"),

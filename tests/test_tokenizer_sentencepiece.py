@@ -106,6 +106,9 @@ def test_without_types_bytes_and_the_unknown_token_are_found_by_name() -> None:
             assert ids == typed.encode(text, parse_special=parse_special)
             assert untyped.decode(ids) == typed.decode(ids)
     assert untyped.eog_ids == {2}
+    old = {"tokenizer.ggml.token_type", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"}
+    oldest = Tokenizer.from_metadata({k: v for k, v in meta.items() if k not in old})
+    assert (oldest.bos_id, oldest.eos_id, oldest.eog_ids, oldest.encode("a")[0]) == (1, 2, {2}, 1)
 
 
 def runs(letters: int, longest: int) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def test_memory_is_in_proportion_to_the_pieces() -> None:
 
 
 def test_a_piece_may_be_of_any_length() -> None:
-    long = {"a" * 2**n: -float(n) for n in range(18)}
+    long = {"a" * 2**n: -float(n) for n in range(15)}
     tokenizer = Tokenizer.from_metadata(sentencepiece(long, add_space_prefix=False))
-    for n in (1, 1000, 2**17, 2**17 + 3):
+    for n in (1, 1000, 2**14, 2**14 + 3):
         assert tokenizer.decode(tokenizer.encode("a" * n)[1:]) == "a" * n

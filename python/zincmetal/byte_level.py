@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import repeat
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from .errors import TokenizerError, quote
@@ -14,25 +13,29 @@ if TYPE_CHECKING:
     import tokenizers
 
 
-def read_merges(meta: Metadata, vocab: Vocabulary) -> list[tuple[str, str]]:
-    """The pairs of `tokenizer.ggml.merges`, all of which the vocabulary must hold."""
-    merges = [(left, right) for left, _, right in map(str.partition, meta.strings("merges"), repeat(" "))]
-    # A merge that needs a token which is not there: the library panics on some of these.
-    if fault := _merge_fault(merges, vocab):
-        raise TokenizerError(fault)
+def read_merges(meta: Metadata, vocab: Vocabulary) -> list[str]:
+    """`tokenizer.ggml.merges`, of whose tokens the vocabulary must hold all: the library panics where some lack."""
+    merges = meta.strings("merges")
+    known = vocab.ids.__contains__
+    for i, merge in enumerate(merges):
+        left, _, right = merge.partition(" ")
+        if not (known(left) and known(right) and known(left + right)):
+            token = next(token for token in (left, right, left + right) if not known(token))
+            raise TokenizerError(f"{KEY}merges[{i}] needs the token {quote(token)}, which {KEY}tokens does not hold")
     return merges
 
 
 class RankedMerges:
     """Encodes text without control tokens."""
 
-    def __init__(self, merges: list[tuple[str, str]], vocab: Vocabulary, pre: PreTokenizer) -> None:
+    def __init__(self, merges: list[str], vocab: Vocabulary, pre: PreTokenizer) -> None:
         from tokenizers import AddedToken, Tokenizer
         from tokenizers.models import BPE
 
         options: dict[str, Any] = {"byte_fallback": True, "fuse_unk": True} if pre.spaces else {}
+        pairs = [(left, right) for left, _, right in map(str.partition, merges, repeat(" "))]
         try:
-            model = BPE(vocab.ids, merges, ignore_merges=pre.ignore_merges, **options)
+            model = BPE(vocab.ids, pairs, ignore_merges=pre.ignore_merges, **options)
         except Exception as error:  # what the library raises
             raise TokenizerError(f"{KEY}merges cannot be used: {error}") from error
         self._encoder = encoder = Tokenizer(model)
@@ -49,17 +52,6 @@ class RankedMerges:
                 raise
             raise TokenizerError(f"a text of {len(text)} characters cannot be tokenized: {error}") from error
         return ids
-
-
-def _merge_fault(merges: list[tuple[str, str]], vocab: Vocabulary) -> str | None:
-    needed = {*map("".join, merges), *map(itemgetter(0), merges), *map(itemgetter(1), merges)}
-    if needed <= vocab.ids.keys():
-        return None
-    for i, (left, right) in enumerate(merges):
-        for token in (left, right, left + right):
-            if token not in vocab.ids:
-                return f"{KEY}merges[{i}] needs the token {quote(token)}, which {KEY}tokens does not hold"
-    return None
 
 
 def _set_pre_tokenizer(encoder: tokenizers.Tokenizer, pre: PreTokenizer) -> None:

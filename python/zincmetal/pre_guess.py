@@ -6,10 +6,19 @@ import re
 from collections.abc import Callable
 
 from .errors import TokenizerError, quote
-from .pre_tokenizers import PRE_TOKENIZERS
+from .pre_tokenizers import SPACED
 from .vocabulary import BYTE_OF_LETTER, KEY, SPACE, Metadata, TokenType, Vocabulary, warn
 
 _BYTE_SPACE = "\u0120"  # what a byte-level vocabulary writes for a space
+
+
+_MODELS = ("gpt2", "gemma4", "llama")
+
+
+def check_model(meta: Metadata) -> None:
+    """Raise TokenizerError where the vocabulary is of no kind that is run."""
+    if (kind := meta.text("model")) not in _MODELS:
+        raise TokenizerError(f"{KEY}model is {quote(kind)}; known are {', '.join(map(repr, _MODELS))}")
 
 
 def is_sentencepiece(meta: Metadata, vocab: Vocabulary) -> bool:
@@ -20,20 +29,17 @@ def is_sentencepiece(meta: Metadata, vocab: Vocabulary) -> bool:
         if byte_level:
             warn("%smodel is 'llama', but the tokens are those of a byte-level vocabulary: taken as 'gpt2'", KEY)
         return not byte_level
-    if kind == "gemma4":
+    if (
+        kind == "gemma4"
+        or BYTE_OF_LETTER.keys() <= vocab.ids.keys()
+        or (meta.has("pre") and meta.text("pre") in SPACED)
+    ):
         return False
-    if kind != "gpt2":
-        raise TokenizerError(f"{KEY}model is {quote(kind)}; known are 'gpt2', 'gemma4' and 'llama'")
-    if BYTE_OF_LETTER.keys() <= vocab.ids.keys() or (_named(meta) and PRE_TOKENIZERS[meta.text("pre")].spaces):
-        return False
-    pieces = meta.has("scores") and _starting(vocab, SPACE) > _starting(vocab, _BYTE_SPACE)
+    ordered = meta.has("scores") or meta.has("merges")
+    pieces = ordered and _starting(vocab, SPACE) > _starting(vocab, _BYTE_SPACE)
     if pieces:
-        warn("%smodel is 'gpt2', but the tokens are SentencePiece's, with scores: taken as 'llama'", KEY)
+        warn("%smodel is 'gpt2', but the tokens are SentencePiece's: taken as 'llama'", KEY)
     return pieces
-
-
-def _named(meta: Metadata) -> bool:
-    return meta.has("pre") and meta.text("pre") in PRE_TOKENIZERS
 
 
 def _starting(vocab: Vocabulary, letter: str) -> int:
@@ -71,6 +77,7 @@ _MARKS: tuple[tuple[str, str, Callable[[int], bool]], ...] = (
     ("seed-coder", "<seed:bos>", lambda n: True),
     ("exaone", "[|endofturn|]", lambda n: True),
     ("falcon", ">>TITLE<<", lambda n: n < 70_000),
+    ("falcon3", ">>TITLE<<", lambda n: n > 130_000),
     ("tekken", "[INST] [AVAILABLE_TOOLS]", lambda n: n > 100_000),
     ("qwen35", "<|im_start|> <|endoftext|>", lambda n: n > 200_000),
     ("qwen2", "<|im_start|> <|endoftext|>", lambda n: 150_000 < n < 160_000),

@@ -134,11 +134,14 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
     ("viking", PreTokenizer((_BLOOM, r"\p{N}"))),
     ("superbpe", PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))"))),
     ("chameleon", PreTokenizer(_CHAMELEON, add_bos=True)),
-    ("gemma4 granite-embed-multi-311m", PreTokenizer((), add_bos=True, spaces=True)),
-    ("sarvam-moe", PreTokenizer((), spaces=True)),
 )  # fmt: skip
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {name: row for names, row in _ROWS for name in names.split()}
 
+SPACED: Mapping[str, PreTokenizer] = {  # of vocabularies that are not byte-level
+    "gemma4": PreTokenizer((), add_bos=True, spaces=True),
+    "granite-embed-multi-311m": PreTokenizer((), add_bos=True, spaces=True),
+    "sarvam-moe": PreTokenizer((), spaces=True),
+}
 REFUSED: Mapping[str, str] = {
     "whitespace": "it drops the spaces between words: a vocabulary of embedding models, which generate no text",
 }
@@ -146,9 +149,9 @@ REFUSED: Mapping[str, str] = {
 
 def named(name: str) -> PreTokenizer:
     """The rules of a name. Raises TokenizerError where there are none."""
-    if name in PRE_TOKENIZERS:
-        return PRE_TOKENIZERS[name]
+    if (row := PRE_TOKENIZERS.get(name) or SPACED.get(name)) is not None:
+        return row
     if name in REFUSED:
         raise TokenizerError(f"{KEY}pre is {quote(name)}, which is not run: {REFUSED[name]}")
-    known = ", ".join(sorted(PRE_TOKENIZERS))
+    known = ", ".join(sorted([*PRE_TOKENIZERS, *SPACED]))
     raise TokenizerError(f"{KEY}pre is {quote(name)}, a pre-tokenizer that is not known. Known are {known}")

@@ -46,7 +46,11 @@ _HTML = frozenset({"<|tool_response>", "<|plamo:eos|>"})  # Gemma 4's and PLaMo'
 _OPENINGS = _names(
     "<start_of_turn> <|turn> [INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] ]~b] ]~!b[ <bos> [BOS] [gMASK] <sop> "
     "<seed:bos> [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] "
-    "[|system|] [|user|] [|assistant|] <start_of_role> <end_of_role>"
+    "[|system|] [|user|] [|assistant|] <start_of_role> <end_of_role> <|im_start|> <|im_user|> <|im_assistant|> "
+    "<|im_system|> <|im_middle|> <|im_sep|> <|start_header_id|> <|end_header_id|> <|header_start|> <|header_end|> "
+    "<|begin_of_text|> <|startoftext|> <|system|> <|user|> <|assistant|> <|observation|> <|start|> <|message|> "
+    "<|channel|> <|begin|> <|content|> <|start_of_role|> <|end_of_role|> <|START_OF_TURN_TOKEN|> <|SYSTEM_TOKEN|> "
+    "<|USER_TOKEN|> <|CHATBOT_TOKEN|> <｜begin▁of▁sentence｜> <｜User｜> <｜Assistant｜> <|role_start|> <|role_sep|>"
 )
 _PIPED = re.compile(r"<[|｜][^\s<>]+[|｜]>")
 _BRACKETED = re.compile(r"<[^\s<>]{1,60}>|\[[A-Z/|][^\s\[\]']{1,60}\]|\[[^\s\[\]']{1,60}\[|\][^\s\[\]']{1,60}[\]\[]")
@@ -78,8 +82,9 @@ def find_roles(meta: Metadata, vocab: Vocabulary, sentencepiece: bool) -> Roles:
     n = len(vocab)
     named = {name: i for name, key in _NAMES.items() if (i := meta.token_id(f"{key}_token_id", n)) is not None}
     if sentencepiece:  # files from before these keys rely on SentencePiece's own ids
-        for name, default in (("bos", 1), ("eos", 2)):
-            if name not in named and default < n and vocab.types[default] == TokenType.CONTROL:
+        for name, default, text in (("bos", 1, "<s>"), ("eos", 2, "</s>")):
+            known = default < n and (vocab.types[default] == TokenType.CONTROL or not vocab.typed)
+            if name not in named and known and (vocab.typed or vocab.tokens[default] == text):
                 named[name] = default
     ends = set(_ids_of_ends(meta, n))
     if "eos" in named:

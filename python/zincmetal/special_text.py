@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 
 from .vocabulary import MARK
 
@@ -13,21 +14,18 @@ class Matcher:
 
     def __init__(self, tokens: Mapping[str, int]) -> None:
         self._tokens = tokens
-        lengths: dict[str, set[int]] = {}
+        lengths: dict[str, set[int]] = {}  # by the first two characters: in prose, one of a token is often there
         for text in tokens:
-            lengths.setdefault(text[0], set()).add(len(text))
-        self._lengths = {first: sorted(some, reverse=True) for first, some in lengths.items()}
-        self._first = re.compile("[" + "".join(map(re.escape, lengths)) + "]") if lengths else None
-
-    def __bool__(self) -> bool:
-        return self._first is not None
+            lengths.setdefault(text[:2], set()).add(len(text))
+        self._lengths = {start: sorted(some, reverse=True) for start, some in lengths.items()}
+        self._start = _any_of(lengths) if lengths else None
 
     def split(self, text: str) -> Iterator[str | int]:
         """The ids of the tokens in `text`, and between them what is no token; nothing empty."""
         at = end = 0
-        while self._first is not None and (found := self._first.search(text, at)):
+        while self._start is not None and (found := self._start.search(text, at)):
             at = found.start()
-            token = next((t for n in self._lengths[text[at]] if (t := text[at : at + n]) in self._tokens), None)
+            token = self._longest(text, at)
             if token is None:
                 at += 1
                 continue
@@ -37,6 +35,31 @@ class Matcher:
             at = end = at + len(token)
         if end < len(text):
             yield text[end:]
+
+    def starts(self, text: str) -> Iterator[int]:
+        """Every place where a token starts, also inside of another."""
+        at = 0
+        while self._start is not None and (found := self._start.search(text, at)):
+            if self._longest(text, found.start()) is not None:
+                yield found.start()
+            at = found.start() + 1
+
+    def _longest(self, text: str, at: int) -> str | None:
+        for n in self._lengths.get(text[at : at + 2], ()):
+            if (token := text[at : at + n]) in self._tokens:
+                return token
+        # A token of one character is marked behind it.
+        return first if (first := text[at]) in self._tokens and text[at + 1 : at + 2] != MARK else None
+
+
+def _any_of(starts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for texts of one or two characters."""
+    seconds: dict[str, str] = {}
+    for start in starts:
+        seconds[start[0]] = seconds.get(start[0], "") + start[1:]
+    single = "".join(re.escape(start) for start in starts if len(start) == 1)
+    pairs = [f"{re.escape(first)}[{re.escape(rest)}]" for first, rest in seconds.items() if rest]
+    return re.compile("|".join([*pairs, *([f"[{single}]"] if single else [])]))
 
 
 class SpecialText:
@@ -54,8 +77,15 @@ class SpecialText:
         self.control = control
         self._strips = strips
         self._ids = frozenset(control.values())
+        self._control = Matcher(control)
         self._all = Matcher({**defined, **control})
         self._names = {i: text for text, i in defined.items()}
+
+    def mark(self, text: str) -> str:
+        """`text` with a mark in each control token, and U+FFFD for marks that were there before."""
+        text = text.replace(MARK, "\ufffd")
+        cuts = [0, *(at + 1 for at in self._control.starts(text)), len(text)]
+        return MARK.join(text[i:j] for i, j in pairwise(cuts))
 
     def split(self, text: str) -> Iterator[str | int]:
         """The ids of control tokens, and the text between them, without its marks.

@@ -18,7 +18,8 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], skip_special: bool = False) -> None:
-        self._decoder = tokenizer.stream(skip_special, continues=True)  # the answer follows the prompt
+        hiding = {"skip_special": True} if skip_special else {}
+        self._decoder = tokenizer.stream(**hiding, continues=True)  # the answer follows the prompt
         self._stop = tuple(s for s in stop if s)
         self._held = ""
         self.stopped = False

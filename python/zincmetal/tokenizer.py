@@ -17,7 +17,7 @@ from typing import Any, Protocol, SupportsIndex
 from .byte_level import RankedMerges, read_merges
 from .decoding import StreamDecoder
 from .errors import TokenizerError, UsageError
-from .pre_guess import is_sentencepiece, pre_tokenizer_name
+from .pre_guess import check_model, is_sentencepiece, pre_tokenizer_name
 from .pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, named
 from .roles import ends_of_ids, find_roles
 from .sentencepiece import SentencePiece, read_scores, set_byte_types
@@ -61,7 +61,7 @@ class Tokenizer:
         suppressed: ids that the file says are never to be drawn.
         add_bos, add_eos: whether the file wants these tokens around a text.
         control_texts: the texts that only `parse_special` reads as tokens; in text that is not trusted a MARK after
-            the first character of each keeps it text.
+            the first character of each keeps it text (:meth:`mark`).
         special_texts: the texts that templates know as `bos_token`, `eos_token`, `unk_token`, `pad_token`, …
     """
 
@@ -78,13 +78,14 @@ class Tokenizer:
     def __init__(self, metadata: Mapping[str, Any], only_ids: bool = False) -> None:
         """See :meth:`from_metadata`, and :meth:`for_ids` for `only_ids`."""
         meta = Metadata(metadata)
-        meta.text("model")
+        check_model(meta)
         self._vocab = vocab = Vocabulary.read(meta)
         self.vocab_size = len(vocab)
         sentencepiece = is_sentencepiece(meta, vocab)
         if sentencepiece and not vocab.typed:
             set_byte_types(vocab)
         self._texts: tuple[dict[int, str], dict[int, str]] = ({}, {})  # of tokens that a stream has met: whole ones
+        self._space_prefix = sentencepiece and meta.flag("add_space_prefix", True)
         pre = PreTokenizer((), add_bos=sentencepiece)
         try:
             pre = pre if sentencepiece else named(pre_tokenizer_name(meta, vocab))
@@ -104,9 +105,7 @@ class Tokenizer:
     def _recipe(self, meta: Metadata, sentencepiece: bool, pre: PreTokenizer) -> Callable[[], _Encoder]:
         """What builds the encoder, from lists that are read now: the file may be closed by then."""
         vocab = self._vocab
-        self._space_prefix = False
         if sentencepiece:
-            self._space_prefix = meta.flag("add_space_prefix", True)
             unknown = meta.token_id("unknown_token_id", len(vocab))
             return partial(SentencePiece, read_scores(meta, vocab), vocab, self._space_prefix, unknown)
         if not pre.spaces and BYTE_OF_LETTER.keys().isdisjoint(vocab.ids):
@@ -224,6 +223,10 @@ class Tokenizer:
             del ids[first]
         return ids
 
+    def mark(self, text: str) -> str:
+        """A text that is not trusted, as a part of a prompt that is read with `parse_special`: there it stays text."""
+        return self._special.mark(text)
+
     def _plain(self, text: str) -> list[int]:
         if self._encoder is None:
             with self._building:
@@ -253,10 +256,11 @@ class Tokenizer:
     def _checked(self, token: SupportsIndex) -> int:
         try:
             i = operator.index(token)
-        except TypeError:
+        except Exception:  # TypeError, or what an __index__ of somebody's raises
             raise UsageError(f"a token id is an integer, not {described(token)}") from None
         if not 0 <= i < self.vocab_size:
-            raise UsageError(f"token id {i} is outside the vocabulary of {self.vocab_size} tokens")
+            shown = described(i).removesuffix(" (int)")
+            raise UsageError(f"token id {shown} is outside the vocabulary of {self.vocab_size} tokens")
         return i
 
     def is_special(self, token: SupportsIndex) -> bool:
@@ -276,6 +280,8 @@ class Tokenizer:
             UsageError: an id is not of this vocabulary.
         """
         stream = self.stream(skip_special, continues)
+        if not isinstance(ids, Iterable):
+            raise UsageError(f"token ids are needed to decode, not {described(ids)}")
         return "".join(map(stream.push, ids)) + stream.finish()
 
     def stream(self, skip_special: bool = False, continues: bool = False) -> StreamDecoder:
@@ -302,6 +308,7 @@ class _WithoutText(Tokenizer):
         self.suppressed = frozenset()
         self.add_bos = self.add_eos = False
         self.control_texts, self.special_texts = (), {}
+        self._special = SpecialText({}, {})
         self._space_prefix = False
         self._texts = ({}, {})
 

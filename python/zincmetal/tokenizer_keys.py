@@ -55,8 +55,11 @@ KEYS: Mapping[str, Handling] = {
     "ggml.precompiled_charsmap": Handling.OFF,
     "ggml.normalizer.lowercase": Handling.OFF,
     "ggml.normalizer.strip_accents": Handling.OFF,
+    "ggml.add_seperator_token": Handling.OFF,
     "ggml.add_unk_token": Handling.IRRELEVANT,
+    "ggml.add_unknown_token": Handling.IRRELEVANT,
     "ggml.add_pad_token": Handling.IRRELEVANT,
+    "ggml.add_padding_token": Handling.IRRELEVANT,
     "ggml.add_mask_token": Handling.IRRELEVANT,
     "ggml.token_type_count": Handling.IRRELEVANT,
     "chat_template": Handling.CHAT,
@@ -79,7 +82,7 @@ def report_unread(meta: Metadata) -> None:
         if key in meta.read:
             continue
         known = handling(key.removeprefix("tokenizer."))
-        if known is Handling.OFF and not meta.is_off(key):
+        if known in (Handling.OFF, Handling.READ) and not meta.is_off(key):  # or read by vocabularies of another kind
             warn("%s is %s, which is not applied: text may become other ids than the model knows", key, meta.shown(key))
         elif known is None:
             warn("%s is not known and not read: if text becomes other ids than the model knows, this is why", key)

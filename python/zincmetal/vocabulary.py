@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from .errors import TokenizerError, UsageError, ZincError, abbreviate, quote
+from .errors import GGUFError, TokenizerError, UsageError, ZincError, abbreviate, quote
 
 KEY = "tokenizer.ggml."
 SPACE = "\u2581"  # what SentencePiece writes for a space
@@ -49,12 +49,12 @@ class Metadata:
 
     def is_off(self, key: str) -> bool:
         """Whether a value, by its full name, is false, 0 or empty."""
-        value = self._values[key]
+        value = self._value(key)
         return len(value) == 0 if hasattr(value, "__len__") else not value
 
     def shown(self, key: str) -> str:
         """A value, by its full name, as messages show it."""
-        return abbreviate(self._values[key])
+        return abbreviate(self._value(key))
 
     def general(self, name: str) -> str:
         """A string of `general.*`, or an empty one."""
@@ -67,14 +67,19 @@ class Metadata:
         self.read.update(names)
         return "\n".join(value for name in names if isinstance(value := self._values[name], str))
 
-    def _get(self, name: str, kind: str) -> Any:
-        self.read.add(KEY + name)
+    def _value(self, key: str) -> Any:
         try:
-            value = self._values.get(KEY + name)
+            return self._values.get(key)
+        except GGUFError as error:  # of a list that is not what its type says
+            raise TokenizerError(str(error)) from error
         except ZincError:
             raise
         except ValueError as error:  # what a map says that was closed while it was read
-            raise UsageError(f"the file was closed while {KEY}{name} was read: {error}") from error
+            raise UsageError(f"the file was closed while {key} was read: {error}") from error
+
+    def _get(self, name: str, kind: str) -> Any:
+        self.read.add(KEY + name)
+        value = self._value(KEY + name)
         if value is None:
             raise TokenizerError(f"{KEY}{name} is missing: this file cannot be tokenized without its {kind}")
         return value
@@ -82,7 +87,7 @@ class Metadata:
     def has(self, name: str) -> bool:
         """Whether the file has the key (which reads no list)."""
         self.read.add(KEY + name)
-        return KEY + name in self._values and (name in _LISTS or self._values.get(KEY + name) is not None)
+        return KEY + name in self._values and (name in _LISTS or self._value(KEY + name) is not None)
 
     def text(self, name: str) -> str:
         """A string."""
@@ -123,7 +128,8 @@ class Metadata:
             raise TokenizerError(f"{KEY}{name} is {described(value)}; an id below {n_tokens} is needed")
         ids = [i for i in numbers if i is not None and 0 <= i < n_tokens]
         for outside in (i for i in numbers if i not in ids):
-            warn("%s%s is %s, and the file has %d tokens: taken as not set", KEY, name, abbreviate(outside), n_tokens)
+            shown = described(outside).removesuffix(" (int)")
+            warn("%s%s is %s, and the file has %d tokens: taken as not set", KEY, name, shown, n_tokens)
         return ids
 
     def strings(self, name: str) -> list[str]:
@@ -172,13 +178,15 @@ def as_integer(value: object) -> int | None:
         return None
     try:
         return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
+    except Exception:  # TypeError, or what an __index__ of somebody's raises
         return None
 
 
 def described(value: object) -> str:
     """A value as error messages show it: never long."""
     kind = type(value).__name__
+    if isinstance(value, int) and value.bit_length() > 128:  # Python prints no thousands of digits
+        return f"an integer of {value.bit_length()} bits"
     return f"{abbreviate(value)} ({kind})" if isinstance(value, (bool, int, float, str)) else f"of type {kind}"
 
 
