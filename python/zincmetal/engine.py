@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import os
+import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from . import gguf
-from .errors import UsageError
-from .generation import Chunk, Result, collect, peak_memory, stream
+from . import arguments, gguf
+from .door import typed_errors
+from .generation import (
+    SAMPLING,
+    Chunk,
+    PromptRead,
+    Request,
+    Result,
+    SamplingOptions,
+    collect,
+    peak_memory,
+    refuse_unknown,
+    sampling_params,
+    stream,
+)
 from .memory import Progress
-from .runtime import Engine, token_ids
+from .runtime import Engine
 from .sampling import SamplingParams
 from .turn import Turn
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .chat import ChatTemplate
     from .tokenizer import Tokenizer
 
 __all__ = ["Chunk", "Message", "Model", "Result", "load", "peak_memory"]
 
 Message = Mapping[str, Any]
+Stream: TypeAlias = Generator[Chunk, None, PromptRead]
+CHAT_OPTIONS = ("tools", "documents", "max_tokens", "hide_special", "stop", "progress")
 
 
 class Model(Engine):
@@ -32,18 +51,32 @@ class Model(Engine):
     """
 
     _tokenizer: Tokenizer | None = None
+    _id_tokenizer: Tokenizer | None = None
     _template: ChatTemplate | None = None
 
     # ---- text ---------------------------------------------------------------------------------------------
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the file, built at first use."""
+        """The tokenizer of the file, built at first use. Raises TokenizerError where it has none that can be used."""
         if self._tokenizer is None:
             from .tokenizer import Tokenizer
 
-            self._tokenizer = Tokenizer.from_metadata(self.file.metadata)
+            with self._reading():
+                self._tokenizer = Tokenizer.from_metadata(self.file.metadata)
         return self._tokenizer
+
+    @property
+    def id_tokenizer(self) -> Tokenizer:
+        """The tokenizer, or one that knows no more than which ids end a text, where the file has none."""
+        if self._tokenizer is not None:
+            return self._tokenizer
+        if self._id_tokenizer is None:
+            from .tokenizer import Tokenizer
+
+            with self._reading():
+                self._id_tokenizer = Tokenizer.for_ids(self.file.metadata)
+        return self._id_tokenizer
 
     @property
     def chat_template(self) -> ChatTemplate:
@@ -51,75 +84,182 @@ class Model(Engine):
         if self._template is None:
             from .chat import ChatTemplate
 
-            self._template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
+            with self._reading():
+                self._template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
         return self._template
 
-    def tokenize(self, text: str, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
-        """Text to ids; ``add_bos`` None does what the file says. Special tokens in the text count only on request."""
-        return self.tokenizer.encode(text, add_bos, parse_special)
+    @property
+    def chat_sampling(self) -> dict[str, Any]:
+        """The sampling that the file, or its family's makers, advise: what chat does where no option says how."""
+        try:
+            from .defaults import chat_defaults
+        except ImportError:
+            return {}
+        with self._reading():
+            return dict(chat_defaults(self.file.metadata))
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Metadata are read out of the map, which close() of another thread may take away meanwhile."""
+        try:
+            yield
+        except ValueError:
+            self.check_usable()
+            raise
+
+    @typed_errors
+    def tokenize(self, text: str, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
+        """Text to ids, as generate makes them: with a begin token where the file asks for one, unless ``add_bos``
+        says otherwise. Special tokens in the text count only with ``parse_special``."""
+        text, parse_special = arguments.text("text", text), arguments.flag("parse_special", parse_special, False)
+        if add_bos is None:
+            return self.tokenizer.prompt(text, parse_special)
+        return self.tokenizer.encode(text, arguments.flag("add_bos", add_bos), parse_special, add_eos=False)
+
+    @typed_errors
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Ids to text."""
-        return self.tokenizer.decode(tokens)
+        return self.tokenizer.decode(arguments.token_ids(tokens, "tokens"))
+
+    def _ids(self, prompt: str | Sequence[int], parse_special: bool | None = False) -> list[int]:
+        """The ids that a prompt runs."""
+        special = arguments.flag("parse_special", parse_special, False)
+        if isinstance(prompt, str):
+            return self.tokenizer.prompt(prompt, special)
+        return super()._ids(prompt)
 
     # ---- generation ---------------------------------------------------------------------------------------
 
-    def generate(self, prompt: str | Sequence[int], max_tokens: int = 256, **options: Any) -> Result:
+    @typed_errors
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int | None = 256,
+        *,
+        parse_special: bool | None = False,
+        hide_special: bool | None = False,
+        stop: str | Sequence[str] | None = (),
+        progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Result:
         """The model's continuation of a prompt (text or ids). Options as :meth:`stream_generate`."""
-        return collect(self.stream_generate(prompt, max_tokens, **options))
+        params = sampling_params("generate", sampling)
+        ids = self._ids(prompt, parse_special)
+        return collect(self._stream(ids, max_tokens, stop, hide_special, progress, params, sys._getframe()))
 
-    def chat(self, messages: Sequence[Message], max_tokens: int = 256, **options: Any) -> Result:
-        """The model's answer to messages [{"role": …, "content": …}, …]. Options as :meth:`stream_generate`."""
-        return collect(self.stream_chat(messages, max_tokens, **options))
-
-    def stream_chat(self, messages: Sequence[Message], max_tokens: int = 256, **options: Any) -> Iterator[Chunk]:
-        """:meth:`chat`, piece by piece."""
-        text = self.chat_template.render(messages)
-        # The template writes its own BOS, where the model wants one.
-        ids = self.tokenize(text, add_bos=False, parse_special=True)
-        return self.stream_generate(ids, max_tokens, **options)
-
+    @typed_errors
     def stream_generate(
         self,
         prompt: str | Sequence[int],
-        max_tokens: int = 256,
+        max_tokens: int | None = 256,
         *,
-        stop: str | Sequence[str] = (),
+        parse_special: bool | None = False,
+        hide_special: bool | None = False,
+        stop: str | Sequence[str] | None = (),
         progress: Progress | None = None,
-        **sampling: Any,
-    ) -> Iterator[Chunk]:
+        **sampling: Unpack[SamplingOptions],
+    ) -> Stream:
         """Generate piece by piece: a :class:`Chunk` per token.
 
-        ``stop`` are strings that end the text (and are not part of it); ``progress(done, total)`` is called
-        during prefill; further options are the fields of :class:`~zincmetal.sampling.SamplingParams`
-        (temperature, top_k, top_p, min_p, typical_p, the penalties, logit_bias, seed, logits_processors). Stops
-        at an end token, at ``max_tokens``, or when the context is full. A prompt that starts like the sequence
-        before it is not computed anew where the two agree.
+        ``max_tokens`` 0 only reads the prompt, -1 goes on until the context is full. ``parse_special`` reads the
+        special tokens in the prompt as such: leave it off for text that is not trusted. ``hide_special`` leaves
+        control tokens out of the text. ``stop`` are strings that end the text (and are not part of it);
+        ``progress(done, total)`` is called during prefill; further options are the fields of
+        :class:`~zincmetal.sampling.SamplingParams`. Stops at an end token, at ``max_tokens``, or when the context is
+        full. A prompt that starts like the sequence before it is not computed anew where the two agree.
         """
-        try:
-            params = SamplingParams(**sampling)
-        except TypeError as error:
-            raise UsageError(f"generate: {error}") from None
+        params = sampling_params("generate", sampling)
+        ids = self._ids(prompt, parse_special)
+        return self._stream(ids, max_tokens, stop, hide_special, progress, params)
+
+    @typed_errors
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int | None = 256,
+        *,
+        hide_special: bool | None = False,
+        stop: str | Sequence[str] | None = (),
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Result:
+        """The model's answer to messages [{"role": …, "content": …}, …]. Options as :meth:`stream_chat`."""
+        ids, params = self._chat(messages, options)
+        return collect(self._stream(ids, max_tokens, stop, hide_special, progress, params, sys._getframe()))
+
+    @typed_errors
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int | None = 256,
+        *,
+        hide_special: bool | None = False,
+        stop: str | Sequence[str] | None = (),
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Stream:
+        """:meth:`chat`, piece by piece.
+
+        Options are those of :meth:`stream_generate`; ``tools`` and ``documents``, lists of dicts;
+        ``add_generation_prompt`` (default: True); ``continue_final_message``, to go on with the last message, an
+        answer; and every variable of the model's chat template, such as ``enable_thinking``. Where no option says how
+        to choose tokens, :attr:`chat_sampling` does.
+        """
+        ids, params = self._chat(messages, options)
+        return self._stream(ids, max_tokens, stop, hide_special, progress, params)
+
+    def _chat(self, messages: Sequence[Message], options: dict[str, Any]) -> tuple[list[int], SamplingParams]:
+        """The ids of a conversation, and how its answer is chosen."""
+        sampling = {name: options[name] for name in options if name in SAMPLING}
+        given = {name: value for name, value in options.items() if name not in SAMPLING and value is not None}
+        for name in ("add_generation_prompt", "continue_final_message"):
+            if name in given:
+                given[name] = arguments.flag(name, given[name])
+        ours = ("add_generation_prompt", "continue_final_message")
+        if given.keys() - set(ours):
+            variables = self.chat_template.variables
+            named = [n for n, key in (("tools", "tool_use"), ("documents", "rag")) if key in self.chat_template.named]
+            why = "is neither an option nor a variable of this model's chat template"
+            refuse_unknown("chat", given, {*ours, *CHAT_OPTIONS, *SAMPLING, *variables, *named}, why)
+        text = self.chat_template.prompt(messages, **given)
+        params = sampling_params("chat", sampling, self.chat_sampling)
+        return self.tokenizer.prompt(text, parse_special=True), params
+
+    def _stream(
+        self,
+        ids: list[int],
+        max_tokens: int | None,
+        stop: str | Sequence[str] | None,
+        hide_special: bool | None,
+        progress: Progress | None,
+        params: SamplingParams,
+        driver: FrameType | None = None,
+    ) -> Stream:
+        """A stream of these ids; ``driver`` is the call that takes all of it."""
+        note = "0: only read the prompt, -1: until the context is full"
+        asked = Request(
+            ids,
+            arguments.integer("max_tokens", max_tokens, -1, default=256, note=note),
+            params,
+            arguments.texts("stop", stop),
+            arguments.flag("hide_special", hide_special, False),
+            arguments.callback("progress", progress),
+        )
         params.check_vocabulary(self.config.n_vocab)
-        if not isinstance(max_tokens, int) or max_tokens < 1:
-            raise UsageError(f"max_tokens must be a positive number, not {max_tokens!r}")
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(isinstance(s, str) for s in stop):
-            raise UsageError(f"stop must be strings, not {stop!r}")
-        ids = self.tokenize(prompt) if isinstance(prompt, str) else token_ids(prompt)
         self._check_prompt(ids)
-        turn = Turn(self)
-        chunks = stream(self, turn, ids, max_tokens, params, stop, progress)
+        turn = Turn(self, driver=driver)
+        chunks = stream(self, turn, asked)
         turn.stream = weakref.ref(chunks)
         return chunks
 
 
+@typed_errors
 def load(
     path: str | os.PathLike[str],
     context: int | None = None,
     device: str | None = None,
-    kv: str = "f16",
-    threads: int = 0,
+    kv: str | None = "f16",
+    threads: int | None = 0,
     progress: Progress | None = None,
 ) -> Model:
     """Load a GGUF file.
@@ -130,7 +270,7 @@ def load(
     ``progress(done, total)`` is told the bytes of weights that the device has, which takes time where it copies them.
     Raises GGUFError, UnsupportedModelError, OutOfMemoryError, DeviceError, UsageError.
     """
-    file = gguf.open(path)
+    file = gguf.open(arguments.path(path))
     try:
         return Model(file, context, device, kv, threads, progress)
     except BaseException:

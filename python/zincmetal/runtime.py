@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import operator
 import os
 import time
 import weakref
@@ -16,9 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from . import backend, gguf, snapshot
+from . import arguments, backend, gguf, snapshot
 from .blueprint import HEADS, LOGITS_ROWS, PREFILL_ROWS, Blueprint
 from .candidates import StepLogits
+from .door import typed_errors
 from .errors import ContextFullError, DeviceError, KernelError, UsageError, ZincError
 from .fallback import Fallbacks
 from .layout import KV_TYPES
@@ -30,6 +30,9 @@ from .snapshot import Snapshot
 from .turn import CLOSE, RESET, InUse, Turn, Turns
 
 MAX_THREADS = 1024
+NOT_FINITE = (
+    "the model's logits are not finite: the file is damaged, or the device failed; check the file, and load it anew"
+)
 CLOSED = "the model is closed; load it again"
 FORKED = "the model was loaded before a fork, and its device is the parent's: load it in the child"
 E = TypeVar("E", bound="Engine")
@@ -44,14 +47,16 @@ class Engine:
         file: gguf.File,
         context: int | None = None,
         device: str | None = None,
-        kv: str = "f16",
-        threads: int = 0,
+        kv: str | None = "f16",
+        threads: int | None = 0,
         progress: Progress | None = None,
     ) -> None:
-        if kv not in KV_TYPES:
-            raise UsageError(f"kv must be one of {', '.join(KV_TYPES)}, not {kv!r}")
-        if not (isinstance(threads, int) and 0 <= threads <= MAX_THREADS):
-            raise UsageError(f"threads must be 0 (the cores there are) to {MAX_THREADS}, not {threads!r}")
+        kv = arguments.choice("kv", kv, KV_TYPES, "f16")
+        threads = arguments.integer("threads", threads, 0, MAX_THREADS, 0, "0: the cores there are")
+        context = None if context is None else arguments.integer("context", context, 1)
+        device = None if device is None else arguments.text("device", device)
+        arguments.callback("progress", progress)
+        self._kv = kv
         self.file = file
         self.core, self.device = backend.open_device(device, threads)
         self.blueprint = Blueprint(file, self.core, self.device.info, context, kv)
@@ -87,9 +92,10 @@ class Engine:
 
     # ---- steps --------------------------------------------------------------------------------------------
 
+    @typed_errors
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits after every position of ``ids``: float32 [len(ids), vocab], from an empty sequence."""
-        ids = token_ids(ids)
+        ids = self._ids(ids)
         self._check_prompt(ids)
         with Turn(self):
             self._rewind(0)
@@ -100,18 +106,23 @@ class Engine:
                 self._run(chunk, rows, "all")
                 view = self._memory.floats("logits")
                 out[at : at + len(chunk)] = view.reshape(-1, self.config.n_vocab)[: len(chunk)]
+                if not np.isfinite(out[at : at + len(chunk)]).all():
+                    raise self.not_finite()
             return out
 
+    @typed_errors
     def reset(self) -> None:
         """Forget the sequence. Ends a stream that is not finished: taking another token of it raises UsageError."""
         with Turn(self, RESET):
             self._rewind(0)
 
+    @typed_errors
     def save(self) -> Snapshot:
         """A copy of the sequence and its state in host memory, for :meth:`restore`."""
         with Turn(self):
             return snapshot.take(self._memory, self.blueprint.layout, self._page, self._sequence)
 
+    @typed_errors
     def restore(self, saved: Snapshot) -> None:
         """Go on from a saved sequence, in this model or another one of the same file and type of K/V cache.
 
@@ -119,6 +130,8 @@ class Engine:
         sequence is then as it was.
         """
         with Turn(self):
+            if not isinstance(saved, Snapshot):
+                arguments.refuse("saved", "what save() gave", saved)
             if len(saved.tokens) > self.config.n_ctx:
                 raise ContextFullError(
                     f"the snapshot has {len(saved.tokens)} tokens and the context {self.config.n_ctx}; "
@@ -130,6 +143,7 @@ class Engine:
             self.session.resume(len(saved.tokens))
             self._sequence = list(saved.tokens)
 
+    @typed_errors
     def fork(self: E) -> E:
         """Another model with the same weights, at the same point of a sequence of its own; close it by itself.
 
@@ -151,13 +165,15 @@ class Engine:
         routed = {"host_routed": asdict(self._routed), "host_routed_why": self._why_routed}
         return {**self.session.counters, **routed, "replaced": self._fallbacks.profile()}
 
+    @typed_errors
     def time_dispatches(self, ids: Sequence[int], position: int = 0) -> list[tuple[Dispatch, float]]:
         """Run a greedy step of ``ids`` at ``position``, each dispatch after the one before has ended: the dispatches
         of the plan, and the seconds of each by the device's clock.
 
         Positions before it hold whatever is in memory. Forgets the sequence.
         """
-        ids = token_ids(ids)
+        ids = arguments.token_ids(ids)
+        position = arguments.integer("position", position)
         self._check_prompt(ids)
         if len(ids) > PREFILL_ROWS[-1] or not 0 <= position <= self.config.n_ctx - len(ids):
             limits = f"a step takes up to {PREFILL_ROWS[-1]} tokens of a context of {self.config.n_ctx}"
@@ -190,12 +206,10 @@ class Engine:
         """
         return self._words_read
 
+    @typed_errors
     def plan(self, rows: int, head: str = "argmax") -> Plan:
         """The recorded plan for steps of up to ``rows`` tokens; 1 is decode. ``head`` is one of HEADS."""
-        if head not in HEADS:
-            raise UsageError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
-        if rows < 1:
-            raise UsageError(f"a plan is for at least one row, not {rows}")
+        head, rows = arguments.choice("head", head, HEADS), arguments.integer("rows", rows, 1)
         with Turn(self):
             return self._recorded(rows, head)[0]
 
@@ -276,6 +290,8 @@ class Engine:
             step = StepLogits(candidates[0], self._memory.indexable("logits"), self.config.n_vocab)
         try:
             return sampler.sample(step, self._sequence)
+        except DeviceError as error:
+            raise self.not_finite(str(error)) from error
         finally:
             self._words_read += step.n_read
 
@@ -314,6 +330,7 @@ class Engine:
 
     # ---- life ---------------------------------------------------------------------------------------------
 
+    @typed_errors
     def close(self) -> None:
         """Give the device memory and the file back; later calls raise UsageError. Closing twice is fine.
 
@@ -346,6 +363,23 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _ids(self, prompt: Sequence[int]) -> list[int]:
+        """The ids of a prompt."""
+        try:
+            return arguments.token_ids(prompt)
+        except UsageError as error:
+            raise UsageError(f"a prompt is text or a sequence of token ids: {error}") from error.__cause__
+
+    def not_finite(self, words: str = NOT_FINITE) -> DeviceError:
+        """What to raise where logits are not finite: with the remedy, where the K/V caches show one."""
+        layers = snapshot.overflowed(self._memory, self.blueprint.layout, self._page, self.session.length, self._kv)
+        if not layers:
+            return DeviceError(words)
+        return DeviceError(
+            f"{words}; keys or values of layer {layers[0]} are beyond the range of kv={self._kv!r}: "
+            f"load the model with kv='f32', which holds them"
+        )
 
     def _check_prompt(self, ids: Sequence[int]) -> None:
         if not ids:
@@ -387,16 +421,6 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
             break
         n += 1
     return n
-
-
-def token_ids(tokens: Sequence[int]) -> list[int]:
-    """Token ids as a list. Raises UsageError for what is not a sequence of integers."""
-    try:
-        if isinstance(tokens, (bytes, bytearray)):
-            raise TypeError
-        return [operator.index(t) for t in tokens]
-    except TypeError:
-        raise UsageError(f"a prompt is text or a sequence of token ids, not {type(tokens).__name__}") from None
 
 
 def _forget_all() -> None:

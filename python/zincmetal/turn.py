@@ -70,7 +70,7 @@ class Turn:
         self._engine, self._ends = engine, ends
         self._frame = driver
         self._thread = threading.get_ident()
-        self.stream: weakref.ref[Generator[Any, Any, Any]] | None = None
+        self.stream: weakref.ref[Any] | None = None
         self.rest: list[None] = []  # has an item while a stream rests; whoever takes that goes on
         self.over = False
         self.ended = ""
