@@ -67,3 +67,18 @@ def _pieces(memory: Memory, layout: Layout, page: int, length: int) -> Iterator[
             page_bytes = nbytes // table.size
             for p in table[: -(-length // page)].tolist():
                 yield name, p * page_bytes, page_bytes
+
+
+def overflowed(memory: Memory, layout: Layout, page: int, length: int, kv: str) -> list[int]:
+    """The layers, first to last, whose keys or values are infinite as ``kv`` holds them, though not in float32."""
+    if kv == "f32":
+        return []
+    found = set()
+    for name, offset, nbytes in _pieces(memory, layout, page, length):
+        kind, _, layer = name.partition(".")
+        if kind in KV_CACHES:
+            held = memory.buffer(name).read(offset, nbytes)
+            halves = held.view(np.float16) if kv == "f16" else held.reshape(-1, 34)[:, :2].copy().view(np.float16)
+            if np.isinf(halves).any():
+                found.add(int(layer))
+    return sorted(found)

@@ -22,9 +22,15 @@ class TextStream:
         self._decoder = tokenizer.stream(**hiding, continues=True)  # the answer follows the prompt
         self._stop = tuple(s for s in stop if s)
         self._held = ""
-        self.stopped = False
-        #: push(token) is the text that this token made certain. After a stop string, ``stopped`` is set.
+        #: The stop string that ended the text, once one has.
+        self.stop_string: str | None = None
+        #: push(token) is the text that this token made certain. After a stop string, :attr:`stopped` is true.
         self.push: Callable[[int], str] = self._push if self._stop else self._decoder.push
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self.stop_string is not None
 
     def _push(self, token: int) -> str:
         return self._release(self._decoder.push(token))
@@ -37,7 +43,8 @@ class TextStream:
         text = self._held + new
         whole = min((at for at in (text.find(s) for s in self._stop) if at >= 0), default=len(text))
         begun = len(text) if ended else min((_begins(text, s) for s in self._stop), default=len(text))
-        self.stopped = self.stopped or whole < min(begun, len(text))  # one that begins earlier may yet become whole
+        if not self.stopped and whole < min(begun, len(text)):  # one that begins earlier may yet become whole
+            self.stop_string = min((s for s in self._stop if text.startswith(s, whole)), key=len)
         certain = min(whole, begun)
         self._held = "" if self.stopped else text[certain:]
         return text[:certain]
