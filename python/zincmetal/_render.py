@@ -149,7 +149,7 @@ def sandbox() -> type[ImmutableSandboxedEnvironment]:
                 check_pattern(left, right)
             return super().call_binop(context, operator, left, right)
 
-        def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
             method = getattr(__obj, "__wrapped__", __obj)  # jinja2 wraps str.format
             owner = getattr(method, "__self__", None)
             if isinstance(owner, (str, bytes, int)):
@@ -254,9 +254,13 @@ def names_read(env: ImmutableSandboxedEnvironment, source: str) -> list[str]:
 def answer(env: ImmutableSandboxedEnvironment, compiled: Callable[[str], Template], request: dict[str, Any]) -> Any:
     """One attempt for each of the request's `variables`; without any, the names that the template reads."""
     source, longest = request["source"], request["longest"]
+
+    def rendered(variables: dict[str, Any]) -> str:
+        return render(compiled(source), variables, longest)
+
     if "variables" not in request:
         return attempt(lambda: names_read(env, source), longest)
-    return [attempt(lambda v=v: render(compiled(source), v, longest), longest) for v in request["variables"]]
+    return [attempt(functools.partial(rendered, v), longest) for v in request["variables"]]
 
 
 def address_space() -> int:

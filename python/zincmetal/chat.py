@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .errors import ChatTemplateError, UsageError, quote
@@ -36,6 +37,7 @@ CHATML = (
 
 KEY = "tokenizer.chat_template"
 _HERE = "<zincmetal goes on here> "  # ends the content that is continued; a template that trims takes its space
+_REWRITES = re.compile(r"\b(replace|join|lower|upper|title|capitalize)\b")  # ways to make new text of what was said
 _UNDEFINED = re.compile(r"UndefinedError: '(\w+_token)' is undefined")
 
 
@@ -66,8 +68,10 @@ class ChatTemplate:
         self.bos = bos
         self.eos = eos
         self.named = dict(named or {})
-        own = {"bos_token": bos, "eos_token": eos} | dict(special or {})
-        self._special = {name: value for name, value in own.items() if value}
+        self._names = dict(special or {})
+        own = {"bos_token": bos, "eos_token": eos} | self._names
+        sources = (source, *self.named.values())
+        self._special = {name: v for name, v in own.items() if v and any(name in text for text in sources)}
         self._control_texts = tuple(control_texts)
         self._forms: dict[str, Forms] = {}
 
@@ -90,10 +94,18 @@ class ChatTemplate:
             default,
             tokenizer.bos_text,
             tokenizer.eos_text,
-            special=special_tokens(meta),
+            special=special_tokens(meta, tokenizer),
             named=sources,
             control_texts=control_texts(tokenizer),
         )
+
+    def choose(self, name: str) -> ChatTemplate:
+        """One of the templates in :attr:`named`, alone. Raises UsageError where there is none of that name."""
+        if name not in self.named:
+            known = ", ".join(sorted(self.named)) or "none"
+            raise UsageError(f"there is no chat template {quote(name)}; templates with a name: {known}")
+        source = self.named[name]
+        return ChatTemplate(source, self.bos, self.eos, special=self._names, control_texts=self._control_texts)
 
     @property
     def variables(self) -> frozenset[str]:
@@ -158,6 +170,11 @@ class ChatTemplate:
         call = _Call(self, messages, tools, documents, add_generation_prompt, continue_final_message, keywords)
         marker = Marker(self._control_texts)
         marked = call.text(marker)
+        if _REWRITES.search(call.source):  # it may make a control text of what was none
+            with suppress(ChatTemplateError):
+                all_marked = call.text(Marker(self._control_texts, beginnings=True), answers=marker)
+                if marker.count(all_marked) < marker.count(marked):
+                    return all_marked
         if not marker.met:
             return marked
         try:
@@ -173,12 +190,21 @@ class ChatTemplate:
         escaped = marked.replace(ascii(MARK)[1:-1], MARK)  # by repr, or as ASCII in JSON
         if unmarked(escaped) == wanted:
             return escaped
-        looked_for = {text for text in marker.met if text in call.source}
+        hidden = [text for text in sorted(marker.met) if text in call.source]
+        best = self._with_open_answers(call, marker, hidden, wanted)
+        for text in hidden if best is not None else ():  # as few as will do
+            fewer = [other for other in hidden if other != text]
+            other = self._with_open_answers(call, marker, fewer, wanted)
+            best, hidden = (best, hidden) if other is None else (other, fewer)
+        return marked if best is None else best
+
+    def _with_open_answers(self, call: _Call, marker: Marker, texts: list[str], wanted: str) -> str | None:
+        """The prompt with earlier answers' own `texts` unmarked, if that is what the template makes without marks."""
         try:
-            other = call.text(Marker(self._control_texts), answers=marker.without(looked_for))
+            made = call.text(marker, answers=marker.without(texts))
         except ChatTemplateError:
-            return marked
-        return other if unmarked(other) == wanted else marked
+            return None
+        return made if unmarked(made) == wanted else None
 
     # --- within the package
 

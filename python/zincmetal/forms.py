@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from . import messages as chat_messages
@@ -28,7 +28,13 @@ REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the same,
 _CALL_ID = "call00001"  # as long as Mistral's templates want
 _PARAMETERS = {"type": "object", "properties": {_KEY: {"type": "string", "description": "x"}}, "required": [_KEY]}
 _TOOLS = [{"type": "function", "function": {"name": _NAME, "description": "x", "parameters": _PARAMETERS}}]
-_ABSENT: list[dict[str, Any]] = [{}, {"content": ""}, {"content": None}]  # how a content that is missing may be told
+# How a content that is missing may be told.
+_ABSENT: list[dict[str, Any]] = [
+    {},
+    {"content": ""},
+    {"content": None},
+    {"content": [{"type": "text", "text": ""}]},
+]
 
 _PARTS_SHOWN = ("'type': 'text'", '"type": "text"')  # a list that was printed and not read
 _ARGUMENTS_SHOWN = ("{'" + _KEY, f'\\"{_KEY}')  # an object that was printed; text that was quoted once more
@@ -42,7 +48,7 @@ class Forms:
         self._renders = renders
         self._reasoning = [name for name in REASONING if _mentions(source, name)]
         self._reads_parts = _mentions(source, "text")
-        self._mentions = lambda name: _mentions(source, name)
+        self._source = source
         self._answers: dict[Any, Any] = {}
 
     def prepared(self, messages: list[Message]) -> list[Message]:
@@ -51,13 +57,17 @@ class Forms:
 
     def _prepared(self, where: str, message: Message) -> Message:
         message = self._with_reasoning(where, message)
-        content = message.pop("content", None)
-        message = {key: value for key, value in message.items() if value is not None or self._keeps(message, key)}
-        if message.get("tool_calls"):
-            message["tool_calls"] = self._calls(f"{where}.tool_calls", message["tool_calls"])
+        content, calls = message.get("content"), message.get("tool_calls")
+        absent: dict[str, Any] = {}
         if content is not None:
-            return message | {"content": self._content(where, message["role"], content)}
-        return message | (_ABSENT[self._absent_beside_calls() if message.get("tool_calls") else self._absent()])
+            message["content"] = self._content(where, message["role"], content)
+        else:
+            message.pop("content", None)
+            absent = _ABSENT[self._absent_beside_calls() if calls else self._absent()]
+        if calls:
+            message["tool_calls"] = self._calls(f"{where}.tool_calls", calls)
+        said = {key: value for key, value in message.items() if value is not None or self._keeps(message, key)}
+        return said | absent
 
     # --- contents
 
@@ -133,13 +143,13 @@ class Forms:
         return list(self._asked("calls", trials, wanted, _ARGUMENTS_SHOWN + _NONE_SHOWN))
 
     def _arguments(self) -> tuple[float, float]:
-        scores = self._calling_scores()
-        return max(scores[:3]), max(scores[3:])
+        scores, n = self._calling_scores(), len(_ABSENT)
+        return max(scores[:n]), max(scores[n:])
 
     def _absent_beside_calls(self) -> int:
         """Which of _ABSENT shows a tool call without a content best."""
-        scores = self._calling_scores()
-        return _best(max(pair) for pair in zip(scores[:3], scores[3:], strict=True))
+        scores, n = self._calling_scores(), len(_ABSENT)
+        return _best(max(pair) for pair in zip(scores[:n], scores[n:], strict=True))
 
     def _calling(self) -> Message:
         """An answer that calls a tool, as the template needs it."""
@@ -157,7 +167,7 @@ class Forms:
 
     def _keeps(self, message: Message, key: str) -> bool:
         """Whether a key that is None has to be there."""
-        if not self._mentions(key):
+        if not _mentions(self._source, key):
             return False
         said = {"role": message["role"], "content": _SAID}
         trials = [self._around(said), self._around(said | {key: None})]
@@ -190,26 +200,33 @@ class Forms:
     ) -> tuple[float, ...]:
         """A score for each trial: -1 if it fails, else words that are shown, less a half for what never should be."""
         if question not in self._answers:
-            texts = self._renders([{"messages": trial, "tools": _TOOLS if _calls_tools(trial) else None} for trial in trials])
-            found = [-1 if text is None else sum(word in text for word in wanted) for text in texts]
-            # A template may have such a word itself: it counts where one form shows it more often than another.
-            faults = [sum(map((text or "").count, unwanted)) for text in texts]
-            least = min((f for f, text in zip(faults, texts, strict=True) if text is not None), default=0)
-            least = 0 if len(texts) == 1 else least
-            self._answers[question] = tuple(
-                n - (0.5 if fault > least else 0) for n, fault in zip(found, faults, strict=True)
-            )
+            self._answers[question] = _scores(self._texts(trials), wanted, unwanted)
         answers: tuple[float, ...] = self._answers[question]
         return answers
+
+    def _texts(self, trials: Sequence[list[Message]]) -> list[str | None]:
+        """The trials' texts. Where all fail, it may be for what is beside the point, so that is left out."""
+        calls = any("tool_calls" in message for message in trials[0])
+        texts: list[str | None] = []
+        for tools, length in ((_TOOLS, None), (None, None), (_TOOLS, 3), (None, 3)) if calls else ((None, None),):
+            texts = self._renders([{"messages": trial[:length], "tools": tools} for trial in trials])
+            if any(text is not None for text in texts):
+                break
+        return texts
+
+
+def _scores(texts: Sequence[str | None], wanted: Sequence[str], unwanted: Sequence[str]) -> tuple[float, ...]:
+    found = [-1 if text is None else sum(word in text for word in wanted) for text in texts]
+    # A template may have an unwanted word itself: it counts where one form shows it more often than another.
+    faults = [sum(map((text or "").count, unwanted)) for text in texts]
+    usual = min((f for f, text in zip(faults, texts, strict=True) if text is not None), default=0)
+    least = 0 if len(texts) == 1 else usual
+    return tuple(n - (0.5 if fault > least else 0) for n, fault in zip(found, faults, strict=True))
 
 
 def _calling(arguments: Any) -> Message:
     function = {"name": _NAME, "arguments": arguments}
     return {"role": "assistant", "tool_calls": [{"id": _CALL_ID, "type": "function", "function": function}]}
-
-
-def _calls_tools(trial: list[Message]) -> bool:
-    return any("tool_calls" in message for message in trial)
 
 
 def _thought(part: dict[str, Any]) -> str | None:
@@ -223,7 +240,7 @@ def _mentions(source: str, name: str) -> bool:
     return re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", source) is not None
 
 
-def _best(scores: Any) -> int:
+def _best(scores: Iterable[float]) -> int:
     """Where the best score is; the first of equal ones."""
-    scores = list(scores)
-    return scores.index(max(scores))
+    ranked = list(scores)
+    return ranked.index(max(ranked))

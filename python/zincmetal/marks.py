@@ -7,7 +7,9 @@ tokenizer takes text with a mark in it apart as text, and removes it.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 MARK = "\ufdd0"
@@ -15,9 +17,16 @@ FOREIGN = "\ufffd"  # what becomes of a mark that a caller's own text brings
 
 
 class Marker:
-    """Marks the texts of control tokens in JSON values."""
+    """Marks the texts of control tokens in JSON values.
 
-    def __init__(self, control_texts: Iterable[str]) -> None:
+    Args:
+        control_texts: what to mark.
+        beginnings: mark every character with which one could begin, so that none comes about by taking
+            something out of a text or by putting texts together.
+    """
+
+    def __init__(self, control_texts: Iterable[str], beginnings: bool = False) -> None:
+        self._beginnings = beginnings
         self._texts = frozenset(t for t in control_texts if t)
         lengths: dict[str, set[int]] = {}
         for text in self._texts:
@@ -49,9 +58,9 @@ class Marker:
         marked, at = [], 0
         for text in texts:
             end = at + len(text)
-            inside = [p for p in places if at <= p < end]
+            inside = places[bisect_left(places, at) : bisect_left(places, end)]
             cuts = [at, *(p + 1 for p in inside), end]
-            marked.append(MARK.join(joined[a:b] for a, b in zip(cuts, cuts[1:], strict=False)))
+            marked.append(MARK.join(joined[a:b] for a, b in pairwise(cuts)))
             at = end
         return marked
 
@@ -61,10 +70,14 @@ class Marker:
         for found in self._first.finditer(text) if self._first else ():
             at = found.start()
             met = [t for n in self._lengths[text[at]] if (t := text[at : at + n]) in self._texts]
-            if met:
+            if met or self._beginnings:
                 places.append(at)
                 self.met.update(met)
         return places
+
+    def count(self, text: str) -> int:
+        """How many control texts are in a text, without a mark."""
+        return len(Marker(self._texts)._places(text))
 
 
 def is_text_part(value: Any) -> bool:

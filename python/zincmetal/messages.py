@@ -6,6 +6,7 @@ What comes out are dicts, lists, strings and numbers. A content is a string, a l
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,6 +42,8 @@ def plain(where: str, value: Any) -> Any:
 def _plain(value: Any) -> Any:
     if callable(dump := getattr(value, "model_dump", None)):  # the objects of clients such as OpenAI's
         value = dump()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -75,12 +78,12 @@ def _message(where: str, given: Any) -> Message:
     return message
 
 
-def _part(where: str, part: Any) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    if not isinstance(part, dict):
-        raise UsageError(f"{where} is of type {type(part).__name__}; a part is a dict such as {{'type': 'text', …}}")
-    part = {key: value for key, value in part.items() if value is not None}
+def _part(where: str, given: Any) -> dict[str, Any]:
+    if isinstance(given, str):
+        return {"type": "text", "text": given}
+    if not isinstance(given, dict):
+        raise UsageError(f"{where} is of type {type(given).__name__}; a part is a dict such as {{'type': 'text', …}}")
+    part = _without_none(given)
     kind = part.get("type", "text" if "text" in part else None)
     if not isinstance(kind, str):
         raise UsageError(f"{where} needs a 'type' that is a string, such as 'text'")
@@ -99,15 +102,19 @@ def _tool_calls(where: str, calls: Any) -> list[dict[str, Any]]:
     return [_tool_call(f"{where}[{i}]", call) for i, call in enumerate(calls)]
 
 
-def _tool_call(where: str, call: Any) -> dict[str, Any]:
-    if not isinstance(call, dict):
-        raise UsageError(f"{where} is of type {type(call).__name__}; a dict is needed")
-    call = {key: value for key, value in call.items() if value is not None}
+def _tool_call(where: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise UsageError(f"{where} is of type {type(given).__name__}; a dict is needed")
+    call = _without_none(given)
     if "function" in call:
         if not isinstance(call["function"], dict):
             raise UsageError(f"{where}.function must be a dict with 'name' and 'arguments'")
         return call | {"function": _function(f"{where}.function", call["function"])}
     return _function(where, call)
+
+
+def _without_none(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if item is not None}
 
 
 def _function(where: str, function: dict[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Forked:
         requests, self_requests = os.pipe()
         self_answers, answers = os.pipe()
         self.returncode: int | None = None
+        self.beside = 0  # bytes that are resident at its start: much of that is the parent's
         self.pid = os.fork()
         if self.pid == 0:
             _serve_forked(requests, answers, settings)
@@ -131,12 +132,13 @@ class Renderer:
             self._no_python = python  # it may be an application: never start it twice
             if PYTHON in os.environ:
                 raise ChatTemplateError(f"{PYTHON}={python} is not a Python of version 3.10 or later")
-        self._child = Forked(settings | {"forked": True})
-        if not _says_hello(self._child):
+        self._child = child = Forked(settings | {"forked": True})
+        if not _says_hello(child):
             raise ChatTemplateError(
                 f"chat templates run in a Python process of their own, and none starts: set {PYTHON} to the path of one"
             )
-        return self._child
+        child.beside = resident(child.pid) or 0
+        return child
 
     def _stop(self) -> None:
         child, self._child = self._child, None
@@ -207,8 +209,7 @@ def _exchange(child: Child, request: dict[str, Any], memory: int) -> Any:
 def _watch(child: Child, seconds: float, memory: int) -> None:
     """Return when there is an answer. Kills the process that takes too long or too much."""
     deadline = time.monotonic() + seconds + GRACE - SOON
-    limit = (resident(child.pid) if isinstance(child, Forked) else 0) or 0
-    limit += int(memory * WATCHED)
+    limit = int(memory * WATCHED) + getattr(child, "beside", 0)
     while not _readable(child, PULSE):
         if (resident(child.pid) or 0) > limit:
             child.kill()

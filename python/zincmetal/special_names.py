@@ -21,11 +21,15 @@ _NAMES = {
 }
 
 
-def special_tokens(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The texts of the special tokens that a file names, beside those of begin and end, by their names in templates.
+def special_tokens(meta: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The texts of a file's special tokens by their names in templates.
 
-    `additional_special_tokens` are its other control tokens.
+    `additional_special_tokens` are its control tokens without such a name.
     """
+    return _of_file(meta) | dict(getattr(tokenizer, "special_texts", {}))
+
+
+def _of_file(meta: Mapping[str, Any]) -> dict[str, Any]:
     tokens = meta.get(KEY + "tokens")
     if tokens is None:
         return {}
