@@ -12,8 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zincmetal import arguments
-from zincmetal.errors import UsageError, abbreviate, quote
+import gguf_builder as b
+import zincmetal
+from conftest import reference_models
+from zincmetal import arguments, gguf
+from zincmetal.budget import budget
+from zincmetal.errors import UnsupportedModelError, UsageError, abbreviate, quote
 
 INF = math.inf
 HUGE = 10**5000
@@ -279,3 +283,33 @@ def test_quotes_are_of_plain_strings():
         __str__ = __len__ = __getitem__ = __repr__
 
     assert quote(Loud("a")) == abbreviate(Loud("a")) == "'a'"
+
+
+# ---- digits that Python does not convert ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", ["9" * 5000, "9" * 20, "-1", "1e9", "²"], ids=abbreviate)
+def test_a_memory_limit_that_is_no_number_of_bytes(monkeypatch, limit):
+    monkeypatch.setenv("ZINCMETAL_MEMORY_LIMIT", limit)
+    with pytest.raises(UsageError, match=r"^ZINCMETAL_MEMORY_LIMIT must be a number of bytes") as raised:
+        budget({"working_set_bytes": 1 << 30})
+    assert len(str(raised.value)) < 200
+
+
+def test_a_tensor_of_a_block_with_thousands_of_digits(tmp_path):
+    """It belongs to no block, so that nothing has a use for it."""
+    source = reference_models("qwen2")[0]
+    image = source.read_bytes()
+    with gguf.open(source) as file:
+        data = min(t.offset for t in file.tensors.values())
+        table = image.index(b.string(next(iter(file.tensors))))  # where its rows begin
+        n = len(file.tensors)
+    used = len(image) - data
+    padding = bytes(-used % 32)
+    row = b.tensor("blk." + "9" * 5000 + ".x", [1], 0, used + len(padding))
+    head = image[:8] + b.u64(n + 1) + image[16:table] + row + image[table:data]
+    path = tmp_path / "name.gguf"
+    path.write_bytes(head + bytes(-len(head) % 32) + image[data:] + padding + bytes(32))
+    with pytest.raises(UnsupportedModelError, match="no use for 1 tensors") as raised:
+        zincmetal.load(path, device="cpu")
+    assert len(str(raised.value)) < 400

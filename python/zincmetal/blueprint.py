@@ -154,14 +154,15 @@ class Blueprint:
         used = {arg.operand.name for d in plan.dispatches for arg in d.launch.args}
         unused = sorted(name for name in self.file.tensors.keys() - used if not self._may_be_unused(name))
         if unused:
+            shown = ", ".join(name[:80] for name in unused[:3])
             raise UnsupportedModelError(
                 f"{self.config.arch} as zincmetal computes it has no use for {len(unused)} tensors of this file "
-                f"({', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}); its result would be wrong"
+                f"({shown}{', ...' if len(unused) > 3 else ''}); its result would be wrong"
             )
 
     def _may_be_unused(self, name: str) -> bool:
         """The engine computes rope_freqs from that tensor; the blocks that draft tokens are not run."""
-        block, n_layer = re.match(r"blk\.(\d+)\.", name), self.config.n_layer
+        block, n_layer = re.match(r"blk\.(\d{1,9})\.", name), self.config.n_layer
         drafts = block is not None and n_layer <= int(block[1]) < n_layer + self.config.n_draft
         return drafts or name == "rope_freqs.weight"
 

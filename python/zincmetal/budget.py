@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import OutOfMemoryError, UsageError
+from .errors import OutOfMemoryError, UsageError, quote
 
 LIMIT = "ZINCMETAL_MEMORY_LIMIT"
 
@@ -21,8 +21,8 @@ def budget(info: Mapping[str, Any]) -> int:
     limit = os.environ.get(LIMIT, "")
     if not limit:
         return working_set
-    if not (limit.isascii() and limit.isdigit()):
-        raise UsageError(f"{LIMIT} must be a number of bytes, not {limit!r}")
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 20):
+        raise UsageError(f"{LIMIT} must be a number of bytes below 2^63, not {quote(limit)}")
     return min(working_set, int(limit))
 
 
