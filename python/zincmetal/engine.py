@@ -22,7 +22,7 @@ from .door import typed_errors
 from .errors import ContextFullError, DeviceError, KernelError, UsageError, ZincError
 from .fallback import Fallbacks
 from .layout import KV_TYPES
-from .memory import Memory, Progress, map_weights
+from .memory import Memory, Progress, changed, map_weights, stamps
 from .plan import ARENA, Dispatch, Plan, ready
 from .routed import Compiled, Counters, RoutedPlan, compiled
 from .sampling import Sampler
@@ -64,6 +64,7 @@ class Engine:
         arguments.callback("progress", progress)
         self._kv = kv
         self.file = file
+        self._stamps = stamps(file)
         self.core, self.device = backend.open_device(device, threads)
         self.blueprint = Blueprint(file, self.core, self.device.info, context, kv)
         self.blueprint.check_memory()
@@ -259,14 +260,16 @@ class Engine:
         (plan, compiled), array = self._recorded(rows, head), np.asarray(ids, np.int32)
         if plan.rows < rows:
             return [self._run([token], 1, head) for token in ids][-1]
-        if isinstance(compiled, RoutedPlan):
-            try:
+        try:
+            if isinstance(compiled, RoutedPlan):
                 best = compiled.step(self.session, array)
-            except BaseException:
-                self._rewind(0)  # some layers' states have moved on, and some have not
-                raise
-        else:
-            best = self.core.prefill_step(self.session, compiled, array)
+            else:
+                best = self.core.prefill_step(self.session, compiled, array)
+        except BaseException:
+            if isinstance(compiled, RoutedPlan) or any(self.config.recurrent):
+                self.settle()
+                self._rewind(0)  # some states may have moved on, and some have not
+            raise
         self._sequence += ids
         return best
 
@@ -410,6 +413,11 @@ class Engine:
         if self._unusable is not None:
             kind, why = self._unusable
             raise kind(why)
+
+    def check_file(self) -> None:
+        """Raises DeviceError where the mapped file is no longer what was loaded."""
+        if not self._freed and changed(self.file, self._stamps):
+            raise DeviceError(f"{self.file.path} has been changed since it was loaded: load the model again")
 
 
 def chunk_rows(n: int) -> list[int]:

@@ -89,6 +89,7 @@ class Turn:
         try:
             if self._ends != CLOSE:
                 self._engine.check_usable()
+                self._engine.check_file()
             self._engine.turns.take(self, self._ends)
             self._engine.settle()
         except BaseException:
