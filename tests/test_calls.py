@@ -132,7 +132,8 @@ def test_a_budget_sees_what_else_is_allocated(monkeypatch: pytest.MonkeyPatch) -
 def test_a_report_without_a_reader_ends_quietly(module: str) -> None:
     command = [sys.executable, "-m", f"zincmetal.{module}", str(PATH)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        assert child.stdout is not None and child.stderr is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
         child.stdout.close()
         errors = child.stderr.read()
     assert (child.returncode, errors) == (0, b"")
