@@ -159,3 +159,40 @@ def test_a_progress_bar_on_a_terminal(smollm2):
     assert child.returncode == 0
     assert b"load:" in shown
     assert b"prompt:  73%" in shown
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_json_is_json_in_every_encoding(smollm2, encoding):
+    args = ("-m", str(smollm2), "-p", "Water boils at", "-n", "6", "-c", "64", "--json")
+    done = subprocess.run(command(*args), capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert "100°C" in json.loads(done.stdout.decode(encoding))["text"]
+
+
+def test_special_tokens_of_the_prompt_on_request(smollm2):
+    args = ("-m", str(smollm2), "-p", "<|im_start|>user", "-n", "0", "-c", "64", "--json")
+    plain, special = (json.loads(run(*args, *more).stdout) for more in ((), ("--special",)))
+    assert plain["tokens"] == special["tokens"] == []
+    assert special["prompt_tokens"] == 2 < plain["prompt_tokens"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_said_in_a_line(smollm2):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("-m", str(smollm2), "-p", "the", "-n", "2", "-c", "64"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "No space left" in done.stderr
+
+
+def test_what_needs_chat_says_so(smollm2):
+    done = run("-m", str(smollm2), "-p", "x", "--no-thinking")
+    assert done.returncode == 1
+    assert "need --chat" in done.stderr
+    done = run("-m", str(smollm2), "-p", "x", "--chat", "--template-arg", "enable_thinkin=false")
+    assert done.returncode == 1
+    assert "'enable_thinkin' is neither an option nor a variable" in done.stderr

@@ -24,7 +24,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .engine import Chunk, Model, Result, load
+    from .model import Chunk, Model, Result, load
 
 __all__ = [
     "ChatTemplateError",
@@ -50,7 +50,7 @@ _LAZY = {"Chunk", "Model", "Result", "load"}
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(".engine", __name__), name)
+        return getattr(import_module(".model", __name__), name)
     if name == "__version__":
         from importlib.metadata import version
 

@@ -13,11 +13,12 @@ LIMIT = "ZINCMETAL_MEMORY_LIMIT"
 
 
 def budget(info: Mapping[str, Any]) -> int:
-    """Bytes that a model may take on a device of this ``info``: its working set, or ``ZINCMETAL_MEMORY_LIMIT`` if less.
+    """Bytes that a model may take on a device of this ``info``: its working set, less what is allocated there already;
+    or ``ZINCMETAL_MEMORY_LIMIT`` if less.
 
     Raises UsageError where the variable is not a number of bytes.
     """
-    working_set: int = info["working_set_bytes"]
+    working_set: int = max(0, info["working_set_bytes"] - info.get("allocated_bytes", 0))
     limit = os.environ.get(LIMIT, "")
     if not limit:
         return working_set

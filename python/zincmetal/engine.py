@@ -1,278 +1,455 @@
-"""The Python interface: a model that is loaded, and text in and out of it."""
+"""A model on a device and one sequence of its tokens: prefill, decode and logits over plans that are recorded once."""
 
 from __future__ import annotations
 
+import copy
+import logging
 import os
-import sys
+import time
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import arguments, gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from . import arguments, backend, gguf, snapshot
+from .blueprint import HEADS, LOGITS_ROWS, PREFILL_ROWS, Blueprint
+from .candidates import StepLogits
 from .door import typed_errors
-from .generation import (
-    SAMPLING,
-    Chunk,
-    PromptRead,
-    Request,
-    Result,
-    SamplingOptions,
-    collect,
-    peak_memory,
-    refuse_unknown,
-    sampling_params,
-    stream,
-)
-from .memory import Progress
-from .runtime import Engine
-from .sampling import SamplingParams
-from .turn import Turn
+from .errors import ContextFullError, DeviceError, KernelError, UsageError, ZincError
+from .fallback import Fallbacks
+from .layout import KV_TYPES
+from .memory import Memory, Progress, changed, map_weights, stamps
+from .plan import ARENA, Dispatch, Plan, ready
+from .routed import Compiled, Counters, RoutedPlan, compiled
+from .sampling import Sampler
+from .snapshot import Snapshot
+from .turn import CLOSE, RESET, InUse, Turn, Turns
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from .generation import Chunk, Result, peak_memory
+    from .model import Model, load
 
-    from .chat import ChatTemplate
-    from .tokenizer import Tokenizer
+__all__ = ["Chunk", "Engine", "Model", "Result", "load", "peak_memory"]
 
-__all__ = ["Chunk", "Message", "Model", "Result", "load", "peak_memory"]
+MAX_THREADS = 1024
+NOT_FINITE = (
+    "the model's logits are not finite: the file is damaged, or the device failed; check the file, and load it anew"
+)
+CLOSED = "the model is closed; load it again"
+FORKED = "the model was loaded before a fork, and its device is the parent's: load it in the child"
+E = TypeVar("E", bound="Engine")
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
 
-Message = Mapping[str, Any]
-Stream: TypeAlias = Generator[Chunk, None, PromptRead]
-CHAT_OPTIONS = ("tools", "documents", "max_tokens", "hide_special", "stop", "progress")
 
+class Engine:
+    """The weights of a model on a device, and one sequence: ids in, logits out. One thread at a time."""
 
-class Model(Engine):
-    """A model on a device, with one sequence. Made by :func:`load`; a context manager.
-
-    Methods raise UsageError for calls that cannot be carried out, ContextFullError where the context is used
-    up, DeviceError where the device fails. One thread at a time.
-    """
-
-    _tokenizer: Tokenizer | None = None
-    _id_tokenizer: Tokenizer | None = None
-    _template: ChatTemplate | None = None
-
-    # ---- text ---------------------------------------------------------------------------------------------
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the file, built at first use. Raises TokenizerError where it has none that can be used."""
-        if self._tokenizer is None:
-            from .tokenizer import Tokenizer
-
-            with self._reading():
-                self._tokenizer = Tokenizer.from_metadata(self.file.metadata)
-        return self._tokenizer
-
-    @property
-    def id_tokenizer(self) -> Tokenizer:
-        """The tokenizer, or one that knows no more than which ids end a text, where the file has none."""
-        if self._tokenizer is not None:
-            return self._tokenizer
-        if self._id_tokenizer is None:
-            from .tokenizer import Tokenizer
-
-            with self._reading():
-                self._id_tokenizer = Tokenizer.for_ids(self.file.metadata)
-        return self._id_tokenizer
-
-    @property
-    def chat_template(self) -> ChatTemplate:
-        """The chat template of the file, compiled at first use. Raises ChatTemplateError where it has none."""
-        if self._template is None:
-            from .chat import ChatTemplate
-
-            with self._reading():
-                self._template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
-        return self._template
-
-    @property
-    def chat_sampling(self) -> dict[str, Any]:
-        """The sampling that the file, or its family's makers, advise: what chat does where no option says how."""
-        try:
-            from .defaults import chat_defaults
-        except ImportError:
-            return {}
-        with self._reading():
-            return dict(chat_defaults(self.file.metadata))
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Metadata are read out of the map, which close() of another thread may take away meanwhile."""
-        try:
-            yield
-        except ValueError:
-            self.check_usable()
-            raise
-
-    @typed_errors
-    def tokenize(self, text: str, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
-        """Text to ids, as generate makes them: with a begin token where the file asks for one, unless ``add_bos``
-        says otherwise. Special tokens in the text count only with ``parse_special``."""
-        text, parse_special = arguments.text("text", text), arguments.flag("parse_special", parse_special, False)
-        if add_bos is None:
-            return self.tokenizer.prompt(text, parse_special)
-        return self.tokenizer.encode(text, arguments.flag("add_bos", add_bos), parse_special, add_eos=False)
-
-    @typed_errors
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """Ids to text."""
-        return self.tokenizer.decode(arguments.token_ids(tokens, "tokens"))
-
-    def _ids(self, prompt: str | Sequence[int], parse_special: bool | None = False) -> list[int]:
-        """The ids that a prompt runs."""
-        special = arguments.flag("parse_special", parse_special, False)
-        if isinstance(prompt, str):
-            return self.tokenizer.prompt(prompt, special)
-        return super()._ids(prompt)
-
-    # ---- generation ---------------------------------------------------------------------------------------
-
-    @typed_errors
-    def generate(
+    def __init__(
         self,
-        prompt: str | Sequence[int],
-        max_tokens: int | None = 256,
-        *,
-        parse_special: bool | None = False,
-        hide_special: bool | None = False,
-        stop: str | Sequence[str] | None = (),
+        file: gguf.File,
+        context: int | None = None,
+        device: str | None = None,
+        kv: str | None = "f16",
+        threads: int | None = 0,
         progress: Progress | None = None,
-        **sampling: Unpack[SamplingOptions],
-    ) -> Result:
-        """The model's continuation of a prompt (text or ids). Options as :meth:`stream_generate`."""
-        params = sampling_params("generate", sampling)
-        ids = self._ids(prompt, parse_special)
-        return collect(self._stream(ids, max_tokens, stop, hide_special, progress, params, sys._getframe()))
+    ) -> None:
+        kv = arguments.choice("kv", kv, KV_TYPES, "f16")
+        threads = arguments.integer("threads", threads, 0, MAX_THREADS, 0, "0: the cores there are")
+        context = None if context is None else arguments.integer("context", context, 1)
+        device = None if device is None else arguments.text("device", device)
+        arguments.callback("progress", progress)
+        self._kv = kv
+        self.file = file
+        self._stamps = stamps(file)
+        self.core, self.device = backend.open_device(device, threads)
+        self.blueprint = Blueprint(file, self.core, self.device.info, context, kv)
+        self.blueprint.check_memory()
+        self.config = self.blueprint.config
+        self._fallbacks = Fallbacks(self.device)
+        self._weights = map_weights(self.device, file, self.blueprint.layout, progress)
+        self._family: weakref.WeakSet[Engine] = weakref.WeakSet()  # they share the file and the weights
+        self._begin()
 
-    @typed_errors
-    def stream_generate(
-        self,
-        prompt: str | Sequence[int],
-        max_tokens: int | None = 256,
-        *,
-        parse_special: bool | None = False,
-        hide_special: bool | None = False,
-        stop: str | Sequence[str] | None = (),
-        progress: Progress | None = None,
-        **sampling: Unpack[SamplingOptions],
-    ) -> Stream:
-        """Generate piece by piece: a :class:`Chunk` per token.
-
-        ``max_tokens`` 0 only reads the prompt, -1 goes on until the context is full. ``parse_special`` reads the
-        special tokens in the prompt as such: leave it off for text that is not trusted. ``hide_special`` leaves
-        control tokens out of the text. ``stop`` are strings that end the text (and are not part of it);
-        ``progress(done, total)`` is called during prefill; further options are the fields of
-        :class:`~zincmetal.sampling.SamplingParams`. Stops at an end token, at ``max_tokens``, or when the context is
-        full. A prompt that starts like the sequence before it is not computed anew where the two agree.
-        """
-        params = sampling_params("generate", sampling)
-        ids = self._ids(prompt, parse_special)
-        return self._stream(ids, max_tokens, stop, hide_special, progress, params)
-
-    @typed_errors
-    def chat(
-        self,
-        messages: Sequence[Message],
-        max_tokens: int | None = 256,
-        *,
-        hide_special: bool | None = False,
-        stop: str | Sequence[str] | None = (),
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Result:
-        """The model's answer to messages [{"role": …, "content": …}, …]. Options as :meth:`stream_chat`."""
-        ids, params = self._chat(messages, options)
-        return collect(self._stream(ids, max_tokens, stop, hide_special, progress, params, sys._getframe()))
-
-    @typed_errors
-    def stream_chat(
-        self,
-        messages: Sequence[Message],
-        max_tokens: int | None = 256,
-        *,
-        hide_special: bool | None = False,
-        stop: str | Sequence[str] | None = (),
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> Stream:
-        """:meth:`chat`, piece by piece.
-
-        Options are those of :meth:`stream_generate`; ``tools`` and ``documents``, lists of dicts;
-        ``add_generation_prompt`` (default: True); ``continue_final_message``, to go on with the last message, an
-        answer; and every variable of the model's chat template, such as ``enable_thinking``. Where no option says how
-        to choose tokens, :attr:`chat_sampling` does.
-        """
-        ids, params = self._chat(messages, options)
-        return self._stream(ids, max_tokens, stop, hide_special, progress, params)
-
-    def _chat(self, messages: Sequence[Message], options: dict[str, Any]) -> tuple[list[int], SamplingParams]:
-        """The ids of a conversation, and how its answer is chosen."""
-        sampling = {name: options[name] for name in options if name in SAMPLING}
-        given = {name: value for name, value in options.items() if name not in SAMPLING and value is not None}
-        for name in ("add_generation_prompt", "continue_final_message"):
-            if name in given:
-                given[name] = arguments.flag(name, given[name])
-        ours = ("add_generation_prompt", "continue_final_message")
-        if given.keys() - set(ours):
-            variables = self.chat_template.variables
-            named = [n for n, key in (("tools", "tool_use"), ("documents", "rag")) if key in self.chat_template.named]
-            why = "is neither an option nor a variable of this model's chat template"
-            refuse_unknown("chat", given, {*ours, *CHAT_OPTIONS, *SAMPLING, *variables, *named}, why)
-        text = self.chat_template.prompt(messages, **given)
-        params = sampling_params("chat", sampling, self.chat_sampling)
-        return self.tokenizer.prompt(text, parse_special=True), params
-
-    def _stream(
-        self,
-        ids: list[int],
-        max_tokens: int | None,
-        stop: str | Sequence[str] | None,
-        hide_special: bool | None,
-        progress: Progress | None,
-        params: SamplingParams,
-        driver: FrameType | None = None,
-    ) -> Stream:
-        """A stream of these ids; ``driver`` is the call that takes all of it."""
-        note = "0: only read the prompt, -1: until the context is full"
-        asked = Request(
-            ids,
-            arguments.integer("max_tokens", max_tokens, -1, default=256, note=note),
-            params,
-            arguments.texts("stop", stop),
-            arguments.flag("hide_special", hide_special, False),
-            arguments.callback("progress", progress),
+    def _begin(self) -> None:
+        """What a model does not share with its forks: a sequence, its memory, and plans that use it."""
+        self._memory = Memory(self.device, self._weights, self.blueprint.layout)
+        self._memory.alloc(ARENA, 1)
+        self._plans: dict[tuple[int, str, int], tuple[Plan, Compiled]] = {}
+        self._sequence: list[int] = []
+        self._words_read = 0
+        self._routed = Counters()
+        self.turns = Turns()
+        self._unusable: tuple[type[ZincError], str] | None = None
+        self._freed = self._forked = False
+        self.session = self.core.Session(
+            self._memory.buffer("step"), self._memory.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
         )
-        params.check_vocabulary(self.config.n_vocab)
+        self._family.add(self)
+        _ENGINES.add(self)
+        decode = self._recorded(1, "argmax")[1]
+        self._why_routed = decode.why if isinstance(decode, RoutedPlan) else None
+        self._ahead = bool(self.device.info["asynchronous"]) and not self._why_routed
+        if self._why_routed:
+            message = "%s: its experts are routed by the host, which is slow"
+            logging.getLogger("zincmetal").warning(message, self._why_routed)
+
+    # ---- steps --------------------------------------------------------------------------------------------
+
+    @typed_errors
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits after every position of ``ids``: float32 [len(ids), vocab], from an empty sequence."""
+        ids = self._ids(ids)
         self._check_prompt(ids)
-        turn = Turn(self, driver=driver)
-        chunks = stream(self, turn, asked)
-        turn.stream = weakref.ref(chunks)
-        return chunks
+        with Turn(self):
+            self._rewind(0)
+            rows = self._recorded(min(LOGITS_ROWS, self.config.n_ctx), "all")[0].rows
+            out = np.empty((len(ids), self.config.n_vocab), np.float32)
+            for at in range(0, len(ids), rows):
+                chunk = ids[at : at + rows]
+                self._run(chunk, rows, "all")
+                view = self._memory.floats("logits")
+                out[at : at + len(chunk)] = view.reshape(-1, self.config.n_vocab)[: len(chunk)]
+                if not np.isfinite(out[at : at + len(chunk)]).all():
+                    raise self.not_finite()
+            return out
+
+    @typed_errors
+    def reset(self) -> None:
+        """Forget the sequence. Ends a stream that is not finished: taking another token of it raises UsageError."""
+        with Turn(self, RESET):
+            self._rewind(0)
+
+    @typed_errors
+    def save(self) -> Snapshot:
+        """A copy of the sequence and its state in host memory, for :meth:`restore`."""
+        with Turn(self):
+            return snapshot.take(self._memory, self.blueprint.layout, self._page, self._sequence)
+
+    @typed_errors
+    def restore(self, saved: Snapshot) -> None:
+        """Go on from a saved sequence, in this model or another one of the same file and type of K/V cache.
+
+        Raises UsageError where states of the snapshot have other sizes, ContextFullError where it is too long; the
+        sequence is then as it was.
+        """
+        with Turn(self):
+            if not isinstance(saved, Snapshot):
+                arguments.refuse("saved", "what save() gave", saved)
+            if len(saved.tokens) > self.config.n_ctx:
+                raise ContextFullError(
+                    f"the snapshot has {len(saved.tokens)} tokens and the context {self.config.n_ctx}; "
+                    f"load the model with a larger context"
+                )
+            snapshot.check(self._memory, self.blueprint.layout, self._page, saved)
+            self._rewind(0)
+            snapshot.put(self._memory, self.blueprint.layout, self._page, saved)
+            self.session.resume(len(saved.tokens))
+            self._sequence = list(saved.tokens)
+
+    @typed_errors
+    def fork(self: E) -> E:
+        """Another model with the same weights, at the same point of a sequence of its own; close it by itself.
+
+        Raises OutOfMemoryError where one more sequence does not fit.
+        """
+        saved = self.save()
+        self.blueprint.check_memory(sequences=len(self._family) + 1)
+        twin = copy.copy(self)
+        twin._begin()
+        twin.restore(saved)
+        return twin
+
+    def profile(self) -> dict[str, Any]:
+        """What running cost so far: steps, tokens, command buffers, dispatches, barriers, seconds of the device.
+
+        ``host_routed`` says the same of steps whose experts the host had to route, and ``host_routed_why``;
+        ``replaced`` the kernels that the device could not make: why, and by what they are replaced.
+        """
+        routed = {"host_routed": asdict(self._routed), "host_routed_why": self._why_routed}
+        return {**self.session.counters, **routed, "replaced": self._fallbacks.profile()}
+
+    @typed_errors
+    def time_dispatches(self, ids: Sequence[int], position: int = 0) -> list[tuple[Dispatch, float]]:
+        """Run a greedy step of ``ids`` at ``position``, each dispatch after the one before has ended: the dispatches
+        of the plan, and the seconds of each by the device's clock.
+
+        Positions before it hold whatever is in memory. Forgets the sequence.
+        """
+        ids = arguments.token_ids(ids)
+        position = arguments.integer("position", position)
+        self._check_prompt(ids)
+        if len(ids) > PREFILL_ROWS[-1] or not 0 <= position <= self.config.n_ctx - len(ids):
+            limits = f"a step takes up to {PREFILL_ROWS[-1]} tokens of a context of {self.config.n_ctx}"
+            raise UsageError(f"{len(ids)} tokens at {position}: {limits}")
+        with Turn(self):
+            self._rewind(0)
+            plan, compiled = self._recorded(chunk_rows(len(ids))[0], "argmax", position)
+            if plan.rows < len(ids):
+                raise UsageError("this device cannot make kernels of steps of many tokens: time one token")
+            if isinstance(compiled, RoutedPlan):
+                raise UsageError(f"{compiled.why}: the host routes this model's experts between its dispatches")
+            step = np.zeros(1, self.core.params_dtype("Step"))
+            step["n_tokens"], step["pos"] = len(ids), position
+            self._memory.buffer("step").write(step)
+            self._memory.buffer("tokens").write(np.array(ids, np.int32))
+            seconds = self.device.time_each([ready(d, self._memory.buffer) for d in plan.dispatches])
+            return list(zip(plan.dispatches, seconds, strict=True))
+
+    @property
+    def _page(self) -> int:
+        page: int = self.core.shapes()["KV_PAGE"]
+        return page
+
+    @property
+    def words_read(self) -> int:
+        """32-bit words of logits, ids and sums that sampling has read from the device since the model was loaded.
+
+        Scattered ones, where they are many and the host does not see the memory, come with those between them, which
+        do not count.
+        """
+        return self._words_read
+
+    @typed_errors
+    def plan(self, rows: int, head: str = "argmax") -> Plan:
+        """The recorded plan for steps of up to ``rows`` tokens; 1 is decode. ``head`` is one of HEADS."""
+        head, rows = arguments.choice("head", head, HEADS), arguments.integer("rows", rows, 1)
+        with Turn(self):
+            return self._recorded(rows, head)[0]
+
+    def _keep_common(self, ids: list[int]) -> int:
+        """Rewind the sequence to what it shares with ``ids``; the length of that."""
+        # The last token runs in any case: its logits are wanted.
+        kept = min(_common(self._sequence, ids), len(ids) - 1)
+        if any(self.config.recurrent) and kept < len(self._sequence):
+            kept = 0  # a recurrent state cannot be taken back to an earlier position
+        self._rewind(kept)
+        return kept
+
+    def _prefill(self, ids: list[int], progress: Progress | None = None, head: str = "argmax") -> int:
+        """Append ``ids`` in chunks; the arg max after the last of them, where the head is that."""
+        best, done = -1, 0
+        for rows in chunk_rows(len(ids)):
+            if progress:
+                progress(done, len(ids))
+            best = self._run(ids[done : done + rows], rows, head)
+            done = min(done + rows, len(ids))
+        if progress:
+            progress(done, len(ids))
+        return best
+
+    def _decode(self, token: int, ahead: bool = False, head: str = "argmax") -> int:
+        """Append a token; the arg max after it, if the head is that. ``ahead``: the step of that will be wanted."""
+        if self._unusable is not None:
+            self.check_usable()
+        compiled = self._recorded(1, head)[1]
+        if isinstance(compiled, RoutedPlan):
+            return self._run([token], 1, head)
+        # A step ahead runs by this step's plan.
+        reach, length = self.blueprint.reach, self.session.length
+        ahead = ahead and reach(length + 2) == reach(length + 1)
+        best: int = self.core.decode_step(self.session, compiled, token, ahead)
+        self._sequence.append(token)
+        return best
+
+    def _run(self, ids: list[int], rows: int, head: str = "argmax") -> int:
+        self.check_usable()  # close() of another thread waits for this call to end
+        (plan, compiled), array = self._recorded(rows, head), np.asarray(ids, np.int32)
+        if plan.rows < rows:
+            return [self._run([token], 1, head) for token in ids][-1]
+        try:
+            if isinstance(compiled, RoutedPlan):
+                best = compiled.step(self.session, array)
+            else:
+                best = self.core.prefill_step(self.session, compiled, array)
+        except BaseException:
+            if isinstance(compiled, RoutedPlan) or any(self.config.recurrent):
+                self.settle()
+                self._rewind(0)  # some states may have moved on, and some have not
+            raise
+        self._sequence += ids
+        return best
+
+    def _rewind(self, length: int) -> None:
+        # In this order an interrupt between the two leaves a sequence that can still be rewound.
+        del self._sequence[length:]
+        self.session.rewind(length)
+
+    def settle(self) -> None:
+        """End the step in flight, which makes its token part of the sequence: a state cannot always be rewound."""
+        if self._freed or self._forked:
+            return
+        with suppress(DeviceError):  # the device keeps a failure, and the next step tells it
+            self._sequence += self.session.settle()
+        if len(self._sequence) != self.session.length:  # an interrupt came between a step and its record here
+            self._rewind(0)
+
+    def _last_logits(self) -> NDArray[np.float32]:
+        return self._memory.floats("logits")[: self.config.n_vocab]
+
+    def _sample(self, sampler: Sampler) -> int:
+        """The token that follows the sequence, from what a step with the head "candidates" left."""
+        if self.blueprint.ranked_by_host:
+            step = StepLogits.of(self._last_logits())
+        else:
+            candidates = self._memory.records("candidates", self.core.params_dtype("Candidates"))
+            step = StepLogits(candidates[0], self._memory.indexable("logits"), self.config.n_vocab)
+        try:
+            return sampler.sample(step, self._sequence)
+        except DeviceError as error:
+            raise self.not_finite(str(error)) from error
+        finally:
+            self._words_read += step.n_read
+
+    def _recorded(self, rows: int, head: str, position: int | None = None) -> tuple[Plan, Compiled]:
+        """The plan for a step of up to ``rows`` tokens at ``position`` (default: the next), here and on the device.
+
+        It is one for a single token where the device cannot make what many of them take.
+        """
+        end = 1 + (self.session.length if position is None else position)
+        reach = self.blueprint.reach(min(end, self.config.n_ctx)) if rows == 1 else self.config.n_ctx
+        key = (rows, head, reach)
+        if key not in self._plans:
+            if head == "all":
+                self._grow("logits", 4 * rows * self.config.n_vocab)
+            try:
+                made = self._fallbacks.compile(
+                    self.blueprint, lambda: self.blueprint.plan(rows, head, reach), self._compile
+                )
+            except KernelError as error:
+                if rows == 1:
+                    raise
+                made = self._recorded(1, head, position)
+                self._fallbacks.use(dict.fromkeys(error.kernels, ("steps of one token",)))
+            self._plans[key] = made
+        return self._plans[key]
+
+    def _compile(self, plan: Plan) -> Compiled:
+        self._grow(ARENA, plan.arena_bytes)
+        return compiled(self.core, self.device, plan, self._memory.buffer, self._routed)
+
+    def _grow(self, name: str, nbytes: int) -> None:
+        """Replace a buffer that is smaller; compiled plans, which use the old one, are made anew when next needed."""
+        if self._memory.buffer(name).nbytes < nbytes:
+            self._plans.clear()
+            self._memory.alloc(name, nbytes)
+
+    # ---- life ---------------------------------------------------------------------------------------------
+
+    @typed_errors
+    def close(self) -> None:
+        """Give the device memory and the file back; later calls raise UsageError. Closing twice is fine.
+
+        A call or a stream of another thread ends with UsageError, which is waited for.
+        """
+        if self._freed or self._forked:
+            self._unusable = self._unusable or (UsageError, CLOSED)
+            return
+        if self.turns.mine():
+            raise UsageError("the model cannot be closed by a callback of its own call: raise an exception there")
+        self._unusable = (UsageError, CLOSED)
+        while True:
+            with suppress(InUse), Turn(self, CLOSE):
+                self._free()
+                return
+            time.sleep(0.002)
+
+    def _free(self) -> None:
+        self.session.close()
+        self._plans.clear()
+        self._memory.close()
+        self._family.discard(self)
+        if not self._family:
+            self._weights.clear()
+            self.file.close()
+        self._freed = True
+
+    def __enter__(self: E) -> E:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _ids(self, prompt: Sequence[int]) -> list[int]:
+        """The ids of a prompt."""
+        try:
+            return arguments.token_ids(prompt)
+        except UsageError as error:
+            raise UsageError(f"a prompt is text or a sequence of token ids: {error}") from error.__cause__
+
+    def not_finite(self, words: str = NOT_FINITE) -> DeviceError:
+        """What to raise where logits are not finite: with the remedy, where the K/V caches show one."""
+        layers = snapshot.overflowed(self._memory, self.blueprint.layout, self._page, self.session.length, self._kv)
+        if not layers:
+            return DeviceError(words)
+        return DeviceError(
+            f"{words}; keys or values of layer {layers[0]} are beyond the range of kv={self._kv!r}: "
+            f"load the model with kv='f32', which holds them"
+        )
+
+    def _check_prompt(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise UsageError("the prompt has no tokens; pass some text, or a BOS token")
+        n_vocab = self.config.n_vocab
+        wrong = next((t for t in ids if not 0 <= t < n_vocab), None)
+        if wrong is not None:
+            raise UsageError(f"token id {wrong} is outside the vocabulary of {n_vocab}")
+        if len(ids) > self.config.n_ctx:
+            raise ContextFullError(
+                f"the prompt has {len(ids)} tokens and the context {self.config.n_ctx}; "
+                f"load the model with a larger context"
+            )
+
+    def left_by_fork(self) -> None:
+        """From now on this is the child's copy, of which nothing can be used."""
+        self._forked = True
+        self._unusable = self._unusable or (DeviceError, FORKED)
+
+    def check_usable(self) -> None:
+        """Raises UsageError where the model is closed, DeviceError in the child of a fork."""
+        if self._unusable is not None:
+            kind, why = self._unusable
+            raise kind(why)
+
+    def check_file(self) -> None:
+        """Raises DeviceError where the mapped file is no longer what was loaded."""
+        if not self._freed and changed(self.file, self._stamps):
+            raise DeviceError(f"{self.file.path} has been changed since it was loaded: load the model again")
 
 
-@typed_errors
-def load(
-    path: str | os.PathLike[str],
-    context: int | None = None,
-    device: str | None = None,
-    kv: str | None = "f16",
-    threads: int | None = 0,
-    progress: Progress | None = None,
-) -> Model:
-    """Load a GGUF file.
+def chunk_rows(n: int) -> list[int]:
+    """The plans, by their rows, that take ``n`` tokens: the largest, then the smallest that holds the rest."""
+    whole, rest = divmod(n, PREFILL_ROWS[-1])
+    last = [1 if rest == 1 else next(r for r in PREFILL_ROWS if rest <= r)] if rest else []
+    return [PREFILL_ROWS[-1]] * whole + last
 
-    ``context`` is the most tokens a sequence may have (default: 4096, or what the model was trained for, if
-    that is less); ``device`` "metal", "cuda" or "cpu" (default: the best that was built); ``kv`` the type of
-    the KV cache, "f16", "f32" or "q8_0"; ``threads`` for the CPU (default: the cores there are);
-    ``progress(done, total)`` is told the bytes of weights that the device has, which takes time where it copies them.
-    Raises GGUFError, UnsupportedModelError, OutOfMemoryError, DeviceError, UsageError.
-    """
-    file = gguf.open(arguments.path(path))
-    try:
-        return Model(file, context, device, kv, threads, progress)
-    except BaseException:
-        file.close()
-        raise
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def _forget_all() -> None:
+    """In the child of a fork no model can be used: its device's threads and connections have stayed behind."""
+    for engine in list(_ENGINES):
+        engine.left_by_fork()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
+def __getattr__(name: str) -> Any:
+    """What stands above the engine, under the name that it had here."""
+    if name in __all__:
+        from . import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

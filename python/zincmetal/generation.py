@@ -9,15 +9,15 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from .door import typed_errors
+from .engine import chunk_rows
 from .errors import UsageError, quote
 from .memory import Progress
-from .runtime import chunk_rows
 from .sampling import LogitsProcessor, Sampler, SamplingParams
 from .streaming import TextStream
 from .turn import Turn
 
 if TYPE_CHECKING:
-    from .engine import Model
+    from .model import Model
 
 SAMPLING = tuple(f.name for f in fields(SamplingParams))
 # These do not say how to choose: a chat that is given no others has the sampling that the model's makers advise.
@@ -100,6 +100,15 @@ def sampling_params(call: str, options: Mapping[str, Any], defaults: Mapping[str
     if defaults and not given.keys() - set(BESIDE):
         given = {**defaults, **given}
     return SamplingParams(**given)
+
+
+def chat_sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling that a file, or its family's makers, advise."""
+    try:
+        from .defaults import chat_defaults
+    except ImportError:
+        return {}
+    return dict(chat_defaults(metadata))
 
 
 def refuse_unknown(call: str, given: Iterable[str], known: Iterable[str], why: str = "is no option of it") -> None:

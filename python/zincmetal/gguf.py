@@ -7,7 +7,6 @@ The format is that of ggml's ``docs/gguf.md``: versions 2 and 3, little-endian, 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import re
 import sys
@@ -22,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import quants
-from .errors import GGUFError, UsageError, abbreviate, quote
+from .errors import GGUFError, TokenizerError, UsageError, abbreviate, quote
 from .gguf_header import Header, Metadata, Part, TensorInfo, read_header, unmap
+from .output import command
 
 __all__ = ["File", "Metadata", "Part", "TensorInfo", "open"]
 
@@ -160,24 +160,46 @@ def _describe(file: File) -> Iterator[str]:
             yield f"  {qtype.name:<8} {len(of_type):>6} {weights:>16,} {nbytes:>16,}{note}"
 
 
+def _describe_use(file: File) -> Iterator[str]:
+    """What generating text makes of the metadata: begin and end tokens, the sampling of chat."""
+    from .tokenizer import Tokenizer
+
+    if "tokenizer.ggml.model" not in file.metadata:
+        return
+    try:
+        tokenizer = Tokenizer.from_metadata(file.metadata)
+    except TokenizerError as error:
+        yield f"\ntext: {error}"
+        return
+    bos = f"{tokenizer.bos_id} {quote(tokenizer.bos_text)}" if tokenizer.bos_id is not None else "none"
+    ends = ", ".join(
+        f"{i} {quote(tokenizer.token_bytes(i).decode('utf-8', 'replace'))}" for i in sorted(tokenizer.eog_ids)
+    )
+    yield "\ntext"
+    yield f"  begin token: {bos}, {'put' if tokenizer.add_bos else 'not put'} in front of a prompt"
+    yield f"  end tokens: {ends or 'none'}"
+    if "tokenizer.chat_template" in file.metadata:
+        from .generation import chat_sampling
+
+        sampling = ", ".join(f"{name} {value}" for name, value in chat_sampling(file.metadata).items())
+        yield f"  sampling of chat, where no option says how: {sampling or 'greedy'}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the metadata and the tensor table of a file; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m zincmetal.gguf", description=main.__doc__)
     parser.add_argument("file", help="a GGUF file, or any part of a split one")
     args = parser.parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's text may not be the terminal's
-    try:
+
+    def run() -> int:
         with open(args.file) as file:
             for line in _describe(file):
                 print(line)
-        sys.stdout.flush()
-    except GGUFError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # whoever read has seen enough; keep the interpreter's last flush from failing too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+            for line in _describe_use(file):
+                print(line)
+        return 0
+
+    return command(run, "error: ", reader_gone=0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -47,6 +48,32 @@ def map_weights(device: _core.Device, file: gguf.File, layout: Layout, progress:
     if progress:
         progress(done, total)
     return buffers
+
+
+Stamp: TypeAlias = tuple[int, int, int, int]  # device, inode, bytes, time of the last change
+
+
+def stamps(file: gguf.File) -> list[Stamp | None]:
+    """What the parts of a file are now; None where nothing is at their path."""
+    return [_stamp(part.path) for part in file.parts]
+
+
+def changed(file: gguf.File, before: list[Stamp | None]) -> bool:
+    """Whether a mapped part has another size, or was written to. A file that took its name does not count."""
+    for part, old in zip(file.parts, before, strict=False):
+        now = _stamp(part.path)
+        same = old is not None and now is not None and now[:2] == old[:2]
+        if part.mmap.size() != part.size or (same and now != old):
+            return True
+    return False
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        at = path.stat()
+    except OSError:
+        return None
+    return at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns
 
 
 class Memory:

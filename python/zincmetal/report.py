@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,26 +11,27 @@ from typing import Any
 from . import backend, gguf
 from .blueprint import Blueprint, plan_rows
 from .budget import MemoryPlan, in_units
-from .errors import ZincError
 from .layout import KV_TYPES
+from .output import command, print_json
 from .plan import Plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the memory plan of a file and the bytes of a token; the exit status: 1 where it does not fit."""
     args = parser().parse_args(argv)
-    try:
-        core, device = backend.open_device(args.device)
-        info = device.info
-        with gguf.open(args.file) as file:
-            model = Blueprint(file, core, info, args.context, args.kv)
-            memory = model.memory()
-            token = Token(model.plan(1), model.kv_read())
-    except ZincError as error:
-        print(f"zincmetal: {error}", file=sys.stderr)
-        return 1
+    return command(lambda: run(args), reader_gone=0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """What :func:`main` does."""
+    core, device = backend.open_device(args.device)
+    info = device.info
+    with gguf.open(args.file) as file:
+        model = Blueprint(file, core, info, args.context, args.kv)
+        memory = model.memory()
+        token = Token(model.plan(1), model.kv_read())
     if args.json:
-        print(json.dumps({"context": memory.n_ctx, "memory": _memory(memory), "token": token.figures(args.bandwidth)}))
+        print_json({"context": memory.n_ctx, "memory": _memory(memory), "token": token.figures(args.bandwidth)})
     else:
         print(f"{args.file}: {model.config.arch}, {model.config.n_layer} layers; on {info['name']}")
         print("\n".join([*_memory_lines(memory, args.kv), "", *token.lines(args.bandwidth)]))

@@ -10,14 +10,13 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Generator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
 
 if TYPE_CHECKING:
-    from .runtime import Engine
+    from .engine import Engine
 
 CLOSE, RESET = "close()", "reset()"  # what ends a stream that rests
 IN_CALL = "the model is in use by another call; wait for it, or fork() the model for a second sequence"
@@ -90,6 +89,7 @@ class Turn:
         try:
             if self._ends != CLOSE:
                 self._engine.check_usable()
+                self._engine.check_file()
             self._engine.turns.take(self, self._ends)
             self._engine.settle()
         except BaseException:

@@ -1,0 +1,90 @@
+"""What a command does where its output ends: pipes that nobody reads, full disks, closed streams, other encodings."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from .door import memory_ended
+from .errors import OutOfMemoryError, ZincError
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def command(run: Callable[[], int], prefix: str = "zincmetal: ", reader_gone: int = FAILED) -> int:
+    """Run a command; its exit status: 1 after an error, said on standard error, 130 after Ctrl-C.
+
+    ``reader_gone`` is the status, without a word, where whoever read standard output has seen enough.
+    """
+    _open_closed_streams()
+    try:
+        status = run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return reader_gone
+    except KeyboardInterrupt:
+        return _flushed(INTERRUPTED)
+    except ZincError as error:
+        say(f"{prefix}{error}")
+        return _flushed(FAILED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EBADF):
+            raise
+        _discard_output()
+        say(f"{prefix}the output cannot be written: {error.strerror}")
+        return FAILED
+    except Exception as error:
+        if not memory_ended(error):
+            raise
+        say(f"{prefix}{OutOfMemoryError('the memory of this machine has ended')}")
+        return _flushed(FAILED)
+    return status
+
+
+def say(text: str) -> None:
+    """A line on standard error, as far as there is one."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON, in whatever encoding standard output has: what that cannot hold is escaped as JSON does."""
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    text = json.dumps(value, ensure_ascii=not encoding.lower().replace("-", "").startswith("utf8"))
+    print("".join(json.dumps(c)[1:-1] if "\ud800" <= c <= "\udfff" else c for c in text))
+
+
+def _flushed(status: int) -> int:
+    """The status, once what was printed before is out, or cannot be any more."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _discard_output()
+    return status
+
+
+def _open_closed_streams() -> None:
+    """A stream that was closed before the start takes everything in; one without Unicode shows escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Keep the interpreter's last flush from complaining about what cannot be written."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
