@@ -83,8 +83,10 @@ def test_it_passes_and_says_so_of_every_kernel(tmp_path, device, capsys):
     assert found["host"]["memory"] > 0
     assert checks["model/first tokens"].figures["tokens"] == checks["model/first tokens"].figures["cpu_tokens"]
     timings = [c for name, c in checks.items() if name.startswith("timing/")]
-    assert len(timings) == 7
-    assert all(c.figures["seconds"] > 0 for c in timings)
+    assert len(timings) == 8
+    step = checks["timing/decode step"].figures
+    assert all(kernel["microseconds"] > 0 for kernel in step.values())
+    assert all(c.figures["seconds"] > 0 for c in timings if c.name != "timing/decode step")
     assert sum(found["summary"].values()) == len(checks)
     table = capsys.readouterr().out
     assert "kernel    mul_mv (11)" in table

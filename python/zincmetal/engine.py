@@ -19,7 +19,7 @@ from . import arguments, backend, gguf, snapshot
 from .blueprint import HEADS, LOGITS_ROWS, PREFILL_ROWS, Blueprint
 from .candidates import StepLogits
 from .door import typed_errors
-from .errors import ContextFullError, DeviceError, KernelError, UsageError, ZincError
+from .errors import ContextFullError, DeviceError, KernelError, UsageError, ZincError, abbreviate
 from .fallback import Fallbacks
 from .layout import KV_TYPES
 from .memory import Memory, Progress, map_weights
@@ -172,14 +172,16 @@ class Engine:
         return {**self.session.counters, **routed, "replaced": self._fallbacks.profile()}
 
     @typed_errors
-    def time_dispatches(self, ids: Sequence[int], position: int = 0) -> list[tuple[Dispatch, float]]:
+    def time_dispatches(self, ids: Sequence[int], position: int = 0, copies: int = 1) -> list[tuple[Dispatch, float]]:
         """Run a greedy step of ``ids`` at ``position``, each dispatch after the one before has ended: the dispatches
         of the plan, and the seconds of each by the device's clock.
 
+        With more ``copies`` than one, each is run so often in one command buffer, one after the other, and the mean
+        is given: without what beginning and ending a command buffer cost, and with what it reads in the caches.
         Positions before it hold whatever is in memory. Forgets the sequence.
         """
         ids = arguments.token_ids(ids)
-        position = arguments.integer("position", position)
+        position, copies = arguments.integer("position", position), arguments.integer("copies", copies, 1, 1024)
         self._check_prompt(ids)
         if len(ids) > PREFILL_ROWS[-1] or not 0 <= position <= self.config.n_ctx - len(ids):
             limits = f"a step takes up to {PREFILL_ROWS[-1]} tokens of a context of {self.config.n_ctx}"
@@ -191,12 +193,22 @@ class Engine:
                 raise UsageError("this device cannot make kernels of steps of many tokens: time one token")
             if isinstance(compiled, RoutedPlan):
                 raise UsageError(f"{compiled.why}: the host routes this model's experts between its dispatches")
-            step = np.zeros(1, self.core.params_dtype("Step"))
-            step["n_tokens"], step["pos"] = len(ids), position
-            self._memory.buffer("step").write(step)
-            self._memory.buffer("tokens").write(np.array(ids, np.int32))
-            seconds = self.device.time_each([ready(d, self._memory.buffer) for d in plan.dispatches])
+            self._write_step(ids, position)
+            dispatches = [ready(d, self._memory.buffer) for d in plan.dispatches]
+            if copies == 1:
+                return list(zip(plan.dispatches, self.device.time_each(dispatches), strict=True))
+            seconds = []
+            for dispatch in dispatches:
+                self._write_step(ids, position)  # the last one of a step changes it
+                seconds.append(self.device.run([(*dispatch[:-1], True)] * copies) / copies)
             return list(zip(plan.dispatches, seconds, strict=True))
+
+    def _write_step(self, ids: list[int], position: int) -> None:
+        """What a step reads, as the core's session writes it."""
+        step = np.zeros(1, self.core.params_dtype("Step"))
+        step["n_tokens"], step["pos"] = len(ids), position
+        self._memory.buffer("step").write(step)
+        self._memory.buffer("tokens").write(np.array(ids, np.int32))
 
     @property
     def _page(self) -> int:
@@ -403,7 +415,7 @@ class Engine:
         n_vocab = self.config.n_vocab
         wrong = next((t for t in ids if not 0 <= t < n_vocab), None)
         if wrong is not None:
-            raise UsageError(f"token id {wrong} is outside the vocabulary of {n_vocab}")
+            raise UsageError(f"token id {abbreviate(wrong)} is outside the vocabulary of {n_vocab}")
         if len(ids) > self.config.n_ctx:
             raise ContextFullError(
                 f"the prompt has {len(ids)} tokens and the context {self.config.n_ctx}; "

@@ -23,6 +23,7 @@ from ..errors import DeviceError
 from . import running, timing
 from .cases import cases
 from .compare import Mismatch, largest_difference
+from .dispatches import decode_step
 from .mapped import mapped
 from .results import FAIL, PASS, WARN, Outcome
 
@@ -127,6 +128,8 @@ class Lab:
             yield from running.checks(Path(file), self.name, request["long"], request["soak"])
         if file is not None and request["capture"]:
             yield "capture", partial(running.captured, Path(file), self.name, request["capture"])
+        if file is not None:
+            yield "timing/decode step", partial(decode_step, Path(file), self.name)
         for shape in timing.shapes():
             yield f"timing/{shape.name}", partial(timing.measure, self.core, self.device, shape)
 
