@@ -281,8 +281,8 @@ def _recurrent(keys: Keys, n_block: int) -> tuple[bool, ...]:
 def _windows(keys: Keys, n_block: int) -> tuple[int, ...]:
     """The window of each block, or 0.
 
-    Those blocks have it that are listed; or all but every ``sliding_window_pattern``-th (0: all); or, in the manner of
-    Qwen2, those from ``max_window_layers`` on where ``use_sliding_window`` is not false; or all.
+    Those blocks have it that are listed; or all but every ``sliding_window_pattern``-th; or, in the manner of Qwen2,
+    those from ``max_window_layers`` on where ``use_sliding_window`` is not false; or all.
     """
     window = keys.size("attention.sliding_window", 0, least=0)
     used = keys.flag("use_sliding_window", True)
@@ -291,8 +291,8 @@ def _windows(keys: Keys, n_block: int) -> tuple[int, ...]:
     if isinstance(keys.get(name, usual or 0), np.ndarray):
         windowed = keys.flags(name, n_block)
     elif keys.has(name) or usual:
-        period = keys.size(name, usual, least=0)
-        windowed = tuple(period == 0 or (i + 1) % period != 0 for i in range(n_block))
+        period = keys.size(name, usual)
+        windowed = tuple((i + 1) % period != 0 for i in range(n_block))
     else:
         windowed = (used,) * n_block
     windows = tuple(window if w and used and i >= first else 0 for i, w in enumerate(windowed))
@@ -305,7 +305,9 @@ def _attention_scale(keys: Keys, n_layer: int, embd_per_head: float, head_dim: i
     """As the file says, or head_dim^-0.5; no file says it of Gemma 3 27B, which scales by (n_embd / n_head)^-0.5."""
     is_27b = keys.arch == "gemma3" and n_layer == 62
     usual = (embd_per_head if is_27b else head_dim) ** -0.5
-    return usual if keys.number("attention.scale", 0.0) == 0 else keys.positive("attention.scale")  # 0: not said
+    if keys.saved and keys.number("attention.scale", 0.0) == 0:  # what llama.cpp writes for nothing said
+        return usual
+    return keys.positive("attention.scale", usual)
 
 
 def _embedding_scale(keys: Keys, n_embd: int) -> float:
@@ -318,7 +320,7 @@ def _rope(keys: Keys, n_ctx_train: int) -> Rope:
     factor = keys.number("rope.scaling.factor", 0.0)
     if factor < 0:
         raise keys.bad("rope.scaling.factor", f"{factor} is negative")
-    scaling = keys.get("rope.scaling.type", "") or ("linear" if factor else "none")
+    scaling = keys.get("rope.scaling.type", "linear" if factor else "none")
     n_ctx_orig = keys.size("rope.scaling.original_context_length", 0, least=0) or n_ctx_train
     # Local frequencies are not scaled, and kernels know one magnitude.
     local = keys.arch in WINDOWED or keys.has("rope.freq_base_swa")

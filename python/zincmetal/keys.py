@@ -47,7 +47,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "embedding_length_per_layer_input": (0,),
     "expert_chunk_feed_forward_length": (0,),
     "expert_count": (0,),  # mixtures read it
-    "expert_gating_func": (0, 1),  # not said, softmax
+    "expert_gating_func": (1,),  # softmax
     "expert_group_count": (0, 1),
     "expert_group_scale": (0.0, 1.0),
     "expert_group_used_count": (0, 1),
@@ -116,6 +116,7 @@ IRRELEVANT_PREFIXES = ("audio.", "mm.", "vision.")
 SAVER_MARK = "wkv.head_size"
 SAVER_DEFAULTS: dict[str, Any] = {
     "attn_logit_softcapping": 50.0,
+    "expert_gating_func": 0,
     "expert_group_scale": 0.05,
     "expert_weights_norm": False,
     "final_logit_softcapping": 30.0,
@@ -135,6 +136,7 @@ class Keys:
     def __init__(self, file: File, arch: str) -> None:
         self.file, self.arch = file, arch
         self.read: set[str] = set()  # names that were asked for, and their other spellings
+        self.saved = f"{arch}.{SAVER_MARK}" in file.metadata  # by llama.cpp itself
         self.assumed: list[str] = []  # what was taken for granted, for one warning
 
     def spelled(self, name: str) -> str:
@@ -157,8 +159,6 @@ class Keys:
     def size(self, name: str, default: int | None = None, least: int = 1) -> int:
         """A count from ``least`` to 2^31 - 1."""
         value = self.get(name, default)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
         if not sized(value, least):
             raise self.bad(name, f"{abbreviate(value)} is not an integer from {least} to 2^31 - 1")
         return int(value)
@@ -168,7 +168,7 @@ class Keys:
         value = self.get(name, default)
         if not isinstance(value, np.ndarray):
             return (self.size(name, default),) * n_block
-        found = value.tolist() * (n_block if value.size == 1 else 1)
+        found = value.tolist()
         if len(found) != n_block or not all(sized(n, least) for n in found):
             what = f"{n_block} integers from {least} to 2^31 - 1, one for each block"
             raise self.bad(name, f"{abbreviate(value)} are not {what}")
@@ -210,9 +210,10 @@ class Keys:
         return bool(value)
 
     def flags(self, name: str, n: int) -> tuple[bool, ...]:
-        """A list of ``n`` booleans, one for each block; as integers they are 0 and 1."""
+        """A list of ``n`` booleans, one for each block; some converters write them as unsigned 0 and 1."""
         value = self.get(name)
-        if not isinstance(value, np.ndarray) or value.size != n or not set(value.tolist()) <= {0, 1}:
+        kind = value.dtype.kind if isinstance(value, np.ndarray) else ""
+        if not (kind == "b" or (kind == "u" and value.max(initial=0) <= 1)) or value.size != n:
             raise self.bad(name, f"it must be {n} booleans, one for each block")
         return tuple(map(bool, value.tolist()))
 
@@ -223,8 +224,10 @@ class Keys:
     def must_be(self, name: str, *neutral: Any) -> None:
         """Refuse a key that has none of these values, alone or once for each block, where it is there at all."""
         value = self.get(name, neutral[0])
-        values = value.tolist() if isinstance(value, np.ndarray) else [value]
-        if not all(isinstance(v, (bool, int, float, str)) and v in neutral for v in values):
+        by_block = isinstance(value, np.ndarray) and value.size == self.get("block_count", 0)
+        if not all(
+            isinstance(v, (bool, int, float, str)) and v in neutral for v in (value.tolist() if by_block else [value])
+        ):
             found, known = abbreviate(value), " or ".join(map(repr, neutral))
             raise UnsupportedModelError(f"{self.spelled(name)} is {found}; zincmetal computes with {known} alone")
 
@@ -233,10 +236,9 @@ class Keys:
     def account(self) -> None:
         """Refuse, pass or note every key that was not read; then warn once of all that was assumed."""
         unknown = []
-        saved = f"{self.arch}.{SAVER_MARK}" in self.file.metadata
         for name in self._unread():
             canonical = _CANONICAL.get(name, name)
-            if saved and self._says_nothing(name):
+            if self.saved and self._says_nothing(name):
                 continue
             if canonical in NEUTRAL:
                 self.must_be(canonical, *NEUTRAL[canonical])
@@ -262,11 +264,8 @@ class Keys:
     def _unread(self) -> Iterator[str]:
         prefix = f"{self.arch}."
         names = (key[len(prefix) :] for key in self.file.metadata if key.startswith(prefix))
-        # Where there are no experts, their number alone matters; of YaRN nothing where another scaling is set.
+        # Where there are no experts, their number alone matters.
         moot = () if "expert_count" in self.read else ("expert_", *SPELLINGS["expert_weights_norm"])
-        if self.file.metadata.get(f"{self.arch}.rope.scaling.type") != "yarn":
-            yarn = [name for name in NEUTRAL if name.startswith("rope.scaling.yarn")]
-            moot += tuple(spelled for name in yarn for spelled in (name, *SPELLINGS.get(name, ())))
         for name in names:
             if name not in self.read and (name == "expert_count" or not name.startswith(moot)):
                 yield name
