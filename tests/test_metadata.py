@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import gguf_builder as b
 from conftest import DATA
 from tiny_dense import Tiny
 from zincmetal import config, gguf, keys
@@ -74,7 +76,7 @@ def test_the_table_says_the_neutral_values():
     for key, _, outcome, how in (row for row in table("Keys of the architecture")):
         name = key.strip("`")
         if outcome == "refused" and name != "hidden_activation":
-            said = re.match(r"unless ([\w.]+)(?: or ([\w.]+))?", how)
+            said = re.match(r"unless (-?[\w.]+)(?: or (-?[\w.]+))?", how)
             assert said, name
             values = {"true": True, "false": False}
             assert [values[v] if v in values else float(v) for v in said.groups() if v] == [*NEUTRAL[name]], name
@@ -82,7 +84,8 @@ def test_the_table_says_the_neutral_values():
 
 # ---- what happens ---------------------------------------------------------------------------------------------------
 
-DENSE = [name for name in NEUTRAL if not name.startswith(("expert_", "rope.scaling.yarn"))]
+YARN = [name for name in NEUTRAL if name.startswith("rope.scaling.yarn")]
+DENSE = [name for name in NEUTRAL if not name.startswith("expert_") and name not in YARN]
 
 
 def other_than(neutral: tuple[Any, ...]) -> Any:
@@ -95,6 +98,7 @@ def other_than(neutral: tuple[Any, ...]) -> Any:
 def test_what_changes_the_result_is_refused_by_name(name, arch, tmp_path, caplog):
     for value in NEUTRAL[name]:
         configured(tmp_path, Tiny(arch, keys={name: value}))
+        configured(tmp_path, Tiny(arch, keys={name: [value, value]}))
     assert not warnings(caplog)
     for value in (other_than(NEUTRAL[name]), "yes", [1, 2]):
         with pytest.raises(UnsupportedModelError, match=rf"{arch}\.{re.escape(name)} is"):
@@ -117,8 +121,10 @@ def test_other_spellings_are_the_same_key(spelled, tmp_path):
     if mixture:  # of experts that there are none of
         configured(tmp_path, Tiny("qwen3", keys={spelled: False}))
         return
-    with pytest.raises((GGUFError, UnsupportedModelError), match=re.escape(f"gemma3.{spelled}")):
-        configured(tmp_path, Tiny("gemma3", keys={spelled: wrong}))
+    of_yarn = any(spelled in SPELLINGS.get(name, ()) for name in YARN)
+    arch, others = ("qwen3", {"rope.scaling.type": "yarn"}) if of_yarn else ("gemma3", {})
+    with pytest.raises((GGUFError, UnsupportedModelError), match=re.escape(f"{arch}.{spelled}")):
+        configured(tmp_path, Tiny(arch, keys=others | {spelled: wrong}))
 
 
 def test_a_mixtures_normalisation_in_another_spelling(tmp_path):
@@ -187,3 +193,100 @@ def test_sections_that_text_does_not_need(sections, tmp_path):
 def test_other_sections_are_refused(sections, tmp_path):
     with pytest.raises((GGUFError, UnsupportedModelError), match=r"qwen3.rope.dimension_sections"):
         configured(tmp_path, Tiny("qwen3", keys={"rope.dimension_sections": sections}))
+
+
+# ---- as other programs write them -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", YARN)
+def test_the_keys_of_yarn(name, tmp_path):
+    yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+    for value in NEUTRAL[name]:
+        configured(tmp_path, Tiny("qwen3", keys=yarn | {name: value}))
+    with pytest.raises(UnsupportedModelError, match=rf"qwen3\.{re.escape(name)} is 7"):
+        configured(tmp_path, Tiny("qwen3", keys=yarn | {name: 7.0}))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "windows"),
+    [
+        ([True, False], (9, 0)),
+        (2, (9, 0)),
+        ((b.ARRAY, b.numbers(b.U32, [1, 0])), (9, 0)),
+        (1, (0, 0)),
+    ],
+    ids=["booleans", "period-2", "u32", "period-1"],
+)
+def test_patterns_of_windows_as_converters_write_them(pattern, windows, tmp_path):
+    keys = {"attention.sliding_window": 9, "attention.sliding_window_pattern": pattern}
+    assert configured(tmp_path, Tiny("gemma3", keys=keys)).windows == windows
+
+
+@pytest.mark.parametrize("wrong", [(b.ARRAY, b.numbers(b.U32, [0, 2])), [True], [0.5, 1.0]], ids=["2", "1", "halves"])
+def test_other_patterns_of_windows_are_refused(wrong, tmp_path):
+    with pytest.raises(GGUFError, match=r"gemma3\.attention\.sliding_window_pattern"):
+        configured(tmp_path, Tiny("gemma3", keys={"attention.sliding_window_pattern": wrong}))
+
+
+def test_sections_are_no_scaling(tmp_path, caplog):
+    assert configured(tmp_path, Tiny("llama", keys={"rope.scaling.type": "mrope"})) == configured(
+        tmp_path, Tiny("llama")
+    )
+    assert not warnings(caplog)
+
+
+def hybrid(keys: dict[str, Any]) -> config.ModelConfig:
+    """The configuration of a hybrid with other values of these keys; None takes one away."""
+    with gguf.open(DATA / "qwen35-q4_k_m.gguf") as file:
+        for name, value in keys.items():
+            file.metadata._add(f"qwen35.{name}", "any", value)
+            if value is None:
+                del file.metadata._values[f"qwen35.{name}"]
+        return config.from_file(file)
+
+
+def test_recurrent_blocks_may_have_no_heads(tmp_path, caplog):
+    usual = hybrid({})
+    heads = np.array([0, 0, 0, usual.n_head_kv])
+    assert hybrid({"attention.head_count_kv": heads}) == usual
+    untold = {"attention.recurrent_layers": None, "full_attention_interval": None}
+    assert hybrid(untold | {"attention.head_count_kv": heads}) == usual
+    assert hybrid(untold | {"attention.head_count_kv": heads[::-1]}).recurrent == (False, True, True, True)
+    assert hybrid({"attention.recurrent_layers": np.array([1, 1, 1, 0], np.uint32)}) == usual
+    assert not warnings(caplog)
+    with pytest.raises(GGUFError, match="leaves every block without"):
+        hybrid({"attention.head_count_kv": heads * 0})
+    with pytest.raises(GGUFError, match=r"llama\.attention\.head_count_kv"):
+        configured(tmp_path, Tiny("llama", keys={"attention.head_count_kv": [0, 1]}))
+
+
+def test_value_heads_in_another_order_are_refused(caplog):
+    hybrid({"ssm.v_head_reordered": True, "rope.mrope_interleaved": True, "image_token_id": 7})
+    assert not warnings(caplog)
+    with pytest.raises(UnsupportedModelError, match=r"qwen35\.ssm\.v_head_reordered is False"):
+        hybrid({"ssm.v_head_reordered": False})
+
+
+def test_what_llama_cpps_saver_writes_for_every_architecture(tmp_path, caplog):
+    """Defaults that it does not apply; beside them, keys of other architectures that are 0."""
+    saved = {
+        **keys.SAVER_DEFAULTS,
+        "wkv.head_size": 0,
+        "attention.q_lora_rank": 0,
+        "attention.scale": 0.0,
+        "deepstack_mapping": [0, 0],
+        "kda.safe_gate": False,
+        "rope.scaling.type": "linear",
+        "rope.scaling.factor": 0.0,
+        "rope.scaling.yarn_ext_factor": -1.0,
+        "swiglu_clamp_exp": [0.0, 0.0],
+    }
+    configured(tmp_path, Tiny("llama", keys=saved))
+    assert not warnings(caplog)
+    for name, value in (("attn_logit_softcapping", 20.0), ("logit_scale", 0.5)):
+        with pytest.raises(UnsupportedModelError, match=name):
+            configured(tmp_path, Tiny("llama", keys=saved | {name: value}))
+    configured(tmp_path, Tiny("llama", keys=saved | {"kda.head_dim": 64}))
+    assert "'llama.kda.head_dim'" in warnings(caplog)[0]
+    with pytest.raises(UnsupportedModelError, match="attn_logit_softcapping is 50"):
+        configured(tmp_path, Tiny("llama", keys=saved | {"wkv.head_size": None, "attention.scale": None}))

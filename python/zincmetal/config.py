@@ -24,6 +24,8 @@ HYBRIDS = frozenset({"qwen35", "qwen35moe"})
 # Architectures in which layers with a window have rotary frequencies of their own, and all but every so many-th layer
 # have one, unless the file says which.
 WINDOWED = {"gemma3": 6}
+# Types of rotary scaling that leave text as it is: "mrope" turns sections by an image's axes.
+UNSCALED = ("none", "default", "mrope")
 # What the routing and convolution kernels are made for.
 EXPERT_CLASSES = (256, 1024)  # experts that the kernels which choose among them are built for
 MAX_EXPERTS_USED, MAX_CONV = 32, 8
@@ -149,8 +151,9 @@ def _refuse_what_is_no_model(file: File) -> None:
 
 def _heads(keys: Keys, n_block: int, n_embd: int) -> tuple[int, int, int]:
     """Query heads, key and value heads, and the size of each."""
-    n_head = keys.same_size("attention.head_count", n_block)
-    n_head_kv = keys.same_size("attention.head_count_kv", n_block, n_head)
+    hybrid = keys.arch in HYBRIDS  # recurrent blocks have no heads of this kind
+    n_head = keys.same_size("attention.head_count", n_block, without=hybrid)
+    n_head_kv = keys.same_size("attention.head_count_kv", n_block, n_head, without=hybrid)
     if n_head % n_head_kv:
         raise keys.bad("attention.head_count_kv", f"{n_head_kv} does not divide the {n_head} query heads")
     head_dim = keys.size("attention.key_length", n_embd // n_head)
@@ -264,8 +267,11 @@ def _ssm(keys: Keys) -> Ssm:
 
 
 def _recurrent(keys: Keys, n_block: int) -> tuple[bool, ...]:
-    """Which blocks are recurrent: as listed, or all but every ``full_attention_interval``-th."""
+    """Which blocks are recurrent: as listed, or those without heads, or but every ``full_attention_interval``-th."""
     if not keys.has("attention.recurrent_layers"):
+        heads = keys.sizes("attention.head_count_kv", n_block, 1, least=0)
+        if 0 in heads and not keys.has("full_attention_interval"):
+            return tuple(n == 0 for n in heads)
         interval = keys.size("full_attention_interval", 4)
         return tuple((i + 1) % interval != 0 for i in range(n_block))
     keys.get("full_attention_interval", 0)  # the list says the same
@@ -298,7 +304,10 @@ def _windows(keys: Keys, n_block: int) -> tuple[int, ...]:
 def _attention_scale(keys: Keys, n_layer: int, embd_per_head: float, head_dim: int) -> float:
     """As the file says, or head_dim^-0.5; no file says it of Gemma 3 27B, which scales by (n_embd / n_head)^-0.5."""
     is_27b = keys.arch == "gemma3" and n_layer == 62
-    return keys.positive("attention.scale", (embd_per_head if is_27b else head_dim) ** -0.5)
+    usual = (embd_per_head if is_27b else head_dim) ** -0.5
+    if keys.saved and keys.number("attention.scale", 0.0) == 0:  # what llama.cpp writes for nothing said
+        return usual
+    return keys.positive("attention.scale", usual)
 
 
 def _embedding_scale(keys: Keys, n_embd: int) -> float:
@@ -315,11 +324,11 @@ def _rope(keys: Keys, n_ctx_train: int) -> Rope:
     n_ctx_orig = keys.size("rope.scaling.original_context_length", 0, least=0) or n_ctx_train
     # Local frequencies are not scaled, and kernels know one magnitude.
     local = keys.arch in WINDOWED or keys.has("rope.freq_base_swa")
-    supported = ("none", "default", "linear") if local else ("none", "default", "linear", "yarn")
+    supported = (*UNSCALED, "linear") if local else (*UNSCALED, "linear", "yarn")
     if not isinstance(scaling, str) or scaling not in supported:
         raise UnsupportedModelError(f"{keys.arch}.rope.scaling.type {abbreviate(scaling)} is not supported")
     base = _rope_base(keys, "rope.freq_base")
-    if scaling in ("none", "default"):
+    if scaling in UNSCALED:
         return Rope(base)
     return Rope(base, scaling, factor or 1.0, n_ctx_orig)
 

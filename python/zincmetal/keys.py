@@ -71,10 +71,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope.scaling.yarn_attn_factor": (1.0,),
     "rope.scaling.yarn_beta_fast": (32.0,),
     "rope.scaling.yarn_beta_slow": (1.0,),
-    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0, -1.0),  # 1, not said
     "rope.scaling.yarn_log_multiplier": (0.0,),
     "router_logit_softcapping": (0.0,),
     "ssm.dt_b_c_rms": (False,),
+    "ssm.v_head_reordered": (True,),  # value heads in the order of GGUF's usual converter
     "swiglu_clamp_exp": (0.0,),
     "swiglu_clamp_shexp": (0.0,),
     "swin_norm": (False,),
@@ -89,20 +90,39 @@ USUAL_ACTIVATION = ("silu", "swish")
 IRRELEVANT = frozenset(
     {
         "attention.layer_norm_epsilon",  # of LayerNorm; all norms of these architectures are RMSNorm
+        "attention.group_norm_epsilon",
         "classifier.output_labels",
         "classifier.pooling_type",
         "dense_2_feat_in",
         "dense_2_feat_out",
         "dense_3_feat_in",
         "dense_3_feat_out",
+        "image_token_id",
         "pooling_type",
+        "rope.mrope_interleaved",
+        "router_aux_loss_coef",
         "rope.scaling.finetuned",
         "tensor_data_layout",
+        "vision_end_token_id",
+        "vision_start_token_id",
         "vocab_size",  # the embedding table and the tokenizer say it
     }
 )
 #: The same, of what stands before the text model: encoders of images and sounds.
 IRRELEVANT_PREFIXES = ("audio.", "mm.", "vision.")
+
+#: llama.cpp's own saver (of `llama-finetune`) writes every key that it knows, whatever the architecture, and where a
+#: model has none its own default, which it does not apply. This key of another architecture tells such a file.
+SAVER_MARK = "wkv.head_size"
+SAVER_DEFAULTS: dict[str, Any] = {
+    "attn_logit_softcapping": 50.0,
+    "expert_gating_func": 0,
+    "expert_group_scale": 0.05,
+    "expert_weights_norm": False,
+    "final_logit_softcapping": 30.0,
+    "router_logit_softcapping": 30.0,
+    "token_shift_count": 2,
+}
 
 
 def sized(value: Any, least: int = 1) -> bool:
@@ -116,6 +136,7 @@ class Keys:
     def __init__(self, file: File, arch: str) -> None:
         self.file, self.arch = file, arch
         self.read: set[str] = set()  # names that were asked for, and their other spellings
+        self.saved = f"{arch}.{SAVER_MARK}" in file.metadata  # by llama.cpp itself
         self.assumed: list[str] = []  # what was taken for granted, for one warning
 
     def spelled(self, name: str) -> str:
@@ -142,20 +163,26 @@ class Keys:
             raise self.bad(name, f"{abbreviate(value)} is not an integer from {least} to 2^31 - 1")
         return int(value)
 
-    def sizes(self, name: str, n_block: int, default: int | None = None) -> tuple[int, ...]:
+    def sizes(self, name: str, n_block: int, default: int | None = None, least: int = 1) -> tuple[int, ...]:
         """A count for each block: one for all, or a list of them."""
         value = self.get(name, default)
         if not isinstance(value, np.ndarray):
             return (self.size(name, default),) * n_block
         found = value.tolist()
-        if len(found) != n_block or not all(map(sized, found)):
-            what = f"{n_block} integers from 1 to 2^31 - 1, one for each block"
+        if len(found) != n_block or not all(sized(n, least) for n in found):
+            what = f"{n_block} integers from {least} to 2^31 - 1, one for each block"
             raise self.bad(name, f"{abbreviate(value)} are not {what}")
         return tuple(found)
 
-    def same_size(self, name: str, n_block: int, default: int | None = None) -> int:
-        """A count that may stand in a list, once for each block, and is the same for all."""
-        first, *others = self.sizes(name, n_block, default)
+    def same_size(self, name: str, n_block: int, default: int | None = None, without: bool = False) -> int:
+        """A count that may stand in a list, once for each block, and is the same for all.
+
+        ``without``: blocks that have none of what is counted may have 0 in the list.
+        """
+        found = self.sizes(name, n_block, default, 0 if without else 1)
+        first, *others = [n for n in found if n] or [0]
+        if not first:
+            raise self.bad(name, f"{abbreviate(self.get(name))} leaves every block without")
         if any(n != first for n in others):
             found = abbreviate(self.get(name))
             raise UnsupportedModelError(f"{self.spelled(name)} is {found}; zincmetal computes one for all blocks")
@@ -183,20 +210,24 @@ class Keys:
         return bool(value)
 
     def flags(self, name: str, n: int) -> tuple[bool, ...]:
-        """A list of ``n`` booleans, one for each block."""
+        """A list of ``n`` booleans, one for each block; some converters write them as unsigned 0 and 1."""
         value = self.get(name)
-        if not isinstance(value, np.ndarray) or value.dtype != np.bool_ or value.size != n:
+        kind = value.dtype.kind if isinstance(value, np.ndarray) else ""
+        if not (kind == "b" or (kind == "u" and value.max(initial=0) <= 1)) or value.size != n:
             raise self.bad(name, f"it must be {n} booleans, one for each block")
-        return tuple(value.tolist())
+        return tuple(map(bool, value.tolist()))
 
     def bad(self, name: str, why: str) -> GGUFError:
         """The error of a key with an impossible value."""
         return GGUFError(f"{self.file.path}: key {self.spelled(name)}: {why}")
 
     def must_be(self, name: str, *neutral: Any) -> None:
-        """Refuse a key that has none of these values, where it is there at all."""
+        """Refuse a key that has none of these values, alone or once for each block, where it is there at all."""
         value = self.get(name, neutral[0])
-        if not isinstance(value, (bool, int, float, str)) or value not in neutral:
+        by_block = isinstance(value, np.ndarray) and value.size == self.get("block_count", 0)
+        if not all(
+            isinstance(v, (bool, int, float, str)) and v in neutral for v in (value.tolist() if by_block else [value])
+        ):
             found, known = abbreviate(value), " or ".join(map(repr, neutral))
             raise UnsupportedModelError(f"{self.spelled(name)} is {found}; zincmetal computes with {known} alone")
 
@@ -207,6 +238,8 @@ class Keys:
         unknown = []
         for name in self._unread():
             canonical = _CANONICAL.get(name, name)
+            if self.saved and self._says_nothing(name):
+                continue
             if canonical in NEUTRAL:
                 self.must_be(canonical, *NEUTRAL[canonical])
             elif canonical == "hidden_activation":
@@ -219,6 +252,14 @@ class Keys:
             self.assumed.append(f"no meaning is known for {named}: computed as if the file did not have them")
         if self.assumed:
             logging.getLogger("zincmetal").warning("%s: %s", self.file.path, "; ".join(self.assumed))
+
+    def _says_nothing(self, name: str) -> bool:
+        """Whether llama.cpp's saver writes a key so for models that have nothing of the kind."""
+        value = self.file.metadata[f"{self.arch}.{name}"]
+        if not isinstance(value, (bool, int, float)):
+            return name not in NEUTRAL and isinstance(value, np.ndarray) and not value.any()
+        default = SAVER_DEFAULTS.get(name, 0)
+        return (name in SAVER_DEFAULTS or name not in NEUTRAL) and math.isclose(value, default, rel_tol=1e-6)
 
     def _unread(self) -> Iterator[str]:
         prefix = f"{self.arch}."

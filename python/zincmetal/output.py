@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -57,8 +58,21 @@ def say(text: str) -> None:
 def print_json(value: Any) -> None:
     """One line of JSON, in whatever encoding standard output has: what that cannot hold is escaped as JSON does."""
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-    text = json.dumps(value, ensure_ascii=not encoding.lower().replace("-", "").startswith("utf8"))
-    print("".join(json.dumps(c)[1:-1] if "\ud800" <= c <= "\udfff" else c for c in text))
+    print(as_json(value, ascii_only=not encoding.lower().replace("-", "").startswith("utf8")))
+
+
+def as_json(value: Any, ascii_only: bool = False, indent: int | None = None) -> str:
+    """A value as JSON that every reader takes: numbers that are not finite are null, lone surrogates are escaped."""
+    text = json.dumps(_finite(value), ensure_ascii=ascii_only, indent=indent, allow_nan=False)
+    return "".join(json.dumps(c)[1:-1] if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flushed(status: int) -> int:

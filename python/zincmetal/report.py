@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import backend, gguf
+from . import arguments, backend, gguf
 from .blueprint import Blueprint, plan_rows
 from .budget import MemoryPlan, in_units
+from .errors import UsageError
 from .layout import KV_TYPES
 from .output import command, print_json
 from .plan import Plan
@@ -45,9 +46,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-c", "--context", type=int, metavar="N", help="context in tokens (default: 4096 or the model's)")
     p.add_argument("--kv", default="f16", choices=KV_TYPES, help="type of the KV cache")
     p.add_argument("--device", help="metal, cuda or cpu (default: the best that was built)")
-    p.add_argument("--bandwidth", type=float, metavar="GB/S", help="say what a memory of this speed allows")
+    p.add_argument("--bandwidth", type=_speed, metavar="GB/S", help="say what a memory of this speed allows")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     return p
+
+
+def _speed(text: str) -> float:
+    """GB/s as a number."""
+    try:
+        return arguments.number("--bandwidth", float(text), 0, above=True)
+    except (ValueError, UsageError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of GB/s, as in 400") from None
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from ..errors import UsageError
-from ..generate import bar, demo_model
+from ..generate import bar, demo_model, on_terminal
+from ..output import as_json, print_json, say
+from ..output import command as run_command
 from . import report, runner
 from .results import FAIL, Result
 
@@ -18,33 +20,52 @@ from .results import FAIL, Result
 def main(argv: Sequence[str] | None = None, command: Sequence[str] = runner.WORKER) -> int:
     """Check that this machine computes what it should; the exit status: 1 where something failed."""
     args = parser().parse_args(argv)
+    return run_command(lambda: run(args, command))
+
+
+def run(args: argparse.Namespace, command: Sequence[str]) -> int:
+    """What :func:`main` does."""
     file = args.file or _demo_model()
     request = {"device": args.device, "file": file, "only": args.only, "long": args.long, "soak": args.soak}
     request["capture"] = args.capture
+    if args.json not in (None, "-"):
+        _write(args.json, "")  # what cannot be written is said before the work
     out = sys.stderr if args.json == "-" else sys.stdout
     results = [report.host(file)]
-    print(report.line(results[0]), file=out, flush=True)
-    try:
-        environment = {"METAL_CAPTURE_ENABLED": "1"} if args.capture else {}
-        results += _with_progress(runner.run(request, command, args.timeout, environment))
-        results += [found for found in [report.occupancy(results)] if found]
-        for way in ways(results, args.validate):
-            if only := way.patterns(args.only):
-                again = runner.run({**request, "only": only, "done": []}, command, args.timeout, way.environment)
-                results += [way.named(r) for r in _with_progress(again) if r.kind in way.kinds]
-    except KeyboardInterrupt:
-        return 130
-    print("\n".join(report.lines(results[1:], args.verbose)), file=out)
+    _say(report.line(results[0]), out)
+    environment = {"METAL_CAPTURE_ENABLED": "1"} if args.capture else {}
+    results += _with_progress(runner.run(request, command, args.timeout, environment))
+    results += [found for found in [report.occupancy(results)] if found]
+    for way in ways(results, args.validate):
+        if only := way.patterns(args.only):
+            again = runner.run({**request, "only": only, "done": []}, command, args.timeout, way.environment)
+            results += [way.named(r) for r in _with_progress(again) if r.kind in way.kinds]
     counts = report.summary(results)
-    print(", ".join(f"{n} {status}" for status, n in counts.items()), file=out)
-    if args.json:
-        text = json.dumps(report.as_json(results), indent=1)
-        if args.json == "-":
-            print(text)
-        else:
-            with open(args.json, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
+    lines = [*report.lines(results[1:], args.verbose), ", ".join(f"{n} {status}" for status, n in counts.items())]
+    if args.json == "-":
+        _say("\n".join(lines), out)
+        print_json(report.as_json(results))
+    else:
+        if args.json:
+            _write(args.json, as_json(report.as_json(results), indent=1) + "\n")
+        _say("\n".join(lines), out)
     return 1 if counts[FAIL] else 0
+
+
+def _say(text: str, out: TextIO) -> None:
+    """Print to where people read; beside JSON that is standard error, which may be gone."""
+    if out is sys.stderr:
+        say(text)
+    else:
+        print(text, flush=True)
+
+
+def _write(path: str, text: str) -> None:
+    """Write a file. Raises UsageError where that cannot be done."""
+    try:
+        Path(path).write_text(text, "utf-8", errors="backslashreplace")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 @dataclass(frozen=True)
@@ -116,7 +137,7 @@ def _demo_model() -> str | None:
 def _with_progress(found: Iterable[Result | list[str]]) -> list[Result]:
     """All results; meanwhile a bar on a terminal."""
     results: list[Result] = []
-    with bar("check", disable=not sys.stderr.isatty()) as progress:
+    with bar("check", disable=not on_terminal()) as progress:
         total = 0
         for item in found:
             if isinstance(item, list):
