@@ -17,7 +17,7 @@ import zincmetal
 from conftest import DATA, reference_models
 from zincmetal.budget import budget
 from zincmetal.door import typed_errors
-from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
+from zincmetal.errors import DeviceError, FileChangedError, OutOfMemoryError, UsageError
 from zincmetal.generation import SAMPLING, SamplingOptions
 
 PATH = reference_models("llama")[0]
@@ -94,7 +94,7 @@ def test_a_file_that_changes_is_told(tmp_path: Path) -> None:
     with zincmetal.load(path, device="cpu", context=64) as m:
         assert m.generate(PROMPT, max_tokens=2).tokens
         os.utime(path, ns=(1, 1))
-        with pytest.raises(DeviceError, match="has been changed since it was loaded"):
+        with pytest.raises(FileChangedError, match="has been changed since it was loaded"):
             m.generate(PROMPT)
 
 
