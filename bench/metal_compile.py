@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +32,8 @@ GPUS = {
     "M4": ("applegpu_g16g", "applegpu_g16s"),
     "M5": ("applegpu_g17g", "applegpu_g17s"),
 }
+# What tools say of a language version or GPU that they do not know.
+UNKNOWN = re.compile(r"invalid value|(unknown|unsupported|invalid|unrecognized) (target |gpu )?arch", re.IGNORECASE)
 LABEL, LIBRARY = "zincmetal", "zincmetal.metallib"
 
 
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     messages: list[Message] = []
-    for message in steps(out, sorted(KERNELS.glob("*.metal")), args.kernels or kernel_names()):
+    for message in steps(out, sorted(KERNELS.glob("*.metal")), args.kernels):
         messages.append(message)
         print(line(message), flush=True)
         (out / "messages.json").write_text(json.dumps([asdict(m) for m in messages], indent=1) + "\n")
@@ -80,8 +83,8 @@ def pipelines_script(names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def steps(out: Path, sources: Sequence[Path], names: Sequence[str]) -> Iterator[Message]:
-    """Every step's message, in the order in which they are done."""
+def steps(out: Path, sources: Sequence[Path], kernels: Sequence[str] | None) -> Iterator[Message]:
+    """Every step's message, in the order in which they are done. Sources compile where zincmetal is not installed."""
     jobs = [(language, source) for language in LANGUAGES for source in sources]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(lambda job: compile_source(out, *job), jobs)
@@ -89,6 +92,11 @@ def steps(out: Path, sources: Sequence[Path], names: Sequence[str]) -> Iterator[
     made = tool("metallib", "metallib", *map(str, airs), "-o", LIBRARY, cwd=out)
     yield made
     if made.status == 0:
+        try:
+            names = kernels or kernel_names()
+        except ImportError as error:
+            yield Message("names of kernels", 1, f"{error}; install zincmetal for machine code")
+            return
         (out / "zincmetal.mtlp-json").write_text(json.dumps(pipelines_script(names), indent=1) + "\n")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             yield from pool.map(lambda gpu: translate(out, *gpu), [(c, g) for c, gs in GPUS.items() for g in gs])
@@ -126,8 +134,7 @@ def tool(step: str, name: str, *args: str, cwd: Path | None = None) -> Message:
 def refused(message: Message) -> bool:
     """Whether a kernel did not compile. A language version or GPU that these tools do not know is not the kernel's."""
     optional = not message.step.startswith((SHIPPED, "metallib"))
-    unknown = any(words in message.words.lower() for words in ("invalid value", "unknown arch", "unsupported arch"))
-    return message.status != 0 and not (optional and unknown)
+    return message.status != 0 and not (optional and UNKNOWN.search(message.words))
 
 
 def line(message: Message) -> str:

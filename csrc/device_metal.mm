@@ -298,6 +298,14 @@ id<MTLDevice> select_device() {
     return device;
 }
 
+// What Metal and its compiler have in this process a child does not get by a fork: there, opening a device may hang.
+void check_fork() {
+    static const OpeningProcess first;
+    if (first.is_another())
+        throw DeviceError("Metal was used before a fork, and cannot be used in the child; start the child anew "
+                          "(multiprocessing: the method \"spawn\"), or load models in children only");
+}
+
 // Of the first device of the process.
 const std::string& watchdog_at_first() {
     static const std::string words = watchdog_words(driver_is_loaded());
@@ -307,6 +315,7 @@ const std::string& watchdog_at_first() {
 }  // namespace
 
 std::unique_ptr<Device> open_device(const DeviceOptions& options) {
+    check_fork();
     std::unique_ptr<Device> result;
     guarded([&] {
         const Stopwatch opening;

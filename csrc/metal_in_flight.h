@@ -116,11 +116,12 @@ class InFlight {
         return submission.ticket == ticket ? submission.times : RunTimes();
     }
 
-    // Waits for all; false when the GPU gave up, and so may still write to what was bound.
+    // Waits for all that is in flight by now; false when the GPU gave up, and so may still write to what was bound.
     bool idle() noexcept {
         std::unique_lock lock(mutex_);
-        wait_unasked(lock, n_committed_);
-        return ended(n_committed_);
+        const uint64_t last = n_committed_;  // others may commit meanwhile
+        wait_unasked(lock, last);
+        return ended(last);
     }
 
     // What became of a command buffer, unless it runs yet or its place has been taken since. Times that are not known

@@ -74,6 +74,26 @@ def test_a_gpu_or_language_that_the_tools_do_not_know_is_no_failure_but_the_ship
     assert xcrun("--kernels", "add", faults={"-std=metal3.1": "error: invalid value 'metal3.1'"})[0] == 1
 
 
+@pytest.mark.parametrize("words", ["unsupported GPU architecture", "invalid target arch", "Unknown architecture"])
+def test_ways_to_say_that_a_gpu_is_not_known(words, xcrun):
+    assert xcrun("--kernels", "add", faults={"applegpu_g17s": f"error: {words} 'applegpu_g17s'"})[0] == 0
+
+
+def test_sources_compile_where_the_wheel_did_not_build(xcrun, monkeypatch):
+    """Which is where their messages are wanted most."""
+
+    def missing():
+        raise ImportError("no module named zincmetal")
+
+    monkeypatch.setattr(metal_compile, "kernel_names", missing)
+    status, asked, messages = xcrun(faults={"metal3.1/ssm.air": "ssm.metal:1: error: no such thing"})
+    assert status == 1
+    assert messages["metal3.1 ssm.metal"]["words"] == "ssm.metal:1: error: no such thing"
+    assert messages["metal4.0 argmax.metal"]["status"] == 0
+    assert "install zincmetal" in messages["names of kernels"]["words"]
+    assert not any(args[2] == "metal-tt" for args in asked)
+
+
 def test_a_backend_that_refuses_a_kernel_fails_the_run(xcrun):
     assert xcrun("--kernels", "add", faults={"applegpu_g13g": "error: too many registers in kernel add"})[0] == 1
 

@@ -117,6 +117,14 @@ def test_other_kernels_by_the_environment(double: lane.Double, tmp_path: Path, m
     assert device.kernel_names() == ["add"]
 
 
+def test_a_folder_of_the_environment_without_kernels(
+    double: lane.Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZINCMETAL_KERNELS", str(tmp_path))
+    with pytest.raises(DeviceError, match=r"no kernel sources in .*; ZINCMETAL_KERNELS must name a folder"):
+        opened()
+
+
 def test_the_text_in_the_place_of_the_metallib(
     double: lane.Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +243,27 @@ def test_a_cache_that_cannot_be_written_is_told_and_no_more(
     device = opened()
     device.prepare(["add"])
     assert device.info["features"]["kernel archive"].startswith("not written: ")
+
+
+@pytest.mark.parametrize("condition", ["archive=1", "archive_written=1"])
+def test_an_exception_of_an_archive_is_told_and_no_more(condition: str, double: lane.Double, cache: Path) -> None:
+    device = opened()
+    double.set(condition)
+    device.prepare(["add"])
+    said = "not written: Metal raised NSInvalidArgumentException: the double was told to raise"
+    assert device.info["features"]["kernel archive"] == said
+    device.prepare(["swiglu"])
+    assert device.info["features"]["kernel archive"] == f"written to {archive_of(cache)}"
+
+
+def test_an_exception_at_an_archive_that_is_there(double: lane.Double, cache: Path) -> None:
+    opened().prepare(["add"])
+    gc.collect()
+    double.set("archive=1")
+    device = opened()
+    device.limits("add")
+    assert device.info["features"]["kernel archive"].startswith("passed over: Metal raised")
+    assert not list(cache.iterdir())
 
 
 def test_no_cache(double: lane.Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -319,6 +319,11 @@ def test_a_wait_is_for_its_ticket(parts: Parts) -> None:
     assert parts("tickets") == (0, "1 2 3 over 0 times 3 4 again 2\nold 0 new 8 none 0")
 
 
+def test_idle_is_what_was_in_flight_whatever_is_committed_meanwhile(parts: Parts) -> None:
+    """Else a recording that goes away while another thread computes would leave its buffers behind for good."""
+    assert parts("idle") == (0, "idle 1")
+
+
 def test_a_submission_of_several_command_buffers(parts: Parts) -> None:
     """Two are in flight at a time; its times are from the first to the last."""
     assert parts("several") == (0, "begun 3 then 4 of ticket 2 from 2 to 8")

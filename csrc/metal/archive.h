@@ -28,9 +28,12 @@ class Archive {
         }
         if (!file_.exists()) return;
         const Stopwatch watch;
-        NSError* error = nil;
-        served_ = archive(file_.path, &error);
-        state_ = served_ ? "loaded from " + file_.path.string() : "passed over: " + describe(error);
+        const std::string failure = failure_of([&] {
+            NSError* error = nil;
+            served_ = archive(file_.path, &error);
+            return served_ ? std::string() : describe(error);
+        });
+        state_ = served_ ? "loaded from " + file_.path.string() : "passed over: " + failure;
         if (!served_) file_.remove();
         times_.note("load the archive", watch.seconds());
     }
@@ -56,16 +59,8 @@ class Archive {
         const std::lock_guard lock(mutex_);
         if (fresh_.empty()) return;
         const Stopwatch watch;
-        NSError* error = nil;
-        id<MTLBinaryArchive> all = archive(file_.exists() ? file_.path : "", &error);
-        if (!all) all = archive("", &error);
-        for (MTLComputePipelineDescriptor* descriptor : fresh_)
-            [all addComputePipelineFunctionsWithDescriptor:descriptor error:nil];
+        const std::string failure = failure_of([&] { return write(); });
         fresh_.clear();
-        const std::string failure = !all ? describe(error) : file_.replace([&](const std::filesystem::path& path) {
-            NSURL* url = [NSURL fileURLWithPath:ns_string(path.string())];
-            return [all serializeToURL:url error:&error] ? std::string() : describe(error);
-        });
         state_ = failure.empty() ? "written to " + file_.path.string() : "not written: " + failure;
         times_.note("write the archive", watch.seconds());
     }
@@ -78,6 +73,33 @@ class Archive {
   private:
     // With the build, which changes with every update: machine code is of one driver.
     static std::string system() { return text(NSProcessInfo.processInfo.operatingSystemVersionString); }
+
+    // What went wrong, or nothing. Kernels run without an archive, so that whatever Metal has against it (as on a
+    // virtual machine, by an exception) is told and no more.
+    template <class Attempt>
+    static std::string failure_of(const Attempt& attempt) {
+        std::string failure;
+        try {
+            guarded([&] { failure = attempt(); });
+        } catch (const std::exception& error) {
+            failure = error.what();
+        }
+        return failure;
+    }
+
+    std::string write() const {
+        NSError* error = nil;
+        id<MTLBinaryArchive> all = archive(file_.exists() ? file_.path : "", &error);
+        if (!all) all = archive("", &error);
+        if (!all) return describe(error);
+        for (MTLComputePipelineDescriptor* descriptor : fresh_)
+            [all addComputePipelineFunctionsWithDescriptor:descriptor error:nil];
+        return file_.replace([&](const std::filesystem::path& path) {
+            NSError* refusal = nil;
+            NSURL* url = [NSURL fileURLWithPath:ns_string(path.string())];
+            return [all serializeToURL:url error:&refusal] ? std::string() : describe(refusal);
+        });
+    }
 
     // That of a file, or an empty one.
     id<MTLBinaryArchive> archive(const std::filesystem::path& path, NSError* __autoreleasing* error) const {

@@ -12,7 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <tuple>
+#include <utility>
 
 #include "metal/objc.h"
 #include "metal/pipelines.h"
@@ -40,7 +40,7 @@ class Context {
     static std::shared_ptr<Context> of(id<MTLDevice> device, const KernelChoice& choice, const Stopwatch& opening) {
         Open& open = Open::all();
         const std::lock_guard lock(open.mutex);
-        std::weak_ptr<Context>& known = open.contexts[{getpid(), device.registryID, choice.key()}];
+        std::weak_ptr<Context>& known = open.contexts[{device.registryID, choice.key()}];
         std::shared_ptr<Context> context = known.lock();
         if (!context) known = context = std::make_shared<Context>(device, choice, opening);
         return context;
@@ -95,7 +95,8 @@ class Context {
 
     struct Open {
         std::mutex mutex;
-        std::map<std::tuple<pid_t, uint64_t, std::string>, std::weak_ptr<Context>> contexts;
+        std::map<std::pair<uint64_t, std::string>, std::weak_ptr<Context>> contexts;
+        const OpeningProcess process;
 
         static Open& all() {
             static Open open;
@@ -103,10 +104,9 @@ class Context {
         }
         // Where the process ends with a device open, no thread of ours may meet the end of Metal's.
         ~Open() {
-            for (auto& [key, known] : contexts) {
-                const std::shared_ptr<Context> context = std::get<0>(key) == getpid() ? known.lock() : nullptr;
-                if (context) context->heartbeat_.stop();
-            }
+            if (process.is_another()) return;
+            for (auto& [key, known] : contexts)
+                if (const std::shared_ptr<Context> context = known.lock()) context->heartbeat_.stop();
         }
     };
 

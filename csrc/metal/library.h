@@ -26,13 +26,15 @@ namespace zinc {
 // which ZINCMETAL_METALLIB=0 denies.
 struct KernelChoice {
     std::filesystem::path folder;
-    bool metallib = true;
+    bool metallib = true, folder_is_chosen = false;
     std::string remarks;  // what the environment has chosen
 
     static KernelChoice of(const std::string& usual_folder) {
-        KernelChoice choice{usual_folder, true, ""};
+        KernelChoice choice;
+        choice.folder = usual_folder;
         if (const char* folder = std::getenv("ZINCMETAL_KERNELS"); folder && *folder) {
             choice.folder = folder;
+            choice.folder_is_chosen = true;
             choice.remarks += " in " + std::string(folder) + " (ZINCMETAL_KERNELS)";
         }
         if (const char* metallib = std::getenv("ZINCMETAL_METALLIB"); metallib && std::string(metallib) == "0") {
@@ -40,6 +42,11 @@ struct KernelChoice {
             choice.remarks += ", no metallib (ZINCMETAL_METALLIB=0)";
         }
         return choice;
+    }
+
+    // Where the folder holds nothing.
+    const char* remedy() const {
+        return folder_is_chosen ? "ZINCMETAL_KERNELS must name a folder of .metal files" : "reinstall zincmetal";
     }
 
     std::string key() const { return folder.string() + (metallib ? "" : " as text"); }
@@ -146,7 +153,7 @@ class KernelLibrary {
         const Stopwatch watch;
         const std::vector<std::string> files = kernel_files(choice_.folder);
         if (files.empty()) {
-            const std::string none = "no kernel sources in " + choice_.folder.string() + "; reinstall zincmetal";
+            const std::string none = "no kernel sources in " + choice_.folder.string() + "; " + choice_.remedy();
             throw DeviceError(metallib_failure_.empty() ? none : metallib_failure_ + "; " + none);
         }
         for (const std::string& file : files) {

@@ -96,9 +96,7 @@ class Pipelines {
         }
         work();
         for (std::thread& helper : helpers) helper.join();
-        guarded([&] {
-            if (archive_) archive_->save();
-        });
+        guarded([&] { archive().save(); });
     }
 
     std::vector<std::string> names() {

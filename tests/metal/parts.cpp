@@ -193,6 +193,19 @@ void tickets(const Arguments&) {
               << in_flight.wait(99).gpu_end;
 }
 
+// Whoever waits until all is idle waits for what was in flight then, and not for what another thread commits meanwhile.
+void idle(const Arguments&) {
+    InFlight in_flight({60});
+    submit(in_flight);
+    std::atomic<bool> idle{false};
+    std::thread waiter([&] { idle = in_flight.idle(); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    submit(in_flight);
+    end(in_flight, 1, 1, 2);
+    waiter.join();
+    std::cout << "idle " << idle;
+}
+
 // A submission of several command buffers: two of them are in flight at a time, and its times are from the first to the
 // last of them.
 void several(const Arguments&) {
@@ -465,7 +478,7 @@ int main(int argc, char** argv) {
         {"several", several},     {"sticky", sticky},     {"passing", passing}, {"passing_within", passing_within},
         {"throwing", throwing},   {"polled", polled},     {"asleep", asleep},   {"lost", lost},
         {"first", first},         {"pieces", pieces},     {"guess", guess},     {"names", names},
-        {"heartbeat", heartbeat}, {"cache", cache}};
+        {"heartbeat", heartbeat}, {"cache", cache},       {"idle", idle}};
     const Arguments arguments(argv + std::min(argc, 2), argv + argc);
     for (const auto& [name, run] : commands) {
         if (argc < 2 || std::strcmp(name, argv[1]) != 0) continue;

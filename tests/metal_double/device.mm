@@ -128,6 +128,7 @@ constexpr uint64_t GIGABYTE = 1 << 30;
 }
 - (id<MTLBinaryArchive>)newBinaryArchiveWithDescriptor:(MTLBinaryArchiveDescriptor*)descriptor
                                                  error:(NSError* __autoreleasing*)error {
+    if (is_due("archive")) raise("NSInvalidArgumentException", "the double was told to raise");
     DoubleArchive* archive = [[DoubleArchive alloc] init];
     archive.device = self;
     if (!descriptor.url || [archive readFrom:text(descriptor.url.path)]) return archive;
