@@ -17,7 +17,7 @@ import zincmetal
 from conftest import DATA, reference_models
 from zincmetal.budget import budget
 from zincmetal.door import typed_errors
-from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
+from zincmetal.errors import DeviceError, FileChangedError, OutOfMemoryError, UsageError
 from zincmetal.generation import SAMPLING, SamplingOptions
 
 PATH = reference_models("llama")[0]
@@ -94,7 +94,7 @@ def test_a_file_that_changes_is_told(tmp_path: Path) -> None:
     with zincmetal.load(path, device="cpu", context=64) as m:
         assert m.generate(PROMPT, max_tokens=2).tokens
         os.utime(path, ns=(1, 1))
-        with pytest.raises(DeviceError, match="has been changed since it was loaded"):
+        with pytest.raises(FileChangedError, match="has been changed since it was loaded"):
             m.generate(PROMPT)
 
 
@@ -179,6 +179,6 @@ def test_chat_has_the_begin_token_that_its_template_leaves_out() -> None:
 def test_a_template_keyword_reaches_the_template() -> None:
     hello = [{"role": "user", "content": "hi"}]
     with zincmetal.load(CASES / "thinking-switch.gguf", device="cpu") as m:
-        ids = {on: m._chat(hello, {"enable_thinking": on})[0] for on in (True, False)}
-        assert ids[True] != ids[False]
-        assert m.detokenize(ids[False]).endswith("</think>\n\n")
+        for on in (True, False):
+            m.chat(hello, 0, enable_thinking=on)
+            assert m.detokenize(m._sequence).endswith("</think>\n\n") == (not on)

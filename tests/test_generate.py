@@ -192,7 +192,7 @@ def test_a_full_disk_is_said_in_a_line(smollm2):
 def test_what_needs_chat_says_so(smollm2):
     done = run("-m", str(smollm2), "-p", "x", "--no-thinking")
     assert done.returncode == 1
-    assert "need --chat" in done.stderr
+    assert "--no-thinking needs --chat" in done.stderr
     done = run("-m", str(smollm2), "-p", "x", "--chat", "--template-arg", "enable_thinkin=false")
     assert done.returncode == 1
     assert "'enable_thinkin' is neither an option nor a variable" in done.stderr

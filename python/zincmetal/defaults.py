@@ -32,10 +32,10 @@ def _share(x: float) -> Number | None:
 
 _FIELDS = {
     "temp": _Field("temperature", lambda x: max(x, 0.0)),  # below 0, too, is greedy in llama.cpp
-    "top_k": _Field("top_k", lambda x: max(int(x), 0)),
+    "top_k": _Field("top_k", lambda x: min(max(int(x), 0), ALL_TOKENS)),
     "top_p": _Field("top_p", _share),
     "min_p": _Field("min_p", lambda x: x if 0 <= x <= 1 else None),
-    "penalty_last_n": _Field("repeat_last_n", lambda x: ALL_TOKENS if x < 0 else int(x)),
+    "penalty_last_n": _Field("repeat_last_n", lambda x: ALL_TOKENS if x < 0 else min(int(x), ALL_TOKENS)),
     "penalty_repeat": _Field("repeat_penalty", lambda x: x if x > 0 else None),
 }
 # Samplers that zincmetal does not have, each with the key that turns it on, and the value at which it is off.

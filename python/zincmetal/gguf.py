@@ -179,9 +179,9 @@ def _describe_use(file: File) -> Iterator[str]:
     yield f"  begin token: {bos}, {'put' if tokenizer.add_bos else 'not put'} in front of a prompt"
     yield f"  end tokens: {ends or 'none'}"
     if "tokenizer.chat_template" in file.metadata:
-        from .generation import chat_sampling
+        from .defaults import chat_defaults
 
-        sampling = ", ".join(f"{name} {value}" for name, value in chat_sampling(file.metadata).items())
+        sampling = ", ".join(f"{name} {value}" for name, value in chat_defaults(file.metadata).items())
         yield f"  sampling of chat, where no option says how: {sampling or 'greedy'}"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from . import backend, gguf
 from .blueprint import Blueprint, plan_rows
 from .budget import MemoryPlan, in_units
+from .command_line import Parser, integer, positive
 from .layout import KV_TYPES
 from .output import command, print_json
 from .plan import Plan
@@ -40,12 +41,14 @@ def run(args: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m zincmetal.plan", description=main.__doc__)
+    p = Parser(prog="python -m zincmetal.plan", description=main.__doc__)
     p.add_argument("file", help="a GGUF file, or any part of a split one")
-    p.add_argument("-c", "--context", type=int, metavar="N", help="context in tokens (default: 4096 or the model's)")
+    p.add_argument(
+        "-c", "--context", type=integer, metavar="N", help="context in tokens (default: 4096 or the model's)"
+    )
     p.add_argument("--kv", default="f16", choices=KV_TYPES, help="type of the KV cache")
     p.add_argument("--device", help="metal, cuda or cpu (default: the best that was built)")
-    p.add_argument("--bandwidth", type=float, metavar="GB/S", help="say what a memory of this speed allows")
+    p.add_argument("--bandwidth", type=positive, metavar="GB/S", help="say what a memory of this speed allows")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     return p
 
