@@ -94,7 +94,7 @@ def test_what_kept_the_display_waiting_is_cut_finer(double: lane.Double) -> None
 
     with load() as model:
         double.set("pace=12000")
-        for _ in range(3):
+        for _ in range(8):
             command_buffers()
         usual = command_buffers()
         double.set("gpu=1:display")

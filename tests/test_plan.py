@@ -79,13 +79,13 @@ def test_one_command_buffer_per_token(model):
     before = model.session.counters
     n = len(model.generate([1, 2, 3], max_tokens=9).tokens)
     after = model.session.counters
-    # One for the prompt; the last token is chosen but not run.
-    assert after["command_buffers"] - before["command_buffers"] == n
+    # Two for the prompt, whose last token is a step of its own; the last token is chosen but not run.
+    assert after["command_buffers"] - before["command_buffers"] == n + 1
     assert after["tokens"] - before["tokens"] == 3 + n - 1
     prompt, token = model.plan(32), model.plan(1)
-    dispatches = len(prompt.dispatches) + (n - 1) * len(token.dispatches)
+    dispatches = len(prompt.dispatches) + n * len(token.dispatches)
     assert after["dispatches"] - before["dispatches"] == dispatches
-    assert after["barriers"] - before["barriers"] == prompt.n_barriers + (n - 1) * token.n_barriers
+    assert after["barriers"] - before["barriers"] == prompt.n_barriers + n * token.n_barriers
 
 
 def test_weight_bytes_of_decode_are_the_files(model):

@@ -22,7 +22,7 @@ from .door import typed_errors
 from .errors import ContextFullError, DeviceError, KernelError, UsageError, ZincError
 from .fallback import Fallbacks
 from .layout import KV_TYPES
-from .memory import Memory, Progress, changed, map_weights, stamps
+from .memory import Memory, Progress, map_weights
 from .plan import ARENA, Dispatch, Plan, ready
 from .routed import Compiled, Counters, RoutedPlan, compiled
 from .sampling import Sampler
@@ -64,7 +64,6 @@ class Engine:
         arguments.callback("progress", progress)
         self._kv = kv
         self.file = file
-        self._stamps = stamps(file)
         self.core, self.device = backend.open_device(device, threads)
         self.blueprint = Blueprint(file, self.core, self.device.info, context, kv)
         self.blueprint.check_memory()
@@ -232,11 +231,11 @@ class Engine:
     def _prefill(self, ids: list[int], progress: Progress | None = None, head: str = "argmax") -> int:
         """Append ``ids`` in chunks; the arg max after the last of them, where the head is that."""
         best, done = -1, 0
-        for rows in chunk_rows(len(ids)):
+        for rows in prompt_rows(len(ids)):
             if progress:
                 progress(done, len(ids))
-            best = self._run(ids[done : done + rows], rows, head)
-            done = min(done + rows, len(ids))
+            end = min(done + rows, len(ids) - 1) if rows > 1 else done + 1
+            best, done = self._run(ids[done:end], rows, head), end
         if progress:
             progress(done, len(ids))
         return best
@@ -251,7 +250,11 @@ class Engine:
         # A step ahead runs by this step's plan.
         reach, length = self.blueprint.reach, self.session.length
         ahead = ahead and reach(length + 2) == reach(length + 1)
-        best: int = self.core.decode_step(self.session, compiled, token, ahead)
+        try:
+            best: int = self.core.decode_step(self.session, compiled, token, ahead)
+        except BaseException:
+            self._forget_states()
+            raise
         self._sequence.append(token)
         return best
 
@@ -266,12 +269,16 @@ class Engine:
             else:
                 best = self.core.prefill_step(self.session, compiled, array)
         except BaseException:
-            if isinstance(compiled, RoutedPlan) or any(self.config.recurrent):
-                self.settle()
-                self._rewind(0)  # some states may have moved on, and some have not
+            self._forget_states(isinstance(compiled, RoutedPlan))
             raise
         self._sequence += ids
         return best
+
+    def _forget_states(self, part_of_a_step: bool = False) -> None:
+        """After a step that did not end: recurrent states may have moved on, or some of them."""
+        if part_of_a_step or any(self.config.recurrent):
+            self.settle()
+            self._rewind(0)
 
     def _rewind(self, length: int) -> None:
         # In this order an interrupt between the two leaves a sequence that can still be rewound.
@@ -415,9 +422,9 @@ class Engine:
             raise kind(why)
 
     def check_file(self) -> None:
-        """Raises DeviceError where the mapped file is no longer what was loaded."""
-        if not self._freed and changed(self.file, self._stamps):
-            raise DeviceError(f"{self.file.path} has been changed since it was loaded: load the model again")
+        """Raises FileChangedError where the mapped file is no longer what was loaded."""
+        if not self._freed:
+            self.file.check()
 
 
 def chunk_rows(n: int) -> list[int]:
@@ -425,6 +432,12 @@ def chunk_rows(n: int) -> list[int]:
     whole, rest = divmod(n, PREFILL_ROWS[-1])
     last = [1 if rest == 1 else next(r for r in PREFILL_ROWS if rest <= r)] if rest else []
     return [PREFILL_ROWS[-1]] * whole + last
+
+
+def prompt_rows(n: int) -> list[int]:
+    """The plans that take a prompt of ``n`` tokens. The last token is a step of its own, so that its logits are the
+    same to the bit whether the tokens before it are computed now or were before: a seed gives the same text."""
+    return [*chunk_rows(n - 1), 1] if n > 0 else []
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from .door import typed_errors
-from .engine import chunk_rows
+from .engine import prompt_rows
 from .errors import UsageError, quote
 from .memory import Progress
 from .sampling import LogitsProcessor, Sampler, SamplingParams
@@ -163,7 +163,7 @@ def _read_prompt(model: Model, asked: Request, head: str) -> tuple[int, int, flo
     """Run the prompt, but for what the sequence already has: the arg max after it, its tokens, tokens per second."""
     ids = asked.ids
     kept = model._keep_common(ids)
-    for rows in {*chunk_rows(len(ids) - kept)}:
+    for rows in {*prompt_rows(len(ids) - kept)}:
         model._recorded(rows, head)
     model._recorded(1, head, len(ids))
     began = time.perf_counter()

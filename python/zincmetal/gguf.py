@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import quants
-from .errors import GGUFError, TokenizerError, UsageError, abbreviate, quote
+from .errors import FileChangedError, GGUFError, TokenizerError, UsageError, abbreviate, quote
 from .gguf_header import Header, Metadata, Part, TensorInfo, read_header, unmap
 from .output import command
 
@@ -53,6 +53,13 @@ class File:
         if not self.parts:
             raise UsageError(f"{self.path} has been closed")
         return np.frombuffer(memoryview(self.parts[tensor.part].mmap), np.uint8, tensor.nbytes, tensor.offset)
+
+    def check(self) -> None:
+        """Raise FileChangedError where a part was cut, or written to, since it was mapped."""
+        for part in self.parts:
+            part.check()
+            if part.mmap.changed():
+                raise FileChangedError(f"{part.path} has been changed since it was loaded: load it again")
 
     def get(self, key: str, kind: type[T], default: D) -> T | D:
         """The value of ``key`` as exactly ``kind``, or ``default`` where absent; an int passes for float.

@@ -80,7 +80,7 @@ class Part:
     mmap: _host.Map = field(repr=False)
 
     def check(self) -> None:
-        """Raise GGUFError where bytes were read that the file no longer has."""
+        """Raise FileChangedError where bytes were read that the file no longer has."""
         if self.mmap.damaged:
             raise FileChangedError(f"{self.path}: it was cut or became unreadable while it was in use; load it again")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 Buffers: TypeAlias = "dict[str, _core.Buffer]"
 Progress: TypeAlias = Callable[[int, int], None]
 FEW = 16  # floats that are copied one by one: for more, one copy of all between them is quicker
-
-
 PIECE = 64 << 20  # bytes that are read between two words about progress
 
 
@@ -48,32 +45,6 @@ def map_weights(device: _core.Device, file: gguf.File, layout: Layout, progress:
     if progress:
         progress(done, total)
     return buffers
-
-
-Stamp: TypeAlias = tuple[int, int, int, int]  # device, inode, bytes, time of the last change
-
-
-def stamps(file: gguf.File) -> list[Stamp | None]:
-    """What the parts of a file are now; None where nothing is at their path."""
-    return [_stamp(part.path) for part in file.parts]
-
-
-def changed(file: gguf.File, before: list[Stamp | None]) -> bool:
-    """Whether a mapped part has another size, or was written to. A file that took its name does not count."""
-    for part, old in zip(file.parts, before, strict=False):
-        now = _stamp(part.path)
-        same = old is not None and now is not None and now[:2] == old[:2]
-        if part.mmap.size() != part.size or (same and now != old):
-            return True
-    return False
-
-
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        at = path.stat()
-    except OSError:
-        return None
-    return at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns
 
 
 class Memory:

@@ -66,7 +66,8 @@ class Turn:
     """
 
     def __init__(self, engine: Engine, ends: str = "", driver: FrameType | None = None) -> None:
-        self._engine, self._ends = engine, ends
+        self._engine: Engine | None = engine  # until the turn is over: the engine has its last turn
+        self._ends = ends
         self._frame = driver
         self._thread = threading.get_ident()
         self.stream: weakref.ref[Any] | None = None
@@ -79,19 +80,22 @@ class Turn:
     def nobody(cls) -> Turn:
         """A turn that is over."""
         turn = cls.__new__(cls)
-        turn.over, turn.heirs, turn.stream, turn._frame = True, [], None, None
+        turn.over, turn.heirs, turn.stream = True, [], None
+        turn._frame = turn._engine = None
         return turn
 
     def __enter__(self) -> Turn:
+        engine = self._engine
+        assert engine is not None, "a turn is taken once"
         self._thread = threading.get_ident()
         if self.stream is None:
             self._frame = sys._getframe(1)
         try:
             if self._ends != CLOSE:
-                self._engine.check_usable()
-                self._engine.check_file()
-            self._engine.turns.take(self, self._ends)
-            self._engine.settle()
+                engine.check_usable()
+                engine.check_file()
+            engine.turns.take(self, self._ends)
+            engine.settle()
         except BaseException:
             self._leave()
             raise
@@ -104,12 +108,14 @@ class Turn:
             if self.ended:  # another call has the model now
                 return
         try:
-            self._engine.settle()
+            if self._engine is not None:
+                self._engine.settle()
         finally:
             self._leave()
 
     def _leave(self) -> None:
-        self.over, self._frame = True, None
+        self.over = True
+        self._frame = self._engine = None
 
     def give_way(self, ends: str) -> None:
         """Return where this turn is over, left behind by an interrupt, or ended now. Raises InUse otherwise."""
