@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from .errors import abbreviate
 
 KEY = "general.sampling."
-ALL_TOKENS = 1 << 30  # as a number of last tokens: all there are
+ALL_TOKENS = -1  # as a number of last tokens: all there are
+LARGEST = 1 << 30  # number of tokens: more than any vocabulary or context has
+FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # and where each is off
 
 Number = float | int
 
@@ -32,10 +34,10 @@ def _share(x: float) -> Number | None:
 
 _FIELDS = {
     "temp": _Field("temperature", lambda x: max(x, 0.0)),  # below 0, too, is greedy in llama.cpp
-    "top_k": _Field("top_k", lambda x: min(max(int(x), 0), ALL_TOKENS)),
+    "top_k": _Field("top_k", lambda x: min(max(int(x), 0), LARGEST)),
     "top_p": _Field("top_p", _share),
     "min_p": _Field("min_p", lambda x: x if 0 <= x <= 1 else None),
-    "penalty_last_n": _Field("repeat_last_n", lambda x: ALL_TOKENS if x < 0 else min(int(x), ALL_TOKENS)),
+    "penalty_last_n": _Field("repeat_last_n", lambda x: ALL_TOKENS if x < 0 else min(int(x), LARGEST)),
     "penalty_repeat": _Field("repeat_penalty", lambda x: x if x > 0 else None),
 }
 # Samplers that zincmetal does not have, each with the key that turns it on, and the value at which it is off.
@@ -93,6 +95,8 @@ def _of_file(asked: Mapping[str, Any]) -> dict[str, Number]:
     if ignored:
         message = "chat is sampled without what the file asks for and zincmetal does not have: %s"
         logging.getLogger("zincmetal").warning(message, ", ".join(sorted(ignored)))
+    if "temperature" not in found and any(found.get(name, off) != off for name, off in FILTERS.items()):
+        found["temperature"] = 1.0  # where converters take these from, that is the temperature that goes unsaid
     return found
 
 

@@ -14,7 +14,7 @@ from . import arguments, gguf
 from .defaults import chat_defaults
 from .door import typed_errors
 from .engine import Engine
-from .errors import UsageError
+from .errors import TokenizerError, UsageError
 from .generation import (
     SAMPLING,
     Chunk,
@@ -83,13 +83,14 @@ class Model(Engine):
     @property
     def id_tokenizer(self) -> Tokenizer:
         """The tokenizer, or one that knows no more than which ids end a text, where the file has none."""
-        if self._tokenizer is not None:
-            return self._tokenizer
         if self._id_tokenizer is None:
             from .tokenizer import Tokenizer
 
-            with self._reading():
-                self._id_tokenizer = Tokenizer.for_ids(self.file.metadata)
+            try:
+                self._id_tokenizer = self.tokenizer
+            except TokenizerError:
+                with self._reading():
+                    self._id_tokenizer = Tokenizer.for_ids(self.file.metadata)
         return self._id_tokenizer
 
     @property
