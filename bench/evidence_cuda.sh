@@ -61,6 +61,7 @@ build() {
     ninja -C "$work/sweep" "_core_$device" && wait $! || return
     for kind in product sweep; do
         mkdir -p "$work/$kind-site" && cp -r python/zincmetal "$work/$kind-site/" || return
+        cp "$work"/product/_host*.so "$work/$kind-site/zincmetal/" || return
         for from in product "$kind"; do  # of a sweep the device's module alone was built
             cp "$work/$from"/_core_*.so "$work/$kind-site/zincmetal/" || return
         done
