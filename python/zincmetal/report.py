@@ -19,8 +19,7 @@ from .plan import Plan
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the memory plan of a file and the bytes of a token; the exit status: 1 where it does not fit."""
-    args = parser().parse_args(argv)
-    return command(lambda: run(args), reader_gone=0)
+    return command(lambda: run(parser().parse_args(argv)), reader_gone=0)
 
 
 def run(args: argparse.Namespace) -> int:
