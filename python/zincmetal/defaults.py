@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .errors import abbreviate
 
 KEY = "general.sampling."
@@ -74,7 +76,8 @@ def chat_defaults(metadata: Mapping[str, Any]) -> dict[str, Number]:
     """Fields of :class:`~zincmetal.sampling.SamplingParams` for a chat whose caller sets none.
 
     From `general.sampling.*` of the file if it has any, else by its family; empty (greedy) where neither says
-    anything. What the file asks for and cannot have is named in a warning.
+    anything. What the file asks for and cannot have is named in a warning. A file that says filters and no
+    temperature has 1.
     """
     asked = {key.removeprefix(KEY): value for key, value in metadata.items() if key.startswith(KEY)}
     return _of_file(asked) if asked else _of_family(metadata)
@@ -112,7 +115,12 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) and type(value).__name__ not in ("bool", "bool_", "str") else None
+    if not math.isfinite(number) or type(value).__name__ in ("bool", "bool_", "str"):
+        return None
+    short = float(f"{number:.7g}")
+    with np.errstate(over="ignore"):
+        single = float(np.float32(short))
+    return short if single == number else number  # of single precision: 0.9, not 0.8999999761581421
 
 
 def _of_family(metadata: Mapping[str, Any]) -> dict[str, Number]:
