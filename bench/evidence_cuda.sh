@@ -89,7 +89,7 @@ shapes() {
         "--benchmark-json=$results/benchmark.json"
 }
 
-synthetic() { [ -f "$model" ] || "$python" bench/synthetic.py "$model" --layers "$layers"; }
+synthetic() { [ -f "$model" ] || on product "$python" bench/synthetic.py "$model" --layers "$layers"; }
 
 roofline() { on product "$python" bench/roofline.py "$model" --out "$results"; }
 
@@ -101,8 +101,8 @@ splits() {
 export -f configure build on tests sanitize shapes synthetic roofline splits
 export python device layers work logs model results PYTHONPATH=$root/tests${PYTHONPATH:+:$PYTHONPATH}
 
-(PYTHONPATH=$root/python:$PYTHONPATH step synthetic 200 bash -c synthetic) & # one core, meanwhile
 step build 300 bash -c build
+step synthetic 200 bash -c synthetic & # one core, meanwhile
 [ "$device" = cuda ] && step sanitize 200 bash -c sanitize &
 step tests 240 bash -c tests
 wait # nothing runs beside what is timed
