@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,14 @@ import pytest
 
 import zincmetal
 from conftest import DATA, reference_models
+from text_model import END, HELLO, START, save
+from zincmetal import generation, gguf
 from zincmetal.budget import budget
+from zincmetal.chat import CHATML
 from zincmetal.door import typed_errors
 from zincmetal.errors import DeviceError, FileChangedError, OutOfMemoryError, UsageError
 from zincmetal.generation import SAMPLING, SamplingOptions
+from zincmetal.sampling import SamplingParams
 
 PATH = reference_models("llama")[0]
 PROMPT = [5, 6, 7]
@@ -177,8 +183,139 @@ def test_chat_has_the_begin_token_that_its_template_leaves_out() -> None:
 
 
 def test_a_template_keyword_reaches_the_template() -> None:
-    hello = [{"role": "user", "content": "hi"}]
     with zincmetal.load(CASES / "thinking-switch.gguf", device="cpu") as m:
-        ids = {on: m._chat(hello, {"enable_thinking": on})[0] for on in (True, False)}
-        assert ids[True] != ids[False]
-        assert m.detokenize(ids[False]).endswith("</think>\n\n")
+        for on in (True, False):
+            m.chat(HELLO, 0, enable_thinking=on)
+            assert m.detokenize(m._sequence).endswith("</think>\n\n") == (not on)
+
+
+SHOWS_ALL = "{{ tools | tojson }}{{ documents | tojson }}{{ messages[-1].content }}{{ '|' if add_generation_prompt }}"
+
+
+@contextmanager
+def text_model(path: Path, **keys: Any) -> Iterator[Any]:
+    """A model, and what the last chat of it was asked."""
+    with zincmetal.load(save(path / "m.gguf", **keys), device="cpu") as m:
+        yield m
+
+
+def asked(m: Any, messages: list[dict[str, str]] = HELLO, **options: Any) -> str:
+    """The prompt that a chat runs, by both ways in."""
+    m.chat(messages, 0, **options)
+    text: str = m.detokenize(m._sequence)
+    list(m.stream_chat(messages, 0, **options))
+    assert m.detokenize(m._sequence) == text
+    return text
+
+
+def test_what_a_chat_is_asked_for_reaches_the_template(tmp_path: Path) -> None:
+    tool, document = {"type": "function", "function": {"name": "f"}}, {"title": "a"}
+    with text_model(tmp_path, template=SHOWS_ALL) as m:
+        assert asked(m) == "nullnullhi|"
+        assert asked(m, tools=[tool], documents=[document]) == f"{json.dumps([tool])}{json.dumps([document])}hi|"
+        assert asked(m, tools=None, add_generation_prompt=False) == "nullnullhi"
+        assert asked(m, add_generation_prompt=None, continue_final_message=None) == "nullnullhi|"
+
+
+def test_a_named_template_has_the_tools(tmp_path: Path) -> None:
+    named = {"general": {"tokenizer.chat_template.tool_use": "with {{ tools | length }}"}}
+    with text_model(tmp_path, template="without", **named) as m:
+        assert (asked(m), asked(m, tools=[{"a": 1}])) == ("without", "with 1")
+
+
+def test_tools_that_no_template_reads_are_refused(tmp_path: Path) -> None:
+    with text_model(tmp_path, template=CHATML) as m:
+        assert asked(m, tools=[], documents=None) == asked(m)
+        for name in ("tools", "documents"):
+            with pytest.raises(UsageError, match=f"does not read {name}"):
+                m.chat(HELLO, **{name: [{"a": 1}]})
+        with pytest.raises(UsageError, match="did you mean documents"):
+            m.chat(HELLO, document=[{"a": 1}])
+
+
+def test_the_last_answer_is_continued(tmp_path: Path) -> None:
+    with text_model(tmp_path, template=CHATML) as m:
+        begun = [*HELLO, {"role": "assistant", "content": "So"}]
+        assert asked(m, begun, continue_final_message=True) == asked(m) + "So"
+        with pytest.raises(UsageError, match="continue_final_message: the last message is of role 'user'"):
+            m.chat(HELLO, continue_final_message=True)
+
+
+SAMPLED = {"general": {"general.sampling.temp": 0.75, "general.sampling.top_k": 5}}
+
+
+def test_a_chat_is_sampled_as_the_file_says_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[SamplingParams] = []
+
+    class Noted(generation.Sampler):
+        def __init__(self, params: SamplingParams) -> None:
+            used.append(params)
+            super().__init__(params)
+
+    monkeypatch.setattr(generation, "Sampler", Noted)
+    with text_model(tmp_path, template=CHATML, **SAMPLED) as m:
+        assert m.chat_sampling == {"temperature": 0.75, "top_k": 5}
+        for options in ({}, {"seed": 1}, {"logit_bias": {1: 1.0}}, {"temperature": None}):
+            m.chat(HELLO, 1, **options)
+            assert (used[-1].temperature, used[-1].top_k) == (0.75, 5)
+        for options in ({"temperature": 0}, {"top_p": 1.0}, {"min_p": 0.1}, {"repeat_penalty": 1.1}):
+            m.chat(HELLO, 1, **options)
+            assert (used[-1].temperature, used[-1].top_k) == (0, 0)
+        m.generate("hi", 1)
+        assert used[-1].greedy
+
+
+def test_a_chat_is_sampled_as_the_family_is(tmp_path: Path) -> None:
+    with text_model(tmp_path, template=CHATML, general={"general.name": "Llama 3.2 1B Instruct"}) as m:
+        assert m.chat_sampling == {"temperature": 0.6, "top_p": 0.9}
+    with text_model(tmp_path, template=CHATML) as m:
+        assert m.chat_sampling == {}
+
+
+def test_what_a_file_asks_for_in_vain_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with text_model(tmp_path, template=CHATML, general={"general.sampling.mirostat": 2}) as m:
+        for _ in range(3):
+            m.chat(HELLO, 1)
+    assert sum("general.sampling.mirostat" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_suppressed_tokens_are_never_drawn(tmp_path: Path) -> None:
+    options = ({}, {"temperature": 1.0, "seed": 1}, {"logit_bias": {9: 1e4, 10: 1e3}}, {"repeat_penalty": 1.1})
+    with text_model(tmp_path) as m:
+        best = m.generate(PROMPT, 1).tokens[0]
+        assert m.generate(PROMPT, 1, logit_bias={9: 1e4, 10: 1e3}).tokens == [9]
+        allowed = {
+            n: m.generate(PROMPT, 1, logit_bias={best: -np.inf, 9: -np.inf}, **o).tokens
+            for n, o in enumerate(options[:2])
+        }
+    with text_model(tmp_path, suppress_tokens=[best, 9]) as m:
+        made = [m.generate(PROMPT, 1, **o).tokens for o in options]
+        assert made[:3] == [allowed[0], allowed[1], [10]]
+        for o in options:
+            assert not {best, 9} & set(m.generate(PROMPT, 40, **o).tokens)
+
+
+@pytest.mark.parametrize(
+    ("keys", "begin", "end"),
+    [
+        ({"bos_token_id": START, "eos_token_id": END, "add_bos_token": True}, "257 '<|im_start|>'", "258 '<|im_end|>'"),
+        ({"bos_token_id": START}, "257 '<|im_start|>', which a prompt does not get", "258 '<|im_end|>'"),
+        ({"special": {}}, "none", "none"),
+    ],
+)
+def test_the_printer_says_what_stands_around_a_text(
+    keys: Any, begin: str, end: str, tmp_path: Path, capsys: Any
+) -> None:
+    assert gguf.main([str(save(tmp_path / "m.gguf", **keys))]) == 0
+    assert capsys.readouterr().out.split("\ntext\n")[1].splitlines() == [
+        f"  begin token: {begin}",
+        f"  end tokens: {end}",
+    ]
+
+
+def test_the_printer_says_how_a_chat_is_sampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for general, said in ((SAMPLED["general"], "temperature 0.75, top_k 5"), ({}, "greedy")):
+        assert gguf.main([str(save(tmp_path / "m.gguf", template=CHATML, general=general))]) == 0
+        assert capsys.readouterr().out.endswith(f"\n  sampling of chat, where no option says how: {said}\n")
+    assert gguf.main([str(save(tmp_path / "m.gguf", pre="unheard-of"))]) == 0
+    assert "\ntext\n  ids alone: tokenizer.ggml.pre" in capsys.readouterr().out

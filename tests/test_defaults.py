@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zincmetal.defaults import ALL_TOKENS, chat_defaults
+from zincmetal.defaults import ALL_TOKENS, LARGEST, chat_defaults
 from zincmetal.sampling import SamplingParams
 
 S = "general.sampling."
@@ -24,10 +24,13 @@ def of_file(**values: Any) -> dict[str, Any]:
     [
         ({"temp": 0.7}, {"temperature": 0.7}),
         ({"temp": -1.0}, {"temperature": 0.0}),
-        ({"top_k": 40, "top_p": 0.9, "min_p": 0.05}, {"top_k": 40, "top_p": 0.9, "min_p": 0.05}),
+        ({"top_k": 40, "top_p": 0.9, "min_p": 0.05}, {"top_k": 40, "top_p": 0.9, "min_p": 0.05, "temperature": 1.0}),
         ({"top_k": -1, "top_p": 1.5}, {"top_k": 0, "top_p": 1.0}),
         ({"penalty_last_n": 32, "penalty_repeat": 1.1}, {"repeat_last_n": 32, "repeat_penalty": 1.1}),
         ({"penalty_last_n": -1}, {"repeat_last_n": ALL_TOKENS}),
+        ({"top_k": 2**64 - 1, "temp": 0.0}, {"top_k": LARGEST, "temperature": 0.0}),
+        ({"penalty_last_n": 1e30}, {"repeat_last_n": LARGEST}),
+        ({"temp": float(np.float32(0.9)), "top_p": 0.123456789}, {"temperature": 0.9, "top_p": 0.123456789}),
         ({"temp": np.float32(0.5), "top_k": np.int32(7)}, {"temperature": 0.5, "top_k": 7}),
         ({"temp": 1, "mirostat": 0, "mirostat_tau": 5.0, "xtc_probability": 0.0, "xtc_threshold": 0.1}, {"temperature": 1}),  # noqa: E501
     ],

@@ -19,7 +19,9 @@ from functools import partial
 import pytest
 
 from conftest import DATA
-from zincmetal import generate
+from text_model import save
+from zincmetal import generate, report
+from zincmetal.chat import CHATML
 
 
 def command(*args: str) -> list[str]:
@@ -192,7 +194,79 @@ def test_a_full_disk_is_said_in_a_line(smollm2):
 def test_what_needs_chat_says_so(smollm2):
     done = run("-m", str(smollm2), "-p", "x", "--no-thinking")
     assert done.returncode == 1
-    assert "need --chat" in done.stderr
+    assert "--no-thinking needs --chat" in done.stderr
     done = run("-m", str(smollm2), "-p", "x", "--chat", "--template-arg", "enable_thinkin=false")
     assert done.returncode == 1
     assert "'enable_thinkin' is neither an option nor a variable" in done.stderr
+
+
+def test_a_chat_with_documents_and_an_answer_that_is_begun(tmp_path, capsys):
+    model = save(
+        tmp_path / "m.gguf", template="{{ documents | tojson }}{% for m in messages %}{{ m.content }};{% endfor %}"
+    )
+    (tmp_path / "d.json").write_text('[{"a": 1}]', encoding="utf-16")
+    args = ["-m", str(model), "-p", "hi", "--chat", "-n", "0", "--json"]
+    lengths = []
+    for more in ([], ["--documents", str(tmp_path / "d.json")], ["--continue", "So"], ["--system", "x"]):
+        assert generate.main([*args, *more]) == 0
+        lengths.append(json.loads(capsys.readouterr().out)["prompt_tokens"])
+    assert lengths == [len(text) for text in ("nullhi;", '[{"a": 1}]hi;', "nullhi;So", "nullx;hi;")]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("-n", "9" * 5000), "-n/--max-tokens: '999"),
+        (("--seed", "9" * 5000), "--seed: '999"),
+        (("-c", "1.5"), "-c/--context: '1.5' is not an integer"),
+        (("--temp", "1e999"), "'1e999' is not a finite number"),
+        (("--top-p", "nan"), "'nan' is not a finite number"),
+        (("--template-arg", "a=[" * 9000), "is not a name and JSON"),
+        (("--no-such-option",), "unrecognized arguments: --no-such-option"),
+    ],
+    ids=range(7),
+)
+def test_what_is_no_argument_is_said_in_a_line(args, message, capsys):
+    assert generate.main(["-p", "x", *args]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert (said.count("\n"), len(said) < 300) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("-n", "-" + "9" * 400), "max_tokens must be"),
+        (("--top-k", "9" * 400), "top_k must be"),
+        (("--threads", "9" * 400), "threads must be"),
+        (("--system", "x"), "--system needs --chat"),
+        (("--continue", "x"), "--continue needs --chat"),
+        (("--documents", "x"), "--documents needs --chat"),
+        (("--chat", "--special"), "--special does not go with --chat"),
+        (("--chat", "--template-arg", "temperature=1"), "temperature is no variable"),
+        (("--chat", "--template-arg", "messages=[]"), "messages is no variable"),
+        (("--chat", "--tools", "/nowhere"), "/nowhere: No such file"),
+        (("--chat", "--tools", __file__), "test_generate.py: "),
+    ],
+    ids=range(11),
+)
+def test_what_does_not_go_together_is_said_in_a_line(args, message, tmp_path, capsys):
+    assert generate.main(["-m", str(save(tmp_path / "m.gguf", template=CHATML)), "-p", "x", *args]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", ["nan", "0", "-1", "1e300"])
+def test_a_bandwidth_that_is_none(wrong, capsys):
+    assert report.main([str(DATA / "llama-q4_k_m.gguf"), "--json", "--bandwidth", wrong]) == 2
+    assert f"'{wrong}' is not a " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["generate", "plan", "gguf"])
+def test_help_without_a_reader_ends_quietly(module):
+    command = [sys.executable, "-m", f"zincmetal.{module}", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        child.stdout.close()
+        assert child.stderr.read() == b""
+    assert child.returncode in (0, 1)

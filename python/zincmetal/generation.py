@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from .door import typed_errors
@@ -102,15 +103,6 @@ def sampling_params(call: str, options: Mapping[str, Any], defaults: Mapping[str
     return SamplingParams(**given)
 
 
-def chat_sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling that a file, or its family's makers, advise."""
-    try:
-        from .defaults import chat_defaults
-    except ImportError:
-        return {}
-    return dict(chat_defaults(metadata))
-
-
 def refuse_unknown(call: str, given: Iterable[str], known: Iterable[str], why: str = "is no option of it") -> None:
     """Raises UsageError that names the first keyword that is not known, and one that is like it."""
     known = sorted(known)
@@ -123,15 +115,16 @@ def refuse_unknown(call: str, given: Iterable[str], known: Iterable[str], why: s
 def stream(model: Model, turn: Turn, asked: Request) -> Generator[Chunk, None, PromptRead]:
     """A chunk per token; returns what reading the prompt cost."""
     with typed_errors, turn:
-        ids, params = asked.ids, asked.params
-        text, sampler = TextStream(model.id_tokenizer, asked.stop, asked.hide_special), Sampler(params)
+        ids, tokenizer = asked.ids, model.id_tokenizer
+        params = _forbidding(asked.params, [t for t in tokenizer.suppressed if t < model.config.n_vocab])
+        text, sampler = TextStream(tokenizer, asked.stop, asked.hide_special), Sampler(params)
         head = "argmax" if params.greedy else "candidates"
         room = model.config.n_ctx - len(ids) + 1
         last = room if asked.max_tokens < 0 else min(asked.max_tokens, room)
         last_ahead = last - 2 if params.greedy and model._ahead else 0
         best, n_prompt, prompt_tps = _read_prompt(model, asked, head)
         # A step sweeps the caches, so that every object that is touched after it costs: locals, and few calls.
-        greedy, eog_ids, push = params.greedy, model.id_tokenizer.eog_ids, text.push
+        greedy, eog_ids, push = params.greedy, tokenizer.eog_ids, text.push
         rest, go_on = turn.rest.append, turn.rest.pop
         clock, new_tuple = time.perf_counter, tuple.__new__
         began = clock()
@@ -157,6 +150,13 @@ def stream(model: Model, turn: Turn, asked: Request) -> Generator[Chunk, None, P
                 break
             best = model._decode(token, n <= last_ahead, head)
         return PromptRead(n_prompt, prompt_tps)
+
+
+def _forbidding(params: SamplingParams, tokens: Sequence[int]) -> SamplingParams:
+    """The same, but for tokens that are never drawn, whatever their bias."""
+    if not tokens:
+        return params
+    return replace(params, logit_bias={**params.logit_bias, **dict.fromkeys(tokens, -math.inf)})
 
 
 def _read_prompt(model: Model, asked: Request, head: str) -> tuple[int, int, float]:

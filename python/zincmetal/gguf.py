@@ -6,7 +6,6 @@ The format is that of ggml's ``docs/gguf.md``: versions 2 and 3, little-endian, 
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import quants
+from .command_line import Parser
 from .errors import FileChangedError, GGUFError, TokenizerError, UsageError, abbreviate, quote
 from .gguf_header import Header, Metadata, Part, TensorInfo, read_header, unmap
 from .output import command
@@ -169,41 +169,41 @@ def _describe(file: File) -> Iterator[str]:
 
 def _describe_use(file: File) -> Iterator[str]:
     """What generating text makes of the metadata: begin and end tokens, the sampling of chat."""
+    from .defaults import chat_defaults
     from .tokenizer import Tokenizer
 
     if "tokenizer.ggml.model" not in file.metadata:
         return
+    yield "\ntext"
     try:
         tokenizer = Tokenizer.from_metadata(file.metadata)
     except TokenizerError as error:
-        yield f"\ntext: {error}"
+        yield f"  ids alone: {error}"
         return
-    bos = f"{tokenizer.bos_id} {quote(tokenizer.bos_text)}" if tokenizer.bos_id is not None else "none"
-    ends = ", ".join(
-        f"{i} {quote(tokenizer.token_bytes(i).decode('utf-8', 'replace'))}" for i in sorted(tokenizer.eog_ids)
-    )
-    yield "\ntext"
-    yield f"  begin token: {bos}, {'put' if tokenizer.add_bos else 'not put'} in front of a prompt"
-    yield f"  end tokens: {ends or 'none'}"
-    if "tokenizer.chat_template" in file.metadata:
-        from .generation import chat_sampling
 
-        sampling = ", ".join(f"{name} {value}" for name, value in chat_sampling(file.metadata).items())
-        yield f"  sampling of chat, where no option says how: {sampling or 'greedy'}"
+    def named(token: int) -> str:
+        return f"{token} {quote(tokenizer.token_bytes(token).decode('utf-8', 'replace'))}"
+
+    begins = "none" if tokenizer.bos_id is None else named(tokenizer.bos_id)
+    if tokenizer.bos_id is not None and not tokenizer.add_bos:
+        begins += ", which a prompt does not get"
+    yield f"  begin token: {begins}"
+    yield f"  end tokens: {', '.join(map(named, sorted(tokenizer.eog_ids))) or 'none'}"
+    if any(key.startswith("tokenizer.chat_template") for key in file.metadata):
+        said = (f"{name} {value:g}" for name, value in chat_defaults(file.metadata).items())
+        yield f"  sampling of chat, where no option says how: {', '.join(said) or 'greedy'}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the metadata and the tensor table of a file; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m zincmetal.gguf", description=main.__doc__)
+    parser = Parser(prog="python -m zincmetal.gguf", description=main.__doc__)
     parser.add_argument("file", help="a GGUF file, or any part of a split one")
-    args = parser.parse_args(argv)
 
     def run() -> int:
-        with open(args.file) as file:
-            for line in _describe(file):
-                print(line)
-            for line in _describe_use(file):
-                print(line)
+        with open(parser.parse_args(argv).file) as file:
+            for lines in (_describe(file), _describe_use(file)):
+                for line in lines:
+                    print(line)
         return 0
 
     return command(run, "error: ", reader_gone=0)

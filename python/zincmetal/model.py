@@ -11,8 +11,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import arguments, gguf
+from .defaults import chat_defaults
 from .door import typed_errors
 from .engine import Engine
+from .errors import TokenizerError, UsageError
 from .generation import (
     SAMPLING,
     Chunk,
@@ -20,7 +22,6 @@ from .generation import (
     Request,
     Result,
     SamplingOptions,
-    chat_sampling,
     collect,
     peak_memory,
     refuse_unknown,
@@ -28,6 +29,7 @@ from .generation import (
     stream,
 )
 from .memory import Progress
+from .messages import checked_list
 from .sampling import SamplingParams
 from .turn import Turn
 
@@ -41,7 +43,17 @@ __all__ = ["Chunk", "Message", "Model", "Result", "load", "peak_memory"]
 
 Message = Mapping[str, Any]
 Stream: TypeAlias = Generator[Chunk, None, PromptRead]
-CHAT_OPTIONS = ("tools", "documents", "max_tokens", "hide_special", "stop", "progress")
+# The keywords of chat that say what is asked, and what a template may have under a name of its own for them.
+ASKED = {"tools": "tool_use", "documents": "rag"}
+CHAT_OPTIONS = (
+    *ASKED,
+    "add_generation_prompt",
+    "continue_final_message",
+    "hide_special",
+    "max_tokens",
+    "stop",
+    "progress",
+)
 
 
 class Model(Engine):
@@ -54,6 +66,7 @@ class Model(Engine):
     _tokenizer: Tokenizer | None = None
     _id_tokenizer: Tokenizer | None = None
     _template: ChatTemplate | None = None
+    _chat_sampling: dict[str, Any] | None = None
 
     # ---- text ---------------------------------------------------------------------------------------------
 
@@ -70,13 +83,14 @@ class Model(Engine):
     @property
     def id_tokenizer(self) -> Tokenizer:
         """The tokenizer, or one that knows no more than which ids end a text, where the file has none."""
-        if self._tokenizer is not None:
-            return self._tokenizer
         if self._id_tokenizer is None:
             from .tokenizer import Tokenizer
 
-            with self._reading():
-                self._id_tokenizer = Tokenizer.for_ids(self.file.metadata)
+            try:
+                self._id_tokenizer = self.tokenizer
+            except TokenizerError:
+                with self._reading():
+                    self._id_tokenizer = Tokenizer.for_ids(self.file.metadata)
         return self._id_tokenizer
 
     @property
@@ -92,8 +106,10 @@ class Model(Engine):
     @property
     def chat_sampling(self) -> dict[str, Any]:
         """The sampling that the file, or its family's makers, advise: what chat does where no option says how."""
-        with self._reading():
-            return chat_sampling(self.file.metadata)
+        if self._chat_sampling is None:
+            with self._reading():
+                self._chat_sampling = dict(chat_defaults(self.file.metadata))
+        return dict(self._chat_sampling)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -175,13 +191,24 @@ class Model(Engine):
         messages: Sequence[Message],
         max_tokens: int | None = 256,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool | None = True,
+        continue_final_message: bool | None = False,
         hide_special: bool | None = False,
         stop: str | Sequence[str] | None = (),
         progress: Progress | None = None,
         **options: Any,
     ) -> Result:
         """The model's answer to messages [{"role": …, "content": …}, …]. Options as :meth:`stream_chat`."""
-        ids, params = self._chat(messages, options)
+        ids, params = self._chat(
+            messages,
+            tools,
+            documents,
+            arguments.flag("add_generation_prompt", add_generation_prompt, True),
+            arguments.flag("continue_final_message", continue_final_message, False),
+            options,
+        )
         return collect(self._stream(ids, max_tokens, stop, hide_special, progress, params, sys._getframe()))
 
     @typed_errors
@@ -190,6 +217,10 @@ class Model(Engine):
         messages: Sequence[Message],
         max_tokens: int | None = 256,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool | None = True,
+        continue_final_message: bool | None = False,
         hide_special: bool | None = False,
         stop: str | Sequence[str] | None = (),
         progress: Progress | None = None,
@@ -197,30 +228,60 @@ class Model(Engine):
     ) -> Stream:
         """:meth:`chat`, piece by piece.
 
-        Options are those of :meth:`stream_generate`; ``tools`` and ``documents``, lists of dicts;
-        ``add_generation_prompt`` (default: True); ``continue_final_message``, to go on with the last message, an
-        answer; and every variable of the model's chat template, such as ``enable_thinking``. Where no option says how
-        to choose tokens, :attr:`chat_sampling` does.
+        ``tools`` is what the model may call, as JSON schemas; ``documents`` what it may cite; both are lists of
+        dicts. ``add_generation_prompt=False`` leaves out the opening of an answer. ``continue_final_message`` goes on
+        with the last message, which is the beginning of an answer. Other options are those of
+        :meth:`stream_generate`, and every variable of the model's chat template, such as ``enable_thinking``. Where
+        none says how to choose tokens, :attr:`chat_sampling` does; a seed, biases and processors do not say it.
+        Raises UsageError for what the template does not read.
         """
-        ids, params = self._chat(messages, options)
+        ids, params = self._chat(
+            messages,
+            tools,
+            documents,
+            arguments.flag("add_generation_prompt", add_generation_prompt, True),
+            arguments.flag("continue_final_message", continue_final_message, False),
+            options,
+        )
         return self._stream(ids, max_tokens, stop, hide_special, progress, params)
 
-    def _chat(self, messages: Sequence[Message], options: dict[str, Any]) -> tuple[list[int], SamplingParams]:
+    def _chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        documents: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        options: Mapping[str, Any],
+    ) -> tuple[list[int], SamplingParams]:
         """The ids of a conversation, and how its answer is chosen."""
         sampling = {name: options[name] for name in options if name in SAMPLING}
-        given = {name: value for name, value in options.items() if name not in SAMPLING and value is not None}
-        for name in ("add_generation_prompt", "continue_final_message"):
-            if name in given:
-                given[name] = arguments.flag(name, given[name])
-        ours = ("add_generation_prompt", "continue_final_message")
-        if given.keys() - set(ours):
-            variables = self.chat_template.variables
-            named = [n for n, key in (("tools", "tool_use"), ("documents", "rag")) if key in self.chat_template.named]
-            why = "is neither an option nor a variable of this model's chat template"
-            refuse_unknown("chat", given, {*ours, *CHAT_OPTIONS, *SAMPLING, *variables, *named}, why)
+        keywords = {name: value for name, value in options.items() if name not in SAMPLING and value is not None}
         params = self._params("chat", sampling, self.chat_sampling)
-        text = self.chat_template.prompt(messages, **given)
+        asked = {"tools": tools, "documents": documents}
+        self._check_read([name for name, value in asked.items() if checked_list(name, value)], keywords)
+        text = self.chat_template.prompt(
+            messages,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **keywords,
+        )
         return self.tokenizer.prompt(text, parse_special=True), params
+
+    def _check_read(self, asked: Sequence[str], keywords: Mapping[str, Any]) -> None:
+        """Raise UsageError where the chat template reads no such variable: it would change nothing."""
+        if not asked and not keywords:
+            return
+        variables = self.chat_template.variables
+        why = "is neither an option nor a variable of this model's chat template"
+        refuse_unknown("chat", keywords, {*CHAT_OPTIONS, *SAMPLING, *variables}, why)
+        for name in asked:
+            if name not in variables and ASKED[name] not in self.chat_template.named:
+                raise UsageError(
+                    f"chat: this model's chat template does not read {name}; say in a message what they are"
+                )
 
     def _params(
         self, call: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None

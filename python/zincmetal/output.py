@@ -25,7 +25,7 @@ def command(run: Callable[[], int], prefix: str = "zincmetal: ", reader_gone: in
     """
     _open_closed_streams()
     try:
-        status = run()
+        status = _status_of(run)
         sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()
@@ -47,6 +47,14 @@ def command(run: Callable[[], int], prefix: str = "zincmetal: ", reader_gone: in
         say(f"{prefix}{OutOfMemoryError('the memory of this machine has ended')}")
         return _flushed(FAILED)
     return status
+
+
+def _status_of(run: Callable[[], int]) -> int:
+    """What a command returns, or exits with: as after --help, whose text may have no reader either."""
+    try:
+        return run()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else FAILED
 
 
 def say(text: str) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import arguments, backend, gguf
+from . import backend, gguf
 from .blueprint import Blueprint, plan_rows
 from .budget import MemoryPlan, in_units
-from .errors import UsageError
+from .command_line import Parser, integer, positive
 from .layout import KV_TYPES
 from .output import command, print_json
 from .plan import Plan
@@ -19,8 +19,7 @@ from .plan import Plan
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the memory plan of a file and the bytes of a token; the exit status: 1 where it does not fit."""
-    args = parser().parse_args(argv)
-    return command(lambda: run(args), reader_gone=0)
+    return command(lambda: run(parser().parse_args(argv)), reader_gone=0)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,22 +40,16 @@ def run(args: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m zincmetal.plan", description=main.__doc__)
+    p = Parser(prog="python -m zincmetal.plan", description=main.__doc__)
     p.add_argument("file", help="a GGUF file, or any part of a split one")
-    p.add_argument("-c", "--context", type=int, metavar="N", help="context in tokens (default: 4096 or the model's)")
+    p.add_argument(
+        "-c", "--context", type=integer, metavar="N", help="context in tokens (default: 4096 or the model's)"
+    )
     p.add_argument("--kv", default="f16", choices=KV_TYPES, help="type of the KV cache")
     p.add_argument("--device", help="metal, cuda or cpu (default: the best that was built)")
-    p.add_argument("--bandwidth", type=_speed, metavar="GB/S", help="say what a memory of this speed allows")
+    p.add_argument("--bandwidth", type=positive, metavar="GB/S", help="say what a memory of this speed allows")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     return p
-
-
-def _speed(text: str) -> float:
-    """GB/s as a number."""
-    try:
-        return arguments.number("--bandwidth", float(text), 0, above=True)
-    except (ValueError, UsageError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of GB/s, as in 400") from None
 
 
 @dataclass(frozen=True)
