@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from . import arguments
 from .errors import ChatTemplateError, UsageError, quote
 from .forms import REASONING, Forms, mentions
 from .marks import Marker, unmarked
@@ -64,10 +65,10 @@ class ChatTemplate:
         named: Mapping[str, str] | None = None,
         control_texts: Sequence[str] = (),
     ) -> None:
-        self.source = source
-        self.bos = bos
-        self.eos = eos
-        self.named = dict(named or {})
+        self.source = arguments.text("source", source)
+        self.bos = arguments.text("bos", bos)
+        self.eos = arguments.text("eos", eos)
+        self.named = {name: arguments.text(f"named[{quote(name)}]", text) for name, text in (named or {}).items()}
         self._names = dict(special or {})
         own = {"bos_token": bos, "eos_token": eos} | self._names
         sources = (source, *self.named.values())
@@ -102,7 +103,7 @@ class ChatTemplate:
 
     def choose(self, name: str) -> ChatTemplate:
         """One of the templates in :attr:`named`, alone. Raises UsageError where there is none of that name."""
-        if name not in self.named:
+        if arguments.text("name", name) not in self.named:
             known = ", ".join(sorted(self.named)) or "none"
             raise UsageError(f"there is no chat template {quote(name)}; templates with a name: {known}")
         source = self.named[name]
