@@ -78,7 +78,7 @@ def kernel_names() -> list[str]:
 def pipelines_script(names: Iterable[str]) -> dict[str, Any]:
     """The pipelines of these kernels as `metal-tt` reads them (.mtlp-json)."""
     return {
-        "libraries": {"paths": [{"label": LABEL, "path": LIBRARY}]},
+        "libraries": {"paths": [{"label": LABEL, "path": f"./{LIBRARY}"}]},
         "pipelines": {"compute_pipelines": [{"compute_function": f"alias:{LABEL}#{name}"} for name in names]},
     }
 
@@ -117,8 +117,8 @@ def air(out: Path, language: str, source: Path) -> Path:
 
 def translate(out: Path, chip: str, gpu: str) -> Message:
     """Machine code of every pipeline of the script, for one GPU."""
-    step = f"{chip} {gpu}"
-    return tool(step, "metal-tt", "-arch", gpu, "-L", ".", "zincmetal.mtlp-json", "-o", f"{gpu}.archive", cwd=out)
+    inputs = (LIBRARY, "zincmetal.mtlp-json")
+    return tool(f"{chip} {gpu}", "metal-tt", "-arch", gpu, *inputs, "-o", f"{gpu}.binary.metallib", cwd=out)
 
 
 def tool(step: str, name: str, *args: str, cwd: Path | None = None) -> Message:

@@ -14,10 +14,13 @@ import pytest
 
 import gguf_builder as b
 import zincmetal
-from conftest import case_name, reference_models
-from zincmetal import arguments, gguf
+from conftest import DATA, case_name, reference_models
+from vocab_builder import byte_level
+from zincmetal import arguments, config, gguf
 from zincmetal.budget import budget
+from zincmetal.chat import ChatTemplate
 from zincmetal.errors import UnsupportedModelError, UsageError, abbreviate, quote
+from zincmetal.tokenizer import Tokenizer
 
 INF = math.inf
 HUGE = 10**5000
@@ -313,3 +316,28 @@ def test_a_tensor_of_a_block_with_thousands_of_digits(tmp_path):
     with pytest.raises(UnsupportedModelError, match="no use for 1 tensors") as raised:
         zincmetal.load(path, device="cpu")
     assert len(str(raised.value)) < 400
+
+
+NO_TEXT = [None, 3, 0.5, True, b"x", [], Decimal("sNaN"), np.array(["x"]), np.timedelta64(1), object()]
+
+
+@pytest.mark.parametrize("wrong", NO_TEXT, ids=case_name)
+def test_what_is_no_path_and_no_template(wrong):
+    with pytest.raises(UsageError, match="path must be a path"):
+        gguf.open(wrong)
+    with pytest.raises(UsageError, match="source must be a string"):
+        ChatTemplate(wrong)
+    with pytest.raises(UsageError, match="name must be a string"):
+        ChatTemplate("x").choose(wrong)
+
+
+def test_a_context_of_more_digits_than_python_prints():
+    with gguf.open(DATA / "llama-q4_k_m.gguf") as file, pytest.raises(UsageError, match="context must be"):
+        config.from_file(file, 10**5000)
+
+
+def test_decoding_an_array_without_dimensions():
+    tokenizer = Tokenizer.from_metadata(byte_level())
+    with pytest.raises(UsageError, match="token ids are needed"):
+        tokenizer.decode(np.array(3))
+    assert tokenizer.decode(np.array([65, 66])) == tokenizer.decode([65, 66])

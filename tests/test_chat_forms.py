@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 from zincmetal.chat import CHATML, ChatTemplate
@@ -412,3 +413,34 @@ def test_what_cannot_be_continued() -> None:
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     with pytest.raises(ChatTemplateError, match="cannot be continued"):
         rendered("{{ messages[0].content }}", messages, continue_final_message=True)
+
+
+def test_numpys_scalars_and_arrays_are_json() -> None:
+    template = ChatTemplate(
+        "{{ messages[0].n }} {{ messages[0].list[1] }} {{ budget + 1 }} {{ 'yes' if off is false }}"
+    )
+    message = {"role": "user", "content": np.str_("x"), "n": np.int64(3), "list": np.array([1.0, 2.5])}
+    assert template.render([message], budget=np.int32(4), off=np.bool_(False)) == "3 2.5 5 yes"
+
+
+@pytest.mark.parametrize("arguments", ['{"a": 1}', {"a": 1}])
+@pytest.mark.parametrize("key", ["function", "", "function_call"], ids=["usual", "bare", "older"])
+@pytest.mark.parametrize("reads", ["c.function", "(c.function or c)", "c"])
+def test_calls_in_other_shapes(arguments: object, key: str, reads: str) -> None:
+    """Name and arguments under "function", or bare, or as the one call of older clients."""
+    call = {"name": "f", "arguments": arguments}
+    shown = "{% for c in m.tool_calls or [] %}<{{ READS.name }} {{ READS.arguments | tojson }}>{% endfor %}"
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content or '' }}SHOWN{% endfor %}"
+    template = ChatTemplate(source.replace("SHOWN", shown.replace("READS", reads)))
+    calls = {"function_call": call} if key == "function_call" else {"tool_calls": [{"function": call} if key else call]}
+    text = template.render([{"role": "user", "content": "q"}, {"role": "assistant", "content": None, **calls}])
+    assert text == '[user]q[assistant]<f {"a": 1}>'
+
+
+def test_what_no_template_shows_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    template = ChatTemplate(CHATML)
+    user = [{"role": "user", "content": "x"}]
+    for _ in "ab":
+        assert template.render(user, tools=[{"name": "f"}]) == template.render(user, tools=[])
+    (record,) = caplog.records
+    assert "no place for tools" in record.getMessage()

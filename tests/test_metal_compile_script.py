@@ -55,7 +55,9 @@ def test_every_file_every_language_and_every_gpu(xcrun, tmp_path):
     script = json.loads((tmp_path / "out" / "zincmetal.mtlp-json").read_text())
     functions = [p["compute_function"] for p in script["pipelines"]["compute_pipelines"]]
     assert functions == [f"alias:zincmetal#{n}" for n in sorted(backend.load("cpu").Device().kernel_names())]
-    assert script["libraries"]["paths"] == [{"label": "zincmetal", "path": "zincmetal.metallib"}]
+    assert script["libraries"]["paths"] == [{"label": "zincmetal", "path": "./zincmetal.metallib"}]
+    inputs = [args[5:7] for args in asked if args[2] == "metal-tt"]  # as Apple's article on such scripts has them
+    assert inputs == [["zincmetal.metallib", "zincmetal.mtlp-json"]] * len(inputs)
 
 
 def test_a_refused_kernel_fails_the_run_and_the_rest_goes_on(xcrun):

@@ -256,6 +256,14 @@ def test_an_exception_of_an_archive_is_told_and_no_more(condition: str, double: 
     assert device.info["features"]["kernel archive"] == f"written to {archive_of(cache)}"
 
 
+def test_an_archive_that_takes_no_kernel_is_not_written(double: lane.Double, cache: Path) -> None:
+    device = opened()
+    double.set("archive_add=none")
+    device.prepare(["add"])
+    assert device.info["features"]["kernel archive"] == "not written: Compilation failure"
+    assert not cache.exists()
+
+
 def test_an_exception_at_an_archive_that_is_there(double: lane.Double, cache: Path) -> None:
     opened().prepare(["add"])
     gc.collect()

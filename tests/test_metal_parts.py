@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from zincmetal import backend
+
 ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "kernels"
 COMPILER = next(filter(None, (shutil.which(name) for name in ("c++", "g++", "clang++"))), None)
@@ -480,6 +482,15 @@ def test_names_are_those_of_the_preprocessor(file: str, parts: Parts, tmp_path: 
     expected = ["".join(re.findall(r'"([^"]*)"', row)) for row in rows]
     assert parts("names", str(KERNELS), file)[1].split() == expected
     assert expected
+
+
+def test_the_host_reads_no_cache_line_that_the_gpu_writes_to() -> None:
+    """While a step's token is read, the next step stores its own and counts it; buffers begin at a line."""
+    step = backend.load("cpu").params_dtype("Step")
+    written, ring = step.fields["n_chosen"][1], step.fields["chosen"][1]
+    of_one = step["chosen"].base.itemsize * step["chosen"].shape[1]
+    lines = [written // 128, *((ring + i * of_one) // 128 for i in range(step["chosen"].shape[0]))]
+    assert len(set(lines)) == len(lines) >= 3
 
 
 def test_a_heart_beats_while_it_is_touched(parts: Parts) -> None:

@@ -95,10 +95,13 @@ def test_what_opens_a_turn_is_read_only_where_special_tokens_are(name: str, kind
         ("{{ m.reasoning_content }}<stop>", None),
         ("[INST] {{ m.content }} [/INST]", None),
         ("{{ m.content }}<end_of_think>", None),
+        ("{% set text = m.content %}{{ m.role }}: {{ text }}<stop>", "<stop>"),
+        ("{% set e = '<|turn_end|>' %}{{ m.role + m.content + e }}", "<|turn_end|>"),
+        ("{{ m.role }}<end_header>{{ text }}", None),
     ],
 )
 def test_what_a_template_writes_behind_a_content_ends_a_turn(template: str, end: str | None) -> None:
-    names = ["<stop>", "<|turn_end|>", "</s>", "[/INST]", "<end_of_think>", "<end>"]
+    names = ["<stop>", "<|turn_end|>", "</s>", "[/INST]", "<end_of_think>", "<end>", "<end_header>"]
     meta = with_template(byte_level(special=dict.fromkeys(names, NORMAL)), template)
     assert ends(Tokenizer.from_metadata(meta)) == ({end} if end else set())
 

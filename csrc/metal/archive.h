@@ -92,8 +92,10 @@ class Archive {
         id<MTLBinaryArchive> all = archive(file_.exists() ? file_.path : "", &error);
         if (!all) all = archive("", &error);
         if (!all) return describe(error);
+        size_t n_added = 0;
         for (MTLComputePipelineDescriptor* descriptor : fresh_)
-            [all addComputePipelineFunctionsWithDescriptor:descriptor error:nil];
+            n_added += [all addComputePipelineFunctionsWithDescriptor:descriptor error:&error] ? 1 : 0;
+        if (!n_added) return describe(error);
         return file_.replace([&](const std::filesystem::path& path) {
             NSError* refusal = nil;
             NSURL* url = [NSURL fileURLWithPath:ns_string(path.string())];

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from . import arguments
 from .errors import ChatTemplateError, UsageError, quote
-from .forms import REASONING, Forms
+from .forms import REASONING, Forms, mentions
 from .marks import Marker, unmarked
 from .messages import Message, checked_list, conversation, plain
 from .rendering import Renderer
-from .vocabulary import MARK
+from .vocabulary import MARK, warn
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -64,16 +65,17 @@ class ChatTemplate:
         named: Mapping[str, str] | None = None,
         control_texts: Sequence[str] = (),
     ) -> None:
-        self.source = source
-        self.bos = bos
-        self.eos = eos
-        self.named = dict(named or {})
+        self.source = arguments.text("source", source)
+        self.bos = arguments.text("bos", bos)
+        self.eos = arguments.text("eos", eos)
+        self.named = {name: arguments.text(f"named[{quote(name)}]", text) for name, text in (named or {}).items()}
         self._names = dict(special or {})
         own = {"bos_token": bos, "eos_token": eos} | self._names
         sources = (source, *self.named.values())
         self._special = {name: v for name, v in own.items() if v and any(name in text for text in sources)}
         self._control_texts = tuple(control_texts)
         self._forms: dict[str, Forms] = {}
+        self._unseen: set[str] = set()  # of tools and documents: what was given in vain, and a warning has named
 
     @classmethod
     def from_metadata(cls, meta: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
@@ -101,7 +103,7 @@ class ChatTemplate:
 
     def choose(self, name: str) -> ChatTemplate:
         """One of the templates in :attr:`named`, alone. Raises UsageError where there is none of that name."""
-        if name not in self.named:
+        if arguments.text("name", name) not in self.named:
             known = ", ".join(sorted(self.named)) or "none"
             raise UsageError(f"there is no chat template {quote(name)}; templates with a name: {known}")
         source = self.named[name]
@@ -259,6 +261,10 @@ class _Call:
         self._said = {name: checked_list(name, value) for name, value in (("tools", tools), ("documents", documents))}
         self._keywords = {name: plain(name, value) for name, value in keywords.items()}
         self.source = template._source(self._said["tools"], self._said["documents"])
+        for name, value in self._said.items():
+            if value and not mentions(self.source, name) and name not in template._unseen:
+                template._unseen.add(name)
+                warn("this model's chat template has no place for %s: the model does not see them", name)
         self._messages = template._forms_of(self.source).prepared(checked)
         self._opens = bool(add_generation_prompt) and not continues
         self._continues = continues

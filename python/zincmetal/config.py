@@ -9,7 +9,7 @@ import numpy as np
 
 from .errors import GGUFError, UnsupportedModelError, UsageError, abbreviate
 from .gguf import File, TensorInfo
-from .keys import Keys
+from .keys import Keys, sized
 from .rope import Rope
 
 __all__ = ["Experts", "ModelConfig", "Rope", "Ssm", "from_file"]
@@ -97,8 +97,8 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
     """
     arch = file.require("general.architecture", str)
     keys = Keys(file, arch)
-    if n_ctx is not None and not (isinstance(n_ctx, int) and 0 < n_ctx < 2**31):
-        raise UsageError(f"context must be a positive number of tokens, not {n_ctx!r}")
+    if n_ctx is not None and not sized(n_ctx):
+        raise UsageError(f"context must be a positive number of tokens below 2^31, not {abbreviate(n_ctx)}")
     _refuse_what_is_no_model(file)
     # Blocks for multi-token prediction come last.
     n_block, n_draft = keys.size("block_count"), keys.size("nextn_predict_layers", 0, least=0)
@@ -304,7 +304,7 @@ def _windows(keys: Keys, n_block: int) -> tuple[int, ...]:
 def _attention_scale(keys: Keys, n_layer: int, embd_per_head: float, head_dim: int) -> float:
     """As the file says, or head_dim^-0.5; no file says it of Gemma 3 27B, which scales by (n_embd / n_head)^-0.5."""
     is_27b = keys.arch == "gemma3" and n_layer == 62
-    usual = (embd_per_head if is_27b else head_dim) ** -0.5
+    usual: float = (embd_per_head if is_27b else head_dim) ** -0.5
     if keys.saved and keys.number("attention.scale", 0.0) == 0:  # what llama.cpp writes for nothing said
         return usual
     return keys.positive("attention.scale", usual)

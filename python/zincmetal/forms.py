@@ -46,8 +46,8 @@ class Forms:
 
     def __init__(self, source: str, renders: Renders) -> None:
         self._renders = renders
-        self._reasoning = [name for name in REASONING if _mentions(source, name)]
-        self._reads_parts = _mentions(source, "text")
+        self._reasoning = [name for name in REASONING if mentions(source, name)]
+        self._reads_parts = mentions(source, "text")
         self._source = source
         self._answers: dict[Any, Any] = {}
 
@@ -116,7 +116,18 @@ class Forms:
     # --- tool calls
 
     def _calls(self, where: str, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [self._call(f"{where}[{i}]", call) for i, call in enumerate(calls)]
+        return [self._call(f"{where}[{i}]", self._wrapped(call)) for i, call in enumerate(calls)]
+
+    def _wrapped(self, call: dict[str, Any]) -> dict[str, Any]:
+        """A call with its name and arguments under "function", or bare, wherever the template looks for them."""
+        bare = self._calling_scores()[0]
+        if "function" in call:
+            return {key: v for key, v in call.items() if key != "function"} | call["function"] if bare else call
+        if bare or "name" not in call:
+            return call
+        function = {key: call[key] for key in ("name", "arguments") if key in call}
+        rest = {key: value for key, value in call.items() if key not in function}
+        return rest | {"type": "function", "function": function}
 
     def _call(self, where: str, call: dict[str, Any]) -> dict[str, Any]:
         if "function" in call:
@@ -129,33 +140,39 @@ class Forms:
             return call | {"arguments": json.dumps(arguments, ensure_ascii=False)}
         return call
 
-    def _calling_scores(self) -> list[float]:
-        """How well a tool call is shown with its arguments as an object, then as text, in each form of no content."""
+    def _calling_scores(self) -> tuple[bool, tuple[float, ...]]:
+        """Whether calls have to be bare, and how well one is shown so.
+
+        First with its arguments as an object, then as text; of both in each form of no content.
+        """
         user = {"role": "user", "content": _ASKED}
         result = {"role": "tool", "content": _RESULT, "tool_call_id": _CALL_ID, "name": _NAME}
         said = {"role": "assistant", "content": _SAID}
         trials = [
-            [user, _calling(arguments) | absent, result, said, user]
+            [user, _calling(arguments, bare) | absent, result, said, user]
+            for bare in (False, True)
             for arguments in ({_KEY: _VALUE}, json.dumps({_KEY: _VALUE}))
             for absent in _ABSENT
         ]
         wanted = (_ASKED, _NAME, _KEY, _VALUE, _RESULT, _SAID)
-        return list(self._asked("calls", trials, wanted, _ARGUMENTS_SHOWN + _NONE_SHOWN))
+        scores = self._asked("calls", trials, wanted, _ARGUMENTS_SHOWN + _NONE_SHOWN)
+        usual, bare = scores[: len(scores) // 2], scores[len(scores) // 2 :]
+        return (True, bare) if max(bare) > max(usual) else (False, usual)
 
     def _arguments(self) -> tuple[float, float]:
-        scores, n = self._calling_scores(), len(_ABSENT)
+        (_, scores), n = self._calling_scores(), len(_ABSENT)
         return max(scores[:n]), max(scores[n:])
 
     def _absent_beside_calls(self) -> int:
         """Which of _ABSENT shows a tool call without a content best."""
-        scores, n = self._calling_scores(), len(_ABSENT)
+        (_, scores), n = self._calling_scores(), len(_ABSENT)
         return _best(max(pair) for pair in zip(scores[:n], scores[n:], strict=True))
 
     def _calling(self) -> Message:
         """An answer that calls a tool, as the template needs it."""
         as_object, as_text = self._arguments()
         arguments = {_KEY: _VALUE} if as_object >= as_text else json.dumps({_KEY: _VALUE})
-        return _calling(arguments) | _ABSENT[self._absent_beside_calls()]
+        return _calling(arguments, self._calling_scores()[0]) | _ABSENT[self._absent_beside_calls()]
 
     # --- what is missing, and reasoning
 
@@ -167,7 +184,7 @@ class Forms:
 
     def _keeps(self, message: Message, key: str) -> bool:
         """Whether a key that is None has to be there."""
-        if not _mentions(self._source, key):
+        if not mentions(self._source, key):
             return False
         said = {"role": message["role"], "content": _SAID}
         trials = [self._around(said), self._around(said | {key: None})]
@@ -224,9 +241,10 @@ def _scores(texts: Sequence[str | None], wanted: Sequence[str], unwanted: Sequen
     return tuple(n - (0.5 if fault > least else 0) for n, fault in zip(found, faults, strict=True))
 
 
-def _calling(arguments: Any) -> Message:
+def _calling(arguments: Any, bare: bool) -> Message:
     function = {"name": _NAME, "arguments": arguments}
-    return {"role": "assistant", "tool_calls": [{"id": _CALL_ID, "type": "function", "function": function}]}
+    call = {"id": _CALL_ID, **function} if bare else {"id": _CALL_ID, "type": "function", "function": function}
+    return {"role": "assistant", "tool_calls": [call]}
 
 
 def _thought(part: dict[str, Any]) -> str | None:
@@ -236,7 +254,7 @@ def _thought(part: dict[str, Any]) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _mentions(source: str, name: str) -> bool:
+def mentions(source: str, name: str) -> bool:
     return re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", source) is not None
 
 

@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from . import quants
+from . import arguments, quants
 from .command_line import Parser
 from .errors import FileChangedError, GGUFError, TokenizerError, UsageError, abbreviate, quote
 from .gguf_header import Header, Metadata, Part, TensorInfo, read_header, unmap
@@ -91,9 +91,13 @@ class File:
 def open(path: str | os.PathLike[str]) -> File:
     """Map a GGUF file and read its header. Of a split file any part may be named; all are opened.
 
-    Raises GGUFError where a file cannot be opened or is not a well-formed GGUF of version 2 or 3.
+    Raises GGUFError where a file cannot be opened or is not a well-formed GGUF of version 2 or 3, UsageError where
+    ``path`` is no path.
     """
-    given = Path(path)
+    try:
+        given = Path(path)
+    except Exception as error:  # of what is no path, or of a __fspath__ of somebody's
+        arguments.refuse("path", "a path (a string or os.PathLike)", path, error)
     with ExitStack() as undo:
         header = read_header(given, undo)
         headers = _read_siblings(header, undo) if header.integer("split.count", 1) > 1 else [header]

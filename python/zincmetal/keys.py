@@ -179,13 +179,13 @@ class Keys:
 
         ``without``: blocks that have none of what is counted may have 0 in the list.
         """
-        found = self.sizes(name, n_block, default, 0 if without else 1)
-        first, *others = [n for n in found if n] or [0]
+        counts = self.sizes(name, n_block, default, 0 if without else 1)
+        first, *others = [n for n in counts if n] or [0]
         if not first:
             raise self.bad(name, f"{abbreviate(self.get(name))} leaves every block without")
         if any(n != first for n in others):
-            found = abbreviate(self.get(name))
-            raise UnsupportedModelError(f"{self.spelled(name)} is {found}; zincmetal computes one for all blocks")
+            shown = abbreviate(self.get(name))
+            raise UnsupportedModelError(f"{self.spelled(name)} is {shown}; zincmetal computes one for all blocks")
         return first
 
     def positive(self, name: str, default: float | None = None) -> float:

@@ -48,6 +48,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if hasattr(value, "dtype") and callable(items := getattr(value, "tolist", None)):  # NumPy's scalars and arrays
+        return items()
     return value
 
 
@@ -73,6 +75,8 @@ def _message(where: str, given: Any) -> Message:
     elif content is not None and not isinstance(content, str):
         kind = type(content).__name__
         raise UsageError(f"{where} needs a 'content' that is a string or a list of parts, not of type {kind}")
+    if message.get("tool_calls") is None and message.get("function_call") is not None:  # the older name, of one call
+        message["tool_calls"] = [message.pop("function_call")]
     if message.get("tool_calls") is not None:
         message["tool_calls"] = _tool_calls(f"{where}.tool_calls", message["tool_calls"])
     return message
@@ -122,7 +126,8 @@ def _function(where: str, function: dict[str, Any]) -> dict[str, Any]:
     if arguments is not None and not isinstance(arguments, (str, dict)):
         kind = type(arguments).__name__
         raise UsageError(f"{where}.arguments must be a dict or a string of JSON, not of type {kind}")
-    if "arguments" in function and (arguments is None or arguments == ""):  # as clients write a call without any
+    empty = arguments is None or (isinstance(arguments, str) and not arguments.strip())
+    if "arguments" in function and empty:  # as clients write a call without any
         return function | {"arguments": {}}
     return function
 

@@ -56,9 +56,13 @@ _PIPED = re.compile(r"<[|｜][^\s<>]+[|｜]>")
 _BRACKETED = re.compile(r"<[^\s<>]{1,60}>|\[[A-Z/|][^\s\[\]']{1,60}\]|\[[^\s\[\]']{1,60}\[|\][^\s\[\]']{1,60}[\]\[]")
 _NOT_OF_TURNS = re.compile(r"think|reason|tool|image|audio|video|vision|media|code|func|result|response", re.IGNORECASE)
 _ENDING = re.compile(r"end|eo[stm]\b|eo[stm]_|stop|</(s|assistant|model|bot)>", re.IGNORECASE)
+_NO_TURN_ENDS = re.compile(
+    r"head|role|sys|user|human|instr|inst\b|prompt|doc|context|name|query|start|beg", re.IGNORECASE
+)
 # In a template: what may stand between an expression and the text that follows, or the other way round.
 _GLUE = r"""(?:\s|[-+~'"(){}%\]]|\\n|\|\s*\w+|\.\w+\([^()]*\))*"""
 _AFTER_CONTENT = re.compile(rf"""(?<![A-Za-z_])content['"]?{_GLUE}\Z""")
+_AFTER_FIELD = re.compile(rf"""(?:\.|\[['"])\w+{_GLUE}\Z""")  # of a message, or of something else that has some
 _BEFORE_ROLE = re.compile(rf"""{_GLUE}(?:\w+(?:\.|\[['"])role\b|(?:user|assistant|system|model|human|bot)\b)""", re.I)
 _REACH = 80  # characters of a template that are looked at around a token
 
@@ -95,7 +99,8 @@ def find_roles(meta: Metadata, vocab: Vocabulary, sentencepiece: bool) -> Roles:
         vocab.set_type({named[name] for name in ("bos", "eos") if name in named}, TokenType.CONTROL)
     by_name = _ends_by_name(vocab, ends)
     if (ends | by_name).isdisjoint(written.ids) and not ("eos" in named and "eos_token" in written.source):
-        by_name |= written.ends  # a template of another family: what it writes after a content ends a turn
+        # A template of another family: what it writes after a content ends a turn, or what is called an end there.
+        by_name |= written.ends or written.called_ends
     structure = written.turns | infill | {i for name in _OPENINGS for i in vocab.all_ids(name) if _is_added(vocab, i)}
     structure |= {i for name, i in named.items() if name in ("bos", "eos", "eot", "eom")}
     _correct_types(vocab, ends | by_name | structure, written.ids)
@@ -157,13 +162,18 @@ def _is_added(vocab: Vocabulary, i: int) -> bool:
 
 
 class _Template:
-    """The tokens that a chat template writes: `ids` of all, `turns` of those around roles and contents, `ends`."""
+    """The tokens that a chat template writes: `ids` of all, `turns` of those around roles and contents, `ends`.
+
+    `called_ends` have the name of one, and do not stand behind another field of a message: where ends stand does not
+    show in a template that keeps its texts in variables.
+    """
 
     def __init__(self, source: str, vocab: Vocabulary) -> None:
         self.source = source
         self.ids: set[int] = set()
         self.turns: set[int] = set()
         self.ends: set[int] = set()
+        self.called_ends: set[int] = set()
         for found in _BRACKETED.finditer(source):
             text, start, end = found[0], found.start(), found.end()
             if text not in vocab.ids:
@@ -172,8 +182,13 @@ class _Template:
             self.ids.add(token)
             if _NOT_OF_TURNS.search(text):
                 continue
-            after_content = _AFTER_CONTENT.search(source[max(0, start - _REACH) : start]) is not None
+            before = source[max(0, start - _REACH) : start]
+            after_content = _AFTER_CONTENT.search(before) is not None
             if after_content or _BEFORE_ROLE.match(source, end, end + _REACH):
                 self.turns.add(token)
-            if after_content and _ENDING.search(text) and not text.startswith("[/"):
+            if not _ENDING.search(text) or text.startswith("[/"):
+                continue
+            if after_content:
                 self.ends.add(token)
+            if not _AFTER_FIELD.search(before) and not _NO_TURN_ENDS.search(text):
+                self.called_ends.add(token)

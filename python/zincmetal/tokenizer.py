@@ -280,7 +280,7 @@ class Tokenizer:
             UsageError: an id is not of this vocabulary.
         """
         stream = self.stream(skip_special, continues)
-        if not isinstance(ids, Iterable):
+        if not isinstance(ids, Iterable) or getattr(ids, "ndim", 1) == 0:
             raise UsageError(f"token ids are needed to decode, not {described(ids)}")
         return "".join(map(stream.push, ids)) + stream.finish()
 

@@ -5,6 +5,7 @@
 //   alloc=N  wrap=N  command_buffer=N  encoder=N  the N-th from now is refused
 //   exception=N                                  the N-th allocation from now raises an NSException
 //   archive=N  archive_written=N                 the same of the N-th archive that is opened, or written
+//   archive_add=none                             archives take no kernel
 //   library=TEXT  pipeline=NAME                  a source that holds TEXT, or this kernel, does not compile
 //   threads=NAME:N                               this kernel's registers leave it N threads, unless it asks for more
 //   threads_at_most=NAME:N                       the same, whatever it asks for

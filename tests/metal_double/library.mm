@@ -153,6 +153,10 @@ std::vector<std::string> load(const std::string& path, std::string& failure) {
 }
 - (BOOL)addComputePipelineFunctionsWithDescriptor:(MTLComputePipelineDescriptor*)descriptor
                                             error:(NSError* __autoreleasing*)error {
+    if (condition("archive_add")) {
+        if (error) *error = metal_double::error(@"MTLBinaryArchiveDomain", 3, "Compilation failure");
+        return NO;
+    }
     entries.insert([self entryOf:descriptor]);
     return YES;
 }
