@@ -75,6 +75,9 @@ def _open(lane: str) -> tuple[Any, Any]:
     return core, core.Device(threads=1, native=lane == "native", kernel_folder=backend.kernel_folder(core))
 
 
+os.register_at_fork(after_in_child=_open.cache_clear)  # a device is of the process that opened it
+
+
 class Lab:
     """A lane with an ``rng`` of its own and the buffers of one test."""
 
