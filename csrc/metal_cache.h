@@ -45,13 +45,12 @@ class CacheFile {
     std::string replace(const std::function<std::string(const std::filesystem::path&)>& write) const {
         std::error_code error;
         std::filesystem::create_directories(path.parent_path(), error);
-        const std::filesystem::path fresh = path.string() + "." + std::to_string(getpid()) + ".new";
-        std::string failure = error ? error.message() : write(fresh);
+        const Fresh fresh{path.string() + "." + std::to_string(getpid()) + ".new"};
+        std::string failure = error ? error.message() : write(fresh.path);
         if (failure.empty()) {
-            std::filesystem::rename(fresh, path, error);
+            std::filesystem::rename(fresh.path, path, error);
             if (error) failure = error.message();
         }
-        if (!failure.empty()) std::filesystem::remove(fresh, error);
         remove_old();
         return failure;
     }
@@ -61,6 +60,15 @@ class CacheFile {
   private:
     static constexpr const char* SUFFIX = ".pipelines";
     static constexpr size_t MOST_FILES = 8;
+
+    // A file that goes away again, unless it took the place of another: also where writing throws.
+    struct Fresh {
+        ~Fresh() {
+            std::error_code error;
+            std::filesystem::remove(path, error);
+        }
+        const std::filesystem::path path;
+    };
 
     static std::filesystem::path default_folder() {
         const char* chosen = std::getenv("ZINCMETAL_CACHE");

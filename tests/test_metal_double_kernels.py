@@ -252,6 +252,7 @@ def test_an_exception_of_an_archive_is_told_and_no_more(condition: str, double: 
     device.prepare(["add"])
     said = "not written: Metal raised NSInvalidArgumentException: the double was told to raise"
     assert device.info["features"]["kernel archive"] == said
+    assert not cache.exists() or not list(cache.iterdir())  # nor half a file
     device.prepare(["swiglu"])
     assert device.info["features"]["kernel archive"] == f"written to {archive_of(cache)}"
 

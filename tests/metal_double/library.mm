@@ -161,11 +161,11 @@ std::vector<std::string> load(const std::string& path, std::string& failure) {
     return YES;
 }
 - (BOOL)serializeToURL:(NSURL*)url error:(NSError* __autoreleasing*)error {
-    if (is_due("archive_written")) raise("NSInvalidArgumentException", "the double was told to raise");
     std::ofstream file(text(url.path));
     file << "metal double archive\n";
     for (const std::string& entry : entries) file << entry << "\n";
     file.close();
+    if (is_due("archive_written")) raise("NSInvalidArgumentException", "the double was told to raise");
     if (file) return YES;
     if (error) *error = metal_double::error(@"NSCocoaErrorDomain", 512, "The file could not be written");
     return NO;
