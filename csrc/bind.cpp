@@ -256,7 +256,12 @@ void bind_device(py::module_& m) {
             },
             py::arg("nbytes"), py::arg("shared") = true)
         .def("wrap", &wrap, py::arg("owner"), py::arg("offset"), py::arg("nbytes"))
-        .def("kernel_names", &Device::kernel_names)
+        .def("kernel_names",
+             [](const Device& d) {
+                 d.process.check();
+                 const Unlocked unlocked;  // sources may have to be compiled
+                 return d.kernel_names();
+             })
         .def(
             "limits",
             [](Device& d, const std::string& kernel) {

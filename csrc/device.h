@@ -36,7 +36,8 @@ class OpeningProcess {
     bool is_another() const { return getpid() != id_; }
     void check() const {
         if (is_another())
-            throw DeviceError("the device was opened before a fork; open it (load the model) in the child");
+            throw DeviceError("the device was opened before a fork, and is the parent's: load the model in the child, "
+                              "or with Metal start processes by multiprocessing's \"spawn\"");
     }
 
   private:

@@ -40,7 +40,10 @@ NOT_FINITE = (
     "the model's logits are not finite: the file is damaged, or the device failed; check the file, and load it anew"
 )
 CLOSED = "the model is closed; load it again"
-FORKED = "the model was loaded before a fork, and its device is the parent's: load it in the child"
+FORKED = (
+    "the model was loaded before a fork, and its device is the parent's: load it in the child, or with Metal start "
+    "processes by multiprocessing's spawn"
+)
 E = TypeVar("E", bound="Engine")
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
 
