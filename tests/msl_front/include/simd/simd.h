@@ -13,8 +13,7 @@ using namespace metal;
     typedef metal::vec<T, 4> simd_##T##4, vector_##T##4;
 MSL_INTEGERS(MSL_SIMD_NAMES)
 MSL_FLOATS(MSL_SIMD_NAMES)
-#define MSL_SIMD_MATRIX_NAMES(N)                                                                                       \
-    typedef metal::matrix<float, N, N> simd_float##N##x##N, matrix_float##N##x##N;
+#define MSL_SIMD_MATRIX_NAMES(N) typedef metal::matrix<float, N, N> simd_float##N##x##N, matrix_float##N##x##N;
 MSL_SIMD_MATRIX_NAMES(2)
 MSL_SIMD_MATRIX_NAMES(3)
 MSL_SIMD_MATRIX_NAMES(4)
