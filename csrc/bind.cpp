@@ -202,7 +202,7 @@ void bind_params(py::module_& m) {
     params[#Struct] = py::dtype::of<Struct>();
 
     PARAMS(Step, n_tokens, pos, n_chosen, reserved, chosen)
-    PARAMS(EmbedParams, n_embd, row_bytes, n_vocab, scale)
+    PARAMS(EmbedParams, n_embd, row_bytes, n_vocab, first, n_rows, scale)
     PARAMS(NormParams, n, eps)
     PARAMS(MatMulParams, k, m, row_bytes, residual_stride, scale_stride)
     PARAMS(StackParams, k, pair, m, row_bytes, is_f32)

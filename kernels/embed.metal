@@ -1,6 +1,6 @@
 #include "quant_dot.h"
 
-// out[t] = scale * table[tokens[t]], a part of 16 weights per thread.
+// out[t] = scale * table[tokens[t] - first], a part of 16 weights per thread; rows of other windows stay as they are.
 template <class Q>
 kernel void embed(constant EmbedParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                   device const int* tokens [[buffer(2)]], device const uchar* table [[buffer(3)]],
@@ -8,10 +8,11 @@ kernel void embed(constant EmbedParams& p [[buffer(0)]], device const Step* step
     const uint part = tg.x * n_sg * SIMD + tid;
     if (tg.y >= step->n_tokens || run_column<Q>(part, 0) >= p.n_embd) return;
     // The host refuses ids outside the vocabulary; none may read outside the table.
-    const uint token = min(uint(tokens[tg.y]), p.n_vocab - 1);
+    const uint row_of_table = min(uint(tokens[tg.y]), p.n_vocab - 1) - p.first;
+    if (row_of_table >= p.n_rows) return;
 
     float4 w[4];
-    Q::weights(table + ulong(token) * p.row_bytes, part, p.n_embd, w);
+    Q::weights(table + ulong(row_of_table) * p.row_bytes, part, p.n_embd, w);
     device float* row = out + ulong(tg.y) * p.n_embd;
     UNROLL for (uint i = 0; i < PART; i++) {
         const uint column = run_column<Q>(part, i / RUN) + i % RUN;

@@ -31,6 +31,8 @@ struct EmbedParams {
     u32 n_embd;
     u32 row_bytes;  // of the embedding table
     u32 n_vocab;
+    u32 first;  // the token of the first row that is bound: a table larger than a buffer is bound in windows
+    u32 n_rows;
     float scale;
 };
 

@@ -277,7 +277,7 @@ def run_embed(lab: Lab, qtype: QuantType, n_embd: int, ids: list[int], rows: int
     tokens = np.full(rows, 2**30, np.int32)  # past the step's: never to be looked up
     tokens[: len(ids)] = ids
     out = lab.output(rows, n_embd)
-    params = {"n_embd": n_embd, "row_bytes": table.row_bytes, "n_vocab": 7, "scale": 1.5}
+    params = {"n_embd": n_embd, "row_bytes": table.row_bytes, "n_vocab": 7, "first": 0, "n_rows": 7, "scale": 1.5}
     bindings = [lab.step(len(ids)), lab.input(tokens, align=4), table.buffer, out]
     grid = (tiles(n_embd, shapes["EMBED_COLUMNS"]), rows)
     lab.run(f"embed_{qtype.name}", params, "EmbedParams", bindings, grid, shapes["EMBED_THREADS"])
@@ -301,6 +301,26 @@ def test_embed(lane: str, qtype: QuantType, blocks: int) -> None:
 def test_embed_of_float_rows_of_any_length(lane: str, qtype: QuantType, n_embd: int) -> None:
     out, table = run_embed(Lab(lane), qtype, n_embd, [5, 6], 3)
     assert_close(out.array[:2], table[[5, 6]], 1e-7)
+
+
+@every_lane
+def test_embed_from_a_window_of_the_table(lane: str) -> None:
+    """Tokens of the window's rows are looked up, and what others have written stays."""
+    lab, n_embd, first, ids = Lab(lane), 64, 3, [2, 3, 4, 5, -1, 0]
+    window, shapes = Weights(lab, quants.Q8_0, 2, n_embd), lab.core.shapes()
+    out = lab.output(6, n_embd)
+    sizes = {"n_embd": n_embd, "row_bytes": window.row_bytes, "n_vocab": 7, "first": first, "n_rows": 2, "scale": 1.0}
+    bindings = [lab.step(6), lab.input(np.array(ids, np.int32), align=4), window.buffer, out]
+    lab.run(
+        "embed_q8_0",
+        sizes,
+        "EmbedParams",
+        bindings,
+        (tiles(n_embd, shapes["EMBED_COLUMNS"]), 6),
+        shapes["EMBED_THREADS"],
+    )
+    assert_close(out.array[1:3], window.values, 3e-7)
+    assert_untouched(out.array[[0, 3, 4, 5]])
 
 
 def test_a_wild_token_id_reads_no_other_memory() -> None:

@@ -103,6 +103,16 @@ def test_what_kept_the_display_waiting_is_cut_finer(double: lane.Double) -> None
         assert command_buffers() > usual
 
 
+def test_a_table_of_tokens_larger_than_the_largest_buffer(smollm2: Path, double: lane.Double) -> None:
+    """It is bound in windows of rows; a Mac with little memory has buffers of a few gigabytes at most."""
+    expected = tokens(smollm2)
+    double.set(f"max_buffer={12 << 20}")
+    with load(smollm2) as model:
+        assert model.file.tensors["token_embd.weight"].nbytes > 24 << 20
+        assert len(model.blueprint.layout.windows["token_embd.weight"]) == 3
+        assert model.generate(PROMPT, max_tokens=8).tokens == expected
+
+
 INTERRUPT = "import ctypes; ctypes.CDLL(str(backend.load('metal').__file__)).metal_double_interrupt()"
 
 

@@ -20,7 +20,8 @@ void embed(const Launch& l, uint64_t begin, uint64_t end) {
     const int32_t* tokens = l.buffer<const int32_t>(2);
     for_rows(l, begin, end, l.buffer<const Step>(1)->n_tokens, [&](uint32_t x, uint32_t t) {
         const uint32_t token = uint32_t(tokens[t]) < p.n_vocab ? uint32_t(tokens[t]) : p.n_vocab - 1;
-        const uint8_t* row = l.buffer<const uint8_t>(3) + size_t(token) * p.row_bytes;
+        if (token - p.first >= p.n_rows) return;
+        const uint8_t* row = l.buffer<const uint8_t>(3) + size_t(token - p.first) * p.row_bytes;
         float* out = l.buffer<float>(4) + size_t(t) * p.n_embd;
         const Range groups = piece((p.n_embd + GROUP - 1) / GROUP, x, l.grid[0]);
         for (uint32_t g = groups.begin; g < groups.end; g++) {

@@ -44,7 +44,8 @@ class Blueprint:
         self._info, self._page = info, core.shapes()["KV_PAGE"]
         backend = info["backend"]
         divide_above = tuning.DIVIDE_KEYS_ABOVE.get(backend)
-        self._lowering = Lowering(core, self.config, kv, divide_above, tuning.SPLITS.get(backend, {}))
+        splits = tuning.SPLITS.get(backend, {})
+        self._lowering = Lowering(core, self.config, kv, divide_above, splits, self.layout.windows)
         reaches = sorted({divide_above, *REACHES}) if divide_above is not None else ()
         self._reaches = [*(r for r in reaches if r < self.config.n_ctx), self.config.n_ctx]
         self._plans: dict[tuple[int, str, int], Plan] = {}
@@ -153,7 +154,7 @@ class Blueprint:
     def _refuse_unused(self, plan: Plan) -> None:
         """A tensor that no dispatch reads is part of the model that would be left out: say so, do not guess."""
         operands = (arg.operand for d in plan.dispatches for arg in d.launch.args)
-        used = {operand.name for operand in operands if self.layout.of_file(operand)}
+        used = {self.layout.tensor_of(operand) for operand in operands if self.layout.of_file(operand)}
         unused = sorted(name for name in self.file.tensors.keys() - used if not self._may_be_unused(name))
         if unused:
             shown = ", ".join(map(gguf.plain, unused[:3]))

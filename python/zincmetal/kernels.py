@@ -10,7 +10,7 @@ what :meth:`Lowering._has` decides between.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -81,9 +81,12 @@ class Lowering:
         kv_type: str,
         divide_above: int | None = None,
         tuned: Mapping[str, Split] = MappingProxyType({}),
+        windows: Mapping[str, Sequence[Weight]] = MappingProxyType({}),
     ) -> None:
-        """``divide_above`` and ``tuned`` are the device's, of tuning.DIVIDE_KEYS_ABOVE and SPLITS."""
+        """``divide_above`` and ``tuned`` are the device's, of tuning.DIVIDE_KEYS_ABOVE and SPLITS; ``windows`` has
+        the rows of a tensor, by its name, where they are in several buffers."""
         self.cfg, self.kv_type, self._divide_above, self._tuned = cfg, kv_type, divide_above, tuned
+        self._windows = windows
         self._reach: int | None = None
         self.lacking: frozenset[str] = frozenset()  # kernels that the device does not have
         self._dtype = core.params_dtype
@@ -140,13 +143,32 @@ class Lowering:
     # ---- one method per kind of operation -----------------------------------------------------------------
 
     def _embed(self, op: Op, rows: int) -> list[Launch]:
-        table = _weight(op.reads[2])
-        n_vocab, n_embd = table.shape
-        params = self._params(
-            "EmbedParams", n_embd=n_embd, row_bytes=table.row_bytes, n_vocab=n_vocab, scale=op.attrs["scale"]
-        )
+        step, tokens, table = op.reads
+        n_vocab, n_embd = _weight(table).shape
         grid = (_tiles(n_embd, self._shapes["EMBED_COLUMNS"]), rows, 1)
-        return [self._launch(op, f"embed_{table.type.name}", params, grid, self._shapes["EMBED_THREADS"])]
+        launches = []
+        for first, window in self._in_windows(_weight(table)):
+            params = self._params(
+                "EmbedParams",
+                n_embd=n_embd,
+                row_bytes=window.row_bytes,
+                n_vocab=n_vocab,
+                first=first,
+                n_rows=window.shape[0],
+                scale=op.attrs["scale"],
+            )
+            kernel, part = f"embed_{window.type.name}", replace(op, reads=(step, tokens, window))
+            launches.append(self._launch(part, kernel, params, grid, self._shapes["EMBED_THREADS"]))
+        return launches
+
+    def _in_windows(self, weight: Weight) -> Iterator[tuple[int, Weight]]:
+        """The rows of a matrix as they lie in buffers, each part with the number of its first row."""
+        n, first = weight.shape[0], 0
+        for window in self._windows.get(weight.name, (weight,)):
+            rows = min(window.shape[0], n - first)
+            if rows > 0:
+                yield first, replace(window, shape=(rows, *window.shape[1:]))
+            first += window.shape[0]
 
     def _rms_norm(self, op: Op, rows: int) -> list[Launch]:
         params = self._params("NormParams", n=_value(op.out).width, eps=op.attrs["eps"])
@@ -155,7 +177,22 @@ class Lowering:
     _rms_norm_add = _rms_norm_add_norm = _rms_norm
 
     def _linear(self, op: Op, rows: int) -> list[Launch]:
-        return self._mat_mul(op, "", rows)
+        weight = _weight(op.reads[1])
+        if weight.name not in self._windows:
+            return self._mat_mul(op, "", rows)
+        return [
+            self._products_of(op, weight, window, first, row)
+            for first, window in self._in_windows(weight)
+            for row in range(rows)
+        ]
+
+    def _products_of(self, op: Op, weight: Weight, window: Weight, first: int, row: int) -> Launch:
+        """The products of a window's rows, from ``first`` on, with one row of activations."""
+        m, k = weight.shape
+        part = replace(op, reads=(op.reads[0], window, op.reads[2]))
+        (launch,) = self._mat_mul(part, "", 1)
+        w, x, out = launch.args
+        return replace(launch, args=(w, replace(x, first=row * k), replace(out, first=row * m + first)))
 
     def _linear_add(self, op: Op, rows: int) -> list[Launch]:
         return self._mat_mul(op, "_add", rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from types import ModuleType
 from typing import Any
@@ -20,6 +20,8 @@ from .plan import Region
 from .quants import BF16, F16, F32, by_name, dequantize
 
 ROPE_FREQS, ROPE_FREQS_LOCAL = "rope_freqs", "rope_freqs_local"
+# What plans take in windows of rows where it is larger than a device's largest buffer: a small Mac, a large vocabulary.
+WINDOWED, WINDOW_ROWS = ("token_embd.weight", "output.weight"), 32
 CONVERTED, ALIGN = "converted", 256
 # Tensors that kernels read as float32 alone.
 _VECTOR = re.compile(r"(norm\.weight|\.bias|\.ssm_a|\.ssm_conv1d\.weight)\Z")
@@ -80,7 +82,8 @@ class Layout:
     """Every buffer of a model by name, and the region of every operand.
 
     The file's pages become buffers as they are, ``maps``: one per part, or several overlapping ones where a part
-    is larger than the device's largest buffer, or is copied to memory of its own. The other buffers are allocated:
+    is larger than the device's largest buffer, or is copied to memory of its own. Matrices with a row for each token
+    may be in several of them, as ``windows``. The other buffers are allocated:
     ``sizes`` has their bytes, and ``initial`` makes what some of them hold from the start. Raises DeviceError where
     a tensor is larger than the largest buffer by itself.
     """
@@ -91,11 +94,14 @@ class Layout:
             "pages": lambda: np.arange(sizes["pages"] // 4, dtype=np.uint32)
         }
         self.maps: list[Map] = []
+        #: The matrices that are larger than a buffer, by name: their rows in several.
+        self.windows: dict[str, tuple[Weight, ...]] = {}
         self._weights: dict[str, Weight] = {}
         self._regions: dict[str, Region] = {}
         self._computed: set[Weight] = set()
         for part in range(len(file.parts)):
             self._map_part(file, part, info)
+        self._window_names = {w.name: name for name, windows in self.windows.items() for w in windows}
         self._convert_vectors(file)
         self._add_vector(ROPE_FREQS, cfg.rope.frequencies(cfg.n_rot, _rope_factors(file, cfg)))
         if cfg.rope_local:
@@ -117,8 +123,9 @@ class Layout:
         return Region(operand.name, 0, self.sizes[operand.name])
 
     def _map_part(self, file: gguf.File, part: int, info: dict[str, Any]) -> None:
-        tensors = sorted((t for t in file.tensors.values() if t.part == part), key=lambda t: t.offset)
         max_bytes: int = info["max_buffer_bytes"]
+        whole = sorted((t for t in file.tensors.values() if t.part == part), key=lambda t: t.offset)
+        tensors = [window for t in whole for window in self._windows_of(t, max_bytes - 2 * info["page_bytes"])]
         wanted = max_bytes if info["unified_memory"] else min(UPLOAD_BYTES, max_bytes)
         for start, group in _group(tensors, info["page_bytes"], wanted, max_bytes):
             name = f"weights.{len(self.maps)}"
@@ -126,6 +133,28 @@ class Layout:
             for t in group:
                 self._weights[t.name] = Weight(t.name, t.type, _shape(t))
                 self._regions[t.name] = Region(name, t.offset - start, t.nbytes)
+
+    def _windows_of(self, tensor: gguf.TensorInfo, most: int) -> list[gguf.TensorInfo]:
+        """A tensor; one of those that plans take in windows, and of more than ``most`` bytes, as such.
+
+        They begin at multiples of WINDOW_ROWS rows, which keeps their bytes as aligned as the tensor's.
+        """
+        shape = _shape(tensor)
+        n = most // max(1, tensor.type.row_bytes(shape[-1])) // WINDOW_ROWS * WINDOW_ROWS
+        if tensor.name not in WINDOWED or len(shape) != 2 or tensor.nbytes <= most or n == 0:
+            return [tensor]
+        row_bytes, found = tensor.type.row_bytes(shape[1]), []
+        for first in range(0, shape[0], n):
+            rows = min(n, shape[0] - first)
+            place = {"offset": tensor.offset + first * row_bytes, "nbytes": rows * row_bytes}
+            found.append(replace(tensor, name=f"{tensor.name}, rows from {first}", shape=(rows, shape[1]), **place))
+        self._weights[tensor.name] = Weight(tensor.name, tensor.type, shape)
+        self.windows[tensor.name] = tuple(Weight(t.name, t.type, t.shape) for t in found)
+        return found
+
+    def tensor_of(self, operand: Operand) -> str:
+        """The name of the tensor that an operand is, or is a window of."""
+        return self._window_names.get(operand.name, operand.name)
 
     def _convert_vectors(self, file: gguf.File) -> None:
         """Norms, biases and the like as float32, which kernels read them as: some writers keep them in half precision.

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
@@ -218,7 +218,8 @@ def record(ops: Iterable[Op], rows: int, lowering: Lowering, place: Callable[[Op
         if isinstance(operand, Value):
             at, skipped = offsets[operand.name], 4 * arg.first
             return Region(ARENA, at + skipped, _value_bytes(operand, rows) - skipped)
-        return place(operand)
+        whole = place(operand)
+        return replace(whole, offset=whole.offset + 4 * arg.first, nbytes=whole.nbytes - 4 * arg.first)
 
     regions = [tuple(region(arg) for arg in launch.args) for launch in launches]
     return Plan(rows, tuple(place_barriers(launches, regions)), arena_bytes)
