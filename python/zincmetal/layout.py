@@ -145,9 +145,9 @@ class Layout:
             return [tensor]
         row_bytes, found = tensor.type.row_bytes(shape[1]), []
         for first in range(0, shape[0], n):
-            rows = min(n, shape[0] - first)
-            place = {"offset": tensor.offset + first * row_bytes, "nbytes": rows * row_bytes}
-            found.append(replace(tensor, name=f"{tensor.name}, rows from {first}", shape=(rows, shape[1]), **place))
+            name, rows = f"{tensor.name}, rows from {first}", min(n, shape[0] - first)
+            offset, nbytes = tensor.offset + first * row_bytes, rows * row_bytes
+            found.append(replace(tensor, name=name, shape=(rows, shape[1]), offset=offset, nbytes=nbytes))
         self._weights[tensor.name] = Weight(tensor.name, tensor.type, shape)
         self.windows[tensor.name] = tuple(Weight(t.name, t.type, t.shape) for t in found)
         return found
