@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from zincmetal import watchdog
 from zincmetal.check import machine
 
 ANSWERS = {
@@ -29,7 +30,7 @@ def ask(command: str) -> str:
 
 
 def test_facts_are_read_and_what_the_system_does_not_say_is_left_out(monkeypatch):
-    monkeypatch.delenv(machine.DISPLAY_VARIABLE, raising=False)
+    monkeypatch.delenv(watchdog.VARIABLE, raising=False)
     assert machine.facts("/Users/me/x.gguf", ask) == {
         "chip": "Apple M4 Max",
         "GPU cores": "40",
@@ -40,7 +41,7 @@ def test_facts_are_read_and_what_the_system_does_not_say_is_left_out(monkeypatch
         "Xcode": "26.1",
         "Metal compiler": "Apple metal version 32023.830 (metalfe-32023.830.2)",
         "display attached": "yes",
-        machine.DISPLAY_VARIABLE: "not set",
+        watchdog.VARIABLE: "not set",
         "file system of the model": "apfs",
     }
 
@@ -51,7 +52,7 @@ def test_the_file_system_is_that_of_the_longest_mount(path, kind):
 
 
 def test_a_mac_that_answers_nothing_gives_no_facts_but_the_environment():
-    assert machine.facts("/x", lambda command: "").keys() == {machine.DISPLAY_VARIABLE}
+    assert machine.facts("/x", lambda command: "").keys() == {watchdog.VARIABLE}
 
 
 def test_a_program_that_is_not_there_or_fails_answers_nothing():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import reference_models
+from zincmetal import watchdog
 
 PATH = str(reference_models("llama")[0])
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, or preloads a library")
@@ -189,3 +190,13 @@ def test_memory_may_end_at_any_allocation(threads: str, tmp_path: Path) -> None:
     subprocess.run(["c++", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     done = run(WITHOUT_MEMORY, PATH, threads, LD_PRELOAD=str(library))
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+@pytest.mark.parametrize(("chosen", "value"), [(None, "1 1"), ("0", "0 None")])
+def test_the_driver_of_a_mac_is_asked_for_patience_as_soon_as_the_package_is_imported(chosen, value):
+    """Before another library opens Metal. What a user has set stays."""
+    environment = {k: v for k, v in os.environ.items() if k not in (watchdog.VARIABLE, "ZINCMETAL_RELAXED")}
+    code = f"import zincmetal, os; print(os.environ[{watchdog.VARIABLE!r}], os.environ.get('ZINCMETAL_RELAXED'))"
+    environment |= {} if chosen is None else {watchdog.VARIABLE: chosen}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout.strip() == value

@@ -172,7 +172,7 @@ struct Queue {
 };
 
 // macOS stops what keeps the display waiting, and less readily in a process whose environment says so when its first
-// device is made: zincmetal/backend.py sets that when it is imported, and marks what it has set.
+// device is made: zincmetal/watchdog.py sets that at import, and marks what it has set.
 inline std::string watchdog_words(bool driver_was_there) {
     const char* value = std::getenv("AGX_RELAX_CDM_CTXSTORE_TIMEOUT");
     if (!value) return "as macOS has it: AGX_RELAX_CDM_CTXSTORE_TIMEOUT is not set";

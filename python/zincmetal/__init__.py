@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import watchdog
 from .errors import (
     ChatTemplateError,
     ContextFullError,
@@ -45,6 +46,8 @@ __all__ = [
     "__version__",
     "load",
 ]
+
+watchdog.relax()
 
 # Imported at first use, so that `import zincmetal` costs next to nothing.
 _LAZY = {"Chunk", "Model", "Result", "load"}

@@ -23,19 +23,6 @@ _log = logging.getLogger("zincmetal")
 KERNEL_FOLDER: Path | None = None
 
 
-def _relax_watchdog() -> None:
-    """Ask macOS to stop later what keeps the display waiting: a prompt's work can take seconds.
-
-    The driver reads it when it makes the first device of the process. It is set at import, before there are threads
-    that read the environment; what a user has set stays. The mark says whose choice it is.
-    """
-    if "AGX_RELAX_CDM_CTXSTORE_TIMEOUT" not in os.environ:
-        os.environ["AGX_RELAX_CDM_CTXSTORE_TIMEOUT"] = os.environ["ZINCMETAL_RELAXED"] = "1"
-
-
-_relax_watchdog()
-
-
 def is_built(name: str) -> bool:
     """Whether this installation has the core of that name: a device, or "checked", which the tests use."""
     return importlib.util.find_spec(_MODULES[name]) is not None

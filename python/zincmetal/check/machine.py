@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from .. import watchdog
+
 SECONDS = 20.0  # that a program may take
-DISPLAY_VARIABLE = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT"
 
 Ask = Callable[[str], str]  # a command line to its output, empty where it fails
 
@@ -29,7 +30,7 @@ def facts(file: str | None = None, ask: Ask | None = None) -> dict[str, str]:
         answers = dict(zip(_COMMANDS, pool.map(ask, _COMMANDS), strict=True))
     found = {name: _first(pattern, answers[command]) for name, (command, pattern) in _FACTS.items()}
     found["display attached"] = _yes_no(answers[_DISPLAYS], "IOMobileFramebuffer")
-    found[DISPLAY_VARIABLE] = os.environ.get(DISPLAY_VARIABLE, "not set")
+    found[watchdog.VARIABLE] = os.environ.get(watchdog.VARIABLE, "not set")
     if file:
         found["file system of the model"] = _file_system(file, answers[_MOUNTS])
     return {name: value for name, value in found.items() if value}
