@@ -95,6 +95,15 @@ def test_a_misspelt_option_is_named(model: Any, smollm2: Path) -> None:
         assert m.chat(hello, 1, add_generation_prompt=False, tools=None).prompt_tokens
 
 
+def test_no_memory_for_the_modules_that_are_imported_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*names: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(zincmetal, "import_module", fails)
+    with pytest.raises(OutOfMemoryError, match="no memory to import"):
+        zincmetal.__getattr__("load")
+
+
 def test_a_file_that_changes_is_told(tmp_path: Path) -> None:
     path = Path(shutil.copy(PATH, tmp_path / "model.gguf"))
     with zincmetal.load(path, device="cpu", context=64) as m:

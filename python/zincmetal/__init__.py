@@ -55,7 +55,10 @@ _LAZY = {"Chunk", "Model", "Result", "load"}
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(".model", __name__), name)
+        try:
+            return getattr(import_module(".model", __name__), name)
+        except MemoryError as error:
+            raise OutOfMemoryError("the host has no memory to import zincmetal.model; close other programs") from error
     if name == "__version__":
         from importlib.metadata import version
 
