@@ -120,7 +120,7 @@ class Worker:
     def result(self, event: Mapping[str, Any]) -> Result:
         """A check's result. One that passed, but during which something was printed (by a validation layer), warns."""
         name, status, message, figures = (event[key] for key in ("name", "status", "message", "figures"))
-        if printed := self._remarks():
+        if printed := self._remarks(event.get("printed")):
             figures = {**figures, "stderr": printed}
             if name != "device" and status == PASS:  # layers announce themselves when a device opens
                 status, message = WARN, f"{message}; it printed: {printed}"
@@ -137,9 +137,12 @@ class Worker:
         printed = self._remarks()
         return f"{how}; it printed: {printed}" if printed else how
 
-    def _remarks(self) -> str:
-        """What the process has printed on standard error since this was asked last: the end of it."""
+    def _remarks(self, end: int | None = None) -> str:
+        """What the process has printed on standard error since this was asked last, up to byte ``end``: the end of it.
+
+        The worker says where that is, as it may have begun the next check meanwhile.
+        """
         # The worker writes with this file's own position: what is read is found by place.
-        new = os.pread(self._printed.fileno(), 1 << 24, self._read)
+        new = os.pread(self._printed.fileno(), 1 << 24 if end is None else max(0, end - self._read), self._read)
         self._read += len(new)
         return new.decode(errors="replace").strip()[-LAST_WORDS:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -181,7 +182,14 @@ class Lab:
 
 
 def _event(name: str, outcome: Outcome) -> Event:
-    return {"name": name, "status": outcome.status, "message": outcome.message, "figures": dict(outcome.figures)}
+    sys.stderr.flush()
+    return {
+        "name": name,
+        "status": outcome.status,
+        "message": outcome.message,
+        "figures": dict(outcome.figures),
+        "printed": os.fstat(2).st_size,  # standard error is the runner's file
+    }
 
 
 def _wanted(name: str, patterns: list[str]) -> bool:
