@@ -20,7 +20,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import zincmetal
-from zincmetal.generate import demo_model
+from zincmetal.hub import demo_model
 
 PROMPT = "Once upon a time there was"
 

@@ -23,9 +23,9 @@ from unittest.mock import patch
 import zincmetal
 from roofline import decode
 from tables import table
-from zincmetal import tuning
-from zincmetal.blueprint import Blueprint
-from zincmetal.tuning import Split
+from zincmetal.plan import tuning
+from zincmetal.plan.planner import Blueprint
+from zincmetal.plan.tuning import Split
 
 USUAL, NOISE = "usual", "usual again"
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from zincmetal import backend
+from zincmetal.device import backend
 
 #: Seeds every Lab; set ZINCMETAL_TEST_SEED to the number that a failure printed to see it again.
 SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kernel_lab import POISON, Lab, tiles
 from quant_random import random_blocks
-from zincmetal import quants
+from zincmetal.gguf import quants
 
 Array = NDArray[Any]
 F64 = NDArray[np.float64]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import zincmetal
-from zincmetal import backend
+from zincmetal.device import backend
 
 ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "kernels"
@@ -80,7 +80,8 @@ import numpy as np
 import metal_double_lane
 metal_double_lane.install(Path(sys.argv[1]))
 import zincmetal
-from zincmetal import backend, errors
+from zincmetal import errors
+from zincmetal.device import backend
 double = metal_double_lane.Double()
 """
 

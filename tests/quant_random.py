@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from zincmetal import quants
-from zincmetal.quants import QuantType
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
 
 # Of a type's integer part, uniform over its bit patterns: (what d multiplies has this standard deviation,
 # and the minimum that centres the weights on zero is this many d). Weights are then of variance about 1.

@@ -17,10 +17,10 @@ import zincmetal
 from conftest import DATA, case_name, reference_models
 from vocab_builder import byte_level
 from zincmetal import arguments, config, gguf
-from zincmetal.budget import budget
-from zincmetal.chat import ChatTemplate
 from zincmetal.errors import UnsupportedModelError, UsageError, abbreviate, quote
-from zincmetal.tokenizer import Tokenizer
+from zincmetal.plan.estimate import budget
+from zincmetal.text.chat.template import ChatTemplate
+from zincmetal.text.tokenizer import Tokenizer
 
 INF = math.inf
 HUGE = 10**5000

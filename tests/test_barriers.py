@@ -13,9 +13,9 @@ import pytest
 
 import zincmetal
 from conftest import reference_models
-from zincmetal import backend
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError
-from zincmetal.plan import Dispatch, Plan, ready
+from zincmetal.plan.plan import Dispatch, Plan, ready
 
 pytestmark = pytest.mark.skipif(not backend.is_built("checked"), reason="this installation has no checked core")
 PATH = next(p for p in reference_models("qwen35moe") if "q4k" in p.stem)

@@ -16,12 +16,14 @@ import splits
 import zincmetal
 from costs import Costs
 from products import N_USED, Lab, Loaded, down_mix, gate_up, linear, stack
-from zincmetal import backend, gguf, quants
-from zincmetal.blueprint import Blueprint
+from zincmetal import gguf
+from zincmetal.device import backend
 from zincmetal.errors import UsageError
-from zincmetal.graph import Weight
-from zincmetal.plan import ARENA
-from zincmetal.tuning import Split
+from zincmetal.gguf import quants
+from zincmetal.graph.ops import Weight
+from zincmetal.plan.plan import ARENA
+from zincmetal.plan.planner import Blueprint
+from zincmetal.plan.tuning import Split
 
 Q8_0, Q4_K, Q5_K = quants.Q8_0, quants.Q4_K, quants.Q5_K
 

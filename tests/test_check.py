@@ -14,11 +14,11 @@ import pytest
 
 import zincmetal
 from conftest import DATA
-from zincmetal import backend
 from zincmetal.check import runner, tokens
-from zincmetal.check.__main__ import main
 from zincmetal.check.cases import POISON, cases
 from zincmetal.check.compare import Mismatch, largest_difference, run
+from zincmetal.cli.check import main
+from zincmetal.device import backend
 
 MODEL = DATA / "qwen3-q8_0.gguf"
 FAULTY = Path(__file__).with_name("faulty_worker.py")

@@ -13,11 +13,13 @@ import pytest
 
 import zincmetal
 from conftest import DATA
-from zincmetal import backend, gguf, tuning
-from zincmetal.blueprint import Blueprint
+from zincmetal import gguf
 from zincmetal.check.cases import cases
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError, KernelError, UsageError
-from zincmetal.tuning import Split
+from zincmetal.plan import tuning
+from zincmetal.plan.planner import Blueprint
+from zincmetal.plan.tuning import Split
 
 HYBRID = DATA / "qwen35moe-q4k-q5k-q8.gguf"
 # Between them every fusion and kind of layer.

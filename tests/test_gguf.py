@@ -14,8 +14,9 @@ import pytest
 
 import gguf_builder as b
 from quant_random import random_blocks
-from zincmetal import gguf, quants
+from zincmetal import gguf
 from zincmetal.errors import GGUFError, UsageError
+from zincmetal.gguf import quants
 
 SEED = secrets.randbits(32)
 

@@ -14,9 +14,9 @@ import pytest
 
 import zincmetal
 from conftest import reference_models
-from zincmetal.blueprint import Blueprint
 from zincmetal.errors import ContextFullError, DeviceError, UsageError
-from zincmetal.tuning import DIVIDE_KEYS_ABOVE
+from zincmetal.plan.planner import Blueprint
+from zincmetal.plan.tuning import DIVIDE_KEYS_ABOVE
 
 PATH = reference_models("llama")[0]
 PROMPT = [5, 6, 7]
@@ -171,7 +171,7 @@ FAILING = """
 import resource
 import sys
 import numpy as np
-from zincmetal import backend
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError
 
 core, device = backend.open_device("cpu", int(sys.argv[1]))

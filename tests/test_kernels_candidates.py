@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kernel_lab import MSL, Guarded, Lab, every_lane, tiles
-from zincmetal import backend
+from zincmetal.device import backend
 
 F32 = NDArray[np.float32]
 DTYPE = backend.load("cpu").params_dtype("Candidates")

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from kernel_lab import MSL, Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
 from quant_random import random_blocks
-from zincmetal import quants
-from zincmetal.quants import QuantType
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
 
 F64 = NDArray[np.float64]
 

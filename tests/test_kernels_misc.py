@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kernel_lab import Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
 from kv_cache import ALIGN, KV_TYPES, Array, Pages, decoded, holds, poisoned
 from test_kernels_matmul import gelu, silu
-from zincmetal import quants
+from zincmetal.gguf import quants
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from kernel_lab import MSL, Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
 from quant_random import random_blocks
 from test_kernels_matmul import TOLERANCE, WEIGHT_ALIGN, block_of, gated, silu
-from zincmetal import quants
-from zincmetal.quants import QuantType
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -10,8 +10,8 @@ from kernel_lab import MSL, Guarded, Lab, assert_close, assert_untouched, every_
 from quant_random import random_blocks
 from test_kernels_matmul import TOLERANCE, WEIGHT_ALIGN, Weights, gated
 from test_kernels_moe_mm import TYPES, every_type
-from zincmetal import quants
-from zincmetal.quants import QuantType
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
 
 F64 = NDArray[np.float64]
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from kernel_lab import Guarded, Lab, assert_close, every_lane, tiles
 from test_kernels_matmul import TOLERANCE, Weights, every_type, gated
-from zincmetal import quants
-from zincmetal.quants import QuantType
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
 
 F64 = NDArray[np.float64]
 

@@ -15,11 +15,15 @@ import pytest
 import synthetic
 import zincmetal
 from conftest import DATA, reference_models
-from zincmetal import backend, engine, gguf, layout, report
-from zincmetal.blueprint import PREFILL_ROWS, Blueprint, plan_rows
-from zincmetal.budget import LIMIT, MemoryPlan
+from zincmetal import gguf
+from zincmetal.cli import plan as report
+from zincmetal.device import backend
+from zincmetal.engine import engine
 from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
-from zincmetal.layout import UPLOAD_BYTES
+from zincmetal.plan import addresses as layout
+from zincmetal.plan.addresses import UPLOAD_BYTES
+from zincmetal.plan.estimate import LIMIT, MemoryPlan
+from zincmetal.plan.planner import PREFILL_ROWS, Blueprint, plan_rows
 
 PATH = reference_models("qwen3")[0]
 SEED = secrets.randbits(32)

@@ -13,9 +13,10 @@ import pytest
 import gguf_builder as b
 from conftest import DATA
 from tiny_dense import Tiny
-from zincmetal import config, gguf, keys
+from zincmetal import config, gguf
 from zincmetal.errors import GGUFError, UnsupportedModelError
-from zincmetal.keys import ACTIVATIONS, IRRELEVANT, IRRELEVANT_PREFIXES, NEUTRAL, SPELLINGS, USUAL_ACTIVATION
+from zincmetal.gguf import metadata as keys
+from zincmetal.gguf.metadata import ACTIVATIONS, IRRELEVANT, IRRELEVANT_PREFIXES, NEUTRAL, SPELLINGS, USUAL_ACTIVATION
 
 DOCS = Path(__file__).parents[1] / "docs" / "metadata.md"
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")

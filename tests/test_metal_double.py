@@ -16,7 +16,7 @@ import pytest
 import metal_double_lane as lane
 import zincmetal
 from conftest import DATA
-from zincmetal import backend
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError
 
 MODELS = sorted(DATA.glob("*.gguf"))

@@ -18,9 +18,9 @@ import zincmetal
 from conftest import DATA
 from test_fallback import has_other
 from test_metal_double import built
-from zincmetal import backend
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError, KernelError, OutOfMemoryError
-from zincmetal.tuning import DIVIDE_KEYS_ABOVE
+from zincmetal.plan.tuning import DIVIDE_KEYS_ABOVE
 
 MODEL = DATA / "qwen2-q8_0.gguf"
 HYBRID = DATA / "qwen35moe-q4k-q5k-q8.gguf"

@@ -14,7 +14,7 @@ import metal_double_lane as lane
 import zincmetal
 from conftest import DATA
 from test_metal_double import built
-from zincmetal import backend
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError, UsageError
 
 MODEL = DATA / "qwen2-q8_0.gguf"

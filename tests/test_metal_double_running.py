@@ -13,7 +13,7 @@ import metal_double_lane as lane
 import zincmetal
 from conftest import DATA
 from test_metal_double import built
-from zincmetal import backend
+from zincmetal.device import backend
 
 MODEL = DATA / "qwen2-q8_0.gguf"
 HYBRID = DATA / "qwen35moe-q4k-q5k-q8.gguf"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from zincmetal import backend
+from zincmetal.device import backend
 
 ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "kernels"

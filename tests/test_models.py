@@ -10,11 +10,12 @@ import pytest
 
 import zincmetal
 from conftest import DATA, reference_models
-from zincmetal import backend, config, gguf
-from zincmetal.blueprint import Blueprint
-from zincmetal.engine import Model
+from zincmetal import config, gguf
+from zincmetal.api.model import Model
+from zincmetal.device import backend
 from zincmetal.errors import UsageError
-from zincmetal.layout import buffer_sizes
+from zincmetal.plan.addresses import buffer_sizes
+from zincmetal.plan.planner import Blueprint
 
 ARCHITECTURES = ("gemma3", "llama", "qwen2", "qwen3", "qwen35", "qwen35moe", "qwen3moe")
 REFERENCE = reference_models(*ARCHITECTURES)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from msl_probes import FLOAT_REFERENCE, Array, FloatType, bfloat_value, integer_reference, operations, run
-from zincmetal import backend
+from zincmetal.device import backend
 
 pytestmark = pytest.mark.skipif(not backend.is_built("checked"), reason="needs a build with ZINCMETAL_CHECKED=ON")
 SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))

@@ -24,7 +24,7 @@ from test_kernels_moe_mm import MoeMm, Route, random_route, run_moe_mix
 from test_kernels_moe_mv import run_mix, run_moe_mv, shared_types
 from test_kernels_mul_mv import Stack
 from test_kernels_ssm import CLASSES, SHAPES, Layer
-from zincmetal import quants
+from zincmetal.gguf import quants
 
 HERE = Path(__file__).parent
 TYPES = [t.name for t in quants.SUPPORTED]

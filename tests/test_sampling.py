@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 import zincmetal
 from conftest import reference_models
-from zincmetal import sampling
-from zincmetal.candidates import N_CANDIDATES, Adjusted, Ranking, StepLogits, Totals
+from zincmetal.device.buffers import Memory
 from zincmetal.errors import DeviceError, UsageError
-from zincmetal.memory import Memory
-from zincmetal.sampling import Sampler, SamplingParams
+from zincmetal.sampling import sampler as sampling
+from zincmetal.sampling.logits import N_CANDIDATES, Adjusted, Ranking, StepLogits, Totals
+from zincmetal.sampling.sampler import Sampler, SamplingParams
 
 INF = float("inf")
 
@@ -272,7 +272,7 @@ def test_any_number_of_candidates_gives_the_same_tokens(case, n_candidates, wide
     logits, history, options = case
     want = tokens_of(StepLogits.of(logits), history, options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zincmetal.candidates.WIDER", wider)
+        patch.setattr("zincmetal.sampling.logits.WIDER", wider)
         for n in (1, n_candidates):
             assert tokens_of(Fewer.with_candidates(logits, n), history, options) == want
 

@@ -9,7 +9,7 @@ import pytest
 
 import zincmetal
 from conftest import reference_models
-from zincmetal.engine import Model
+from zincmetal.api.model import Model
 from zincmetal.errors import ContextFullError, OutOfMemoryError, UsageError
 
 PATHS = [p for p in reference_models("llama", "qwen35", "qwen35moe") if "q5k-q6k" not in p.stem]

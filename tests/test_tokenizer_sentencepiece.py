@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vocab_builder import NORMAL, UNUSED, USER_DEFINED, byte_level, id_of, sentencepiece, texts_of
-from zincmetal.tokenizer import Tokenizer
+from zincmetal.text.tokenizer import Tokenizer
 
 # Vocabularies of random pieces with equal scores, unused and user-defined ones, with and without bytes and a prefix:
 # made by chance, and the ids those that the sentencepiece package gives.

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from zincmetal import backend, gguf, tuning
-from zincmetal.blueprint import Blueprint
+from zincmetal import gguf
 from zincmetal.check.cases import cases
-from zincmetal.graph import Weight
-from zincmetal.tuning import SPLITS, Split
+from zincmetal.device import backend
+from zincmetal.graph.ops import Weight
+from zincmetal.plan import tuning
+from zincmetal.plan.planner import Blueprint
+from zincmetal.plan.tuning import SPLITS, Split
 
 FILE = Path(__file__).parent / "data" / "qwen35moe-q4k-q5k-q8.gguf"
 

@@ -15,14 +15,14 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import tuning
 from ..config import EXPERT_CLASSES, HEAD_CLASSES, SSM_CLASSES, Experts, ModelConfig, Rope, Ssm
-from ..fuse import UNBATCHED, fuse, fuse_glu
-from ..graph import CANDIDATES, KV_CACHES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
-from ..kernels import Launch, Lowering
-from ..layout import KV_TYPES, buffer_sizes
-from ..quants import F32, Q8_0, SUPPORTED, QuantType, by_name, dequantize
-from ..tuning import Split
+from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name, dequantize
+from ..graph.fuse import UNBATCHED, fuse, fuse_glu
+from ..graph.ops import CANDIDATES, KV_CACHES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
+from ..plan import tuning
+from ..plan.addresses import KV_TYPES, buffer_sizes
+from ..plan.lowering import Launch, Lowering
+from ..plan.tuning import Split
 
 Bytes = NDArray[np.uint8]
 
