@@ -109,7 +109,7 @@ def test_a_table_of_tokens_larger_than_the_largest_buffer(smollm2: Path, double:
     double.set(f"max_buffer={12 << 20}")
     with load(smollm2) as model:
         assert model.file.tensors["token_embd.weight"].nbytes > 24 << 20
-        assert len(model.blueprint.layout.windows["token_embd.weight"]) == 3
+        assert len(model.planner.addresses.windows["token_embd.weight"]) == 3
         assert model.generate(PROMPT, max_tokens=8).tokens == expected
 
 

@@ -15,7 +15,7 @@ from zincmetal.api.model import Model
 from zincmetal.device import backend
 from zincmetal.errors import UsageError
 from zincmetal.plan.addresses import buffer_sizes
-from zincmetal.plan.planner import Blueprint
+from zincmetal.plan.planner import Planner
 
 ARCHITECTURES = ("gemma3", "llama", "qwen2", "qwen3", "qwen35", "qwen35moe", "qwen3moe")
 REFERENCE = reference_models(*ARCHITECTURES)
@@ -76,7 +76,7 @@ def test_attention_split_over_its_keys_is_the_same(path, monkeypatch):
     ids = (np.arange(300) * 37 % 256).tolist()
     with load(path, "native", monkeypatch, context=2048) as model:
         gpu = {**model.device.info, "backend": "metal"}
-        plan = Blueprint(model.file, model.core, gpu, 2048).plan(1)
+        plan = Planner(model.file, model.core, gpu, 2048).plan(1)
         assert plan.hazards() == []
         merges = sum(d.launch.kernel == "attention_merge" for d in plan.dispatches)
         assert merges == model.config.windows.count(0)

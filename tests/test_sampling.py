@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import zincmetal
 from conftest import reference_models
-from zincmetal.device.buffers import Memory
+from zincmetal.device.buffers import Buffers
 from zincmetal.errors import DeviceError, UsageError
 from zincmetal.sampling import sampler as sampling
 from zincmetal.sampling.logits import N_CANDIDATES, Adjusted, Ranking, StepLogits, Totals
@@ -360,7 +360,7 @@ def test_logits_that_the_host_does_not_see_come_in_few_copies(n, most):
     rng = np.random.default_rng()
     logits = rng.standard_normal(3000).astype(np.float32)
     buffer = CountedBuffer(np.concatenate([logits, np.full(5000, np.nan, np.float32)]))
-    memory = Memory.__new__(Memory)
+    memory = Buffers.__new__(Buffers)
     memory._buffers = {"logits": buffer}
     ids = np.sort(rng.choice(3000, n, replace=False))
     assert (memory.indexable("logits")[ids] == logits[ids]).all()

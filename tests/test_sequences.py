@@ -154,7 +154,7 @@ def test_a_refused_snapshot_leaves_the_sequence_alone():
 
 def test_a_fork_that_does_not_fit_is_refused(monkeypatch):
     with load(PATHS[-1]) as model:
-        plan = model.blueprint.memory()
+        plan = model.planner.memory()
         monkeypatch.setenv("ZINCMETAL_MEMORY_LIMIT", str(plan.total + 1000))
         with pytest.raises(OutOfMemoryError, match="2 sequences of 192 tokens need"):
             model.fork()

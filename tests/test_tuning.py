@@ -11,7 +11,7 @@ from zincmetal.check.cases import cases
 from zincmetal.device import backend
 from zincmetal.graph.ops import Weight
 from zincmetal.plan import tuning
-from zincmetal.plan.planner import Blueprint
+from zincmetal.plan.planner import Planner
 from zincmetal.plan.tuning import SPLITS, Split
 
 FILE = Path(__file__).parent / "data" / "qwen35moe-q4k-q5k-q8.gguf"
@@ -26,7 +26,7 @@ def decode_launches(device, monkeypatch, splits):
     """The launches of a decode step, as a device with these splits has them."""
     monkeypatch.setattr(tuning, "SPLITS", {"cpu": splits})
     with gguf.open(FILE) as file:
-        return [d.launch for d in Blueprint(file, backend.load("cpu"), device.info, 256).plan(1).dispatches]
+        return [d.launch for d in Planner(file, backend.load("cpu"), device.info, 256).plan(1).dispatches]
 
 
 @pytest.mark.parametrize("name", backend.DEVICES)

@@ -11,9 +11,9 @@ from typing import Any
 from .. import gguf
 from ..device import backend
 from ..plan.addresses import KV_TYPES
-from ..plan.estimate import MemoryPlan, in_units
+from ..plan.estimate import MemoryEstimate, in_units
 from ..plan.plan import Plan
-from ..plan.planner import Blueprint, plan_rows
+from ..plan.planner import Planner, plan_rows
 from .arguments import Parser, integer, positive
 from .output import command, print_json
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     core, device = backend.open_device(args.device)
     info = device.info
     with gguf.open(args.file) as file:
-        model = Blueprint(file, core, info, args.context, args.kv)
+        model = Planner(file, core, info, args.context, args.kv)
         memory = model.memory()
         token = Token(model.plan(1), model.kv_read())
     if args.json:
@@ -101,7 +101,7 @@ class Token:
             yield f"{bandwidth:g} GB/s allow {empty:.1f} tokens/s at the start of the context, {full:.1f} at its end"
 
 
-def _memory(memory: MemoryPlan) -> dict[str, Any]:
+def _memory(memory: MemoryEstimate) -> dict[str, Any]:
     """For ``--json``: bytes, unless the name says otherwise."""
     return {
         "weights": memory.weights,
@@ -118,7 +118,7 @@ def _memory(memory: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def _memory_lines(memory: MemoryPlan, kv: str) -> Iterator[str]:
+def _memory_lines(memory: MemoryEstimate, kv: str) -> Iterator[str]:
     def line(name: str, nbytes: int, note: str = "") -> str:
         return f"  {name:<22}{nbytes:>18,}  {note}".rstrip()
 
@@ -136,7 +136,7 @@ def _memory_lines(memory: MemoryPlan, kv: str) -> Iterator[str]:
     yield line("largest context", memory.largest_context, "tokens")
 
 
-def _arenas(memory: MemoryPlan) -> dict[int, int]:
+def _arenas(memory: MemoryEstimate) -> dict[int, int]:
     """Of the plans that prompts of this context need."""
     return {rows: memory.arena[rows] for rows in plan_rows(memory.n_ctx)}
 

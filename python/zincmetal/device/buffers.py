@@ -9,19 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import gguf
-from ..plan.addresses import Layout
+from ..plan.addresses import AddressMap
 
 if TYPE_CHECKING:
     from .. import _core
 
 
-Buffers: TypeAlias = "dict[str, _core.Buffer]"
+NamedBuffers: TypeAlias = "dict[str, _core.Buffer]"
 Progress: TypeAlias = Callable[[int, int], None]
 FEW = 16  # floats that are copied one by one: for more, one copy of all between them is quicker
 PIECE = 64 << 20  # bytes that are read between two words about progress
 
 
-def map_weights(device: _core.Device, file: gguf.File, layout: Layout, progress: Progress | None = None) -> Buffers:
+def map_weights(
+    device: _core.Device, file: gguf.File, addresses: AddressMap, progress: Progress | None = None
+) -> NamedBuffers:
     """The file's pages as buffers, by name; a device with memory of its own copies them.
 
     A GPU that shares the host's memory would wait for every page in its first command buffer: for it they are
@@ -30,8 +32,8 @@ def map_weights(device: _core.Device, file: gguf.File, layout: Layout, progress:
     """
     buffers = {}
     reads_pages = device.info["backend"] == "metal"
-    done, total = 0, sum(m.nbytes for m in layout.maps)
-    for m in layout.maps:
+    done, total = 0, sum(m.nbytes for m in addresses.maps)
+    for m in addresses.maps:
         if progress:
             progress(done, total)
         mapped = file.parts[m.part].mmap
@@ -46,16 +48,16 @@ def map_weights(device: _core.Device, file: gguf.File, layout: Layout, progress:
     return buffers
 
 
-class Memory:
+class Buffers:
     """The buffers of one sequence on a device, beside the weights, which it may share with others.
 
     Raises DeviceError where the device refuses one.
     """
 
-    def __init__(self, device: _core.Device, weights: Buffers, layout: Layout) -> None:
-        self._device, self._sizes = device, layout.sizes
+    def __init__(self, device: _core.Device, weights: NamedBuffers, addresses: AddressMap) -> None:
+        self._device, self._sizes = device, addresses.sizes
         self._buffers = dict(weights)
-        for name, values in layout.initial.items():
+        for name, values in addresses.initial.items():
             self.buffer(name).write(values())
 
     def buffer(self, name: str) -> _core.Buffer:

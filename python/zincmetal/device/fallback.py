@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import DeviceError, KernelError
 from ..plan.lowering import RANKING
 from ..plan.plan import Plan
-from ..plan.planner import Blueprint
+from ..plan.planner import Planner
 
 if TYPE_CHECKING:
     from .. import _core
@@ -24,7 +24,7 @@ Compiled = TypeVar("Compiled")
 
 
 @dataclass
-class Fallbacks:
+class KernelFallbacks:
     """What a device refuses to make, in its ``words``, and what does the same ``instead``, both by kernel."""
 
     device: _core.Device
@@ -32,13 +32,13 @@ class Fallbacks:
     instead: dict[str, list[str]] = field(default_factory=dict)
 
     def compile(
-        self, blueprint: Blueprint, plan: Callable[[], Plan], compiled: Callable[[Plan], Compiled]
+        self, planner: Planner, plan: Callable[[], Plan], compiled: Callable[[Plan], Compiled]
     ) -> tuple[Plan, Compiled]:
-        """``plan()`` of the blueprint, ``compiled``; of general kernels where the device refuses special ones.
+        """``plan()`` of the planner, ``compiled``; of general kernels where the device refuses special ones.
 
         Raises KernelError where it refuses one that has no other, and what ``compiled`` raises for other reasons.
         """
-        known = blueprint.lacking
+        known = planner.lacking
         while True:
             wanted = plan()
             try:
@@ -46,15 +46,15 @@ class Fallbacks:
             except DeviceError as error:
                 refused = _refused(self.device, wanted)
                 self.words |= refused
-                if not refused.keys() <= blueprint.lacking:
-                    blueprint.lacking |= refused.keys()
+                if not refused.keys() <= planner.lacking:
+                    planner.lacking |= refused.keys()
                     continue
-                blueprint.lacking = known
+                planner.lacking = known
                 if refused:
                     raise KernelError(str(error), tuple(refused)) from error
                 raise
             self.use(wanted.replaced())
-            self.use(dict.fromkeys(blueprint.lacking.intersection(RANKING), ("the host's ranking of all logits",)))
+            self.use(dict.fromkeys(planner.lacking.intersection(RANKING), ("the host's ranking of all logits",)))
             return wanted, result
 
     def use(self, replaced: Mapping[str, Sequence[str]]) -> None:

@@ -2,7 +2,7 @@
 devices that cannot make these kernels.
 
 Correct and slow: every product of experts is a command buffer of its own, and another runs what stands before it,
-because the host must know the chosen experts. :class:`RoutedPlan` counts them.
+because the host must know the chosen experts. :class:`HostRoutedPlan` counts them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..plan.plan import Dispatch, Plan, ready
 if TYPE_CHECKING:
     from .. import _core
 
-Buffers: TypeAlias = "Callable[[str], _core.Buffer]"
+NamedBuffers: TypeAlias = "Callable[[str], _core.Buffer]"
 
 
 @dataclass
@@ -34,14 +34,14 @@ class Counters:
     dispatches: int = 0
 
 
-class RoutedPlan:
+class HostRoutedPlan:
     """A plan compiled in parts, with the products of experts between them.
 
     ``why`` names the first tensor, or the kernels, that made this necessary.
     """
 
     def __init__(
-        self, core: ModuleType, device: _core.Device, plan: Plan, buffers: Buffers, counters: Counters
+        self, core: ModuleType, device: _core.Device, plan: Plan, buffers: NamedBuffers, counters: Counters
     ) -> None:
         self._core, self._device, self._buffers = core, device, buffers
         for kernel in dict.fromkeys(d.launch.kernel for d in plan.dispatches):
@@ -95,13 +95,13 @@ class RoutedPlan:
             yield ready(replace(d, regions=regions, barrier=False), self._buffers)
 
 
-Compiled: TypeAlias = "_core.Plan | RoutedPlan"
+Compiled: TypeAlias = "_core.Plan | HostRoutedPlan"
 
 
-def compiled(core: ModuleType, device: _core.Device, plan: Plan, buffers: Buffers, counters: Counters) -> Compiled:
+def compiled(core: ModuleType, device: _core.Device, plan: Plan, buffers: NamedBuffers, counters: Counters) -> Compiled:
     """A plan on a device; ``buffers`` maps the names in regions to device memory."""
     if any(d.launch.routed for d in plan.dispatches):
-        return RoutedPlan(core, device, plan, buffers, counters)
+        return HostRoutedPlan(core, device, plan, buffers, counters)
     return plan.compile(core, device, buffers)
 
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from .. import arguments, gguf
 from ..device import backend
-from ..device.buffers import Memory, Progress, map_weights
-from ..device.fallback import Fallbacks
-from ..device.host_routed import Compiled, Counters, RoutedPlan, compiled
+from ..device.buffers import Buffers, Progress, map_weights
+from ..device.fallback import KernelFallbacks
+from ..device.host_routed import Compiled, Counters, HostRoutedPlan, compiled
 from ..errors import ContextFullError, DeviceError, KernelError, UsageError, ZincError, abbreviate, typed_errors
 from ..plan.addresses import KV_TYPES
 from ..plan.plan import ARENA, Dispatch, Plan, ready
-from ..plan.planner import HEADS, LOGITS_ROWS, PREFILL_ROWS, Blueprint
+from ..plan.planner import HEADS, LOGITS_ROWS, PREFILL_ROWS, Planner
 from ..sampling.logits import StepLogits
 from ..sampling.sampler import Sampler
 from . import snapshot
@@ -63,17 +63,17 @@ class Engine:
         self._kv = kv
         self.file = file
         self.core, self.device = backend.open_device(device, threads)
-        self.blueprint = Blueprint(file, self.core, self.device.info, context, kv)
-        self.blueprint.check_memory()
-        self.config = self.blueprint.config
-        self._fallbacks = Fallbacks(self.device)
-        self._weights = map_weights(self.device, file, self.blueprint.layout, progress)
+        self.planner = Planner(file, self.core, self.device.info, context, kv)
+        self.planner.check_memory()
+        self.config = self.planner.config
+        self._fallbacks = KernelFallbacks(self.device)
+        self._weights = map_weights(self.device, file, self.planner.addresses, progress)
         self._family: weakref.WeakSet[Engine] = weakref.WeakSet()  # they share the file and the weights
         self._begin()
 
     def _begin(self) -> None:
         """What a model does not share with its forks: a sequence, its memory, and plans that use it."""
-        self._memory = Memory(self.device, self._weights, self.blueprint.layout)
+        self._memory = Buffers(self.device, self._weights, self.planner.addresses)
         self._memory.alloc(ARENA, 1)
         self._plans: dict[tuple[int, str, int], tuple[Plan, Compiled]] = {}
         self._sequence: list[int] = []
@@ -88,7 +88,7 @@ class Engine:
         self._family.add(self)
         _ENGINES.add(self)
         decode = self._recorded(1, "argmax")[1]
-        self._why_routed = decode.why if isinstance(decode, RoutedPlan) else None
+        self._why_routed = decode.why if isinstance(decode, HostRoutedPlan) else None
         self._ahead = bool(self.device.info["asynchronous"]) and not self._why_routed
         if self._why_routed:
             message = "%s: its experts are routed by the host, which is slow"
@@ -124,7 +124,7 @@ class Engine:
     def save(self) -> Snapshot:
         """A copy of the sequence and its state in host memory, for :meth:`restore`."""
         with Turn(self):
-            return snapshot.take(self._memory, self.blueprint.layout, self._page, self._sequence)
+            return snapshot.take(self._memory, self.planner.addresses, self._page, self._sequence)
 
     @typed_errors
     def restore(self, saved: Snapshot) -> None:
@@ -141,9 +141,9 @@ class Engine:
                     f"the snapshot has {len(saved.tokens)} tokens and the context {self.config.n_ctx}; "
                     f"load the model with a larger context"
                 )
-            snapshot.check(self._memory, self.blueprint.layout, self._page, saved)
+            snapshot.check(self._memory, self.planner.addresses, self._page, saved)
             self._rewind(0)
-            snapshot.put(self._memory, self.blueprint.layout, self._page, saved)
+            snapshot.put(self._memory, self.planner.addresses, self._page, saved)
             self.session.resume(len(saved.tokens))
             self._sequence = list(saved.tokens)
 
@@ -154,7 +154,7 @@ class Engine:
         Raises OutOfMemoryError where one more sequence does not fit.
         """
         saved = self.save()
-        self.blueprint.check_memory(sequences=len(self._family) + 1)
+        self.planner.check_memory(sequences=len(self._family) + 1)
         twin = copy.copy(self)
         twin._begin()
         twin.restore(saved)
@@ -189,7 +189,7 @@ class Engine:
             plan, compiled = self._recorded(chunk_rows(len(ids))[0], "argmax", position)
             if plan.rows < len(ids):
                 raise UsageError("this device cannot make kernels of steps of many tokens: time one token")
-            if isinstance(compiled, RoutedPlan):
+            if isinstance(compiled, HostRoutedPlan):
                 raise UsageError(f"{compiled.why}: the host routes this model's experts between its dispatches")
             self._write_step(ids, position)
             dispatches = [ready(d, self._memory.buffer) for d in plan.dispatches]
@@ -255,10 +255,10 @@ class Engine:
         if self._unusable is not None:
             self.check_usable()
         compiled = self._recorded(1, head)[1]
-        if isinstance(compiled, RoutedPlan):
+        if isinstance(compiled, HostRoutedPlan):
             return self._run([token], 1, head)
         # A step ahead runs by this step's plan.
-        reach, length = self.blueprint.reach, self.session.length
+        reach, length = self.planner.reach, self.session.length
         ahead = ahead and reach(length + 2) == reach(length + 1)
         try:
             best: int = self.core.decode_step(self.session, compiled, token, ahead)
@@ -274,12 +274,12 @@ class Engine:
         if plan.rows < rows:
             return [self._run([token], 1, head) for token in ids][-1]
         try:
-            if isinstance(compiled, RoutedPlan):
+            if isinstance(compiled, HostRoutedPlan):
                 best = compiled.step(self.session, array)
             else:
                 best = self.core.prefill_step(self.session, compiled, array)
         except BaseException:
-            self._forget_states(isinstance(compiled, RoutedPlan))
+            self._forget_states(isinstance(compiled, HostRoutedPlan))
             raise
         self._sequence += ids
         return best
@@ -309,7 +309,7 @@ class Engine:
 
     def _sample(self, sampler: Sampler) -> int:
         """The token that follows the sequence, from what a step with the head "candidates" left."""
-        if self.blueprint.ranked_by_host:
+        if self.planner.ranked_by_host:
             step = StepLogits.of(self._last_logits())
         else:
             candidates = self._memory.records("candidates", self.core.params_dtype("Candidates"))
@@ -327,14 +327,14 @@ class Engine:
         It is one for a single token where the device cannot make what many of them take.
         """
         end = 1 + (self.session.length if position is None else position)
-        reach = self.blueprint.reach(min(end, self.config.n_ctx)) if rows == 1 else self.config.n_ctx
+        reach = self.planner.reach(min(end, self.config.n_ctx)) if rows == 1 else self.config.n_ctx
         key = (rows, head, reach)
         if key not in self._plans:
             if head == "all":
                 self._grow("logits", 4 * rows * self.config.n_vocab)
             try:
                 made = self._fallbacks.compile(
-                    self.blueprint, lambda: self.blueprint.plan(rows, head, reach), self._compile
+                    self.planner, lambda: self.planner.plan(rows, head, reach), self._compile
                 )
             except KernelError as error:
                 if rows == 1:
@@ -399,7 +399,7 @@ class Engine:
 
     def not_finite(self, words: str = NOT_FINITE) -> DeviceError:
         """What to raise where logits are not finite: with the remedy, where the K/V caches show one."""
-        layers = snapshot.overflowed(self._memory, self.blueprint.layout, self._page, self.session.length, self._kv)
+        layers = snapshot.overflowed(self._memory, self.planner.addresses, self._page, self.session.length, self._kv)
         if not layers:
             return DeviceError(words)
         return DeviceError(

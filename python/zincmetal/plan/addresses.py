@@ -94,7 +94,7 @@ class Map:
     nbytes: int
 
 
-class Layout:
+class AddressMap:
     """Every buffer of a model by name, and the region of every operand.
 
     The file's pages become buffers as they are, ``maps``: one per part, or several overlapping ones where a part

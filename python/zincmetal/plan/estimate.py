@@ -28,7 +28,7 @@ def budget(info: Mapping[str, Any]) -> int:
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class MemoryEstimate:
     """Bytes of everything that one sequence of ``n_ctx`` tokens needs, against ``budget``.
 
     ``weights`` by quant type, mapped from the file; ``kv_page`` is what ``page`` positions take in all caches;

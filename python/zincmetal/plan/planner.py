@@ -14,8 +14,8 @@ from ..graph import fuse
 from ..graph.builder import Graph
 from ..graph.ops import KV_CACHES, LOGITS, RECURRENT, Op, Operand
 from . import tuning
-from .addresses import Layout, Region, buffer_sizes
-from .estimate import MemoryPlan, budget
+from .addresses import AddressMap, Region, buffer_sizes
+from .estimate import MemoryEstimate, budget
 from .lowering import Lowering
 from .plan import Plan, record
 
@@ -30,7 +30,7 @@ HEADS = ("argmax", "candidates", "all")
 LOGITS_ROWS = 64  # rows whose logits are computed at once where all are wanted
 
 
-class Blueprint:
+class Planner:
     """What a file asks of a device. Needs the compiled core's sizes and the device's ``info``, and no memory of it.
 
     Raises GGUFError and UnsupportedModelError for a file that cannot be run, DeviceError for a tensor that is
@@ -43,12 +43,12 @@ class Blueprint:
         self.file = file
         self._build = models.get(file.require("general.architecture", str))
         self.config = config.from_file(file, context)
-        self.layout = Layout(file, self.config, buffer_sizes(self.config, core, kv, max(PREFILL_ROWS)), info)
+        self.addresses = AddressMap(file, self.config, buffer_sizes(self.config, core, kv, max(PREFILL_ROWS)), info)
         self._info, self._page = info, core.shapes()["KV_PAGE"]
         backend = info["backend"]
         divide_above = tuning.DIVIDE_KEYS_ABOVE.get(backend)
         splits = tuning.SPLITS.get(backend, {})
-        self._lowering = Lowering(core, self.config, kv, divide_above, splits, self.layout.windows)
+        self._lowering = Lowering(core, self.config, kv, divide_above, splits, self.addresses.windows)
         reaches = sorted({divide_above, *REACHES}) if divide_above is not None else ()
         self._reaches = [*(r for r in reaches if r < self.config.n_ctx), self.config.n_ctx]
         self._plans: dict[tuple[int, str, int], Plan] = {}
@@ -82,7 +82,7 @@ class Blueprint:
             logits = Region(LOGITS.name, 0, 4 * self.config.n_vocab * (rows if head == "all" else 1))
 
             def place(operand: Operand) -> Region:
-                return logits if operand == LOGITS else self.layout.place(operand)
+                return logits if operand == LOGITS else self.addresses.place(operand)
 
             self._plans[key] = record(self._ops(rows, head), rows, self._lowering.within(reach), place)
         return self._plans[key]
@@ -93,9 +93,9 @@ class Blueprint:
         if not self.memory(needed).fits(sequences):
             self.memory().check(sequences)
 
-    def memory(self, rows: Iterable[int] = (1, *PREFILL_ROWS)) -> MemoryPlan:
+    def memory(self, rows: Iterable[int] = (1, *PREFILL_ROWS)) -> MemoryEstimate:
         """What a sequence needs in all, with plans of these numbers of rows: the largest that it needs among them."""
-        cfg, sizes = self.config, self.layout.sizes
+        cfg, sizes = self.config, self.addresses.sizes
         kinds = Counter[str]()
         for name, nbytes in sizes.items():
             kinds[name.partition(".")[0]] += nbytes
@@ -105,7 +105,7 @@ class Blueprint:
         weights = Counter[str]()
         for t in self.file.tensors.values():
             weights[t.type.name] += t.nbytes
-        return MemoryPlan(
+        return MemoryEstimate(
             n_ctx=cfg.n_ctx,
             n_ctx_train=cfg.n_ctx_train,
             budget=budget(self._info),
@@ -120,14 +120,14 @@ class Blueprint:
 
     def _arena_bytes(self, rows: int) -> int:
         """Of plans of so many rows, whatever their head, which has the arena to itself: all else is done then."""
-        head = Graph(self.config, self.layout.weight)
+        head = Graph(self.config, self.addresses.weight)
         head.candidates()
-        candidates = record(head.ops, rows, self._lowering, self.layout.place)
+        candidates = record(head.ops, rows, self._lowering, self.addresses.place)
         return max(self.plan(rows).arena_bytes, candidates.arena_bytes)
 
     def kv_read(self) -> int:
         """Bytes of K/V that the last token of the context reads: all positions, or those in the layer's window."""
-        n, sizes = self.config.n_ctx, self.layout.sizes
+        n, sizes = self.config.n_ctx, self.addresses.sizes
         n_rows = -(-n // self._page) * self._page
         return sum(
             sizes[f"{kind}.{layer}"] // n_rows * min(n, window or n)
@@ -143,7 +143,7 @@ class Blueprint:
         return self._fused[rows, head]
 
     def _graph(self, rows: int, head: str) -> list[Op]:
-        g = Graph(self.config, self.layout.weight)
+        g = Graph(self.config, self.addresses.weight)
         x = self._build(g)
         if rows > 1 and head != "all":
             x = g.last_row(x)
@@ -157,7 +157,7 @@ class Blueprint:
     def _refuse_unused(self, plan: Plan) -> None:
         """A tensor that no dispatch reads is part of the model that would be left out: say so, do not guess."""
         operands = (arg.operand for d in plan.dispatches for arg in d.launch.args)
-        used = {self.layout.tensor_of(operand) for operand in operands if self.layout.of_file(operand)}
+        used = {self.addresses.tensor_of(operand) for operand in operands if self.addresses.of_file(operand)}
         unused = sorted(name for name in self.file.tensors.keys() - used if not self._may_be_unused(name))
         if unused:
             shown = ", ".join(map(gguf.plain, unused[:3]))
