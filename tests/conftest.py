@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+# A failing comparison in these shows its values, as one in a test does.
+pytest.register_assert_rewrite(
+    "support.kernels", "support.kernel_lab", "support.check_command", "support.fallbacks", "support.reference_models"
+)
+
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +12,13 @@ import numpy as np
 import pytest
 
 import zincmetal
-from support.paths import DATA, SUPPORT
+from support.check_command import KERNEL, MODEL, OTHER, check
 from zincmetal import backend
 from zincmetal.check import runner, tokens
 from zincmetal.check.__main__ import main
 from zincmetal.check.cases import POISON, cases
 from zincmetal.check.compare import Mismatch, largest_difference, run
 
-MODEL = DATA / "qwen3-q8_0.gguf"
-FAULTY = SUPPORT / "faulty_worker.py"
 # A worker that is quick to start, so that a short time is enough to know that it hangs.
 HANGS = """
 import json, sys, time
@@ -32,7 +29,6 @@ if "kernel/a" not in done:
 print(json.dumps({"name": "kernel/b", "status": "PASS", "message": "well", "figures": {}}))
 print(json.dumps({"end": True}))
 """
-KERNEL, OTHER = "mul_mv_q4_k", "mul_mv_q5_k"
 
 
 @pytest.fixture(params=backend.built())
@@ -43,19 +39,6 @@ def device(request, monkeypatch):
         if Path(module).parent != Path(zincmetal.__file__).parent:
             monkeypatch.setenv("CHECK_DOUBLE", str(Path(module).parent))
     return request.param
-
-
-def check(tmp_path, device, *argv, fault=None, kernel=KERNEL):
-    """The exit status of the command, and what it wrote as JSON, with the checks by name."""
-    path = tmp_path / "report.json"
-    command = (sys.executable, str(FAULTY), fault or "none", kernel)
-    if fault is None and "CHECK_DOUBLE" not in os.environ:
-        command = runner.WORKER
-    status = main(["--device", device, "--json", str(path), *argv], command)
-    found = json.loads(path.read_text())
-    checks = {c["name"]: SimpleNamespace(**c) for c in found["checks"]}
-    assert len(checks) == len(found["checks"])
-    return status, found, checks
 
 
 def two_kernels(tmp_path, device, fault, *argv):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 import zincmetal
+from support.fallbacks import has_other, matches
 from support.paths import DATA
 from zincmetal import backend, gguf, tuning
 from zincmetal.blueprint import Blueprint
@@ -24,20 +24,8 @@ HYBRID = DATA / "qwen35moe-q4k-q5k-q8.gguf"
 MODELS = [HYBRID, *(DATA / f"{name}.gguf" for name in ("gemma3-q4_0", "qwen2-q8_0", "qwen3moe-q4_k_m"))]
 PROMPT, N_TOKENS = list(range(3, 12)), 4
 ONE_BY_ONE = ["steps of one token"]
-# Nothing does what these do: in any step, and in those of one token.
-ALWAYS = ("embed_*", "rope_kv_*", "argmax_*", "rms_norm")
-ONE_TOKEN = ("mul_mv_f32", "mul_mv_q?_?")
 
 Hide = Callable[..., None]
-
-
-def matches(kernel: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(kernel, pattern) for pattern in patterns)
-
-
-def has_other(kernel: str, one_token: bool) -> bool:
-    """Whether other kernels do what this one does; ``one_token``: a step of one token needs it."""
-    return not matches(kernel, ALWAYS) and not (one_token and matches(kernel, ONE_TOKEN))
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import logging
 
 import numpy as np
 import pytest
-from test_models import NOISE, kl
 
 import zincmetal
 from support.paths import DATA
+from support.reference_models import NOISE, kl
 from zincmetal import backend, fuse, kernels
 from zincmetal.quants import SUPPORTED
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_config_malformed import write
 
 import zincmetal
+from support.model_files import write
 from support.paths import DATA
 from support.tiny_dense import Meaning, Tensor, Tiny
 from zincmetal import backend, config, gguf, quants

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_models import GPUS, load
 
 from support.paths import DATA
+from support.reference_models import GPUS, load
 from zincmetal import gguf
 from zincmetal.chat import ChatTemplate
 from zincmetal.engine import Model

@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import zincmetal
 from support.paths import DATA
-from support.reference_models import reference_models
+from support.reference_models import GPUS, NOISE, kl, load, log_softmax, reference_models
 from zincmetal import backend, config, gguf
 from zincmetal.blueprint import Blueprint
-from zincmetal.engine import Model
 from zincmetal.errors import UsageError
 from zincmetal.layout import buffer_sizes
 
 ARCHITECTURES = ("gemma3", "llama", "qwen2", "qwen3", "qwen35", "qwen35moe", "qwen3moe")
 REFERENCE = reference_models(*ARCHITECTURES)
-GPUS = [name for name in ("metal", "cuda") if backend.is_built(name)]
 LANES = ["msl", "native", *GPUS]
-# Both lanes compute in float32, as the fixture's exact figures were: what is left is the rounding of those.
-NOISE = 1e-10
-
-
-def load(path: Path, lane: str, monkeypatch: pytest.MonkeyPatch, **options: object) -> Model:
-    monkeypatch.setenv("ZINCMETAL_NATIVE", "0" if lane == "msl" else "1")
-    return zincmetal.load(path, device=lane if lane in GPUS else "cpu", **options)
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    x = logits.astype(np.float64)
-    x -= x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-
-
-def kl(exact_logprobs: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """KL(exact || model) in nats, by row; NaN where the model's logits are not all finite."""
-    exact = log_softmax(exact_logprobs)  # float32 log-probabilities do not quite sum to 1
-    assert np.isfinite(logits).all()
-    return (np.exp(exact) * (exact - log_softmax(logits))).sum(axis=-1)
 
 
 def test_there_are_reference_files_of_every_architecture():

@@ -11,95 +11,12 @@ from hypothesis import strategies as st
 
 import zincmetal
 from support.reference_models import reference_models
+from support.sampling_definitions import INF, distribution, excess, probabilities, softmax
 from zincmetal import sampling
 from zincmetal.candidates import N_CANDIDATES, Adjusted, Ranking, StepLogits, Totals
 from zincmetal.errors import DeviceError, UsageError
 from zincmetal.memory import Memory
 from zincmetal.sampling import Sampler, SamplingParams
-
-INF = float("inf")
-
-
-# ---- the definitions, plainly -------------------------------------------------------------------------------
-
-
-def changed(logits, history, p):
-    """Logits after processors, penalties and bias, float64 [vocab]."""
-    for process in p.logits_processors:
-        logits = process(history, logits.copy())
-    x = [float(v) for v in logits]
-    recent = history[len(history) - min(p.repeat_last_n, len(history)) :]
-    for t in set(recent):
-        x[t] = x[t] / p.repeat_penalty if x[t] > 0 else x[t] * p.repeat_penalty
-        x[t] -= p.presence_penalty + p.frequency_penalty * recent.count(t)
-    for t, bias in p.logit_bias.items():
-        x[t] += bias
-    return np.array(x)
-
-
-def softmax(x):
-    e = np.exp(x - x.max())
-    return e / e.sum()
-
-
-def distribution(logits, history, p):
-    """The probability of every token: float64 [vocab]."""
-    x = changed(logits, history, p)
-    order = [t for t in np.argsort(-x, kind="stable") if x[t] > -INF]
-    if p.temperature == 0:
-        return np.eye(len(x))[order[0]]
-    if p.top_k:
-        order = order[: p.top_k]
-    if p.typical_p < 1:
-        probs = softmax(x[order])
-        entropy = -sum(q * np.log(q) for q in probs if q > 0)
-        with np.errstate(divide="ignore"):
-            by_distance = np.argsort(np.abs(-np.log(probs) - entropy), kind="stable")
-        total, kept = 0.0, []
-        for i in by_distance:
-            kept.append(i)
-            total += probs[i]
-            if total >= p.typical_p:
-                break
-        order = [order[i] for i in sorted(kept)]
-    probs = softmax(x[order])
-    keep = [i for i in range(len(order)) if probs[:i].sum() < p.top_p and probs[i] >= p.min_p * probs[0]]
-    order = [order[i] for i in keep]
-    out = np.zeros(len(x))
-    out[order] = softmax(x[order] / p.temperature)
-    return out
-
-
-def probabilities(logits, history, params):
-    """What the sampler's filters leave, and the temperature makes of it: float64 [vocab]."""
-    step = StepLogits.of(sampling._processed(logits.copy(), history, params.logits_processors))
-    rankings = Adjusted(step, *sampling._changes(step, history, params)).rankings()
-    kept = next(k for k in (sampling.keep(r, params) for r in rankings) if k and k.whole)
-    out = np.zeros(logits.size)
-    with np.errstate(over="ignore"):
-        out[kept.ids] = softmax((kept.logits - kept.logits[0]) / params.temperature)
-    return out
-
-
-def excess(counts, want):
-    """By how many standard deviations of a normal variable the chi-square of these counts is too large, about.
-
-    Of small groups of tokens and of large ones, which show what is wrong by a little with many tokens.
-    """
-    order = np.argsort(-want)
-    counts, expected = counts[order], want[order] * counts.sum()
-    return max(_excess(counts, expected, per_group) for per_group in (8, max(8, counts.sum() / 12)))
-
-
-def _excess(counts, expected, per_group):
-    last = max(expected.sum() // per_group - 1, 0)
-    _, groups = np.unique(np.minimum(expected.cumsum() // per_group, last), return_inverse=True)
-    counts, expected = np.bincount(groups, counts), np.bincount(groups, expected)
-    k = expected.size - 1
-    if k == 0:
-        return 0.0
-    x = ((counts - expected) ** 2 / expected).sum()
-    return ((x / k) ** (1 / 3) - 1 + 2 / (9 * k)) / np.sqrt(2 / (9 * k))  # Wilson and Hilferty
 
 
 def draws(logits, history, n, params):

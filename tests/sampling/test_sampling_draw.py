@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from test_output import run
-from test_sampling import distribution, excess, probabilities
 
 import zincmetal
 from support.kernel_lab import Lab
+from support.kernels.output import run
 from support.reference_models import reference_models
+from support.sampling_definitions import distribution, excess, probabilities
 from zincmetal.candidates import StepLogits, Totals
 from zincmetal.errors import DeviceError
 from zincmetal.noise import MASK, STEP, Noise, NoiseSource, _mix

@@ -4,10 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+import zincmetal
 from support.paths import DATA, SHARED
+from zincmetal import backend
+from zincmetal.engine import Model
 
 
 def reference_models(*architectures: str) -> list[Path]:
     """The GGUF files with exact reference distributions, of these architectures; each has an .npz beside it."""
     found = {p.stem: p for folder in (SHARED, DATA) for p in sorted(folder.glob("*.gguf"))}
     return [p for name, p in sorted(found.items()) if name.split("-")[0] in architectures]
+
+
+GPUS = [name for name in ("metal", "cuda") if backend.is_built(name)]
+# Both lanes compute in float32, as the fixture's exact figures were: what is left is the rounding of those.
+NOISE = 1e-10
+
+
+def load(path: Path, lane: str, monkeypatch: pytest.MonkeyPatch, **options: object) -> Model:
+    monkeypatch.setenv("ZINCMETAL_NATIVE", "0" if lane == "msl" else "1")
+    return zincmetal.load(path, device=lane if lane in GPUS else "cpu", **options)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    x = logits.astype(np.float64)
+    x -= x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def kl(exact_logprobs: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """KL(exact || model) in nats, by row; NaN where the model's logits are not all finite."""
+    exact = log_softmax(exact_logprobs)  # float32 log-probabilities do not quite sum to 1
+    assert np.isfinite(logits).all()
+    return (np.exp(exact) * (exact - log_softmax(logits))).sum(axis=-1)

@@ -11,17 +11,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_attention import Attention, Shape
-from test_experts_mm import TYPES as EXPERT_TYPES
-from test_experts_mm import MoeMm, Route, random_route, run_moe_mix
-from test_experts_mv import run_mix, run_moe_mv, shared_types
-from test_output import run_partial
-from test_products import EPILOGUES, MatMul
-from test_products_stack import Stack
-from test_recurrent import CLASSES, SHAPES, Layer
-from test_rows import ROPES, RopeKv, run_elementwise
 
 from support.kernel_lab import Guarded, Lab, tiles
+from support.kernels.attention import Attention, Shape
+from support.kernels.experts import TYPES as EXPERT_TYPES
+from support.kernels.experts_mm import MoeMm, Route, random_route, run_moe_mix
+from support.kernels.experts_mv import run_mix, run_moe_mv, shared_types
+from support.kernels.output import run_partial
+from support.kernels.products import EPILOGUES, MatMul
+from support.kernels.products_stack import Stack
+from support.kernels.recurrent import CLASSES, SHAPES, Layer
+from support.kernels.rows import ROPES, RopeKv, run_elementwise
 from support.kv_cache import KV_TYPES
 from support.paths import ROOT, TESTS
 from zincmetal import quants

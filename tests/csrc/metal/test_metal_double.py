@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,21 +13,13 @@ import pytest
 
 import zincmetal
 from support import metal_double_lane as lane
+from support.metal_double import built
 from support.paths import DATA
 from zincmetal import backend
 from zincmetal.errors import DeviceError
 
 MODELS = sorted(DATA.glob("*.gguf"))
 PROMPT = list(range(3, 40))
-
-
-def built(checked: bool = False) -> Path:
-    """The double's folder; the test is skipped where it was not built, except in CI."""
-    where = lane.folder(checked)
-    if where is None:
-        message = "the Metal double is not built: make test-metal-double"
-        pytest.fail(message) if os.environ.get("CI") and sys.platform == "linux" else pytest.skip(message)
-    return where
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from test_check import KERNEL, MODEL, OTHER, check
-from test_metal_double import built
+
+from support.check_command import KERNEL, MODEL, OTHER, check
+from support.metal_double import built
 
 KERNELS = f"--only=kernel/{KERNEL}", f"--only=kernel/{OTHER}", "--only=kernel/add"
 

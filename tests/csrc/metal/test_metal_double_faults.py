@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_fallback import has_other
-from test_metal_double import built
 
 import zincmetal
 from support import metal_double_lane as lane
+from support.fallbacks import has_other
+from support.metal_double import built
 from support.paths import DATA
 from zincmetal import backend
 from zincmetal.errors import DeviceError, KernelError, OutOfMemoryError

@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 
 import pytest
-from test_metal_compiles import apple_compile
+
+from support.apple_sdk import apple_compile
 
 INCLUDE = Path(__file__).parent / "double" / "include"
 METAL = (INCLUDE / "Metal" / "Metal.h").read_text()

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_metal_double import built
 
 import zincmetal
 from support import metal_double_lane as lane
+from support.metal_double import built
 from support.paths import DATA
 from zincmetal import backend
 from zincmetal.errors import DeviceError, UsageError

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_metal_double import built
+
+from support.metal_double import built
 
 DOUBLE = Path(__file__).parent / "double"
 PROGRAMS = re.findall(r'"([a-z-]+/[^"]+)"', "".join(p.read_text() for p in sorted(DOUBLE.glob("breaking*.mm"))))

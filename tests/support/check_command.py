@@ -1,0 +1,29 @@
+"""Runs of `zincmetal check`, on devices with a fault too."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from types import SimpleNamespace
+
+from support.paths import DATA, SUPPORT
+from zincmetal.check import runner
+from zincmetal.check.__main__ import main
+
+MODEL = DATA / "qwen3-q8_0.gguf"
+FAULTY = SUPPORT / "faulty_worker.py"
+KERNEL, OTHER = "mul_mv_q4_k", "mul_mv_q5_k"
+
+
+def check(tmp_path, device, *argv, fault=None, kernel=KERNEL):
+    """The exit status of the command, and what it wrote as JSON, with the checks by name."""
+    path = tmp_path / "report.json"
+    command = (sys.executable, str(FAULTY), fault or "none", kernel)
+    if fault is None and "CHECK_DOUBLE" not in os.environ:
+        command = runner.WORKER
+    status = main(["--device", device, "--json", str(path), *argv], command)
+    found = json.loads(path.read_text())
+    checks = {c["name"]: SimpleNamespace(**c) for c in found["checks"]}
+    assert len(checks) == len(found["checks"])
+    return status, found, checks
