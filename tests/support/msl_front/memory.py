@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .clang import Program, Violation
-from .ir import Function, Instruction, Places, functions
-from .uniformity import VARIES, attributes_of
+from .ir import Function, Instruction
+from .uniformity import VARIES
+from .walk import kernel_violations
 
 SIZES = {"half": 2, "bfloat": 2, "float": 4, "double": 8, "ptr": 8}
 MEM_THREADGROUP = 2  # of mem_flags
@@ -90,14 +91,14 @@ class Addresses:
 
 
 def memory_violations(program: Program) -> Iterator[Violation]:
-    ir, _ = program.optimised
-    places = Places(ir)
-    for function in functions(ir).values():
-        attributes = attributes_of(function, program.source.kernels)
-        if attributes is None:
-            continue
-        for at, message in (*unaligned(function, attributes), *waits(function), *early(function)):
-            yield Violation("memory", *places.place(at), f"{message} ({function.name})")
+    return kernel_violations("memory", program, misused)
+
+
+def misused(function: Function, attributes: dict[str, str]) -> Iterator[tuple[Instruction, str]]:
+    """Yields what is unaligned, what waits for other threads, and what is read too early."""
+    yield from unaligned(function, attributes)
+    yield from waits(function)
+    yield from early(function)
 
 
 # ---- alignment ---------------------------------------------------------------------------------------------------

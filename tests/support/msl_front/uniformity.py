@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from .clang import Program, Violation
-from .ir import Function, Instruction, Places, functions
-from .source import Kernel
+from .ir import Function, Instruction
+from .walk import kernel_violations
 
 SAME, SIMDGROUPS, GROUPS, LANES = 0, 1, 2, 4  # among whom a value may differ: any of them together
 ALL_LANES = GROUPS | LANES
@@ -176,28 +176,17 @@ def post_dominators(function: Function) -> dict[str, set[str]]:
     return after
 
 
-def attributes_of(function: Function, kernels: list[Kernel]) -> dict[str, str] | None:
-    """The attribute of each argument by its name, or None for what is no kernel."""
-    for kernel in kernels:
-        names = {re.findall(r"\w+", p.text.partition("[")[0])[-1]: p.attributes for p in kernel.parameters if p.text}
-        is_named = re.search(rf"(?<!\d){len(kernel.name)}{kernel.name}", function.name)
-        if is_named and len(names) == len(function.arguments):
-            return {name: attributes[0] for name, attributes in names.items() if attributes}
-    return None
-
-
 def uniformity_violations(program: Program) -> Iterator[Violation]:
-    ir, _ = program.optimised
-    places = Places(ir)
-    for function in functions(ir).values():
-        attributes = attributes_of(function, program.source.kernels)
-        if attributes is None:
-            continue
-        known = Uniformity(function, attributes)
-        for call in function.instructions():
-            message = fault_of_call(call, known) if call.called else ""
-            if message:
-                yield Violation("uniformity", *places.place(call), f"{message} ({function.name})")
+    return kernel_violations("uniformity", program, divided)
+
+
+def divided(function: Function, attributes: dict[str, str]) -> Iterator[tuple[Instruction, str]]:
+    """Yields the calls that need all threads, or all lanes, where some take another way."""
+    known = Uniformity(function, attributes)
+    for call in function.instructions():
+        message = fault_of_call(call, known) if call.called else ""
+        if message:
+            yield call, message
 
 
 def fault_of_call(call: Instruction, known: Uniformity) -> str:
