@@ -188,7 +188,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     pairs = [(tool, workload) for workload in args.workloads for tool in args.tools]
     with ThreadPoolExecutor(args.jobs) as pool:
-        outcomes = list(pool.map(lambda pair: watch(*pair, args), pairs))
+        outcomes = list(pool.map(lambda pair: watch(pair[0], pair[1], args), pairs))
     return tell(outcomes, built_kernels(args), args)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from support.paths import DATA, SUPPORT
 from zincmetal.check import runner
@@ -16,10 +19,12 @@ FAULTY = SUPPORT / "faulty_worker.py"
 KERNEL, OTHER = "mul_mv_q4_k", "mul_mv_q5_k"
 
 
-def check(tmp_path, device, *argv, fault=None, kernel=KERNEL):
+def check(
+    tmp_path: Path, device: str, *argv: str, fault: str | None = None, kernel: str = KERNEL
+) -> tuple[int, dict[str, Any], dict[str, SimpleNamespace]]:
     """The exit status of the command, and what it wrote as JSON, with the checks by name."""
     path = tmp_path / "report.json"
-    command = (sys.executable, str(FAULTY), fault or "none", kernel)
+    command: Sequence[str] = (sys.executable, str(FAULTY), fault or "none", kernel)
     if fault is None and "CHECK_DOUBLE" not in os.environ:
         command = runner.WORKER
     status = main(["--device", device, "--json", str(path), *argv], command)

@@ -13,8 +13,9 @@ from support import metal_double_lane as lane
 
 def built(checked: bool = False) -> Path:
     """The double's folder; the test is skipped where it was not built, except in CI."""
-    where = lane.folder(checked)
-    if where is None:
-        message = "the Metal double is not built: make test-metal-double"
-        pytest.fail(message) if os.environ.get("CI") and sys.platform == "linux" else pytest.skip(message)
-    return where
+    if where := lane.folder(checked):
+        return where
+    message = "the Metal double is not built: make test-metal-double"
+    if os.environ.get("CI") and sys.platform == "linux":
+        pytest.fail(message)
+    pytest.skip(message)

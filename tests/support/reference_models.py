@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import zincmetal
 from support.paths import DATA, SHARED
 from zincmetal import backend
 from zincmetal.engine import Model
+
+Array = NDArray[Any]
+F64 = NDArray[np.float64]
 
 
 def reference_models(*architectures: str) -> list[Path]:
@@ -24,19 +29,19 @@ GPUS = [name for name in ("metal", "cuda") if backend.is_built(name)]
 NOISE = 1e-10
 
 
-def load(path: Path, lane: str, monkeypatch: pytest.MonkeyPatch, **options: object) -> Model:
+def load(path: Path, lane: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Model:
     monkeypatch.setenv("ZINCMETAL_NATIVE", "0" if lane == "msl" else "1")
     return zincmetal.load(path, device=lane if lane in GPUS else "cpu", **options)
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    x = logits.astype(np.float64)
+def log_softmax(logits: Array) -> F64:
+    x: F64 = logits.astype(np.float64)
     x -= x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
 
 
-def kl(exact_logprobs: np.ndarray, logits: np.ndarray) -> np.ndarray:
+def kl(exact_logprobs: Array, logits: Array) -> F64:
     """KL(exact || model) in nats, by row; NaN where the model's logits are not all finite."""
     exact = log_softmax(exact_logprobs)  # float32 log-probabilities do not quite sum to 1
     assert np.isfinite(logits).all()
-    return (np.exp(exact) * (exact - log_softmax(logits))).sum(axis=-1)
+    return np.asarray((np.exp(exact) * (exact - log_softmax(logits))).sum(axis=-1))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from zincmetal import sampling
 from zincmetal.candidates import Adjusted, StepLogits
+from zincmetal.sampling import SamplingParams
 
 INF = float("inf")
+Logits = NDArray[np.float32]
+F64 = NDArray[np.float64]
 
 
-def changed(logits, history, p):
+def changed(logits: Logits, history: Sequence[int], p: SamplingParams) -> F64:
     """Logits after processors, penalties and bias, float64 [vocab]."""
     for process in p.logits_processors:
         logits = process(history, logits.copy())
@@ -24,17 +31,17 @@ def changed(logits, history, p):
     return np.array(x)
 
 
-def softmax(x):
+def softmax(x: F64) -> F64:
     e = np.exp(x - x.max())
-    return e / e.sum()
+    return np.asarray(e / e.sum())
 
 
-def distribution(logits, history, p):
+def distribution(logits: Logits, history: Sequence[int], p: SamplingParams) -> F64:
     """The probability of every token: float64 [vocab]."""
     x = changed(logits, history, p)
     order = [t for t in np.argsort(-x, kind="stable") if x[t] > -INF]
     if p.temperature == 0:
-        return np.eye(len(x))[order[0]]
+        return np.asarray(np.eye(len(x))[order[0]])
     if p.top_k:
         order = order[: p.top_k]
     if p.typical_p < 1:
@@ -57,7 +64,7 @@ def distribution(logits, history, p):
     return out
 
 
-def probabilities(logits, history, params):
+def probabilities(logits: Logits, history: Sequence[int], params: SamplingParams) -> F64:
     """What the sampler's filters leave, and the temperature makes of it: float64 [vocab]."""
     step = StepLogits.of(sampling._processed(logits.copy(), history, params.logits_processors))
     rankings = Adjusted(step, *sampling._changes(step, history, params)).rankings()
@@ -68,7 +75,7 @@ def probabilities(logits, history, params):
     return out
 
 
-def excess(counts, want):
+def excess(counts: NDArray[Any], want: F64) -> float:
     """By how many standard deviations of a normal variable the chi-square of these counts is too large, about.
 
     Of small groups of tokens and of large ones, which show what is wrong by a little with many tokens.
@@ -78,12 +85,12 @@ def excess(counts, want):
     return max(_excess(counts, expected, per_group) for per_group in (8, max(8, counts.sum() / 12)))
 
 
-def _excess(counts, expected, per_group):
+def _excess(counts: NDArray[Any], expected: F64, per_group: float) -> float:
     last = max(expected.sum() // per_group - 1, 0)
     _, groups = np.unique(np.minimum(expected.cumsum() // per_group, last), return_inverse=True)
-    counts, expected = np.bincount(groups, counts), np.bincount(groups, expected)
-    k = expected.size - 1
+    got, want = (np.bincount(groups, x).astype(np.float64) for x in (counts, expected))
+    k = want.size - 1
     if k == 0:
         return 0.0
-    x = ((counts - expected) ** 2 / expected).sum()
-    return ((x / k) ** (1 / 3) - 1 + 2 / (9 * k)) / np.sqrt(2 / (9 * k))  # Wilson and Hilferty
+    x = float(((got - want) ** 2 / want).sum())
+    return float(((x / k) ** (1 / 3) - 1 + 2 / (9 * k)) / np.sqrt(2 / (9 * k)))  # Wilson and Hilferty

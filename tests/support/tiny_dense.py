@@ -196,7 +196,7 @@ class _Reference:
         w = self.weight(f"{name}.weight")
         assert w is not None
         eps = float(np.float32(1e-5))
-        return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * w
+        return np.asarray(x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * w)
 
     def rotate(self, x: F64, local: bool) -> F64:
         """x [T, heads, head_dim]; Llama rotates neighbours, the others the two halves."""

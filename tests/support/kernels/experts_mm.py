@@ -27,7 +27,7 @@ class Route:
 
     @property
     def n_used(self) -> int:
-        return self.ids.shape[1]
+        return int(self.ids.shape[1])
 
     @property
     def experts(self) -> NDArray[np.int64]:
@@ -87,6 +87,8 @@ class MoeMm:
         x64 = x[np.arange(n_slots) // x_div].astype(np.float64)
         products = [np.einsum("smk,sk->sm", e.values[route.experts], x64) for e in experts]
         scales = [np.sqrt(np.einsum("smk,sk->sm", e.values[route.experts] ** 2, x64**2)) for e in experts]
+        self.want: F64
+        self.scale: F64
         self.want, self.scale = gated(epilogue, products, scales) if epilogue else (products[0], scales[0])
         self.params = {
             "k": k,

@@ -79,7 +79,8 @@ def convolved(shape: Shape, inputs: F64, weight: F64) -> F64:
     """What ssm_conv1d makes of a whole sequence, inputs [P, channels], weight [channels, d_conv]."""
     before = np.zeros((shape.d_conv - 1, shape.channels))
     history = np.concatenate([before, inputs])
-    y = silu(sum(history[i : i + len(inputs)] * weight[:, i] for i in range(shape.d_conv)))
+    taps = [history[i : i + len(inputs)] * weight[:, i] for i in range(shape.d_conv)]
+    y = silu(np.sum(taps, axis=0))
     q, k, v = shape.split(y)
     heads = (unit(q) / np.sqrt(shape.d_k), unit(k), v)
     return np.concatenate([x.reshape(len(inputs), -1) for x in heads], axis=1)

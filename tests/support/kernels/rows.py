@@ -74,6 +74,7 @@ def assert_quantised(stored: Array, want: F64, error: float) -> None:
 
     ``error``: relative to the largest magnitude, of the values that were quantised.
     """
+    assert quants.Q8_0.block is not None
     blocks, x = stored.reshape(-1).view(quants.Q8_0.block), want.reshape(-1, 32)
     largest = np.abs(x).max(axis=1)
     scale, d = largest / 127, blocks["d"].astype(np.float64)
