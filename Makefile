@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROMPT ?= The capital of France is
 DOUBLE := $(if $(filter Linux,$(shell uname -s)),$(VENV)/.double)
-SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/msl -type f -not -name '*.pyc')
+SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/csrc/msl/probes -type f -not -name '*.pyc')
 
 .PHONY: demo test test-metal-double test-metal-kernels test-msl-third-party test-gemma3 test-cuda sanitize-cuda mutants lint types \
   kernels-cuda bench clean help
@@ -30,18 +30,18 @@ test: $(DOUBLE) $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-metal-double: $(VENV)/.double $(VENV)/.demo
-	$(BIN)/python -m pytest -q -n 2 tests/test_metal_double*.py
+	$(BIN)/python -m pytest -q -n 2 tests/csrc/metal/test_metal_double*.py
 
 # The tests' lanes "metal" run where there is a Metal module: here with the double in its place.
 test-metal-kernels: $(VENV)/.double $(VENV)/.demo
-	PYTHONPATH=tests $(BIN)/python -m pytest -q -n 2 -p metal_double_lane -k "metal and not test_metal"
+	PYTHONPATH=tests $(BIN)/python -m pytest -q -n 2 -p support.metal_double_lane -k "metal and not test_metal"
 
 test-gemma3: $(VENV)/.installed $(VENV)/.demo $(VENV)/.gemma $(VENV)/.dev
 	$(BIN)/python -m pytest -q -k gemma3
 
 # The front end that holds our kernels to Metal Shading Language must take what others compile on Macs.
 test-msl-third-party: $(VENV)/.dev $(VENV)/.third-party-msl
-	ZINCMETAL_THIRD_PARTY_MSL=$(abspath $(VENV)/third-party-msl) $(BIN)/python -m pytest -q tests/test_msl_third_party.py
+	ZINCMETAL_THIRD_PARTY_MSL=$(abspath $(VENV)/third-party-msl) $(BIN)/python -m pytest -q tests/csrc/msl/test_msl_third_party.py
 
 # On a machine with an NVIDIA GPU and nvcc; CUDA_ARCHITECTURES=90 builds for one GPU alone, in a fraction of the time.
 test-cuda: $(VENV)/.build $(VENV)/.demo $(VENV)/.dev
@@ -57,8 +57,8 @@ sanitize-cuda: $(VENV)/.build $(VENV)/.dev
 
 # Deletes each barrier and moves each bound of the kernels by one: every such change must fail a test, or be listed.
 mutants: $(VENV)/.installed $(VENV)/.dev
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants.py --json mutants.json
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants.py --nvidia
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants/mutants.py --json mutants.json
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants/mutants.py --nvidia
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -68,6 +68,7 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.installed $(VENV)/.dev
 	$(BIN)/mypy
+	$(BIN)/mypy tests/support bench
 
 # Every kernel through nvcc, as code for the device (PTX: ptxas takes minutes) and for the host. Needs no GPU.
 NVCC_FLAGS := -std=c++20 -gencode arch=compute_80,code=compute_80 --expt-relaxed-constexpr -Werror all-warnings \
@@ -104,7 +105,7 @@ $(VENV)/.installed: $(VENV)/.build $(SOURCES)
 	@touch $@
 
 # With the Metal module on a stand-in for Metal beside it: made in the build folder, not installed.
-$(VENV)/.double: $(VENV)/.build $(VENV)/.dev $(SOURCES) $(shell find tests/metal_double -type f)
+$(VENV)/.double: $(VENV)/.build $(VENV)/.dev $(SOURCES) $(shell find tests/csrc/metal/double -type f)
 	@echo "== build and install, and the Metal double (the first time takes some minutes)"
 	@$(INSTALL) -C cmake.define.ZINCMETAL_METAL_DOUBLE=ON .
 	@touch $@ $(VENV)/.installed

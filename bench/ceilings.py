@@ -66,7 +66,7 @@ def _add_rate(core: ModuleType, device: Any, nbytes: int) -> float:
         buffer.write(values)
     launch = _add(core, device, buffers, nbytes // (4 * width), width)
     n = 8
-    return n * 3 * nbytes / median(device.run([launch] * n) for _ in range(REPEATS))
+    return n * 3 * nbytes / _device_seconds(device, [launch] * n)
 
 
 def _empty_dispatch(core: ModuleType, device: Any) -> float:
@@ -74,7 +74,13 @@ def _empty_dispatch(core: ModuleType, device: Any) -> float:
     for buffer in buffers:
         buffer.write(np.ones(32, np.float32))
     launch = _add(core, device, buffers, 1, 32)
-    return median(device.run([launch] * n) for _ in range(REPEATS)) / n
+    return _device_seconds(device, [launch] * n) / n
+
+
+def _device_seconds(device: Any, dispatches: list[Any]) -> float:
+    """Seconds of the dispatches on the device, the median of several runs."""
+    times: list[float] = [device.run(dispatches) for _ in range(REPEATS)]
+    return median(times)
 
 
 def _add(core: ModuleType, device: Any, buffers: list[Any], rows: int, width: int) -> tuple[Any, ...]:
@@ -120,7 +126,7 @@ def _torch_seconds(torch: Any, on_gpu: bool, run: Callable[[], Any]) -> float:
     if not on_gpu:
         return _host_seconds(run)
     run()
-    times = []
+    times: list[float] = []
     for _ in range(REPEATS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

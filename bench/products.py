@@ -121,7 +121,8 @@ class DownMix(Product):
         down, *shared = self._copy(copy)
         _, m, k = down.shape
         x_shared = [Value("x_shared", w.shape[1]) for w in shared]
-        reads = (*_route(turn), down, Value(X, N_USED * k), Value(RESIDUAL, m), *shared, *x_shared)
+        x, residual = Value(X, N_USED * k), Value(RESIDUAL, m)
+        reads: tuple[Operand, ...] = (*_route(turn), down, x, residual, *shared, *x_shared)
         return [Op("experts_mix", reads, (State("out.0"),))]
 
 

@@ -74,7 +74,7 @@ def measure(model: zincmetal.Model, tried: Mapping[str, Mapping[str, Split]], ar
         for name in order:
             wall, _ = decode(sides[name], ids, args.tokens)
             seconds[name].append(wall / args.tokens)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, column in seconds.items():
         ratios = [usual / mine for usual, mine in zip(seconds[USUAL][1:], column[1:], strict=True)]
         rows.append({"split": name, "us": median(column[1:]) * 1e6, "ratio": median(ratios), "range": ratios})

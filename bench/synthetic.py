@@ -257,7 +257,7 @@ def _block_maker(w: Weight) -> Maker:
     size = (4.0 if w.name == "output.weight" else 1.0) / np.sqrt(w.shape[-1])
     spread, centre = _spread(w.type)
     scales = np.linspace(0.5, 1.5, 256) * size / spread
-    fields = w.type.block.names if w.type.block is not None else ()
+    fields = (w.type.block.names or ()) if w.type.block is not None else ()
     tables = {"d": scales.astype("<f2"), "dmin": (scales * centre).astype("<f2")}
 
     def make(rng: np.random.Generator, n: int) -> NDArray[np.uint8]:
@@ -276,14 +276,15 @@ def _spread(qtype: QuantType) -> tuple[float, float]:
     """(standard deviation of weights of scale 1 about their mean, the minimum that makes that mean 0)."""
     assert qtype.block is not None
     blocks = _random_blocks(qtype, 4096, np.random.Generator(np.random.SFC64(0)))
+    has_minimum = "dmin" in (qtype.block.names or ())
 
     def weights(d: float, dmin: float) -> NDArray[np.float32]:
         blocks["d"] = d
-        if "dmin" in blocks.dtype.names:
+        if has_minimum:
             blocks["dmin"] = dmin
         return quants.dequantize(qtype, blocks.view(np.uint8), (blocks.size * qtype.block_size,))
 
-    centre = float(-weights(1, 0).mean() / weights(0, 1).mean()) if "dmin" in blocks.dtype.names else 0.0
+    centre = float(-weights(1, 0).mean() / weights(0, 1).mean()) if has_minimum else 0.0
     return float(weights(1, centre).std()), centre
 
 

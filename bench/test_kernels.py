@@ -75,7 +75,9 @@ def splits(product: Product) -> list[Split]:
 
 
 @pytest.mark.benchmark(timer=CLOCK)
-def test_cold_product(benchmark: Any, lab: Lab, copy: float, loaded: Loaded, split: Split | None, pytestconfig) -> None:
+def test_cold_product(
+    benchmark: Any, lab: Lab, copy: float, loaded: Loaded, split: Split | None, pytestconfig: pytest.Config
+) -> None:
     if split:
         lab.skip_unless_built(loaded.product.kernel, split)
     recording = loaded.recording(split)
