@@ -97,7 +97,7 @@ def _of_file(asked: Mapping[str, Any]) -> dict[str, Number]:
             ignored.append(f"{KEY}{name} = {abbreviate(value)}")
     if ignored:
         message = "chat is sampled without what the file asks for and zincmetal does not have: %s"
-        logging.getLogger("zincmetal").warning(message, ", ".join(sorted(ignored)))
+        logging.getLogger("zincmetal.sampling").warning(message, ", ".join(sorted(ignored)))
     if "temperature" not in found and any(found.get(name, off) != off for name, off in FILTERS.items()):
         found["temperature"] = 1.0  # where converters take these from, that is the temperature that goes unsaid
     return found
