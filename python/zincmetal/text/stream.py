@@ -24,7 +24,7 @@ class TextStream:
         self._held = ""
         #: The stop string that ended the text, once one has.
         self.stop_string: str | None = None
-        #: push(token) is the text that this token made certain. After a stop string, :attr:`stopped` is true.
+        #: push(token) is the text that this token made certain. After a stop string, ``stopped`` is true.
         self.push: Callable[[int], str] = self._push if self._stop else self._decoder.push
 
     @property

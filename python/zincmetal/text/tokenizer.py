@@ -58,7 +58,7 @@ class Tokenizer:
         suppressed: ids that the file says are never to be drawn.
         add_bos, add_eos: whether the file wants these tokens around a text.
         control_texts: the texts that only `parse_special` reads as tokens; in text that is not trusted a MARK after
-            the first character of each keeps it text (:meth:`mark`).
+            the first character of each keeps it text (``mark``).
         special_texts: the texts that templates know as `bos_token`, `eos_token`, `unk_token`, `pad_token`, …
         other_special_texts: those of control tokens without such a name.
     """
@@ -75,7 +75,7 @@ class Tokenizer:
     other_special_texts: tuple[str, ...]
 
     def __init__(self, metadata: Mapping[str, Any], only_ids: bool = False) -> None:
-        """See :meth:`from_metadata`, and :meth:`for_ids` for `only_ids`."""
+        """See ``from_metadata``, and ``for_ids`` for `only_ids`."""
         meta = TokenizerKeys(metadata)
         check_model(meta)
         self._vocab = vocab = Vocabulary.read(meta)
@@ -128,7 +128,7 @@ class Tokenizer:
 
     @staticmethod
     def for_ids(meta: Mapping[str, Any]) -> Tokenizer:
-        """A tokenizer for a model that may be run on ids alone: as :meth:`from_metadata`, but errors wait.
+        """A tokenizer for a model that may be run on ids alone: as ``from_metadata``, but errors wait.
 
         Where the file has no tokenizer, or one that cannot be used, ids have the ends that it names by id and no
         text; whatever needs more of it raises the TokenizerError.
@@ -206,7 +206,7 @@ class Tokenizer:
         return ids
 
     def prompt(self, text: str, parse_special: bool = False) -> list[int]:
-        """Token ids of a text that the model is to continue, as :meth:`encode` without an end token.
+        """Token ids of a text that the model is to continue, as ``encode`` without an end token.
 
         Where the file asks for a begin token there is exactly one in front, whether `text` brings it or not.
         """
@@ -282,7 +282,7 @@ class Tokenizer:
         return "".join(map(stream.push, ids)) + stream.finish()
 
     def stream(self, skip_special: bool = False, continues: bool = False) -> StreamDecoder:
-        """A decoder that takes one id at a time; its pieces join to what :meth:`decode` gives.
+        """A decoder that takes one id at a time; its pieces join to what ``decode`` gives.
 
         The answer to a prompt continues it: pass `continues=True` there.
         """

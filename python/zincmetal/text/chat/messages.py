@@ -1,7 +1,7 @@
 """The messages of a chat as callers write them, checked, and told in one way.
 
 What comes out are dicts, lists, strings and numbers. A content is a string, a list of parts, or not there. Parts are
-`{"type": …}`, text as `{"type": "text", "text": …}`. Keys may still be None: see :mod:`zincmetal.text.chat.forms`.
+`{"type": …}`, text as `{"type": "text", "text": …}`. Keys may still be None: see ``forms.py``.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class ChatTemplate:
         eos: text of the end token, `eos_token`.
         special: more of these names and their texts (`pad_token`, `unk_token`, …).
         named: templates by name. `tool_use` is used when there are tools, `rag` when there are documents.
-        control_texts: the texts of the tokens that are no text, which :meth:`prompt` marks in messages.
+        control_texts: the texts of the tokens that are no text, which ``prompt`` marks in messages.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ChatTemplate:
         )
 
     def choose(self, name: str) -> ChatTemplate:
-        """One of the templates in :attr:`named`, alone. Raises UsageError where there is none of that name."""
+        """One of the templates in ``named``, alone. Raises UsageError where there is none of that name."""
         if arguments.text("name", name) not in self.named:
             known = ", ".join(sorted(self.named)) or "none"
             raise UsageError(f"there is no chat template {quote(name)}; templates with a name: {known}")
@@ -129,7 +129,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         **keywords: Any,
     ) -> str:
-        """The text of the prompt for a conversation. To tokenize it, :meth:`prompt` is the one to use.
+        """The text of the prompt for a conversation. To tokenize it, ``prompt`` is the one to use.
 
         Args:
             messages: at least one; each has `role`, a string, and `content`, a string or a list of parts
@@ -142,7 +142,7 @@ class ChatTemplate:
             continue_final_message: end inside the last message, which is an answer, right after its content, or
                 after its reasoning if it has no content.
             keywords: more variables for the template (`enable_thinking`, …). All must be JSON values. One that the
-                template does not read (see :attr:`variables`) changes nothing.
+                template does not read (see ``variables``) changes nothing.
 
         Raises:
             UsageError: an argument is not as described, or the template has no place for it.
@@ -162,7 +162,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         **keywords: Any,
     ) -> str:
-        """What :meth:`render` says, with marks (:mod:`zincmetal.text.chat.marks`) in what the caller said.
+        """What ``render`` says, with marks (``marks.py``) in what the caller said.
 
         Where a message, a tool or a document has the text of a control token, `<|im_end|>` for one, a mark makes it
         text for the tokenizer: nothing that is said inside a chat ends its turn.
@@ -223,7 +223,7 @@ class ChatTemplate:
         return self._forms[source]
 
     def _trials(self, source: str, trials: list[dict[str, Any]]) -> list[str | None]:
-        """What a template makes of the conversations of :mod:`zincmetal.text.chat.forms`."""
+        """What a template makes of the conversations of ``forms.py``."""
         base = {"bos_token": "", "eos_token": "", "documents": None, "add_generation_prompt": True} | self._special
         try:
             replies = _ask({"source": source, "variables": [base | trial for trial in trials]})
