@@ -420,7 +420,7 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> list[Tenso
         tensor = TensorInfo(name, shape, qtype, 0, base + offset, qtype.nbytes(shape))
         if tensor.offset + tensor.nbytes > cursor.part.size:
             span = f"bytes {tensor.offset} to {tensor.offset + tensor.nbytes}"
-            raise cursor.error(f"its data, {span}, runs past the file's {cursor.part.size}", at)
+            raise cursor.error(f"its data, {span}, runs past the end of the file at {cursor.part.size}", at)
         tensors[name] = tensor
     _check_overlaps(cursor, tensors)
     return list(tensors.values())

@@ -348,10 +348,10 @@ class Keys(MetadataReader):
         counts = self.sizes(name, n_block, default, 0 if without else 1)
         first, *others = [n for n in counts if n] or [0]
         if not first:
-            raise self.bad(name, f"{abbreviate(self.get(name))} leaves every block without")
+            raise self.bad(name, f"{abbreviate(self.get(name))} has 0 for every block")
         if any(n != first for n in others):
             shown = abbreviate(self.get(name))
-            raise UnsupportedModelError(f"{self.spelled(name)} is {shown}; zincmetal computes one for all blocks")
+            raise UnsupportedModelError(f"{self.spelled(name)} is {shown}; zincmetal needs the same for all blocks")
         return first
 
     def must_be(self, name: str, *neutral: Any) -> None:
@@ -362,7 +362,7 @@ class Keys(MetadataReader):
             isinstance(v, (bool, int, float, str)) and v in neutral for v in (value.tolist() if by_block else [value])
         ):
             found, known = abbreviate(value), " or ".join(map(repr, neutral))
-            raise UnsupportedModelError(f"{self.spelled(name)} is {found}; zincmetal computes with {known} alone")
+            raise UnsupportedModelError(f"{self.spelled(name)} is {found}; zincmetal supports only {known}")
 
     # ---- keys that nothing read -----------------------------------------------------------------------------
 
@@ -382,7 +382,7 @@ class Keys(MetadataReader):
         if unknown:
             more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
             named = ", ".join(unknown[:8]) + more
-            self.assumed.append(f"no meaning is known for {named}: computed as if the file did not have them")
+            self.assumed.append(f"unknown keys are ignored: {named}")
         if self.assumed:
             _log.warning("%s: %s", self.file.path, "; ".join(self.assumed))
 

@@ -93,7 +93,7 @@ class Tokenizer:
         except TokenizerError as error:
             if not only_ids:
                 raise
-            warn("ids run, but text cannot be tokenized: %s", error)
+            warn("the model runs on token ids only, because text cannot be tokenized: %s", error)
             self._build = partial(_refuse, error)
         self._piece_bytes = sentencepiece_bytes if sentencepiece or pre.spaces else byte_level_bytes
         self._read_special(meta, sentencepiece, pre)
@@ -135,7 +135,7 @@ class Tokenizer:
         try:
             return Tokenizer(meta, only_ids=True)
         except TokenizerError as error:
-            warn("ids run, but have no text: %s", error)
+            warn("the model runs on token ids only, and they have no text: %s", error)
             return _WithoutText(meta, error)
 
     def _read_special(self, meta: TokenizerKeys, sentencepiece: bool, pre: PreTokenizer) -> None:

@@ -255,7 +255,7 @@ class _Call:
         checked = conversation(messages)
         if continues and checked[-1]["role"] != "assistant":
             role = quote(checked[-1]["role"])
-            raise UsageError(f"continue_final_message: the last message is of role {role}, not an assistant's")
+            raise UsageError(f"continue_final_message: the last message has the role {role}; it must be 'assistant'")
         self._said = {name: checked_list(name, value) for name, value in (("tools", tools), ("documents", documents))}
         self._keywords = {name: plain(name, value) for name, value in keywords.items()}
         self.source = template._source(self._said["tools"], self._said["documents"])
