@@ -1,5 +1,6 @@
 // What every kernel file starts from. Under Metal the macros below are plain MSL; elsewhere the stand-in
-// metal_stdlib (csrc/msl) defines the same macros, and a kernel launches through a C++ template on its signature.
+// metal_stdlib (csrc/msl/stdlib) defines the same macros, and a kernel launches through a C++ template on its
+// signature.
 //
 // The shape of a kernel, everywhere:
 //   template <...>

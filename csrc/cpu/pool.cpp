@@ -1,6 +1,6 @@
 #include "cpu/pool.h"
 
-#include "device.h"
+#include "core/device.h"
 
 #include <unistd.h>
 

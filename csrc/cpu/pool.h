@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "device.h"
+#include "core/device.h"
 
 namespace zinc {
 

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "../dispatch_rules.h"
-#include "../msl/executor.h"
-#include "memory.h"
+#include "core/check_dispatch.h"
+#include "msl/run/executor.h"
+#include "cuda/memory.h"
 
 namespace zinc::cuda {
 
@@ -32,7 +32,7 @@ inline bool fits_at_once(const Dispatch& d) {
 // How a kernel that stands after another is held back.
 enum class Edges {
     full,   // it is launched when the other has ended
-    early,  // it is launched while the other runs, and waits for its end by itself (msl/kernel_cuda.h)
+    early,  // it is launched while the other runs, and waits for its end by itself (msl/stdlib/kernel_cuda.h)
 };
 
 // What is added after a barrier waits for all that was added before it.

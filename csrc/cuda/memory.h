@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "handles.h"
+#include "cuda/handles.h"
 
 namespace zinc::cuda {
 

@@ -10,7 +10,7 @@
 
 #include "metal/objc.h"
 #include "metal/times.h"
-#include "metal_cache.h"
+#include "metal/portable/cache.h"
 
 namespace zinc {
 

@@ -19,8 +19,8 @@
 #include "metal/quality.h"
 #include "metal/residency.h"
 #include "metal/times.h"
-#include "metal_heartbeat.h"
-#include "metal_in_flight.h"
+#include "metal/portable/heartbeat.h"
+#include "metal/portable/in_flight.h"
 
 namespace zinc {
 

@@ -16,9 +16,9 @@
 
 #include "metal/objc.h"
 #include "metal/times.h"
-#include "metal_names.h"
-#include "metal_rules.h"
-#include "metal_source.h"
+#include "metal/portable/names.h"
+#include "metal/portable/rules.h"
+#include "metal/portable/source.h"
 
 namespace zinc {
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "device.h"
+#include "core/device.h"
 
 #if !__has_feature(objc_arc)
 #error "the Metal backend needs -fobjc-arc"

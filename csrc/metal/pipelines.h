@@ -18,7 +18,7 @@
 #include "metal/archive.h"
 #include "metal/library.h"
 #include "metal/objc.h"
-#include "metal_rules.h"
+#include "metal/portable/rules.h"
 
 namespace zinc {
 

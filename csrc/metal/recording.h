@@ -9,12 +9,12 @@
 #include <utility>
 #include <vector>
 
-#include "device.h"
+#include "core/device.h"
 #include "metal/context.h"
 #include "metal/objc.h"
 #include "metal/pipelines.h"
-#include "metal_launches.h"
-#include "metal_pieces.h"
+#include "metal/portable/launches.h"
+#include "metal/portable/pieces.h"
 
 namespace zinc {
 

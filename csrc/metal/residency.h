@@ -8,7 +8,7 @@
 #include <mutex>
 
 #include "metal/objc.h"
-#include "metal_coverage.h"
+#include "metal/portable/coverage.h"
 
 namespace zinc {
 

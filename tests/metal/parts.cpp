@@ -9,15 +9,15 @@
 #include <sstream>
 #include <thread>
 
-#include "metal_cache.h"
-#include "metal_errors.h"
-#include "metal_heartbeat.h"
-#include "metal_in_flight.h"
-#include "metal_launches.h"
-#include "metal_names.h"
-#include "metal_pieces.h"
-#include "metal_rules.h"
-#include "metal_source.h"
+#include "metal/portable/cache.h"
+#include "metal/portable/errors.h"
+#include "metal/portable/heartbeat.h"
+#include "metal/portable/in_flight.h"
+#include "metal/portable/launches.h"
+#include "metal/portable/names.h"
+#include "metal/portable/pieces.h"
+#include "metal/portable/rules.h"
+#include "metal/portable/source.h"
 
 using namespace zinc;
 

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "conditions.h"
-#include "device.h"
+#include "core/device.h"
 #include "params.h"
 
 using namespace zinc;
