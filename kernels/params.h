@@ -22,8 +22,10 @@ struct Step {
     u32 pos;       // position of row 0: the number of tokens already in the KV cache
     u32 n_chosen;  // ids that argmax_final has stored
     u32 reserved[LINE_WORDS - 3];
-    // A ring: the i-th id is chosen[i % N_CHOSEN][0], so that the host reads one while the next is computed. Each lies
-    // in a cache line of its own, or the two would share one.
+    // A ring: the i-th id is chosen[i % N_CHOSEN][0]. With two steps in flight two places are in use: the host reads
+    // one id while the next step writes the other. There are four because a power of two divides 2^32, where n_chosen
+    // begins anew, and so that a third and a fourth step could be in flight. Each place is a cache line of its own, so
+    // that the host never reads a line that the device writes.
     i32 chosen[N_CHOSEN][LINE_WORDS];
 };
 

@@ -16,6 +16,7 @@
 #include "core/gil.h"
 #include "core/interrupt.h"
 #include "core/plan.h"
+#include "core/steps.h"
 
 // Where pybind11 finds no memory for a Python object it frees the C++ object with it, although a shared pointer owns
 // that.
@@ -70,8 +71,6 @@ void check_captures(const Device& device) {
     if (!device.captures())
         throw UsageError(device.info().backend + " records no GPU traces; capture with device=\"metal\"");
 }
-
-Encoding encoding(bool concurrent) { return concurrent ? Encoding::concurrent : Encoding::serial; }
 
 // The memory of a Python buffer, which must be all of what lies between its first byte and its last.
 py::buffer_info contiguous(const py::buffer& owner, const char* who) {
@@ -128,7 +127,7 @@ void delete_unlocked(Plan* plan) {
 }
 
 void check_copy(const Buffer& b, size_t offset, size_t nbytes) {
-    if (!b.copies()) throw UsageError("a private buffer has no memory that the host can see");
+    if (!b.copies()) throw UsageError("the host does not see this buffer's memory; use read() and write()");
     if (offset > b.bytes || nbytes > b.bytes - offset)
         throw UsageError("[" + std::to_string(offset) + ", +" + std::to_string(nbytes) + ") is outside the buffer of " +
                          std::to_string(b.bytes) + " bytes");
@@ -237,7 +236,7 @@ void bind_device(py::module_& m) {
         .def("read", &read_buffer, py::arg("offset") = 0, py::arg("nbytes") = py::none())
         .def("write", &write_buffer, py::arg("data"), py::arg("offset") = 0)
         .def_buffer([](Buffer& b) -> py::buffer_info {
-            if (!b.host) throw UsageError("a private buffer has no memory that the host can see");
+            if (!b.host) throw UsageError("the host does not see this buffer's memory; use read() and write()");
             return {static_cast<uint8_t*>(b.host), py::ssize_t(b.bytes), b.read_only};
         });
 
@@ -250,11 +249,11 @@ void bind_device(py::module_& m) {
         .def_property_readonly("info", &info_dict)
         .def(
             "alloc",
-            [](Device& d, size_t nbytes, bool shared) {
+            [](Device& d, size_t nbytes) {
                 d.process.check();
-                return d.alloc(nbytes, shared ? Storage::shared : Storage::device_private);
+                return d.alloc(nbytes);
             },
-            py::arg("nbytes"), py::arg("shared") = true)
+            py::arg("nbytes"))
         .def("wrap", &wrap, py::arg("owner"), py::arg("offset"), py::arg("nbytes"))
         .def("kernel_names",
              [](const Device& d) {
@@ -272,14 +271,14 @@ void bind_device(py::module_& m) {
             py::arg("kernel"))
         .def(
             "run",
-            [](Device& d, const std::vector<PyDispatch>& dispatches, bool concurrent) {
+            [](Device& d, const std::vector<PyDispatch>& dispatches) {
                 auto list = to_dispatches(d, dispatches);
                 const Unlocked unlocked;
-                const auto recording = d.record(std::move(list), encoding(concurrent));
+                const auto recording = d.record(std::move(list));
                 const RunTimes times = d.wait(d.submit(*recording));
                 return times.gpu_end - times.gpu_start;
             },
-            py::arg("dispatches"), py::arg("concurrent") = true)
+            py::arg("dispatches"))
         .def(
             "time_each",
             [](Device& d, const std::vector<PyDispatch>& dispatches) {
@@ -321,24 +320,24 @@ auto interruptible(Call&& call) {
 void bind_plan(py::module_& m) {
     py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", py::module_local())
         .def(py::init([](std::shared_ptr<Device> device, const std::vector<PyDispatch>& dispatches, uint32_t max_tokens,
-                         bool concurrent) {
+                         bool has_argmax) {
                  auto list = to_dispatches(*device, dispatches);
                  const Unlocked unlocked;
-                 return std::shared_ptr<Plan>(
-                     new Plan(std::move(device), std::move(list), encoding(concurrent), max_tokens), delete_unlocked);
+                 return std::shared_ptr<Plan>(new Plan(std::move(device), std::move(list), max_tokens, has_argmax),
+                                              delete_unlocked);
              }),
-             py::arg("device").none(false), py::arg("dispatches"), py::arg("max_tokens"), py::arg("concurrent") = true)
+             py::arg("device").none(false), py::arg("dispatches"), py::arg("max_tokens"), py::arg("has_argmax") = false)
         .def_readonly("max_tokens", &Plan::max_tokens)
         .def_readonly("n_dispatches", &Plan::n_dispatches)
         .def_readonly("n_barriers", &Plan::n_barriers);
 
-    py::class_<Session, std::shared_ptr<Session>>(m, "Session", py::module_local())
+    py::class_<Steps, std::shared_ptr<Steps>>(m, "Steps", py::module_local())
         .def(py::init<std::shared_ptr<Buffer>, std::shared_ptr<Buffer>, uint32_t, uint32_t>(),
              py::arg("step").none(false), py::arg("tokens").none(false), py::arg("n_ctx"), py::arg("n_vocab"))
-        .def_property_readonly("length", &Session::length)
-        .def_property_readonly("n_ctx", &Session::n_ctx)
+        .def_property_readonly("length", &Steps::length)
+        .def_property_readonly("n_ctx", &Steps::n_ctx)
         .def_property_readonly("counters",
-                               [](const Session& s) {
+                               [](const Steps& s) {
                                    const Counters c = s.counters();
                                    py::dict d;
                                    d["steps"] = c.steps;
@@ -351,29 +350,29 @@ void bind_plan(py::module_& m) {
                                    return d;
                                })
         .def("settle",
-             [](Session& s) {
+             [](Steps& s) {
                  const Unlocked unlocked;
                  return s.settle();
              })
-        .def("rewind", &Session::rewind, py::arg("length"))
-        .def("resume", &Session::resume, py::arg("length"))
-        .def("close", &Session::close);
+        .def("rewind", &Steps::rewind, py::arg("length"))
+        .def("resume", &Steps::resume, py::arg("length"))
+        .def("close", &Steps::close);
 
     m.def(
         "decode_step",
-        [](Session& session, const std::shared_ptr<Plan>& plan, int64_t token, bool ahead) {
-            return interruptible([&](const Poll& poll) { return session.decode(plan, token, ahead, poll); });
+        [](Steps& steps, const std::shared_ptr<Plan>& plan, int64_t token, bool ahead) {
+            return interruptible([&](const Poll& poll) { return steps.decode(plan, token, ahead, poll); });
         },
-        py::arg("session"), py::arg("plan").none(false), py::arg("token"), py::arg("ahead") = false);
+        py::arg("steps"), py::arg("plan").none(false), py::arg("token"), py::arg("ahead") = false);
     m.def(
         "prefill_step",
-        [](Session& session, const std::shared_ptr<Plan>& plan, const py::array_t<int32_t, py::array::c_style>& ids) {
+        [](Steps& steps, const std::shared_ptr<Plan>& plan, const py::array_t<int32_t, py::array::c_style>& ids) {
             if (ids.ndim() != 1) throw UsageError("prefill_step: ids must have one dimension");
             const int32_t* data = ids.data();
             const size_t n = size_t(ids.size());
-            return interruptible([&](const Poll& poll) { return session.prefill(plan, data, n, poll); });
+            return interruptible([&](const Poll& poll) { return steps.prefill(plan, data, n, poll); });
         },
-        py::arg("session"), py::arg("plan").none(false), py::arg("ids").noconvert());
+        py::arg("steps"), py::arg("plan").none(false), py::arg("ids").noconvert());
 }
 
 void bind_all(py::module_& m) {

@@ -71,10 +71,8 @@ struct DeviceOptions {
     std::string kernel_folder;  // Metal: where zincmetal.metallib or the .metal sources lie
 };
 
-enum class Storage { shared, device_private };
-
-// Device memory. host is null where the host cannot see it: private storage, and all of a device with memory of its
-// own. A wrapped buffer borrows its memory: the owner outlives it.
+// Device memory. host is null where the host cannot see it: on a device with memory of its own. A wrapped buffer
+// borrows its memory: the owner outlives it.
 class Buffer {
   public:
     virtual ~Buffer() = default;
@@ -123,10 +121,8 @@ struct Dispatch {
     bool barrier = false;          // everything recorded before is visible to this dispatch and to all after it
 };
 
-enum class Encoding { concurrent, serial };
-
-// Dispatches made ready to run again and again, as one command buffer. It may be in flight twice; it waits for the
-// device before it lets go of its buffers.
+// Dispatches made ready to run again and again, as one command buffer. Those between two barriers may run at once. It
+// may be in flight twice; it waits for the device before it lets go of its buffers.
 class Recording {
   public:
     virtual ~Recording() = default;
@@ -146,7 +142,7 @@ class Device {
     virtual DeviceInfo info() const = 0;
     const OpeningProcess process{};  // the binding asks it before every call; destructors ask for themselves
 
-    virtual std::shared_ptr<Buffer> alloc(size_t bytes, Storage storage) = 0;
+    virtual std::shared_ptr<Buffer> alloc(size_t bytes) = 0;
     // No copy: pointer and length are multiples of info().page_bytes.
     virtual std::shared_ptr<Buffer> wrap(void* pointer, size_t bytes) = 0;
     virtual std::shared_ptr<Pipeline> pipeline(const std::string& kernel) = 0;
@@ -154,7 +150,7 @@ class Device {
     // Makes these kernels at once, where that is faster than one by one. What fails is told by pipeline().
     virtual void prepare(const std::vector<std::string>& kernels) { (void)kernels; }
 
-    virtual std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches, Encoding encoding) = 0;
+    virtual std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches) = 0;
     // Commits the recording and returns its ticket: 1, 2, ... They run in this order, each after the one before has
     // ended; at least two may be in flight, and with more of them than the device takes it waits. Allocates nothing on
     // the host side of ours.
@@ -169,7 +165,7 @@ class Device {
     virtual std::vector<double> time_each(const std::vector<Dispatch>& dispatches) {
         std::vector<double> seconds;
         for (const Dispatch& d : dispatches) {
-            const auto alone = record({d}, Encoding::serial);
+            const auto alone = record({d});
             const RunTimes times = wait(submit(*alone));
             seconds.push_back(times.gpu_end - times.gpu_start);
         }

@@ -1,102 +1,25 @@
-// A recorded plan and the sequence that it advances: the C++ half of decode_step.
+// A plan made ready on a device, to be replayed for step after step.
 #pragma once
 
-#include <atomic>
 #include <memory>
-#include <mutex>
-#include <optional>
 #include <vector>
 
 #include "core/device.h"
-#include "params.h"
 
 namespace zinc {
-
-// A call that cannot be carried out as asked; Python sees zincmetal.errors.UsageError.
-struct UsageError : std::invalid_argument {
-    using std::invalid_argument::invalid_argument;
-};
-
-// No room for the tokens of this step; Python sees zincmetal.errors.ContextFullError.
-struct ContextFullError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-// What running cost, summed over all steps of a session that have ended.
-struct Counters {
-    uint64_t steps = 0, tokens = 0, command_buffers = 0, dispatches = 0, barriers = 0;
-    uint64_t max_in_flight = 0;  // the most command buffers that there were at a time
-    double gpu_seconds = 0;
-};
 
 // One step's dispatches, for up to max_tokens rows, made ready on a device.
 class Plan {
   public:
-    Plan(std::shared_ptr<Device> device, std::vector<Dispatch> dispatches, Encoding encoding, uint32_t max_tokens);
+    // has_argmax: the last dispatch writes the arg max, and with it the next step, into the step buffer. Such a plan
+    // can follow itself without the host.
+    Plan(std::shared_ptr<Device> device, std::vector<Dispatch> dispatches, uint32_t max_tokens, bool has_argmax);
 
     const std::shared_ptr<Device> device;
     const uint32_t max_tokens, n_dispatches, n_barriers;
-    const bool chooses;                          // ends in argmax_final, which makes the next step out of this one
+    const bool has_argmax;
     const std::vector<const FileDamage*> files;  // mapped files that it reads
     const std::unique_ptr<Recording> recording;
-};
-
-// A sequence: its length, and the step buffer through which plans learn token ids and positions. A step may be in
-// flight between calls; it is not part of the sequence before decode() or settle() has waited for it.
-class Session {
-  public:
-    Session(std::shared_ptr<Buffer> step, std::shared_ptr<Buffer> tokens, uint32_t n_ctx, uint32_t n_vocab);
-
-    // Appends the n tokens to the sequence with one command buffer; returns the arg max of the last row's logits
-    // (-1 when the plan computes none). A failed step leaves the length as it was.
-    // A poll that throws ends the call: nothing is in flight then, and the length is that of before.
-    int32_t prefill(const std::shared_ptr<Plan>& plan, const int32_t* ids, size_t n, const Poll& poll = {});
-
-    // The same for one token, which is taken over if it is in flight. With ahead the step of the arg max is submitted
-    // before this one is waited for, so that the device always has work.
-    int32_t decode(const std::shared_ptr<Plan>& plan, int64_t token, bool ahead, const Poll& poll = {});
-
-    // Waits for the step in flight, if there is one, and returns its token, which is now part of the sequence.
-    std::vector<int32_t> settle();
-
-    void rewind(uint32_t length);  // forget all positions from length on
-    void resume(uint32_t length);  // an empty sequence whose state the caller has put in place
-    void close() { closed_ = true; }
-
-    uint32_t length() const { return length_; }
-    uint32_t n_ctx() const { return n_ctx_; }
-    Counters counters() const;
-
-  private:
-    // A command buffer on its way.
-    struct InFlight {
-        std::shared_ptr<Plan> plan;
-        uint64_t ticket;
-        uint32_t n_tokens;
-        uint32_t chosen;  // which of the step buffer's ring will hold its arg max
-        int32_t token;    // of a step of one token, once the host knows it
-    };
-
-    void check(const Plan& plan, size_t n) const;
-    void check_room(size_t n) const;
-    void check_ahead(const Plan& plan) const;
-    int32_t checked(int64_t id) const;
-    void refuse_in_flight() const;
-    void check_same(const Plan& plan, int32_t token) const;
-    void write_step(const int32_t* ids, size_t n);
-    InFlight submit(const std::shared_ptr<Plan>& plan, uint32_t n_tokens, int32_t token, const Poll& poll);
-    InFlight submit_ahead(const std::shared_ptr<Plan>& plan, const Poll& poll);
-    int32_t complete(uint64_t n_in_flight, const Poll& poll = {});
-
-    const std::shared_ptr<Buffer> step_, tokens_;
-    const OpeningProcess process_{};
-    const uint32_t n_ctx_, n_vocab_;
-    uint32_t n_chosen_ = 0;
-    std::optional<InFlight> in_flight_;
-    std::atomic<uint32_t> length_{0};
-    std::atomic<bool> busy_{false}, closed_{false};
-    mutable std::mutex counters_mutex_;
-    Counters counters_;
 };
 
 }  // namespace zinc

@@ -20,26 +20,23 @@ namespace {
 
 size_t page_bytes() { return size_t(sysconf(_SC_PAGESIZE)); }
 
-// host is null for private storage, as on a GPU with its own memory, so that misuse shows here too.
 class CpuBuffer : public Buffer {
   public:
-    CpuBuffer(size_t n, Storage storage) : mapped_(std::max(n, size_t(1))) {
+    explicit CpuBuffer(size_t n) : mapped_(std::max(n, size_t(1))) {
         void* p = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (p == MAP_FAILED)
             throw OutOfMemoryError("the CPU device cannot allocate " + std::to_string(n) + " bytes; use a smaller " +
                                    "context or model, or close other programs");
-        memory = static_cast<uint8_t*>(p);
-        host = storage == Storage::shared ? p : nullptr;
+        host = p;
         bytes = n;
     }
-    CpuBuffer(void* pointer, size_t n) : memory(static_cast<uint8_t*>(pointer)) {
+    CpuBuffer(void* pointer, size_t n) {
         host = pointer;
         bytes = n;
     }
     ~CpuBuffer() override {
-        if (mapped_) munmap(memory, mapped_);
+        if (mapped_) munmap(host, mapped_);
     }
-    uint8_t* memory = nullptr;
 
   private:
     size_t mapped_ = 0;
@@ -55,7 +52,7 @@ class CpuPipeline : public Pipeline {
 struct CpuJob {
     msl::Job msl;
     const NativeKernel* native = nullptr;
-    Launch launch{};
+    NativeLaunch launch{};
     uint64_t n_threadgroups = 0;
     uint64_t chunk = 1;  // threadgroups handed out at a time
     uint32_t segment = 0;
@@ -156,11 +153,11 @@ class CpuDevice : public Device {
     explicit CpuDevice(const DeviceOptions& options);
 
     DeviceInfo info() const override;
-    std::shared_ptr<Buffer> alloc(size_t bytes, Storage storage) override;
+    std::shared_ptr<Buffer> alloc(size_t bytes) override;
     std::shared_ptr<Buffer> wrap(void* pointer, size_t bytes) override;
     std::shared_ptr<Pipeline> pipeline(const std::string& kernel) override;
     std::vector<std::string> kernel_names() const override { return msl::kernel_names(); }
-    std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches, Encoding encoding) override;
+    std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches) override;
     uint64_t submit(Recording& recording, const Poll& poll) override;
     RunTimes wait(uint64_t ticket, const Poll& poll) override;
 
@@ -206,9 +203,7 @@ DeviceInfo CpuDevice::info() const {
     return info;
 }
 
-std::shared_ptr<Buffer> CpuDevice::alloc(size_t bytes, Storage storage) {
-    return std::make_shared<CpuBuffer>(bytes, storage);
-}
+std::shared_ptr<Buffer> CpuDevice::alloc(size_t bytes) { return std::make_shared<CpuBuffer>(bytes); }
 
 std::shared_ptr<Buffer> CpuDevice::wrap(void* pointer, size_t bytes) {
     if (reinterpret_cast<uintptr_t>(pointer) % page_bytes() || bytes % page_bytes())
@@ -240,7 +235,7 @@ void check_binding(const Binding& b, const msl::BufferSignature& signature, cons
     if (b.bytes < signature.element_bytes)
         throw DeviceError(which + "has " + std::to_string(b.bytes) + " bytes, less than one element of " +
                           std::to_string(signature.element_bytes));
-    const auto address = reinterpret_cast<uintptr_t>(static_cast<CpuBuffer&>(*b.buffer).memory) + b.offset;
+    const auto address = reinterpret_cast<uintptr_t>(b.buffer->host) + b.offset;
     if (address % signature.alignment)
         throw DeviceError(which + "at offset " + std::to_string(b.offset) + " is not aligned to " +
                           std::to_string(signature.alignment) + " bytes");
@@ -265,7 +260,7 @@ CpuJob CpuDevice::make_job(const Dispatch& d, uint32_t number) const {
     for (size_t i = 0; i < d.bindings.size(); i++) {
         check_binding(d.bindings[i], kernel.buffers[i], binding_name(who, i));
         job.keep.push_back(d.bindings[i].buffer);
-        job.buffers.push_back(static_cast<CpuBuffer&>(*d.bindings[i].buffer).memory + d.bindings[i].offset);
+        job.buffers.push_back(static_cast<uint8_t*>(d.bindings[i].buffer->host) + d.bindings[i].offset);
         job.bytes.push_back(d.bindings[i].bytes);
     }
     job.params = d.params;
@@ -280,13 +275,13 @@ CpuJob CpuDevice::make_job(const Dispatch& d, uint32_t number) const {
     return job;
 }
 
-std::unique_ptr<Recording> CpuDevice::record(std::vector<Dispatch> dispatches, Encoding encoding) {
+std::unique_ptr<Recording> CpuDevice::record(std::vector<Dispatch> dispatches) {
     crew_->failure.check();
     std::vector<CpuJob> jobs;
     std::vector<bool> barrier;
     for (const Dispatch& d : dispatches) {
         jobs.push_back(make_job(d, uint32_t(jobs.size())));
-        barrier.push_back(d.barrier || encoding == Encoding::serial);
+        barrier.push_back(d.barrier);
     }
     return std::make_unique<CpuRecording>(crew_, std::move(jobs), barrier);
 }

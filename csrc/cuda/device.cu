@@ -17,13 +17,13 @@ namespace {
 
 using namespace cuda;
 
-constexpr size_t MIRROR_BYTES = 64 << 10;    // a shared buffer up to this size has a mirror
+constexpr size_t MIRROR_BYTES = 64 << 10;    // a buffer up to this size has a mirror
 constexpr uint64_t MAX_BUFFER = 4ull << 30;  // a file's map is uploaded in such pieces: its caller can show progress
 constexpr uint32_t MAX_GRID_YZ = 65535;
 
 class CudaRecording : public Recording {
   public:
-    CudaRecording(std::vector<Dispatch> dispatches, Encoding encoding, Edges edges, cudaStream_t stream);
+    CudaRecording(std::vector<Dispatch> dispatches, Edges edges, cudaStream_t stream);
     ~CudaRecording() override { synchronize(stream_); }  // what is in flight uses the buffers
 
     cudaError_t launch() const {
@@ -35,19 +35,19 @@ class CudaRecording : public Recording {
 
   private:
     void note_written(const Dispatch& d);
-    GraphExec build(Encoding encoding, Edges allowed) const;
+    GraphExec build(Edges allowed) const;
 
     cudaStream_t stream_;
     std::vector<Dispatch> dispatches_;   // keeps the buffers
-    std::vector<CudaBuffer*> mirrored_;  // shared and written
+    std::vector<CudaBuffer*> mirrored_;  // written, and with a mirror
     std::vector<CudaBuffer*> written_;   // written, and with no mirror
     GraphExec executable_;
 };
 
-CudaRecording::CudaRecording(std::vector<Dispatch> dispatches, Encoding encoding, Edges edges, cudaStream_t stream)
+CudaRecording::CudaRecording(std::vector<Dispatch> dispatches, Edges edges, cudaStream_t stream)
     : stream_(stream), dispatches_(std::move(dispatches)) {
     for (const Dispatch& d : dispatches_) note_written(d);
-    executable_ = build(encoding, edges);
+    executable_ = build(edges);
     check(cudaGraphUpload(executable_.get(), stream_), "a graph");
 }
 
@@ -60,11 +60,11 @@ bool one_by_one(const std::vector<Dispatch>& dispatches) {
     return size_t(barriers) * 8 >= dispatches.size() * 7;
 }
 
-GraphExec CudaRecording::build(Encoding encoding, Edges allowed) const {
+GraphExec CudaRecording::build(Edges allowed) const {
     const bool early = allowed == Edges::early && one_by_one(dispatches_);
     GraphBuilder graph;
     for (const Dispatch& d : dispatches_) {
-        if (d.barrier || encoding == Encoding::serial) graph.barrier();
+        if (d.barrier) graph.barrier();
         // One that does not fit at once gains nothing by waiting on the device: a step is 2% slower if it does.
         graph.add_kernel(d, early && fits_at_once(d) ? Edges::early : Edges::full);
     }
@@ -90,14 +90,13 @@ class CudaDevice : public Device {
     ~CudaDevice() override { synchronize(stream_.get()); }
 
     DeviceInfo info() const override;
-    std::shared_ptr<Buffer> alloc(size_t bytes, Storage storage) override {
-        const bool mirrored = storage == Storage::shared && bytes <= MIRROR_BYTES;
-        return std::make_shared<CudaBuffer>(bytes, mirrored, stream_.get());
+    std::shared_ptr<Buffer> alloc(size_t bytes) override {
+        return std::make_shared<CudaBuffer>(bytes, bytes <= MIRROR_BYTES, stream_.get());
     }
     std::shared_ptr<Buffer> wrap(void* pointer, size_t bytes) override;
     std::shared_ptr<Pipeline> pipeline(const std::string& kernel) override;
     std::vector<std::string> kernel_names() const override { return msl::kernel_names(); }
-    std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches, Encoding encoding) override;
+    std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches) override;
     uint64_t submit(Recording& recording, const Poll& poll) override;
     RunTimes wait(uint64_t ticket, const Poll& poll) override;
     std::vector<double> time_each(const std::vector<Dispatch>& dispatches) override;
@@ -204,10 +203,10 @@ void CudaDevice::check_dispatches(const std::vector<Dispatch>& dispatches) const
     }
 }
 
-std::unique_ptr<Recording> CudaDevice::record(std::vector<Dispatch> dispatches, Encoding encoding) {
+std::unique_ptr<Recording> CudaDevice::record(std::vector<Dispatch> dispatches) {
     check_dispatches(dispatches);
     upload_.reset();
-    return std::make_unique<CudaRecording>(std::move(dispatches), encoding, edges_, stream_.get());
+    return std::make_unique<CudaRecording>(std::move(dispatches), edges_, stream_.get());
 }
 
 // Waits for an event as the driver does, by asking for it again and again; a long wait leaves the core to others. If

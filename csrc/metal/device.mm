@@ -15,7 +15,8 @@
 #include "metal/pipelines.h"
 #include "metal/recording.h"
 #include "metal/portable/errors.h"
-#include "metal/portable/rules.h"
+#include "metal/portable/check_arguments.h"
+#include "metal/portable/limits.h"
 
 namespace zinc {
 namespace {
@@ -99,17 +100,15 @@ class MetalDevice final : public Device {
         return info;
     }
 
-    std::shared_ptr<Buffer> alloc(size_t bytes, Storage storage) override {
+    std::shared_ptr<Buffer> alloc(size_t bytes) override {
         queue_->in_flight->check();
         std::shared_ptr<Buffer> result;
         guarded([&] {
-            const bool shared = storage == Storage::shared;
             check_length(bytes, context_->device.maxBufferLength);
-            id<MTLBuffer> buffer = [context_->device
-                newBufferWithLength:bytes
-                            options:TRACKED | (shared ? MTLResourceStorageModeShared : MTLResourceStorageModePrivate)];
+            id<MTLBuffer> buffer = [context_->device newBufferWithLength:bytes
+                                                                 options:TRACKED | MTLResourceStorageModeShared];
             if (!buffer) throw OutOfMemoryError(refusal("allocate", bytes));
-            result = std::make_shared<MetalBuffer>(queue_, buffer, shared ? buffer.contents : nullptr);
+            result = std::make_shared<MetalBuffer>(queue_, buffer, buffer.contents);
         });
         return result;
     }
@@ -141,13 +140,13 @@ class MetalDevice final : public Device {
 
     std::vector<std::string> kernel_names() const override { return context_->pipelines.names(); }
 
-    std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches, Encoding encoding) override {
+    std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches) override {
         queue_->in_flight->check();
         for (size_t i = 0; i < dispatches.size(); ++i) {
             widen(dispatches[i]);
             check(dispatches[i], i);
         }
-        return std::make_unique<MetalRecording>(queue_, std::move(dispatches), encoding);
+        return std::make_unique<MetalRecording>(queue_, std::move(dispatches));
     }
 
     // What fails, or is interrupted, ends before that is passed on: nothing of it is in flight.

@@ -17,7 +17,7 @@
 #include "metal/objc.h"
 #include "metal/times.h"
 #include "metal/portable/names.h"
-#include "metal/portable/rules.h"
+#include "metal/portable/missing_kernel.h"
 #include "metal/portable/source.h"
 
 namespace zinc {

@@ -18,7 +18,8 @@
 #include "metal/archive.h"
 #include "metal/library.h"
 #include "metal/objc.h"
-#include "metal/portable/rules.h"
+#include "metal/portable/check_arguments.h"
+#include "metal/portable/limits.h"
 
 namespace zinc {
 

@@ -27,7 +27,7 @@ struct Heads {
     float* out;
     size_t head_bytes, kv_stride;  // bytes of a head vector in the cache, and from one position to the next
 
-    explicit Heads(const Launch& l)
+    explicit Heads(const NativeLaunch& l)
         : p(l.as<AttentionParams>()), step(*l.buffer<const Step>(1)), pages(l.buffer<const uint32_t>(2)),
           q(l.buffer<const float>(3)), k_cache(l.buffer<const uint8_t>(4)), v_cache(l.buffer<const uint8_t>(5)),
           gate(l.buffer<const float>(6)), out(l.buffer<float>(7)), head_bytes(row_bytes<T>(p.head_dim)),
@@ -173,7 +173,7 @@ void attend_row(const Heads<T>& h, Range heads, uint32_t t) {
 // Calls f(heads, y) for the threadgroups [begin, end) of a grid with a head to each column x: runs of heads that share
 // their keys, in one line y.
 template <class F>
-INLINE void for_groups(const Launch& l, uint64_t begin, uint64_t end, uint32_t group, F&& f) {
+INLINE void for_groups(const NativeLaunch& l, uint64_t begin, uint64_t end, uint32_t group, F&& f) {
     while (begin < end) {
         const uint32_t y = uint32_t(begin / l.grid[0]), head = uint32_t(begin % l.grid[0]);
         const uint64_t left = (head / group + 1) * group - head, n = end - begin < left ? end - begin : left;
@@ -183,7 +183,7 @@ INLINE void for_groups(const Launch& l, uint64_t begin, uint64_t end, uint32_t g
 }
 
 template <class T>
-void attention_decode(const Launch& l, uint64_t begin, uint64_t end) {
+void attention_decode(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const Heads<T> h(l);
     for_groups(l, begin, end, h.group(), [&](Range heads, uint32_t t) {
         if (t < h.step.n_tokens) attend_row(h, heads, t);
@@ -286,7 +286,7 @@ class QueryTile {
 };
 
 template <class T>
-void attention_prefill(const Launch& l, uint64_t begin, uint64_t end) {
+void attention_prefill(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const Heads<T> h(l);
     for_groups(l, begin, end, h.group(), [&](Range heads, uint32_t y) {
         const Range rows = piece(h.step.n_tokens, y, l.grid[1]);

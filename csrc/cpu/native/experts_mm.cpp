@@ -30,7 +30,7 @@ void for_experts(const ExpertTile* tiles, uint32_t n_tiles, uint32_t begin, uint
 // The products of MATRICES tensors of experts (bindings 4 ..) with X (the next binding), handed to
 // finish(slot, row, n, y0, y1).
 template <class T, int MATRICES, class Finish>
-void multiply(const Launch& l, uint64_t begin, uint64_t end, Finish&& finish) {
+void multiply(const NativeLaunch& l, uint64_t begin, uint64_t end, Finish&& finish) {
     const auto& p = l.as<MoeMmParams>();
     const auto* slots = l.buffer<const int32_t>(1);
     const auto* tiles = l.buffer<const ExpertTile>(2);
@@ -61,7 +61,7 @@ void multiply(const Launch& l, uint64_t begin, uint64_t end, Finish&& finish) {
 }
 
 template <class T>
-void moe_mm(const Launch& l, uint64_t begin, uint64_t end) {
+void moe_mm(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const uint32_t m = l.as<MoeMmParams>().m;
     float* out = l.buffer<float>(6);
     multiply<T, 1>(l, begin, end, [&](size_t slot, uint32_t row, uint32_t n, const float* y, const float*) {
@@ -70,7 +70,7 @@ void moe_mm(const Launch& l, uint64_t begin, uint64_t end) {
 }
 
 template <class T>
-void moe_mm_swiglu(const Launch& l, uint64_t begin, uint64_t end) {
+void moe_mm_swiglu(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const uint32_t m = l.as<MoeMmParams>().m;
     float* out = l.buffer<float>(7);
     multiply<T, 2>(l, begin, end, [&](size_t slot, uint32_t row, uint32_t n, const float* gate, const float* up) {
@@ -78,7 +78,7 @@ void moe_mm_swiglu(const Launch& l, uint64_t begin, uint64_t end) {
     });
 }
 
-void moe_sort(const Launch& l, uint64_t, uint64_t) {
+void moe_sort(const NativeLaunch& l, uint64_t, uint64_t) {
     const auto& p = l.as<MoeSortParams>();
     const auto* ids = l.buffer<const int32_t>(2);
     auto* slots = l.buffer<int32_t>(3);
@@ -101,7 +101,7 @@ void moe_sort(const Launch& l, uint64_t, uint64_t) {
     *l.buffer<int32_t>(5) = int32_t(n_tiles);
 }
 
-void moe_mix(const Launch& l, uint64_t begin, uint64_t end) {
+void moe_mix(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<MoeMixParams>();
     const float *weights = l.buffer<const float>(2), *y = l.buffer<const float>(3);
     const uint32_t n_tokens = l.buffer<const Step>(1)->n_tokens;

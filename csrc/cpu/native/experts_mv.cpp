@@ -14,7 +14,7 @@ INLINE Matrix expert_matrix(const P& p, const uint8_t* w, int32_t id) {
 
 // Calls f(rows, id, out) for threadgroups [begin, end): rows along the grid's x, chosen experts along its y.
 template <class F>
-INLINE void for_experts(const Launch& l, uint64_t begin, uint64_t end, float* out, F&& f) {
+INLINE void for_experts(const NativeLaunch& l, uint64_t begin, uint64_t end, float* out, F&& f) {
     const auto& p = l.as<MoeParams>();
     for_lines(l, begin, end, [&](const Line& line) {
         f(pieces(p.m, line.begin, line.end, l.grid[0]), l.buffer<const int32_t>(1)[line.y], out + size_t(line.y) * p.m);
@@ -22,7 +22,7 @@ INLINE void for_experts(const Launch& l, uint64_t begin, uint64_t end, float* ou
 }
 
 template <class T>
-void moe_mv(const Launch& l, uint64_t begin, uint64_t end) {
+void moe_mv(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     for_experts(l, begin, end, l.buffer<float>(4), [&](Range rows, int32_t id, float* out) {
         products<T>(expert_matrix(l.as<MoeParams>(), l.buffer<const uint8_t>(2), id), rows.begin, rows.end - rows.begin,
                     l.buffer<const float>(3), out + rows.begin);
@@ -30,7 +30,7 @@ void moe_mv(const Launch& l, uint64_t begin, uint64_t end) {
 }
 
 template <class T>
-void moe_mv_swiglu(const Launch& l, uint64_t begin, uint64_t end) {
+void moe_mv_swiglu(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<MoeParams>();
     for_experts(l, begin, end, l.buffer<float>(5), [&](Range rows, int32_t id, float* out) {
         const Matrix gate = expert_matrix(p, l.buffer<const uint8_t>(2), id);
@@ -49,7 +49,7 @@ INLINE void add_products(const Matrix& w, uint32_t first, uint32_t n, const floa
 
 // out = residual + what the chosen experts make of their rows of x, weighted, + more(first, n, sums) of a strip.
 template <class T, class P, class More>
-INLINE void mix(const Launch& l, uint64_t begin, uint64_t end, float* out, More&& more) {
+INLINE void mix(const NativeLaunch& l, uint64_t begin, uint64_t end, float* out, More&& more) {
     const auto& p = l.as<P>();
     const int32_t* ids = l.buffer<const int32_t>(1);
     const float *weights = l.buffer<const float>(2), *x = l.buffer<const float>(4),
@@ -67,12 +67,12 @@ INLINE void mix(const Launch& l, uint64_t begin, uint64_t end, float* out, More&
 }
 
 template <class T>
-void moe_mv_mix(const Launch& l, uint64_t begin, uint64_t end) {
+void moe_mv_mix(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     mix<T, MoeParams>(l, begin, end, l.buffer<float>(6), [](uint32_t, uint32_t, float*) {});
 }
 
 template <class T, class Shared>
-void moe_mv_mix2(const Launch& l, uint64_t begin, uint64_t end) {
+void moe_mv_mix2(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<MoeSharedParams>();
     const Matrix shared{l.buffer<const uint8_t>(6), p.row_bytes_shared, p.k_shared};
     const float *x = l.buffer<const float>(7), weight = l.buffer<const float>(2)[p.n_used];
@@ -98,7 +98,7 @@ INLINE void best_experts(const float* logits, uint32_t n_expert, uint32_t n, int
     }
 }
 
-void moe_topk(const Launch& l, uint64_t begin, uint64_t end) {
+void moe_topk(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<TopKParams>();
     const uint32_t n_tokens = l.buffer<const Step>(1)->n_tokens, n = p.n_used < p.n_expert ? p.n_used : p.n_expert;
     for (uint64_t t = begin; t < end && t < n_tokens; t++) {

@@ -14,7 +14,7 @@ enum class Isa { plain, neon, avx2, avx512 };
 Isa detected_isa();
 const char* isa_name(Isa isa);
 
-struct Launch {
+struct NativeLaunch {
     const void* params;
     uint32_t params_bytes;
     void* const* buffers;   // bindings 1, 2, ... of the kernel at index 0, 1, ...
@@ -84,7 +84,7 @@ class WorkspaceScope {
 
 // Does the work of threadgroups [begin, end), numbered with x fastest. Runs on any thread of the pool, in a
 // WorkspaceScope. Throws std::bad_alloc alone.
-using NativeFn = void (*)(const Launch& launch, uint64_t begin, uint64_t end);
+using NativeFn = void (*)(const NativeLaunch& launch, uint64_t begin, uint64_t end);
 
 struct NativeKernel {
     const char* name;

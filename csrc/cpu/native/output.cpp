@@ -109,7 +109,7 @@ uint32_t bound_of_keys(const uint32_t* keys, uint32_t n) {
     return digit ? digit << shift : 1;
 }
 
-void candidates_partial(const Launch& l, uint64_t begin, uint64_t end) {
+void candidates_partial(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<CandidatesParams>();
     for (uint64_t part = begin; part < end; part++) {
         const Range range = piece(p.n, part, p.n_part);
@@ -145,7 +145,7 @@ uint64_t bound_of_parts(const Candidates* parts, uint32_t n_part) {
     return bound;
 }
 
-void candidates_final(const Launch& l, uint64_t, uint64_t) {
+void candidates_final(const NativeLaunch& l, uint64_t, uint64_t) {
     const uint32_t n_part = l.as<CandidatesParams>().n_part;
     const Candidates* parts = l.buffer<const Candidates>(1);
     Candidates& out = *l.buffer<Candidates>(2);

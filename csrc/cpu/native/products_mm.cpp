@@ -7,7 +7,7 @@ namespace {
 // The products of MATRICES matrices (bindings 2 ..) with X (the next binding), handed to
 // finish(token, row, n, y0, y1).
 template <class T, int MATRICES, class Finish>
-void multiply(const Launch& l, uint64_t begin, uint64_t end, Finish&& finish) {
+void multiply(const NativeLaunch& l, uint64_t begin, uint64_t end, Finish&& finish) {
     const auto& p = l.as<MatMulParams>();
     const uint32_t n_tokens = l.buffer<const Step>(1)->n_tokens;
     const float* x = l.buffer<const float>(2 + MATRICES);
@@ -30,7 +30,7 @@ void multiply(const Launch& l, uint64_t begin, uint64_t end, Finish&& finish) {
 }
 
 template <class T>
-void mul_mm(const Launch& l, uint64_t begin, uint64_t end) {
+void mul_mm(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const uint32_t m = l.as<MatMulParams>().m;
     float* out = l.buffer<float>(4);
     multiply<T, 1>(l, begin, end, [&](size_t token, uint32_t row, uint32_t n, const float* y, const float*) {
@@ -39,7 +39,7 @@ void mul_mm(const Launch& l, uint64_t begin, uint64_t end) {
 }
 
 template <class T>
-void mul_mm_add(const Launch& l, uint64_t begin, uint64_t end) {
+void mul_mm_add(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<MatMulParams>();
     const float* residual = l.buffer<const float>(4);
     float* out = l.buffer<float>(5);
@@ -50,7 +50,7 @@ void mul_mm_add(const Launch& l, uint64_t begin, uint64_t end) {
 }
 
 template <class T>
-void mul_mm_mix(const Launch& l, uint64_t begin, uint64_t end) {
+void mul_mm_mix(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<MatMulParams>();
     const float *residual = l.buffer<const float>(4), *scale = l.buffer<const float>(5);
     float* out = l.buffer<float>(6);
@@ -62,7 +62,7 @@ void mul_mm_mix(const Launch& l, uint64_t begin, uint64_t end) {
 }
 
 template <class T, vf (*GATE)(vf)>
-void mul_mm_gated(const Launch& l, uint64_t begin, uint64_t end) {
+void mul_mm_gated(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const uint32_t m = l.as<MatMulParams>().m;
     float* out = l.buffer<float>(5);
     multiply<T, 2>(l, begin, end, [&](size_t token, uint32_t row, uint32_t n, const float* gate, const float* up) {

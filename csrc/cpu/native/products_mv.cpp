@@ -6,18 +6,18 @@
 namespace zinc {
 namespace {
 
-Matrix matrix_of(const Launch& l, int binding) {
+Matrix matrix_of(const NativeLaunch& l, int binding) {
     const auto& p = l.as<MatMulParams>();
     return {l.buffer<const uint8_t>(binding), p.row_bytes, p.k};
 }
 
 // The rows of threadgroups [begin, end): all m divide evenly over the grid.
-Range rows_of(const Launch& l, uint64_t begin, uint64_t end) {
+Range rows_of(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     return pieces(l.as<MatMulParams>().m, begin, end, l.grid[0]);
 }
 
 template <class T>
-void mul_mv(const Launch& l, uint64_t begin, uint64_t end) {
+void mul_mv(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const Range rows = rows_of(l, begin, end);
     products<T>(matrix_of(l, 1), rows.begin, rows.end - rows.begin, l.buffer<const float>(2),
                 l.buffer<float>(3) + rows.begin);
@@ -25,7 +25,7 @@ void mul_mv(const Launch& l, uint64_t begin, uint64_t end) {
 
 // out = apply(residual, product)
 template <class T, class Apply>
-INLINE void with_residual(const Launch& l, Range rows, float* out, Apply apply) {
+INLINE void with_residual(const NativeLaunch& l, Range rows, float* out, Apply apply) {
     const float* residual = l.buffer<const float>(3);
     for_strips(rows.begin, rows.end, [&](uint32_t r, uint32_t n) {
         float y[STRIP];
@@ -35,18 +35,18 @@ INLINE void with_residual(const Launch& l, Range rows, float* out, Apply apply) 
 }
 
 template <class T>
-void mul_mv_add(const Launch& l, uint64_t begin, uint64_t end) {
+void mul_mv_add(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     with_residual<T>(l, rows_of(l, begin, end), l.buffer<float>(4), [](vf a, vf b) { return a + b; });
 }
 
 template <class T>
-void mul_mv_mix(const Launch& l, uint64_t begin, uint64_t end) {
+void mul_mv_mix(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const float scale = *l.buffer<const float>(4);
     with_residual<T>(l, rows_of(l, begin, end), l.buffer<float>(5), [scale](vf a, vf b) { return a + scale * b; });
 }
 
 template <class T, vf (*activation)(vf)>
-void mul_mv_gated(const Launch& l, uint64_t begin, uint64_t end) {
+void mul_mv_gated(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const Range rows = rows_of(l, begin, end);
     gated_products<T, activation>(matrix_of(l, 1), matrix_of(l, 2), rows.begin, rows.end, l.buffer<const float>(3),
                                   l.buffer<float>(4));
@@ -54,7 +54,7 @@ void mul_mv_gated(const Launch& l, uint64_t begin, uint64_t end) {
 
 // Rows of matrix i of a stack, or of the pair that begins with it.
 template <class T>
-void stack_rows(const Launch& l, int i, Range rows) {
+void stack_rows(const NativeLaunch& l, int i, Range rows) {
     const auto& p = l.as<StackParams>();
     const float* x = l.buffer<const float>(1);
     const Matrix w{l.buffer<const uint8_t>(2 + i), p.row_bytes[i], p.k};
@@ -69,7 +69,7 @@ void stack_rows(const Launch& l, int i, Range rows) {
 
 // The outputs of all matrices, one after the other, divide evenly over the grid.
 template <class T>
-void mul_mv_stack(const Launch& l, uint64_t begin, uint64_t end) {
+void mul_mv_stack(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<StackParams>();
     const int n_outs = p.pair ? 3 : 4;
     uint32_t total = 0, before = 0;

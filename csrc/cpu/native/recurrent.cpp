@@ -94,7 +94,7 @@ struct HeadInput {
 
 // Tokens are divided in whole groups of SSM_MAX_CONV: only the first piece looks back past the step, and it alone has
 // the ring.
-void ssm_conv1d(const Launch& l, uint64_t begin, uint64_t end) {
+void ssm_conv1d(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<SsmParams>();
     const Step step = *l.buffer<const Step>(1);
     for (uint64_t i = begin; i < end; i++) {
@@ -152,7 +152,7 @@ INLINE void prefetch(const float* x, uint32_t n) {
     for (uint32_t i = 0; i < n; i += 64 / sizeof(float)) __builtin_prefetch(x + i);
 }
 
-void ssm_delta(const Launch& l, uint64_t begin, uint64_t end) {
+void ssm_delta(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<SsmParams>();
     const Step step = *l.buffer<const Step>(1);
     if (step.n_tokens == 0) return;
@@ -197,7 +197,7 @@ INLINE void gated_norm(const SsmParams& p, const float* o, const float* z, const
         store(out + i, load<vf>(o + i) * scale * load<vf>(weight + i) * silu(load<vf>(z + i)));
 }
 
-void ssm_norm(const Launch& l, uint64_t begin, uint64_t end) {
+void ssm_norm(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<SsmParams>();
     const uint32_t n_tokens = l.buffer<const Step>(1)->n_tokens;
     for (uint64_t i = begin; i < end && i / l.grid[0] < n_tokens; i++) {
@@ -212,7 +212,7 @@ void ssm_norm(const Launch& l, uint64_t begin, uint64_t end) {
 
 // ---- one token, all in one ----------------------------------------------------------------------------------------
 
-void step_head(const Launch& l, const SsmParams& p, const Step& step, uint32_t head) {
+void step_head(const NativeLaunch& l, const SsmParams& p, const Step& step, uint32_t head) {
     float q[SSM_MAX_HEAD], k[SSM_MAX_HEAD], v[SSM_MAX_HEAD], o[SSM_MAX_HEAD];
     const uint32_t k_head = head % p.n_k_head;
     // The k head is shared by several v heads: the first of them keeps its inputs, in a slot that none of them reads.
@@ -247,7 +247,7 @@ void step_head(const Launch& l, const SsmParams& p, const Step& step, uint32_t h
                l.buffer<float>(12) + size_t(head) * p.d_v);
 }
 
-void ssm_step(const Launch& l, uint64_t begin, uint64_t end) {
+void ssm_step(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<SsmParams>();
     const Step step = *l.buffer<const Step>(1);
     if (step.n_tokens == 0) return;

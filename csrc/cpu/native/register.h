@@ -35,7 +35,7 @@ struct Line {
 
 // Calls f(line) for the lines that threadgroups [begin, end) are.
 template <class F>
-INLINE void for_lines(const Launch& l, uint64_t begin, uint64_t end, F&& f) {
+INLINE void for_lines(const NativeLaunch& l, uint64_t begin, uint64_t end, F&& f) {
     const uint64_t width = l.grid[0];
     for (uint64_t y = begin / width; begin < end; y++) {
         const uint64_t stop = (y + 1) * width < end ? (y + 1) * width : end;

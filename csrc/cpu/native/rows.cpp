@@ -9,13 +9,13 @@ namespace {
 // Calls f(x, y) for threadgroups [begin, end) of a grid whose y is rows of the step, leaving out rows that are not
 // real.
 template <class F>
-INLINE void for_rows(const Launch& l, uint64_t begin, uint64_t end, uint32_t n_tokens, F&& f) {
+INLINE void for_rows(const NativeLaunch& l, uint64_t begin, uint64_t end, uint32_t n_tokens, F&& f) {
     for (uint64_t i = begin; i < end; i++)
         if (i / l.grid[0] < n_tokens) f(uint32_t(i % l.grid[0]), uint32_t(i / l.grid[0]));
 }
 
 template <class T>
-void embed(const Launch& l, uint64_t begin, uint64_t end) {
+void embed(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<EmbedParams>();
     const int32_t* tokens = l.buffer<const int32_t>(2);
     for_rows(l, begin, end, l.buffer<const Step>(1)->n_tokens, [&](uint32_t x, uint32_t t) {
@@ -46,7 +46,7 @@ INLINE void normalise(float* out, const float* x, const float* weight, const Nor
     map_floats(p.n, out, x, weight, [scale](vf v, vf w) { return v * scale * w; });
 }
 
-void rms_norm(const Launch& l, uint64_t begin, uint64_t end) {
+void rms_norm(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<NormParams>();
     const uint32_t n_tokens = l.buffer<const Step>(1)->n_tokens;
     for (uint64_t t = begin; t < end && t < n_tokens; t++)
@@ -55,7 +55,7 @@ void rms_norm(const Launch& l, uint64_t begin, uint64_t end) {
 
 // NEXT: the sum is normalised again, with a weight of its own.
 template <bool NEXT>
-void rms_norm_add(const Launch& l, uint64_t begin, uint64_t end) {
+void rms_norm_add(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<NormParams>();
     const uint32_t n_tokens = l.buffer<const Step>(1)->n_tokens;
     for (uint64_t t = begin; t < end && t < n_tokens; t++) {
@@ -72,7 +72,7 @@ void rms_norm_add(const Launch& l, uint64_t begin, uint64_t end) {
 // ----------------------------------------------------------------------------------------------------
 
 template <class Apply>
-INLINE void binary(const Launch& l, uint64_t begin, uint64_t end, Apply apply) {
+INLINE void binary(const NativeLaunch& l, uint64_t begin, uint64_t end, Apply apply) {
     const uint32_t n = l.as<ElementwiseParams>().n;
     for_rows(l, begin, end, l.buffer<const Step>(1)->n_tokens, [&](uint32_t x, uint32_t t) {
         const Range columns = piece(n, x, l.grid[0]);
@@ -82,19 +82,19 @@ INLINE void binary(const Launch& l, uint64_t begin, uint64_t end, Apply apply) {
     });
 }
 
-void add(const Launch& l, uint64_t begin, uint64_t end) {
+void add(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     binary(l, begin, end, [](vf a, vf b) { return a + b; });
 }
 
-void swiglu(const Launch& l, uint64_t begin, uint64_t end) {
+void swiglu(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     binary(l, begin, end, [](vf gate, vf up) { return silu(gate) * up; });
 }
 
-void geglu(const Launch& l, uint64_t begin, uint64_t end) {
+void geglu(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     binary(l, begin, end, [](vf gate, vf up) { return gelu(gate) * up; });
 }
 
-void take_last_row(const Launch& l, uint64_t begin, uint64_t end) {
+void take_last_row(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const uint32_t n = l.as<ElementwiseParams>().n, n_tokens = l.buffer<const Step>(1)->n_tokens;
     if (n_tokens == 0) return;
     const uint32_t first = piece(n, begin, l.grid[0]).begin, last = piece(n, end - 1, l.grid[0]).end;
@@ -207,7 +207,7 @@ INLINE void rotate_head(const RopeKvParams& p, const Rotation& r) {
 
 // Heads along x: of q, of k, of v; the rows of the step along y. KV is the type of the cache.
 template <class KV, bool NEOX, bool QK_NORM>
-void rope_kv(const Launch& l, uint64_t begin, uint64_t end) {
+void rope_kv(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<RopeKvParams>();
     const Step step = *l.buffer<const Step>(1);
     const uint32_t n_heads = p.n_head + 2 * p.n_head_kv;
@@ -272,7 +272,7 @@ INLINE float largest(const float* x, uint32_t n) {
     return finite ? best : NAN;
 }
 
-void argmax_partial(const Launch& l, uint64_t begin, uint64_t end) {
+void argmax_partial(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<ArgmaxParams>();
     const float* logits = l.buffer<const float>(1);
     for (uint64_t i = begin; i < end; i++) {
@@ -285,7 +285,7 @@ void argmax_partial(const Launch& l, uint64_t begin, uint64_t end) {
     }
 }
 
-void argmax_final(const Launch& l, uint64_t, uint64_t) {
+void argmax_final(const NativeLaunch& l, uint64_t, uint64_t) {
     const auto& p = l.as<ArgmaxParams>();
     Step& step = *l.buffer<Step>(1);
     const float* values = l.buffer<const float>(3);

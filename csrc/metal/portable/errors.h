@@ -1,9 +1,10 @@
-// What the errors of Metal's command buffers mean. Plain C++ without Metal, so that every machine can test it; the
-// Metal backend is the only user.
+// Metal's errors in words: why memory was refused, why a command buffer failed, and what to do. Plain C++ without
+// Metal, so that every machine can test it.
 #pragma once
 
 #include <algorithm>
 #include <cctype>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,6 +12,12 @@
 #include "core/device.h"
 
 namespace zinc {
+
+inline std::string refusal_text(const std::string& verb, uint64_t bytes, uint64_t in_use, uint64_t recommended) {
+    return "Metal refused to " + verb + " " + std::to_string(bytes) + " bytes; " + std::to_string(in_use) +
+           " are in use and " + std::to_string(recommended) +
+           " recommended at most; use a smaller context or model, or close other programs";
+}
 
 // Why a command buffer did not do its work.
 struct Failure {

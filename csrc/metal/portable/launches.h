@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/check_dispatch.h"
 #include "core/device.h"
-#include "metal/portable/rules.h"
 
 namespace zinc {
 
@@ -45,16 +45,16 @@ class EncoderState {
 // Encodes dispatches [begin, end), which have passed check_dispatch, into encoders of their own: one, or one for each
 // dispatch. `open` makes an encoder for a dispatch; it ends where it goes. Allocates nothing.
 template <class Open>
-void encode_dispatches(const std::vector<Dispatch>& dispatches, size_t begin, size_t end, Encoding encoding,
-                       bool encoder_each, const Open& open) {
+void encode_dispatches(const std::vector<Dispatch>& dispatches, size_t begin, size_t end, bool encoder_each,
+                       const Open& open) {
     for (size_t i = begin; i < end;) {
         auto encoder = open(dispatches[i]);
         EncoderState state;
         bool first = true;
         do {
             const Dispatch& d = dispatches[i++];
-            // Encoders are ordered by what they share, and a serial one orders by itself.
-            if (d.barrier && !first && encoding == Encoding::concurrent) encoder.barrier();
+            // Encoders are ordered by the buffers that they share: the first dispatch of one needs no barrier.
+            if (d.barrier && !first) encoder.barrier();
             if (state.set_pipeline(d.pipeline.get())) encoder.set_pipeline(*d.pipeline);
             encoder.set_params(d.params);
             state.bind(d.bindings, encoder);
