@@ -1,3 +1,4 @@
+#include "shapes.h"
 #include "sort_key.h"
 
 // Which experts a row of the step meets: the n_used with the largest logits, NaN after all numbers, and their shares of
@@ -66,5 +67,5 @@ kernel void moe_topk(constant TopKParams& p [[buffer(0)]], device const Step* st
     if (lane == 0) out[p.n_used] = p.has_shared ? 1.0f / (1.0f + precise::exp(-shared)) : 0.0f;
 }
 
-KERNEL("moe_topk_256", moe_topk<float, 256>)
-KERNEL("moe_topk_1024", moe_topk<float, 1024>)
+#define MOE_TOPK(n) KERNEL("moe_topk_" #n, moe_topk<float, n>)
+EXPERT_CLASSES(MOE_TOPK)

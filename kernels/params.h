@@ -14,6 +14,12 @@ typedef int32_t i32;
 #define LINE_WORDS 32  // of the longest cache line there is, 128 bytes
 #define N_CHOSEN 4
 
+enum : u32 {
+    HEAD_MULTIPLE = 4,      // head_dim is a multiple of this: heads are read as float4
+    MAX_EXPERTS_USED = 32,  // experts that a row meets: a lane of a simdgroup chooses each
+    STACK_MATRICES = 4,     // matrices that meet one x in one dispatch
+};
+
 // The step buffer: all that changes between two replays of a recorded plan. The token ids of the step follow in a
 // buffer of their own. Row t of a step sits at position pos + t of the sequence. argmax_final, which ends a greedy
 // plan, makes the step that follows of it, so that the next replay needs nothing from the host.
@@ -53,13 +59,13 @@ struct MatMulParams {
     u32 scale_stride;     // of the factors of mix
 };
 
-// Up to four matrices that meet one x: each of the kernel's type, or f32.
+// Up to STACK_MATRICES matrices that meet one x: each of the kernel's type, or f32.
 struct StackParams {
     u32 k;
-    u32 pair;          // matrices 2 and 3 are gate and up, of one shape and type: out 2 = silu(gate) up
-    u32 m[4];          // rows; 0 where there is no such matrix
-    u32 row_bytes[4];  // bytes from one row to the next
-    u32 is_f32[4];
+    u32 pair;                       // matrices 2 and 3 are gate and up, of one shape and type: out 2 = silu(gate) up
+    u32 m[STACK_MATRICES];          // rows; 0 where there is no such matrix
+    u32 row_bytes[STACK_MATRICES];  // bytes from one row to the next
+    u32 is_f32[STACK_MATRICES];
 };
 
 // A mixture of experts: W is n_expert matrices of m rows of k columns, of which every row of the step meets n_used.
@@ -85,8 +91,8 @@ struct MoeSharedParams {
 };
 
 struct TopKParams {
-    u32 n_expert;    // at most 1,024
-    u32 n_used;      // at most 32
+    u32 n_expert;    // at most the last of EXPERT_CLASSES
+    u32 n_used;      // at most MAX_EXPERTS_USED
     u32 has_shared;  // whether there is a shared expert
     float scale;     // what the weights of the experts sum to
 };
@@ -102,7 +108,7 @@ struct MoeMmParams {
 };
 
 struct MoeSortParams {
-    u32 n_expert;  // at most 1,024
+    u32 n_expert;  // at most the last of EXPERT_CLASSES
     u32 n_used;
     u32 max_tiles;  // room for tiles: enough are min(slots, ceil(slots / MOE_MM_TOKENS) + n_expert)
 };

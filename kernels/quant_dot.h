@@ -8,6 +8,7 @@
 #pragma once
 
 #include "quant_blocks.h"
+#include "quant_types.h"
 
 constant constexpr uint PART = 16;  // weights of a part
 constant constexpr uint RUN = 8;    // consecutive ones among them
@@ -120,25 +121,6 @@ template <class Q>
 METAL_FUNC uint run_column(uint i, uint h) {
     return i / Q::PARTS * Q::BLOCK + run_start<Q::SPAN>(i % Q::PARTS, h);
 }
-
-// The one table of tensor types: every family is instantiated from it, T("<the name in quants.py>", <type>). Experts
-// come in all of them but two.
-#define LOW_BIT_TYPES(T)                                                                                               \
-    T("q4_0", Quantised<Q4_0>)                                                                                         \
-    T("q4_1", Quantised<Q4_1>)                                                                                         \
-    T("q5_0", Quantised<Q5_0>)                                                                                         \
-    T("q5_1", Quantised<Q5_1>)                                                                                         \
-    T("q4_k", Quantised<Q4_K>)                                                                                         \
-    T("q5_k", Quantised<Q5_K>)                                                                                         \
-    T("q6_k", Quantised<Q6_K>)
-#define EXPERT_TYPES(T)                                                                                                \
-    T("f16", Plain<F16>)                                                                                               \
-    T("q8_0", Quantised<Q8_0>)                                                                                         \
-    LOW_BIT_TYPES(T)
-#define TENSOR_TYPES(T)                                                                                                \
-    T("f32", Plain<F32>)                                                                                               \
-    T("bf16", Plain<BF16>)                                                                                             \
-    EXPERT_TYPES(T)
 
 // Further numbers of rows that products with one vector come in, T("<type>", <type>, rows): for kernels of single
 // matrices, and for those that may divide the rows between a pair. A build for sweeps (ZINC_SWEEP) has all that are

@@ -331,9 +331,8 @@ kernel void ssm_delta(constant SsmParams& p [[buffer(0)]], device const Step* st
     if (has_columns) columns.store(my_state, dim4, lane);
 }
 
-KERNEL("ssm_delta_64", ssm_delta<float4, 64>)
-KERNEL("ssm_delta_128", ssm_delta<float4, 128>)
-KERNEL("ssm_delta_256", ssm_delta<float4, 256>)
+#define SSM_DELTA(d_k) KERNEL("ssm_delta_" #d_k, ssm_delta<float4, d_k>)
+SSM_CLASSES(SSM_DELTA)
 
 // ---- The gated norm -------------------------------------------------------------------------------------------------
 
@@ -433,6 +432,5 @@ kernel void ssm_step(constant SsmParams& p [[buffer(0)]], device const Step* ste
     for (uint i = tid; i < p.d_v; i += n_sg * SIMD) out[begin + i] = o[i] * scale * o_gate[i];
 }
 
-KERNEL("ssm_step_64", ssm_step<float4, 64>)
-KERNEL("ssm_step_128", ssm_step<float4, 128>)
-KERNEL("ssm_step_256", ssm_step<float4, 256>)
+#define SSM_STEP(d_k) KERNEL("ssm_step_" #d_k, ssm_step<float4, d_k>)
+SSM_CLASSES(SSM_STEP)

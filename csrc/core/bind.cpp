@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <exception>
 #include <functional>
+#include <iterator>
 #include <new>
 #include <optional>
 #include <system_error>
@@ -375,6 +376,12 @@ void bind_plan(py::module_& m) {
         py::arg("steps"), py::arg("plan").none(false), py::arg("ids").noconvert());
 }
 
+py::tuple names_in(const char* const* names) {
+    py::list list;
+    while (*names) list.append(*names++);
+    return py::tuple(list);
+}
+
 void bind_all(py::module_& m) {
     bind_errors();
     bind_params(m);
@@ -385,6 +392,14 @@ void bind_all(py::module_& m) {
         for (const Shape* shape = shapes; shape->name; shape++) d[shape->name] = shape->value;
         return d;
     });
+    m.def("size_classes", [] {
+        py::dict d;
+        for (const SizeClasses* c = size_classes; c->name; c++)
+            d[c->name] = py::tuple(py::cast(std::vector(c->sizes, std::find(c->sizes, std::end(c->sizes), 0u))));
+        return d;
+    });
+    m.def("tensor_types", [] { return names_in(tensor_types); });
+    m.def("expert_types", [] { return names_in(expert_types); });
 }
 
 }  // namespace

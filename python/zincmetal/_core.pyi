@@ -85,7 +85,19 @@ class Steps:
     def close(self) -> None: ...
 
 def shapes() -> dict[str, int]:
-    """The launch shapes of kernels/shapes.h by name."""
+    """The launch shapes and limits of kernels/shapes.h by name."""
+
+def size_classes() -> dict[str, tuple[int, ...]]:
+    """The sizes that kernels are compiled for, ascending: HEAD_CLASSES, SSM_CLASSES, EXPERT_CLASSES.
+
+    A kernel of a class serves all sizes up to it.
+    """
+
+def tensor_types() -> tuple[str, ...]:
+    """The tensor types that kernels take, by the names in quants.py."""
+
+def expert_types() -> tuple[str, ...]:
+    """The tensor types that kernels of experts take."""
 
 def params_dtype(name: str) -> np.dtype[np.void]: ...
 def decode_step(steps: Steps, plan: Plan, token: int, ahead: bool = False) -> int:

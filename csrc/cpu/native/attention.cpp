@@ -135,7 +135,7 @@ INLINE void add_values(const uint8_t* values, size_t stride, const float* weight
     uint32_t d = 0;
     for (; d + WIDE <= dim; d += WIDE) add_columns<T, WIDE / W>(values, stride, d, weight, n, factor, acc);
     for (; d + BLOCK <= dim; d += BLOCK) add_columns<T, BLOCK / W>(values, stride, d, weight, n, factor, acc);
-    if constexpr (!Quantised<T>) {
+    if constexpr (!Grouped<T>) {
         for (; d + W <= dim; d += W) add_columns<T, 1>(values, stride, d, weight, n, factor, acc);
         for (; d < dim; d++) {
             acc[d] *= factor;
@@ -298,12 +298,11 @@ void attention_prefill(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 }  // namespace
 
 // One native kernel serves every class of head_dim.
-#define HEAD_CLASS(kv, dim, T)                                                                                         \
-    {"attention_decode_" kv "_" dim, attention_decode<T>, 1}, {"attention_prefill_" kv "_" dim, attention_prefill<T>, 0}
-#define ATTENTION(kv, T)                                                                                               \
-    HEAD_CLASS(kv, "32", T), HEAD_CLASS(kv, "64", T), HEAD_CLASS(kv, "96", T), HEAD_CLASS(kv, "128", T),               \
-        HEAD_CLASS(kv, "256", T)
+#define HEAD_CLASS(kv, T, dim)                                                                                         \
+    {"attention_decode_" kv "_" #dim, attention_decode<T>, 1},                                                         \
+        {"attention_prefill_" kv "_" #dim, attention_prefill<T>, 0},
+#define ATTENTION(kv, T) HEAD_CLASSES_OF(HEAD_CLASS, kv, T)
 
-NATIVE_TABLE(attention) = {ATTENTION("f32", F32), ATTENTION("f16", F16), ATTENTION("q8_0", Q8_0), {}};
+NATIVE_TABLE(attention) = {ATTENTION("f32", F32) ATTENTION("f16", F16) ATTENTION("q8_0", Q8_0){}};
 
 }  // namespace zinc

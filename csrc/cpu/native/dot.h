@@ -41,7 +41,7 @@ INLINE void dot_group(const uint8_t* group, size_t row_bytes, const float* x, in
 }
 
 // out[r] = row r of W · x for ROWS rows at once, which keeps that many sums in flight.
-template <int ROWS, Quantised Q>
+template <int ROWS, Grouped Q>
 INLINE void dot_rows(const uint8_t* w, size_t row_bytes, const float* x, uint32_t k, float* out) {
     vf sum[ROWS][2] = {};
     const int full = int(k / GROUP), rest = int(k % GROUP / BLOCK);
@@ -52,7 +52,7 @@ INLINE void dot_rows(const uint8_t* w, size_t row_bytes, const float* x, uint32_
 }
 
 template <int ROWS, class T>
-    requires(!Quantised<T>)
+    requires(!Grouped<T>)
 INLINE void dot_rows(const uint8_t* w, size_t row_bytes, const float* x, uint32_t k, float* out) {
     vf sum[ROWS][2] = {};
     uint32_t i = 0;

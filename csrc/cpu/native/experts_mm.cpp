@@ -121,12 +121,8 @@ void moe_mix(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 
 }  // namespace
 
-#define MOE_MM(name, T) {"moe_mm_" name, moe_mm<T>, 1}, {"moe_mm_swiglu_" name, moe_mm_swiglu<T>, 1}
+#define MOE_MM(name, T) {"moe_mm_" name, moe_mm<T>, 1}, {"moe_mm_swiglu_" name, moe_mm_swiglu<T>, 1},
 
-NATIVE_TABLE(moe_mm) = {
-    MOE_MM("f16", F16),   MOE_MM("q4_0", Q4_0),      MOE_MM("q4_1", Q4_1),    MOE_MM("q5_0", Q5_0),
-    MOE_MM("q5_1", Q5_1), MOE_MM("q8_0", Q8_0),      MOE_MM("q4_k", Q4_K),    MOE_MM("q5_k", Q5_K),
-    MOE_MM("q6_k", Q6_K), {"moe_sort", moe_sort, 1}, {"moe_mix", moe_mix, 1}, {},
-};
+NATIVE_TABLE(experts_mm) = {EXPERT_TYPES(MOE_MM){"moe_sort", moe_sort, 1}, {"moe_mix", moe_mix, 1}, {}};
 
 }  // namespace zinc

@@ -1,6 +1,7 @@
 // Native kernels of a mixture of experts on one row of the step, and its routing.
 #include "cpu/native/products.h"
 #include "cpu/native/register.h"
+#include "shapes.h"
 
 namespace zinc {
 namespace {
@@ -121,29 +122,12 @@ void moe_topk(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 
 #define MOE_MV(name, T)                                                                                                \
     {"moe_mv_" name, moe_mv<T>, 1}, {"moe_mv_swiglu_" name, moe_mv_swiglu<T>, 1},                                      \
-        {"moe_mv_mix_" name, moe_mv_mix<T>, 1}, {"moe_mv_mix2_" name "_" name, moe_mv_mix2<T, T>, 1}
-#define MOE_MV_SHARED_Q8_0(name, T) {"moe_mv_mix2_" name "_q8_0", moe_mv_mix2<T, Q8_0>, 1}
+        {"moe_mv_mix_" name, moe_mv_mix<T>, 1}, {"moe_mv_mix2_" name "_" name, moe_mv_mix2<T, T>, 1},
+#define MOE_MV_SHARED_Q8_0(name, T) {"moe_mv_mix2_" name "_q8_0", moe_mv_mix2<T, Q8_0>, 1},
+#define MOE_TOPK(n) {"moe_topk_" #n, moe_topk, 1},
 
-NATIVE_TABLE(moe_mv) = {
-    MOE_MV("f16", F16),
-    MOE_MV("q4_0", Q4_0),
-    MOE_MV("q4_1", Q4_1),
-    MOE_MV("q5_0", Q5_0),
-    MOE_MV("q5_1", Q5_1),
-    MOE_MV("q8_0", Q8_0),
-    MOE_MV("q4_k", Q4_K),
-    MOE_MV("q5_k", Q5_K),
-    MOE_MV("q6_k", Q6_K),
-    MOE_MV_SHARED_Q8_0("q4_0", Q4_0),
-    MOE_MV_SHARED_Q8_0("q4_1", Q4_1),
-    MOE_MV_SHARED_Q8_0("q5_0", Q5_0),
-    MOE_MV_SHARED_Q8_0("q5_1", Q5_1),
-    MOE_MV_SHARED_Q8_0("q4_k", Q4_K),
-    MOE_MV_SHARED_Q8_0("q5_k", Q5_K),
-    MOE_MV_SHARED_Q8_0("q6_k", Q6_K),
-    {"moe_topk_256", moe_topk, 1},
-    {"moe_topk_1024", moe_topk, 1},
-    {},
+NATIVE_TABLE(experts_mv) = {
+    EXPERT_TYPES(MOE_MV) LOW_BIT_TYPES(MOE_MV_SHARED_Q8_0) EXPERT_CLASSES(MOE_TOPK){},
 };
 
 }  // namespace zinc

@@ -1,4 +1,4 @@
-// Native candidates_partial and candidates_final.
+// Native kernels that end a plan: the arg max of the logits, or the candidates for the next token.
 #include "cpu/native/register.h"
 
 namespace zinc {
@@ -171,9 +171,76 @@ void candidates_final(const NativeLaunch& l, uint64_t, uint64_t) {
     choose(ranks, n, ranks + n, out);
 }
 
+// ---- argmax
+// ----------------------------------------------------------------------------------------------------------
+
+INLINE bool is_finite(float x) { return (bits_as<uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }
+
+// The largest of n values; NaN where one of them is not finite.
+INLINE float largest(const float* x, uint32_t n) {
+    vf top = splat(-HUGE_VALF);
+    vi odd{};
+    uint32_t i = 0;
+    for (; i + W <= n; i += W) {
+        const vf v = load<vf>(x + i);
+        odd |= (bits_as<vi>(v) & 0x7f800000) == 0x7f800000;
+        top = v > top ? v : top;
+    }
+    float best = -HUGE_VALF;
+    bool finite = true;
+    for (int lane = 0; lane < W; lane++) {
+        best = top[lane] > best ? top[lane] : best;
+        finite = finite && !odd[lane];
+    }
+    for (; i < n; i++) {
+        best = x[i] > best ? x[i] : best;
+        finite = finite && is_finite(x[i]);
+    }
+    return finite ? best : NAN;
+}
+
+void argmax_partial(const NativeLaunch& l, uint64_t begin, uint64_t end) {
+    const auto& p = l.as<ArgmaxParams>();
+    const float* logits = l.buffer<const float>(1);
+    for (uint64_t i = begin; i < end; i++) {
+        const Range part = piece(p.n, i, l.grid[0]);
+        const float best = largest(logits + part.begin, part.end - part.begin);
+        uint32_t id = part.begin;
+        while (is_finite(best) && logits[id] != best) id++;
+        l.buffer<float>(2)[i] = best;
+        l.buffer<int32_t>(3)[i] = part.begin < part.end ? int32_t(id) : -1;  // -1: a part without logits
+    }
+}
+
+void argmax_final(const NativeLaunch& l, uint64_t, uint64_t) {
+    const auto& p = l.as<ArgmaxParams>();
+    Step& step = *l.buffer<Step>(1);
+    const float* values = l.buffer<const float>(3);
+    const int32_t* ids = l.buffer<const int32_t>(4);
+    float best = -HUGE_VALF;
+    int32_t id = -1;
+    for (uint32_t i = 0; i < p.n_part; i++) {
+        if (ids[i] < 0) continue;
+        if (!is_finite(values[i])) {
+            id = -1;
+            break;
+        }
+        if (values[i] > best || (values[i] == best && ids[i] < id)) {
+            best = values[i];
+            id = ids[i];
+        }
+    }
+    step.chosen[step.n_chosen++ % N_CHOSEN][0] = id;
+    step.pos += step.n_tokens;
+    step.n_tokens = 1;
+    l.buffer<int32_t>(2)[0] = id;
+}
+
 }  // namespace
 
-NATIVE_TABLE(candidates) = {
+NATIVE_TABLE(output) = {
+    {"argmax_partial", argmax_partial, 1},
+    {"argmax_final", argmax_final, 1},
     {"candidates_partial", candidates_partial, 1},
     {"candidates_final", candidates_final, 1},
     {},

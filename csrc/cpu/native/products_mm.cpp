@@ -74,12 +74,8 @@ void mul_mm_gated(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 
 #define MUL_MM(name, T)                                                                                                \
     {"mul_mm_" name, mul_mm<T>, 0}, {"mul_mm_add_" name, mul_mm_add<T>, 0}, {"mul_mm_mix_" name, mul_mm_mix<T>, 0},    \
-        {"mul_mm_swiglu_" name, mul_mm_gated<T, silu>, 0}, {"mul_mm_geglu_" name, mul_mm_gated<T, gelu>, 0}
+        {"mul_mm_swiglu_" name, mul_mm_gated<T, silu>, 0}, {"mul_mm_geglu_" name, mul_mm_gated<T, gelu>, 0},
 
-NATIVE_TABLE(mul_mm) = {
-    MUL_MM("f32", F32),   MUL_MM("f16", F16),   MUL_MM("bf16", BF16), MUL_MM("q4_0", Q4_0),
-    MUL_MM("q4_1", Q4_1), MUL_MM("q5_0", Q5_0), MUL_MM("q5_1", Q5_1), MUL_MM("q8_0", Q8_0),
-    MUL_MM("q4_k", Q4_K), MUL_MM("q5_k", Q5_K), MUL_MM("q6_k", Q6_K), {},
-};
+NATIVE_TABLE(products_mm) = {TENSOR_TYPES(MUL_MM){}};
 
 }  // namespace zinc

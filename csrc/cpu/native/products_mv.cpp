@@ -88,12 +88,8 @@ void mul_mv_stack(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 #define MUL_MV(name, T)                                                                                                \
     {"mul_mv_" name, mul_mv<T>, 1}, {"mul_mv_add_" name, mul_mv_add<T>, 1}, {"mul_mv_mix_" name, mul_mv_mix<T>, 1},    \
         {"mul_mv_swiglu_" name, mul_mv_gated<T, silu>, 1}, {"mul_mv_geglu_" name, mul_mv_gated<T, gelu>, 1},           \
-        {"mul_mv_stack_" name, mul_mv_stack<T>, 1}
+        {"mul_mv_stack_" name, mul_mv_stack<T>, 1},
 
-NATIVE_TABLE(mul_mv) = {
-    MUL_MV("f32", F32),   MUL_MV("f16", F16),   MUL_MV("bf16", BF16), MUL_MV("q4_0", Q4_0),
-    MUL_MV("q4_1", Q4_1), MUL_MV("q5_0", Q5_0), MUL_MV("q5_1", Q5_1), MUL_MV("q8_0", Q8_0),
-    MUL_MV("q4_k", Q4_K), MUL_MV("q5_k", Q5_K), MUL_MV("q6_k", Q6_K), {},
-};
+NATIVE_TABLE(products_mv) = {TENSOR_TYPES(MUL_MV){}};
 
 }  // namespace zinc

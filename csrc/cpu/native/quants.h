@@ -1,9 +1,10 @@
-// One struct per tensor type, for the native kernels. Quantised weights come in groups of 256: one K block, or eight
-// blocks of 32. A struct decodes the scales of a group, and with them the 32 weights of a block, as floats. Layouts are
-// ggml's; python/zincmetal/quants.py is the oracle.
+// One struct per tensor type of quant_types.h, for the native kernels. Quantised weights come in groups of 256: one K
+// block, or eight blocks of 32. A struct decodes the scales of a group, and with them the 32 weights of a block, as
+// floats. Layouts are ggml's; python/zincmetal/quants.py is the oracle.
 #pragma once
 
 #include "cpu/native/simd.h"
+#include "quant_types.h"
 
 namespace zinc {
 namespace {
@@ -228,13 +229,19 @@ struct BF16 {
     static INLINE float one(const uint8_t* p) { return bits_as<float>(uint32_t(load<uint16_t>(p)) << 16); }
 };
 
-template <class Q>
-concept Quantised = requires { Q::GROUP_BYTES; };
+// The list of types says how their weights lie; a native struct knows that by itself.
+template <class B>
+using Quantised = B;
+template <class B>
+using Plain = B;
+
+template <class T>
+concept Grouped = requires { T::GROUP_BYTES; };
 
 // Bytes of a row of n weights.
 template <class T>
 constexpr size_t row_bytes(uint32_t n) {
-    if constexpr (Quantised<T>)
+    if constexpr (Grouped<T>)
         return size_t(n) * T::GROUP_BYTES / GROUP;
     else
         return size_t(n) * T::BYTES;
@@ -243,7 +250,7 @@ constexpr size_t row_bytes(uint32_t n) {
 // `count` weights of a row, from column `first` on, as floats. Quantised ones in whole blocks, of one group.
 template <class T>
 INLINE void dequantise(const uint8_t* row, uint32_t first, uint32_t count, float* out) {
-    if constexpr (Quantised<T>) {
+    if constexpr (Grouped<T>) {
         const uint8_t* group = row + size_t(first / GROUP) * T::GROUP_BYTES;
         const int block = int(first % GROUP / BLOCK), n_blocks = int(count / BLOCK);
         typename T::Scales scales;

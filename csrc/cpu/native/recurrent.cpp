@@ -257,15 +257,8 @@ void ssm_step(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 }  // namespace
 
 // One native kernel serves every class of d_k.
-#define HEAD_CLASS(d_k) {"ssm_delta_" d_k, ssm_delta, 1}, {"ssm_step_" d_k, ssm_step, 1}
+#define SSM(d_k) {"ssm_delta_" #d_k, ssm_delta, 1}, {"ssm_step_" #d_k, ssm_step, 1},
 
-NATIVE_TABLE(ssm) = {
-    {"ssm_conv1d", ssm_conv1d, 1},
-    {"ssm_norm", ssm_norm, 1},
-    HEAD_CLASS("64"),
-    HEAD_CLASS("128"),
-    HEAD_CLASS("256"),
-    {},
-};
+NATIVE_TABLE(recurrent) = {SSM_CLASSES(SSM){"ssm_conv1d", ssm_conv1d, 1}, {"ssm_norm", ssm_norm, 1}, {}};
 
 }  // namespace zinc

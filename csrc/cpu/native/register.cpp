@@ -5,8 +5,9 @@
 namespace zinc {
 
 #define FAMILIES(F, isa)                                                                                               \
-    F(mul_mv, isa)                                                                                                     \
-    F(mul_mm, isa) F(moe_mv, isa) F(moe_mm, isa) F(attention, isa) F(rows, isa) F(ssm, isa) F(candidates, isa)
+    F(products_mv, isa)                                                                                                \
+    F(products_mm, isa)                                                                                                \
+    F(experts_mv, isa) F(experts_mm, isa) F(attention, isa) F(recurrent, isa) F(rows, isa) F(output, isa)
 #define TABLE(family, isa) extern const NativeKernel native_##family##_##isa[];
 #define REGISTER_TABLE(family, isa) register_table(native_##family##_##isa, Isa::isa);
 #define TABLES(isa) FAMILIES(TABLE, isa)

@@ -1,4 +1,4 @@
-// Native kernels that work row by row: embedding, RMSNorm, RoPE with KV write, element-wise work, argmax.
+// Native kernels that work row by row: embedding, RMSNorm, RoPE with KV write, element-wise work.
 #include "cpu/native/quants.h"
 #include "cpu/native/register.h"
 #include "shapes.h"
@@ -244,104 +244,22 @@ void rope_kv(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     }
 }
 
-// ---- argmax
-// ----------------------------------------------------------------------------------------------------------
-
-INLINE bool is_finite(float x) { return (bits_as<uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }
-
-// The largest of n values; NaN where one of them is not finite.
-INLINE float largest(const float* x, uint32_t n) {
-    vf top = splat(-HUGE_VALF);
-    vi odd{};
-    uint32_t i = 0;
-    for (; i + W <= n; i += W) {
-        const vf v = load<vf>(x + i);
-        odd |= (bits_as<vi>(v) & 0x7f800000) == 0x7f800000;
-        top = v > top ? v : top;
-    }
-    float best = -HUGE_VALF;
-    bool finite = true;
-    for (int lane = 0; lane < W; lane++) {
-        best = top[lane] > best ? top[lane] : best;
-        finite = finite && !odd[lane];
-    }
-    for (; i < n; i++) {
-        best = x[i] > best ? x[i] : best;
-        finite = finite && is_finite(x[i]);
-    }
-    return finite ? best : NAN;
-}
-
-void argmax_partial(const NativeLaunch& l, uint64_t begin, uint64_t end) {
-    const auto& p = l.as<ArgmaxParams>();
-    const float* logits = l.buffer<const float>(1);
-    for (uint64_t i = begin; i < end; i++) {
-        const Range part = piece(p.n, i, l.grid[0]);
-        const float best = largest(logits + part.begin, part.end - part.begin);
-        uint32_t id = part.begin;
-        while (is_finite(best) && logits[id] != best) id++;
-        l.buffer<float>(2)[i] = best;
-        l.buffer<int32_t>(3)[i] = part.begin < part.end ? int32_t(id) : -1;  // -1: a part without logits
-    }
-}
-
-void argmax_final(const NativeLaunch& l, uint64_t, uint64_t) {
-    const auto& p = l.as<ArgmaxParams>();
-    Step& step = *l.buffer<Step>(1);
-    const float* values = l.buffer<const float>(3);
-    const int32_t* ids = l.buffer<const int32_t>(4);
-    float best = -HUGE_VALF;
-    int32_t id = -1;
-    for (uint32_t i = 0; i < p.n_part; i++) {
-        if (ids[i] < 0) continue;
-        if (!is_finite(values[i])) {
-            id = -1;
-            break;
-        }
-        if (values[i] > best || (values[i] == best && ids[i] < id)) {
-            best = values[i];
-            id = ids[i];
-        }
-    }
-    step.chosen[step.n_chosen++ % N_CHOSEN][0] = id;
-    step.pos += step.n_tokens;
-    step.n_tokens = 1;
-    l.buffer<int32_t>(2)[0] = id;
-}
-
 }  // namespace
 
-#define EMBED(name, T) {"embed_" name, embed<T>, 1}
+#define EMBED(name, T) {"embed_" name, embed<T>, 1},
 #define ROPE_KV(name, T, neox)                                                                                         \
-    {"rope_kv_" name, rope_kv<T, neox, false>, 1}, {"rope_kv_" name "_qknorm", rope_kv<T, neox, true>, 1}
+    {"rope_kv_" name, rope_kv<T, neox, false>, 1}, {"rope_kv_" name "_qknorm", rope_kv<T, neox, true>, 1},
 
 NATIVE_TABLE(rows) = {
-    EMBED("f32", F32),
-    EMBED("f16", F16),
-    EMBED("bf16", BF16),
-    EMBED("q4_0", Q4_0),
-    EMBED("q4_1", Q4_1),
-    EMBED("q5_0", Q5_0),
-    EMBED("q5_1", Q5_1),
-    EMBED("q8_0", Q8_0),
-    EMBED("q4_k", Q4_K),
-    EMBED("q5_k", Q5_K),
-    EMBED("q6_k", Q6_K),
-    ROPE_KV("norm_f32", F32, false),
-    ROPE_KV("norm_f16", F16, false),
-    ROPE_KV("norm_q8_0", Q8_0, false),
-    ROPE_KV("neox_f32", F32, true),
-    ROPE_KV("neox_f16", F16, true),
-    ROPE_KV("neox_q8_0", Q8_0, true),
-    {"rms_norm", rms_norm, 1},
+    TENSOR_TYPES(EMBED) ROPE_KV("norm_f32", F32, false) ROPE_KV("norm_f16", F16, false)
+        ROPE_KV("norm_q8_0", Q8_0, false) ROPE_KV("neox_f32", F32, true) ROPE_KV("neox_f16", F16, true)
+            ROPE_KV("neox_q8_0", Q8_0, true){"rms_norm", rms_norm, 1},
     {"rms_norm_add", rms_norm_add<false>, 1},
     {"rms_norm_add_norm", rms_norm_add<true>, 1},
     {"add", add, 1},
     {"swiglu", swiglu, 1},
     {"geglu", geglu, 1},
     {"take_last_row", take_last_row, 1},
-    {"argmax_partial", argmax_partial, 1},
-    {"argmax_final", argmax_final, 1},
     {},
 };
 
