@@ -145,6 +145,7 @@ struct RowSoftmax {
 };
 
 // Threadgroups by (head, tile of queries); one takes every n_tg.y-th tile, so that the grid decides only the speed.
+// Grid: (n_head, ceil(T / QUERIES)). Threads: ATTENTION_PREFILL_THREADS.
 template <class KV, class Shape>
 kernel void attention_prefill(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                               device const uint* pages [[buffer(2)]], device const float4* q [[buffer(3)]],

@@ -135,6 +135,7 @@ METAL_FUNC ulong lowest_of_largest(thread const Source& source, uint wanted, thr
     return prefix;
 }
 
+// Grid: n_part, then 1. Threads: CANDIDATES_THREADS, then CANDIDATES_FINAL_THREADS.
 template <class Source>
 kernel void candidates(constant CandidatesParams& p [[buffer(0)]], device const typename Source::In* in [[buffer(1)]],
                        device Candidates* out [[buffer(2)]], GRID_IDS) {

@@ -8,6 +8,9 @@
 //                    device U* out [[buffer(n)]], GRID_IDS) { ... }
 //   KERNEL("name_variant", name<...>)      or KERNEL_UNROLLED, see UNROLL_BY
 // Parameter order is buffer index; params come first. Threadgroups are one-dimensional, a multiple of 32 threads.
+// A line before each kernel says how it is launched: the grid in threadgroups, and the threads of one. T is the number
+// of rows that the plan is for, n_sg the simdgroups of a threadgroup, ceil() rounds up; the rest are parameters of the
+// kernel and constants of shapes.h.
 #pragma once
 
 #include <metal_stdlib>

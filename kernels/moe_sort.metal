@@ -63,6 +63,7 @@ METAL_FUNC uint threadgroup_prefix(uint x, threadgroup uint* sums, thread uint& 
     return before + simd_sum(lane < sg ? part : 0);
 }
 
+// Grid: 1. Threads: MOE_SORT_THREADS.
 template <uint TILE>
 kernel void moe_sort(constant MoeSortParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                      device const int* ids [[buffer(2)]], device int* slots [[buffer(3)]],

@@ -37,6 +37,7 @@ struct LaneKeys {
     }
 };
 
+// Grid: T. Threads: 32.
 template <class T, uint MAX>
 kernel void moe_topk(constant TopKParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                      device const T* logits [[buffer(2)]], device const T* shared_logit [[buffer(3)]],

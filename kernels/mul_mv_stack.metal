@@ -21,6 +21,7 @@ METAL_FUNC T one_of(uint i, T a, T b, T c, T d) {
     return i == 0 ? a : i == 1 ? b : i == 2 ? c : d;
 }
 
+// Grid: ceil(simdgroups / n_sg), by stack_tiles of all matrices. Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv_stack(constant StackParams& p [[buffer(0)]], device const float* x [[buffer(1)]],
                          device const uchar* w0 [[buffer(2)]], device const uchar* w1 [[buffer(3)]],

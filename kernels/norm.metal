@@ -56,6 +56,7 @@ METAL_FUNC float add_scaled(device const T* x, float scale, device const T* weig
 }
 
 // out = x / sqrt(mean(x^2) + eps) * weight
+// Grid: T. Threads: NORM_THREADS.
 template <class T>
 kernel void rms_norm(constant NormParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                      device const T* x [[buffer(2)]], device const T* weight [[buffer(3)]], device T* out [[buffer(4)]],
@@ -76,6 +77,7 @@ kernel void rms_norm(constant NormParams& p [[buffer(0)]], device const Step* st
 }
 
 // sum = residual + rms_norm(x)
+// Grid: T. Threads: NORM_THREADS.
 template <class T>
 kernel void rms_norm_add(constant NormParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                          device const T* x [[buffer(2)]], device const T* weight [[buffer(3)]],
@@ -90,6 +92,7 @@ kernel void rms_norm_add(constant NormParams& p [[buffer(0)]], device const Step
 }
 
 // sum = residual + rms_norm(x), out = rms_norm(sum) with a weight of its own
+// Grid: T. Threads: NORM_THREADS.
 template <class T>
 kernel void rms_norm_add_norm(constant NormParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                               device const T* x [[buffer(2)]], device const T* weight [[buffer(3)]],

@@ -45,6 +45,7 @@ METAL_FUNC void store_head(constant RopeKvParams& p, threadgroup const float* he
 
 // One simdgroup per head vector of a row: the q heads, then the k heads, then the v heads, which are only stored. A
 // lane writes to q_out what it read of q: the two may be one.
+// Grid: (n_head + 2 n_head_kv, T). Threads: 32.
 template <class KV, bool NEOX, bool QK_NORM>
 kernel void rope_kv(constant RopeKvParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                     device const uint* pages [[buffer(2)]], device const float* q [[buffer(3)]],

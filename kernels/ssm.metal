@@ -85,6 +85,7 @@ METAL_FUNC float qk_scale(constant SsmParams& p, float squares, bool is_q) {
 
 // A threadgroup per (head, tile of tokens), a simdgroup per token. Only the first tile sees the ring: it has read all
 // that it needs before it writes the newest inputs there. out may not be qkv.
+// Grid: (2 n_k_head + n_v_head, ceil(T / SSM_CONV_TOKENS)). Threads: SSM_CONV_THREADS.
 template <class T>
 kernel void ssm_conv1d(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                        device const T* qkv [[buffer(2)]], device const T* conv_w [[buffer(3)]],
@@ -277,6 +278,7 @@ struct TokenTile {
 };
 
 // Threadgroups by (block of columns, v head). The state is read once and written once.
+// Grid: (ceil(d_v D_K / SSM_DELTA_FLOATS), n_v_head). Threads: SSM_DELTA_THREADS.
 template <class Vec, uint D_K>
 kernel void ssm_delta(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                       device const Vec* qkv [[buffer(2)]], device const float* alpha [[buffer(3)]],
@@ -345,6 +347,7 @@ METAL_FUNC float norm_scale(constant SsmParams& p, Pointer o, uint lane) {
 }
 
 // A simdgroup per (head, row).
+// Grid: (ceil(n_v_head / n_sg), T). Threads: SSM_NORM_THREADS.
 template <class T>
 kernel void ssm_norm(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                      device const T* o [[buffer(2)]], device const T* z [[buffer(3)]],
@@ -378,6 +381,7 @@ METAL_FUNC void convolve_head(constant SsmParams& p, ConvInput input, device flo
 
 // A threadgroup per v head. It asks for its state first, before it even looks at the step, then for all else that it
 // will need: one wait for memory and not several.
+// Grid: n_v_head. Threads: SSM_STEP_THREADS.
 template <class Vec, uint D_K>
 kernel void ssm_step(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                      device const float* qkv [[buffer(2)]], device const float* z [[buffer(3)]],
