@@ -1,7 +1,8 @@
 #include "moe.h"
 #include "mul_mm_tile.h"
 
-// Few experts have many tokens: where simdgroups lie below each other, none is without.
+// Most experts get only a few tokens. Stacking the simdgroups along the rows keeps all of them busy when a tile has few
+// tokens.
 typedef TileShape<MOE_MM_TOKENS, PER_DEVICE(2, 1), 2> MoeMmShape;
 
 // Prefill of a mixture of experts: the rows that chose an expert meet its matrices together. A slot is a row's place

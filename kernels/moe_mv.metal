@@ -49,7 +49,7 @@ METAL_FUNC void put_mix(Sums<R> sums, device const float* residual, device float
     out[first + tid] = sum;
 }
 
-// out = residual + what the chosen experts make of their rows of x, weighted. A threadgroup takes R rows.
+// out = residual + the weighted products of the chosen experts with their rows of x. A threadgroup takes R rows.
 // Grid: ceil(m / R). Threads: MOE_MIX_THREADS, or as tuning.py says.
 template <class Q, uint R = MOE_MIX_ROWS>
 kernel void moe_mv_mix(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
@@ -64,7 +64,7 @@ kernel void moe_mv_mix(constant MoeParams& p [[buffer(0)]], device const int* id
     put_mix(sums, residual, out, scratch, first, p.m, tid, sg, lane, n_sg);
 }
 
-// The same and a shared expert, whose weight follows those of the others.
+// The same with a shared expert, whose weight follows the weights of the others.
 // Grid: ceil(m / R). Threads: MOE_MIX2_THREADS, or as tuning.py says.
 template <class Q, class Shared, uint R = MOE_MIX_ROWS>
 kernel void moe_mv_mix2(constant MoeSharedParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],

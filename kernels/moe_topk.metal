@@ -1,11 +1,12 @@
 #include "shapes.h"
 #include "sort_key.h"
 
-// Which experts a row of the step meets: the n_used with the largest logits, NaN after all numbers, and their shares of
-// a softmax over them (one over all experts, divided by what the chosen ones have of it, is the same). A simdgroup
-// takes a row, and its lanes keep all keys of it: with so few, reading and meeting cost more than comparing.
+// Chooses the experts of a row: the n_used with the largest logits, NaN after all numbers, and their shares of a
+// softmax over them. (A softmax over all experts, divided by the sum over the chosen ones, is the same.) A simdgroup
+// takes a row, and its lanes keep all keys of it: with so few keys, reading and exchanging them cost more than
+// comparing.
 
-// What a lane has of a row of up to MAX logits.
+// A lane's share of a row of up to MAX logits.
 template <uint MAX>
 struct LaneKeys {
     static constant constexpr uint N = MAX / SIMD;
@@ -56,7 +57,7 @@ kernel void moe_topk(constant TopKParams& p [[buffer(0)]], device const Step* st
         }
     }
 
-    // What is no number, and so has the key 0, has no share.
+    // A logit that is not a number has key 0, and so no share.
     const float largest = value_of_sort_key(simd_max(key));
     const float share = key != 0 ? precise::exp(value_of_sort_key(key) - largest) : 0.0f;
     const float total = simd_sum(share);

@@ -1,8 +1,8 @@
 #include "mul_mv_rows.h"
 
-// out[m] = W[m, k] x[k], or what an epilogue makes of it.
+// out[m] = W[m, k] x[k], then an epilogue: + residual, scaled, or under a gate.
 
-// Products that are added have few rows: their speed is how much of each row is under way.
+// Products that are added have few rows: their speed depends on how much of each row is loaded at a time.
 constant constexpr uint ADD_UNROLL = PER_DEVICE(1, 4);
 
 // Grid: ceil(m / (R n_sg)). Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.

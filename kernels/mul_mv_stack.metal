@@ -3,12 +3,12 @@
 // Up to four matrices on one x in one dispatch. A simdgroup works on rows of one of them, or of both of a pair; they
 // follow each other in the order of the simdgroups.
 
-// More would leave room for fewer threadgroups at once, of which the widest stacks have many.
+// A larger number would leave room for fewer threadgroups at once, of which the widest stacks have many.
 constant constexpr uint STACK_UNROLL = PER_DEVICE(1, 2);
 
 METAL_FUNC bool is_pair(constant StackParams& p, uint i) { return p.pair && i == 2; }
 
-// Simdgroups of matrix i; matrix 3 of a pair is in those of matrix 2.
+// Simdgroups of matrix i. Matrix 3 of a pair has none of its own: matrix 2's serve both.
 template <uint R>
 METAL_FUNC uint stack_tiles(constant StackParams& p, uint i) {
     const uint rows = is_pair(p, i) ? R / 2 : R;

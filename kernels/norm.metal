@@ -20,8 +20,8 @@ METAL_FUNC float sum_of_squares(device const T* x, uint n, uint tid, uint n_thre
     return squares;
 }
 
-// The floats tid, tid + n_threads, ... of a row: the first of those that fall to a thread. They are read at once,
-// before any is needed, since a kernel this small takes as long as its loads that wait for each other.
+// The first floats of a row that fall to a thread: tid, tid + n_threads, ... They are loaded together before any is
+// needed, since a kernel this small takes as long as the loads that wait for each other.
 struct Share {
     float of[NORM_KEPT];
 };
@@ -42,7 +42,7 @@ METAL_FUNC float sum_of_squares(thread const Share& share) {
     return squares;
 }
 
-// sum = residual + x * scale * weight; the squares of what this thread wrote.
+// sum = residual + x * scale * weight; returns the sum of the squares that this thread wrote.
 template <class T>
 METAL_FUNC float add_scaled(device const T* x, float scale, device const T* weight, device const T* residual,
                             device T* sum, uint n, uint tid, uint n_threads) {

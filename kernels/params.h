@@ -94,7 +94,7 @@ struct TopKParams {
     u32 n_expert;    // at most the last of EXPERT_CLASSES
     u32 n_used;      // at most MAX_EXPERTS_USED
     u32 has_shared;  // whether there is a shared expert
-    float scale;     // what the weights of the experts sum to
+    float scale;     // the sum of the experts' weights
 };
 
 // moe_mm: W is n_expert matrices of m rows of k columns. Slot t * n_used + j is row t's place for its j-th expert.
@@ -165,8 +165,8 @@ struct ArgmaxParams {
 
 enum : u32 { N_CANDIDATES = 256 };
 
-// What the host reads to choose the next token: the largest of n logits, in no order, and sums over all of them. A
-// logit that is not finite counts in n_not_finite and nowhere else.
+// The host's view of the logits, from which it chooses the next token: the largest of n logits, in no order, and sums
+// over all of them. A logit that is not finite counts in n_not_finite and nowhere else.
 struct Candidates {
     u32 n;             // candidates: N_CANDIDATES, or all finite logits where they are fewer
     u32 n_not_finite;  // logits that are infinite or not a number

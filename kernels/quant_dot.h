@@ -1,7 +1,7 @@
-// What the matrix kernels and the embedding do with a tensor type, quantised (Quantised<block>) or not (Plain<block>):
-//   LANES              that share a block in a product with a vector
+// The use of a tensor type by matrix kernels and embedding, quantised (Quantised<block>) or not (Plain<block>):
+//   LANES              lanes that share a block in a product with a vector
 //   load_x, dot_part   a lane's share of a block against the activations that meet it
-//   dot_tail           what a row holds beyond its whole blocks
+//   dot_tail           the rest of a row beyond its whole blocks
 //   weights            part i of a row, decoded
 //   is_whole           whether rows of k weights are whole blocks, and so aligned
 // Only float rows can be anything but whole blocks: they are correct then, not fast.
@@ -122,9 +122,9 @@ METAL_FUNC uint run_column(uint i, uint h) {
     return i / Q::PARTS * Q::BLOCK + run_start<Q::SPAN>(i % Q::PARTS, h);
 }
 
-// Further numbers of rows that products with one vector come in, T("<type>", <type>, rows): for kernels of single
-// matrices, and for those that may divide the rows between a pair. A build for sweeps (ZINC_SWEEP) has all that are
-// worth comparing.
+// Instances of products with one vector that take another number of rows, T("<type>", <type>, rows): of kernels of
+// single matrices, and of kernels that may divide the rows between a pair. A build for sweeps (ZINC_SWEEP) has all
+// numbers that are worth comparing.
 #ifdef ZINC_SWEEP
 #define ROWS_OF_TYPES(T, R)                                                                                            \
     T("q8_0", Quantised<Q8_0>, R)                                                                                      \

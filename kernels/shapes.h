@@ -3,7 +3,7 @@
 
 #include "params.h"
 
-// What suits one kind of GPU does not suit all: the value for Apple's, which the CPU takes too, and for NVIDIA's.
+// The value for Apple's GPUs, which the CPU takes too, and for NVIDIA's: each kind of GPU has its own best sizes.
 #if defined(__CUDACC__) || defined(ZINC_CUDA)
 #define PER_DEVICE(apple, nvidia) nvidia
 #else

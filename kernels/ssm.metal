@@ -1,5 +1,5 @@
-// The gated delta rule (Gated DeltaNet) of a recurrent layer and what surrounds it: a short causal convolution before,
-// a gated norm after. ssm_step does all of it for one token; ssm_conv1d, ssm_delta and ssm_norm do it for many.
+// The gated delta rule (Gated DeltaNet) of a recurrent layer, with the short causal convolution before it and the gated
+// norm after it. ssm_step does all of it for one token; ssm_conv1d, ssm_delta and ssm_norm do it for many.
 //
 // conv_state is a ring [d_conv, channels]: the inputs of position p lie in slot p % d_conv. state is [n_v_head, d_v,
 // d_k]: a column of S is contiguous. Before position 0 both count as zero, whatever the memory holds.
@@ -28,7 +28,7 @@ METAL_FUNC float softplus(float x) {
     return max(x, 0.0f) + 2.0f * s * series;
 }
 
-// What a head does with one token: the state decays by `decay`, and learns by `beta`.
+// The gates of a head for one token: the state decays by `decay`, and learns by `beta`.
 struct Gates {
     float decay;
     float beta;
@@ -43,7 +43,7 @@ struct Gates {
 
 METAL_FUNC uint n_channels(constant SsmParams& p) { return 2 * p.n_k_head * p.d_k + p.n_v_head * p.d_v; }
 
-// The inputs of a step and, for the first of its tokens, those before it.
+// The inputs of a step, and of the tokens just before it.
 struct ConvInput {
     device const float* qkv;         // [T, channels]
     device const float* conv_state;  // the ring
@@ -149,7 +149,7 @@ METAL_FUNC float dot_pieces(thread const float4* a, thread const float4* b) {
     return (sum.x + sum.y) + (sum.z + sum.w);
 }
 
-// What one token brings to the columns of a group: a lane's part of q and k, and v of each column.
+// One token's part in the columns of a group: a lane's share of q and k, and v of each column.
 template <uint LANES>
 struct Token {
     float4 q[PIECES];
@@ -224,8 +224,8 @@ struct Columns {
     }
 };
 
-// What the simdgroups of ssm_delta share of a few tokens. A thread has the next tile on its way in registers while the
-// last one is worked on: a token by itself is too little work to wait for memory.
+// A few tokens, shared by the simdgroups of ssm_delta. While a tile is worked on, a thread has the next one on its way
+// in registers: a token by itself is too little work to wait for memory.
 template <uint D_K>
 struct TokenTile {
     static constant constexpr uint TOKENS = SSM_DELTA_TILE / D_K;
@@ -242,8 +242,8 @@ struct TokenTile {
     float alpha;  // of token lane % TOKENS
     float beta;
 
-    // Tokens [t, n_tokens) as far as the tile goes. q, k, v: of the head (v: of the first column), at row 0. What lies
-    // outside is not read.
+    // Loads the tokens of [t, n_tokens) that fit the tile. q, k, v: of the head (v: of the first column), at row 0.
+    // Values outside are not read.
     METAL_FUNC void load(constant SsmParams& p, device const float4* q, device const float4* k,
                          device const float* v_row, uint n_columns, uint t, uint n_tokens, uint tid) {
         const ulong channels = n_channels(p);
@@ -338,7 +338,7 @@ SSM_CLASSES(SSM_DELTA)
 
 // ---- The gated norm -------------------------------------------------------------------------------------------------
 
-// What RMSNorm multiplies a head of outputs by: a simdgroup's work.
+// The factor of RMSNorm for a head of outputs, computed by a simdgroup.
 template <class Pointer>
 METAL_FUNC float norm_scale(constant SsmParams& p, Pointer o, uint lane) {
     float squares = 0.0f;

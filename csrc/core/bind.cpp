@@ -1,5 +1,5 @@
-// What Python sees of the core, whatever its backend: this file is part of _core_cpu, _core_metal ..., and _core.pyi
-// types them all. No other sees pybind11.
+// The Python interface of the core. It is the same for every backend: this file is part of _core_cpu, _core_metal and
+// the others, and _core.pyi types them all.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -73,7 +73,7 @@ void check_captures(const Device& device) {
         throw UsageError(device.info().backend + " records no GPU traces; capture with device=\"metal\"");
 }
 
-// The memory of a Python buffer, which must be all of what lies between its first byte and its last.
+// The memory of a Python buffer, which must be contiguous.
 py::buffer_info contiguous(const py::buffer& owner, const char* who) {
     py::buffer_info view = owner.request();
     if (!PyBuffer_IsContiguous(view.view(), 'C')) throw UsageError(std::string(who) + ": the data must be contiguous");
@@ -87,8 +87,8 @@ const FileDamage* damage_of(const py::buffer& owner) {
     return static_cast<const FileDamage*>(PyCapsule_GetPointer(capsule.ptr(), FILE_DAMAGE));
 }
 
-// Wraps the memory of a Python buffer (a mapped file) from offset on, without a copy; pages are rounded outwards at the
-// end. The view pins the owner's memory for as long as any plan holds the buffer, whatever Python has dropped.
+// Wraps the memory of a Python buffer (a mapped file) from offset on, without a copy; the end is rounded up to a page.
+// The view keeps the owner's memory alive as long as a plan holds the buffer.
 std::shared_ptr<Buffer> wrap(Device& device, const py::buffer& owner, size_t offset, size_t nbytes) {
     device.process.check();
     struct Held {
@@ -107,7 +107,7 @@ std::shared_ptr<Buffer> wrap(Device& device, const py::buffer& owner, size_t off
         held->buffer = device.wrap(static_cast<char*>(held->view.ptr) + offset, (nbytes + page - 1) / page * page);
         if (file) check_file(*file);
     }
-    held->buffer->bytes = nbytes;  // what follows on its last page is not the owner's
+    held->buffer->bytes = nbytes;  // the rest of its last page is not the owner's
     held->buffer->read_only = held->view.readonly;
     held->buffer->file = file;
     Buffer* buffer = held->buffer.get();
@@ -313,7 +313,8 @@ void bind_device(py::module_& m) {
 template <class Call>
 auto interruptible(Call&& call) {
     static const unsigned long main = main_thread();
-    static_cast<void>(std::uncaught_exceptions());  // allocates what this thread needs to throw, while there is memory
+    static_cast<void>(
+        std::uncaught_exceptions());  // allocates this thread's memory for exceptions, while there is some
     Interruptible scope(main);
     return call(scope.listens() ? Poll(std::ref(scope)) : Poll());
 }

@@ -1,4 +1,4 @@
-// What every device asks of a dispatch, so that a plan which passes on one has the sizes that all can take.
+// The checks of a dispatch on every device. A plan that passes on one has sizes that all can take.
 #pragma once
 
 #include <cstdint>
@@ -60,7 +60,7 @@ inline std::string binding_name(const std::string& who, size_t i) {
     return who + "buffer " + std::to_string(i + 1) + " ";
 }
 
-// Throws DeviceError for what no device can run.
+// Throws DeviceError for a dispatch that no device can run.
 inline void check_dispatch(const Dispatch& d, size_t position) {
     const std::string who = dispatch_name(d, position);
     dispatch_rules::check_threads(d, who);

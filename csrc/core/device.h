@@ -24,13 +24,13 @@ struct DeviceError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// There is no memory left for what was asked. Python sees zincmetal.errors.OutOfMemoryError.
+// No memory is left for the request. Python sees zincmetal.errors.OutOfMemoryError.
 struct OutOfMemoryError : DeviceError {
     using DeviceError::DeviceError;
 };
 
-// The process that opened a device. A child that was forked has its memory, but neither its threads nor what a driver
-// keeps for it: nothing there may be used, waited for or given back.
+// The process that opened a device. A forked child has a copy of its memory, but not its threads and not the driver's
+// state: there, a device may not be used, waited for or given back.
 class OpeningProcess {
   public:
     bool is_another() const { return getpid() != id_; }
@@ -55,8 +55,8 @@ struct DeviceInfo {
     std::string name;     // "Apple M4 Max", "CPU (avx512, 2 threads)"
     std::string backend;  // "metal", "cpu", "cuda"
     bool unified_memory = false;
-    uint64_t working_set_bytes = 0;  // what the device recommends to keep resident
-    uint64_t allocated_bytes = 0;    // of these, what the process has taken by now, where the device tells
+    uint64_t working_set_bytes = 0;  // the most that the device recommends to keep resident
+    uint64_t allocated_bytes = 0;    // of these, taken by the process so far; 0 if the device does not tell
     uint64_t max_buffer_bytes = 0;
     uint32_t max_threadgroup_bytes = 0;
     uint32_t page_bytes = 0;    // alignment that wrap() asks of a pointer and a length
@@ -76,8 +76,8 @@ struct DeviceOptions {
 class Buffer {
   public:
     virtual ~Buffer() = default;
-    // Whether write() and read() work. They copy in and out what no command buffer in flight uses; the caller sees to
-    // it that [offset, offset + n) lies in the buffer.
+    // Whether write() and read() work. No command buffer in flight may use the bytes, and [offset, offset + n) must lie
+    // in the buffer: the caller sees to both.
     virtual bool copies() const { return host != nullptr; }
     virtual void write(size_t offset, const void* from, size_t n) {
         std::memcpy(static_cast<char*>(host) + offset, from, n);
@@ -88,7 +88,7 @@ class Buffer {
     void* host = nullptr;
     size_t bytes = 0;
     bool read_only = false;            // a mapped file: the host must not write
-    const FileDamage* file = nullptr;  // of the mapped file that it lies in, where that is known
+    const FileDamage* file = nullptr;  // of the mapped file that it lies in, or null
 };
 
 struct PipelineLimits {
@@ -121,8 +121,8 @@ struct Dispatch {
     bool barrier = false;          // everything recorded before is visible to this dispatch and to all after it
 };
 
-// Dispatches made ready to run again and again, as one command buffer. Those between two barriers may run at once. It
-// may be in flight twice; it waits for the device before it lets go of its buffers.
+// Dispatches made ready to run again and again, as one command buffer. Dispatches between two barriers may run at once.
+// A recording may be in flight twice; its destructor waits for the device.
 class Recording {
   public:
     virtual ~Recording() = default;
@@ -132,8 +132,8 @@ struct RunTimes {
     double gpu_start = 0, gpu_end = 0;  // seconds, on the device's clock
 };
 
-// Called now and then on the caller's own thread while a call waits for the device, or works in its place. It throws to
-// end the call, as Ctrl-C does: what of the work has not begun is dropped then, and what has begun has ended.
+// Called now and then on the caller's thread while a call waits for the device or does its work. It throws to end the
+// call, for example on Ctrl-C: work that has not begun is dropped, and work that has begun has ended.
 using Poll = std::function<void()>;
 
 class Device {
@@ -147,21 +147,21 @@ class Device {
     virtual std::shared_ptr<Buffer> wrap(void* pointer, size_t bytes) = 0;
     virtual std::shared_ptr<Pipeline> pipeline(const std::string& kernel) = 0;
     virtual std::vector<std::string> kernel_names() const = 0;
-    // Makes these kernels at once, where that is faster than one by one. What fails is told by pipeline().
+    // Makes these kernels at once, where that is faster than one by one. Errors are thrown by pipeline().
     virtual void prepare(const std::vector<std::string>& kernels) { (void)kernels; }
 
     virtual std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches) = 0;
-    // Commits the recording and returns its ticket: 1, 2, ... They run in this order, each after the one before has
-    // ended; at least two may be in flight, and with more of them than the device takes it waits. Allocates nothing on
-    // the host side of ours.
+    // Commits the recording and returns its ticket: 1, 2, ... Recordings run in this order, each after the one before
+    // has ended. At least two may be in flight; beyond the device's limit, submit() waits. Our code makes no heap
+    // allocation here.
     virtual uint64_t submit(Recording& recording, const Poll& poll = {}) = 0;
-    // Waits for this recording and all before it. One that failed throws here, and at every later call unless the
-    // device can go on: then what was in flight with it is lost, and the next submission works. The times are known for
-    // the last two, and zero for older ones.
+    // Waits for this recording and all before it. A recording that failed throws here. If the device can go on, all
+    // work that was in flight is lost and the next submission works; otherwise every later call throws too. The times
+    // of the last two recordings are known; those of older ones are zero.
     virtual RunTimes wait(uint64_t ticket, const Poll& poll = {}) = 0;
 
-    // Runs the dispatches once, each by itself after the one before has ended: the seconds that each took, on the
-    // device's clock. For a profile; what they leave in memory is that of a run.
+    // Runs the dispatches once, each alone after the one before has ended, for a profile. Returns the seconds of each,
+    // on the device's clock. The results in memory are those of a run.
     virtual std::vector<double> time_each(const std::vector<Dispatch>& dispatches) {
         std::vector<double> seconds;
         for (const Dispatch& d : dispatches) {
@@ -172,7 +172,7 @@ class Device {
         return seconds;
     }
 
-    // Whether what is submitted between the two calls can be written to a file for the device's own tools.
+    // Whether the device can write the work submitted between the two calls below to a file for its own tools.
     virtual bool captures() const { return false; }
     virtual void start_capture(const std::string& path) { (void)path; }
     virtual void stop_capture() {}

@@ -1,4 +1,4 @@
-// What a mapped file tells the buffers that lie in it.
+// The state of a mapped file, as the buffers in it see it.
 #pragma once
 
 #include <atomic>

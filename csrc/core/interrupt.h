@@ -15,8 +15,8 @@ inline unsigned long main_thread() {
     return py::cast<unsigned long>(py::module_::import("threading").attr("main_thread")().attr("ident"));
 }
 
-// Lets other Python threads run for the length of a scope, as Unlocked, in which poll() hears signals: it looks every
-// 50 ms at most, and throws what a handler raises. On other threads than the main one there is nothing to hear.
+// Lets other Python threads run for the length of a scope, as Unlocked. Its call operator listens for signals, at most
+// every 50 ms, and throws the exception that a signal handler raised. Python handles signals on the main thread alone.
 class Interruptible {
   public:
     explicit Interruptible(unsigned long main) : listens_(PyThread_get_thread_ident() == main) {}

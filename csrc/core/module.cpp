@@ -1,4 +1,4 @@
-// What differs from one extension module to another, compiled once for each.
+// The tables that differ from one extension module to another, compiled once for each.
 #include "core/bind.h"
 #include "quant_types.h"
 #include "shapes.h"

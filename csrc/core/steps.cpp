@@ -94,7 +94,7 @@ Counters Steps::counters() const {
     return counters_;
 }
 
-// ---- what a call may ask for
+// ---- checks of a call
 
 void Steps::check(const Plan& plan, size_t n) const {
     if (closed_) throw UsageError("the model is closed; load it again");

@@ -37,13 +37,12 @@ class Steps {
   public:
     Steps(std::shared_ptr<Buffer> step, std::shared_ptr<Buffer> tokens, uint32_t n_ctx, uint32_t n_vocab);
 
-    // Appends the n tokens to the sequence with one command buffer; returns the arg max of the last row's logits
-    // (-1 when the plan computes none). A failed step leaves the length as it was.
-    // A poll that throws ends the call: nothing is in flight then, and the length is that of before.
+    // Appends the n tokens to the sequence with one command buffer; returns the arg max of the last row's logits (-1 if
+    // the plan has none). If the step fails, or the poll throws, the length stays as it was and nothing is in flight.
     int32_t prefill(const std::shared_ptr<Plan>& plan, const int32_t* ids, size_t n, const Poll& poll = {});
 
-    // The same for one token, which is taken over if it is in flight. With ahead the step of the arg max is submitted
-    // before this one is waited for, so that the device always has work.
+    // The same for one token, whose step may be in flight already. ahead: also submits the next step, fed by this
+    // step's arg max, before it waits, so that the device always has work.
     int32_t decode(const std::shared_ptr<Plan>& plan, int64_t token, bool ahead, const Poll& poll = {});
 
     // Waits for the step in flight, if there is one, and returns its token, which is now part of the sequence.

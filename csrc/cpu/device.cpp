@@ -112,7 +112,7 @@ class Failure {
     char error_[1280] = "";
 };
 
-// What the device shares with its recordings; the last of them to go ends the threads.
+// The part of the device that its recordings share. The last owner ends the threads.
 struct Crew {
     explicit Crew(int threads) : executors(size_t(threads)), workspaces(size_t(threads)), pool(threads) {
         for (auto& executor : executors) executor = std::make_unique<msl::Executor>();

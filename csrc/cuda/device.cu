@@ -24,10 +24,10 @@ constexpr uint32_t MAX_GRID_YZ = 65535;
 class CudaRecording : public Recording {
   public:
     CudaRecording(std::vector<Dispatch> dispatches, Edges edges, cudaStream_t stream);
-    ~CudaRecording() override { synchronize(stream_); }  // what is in flight uses the buffers
+    ~CudaRecording() override { synchronize(stream_); }  // work in flight uses the buffers
 
     cudaError_t launch() const {
-        // From now on the mirrors are what this recording leaves in them.
+        // From now on the mirrors hold the results of this recording.
         for (CudaBuffer* buffer : mirrored_) buffer->mirrored = true;
         for (CudaBuffer* buffer : written_) buffer->mirrored = false;
         return cudaGraphLaunch(executable_.get(), stream_);

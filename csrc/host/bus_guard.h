@@ -33,8 +33,8 @@ class GuardedMap {
     GuardedMap* next_ = nullptr;
 };
 
-// Makes the guard's handler of SIGBUS the first one; what was there before hears of faults elsewhere. A map does it
-// when it is opened; again where others may have set theirs since.
+// Makes the guard's handler of SIGBUS the first one; it passes faults elsewhere on to the handler before it. Called
+// when a map is opened, and again when another library may have set its own handler since.
 void arm_bus_guard();
 
 }  // namespace zinc

@@ -15,7 +15,7 @@ struct KeyRange {
     uint32_t begin, end;
 };
 
-// What a launch works on. T is the type of the cache: F32, F16 or Q8_0.
+// The operands of a launch. T is the type of the cache: F32, F16 or Q8_0.
 template <class T>
 struct Heads {
     AttentionParams p;
@@ -67,7 +67,7 @@ INLINE void for_pages(KeyRange range, F&& f) {
     }
 }
 
-// Turns n scores into weights relative to the running maximum; returns the factor for what was accumulated before.
+// Turns n scores into weights relative to the running maximum; returns the factor by which the sums so far shrink.
 INLINE float softmax_step(float* scores, uint32_t n, float& max_score, float& sum) {
     float top = max_score;
     for (uint32_t i = 0; i < n; i++) top = scores[i] > top ? scores[i] : top;
@@ -93,7 +93,6 @@ INLINE float softmax_step(float* scores, uint32_t n, float& max_score, float& su
 }
 
 // ---- decode
-// ----------------------------------------------------------------------------------------------------------
 
 // A row of a head vector in the cache, from a column on: at the columns that follow, times a weight. Blocks of a
 // quantised row are entered at their first column.
@@ -191,7 +190,6 @@ void attention_decode(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 }
 
 // ---- prefill
-// ---------------------------------------------------------------------------------------------------------
 
 constexpr uint32_t TILE_QUERIES = 32;
 static_assert(KV_PAGE % PANEL == 0);
@@ -235,7 +233,7 @@ class QueryTile {
     uint32_t row_of(uint32_t i) const { return t0 + i / n_heads; }
     uint32_t head_of(uint32_t i) const { return head0 + i % n_heads; }
 
-    // scores[n][KV_PAGE] = q · the keys of a page; those out of range are of no meaning.
+    // scores[n][KV_PAGE] = q · the keys of a page; scores out of range mean nothing.
     void score(const uint8_t* keys, KeyRange range) {
         std::memset(scores, 0, size_t(n) * KV_PAGE * sizeof(float));
         for (uint32_t r = range.begin / PANEL * PANEL; r < range.end; r += PANEL) {
@@ -248,7 +246,8 @@ class QueryTile {
         }
     }
 
-    // Scores to weights, zero for what a row does not see of the page that begins at position `first`.
+    // Turns scores into weights: zero for the keys of the page that a row does not see. The page begins at position
+    // `first`.
     void weigh(uint32_t first) {
         for (uint32_t i = 0; i < n; i++) {
             float *row = scores + size_t(i) * KV_PAGE, *sums = acc + size_t(i) * width;

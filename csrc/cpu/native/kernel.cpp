@@ -73,7 +73,7 @@ const char* isa_name(Isa isa) {
 
 Isa detected_isa() { return isa_allowed(); }
 
-// All are kept: what the environment allows is asked when a device opens, after static initialisation.
+// All versions are kept: the environment caps the instruction set when a device opens, after static initialisation.
 void register_native(const char* name, Isa isa, NativeFn fn, uint32_t grain) {
     registry().push_back({{name, fn, grain}, isa});
 }

@@ -1,5 +1,5 @@
 // The contract of native CPU kernels: same name, bindings and parameters as the MSL kernel that they replace.
-// A native source file is compiled once per instruction set and registers what it has for that set.
+// A native source file is compiled once per instruction set and registers its kernels for that set.
 #pragma once
 
 #include <cstddef>

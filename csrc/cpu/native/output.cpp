@@ -24,8 +24,8 @@ INLINE float logit_of_rank(uint64_t rank) {
     return bits_as<float>(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// A number that exactly the `wanted` largest of n different ranks reach: by their bytes, from the highest, going on
-// with those that share the byte of the one at the border. 1 <= wanted <= n; spoils the ranks.
+// A number that exactly the `wanted` largest of n different ranks reach. It counts the ranks by their bytes, from the
+// highest byte, and goes on with the ranks that share the border's byte. 1 <= wanted <= n; spoils the ranks.
 uint64_t lowest_of_largest(uint64_t* ranks, uint32_t n, uint32_t wanted) {
     for (int shift = 56;; shift -= 8) {
         uint32_t bins[256] = {};
@@ -172,7 +172,6 @@ void candidates_final(const NativeLaunch& l, uint64_t, uint64_t) {
 }
 
 // ---- argmax
-// ----------------------------------------------------------------------------------------------------------
 
 INLINE bool is_finite(float x) { return (bits_as<uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }
 

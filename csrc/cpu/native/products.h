@@ -1,4 +1,4 @@
-// Products of the rows of matrices with one vector of activations, and what is done with them.
+// Products of the rows of matrices with one vector of activations, with and without a gate.
 #pragma once
 
 #include "cpu/native/dot.h"
@@ -29,7 +29,7 @@ __attribute__((noinline)) void products(const Matrix& w, uint32_t first, uint32_
     for (; i < n; i++) dot_rows<1, T>(w.row(first + i), w.row_bytes, x, w.k, out + i);
 }
 
-constexpr uint32_t STRIP = 64;  // rows whose products wait for what is done with them
+constexpr uint32_t STRIP = 64;  // rows whose products are kept until the epilogue
 
 // Calls f(first, n) for strips of rows.
 template <class F>

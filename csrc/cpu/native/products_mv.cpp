@@ -1,5 +1,5 @@
-// Native matrix-vector products: y = W x for every type of W, with what the epilogues of the MSL kernels make of them,
-// and for stacks of matrices.
+// Native matrix-vector products: y = W x for every type of W, with the epilogues of the MSL kernels, and for stacks of
+// matrices.
 #include "cpu/native/products.h"
 #include "cpu/native/register.h"
 

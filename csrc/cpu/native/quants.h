@@ -51,7 +51,7 @@ INLINE vf five_bits(const uint8_t* p, float scale, float offset) {
 
 using Bytes = uint8_t __attribute__((vector_size(BLOCK)));
 
-// Bits `from` and up of every byte at bit `to` and up, those in `mask`.
+// Moves the bits from `from` on of every byte to `to` and keeps the bits in `mask`.
 INLINE Bytes move_bits(Bytes bytes, int from, int to, int mask) {
     const auto x = (uint16_t __attribute__((vector_size(BLOCK))))bytes;
     return (Bytes)(from < to ? x << (to - from) : x >> (from - to)) & uint8_t(mask);

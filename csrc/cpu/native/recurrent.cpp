@@ -1,5 +1,5 @@
-// The gated delta rule and what surrounds it, natively: kernels/ssm.metal says what each kernel does. Head sizes are
-// multiples of 32, so that vectors have no tails.
+// The gated delta rule with its convolution and norm, natively: kernels/ssm.metal says what each kernel does. Head
+// sizes are multiples of 32, so that vectors have no tails.
 #include "shapes.h"
 #include "cpu/native/register.h"
 
@@ -117,7 +117,7 @@ void ssm_conv1d(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 
 // ---- the delta rule -----------------------------------------------------------------------------------------------
 
-constexpr uint32_t COLUMNS = 4;  // of S, that share what is read of q and k
+constexpr uint32_t COLUMNS = 4;  // of S, worked on together: they share the loads of q and k
 
 struct Token {
     const float *q, *k;

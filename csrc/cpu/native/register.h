@@ -1,4 +1,4 @@
-// What every native kernel file includes. A file is compiled once per instruction set, with NATIVE_ISA naming it, and
+// Included by every native kernel file. A file is compiled once per instruction set, with NATIVE_ISA naming it, and
 // exports one table of its kernels: constant data, because code of this set must not run before the machine is asked.
 #pragma once
 

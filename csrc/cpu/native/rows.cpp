@@ -69,7 +69,6 @@ void rms_norm_add(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 }
 
 // ---- element-wise
-// ----------------------------------------------------------------------------------------------------
 
 template <class Apply>
 INLINE void binary(const NativeLaunch& l, uint64_t begin, uint64_t end, Apply apply) {
@@ -103,7 +102,6 @@ void take_last_row(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 }
 
 // ---- RoPE and KV write
-// -----------------------------------------------------------------------------------------------
 
 using f64x8 = double __attribute__((vector_size(64)));
 using i64x8 = int64_t __attribute__((vector_size(64)));
@@ -173,7 +171,7 @@ INLINE void store_row<Q8_0>(uint8_t* out, const float* x, uint32_t n) {
         float largest = 0;
         for (uint32_t i = first; i < first + BLOCK; i++)
             largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
-        // Far below what a half scale can say, the reciprocal is not a float either.
+        // Far below the smallest half scale, the reciprocal is not a float either.
         const float quants = largest > 1e-30f ? 127.0f / largest : 0.0f;
         store(out, float_to_half(largest / 127.0f));
         for (int i = 0; i < BLOCK; i += W) {

@@ -1,6 +1,6 @@
-// The vectors that the native kernels are written in: W floats, W chosen by the instruction set that this translation
-// unit is compiled for. Arithmetic is the compiler's vector extension; only what that cannot say well is an intrinsic.
-// Everything has internal linkage: the same source is compiled once per instruction set into one module.
+// The vectors of the native kernels: W floats, where W follows from the instruction set of this translation unit.
+// Arithmetic is the compiler's vector extension, with intrinsics where it has no good expression. Everything has
+// internal linkage: the same source is compiled once per instruction set into one module.
 #pragma once
 
 #include <cmath>

@@ -42,7 +42,6 @@ void unpack(const Strip& strip, uint32_t first, uint32_t n, uint32_t c, uint32_t
 }
 
 // ---- many tokens: panels
-// ---------------------------------------------------------------------------------------------
 
 // y[n][STRIP] += a panel of columns [c, c + count) times every token. Asks for the tokens of the next tile: rows that
 // lie a power of two apart fall out of the cache between one panel and the next. Not inlined: all types share one.
@@ -67,7 +66,6 @@ void panel_products(const Strip& strip, uint32_t first, uint32_t c, uint32_t cou
 }
 
 // ---- few tokens: dot products
-// ----------------------------------------------------------------------------------------
 
 // sums[TOKENS][DOT_ROWS] += PANEL_VECTORS rows of weights, DOT_PART apart, times rows [first, first + TOKENS) of x.
 template <int TOKENS>
@@ -128,7 +126,6 @@ void dot_products(const Strip& strip, uint32_t first, uint32_t k, const Tokens& 
 }
 
 // ---- either
-// ----------------------------------------------------------------------------------------------------------
 
 // y[n tokens][STRIP] = the rows of a strip times every token. Rows past the strip's hold anything.
 template <class T>
@@ -156,10 +153,9 @@ void multiply_strips(const Strip (&strips)[MATRICES], const Tokens& tokens, Fini
 }
 
 // ---- the grid
-// --------------------------------------------------------------------------------------------------------
 
 // Threadgroups [begin, end) of a grid with x fastest, as blocks: calls block(xs, ys) for ranges of both. Whole lines go
-// together, so that rows (along y) fill strips whatever a threadgroup of the MSL kernel takes.
+// together, so that rows (along y) fill strips, however many rows a threadgroup of the MSL kernel takes.
 template <class Block>
 void for_blocks(uint64_t begin, uint64_t end, uint32_t width, Block&& block) {
     while (begin < end) {
