@@ -76,8 +76,8 @@ METAL_FUNC uint head_begin(constant SsmParams& p, uint head) {
     return head < 2 * p.n_k_head ? head * p.d_k : 2 * p.n_k_head * p.d_k + (head - 2 * p.n_k_head) * p.d_v;
 }
 
-// The factor that makes a head of q or k what the delta rule takes, from the sum of its squares: length 1, and q
-// divided by sqrt(d_k) besides. eps is under the root, as in the model's own code, and not a least length.
+// The factor by which the delta rule scales a head of q or k, from the sum of its squares: to length 1, and q divided
+// by sqrt(d_k) besides. eps is under the root, as in the model's own code, and not a least length.
 METAL_FUNC float qk_scale(constant SsmParams& p, float squares, bool is_q) {
     const float inverse = precise::rsqrt(squares + p.l2_eps);
     return is_q ? inverse * precise::rsqrt(float(p.d_k)) : inverse;

@@ -313,8 +313,8 @@ void bind_device(py::module_& m) {
 template <class Call>
 auto interruptible(Call&& call) {
     static const unsigned long main = main_thread();
-    static_cast<void>(
-        std::uncaught_exceptions());  // allocates this thread's memory for exceptions, while there is some
+    // Allocates this thread's memory for exceptions, while there is some.
+    static_cast<void>(std::uncaught_exceptions());
     Interruptible scope(main);
     return call(scope.listens() ? Poll(std::ref(scope)) : Poll());
 }

@@ -21,8 +21,8 @@
 namespace zinc {
 namespace {
 
-// Tracking orders command buffers of one queue that share a buffer, which is what lets a step follow the one before it
-// without the host. It is Metal's default for what a device allocates; said here since the steps depend on it.
+// Tracking orders command buffers of one queue that share a buffer, so that a step follows the one before it without
+// the host. It is Metal's default for buffers that a device allocates; said here since the steps depend on it.
 constexpr MTLResourceOptions TRACKED = MTLResourceHazardTrackingModeTracked;
 
 // ---------------------------------------------------------------------------------------------- completion
@@ -149,7 +149,7 @@ class MetalDevice final : public Device {
         return std::make_unique<MetalRecording>(queue_, std::move(dispatches));
     }
 
-    // What fails, or is interrupted, ends before that is passed on: nothing of it is in flight.
+    // Work that fails or is interrupted ends before the exception leaves: nothing of it is in flight.
     uint64_t submit(Recording& recording, const Poll& poll) override {
         auto* work = dynamic_cast<MetalRecording*>(&recording);
         if (!work || work->queue != queue_) throw DeviceError("the recording belongs to another device");
@@ -236,7 +236,7 @@ class MetalDevice final : public Device {
         }
     }
 
-    // What was submitted last, by ticket: what it took is known when it was waited for, and forgotten soon after.
+    // The last submissions, by ticket. Their times are known once they were waited for; soon after, they are forgotten.
     void remember(uint64_t ticket, const std::shared_ptr<Pieces>& pieces) {
         const std::lock_guard lock(submitted_mutex_);
         submitted_[ticket % InFlight::limit] = {ticket, pieces};
@@ -297,7 +297,8 @@ id<MTLDevice> select_device() {
     return device;
 }
 
-// What Metal and its compiler have in this process a child does not get by a fork: there, opening a device may hang.
+// A fork does not copy the state that Metal and its compiler have in a process: in the child, opening a device may
+// hang.
 void check_fork() {
     static const OpeningProcess first;
     if (first.is_another())

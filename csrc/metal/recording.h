@@ -87,7 +87,7 @@ class MetalRecording final : public Recording {
     MetalRecording(std::shared_ptr<Queue> owner, std::vector<Dispatch> dispatches)
         : queue(std::move(owner)), pieces(std::make_shared<Pieces>(dispatches)), dispatches_(std::move(dispatches)) {}
 
-    // Command buffers do not retain what they use; this object does, so it stays until the GPU is done. If the GPU is
+    // Command buffers do not retain their resources; this object does, so it stays until the GPU is done. If the GPU is
     // lost, it may yet write to these buffers: they are leaked on purpose.
     ~MetalRecording() override {
         if (queue->process.is_another()) leave_behind(queue);

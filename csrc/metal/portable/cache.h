@@ -20,7 +20,7 @@ namespace zinc {
 // ZINCMETAL_CACHE names another folder, or is 0 for none.
 class CacheFile {
   public:
-    // `key` is whatever the content depends on.
+    // `key` names everything that the content depends on.
     static CacheFile of(const std::string& key) {
         uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
         for (const char c : key) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
@@ -40,8 +40,8 @@ class CacheFile {
         std::filesystem::remove(path, error);
     }
 
-    // write(path) writes another file, which takes this one's place; what went wrong, or nothing. Only the newest files
-    // are kept: those of older systems and kernels serve nobody.
+    // Replaces the file: write(path) writes another one, which takes its place. Returns the error, or nothing. Only the
+    // newest files are kept: files of older systems and kernels serve nobody.
     std::string replace(const std::function<std::string(const std::filesystem::path&)>& write) const {
         std::error_code error;
         std::filesystem::create_directories(path.parent_path(), error);

@@ -15,7 +15,7 @@ struct BufferArgument {
     std::string name;
     uint32_t index = 0;
     uint64_t alignment = 1;      // of the offset: the size of the type it points to, at most 16 for device pointers
-    uint64_t element_bytes = 0;  // sizeof of what it points to
+    uint64_t element_bytes = 0;  // sizeof of the type it points to
 };
 
 inline void check_argument(const Dispatch& d, const BufferArgument& argument, const std::string& who) {
@@ -34,8 +34,8 @@ inline void check_argument(const Dispatch& d, const BufferArgument& argument, co
     }
 }
 
-// Throws DeviceError for what Metal's validation layer would object to, or what would fault on the GPU. position is the
-// dispatch's place in its recording.
+// Throws DeviceError for a dispatch that Metal's validation layer would object to, or that would fault on the GPU.
+// position is its place in the recording.
 inline void check_dispatch(const Dispatch& d, const std::vector<BufferArgument>& arguments, size_t position) {
     check_dispatch(d, position);
     for (const BufferArgument& argument : arguments) check_argument(d, argument, dispatch_name(d, position));

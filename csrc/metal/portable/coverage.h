@@ -10,7 +10,7 @@ namespace zinc {
 // Memory that buffers cover, where they may overlap: several no-copy buffers of one file share pages.
 class Coverage {
   public:
-    // What the buffer would add. Private memory has no address, and is shared by nothing.
+    // The bytes that the buffer would add. Private memory has no address, and is shared by nothing.
     uint64_t added_by(const void* contents, uint64_t bytes) const {
         if (!contents) return bytes;
         uintptr_t at = reinterpret_cast<uintptr_t>(contents);

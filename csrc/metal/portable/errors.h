@@ -72,7 +72,7 @@ inline std::optional<unsigned long> driver_error(const std::string& description)
     return std::nullopt;
 }
 
-// What Metal's codes do not tell apart: one of them comes for several errors of the driver's.
+// Tells apart the errors of the driver for which Metal has one code.
 inline std::optional<ErrorWords> driver_error_words(const std::string& description) {
     const std::optional<unsigned long> number = driver_error(description);
     if (!number) return std::nullopt;
@@ -135,7 +135,7 @@ inline std::string encoder_end_text(const EncoderEnd& end) {
     return end.label + " " + (known ? words[end.state] : "in state " + std::to_string(end.state));
 }
 
-// What became of a step that failed: its tokens are not part of the sequence, and a recurrent state may have moved on.
+// How to go on after a failed step: its tokens are not part of the sequence, and a recurrent state may have moved on.
 inline const char* how_to_go_on(const ErrorWords& words) {
     return words.passes ? "; what was computed is lost: prompt again to go on" : "; open the model again to go on";
 }

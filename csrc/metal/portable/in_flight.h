@@ -23,15 +23,15 @@ struct Patience {
     bool from_the_first = true;  // else only after a first completion: that one pays for paging in the whole file
 };
 
-// Gives submissions their tickets and their command buffers, of which each has one or several in a row, their numbers;
-// follows these from commit to completion; and remembers what failed. Completion handlers call finished() from threads
-// of Metal's, in any order. Submissions begin and end one after the other.
+// Gives submissions their tickets, and their command buffers (one or several in a row) their numbers; follows these
+// from commit to completion; and remembers failures. Completion handlers call finished() from threads of Metal's, in
+// any order. Submissions begin and end one after the other.
 class InFlight {
   public:
     // Command buffers: enough to let the CPU encode ahead of the GPU, and fewer than the 64 at which a Metal queue
     // blocks without a time limit.
     static constexpr uint32_t limit = 8;
-    // Of one submission: one runs and one waits, so that what an interrupt finds committed ends soon.
+    // Command buffers of one submission: one runs and one waits, so that an interrupt finds little committed.
     static constexpr uint32_t ahead = 2;
     static constexpr std::chrono::milliseconds poll_every{50};
 
@@ -78,7 +78,7 @@ class InFlight {
         end(uint32_t(number % limit));
     }
 
-    // No more of the last submission will come: waits for what there is of it.
+    // Ends the last submission early: waits for its command buffers that were begun.
     void drop() noexcept {
         std::unique_lock lock(mutex_);
         const uint64_t last = submissions_[last_ticket_ % limit].last;
@@ -102,9 +102,9 @@ class InFlight {
         end(place);
     }
 
-    // Waits for this submission and all before it; where it throws, for all that is in flight: the caller may then
-    // write to what those use. Times are from its first command buffer to its last, and known until limit others have
-    // begun.
+    // Waits for this submission and all before it. If it throws, it has waited for everything in flight, so that the
+    // caller may write to the buffers. Times are from its first command buffer to its last, and known until `limit`
+    // others have begun.
     RunTimes wait(uint64_t ticket, const Poll& poll = {}) {
         std::unique_lock lock(mutex_);
         const bool known = submissions_[ticket % limit].ticket == ticket;
@@ -116,7 +116,7 @@ class InFlight {
         return submission.ticket == ticket ? submission.times : RunTimes();
     }
 
-    // Waits for all that is in flight by now; false when the GPU gave up, and so may still write to what was bound.
+    // Waits for everything in flight; false when the GPU gave up, and so may still write to the buffers.
     bool idle() noexcept {
         std::unique_lock lock(mutex_);
         const uint64_t last = n_committed_;  // others may commit meanwhile
@@ -124,8 +124,8 @@ class InFlight {
         return ended(last);
     }
 
-    // What became of a command buffer, unless it runs yet or its place has been taken since. Times that are not known
-    // are zero.
+    // The end of a command buffer, unless it still runs or its place has been taken since. Times that are not known are
+    // zero.
     struct Ended {
         double seconds;
         bool took_too_long;  // for the driver, which stopped it
@@ -239,7 +239,7 @@ class InFlight {
         }
     }
 
-    // What is in flight behind it read what it did not write.
+    // The work in flight behind a failed command buffer read results that were not written.
     void fail(const Failure& failure, uint64_t ticket) noexcept {
         if (!failure.passes) return keep(failure.text.c_str());
         unsettled_ = true;
@@ -276,7 +276,7 @@ class InFlight {
     std::array<Submission, limit> submissions_;
     uint64_t last_ticket_ = 0;  // given
     uint64_t n_committed_ = 0;  // command buffers begun
-    uint64_t n_ended_ = 0;      // in any order, with those that were abandoned
+    uint64_t n_ended_ = 0;      // in any order, abandoned ones too
     uint64_t n_completed_ = 0;
     bool lost_ = false, unsettled_ = false;
     std::optional<std::string> lasting_;  // the first failure that lasts

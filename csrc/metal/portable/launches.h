@@ -12,8 +12,8 @@
 
 namespace zinc {
 
-// What an encoder has been told, which lasts from dispatch to dispatch: of each only what changes is told anew. Entry 0
-// of the argument table holds the parameters, which every dispatch sets.
+// The state of an encoder, which lasts from dispatch to dispatch: only changes are encoded. Entry 0 of the argument
+// table holds the parameters, which every dispatch sets.
 class EncoderState {
   public:
     // False where the kernel is set already.

@@ -11,8 +11,8 @@
 
 namespace zinc {
 
-// Reads what KERNEL("name", ..) rows come to, through the macros that write them: the part of a preprocessor that
-// kernel files use. What it does not understand it passes over.
+// Reads the names in KERNEL("name", ..) rows, through the macros that write them: the part of a preprocessor that
+// kernel files use. It skips text that it does not understand.
 class KernelNames {
   public:
     // Of a source without includes (SourceFlattener); names that are defined from outside are in `defined`.
@@ -164,7 +164,7 @@ class KernelNames {
         return text.npos;
     }
 
-    // Finds KERNEL rows, and looks into what other macros come to.
+    // Finds KERNEL rows, and expands other macros.
     void expand(const std::string& text, int depth) {
         for (size_t at = 0; at < text.size();) {
             if (text[at] == '"') {

@@ -13,9 +13,9 @@
 
 namespace zinc {
 
-// Seconds that a dispatch takes on a slow GPU, at most and roughly: before anything was measured. For a product of two
-// matrices, the root of the product of three sizes is the number of multiplications; what else there is, it takes for
-// more than it is, and the number of threads bounds that.
+// A rough upper bound of the seconds that a dispatch takes on a slow GPU, for use before anything was measured. For a
+// product of two matrices, the root of the product of three sizes is the number of multiplications; other kernels are
+// overestimated, within the number of threads.
 inline double guessed_seconds(const Dispatch& d) {
     constexpr double per_product = 1.5e-12, per_thread = 150e-9;  // of an M1
     std::array<double, 3> largest{};
@@ -29,9 +29,9 @@ inline double guessed_seconds(const Dispatch& d) {
     return std::max(1e-9, std::min(per_product * products, per_thread * threads));
 }
 
-// Cuts one recording by what its dispatches took before. macOS stops a command buffer that keeps the display waiting,
-// and an interrupt waits for those that were committed: so none is to be longer than `longest`, where dispatches allow.
-// Threads may submit and wait at once.
+// Cuts one recording into command buffers by the times of its dispatches so far. macOS stops a command buffer that
+// keeps the display waiting, and an interrupt waits for the committed ones: so none is to be longer than `longest`,
+// unless a single dispatch is. Threads may submit and wait at once.
 class Pieces {
   public:
     static constexpr double longest = 0.1, aim = 0.075;  // seconds
@@ -43,8 +43,8 @@ class Pieces {
 
     size_t size() const { return seconds_.size(); }
 
-    // Where the command buffer ends that begins with this dispatch: what is left is divided evenly, and goes as one
-    // where it is short.
+    // The end of the command buffer that begins with this dispatch: the rest is divided evenly, or goes as one if it is
+    // short.
     size_t end_of(size_t begin) const {
         const std::lock_guard lock(mutex_);
         const double left = sum(begin, size());
@@ -63,7 +63,7 @@ class Pieces {
         pieces_[number % InFlight::limit] = {begin, end, number};
     }
 
-    // Takes in what is known by now of the command buffers that were committed.
+    // Learns from the command buffers that have ended.
     void learn(InFlight& in_flight) {
         const std::lock_guard lock(mutex_);
         for (Piece& piece : pieces_) {
@@ -88,9 +88,9 @@ class Pieces {
         return total;
     }
 
-    // What takes longer than thought is believed at once, and of the rest too. What takes less, by half: a step of
-    // fewer tokens may have been measured; where it is less than that explains, weights were read from the disk before.
-    // One that the driver stopped took too long, whatever it says.
+    // A longer time than expected is believed at once, for the rest of the recording too. A shorter one is believed by
+    // half: a step of fewer tokens may have been measured. Less than a sixteenth has another reason: the weights were
+    // read from the disk before. A command buffer that the driver stopped took too long, whatever its times say.
     void learn(size_t begin, size_t end, const InFlight::Ended& ended) {
         constexpr double fewer_tokens = 1. / 16, stopped = 4;
         if (begin == end || (ended.seconds <= 0 && !ended.took_too_long)) return;

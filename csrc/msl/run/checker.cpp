@@ -60,7 +60,7 @@ void Checker::reserve_cells(size_t count) {
     if (cells_) munmap(static_cast<void*>(cells_), n_cells_ * sizeof(Cell));
     cells_ = nullptr;
     n_cells_ = 0;
-    // Zero pages that exist once touched: what is written of a large buffer is often little.
+    // Zero pages that exist once touched: often little of a large buffer is written.
     void* memory =
         mmap(nullptr, count * sizeof(Cell), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();

@@ -1,5 +1,5 @@
-// The checked build: every memory access of a kernel passes here (hooks.cpp), is matched against what the kernel may
-// touch, and against the accesses of other threads that no barrier separates from it.
+// The checked build. Every memory access of a kernel comes here (hooks.cpp) and is compared with the kernel's bindings,
+// and with the accesses of other threads that no barrier separates from it.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,7 @@ class Checker {
     Checker& operator=(const Checker&) = delete;
     ~Checker();
 
-    // What runs until the next call is ordered by nothing; `written` is what any of it may write.
+    // Threadgroups that run until the next call are not ordered; `written` is the memory that any of them may write.
     void begin_segment(std::vector<ByteRange> written);
     void begin_threadgroup(const Job& job, uint64_t threadgroup);
     void array_declared(const char* name, uint32_t offset, uint32_t bytes);
@@ -40,7 +40,7 @@ class Checker {
     void misaligned(const void* address, size_t bytes);
 
   private:
-    // Threadgroup memory and device memory are ordered independently: a barrier names what it orders.
+    // Threadgroup memory and device memory are ordered independently: a barrier names the memory that it orders.
     enum Space { space_threadgroup, space_device, n_spaces };
 
     // Who touched a byte. `when` is the clock of that thread's simdgroup: the time of the last barrier that it passed.

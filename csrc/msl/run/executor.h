@@ -44,7 +44,7 @@ class Executor : public Running {
     Checker& checker() { return checker_; }
 #endif
 
-    // What fibres call, through runtime.h.
+    // Called by fibres, through runtime.h.
     static Executor* current() { return static_cast<Executor*>(running); }
     static Executor& of(Running& here) { return static_cast<Executor&>(here); }
     void threadgroup_barrier(uint32_t orders, Site site);
@@ -53,7 +53,7 @@ class Executor : public Running {
     uint32_t thread() const { return Running::thread; }
     Stack stack() const { return fibres_[thread()].stack; }
     const void* arena() const { return arena_.get(); }
-    // What kernel code reads of this object.
+    // The part of this object that kernel code reads.
     ByteRange face() const {
         const uintptr_t begin = reinterpret_cast<uintptr_t>(static_cast<const Running*>(this));
         return {begin, begin + sizeof(Running)};

@@ -27,7 +27,7 @@ void check_aligned(const volatile void* address, size_t bytes, AccessKind kind) 
     executor->checker().access(const_cast<const void*>(address), bytes, kind);
 }
 
-// What the compiler says of an array and of the place that indexes it.
+// The compiler's description of an array, and of the place that indexes it.
 struct ArrayType {
     uint16_t kind, info;
     char name[];

@@ -1,4 +1,4 @@
-// What a compiled kernel asks of the executor that runs it, and how it makes itself known.
+// The calls of a compiled kernel to the executor that runs it, and the record by which it makes itself known.
 // Only plain types here: kernel files include this before MSL's keywords become macros.
 #pragma once
 

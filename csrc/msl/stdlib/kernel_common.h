@@ -1,6 +1,6 @@
-// What kernels are made of on every lane: KERNEL, GRID_IDS, memory flags. A kernel registers itself with what its
-// signature says, and by how much its loop is unrolled; the lane's own header has Registration, TG_ARRAY and the
-// barriers.
+// The parts of a kernel on every lane: KERNEL, GRID_IDS, memory flags. A kernel registers itself with the facts of its
+// signature, and with the factor by which its loop is unrolled. The lane's own header has Registration, TG_ARRAY and
+// the barriers.
 #pragma once
 
 #include <tuple>
@@ -56,7 +56,7 @@ const BufferSignature* buffer_signatures(std::index_sequence<I...>) {
     return all;
 }
 
-// All that is known about kernel F, but for what runs it.
+// The facts of kernel F, without the function that runs it.
 template <auto F>
 KernelInfo describe_kernel(const char* name) {
     using S = Signature<decltype(F)>;

@@ -113,7 +113,7 @@ METAL_FUNC T exchange(const T& value, uint argument, const char* operation, cons
 METAL_FUNC constexpr uint matrix_row(uint lane) { return (lane >> 2 & 4) + (lane >> 1 & 3); }
 METAL_FUNC constexpr uint matrix_col(uint lane) { return (lane >> 1 & 4) + (lane << 1 & 2); }
 
-// What a lane holds of a matrix.
+// A lane's share of a matrix.
 template <class T>
 struct Held {
     vec<T, 2> elements;

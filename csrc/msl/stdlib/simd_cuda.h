@@ -140,7 +140,7 @@ struct Ballot {
 METAL_FUNC constexpr uint matrix_row(uint lane) { return lane / 4; }
 METAL_FUNC constexpr uint matrix_col(uint lane) { return lane % 4 * 2; }
 
-// What a lane holds of a matrix: its elements as those of results lie, and, of a matrix that was loaded, those that it
+// A lane's share of a matrix: its elements in the layout of results, and, for a loaded matrix, the elements that it
 // must bring if the matrix is the right one of a product. A load that nobody uses costs nothing.
 template <class T>
 struct Held {
@@ -173,8 +173,8 @@ struct Held {
     }
 };
 
-// Two floats as four that the matrix unit takes, of 11 significant bits each: what they leave is 2^-21 of it. That is
-// all of the narrower types in the high ones. The unit drops the bits that the low ones have too many.
+// Two floats as four numbers that the matrix unit takes, of 11 significant bits each: the error is 2^-21 of a float.
+// Narrower types fit into the high ones. The unit drops the excess bits of the low ones.
 struct Split {
     uint2 high, low;
     METAL_FUNC explicit Split(float2 v) {
@@ -200,7 +200,7 @@ METAL_FUNC float2 as_float2(const vec<T, 2>& v) {
     return float2(float(v.x), float(v.y));
 }
 
-// The matrix unit rounds its sums towards zero: it gets those of eight products alone. One matrix leaves half of the
+// The matrix unit rounds its sums towards zero: it gets sums of eight products alone. One matrix leaves half of the
 // unit to its low parts.
 template <class A, class B, class C>
 METAL_FUNC vec<C, 2> multiply_accumulate(const Held<A>& a, const Held<B>& b, const vec<C, 2>& c, const char*, uint) {

@@ -1,4 +1,4 @@
-// What the lanes of a simdgroup may ask of each other.
+// The operations between the lanes of a simdgroup.
 #pragma once
 
 #include "functions.h"
@@ -57,7 +57,7 @@ struct BitXor {
     }
 };
 
-// What a lane brings to a matrix product.
+// A lane's operands in a matrix product.
 template <class A, class B, class C>
 struct Product {
     vec<A, 2> a;

@@ -1,6 +1,6 @@
-// Vectors of two to four components, with constructors, operators and swizzles as MSL has them.
-// Stricter than needed in one place, so that what compiles here compiles there: a vector meets only vectors of its own
-// type, or scalars that its component type can hold without losing a fraction.
+// Vectors of two to four components, with constructors, operators and swizzles as in MSL.
+// Stricter than MSL in one place, so that code which compiles here compiles there: a vector meets only vectors of its
+// own type, or scalars that its component type can hold without losing a fraction.
 #pragma once
 
 #include <new>
