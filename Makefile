@@ -64,6 +64,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHONPATH=python $(BIN)/lint-imports
+	$(BIN)/python .ci/include_rule.py
 	git ls-files '*.cpp' '*.h' '*.mm' '*.metal' '*metal_stdlib' | xargs $(BIN)/clang-format --dry-run -Werror
 
 types: $(VENV)/.installed $(VENV)/.dev
@@ -72,7 +73,7 @@ types: $(VENV)/.installed $(VENV)/.dev
 
 # Every kernel through nvcc, as code for the device (PTX: ptxas takes minutes) and for the host. Needs no GPU.
 NVCC_FLAGS := -std=c++20 -gencode arch=compute_80,code=compute_80 --expt-relaxed-constexpr -Werror all-warnings \
-  -Xcompiler -Wall,-Wextra -Icsrc/msl -Ikernels -Icsrc
+  -Xcompiler -Wall,-Wextra -Icsrc/msl/stdlib -Ikernels -Icsrc
 kernels-cuda:
 	@command -v nvcc >/dev/null || { echo "nvcc not found: kernels not compiled for CUDA"; exit 0; }; \
 	ls kernels/*.metal | xargs -P 2 -I% sh -c 'echo nvcc %; nvcc $(NVCC_FLAGS) -x cu -c -o /dev/null %'

@@ -82,7 +82,7 @@ class Engine:
         self.turns = Turns()
         self._unusable: tuple[type[ZincError], str] | None = None
         self._freed = self._forked = False
-        self.session = self.core.Session(
+        self.session = self.core.Steps(
             self._memory.buffer("step"), self._memory.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
         )
         self._family.add(self)
