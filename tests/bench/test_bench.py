@@ -18,6 +18,7 @@ from products import N_USED, Lab, Loaded, down_mix, gate_up, linear, stack
 from support.paths import DATA, TESTS
 from zincmetal import backend, gguf, quants
 from zincmetal.blueprint import Blueprint
+from zincmetal.check.inputs import random_weights
 from zincmetal.errors import UsageError
 from zincmetal.graph import Weight
 from zincmetal.plan import ARENA
@@ -48,7 +49,7 @@ def reference(loaded: Loaded, turn: int):
     """The outputs of one product, in float64."""
     rng = np.random.default_rng(7)
     weights = [
-        quants.dequantize(w.type, products.random_weights(w, rng), w.shape).astype(np.float64)
+        quants.dequantize(w.type, random_weights(w.type, w.shape, rng), w.shape).astype(np.float64)
         for w in loaded.product.weights
     ]
     x, residual, x_shared, mix = (

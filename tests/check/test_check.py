@@ -16,8 +16,9 @@ from support.check_command import KERNEL, MODEL, OTHER, check
 from zincmetal import backend
 from zincmetal.check import runner, tokens
 from zincmetal.check.__main__ import main
-from zincmetal.check.cases import POISON, cases
+from zincmetal.check.cases import cases
 from zincmetal.check.compare import Mismatch, largest_difference, run
+from zincmetal.check.inputs import POISON
 
 # A worker that is quick to start, so that a short time is enough to know that it hangs.
 HANGS = """

@@ -17,7 +17,7 @@ import numpy as np
 from zincmetal import backend
 from zincmetal.check import worker
 from zincmetal.check.cases import cases
-from zincmetal.check.compare import GUARD
+from zincmetal.check.inputs import GUARD
 from zincmetal.errors import DeviceError
 
 FAULT, KERNEL = sys.argv[1], sys.argv[2]

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from support.kernel_lab import POISON, Lab, tiles
-from support.quant_random import random_blocks
+from support.kernel_lab import Lab, tiles
 from zincmetal import quants
+from zincmetal.check.inputs import POISON, random_weights
 
 Array = NDArray[Any]
 F64 = NDArray[np.float64]
@@ -34,7 +34,7 @@ def poisoned(kv: str, positions: int, n_head_kv: int, head_dim: int) -> Array:
 def random_heads(lab: Lab, kv: str, positions: int, n_head_kv: int, head_dim: int) -> Array:
     """Stored head vectors [positions, n_head_kv, ...] with elements of size about 1."""
     if kv == "q8_0":
-        return random_blocks(quants.Q8_0, positions * n_head_kv, head_dim, lab.rng).reshape(positions, n_head_kv, -1)
+        return random_weights(quants.Q8_0, (positions * n_head_kv, head_dim), lab.rng).reshape(positions, n_head_kv, -1)
     return lab.normal(positions, n_head_kv, head_dim).astype(_DTYPES[kv])
 
 
