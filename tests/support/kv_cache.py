@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from support.kernel_lab import Lab, tiles
@@ -20,9 +21,10 @@ ALIGN = {"f32": 16, "f16": 8, "q8_0": 2}
 _DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "q8_0": np.uint8}
 
 
-def holds(kv: str, head_dim: int) -> bool:
-    """Whether a cache of this type can hold heads of this size."""
-    return head_dim % quants.by_name(kv).block_size == 0
+def skip_unless_held(kv: str, head_dim: int) -> None:
+    """Skips the test where a cache of this type cannot hold heads of this size."""
+    if head_dim % quants.by_name(kv).block_size:
+        pytest.skip(f"{kv} holds no heads of {head_dim}")
 
 
 def poisoned(kv: str, positions: int, n_head_kv: int, head_dim: int) -> Array:
