@@ -63,6 +63,7 @@ mutants: $(VENV)/.installed $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=python $(BIN)/lint-imports
 	git ls-files '*.cpp' '*.h' '*.mm' '*.metal' '*metal_stdlib' | xargs $(BIN)/clang-format --dry-run -Werror
 
 types: $(VENV)/.installed $(VENV)/.dev

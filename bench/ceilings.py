@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from zincmetal.memory import step_record
+from zincmetal.device.buffers import step_record
 
 REPEATS = 7
 

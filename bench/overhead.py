@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, cast
 
 import zincmetal
-from zincmetal.generate import demo_model
+from zincmetal.hub import demo_model
 
 PROMPT = "Once upon a time there was"
 

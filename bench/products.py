@@ -16,14 +16,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from zincmetal import backend, plan, quants
 from zincmetal.check.inputs import random_weights
-from zincmetal.graph import STEP, Op, Operand, Route, State, Value, Weight
-from zincmetal.kernels import Lowering
-from zincmetal.memory import step_record
-from zincmetal.plan import ARENA, Plan, Region
-from zincmetal.quants import QuantType
-from zincmetal.tuning import SPLITS, Split
+from zincmetal.device import backend
+from zincmetal.device.buffers import step_record
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
+from zincmetal.graph.ops import STEP, Op, Operand, Route, State, Value, Weight
+from zincmetal.plan import plan
+from zincmetal.plan.addresses import Region
+from zincmetal.plan.lowering import Lowering
+from zincmetal.plan.plan import ARENA, Plan
+from zincmetal.plan.tuning import SPLITS, Split
 
 MIN_DISPATCHES = 64  # of a recording, so that starting it is shared
 REPEATS = 7

@@ -48,8 +48,8 @@ LAUNCHED = "launched: "
 
 def run_kernels(device: str) -> set[str]:
     """Every case of every kernel, once; the names of the kernels that they launched."""
-    from zincmetal import backend
     from zincmetal.check.cases import cases
+    from zincmetal.device import backend
 
     core, opened = backend.open_device(device)
     scenes = {id(case.scene): case.scene for case in cases(core).values()}
@@ -92,7 +92,7 @@ def run_model(device: str) -> set[str]:
 
 def run_planted(device: str, tool: str) -> set[str]:
     """The kernel that the tool must report. Its input and output are buffers of exactly what a right kernel needs."""
-    from zincmetal import backend
+    from zincmetal.device import backend
 
     kernel, written = PLANTED[tool]
     _, opened = backend.open_device(device)
@@ -204,7 +204,7 @@ def work(args: argparse.Namespace) -> int:
 
 def built_kernels(args: argparse.Namespace) -> list[str]:
     """The kernels of the device, asked in a process of its own."""
-    ask = f"from zincmetal import backend; print(*backend.open_device({args.device!r})[1].kernel_names())"
+    ask = f"from zincmetal.device import backend; print(*backend.open_device({args.device!r})[1].kernel_names())"
     return subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.split()
 
 

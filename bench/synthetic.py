@@ -26,9 +26,9 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
 from zincmetal.check.inputs import random_bits, spread
-from zincmetal.graph import Weight
-from zincmetal.quants import F32, Q4_K, Q5_K, Q6_K, Q8_0, QuantType
-from zincmetal.vocabulary import BYTE_OF_LETTER, TokenType
+from zincmetal.gguf.quants import F32, Q4_K, Q5_K, Q6_K, Q8_0, QuantType
+from zincmetal.graph.ops import Weight
+from zincmetal.text.vocabulary import BYTE_OF_LETTER, TokenType
 
 ARCH = "qwen35moe"
 CHUNK = 16 << 20  # bytes made and written at a time

@@ -20,7 +20,7 @@ import pytest
 import ceilings
 from products import REPEATS, Lab, Loaded, Product, shapes_8b, shapes_35b, shapes_smollm2, summary
 from tables import HEADING, ROWS
-from zincmetal.tuning import Split
+from zincmetal.plan.tuning import Split
 
 SHAPES = {"35b": shapes_35b(), "8b": shapes_8b(), "smollm2": shapes_smollm2()}
 PRODUCTS = [(model, product) for model, products in SHAPES.items() for product in products]

@@ -19,10 +19,10 @@ from support.paths import DATA
 from support.reference_models import reference_models
 from support.vocab_builder import byte_level
 from zincmetal import arguments, config, gguf
-from zincmetal.budget import budget
-from zincmetal.chat import ChatTemplate
 from zincmetal.errors import UnsupportedModelError, UsageError, abbreviate, quote
-from zincmetal.tokenizer import Tokenizer
+from zincmetal.plan.estimate import budget
+from zincmetal.text.chat.template import ChatTemplate
+from zincmetal.text.tokenizer import Tokenizer
 
 INF = math.inf
 HUGE = 10**5000

@@ -19,13 +19,13 @@ import zincmetal
 from support.paths import DATA
 from support.reference_models import reference_models
 from support.text_model import END, HELLO, START, save
-from zincmetal import generation, gguf
-from zincmetal.budget import budget
-from zincmetal.chat import CHATML
-from zincmetal.door import typed_errors
-from zincmetal.errors import DeviceError, FileChangedError, OutOfMemoryError, UsageError
-from zincmetal.generation import SAMPLING, SamplingOptions
-from zincmetal.sampling import SamplingParams
+from zincmetal.api import generation
+from zincmetal.api.generation import SAMPLING, SamplingOptions
+from zincmetal.cli import inspect
+from zincmetal.errors import DeviceError, FileChangedError, OutOfMemoryError, UsageError, typed_errors
+from zincmetal.plan.estimate import budget
+from zincmetal.sampling.sampler import SamplingParams
+from zincmetal.text.chat.template import CHATML
 
 PATH = reference_models("llama")[0]
 PROMPT = [5, 6, 7]
@@ -316,7 +316,7 @@ def test_suppressed_tokens_are_never_drawn(tmp_path: Path) -> None:
 def test_the_printer_says_what_stands_around_a_text(
     keys: Any, begin: str, end: str, tmp_path: Path, capsys: Any
 ) -> None:
-    assert gguf.main([str(save(tmp_path / "m.gguf", **keys))]) == 0
+    assert inspect.main([str(save(tmp_path / "m.gguf", **keys))]) == 0
     assert capsys.readouterr().out.split("\ntext\n")[1].splitlines() == [
         f"  begin token: {begin}",
         f"  end tokens: {end}",
@@ -325,7 +325,7 @@ def test_the_printer_says_what_stands_around_a_text(
 
 def test_the_printer_says_how_a_chat_is_sampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for general, said in ((SAMPLED["general"], "temperature 0.75, top_k 5"), ({}, "greedy")):
-        assert gguf.main([str(save(tmp_path / "m.gguf", template=CHATML, general=general))]) == 0
+        assert inspect.main([str(save(tmp_path / "m.gguf", template=CHATML, general=general))]) == 0
         assert capsys.readouterr().out.endswith(f"\n  sampling of chat, where no option says how: {said}\n")
-    assert gguf.main([str(save(tmp_path / "m.gguf", pre="unheard-of"))]) == 0
+    assert inspect.main([str(save(tmp_path / "m.gguf", pre="unheard-of"))]) == 0
     assert "\ntext\n  ids alone: tokenizer.ggml.pre" in capsys.readouterr().out

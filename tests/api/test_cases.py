@@ -21,8 +21,8 @@ from support.naming import case_name
 from support.text_model import END, HELLO, START, save
 from support.tiny_dense import Tiny
 from support.vocab_builder import CONTROL, LETTERS, NORMAL, USER_DEFINED, letters
-from zincmetal.chat import CHATML
 from zincmetal.errors import ChatTemplateError, TokenizerError, UsageError
+from zincmetal.text.chat.template import CHATML
 
 PROMPT = [5, 6, 7]
 GEMMA = (

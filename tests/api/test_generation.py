@@ -13,7 +13,7 @@ import pytest
 import zincmetal
 from support.reference_models import reference_models
 from zincmetal.errors import ContextFullError, DeviceError, UnsupportedModelError, UsageError
-from zincmetal.streaming import TextStream
+from zincmetal.text.stream import TextStream
 
 PATH = reference_models("llama")[0]
 
@@ -299,7 +299,7 @@ def test_opening_a_device_logs_what_it_is(caplog):
 
 
 def test_unknown_architecture(monkeypatch):
-    from zincmetal import arch
+    from zincmetal import models as arch
 
     monkeypatch.delitem(arch.ARCHITECTURES, "llama")
     with pytest.raises(UnsupportedModelError, match=r"'llama' is not supported; supported: .*qwen3"):
@@ -308,7 +308,7 @@ def test_unknown_architecture(monkeypatch):
 
 def test_tensors_without_a_use_are_refused(monkeypatch):
     """A model that has more than its architecture computes (a bias, say) must not run without it."""
-    from zincmetal import arch
+    from zincmetal import models as arch
 
     monkeypatch.setitem(arch.ARCHITECTURES, "qwen3", lambda g: arch.llama.build(g, rope="neox"))
     with pytest.raises(UnsupportedModelError, match=r"no use for 4 tensors .*blk.0.attn_k_norm.weight"):

@@ -16,13 +16,15 @@ import zincmetal
 from costs import Costs
 from products import N_USED, Lab, Loaded, down_mix, gate_up, linear, stack
 from support.paths import DATA, TESTS
-from zincmetal import backend, gguf, quants
-from zincmetal.blueprint import Blueprint
+from zincmetal import gguf
 from zincmetal.check.inputs import random_weights
+from zincmetal.device import backend
 from zincmetal.errors import UsageError
-from zincmetal.graph import Weight
-from zincmetal.plan import ARENA
-from zincmetal.tuning import Split
+from zincmetal.gguf import quants
+from zincmetal.graph.ops import Weight
+from zincmetal.plan.plan import ARENA
+from zincmetal.plan.planner import Planner
+from zincmetal.plan.tuning import Split
 
 Q8_0, Q4_K, Q5_K = quants.Q8_0, quants.Q4_K, quants.Q5_K
 
@@ -139,16 +141,16 @@ def test_outputs_do_not_depend_on_the_split(lab, product, threads):
 
 
 @pytest.fixture(scope="module")
-def blueprint():
+def planner():
     with gguf.open(DATA / "qwen35moe-q4k-q5k-q8.gguf") as file:
         core = backend.load("cpu")
-        yield Blueprint(file, core, core.Device(threads=1).info, 256)
+        yield Planner(file, core, core.Device(threads=1).info, 256)
 
 
 @pytest.mark.parametrize("rows", [1, 32])
-def test_costs_have_the_weights_of_a_plan(blueprint, rows):
+def test_costs_have_the_weights_of_a_plan(planner, rows):
     """Bytes beside the weights are activations and states: none are left out, and no weight counts as one."""
-    plan, cfg = blueprint.plan(rows), blueprint.config
+    plan, cfg = planner.plan(rows), planner.config
     costs = Costs(plan, cfg, pos=0)
     for d in plan.dispatches:
         others = {(a.operand, m): r.nbytes for a, r in zip(d.launch.args, d.regions, strict=True) for m in a.mode}
@@ -158,21 +160,21 @@ def test_costs_have_the_weights_of_a_plan(blueprint, rows):
     assert sum(sum(plan.weights_of(d).values()) for d in plan.dispatches) == sum(plan.weight_bytes().values())
 
 
-def test_products_count_two_operations_for_a_weight(blueprint):
+def test_products_count_two_operations_for_a_weight(planner):
     """Per row and weight that the row meets: of the experts those that it uses, of the last row's head one row."""
     decode, prefill = (
         sum(c.of(d).flops for d in p.dispatches if d.launch.kernel.startswith(("mul_", "moe_m")))
-        for p in (blueprint.plan(1), blueprint.plan(32))
-        for c in [Costs(p, blueprint.config, pos=0)]
+        for p in (planner.plan(1), planner.plan(32))
+        for c in [Costs(p, planner.config, pos=0)]
     )
-    head = 2 * int(np.prod(blueprint.layout.weight("output.weight").shape))
+    head = 2 * int(np.prod(planner.addresses.weight("output.weight").shape))
     assert prefill - head == 32 * (decode - head)
 
 
-def test_attention_costs_grow_with_the_position(blueprint):
-    plan = blueprint.plan(32)
+def test_attention_costs_grow_with_the_position(planner):
+    plan = planner.plan(32)
     (attention,) = (d for d in plan.dispatches if d.launch.kernel.startswith("attention"))
-    cfg = blueprint.config
+    cfg = planner.config
     for pos in (0, 100):
         pairs = sum(pos + t + 1 for t in range(32))
         assert Costs(plan, cfg, pos).of(attention).flops == 4 * cfg.n_head * cfg.head_dim * pairs

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import metal_compile
-from zincmetal import backend
+from zincmetal.device import backend
 
 # Logs its arguments; makes the file after -o; refuses what the file "faults" beside it says, with those words.
 XCRUN = f"""#!{sys.executable}

@@ -11,8 +11,9 @@ import pytest
 
 import synthetic
 from synthetic import TINY, Sizes
-from zincmetal import gguf, quants
-from zincmetal.tokenizer import Tokenizer
+from zincmetal import gguf
+from zincmetal.gguf import quants
+from zincmetal.text.tokenizer import Tokenizer
 
 SEED = secrets.randbits(32)
 

@@ -13,12 +13,12 @@ import pytest
 
 import zincmetal
 from support.check_command import KERNEL, MODEL, OTHER, check
-from zincmetal import backend
 from zincmetal.check import runner, tokens
-from zincmetal.check.__main__ import main
 from zincmetal.check.cases import cases
 from zincmetal.check.compare import Mismatch, largest_difference, run
 from zincmetal.check.inputs import POISON
+from zincmetal.cli.check import main
+from zincmetal.device import backend
 
 # A worker that is quick to start, so that a short time is enough to know that it hangs.
 HANGS = """

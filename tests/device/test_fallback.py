@@ -13,11 +13,13 @@ import pytest
 import zincmetal
 from support.fallbacks import has_other, matches
 from support.paths import DATA
-from zincmetal import backend, gguf, tuning
-from zincmetal.blueprint import Blueprint
+from zincmetal import gguf
 from zincmetal.check.cases import cases
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError, KernelError, UsageError
-from zincmetal.tuning import Split
+from zincmetal.plan import tuning
+from zincmetal.plan.planner import Planner
+from zincmetal.plan.tuning import Split
 
 HYBRID = DATA / "qwen35moe-q4k-q5k-q8.gguf"
 # Between them every fusion and kind of layer.
@@ -80,8 +82,8 @@ def kernels(path: Path) -> tuple[set[str], set[str]]:
     """Those of a greedy step of one token, and of many."""
     with gguf.open(path) as file:
         core = backend.load("cpu")
-        blueprint = Blueprint(file, core, core.Device(threads=1).info, 64)
-        one, many = ({d.launch.kernel for d in blueprint.plan(rows).dispatches} for rows in (1, 32))
+        planner = Planner(file, core, core.Device(threads=1).info, 64)
+        one, many = ({d.launch.kernel for d in planner.plan(rows).dispatches} for rows in (1, 32))
         return one, many
 
 

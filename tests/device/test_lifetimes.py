@@ -27,7 +27,7 @@ def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedP
 INTERRUPTED = """
 import signal, sys
 import numpy as np
-from zincmetal import backend
+from zincmetal.device import backend
 
 core, device = backend.open_device("cpu", int(sys.argv[1]))
 k, m, rows, shapes = 4096, 64, 512, core.shapes()
@@ -148,7 +148,7 @@ def test_a_sub_interpreter_is_refused() -> None:
 
 # Fails allocation 1, then 2 ... of each call, alone or with all that follow, until a call asks for fewer.
 WITHOUT_MEMORY = """
-import ctypes, sys, zincmetal, zincmetal._core_cpu, zincmetal.engine, zincmetal.tokenizer
+import ctypes, sys, zincmetal, zincmetal._core_cpu, zincmetal.engine.engine, zincmetal.text.tokenizer
 from zincmetal.errors import OutOfMemoryError, ZincError
 
 memory = ctypes.CDLL(None)

@@ -10,8 +10,10 @@ import pytest
 import zincmetal
 from support.paths import DATA
 from support.reference_models import NOISE, kl
-from zincmetal import backend, fuse, kernels
-from zincmetal.quants import SUPPORTED
+from zincmetal.device import backend
+from zincmetal.gguf.quants import SUPPORTED
+from zincmetal.graph import fuse
+from zincmetal.plan import lowering as kernels
 
 # Gate and up are q4_k in both; down is q4_k, q5_k or q6_k.
 PATHS = [DATA / "qwen35moe-q4k-q5k-q8.gguf", DATA / "qwen3moe-q4_k_m.gguf"]

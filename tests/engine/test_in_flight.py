@@ -14,9 +14,9 @@ import pytest
 
 import zincmetal
 from support.reference_models import reference_models
-from zincmetal.blueprint import Blueprint
 from zincmetal.errors import ContextFullError, DeviceError, UsageError
-from zincmetal.tuning import DIVIDE_KEYS_ABOVE
+from zincmetal.plan.planner import Planner
+from zincmetal.plan.tuning import DIVIDE_KEYS_ABOVE
 
 PATH = reference_models("llama")[0]
 PROMPT = [5, 6, 7]
@@ -171,7 +171,7 @@ FAILING = """
 import resource
 import sys
 import numpy as np
-from zincmetal import backend
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError
 
 core, device = backend.open_device("cpu", int(sys.argv[1]))
@@ -352,7 +352,7 @@ def test_a_sequence_outgrows_its_plans(model: Any) -> None:
     want = model.generate(PROMPT, max_tokens=40).tokens
     model.reset()
     model._plans.clear()
-    model.blueprint._reaches = [8, 9, 16, model.config.n_ctx]
+    model.planner._reaches = [8, 9, 16, model.config.n_ctx]
     before = model.session.counters
     assert model.generate(PROMPT, max_tokens=40).tokens == want
     assert model.session.counters["steps"] - before["steps"] == 41  # two of the prompt; none was run in vain
@@ -362,19 +362,19 @@ def test_a_sequence_outgrows_its_plans(model: Any) -> None:
 @pytest.mark.parametrize(("backend", "above"), DIVIDE_KEYS_ABOVE.items())
 def test_attention_is_divided_only_where_keys_are_many(model: Any, backend: str, above: int) -> None:
     with zincmetal.gguf.open(PATH) as file:
-        blueprint = Blueprint(file, model.core, {**model.device.info, "backend": backend}, context=8192)
+        planner = Planner(file, model.core, {**model.device.info, "backend": backend}, context=8192)
     first, *others = reaches = sorted({above, 1024, 4096, 8192})
-    dispatches = [len(blueprint.plan(1, "argmax", reach).dispatches) for reach in reaches]
-    merges = blueprint.config.n_layer
+    dispatches = [len(planner.plan(1, "argmax", reach).dispatches) for reach in reaches]
+    merges = planner.config.n_layer
     assert dispatches == [dispatches[0], *(dispatches[0] + merges for _ in others)]
-    assert [blueprint.reach(n) for n in (1, first, first + 1, 4097, 8192)] == [first, first, others[0], 8192, 8192]
+    assert [planner.reach(n) for n in (1, first, first + 1, 4097, 8192)] == [first, first, others[0], 8192, 8192]
 
 
 def test_every_dispatch_of_a_step_is_timed(model: Any) -> None:
     want = model.generate(PROMPT, max_tokens=5).tokens
     for n, rows, position in ((1, 1, 0), (1, 1, 63), (20, 32, 44)):
         timed = model.time_dispatches(range(n), position)
-        assert [d for d, _ in timed] == list(model.blueprint.plan(rows).dispatches)
+        assert [d for d, _ in timed] == list(model.planner.plan(rows).dispatches)
         assert all(seconds > 0 for _, seconds in timed)
     assert model.generate(PROMPT, max_tokens=5).tokens == want
     for n, position in ((20, 45), (1, -1), (1, 64)):

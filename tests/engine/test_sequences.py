@@ -9,7 +9,7 @@ import pytest
 
 import zincmetal
 from support.reference_models import reference_models
-from zincmetal.engine import Model
+from zincmetal.api.model import Model
 from zincmetal.errors import ContextFullError, OutOfMemoryError, UsageError
 
 PATHS = [p for p in reference_models("llama", "qwen35", "qwen35moe") if "q5k-q6k" not in p.stem]
@@ -154,7 +154,7 @@ def test_a_refused_snapshot_leaves_the_sequence_alone():
 
 def test_a_fork_that_does_not_fit_is_refused(monkeypatch):
     with load(PATHS[-1]) as model:
-        plan = model.blueprint.memory()
+        plan = model.planner.memory()
         monkeypatch.setenv("ZINCMETAL_MEMORY_LIMIT", str(plan.total + 1000))
         with pytest.raises(OutOfMemoryError, match="2 sequences of 192 tokens need"):
             model.fork()

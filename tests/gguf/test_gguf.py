@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from support import gguf_builder as b
-from zincmetal import gguf, quants
+from zincmetal import gguf
 from zincmetal.check.inputs import random_weights
 from zincmetal.errors import GGUFError, UsageError
+from zincmetal.gguf import quants
 
 SEED = secrets.randbits(32)
 

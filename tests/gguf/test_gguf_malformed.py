@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from support import gguf_builder as b
-from zincmetal import gguf, quants
+from zincmetal import gguf
 from zincmetal.errors import GGUFError
+from zincmetal.gguf import quants
 
 SEED = secrets.randbits(32)
 BIG = 2**64 - 1

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from support.reference_models import reference_models
-from zincmetal import _host, backend, memory
+from zincmetal import _host
+from zincmetal.device import backend
+from zincmetal.device import buffers as memory
 from zincmetal.errors import UsageError
 
 PAGE = os.sysconf("SC_PAGESIZE")

@@ -13,9 +13,10 @@ import pytest
 from support import gguf_builder as b
 from support.paths import DATA, ROOT
 from support.tiny_dense import Tiny
-from zincmetal import config, gguf, keys
+from zincmetal import config, gguf
 from zincmetal.errors import GGUFError, UnsupportedModelError
-from zincmetal.keys import ACTIVATIONS, IRRELEVANT, IRRELEVANT_PREFIXES, NEUTRAL, SPELLINGS, USUAL_ACTIVATION
+from zincmetal.gguf import metadata as keys
+from zincmetal.gguf.metadata import ACTIVATIONS, IRRELEVANT, IRRELEVANT_PREFIXES, NEUTRAL, SPELLINGS, USUAL_ACTIVATION
 
 DOCS = ROOT / "docs" / "metadata.md"
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")

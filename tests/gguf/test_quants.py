@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from zincmetal import quants
 from zincmetal.check.inputs import random_weights
 from zincmetal.errors import UnsupportedModelError, UsageError
-from zincmetal.quants import QuantType
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
 
 SEED = secrets.randbits(32)
 by_name = pytest.mark.parametrize("qtype", quants.SUPPORTED, ids=lambda t: t.name)

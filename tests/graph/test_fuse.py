@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from zincmetal.fuse import fuse, fuse_stack
-from zincmetal.graph import LOGITS, STEP, Op, Value, Weight
-from zincmetal.quants import by_name
+from zincmetal.gguf.quants import by_name
+from zincmetal.graph.fuse import fuse, fuse_stack
+from zincmetal.graph.ops import LOGITS, STEP, Op, Value, Weight
 
 X = Value("x", 64)
 

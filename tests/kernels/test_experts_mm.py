@@ -10,8 +10,8 @@ from support.kernel_lab import MSL, Guarded, Lab, assert_close, assert_untouched
 from support.kernels.experts import TYPES, every_type
 from support.kernels.experts_mm import Experts, MoeMm, Route, random_route, run_moe_mix
 from support.kernels.products import TOLERANCE, block_of, silu
-from zincmetal import quants
-from zincmetal.quants import QuantType
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
 
 F32 = NDArray[np.float32]
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from support.kernel_lab import MSL, Lab, assert_close, assert_untouched, every_lane
 from support.kernels.experts import TYPES, every_type
 from support.kernels.experts_mv import F64, id_input, run_mix, run_moe_mv, shared_types
-from zincmetal import quants
 from zincmetal.check.inputs import random_weights
-from zincmetal.quants import QuantType
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
 
 #: Rows and columns of an expert's matrix, experts, and the ids that routing chose.
 SHAPES = [

@@ -9,8 +9,8 @@ import pytest
 
 from support.kernel_lab import MSL, Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
 from support.kernels.products import EPILOGUES, F64, MatMul, Weights, block_of, every_type, mat_mul_params
-from zincmetal import quants
-from zincmetal.quants import QuantType
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
 
 FLOATS = [quants.F32, quants.F16, quants.BF16]
 

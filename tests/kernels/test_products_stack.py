@@ -7,8 +7,8 @@ import pytest
 from support.kernel_lab import Lab, every_lane
 from support.kernels.products import every_type
 from support.kernels.products_stack import Stack
-from zincmetal import quants
-from zincmetal.quants import QuantType
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
 
 #: Rows of the matrices of a stack (0: there is none), which of them are f32, and whether the last two are a pair.
 STACKS = [

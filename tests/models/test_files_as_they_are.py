@@ -16,11 +16,13 @@ import zincmetal
 from support.model_files import write
 from support.paths import DATA
 from support.tiny_dense import Meaning, Tensor, Tiny
-from zincmetal import backend, config, gguf, quants
+from zincmetal import config, gguf
+from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError, UsageError
-from zincmetal.graph import STEP, Op, Value, Weight
-from zincmetal.kernels import Arg, Launch, Lowering
-from zincmetal.plan import lay_out
+from zincmetal.gguf import quants
+from zincmetal.graph.ops import STEP, Op, Value, Weight
+from zincmetal.plan.lowering import Arg, Launch, Lowering
+from zincmetal.plan.plan import lay_out
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 IDS = (np.arange(40) * 7 % 40).tolist()

@@ -10,10 +10,10 @@ import pytest
 from support.paths import DATA
 from support.reference_models import GPUS, load
 from zincmetal import gguf
-from zincmetal.chat import ChatTemplate
-from zincmetal.engine import Model
+from zincmetal.api.model import Model
 from zincmetal.errors import ChatTemplateError
-from zincmetal.tokenizer import Tokenizer
+from zincmetal.text.chat.template import ChatTemplate
+from zincmetal.text.tokenizer import Tokenizer
 
 N_PROMPTS, LONG = 4, 3  # the last prompt is longer than the sliding window
 

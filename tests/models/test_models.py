@@ -10,10 +10,11 @@ import pytest
 import zincmetal
 from support.paths import DATA
 from support.reference_models import GPUS, NOISE, kl, load, log_softmax, reference_models
-from zincmetal import backend, config, gguf
-from zincmetal.blueprint import Blueprint
+from zincmetal import config, gguf
+from zincmetal.device import backend
 from zincmetal.errors import UsageError
-from zincmetal.layout import buffer_sizes
+from zincmetal.plan.addresses import buffer_sizes
+from zincmetal.plan.planner import Planner
 
 ARCHITECTURES = ("gemma3", "llama", "qwen2", "qwen3", "qwen35", "qwen35moe", "qwen3moe")
 REFERENCE = reference_models(*ARCHITECTURES)
@@ -53,7 +54,7 @@ def test_attention_split_over_its_keys_is_the_same(path, monkeypatch):
     ids = (np.arange(300) * 37 % 256).tolist()
     with load(path, "native", monkeypatch, context=2048) as model:
         gpu = {**model.device.info, "backend": "metal"}
-        plan = Blueprint(model.file, model.core, gpu, 2048).plan(1)
+        plan = Planner(model.file, model.core, gpu, 2048).plan(1)
         assert plan.hazards() == []
         merges = sum(d.launch.kernel == "attention_merge" for d in plan.dispatches)
         assert merges == model.config.windows.count(0)

@@ -13,10 +13,10 @@ import pytest
 
 import zincmetal
 from support.reference_models import reference_models
-from zincmetal import backend
+from zincmetal.device import backend
+from zincmetal.device.buffers import step_record
 from zincmetal.errors import DeviceError
-from zincmetal.memory import step_record
-from zincmetal.plan import Dispatch, Plan, ready
+from zincmetal.plan.plan import Dispatch, Plan, ready
 
 pytestmark = pytest.mark.skipif(not backend.is_built("checked"), reason="this installation has no checked core")
 PATH = next(p for p in reference_models("qwen35moe") if "q4k" in p.stem)

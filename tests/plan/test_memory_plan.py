@@ -16,11 +16,15 @@ import synthetic
 import zincmetal
 from support.paths import DATA
 from support.reference_models import reference_models
-from zincmetal import backend, engine, gguf, layout, report
-from zincmetal.blueprint import PREFILL_ROWS, Blueprint, plan_rows
-from zincmetal.budget import LIMIT, MemoryPlan
+from zincmetal import gguf
+from zincmetal.cli import plan as report
+from zincmetal.device import backend
+from zincmetal.engine import engine
 from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
-from zincmetal.layout import UPLOAD_BYTES
+from zincmetal.plan import addresses
+from zincmetal.plan.addresses import UPLOAD_BYTES
+from zincmetal.plan.estimate import LIMIT, MemoryEstimate
+from zincmetal.plan.planner import PREFILL_ROWS, Planner, plan_rows
 
 PATH = reference_models("qwen3")[0]
 SEED = secrets.randbits(32)
@@ -41,9 +45,9 @@ def whole(tmp_path_factory):
         yield file
 
 
-def blueprint(file, device, **options):
+def planner(file, device, **options):
     core, info = device
-    return Blueprint(file, core, info, **options)
+    return Planner(file, core, info, **options)
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------
@@ -52,7 +56,7 @@ def blueprint(file, device, **options):
 @pytest.mark.parametrize("kv", ["f32", "f16", "q8_0"])
 def test_a_loaded_model_takes_what_was_planned(kv):
     with zincmetal.load(PATH, device="cpu", kv=kv, context=1000) as model:
-        plan = model.blueprint.memory()
+        plan = model.planner.memory()
         model.generate(np.arange(600) % 512, max_tokens=3)  # the largest plans, a small one, decode
         model.generate([1, 2, 3], max_tokens=3, temperature=1.0)  # what sampling needs
         model.logits(range(100))  # and many rows of logits
@@ -66,28 +70,28 @@ def test_a_loaded_model_takes_what_was_planned(kv):
 
 def test_sizes_of_the_full_model(whole, device):
     """As its geometry says, and as llama.cpp reports for the real file: 42.50 MiB of q8_0 K/V for 4096 tokens."""
-    plan = blueprint(whole, device, context=4096, kv="q8_0").memory()
+    plan = planner(whole, device, context=4096, kv="q8_0").memory()
     assert plan.kv - 4 * 4096 // 64 == 42.5 * 2**20
     assert plan.recurrent == 30 * 4 * (32 * 128 * 128 + 4 * 8192)
     assert plan.logits == 64 * 4 * 248320
     assert sum(plan.weights.values()) == pytest.approx(22.13e9, rel=1e-3)
-    per_token = {kv: blueprint(whole, device, context=64, kv=kv).memory().kv - 4 for kv in ("f32", "f16")}
+    per_token = {kv: planner(whole, device, context=64, kv=kv).memory().kv - 4 for kv in ("f32", "f16")}
     assert per_token == {"f32": 64 * 10 * 2 * 2 * 256 * 4, "f16": 64 * 10 * 2 * 2 * 256 * 2}
 
 
 def test_dispatches_of_a_token_of_the_full_model(whole, device):
     """9 to a recurrent layer, 10 to one with attention (llama.cpp: 38 and 33), and 5 around them."""
-    plan = blueprint(whole, device).plan(1)
+    plan = planner(whole, device).plan(1)
     assert len(plan.dispatches) == 30 * 9 + 10 * 10 + 5 <= 450
     assert not any(d.launch.routed for d in plan.dispatches)
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch, device):
     with gguf.open(PATH) as file:
-        plan = blueprint(file, device, context=1024).memory()
+        plan = planner(file, device, context=1024).memory()
     monkeypatch.setenv(LIMIT, str(plan.total - 1))
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "Memory", lambda *_: pytest.fail("memory was asked for"))
+        patch.setattr(engine, "Buffers", lambda *_: pytest.fail("memory was asked for"))
         with pytest.raises(OutOfMemoryError, match=r"context of 1024 tokens .* weights .* K/V .* arena") as refused:
             zincmetal.load(PATH, device="cpu", context=1024)
     largest = int(re.search(r"the largest context that fits is (\d+)", str(refused.value))[1])
@@ -123,7 +127,7 @@ def test_the_largest_context_is_the_largest():
     for _ in range(300):
         fixed, kv_page, budget, n_ctx, trained = (int(rng.integers(1, 2**b)) for b in (20, 16, 22, 14, 14))
         arena = dict(zip((1, *PREFILL_ROWS), np.sort(rng.integers(0, 2**20, 4)).tolist(), strict=True))
-        plan = MemoryPlan(n_ctx, trained, budget, {"f32": fixed}, 64, kv_page, 0, arena, 0, 0)
+        plan = MemoryEstimate(n_ctx, trained, budget, {"f32": fixed}, 64, kv_page, 0, arena, 0, 0)
         best, limit = plan.largest_context, max(n_ctx, trained)
         found["none" if best == 0 else "all" if best == limit else "some"] += 1
         assert best == 0 or replace(plan, n_ctx=best).total <= budget, SEED
@@ -134,7 +138,7 @@ def test_the_largest_context_is_the_largest():
 def test_a_small_context_that_is_refused_does_not_promise_a_larger_one(monkeypatch):
     """A context of 20 needs no plan of 512 rows, and what is left without it is no room for more positions."""
     with zincmetal.load(PATH, device="cpu", context=20) as model:
-        plan = model.blueprint.memory()
+        plan = model.planner.memory()
     monkeypatch.setenv(LIMIT, str(plan.total - 1))
     with pytest.raises(OutOfMemoryError, match="that fits is") as refused:
         zincmetal.load(PATH, device="cpu", context=20)
@@ -152,7 +156,7 @@ def test_a_small_context_that_is_refused_does_not_promise_a_larger_one(monkeypat
 
 
 def test_a_model_without_a_cache_has_no_largest_context():
-    plan = MemoryPlan(100, 1000, 50, {"f32": 40}, 64, 0, 5, {1: 1}, 1, 1)
+    plan = MemoryEstimate(100, 1000, 50, {"f32": 40}, 64, 0, 5, {1: 1}, 1, 1)
     assert plan.largest_context == 1000
     assert replace(plan, budget=47).largest_context == 0
 
@@ -164,17 +168,17 @@ def test_plans_that_prompts_need():
 # ---- the file as buffers ------------------------------------------------------------------------------------------
 
 
-def layout_on(file, device, **info):
+def addresses_on(file, device, **info):
     core, known = device
-    return Blueprint(file, core, {**known, **info}, 64).layout
+    return Planner(file, core, {**known, **info}, 64).addresses
 
 
 @pytest.mark.parametrize("limit", [UPLOAD_BYTES, 100_000])
 def test_weights_that_are_copied_go_in_pieces(device, monkeypatch, limit):
     """Each of no more than the limit, but for a tensor that is larger; every tensor lies in one of them."""
-    monkeypatch.setattr(layout, "UPLOAD_BYTES", limit)
+    monkeypatch.setattr(addresses, "UPLOAD_BYTES", limit)
     with gguf.open(PATH) as file:
-        own_memory = layout_on(file, device, unified_memory=False)
+        own_memory = addresses_on(file, device, unified_memory=False)
         sizes = [t.nbytes for t in file.tensors.values()]
         assert len(own_memory.maps) == 1 if limit == UPLOAD_BYTES else len(own_memory.maps) > 5
         assert max(sizes) > 100_000 > min(sizes)
@@ -188,7 +192,7 @@ def test_weights_that_are_copied_go_in_pieces(device, monkeypatch, limit):
                 assert m.start + region.offset == t.offset
                 assert region.offset + region.nbytes <= m.nbytes
             assert m.start % device[1]["page_bytes"] == 0
-        assert len(layout_on(file, device, unified_memory=True).maps) == 1
+        assert len(addresses_on(file, device, unified_memory=True).maps) == 1
 
 
 @pytest.mark.parametrize("name", ["gemma3-q4_0", "qwen2-q8_0"])
@@ -201,18 +205,18 @@ def test_a_table_of_tokens_larger_than_the_largest_buffer_is_bound_in_windows(na
             model.generate(ids, 6).tokens,
             model.generate(ids, 6, temperature=1, seed=3).tokens,
         )
-        tables = [t for t in model.file.tensors.values() if t.name in layout.WINDOWED]
+        tables = [t for t in model.file.tensors.values() if t.name in addresses.WINDOWED]
         largest = min(t.nbytes for t in tables) // 3 + 2 * model.device.info["page_bytes"]
 
     def with_small_buffers(file, core, info, *rest):
-        return Blueprint(file, core, {**info, "max_buffer_bytes": largest}, *rest)
+        return Planner(file, core, {**info, "max_buffer_bytes": largest}, *rest)
 
-    monkeypatch.setattr(engine, "Blueprint", with_small_buffers)
+    monkeypatch.setattr(engine, "Planner", with_small_buffers)
     with zincmetal.load(path, device="cpu", context=64) as model:
-        windows = model.blueprint.layout.windows
+        windows = model.planner.addresses.windows
         assert windows.keys() == {t.name for t in tables}
         assert all(len(parts) >= 3 for parts in windows.values())
-        assert max(m.nbytes for m in model.blueprint.layout.maps) <= largest
+        assert max(m.nbytes for m in model.planner.addresses.maps) <= largest
         assert np.abs(model.logits(ids) - expected[0]).max() < 1e-4
         assert model.generate(ids, 6).tokens == expected[1]
         assert model.generate(ids, 6, temperature=1, seed=3).tokens == expected[2]
@@ -223,7 +227,7 @@ def test_a_tensor_larger_than_the_largest_buffer_is_refused(device):
         largest = max((t for t in file.tensors.values() if t.name.startswith("blk.")), key=lambda t: t.nbytes)
         for unified in (True, False):
             with pytest.raises(DeviceError, match=rf"tensor {largest.name} has {largest.nbytes} bytes"):
-                layout_on(file, device, unified_memory=unified, max_buffer_bytes=largest.nbytes)
+                addresses_on(file, device, unified_memory=unified, max_buffer_bytes=largest.nbytes)
 
 
 def test_loading_says_how_far_it_is(monkeypatch):
@@ -235,10 +239,10 @@ def test_loading_says_how_far_it_is(monkeypatch):
     assert done == total >= sum(t.nbytes for t in model.file.tensors.values())
 
     def with_memory_of_its_own(file, core, info, *rest):
-        return Blueprint(file, core, {**info, "unified_memory": False}, *rest)
+        return Planner(file, core, {**info, "unified_memory": False}, *rest)
 
-    monkeypatch.setattr(engine, "Blueprint", with_memory_of_its_own)
-    monkeypatch.setattr(layout, "UPLOAD_BYTES", 100_000)
+    monkeypatch.setattr(engine, "Planner", with_memory_of_its_own)
+    monkeypatch.setattr(addresses, "UPLOAD_BYTES", 100_000)
     told.clear()
     with zincmetal.load(PATH, device="cpu", context=64, progress=lambda *p: told.append(p)) as model:
         assert model.generate([1, 2, 3], max_tokens=5).tokens == whole
@@ -265,7 +269,7 @@ PROFILE = {"q8_0": 130.93, "q4_k": 23.65, "q5_k": 15.19, "q6_k": 0.44}
 
 
 def test_bytes_per_token_by_path(whole, device):
-    token = blueprint(whole, device).plan(1)
+    token = planner(whole, device).plan(1)
     by_path = Counter()
     for (path, _), nbytes in token.weight_reads().items():
         by_path[path] += nbytes / 1e6
@@ -279,12 +283,12 @@ def test_bytes_per_token_by_type(tmp_path, device):
     path = tmp_path / "mixed.gguf"
     synthetic.write(path, replace(synthetic.Sizes(), mixed_layers=1), empty=True)
     with gguf.open(path) as file:
-        by_type = blueprint(file, device).plan(1).weight_bytes()
+        by_type = planner(file, device).plan(1).weight_bytes()
     assert {t: 69 * by_type[t] / 2**30 for t in PROFILE} == pytest.approx(PROFILE, rel=0.02)
 
 
 def test_a_step_of_many_rows_reads_each_expert_once(whole, device):
-    model = blueprint(whole, device)
+    model = planner(whole, device)
     experts = {rows: sum(n for (p, _), n in model.plan(rows).weight_reads().items() if p == "routed experts")
                for rows in (1, 16, 32, 512)}  # fmt: skip
     assert experts[16] == 16 * experts[1]
@@ -293,7 +297,7 @@ def test_a_step_of_many_rows_reads_each_expert_once(whole, device):
 
 def test_a_windowed_layer_reads_its_window(device):
     with gguf.open(DATA / "gemma3-q4_0.gguf") as file:
-        short, long = (blueprint(file, device, context=n, kv="f32") for n in (10, 100))
+        short, long = (planner(file, device, context=n, kv="f32") for n in (10, 100))
     cfg = long.config
     assert cfg.windows == (16, 16, 16, 16, 16, 0, 16)
     row = 2 * 4 * cfg.n_head_kv * cfg.head_dim
@@ -315,7 +319,7 @@ def test_the_command_as_json(capsys, device):
     assert report.main([str(PATH), "-c", "300", "--device", "cpu", "--json", "--bandwidth", "100"]) == 0
     printed = json.loads(capsys.readouterr().out)
     with gguf.open(PATH) as file:
-        model = blueprint(file, device, context=300)
+        model = planner(file, device, context=300)
         plan, token = model.memory(plan_rows(300)), model.plan(1)
     assert printed["memory"]["total"] == plan.total
     assert printed["memory"]["fits"]

@@ -10,7 +10,8 @@ import pytest
 
 import zincmetal
 from support.reference_models import reference_models
-from zincmetal.plan import Plan, Region, place_barriers
+from zincmetal.plan.addresses import Region
+from zincmetal.plan.plan import Plan, place_barriers
 
 PATH = reference_models("qwen3")[0]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from support.paths import DATA
-from zincmetal import backend, gguf, tuning
-from zincmetal.blueprint import Blueprint
+from zincmetal import gguf
 from zincmetal.check.cases import cases
-from zincmetal.graph import Weight
-from zincmetal.tuning import SPLITS, Split
+from zincmetal.device import backend
+from zincmetal.graph.ops import Weight
+from zincmetal.plan import tuning
+from zincmetal.plan.planner import Planner
+from zincmetal.plan.tuning import SPLITS, Split
 
 FILE = DATA / "qwen35moe-q4k-q5k-q8.gguf"
 
@@ -23,7 +25,7 @@ def decode_launches(device, monkeypatch, splits):
     """The launches of a decode step, as a device with these splits has them."""
     monkeypatch.setattr(tuning, "SPLITS", {"cpu": splits})
     with gguf.open(FILE) as file:
-        return [d.launch for d in Blueprint(file, backend.load("cpu"), device.info, 256).plan(1).dispatches]
+        return [d.launch for d in Planner(file, backend.load("cpu"), device.info, 256).plan(1).dispatches]
 
 
 @pytest.mark.parametrize("name", backend.DEVICES)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zincmetal.defaults import ALL_TOKENS, LARGEST, chat_defaults
-from zincmetal.sampling import SamplingParams
+from zincmetal.sampling.defaults import ALL_TOKENS, LARGEST, chat_defaults
+from zincmetal.sampling.sampler import SamplingParams
 
 S = "general.sampling."
 

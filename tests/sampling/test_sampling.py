@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 import zincmetal
 from support.reference_models import reference_models
 from support.sampling_definitions import INF, distribution, excess, probabilities, softmax
-from zincmetal import sampling
-from zincmetal.candidates import N_CANDIDATES, Adjusted, Ranking, StepLogits, Totals
+from zincmetal.device.buffers import Buffers
 from zincmetal.errors import DeviceError, UsageError
-from zincmetal.memory import Memory
-from zincmetal.sampling import Sampler, SamplingParams
+from zincmetal.sampling import sampler as sampling
+from zincmetal.sampling.logits import N_CANDIDATES, Adjusted, Ranking, StepLogits, Totals
+from zincmetal.sampling.sampler import Sampler, SamplingParams
 
 
 def draws(logits, history, n, params):
@@ -189,7 +189,7 @@ def test_any_number_of_candidates_gives_the_same_tokens(case, n_candidates, wide
     logits, history, options = case
     want = tokens_of(StepLogits.of(logits), history, options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zincmetal.candidates.WIDER", wider)
+        patch.setattr("zincmetal.sampling.logits.WIDER", wider)
         for n in (1, n_candidates):
             assert tokens_of(Fewer.with_candidates(logits, n), history, options) == want
 
@@ -277,7 +277,7 @@ def test_logits_that_the_host_does_not_see_come_in_few_copies(n, most):
     rng = np.random.default_rng()
     logits = rng.standard_normal(3000).astype(np.float32)
     buffer = CountedBuffer(np.concatenate([logits, np.full(5000, np.nan, np.float32)]))
-    memory = Memory.__new__(Memory)
+    memory = Buffers.__new__(Buffers)
     memory._buffers = {"logits": buffer}
     ids = np.sort(rng.choice(3000, n, replace=False))
     assert (memory.indexable("logits")[ids] == logits[ids]).all()

@@ -12,10 +12,10 @@ from support.kernel_lab import Lab
 from support.kernels.output import run
 from support.reference_models import reference_models
 from support.sampling_definitions import distribution, excess, probabilities
-from zincmetal.candidates import StepLogits, Totals
 from zincmetal.errors import DeviceError
-from zincmetal.noise import MASK, STEP, Noise, NoiseSource, _mix
-from zincmetal.sampling import HEAD, Sampler, SamplingParams
+from zincmetal.sampling.logits import StepLogits, Totals
+from zincmetal.sampling.noise import MASK, STEP, Noise, NoiseSource, _mix
+from zincmetal.sampling.sampler import HEAD, Sampler, SamplingParams
 
 SETTINGS = {
     "nothing": {},

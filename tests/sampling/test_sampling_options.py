@@ -12,7 +12,7 @@ import pytest
 
 from support.naming import case_name
 from zincmetal.errors import UsageError
-from zincmetal.sampling import Sampler, SamplingParams
+from zincmetal.sampling.sampler import Sampler, SamplingParams
 
 INF = math.inf
 HUGE = 10**5000

@@ -12,7 +12,7 @@ from typing import Any
 
 from support.paths import DATA, SUPPORT
 from zincmetal.check import runner
-from zincmetal.check.__main__ import main
+from zincmetal.cli.check import main
 
 MODEL = DATA / "qwen3-q8_0.gguf"
 FAULTY = SUPPORT / "faulty_worker.py"

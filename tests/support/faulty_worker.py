@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from zincmetal import backend
 from zincmetal.check import worker
 from zincmetal.check.cases import cases
 from zincmetal.check.inputs import GUARD
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError
 
 FAULT, KERNEL = sys.argv[1], sys.argv[2]

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from zincmetal import backend
 from zincmetal.check import inputs
 from zincmetal.check.inputs import POISON
-from zincmetal.memory import step_record
+from zincmetal.device import backend
+from zincmetal.device.buffers import step_record
 
 #: Seeds every Lab; set ZINCMETAL_TEST_SEED to the number that a failure printed to see it again.
 SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from support.kernel_lab import Lab, tiles
-from zincmetal import quants
 from zincmetal.check.inputs import POISON, random_weights
+from zincmetal.gguf import quants
 
 Array = NDArray[Any]
 F64 = NDArray[np.float64]

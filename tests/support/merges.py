@@ -6,7 +6,7 @@ import random
 from itertools import pairwise
 
 from support.vocab_builder import sentencepiece, texts_of
-from zincmetal.tokenizer import Tokenizer
+from zincmetal.text.tokenizer import Tokenizer
 
 
 def merge_by_score(text: str, score: dict[str, float]) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import zincmetal
 from support.paths import KERNELS, ROOT, TESTS
-from zincmetal import backend
+from zincmetal.device import backend
 
 _MODULE = "zincmetal._core_metal"
 
@@ -80,7 +80,8 @@ import numpy as np
 from support import metal_double_lane
 metal_double_lane.install(Path(sys.argv[1]))
 import zincmetal
-from zincmetal import backend, errors
+from zincmetal import errors
+from zincmetal.device import backend
 double = metal_double_lane.Double()
 """
 

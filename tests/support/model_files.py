@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from support import gguf_builder as b
-from zincmetal.graph import Weight
+from zincmetal.graph.ops import Weight
 
 
 def key(name: str, value: Any) -> bytes:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 import zincmetal
 from support.paths import DATA, SHARED
-from zincmetal import backend
-from zincmetal.engine import Model
+from zincmetal.api.model import Model
+from zincmetal.device import backend
 
 Array = NDArray[Any]
 F64 = NDArray[np.float64]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zincmetal import sampling
-from zincmetal.candidates import Adjusted, StepLogits
-from zincmetal.sampling import SamplingParams
+from zincmetal.sampling import sampler as sampling
+from zincmetal.sampling.logits import Adjusted, StepLogits
+from zincmetal.sampling.sampler import SamplingParams
 
 INF = float("inf")
 Logits = NDArray[np.float32]

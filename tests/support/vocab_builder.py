@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from zincmetal.tokenizer import Tokenizer
+from zincmetal.text.tokenizer import Tokenizer
 
 NO_TOKENS: Mapping[str, int] = MappingProxyType({})
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

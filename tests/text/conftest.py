@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from zincmetal import chat, rendering
+from zincmetal.text.chat import renderer, template
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[rendering.Renderer]:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[renderer.Renderer]:
     """A renderer of the test's own, with no process yet; its process ends with the test."""
-    renderer = rendering.Renderer()
-    monkeypatch.setattr(chat, "_renderer", renderer)
-    yield renderer
-    renderer._stop()
+    made = renderer.Renderer()
+    monkeypatch.setattr(template, "_renderer", made)
+    yield made
+    made._stop()

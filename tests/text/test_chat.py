@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from zincmetal import _render, chat, gguf
-from zincmetal.chat import CHATML, ChatTemplate
+from zincmetal import gguf
 from zincmetal.errors import ChatTemplateError, UsageError
-from zincmetal.tokenizer import Tokenizer
+from zincmetal.text.chat import sandbox as _render
+from zincmetal.text.chat import template as chat
+from zincmetal.text.chat.template import CHATML, ChatTemplate
+from zincmetal.text.tokenizer import Tokenizer
 
 USER = [{"role": "user", "content": "Hi"}]
 
@@ -263,5 +265,5 @@ def test_a_file_without_template_is_an_error_with_a_remedy() -> None:
 
 
 def test_importing_the_module_does_not_import_jinja2() -> None:
-    code = "import sys, zincmetal.chat; sys.exit('jinja2' in sys.modules)"
+    code = "import sys, zincmetal.text.chat.template; sys.exit('jinja2' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zincmetal.chat import CHATML, ChatTemplate
 from zincmetal.errors import ChatTemplateError, UsageError
-from zincmetal.tokenizer import Tokenizer
+from zincmetal.text.chat.template import CHATML, ChatTemplate
+from zincmetal.text.tokenizer import Tokenizer
 
 Messages = list[dict[str, Any]]
 EACH = "{%% for m in messages %%}%s;{%% endfor %%}"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from zincmetal.chat import CHATML, MARK, ChatTemplate
-from zincmetal.marks import Marker, unmarked
-from zincmetal.tokenizer import Tokenizer
+from zincmetal.text.chat.marks import Marker, unmarked
+from zincmetal.text.chat.template import CHATML, MARK, ChatTemplate
+from zincmetal.text.tokenizer import Tokenizer
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<s>", "<think|>", "<|think>")
 M = MARK

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
-from zincmetal import _render, chat, rendering, resident
-from zincmetal.chat import CHATML, ChatTemplate
 from zincmetal.errors import ChatTemplateError
+from zincmetal.text.chat import renderer as rendering
+from zincmetal.text.chat import resident
+from zincmetal.text.chat import sandbox as _render
+from zincmetal.text.chat import template as chat
+from zincmetal.text.chat.template import CHATML, ChatTemplate
 
 USER = [{"role": "user", "content": "Hi"}]
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -189,7 +192,7 @@ import os, sys
 with open({starts!r}, "a") as f: f.write("started\\n")
 if os.path.getsize({starts!r}) > 40: sys.exit(1)  # else there would be no end
 {prelude}
-from zincmetal.chat import CHATML, ChatTemplate
+from zincmetal.text.chat.template import CHATML, ChatTemplate
 for n in range(2):
     print(ChatTemplate(CHATML).render([{{"role": "user", "content": "hi"}}]), flush=True)
 """
@@ -230,7 +233,7 @@ def test_an_application_does_not_start_itself_for_each_chat(name: str, prelude: 
 
 def test_an_application_may_name_a_python(tmp_path: Path) -> None:
     named = "sys.frozen, sys.executable = True, {executable!r}\nos.environ['ZINCMETAL_PYTHON'] = %r\n"
-    check = "import zincmetal.rendering as r\nr.Forked.__init__ = None\n"
+    check = "import zincmetal.text.chat.renderer as r\nr.Forked.__init__ = None\n"
     assert run_application(tmp_path, "app", named % sys.executable + check) == (PROMPT * 2, 1)
 
 

@@ -29,7 +29,7 @@ from support.vocab_builder import (
 )
 from zincmetal import gguf
 from zincmetal.errors import TokenizerError, UsageError
-from zincmetal.tokenizer import PRE_TOKENIZERS, Tokenizer
+from zincmetal.text.tokenizer import PRE_TOKENIZERS, Tokenizer
 
 
 @pytest.fixture
@@ -416,5 +416,5 @@ def test_long_monotonous_text_is_encoded(unit: str) -> None:
 
 
 def test_importing_the_module_does_not_import_tokenizers() -> None:
-    code = "import sys, zincmetal.tokenizer; sys.exit('tokenizers' in sys.modules)"
+    code = "import sys, zincmetal.text.tokenizer; sys.exit('tokenizers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})

@@ -17,9 +17,9 @@ from support.paths import ROOT
 from support.vocab_builder import BYTE, CONTROL, LETTERS, NORMAL, USER_DEFINED, byte_level, sentencepiece
 from zincmetal import gguf
 from zincmetal.errors import TokenizerError, UsageError
-from zincmetal.streaming import TextStream
-from zincmetal.tokenizer import Tokenizer
-from zincmetal.tokenizer_keys import KEYS, Handling, handling
+from zincmetal.text.stream import TextStream
+from zincmetal.text.tokenizer import Tokenizer
+from zincmetal.text.tokenizer_keys import KEYS, Handling, handling
 
 K = "tokenizer.ggml."
 

@@ -12,8 +12,8 @@ from tokenizers import Regex, pre_tokenizers
 from support.paths import DATA
 from support.vocab_builder import BYTE, CONTROL, LETTERS, NORMAL, byte_level, letters, sentencepiece, texts_of
 from zincmetal.errors import TokenizerError
-from zincmetal.pre_tokenizers import PRE_TOKENIZERS, REFUSED, SPACED
-from zincmetal.tokenizer import Tokenizer
+from zincmetal.text.pre_tokenizers import PRE_TOKENIZERS, REFUSED, SPACED
+from zincmetal.text.tokenizer import Tokenizer
 
 # Made with another engine of regular expressions (PyPI's `regex`) from the patterns of the original tokenizers, where
 # they are published, else from those of llama.cpp; "\b" of tiny_aya is Oniguruma's own.

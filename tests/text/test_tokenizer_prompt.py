@@ -9,9 +9,9 @@ import pytest
 
 from support.vocab_builder import CONTROL, LETTERS, NORMAL, USER_DEFINED, byte_level, id_of, sentencepiece
 from zincmetal.errors import UsageError
-from zincmetal.marks import Marker
-from zincmetal.streaming import TextStream
-from zincmetal.tokenizer import MARK, Tokenizer
+from zincmetal.text.chat.marks import Marker
+from zincmetal.text.stream import TextStream
+from zincmetal.text.tokenizer import MARK, Tokenizer
 
 SPECIAL = {"<|bos|>": CONTROL, "<|im_start|>": CONTROL, "<|im_end|>": CONTROL, "<think>": USER_DEFINED}
 BOS, START, END, THINK = range(258, 262)  # two merged tokens stand before them

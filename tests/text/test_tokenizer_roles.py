@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from support.vocab_builder import CONTROL, NORMAL, UNUSED, USER_DEFINED, byte_level, id_of, sentencepiece
-from zincmetal.tokenizer import Tokenizer
+from zincmetal.text.tokenizer import Tokenizer
 
 PIECES = dict.fromkeys("▁abcdefghijklmnopqrstuvwxyz<>_|/[]", -9.0)
 

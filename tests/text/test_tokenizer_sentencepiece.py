@@ -13,7 +13,7 @@ import pytest
 from support.merges import assert_merges, random_pieces
 from support.paths import DATA
 from support.vocab_builder import NORMAL, UNUSED, USER_DEFINED, byte_level, id_of, sentencepiece, texts_of
-from zincmetal.tokenizer import Tokenizer
+from zincmetal.text.tokenizer import Tokenizer
 
 # Vocabularies of random pieces with equal scores, unused and user-defined ones, with and without bytes and a prefix:
 # made by chance, and the ids those that the sentencepiece package gives.

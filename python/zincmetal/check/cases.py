@@ -15,15 +15,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import tuning
 from ..config import EXPERT_CLASSES, HEAD_CLASSES, SSM_CLASSES, Experts, ModelConfig, Rope, Ssm
-from ..fuse import UNBATCHED, fuse, fuse_glu
-from ..graph import CANDIDATES, KV_CACHES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
-from ..kernels import Launch, Lowering
-from ..layout import KV_TYPES, buffer_sizes
-from ..memory import step_record
-from ..quants import F32, Q8_0, SUPPORTED, QuantType, by_name
-from ..tuning import Split
+from ..device.buffers import step_record
+from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name
+from ..graph.fuse import UNBATCHED, fuse, fuse_glu
+from ..graph.ops import CANDIDATES, KV_CACHES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
+from ..plan import tuning
+from ..plan.addresses import KV_TYPES, buffer_sizes
+from ..plan.lowering import Launch, Lowering
+from ..plan.tuning import Split
 from .inputs import POISON, Bytes, random_weights
 
 ROWS, N_TOKENS = 40, 37  # of a step of many rows: more than a tile of tokens, and padding behind them

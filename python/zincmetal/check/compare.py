@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import CANDIDATES, KV_CACHES, STEP, TOKENS
-from ..kernels import Launch
-from ..quants import QuantType, by_name, dequantize
+from ..gguf.quants import QuantType, by_name, dequantize
+from ..graph.ops import CANDIDATES, KV_CACHES, STEP, TOKENS
+from ..plan.lowering import Launch
 from .cases import Case
 from .inputs import Bytes, Guarded
 

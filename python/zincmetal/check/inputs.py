@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quants import BF16, QuantType, dequantize
+from ..gguf.quants import BF16, QuantType, dequantize
 
 if TYPE_CHECKING:
     from .. import _core

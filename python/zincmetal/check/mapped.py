@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import STEP, Op, Value, Weight
-from ..kernels import Launch, Lowering
-from ..memory import step_record
-from ..quants import F32
+from ..device.buffers import step_record
+from ..gguf.quants import F32
+from ..graph.ops import STEP, Op, Value, Weight
+from ..plan.lowering import Launch, Lowering
 from .results import FAIL, PASS, Outcome
 from .timing import _CFG as CFG
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import tuning
 from ..config import ModelConfig, Rope
-from ..graph import KV_CACHES, PAGES, STEP, Op, Operand, State, Value, Weight
-from ..kernels import Lowering
-from ..layout import buffer_sizes
-from ..memory import step_record
-from ..quants import by_name
+from ..device.buffers import step_record
+from ..gguf.quants import by_name
+from ..graph.ops import KV_CACHES, PAGES, STEP, Op, Operand, State, Value, Weight
+from ..plan import tuning
+from ..plan.addresses import buffer_sizes
+from ..plan.lowering import Lowering
 from .results import PASS, WARN, Outcome
 
 if TYPE_CHECKING:

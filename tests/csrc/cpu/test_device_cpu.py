@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zincmetal import backend
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError, UsageError
 
 cpu = pytest.mark.skipif("cpu" not in backend.built(), reason="this installation has no CPU core")
@@ -94,7 +94,9 @@ def test_many_devices() -> None:
 
 def test_exit_with_a_live_device() -> None:
     """A process that ends while helpers wait for work ends at once and well."""
-    code = "from zincmetal import backend; core = backend.load('cpu'); kept = core.Device(threads=4); print('end')"
+    code = (
+        "from zincmetal.device import backend; core = backend.load('cpu'); kept = core.Device(threads=4); print('end')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
 
@@ -102,7 +104,7 @@ def test_exit_with_a_live_device() -> None:
 @pytest.mark.parametrize("isa", ["plain", "nonsense", ""])
 def test_isa_cap(isa: str) -> None:
     """ZINCMETAL_ISA caps the instruction set; what it does not know changes nothing."""
-    code = "from zincmetal import backend; print(backend.load('cpu').Device(threads=1).info['features']['isa'])"
+    code = "from zincmetal.device import backend; print(backend.load('cpu').Device(threads=1).info['features']['isa'])"
     plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     environment = {**os.environ, "ZINCMETAL_ISA": isa}
     capped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
@@ -156,7 +158,7 @@ def test_allocation_that_cannot_be() -> None:
 NO_MEMORY_LEFT = """
 import resource
 import numpy as np
-from zincmetal import backend
+from zincmetal.device import backend
 from zincmetal.errors import OutOfMemoryError
 
 core = backend.load("cpu")
@@ -189,7 +191,7 @@ def test_a_native_kernel_without_memory_for_its_tiles() -> None:
 BORROWED = """
 import gc, mmap, tempfile
 import numpy as np
-from zincmetal import backend
+from zincmetal.device import backend
 
 core, device = backend.open_device("cpu", 1)
 file = tempfile.NamedTemporaryFile()
@@ -223,7 +225,7 @@ def test_a_plan_keeps_mapped_memory_alive() -> None:
 TWO_THREADS = """
 import threading
 import numpy as np
-from zincmetal import backend
+from zincmetal.device import backend
 
 core, device = backend.open_device("cpu", 2)
 params = np.array((4096,), core.params_dtype("ElementwiseParams")).tobytes()

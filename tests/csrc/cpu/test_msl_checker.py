@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from support.msl_probes import FOLDER
-from zincmetal import backend
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError
 
 pytestmark = pytest.mark.skipif(not backend.is_built("checked"), reason="needs a build with ZINCMETAL_CHECKED=ON")

@@ -24,7 +24,7 @@ from support.kernels.recurrent import CLASSES, SHAPES, Layer
 from support.kernels.rows import ROPES, RopeKv, run_elementwise
 from support.kv_cache import KV_TYPES
 from support.paths import ROOT, TESTS
-from zincmetal import quants
+from zincmetal.gguf import quants
 
 TYPES = [t.name for t in quants.SUPPORTED]
 HEADS = (32, 64, 96, 128, 256)

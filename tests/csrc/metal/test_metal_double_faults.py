@@ -18,9 +18,9 @@ from support import metal_double_lane as lane
 from support.fallbacks import has_other
 from support.metal_double import built
 from support.paths import DATA
-from zincmetal import backend
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError, KernelError, OutOfMemoryError
-from zincmetal.tuning import DIVIDE_KEYS_ABOVE
+from zincmetal.plan.tuning import DIVIDE_KEYS_ABOVE
 
 MODEL = DATA / "qwen2-q8_0.gguf"
 HYBRID = DATA / "qwen35moe-q4k-q5k-q8.gguf"

@@ -14,7 +14,7 @@ import zincmetal
 from support import metal_double_lane as lane
 from support.metal_double import built
 from support.paths import DATA
-from zincmetal import backend
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError, UsageError
 
 MODEL = DATA / "qwen2-q8_0.gguf"

@@ -13,7 +13,7 @@ import zincmetal
 from support import metal_double_lane as lane
 from support.metal_double import built
 from support.paths import DATA
-from zincmetal import backend
+from zincmetal.device import backend
 
 MODEL = DATA / "qwen2-q8_0.gguf"
 HYBRID = DATA / "qwen35moe-q4k-q5k-q8.gguf"
@@ -109,7 +109,7 @@ def test_a_table_of_tokens_larger_than_the_largest_buffer(smollm2: Path, double:
     double.set(f"max_buffer={12 << 20}")
     with load(smollm2) as model:
         assert model.file.tensors["token_embd.weight"].nbytes > 24 << 20
-        assert len(model.blueprint.layout.windows["token_embd.weight"]) == 3
+        assert len(model.planner.addresses.windows["token_embd.weight"]) == 3
         assert model.generate(PROMPT, max_tokens=8).tokens == expected
 
 

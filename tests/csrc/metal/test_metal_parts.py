@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.paths import ROOT
-from zincmetal import backend
+from zincmetal.device import backend
 
 KERNELS = ROOT / "kernels"
 COMPILER = next(filter(None, (shutil.which(name) for name in ("c++", "g++", "clang++"))), None)

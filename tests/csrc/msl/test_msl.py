@@ -23,7 +23,7 @@ from support.msl_probes import (
     run,
 )
 from support.paths import KERNELS
-from zincmetal import backend
+from zincmetal.device import backend
 
 pytestmark = pytest.mark.skipif(not backend.is_built("checked"), reason="needs a build with ZINCMETAL_CHECKED=ON")
 SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))

@@ -18,7 +18,7 @@ import pytest
 from support.msl_front import layout, planted, rules, signatures
 from support.msl_front.clang import CXX14, NO_WARNING, Program, Violation, is_available
 from support.paths import KERNELS
-from zincmetal import backend
+from zincmetal.device import backend
 
 pytestmark = pytest.mark.skipif(
     not is_available(), reason="needs clang of the PyPI package ziglang: pip install ziglang"

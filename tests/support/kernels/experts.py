@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zincmetal import quants
+from zincmetal.gguf import quants
 
 #: Types that experts come in.
 TYPES = [t for t in quants.SUPPORTED if t not in (quants.F32, quants.BF16)]

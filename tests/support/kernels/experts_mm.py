@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
 from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, block_of, gated
-from zincmetal import quants
 from zincmetal.check.inputs import random_weights
-from zincmetal.quants import QuantType
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
 
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]

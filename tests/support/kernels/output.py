@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, tiles
-from zincmetal import backend
+from zincmetal.device import backend
 
 F32 = NDArray[np.float32]
 DTYPE = backend.load("cpu").params_dtype("Candidates")

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
-from zincmetal import quants
 from zincmetal.check.inputs import random_weights
-from zincmetal.quants import QuantType
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
 
 F64 = NDArray[np.float64]
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, tiles
 from support.kernels.products import TOLERANCE, Weights, gated
-from zincmetal import quants
-from zincmetal.quants import QuantType
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
 
 F64 = NDArray[np.float64]
 

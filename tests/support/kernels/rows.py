@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
 from support.kv_cache import ALIGN, Array, Pages, decoded, poisoned
-from zincmetal import quants
+from zincmetal.gguf import quants
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
