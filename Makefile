@@ -83,7 +83,7 @@ bench: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 
 # API pages are made from the docstrings in the sources, so that the package itself is not needed.
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 notebooks: $(VENV)/.installed $(VENV)/.demo $(VENV)/.notebooks
 	$(BIN)/jupyter-execute --timeout=300 examples/*.ipynb
