@@ -254,10 +254,10 @@ def test_a_kernel_for_fewer_threads_than_are_launched(monkeypatch: pytest.Monkey
     want, core = usual(HYBRID), backend.load("cpu")
     plan, limits = core.Plan, core.Device.limits
 
-    def refusing(device: Any, dispatches: Any, **options: Any) -> Any:
+    def refusing(device: Any, dispatches: Any, *options: Any) -> Any:
         if any(kernel == "ssm_step_64" for kernel, *_ in dispatches):
             raise DeviceError("too many threads")
-        return plan(device, dispatches, **options)
+        return plan(device, dispatches, *options)
 
     monkeypatch.setattr(core, "Plan", refusing)
     monkeypatch.setattr(
