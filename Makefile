@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROMPT ?= The capital of France is
 DOUBLE := $(if $(filter Linux,$(shell uname -s)),$(VENV)/.double)
-SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/msl -type f -not -name '*.pyc')
+SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/csrc/msl/probes -type f -not -name '*.pyc')
 
 .PHONY: demo test test-metal-double test-metal-kernels test-msl-third-party test-gemma3 test-cuda sanitize-cuda mutants lint types \
-  kernels-cuda bench clean help
+  kernels-cuda bench docs notebooks clean help
 
 help:
 	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
@@ -20,6 +20,8 @@ help:
 	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
 	@echo "make sanitize-cuda compute-sanitizer over every kernel family, and over faults that it must find"
 	@echo "make mutants       which barriers and bounds of the kernels the tests would not miss (an hour)"
+	@echo "make docs          the documentation as a site in build/site; a broken link is an error"
+	@echo "make notebooks     run the notebooks in examples/; an error in one is an error"
 	@echo "make lint types kernels-cuda bench clean"
 
 demo: $(VENV)/.installed $(VENV)/.demo
@@ -30,18 +32,18 @@ test: $(DOUBLE) $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-metal-double: $(VENV)/.double $(VENV)/.demo
-	$(BIN)/python -m pytest -q -n 2 tests/test_metal_double*.py
+	$(BIN)/python -m pytest -q -n 2 tests/csrc/metal/test_metal_double*.py
 
 # The tests' lanes "metal" run where there is a Metal module: here with the double in its place.
 test-metal-kernels: $(VENV)/.double $(VENV)/.demo
-	PYTHONPATH=tests $(BIN)/python -m pytest -q -n 2 -p metal_double_lane -k "metal and not test_metal"
+	PYTHONPATH=tests $(BIN)/python -m pytest -q -n 2 -p support.metal_double_lane -k "metal and not test_metal"
 
 test-gemma3: $(VENV)/.installed $(VENV)/.demo $(VENV)/.gemma $(VENV)/.dev
 	$(BIN)/python -m pytest -q -k gemma3
 
 # The front end that holds our kernels to Metal Shading Language must take what others compile on Macs.
 test-msl-third-party: $(VENV)/.dev $(VENV)/.third-party-msl
-	ZINCMETAL_THIRD_PARTY_MSL=$(abspath $(VENV)/third-party-msl) $(BIN)/python -m pytest -q tests/test_msl_third_party.py
+	ZINCMETAL_THIRD_PARTY_MSL=$(abspath $(VENV)/third-party-msl) $(BIN)/python -m pytest -q tests/csrc/msl/test_msl_third_party.py
 
 # On a machine with an NVIDIA GPU and nvcc; CUDA_ARCHITECTURES=90 builds for one GPU alone, in a fraction of the time.
 test-cuda: $(VENV)/.build $(VENV)/.demo $(VENV)/.dev
@@ -57,17 +59,19 @@ sanitize-cuda: $(VENV)/.build $(VENV)/.dev
 
 # Deletes each barrier and moves each bound of the kernels by one: every such change must fail a test, or be listed.
 mutants: $(VENV)/.installed $(VENV)/.dev
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants.py --json mutants.json
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants.py --nvidia
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants/mutants.py --json mutants.json
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants/mutants.py --nvidia
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=python $(BIN)/lint-imports
 	$(BIN)/python .ci/include_rule.py
 	git ls-files '*.cpp' '*.h' '*.mm' '*.metal' '*metal_stdlib' | xargs $(BIN)/clang-format --dry-run -Werror
 
 types: $(VENV)/.installed $(VENV)/.dev
 	$(BIN)/mypy
+	$(BIN)/mypy tests/support bench
 
 # Every kernel through nvcc, as code for the device (PTX: ptxas takes minutes) and for the host. Needs no GPU.
 NVCC_FLAGS := -std=c++20 -gencode arch=compute_80,code=compute_80 --expt-relaxed-constexpr -Werror all-warnings \
@@ -78,6 +82,13 @@ kernels-cuda:
 
 bench: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 	$(BIN)/python -m pytest bench --benchmark-json=bench.json
+
+# API pages are made from the docstrings in the sources, so that the package itself is not needed.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: $(VENV)/.installed $(VENV)/.demo $(VENV)/.notebooks
+	$(BIN)/jupyter-execute --timeout=300 examples/*.ipynb
 
 # ---- set-up --------------------------------------------------------------------------------------------------
 
@@ -92,7 +103,7 @@ $(VENV)/.venv:
 
 $(VENV)/.build: $(VENV)/.venv pyproject.toml
 	@echo "== build tools"
-	@$(PIP) install 'scikit-build-core>=0.10' 'pybind11>=3.0' 'cmake>=3.24' ninja
+	@$(PIP) install 'scikit-build-core>=0.11' 'pybind11>=3.0' 'cmake>=3.24' ninja
 	@touch $@
 
 # The checked lane is built too: the kernel tests run on it.
@@ -104,7 +115,7 @@ $(VENV)/.installed: $(VENV)/.build $(SOURCES)
 	@touch $@
 
 # With the Metal module on a stand-in for Metal beside it: made in the build folder, not installed.
-$(VENV)/.double: $(VENV)/.build $(VENV)/.dev $(SOURCES) $(shell find tests/metal_double -type f)
+$(VENV)/.double: $(VENV)/.build $(VENV)/.dev $(SOURCES) $(shell find tests/csrc/metal/double -type f)
 	@echo "== build and install, and the Metal double (the first time takes some minutes)"
 	@$(INSTALL) -C cmake.define.ZINCMETAL_METAL_DOUBLE=ON .
 	@touch $@ $(VENV)/.installed
@@ -128,13 +139,26 @@ $(VENV)/.third-party-msl: $(VENV)/.build
 	@cd $(VENV)/third-party-msl && tar -xzf llama_cpp_python-*.tar.gz && $(abspath $(BIN))/python -m zipfile -e mlx_metal-*.whl .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.build pyproject.toml
-	@echo "== development tools"
+# The packages of an extra of pyproject.toml, without the package itself.
+define INSTALL_EXTRA
 	@$(BIN)/python -c 'from pip._vendor import tomli; \
 	  project = tomli.load(open("pyproject.toml", "rb"))["project"]; \
-	  print(*project["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/dev.txt
-	@$(PIP) install -r $(VENV)/dev.txt
+	  print(*project["optional-dependencies"]["$(1)"], sep="\n")' > $(VENV)/$(1).txt
+	@$(PIP) install -r $(VENV)/$(1).txt
 	@touch $@
+endef
+
+$(VENV)/.dev: $(VENV)/.build pyproject.toml
+	@echo "== development tools"
+	$(call INSTALL_EXTRA,dev)
+
+$(VENV)/.docs: $(VENV)/.venv pyproject.toml
+	@echo "== tools for the documentation"
+	$(call INSTALL_EXTRA,docs)
+
+$(VENV)/.notebooks: $(VENV)/.build pyproject.toml
+	@echo "== tools for the notebooks"
+	$(call INSTALL_EXTRA,notebooks)
 
 clean:
 	rm -rf $(VENV) build dist

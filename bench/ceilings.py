@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from zincmetal.device.buffers import step_record
+
 REPEATS = 7
 
 
@@ -66,7 +68,7 @@ def _add_rate(core: ModuleType, device: Any, nbytes: int) -> float:
         buffer.write(values)
     launch = _add(core, device, buffers, nbytes // (4 * width), width)
     n = 8
-    return n * 3 * nbytes / median(device.run([launch] * n) for _ in range(REPEATS))
+    return n * 3 * nbytes / _device_seconds(device, [launch] * n)
 
 
 def _empty_dispatch(core: ModuleType, device: Any) -> float:
@@ -74,15 +76,20 @@ def _empty_dispatch(core: ModuleType, device: Any) -> float:
     for buffer in buffers:
         buffer.write(np.ones(32, np.float32))
     launch = _add(core, device, buffers, 1, 32)
-    return median(device.run([launch] * n) for _ in range(REPEATS)) / n
+    return _device_seconds(device, [launch] * n) / n
+
+
+def _device_seconds(device: Any, dispatches: list[Any]) -> float:
+    """Seconds of the dispatches on the device, the median of several runs."""
+    times: list[float] = [device.run(dispatches) for _ in range(REPEATS)]
+    return median(times)
 
 
 def _add(core: ModuleType, device: Any, buffers: list[Any], rows: int, width: int) -> tuple[Any, ...]:
     shapes = core.shapes()
-    step = np.zeros(1, core.params_dtype("Step"))
-    step["n_tokens"] = rows
+    step = step_record(core, rows)
     step_buffer = device.alloc(step.nbytes)
-    step_buffer.write(step.view(np.uint8))
+    step_buffer.write(step)
     params = np.array((width,), core.params_dtype("ElementwiseParams")).tobytes()
     bindings = [(b, 0, b.nbytes) for b in (step_buffer, *buffers)]
     grid = (-(-width // shapes["ELEMENTWISE_COLUMNS"]), rows, 1)
@@ -120,7 +127,7 @@ def _torch_seconds(torch: Any, on_gpu: bool, run: Callable[[], Any]) -> float:
     if not on_gpu:
         return _host_seconds(run)
     run()
-    times = []
+    times: list[float] = []
     for _ in range(REPEATS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import prod
 
 from zincmetal.config import ModelConfig
-from zincmetal.graph import KV_CACHES, Op, Route, State, Value, Weight
-from zincmetal.plan import Dispatch, Plan
+from zincmetal.graph.ops import KV_CACHES, Op, Route, State, Value, Weight
+from zincmetal.plan.plan import Dispatch, Plan
 
 
 @dataclass(frozen=True)

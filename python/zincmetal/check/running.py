@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..api.model import Model, load
 from ..errors import ZincError
-from ..model import Model, load
 from .results import FAIL, PASS, WARN, Outcome
 from .tokens import prompt_of
 
@@ -148,6 +148,6 @@ def _resident() -> int:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * 4096
     except OSError:
-        from ..generation import peak_memory
+        from ..api.generation import peak_memory
 
         return peak_memory()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine import Model, load
+from ..api.model import Model, load
 from ..errors import TokenizerError
 from .results import FAIL, PASS, WARN, Outcome
 

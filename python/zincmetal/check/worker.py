@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .. import backend
-from ..budget import in_units
+from ..device import backend
 from ..errors import DeviceError
+from ..plan.estimate import in_units
 from . import running, timing
 from .cases import cases
 from .compare import Mismatch, largest_difference
@@ -40,7 +40,7 @@ Event: TypeAlias = dict[str, Any]
 def main() -> None:
     """Run the checks that standard input asks for: {"device", "file", "only", "long", "soak", "capture", "done"}."""
     request = json.load(sys.stdin)
-    logging.getLogger("zincmetal.fallback").addHandler(logging.NullHandler())  # the checks themselves say it
+    logging.getLogger("zincmetal.device.fallback").addHandler(logging.NullHandler())  # the checks themselves say it
     for event in events(request):
         print(json.dumps(event), flush=True)
 
@@ -173,7 +173,7 @@ class Lab:
 
     def _model(self, file: str | None) -> Outcome:
         """Whether a model makes the tokens that it makes on the CPU."""
-        from ..generate import GET_DEMO
+        from ..hub import GET_DEMO
         from .tokens import first_tokens
 
         if file is None:

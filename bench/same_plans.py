@@ -1,0 +1,90 @@
+"""Compares the plans of two checkouts, byte for byte: ``python bench/same_plans.py OLD NEW FILE.gguf ...``.
+
+Each checkout needs its compiled modules (in ``python/zincmetal/`` or installed). Every file is planned for 1, 32 and
+512 rows, for every output, K/V type and backend; ``plan.to_json()`` must be the same. Exit status 1: one is not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+ROWS, OUTPUTS, KV_TYPES, BACKENDS = (
+    (1, 32, 512),
+    ("argmax", "candidates", "all"),
+    ("f16", "q8_0"),
+    ("cpu", "metal", "cuda"),
+)
+
+
+def planner(path: str, backend_name: str, kv: str) -> Any:
+    """The planner of a file for a device of another backend: only the name differs from the CPU's facts."""
+    try:
+        backend, module = import_module("zincmetal.device.backend"), import_module("zincmetal.plan.planner")
+    except ImportError:  # 0.1.0 has no rooms
+        backend, module = import_module("zincmetal.backend"), import_module("zincmetal.blueprint")
+    make = getattr(module, "Planner", None) or module.Blueprint
+    core, device = backend.open_device("cpu", 1)
+    file = import_module("zincmetal.gguf").open(path)
+    return make(file, core, {**device.info, "backend": backend_name}, 2048, kv)
+
+
+def write_plans(folder: Path, paths: list[str]) -> None:
+    """Write every plan of the checkout on the path to ``folder``, or the error that there is none."""
+    for path in paths:
+        for backend in BACKENDS:
+            for kv in KV_TYPES:
+                name = f"{Path(path).stem}.{backend}.{kv}"
+                try:
+                    made = planner(path, backend, kv)
+                except Exception as error:
+                    (folder / f"{name}.error").write_text(f"{type(error).__name__}: {error}")
+                    continue
+                for rows in ROWS:
+                    for output in OUTPUTS:
+                        (folder / f"{name}.{rows}.{output}.json").write_text(made.plan(rows, output).to_json())
+
+
+def plans_of(checkout: Path, paths: list[str], folder: Path) -> dict[str, str]:
+    """The plans that a checkout makes, by name."""
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve() / "python")}
+    command = [sys.executable, __file__, "--write", str(folder), *paths]
+    subprocess.run(command, env=environment, check=True)
+    return {p.name: p.read_text() for p in sorted(folder.iterdir())}
+
+
+def first_difference(old: str, new: str) -> str:
+    """Where two plans begin to differ."""
+    try:
+        pairs = zip(json.loads(old)["dispatches"], json.loads(new)["dispatches"], strict=True)
+        return next((f"dispatch {i}: {a} -> {b}" for i, (a, b) in enumerate(pairs) if a != b), "outside the dispatches")
+    except ValueError:
+        return f"{old[:200]!r} -> {new[:200]!r}"
+
+
+def main(argv: list[str]) -> int:
+    """Compare two checkouts; the exit status."""
+    if argv[:1] == ["--write"]:
+        write_plans(Path(argv[1]), argv[2:])
+        return 0
+    old_checkout, new_checkout, *paths = argv
+    with tempfile.TemporaryDirectory() as scratch:
+        old = plans_of(Path(old_checkout), paths, Path(scratch) / "old")
+        new = plans_of(Path(new_checkout), paths, Path(scratch) / "new")
+    differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    for name in differing[:10]:
+        print(f"{name}: {first_difference(old.get(name, 'missing'), new.get(name, 'missing'))}")
+    errors = sum(name.endswith(".error") for name in new)
+    print(f"{len(new) - errors} plans of {len(paths)} files, {errors} files refused, {len(differing)} differ")
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

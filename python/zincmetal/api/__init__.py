@@ -1,0 +1,1 @@
+"""What users call: a loaded model, and text in and out of it."""

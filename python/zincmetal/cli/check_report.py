@@ -1,0 +1,149 @@
+"""What is shown of the checks: a line each, or one for all kernels of a family, and an object for ``--json``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
+from typing import Any
+
+from ..check import machine
+from ..check.results import FAIL, PASS, WARN, Outcome, Result
+
+ALL_THREADS, WORST = 1024, 10  # of a threadgroup; how many pipelines are named
+OLDEST_MACOS = (14, 0)  # the Metal Shading Language 3.1
+_VARIANT = re.compile(r"_(f32|f16|bf16|q\d_[01k]|\d+)(?=_|$)")
+
+
+def host(file: str | None = None) -> Result:
+    """The machine, and whether its system is one that zincmetal runs on; ``file`` is the model's."""
+    memory = _memory()
+    figures = {
+        "system": platform.system(),
+        "release": platform.mac_ver()[0] or platform.release(),
+        "machine": platform.machine(),
+        "model": _mac_model(),
+        "memory": memory,
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "zincmetal": version(),
+        **machine.facts(file),
+    }
+    name = f"macOS {figures['release']}" if sys.platform == "darwin" else platform.platform()
+    model = f", {figures['model']}" if figures["model"] else ""
+    message = f"{name}{model}, {figures['machine']}, {memory / 2**30:.0f} GiB, Python {figures['python']}"
+    if sys.platform == "darwin" and _numbers(platform.mac_ver()[0]) < OLDEST_MACOS:
+        return Result("host", Outcome(WARN, f"{message}; the Metal kernels need macOS 14", figures))
+    return Result("host", Outcome(PASS, message, figures))
+
+
+def _memory() -> int:
+    """Bytes of the machine; 0 where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
+
+
+def version() -> str:
+    """Of the package, where it is installed."""
+    try:
+        return metadata.version("zincmetal")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", text))
+
+
+def _mac_model() -> str:
+    """As in "Mac15,9"; empty elsewhere."""
+    if sys.platform != "darwin":
+        return ""
+    asked = subprocess.run(["/usr/sbin/sysctl", "-n", "hw.model"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip()
+
+
+def lines(results: Sequence[Result], verbose: bool) -> Iterator[str]:
+    """The table: every check with ``verbose``; else one line for the kernels of a family that passed."""
+    families: dict[tuple[str, str], list[Result]] = {}
+    for r in results:
+        families.setdefault((r.group, r.subject if verbose else _family(r)), []).append(r)
+    for (group, family), found in families.items():
+        passed = [r for r in found if r.outcome.status == PASS]
+        if len(passed) > 1:
+            yield _row(PASS, group, f"{family} ({len(passed)})" if family else "", _together(passed))
+        yield from (line(r) for r in found if len(passed) == 1 or r.outcome.status != PASS)
+
+
+def line(result: Result) -> str:
+    """A check as a line, or more where a compiler said more."""
+    return _row(result.outcome.status, result.group, result.subject, result.outcome.message)
+
+
+def summary(results: Iterable[Result]) -> dict[str, int]:
+    """How many checks ended how."""
+    counts = Counter(r.outcome.status for r in results)
+    return {status: counts[status] for status in (PASS, WARN, FAIL)}
+
+
+def as_json(results: Sequence[Result]) -> dict[str, Any]:
+    """For ``--json``: what to attach to a report. The keys stay as they are from version to version."""
+    about = {r.name: dict(r.outcome.figures) for r in results if r.name in ("host", "device")}
+    checks = [
+        {
+            "name": r.name,
+            "status": r.outcome.status,
+            "message": r.outcome.message,
+            "figures": {} if r.name in about else dict(r.outcome.figures),
+        }
+        for r in results
+    ]
+    return {
+        "zincmetal": version(),
+        "host": about.get("host", {}),
+        "device": about.get("device", {}),
+        "checks": checks,
+        "summary": summary(results),
+    }
+
+
+def occupancy(results: Iterable[Result]) -> Result | None:
+    """The pipelines that take the fewest threads: what their registers leave, as far as one sees without Xcode."""
+    few = {r.subject: dict(r.outcome.figures) for r in results if r.group == "pipeline" and _threads(r) < ALL_THREADS}
+    if not few:
+        return None
+    lines = [f"{len(few)} kernels take fewer than {ALL_THREADS} threads; those with the fewest:"]
+    for name in sorted(few, key=lambda name: int(few[name]["max_threads"]))[:WORST]:
+        f = few[name]
+        lines.append(f"{name}: {f['max_threads']} threads, {f['threadgroup_bytes']} bytes of threadgroup memory")
+    return Result("hint/occupancy", Outcome(PASS, "\n    ".join(lines), few))
+
+
+def _threads(pipeline: Result) -> int:
+    return int(pipeline.outcome.figures.get("max_threads", ALL_THREADS))
+
+
+def _row(status: str, group: str, subject: str, message: str) -> str:
+    return f"{status}  {group:<9} {subject:<34} {message}".rstrip()
+
+
+def _family(result: Result) -> str:
+    """A kernel's name without types and sizes; pipelines are one family."""
+    if result.kind == "kernel":
+        return _VARIANT.sub("", result.subject)
+    return "" if result.kind == "pipeline" else result.subject
+
+
+def _together(passed: Sequence[Result]) -> str:
+    if passed[0].kind == "pipeline":
+        seconds = [r.outcome.figures["seconds"] for r in passed]
+        took = f"{sum(seconds):.2f} s, the slowest {max(seconds):.2f} s"
+        return f"{len(passed)} kernels build, and take the threads that plans launch; {took}"
+    return f"error up to {max(r.outcome.figures['error'] for r in passed):.2f} of what is allowed"

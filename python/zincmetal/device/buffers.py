@@ -1,0 +1,118 @@
+"""Device memory of a model: the mapped weights as no-copy buffers, and what the engine allocates beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import gguf
+from ..plan.addresses import AddressMap
+
+if TYPE_CHECKING:
+    from .. import _core
+
+
+NamedBuffers: TypeAlias = "dict[str, _core.Buffer]"
+Progress: TypeAlias = Callable[[int, int], None]
+FEW = 16  # floats that are copied one by one: for more, one copy of all between them is quicker
+PIECE = 64 << 20  # bytes that are read between two words about progress
+
+
+def map_weights(
+    device: _core.Device, file: gguf.File, addresses: AddressMap, progress: Progress | None = None
+) -> NamedBuffers:
+    """The file's pages as buffers, by name; a device with memory of its own copies them.
+
+    A GPU that shares the host's memory would wait for every page in its first command buffer: for it they are
+    read now. The CPU reads them as it needs them. ``progress(done, total)`` is told their bytes. Raises
+    DeviceError where the device refuses one.
+    """
+    buffers = {}
+    reads_pages = device.info["backend"] == "metal"
+    done, total = 0, sum(m.nbytes for m in addresses.maps)
+    for m in addresses.maps:
+        if progress:
+            progress(done, total)
+        mapped = file.parts[m.part].mmap
+        for start in range(0, m.nbytes if reads_pages else 0, PIECE):
+            mapped.touch(m.start + start, min(PIECE, m.nbytes - start))
+            if progress:
+                progress(done + min(start + PIECE, m.nbytes), total)
+        buffers[m.buffer] = device.wrap(mapped, m.start, m.nbytes)
+        done += m.nbytes
+    if progress:
+        progress(done, total)
+    return buffers
+
+
+class Buffers:
+    """The buffers of one sequence on a device, beside the weights, which it may share with others.
+
+    Raises DeviceError where the device refuses one.
+    """
+
+    def __init__(self, device: _core.Device, weights: NamedBuffers, addresses: AddressMap) -> None:
+        self._device, self._sizes = device, addresses.sizes
+        self._buffers = dict(weights)
+        for name, values in addresses.initial.items():
+            self.buffer(name).write(values())
+
+    def buffer(self, name: str) -> _core.Buffer:
+        """The buffer of this name, which is allocated when it is first asked for."""
+        if name not in self._buffers:
+            self.alloc(name, self._sizes[name])
+        return self._buffers[name]
+
+    def alloc(self, name: str, nbytes: int) -> None:
+        """Allocate (anew) ``nbytes`` under a name."""
+        self._buffers[name] = self._device.alloc(nbytes)
+
+    def floats(self, name: str) -> NDArray[np.float32]:
+        """The buffer's floats, float32 [n]: the memory itself where the host sees it, else a copy as of now."""
+        return np.frombuffer(self._seen(name), np.float32)
+
+    def indexable(self, name: str) -> NDArray[np.float32] | DeviceFloats:
+        """The buffer's floats, of which the host reads those that it indexes: by an array of indices, or [:n]."""
+        return self.floats(name) if self.buffer(name).shared else DeviceFloats(self.buffer(name))
+
+    def records(self, name: str, dtype: np.dtype[np.void]) -> NDArray[np.void]:
+        """The buffer's structs: the memory itself where the host sees it, else a copy as of now."""
+        return np.frombuffer(self._seen(name), dtype)
+
+    def _seen(self, name: str) -> memoryview | NDArray[np.uint8]:
+        buffer = self.buffer(name)
+        return memoryview(buffer) if buffer.shared else buffer.read()
+
+    def close(self) -> None:
+        """Drop every buffer; the device frees its memory once no plan uses it."""
+        self._buffers.clear()
+
+
+class DeviceFloats:
+    """Floats that the host does not see: what it indexes is copied."""
+
+    def __init__(self, buffer: _core.Buffer) -> None:
+        self._buffer = buffer
+
+    def __getitem__(self, index: Any) -> NDArray[np.float32]:
+        if isinstance(index, slice):
+            return self._read(0, index.stop)[index]
+        if len(index) > FEW:
+            first = int(min(index))
+            picked: NDArray[np.float32] = self._read(first, int(max(index)) + 1)[np.asarray(index) - first]
+            return picked
+        return np.array([self._read(int(i), int(i) + 1)[0] for i in index], np.float32)
+
+    def _read(self, first: int, end: int) -> NDArray[np.float32]:
+        return self._buffer.read(4 * first, 4 * (end - first)).view(np.float32)
+
+
+def step_record(core: ModuleType, n_tokens: int, pos: int = 0) -> NDArray[np.void]:
+    """Make a step buffer's content [1], a ``Step`` of kernels/params.h; its first token stands at position ``pos``."""
+    step = np.zeros(1, core.params_dtype("Step"))
+    step["n_tokens"], step["pos"] = n_tokens, pos
+    return step

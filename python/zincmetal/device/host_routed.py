@@ -1,0 +1,128 @@
+"""Plans whose experts the host routes, one by one: for weights of a type that no batched expert kernel takes, and for
+devices that cannot make these kernels.
+
+Correct and slow: every product of experts is a command buffer of its own, and another runs what stands before it,
+because the host must know the chosen experts. :class:`HostRoutedPlan` counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph.ops import STEP, TOKENS, Weight
+from ..plan.addresses import Region
+from ..plan.plan import Dispatch, Plan, ready
+
+if TYPE_CHECKING:
+    from .. import _core
+
+NamedBuffers: TypeAlias = "Callable[[str], _core.Buffer]"
+
+
+@dataclass
+class Counters:
+    """What routing by the host cost so far."""
+
+    steps: int = 0
+    command_buffers: int = 0
+    dispatches: int = 0
+
+
+class HostRoutedPlan:
+    """A plan compiled in parts, with the products of experts between them.
+
+    ``why`` names the first tensor, or the kernels, that made this necessary.
+    """
+
+    def __init__(
+        self, core: ModuleType, device: _core.Device, plan: Plan, buffers: NamedBuffers, counters: Counters
+    ) -> None:
+        self._core, self._device, self._buffers = core, device, buffers
+        for kernel in dict.fromkeys(d.launch.kernel for d in plan.dispatches):
+            device.limits(kernel)  # one that cannot be made shows now, and not in the middle of a step
+        *self._parts, last = _parts(plan.dispatches)
+        self._last = replace(plan, dispatches=tuple(last)).compile(core, device, buffers)
+        self.counters = counters
+        self.why = next(_why(d) for d in plan.dispatches if d.launch.routed)
+
+    def step(self, session: _core.Steps, ids: NDArray[np.int32]) -> int:
+        """Append ``ids`` to the sequence; the arg max after the last. Raises as ``prefill_step``."""
+        if session.length + ids.size <= session.n_ctx:  # otherwise the last part says what is wrong
+            self._announce(session, ids)
+            for part in self._parts:
+                self._run(part, ids.size)
+        best: int = self._core.prefill_step(session, self._last, ids)
+        self.counters.steps += 1
+        self.counters.command_buffers += 1
+        self.counters.dispatches += self._last.n_dispatches
+        return best
+
+    def _announce(self, session: _core.Steps, ids: NDArray[np.int32]) -> None:
+        """Tell the kernels of the step, as the session will for the last part."""
+        step = np.zeros(1, self._core.params_dtype("Step"))
+        step["n_tokens"], step["pos"] = ids.size, session.length
+        self._buffers(STEP.name).write(step)
+        self._buffers(TOKENS.name).write(ids)
+
+    def _run(self, part: list[Dispatch], n_tokens: int) -> None:
+        if part[0].launch.routed:
+            launches = list(self._expert_products(part[0], n_tokens))
+        else:
+            launches = [ready(d, self._buffers) for d in part]
+        self._device.run(launches)
+        self.counters.command_buffers += 1
+        self.counters.dispatches += len(launches)
+
+    def _expert_products(self, d: Dispatch, n_tokens: int) -> Iterator[_core.Dispatch]:
+        """A matrix-vector product for every expert of every row: x · W[e]."""
+        ids_at, weight_at, x_at, out_at = d.regions
+        sizes = d.launch.routed
+        assert sizes
+        count = n_tokens * sizes.n_used
+        ids = self._buffers(ids_at.buffer).read(ids_at.offset, 4 * count).view(np.int32)
+        for slot, expert in enumerate(ids.tolist()):
+            regions = (
+                _piece(weight_at, expert, sizes.expert_bytes),
+                _piece(x_at, slot // sizes.x_div, 4 * sizes.k),
+                _piece(out_at, slot, 4 * sizes.m),
+            )
+            yield ready(replace(d, regions=regions, barrier=False), self._buffers)
+
+
+Compiled: TypeAlias = "_core.Plan | HostRoutedPlan"
+
+
+def compiled(core: ModuleType, device: _core.Device, plan: Plan, buffers: NamedBuffers, counters: Counters) -> Compiled:
+    """A plan on a device; ``buffers`` maps the names in regions to device memory."""
+    if any(d.launch.routed for d in plan.dispatches):
+        return HostRoutedPlan(core, device, plan, buffers, counters)
+    return plan.compile(core, device, buffers)
+
+
+def _parts(dispatches: Sequence[Dispatch]) -> list[list[Dispatch]]:
+    """Runs of dispatches, with every product of experts alone."""
+    parts: list[list[Dispatch]] = [[]]
+    for d in dispatches:
+        if d.launch.routed:
+            parts += [[d], []]
+        else:
+            parts[-1].append(d)
+    return [part for part in parts if part]
+
+
+def _piece(region: Region, i: int, nbytes: int) -> Region:
+    """The ``i``-th piece of ``nbytes`` of a region."""
+    return Region(region.buffer, region.offset + i * nbytes, nbytes)
+
+
+def _why(d: Dispatch) -> str:
+    if d.launch.instead_of:
+        return f"kernel {', '.join(d.launch.instead_of)} is lacking"
+    weight = next(arg.operand for arg in d.launch.args if isinstance(arg.operand, Weight))
+    return f"tensor {weight.name} is {weight.type.name}, a type with no batched expert kernel"

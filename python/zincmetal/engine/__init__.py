@@ -1,0 +1,1 @@
+"""Sequences in time: prefill, decode, snapshots."""

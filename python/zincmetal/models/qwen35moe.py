@@ -1,0 +1,16 @@
+"""Qwen3.5 mixtures: Qwen3.5 with routed experts and a shared one in place of the feed-forward."""
+
+from __future__ import annotations
+
+from ..graph.builder import Graph
+from ..graph.ops import Value
+from . import qwen3moe, qwen35
+
+
+def build(g: Graph) -> Value:
+    """Operations from token ids to the last block's output [T, n_embd]."""
+    x = g.embed("token_embd.weight")
+    for i in range(g.cfg.n_layer):
+        x = g.add(x, qwen35.mixer(g, i, g.rms_norm(x, f"blk.{i}.attn_norm")))
+        x = qwen3moe.mixture(g, i, x, g.rms_norm(x, f"blk.{i}.post_attention_norm"))
+    return x

@@ -1,0 +1,181 @@
+"""A model on paper: its configuration, where everything will lie, its plans, and the memory that they need."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+from .. import config, gguf, models
+from ..errors import UnsupportedModelError
+from ..graph import fuse
+from ..graph.builder import Graph
+from ..graph.ops import KV_CACHES, LOGITS, RECURRENT, Op, Operand
+from . import tuning
+from .addresses import AddressMap, Region, buffer_sizes
+from .estimate import MemoryEstimate, budget
+from .lowering import Lowering
+from .plan import Plan, record
+
+_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,9})\.")  # no more digits than a number of blocks has
+PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
+# Positions: sequences within them have plans of their own, which divide fewer keys. So do those short enough to divide
+# none (tuning.DIVIDE_KEYS_ABOVE).
+MAX_POSITIONS = (1024, 4096)
+# What a plan ends in: the id of the largest logit of the last row, what sampling needs of that row's logits, or the
+# logits of all rows.
+OUTPUTS = ("argmax", "candidates", "all")
+LOGITS_ROWS = 64  # rows whose logits are computed at once where all are wanted
+
+
+class Planner:
+    """What a file asks of a device. Needs the compiled core's sizes and the device's ``info``, and no memory of it.
+
+    Raises GGUFError and UnsupportedModelError for a file that cannot be run, DeviceError for a tensor that is
+    larger than the device's largest buffer.
+    """
+
+    def __init__(
+        self, file: gguf.File, core: ModuleType, info: dict[str, Any], context: int | None = None, kv: str = "f16"
+    ) -> None:
+        self.file = file
+        self._build = models.get(file.require("general.architecture", str))
+        self.config = config.from_file(file, context)
+        self.addresses = AddressMap(file, self.config, buffer_sizes(self.config, core, kv, max(PREFILL_ROWS)), info)
+        self._info, self._page = info, core.shapes()["KV_PAGE"]
+        backend = info["backend"]
+        divide_above = tuning.DIVIDE_KEYS_ABOVE.get(backend)
+        splits = tuning.SPLITS.get(backend, {})
+        self._lowering = Lowering(core, self.config, kv, divide_above, splits, self.addresses.windows)
+        limits = sorted({divide_above, *MAX_POSITIONS}) if divide_above is not None else ()
+        self._max_positions = [*(r for r in limits if r < self.config.n_ctx), self.config.n_ctx]
+        self._plans: dict[tuple[int, str, int], Plan] = {}
+        self._fused: dict[tuple[int, str], list[Op]] = {}
+        self._refuse_unused(self.plan(1))
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """The kernels that plans do without, as far as others do the same."""
+        return self._lowering.missing
+
+    @missing.setter
+    def missing(self, kernels: frozenset[str]) -> None:
+        self._lowering = self._lowering.without(kernels)
+        self._plans.clear()
+
+    @property
+    def ranked_by_host(self) -> bool:
+        """Whether plans with the output "candidates" leave the candidates to the host."""
+        return self._lowering.ranked_by_host
+
+    def max_position(self, n: int) -> int:
+        """The least number of positions, no fewer than ``n``, that there are plans for."""
+        return next(r for r in self._max_positions if n <= r)
+
+    def plan(self, rows: int, output: str = "argmax", max_position: int | None = None) -> Plan:
+        """The plan for steps of up to ``rows`` rows, before position ``max_position``.
+
+        ``output``, one of OUTPUTS, is what it ends in.
+        """
+        max_position = max_position or self.config.n_ctx
+        key = (rows, output, max_position)
+        if key not in self._plans:
+            logits = Region(LOGITS.name, 0, 4 * self.config.n_vocab * (rows if output == "all" else 1))
+
+            def place(operand: Operand) -> Region:
+                return logits if operand == LOGITS else self.addresses.place(operand)
+
+            self._plans[key] = record(self._ops(rows, output), rows, self._lowering.within(max_position), place)
+        return self._plans[key]
+
+    def check_memory(self, sequences: int = 1) -> None:
+        """Raise OutOfMemoryError, with the numbers, where so many sequences do not fit the device's memory."""
+        needed = (1, plan_rows(self.config.n_ctx)[-1])  # the other plans tell what would fit, and take time
+        if not self.memory(needed).fits(sequences):
+            self.memory().check(sequences)
+
+    def memory(self, rows: Iterable[int] = (1, *PREFILL_ROWS)) -> MemoryEstimate:
+        """What a sequence needs in all, with plans of these numbers of rows: the largest that it needs among them."""
+        cfg, sizes = self.config, self.addresses.sizes
+        kinds = Counter[str]()
+        for name, nbytes in sizes.items():
+            kinds[name.partition(".")[0]] += nbytes
+        n_pages = -(-cfg.n_ctx // self._page)
+        kv = sum(kinds.pop(kind, 0) for kind in (*KV_CACHES, "pages"))
+        recurrent = sum(kinds.pop(kind, 0) for kind in RECURRENT)
+        weights = Counter[str]()
+        for t in self.file.tensors.values():
+            weights[t.type.name] += t.nbytes
+        return MemoryEstimate(
+            n_ctx=cfg.n_ctx,
+            n_ctx_train=cfg.n_ctx_train,
+            budget=budget(self._info),
+            weights=weights,
+            page=self._page,
+            kv_page=kv // n_pages,
+            recurrent=recurrent,
+            arena={n: self._arena_bytes(n) for n in rows},
+            logits=kinds.pop("logits") * LOGITS_ROWS,
+            other=kinds.total(),
+        )
+
+    def _arena_bytes(self, rows: int) -> int:
+        """Of plans of so many rows, whatever their output, which has the arena to itself: all else is done then."""
+        ranking = Graph(self.config, self.addresses.weight)
+        ranking.candidates()
+        candidates = record(ranking.ops, rows, self._lowering, self.addresses.place)
+        return max(self.plan(rows).arena_bytes, candidates.arena_bytes)
+
+    def kv_read(self) -> int:
+        """Bytes of K/V that the last token of the context reads: all positions, or those in the layer's window."""
+        n, sizes = self.config.n_ctx, self.addresses.sizes
+        n_rows = -(-n // self._page) * self._page
+        return sum(
+            sizes[f"{kind}.{layer}"] // n_rows * min(n, window or n)
+            for layer, window in enumerate(self.config.windows)
+            for kind in KV_CACHES
+            if not self.config.recurrent[layer]
+        )
+
+    def _ops(self, rows: int, output: str) -> list[Op]:
+        """The fused operations of a step, kept: plans of every max_position have the same."""
+        if (rows, output) not in self._fused:
+            self._fused[rows, output] = fuse.fuse(self._graph(rows, output), rows)
+        return self._fused[rows, output]
+
+    def _graph(self, rows: int, output: str) -> list[Op]:
+        g = Graph(self.config, self.addresses.weight)
+        x = self._build(g)
+        if rows > 1 and output != "all":
+            x = g.last_row(x)
+        g.logits(g.rms_norm(x, "output_norm"))
+        if output == "argmax":
+            g.argmax()
+        elif output == "candidates":
+            g.candidates()
+        return g.ops
+
+    def _refuse_unused(self, plan: Plan) -> None:
+        """A tensor that no dispatch reads is part of the model that would be left out: say so, do not guess."""
+        operands = (arg.operand for d in plan.dispatches for arg in d.launch.args)
+        used = {self.addresses.tensor_of(operand) for operand in operands if self.addresses.of_file(operand)}
+        unused = sorted(name for name in self.file.tensors.keys() - used if not self._may_be_unused(name))
+        if unused:
+            shown = ", ".join(map(gguf.plain, unused[:3]))
+            raise UnsupportedModelError(
+                f"{self.config.arch} as zincmetal computes it has no use for {len(unused)} tensors of this file "
+                f"({shown}{', ...' if len(unused) > 3 else ''}); its result would be wrong"
+            )
+
+    def _may_be_unused(self, name: str) -> bool:
+        """The engine computes rope_freqs from that tensor; the blocks that draft tokens are not run."""
+        block, n_layer = _BLOCK.match(name), self.config.n_layer
+        drafts = block is not None and n_layer <= int(block[1]) < n_layer + self.config.n_draft
+        return drafts or name == "rope_freqs.weight"
+
+
+def plan_rows(n: int) -> list[int]:
+    """The numbers of rows of the plans that prompts of up to ``n`` tokens need, the smallest first."""
+    return [1, *(r for below, r in zip((1, *PREFILL_ROWS), PREFILL_ROWS, strict=False) if n > below)]

@@ -1,0 +1,1 @@
+"""Messages to a prompt, through the model's own template."""

@@ -1,0 +1,313 @@
+"""The process that renders chat templates: a program that ``renderer.py`` starts, not a module to import.
+
+A template comes with a model file and is a program that nobody has read. No check inside an interpreter bounds it:
+one sort, one `join`, one product of large numbers is a single call that allocates or computes for as long as it likes.
+An alarm ends this process after its time, the kernel limits its memory, and where the kernel does not (macOS) the
+parent watches; what is known to be huge before it is made (`'a' * 10 ** 10`) is not made at all.
+
+Requests come on standard input and answers leave on standard output, each eight bytes of length and that much JSON.
+The first message is the process's own: it says that this is a Python which speaks this protocol.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+LENGTH = struct.Struct("<Q")
+OUT_OF_MEMORY = 77  # exit statuses
+NO_JINJA = 78
+OLD_JINJA = 79
+OLDEST_JINJA = (3, 1, 6)  # before it, `|attr('format')` walks out of the sandbox
+LARGEST = 1 << 25  # characters or elements of one value
+HELLO = "zincmetal renders"
+
+
+class TooLong(Exception):
+    """The text is longer than the caller allows."""
+
+
+def read_message(stream: IO[bytes]) -> Any | None:
+    """The next message, or None at the end of the stream."""
+    header = stream.read(LENGTH.size)
+    if len(header) < LENGTH.size:
+        return None
+    (n,) = LENGTH.unpack(header)
+    body = stream.read(n)
+    return json.loads(body) if len(body) == n else None
+
+
+def write_message(stream: IO[bytes], message: Any) -> None:
+    """Send one message."""
+    body = json.dumps(message).encode("ascii")
+    stream.write(LENGTH.pack(len(body)) + body)
+    stream.flush()
+
+
+# --- sizes that are known before a value is made
+
+
+def check_size(n: int) -> None:
+    """Raise MemoryError for a value of more than LARGEST characters or elements."""
+    if n > LARGEST:
+        raise MemoryError
+
+
+def is_large(value: object) -> bool:
+    """Whether a value is a number that no width, count or indentation needs."""
+    return isinstance(value, int) and value > LARGEST
+
+
+def check_product(left: Any, right: Any) -> None:
+    """The size of `left * right`, of which one may be a sequence."""
+    for sequence, n in ((left, right), (right, left)):
+        if isinstance(n, int) and isinstance(sequence, (str, bytes, list, tuple)):
+            check_size(len(sequence) * n)
+
+
+def check_pattern(pattern: str, arguments: Any = ()) -> None:
+    """The widths that a pattern of `%` or `format` asks for, in itself or through its arguments."""
+    for digits in re.findall(r"[0-9]{8,}", pattern):
+        check_size(LARGEST + 1 if len(digits) > 9 else int(digits))
+    values = arguments if isinstance(arguments, (tuple, list)) else (arguments,)
+    if re.search(r"\*|\{[^}]*\{", pattern) and any(map(is_large, values)):  # `%*d`, `{:{}}`
+        raise MemoryError
+
+
+def check_call(name: str, value: Any, arguments: tuple[Any, ...]) -> None:
+    """The size of what a method of a string (or the filter of that name) is about to make."""
+    if any(map(is_large, arguments)):
+        raise MemoryError
+    if not isinstance(value, str):
+        return
+    if name == "replace" and len(arguments) > 1 and all(isinstance(a, str) for a in arguments[:2]):
+        check_size(len(value) + value.count(arguments[0]) * len(arguments[1]))
+    elif name == "join" and arguments and isinstance(arguments[0], (list, tuple)):
+        check_size(len(value) * len(arguments[0]))
+    elif name == "expandtabs":
+        check_size(value.count("\t") * (arguments[0] if arguments and isinstance(arguments[0], int) else 8))
+    elif name == "format":
+        check_pattern(value, arguments)
+
+
+# --- the environment
+
+
+class Dictionary:
+    """What templates call `dict`. The class itself would let them change what they were given: `dict.update(d, …)`."""
+
+    def __call__(self, *values: Any, **items: Any) -> dict[Any, Any]:
+        return dict(*values, **items)
+
+    def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
+        """As of `dict`."""
+        return dict.fromkeys(keys, value)
+
+
+def bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that first looks at what it would make."""
+
+    @functools.wraps(function)  # with the marks by which jinja2 knows what else to pass
+    def checked(*arguments: Any, **options: Any) -> Any:
+        values = arguments[1:] if hasattr(function, "jinja_pass_arg") else arguments
+        check_call(name, values[0] if values else None, (*values[1:], *options.values()))
+        return function(*arguments, **options)
+
+    return checked
+
+
+@functools.cache
+def sandbox() -> type[ImmutableSandboxedEnvironment]:
+    """The class of environments. Made late, as jinja2 is imported here and not where a caller imports this file."""
+    from jinja2.runtime import Context
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset({"*", "%"})
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            return not isinstance(obj, type) and super().is_safe_attribute(obj, attr, value)
+
+        def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+            if operator == "*":
+                check_product(left, right)
+            elif isinstance(left, str):
+                check_pattern(left, right)
+            return super().call_binop(context, operator, left, right)
+
+        def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+            method = getattr(__obj, "__wrapped__", __obj)  # jinja2 wraps str.format
+            owner = getattr(method, "__self__", None)
+            if isinstance(owner, (str, bytes, int)):
+                name = "format" if method.__name__ == "format_map" else method.__name__
+                check_call(name, owner, (*args, *kwargs.values()))
+            return super().call(__context, __obj, *args, **kwargs)
+
+    return Sandbox
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """What chat templates are written for: Hugging Face's environment of options, functions and filters."""
+    from jinja2 import nodes
+    from jinja2.exceptions import SecurityError, TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.utils import Namespace
+
+    class Generation(Extension):
+        """`{% generation %}` marks what the model wrote, for training; here it is a scope for its variables."""
+
+        tags = {"generation"}  # noqa: RUF012 - how jinja2 declares it
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body).set_lineno(line)
+
+    class PublicNamespace(Namespace):
+        def __init__(*args: Any, **kwargs: Any) -> None:  # as jinja2's own: an attribute may be called self
+            for name in dict(*args[1:], **kwargs):
+                check_name(name)
+            Namespace.__init__(*args, **kwargs)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            check_name(name)
+            Namespace.__setitem__(self, name, value)
+
+    def check_name(name: object) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise SecurityError(f"a namespace may not have the attribute {name!r}")
+
+    def raise_exception(message: object) -> None:
+        raise TemplateError(str(message))
+
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    def strftime_now(pattern: str) -> str:
+        return datetime.now().strftime(pattern)
+
+    env = sandbox()(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    env.filters["tojson"] = tojson
+    for name, function in env.filters.items():
+        env.filters[name] = bounded(name, function)
+    env.globals.update(
+        raise_exception=raise_exception, strftime_now=strftime_now, dict=Dictionary(), namespace=PublicNamespace
+    )
+    return env
+
+
+# --- requests
+
+
+def render(template: Template, variables: dict[str, Any], longest: int) -> str:
+    """The text of a template, built from its pieces so that one without end is noticed early."""
+    pieces: list[str] = []
+    n = 0
+    for piece in template.generate(variables):
+        pieces.append(piece)
+        n += len(piece)
+        if n > longest:
+            raise TooLong
+    return "".join(pieces)
+
+
+def attempt(make: Callable[[], Any], longest: int) -> dict[str, Any]:
+    """`result`, or `error` with what went wrong."""
+    try:
+        return {"result": make()}
+    except TooLong:
+        return {"error": f"makes more than {longest} characters of text"}
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+    except Exception as error:
+        return {"error": f"fails: {type(error).__name__}: {error}"[:2000]}
+
+
+def names_read(env: ImmutableSandboxedEnvironment, source: str) -> list[str]:
+    """The variables that a template expects to be given."""
+    from jinja2.meta import find_undeclared_variables
+
+    return sorted(find_undeclared_variables(env.parse(source)) - env.globals.keys())
+
+
+def answer(env: ImmutableSandboxedEnvironment, compiled: Callable[[str], Template], request: dict[str, Any]) -> Any:
+    """One attempt for each of the request's `variables`; without any, the names that the template reads."""
+    source, longest = request["source"], request["longest"]
+
+    def rendered(variables: dict[str, Any]) -> str:
+        return render(compiled(source), variables, longest)
+
+    if "variables" not in request:
+        return attempt(lambda: names_read(env, source), longest)
+    return [attempt(functools.partial(rendered, v), longest) for v in request["variables"]]
+
+
+def address_space() -> int:
+    """Bytes that this process maps, where Linux says it."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def limit_memory(n_bytes: int) -> None:
+    """Bound the address space. macOS takes the limit but ignores it."""
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_AS, (n_bytes, n_bytes))
+
+
+def made_environment() -> ImmutableSandboxedEnvironment:
+    """The environment, or the end of the process with a status that says why there is none."""
+    try:
+        import jinja2
+    except ImportError:
+        os._exit(NO_JINJA)
+    if tuple(int(n) for n in re.findall(r"\d+", jinja2.__version__)[:3]) < OLDEST_JINJA:
+        os._exit(OLD_JINJA)
+    return environment()
+
+
+def serve(requests: IO[bytes], answers: IO[bytes], settings: dict[str, Any]) -> None:
+    """Answer requests until they end."""
+    sys.path[:] = settings["path"]
+    write_message(answers, HELLO)
+    env = made_environment()
+    limit_memory(settings["memory"] + (address_space() if settings["forked"] else 0))
+    # A parent may ignore or block the alarm, and both are inherited.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    compiled = functools.lru_cache(maxsize=8)(env.from_string)
+    try:
+        while (request := read_message(requests)) is not None:
+            signal.setitimer(signal.ITIMER_REAL, request["seconds"])  # its default is to end the process
+            reply = answer(env, compiled, request)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            write_message(answers, reply)
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout.buffer, json.loads(sys.argv[1]))

@@ -1,0 +1,160 @@
+"""Text to ids as SentencePiece's BPE does it: of all neighbours, the two whose union scores best become one."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from heapq import heapify, heappop, heappush
+
+from ..errors import TokenizerError
+from .special_text import Matcher
+from .vocabulary import KEY, SPACE, Metadata, TokenType, Vocabulary, fallback_byte, utf8, warn
+
+_ADDED = -1000.0  # the score that converters give to tokens which are Hugging Face's and not SentencePiece's own
+_LONGEST_KEPT = 32  # characters of a word that is worth remembering
+_MOST_KEPT = 1 << 15  # words
+
+_MERGEABLE = frozenset({TokenType.NORMAL, TokenType.UNDEFINED, TokenType.UNUSED})
+
+
+class SentencePiece:
+    """Encodes text without control tokens. Equal scores merge from the left; memory is in proportion to the pieces."""
+
+    def __init__(self, scores: list[float], vocab: Vocabulary, prefix: bool, unknown: int | None) -> None:
+        self._cost = [-score for score in scores]
+        self._ids = {text: i for text, i in vocab.ids.items() if vocab.types[i] in _MERGEABLE}
+        self._prefix = SPACE if prefix else ""
+        defined = vocab.of_types(TokenType.USER_DEFINED)
+        added = {text for text, i in defined.items() if scores[i] <= _ADDED}
+        self._added, self._own = (
+            Matcher({text.replace(" ", SPACE): i for text, i in defined.items() if (text in added) is which})
+            for which in (True, False)
+        )
+        self._bytes = _byte_ids(vocab)
+        self._unknown = next(iter(vocab.of_types(TokenType.UNKNOWN).values()), None) if unknown is None else unknown
+        self._fuses = self._unknown is not None and not self._bytes
+        self._unused = frozenset(i for i in self._ids.values() if vocab.types[i] == TokenType.UNUSED)
+        self._whole = any(map(self._is_union, (vocab.tokens[i] for i in self._unused)))
+        self._inside = {pair for piece in self._ids for pair in map(operator.add, piece, piece[1:])}
+        self._known: dict[str, list[int]] = {}
+
+    def _is_union(self, piece: str) -> bool:
+        return any(piece[:i] in self._ids and piece[i:] in self._ids for i in range(1, len(piece)))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`."""
+        ids: list[int] = []
+        for part in self._added.split(text.replace(" ", SPACE)):
+            if isinstance(part, int):
+                ids.append(part)
+                continue
+            for piece in self._own.split(self._prefix + part):
+                if isinstance(piece, int):
+                    ids.append(piece)
+                else:
+                    self._encode_merged(piece, ids)
+        return ids
+
+    def _encode_merged(self, text: str, ids: list[int]) -> None:
+        if self._whole:  # how an unused piece falls apart depends on what was merged anywhere before
+            ids += self._merged_ids(text)
+            return
+        # No piece holds both characters of such a pair, so that nothing ever merges across it.
+        pairs = map(operator.add, text, text[1:])
+        cuts = [0, *(i for i, pair in enumerate(pairs, 1) if pair not in self._inside), len(text)]
+        known = self._known
+        for word in map(text.__getitem__, map(slice, cuts, cuts[1:])):
+            found = known.get(word)
+            if found is None:
+                found = self._merged_ids(word)
+                if len(word) <= _LONGEST_KEPT:
+                    if len(known) >= _MOST_KEPT:
+                        known.clear()
+                    known[word] = found
+            # Characters without a piece are one unknown token together.
+            ids += found[1:] if self._fuses and found[:1] == ids[-1:] == [self._unknown] else found
+
+    def _merged_ids(self, text: str) -> list[int]:
+        split: dict[str, tuple[str, str]] = {}  # of unused pieces: what they were made of
+        ids: list[int] = []
+        for part in self._merge(text, split):
+            self._emit(part, split, ids)
+        return ids
+
+    def _merge(self, text: str, split: dict[str, tuple[str, str]]) -> list[str]:
+        """The pieces of `text`; a part that was merged into the one before it is left out."""
+        parts, n = list(text), len(text)
+        before, after = list(range(-1, n - 1)), list(range(1, n + 1))
+        heap: list[tuple[float, int, int, int]] = []  # cost of a union, its left part, its right part, its length
+
+        def union(left: int, right: int) -> tuple[float, int, int, int] | None:
+            piece = parts[left] + parts[right]
+            if (i := self._ids.get(piece)) is None:
+                return None
+            if i in self._unused:
+                split[piece] = (parts[left], parts[right])
+            return self._cost[i], left, right, len(piece)
+
+        heap += filter(None, map(union, range(n - 1), range(1, n)))
+        heapify(heap)
+        while heap:
+            _, left, right, length = heappop(heap)
+            if not parts[left] or not parts[right] or len(parts[left]) + len(parts[right]) != length:
+                continue  # one of the two has become part of another union meanwhile
+            parts[left] += parts[right]
+            parts[right] = ""
+            after[left] = following = after[right]
+            if following < n:
+                before[following] = left
+                if made := union(left, following):
+                    heappush(heap, made)
+            if (preceding := before[left]) >= 0 and (made := union(preceding, left)):
+                heappush(heap, made)
+        return [part for part in parts if part]
+
+    def _emit(self, part: str, split: Mapping[str, tuple[str, str]], ids: list[int]) -> None:
+        waiting = [part]
+        while waiting:
+            part = waiting.pop()
+            i = self._ids.get(part)
+            if part in split:
+                waiting += reversed(split[part])
+            elif i is not None and i not in self._unused:
+                ids.append(i)
+            elif self._bytes:
+                ids += map(self._bytes.__getitem__, utf8(part))
+            elif self._unknown is not None and ids[-1:] != [self._unknown]:
+                ids.append(self._unknown)
+
+
+def _byte_ids(vocab: Vocabulary) -> list[int]:
+    """The ids of "<0x00>" to "<0xFF>", or none where one of them is missing."""
+    ids = [vocab.ids.get(f"<0x{byte:02X}>") for byte in range(256)]
+    return [] if None in ids else [i for i in ids if i is not None]
+
+
+def set_byte_types(vocab: Vocabulary) -> None:
+    """Find the byte tokens of a file that gives no types."""
+    if _byte_ids(vocab):
+        of_bytes = (i for i, text in enumerate(vocab.tokens) if fallback_byte(text) is not None)
+        vocab.set_type(of_bytes, TokenType.BYTE)
+    vocab.set_type(vocab.all_ids("<unk>"), TokenType.UNKNOWN)
+
+
+def read_scores(meta: Metadata, vocab: Vocabulary) -> list[float]:
+    """The scores of the file; where it has none, the order of its merges or of its tokens."""
+    if meta.has("scores"):
+        scores: list[float] = meta.numbers("scores", len(vocab))
+        nan = next((i for i, score in enumerate(scores) if score != score), None)
+        if nan is not None:
+            raise TokenizerError(f"{KEY}scores[{nan}] is not a number")
+        return scores
+    if meta.has("merges"):
+        warn("%sscores is missing: pieces merge in the order of %smerges", KEY, KEY)
+        made: dict[str, float] = {}
+        for rank, merge in enumerate(meta.strings("merges")):
+            made.setdefault("".join(merge.split(" ")), -rank)
+        least = -float(len(made) + 1)
+        return [made.get(text, least) for text in vocab.tokens]
+    warn("%sscores is missing: pieces merge in the order of their ids", KEY)
+    return [-float(i) for i in range(len(vocab))]

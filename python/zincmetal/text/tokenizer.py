@@ -1,0 +1,345 @@
+"""Text to token ids and back, from the `tokenizer.ggml.*` metadata of a GGUF file.
+
+Two kinds of vocabulary are read: byte-level BPE (`tokenizer.ggml.model` is "gpt2") with the split patterns
+that `tokenizer.ggml.pre` names, and SentencePiece's BPE ("llama"), where the scores order the merges. Ids become
+text as soon as the tokens are read; what text becomes ids with is built when the first text comes. Decoding joins
+the bytes of tokens, as a token may hold a fraction of a character.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Protocol, SupportsIndex
+
+from ..errors import TokenizerError, UsageError
+from .byte_level import RankedMerges, read_merges
+from .decoding import StreamDecoder
+from .pre_guess import check_model, is_sentencepiece, pre_tokenizer_name
+from .pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, named
+from .roles import ends_of_ids, find_roles
+from .sentencepiece import SentencePiece, read_scores, set_byte_types
+from .special_text import SpecialText
+from .tokenizer_keys import report_unread
+from .vocabulary import (
+    BYTE_OF_LETTER,
+    KEY,
+    MARK,
+    SPECIAL,
+    Metadata,
+    TokenType,
+    Vocabulary,
+    as_integer,
+    byte_level_bytes,
+    described,
+    fallback_byte,
+    sentencepiece_bytes,
+    utf8,
+    warn,
+)
+
+__all__ = ["MARK", "PRE_TOKENIZERS", "StreamDecoder", "Tokenizer"]
+
+_NORMAL = TokenType.NORMAL.value
+_NO_BYTES = f"{KEY}tokens has no token for any single byte, so text has no ids: pass ids"
+
+
+class _Encoder(Protocol):
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text without control tokens."""
+
+
+class Tokenizer:
+    """Encodes and decodes for one model. Immutable, and safe to use from several threads.
+
+    Attributes:
+        vocab_size: number of tokens; ids run from 0 to vocab_size - 1.
+        bos_id, eos_id: ids of the begin and end tokens, or None where the file names none.
+        eog_ids: every id after which generation is over (end of turn, of text, of message).
+        suppressed: ids that the file says are never to be drawn.
+        add_bos, add_eos: whether the file wants these tokens around a text.
+        control_texts: the texts that only `parse_special` reads as tokens; in text that is not trusted a MARK after
+            the first character of each keeps it text (:meth:`mark`).
+        special_texts: the texts that templates know as `bos_token`, `eos_token`, `unk_token`, `pad_token`, …
+        other_special_texts: those of control tokens without such a name.
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    eog_ids: frozenset[int]
+    suppressed: frozenset[int]
+    add_bos: bool
+    add_eos: bool
+    control_texts: tuple[str, ...]
+    special_texts: Mapping[str, str]
+    other_special_texts: tuple[str, ...]
+
+    def __init__(self, metadata: Mapping[str, Any], only_ids: bool = False) -> None:
+        """See :meth:`from_metadata`, and :meth:`for_ids` for `only_ids`."""
+        meta = Metadata(metadata)
+        check_model(meta)
+        self._vocab = vocab = Vocabulary.read(meta)
+        self.vocab_size = len(vocab)
+        sentencepiece = is_sentencepiece(meta, vocab)
+        if sentencepiece and not vocab.typed:
+            set_byte_types(vocab)
+        self._texts: tuple[dict[int, str], dict[int, str]] = ({}, {})  # of tokens that a stream has met: whole ones
+        self._space_prefix = sentencepiece and meta.flag("add_space_prefix", True)
+        pre = PreTokenizer((), add_bos=sentencepiece)
+        try:
+            pre = pre if sentencepiece else named(pre_tokenizer_name(meta, vocab))
+            self._build: Callable[[], _Encoder] = self._recipe(meta, sentencepiece, pre)
+        except TokenizerError as error:
+            if not only_ids:
+                raise
+            warn("ids run, but text cannot be tokenized: %s", error)
+            self._build = partial(_refuse, error)
+        self._piece_bytes = sentencepiece_bytes if sentencepiece or pre.spaces else byte_level_bytes
+        self._read_special(meta, sentencepiece, pre)
+        meta.read.update(KEY + name for name in ("pre", "scores", "merges"))  # one kind ignores the other's
+        report_unread(meta)
+        self._encoder: _Encoder | None = None
+        self._building = threading.Lock()
+
+    def _recipe(self, meta: Metadata, sentencepiece: bool, pre: PreTokenizer) -> Callable[[], _Encoder]:
+        """What builds the encoder, from lists that are read now: the file may be closed by then."""
+        vocab = self._vocab
+        if sentencepiece:
+            unknown = meta.token_id("unknown_token_id", len(vocab))
+            return partial(SentencePiece, read_scores(meta, vocab), vocab, self._space_prefix, unknown)
+        if not pre.spaces and BYTE_OF_LETTER.keys().isdisjoint(vocab.ids):
+            return partial(_refuse, TokenizerError(_NO_BYTES))
+        return partial(RankedMerges, read_merges(meta, vocab), vocab, pre)
+
+    @classmethod
+    def from_metadata(cls, meta: Mapping[str, Any]) -> Tokenizer:
+        """Build a tokenizer from the metadata of a GGUF file (other keys than `tokenizer.*` serve to guess).
+
+        Lists may be Python sequences or NumPy arrays; the file may be closed afterwards. A byte-level vocabulary in
+        which no token stands for a single byte decodes but cannot encode: its merges are not looked at, and `encode`
+        says so.
+
+        Raises:
+            TokenizerError: a key is missing, of the wrong type or length, or unknown.
+            UsageError: the file has been closed, or was closed meanwhile.
+        """
+        return cls(meta)
+
+    @staticmethod
+    def for_ids(meta: Mapping[str, Any]) -> Tokenizer:
+        """A tokenizer for a model that may be run on ids alone: as :meth:`from_metadata`, but errors wait.
+
+        Where the file has no tokenizer, or one that cannot be used, ids have the ends that it names by id and no
+        text; whatever needs more of it raises the TokenizerError.
+        """
+        try:
+            return Tokenizer(meta, only_ids=True)
+        except TokenizerError as error:
+            warn("ids run, but have no text: %s", error)
+            return _WithoutText(meta, error)
+
+    def _read_special(self, meta: Metadata, sentencepiece: bool, pre: PreTokenizer) -> None:
+        vocab = self._vocab
+        roles = find_roles(meta, vocab, sentencepiece)
+        self.bos_id, self.eos_id = roles.named.get("bos"), roles.named.get("eos")
+        self.eog_ids = roles.ends
+        self.suppressed = frozenset(meta.token_ids("suppress_tokens", len(vocab)))
+        self.add_bos, self.add_eos = meta.flag("add_bos_token", pre.add_bos), meta.flag("add_eos_token", False)
+        for name, token, wanted in (("bos", self.bos_id, self.add_bos), ("eos", self.eos_id, self.add_eos)):
+            if token is None and wanted and meta.has(f"add_{name}_token"):
+                warn("%sadd_%s_token is set, but there is no %s%s_token_id: none is added", KEY, name, KEY, name)
+        self.add_bos, self.add_eos = self.add_bos and self.bos_id is not None, self.add_eos and self.eos_id is not None
+        control, defined = vocab.of_types(*SPECIAL), vocab.of_types(TokenType.USER_DEFINED)
+        # Phi-3's tokens for turns swallow the line break that its template writes behind them; no key says so.
+        phi3 = sentencepiece and meta.general("architecture") == "phi3"
+        strips = (i for text, i in control.items() if text not in ("<unk>", "<s>", "<|endoftext|>"))
+        self._special = SpecialText(control, defined, frozenset(strips if phi3 else ()))
+        self.control_texts = tuple(self._special.control)
+        self.special_texts = {f"{name}_token": vocab.tokens[i] for name, i in roles.named.items()}
+        unnamed = [t for t in self.control_texts if t not in self.special_texts.values()]
+        self.other_special_texts = tuple(t for t in unnamed if vocab.types[vocab.ids[t]] != TokenType.UNKNOWN)
+
+    @property
+    def bos_text(self) -> str:
+        """The begin token as a chat template writes it, or an empty string."""
+        return self.special_texts.get("bos_token", "")
+
+    @property
+    def eos_text(self) -> str:
+        """The end token as a chat template writes it, or an empty string."""
+        return self.special_texts.get("eos_token", "")
+
+    def encode(
+        self, text: str, add_bos: bool | None = None, parse_special: bool = False, add_eos: bool | None = None
+    ) -> list[int]:
+        """Token ids of `text`.
+
+        Args:
+            text: any string; lone surrogates are read as U+FFFD. A byte for which a byte-level vocabulary has
+                no token (control characters, in some) gives none, as in the original tokenizers.
+            add_bos: put the begin token in front. None follows the file, and does not double one that `text`
+                brings with `parse_special`, as chat templates do.
+            parse_special: read "<|im_end|>" and the like in the text as those tokens, unless a MARK is inside.
+                Leave it off for text that is not trusted: there a MARK is read as U+FFFD, and user-defined tokens
+                are matched either way.
+            add_eos: put the end token behind. None follows the file.
+
+        Raises:
+            UsageError: `text` is no string.
+            TokenizerError: this vocabulary cannot encode, a begin or end token is asked for that it lacks, or
+                the split pattern gives up on the text (a run of some ten million spaces).
+        """
+        if not isinstance(text, str):
+            raise UsageError(f"a text is needed to encode, not {described(text)}")
+        text = _without_surrogates(text)
+        if parse_special:
+            ids = []
+            for part in self._special.split(text):
+                ids += [part] if isinstance(part, int) else self._plain(part)
+        else:
+            ids = self._plain(text.replace(MARK, "\ufffd"))
+        if add_bos or (add_bos is None and self.add_bos and ids[:1] != [self.bos_id]):
+            ids.insert(0, self._required(self.bos_id, "begin", "bos"))
+        if add_eos or (add_eos is None and self.add_eos):
+            ids.append(self._required(self.eos_id, "end", "eos"))
+        return ids
+
+    def prompt(self, text: str, parse_special: bool = False) -> list[int]:
+        """Token ids of a text that the model is to continue, as :meth:`encode` without an end token.
+
+        Where the file asks for a begin token there is exactly one in front, whether `text` brings it or not.
+        """
+        if not isinstance(text, str):
+            raise UsageError(f"a text is needed as a prompt, not {described(text)}")
+        if not self.add_bos or self.bos_id is None:
+            return self.encode(text, add_bos=False, parse_special=parse_special, add_eos=False)
+        brings = parse_special and len(self.bos_text) > 1 and text.lstrip().startswith(self.bos_text)
+        if brings and self.bos_text not in self._special.control:  # typed as a piece of text, which a template writes
+            text = text.lstrip().removeprefix(self.bos_text)
+        ids = self.encode(text, add_bos=False, parse_special=parse_special, add_eos=False)
+        if not brings or self.bos_id not in ids:
+            ids.insert(0, self.bos_id)
+        first = ids.index(self.bos_id)
+        while ids[first + 1 : first + 2] == [self.bos_id]:
+            del ids[first]
+        return ids
+
+    def _plain(self, text: str) -> list[int]:
+        if self._encoder is None:
+            with self._building:
+                self._encoder = self._encoder or self._build()
+        return self._encoder.encode(text)
+
+    def _required(self, token: int | None, what: str, key: str) -> int:
+        if token is None:
+            raise TokenizerError(f"there is no {what} token to add: the file has no {KEY}{key}_token_id")
+        return token
+
+    def token_bytes(self, token: SupportsIndex) -> bytes:
+        """The bytes of one token: its text in UTF-8, or a part of a character.
+
+        Raises:
+            UsageError: `token` is not an id of this vocabulary.
+        """
+        i = self._checked(token)
+        text, kind = self._vocab.tokens[i], self._vocab.types[i]
+        if kind == _NORMAL:
+            return self._piece_bytes(text)
+        if kind in SPECIAL or kind == TokenType.USER_DEFINED:
+            return utf8(text)
+        byte = fallback_byte(text) if kind == TokenType.BYTE else None
+        return self._piece_bytes(text) if byte is None else byte
+
+    def _checked(self, token: SupportsIndex) -> int:
+        try:
+            i = operator.index(token)
+        except Exception:  # TypeError, or what an __index__ of somebody's raises
+            raise UsageError(f"a token id is an integer, not {described(token)}") from None
+        if not 0 <= i < self.vocab_size:
+            shown = described(i).removesuffix(" (int)")
+            raise UsageError(f"token id {shown} is outside the vocabulary of {self.vocab_size} tokens")
+        return i
+
+    def is_special(self, token: SupportsIndex) -> bool:
+        """Whether `token` is a control or unknown token, which `skip_special` leaves out."""
+        return self._vocab.types[self._checked(token)] in SPECIAL
+
+    def decode(self, ids: Iterable[SupportsIndex], skip_special: bool = False, continues: bool = False) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            ids: token ids.
+            skip_special: leave control tokens out.
+            continues: the ids follow others. Otherwise the space that a SentencePiece vocabulary puts before
+                a text is taken off again, so that decoding undoes encoding.
+
+        Raises:
+            UsageError: an id is not of this vocabulary.
+        """
+        stream = self.stream(skip_special, continues)
+        if not isinstance(ids, Iterable) or getattr(ids, "ndim", 1) == 0:
+            raise UsageError(f"token ids are needed to decode, not {described(ids)}")
+        return "".join(map(stream.push, ids)) + stream.finish()
+
+    def stream(self, skip_special: bool = False, continues: bool = False) -> StreamDecoder:
+        """A decoder that takes one id at a time; its pieces join to what :meth:`decode` gives.
+
+        The answer to a prompt continues it: pass `continues=True` there.
+        """
+        drop_space = self._space_prefix and not continues
+        return StreamDecoder(self, self._texts[skip_special], skip_special, drop_space)
+
+
+def _refuse(why: TokenizerError) -> _Encoder:
+    raise TokenizerError(str(why)) from why
+
+
+class _WithoutText(Tokenizer):
+    """Of a file whose tokens cannot be used: ids have ends, and no text."""
+
+    def __init__(self, metadata: Mapping[str, Any], why: TokenizerError) -> None:
+        self._why = why
+        self.vocab_size = 0
+        self.bos_id = self.eos_id = None
+        self.eog_ids = _named_ends(metadata)
+        self.suppressed = frozenset()
+        self.add_bos = self.add_eos = False
+        self.control_texts, self.special_texts = (), {}
+        self._special = SpecialText({}, {})
+        self._space_prefix = False
+        self._texts = ({}, {})
+
+    def encode(
+        self, text: str, add_bos: bool | None = None, parse_special: bool = False, add_eos: bool | None = None
+    ) -> list[int]:
+        """Raise the error that the tokenizer was built with."""
+        raise TokenizerError(f"{self._why}: pass ids") from self._why
+
+    def token_bytes(self, token: SupportsIndex) -> bytes:
+        """Nothing, for any id."""
+        if as_integer(token) is None:
+            raise UsageError(f"a token id is an integer, not {described(token)}")
+        return b""
+
+    def is_special(self, token: SupportsIndex) -> bool:
+        """Whether `token` is a control token: of none it is known."""
+        return False
+
+
+def _named_ends(metadata: Mapping[str, Any]) -> frozenset[int]:
+    try:
+        return ends_of_ids(Metadata(metadata))
+    except TokenizerError:
+        return frozenset()
+
+
+def _without_surrogates(text: str) -> str:
+    """`text` as valid Unicode: surrogate pairs are joined, single ones become U+FFFD."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

@@ -1,0 +1,106 @@
+"""bench/metal_compile.py with a stand-in for Xcode's tools: what it asks of them, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+
+import pytest
+
+import metal_compile
+from zincmetal.device import backend
+
+# Logs its arguments; makes the file after -o; refuses what the file "faults" beside it says, with those words.
+XCRUN = f"""#!{sys.executable}
+import json, pathlib, sys
+here, args = pathlib.Path(__file__).parent, sys.argv[1:]
+with open(here / "log", "a") as log:
+    log.write(json.dumps(args) + "\\n")
+for pattern, words in json.loads((here / "faults").read_text()).items():
+    if pattern in " ".join(args):
+        sys.exit(words)
+pathlib.Path(args[args.index("-o") + 1]).write_text("made")
+print("a warning" if "common" in " ".join(args) else "")
+"""
+
+
+@pytest.fixture
+def xcrun(tmp_path, monkeypatch):
+    """Puts the stand-in first on the path; call it with what is to be refused, and it returns what was asked."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "xcrun"
+    program.write_text(XCRUN)
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+    def run(*argv, **faults):
+        (folder / "faults").write_text(json.dumps(faults.get("faults", {})))
+        status = metal_compile.main([str(tmp_path / "out"), *argv])
+        asked = [json.loads(text) for text in (folder / "log").read_text().splitlines()]
+        messages = {m["step"]: m for m in json.loads((tmp_path / "out" / "messages.json").read_text())}
+        return status, asked, messages
+
+    return run
+
+
+def test_every_file_every_language_and_every_gpu(xcrun, tmp_path):
+    status, asked, messages = xcrun()
+    assert status == 0
+    files = sorted(path.name for path in metal_compile.KERNELS.glob("*.metal"))
+    for language in metal_compile.LANGUAGES:
+        assert sorted(step.split()[1] for step in messages if step.startswith(language)) == files
+    assert sum(args[2] == "metal-tt" for args in asked) == sum(map(len, metal_compile.GPUS.values()))
+    script = json.loads((tmp_path / "out" / "zincmetal.mtlp-json").read_text())
+    functions = [p["compute_function"] for p in script["pipelines"]["compute_pipelines"]]
+    assert functions == [f"alias:zincmetal#{n}" for n in sorted(backend.load("cpu").Device().kernel_names())]
+    assert script["libraries"]["paths"] == [{"label": "zincmetal", "path": "./zincmetal.metallib"}]
+    inputs = [args[5:7] for args in asked if args[2] == "metal-tt"]  # as Apple's article on such scripts has them
+    assert inputs == [["zincmetal.metallib", "zincmetal.mtlp-json"]] * len(inputs)
+
+
+def test_a_refused_kernel_fails_the_run_and_the_rest_goes_on(xcrun):
+    status, _, messages = xcrun("--kernels", "add", faults={"metal3.1/ssm.air": "ssm.metal:1: error: no such thing"})
+    assert status == 1
+    assert messages["metal3.1 ssm.metal"]["words"] == "ssm.metal:1: error: no such thing"
+    assert messages["metal3.2 ssm.metal"]["status"] == 0
+    assert messages["M5 applegpu_g17s"]["status"] == 0
+
+
+def test_a_gpu_or_language_that_the_tools_do_not_know_is_no_failure_but_the_shipped_language_is(xcrun):
+    faults = {"-std=metal4.0": "error: invalid value 'metal4.0'", "applegpu_g17": "error: unknown architecture"}
+    status, _, messages = xcrun("--kernels", "add", faults=faults)
+    assert status == 0
+    assert messages["M5 applegpu_g17g"]["status"] != 0
+    assert xcrun("--kernels", "add", faults={"-std=metal3.1": "error: invalid value 'metal3.1'"})[0] == 1
+
+
+@pytest.mark.parametrize("words", ["unsupported GPU architecture", "invalid target arch", "Unknown architecture"])
+def test_ways_to_say_that_a_gpu_is_not_known(words, xcrun):
+    assert xcrun("--kernels", "add", faults={"applegpu_g17s": f"error: {words} 'applegpu_g17s'"})[0] == 0
+
+
+def test_sources_compile_where_the_wheel_did_not_build(xcrun, monkeypatch):
+    """Which is where their messages are wanted most."""
+
+    def missing():
+        raise ImportError("no module named zincmetal")
+
+    monkeypatch.setattr(metal_compile, "kernel_names", missing)
+    status, asked, messages = xcrun(faults={"metal3.1/ssm.air": "ssm.metal:1: error: no such thing"})
+    assert status == 1
+    assert messages["metal3.1 ssm.metal"]["words"] == "ssm.metal:1: error: no such thing"
+    assert messages["metal4.0 argmax.metal"]["status"] == 0
+    assert "install zincmetal" in messages["names of kernels"]["words"]
+    assert not any(args[2] == "metal-tt" for args in asked)
+
+
+def test_a_backend_that_refuses_a_kernel_fails_the_run(xcrun):
+    assert xcrun("--kernels", "add", faults={"applegpu_g13g": "error: too many registers in kernel add"})[0] == 1
+
+
+def test_without_xcode_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert metal_compile.main([str(tmp_path / "out"), "--kernels", "add"]) == 1
+    assert "xcrun" in capsys.readouterr().out

@@ -1,0 +1,92 @@
+"""What the commands other than generate do where their output ends, and that their JSON is JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.paths import DATA
+from zincmetal.cli.output import as_json
+
+MODEL = str(DATA / "llama-q4_k_m.gguf")
+COMMANDS = {
+    "gguf": (MODEL,),
+    "plan": (MODEL, "--device", "cpu"),
+    "check": (MODEL, "--device", "cpu", "--only", "device*"),
+}
+full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+
+
+def run(name: str, *more: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command, its standard streams as ``shell`` redirects them."""
+    words = [sys.executable, "-m", f"zincmetal.{name}", *COMMANDS[name], *more]
+    return subprocess.run(
+        ["sh", "-c", f'"$@" {shell}', "sh", *words],
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+@full_disk
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_full_disk_is_said_in_a_line(name):
+    done = run(name, shell=">/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"No space left" in done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_reader_that_is_gone(name):
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", f"zincmetal.{name}", *COMMANDS[name]]
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, timeout=120)
+    os.close(write)
+    assert done.returncode == (1 if name == "check" else 0)  # a check that nobody has read to its end did not pass
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+def test_streams_that_are_closed(name, closed):
+    done = run(name, shell=closed)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("more", [("plan", "--json"), ("check", "--json", "-")], ids=lambda more: more[0])
+@pytest.mark.parametrize("closed", ["", "2>&-"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii", "utf-16"])
+def test_json_is_json(more, closed, encoding):
+    done = run(*more, shell=closed, PYTHONIOENCODING=encoding)
+    assert json.loads(done.stdout.decode(encoding))
+
+
+@full_disk
+@pytest.mark.parametrize("place", ["/dev/full", "/", "/no/such/folder/x.json"])
+def test_a_report_that_cannot_be_written(place):
+    done = run("check", "--json", place)
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith(f"zincmetal: cannot write {place}: ")
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("wrong", ["nan", "inf", "0", "-3", "fast"])
+def test_a_bandwidth_that_is_none(wrong):
+    done = run("plan", f"--bandwidth={wrong}")
+    assert done.returncode == 2
+    assert f"error: argument --bandwidth: '{wrong}' is not a ".encode() in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_what_json_has_no_word_for():
+    value = {"a": [float("nan"), 1.5], "b": (float("inf"), True), "c": "\ud800é"}
+    assert json.loads(as_json(value)) == {"a": [None, 1.5], "b": [None, True], "c": "\ud800é"}
+    as_json(value).encode("utf-8")
+    as_json(value, ascii_only=True).encode("ascii")

@@ -1,0 +1,269 @@
+"""The kernels, held to Metal Shading Language by clang and by the rules that clang does not know.
+
+``msl_front`` reads MSL; each rule is shown to object to a kernel that breaks it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.msl_front import layout, planted, rules, signatures
+from support.msl_front.clang import CXX14, NO_WARNING, Program, Violation, is_available
+from support.paths import KERNELS
+from zincmetal.device import backend
+
+pytestmark = pytest.mark.skipif(
+    not is_available(), reason="needs clang of the PyPI package ziglang: pip install ziglang"
+)
+
+SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))
+FILES = sorted(path.name for path in KERNELS.glob("*.metal"))
+
+Check = Callable[[str], list[Violation]]
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
+    """The front end's view of a kernel file, made once."""
+    folder, known = tmp_path_factory.mktemp("msl"), dict[str, Program]()
+
+    def program(file: str) -> Program:
+        if file not in known:
+            known[file] = Program(KERNELS / file, folder, [KERNELS], (*CXX14, *NO_WARNING))
+        return known[file]
+
+    return program
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_kernel_file_keeps_the_rules(programs: Callable[[str], Program], file: str) -> None:
+    program = programs(file)
+    assert program.source.kernels
+    assert program.source.instances
+    assert rules.violations(program) == []
+    assert rules.hazards(program) == []
+
+
+def test_warning_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "warned.metal"
+    path.write_text('#include "common.h"\nMETAL_FUNC bool f(uint a, int b) { return a < b; }\n')
+    errors = Program(path, tmp_path, [KERNELS], (*CXX14, *NO_WARNING)).errors
+    assert [error.line for error in errors] == [2]
+    assert "different signs" in errors[0].message
+    assert Program(path, tmp_path, [KERNELS]).errors == []
+
+
+@pytest.mark.parametrize("header", ["metal_array", "metal_limits", "metal_type_traits", "metal_atomic", "simd/simd.h"])
+def test_apple_header_is_there(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "including.metal"
+    path.write_text(f"#include <{header}>\n#if !__HAVE_BFLOAT__\n#error\n#endif\nfloat4 f(uint2 x);\n")
+    assert Program(path, tmp_path).errors == []
+
+
+def test_host_names_are_unique_and_complete(programs: Callable[[str], Program]) -> None:
+    """Over all files, and every instance that is written is one that is known."""
+    sources = [programs(file).source for file in FILES]
+    instances = [instance for source in sources for instance in source.instances]
+    kernels = [kernel for source in sources for kernel in source.kernels]
+    assert list(signatures.instance_violations(instances, kernels)) == []
+    used = {instance.function.partition("<")[0] for instance in instances}
+    assert used == {kernel.name for kernel in kernels}
+
+
+def judge(folder: Path, text: str, is_run: bool = False) -> list[Violation]:
+    """The violations of a kernel file of this text, and its hazards if it is run; lines are counted from its first."""
+    path = folder / "planted.metal"
+    path.write_text(f'{planted.HEADER}#line 1 "planted.metal"\n{text}')
+    program = Program(path, folder, [KERNELS])
+    names = signatures.instance_violations(program.source.instances, program.source.kernels)
+    hazards = rules.hazards(program) if is_run and not program.errors else []
+    return rules.violations(program) + list(names) + hazards
+
+
+def judge_all(folder: Path, codes: dict[str, str]) -> dict[str, list[Violation]]:
+    """The violations of each code, all in one file, by their lines."""
+    text, name_of_line = "", list[str]()
+    for i, (name, code) in enumerate(codes.items()):
+        text += f"{code}\n" if "KERNEL" in code else f"namespace planted_{i} {{ {code} }}\n"
+        name_of_line += [name] * (code.count("\n") + 1)
+    found: dict[str, list[Violation]] = {name: [] for name in codes}
+    for violation in judge(folder, text):
+        assert violation.file == "planted.metal", violation
+        found[name_of_line[violation.line - 1]].append(violation)
+    return found
+
+
+def assert_objects(found: list[Violation], entry: planted.Entry) -> None:
+    """The rule is broken and no other, but that clang may refuse the same."""
+    said = [str(v) for v in found]
+    assert any(v.rule == entry.rule and re.search(entry.words, v.message) for v in found), said
+    assert {v.rule for v in found} <= {entry.rule} | ({"compile"} if entry.is_refused else set()), said
+
+
+DECLARATIONS = planted.entries("declarations")
+CALLED = planted.entries("declarations, and after a line ---- an expression of the kernel that uses them")
+ARGUMENTS = planted.entries("arguments after params")
+BESIDE = planted.entries("beside a kernel that is right")
+LEGAL_KERNELS = planted.entries("legal kernels")
+LEGAL = planted.entries("legal declarations")
+DEFINED = planted.entries("legal kernels without hazards")
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Violation]]:
+    """Of what clang refuses, and of what it takes: rules beyond clang's are for files that it takes."""
+    refused = {name: entry.code for name, entry in DECLARATIONS.items() if entry.is_refused}
+    taken = {name: entry.code for name, entry in (DECLARATIONS | LEGAL).items() if not entry.is_refused}
+    kernels = {name: planted.with_arguments(i, ARGUMENTS[name].code) for i, name in enumerate(ARGUMENTS)}
+    folder = tmp_path_factory.mktemp("planted")
+    return judge_all(folder, refused) | judge_all(folder, taken) | judge_all(folder, kernels)
+
+
+@pytest.mark.parametrize("name", DECLARATIONS)
+def test_rule_objects(name: str, judged: dict[str, list[Violation]]) -> None:
+    assert_objects(judged[name], DECLARATIONS[name])
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_rule_objects_to_arguments(name: str, judged: dict[str, list[Violation]]) -> None:
+    assert_objects(judged[name], ARGUMENTS[name])
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_rule_objects_to_what_is_called(name: str, tmp_path: Path) -> None:
+    declarations, _, expression = CALLED[name].code.partition("----")
+    assert_objects(judge(tmp_path, declarations + planted.good(expression.strip())), CALLED[name])
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_rule_objects_beside_a_good_kernel(name: str, tmp_path: Path) -> None:
+    assert_objects(judge(tmp_path, planted.good() + BESIDE[name].code), BESIDE[name])
+
+
+@pytest.mark.parametrize("name", LEGAL)
+def test_legal_code_passes(name: str, judged: dict[str, list[Violation]]) -> None:
+    """Nor is the front end stricter than MSL: one file with what breaks rules, and with this."""
+    assert judged[name] == []
+
+
+@pytest.mark.parametrize("name", LEGAL_KERNELS)
+def test_legal_kernel_passes(name: str, tmp_path: Path) -> None:
+    assert judge(tmp_path, planted.good() + LEGAL_KERNELS[name].code) == []
+
+
+@pytest.mark.parametrize("name", DEFINED)
+def test_kernel_without_hazards_passes(name: str, tmp_path: Path) -> None:
+    assert judge(tmp_path, DEFINED[name].code, is_run=True) == []
+
+
+# ---- one fault in a kernel -------------------------------------------------------------------------------------------
+
+FAULTS = planted.faults()
+
+
+def test_faults_are_of_both_kinds() -> None:
+    kinds = [fault.kind for fault in FAULTS.values()]
+    assert (kinds.count("refused"), kinds.count("undefined")) == (31, 9)
+    assert sum(bool(fault.rule) for fault in FAULTS.values()) >= 30
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_found(name: str, tmp_path: Path) -> None:
+    """By its own rule; and what is known to be missed still is."""
+    fault = FAULTS[name]
+    found = judge(tmp_path, fault.text, is_run=True)
+    said = [str(v) for v in found]
+    if fault.rule:
+        assert any(v.rule == fault.rule and re.search(fault.words, v.message) for v in found), said
+    else:
+        assert said == [], "no longer missed"
+
+
+# ---- every address space of every kernel -----------------------------------------------------------------------------
+
+WRONG_SPACE = {"device": "threadgroup", "threadgroup": "device", "thread": "threadgroup", "constant": "threadgroup"}
+N_CHANGES = 4
+
+
+def changes() -> list[tuple[str, int, str, str]]:
+    """(file, place, word, what stands there instead) for every address space written in the kernels."""
+    found = []
+    for path in sorted(KERNELS.iterdir()):
+        text = re.sub(r"//[^\n]*|/\*.*?\*/", lambda comment: " " * len(comment[0]), path.read_text(), flags=re.DOTALL)
+        for match in re.finditer(rf"\b({'|'.join(WRONG_SPACE)})\b(?!\()", text):
+            found += [(path.name, match.start(), match[1], instead) for instead in ("", WRONG_SPACE[match[1]])]
+    return found
+
+
+def users(name: str) -> list[str]:
+    """The kernel files that are or include this file."""
+    known = {name}
+    while True:
+        pattern = rf'#include "({"|".join(re.escape(n) for n in known)})"'
+        more = {path.name for path in KERNELS.iterdir() if re.search(pattern, path.read_text())} | known
+        if more == known:
+            return sorted(n for n in known if n.endswith(".metal"))
+        known = more
+
+
+@pytest.mark.parametrize("i", range(N_CHANGES))
+def test_another_address_space_is_refused(i: int, tmp_path: Path) -> None:
+    """Any one, left out or changed, breaks a rule in one of the files that have it."""
+    file, at, word, instead = random.Random(SEED + i).choice(changes())
+    print(f"ZINCMETAL_TEST_SEED={SEED}: {file}, byte {at}: {word!r} becomes {instead!r}")
+    changed = shutil.copytree(KERNELS, tmp_path / "kernels")
+    text = (changed / file).read_text()
+    (changed / file).write_text(text[:at] + instead + text[at + len(word) :])
+    assert any(rules.violations(Program(changed / user, tmp_path, [changed])) for user in users(file))
+
+
+# ---- layouts -----------------------------------------------------------------------------------------------------
+
+
+def test_layout_rules_are_clangs(tmp_path: Path) -> None:
+    """Vectors, arrays and padding, which params.h does without."""
+    text = (
+        "#include <metal_stdlib>\nusing namespace metal;\n"
+        + """
+struct Small { char a; short b; bool c; };
+struct Vectors { char a; float3 b; half c; uint2 d; half3 e; ushort f; };
+struct Arrays { half a[3]; float b[2][5]; uchar c; ulong2 d[2]; char2 e; };
+struct Last { float4 a; bfloat b; };
+"""
+    )
+    path = tmp_path / "shapes.metal"
+    path.write_text(text)
+    fields_of = layout.structures(Program(path, tmp_path), path.name)
+    clangs = layout.by_clang(text, fields_of, tmp_path, [])
+    assert {name: layout.by_rules(fields) for name, fields in fields_of.items()} == clangs
+    assert clangs["Vectors"].offsets == {"a": 0, "b": 16, "c": 32, "d": 40, "e": 48, "f": 56}
+    assert (clangs["Vectors"].size, clangs["Last"].size) == (64, 32)
+
+
+def test_params_lie_alike_everywhere(tmp_path: Path) -> None:
+    """In MSL by its rules, for clang, in C++ and for NumPy, whose fields and offsets are those of C++."""
+    cores = [name for name in ("cpu", "checked", "cuda", "metal") if backend.is_built(name)]
+    if not cores:
+        pytest.skip("no compiled core is installed")
+    core = backend.load(cores[0])
+    text = '#include <metal_stdlib>\nusing namespace metal;\n#include "params.h"\n'
+    path = tmp_path / "probe.metal"
+    path.write_text(text)
+    fields_of = layout.structures(Program(path, tmp_path, [KERNELS]), "params.h")
+    assert len(fields_of) == len(re.findall(r"^struct \w+ {", (KERNELS / "params.h").read_text(), re.MULTILINE)) > 0
+    for name, clangs in layout.by_clang(text, fields_of, tmp_path, [KERNELS]).items():
+        dtype = core.params_dtype(name)
+        assert dtype.fields is not None
+        numpys = {field: offset for field, (_, offset, *_) in dtype.fields.items()}
+        assert layout.by_rules(fields_of[name]) == clangs, name
+        assert (dtype.itemsize, numpys) == (clangs.size, clangs.offsets), name
+        sizes = {field: layout.size_and_alignment(type_)[0] for field, type_ in fields_of[name].items()}
+        assert {field: of.itemsize for field, (of, *_) in dtype.fields.items()} == sizes, name

@@ -1,0 +1,203 @@
+"""What the core outlives: Ctrl-C, a fork, the end of the interpreter and of memory. Each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.paths import SUPPORT
+from support.reference_models import reference_models
+from zincmetal import watchdog
+
+PATH = str(reference_models("llama")[0])
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, or preloads a library")
+
+
+def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, *arguments]  # Python warns of forks
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+
+
+# A step of 2,000 products, which takes seconds, and one of one.
+INTERRUPTED = """
+import signal, sys
+import numpy as np
+from zincmetal.device import backend
+
+core, device = backend.open_device("cpu", int(sys.argv[1]))
+k, m, rows, shapes = 4096, 64, 512, core.shapes()
+step = device.alloc(core.params_dtype("Step").itemsize)
+many_rows = device.alloc(step.nbytes)
+tokens, w, x, y, last = (device.alloc(n) for n in (64, k * m * 4, k * rows * 4, m * rows * 4, m * rows * 4))
+np.frombuffer(many_rows, np.uint32)[0] = rows
+for buffer in (w, x):
+    np.frombuffer(buffer, np.float32)[:] = 1
+params = np.zeros((), core.params_dtype("MatMulParams"))
+params["k"], params["m"], params["row_bytes"] = k, m, 4 * k
+
+
+def product(out):
+    bindings = [(b, 0, b.nbytes) for b in (many_rows, w, x, out)]
+    grid = (rows // shapes["MUL_MM_TOKENS"], 1, 1)
+    return ("mul_mm_f32", params.tobytes(), bindings, grid, shapes["MUL_MM_THREADS"], True)
+
+
+def heard(*_):
+    raise KeyboardInterrupt
+
+
+signal.signal(signal.SIGALRM, heard)
+long_plan = core.Plan(device, [product(y)] * 2000 + [product(last)], 1)
+session = core.Steps(step, tokens, 64, 100)
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+try:
+    core.decode_step(session, long_plan, 1)
+except KeyboardInterrupt:
+    print("heard", session.length, session.settle(), np.frombuffer(last, np.float32).max())
+core.decode_step(session, core.Plan(device, [product(last)], 1), 1)
+print(session.length, np.frombuffer(last, np.float32)[[0, -1]].tolist())
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_a_step_hears_signals(threads: str) -> None:
+    """What is left of it is dropped and it does not count; the device goes on."""
+    done = run(INTERRUPTED, threads)
+    assert done.stdout == "heard 0 [] 0.0\n1 [4096.0, 4096.0]\n", done.stderr
+
+
+DAEMONS = """
+import sys, threading, zincmetal
+started = threading.Semaphore(0)
+def work(model):
+    while True:
+        model.generate([1, 2, 3], 40)
+        started.release()
+for _ in range(4):
+    threading.Thread(target=work, args=(zincmetal.load(sys.argv[1], device="cpu", threads=2),), daemon=True).start()
+for _ in range(8):
+    started.acquire()
+"""
+
+
+def test_the_interpreter_ends_while_threads_are_in_the_core() -> None:
+    for _ in range(3):
+        done = run(DAEMONS, PATH)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+FORKED = """
+import os, sys, zincmetal
+from zincmetal.errors import DeviceError
+model = zincmetal.load(sys.argv[1], device="cpu", threads=2)
+first = model.core.decode_step(model.session, model._recorded(1, "argmax")[1], 5, True)
+child = os.fork()
+if child == 0:
+    calls = (
+        model.session.settle,
+        lambda: model.core.decode_step(model.session, model._recorded(1, "argmax")[1], first),
+        lambda: model.session.rewind(0),
+        lambda: model.device.alloc(64),
+        lambda: model.device.limits("argmax_final"),
+    )
+    for call in calls:
+        try:
+            call()
+        except DeviceError as error:
+            assert "before a fork" in str(error)
+        else:
+            os._exit(3)
+    del model, calls, call
+    with zincmetal.load(sys.argv[1], device="cpu", threads=2) as own:
+        own.generate([5], 3)
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert model.session.settle() == [first]
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_with_a_step_in_flight() -> None:
+    """The child is told, ends and can load a model of its own; the parent goes on."""
+    done = run(FORKED, PATH)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+SUBINTERPRETER = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+try:
+    failure = interpreters.run_string(interpreters.create(), "import zincmetal._core_cpu")
+except Exception as error:
+    failure = error
+print(failure)
+"""
+
+
+def test_a_sub_interpreter_is_refused() -> None:
+    done = run(SUBINTERPRETER)
+    assert "ImportError" in done.stdout, done.stderr
+
+
+# Fails allocation 1, then 2 ... of each call, alone or with all that follow, until a call asks for fewer.
+WITHOUT_MEMORY = """
+import ctypes, sys, zincmetal, zincmetal._core_cpu, zincmetal.engine.engine, zincmetal.text.tokenizer
+from zincmetal.errors import OutOfMemoryError, ZincError
+
+memory = ctypes.CDLL(None)
+places = [line.split()[0].split("-") for line in open("/proc/self/maps") if "_core_cpu" in line]
+memory.memory_of(ctypes.c_ulong(int(places[0][0], 16)), ctypes.c_ulong(int(places[-1][1], 16)))
+load = lambda: zincmetal.load(sys.argv[1], device="cpu", threads=int(sys.argv[2]), context=64)
+model, errors = load(), 0
+prompt = [i % 40 + 5 for i in range(40)]
+calls = {
+    "load": lambda: load().close(),
+    "generate": lambda: (model.reset(), model.generate(prompt, 3)),
+    "sample": lambda: (model.reset(), model.generate(prompt, 3, temperature=1.0, seed=1)),
+}
+for name, call in calls.items():
+    for all_after in (0, 1):
+        n = 1
+        while True:
+            if name != "load":
+                model.close()
+                model = load()
+            memory.memory_fail(ctypes.c_long(n), all_after)
+            try:
+                call()
+            except (ZincError, MemoryError) as error:
+                errors += isinstance(error, OutOfMemoryError)
+            failed = memory.memory_failed()
+            memory.memory_fail(ctypes.c_long(0), 0)
+            if not failed:
+                break
+            n += 1 if n < 8 else n // 3
+print(errors > 20)
+"""
+
+
+@linux
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_memory_may_end_at_any_allocation(threads: str, tmp_path: Path) -> None:
+    library, source = tmp_path / "failing_memory.so", SUPPORT / "failing_memory.cpp"
+    subprocess.run(["c++", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    done = run(WITHOUT_MEMORY, PATH, threads, LD_PRELOAD=str(library))
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+@pytest.mark.parametrize(("chosen", "value"), [(None, "1 1"), ("0", "0 None")])
+def test_the_driver_of_a_mac_is_asked_for_patience_as_soon_as_the_package_is_imported(chosen, value):
+    """Before another library opens Metal. What a user has set stays."""
+    environment = {k: v for k, v in os.environ.items() if k not in (watchdog.VARIABLE, "ZINCMETAL_RELAXED")}
+    code = f"import zincmetal, os; print(os.environ[{watchdog.VARIABLE!r}], os.environ.get('ZINCMETAL_RELAXED'))"
+    environment |= {} if chosen is None else {watchdog.VARIABLE: chosen}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout.strip() == value

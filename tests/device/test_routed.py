@@ -1,0 +1,103 @@
+"""Experts that the host routes, because no batched kernel takes their type: correct, counted, and said."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+import zincmetal
+from support.paths import DATA
+from support.reference_models import NOISE, kl
+from zincmetal.device import backend
+from zincmetal.gguf.quants import SUPPORTED
+from zincmetal.graph import fuse
+from zincmetal.plan import lowering as kernels
+
+# Gate and up are q4_k in both; down is q4_k, q5_k or q6_k.
+PATHS = [DATA / "qwen35moe-q4k-q5k-q8.gguf", DATA / "qwen3moe-q4_k_m.gguf"]
+
+
+@pytest.fixture(params=[{"q4_k"}, {"q4_k", "q5_k", "q6_k"}], ids=["gate-up", "all"])
+def unbatched(request, monkeypatch):
+    """These types as if no batched kernel took them."""
+    for module in (fuse, kernels):
+        monkeypatch.setattr(module, "UNBATCHED", frozenset(request.param))
+
+
+def test_the_types_without_a_batched_kernel_are_those_named():
+    core = backend.load("cpu")
+    names = set(core.Device(threads=1).kernel_names())
+    types = {t.name for t in SUPPORTED}
+    assert {t for t in types if f"moe_mm_{t}" not in names} == fuse.UNBATCHED
+    assert {t for t in types if f"moe_mv_{t}" not in names} == fuse.UNBATCHED
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_distributions_are_as_exact(path, unbatched, caplog):
+    exact = np.load(path.with_suffix(".npz"))
+    ids = exact["tokens"][:33].tolist()
+    with caplog.at_level(logging.WARNING, "zincmetal"), zincmetal.load(path, device="cpu", kv="f32") as model:
+        logits = model.logits(ids)
+        model.reset()
+        best = model._prefill(ids[:-1])
+        assert best == logits[-2].argmax()
+        assert model._decode(ids[-1]) == logits[-1].argmax()
+        assert np.abs(model._last_logits() - logits[-1]).max() < 1e-3
+        profile = model.profile()
+    lengths = exact["prefix_lengths"]
+    shown = lengths <= len(ids)
+    assert kl(exact["logprobs"][shown], logits[lengths[shown] - 1]).max() <= NOISE
+    assert "a type with no batched expert kernel" in profile["host_routed_why"]
+    assert profile["host_routed_why"] in caplog.text
+    counted = profile["host_routed"]
+    assert counted["steps"] == 4  # the prompt's last token is a step of its own
+    # Every product of experts, and what lies before it, is a command buffer.
+    assert counted["command_buffers"] > 3 * 2 * model.config.n_layer
+
+
+def test_generation_is_the_same(unbatched, monkeypatch):
+    path = PATHS[0]
+    ids = np.load(path.with_suffix(".npz"))["tokens"][:9].tolist()
+    with zincmetal.load(path, device="cpu", kv="f32", threads=2) as model:
+        assert model.profile()["host_routed_why"]
+        routed = model.generate(ids, max_tokens=12).tokens
+        sampled = model.generate(ids, max_tokens=6, temperature=1.0, top_k=5, seed=1).tokens
+    monkeypatch.undo()
+    with zincmetal.load(path, device="cpu", kv="f32", threads=2) as model:
+        assert model.profile()["host_routed_why"] is None
+        assert model.generate(ids, max_tokens=12).tokens == routed
+        assert model.generate(ids, max_tokens=6, temperature=1.0, top_k=5, seed=1).tokens == sampled
+
+
+def test_an_interrupt_between_two_parts_starts_the_sequence_anew(unbatched, monkeypatch):
+    """The states of a recurrent layer have moved on when a later part never ran."""
+    path = PATHS[-1]
+    ids = np.load(path.with_suffix(".npz"))["tokens"][:9].tolist()
+    with zincmetal.load(path, device="cpu", kv="f32") as model:
+        want = model.generate(ids, max_tokens=6).tokens
+        compiled = model._recorded(1, "argmax")[1]
+        run, left = compiled._run, [3]
+
+        def interrupted(part, n_tokens):
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            run(part, n_tokens)
+
+        monkeypatch.setattr(compiled, "_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate([*ids, *want, 5], max_tokens=6)
+        assert model.session.length == 0
+        monkeypatch.undo()
+        with zincmetal.load(path, device="cpu", kv="f32") as fresh:
+            assert model.generate(ids, max_tokens=6).tokens == fresh.generate(ids, max_tokens=6).tokens == want
+
+
+def test_counters_outlive_a_larger_arena(unbatched):
+    with zincmetal.load(PATHS[0], device="cpu", kv="f32") as model:
+        model.generate([1, 2, 3], max_tokens=3)
+        before = model.profile()["host_routed"]["steps"]
+        model.generate(list(range(100)), max_tokens=1)
+        assert model.profile()["host_routed"]["steps"] > before > 0

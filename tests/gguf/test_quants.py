@@ -1,0 +1,102 @@
+"""quants.py against the dequantisation of the `gguf` package, the reference writer's own."""
+
+from __future__ import annotations
+
+import secrets
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from zincmetal.check.inputs import random_weights
+from zincmetal.errors import UnsupportedModelError, UsageError
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
+
+SEED = secrets.randbits(32)
+by_name = pytest.mark.parametrize("qtype", quants.SUPPORTED, ids=lambda t: t.name)
+
+
+def reference(qtype: QuantType, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the `gguf` package makes of raw rows; it wants float types as floats."""
+    typed = raw.view(qtype.block) if qtype in (quants.F32, quants.F16) else raw
+    return gguf.quants.dequantize(typed, gguf.GGMLQuantizationType(qtype.id)).astype(np.float32)
+
+
+@by_name
+@pytest.mark.parametrize("shape", [(1, 256), (7, 512), (2, 3, 768)], ids=str)
+def test_dequantize_equals_the_reference(qtype: QuantType, shape: tuple[int, ...]) -> None:
+    raw = random_weights(qtype, shape, np.random.default_rng(SEED))
+    expected = reference(qtype, raw).reshape(shape)
+    got = quants.dequantize(qtype, raw, shape)
+    assert (got.dtype, got.shape) == (np.float32, shape)
+    np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32), err_msg=f"seed {SEED}")
+
+
+@by_name
+def test_any_bytes_dequantize_as_the_reference_does(qtype: QuantType) -> None:
+    """Infinite, NaN and subnormal scales included: a hostile file may hold them."""
+    raw = np.random.default_rng(SEED).integers(0, 256, (64, qtype.row_bytes(256)), dtype=np.uint8)
+    with np.errstate(all="ignore"):
+        expected = reference(qtype, raw)
+        got = quants.dequantize(qtype, raw, (64, 256))
+    np.testing.assert_array_equal(got, expected, err_msg=f"seed {SEED}")
+
+
+def test_geometry_equals_the_reference() -> None:
+    for ggml, geometry in gguf.GGML_QUANT_SIZES.items():
+        if ggml.name == "Q8_1":
+            geometry = (32, 36)  # ggml's block_q8_1 has two halves; the package still has two floats
+        qtype = quants.by_id(int(ggml))
+        assert qtype is not None, ggml
+        assert (qtype.name, qtype.block_size, qtype.block_bytes) == (ggml.name.lower(), *geometry)
+
+
+def test_ids_and_names_are_unique() -> None:
+    assert len({t.id for t in quants.ALL}) == len({t.name for t in quants.ALL}) == len(quants.ALL)
+    for qtype in quants.ALL:
+        assert quants.by_id(qtype.id) is qtype
+        assert quants.by_name(qtype.name.upper()) is qtype
+    assert quants.by_id(4) is None
+    assert quants.by_id(2**32 - 1) is None
+    with pytest.raises(UsageError, match="q9_9"):
+        quants.by_name("q9_9")
+
+
+@by_name
+def test_random_blocks_are_finite_centred_and_of_size_one(qtype: QuantType) -> None:
+    rng = np.random.default_rng(SEED)
+    raw = random_weights(qtype, (64, 1024), rng)
+    assert (raw.dtype, raw.shape) == (np.uint8, (64, qtype.row_bytes(1024)))
+    weights = quants.dequantize(qtype, raw, (64, 1024))
+    assert np.isfinite(weights).all(), f"seed {SEED}"
+    assert abs(weights.mean()) < 0.2, f"seed {SEED}"
+    assert 0.5 < weights.std() < 2, f"seed {SEED}"
+
+
+def test_dequantize_takes_unaligned_and_strided_bytes() -> None:
+    raw = random_weights(quants.Q4_K, (4, 512), np.random.default_rng(SEED))
+    expected = quants.dequantize(quants.Q4_K, raw, (4, 512))
+    shifted = np.empty(raw.size + 1, np.uint8)
+    shifted[1:] = raw.reshape(-1)
+    spread = np.repeat(raw, 2, axis=0)[::2]
+    np.testing.assert_array_equal(quants.dequantize(quants.Q4_K, shifted[1:], (4, 512)), expected)
+    np.testing.assert_array_equal(quants.dequantize(quants.Q4_K, spread, (4, 512)), expected)
+
+
+def test_sizes() -> None:
+    assert quants.Q4_K.nbytes((3, 2, 512)) == 3 * 2 * 2 * 144
+    assert quants.F32.nbytes(()) == 4
+    assert quants.F16.nbytes((5, 0)) == 0
+    with pytest.raises(UsageError, match=r"300 weights.*q6_k blocks of 256"):
+        quants.Q6_K.row_bytes(300)
+
+
+def test_wrong_requests_are_typed_errors() -> None:
+    with pytest.raises(UsageError, match="144 of uint8, not 143 of uint8"):
+        quants.dequantize(quants.Q4_K, np.zeros(143, np.uint8), (256,))
+    with pytest.raises(UsageError, match="not 144 of int8"):
+        quants.dequantize(quants.Q4_K, np.zeros(144, np.int8), (256,))
+    with pytest.raises(UnsupportedModelError, match=r"iq4_xs.*q4_k"):
+        quants.dequantize(quants.by_name("iq4_xs"), np.zeros(136, np.uint8), (256,))

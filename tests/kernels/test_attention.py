@@ -1,0 +1,187 @@
+"""The attention kernels against float64 NumPy, over pages in no order whose unused rows are poison."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from support.kernel_lab import Lab, assert_untouched, every_lane
+from support.kernels.attention import Attention, Shape
+from support.kv_cache import KV_TYPES, skip_unless_held
+
+KERNELS = ("attention_decode", "attention_prefill")
+
+every_kernel = pytest.mark.parametrize("kernel", KERNELS)
+every_kv = pytest.mark.parametrize("kv", KV_TYPES)
+
+
+SHAPES = [
+    Shape(*sizes)
+    for sizes in [
+        (64, 1, 1, 1, 1, 0),
+        (64, 2, 2, 3, 3, 100),
+        (64, 1, 4, 33, 33, 31),
+        (64, 1, 1, 1, 1, 515),
+        (80, 2, 1, 8, 8, 1),
+        (80, 1, 2, 33, 17, 0),
+        (80, 1, 1, 3, 2, 515),
+        (128, 1, 8, 3, 3, 1),
+        (128, 1, 4, 17, 17, 31),
+        (128, 1, 2, 33, 33, 0),
+        (128, 1, 2, 8, 5, 100),
+        (256, 1, 2, 1, 1, 100),
+        (256, 2, 1, 17, 16, 1),
+        (256, 1, 1, 33, 33, 31),
+        (256, 1, 2, 3, 3, 0),
+        (8, 2, 1, 33, 33, 515),
+        (16, 3, 1, 70, 65, 3),
+        (40, 1, 2, 8, 8, 0),
+        (96, 1, 1, 17, 3, 31),
+        (160, 1, 1, 8, 7, 31),
+        (64, 1, 2, 3, 3, 100, 0, True),
+        (256, 1, 2, 17, 16, 40, 0, True),
+        # Multiples of 4 that are none of 8, in every class.
+        (4, 2, 2, 9, 9, 70),
+        (12, 3, 1, 33, 17, 0, 0, True),
+        (20, 2, 2, 1, 1, 130),
+        (36, 3, 2, 17, 17, 60),
+        (60, 1, 3, 3, 3, 515, 100, True),
+        (68, 3, 1, 33, 33, 1),
+        (100, 1, 2, 8, 5, 100),
+        (132, 3, 1, 17, 17, 31, 20),
+        (252, 1, 2, 17, 16, 40, 0, True),
+    ]
+]
+
+# Windows of one position, below and above n_kv, and across tiles and pages, for one row and for several tiles of them.
+WINDOWS = [
+    Shape(64, 1, 2, rows, rows, pos, window)
+    for rows, pos in [(1, 0), (1, 200), (3, 127), (70, 0), (40, 150)]
+    for window in (1, 2, 37, 64, 100, 1000)
+] + [
+    Shape(256, 1, 2, 1, 1, 300, 70, True),
+    Shape(256, 2, 1, 33, 19, 90, 33, True),
+    Shape(32, 1, 1, 50, 33, 63, 1),
+]
+
+
+@every_lane
+@every_kv
+@every_kernel
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention(lane: str, kv: str, kernel: str, shape: Shape) -> None:
+    skip_unless_held(kv, shape.head_dim)
+    case = Attention(Lab(lane), shape, kv)
+    case.check(case.run(kernel))
+
+
+@every_lane
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+@every_kernel
+@pytest.mark.parametrize("shape", WINDOWS, ids=str)
+def test_sliding_window(lane: str, kv: str, kernel: str, shape: Shape) -> None:
+    case = Attention(Lab(lane), shape, kv)
+    case.check(case.run(kernel))
+
+
+@every_lane
+@every_kernel
+@pytest.mark.parametrize("size", [0.0, 90.0, 1e4])
+def test_gates_open_and_shut(lane: str, kernel: str, size: float) -> None:
+    """exp() of the gates overflows; their sigmoid is 0 or 1."""
+    case = Attention(Lab(lane), Shape(64, 1, 1, 2, 2, 70, gate=True), "f32")
+    signs = np.sign(case.inputs[5].array[:, :, 64:])
+    case.inputs[5] = case.lab.input(np.concatenate([signs, signs * np.float32(size)], axis=2))
+    ungated = Attention(Lab(lane), replace(case.shape, gate=False), "f32").want
+    case.want = ungated * (0.5 if size == 0 else signs > 0)
+    case.check(case.run(kernel))
+
+
+@every_lane
+@pytest.mark.parametrize("kv", ["f32", "f16"])
+@every_kernel
+@pytest.mark.parametrize("head_dim", [64, 256])
+def test_a_key_that_is_not_seen_may_have_any_score(lane: str, kv: str, kernel: str, head_dim: int) -> None:
+    """That of the next position is so far above all that a row sees that beside it their weights are zero."""
+    case = Attention(Lab(lane), Shape(head_dim, 1, 2, 40, 37, 3), kv, climb=300.0)
+    case.check(case.run(kernel))
+
+
+@every_lane
+@every_kernel
+def test_long_context(lane: str, kernel: str) -> None:
+    case = Attention(Lab(lane), Shape(64, 1, 1, 2, 2, 3001), "f16")
+    case.check(case.run(kernel))
+
+
+SPLITS = [
+    Shape(64, 2, 2, 1, 1, 1000),
+    Shape(80, 1, 3, 2, 2, 300),
+    Shape(256, 2, 4, 1, 1, 700, gate=True),
+    Shape(128, 1, 2, 3, 2, 63, gate=True),
+    Shape(32, 1, 1, 1, 1, 0),
+    Shape(64, 1, 2, 2, 2, 500, 170),
+    Shape(20, 3, 2, 1, 1, 400, gate=True),
+    Shape(100, 1, 3, 2, 2, 300),
+    Shape(252, 2, 2, 1, 1, 200, 90),
+]
+
+
+@every_lane
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+@pytest.mark.parametrize("n_split", [1, 3, 16])
+@pytest.mark.parametrize("shape", SPLITS, ids=str)
+def test_split(lane: str, kv: str, n_split: int, shape: Shape) -> None:
+    """More parts than pages, pages that do not divide, a window that begins within a page."""
+    skip_unless_held(kv, shape.head_dim)
+    case = Attention(Lab(lane), shape, kv)
+    case.check(case.run_split(n_split))
+
+
+@every_lane
+def test_split_with_fewer_simdgroups(lane: str) -> None:
+    case = Attention(Lab(lane), Shape(96, 1, 5, 1, 1, 400), "f32")
+    case.check(case.run_split(7, heads_at_once=2, merge_threads=96))
+
+
+@every_lane
+def test_split_of_scores_far_apart(lane: str) -> None:
+    """What most parts have vanishes beside the part with the largest score."""
+    case = Attention(Lab(lane), Shape(32, 1, 2, 1, 1, 600), "f32", 300.0, 40.0)
+    case.check(case.run_split(5), rel=2e-6 * 300 * 41 * 32**0.5)
+
+
+@every_lane
+@every_kernel
+@pytest.mark.parametrize("q_scale", [1e-3, 300.0])
+@pytest.mark.parametrize("k_shift", [0.0, 40.0])
+def test_scores_far_from_zero(lane: str, kernel: str, q_scale: float, k_shift: float) -> None:
+    """Scores of some 1e5 of either sign: exp() of any would be infinite or zero, their softmax is neither."""
+    case = Attention(Lab(lane), Shape(32, 1, 2, 17, 17, 40), "f32", q_scale, k_shift)
+    largest_score = q_scale * (1 + k_shift) * 32**0.5
+    case.check(case.run(kernel), rel=max(2e-6, 2e-6 * largest_score))
+
+
+@every_lane
+@pytest.mark.parametrize("threads", [32, 96])
+def test_decode_with_fewer_simdgroups(lane: str, threads: int) -> None:
+    case = Attention(Lab(lane), Shape(80, 1, 2, 2, 2, 150), "f32")
+    case.check(case.run("attention_decode", threads=threads))
+
+
+@every_lane
+@pytest.mark.parametrize("head_dim", [64, 80, 256])
+def test_prefill_with_fewer_threadgroups_than_tiles(lane: str, head_dim: int) -> None:
+    case = Attention(Lab(lane), Shape(head_dim, 1, 1, 70, 70, 5), "f16")
+    case.check(case.run("attention_prefill", grid=(1, 1)))
+
+
+@every_lane
+@every_kernel
+def test_a_step_without_tokens_writes_nothing(lane: str, kernel: str) -> None:
+    lab, shape = Lab(lane), Shape(64, 1, 2, 33, 33, 4)
+    case = Attention(lab, shape, "f32")
+    case.inputs[0] = lab.step(0, shape.pos)
+    assert_untouched(case.run(kernel).array)

@@ -1,0 +1,203 @@
+"""mul_mv, mul_mm and embed, of every tensor type, against float64 NumPy on the weights that quants.py decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from support.kernel_lab import MSL, Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
+from support.kernels.products import EPILOGUES, F64, MatMul, Weights, block_of, every_type, mat_mul_params
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
+
+FLOATS = [quants.F32, quants.F16, quants.BF16]
+
+float_types = pytest.mark.parametrize("qtype", FLOATS, ids=lambda t: t.name)
+epilogues = pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda e: e[1:] or "store")
+
+# Rows of W, K in blocks of 32 (float types too) or of 256, and the gap between rows in blocks.
+MV_SHAPES = {
+    32: [(1, 1, 0), (2, 2, 1), (67, 5, 0), (64, 16, 0), (5, 18, 2), (3, 64, 0)],
+    256: [(1, 1, 0), (67, 2, 1), (64, 3, 0), (5, 8, 2)],
+}
+# The same, and the tokens of the step and the rows that the dispatch is for.
+MM_SHAPES = {
+    32: [
+        (67, 1, 0, 33, 33),
+        (1, 2, 1, 1, 4),
+        (2, 16, 0, 31, 32),
+        (64, 3, 0, 32, 40),
+        (130, 2, 1, 2, 2),
+        (5, 18, 0, 70, 96),
+    ],
+    256: [(67, 1, 0, 33, 40), (1, 2, 1, 7, 7), (64, 1, 0, 32, 32), (5, 3, 2, 70, 70)],
+}
+
+
+def on_shapes(shapes: Mapping[int, Sequence[tuple[int, ...]]]) -> pytest.MarkDecorator:
+    """Every type with every shape for its block size."""
+    cases = [(qtype, *shape) for qtype in quants.SUPPORTED for shape in shapes[block_of(qtype)[0]]]
+    return pytest.mark.parametrize("case", cases, ids=lambda c: "-".join([c[0].name, *map(str, c[1:])]))
+
+
+def run_mul_mv(
+    lane: str, qtype: QuantType, epilogue: str, m: int, k: int, gap: int = 0, *, alias: bool = False
+) -> None:
+    lab = Lab(lane)
+    case = MatMul(lab, qtype, epilogue, m, k, 1, 1, gap)
+    case.run(lab, f"mul_mv{epilogue}_{qtype.name}", (1, m), alias=alias)
+
+
+def run_mul_mm(
+    lane: str,
+    qtype: QuantType,
+    epilogue: str,
+    m: int,
+    k: int,
+    tokens: int,
+    rows: int,
+    gap: int = 0,
+    *,
+    alias: bool = False,
+    bias: bool = False,
+) -> None:
+    lab = Lab(lane)
+    case = MatMul(lab, qtype, epilogue, m, k, tokens, rows, gap, bias=bias)
+    case.run(lab, f"mul_mm{epilogue}_{qtype.name}", (rows, m), alias=alias)
+
+
+@every_lane
+@epilogues
+@on_shapes(MV_SHAPES)
+def test_mul_mv(lane: str, epilogue: str, case: tuple[QuantType, int, int, int]) -> None:
+    qtype, m, blocks, gap = case
+    size, nbytes = block_of(qtype)
+    run_mul_mv(lane, qtype, epilogue, m, blocks * size, gap * nbytes)
+
+
+@every_lane
+@epilogues
+@on_shapes(MM_SHAPES)
+def test_mul_mm(lane: str, epilogue: str, case: tuple[QuantType, int, int, int, int, int]) -> None:
+    qtype, m, blocks, gap, tokens, rows = case
+    size, nbytes = block_of(qtype)
+    run_mul_mm(lane, qtype, epilogue, m, blocks * size, tokens, rows, gap * nbytes)
+
+
+@every_lane
+@float_types
+@epilogues
+@pytest.mark.parametrize("k", [1, 31, 33, 67, 130])
+def test_float_rows_of_any_length(lane: str, qtype: QuantType, epilogue: str, k: int) -> None:
+    gap = 3 * qtype.block_bytes
+    run_mul_mv(lane, qtype, epilogue, 5, k, gap)
+    run_mul_mm(lane, qtype, epilogue, 5, k, 3, 4, gap)
+
+
+@every_lane
+def test_long_rows(lane: str) -> None:
+    run_mul_mv(lane, quants.Q4_0, "", 67, 2048)
+    run_mul_mv(lane, quants.Q6_K, "_swiglu", 5, 8192)
+    run_mul_mm(lane, quants.Q4_1, "_add", 40, 2048, 7, 7)
+    run_mul_mm(lane, quants.Q4_K, "", 2, 2048, 5, 5)
+
+
+@every_lane
+def test_the_residual_may_be_the_output(lane: str) -> None:
+    run_mul_mv(lane, quants.Q4_K, "_add", 67, 512, alias=True)
+    run_mul_mv(lane, quants.Q5_K, "_mix", 67, 512, alias=True)
+    run_mul_mm(lane, quants.Q8_0, "_add", 67, 64, 33, 40, alias=True)
+    run_mul_mm(lane, quants.Q4_K, "_mix", 67, 256, 33, 40, alias=True)
+
+
+@every_lane
+def test_a_residual_without_a_stride_is_a_bias(lane: str) -> None:
+    run_mul_mm(lane, quants.Q8_0, "_add", 67, 64, 33, 40, bias=True)
+    run_mul_mm(lane, quants.F32, "_mix", 5, 33, 3, 4, bias=True)
+
+
+@every_lane
+@pytest.mark.parametrize("tokens", [1, 2, 5, 8, 16, 17, 24, 31, 32, 33, 48, 49, 64, 97, 193])
+def test_tiles_with_few_tokens(lane: str, tokens: int) -> None:
+    run_mul_mm(lane, quants.Q4_K, "", 67, 512, tokens, tokens)
+
+
+@every_lane
+def test_a_step_without_tokens_writes_nothing(lane: str) -> None:
+    lab = Lab(lane)
+    w = Weights(lab, quants.Q4_0, 5, 64)
+    out = lab.output(33, 5)
+    params = mat_mul_params(64, 5, w.row_bytes)
+    bindings = [lab.step(0), w.buffer, lab.input(lab.normal(33, 64)), out]
+    lab.run("mul_mm_q4_0", params, "MatMulParams", bindings, (2, 1), lab.core.shapes()["MUL_MM_THREADS"])
+    assert_untouched(out.array)
+
+
+# ---- embed ------------------------------------------------------------------------------------------------
+
+
+def run_embed(lab: Lab, qtype: QuantType, n_embd: int, ids: list[int], rows: int, gap: int = 0) -> tuple[Guarded, F64]:
+    """The output [rows, n_embd] of a table of seven tokens, and the table decoded and scaled by 1.5."""
+    table, shapes = Weights(lab, qtype, 7, n_embd, gap), lab.core.shapes()
+    tokens = np.full(rows, 2**30, np.int32)  # past the step's: never to be looked up
+    tokens[: len(ids)] = ids
+    out = lab.output(rows, n_embd)
+    params = {"n_embd": n_embd, "row_bytes": table.row_bytes, "n_vocab": 7, "first": 0, "n_rows": 7, "scale": 1.5}
+    bindings = [lab.step(len(ids)), lab.input(tokens, align=4), table.buffer, out]
+    grid = (tiles(n_embd, shapes["EMBED_COLUMNS"]), rows)
+    lab.run(f"embed_{qtype.name}", params, "EmbedParams", bindings, grid, shapes["EMBED_THREADS"])
+    assert_untouched(out.array[len(ids) :])
+    return out, 1.5 * table.values
+
+
+@every_lane
+@every_type
+@pytest.mark.parametrize("blocks", [1, 2, 5, 33])
+def test_embed(lane: str, qtype: QuantType, blocks: int) -> None:
+    size, nbytes = block_of(qtype)
+    ids = [6, 0, 3, 3]
+    out, table = run_embed(Lab(lane), qtype, blocks * size, ids, 5, nbytes)
+    assert_close(out.array[: len(ids)], table[ids], 3e-7, np.abs(table).max(axis=1)[ids][:, None])
+
+
+@every_lane
+@float_types
+@pytest.mark.parametrize("n_embd", [1, 40, 47, 48, 67])
+def test_embed_of_float_rows_of_any_length(lane: str, qtype: QuantType, n_embd: int) -> None:
+    out, table = run_embed(Lab(lane), qtype, n_embd, [5, 6], 3)
+    assert_close(out.array[:2], table[[5, 6]], 1e-7)
+
+
+@every_lane
+def test_embed_from_a_window_of_the_table(lane: str) -> None:
+    """Tokens of the window's rows are looked up, and what others have written stays."""
+    lab, n_embd, first, ids = Lab(lane), 64, 3, [2, 3, 4, 5, -1, 0]
+    window, shapes = Weights(lab, quants.Q8_0, 2, n_embd), lab.core.shapes()
+    out = lab.output(6, n_embd)
+    sizes = {"n_embd": n_embd, "row_bytes": window.row_bytes, "n_vocab": 7, "first": first, "n_rows": 2, "scale": 1.0}
+    bindings = [lab.step(6), lab.input(np.array(ids, np.int32), align=4), window.buffer, out]
+    lab.run(
+        "embed_q8_0",
+        sizes,
+        "EmbedParams",
+        bindings,
+        (tiles(n_embd, shapes["EMBED_COLUMNS"]), 6),
+        shapes["EMBED_THREADS"],
+    )
+    assert_close(out.array[1:3], window.values, 3e-7)
+    assert_untouched(out.array[[0, 3, 4, 5]])
+
+
+def test_a_wild_token_id_reads_no_other_memory() -> None:
+    """The host refuses such ids; were one to get through, it finds the table's last row and nothing else."""
+    out, table = run_embed(Lab(MSL), quants.Q8_0, 64, [7, -1], 2)
+    assert_close(out.array, table[[6, 6]], 3e-7)
+
+
+@every_lane
+def test_every_type_has_every_kernel(lane: str) -> None:
+    families = ["embed"] + [f + e for f in ("mul_mv", "mul_mm") for e in EPILOGUES]
+    want = {f"{family}_{qtype.name}" for family in families for qtype in quants.SUPPORTED}
+    assert want <= set(Lab(lane).device.kernel_names())

@@ -1,0 +1,52 @@
+"""mul_mv_stack, of every type beside f32, against float64 NumPy."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.kernel_lab import Lab, every_lane
+from support.kernels.products import every_type
+from support.kernels.products_stack import Stack
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
+
+#: Rows of the matrices of a stack (0: there is none), which of them are f32, and whether the last two are a pair.
+STACKS = [
+    ((67, 5, 3, 64), (0, 0, 0, 0), False),
+    ((67, 1, 33, 33), (1, 1, 0, 0), True),
+    ((0, 9, 0, 2), (0, 0, 0, 1), False),
+    ((4, 0, 0, 0), (0, 0, 0, 0), False),
+    ((0, 0, 1, 1), (0, 0, 0, 0), True),
+    ((3, 0, 7, 7), (0, 0, 1, 1), True),
+    ((1, 1, 1, 1), (1, 0, 1, 0), False),
+]
+every_stack = pytest.mark.parametrize(
+    "stack", STACKS, ids=lambda s: "-".join(f"{m}{'f' * f}" for m, f in zip(s[0], s[1], strict=True)) + "p" * s[2]
+)
+
+
+@every_lane
+@every_type
+@every_stack
+def test_stack(lane: str, qtype: QuantType, stack: tuple[tuple[int, ...], tuple[int, ...], bool]) -> None:
+    Stack(Lab(lane), qtype, 512, *stack).check()
+
+
+@every_lane
+@pytest.mark.parametrize("k", [256, 768, 2048])
+def test_stack_of_rows_of_any_length(lane: str, k: int) -> None:
+    Stack(Lab(lane), quants.Q8_0, k, *STACKS[1]).check()
+    Stack(Lab(lane), quants.Q4_K, k, *STACKS[6]).check()
+
+
+@every_lane
+@pytest.mark.parametrize("k", [1, 33, 67])
+def test_stack_of_float_rows_of_any_length(lane: str, k: int) -> None:
+    Stack(Lab(lane), quants.BF16, k, *STACKS[0]).check()
+    Stack(Lab(lane), quants.F16, k, *STACKS[1]).check()
+
+
+@every_lane
+def test_every_type_has_every_kernel(lane: str) -> None:
+    want = {f"mul_mv_stack_{t.name}" for t in quants.SUPPORTED}
+    assert want <= set(Lab(lane).device.kernel_names())

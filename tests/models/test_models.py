@@ -1,0 +1,161 @@
+"""Whole models against exact distributions: the small reference files, and the real SmolLM2."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import zincmetal
+from support.paths import DATA
+from support.reference_models import GPUS, NOISE, kl, load, log_softmax, reference_models
+from zincmetal import config, gguf
+from zincmetal.device import backend
+from zincmetal.errors import UsageError
+from zincmetal.plan.addresses import buffer_sizes
+from zincmetal.plan.planner import Planner
+
+ARCHITECTURES = ("gemma3", "llama", "qwen2", "qwen3", "qwen35", "qwen35moe", "qwen3moe")
+REFERENCE = reference_models(*ARCHITECTURES)
+LANES = ["msl", "native", *GPUS]
+
+
+def test_there_are_reference_files_of_every_architecture():
+    assert {p.stem.split("-")[0] for p in REFERENCE} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)
+@pytest.mark.parametrize("lane", LANES)
+def test_distribution_at_every_prefix(path, lane, monkeypatch):
+    exact = np.load(path.with_suffix(".npz"))
+    with load(path, lane, monkeypatch, kv="f32", context=128) as model:
+        logits = model.logits(exact["tokens"])
+    got = kl(exact["logprobs"], logits[exact["prefix_lengths"] - 1])
+    # The CPU lanes are far better than the 1e-5 that is asked for; a GPU sums in another order.
+    bound = 1e-5 if lane in GPUS else NOISE
+    assert (got <= bound).all(), f"KL {got}"
+
+
+@pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)
+@pytest.mark.parametrize(("kv", "bound"), [("f16", 1e-4), ("q8_0", 1e-3)])
+@pytest.mark.parametrize("lane", LANES)
+def test_smaller_caches_stay_close(path, kv, bound, lane, monkeypatch):
+    exact = np.load(path.with_suffix(".npz"))
+    with load(path, lane, monkeypatch, kv=kv, context=128) as model:
+        logits = model.logits(exact["tokens"])
+    got = kl(exact["logprobs"], logits[exact["prefix_lengths"] - 1])
+    assert (got <= bound).all(), f"KL {got}"
+
+
+@pytest.mark.parametrize("path", reference_models("gemma3", "llama"), ids=lambda p: p.stem)
+def test_attention_split_over_its_keys_is_the_same(path, monkeypatch):
+    """The plan of a wide device for a long context, on this one. Layers with a small window are not split."""
+    ids = (np.arange(300) * 37 % 256).tolist()
+    with load(path, "native", monkeypatch, context=2048) as model:
+        gpu = {**model.device.info, "backend": "metal"}
+        plan = Planner(model.file, model.core, gpu, 2048).plan(1)
+        assert plan.hazards() == []
+        merges = sum(d.launch.kernel == "attention_merge" for d in plan.dispatches)
+        assert merges == model.config.windows.count(0)
+        model._prefill(ids)
+        model._decode(7)
+        want = log_softmax(model._last_logits())
+        model._rewind(len(ids))
+        model.core.decode_step(model.session, model._compile(plan), 7)
+        assert np.abs(log_softmax(model._last_logits()) - want).max() < 1e-4
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+def test_pages_may_lie_anywhere(kv, monkeypatch):
+    """A context of 300 is five pages, the last of them not whole."""
+    ids = (np.arange(290) * 37 % 256).tolist()
+    results = []
+    with load(REFERENCE[0], "native", monkeypatch, kv=kv, context=300) as model:
+        for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1]):
+            model._memory.buffer("pages").write(np.array(order, np.uint32))
+            model.reset()
+            model._prefill(ids)
+            for token in (5, 6, 7):
+                model._decode(token)
+            results.append(model._last_logits().copy())
+    assert np.array_equal(*results)
+
+
+def test_a_cache_of_blocks_needs_heads_of_whole_blocks():
+    with gguf.open(REFERENCE[0]) as file:
+        cfg = replace(config.from_file(file), head_dim=80)
+    with pytest.raises(UsageError, match=r"q8_0 KV cache holds heads in blocks of 32, not 80: use kv='f16'"):
+        buffer_sizes(cfg, backend.load("cpu"), "q8_0", 512)
+
+
+@pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)
+@pytest.mark.parametrize("lane", LANES)
+def test_token_by_token_equals_prefill(path, lane, monkeypatch):
+    """Decode plans and prefill plans of every chunk size give one distribution."""
+    # Fibres are slow: fewer tokens there.
+    ids = np.load(path.with_suffix(".npz"))["tokens"][: 24 if lane == "msl" else 96].tolist()
+    with load(path, lane, monkeypatch, kv="f32", context=128) as model:
+        whole = log_softmax(model.logits(ids))
+        for chunk in (1, 7, 64):
+            model.reset()
+            for at in range(0, len(ids), chunk):
+                model._prefill(ids[at : at + chunk])
+                n = min(at + chunk, len(ids))
+                assert np.abs(log_softmax(model._last_logits()) - whole[n - 1]).max() < 1e-4, (chunk, n)
+        model.reset()
+        model._run(ids, 512)  # all of them in the largest plan
+        assert np.abs(log_softmax(model._last_logits()) - whole[-1]).max() < 1e-4
+
+
+@pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)
+def test_greedy_continuation_follows_the_exact_one(path, monkeypatch):
+    """Every greedy choice is the exact arithmetic's, which never ends the text, or as good as it."""
+    exact = np.load(path.with_suffix(".npz"))
+    prompt, answer = exact["tokens"][:16].tolist(), exact["greedy_from_16"].tolist()
+    with load(path, "native", monkeypatch, kv="f32", context=128) as model:
+        best, eos = model._prefill(prompt), model.file.get("tokenizer.ggml.eos_token_id", int, -1)
+        for token in answer:
+            logits = model._last_logits()
+            assert best == logits.argmax()
+            going_on = np.delete(logits, [eos] if eos >= 0 else [])
+            assert going_on.max() - logits[token] < 1e-2, "the exact choice is not among the best"
+            best = model._decode(token)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return np.load(DATA / "smollm2_reference.npz")
+
+
+@pytest.mark.parametrize("i", range(3))
+@pytest.mark.parametrize("lane", ["native", *GPUS])
+def test_smollm2_logits_equal_hugging_face(smollm2, reference, lane, i, monkeypatch):
+    with load(smollm2, lane, monkeypatch, kv="f32", context=256) as model:
+        assert model.tokenize(str(reference["prompts"][i])) == reference[f"ids_{i}"].tolist()
+        logits = model.logits(reference[f"ids_{i}"])
+    assert np.abs(logits[:, reference["columns"]] - reference[f"logits_{i}"]).max() < 1e-3
+    assert np.abs(logits[-1] - reference[f"last_{i}"]).max() < 1e-3
+
+
+def test_smollm2_logits_on_the_msl_lane(smollm2, reference, monkeypatch):
+    with load(smollm2, "msl", monkeypatch, kv="f32", context=256) as model:
+        logits = model.logits(reference["ids_0"])
+    assert np.abs(logits[-1] - reference["last_0"]).max() < 1e-3
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_smollm2_writes_what_hugging_face_writes(smollm2, reference, i, monkeypatch):
+    with load(smollm2, "native", monkeypatch, context=256) as model:
+        greedy = reference[f"greedy_{i}"].tolist()
+        best, made = model._prefill(reference[f"ids_{i}"].tolist()), []
+        for _ in greedy:
+            made.append(best)
+            best = model._decode(best)
+    assert made == greedy
+
+
+def test_smollm2_answers_sensibly(smollm2):
+    with zincmetal.load(smollm2, context=256) as model:
+        text = model.chat([{"role": "user", "content": "What is the capital of France?"}], max_tokens=32).text
+    assert "Paris" in text

@@ -1,0 +1,340 @@
+"""Memory plans and the bytes of a token: what is said before loading, and that loading keeps to it."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import tracemalloc
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import synthetic
+import zincmetal
+from support.paths import DATA
+from support.reference_models import reference_models
+from zincmetal import gguf
+from zincmetal.cli import plan as report
+from zincmetal.device import backend
+from zincmetal.engine import engine
+from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
+from zincmetal.plan import addresses
+from zincmetal.plan.addresses import UPLOAD_BYTES
+from zincmetal.plan.estimate import LIMIT, MemoryEstimate
+from zincmetal.plan.planner import PREFILL_ROWS, Planner, plan_rows
+
+PATH = reference_models("qwen3")[0]
+SEED = secrets.randbits(32)
+
+
+@pytest.fixture(scope="module")
+def device():
+    core, opened = backend.open_device("cpu")
+    return core, opened.info
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The 35B-A3B file at full size, without its weights: a header, and the hole that follows it."""
+    path = tmp_path_factory.mktemp("whole") / "whole.gguf"
+    synthetic.write(path, synthetic.Sizes(), empty=True)
+    with gguf.open(path) as file:
+        yield file
+
+
+def planner(file, device, **options):
+    core, info = device
+    return Planner(file, core, info, **options)
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16", "q8_0"])
+def test_a_loaded_model_takes_what_was_planned(kv):
+    with zincmetal.load(PATH, device="cpu", kv=kv, context=1000) as model:
+        plan = model.planner.memory()
+        model.generate(np.arange(600) % 512, max_tokens=3)  # the largest plans, a small one, decode
+        model.generate([1, 2, 3], max_tokens=3, temperature=1.0)  # what sampling needs
+        model.logits(range(100))  # and many rows of logits
+        buffers = model._memory._buffers
+        allocated = sum(b.nbytes for name, b in buffers.items() if not name.startswith("weights."))
+        mapped = sum(b.nbytes for name, b in buffers.items() if name.startswith("weights."))
+    assert allocated == plan.total - sum(plan.weights.values())
+    slack = 32 * len(model.file.tensors) + 2 * model.device.info["page_bytes"]  # alignment; whole pages
+    assert 0 <= mapped - sum(plan.weights.values()) < slack
+
+
+def test_sizes_of_the_full_model(whole, device):
+    """As its geometry says, and as llama.cpp reports for the real file: 42.50 MiB of q8_0 K/V for 4096 tokens."""
+    plan = planner(whole, device, context=4096, kv="q8_0").memory()
+    assert plan.kv - 4 * 4096 // 64 == 42.5 * 2**20
+    assert plan.recurrent == 30 * 4 * (32 * 128 * 128 + 4 * 8192)
+    assert plan.logits == 64 * 4 * 248320
+    assert sum(plan.weights.values()) == pytest.approx(22.13e9, rel=1e-3)
+    per_token = {kv: planner(whole, device, context=64, kv=kv).memory().kv - 4 for kv in ("f32", "f16")}
+    assert per_token == {"f32": 64 * 10 * 2 * 2 * 256 * 4, "f16": 64 * 10 * 2 * 2 * 256 * 2}
+
+
+def test_dispatches_of_a_token_of_the_full_model(whole, device):
+    """9 to a recurrent layer, 10 to one with attention (llama.cpp: 38 and 33), and 5 around them."""
+    plan = planner(whole, device).plan(1)
+    assert len(plan.dispatches) == 30 * 9 + 10 * 10 + 5 <= 450
+    assert not any(d.launch.routed for d in plan.dispatches)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch, device):
+    with gguf.open(PATH) as file:
+        plan = planner(file, device, context=1024).memory()
+    monkeypatch.setenv(LIMIT, str(plan.total - 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "Buffers", lambda *_: pytest.fail("memory was asked for"))
+        with pytest.raises(OutOfMemoryError, match=r"context of 1024 tokens .* weights .* K/V .* arena") as refused:
+            zincmetal.load(PATH, device="cpu", context=1024)
+    largest = int(re.search(r"the largest context that fits is (\d+)", str(refused.value))[1])
+    assert 512 < largest < 1024
+    zincmetal.load(PATH, device="cpu", context=largest).close()
+    with pytest.raises(OutOfMemoryError, match=f"that fits is {largest}"):
+        zincmetal.load(PATH, device="cpu", context=largest + 1)
+    monkeypatch.setenv(LIMIT, "1000")
+    with pytest.raises(OutOfMemoryError, match="no context fits"):
+        zincmetal.load(PATH, device="cpu")
+
+
+def test_refusing_a_huge_context_costs_no_memory(whole):
+    tracemalloc.start()
+    try:
+        with pytest.raises(OutOfMemoryError, match=f"context of {2**31 - 1} tokens"):
+            zincmetal.load(whole.path, device="cpu", context=2**31 - 1)
+        assert tracemalloc.get_traced_memory()[1] < 50e6  # of which the header is the most
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("limit", ["-1", "lots", "1e9", "0x10", "٣"])
+def test_a_limit_that_is_no_number_of_bytes(limit, monkeypatch):
+    monkeypatch.setenv(LIMIT, limit)
+    with pytest.raises(UsageError, match=LIMIT):
+        zincmetal.load(PATH, device="cpu")
+
+
+def test_the_largest_context_is_the_largest():
+    rng = np.random.default_rng(SEED)
+    found = Counter()
+    for _ in range(300):
+        fixed, kv_page, budget, n_ctx, trained = (int(rng.integers(1, 2**b)) for b in (20, 16, 22, 14, 14))
+        arena = dict(zip((1, *PREFILL_ROWS), np.sort(rng.integers(0, 2**20, 4)).tolist(), strict=True))
+        plan = MemoryEstimate(n_ctx, trained, budget, {"f32": fixed}, 64, kv_page, 0, arena, 0, 0)
+        best, limit = plan.largest_context, max(n_ctx, trained)
+        found["none" if best == 0 else "all" if best == limit else "some"] += 1
+        assert best == 0 or replace(plan, n_ctx=best).total <= budget, SEED
+        assert best == limit or replace(plan, n_ctx=best + 1).total > budget, SEED
+    assert len(found) == 3, (found, SEED)
+
+
+def test_a_small_context_that_is_refused_does_not_promise_a_larger_one(monkeypatch):
+    """A context of 20 needs no plan of 512 rows, and what is left without it is no room for more positions."""
+    with zincmetal.load(PATH, device="cpu", context=20) as model:
+        plan = model.planner.memory()
+    monkeypatch.setenv(LIMIT, str(plan.total - 1))
+    with pytest.raises(OutOfMemoryError, match="that fits is") as refused:
+        zincmetal.load(PATH, device="cpu", context=20)
+    largest = int(re.search(r"that fits is (\d+)", str(refused.value))[1])
+    assert largest < 20
+    zincmetal.load(PATH, device="cpu", context=largest).close()
+    monkeypatch.setenv(LIMIT, str(plan.total))
+    with pytest.raises(OutOfMemoryError, match="that fits is") as refused:
+        zincmetal.load(PATH, device="cpu", context=1000)
+    largest = int(re.search(r"that fits is (\d+)", str(refused.value))[1])
+    assert 20 <= largest < 1000
+    zincmetal.load(PATH, device="cpu", context=largest).close()
+    with pytest.raises(OutOfMemoryError, match="that fits is"):
+        zincmetal.load(PATH, device="cpu", context=largest + 1)
+
+
+def test_a_model_without_a_cache_has_no_largest_context():
+    plan = MemoryEstimate(100, 1000, 50, {"f32": 40}, 64, 0, 5, {1: 1}, 1, 1)
+    assert plan.largest_context == 1000
+    assert replace(plan, budget=47).largest_context == 0
+
+
+def test_plans_that_prompts_need():
+    assert [plan_rows(n)[-1] for n in (1, 2, 32, 33, 128, 129, 512, 513, 10**6)] == [1, 32, 32, 128, 128, *[512] * 4]
+
+
+# ---- the file as buffers ------------------------------------------------------------------------------------------
+
+
+def addresses_on(file, device, **info):
+    core, known = device
+    return Planner(file, core, {**known, **info}, 64).addresses
+
+
+@pytest.mark.parametrize("limit", [UPLOAD_BYTES, 100_000])
+def test_weights_that_are_copied_go_in_pieces(device, monkeypatch, limit):
+    """Each of no more than the limit, but for a tensor that is larger; every tensor lies in one of them."""
+    monkeypatch.setattr(addresses, "UPLOAD_BYTES", limit)
+    with gguf.open(PATH) as file:
+        own_memory = addresses_on(file, device, unified_memory=False)
+        sizes = [t.nbytes for t in file.tensors.values()]
+        assert len(own_memory.maps) == 1 if limit == UPLOAD_BYTES else len(own_memory.maps) > 5
+        assert max(sizes) > 100_000 > min(sizes)
+        for m in own_memory.maps:
+            inside = [
+                t for t in file.tensors.values() if own_memory.place(own_memory.weight(t.name)).buffer == m.buffer
+            ]
+            assert m.nbytes <= limit or len(inside) == 1
+            for t in inside:
+                region = own_memory.place(own_memory.weight(t.name))
+                assert m.start + region.offset == t.offset
+                assert region.offset + region.nbytes <= m.nbytes
+            assert m.start % device[1]["page_bytes"] == 0
+        assert len(addresses_on(file, device, unified_memory=True).maps) == 1
+
+
+@pytest.mark.parametrize("name", ["gemma3-q4_0", "qwen2-q8_0"])
+def test_a_table_of_tokens_larger_than_the_largest_buffer_is_bound_in_windows(name, monkeypatch):
+    """Of a model that has one table for both ends, and of one that has two: what it computes is the same."""
+    path, ids = DATA / f"{name}.gguf", list(range(3, 40))
+    with zincmetal.load(path, device="cpu", context=64) as model:
+        expected = (
+            model.logits(ids),
+            model.generate(ids, 6).tokens,
+            model.generate(ids, 6, temperature=1, seed=3).tokens,
+        )
+        tables = [t for t in model.file.tensors.values() if t.name in addresses.WINDOWED]
+        largest = min(t.nbytes for t in tables) // 3 + 2 * model.device.info["page_bytes"]
+
+    def with_small_buffers(file, core, info, *rest):
+        return Planner(file, core, {**info, "max_buffer_bytes": largest}, *rest)
+
+    monkeypatch.setattr(engine, "Planner", with_small_buffers)
+    with zincmetal.load(path, device="cpu", context=64) as model:
+        windows = model.planner.addresses.windows
+        assert windows.keys() == {t.name for t in tables}
+        assert all(len(parts) >= 3 for parts in windows.values())
+        assert max(m.nbytes for m in model.planner.addresses.maps) <= largest
+        assert np.abs(model.logits(ids) - expected[0]).max() < 1e-4
+        assert model.generate(ids, 6).tokens == expected[1]
+        assert model.generate(ids, 6, temperature=1, seed=3).tokens == expected[2]
+
+
+def test_a_tensor_larger_than_the_largest_buffer_is_refused(device):
+    with gguf.open(PATH) as file:
+        largest = max((t for t in file.tensors.values() if t.name.startswith("blk.")), key=lambda t: t.nbytes)
+        for unified in (True, False):
+            with pytest.raises(DeviceError, match=rf"tensor {largest.name} has {largest.nbytes} bytes"):
+                addresses_on(file, device, unified_memory=unified, max_buffer_bytes=largest.nbytes)
+
+
+def test_loading_says_how_far_it_is(monkeypatch):
+    told = []
+    with zincmetal.load(PATH, device="cpu", context=64, progress=lambda *p: told.append(p)) as model:
+        whole = model.generate([1, 2, 3], max_tokens=5).tokens
+    (_, total), (done, _) = told
+    assert told == [(0, total), (done, total)]
+    assert done == total >= sum(t.nbytes for t in model.file.tensors.values())
+
+    def with_memory_of_its_own(file, core, info, *rest):
+        return Planner(file, core, {**info, "unified_memory": False}, *rest)
+
+    monkeypatch.setattr(engine, "Planner", with_memory_of_its_own)
+    monkeypatch.setattr(addresses, "UPLOAD_BYTES", 100_000)
+    told.clear()
+    with zincmetal.load(PATH, device="cpu", context=64, progress=lambda *p: told.append(p)) as model:
+        assert model.generate([1, 2, 3], max_tokens=5).tokens == whole
+    done = [d for d, _ in told]
+    assert done == sorted(done)
+    assert len(done) > 5
+    assert done[0] == 0
+    assert {total for _, total in told} == {done[-1]}
+
+
+# ---- the bytes of a token ---------------------------------------------------------------------------------------
+
+# MB that a token of the full model reads, by path: what decode of the real one is known to cost.
+TABLE = {
+    "LM head": 540,
+    "SSM": 1089,
+    "attention": 290,
+    "routed experts": 608,
+    "shared expert": 134,
+    "router": 84,
+}
+# A profile of the real file, in GiB over 69 tokens: one of its layers has experts of q5_k, q5_k and q6_k.
+PROFILE = {"q8_0": 130.93, "q4_k": 23.65, "q5_k": 15.19, "q6_k": 0.44}
+
+
+def test_bytes_per_token_by_path(whole, device):
+    token = planner(whole, device).plan(1)
+    by_path = Counter()
+    for (path, _), nbytes in token.weight_reads().items():
+        by_path[path] += nbytes / 1e6
+    assert {path: by_path[path] for path in TABLE} == pytest.approx(TABLE, rel=0.02)
+    assert by_path.total() == pytest.approx(2746, rel=0.02)
+    assert by_path.total() - sum(by_path[path] for path in TABLE) < 2  # norms, one row of the embedding
+    assert token.recurrent_bytes() / 1e6 == pytest.approx(132, rel=0.02)
+
+
+def test_bytes_per_token_by_type(tmp_path, device):
+    path = tmp_path / "mixed.gguf"
+    synthetic.write(path, replace(synthetic.Sizes(), mixed_layers=1), empty=True)
+    with gguf.open(path) as file:
+        by_type = planner(file, device).plan(1).weight_bytes()
+    assert {t: 69 * by_type[t] / 2**30 for t in PROFILE} == pytest.approx(PROFILE, rel=0.02)
+
+
+def test_a_step_of_many_rows_reads_each_expert_once(whole, device):
+    model = planner(whole, device)
+    experts = {rows: sum(n for (p, _), n in model.plan(rows).weight_reads().items() if p == "routed experts")
+               for rows in (1, 16, 32, 512)}  # fmt: skip
+    assert experts[16] == 16 * experts[1]
+    assert experts[32] == experts[512] == 32 * experts[1]  # 256 experts, of which one row takes 8
+
+
+def test_a_windowed_layer_reads_its_window(device):
+    with gguf.open(DATA / "gemma3-q4_0.gguf") as file:
+        short, long = (planner(file, device, context=n, kv="f32") for n in (10, 100))
+    cfg = long.config
+    assert cfg.windows == (16, 16, 16, 16, 16, 0, 16)
+    row = 2 * 4 * cfg.n_head_kv * cfg.head_dim
+    assert short.kv_read() == 7 * 10 * row
+    assert long.kv_read() == (6 * 16 + 100) * row
+
+
+# ---- the command ------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_plan(capsys):
+    assert report.main([str(PATH), "-c", "300", "--kv", "q8_0", "--device", "cpu", "--bandwidth", "100"]) == 0
+    out = capsys.readouterr().out
+    for wanted in ("weights, mapped", "K/V in q8_0", "arena", "total", "largest context", "LM head", "100 GB/s allow"):
+        assert wanted in out
+
+
+def test_the_command_as_json(capsys, device):
+    assert report.main([str(PATH), "-c", "300", "--device", "cpu", "--json", "--bandwidth", "100"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    with gguf.open(PATH) as file:
+        model = planner(file, device, context=300)
+        plan, token = model.memory(plan_rows(300)), model.plan(1)
+    assert printed["memory"]["total"] == plan.total
+    assert printed["memory"]["fits"]
+    assert set(printed["memory"]["arena_by_rows"]) == {"1", "32", "128", "512"}
+    assert sum(n for types in printed["token"]["weights"].values() for n in types.values()) == sum(
+        token.weight_bytes().values()
+    )
+    speed = printed["token"]["tokens_per_second"]
+    assert speed["empty"] * sum(token.weight_bytes().values()) == pytest.approx(100e9)
+    assert speed["full"] * (sum(token.weight_bytes().values()) + printed["token"]["kv"]) == pytest.approx(100e9)
+
+
+def test_the_command_says_when_it_does_not_fit(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv(LIMIT, "1000000")
+    assert report.main([str(PATH), "--device", "cpu"]) == 1
+    assert "does not fit" in capsys.readouterr().out
+    assert report.main([str(tmp_path / "absent.gguf")]) == 1
+    assert "absent.gguf" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""Plans: barriers, the arena, counters. What the recorded data says, and that it is true."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import zincmetal
+from support.reference_models import reference_models
+from zincmetal.plan.addresses import Region
+from zincmetal.plan.plan import Plan, place_barriers
+
+PATH = reference_models("qwen3")[0]
+
+
+@pytest.fixture(scope="module")
+def model():
+    with zincmetal.load(PATH, device="cpu", kv="f32", context=128) as m:
+        yield m
+
+
+@pytest.fixture(params=[1, 32, 512])
+def plan(model, request) -> Plan:
+    return model.plan(request.param)
+
+
+def test_no_hazard_is_left(plan):
+    assert plan.hazards() == []
+
+
+def test_removing_any_barrier_is_caught(plan):
+    barriers = [i for i, d in enumerate(plan.dispatches) if d.barrier]
+    assert barriers
+    for i in barriers:
+        weakened = list(plan.dispatches)
+        weakened[i] = replace(weakened[i], barrier=False)
+        assert replace(plan, dispatches=tuple(weakened)).hazards(), f"barrier {i} guards nothing"
+
+
+def test_live_values_do_not_share_bytes(plan):
+    """Whatever a dispatch reads of the arena was written by the producer of that value, last of all writers."""
+    owner: dict[Region, str] = {}
+    for d in plan.dispatches:
+        pairs = list(zip(d.launch.args, d.regions, strict=True))
+        for arg, region in pairs:
+            if region.buffer == "arena" and "r" in arg.mode:
+                assert owner.get(region) == arg.operand.name
+        for arg, region in pairs:
+            if region.buffer == "arena" and "w" in arg.mode:
+                owner = {r: n for r, n in owner.items() if not r.overlaps(region)}
+                owner[region] = arg.operand.name
+
+
+def test_every_region_fits_its_buffer(model, plan):
+    for d in plan.dispatches:
+        for region in d.regions:
+            assert region.offset + region.nbytes <= model._memory.buffer(region.buffer).nbytes
+
+
+def test_serial_order_equals_concurrent_order(model):
+    """The barriers of the plan suffice: more of them change nothing, bit for bit."""
+    plan = model.plan(32)
+    everywhere = replace(plan, dispatches=tuple(replace(d, barrier=True) for d in plan.dispatches))
+    ids = np.arange(30, dtype=np.int32)
+    results = []
+    for p in (plan, everywhere):
+        compiled = p.compile(model.core, model.device, model._memory.buffer)
+        model.reset()
+        model.core.prefill_step(model.session, compiled, ids)
+        results.append(model._last_logits().copy())
+        model.session.rewind(0)
+    assert (results[0] == results[1]).all()
+
+
+def test_one_command_buffer_per_token(model):
+    model.reset()
+    before = model.session.counters
+    n = len(model.generate([1, 2, 3], max_tokens=9).tokens)
+    after = model.session.counters
+    # Two for the prompt, whose last token is a step of its own; the last token is chosen but not run.
+    assert after["command_buffers"] - before["command_buffers"] == n + 1
+    assert after["tokens"] - before["tokens"] == 3 + n - 1
+    prompt, token = model.plan(32), model.plan(1)
+    dispatches = len(prompt.dispatches) + n * len(token.dispatches)
+    assert after["dispatches"] - before["dispatches"] == dispatches
+    assert after["barriers"] - before["barriers"] == prompt.n_barriers + n * token.n_barriers
+
+
+def test_weight_bytes_of_decode_are_the_files(model):
+    """A decode step reads every matrix once, and of the embedding one row."""
+    read = sum(model.plan(1).weight_bytes().values())
+    embd = model.file.tensors["token_embd.weight"]
+    all_bytes = sum(t.nbytes for t in model.file.tensors.values())
+    row = embd.nbytes // embd.shape[0]
+    rope = model.config.n_layer * 4 * model.config.n_rot // 2
+    assert read == all_bytes - embd.nbytes + row + rope
+
+
+def test_exports(plan):
+    assert plan.dump().count("\n") == len(plan.dispatches)
+    exported = json.loads(plan.to_json())
+    assert len(exported["dispatches"]) == len(plan.dispatches)
+    dot = plan.to_dot()
+    assert dot.count("[label=") == len(plan.dispatches)
+    assert " -> " in dot
+
+
+def test_placing_barriers_by_hand():
+    """a writes x; b reads x; c reads y: one barrier, before b. Then d overwrites what c reads: another."""
+
+    class L:
+        def __init__(self, *modes):
+            self.args = tuple(type("A", (), {"mode": m}) for m in modes)
+
+    x, y, z = (Region("arena", at, 16) for at in (0, 16, 32))
+    placed = place_barriers([L("w"), L("r", "w"), L("r"), L("w")], [(x,), (x, z), (y,), (y,)])
+    assert [d.barrier for d in placed] == [False, True, False, True]

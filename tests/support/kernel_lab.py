@@ -1,0 +1,141 @@
+"""The bench on which kernel tests run one kernel: guarded and poisoned buffers, fresh inputs, float64 comparison.
+
+Every binding lies between guard bands in a buffer of its own, at an address that is aligned as its kernel may count
+on and no better. Guards and outputs are poisoned with bytes of 0xFF, which is NaN in every float type: a read outside
+a binding spoils the result, a write outside one spoils a guard, and what a kernel fails to write stays NaN.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from zincmetal.check import inputs
+from zincmetal.check.inputs import POISON
+from zincmetal.device import backend
+from zincmetal.device.buffers import step_record
+
+#: Seeds every Lab; set ZINCMETAL_TEST_SEED to the number that a failure printed to see it again.
+SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))
+
+#: The lane of the Metal source on a CPU: with every access checked, where that core is built.
+MSL = "checked" if backend.is_built("checked") else "msl"
+#: Where kernels run: the Metal source, what a user's CPU runs, and the GPUs that this installation was built for.
+LANES = (MSL, "native", *(name for name in ("metal", "cuda") if backend.is_built(name)))
+every_lane = pytest.mark.parametrize("lane", LANES)
+
+
+class Guarded(inputs.Guarded):
+    """A binding of a kernel, which the kernel may write or not."""
+
+    def __init__(self, device: Any, content: NDArray[Any], align: int, writable: bool) -> None:
+        super().__init__(device, content, align)
+        self.writable = writable
+
+    def check(self, name: str) -> None:
+        """Fails where a byte changed that a kernel had no right to write."""
+        assert self.is_outside_intact(), f"{name} wrote outside a binding"
+        assert self.writable or self.is_content_intact(), f"{name} wrote to an input"
+
+
+@functools.cache
+def _open(lane: str) -> tuple[Any, Any]:
+    core: Any = backend.load("cpu" if lane in ("msl", "native") else lane)
+    return core, core.Device(threads=1, native=lane == "native", kernel_folder=backend.kernel_folder(core))
+
+
+os.register_at_fork(after_in_child=_open.cache_clear)  # a device is of the process that opened it
+
+
+class Lab:
+    """A lane with an ``rng`` of its own and the buffers of one test."""
+
+    def __init__(self, lane: str) -> None:
+        self.lane = lane
+        self.core, self.device = _open(lane)
+        self.rng = np.random.default_rng(SEED)
+        print(f"ZINCMETAL_TEST_SEED={SEED}")  # pytest shows it with a failure
+
+    def normal(self, *shape: int, scale: float = 1.0) -> NDArray[np.float32]:
+        """Normal deviates, float32."""
+        return (self.rng.standard_normal(shape) * scale).astype(np.float32)
+
+    def input(self, content: Any, align: int = 16) -> Guarded:
+        """A binding that kernels only read, at an address that is an odd multiple of ``align`` bytes."""
+        return Guarded(self.device, np.ascontiguousarray(content), align, writable=False)
+
+    def output(self, *shape: int, dtype: Any = np.float32, align: int = 16) -> Guarded:
+        """A binding that a kernel writes, poisoned."""
+        poison = np.full((*shape, np.dtype(dtype).itemsize), POISON, np.uint8)
+        return Guarded(self.device, poison.view(dtype)[..., 0], align, writable=True)
+
+    def in_out(self, content: Any, align: int = 16) -> Guarded:
+        """A binding that a kernel reads and writes."""
+        return Guarded(self.device, np.ascontiguousarray(content), align, writable=True)
+
+    def step(self, n_tokens: int, pos: int = 0, *, writable: bool = False) -> Guarded:
+        """A step buffer (``Step`` in kernels/params.h)."""
+        content = step_record(self.core, n_tokens, pos)
+        return self.in_out(content) if writable else self.input(content)
+
+    def run(
+        self,
+        kernel: str,
+        params: dict[str, Any],
+        struct: str,
+        bindings: Sequence[Guarded],
+        grid: Sequence[int],
+        threads: int,
+    ) -> None:
+        """Runs one dispatch and checks the guards and inputs of all its bindings."""
+        fields = np.zeros(1, self.core.params_dtype(struct))
+        assert set(params) == set(fields.dtype.names or ()), f"{struct} has the fields {fields.dtype.names}"
+        for name, value in params.items():
+            fields[name] = value
+        x, y, z = (*grid, 1, 1)[:3]
+        for b in bindings:
+            b.push()
+        self.device.run([(kernel, fields.tobytes(), [b.binding for b in bindings], (x, y, z), threads, False)])
+        for b in bindings:
+            b.pull()
+            b.check(kernel)
+
+
+def assert_close(got: NDArray[Any], want: NDArray[np.float64], rel: float, scale: Any = None) -> None:
+    """Fails unless got is want within ``rel`` of the norm, and every element within 8 ``rel`` of its ``scale``.
+
+    NaN and infinity never pass. ``scale`` broadcasts to want; by default it is the root mean square of want. For sums
+    give the root of the sum of the squares of their terms: a sum that happens to cancel allows no less error.
+    """
+    assert got.shape == want.shape
+    assert np.isfinite(want).all()
+    assert np.isfinite(got).all(), f"{np.count_nonzero(~np.isfinite(got))} of {got.size} values are not finite"
+    scales = np.broadcast_to(_rms(want) if scale is None else scale, want.shape)
+    scales = np.maximum(scales, np.finfo(np.float32).tiny)  # float32 has no smaller ones of full precision
+    error = np.abs(got.astype(np.float64) - want)
+    norm_error = _rms(error) / _rms(scales)
+    assert norm_error <= rel, f"the error is {norm_error:.2e} of the norm, {rel:.0e} is allowed"
+    worst = np.unravel_index(np.argmax(error - 8 * rel * scales), error.shape)
+    allowed = 8 * rel * scales[worst]
+    assert error[worst] <= allowed, f"{got[worst]} at {worst} is off {want[worst]} by more than {allowed:.2e}"
+
+
+def _rms(x: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def assert_untouched(rows: NDArray[Any]) -> None:
+    """Fails unless all bytes are still the poison."""
+    assert (np.ascontiguousarray(rows).view(np.uint8) == POISON).all(), "a kernel wrote where it should not"
+
+
+def tiles(n: int, tile: int) -> int:
+    """How many tiles cover n."""
+    return -(-n // tile)

@@ -1,0 +1,141 @@
+"""Prefill of mixtures of experts: launches, and what they must give in float64 NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
+from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, block_of, gated
+from zincmetal.check.inputs import random_weights
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
+
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Route:
+    """The experts of the rows of a step: ids [rows, n_used], of which the first n_tokens rows are real."""
+
+    ids: I32
+    n_tokens: int
+    n_expert: int
+
+    @property
+    def n_used(self) -> int:
+        return int(self.ids.shape[1])
+
+    @property
+    def experts(self) -> NDArray[np.int64]:
+        """The expert of every real slot: an id outside [0, n_expert) stands for the last one."""
+        ids = self.ids[: self.n_tokens].reshape(-1).astype(np.int64)
+        return np.where((ids < 0) | (ids >= self.n_expert), self.n_expert - 1, ids)
+
+    def max_tiles(self, tile: int) -> int:
+        return min(self.ids.size, tiles(self.ids.size, tile) + self.n_expert)
+
+    def sorted(self, tile: int) -> tuple[I32, I32]:
+        """The slots by expert, then in order, and tiles [n, 4] of at most ``tile`` of them, of one expert each."""
+        experts = self.experts
+        slots = np.argsort(experts, kind="stable")
+        cut: list[tuple[int, int, int, int]] = []
+        for expert, n in zip(*np.unique(experts, return_counts=True), strict=True):
+            first = int(np.searchsorted(experts[slots], expert))
+            cut += [(expert, first + i, first + min(i + tile, n), 0) for i in range(0, n, tile)]
+        return slots.astype(np.int32), np.array(cut, np.int32).reshape(-1, 4)
+
+
+def random_route(lab: Lab, rows: int, n_tokens: int, n_expert: int, n_used: int) -> Route:
+    """Distinct experts for every row, and wild ids in rows past the step's."""
+    ids = np.argsort(lab.rng.random((rows, n_expert)), axis=1)[:, :n_used].astype(np.int32)
+    ids[n_tokens:] = 2**30
+    return Route(ids, n_tokens, n_expert)
+
+
+class Experts:
+    """Random matrices [n_expert, m, k] of a type on a device, some bytes apart, and the same decoded."""
+
+    def __init__(self, lab: Lab, qtype: QuantType, n_expert: int, m: int, k: int) -> None:
+        packed = random_weights(qtype, (n_expert * m, k), lab.rng)
+        values = quants.dequantize(qtype, packed, (n_expert * m, k))
+        self.values: F64 = values.astype(np.float64).reshape(n_expert, m, k)
+        self.row_bytes = packed.shape[1]
+        gap = block_of(qtype)[1]
+        self.expert_bytes = m * self.row_bytes + gap
+        raw = np.full((n_expert, self.expert_bytes), 0xFF, np.uint8)
+        raw[:, : self.expert_bytes - gap] = packed.reshape(n_expert, -1)
+        self.buffer = lab.input(raw.reshape(-1)[: raw.size - gap], align=WEIGHT_ALIGN)
+
+
+class MoeMm:
+    """Products of the rows of X with the matrices of their experts. ``shared_x``: X has a row per row of the step, and
+    not one per slot."""
+
+    def __init__(
+        self, lab: Lab, qtype: QuantType, epilogue: str, route: Route, m: int, k: int, *, shared_x: bool
+    ) -> None:
+        self.name, self.route, self.m = f"moe_mm{epilogue}_{qtype.name}", route, m
+        experts = [Experts(lab, qtype, route.n_expert, m, k) for _ in range(2 if epilogue else 1)]
+        x_div = route.n_used if shared_x else 1
+        n_slots = len(route.experts)
+        x = np.full((route.ids.size // x_div, k), np.nan, np.float32)  # past the step's: never to be read
+        x[: n_slots // x_div] = lab.normal(n_slots // x_div, k, scale=k**-0.5)
+        x64 = x[np.arange(n_slots) // x_div].astype(np.float64)
+        products = [np.einsum("smk,sk->sm", e.values[route.experts], x64) for e in experts]
+        scales = [np.sqrt(np.einsum("smk,sk->sm", e.values[route.experts] ** 2, x64**2)) for e in experts]
+        self.want: F64
+        self.scale: F64
+        self.want, self.scale = gated(epilogue, products, scales) if epilogue else (products[0], scales[0])
+        self.params = {
+            "k": k,
+            "m": m,
+            "row_bytes": experts[0].row_bytes,
+            "expert_bytes": experts[0].expert_bytes,
+            "n_expert": route.n_expert,
+            "x_div": x_div,
+        }
+        self.inputs = [*(e.buffer for e in experts), lab.input(x)]
+
+    def run(self, lab: Lab) -> Guarded:
+        """The output [slots, m], from slots and tiles as moe_sort leaves them."""
+        shapes, route = lab.core.shapes(), self.route
+        slots, cut = route.sorted(shapes["MOE_MM_TOKENS"])
+        list_of_slots = np.full(route.ids.size, -1, np.int32)
+        list_of_slots[: len(slots)] = slots
+        list_of_tiles = np.full((route.max_tiles(shapes["MOE_MM_TOKENS"]), 4), -1, np.int32)
+        list_of_tiles[: len(cut)] = cut
+        sort = [
+            lab.input(list_of_slots, align=4),
+            lab.input(list_of_tiles),
+            lab.input(np.array([len(cut)], np.int32), align=4),
+        ]
+        out = lab.output(route.ids.size, self.m)
+        grid = (len(list_of_tiles), tiles(self.m, shapes["MUL_MM_ROWS"] // (len(self.inputs) - 1)))
+        lab.run(self.name, self.params, "MoeMmParams", [*sort, *self.inputs, out], grid, shapes["MUL_MM_THREADS"])
+        return out
+
+    def check(self, lab: Lab) -> None:
+        out = self.run(lab)
+        assert_close(out.array[: len(self.want)], self.want, TOLERANCE, self.scale)
+        assert_untouched(out.array[len(self.want) :])
+
+
+def run_moe_mix(lab: Lab, rows: int, n_tokens: int, n: int, n_used: int, *, alias: bool = False) -> Guarded:
+    y, residual, weights = (np.full((rows, *s), np.nan, np.float32) for s in ((n_used, n), (n,), (n_used + 1,)))
+    y[:n_tokens], residual[:n_tokens] = lab.normal(n_tokens, n_used, n), lab.normal(n_tokens, n)
+    weights[:n_tokens, :n_used] = lab.normal(n_tokens, n_used)  # the last one, the shared expert's, is not for here
+    shapes, out = lab.core.shapes(), lab.in_out(residual) if alias else lab.output(rows, n)
+    bindings = [lab.step(n_tokens), lab.input(weights), lab.input(y), out if alias else lab.input(residual), out]
+    grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), rows)
+    lab.run("moe_mix", {"n": n, "n_used": n_used}, "MoeMixParams", bindings, grid, shapes["ELEMENTWISE_THREADS"])
+    w64, y64 = weights[:n_tokens, :n_used].astype(np.float64), y[:n_tokens].astype(np.float64)
+    want = residual[:n_tokens] + np.einsum("tj,tjn->tn", w64, y64)
+    scale = np.sqrt(residual[:n_tokens].astype(np.float64) ** 2 + np.einsum("tj,tjn->tn", w64**2, y64**2))
+    assert_close(out.array[:n_tokens], want, 3e-7, scale)
+    if not alias:
+        assert_untouched(out.array[n_tokens:])
+    return out

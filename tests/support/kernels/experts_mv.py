@@ -1,0 +1,112 @@
+"""Decode of mixtures of experts: launches, and what they must give in float64 NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from support.kernel_lab import Guarded, Lab, assert_close, tiles
+from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, Weights, gated
+from zincmetal.check.inputs import random_weights
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
+
+F64 = NDArray[np.float64]
+
+
+class Experts:
+    """Random matrices of one type on a device, with gaps between rows and between experts, and the same decoded."""
+
+    def __init__(self, lab: Lab, qtype: QuantType, m: int, k: int, n_expert: int) -> None:
+        packed = random_weights(qtype, (n_expert * m, k), lab.rng)
+        self.values: F64 = quants.dequantize(qtype, packed, (n_expert * m, k)).astype(np.float64).reshape(-1, m, k)
+        self.row_bytes = packed.shape[1] + qtype.row_bytes(256)
+        self.expert_bytes = m * self.row_bytes + 3 * qtype.row_bytes(256)
+        tensor = np.full((n_expert, self.expert_bytes), 0xFF, np.uint8)
+        rows = tensor[:, : m * self.row_bytes].reshape(n_expert, m, self.row_bytes)
+        rows[:, :, : packed.shape[1]] = packed.reshape(n_expert, m, -1)
+        tensor[:, : m * self.row_bytes] = rows.reshape(n_expert, -1)
+        end = tensor.size - self.expert_bytes + (m - 1) * self.row_bytes + packed.shape[1]
+        self.buffer = lab.input(tensor.reshape(-1)[:end], align=WEIGHT_ALIGN)
+
+    def params(self, n_used: int) -> dict[str, int]:
+        n_expert, m, k = self.values.shape
+        return {
+            "k": k,
+            "m": m,
+            "row_bytes": self.row_bytes,
+            "expert_bytes": self.expert_bytes,
+            "n_expert": n_expert,
+            "n_used": n_used,
+        }
+
+    def chosen(self, ids: list[int]) -> F64:
+        """The matrices of these experts; an id outside finds the last one."""
+        n_expert = len(self.values)
+        return self.values[[i if 0 <= i < n_expert else n_expert - 1 for i in ids]]
+
+
+def id_input(lab: Lab, ids: list[int]) -> Guarded:
+    return lab.input(np.array(ids, np.int32), align=4)
+
+
+def products(w: F64, x: F64) -> tuple[F64, F64]:
+    """w[j] x[j] (or x) for every expert j, and of each sum the root of the sum of the squares of its terms."""
+    x = np.broadcast_to(x, (w.shape[0], w.shape[2]))
+    return np.einsum("jmk,jk->jm", w, x), np.sqrt(np.einsum("jmk,jk->jm", w**2, x**2))
+
+
+def run_moe_mv(lab: Lab, qtype: QuantType, m: int, k: int, n_expert: int, ids: list[int], *, swiglu: bool) -> Guarded:
+    experts = [Experts(lab, qtype, m, k, n_expert) for _ in range(2 if swiglu else 1)]
+    x, out = lab.normal(k, scale=k**-0.5), lab.output(len(ids), m)
+    bindings = [id_input(lab, ids), *(e.buffer for e in experts), lab.input(x), out]
+    shapes = lab.core.shapes()
+    per_group = shapes["MUL_MV_SIMDGROUPS"] * shapes["MUL_MV_ROWS"] // len(experts)
+    kernel = f"moe_mv{'_swiglu' if swiglu else ''}_{qtype.name}"
+    params = experts[0].params(len(ids))
+    lab.run(kernel, params, "MoeParams", bindings, (tiles(m, per_group), len(ids)), 32 * shapes["MUL_MV_SIMDGROUPS"])
+    results = [products(e.chosen(ids), x.astype(np.float64)) for e in experts]
+    want, scale = gated("_swiglu", *zip(*results, strict=True)) if swiglu else results[0]
+    assert_close(out.array, want, TOLERANCE, scale)
+    return out
+
+
+def run_mix(
+    lab: Lab,
+    qtype: QuantType,
+    m: int,
+    k: int,
+    n_expert: int,
+    ids: list[int],
+    *,
+    shared: tuple[QuantType, int] | None = None,
+    alias: bool = False,
+) -> Guarded:
+    """With ``shared``, the type and the columns of the shared expert's matrix. With ``alias``, residual is out."""
+    experts, n = Experts(lab, qtype, m, k, n_expert), len(ids)
+    x, weights, residual = lab.normal(n, k, scale=k**-0.5), lab.normal(n + 1), lab.normal(m)
+    out = lab.in_out(residual) if alias else lab.output(m)
+    w64 = weights.astype(np.float64)
+    parts, scales = products(experts.chosen(ids), x.astype(np.float64))
+    parts, scales = w64[:n, None] * parts, np.abs(w64[:n, None]) * scales
+    kernel, struct, params = f"moe_mv_mix_{qtype.name}", "MoeParams", experts.params(n)
+    bindings = [id_input(lab, ids), lab.input(weights, align=4), experts.buffer, lab.input(x)]
+    bindings.append(out if alias else lab.input(residual))
+    if shared:
+        w, x_shared = Weights(lab, shared[0], m, shared[1]), lab.normal(shared[1], scale=shared[1] ** -0.5)
+        part, scale = products(w.values[None], x_shared.astype(np.float64))
+        parts, scales = np.vstack([parts, w64[n] * part]), np.vstack([scales, np.abs(w64[n]) * scale])
+        bindings += [w.buffer, lab.input(x_shared)]
+        params |= {"k_shared": shared[1], "row_bytes_shared": w.row_bytes}
+        kernel, struct = f"moe_mv_mix2_{qtype.name}_{shared[0].name}", "MoeSharedParams"
+    shapes = lab.core.shapes()
+    grid, threads = (tiles(m, shapes["MOE_MIX_ROWS"]),), shapes["MOE_MIX2_THREADS" if shared else "MOE_MIX_THREADS"]
+    lab.run(kernel, params, struct, [*bindings, out], grid, threads)
+    scale = np.sqrt((scales**2).sum(axis=0) + residual.astype(np.float64) ** 2)
+    assert_close(out.array, parts.sum(axis=0) + residual, TOLERANCE, scale)
+    return out
+
+
+def shared_types(qtype: QuantType) -> list[QuantType]:
+    """The types of shared experts that mix2 has beside routed ones of this type."""
+    return [qtype] if qtype in (quants.F16, quants.Q8_0) else [qtype, quants.Q8_0]

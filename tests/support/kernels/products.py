@@ -1,0 +1,150 @@
+"""Products of a matrix and rows, with their epilogues, against float64 NumPy on the weights that quants.py decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
+from zincmetal.check.inputs import random_weights
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
+
+F64 = NDArray[np.float64]
+
+
+every_type = pytest.mark.parametrize("qtype", quants.SUPPORTED, ids=lambda t: t.name)
+
+
+EPILOGUES = ["", "_add", "_mix", "_swiglu", "_geglu"]
+WEIGHT_ALIGN = 8  # what GGUF promises of a tensor
+TOLERANCE = 3e-6  # of the norm: both lanes err as float32 sums do
+
+
+class Weights:
+    """Random rows of a type on a device, and the same decoded."""
+
+    def __init__(self, lab: Lab, qtype: QuantType, m: int, k: int, gap: int = 0) -> None:
+        packed = random_weights(qtype, (m, k), lab.rng)
+        self.values: F64 = quants.dequantize(qtype, packed, (m, k)).astype(np.float64)
+        self.row_bytes = packed.shape[1] + gap
+        rows = np.full((m, self.row_bytes), 0xFF, np.uint8)
+        rows[:, : packed.shape[1]] = packed
+        # Nothing may be read after the last row, not even its gap.
+        self.buffer = lab.input(rows.reshape(-1)[: m * self.row_bytes - gap], align=WEIGHT_ALIGN)
+
+
+def block_of(qtype: QuantType) -> tuple[int, int]:
+    """Weights and bytes of a block, 32 weights for float types."""
+    size = max(qtype.block_size, 32)
+    return size, qtype.row_bytes(size)
+
+
+def silu(x: F64) -> F64:
+    return np.asarray(x / (1 + np.exp(-x)))
+
+
+def gelu(x: F64) -> F64:
+    """GELU by its tanh formula."""
+    return np.asarray(x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
+
+
+#: What is done with the first of two products, by epilogue.
+GATES = {"_swiglu": silu, "_geglu": gelu}
+SCALE_STRIDE = 3  # of the factors of mix, in these tests
+
+
+def mat_mul_params(k: int, m: int, row_bytes: int, *, bias: bool = False) -> dict[str, int]:
+    residual_stride = 0 if bias else m
+    return {
+        "k": k,
+        "m": m,
+        "row_bytes": row_bytes,
+        "residual_stride": residual_stride,
+        "scale_stride": SCALE_STRIDE,
+    }
+
+
+def gated(epilogue: str, products: Sequence[F64], scales: Sequence[F64]) -> tuple[F64, F64]:
+    """A gate applied to two products, and its error bound from theirs."""
+    gate, up = products
+    scale = scales[0] * (np.abs(up) + scales[1]) + (np.abs(gate) + scales[0]) * scales[1]
+    return GATES[epilogue](gate) * up, scale
+
+
+class MatMul:
+    """One product with its epilogue: buffers in the order of the bindings, the expected output and its error bound."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        qtype: QuantType,
+        epilogue: str,
+        m: int,
+        k: int,
+        tokens: int,
+        rows: int,
+        gap: int,
+        *,
+        bias: bool = False,
+    ):
+        weights = [Weights(lab, qtype, m, k, gap) for _ in range(2 if epilogue in GATES else 1)]
+        x = np.full((rows, k), np.nan, np.float32)  # past the step's tokens: never to be read
+        x[:tokens] = lab.normal(tokens, k, scale=k**-0.5)
+        self.params = mat_mul_params(k, m, weights[0].row_bytes, bias=bias)
+        self.inputs: list[Guarded] = [w.buffer for w in weights] + [lab.input(x)]
+        x64 = x[:tokens].astype(np.float64)
+        products = [x64 @ w.values.T for w in weights]
+        # Of each product, the root of the sum of the squares of its terms.
+        scales = [np.sqrt(x64**2 @ w.values.T**2) for w in weights]
+        self.residual: NDArray[np.float32] | None = None
+        self.want, self.scale = products[0], scales[0]
+        self.factors: Guarded | None = None
+        if epilogue in GATES:
+            self.want, self.scale = gated(epilogue, products, scales)
+        if epilogue == "_mix":
+            # The factor of a token is the first of its SCALE_STRIDE numbers: the others may be anything.
+            factors = np.full((rows, SCALE_STRIDE), np.nan, np.float32)
+            factors[:tokens, 0] = lab.normal(tokens)
+            self.factors = lab.input(factors.reshape(-1)[: (rows - 1) * SCALE_STRIDE + 1], align=4)
+            self.want = self.want * factors[:tokens, :1]
+            self.scale = self.scale * np.abs(factors[:tokens, :1])
+        if epilogue in ("_add", "_mix"):
+            self.residual = np.full((1 if bias else rows, m), np.nan, np.float32)
+            self.residual[:tokens] = lab.normal(min(tokens, len(self.residual)), m)
+            self.want = self.want + self.residual[:tokens]
+            self.scale = np.hypot(self.scale, self.residual[:tokens])
+
+    def run(self, lab: Lab, kernel: str, shape: tuple[int, int], *, alias: bool = False) -> None:
+        """Runs the kernel for ``shape`` outputs and checks them. With alias, the residual is in the output."""
+        out = lab.output(*shape)
+        bindings = [*self.inputs]
+        if self.residual is not None and alias:
+            out = lab.in_out(self.residual)
+            bindings.append(out)
+        elif self.residual is not None:
+            bindings.append(lab.input(self.residual))
+        if self.factors is not None:
+            bindings.append(self.factors)
+        bindings.append(out)
+        step, grid, threads = self.launch(lab, kernel, shape)
+        lab.run(kernel, self.params, "MatMulParams", step + bindings, grid, threads)
+        tokens = len(self.want)
+        assert_close(out.array[:tokens], self.want, TOLERANCE, self.scale)
+        if alias:
+            assert np.isnan(out.array[tokens:]).all()
+        else:
+            assert_untouched(out.array[tokens:])
+
+    def launch(self, lab: Lab, kernel: str, shape: tuple[int, int]) -> tuple[list[Guarded], tuple[int, int], int]:
+        """The step buffer, where the kernel takes one, the grid and the threads."""
+        shapes, (rows, m) = lab.core.shapes(), shape
+        matrices = 2 if any(gate in kernel for gate in GATES) else 1
+        if kernel.startswith("mul_mv"):
+            per_group = shapes["MUL_MV_SIMDGROUPS"] * shapes["MUL_MV_ROWS"] // matrices
+            return [], (tiles(m, per_group), 1), 32 * shapes["MUL_MV_SIMDGROUPS"]
+        grid = (tiles(rows, shapes["MUL_MM_TOKENS"]), tiles(m, shapes["MUL_MM_ROWS"] // matrices))
+        return [lab.step(len(self.want))], grid, shapes["MUL_MM_THREADS"]

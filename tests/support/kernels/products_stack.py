@@ -1,0 +1,64 @@
+"""Stacks of products of one row, against float64 NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from support.kernel_lab import Guarded, Lab, assert_close, tiles
+from support.kernels.products import TOLERANCE, Weights, gated
+from zincmetal.gguf import quants
+from zincmetal.gguf.quants import QuantType
+
+F64 = NDArray[np.float64]
+
+
+def product(w: Weights, x: NDArray[np.float32]) -> tuple[F64, F64]:
+    """W x, and the root of the sum of the squares of its terms."""
+    x64 = x.astype(np.float64)
+    return w.values @ x64, np.sqrt(w.values**2 @ x64**2)
+
+
+class Stack:
+    """A stack on random activations, and what it is to put out."""
+
+    def __init__(
+        self, lab: Lab, qtype: QuantType, k: int, m: tuple[int, ...], is_f32: tuple[int, ...], pair: bool
+    ) -> None:
+        self.lab, self.kernel = lab, f"mul_mv_stack_{qtype.name}"
+        self.x = lab.normal(k, scale=k**-0.5)
+        types = [quants.F32 if f else qtype for f in is_f32]
+        weights = [Weights(lab, t, n, k, t.row_bytes(k)) if n else None for t, n in zip(types, m, strict=True)]
+        self.params = {
+            "k": k,
+            "pair": int(pair),
+            "m": m,
+            "row_bytes": [w.row_bytes if w else 0 for w in weights],
+            "is_f32": is_f32,
+        }
+        something = next(w for w in weights if w)
+        self.weights = [(w or something).buffer for w in weights]
+        self.want = [product(w, self.x) if w else None for w in weights]
+        shapes = lab.core.shapes()
+        simdgroups = [tiles(n, shapes["MUL_MV_ROWS"]) for n in m]
+        if pair:
+            gate, up = self.want[2:]
+            assert gate
+            assert up
+            self.want[2:] = [gated("_swiglu", *zip(gate, up, strict=True)), None]
+            simdgroups[2:] = [tiles(m[2], shapes["MUL_MV_ROWS"] // 2)]
+        self.grid = (tiles(sum(simdgroups), shapes["MUL_MV_SIMDGROUPS"]),)
+        self.threads = 32 * shapes["MUL_MV_SIMDGROUPS"]
+
+    def run(self) -> list[Guarded]:
+        """The outputs; those of no matrix are bound to another's."""
+        outs = [self.lab.output(len(w[0])) if w else None for w in self.want]
+        something = next(o for o in outs if o)
+        bindings = [self.lab.input(self.x), *self.weights, *(o or something for o in outs)]
+        self.lab.run(self.kernel, self.params, "StackParams", bindings, self.grid, self.threads)
+        return [o for o in outs if o]
+
+    def check(self) -> None:
+        """Runs and compares."""
+        for out, want in zip(self.run(), [w for w in self.want if w], strict=True):
+            assert_close(out.array, want[0], TOLERANCE, want[1])

@@ -1,0 +1,21 @@
+"""The Metal double, for tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import metal_double_lane as lane
+
+
+def built(checked: bool = False) -> Path:
+    """The double's folder; the test is skipped where it was not built, except in CI."""
+    if where := lane.folder(checked):
+        return where
+    message = "the Metal double is not built: make test-metal-double"
+    if os.environ.get("CI") and sys.platform == "linux":
+        pytest.fail(message)
+    pytest.skip(message)

@@ -1,0 +1,43 @@
+"""Model files of any keys and tensors, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from support import gguf_builder as b
+from zincmetal.graph.ops import Weight
+
+
+def key(name: str, value: Any) -> bytes:
+    """A key with a value of the type that a converter would give it."""
+    if isinstance(value, bool):
+        return b.key(name, b.BOOL, bytes([value]))
+    if isinstance(value, str):
+        return b.key(name, b.STR, b.string(value))
+    if isinstance(value, float):
+        return b.key(name, b.F32, b.scalar(b.F32, value))
+    if isinstance(value, int):
+        type_id = b.I32 if value < 0 else b.U32 if value < 2**32 else b.U64
+        return b.key(name, type_id, b.scalar(type_id, value))
+    values = np.asarray(value)
+    if values.dtype == np.bool_:
+        return b.key(name, b.ARRAY, b.array(b.BOOL, values.tobytes(), len(values)))
+    return b.key(name, b.ARRAY, b.numbers(b.I32, values.tolist()))
+
+
+def write(path: Path, keys: Mapping[str, Any], tensors: Mapping[str, Weight]) -> None:
+    """A file with these keys and tensors; the tensors' bytes are a hole."""
+    table, offset = [], 0
+    for w in tensors.values():
+        nbytes = prod(w.shape) // w.type.block_size * w.type.block_bytes
+        table.append(b.tensor(w.name, w.shape[::-1], w.type.id, offset))
+        offset += -(-nbytes // 32) * 32
+    head = b.gguf([key(name, value) for name, value in keys.items()], table)
+    with path.open("wb") as file:
+        file.write(head + bytes(-len(head) % 32))
+        file.truncate(file.tell() + offset)
