@@ -1,4 +1,4 @@
-"""Metadata and tensors that contradict each other: every case is a typed error that names the key or the tensor."""
+"""Metadata and tensors that contradict each other: each case is a typed error that names the key or the tensor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ABSENT = object()
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> dict[str, Any]:
-    """The keys of a good file that are not the tokenizer's."""
+    """Returns the keys of a good file, without the tokenizer's."""
     path = tmp_path_factory.mktemp("good") / "good.gguf"
     synthetic.write(path, synthetic.TINY, empty=True)
     with gguf.open(path) as file:
@@ -41,7 +41,7 @@ def good(tmp_path_factory) -> dict[str, Any]:
 
 
 def examine(path: Path) -> None:
-    """What loading does before it asks for a device: the configuration, and every tensor of the graph."""
+    """Does the part of loading that needs no device: reads the configuration, looks up every tensor of the graph."""
     with gguf.open(path) as file:
         build = models.get(file.require("general.architecture", str))
         cfg = config.from_file(file)
@@ -70,7 +70,7 @@ def test_the_variations_start_from_a_good_file(tmp_path, good):
     examine_with(tmp_path / "tied.gguf", good, {}, tied)
 
 
-# A key, and values that must be refused in its name; a pair gives what else the message must hold.
+# By key: values whose error names the key. A pair adds text that the message must hold.
 NO_SIZE = (0, -1, 2**31, 2**63, 1.0, True, "8", [8])
 WRONG: dict[str, tuple[Any, ...]] = {
     "block_count": (ABSENT, *NO_SIZE, (5, "blk.4."), 2**31 - 1),
@@ -113,7 +113,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "ssm.time_step_rank": (ABSENT, *NO_SIZE, 5, 2, 8, 2**31 - 1),
     "ssm.inner_size": (ABSENT, *NO_SIZE, 255, 512, 2**31 - 1),
 }
-# Values that leave a key's own checks behind and contradict another key: that one may be named in its place.
+# By key: values that are legal alone and contradict another key. The error may name that key instead.
 PARTNERS = {
     "ssm.state_size": "ssm.inner_size",
     "ssm.time_step_rank": "ssm.(group_count|inner_size)",
@@ -170,7 +170,7 @@ def test_sizes_that_agree_with_each_other_and_not_with_the_tensors(tmp_path, goo
             examine_with(tmp_path / "bad.gguf", good, changes)
 
 
-# One layer of each kind, and what stands outside of layers.
+# The tensors of one layer of each kind, and those outside layers.
 NAMES = [name for name in TENSORS if ".1." not in name and ".2." not in name]
 
 
@@ -236,7 +236,7 @@ def test_blocks_that_draft_tokens_are_left_alone(tmp_path, good):
 
 @pytest.fixture(scope="module")
 def gemma3() -> tuple[dict[str, Any], dict[str, Weight]]:
-    """Keys and tensors of a good file with seven layers, a window of 16 and one layer without."""
+    """Returns keys and tensors of a good file of seven layers: a window of 16, and one layer without it."""
     with gguf.open(DATA / "gemma3-q4_0.gguf") as file:
         keys = {key: file.metadata[key] for key in file.metadata if not key.startswith("tokenizer.")}
         return keys, {t.name: Weight(t.name, t.type, t.shape) for t in file.tensors.values()}
@@ -304,9 +304,9 @@ def test_a_wrong_gemma3_value_is_refused_in_its_name(name, value, tmp_path, gemm
 
 
 def test_flipped_bytes_are_understood_or_refused(tmp_path, good):
-    """Whatever the bytes of the header, the graph is built or a ZincError says why not, in little memory.
+    """With any bytes of the header flipped the graph is built or a ZincError says why not, in little memory.
 
-    Where a string's length is flipped the string may be the rest of the file, and is read.
+    If a string's length is flipped, the string may be the rest of the file, and is read.
     """
     whole, path = tmp_path / "whole.gguf", tmp_path / "flipped.gguf"
     write(whole, good, TENSORS)

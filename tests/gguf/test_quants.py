@@ -1,4 +1,4 @@
-"""quants.py against the dequantisation of the `gguf` package, the reference writer's own."""
+"""quants.py against the dequantisation of the `gguf` package, which is the reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ by_name = pytest.mark.parametrize("qtype", quants.SUPPORTED, ids=lambda t: t.nam
 
 
 def reference(qtype: QuantType, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What the `gguf` package makes of raw rows; it wants float types as floats."""
+    """Dequantises raw rows with the `gguf` package, which takes float types as floats."""
     typed = raw.view(qtype.block) if qtype in (quants.F32, quants.F16) else raw
     return gguf.quants.dequantize(typed, gguf.GGMLQuantizationType(qtype.id)).astype(np.float32)
 
@@ -36,7 +36,7 @@ def test_dequantize_equals_the_reference(qtype: QuantType, shape: tuple[int, ...
 
 @by_name
 def test_any_bytes_dequantize_as_the_reference_does(qtype: QuantType) -> None:
-    """Infinite, NaN and subnormal scales included: a hostile file may hold them."""
+    """Scales may be infinite, NaN or subnormal: a hostile file may hold them."""
     raw = np.random.default_rng(SEED).integers(0, 256, (64, qtype.row_bytes(256)), dtype=np.uint8)
     with np.errstate(all="ignore"):
         expected = reference(qtype, raw)

@@ -1,4 +1,4 @@
-"""Decode of a mixture of experts: moe_topk and moe_mv, of every type that experts come in, against float64 NumPy."""
+"""Decode of a mixture of experts: moe_topk and moe_mv of every type against float64 NumPy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 
-#: Rows and columns of an expert's matrix, experts, and the ids that routing chose.
+#: Rows and columns of an expert's matrix, number of experts, chosen ids.
 SHAPES = [
     (67, 512, 5, [4, 0, 3]),
     (1, 256, 2, [1]),
@@ -99,7 +99,7 @@ def test_an_expert_beyond_4_gib(lane: str) -> None:
 def run_topk(
     lab: Lab, logits: NDArray[np.float32], n_used: int, n_tokens: int, shared: NDArray[np.float32] | None, scale: float
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The ids and weights of the real rows; the others are checked to be untouched."""
+    """Runs moe_topk; returns the ids and weights of the step's rows. Fails if another row was written."""
     rows, n_expert = logits.shape
     ids, weights = lab.output(rows, n_used, dtype=np.int32, align=4), lab.output(rows, n_used + 1, align=4)
     params = {"n_expert": n_expert, "n_used": n_used, "has_shared": int(shared is not None), "scale": scale}

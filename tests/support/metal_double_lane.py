@@ -26,7 +26,7 @@ _MODULE = "zincmetal._core_metal"
 
 
 def folder(checked: bool = False) -> Path | None:
-    """Returns the folder of the newest double for this Python, or None. ``checked``: of the one that checks accesses."""
+    """Returns the folder of the newest double for this Python, or None. ``checked``: it checks every access."""
     name = "metal_double_checked" if checked else "metal_double"
     pattern = f"build/*/{name}/_core_metal{sysconfig.get_config_var('EXT_SUFFIX')}"
     found = sorted(ROOT.glob(pattern), key=lambda path: path.stat().st_mtime)

@@ -75,7 +75,6 @@ class MoeMm:
     """Products of the rows of X with the matrices of their experts.
 
     ``shared_x``: X has one row for each row of the step, not for each slot.
-
     """
 
     def __init__(
@@ -130,9 +129,8 @@ class MoeMm:
 def run_moe_mix(lab: Lab, rows: int, n_tokens: int, n: int, n_used: int, *, alias: bool = False) -> Guarded:
     y, residual, weights = (np.full((rows, *s), np.nan, np.float32) for s in ((n_used, n), (n,), (n_used + 1,)))
     y[:n_tokens], residual[:n_tokens] = lab.normal(n_tokens, n_used, n), lab.normal(n_tokens, n)
-    weights[:n_tokens, :n_used] = lab.normal(
-        n_tokens, n_used
-    )  # the last is the shared expert's, which the kernel must not read
+    # The last weight of a row is the shared expert's, which the kernel must not read.
+    weights[:n_tokens, :n_used] = lab.normal(n_tokens, n_used)
     shapes, out = lab.core.shapes(), lab.in_out(residual) if alias else lab.output(rows, n)
     bindings = [lab.step(n_tokens), lab.input(weights), lab.input(y), out if alias else lab.input(residual), out]
     grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), rows)
