@@ -193,8 +193,8 @@ plan = core.Plan(device, [
     launch("mul_mm_f32", product, (many_rows, w, x, y), tiles, shapes["MUL_MM_THREADS"]),
     launch("argmax_partial", best, (y, value, ids), (1, 1, 1), threads),
     launch("argmax_final", best, (step, tokens, value, ids), (1, 1, 1), threads),
-], 1)
-session = core.Session(step, tokens, 64, 100)
+], 1, has_argmax=True)
+session = core.Steps(step, tokens, 64, 100)
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(), resource.RLIM_INFINITY))
 for call in (lambda: core.decode_step(session, plan, 1, True), lambda: core.decode_step(session, plan, 1)):
@@ -352,7 +352,7 @@ def test_a_sequence_outgrows_its_plans(model: Any) -> None:
     want = model.generate(PROMPT, max_tokens=40).tokens
     model.reset()
     model._plans.clear()
-    model.planner._reaches = [8, 9, 16, model.config.n_ctx]
+    model.planner._max_positions = [8, 9, 16, model.config.n_ctx]
     before = model.session.counters
     assert model.generate(PROMPT, max_tokens=40).tokens == want
     assert model.session.counters["steps"] - before["steps"] == 41  # two of the prompt; none was run in vain
@@ -367,7 +367,7 @@ def test_attention_is_divided_only_where_keys_are_many(model: Any, backend: str,
     dispatches = [len(planner.plan(1, "argmax", reach).dispatches) for reach in reaches]
     merges = planner.config.n_layer
     assert dispatches == [dispatches[0], *(dispatches[0] + merges for _ in others)]
-    assert [planner.reach(n) for n in (1, first, first + 1, 4097, 8192)] == [first, first, others[0], 8192, 8192]
+    assert [planner.max_position(n) for n in (1, first, first + 1, 4097, 8192)] == [first, first, others[0], 8192, 8192]
 
 
 def test_every_dispatch_of_a_step_is_timed(model: Any) -> None:

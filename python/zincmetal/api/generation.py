@@ -117,11 +117,11 @@ def stream(model: Model, turn: Turn, asked: Request) -> Generator[Chunk, None, P
         ids, tokenizer = asked.ids, model.id_tokenizer
         params = _forbidding(asked.params, [t for t in tokenizer.suppressed if t < model.config.n_vocab])
         text, sampler = TextStream(tokenizer, asked.stop, asked.hide_special), Sampler(params)
-        head = "argmax" if params.greedy else "candidates"
+        output = "argmax" if params.greedy else "candidates"
         room = model.config.n_ctx - len(ids) + 1
         last = room if asked.max_tokens < 0 else min(asked.max_tokens, room)
         last_ahead = last - 2 if params.greedy and model._ahead else 0
-        best, n_prompt, prompt_tps = _read_prompt(model, asked, head)
+        best, n_prompt, prompt_tps = _read_prompt(model, asked, output)
         # A step sweeps the caches, so that every object that is touched after it costs: locals, and few calls.
         greedy, eog_ids, push = params.greedy, tokenizer.eog_ids, text.push
         rest, go_on = turn.rest.append, turn.rest.pop
@@ -147,7 +147,7 @@ def stream(model: Model, turn: Turn, asked: Request) -> Generator[Chunk, None, P
                 raise UsageError(f"this stream was ended by {turn.ended or 'another call'}") from None
             if reason:
                 break
-            best = model._decode(token, n <= last_ahead, head)
+            best = model._decode(token, n <= last_ahead, output)
         return PromptRead(n_prompt, prompt_tps)
 
 
@@ -158,15 +158,15 @@ def _forbidding(params: SamplingParams, tokens: Sequence[int]) -> SamplingParams
     return replace(params, logit_bias={**params.logit_bias, **dict.fromkeys(tokens, -math.inf)})
 
 
-def _read_prompt(model: Model, asked: Request, head: str) -> tuple[int, int, float]:
+def _read_prompt(model: Model, asked: Request, output: str) -> tuple[int, int, float]:
     """Run the prompt, but for what the sequence already has: the arg max after it, its tokens, tokens per second."""
     ids = asked.ids
     kept = model._keep_common(ids)
     for rows in {*prompt_rows(len(ids) - kept)}:
-        model._recorded(rows, head)
-    model._recorded(1, head, len(ids))
+        model._recorded(rows, output)
+    model._recorded(1, output, len(ids))
     began = time.perf_counter()
-    best = model._prefill(ids[kept:], asked.progress, head)
+    best = model._prefill(ids[kept:], asked.progress, output)
     return best, len(ids), (len(ids) - kept) / (time.perf_counter() - began)
 
 

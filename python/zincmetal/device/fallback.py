@@ -38,7 +38,7 @@ class KernelFallbacks:
 
         Raises KernelError where it refuses one that has no other, and what ``compiled`` raises for other reasons.
         """
-        known = planner.lacking
+        known = planner.missing
         while True:
             wanted = plan()
             try:
@@ -46,15 +46,15 @@ class KernelFallbacks:
             except DeviceError as error:
                 refused = _refused(self.device, wanted)
                 self.words |= refused
-                if not refused.keys() <= planner.lacking:
-                    planner.lacking |= refused.keys()
+                if not refused.keys() <= planner.missing:
+                    planner.missing |= refused.keys()
                     continue
-                planner.lacking = known
+                planner.missing = known
                 if refused:
                     raise KernelError(str(error), tuple(refused)) from error
                 raise
             self.use(wanted.replaced())
-            self.use(dict.fromkeys(planner.lacking.intersection(RANKING), ("the host's ranking of all logits",)))
+            self.use(dict.fromkeys(planner.missing.intersection(RANKING), ("the host's ranking of all logits",)))
             return wanted, result
 
     def use(self, replaced: Mapping[str, Sequence[str]]) -> None:

@@ -51,7 +51,7 @@ class HostRoutedPlan:
         self.counters = counters
         self.why = next(_why(d) for d in plan.dispatches if d.launch.routed)
 
-    def step(self, session: _core.Session, ids: NDArray[np.int32]) -> int:
+    def step(self, session: _core.Steps, ids: NDArray[np.int32]) -> int:
         """Append ``ids`` to the sequence; the arg max after the last. Raises as ``prefill_step``."""
         if session.length + ids.size <= session.n_ctx:  # otherwise the last part says what is wrong
             self._announce(session, ids)
@@ -63,7 +63,7 @@ class HostRoutedPlan:
         self.counters.dispatches += self._last.n_dispatches
         return best
 
-    def _announce(self, session: _core.Session, ids: NDArray[np.int32]) -> None:
+    def _announce(self, session: _core.Steps, ids: NDArray[np.int32]) -> None:
         """Tell the kernels of the step, as the session will for the last part."""
         step = np.zeros(1, self._core.params_dtype("Step"))
         step["n_tokens"], step["pos"] = ids.size, session.length

@@ -23,7 +23,7 @@ from ..device.host_routed import Compiled, Counters, HostRoutedPlan, compiled
 from ..errors import ContextFullError, DeviceError, KernelError, UsageError, ZincError, abbreviate, typed_errors
 from ..plan.addresses import KV_TYPES
 from ..plan.plan import ARENA, Dispatch, Plan, ready
-from ..plan.planner import HEADS, LOGITS_ROWS, PREFILL_ROWS, Planner
+from ..plan.planner import LOGITS_ROWS, OUTPUTS, PREFILL_ROWS, Planner
 from ..sampling.logits import StepLogits
 from ..sampling.sampler import Sampler
 from . import snapshot
@@ -82,7 +82,7 @@ class Engine:
         self.turns = Turns()
         self._unusable: tuple[type[ZincError], str] | None = None
         self._freed = self._forked = False
-        self.session = self.core.Session(
+        self.session = self.core.Steps(
             self._memory.buffer("step"), self._memory.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
         )
         self._family.add(self)
@@ -223,11 +223,11 @@ class Engine:
         return self._words_read
 
     @typed_errors
-    def plan(self, rows: int, head: str = "argmax") -> Plan:
-        """The recorded plan for steps of up to ``rows`` tokens; 1 is decode. ``head`` is one of HEADS."""
-        head, rows = arguments.choice("head", head, HEADS), arguments.integer("rows", rows, 1)
+    def plan(self, rows: int, output: str = "argmax") -> Plan:
+        """The recorded plan for steps of up to ``rows`` tokens; 1 is decode. ``output`` is one of OUTPUTS."""
+        output, rows = arguments.choice("output", output, OUTPUTS), arguments.integer("rows", rows, 1)
         with Turn(self):
-            return self._recorded(rows, head)[0]
+            return self._recorded(rows, output)[0]
 
     def _keep_common(self, ids: list[int]) -> int:
         """Rewind the sequence to what it shares with ``ids``; the length of that."""
@@ -238,28 +238,28 @@ class Engine:
         self._rewind(kept)
         return kept
 
-    def _prefill(self, ids: list[int], progress: Progress | None = None, head: str = "argmax") -> int:
-        """Append ``ids`` in chunks; the arg max after the last of them, where the head is that."""
+    def _prefill(self, ids: list[int], progress: Progress | None = None, output: str = "argmax") -> int:
+        """Append ``ids`` in chunks; the arg max after the last of them, where the output is that."""
         best, done = -1, 0
         for rows in prompt_rows(len(ids)):
             if progress:
                 progress(done, len(ids))
             end = min(done + rows, len(ids) - 1) if rows > 1 else done + 1
-            best, done = self._run(ids[done:end], rows, head), end
+            best, done = self._run(ids[done:end], rows, output), end
         if progress:
             progress(done, len(ids))
         return best
 
-    def _decode(self, token: int, ahead: bool = False, head: str = "argmax") -> int:
-        """Append a token; the arg max after it, if the head is that. ``ahead``: the step of that will be wanted."""
+    def _decode(self, token: int, ahead: bool = False, output: str = "argmax") -> int:
+        """Append a token; the arg max after it, if the output is that. ``ahead``: the step of that will be wanted."""
         if self._unusable is not None:
             self.check_usable()
-        compiled = self._recorded(1, head)[1]
+        compiled = self._recorded(1, output)[1]
         if isinstance(compiled, HostRoutedPlan):
-            return self._run([token], 1, head)
+            return self._run([token], 1, output)
         # A step ahead runs by this step's plan.
-        reach, length = self.planner.reach, self.session.length
-        ahead = ahead and reach(length + 2) == reach(length + 1)
+        max_position, length = self.planner.max_position, self.session.length
+        ahead = ahead and max_position(length + 2) == max_position(length + 1)
         try:
             best: int = self.core.decode_step(self.session, compiled, token, ahead)
         except BaseException:
@@ -268,11 +268,11 @@ class Engine:
         self._sequence.append(token)
         return best
 
-    def _run(self, ids: list[int], rows: int, head: str = "argmax") -> int:
+    def _run(self, ids: list[int], rows: int, output: str = "argmax") -> int:
         self.check_usable()  # close() of another thread waits for this call to end
-        (plan, compiled), array = self._recorded(rows, head), np.asarray(ids, np.int32)
+        (plan, compiled), array = self._recorded(rows, output), np.asarray(ids, np.int32)
         if plan.rows < rows:
-            return [self._run([token], 1, head) for token in ids][-1]
+            return [self._run([token], 1, output) for token in ids][-1]
         try:
             if isinstance(compiled, HostRoutedPlan):
                 best = compiled.step(self.session, array)
@@ -308,7 +308,7 @@ class Engine:
         return self._memory.floats("logits")[: self.config.n_vocab]
 
     def _sample(self, sampler: Sampler) -> int:
-        """The token that follows the sequence, from what a step with the head "candidates" left."""
+        """The token that follows the sequence, from what a step with the output "candidates" left."""
         if self.planner.ranked_by_host:
             step = StepLogits.of(self._last_logits())
         else:
@@ -321,25 +321,25 @@ class Engine:
         finally:
             self._words_read += step.n_read
 
-    def _recorded(self, rows: int, head: str, position: int | None = None) -> tuple[Plan, Compiled]:
+    def _recorded(self, rows: int, output: str, position: int | None = None) -> tuple[Plan, Compiled]:
         """The plan for a step of up to ``rows`` tokens at ``position`` (default: the next), here and on the device.
 
         It is one for a single token where the device cannot make what many of them take.
         """
         end = 1 + (self.session.length if position is None else position)
-        reach = self.planner.reach(min(end, self.config.n_ctx)) if rows == 1 else self.config.n_ctx
-        key = (rows, head, reach)
+        max_position = self.planner.max_position(min(end, self.config.n_ctx)) if rows == 1 else self.config.n_ctx
+        key = (rows, output, max_position)
         if key not in self._plans:
-            if head == "all":
+            if output == "all":
                 self._grow("logits", 4 * rows * self.config.n_vocab)
             try:
                 made = self._fallbacks.compile(
-                    self.planner, lambda: self.planner.plan(rows, head, reach), self._compile
+                    self.planner, lambda: self.planner.plan(rows, output, max_position), self._compile
                 )
             except KernelError as error:
                 if rows == 1:
                     raise
-                made = self._recorded(1, head, position)
+                made = self._recorded(1, output, position)
                 self._fallbacks.use(dict.fromkeys(error.kernels, ("steps of one token",)))
             self._plans[key] = made
         return self._plans[key]

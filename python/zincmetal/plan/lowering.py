@@ -88,7 +88,7 @@ class Lowering:
         self.cfg, self.kv_type, self._divide_above, self._tuned = cfg, kv_type, divide_above, tuned
         self._windows = windows
         self._reach: int | None = None
-        self.lacking: frozenset[str] = frozenset()  # kernels that the device does not have
+        self.missing: frozenset[str] = frozenset()  # kernels that the device does not have
         self._dtype = core.params_dtype
         self._shapes: Mapping[str, int] = core.shapes()
         self._mv_rows, self._mv_threads = self._shapes["MUL_MV_ROWS"], 32 * self._shapes["MUL_MV_SIMDGROUPS"]
@@ -102,13 +102,13 @@ class Lowering:
     def without(self, kernels: Collection[str]) -> Lowering:
         """The same for a device that lacks these kernels."""
         other = copy.copy(self)
-        other.lacking = frozenset(kernels)
+        other.missing = frozenset(kernels)
         return other
 
     def launches(self, op: Op, rows: int) -> list[Launch]:
         """The launches of ``op`` in a step of up to ``rows`` rows."""
         rows = 1 if _only_last(op) else rows
-        if not self.lacking:
+        if not self.missing:
             return self._lower(op, rows)
         usual = [launch.kernel for launch in self.without(()).launches(op, rows)]
         lost = tuple(kernel for kernel in dict.fromkeys(usual) if not self._has(kernel))
@@ -129,11 +129,11 @@ class Lowering:
     @property
     def ranked_by_host(self) -> bool:
         """Whether the host finds the candidates among the logits, since the device has no kernel for it."""
-        return not self.lacking.isdisjoint(RANKING)
+        return not self.missing.isdisjoint(RANKING)
 
     def _has(self, kernel: str) -> bool:
         """Whether the device has the kernel, as far as is known."""
-        return kernel not in self.lacking
+        return kernel not in self.missing
 
     def _instance(self, family: str, classes: Sequence[int], size: int) -> str:
         """The instance of a kernel for the least class that holds ``size``: each serves what the smaller ones do."""

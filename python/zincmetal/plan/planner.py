@@ -23,10 +23,10 @@ _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,9})\.")  # no more digits than a numb
 PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
 # Positions: sequences within them have plans of their own, which divide fewer keys. So do those short enough to divide
 # none (tuning.DIVIDE_KEYS_ABOVE).
-REACHES = (1024, 4096)
+MAX_POSITIONS = (1024, 4096)
 # What a plan ends in: the id of the largest logit of the last row, what sampling needs of that row's logits, or the
 # logits of all rows.
-HEADS = ("argmax", "candidates", "all")
+OUTPUTS = ("argmax", "candidates", "all")
 LOGITS_ROWS = 64  # rows whose logits are computed at once where all are wanted
 
 
@@ -49,42 +49,45 @@ class Planner:
         divide_above = tuning.DIVIDE_KEYS_ABOVE.get(backend)
         splits = tuning.SPLITS.get(backend, {})
         self._lowering = Lowering(core, self.config, kv, divide_above, splits, self.addresses.windows)
-        reaches = sorted({divide_above, *REACHES}) if divide_above is not None else ()
-        self._reaches = [*(r for r in reaches if r < self.config.n_ctx), self.config.n_ctx]
+        limits = sorted({divide_above, *MAX_POSITIONS}) if divide_above is not None else ()
+        self._max_positions = [*(r for r in limits if r < self.config.n_ctx), self.config.n_ctx]
         self._plans: dict[tuple[int, str, int], Plan] = {}
         self._fused: dict[tuple[int, str], list[Op]] = {}
         self._refuse_unused(self.plan(1))
 
     @property
-    def lacking(self) -> frozenset[str]:
+    def missing(self) -> frozenset[str]:
         """The kernels that plans do without, as far as others do the same."""
-        return self._lowering.lacking
+        return self._lowering.missing
 
-    @lacking.setter
-    def lacking(self, kernels: frozenset[str]) -> None:
+    @missing.setter
+    def missing(self, kernels: frozenset[str]) -> None:
         self._lowering = self._lowering.without(kernels)
         self._plans.clear()
 
     @property
     def ranked_by_host(self) -> bool:
-        """Whether plans with the head "candidates" leave the candidates to the host."""
+        """Whether plans with the output "candidates" leave the candidates to the host."""
         return self._lowering.ranked_by_host
 
-    def reach(self, n: int) -> int:
+    def max_position(self, n: int) -> int:
         """The least number of positions, no fewer than ``n``, that there are plans for."""
-        return next(r for r in self._reaches if n <= r)
+        return next(r for r in self._max_positions if n <= r)
 
-    def plan(self, rows: int, head: str = "argmax", reach: int | None = None) -> Plan:
-        """The plan for steps of up to ``rows`` rows, before position ``reach``, that ends in ``head``, one of HEADS."""
-        reach = reach or self.config.n_ctx
-        key = (rows, head, reach)
+    def plan(self, rows: int, output: str = "argmax", max_position: int | None = None) -> Plan:
+        """The plan for steps of up to ``rows`` rows, before position ``max_position``.
+
+        ``output``, one of OUTPUTS, is what it ends in.
+        """
+        max_position = max_position or self.config.n_ctx
+        key = (rows, output, max_position)
         if key not in self._plans:
-            logits = Region(LOGITS.name, 0, 4 * self.config.n_vocab * (rows if head == "all" else 1))
+            logits = Region(LOGITS.name, 0, 4 * self.config.n_vocab * (rows if output == "all" else 1))
 
             def place(operand: Operand) -> Region:
                 return logits if operand == LOGITS else self.addresses.place(operand)
 
-            self._plans[key] = record(self._ops(rows, head), rows, self._lowering.within(reach), place)
+            self._plans[key] = record(self._ops(rows, output), rows, self._lowering.within(max_position), place)
         return self._plans[key]
 
     def check_memory(self, sequences: int = 1) -> None:
@@ -119,10 +122,10 @@ class Planner:
         )
 
     def _arena_bytes(self, rows: int) -> int:
-        """Of plans of so many rows, whatever their head, which has the arena to itself: all else is done then."""
-        head = Graph(self.config, self.addresses.weight)
-        head.candidates()
-        candidates = record(head.ops, rows, self._lowering, self.addresses.place)
+        """Of plans of so many rows, whatever their output, which has the arena to itself: all else is done then."""
+        ranking = Graph(self.config, self.addresses.weight)
+        ranking.candidates()
+        candidates = record(ranking.ops, rows, self._lowering, self.addresses.place)
         return max(self.plan(rows).arena_bytes, candidates.arena_bytes)
 
     def kv_read(self) -> int:
@@ -136,21 +139,21 @@ class Planner:
             if not self.config.recurrent[layer]
         )
 
-    def _ops(self, rows: int, head: str) -> list[Op]:
-        """The fused operations of a step, kept: plans of every reach have the same."""
-        if (rows, head) not in self._fused:
-            self._fused[rows, head] = fuse.fuse(self._graph(rows, head), rows)
-        return self._fused[rows, head]
+    def _ops(self, rows: int, output: str) -> list[Op]:
+        """The fused operations of a step, kept: plans of every max_position have the same."""
+        if (rows, output) not in self._fused:
+            self._fused[rows, output] = fuse.fuse(self._graph(rows, output), rows)
+        return self._fused[rows, output]
 
-    def _graph(self, rows: int, head: str) -> list[Op]:
+    def _graph(self, rows: int, output: str) -> list[Op]:
         g = Graph(self.config, self.addresses.weight)
         x = self._build(g)
-        if rows > 1 and head != "all":
+        if rows > 1 and output != "all":
             x = g.last_row(x)
         g.logits(g.rms_norm(x, "output_norm"))
-        if head == "argmax":
+        if output == "argmax":
             g.argmax()
-        elif head == "candidates":
+        elif output == "candidates":
             g.candidates()
         return g.ops
 
