@@ -1,4 +1,4 @@
-"""The process that renders templates: which program it is, who bounds it, and what a template may do in it."""
+"""The process that renders templates: its program, its bounds, and the rights of a template in it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rendered(source: str, **options: Any) -> str:
 
 
 def program_without(pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Render with a copy of the program in which the lines that match do nothing."""
+    """Renders with a copy of the program in which the matching lines do nothing."""
     text, n = re.subn(pattern, "pass", Path(_render.__file__).read_text())
     assert n
     (folder / "_render.py").write_text(text)
@@ -43,7 +43,7 @@ def program_without(pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def peak(fresh: rendering.Renderer) -> Iterator[list[int]]:
-    """The most bytes that the rendering process had resident."""
+    """Records the largest resident memory of the rendering process, in bytes."""
     most, done = [0], threading.Event()
 
     def watch() -> None:
@@ -199,7 +199,7 @@ for n in range(2):
 
 
 def run_application(folder: Path, name: str, prelude: str) -> tuple[str, int]:
-    """What an application prints whose executable starts it again whatever its arguments, and how often it started."""
+    """Runs an application whose executable ignores its arguments; returns its output and how often it started."""
     executable, starts = folder / name, folder / "starts"
     executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder / "app.py"}"\n')
     executable.chmod(0o755)
@@ -222,7 +222,7 @@ PROMPT = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n\n"
         ("python3", "sys.frozen, sys.executable = True, {executable!r}", 1),
         ("app", "sys.executable = ''", 1),
         ("app", "sys.executable = None", 1),
-        # What calls itself Python is tried, once: it starts, says something else, and is left alone.
+        # An executable named like Python is tried once. It does not answer as Python does, so it is not used.
         ("python3", "if os.path.getsize({starts!r}) > 10: sys.exit('no')\nsys.executable = {executable!r}", 2),
     ],
 )  # fmt: skip

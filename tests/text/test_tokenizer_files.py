@@ -1,4 +1,4 @@
-"""Files as they are: what is assumed with a warning, what is named, what runs on ids alone, and files that close."""
+"""Tokenizer metadata of real files: assumptions with a warning, named errors, models on ids alone, closed files."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_vocabulary_without_bytes_is_built_without_a_word(caplog: pytest.LogCapt
 
 
 class Raises:
-    """An integer that is none."""
+    """An index whose conversion to an integer fails."""
 
     def __index__(self) -> int:
         raise RuntimeError("no")
@@ -286,7 +286,7 @@ def test_a_file_that_was_closed_before_is_a_usage_error(tmp_path: Path) -> None:
 
 
 class ClosingMap(Mapping[str, Any]):
-    """Metadata whose lists are gone from some reading on, as those of a map that another thread closes."""
+    """Metadata whose lists vanish after some reads, as if another thread closed the file."""
 
     def __init__(self, values: Mapping[str, Any], gone: str) -> None:
         self._values, self._gone = values, gone

@@ -1,4 +1,4 @@
-"""What stands around a prompt, what of it is a special token, and text as it comes out."""
+"""Tokens before and after a prompt, special tokens inside it, and the decoded text."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_of_tokens_that_overlap_the_longest_at_the_leftmost_place_counts() -> No
     tokenizer = Tokenizer.from_metadata(byte_level(special=special))
     assert tokenizer.encode("<|a|><b>", parse_special=True) == [257, *tokenizer.encode("b>")]
     assert tokenizer.encode("<|a|>.<b>", parse_special=True) == [256, LETTERS.index("."), 258]
-    # A user-defined token that began before keeps the control token inside of it from being one.
+    # A control token inside a user-defined token that begins before it is not recognised.
     assert tokenizer.encode("x|><b>", parse_special=True) == [LETTERS.index("x"), 259, LETTERS.index(">")]
     assert tokenizer.encode("x|><b>") == [LETTERS.index("x"), 259, LETTERS.index(">")]
 

@@ -1,4 +1,4 @@
-"""SentencePiece's merges, against its definition written out: ties, unused and user-defined pieces, bytes, cost."""
+"""SentencePiece's merges against the plain definition: ties, unused and user-defined pieces, bytes, cost."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from support.paths import DATA
 from support.vocab_builder import NORMAL, UNUSED, USER_DEFINED, byte_level, id_of, sentencepiece, texts_of
 from zincmetal.text.tokenizer import Tokenizer
 
-# Vocabularies of random pieces with equal scores, unused and user-defined ones, with and without bytes and a prefix:
-# made by chance, and the ids those that the sentencepiece package gives.
+# Random vocabularies: pieces of equal score, unused and user-defined pieces, with and without bytes and a prefix.
+# The ids are those of the sentencepiece package.
 CASES = json.loads((DATA / "tokenizer/sentencepiece.json").read_text("utf-8"))
 
 
@@ -94,7 +94,7 @@ def test_without_types_bytes_and_the_unknown_token_are_found_by_name() -> None:
 
 
 def runs(letters: int, longest: int) -> dict[str, Any]:
-    """All runs of some letters: each can be made of two in as many ways as it is long."""
+    """Makes all runs of some letters, by score: a run of n letters can be merged in n - 1 ways."""
     pieces = [chr(0x4E00 + i) * n for i in range(letters) for n in range(1, longest + 1)]
     return sentencepiece({piece: -float(i) for i, piece in enumerate(pieces)}, add_space_prefix=False)
 
