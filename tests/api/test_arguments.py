@@ -307,7 +307,7 @@ def test_a_tensor_of_a_block_with_thousands_of_digits(tmp_path):
     image = source.read_bytes()
     with gguf.open(source) as file:
         data = min(t.offset for t in file.tensors.values())
-        table = image.index(b.string(next(iter(file.tensors))))  # where its rows begin
+        table = image.index(b.string(next(iter(file.tensors))))  # where the table's rows begin
         n = len(file.tensors)
     used = len(image) - data
     padding = bytes(-used % 32)

@@ -56,7 +56,7 @@ def test_every_file_every_language_and_every_gpu(xcrun, tmp_path):
     functions = [p["compute_function"] for p in script["pipelines"]["compute_pipelines"]]
     assert functions == [f"alias:zincmetal#{n}" for n in sorted(backend.load("cpu").Device().kernel_names())]
     assert script["libraries"]["paths"] == [{"label": "zincmetal", "path": "./zincmetal.metallib"}]
-    inputs = [args[5:7] for args in asked if args[2] == "metal-tt"]  # as Apple's article on such scripts has them
+    inputs = [args[5:7] for args in asked if args[2] == "metal-tt"]  # as in Apple's article on such scripts
     assert inputs == [["zincmetal.metallib", "zincmetal.mtlp-json"]] * len(inputs)
 
 

@@ -77,7 +77,7 @@ def test_chunks_are_the_tensor(monkeypatch):
 def test_writing_takes_a_chunk_of_memory_not_a_tensor(tmp_path):
     sizes = replace(TINY, n_layer=1, n_expert=512)
     largest = max(w.type.nbytes(w.shape) for w in synthetic.tensors(sizes))
-    synthetic.write(tmp_path / "first.gguf", TINY, SEED)  # what is imported then is not of the next
+    synthetic.write(tmp_path / "first.gguf", TINY, SEED)  # imports on first use must not count below
     tracemalloc.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "CHUNK", 1 << 20)

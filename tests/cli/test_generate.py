@@ -63,7 +63,7 @@ def test_interrupt_ends_cleanly_with_what_was_made(smollm2):
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     child = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed)
     first = child.stdout.read(2)
-    for _ in range(5):  # Python drops an interrupt that meets a finaliser: press again, as people do
+    for _ in range(5):  # Python drops an interrupt that meets a finaliser, so press again
         child.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             child.wait(timeout=3)
@@ -154,7 +154,7 @@ def test_a_progress_bar_on_a_terminal(smollm2):
     child = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
     shown = b""
-    with contextlib.suppress(OSError):  # how a terminal says that its other end is closed
+    with contextlib.suppress(OSError):  # the error of a terminal whose other end is closed
         while piece := os.read(ours, 1 << 16):
             shown += piece
     os.close(ours)

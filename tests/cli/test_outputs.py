@@ -49,7 +49,7 @@ def test_a_reader_that_is_gone(name):
     words = [sys.executable, "-m", f"zincmetal.{name}", *COMMANDS[name]]
     done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, timeout=120)
     os.close(write)
-    assert done.returncode == (1 if name == "check" else 0)  # a check that nobody has read to its end did not pass
+    assert done.returncode == (1 if name == "check" else 0)  # a check whose output was not read to the end did not pass
     assert done.stderr == b""
 
 

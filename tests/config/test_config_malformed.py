@@ -25,7 +25,7 @@ from zincmetal.graph.builder import Graph
 from zincmetal.graph.ops import Weight
 
 SEED = secrets.randbits(32)
-MEMORY = 4 << 20  # bytes that reading a small file's metadata may take, whatever it says of itself
+MEMORY = 4 << 20  # most bytes that reading the metadata of a small file may take
 ARCH = synthetic.ARCH
 TENSORS = {w.name: w for w in synthetic.tensors(synthetic.TINY)}
 ABSENT = object()
@@ -174,7 +174,7 @@ def test_sizes_that_agree_with_each_other_and_not_with_the_tensors(tmp_path, goo
 NAMES = [name for name in TENSORS if ".1." not in name and ".2." not in name]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "output.weight"])  # tied models have none
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "output.weight"])  # tied models have no such tensor
 def test_a_missing_tensor_is_named(name, tmp_path, good):
     rest = {other: w for other, w in TENSORS.items() if other != name}
     with pytest.raises((GGUFError, UnsupportedModelError), match=rf"tensor {name}\b.* missing"):
@@ -188,9 +188,9 @@ def test_a_tensor_of_another_shape_or_type_is_named(name, tmp_path, good):
     shapes = {w.shape[1:], (*w.shape[:-1], 2 * w.shape[-1]), (w.shape[0] + 1, *w.shape[1:]), (1, *w.shape)} - {()}
     if not vector and w.shape[0] % w.type.block_size == 0 and w.shape[::-1] != w.shape:
         shapes.add(w.shape[::-1])
-    if name == "token_embd.weight":  # its rows are the vocabulary, and the output is what then disagrees
+    if name == "token_embd.weight":  # its rows define the vocabulary, so the error names the output
         shapes.discard((w.shape[0] + 1, *w.shape[1:]))
-    if name.endswith("ffn_gate_inp_shexp.weight"):  # a matrix of one row may be written as one or as a vector
+    if name.endswith("ffn_gate_inp_shexp.weight"):  # a matrix of one row may be written as a vector
         vector = False
         shapes.discard((1, *w.shape))
     for shape in shapes:
@@ -313,7 +313,7 @@ def test_flipped_bytes_are_understood_or_refused(tmp_path, good):
     with gguf.open(whole) as file:
         end, size = min(t.offset for t in file.tensors.values()), file.parts[0].size
     raw = np.fromfile(whole, np.uint8, end)
-    keys = bytes(raw).index(b"token_embd.weight")  # metadata is a small part of the header, and what this is about
+    keys = bytes(raw).index(b"token_embd.weight")  # this test is about metadata, a small part of the header
     rng = np.random.default_rng(SEED)
     understood = refused = peak = 0
     tracemalloc.start()

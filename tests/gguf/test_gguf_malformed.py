@@ -18,7 +18,7 @@ from zincmetal.gguf import quants
 
 SEED = secrets.randbits(32)
 BIG = 2**64 - 1
-MEMORY = 1 << 20  # bytes that opening a small file may take, whatever the file says of itself
+MEMORY = 1 << 20  # most bytes that opening a small file may take
 Q4_0, Q8_0, Q4_K, F32 = (t.id for t in (quants.Q4_0, quants.Q8_0, quants.Q4_K, quants.F32))
 
 NAME = b.key("general.name", b.STR, b.string("m"))  # 33 bytes, from byte 24 on: a key after it starts at byte 57
@@ -261,7 +261,7 @@ def test_there_are_at_least_sixty_of_them() -> None:
 def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "empty.gguf").touch()
     os.mkfifo(tmp_path / "pipe.gguf")
-    writer = os.open(tmp_path / "pipe.gguf", os.O_RDWR)  # lest a reader that opens it waits forever
+    writer = os.open(tmp_path / "pipe.gguf", os.O_RDWR)  # or a reader that opens it would wait forever
     try:
         for path, problem in [
             (tmp_path / "empty.gguf", "is empty"),
@@ -311,7 +311,7 @@ def test_flipped_bytes_are_read_or_refused(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < MEMORY, f"seed {SEED}"
-    assert 0 < read < 800, f"seed {SEED}"  # both ways are taken
+    assert 0 < read < 800, f"seed {SEED}"  # some files must be read, and some refused
 
 
 def test_claims_backed_by_a_hole_are_refused(tmp_path: Path) -> None:

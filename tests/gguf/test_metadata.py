@@ -119,7 +119,7 @@ def test_the_activation_is_the_architectures_own(arch, tmp_path, caplog):
 def test_other_spellings_are_the_same_key(spelled, tmp_path):
     wrong = {"rope.mrope_section": [1, 1, 1, 1], "rope.scale_linear": -1.0}.get(spelled, 0.5)
     mixture = spelled in SPELLINGS["expert_weights_norm"]
-    if mixture:  # of experts that there are none of
+    if mixture:  # of experts, which the model has not
         configured(tmp_path, Tiny("qwen3", keys={spelled: False}))
         return
     of_yarn = any(spelled in SPELLINGS.get(name, ()) for name in YARN)

@@ -55,7 +55,7 @@ ROUTES = [
     (3, 2, 70, 70),
     (7, 7, 31, 31),
     (60, 4, 0, 5),
-    (64, 8, 67, 67),  # more than 16 simdgroups take once, fewer than 17
+    (64, 8, 67, 67),  # more slots than 16 simdgroups take at once, fewer than 17 take
 ]
 
 

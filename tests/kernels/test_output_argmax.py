@@ -78,7 +78,7 @@ def test_argmax_of_more_parts_than_threads(lane: str) -> None:
 def test_argmax_of_neighbouring_floats(lane: str, value: float) -> None:
     lab = Lab(lane)
     logits = np.full(9000, value, np.float32)
-    winner = int(lab.rng.integers(3000, 9000))  # where its thread has seen others
+    winner = int(lab.rng.integers(3000, 9000))  # where its thread has seen other logits before
     logits[winner] = np.nextafter(logits[0], np.float32(np.inf))
     for n_part in (None, 1, 40):
         assert run_argmax(lab, logits, n_part) == winner

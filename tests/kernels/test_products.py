@@ -141,7 +141,7 @@ def test_a_step_without_tokens_writes_nothing(lane: str) -> None:
 def run_embed(lab: Lab, qtype: QuantType, n_embd: int, ids: list[int], rows: int, gap: int = 0) -> tuple[Guarded, F64]:
     """Runs embed on a table of seven tokens; returns the output [rows, n_embd], and the decoded table times 1.5."""
     table, shapes = Weights(lab, qtype, 7, n_embd, gap), lab.core.shapes()
-    tokens = np.full(rows, 2**30, np.int32)  # past the step's: never to be looked up
+    tokens = np.full(rows, 2**30, np.int32)  # ids past the step's tokens must not be looked up
     tokens[: len(ids)] = ids
     out = lab.output(rows, n_embd)
     params = {"n_embd": n_embd, "row_bytes": table.row_bytes, "n_vocab": 7, "first": 0, "n_rows": 7, "scale": 1.5}

@@ -311,7 +311,7 @@ def test_scales_of_attention_and_of_embeddings(arch, tmp_path):
 def test_rows_beyond_the_tokens_are_never_drawn(arch, lane, tmp_path, caplog):
     tiny = Tiny(arch)
     tiny.add_tokenizer(33)
-    for name in ("token_embd.weight", "output.weight"):  # what is never drawn would win every draw
+    for name in ("token_embd.weight", "output.weight"):  # the tokens that must not be drawn have the largest logits
         tiny.tensors[name].values[33:] *= 50
     ids = [i % 33 for i in IDS]
     want = tiny.logits(ids, meaning(arch))[:, :33]

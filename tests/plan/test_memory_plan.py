@@ -58,7 +58,7 @@ def test_a_loaded_model_takes_what_was_planned(kv):
     with zincmetal.load(PATH, device="cpu", kv=kv, context=1000) as model:
         plan = model.planner.memory()
         model.generate(np.arange(600) % 512, max_tokens=3)  # the largest plans, a small one, decode
-        model.generate([1, 2, 3], max_tokens=3, temperature=1.0)  # what sampling needs
+        model.generate([1, 2, 3], max_tokens=3, temperature=1.0)  # the candidates, for sampling
         model.logits(range(100))  # and many rows of logits
         buffers = model._memory._buffers
         allocated = sum(b.nbytes for name, b in buffers.items() if not name.startswith("weights."))
@@ -109,7 +109,7 @@ def test_refusing_a_huge_context_costs_no_memory(whole):
     try:
         with pytest.raises(OutOfMemoryError, match=f"context of {2**31 - 1} tokens"):
             zincmetal.load(whole.path, device="cpu", context=2**31 - 1)
-        assert tracemalloc.get_traced_memory()[1] < 50e6  # of which the header is the most
+        assert tracemalloc.get_traced_memory()[1] < 50e6  # most of it the header
     finally:
         tracemalloc.stop()
 
@@ -292,7 +292,7 @@ def test_a_step_of_many_rows_reads_each_expert_once(whole, device):
     experts = {rows: sum(n for (p, _), n in model.plan(rows).weight_reads().items() if p == "routed experts")
                for rows in (1, 16, 32, 512)}  # fmt: skip
     assert experts[16] == 16 * experts[1]
-    assert experts[32] == experts[512] == 32 * experts[1]  # 256 experts, of which one row takes 8
+    assert experts[32] == experts[512] == 32 * experts[1]  # 256 experts, of which a row uses 8
 
 
 def test_a_windowed_layer_reads_its_window(device):

@@ -82,7 +82,7 @@ def test_temperature(logits, temperature, filters):
 @pytest.mark.parametrize("filters", [{}, {"top_k": 30, "top_p": 0.9}, {"min_p": 0.05}, {"typical_p": 0.6}])
 def test_penalties_and_bias(logits, options, filters):
     best = np.argsort(-logits)
-    logits[3], logits[11] = logits.max(), logits.max()  # so that a control on one of them shows
+    logits[3], logits[11] = logits.max(), logits.max()  # so that a control of one token changes the result
     history = [int(t) for t in (*best[:5], 3, *best[1:4], *best[2:3], 9, 9) if t != 11]
     want = check_distribution(logits, history, temperature=0.9, **options, **filters)
     plain = distribution(logits, history, SamplingParams(temperature=0.9, **filters))
@@ -252,7 +252,7 @@ def test_totals_that_the_changed_tokens_took_with_them_are_not_guessed():
 def test_a_usual_step_reads_hundreds_of_words(options, most):
     rng = np.random.default_rng()
     logits = (rng.standard_normal(150_000) * 3).astype(np.float32)
-    logits[rng.integers(150_000, size=8)] += 20  # as of a model that has an opinion
+    logits[rng.integers(150_000, size=8)] += 20  # as peaked as a trained model's
     step = StepLogits.of(logits)
     Sampler(SamplingParams(temperature=0.8, **options)).sample(step, rng.integers(0, 150_000, 500).tolist())
     assert N_CANDIDATES < step.n_read < most

@@ -56,7 +56,7 @@ def test_the_distribution_is_the_one_of_the_definition(options):
     params = SamplingParams(**{"temperature": 1.0, "seed": 11, **options})
     logits, recent = flat_logits(3), [7, 9, 9, 500]
     sampler, step, n = Sampler(params), StepLogits.of(logits), 12_000
-    history = recent * 16  # what penalties look at is the same at every position
+    history = recent * 16  # penalties see the same history at every position
     drawn = [sampler.sample(step, [0] * i + history) for i in range(n)]
     counts = np.bincount(drawn, minlength=logits.size)
     want = distribution(logits, history, params)

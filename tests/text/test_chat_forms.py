@@ -133,7 +133,7 @@ CALLS = [
     [
         (EACH % "{{ m.content | trim }}", "w?;;4;"),
         (EACH % "{{ m.content }}", "w?;;4;"),
-        (EACH % "{{ m.content + '' }}", "w?;;4;"),  # fails where it is not there
+        (EACH % "{{ m.content + '' }}", "w?;;4;"),  # fails if the key is absent
         (EACH % "{% if m.content is none %}{{ m.tool_calls[0].function.name }}{% else %}{{ m.content }}{% endif %}", "w?;f;4;"),  # noqa: E501
         (EACH % "{% if 'content' in m %}{{ m.content }}{% else %}-{% endif %}", "w?;-;4;"),
         (EACH % "{% if m.content is string %}{{ m.content }}{% else %}{{ raise_exception('no') }}{% endif %}", "w?;;4;"),  # noqa: E501

@@ -35,7 +35,7 @@ def program_without(pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert n
     (folder / "_render.py").write_text(text)
     monkeypatch.setattr(_render, "__file__", str(folder / "_render.py"))
-    monkeypatch.setattr(rendering, "Forked", None)  # which would run the program itself
+    monkeypatch.setattr(rendering, "Forked", None)  # Forked would run the original program
 
 
 # --- bounds
@@ -190,7 +190,7 @@ def test_an_old_jinja_is_refused(fresh: rendering.Renderer, tmp_path: Path, monk
 APPLICATION = """
 import os, sys
 with open({starts!r}, "a") as f: f.write("started\\n")
-if os.path.getsize({starts!r}) > 40: sys.exit(1)  # else there would be no end
+if os.path.getsize({starts!r}) > 40: sys.exit(1)  # or it would start itself forever
 {prelude}
 from zincmetal.text.chat.template import CHATML, ChatTemplate
 for n in range(2):
@@ -262,7 +262,7 @@ def test_a_program_that_never_answers_is_not_waited_for(
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_process_has_the_same_bounds(fresh: rendering.Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    ballast = bytearray(b"1") * (600 << 20)  # of the parent's, more than the template may have
+    ballast = bytearray(b"1") * (600 << 20)  # the parent's memory: more than the template may have
     idle = threading.Thread(target=time.sleep, args=(0.01,))
     idle.start()
     assert rendered(CHATML) == rendered(CHATML)

@@ -115,7 +115,7 @@ def test_every_pre_tokenizer_undoes_its_encoding(rng: random.Random) -> None:
         tokenizer = Tokenizer.from_metadata(byte_level(pre=pre))
         text = "".join(rng.choice(alphabet) for _ in range(300))
         ids = tokenizer.encode(text)
-        assert ids == [LETTERS.index(c) for c in letters(text)]  # nothing merges, so ids are bytes
+        assert ids == [LETTERS.index(c) for c in letters(text)]  # nothing merges, so each id is a byte
         assert tokenizer.decode(ids) == text
 
 
@@ -208,7 +208,7 @@ def test_user_defined_runs_of_spaces_are_found_longest_first() -> None:
 
     assert pieces("a   a") == ["a", "   ", "a"]
     assert pieces("  a" + " " * 9) == ["  ", "a", " " * 5, "   ", " "]
-    assert pieces("▁ a ▁▁") == ["  ", "a", "   "]  # to SentencePiece both are spaces
+    assert pieces("▁ a ▁▁") == ["  ", "a", "   "]  # SentencePiece takes both for spaces
     assert tokenizer.decode(tokenizer.encode("  a   a", add_bos=False)) == "  a   a"
 
 

@@ -37,7 +37,7 @@ def test_exactly_one_begin_token_and_never_an_end(add_eos: bool) -> None:
     assert tokenizer.prompt("<|bos|>a", parse_special=True) == [BOS, a]
     assert tokenizer.prompt("<|bos|><|bos|>a", parse_special=True) == [BOS, a]
     assert tokenizer.prompt("\n<|bos|>a", parse_special=True).count(BOS) == 1
-    assert tokenizer.prompt("a<|bos|>", parse_special=True) == [BOS, a, BOS]  # inside, it is the writer's
+    assert tokenizer.prompt("a<|bos|>", parse_special=True) == [BOS, a, BOS]  # inside the text the token is the user's
     assert tokenizer.prompt("a<|im_end|>", parse_special=True) == [BOS, a, END]
     plain = tokenizer.prompt("<|bos|>a")
     assert (plain[0], plain.count(BOS), tokenizer.decode(plain[1:])) == (BOS, 1, "<|bos|>a")
@@ -188,7 +188,7 @@ def test_overlapping_stop_strings_as_one_token_and_as_five() -> None:
 def test_control_tokens_are_hidden_on_request() -> None:
     tokenizer = prompting()
     ids = [START, *tokenizer.encode("hé"), THINK, END, *tokenizer.encode("x")]
-    for _ in range(2):  # the second time from the tables
+    for _ in range(2):  # the second time the cached tables serve
         assert streamed(tokenizer, ids, ()) == ("<|im_start|>hé<think><|im_end|>x", False)
         assert streamed(tokenizer, ids, (), skip_special=True) == ("hé<think>x", False)
         assert streamed(tokenizer, ids, (">x",), skip_special=True) == ("hé<think", True)

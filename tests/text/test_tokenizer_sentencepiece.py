@@ -49,7 +49,7 @@ def test_a_user_defined_piece_behind_the_prefix_and_one_that_was_added_later() -
 
     assert pieces("a<own>a") == [" a", "<own>", "a"]  # SentencePiece puts one prefix before it all
     assert pieces("<own>a") == [" ", "<own>", "a"]
-    assert pieces("a<added>a") == [" a", "<added>", " a"]  # Hugging Face one before each part
+    assert pieces("a<added>a") == [" a", "<added>", " a"]  # Hugging Face puts one before each part
     assert pieces("<added>a") == ["<added>", " a"]
 
 
@@ -108,7 +108,7 @@ def test_memory_is_in_proportion_to_the_pieces() -> None:
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert tokenizer.decode(ids) == "\u4e00" * 2000
-    assert used < 10 * size + (1 << 20)  # the 90,000 merges of these would take several times as much
+    assert used < 10 * size + (1 << 20)  # a table of the 90,000 merges would take several times as much
 
 
 def test_a_piece_may_be_of_any_length() -> None:

@@ -373,7 +373,7 @@ def test_a_sleeping_machine_is_no_lost_command_buffer(program: Path) -> None:
         time.sleep(0.2)
         process.stdin.write("\n")
         process.stdin.close()
-        said = process.stdout.read()  # and not communicate(), which passes over what readline() has read ahead
+        said = process.stdout.read()  # not communicate(), which skips text that readline() has read ahead
     assert (process.returncode, said) == (0, "ended at 2")
 
 

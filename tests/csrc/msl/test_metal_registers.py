@@ -80,7 +80,7 @@ PLANTED: dict[str, Callable[[str], str]] = {
 def test_array_indexed_by_a_variable_is_found(name: str, tmp_path: Path) -> None:
     found = judge(tmp_path, PLANTED[name]("for (uint i = 0; i < 8; i++) a[i] = x[i];"))
     assert any("by a variable" in violation.message for violation in found), found
-    assert {violation.line for violation in found} <= {0, 3}  # 0: a choice of addresses has no place
+    assert {violation.line for violation in found} <= {0, 3}  # 0: a selected address has no place in the source
 
 
 def test_loop_of_unknown_length_is_found(tmp_path: Path) -> None:

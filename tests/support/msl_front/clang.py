@@ -18,7 +18,7 @@ from . import source
 from .tokens import MARKER
 
 STANDARD = Path(__file__).parent / "include"
-METAL_VERSION = 310  # bfloat is of this version
+METAL_VERSION = 310  # the version that brought bfloat
 KERNEL_MARK = "kernel function"
 
 # Address spaces by number. Everything else is in `thread`, the space of all that C++ declares without a keyword.

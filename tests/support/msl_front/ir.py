@@ -28,8 +28,8 @@ class Instruction:
     opcode: str
     block: str
     operands: list[str]
-    callee: str = ""  # as it is mangled
-    incoming: list[tuple[str, str]] = field(default_factory=list)  # of a phi: (value, block it comes from)
+    callee: str = ""  # mangled
+    incoming: list[tuple[str, str]] = field(default_factory=list)  # for a phi: (value, block it comes from)
 
     @property
     def called(self) -> str:

@@ -17,7 +17,7 @@ from .uniformity import VARIES
 from .walk import kernel_violations
 
 SIZES = {"half": 2, "bfloat": 2, "float": 4, "double": 8, "ptr": 8}
-MEM_THREADGROUP = 2  # of mem_flags
+MEM_THREADGROUP = 2  # the bit of mem_flags
 
 
 @dataclass

@@ -54,7 +54,7 @@ def good(factor: str = "") -> str:
 @dataclass(frozen=True)
 class Fault:
     kind: str  # "refused" by Apple's compiler, or "undefined" on the GPU
-    rule: str  # that objects; "" if none does
+    rule: str  # the rule that objects; "" if none does
     words: str
     text: str
 

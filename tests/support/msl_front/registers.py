@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from .clang import Program, Violation
 from .ir import Function, Instruction, Places, functions
 
-ADDRESSES = ("getelementptr", "phi", "select", "freeze")  # what makes a pointer of pointers
+ADDRESSES = ("getelementptr", "phi", "select", "freeze")  # instructions that derive a pointer from pointers
 
 
 def register_violations(program: Program) -> list[Violation]:

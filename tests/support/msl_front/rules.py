@@ -18,7 +18,9 @@ from .tokens import SPACES, Token, closing, tokenize
 from .uniformity import uniformity_violations
 
 MAX_THREADGROUP_BYTES = 32 * 1024
-MAX_PRIVATE_BYTES = 32 * 1024  # variables of a thread, unoptimised; ours, since no document has Apple's
+MAX_PRIVATE_BYTES = (
+    32 * 1024
+)  # bytes of a thread's variables, unoptimised: our own limit, since no document gives Apple's
 WORDS = {
     "asm": "assembly",
     "catch": "exceptions",
@@ -295,7 +297,7 @@ def global_faults(program: Program) -> Iterator[tuple[str, str]]:
     for name, definition in GLOBAL.findall(program.ir):
         if name in ("llvm.global_ctors", "llvm.global_dtors"):
             yield "program scope", f"an initialiser runs code: {definition}"
-        is_local = name.startswith("_ZZ")  # others are for the syntax tree
+        is_local = name.startswith("_ZZ")  # the other rules need the syntax tree
         if "addrspace(3)" in definition and is_local and enclosing_function(name) not in kernels:
             yield "threadgroup memory", f"{name} is not declared in a kernel function"
 

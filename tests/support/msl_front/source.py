@@ -9,14 +9,14 @@ from .tokens import SPACES, Token, closing, joined, segments, split, tokenize
 
 FLOAT_LITERAL = re.compile(r"(\d+\.\d*|\.\d+)([eE][+-]?\d+)?|\d+[eE][+-]?\d+")
 SCALARS = ("bool", "char", "uchar", "short", "ushort", "int", "uint", "long", "ulong", "half", "bfloat", "float")
-HOST = "host_names_function_"  # the variables that keep the functions of instances, by their order
-INSTANTIATE = "MSL_INSTANTIATE"  # a macro around explicit instantiations, for who can do without
+HOST = "host_names_function_"  # prefix of variables that keep the instances' functions
+INSTANTIATE = "MSL_INSTANTIATE"  # a macro around explicit instantiations: a compiler may skip them
 VECTORS = frozenset(f"{scalar}{n}" for scalar in SCALARS for n in (2, 3, 4))
 
 
 @dataclass
 class Attribute:
-    text: str  # of one attribute: "buffer(0)"
+    text: str  # one attribute, such as "buffer(0)"
     file: str
     line: int
 

@@ -15,10 +15,10 @@ from .clang import Program, Violation
 from .ir import Function, Instruction
 from .walk import kernel_violations
 
-SAME, SIMDGROUPS, GROUPS, LANES = 0, 1, 2, 4  # among whom a value may differ: any of them together
+SAME, SIMDGROUPS, GROUPS, LANES = 0, 1, 2, 4  # threads among which a value may differ, as bits
 ALL_LANES = GROUPS | LANES
 ALL = SIMDGROUPS | ALL_LANES
-SIMD_BITS = 5  # of a lane's number
+SIMD_BITS = 5  # bits of a lane's number
 VARIES = {
     "thread_position_in_grid": ALL,
     "thread_position_in_threadgroup": ALL,
@@ -35,7 +35,7 @@ SAME_IN_SIMDGROUP = re.compile(
 )
 OWN_IN_THREAD = re.compile(r"simd_prefix_\w+|simd_shuffle_\w+|\w+_is_first|quad_\w+")
 OF_SIMDGROUP = re.compile(r"simdgroup_\w+|quadgroup_barrier")
-OF_PARTNERS = re.compile(r"(simd|quad)_(shuffle\w*|broadcast)")  # which may be of one group that goes the same way
+OF_PARTNERS = re.compile(r"(simd|quad)_(shuffle\w*|broadcast)")  # among lanes that may all take the same way
 
 
 class Uniformity:
@@ -43,7 +43,7 @@ class Uniformity:
 
     def __init__(self, function: Function, attributes: dict[str, str]) -> None:
         self.function = function
-        self.values: dict[str, int] = {}  # what is not there is the same everywhere
+        self.values: dict[str, int] = {}  # a value that is absent here is the same everywhere
         self.counted: set[str] = set()
         for name in function.arguments:
             attribute = attributes.get(name.removesuffix(".coerce"), "")
@@ -51,7 +51,7 @@ class Uniformity:
             if attribute in COUNTED:
                 self.counted.add(name)
         self.block: dict[str, int] = dict.fromkeys(function.blocks, SAME)
-        self.stored: dict[str, list[Instruction]] = {}  # into what a thread holds
+        self.stored: dict[str, list[Instruction]] = {}  # stores into a thread's own arrays
         for instruction in function.instructions():
             if instruction.opcode in ("store", "call"):
                 for operand in instruction.operands:
