@@ -1,4 +1,4 @@
-"""python -m zincmetal.check: that it passes where all is well, and that it sees, names and survives what is not."""
+"""The command check: it passes where all is well, and finds, names and survives faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zincmetal.check.inputs import POISON
 from zincmetal.cli.check import main
 from zincmetal.device import backend
 
-# A worker that is quick to start, so that a short time is enough to know that it hangs.
+# A worker that starts at once, so that a short timeout shows that it hangs.
 HANGS = """
 import json, sys, time
 done = json.load(sys.stdin)["done"]
@@ -34,7 +34,7 @@ print(json.dumps({"end": True}))
 
 @pytest.fixture(params=backend.built())
 def device(request, monkeypatch):
-    """Every device; of "metal", where the double stands for it, the worker has to be told."""
+    """Returns each device. For "metal" on the double, tells the worker where the double lies."""
     if request.param == "metal":
         module = importlib.util.find_spec("zincmetal._core_metal").origin
         if Path(module).parent != Path(zincmetal.__file__).parent:
@@ -43,7 +43,7 @@ def device(request, monkeypatch):
 
 
 def two_kernels(tmp_path, device, fault, *argv):
-    """A check of a kernel with a fault, and of one behind it without."""
+    """Checks a faulty kernel, then a sound one; returns the exit status and the faulty kernel's checks."""
     wanted = [f"--only={group}/{name}" for group in ("pipeline", "kernel") for name in (KERNEL, OTHER)]
     status, _, checks = check(tmp_path, device, *wanted, *argv, fault=fault)
     assert checks[f"kernel/{OTHER}"].status == "PASS"
@@ -91,7 +91,7 @@ def test_json_to_standard_output_is_alone_there(capsys):
 
 
 def test_every_case_computes_something():
-    """A case whose result were constant would hold a kernel to nothing."""
+    """A case with a constant result could not fail."""
     core = backend.load("cpu")
     reference = core.Device(native=False)
     for name, case in cases(core).items():
@@ -106,7 +106,7 @@ def test_every_case_computes_something():
 
 
 def test_each_device_launches_by_its_own_tiles():
-    """Not the CPU by those of an NVIDIA GPU, of twice as many tokens: half of the rows would be missing."""
+    """An NVIDIA GPU's tiles have twice as many tokens. By them the CPU would compute half of the rows."""
     core = backend.load("cpu")
     wide = SimpleNamespace(params_dtype=core.params_dtype, shapes=lambda: {**core.shapes(), "MUL_MM_TOKENS": 64})
     device, name = core.Device(native=False), "mul_mm_q8_0"
@@ -219,7 +219,7 @@ def test_other_tokens_fail_but_for_a_near_tie(monkeypatch, near, status):
     load = tokens.load
 
     class Other:
-        """A model that ends with another token than it should."""
+        """A model that ends with a wrong token."""
 
         def __init__(self, model):
             self._model = model

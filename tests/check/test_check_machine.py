@@ -1,4 +1,4 @@
-"""What `check` reads out of the answers of macOS's programs."""
+"""The parts of macOS's answers that `check` reads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSWERS = {
 
 
 def ask(command: str) -> str:
-    """The longest key that the command has."""
+    """Returns the answer whose key is the longest part of the command."""
     return next((ANSWERS[key] for key in sorted(ANSWERS, key=len, reverse=True) if key in command), "")
 
 
