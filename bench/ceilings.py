@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from zincmetal.device.buffers import step_record
+
 REPEATS = 7
 
 
@@ -85,10 +87,9 @@ def _device_seconds(device: Any, dispatches: list[Any]) -> float:
 
 def _add(core: ModuleType, device: Any, buffers: list[Any], rows: int, width: int) -> tuple[Any, ...]:
     shapes = core.shapes()
-    step = np.zeros(1, core.params_dtype("Step"))
-    step["n_tokens"] = rows
+    step = step_record(core, rows)
     step_buffer = device.alloc(step.nbytes)
-    step_buffer.write(step.view(np.uint8))
+    step_buffer.write(step)
     params = np.array((width,), core.params_dtype("ElementwiseParams")).tobytes()
     bindings = [(b, 0, b.nbytes) for b in (step_buffer, *buffers)]
     grid = (-(-width // shapes["ELEMENTWISE_COLUMNS"]), rows, 1)

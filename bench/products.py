@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from zincmetal.check.inputs import random_weights
 from zincmetal.device import backend
+from zincmetal.device.buffers import step_record
 from zincmetal.gguf import quants
-from zincmetal.gguf.quants import F32, QuantType
+from zincmetal.gguf.quants import QuantType
 from zincmetal.graph.ops import STEP, Op, Operand, Route, State, Value, Weight
 from zincmetal.plan import plan
 from zincmetal.plan.addresses import Region
@@ -203,12 +205,11 @@ class Loaded:
         self._sizes = [w.type.nbytes(w.shape) for w in product.weights]
         self.copies = max(1 if product.turns() > 1 else 2, -(-lab.cold_bytes // sum(self._sizes)))
         self._buffer = lab.device.alloc(self.copies * sum(self._sizes))
-        self._step = lab.device.alloc(lab.core.params_dtype("Step").itemsize)
-        step = np.zeros(1, lab.core.params_dtype("Step"))
-        step["n_tokens"] = 1
-        self._step.write(step.view(np.uint8))
+        step = step_record(lab.core, 1)
+        self._step = lab.device.alloc(step.nbytes)
+        self._step.write(step)
         self._out = lab.device.alloc(4 * sum(product.outs()))
-        once = np.concatenate([random_weights(w, self._rng) for w in product.weights])
+        once = np.concatenate([random_weights(w.type, w.shape, self._rng).reshape(-1) for w in product.weights])
         for copy in range(self.copies):
             self._buffer.write(once, copy * once.nbytes)
         self._values: dict[str, NDArray[Any]] = {}
@@ -296,22 +297,6 @@ class Recording:
         """Seconds that the device took."""
         seconds: float = self.of.lab.device.run(self.dispatches)
         return seconds
-
-
-def random_weights(w: Weight, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Random finite bytes of a weight: every pattern of quants, scales of about 1/64 (so that products stay small)."""
-    if w.type is F32:
-        return (rng.standard_normal(int(np.prod(w.shape)), np.float32) / 64).view(np.uint8)
-    assert w.type.block is not None
-    n = int(np.prod(w.shape)) // w.type.block_size
-    words = rng.bit_generator.random_raw(-(-n * w.type.block_bytes // 8))
-    raw: NDArray[np.uint8] = words.view(np.uint8)[: n * w.type.block_bytes]
-    blocks = raw.view(w.type.block)
-    for name in ("d", "m", "dmin"):
-        if name in (w.type.block.names or ()):  # 2^-8 to 2^-6, of either sign
-            bits = blocks[name].view(np.uint16)
-            blocks[name] = ((bits & 0x83FF) | (((bits >> 10 & 1) + 7) << 10)).view(np.float16)
-    return raw
 
 
 def summary(recording: Recording, seconds: Sequence[float], copy: float, outputs: str) -> dict[str, Any]:

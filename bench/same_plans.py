@@ -11,7 +11,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 ROWS, OUTPUTS, KV_TYPES, BACKENDS = (
     (1, 32, 512),
@@ -21,21 +23,16 @@ ROWS, OUTPUTS, KV_TYPES, BACKENDS = (
 )
 
 
-def planner(path: str, backend_name: str, kv: str):
+def planner(path: str, backend_name: str, kv: str) -> Any:
     """The planner of a file for a device of another backend: only the name differs from the CPU's facts."""
     try:
-        from zincmetal.device import backend
+        backend, module = import_module("zincmetal.device.backend"), import_module("zincmetal.plan.planner")
     except ImportError:  # 0.1.0 has no rooms
-        from zincmetal.blueprint import Blueprint as Planner
-
-        from zincmetal import backend, gguf
-    else:
-        from zincmetal import gguf
-        from zincmetal.plan import planner
-
-        Planner = getattr(planner, "Planner", None) or planner.Blueprint
+        backend, module = import_module("zincmetal.backend"), import_module("zincmetal.blueprint")
+    make = getattr(module, "Planner", None) or module.Blueprint
     core, device = backend.open_device("cpu", 1)
-    return Planner(gguf.open(path), core, {**device.info, "backend": backend_name}, 2048, kv)
+    file = import_module("zincmetal.gguf").open(path)
+    return make(file, core, {**device.info, "backend": backend_name}, 2048, kv)
 
 
 def write_plans(folder: Path, paths: list[str]) -> None:

@@ -17,7 +17,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +25,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
-from zincmetal.gguf import quants
+from zincmetal.check.inputs import random_bits, spread
 from zincmetal.gguf.quants import F32, Q4_K, Q5_K, Q6_K, Q8_0, QuantType
 from zincmetal.graph.ops import Weight
 from zincmetal.text.vocabulary import BYTE_OF_LETTER, TokenType
@@ -255,13 +254,13 @@ def _block_maker(w: Weight) -> Maker:
     no token would stand out.
     """
     size = (4.0 if w.name == "output.weight" else 1.0) / np.sqrt(w.shape[-1])
-    spread, centre = _spread(w.type)
-    scales = np.linspace(0.5, 1.5, 256) * size / spread
+    deviation, centre = spread(w.type)
+    scales = np.linspace(0.5, 1.5, 256) * size / deviation
     fields = (w.type.block.names or ()) if w.type.block is not None else ()
     tables = {"d": scales.astype("<f2"), "dmin": (scales * centre).astype("<f2")}
 
     def make(rng: np.random.Generator, n: int) -> NDArray[np.uint8]:
-        blocks = _random_blocks(w.type, n, rng)
+        blocks = random_bits(w.type, n, rng)
         index = blocks["d"].view("<u2") & 255
         for name, table in tables.items():
             if name in fields:
@@ -269,30 +268,6 @@ def _block_maker(w: Weight) -> Maker:
         return blocks.view(np.uint8)
 
     return make
-
-
-@cache
-def _spread(qtype: QuantType) -> tuple[float, float]:
-    """(standard deviation of weights of scale 1 about their mean, the minimum that makes that mean 0)."""
-    assert qtype.block is not None
-    blocks = _random_blocks(qtype, 4096, np.random.Generator(np.random.SFC64(0)))
-    has_minimum = "dmin" in (qtype.block.names or ())
-
-    def weights(d: float, dmin: float) -> NDArray[np.float32]:
-        blocks["d"] = d
-        if has_minimum:
-            blocks["dmin"] = dmin
-        return quants.dequantize(qtype, blocks.view(np.uint8), (blocks.size * qtype.block_size,))
-
-    centre = float(-weights(1, 0).mean() / weights(0, 1).mean()) if has_minimum else 0.0
-    return float(weights(1, centre).std()), centre
-
-
-def _random_blocks(qtype: QuantType, n: int, rng: np.random.Generator) -> NDArray[np.void]:
-    """Blocks [n] of random bits throughout."""
-    assert qtype.block is not None
-    words = rng.bit_generator.random_raw(-(-n * qtype.block_bytes // 8))
-    return words.view(np.uint8)[: n * qtype.block_bytes].view(qtype.block)
 
 
 # ---- the file ---------------------------------------------------------------------------------------------------

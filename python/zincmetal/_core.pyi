@@ -32,7 +32,7 @@ class Device:
     def __init__(self, *, threads: int = 0, native: bool = True, kernel_folder: str = "") -> None: ...
     @property
     def info(self) -> dict[str, Any]: ...
-    def alloc(self, nbytes: int, shared: bool = True) -> Buffer: ...
+    def alloc(self, nbytes: int) -> Buffer: ...
     def wrap(self, owner: NDArray[np.uint8] | Map, offset: int, nbytes: int) -> Buffer:
         """Device memory over the owner's own, from a page boundary on: nothing is copied.
 
@@ -41,7 +41,7 @@ class Device:
     def kernel_names(self) -> list[str]: ...
     def limits(self, kernel: str) -> tuple[int, int, int]:
         """(max threads per threadgroup, simdgroup width, static threadgroup bytes)."""
-    def run(self, dispatches: Sequence[Dispatch], concurrent: bool = True) -> float:
+    def run(self, dispatches: Sequence[Dispatch]) -> float:
         """Record, run and wait, once; seconds on the device's clock."""
     def time_each(self, dispatches: Sequence[Dispatch]) -> list[float]:
         """Run each alone after the one before has ended, once; the seconds of each on the device's clock."""
@@ -57,8 +57,9 @@ class Plan:
     """Dispatches made ready to be replayed as one command buffer."""
 
     def __init__(
-        self, device: Device, dispatches: Sequence[Dispatch], max_tokens: int, concurrent: bool = True
-    ) -> None: ...
+        self, device: Device, dispatches: Sequence[Dispatch], max_tokens: int, has_argmax: bool = False
+    ) -> None:
+        """``has_argmax``: the last dispatch writes the arg max into the step buffer, so that a step can run ahead."""
     @property
     def max_tokens(self) -> int: ...
     @property
@@ -66,8 +67,8 @@ class Plan:
     @property
     def n_barriers(self) -> int: ...
 
-class Session:
-    """One sequence: its length and the step buffer."""
+class Steps:
+    """Runs the steps of one sequence: its length, the step buffer, what is in flight, and counters."""
 
     def __init__(self, step: Buffer, tokens: Buffer, n_ctx: int, n_vocab: int) -> None: ...
     @property
@@ -84,15 +85,27 @@ class Session:
     def close(self) -> None: ...
 
 def shapes() -> dict[str, int]:
-    """The launch shapes of kernels/shapes.h by name."""
+    """The launch shapes and limits of kernels/shapes.h by name."""
+
+def size_classes() -> dict[str, tuple[int, ...]]:
+    """The sizes that kernels are compiled for, ascending: HEAD_CLASSES, SSM_CLASSES, EXPERT_CLASSES.
+
+    A kernel of a class serves all sizes up to it.
+    """
+
+def tensor_types() -> tuple[str, ...]:
+    """The tensor types that kernels take, by the names in quants.py."""
+
+def expert_types() -> tuple[str, ...]:
+    """The tensor types that kernels of experts take."""
 
 def params_dtype(name: str) -> np.dtype[np.void]: ...
-def decode_step(session: Session, plan: Plan, token: int, ahead: bool = False) -> int:
+def decode_step(steps: Steps, plan: Plan, token: int, ahead: bool = False) -> int:
     """Append one token; the arg max of its logits. Raises UsageError, ContextFullError, DeviceError.
 
     With ``ahead`` the step of that arg max is submitted before this one is waited for, and is in flight when the
-    call returns: the next call takes it over, if it is for that token, or ``session.settle()`` ends it.
+    call returns: the next call takes it over, if it is for that token, or ``steps.settle()`` ends it.
     """
 
-def prefill_step(session: Session, plan: Plan, ids: NDArray[np.int32]) -> int:
+def prefill_step(steps: Steps, plan: Plan, ids: NDArray[np.int32]) -> int:
     """Append int32 ids [n], n <= plan.max_tokens; the arg max after the last. Raises as decode_step."""

@@ -17,6 +17,7 @@ from costs import Costs
 from products import N_USED, Lab, Loaded, down_mix, gate_up, linear, stack
 from support.paths import DATA, TESTS
 from zincmetal import gguf
+from zincmetal.check.inputs import random_weights
 from zincmetal.device import backend
 from zincmetal.errors import UsageError
 from zincmetal.gguf import quants
@@ -50,7 +51,7 @@ def reference(loaded: Loaded, turn: int):
     """The outputs of one product, in float64."""
     rng = np.random.default_rng(7)
     weights = [
-        quants.dequantize(w.type, products.random_weights(w, rng), w.shape).astype(np.float64)
+        quants.dequantize(w.type, random_weights(w.type, w.shape, rng), w.shape).astype(np.float64)
         for w in loaded.product.weights
     ]
     x, residual, x_shared, mix = (

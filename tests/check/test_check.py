@@ -14,8 +14,9 @@ import pytest
 import zincmetal
 from support.check_command import KERNEL, MODEL, OTHER, check
 from zincmetal.check import runner, tokens
-from zincmetal.check.cases import POISON, cases
+from zincmetal.check.cases import cases
 from zincmetal.check.compare import Mismatch, largest_difference, run
+from zincmetal.check.inputs import POISON
 from zincmetal.cli.check import main
 from zincmetal.device import backend
 

@@ -53,7 +53,7 @@ def heard(*_):
 
 signal.signal(signal.SIGALRM, heard)
 long_plan = core.Plan(device, [product(y)] * 2000 + [product(last)], 1)
-session = core.Session(step, tokens, 64, 100)
+session = core.Steps(step, tokens, 64, 100)
 signal.setitimer(signal.ITIMER_REAL, 0.3)
 try:
     core.decode_step(session, long_plan, 1)

@@ -195,8 +195,8 @@ plan = core.Plan(device, [
     launch("mul_mm_f32", product, (many_rows, w, x, y), tiles, shapes["MUL_MM_THREADS"]),
     launch("argmax_partial", best, (y, value, ids), (1, 1, 1), threads),
     launch("argmax_final", best, (step, tokens, value, ids), (1, 1, 1), threads),
-], 1)
-session = core.Session(step, tokens, 64, 100)
+], 1, has_argmax=True)
+session = core.Steps(step, tokens, 64, 100)
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(), resource.RLIM_INFINITY))
 for call in (lambda: core.decode_step(session, plan, 1, True), lambda: core.decode_step(session, plan, 1)):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from support import gguf_builder as b
-from support.quant_random import random_blocks
 from zincmetal import gguf
+from zincmetal.check.inputs import random_weights
 from zincmetal.errors import GGUFError, UsageError
 from zincmetal.gguf import quants
 
@@ -180,7 +180,7 @@ def test_what_the_reference_writes(tmp_path: Path) -> None:
     writer.add_add_bos_token(True)
     raws = {}
     for i, qtype in enumerate(quants.SUPPORTED):
-        raws[qtype.name] = random_blocks(qtype, 3 + i, 512, rng)
+        raws[qtype.name] = random_weights(qtype, (3 + i, 512), rng)
         typed = raws[qtype.name]
         if qtype in (quants.F32, quants.F16):
             typed = typed.view(qtype.block)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from support.quant_random import random_blocks
+from zincmetal.check.inputs import random_weights
 from zincmetal.errors import UnsupportedModelError, UsageError
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
@@ -27,7 +27,7 @@ def reference(qtype: QuantType, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
 @by_name
 @pytest.mark.parametrize("shape", [(1, 256), (7, 512), (2, 3, 768)], ids=str)
 def test_dequantize_equals_the_reference(qtype: QuantType, shape: tuple[int, ...]) -> None:
-    raw = random_blocks(qtype, int(np.prod(shape[:-1])), shape[-1], np.random.default_rng(SEED))
+    raw = random_weights(qtype, shape, np.random.default_rng(SEED))
     expected = reference(qtype, raw).reshape(shape)
     got = quants.dequantize(qtype, raw, shape)
     assert (got.dtype, got.shape) == (np.float32, shape)
@@ -67,7 +67,7 @@ def test_ids_and_names_are_unique() -> None:
 @by_name
 def test_random_blocks_are_finite_centred_and_of_size_one(qtype: QuantType) -> None:
     rng = np.random.default_rng(SEED)
-    raw = random_blocks(qtype, 64, 1024, rng)
+    raw = random_weights(qtype, (64, 1024), rng)
     assert (raw.dtype, raw.shape) == (np.uint8, (64, qtype.row_bytes(1024)))
     weights = quants.dequantize(qtype, raw, (64, 1024))
     assert np.isfinite(weights).all(), f"seed {SEED}"
@@ -76,7 +76,7 @@ def test_random_blocks_are_finite_centred_and_of_size_one(qtype: QuantType) -> N
 
 
 def test_dequantize_takes_unaligned_and_strided_bytes() -> None:
-    raw = random_blocks(quants.Q4_K, 4, 512, np.random.default_rng(SEED))
+    raw = random_weights(quants.Q4_K, (4, 512), np.random.default_rng(SEED))
     expected = quants.dequantize(quants.Q4_K, raw, (4, 512))
     shifted = np.empty(raw.size + 1, np.uint8)
     shifted[1:] = raw.reshape(-1)

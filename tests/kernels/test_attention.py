@@ -9,7 +9,7 @@ import pytest
 
 from support.kernel_lab import Lab, assert_untouched, every_lane
 from support.kernels.attention import Attention, Shape
-from support.kv_cache import KV_TYPES, holds
+from support.kv_cache import KV_TYPES, skip_unless_held
 
 KERNELS = ("attention_decode", "attention_prefill")
 
@@ -72,8 +72,7 @@ WINDOWS = [
 @every_kernel
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_attention(lane: str, kv: str, kernel: str, shape: Shape) -> None:
-    if not holds(kv, shape.head_dim):
-        pytest.skip(f"{kv} holds no heads of {shape.head_dim}")
+    skip_unless_held(kv, shape.head_dim)
     case = Attention(Lab(lane), shape, kv)
     case.check(case.run(kernel))
 
@@ -136,8 +135,7 @@ SPLITS = [
 @pytest.mark.parametrize("shape", SPLITS, ids=str)
 def test_split(lane: str, kv: str, n_split: int, shape: Shape) -> None:
     """More parts than pages, pages that do not divide, a window that begins within a page."""
-    if not holds(kv, shape.head_dim):
-        pytest.skip(f"{kv} holds no heads of {shape.head_dim}")
+    skip_unless_held(kv, shape.head_dim)
     case = Attention(Lab(lane), shape, kv)
     case.check(case.run_split(n_split))
 

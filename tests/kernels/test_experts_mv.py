@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from support.kernel_lab import MSL, Lab, assert_close, assert_untouched, every_lane
 from support.kernels.experts import TYPES, every_type
 from support.kernels.experts_mv import F64, id_input, run_mix, run_moe_mv, shared_types
-from support.quant_random import random_blocks
+from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 
@@ -78,7 +78,7 @@ def test_the_residual_may_be_the_output(lane: str) -> None:
 @pytest.mark.parametrize("lane", [MSL, "native"])  # where memory that nobody touches costs nothing
 def test_an_expert_beyond_4_gib(lane: str) -> None:
     lab = Lab(lane)
-    packed = random_blocks(quants.Q8_0, 4, 64, lab.rng)
+    packed = random_weights(quants.Q8_0, (4, 64), lab.rng)
     expert_bytes, x, out = 2**31, lab.normal(64), lab.output(1, 4)
     tensor = lab.device.alloc(2 * expert_bytes + packed.size)
     np.frombuffer(tensor, np.uint8)[2 * expert_bytes :] = packed.reshape(-1)

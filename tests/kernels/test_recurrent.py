@@ -161,18 +161,23 @@ def test_gates_keep_their_precision_everywhere(lane: str, kernel: str) -> None:
     assert_close(state.array, layer.gates[0][1][:, None, None] * f64(before), 1e-6)
 
 
+def check_chunk_and_steps(layer: Layer, n_chunk: int, n: int) -> None:
+    """Runs a chunk of tokens, then single ones up to ``n``, and compares the outputs and the state after them."""
+    conv_state, state = layer.poisoned()
+    parts = [layer.chunk(0, n_chunk, n_chunk, conv_state, state)]
+    parts += [layer.step(pos, conv_state, state) for pos in range(n_chunk, n)]
+    want, want_state, _ = layer.expected()
+    assert_close(np.concatenate(parts), want, 1e-5)
+    assert_close(state.array, want_state, 1e-5)
+
+
 @every_lane
 @pytest.mark.parametrize("scale", [0.0, 1e-8, 1e-4, 1e4])
 def test_heads_of_any_length(lane: str, scale: float) -> None:
     """eps carries q and k of no length, and large inputs still become unit vectors."""
     lab, shape = Lab(lane), SHAPES[1]
     layer = Layer(lab, shape, 20, qkv_scale=scale)
-    conv_state, state = layer.poisoned()
-    parts = [layer.chunk(0, 17, 17, conv_state, state)]
-    parts += [layer.step(pos, conv_state, state) for pos in range(17, 20)]
-    want, want_state, _ = layer.expected()
-    assert_close(np.concatenate(parts), want, 1e-5)
-    assert_close(state.array, want_state, 1e-5)
+    check_chunk_and_steps(layer, 17, 20)
 
 
 @every_lane
@@ -181,9 +186,4 @@ def test_extreme_gates(lane: str, alpha_scale: float) -> None:
     """Gates that forget all or nothing, learn all or nothing."""
     lab, shape = Lab(lane), SHAPES[1]
     layer = Layer(lab, shape, 36, alpha_scale=alpha_scale)
-    conv_state, state = layer.poisoned()
-    parts = [layer.chunk(0, 33, 33, conv_state, state)]
-    parts += [layer.step(pos, conv_state, state) for pos in range(33, 36)]
-    want, want_state, _ = layer.expected()
-    assert_close(np.concatenate(parts), want, 1e-5)
-    assert_close(state.array, want_state, 1e-5)
+    check_chunk_and_steps(layer, 33, 36)

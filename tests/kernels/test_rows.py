@@ -10,7 +10,7 @@ import pytest
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, every_lane
 from support.kernels.products import gelu, silu
 from support.kernels.rows import F32, F64, ROPES, Rope, RopeKv, padded, rms_norm, run_elementwise
-from support.kv_cache import KV_TYPES, holds
+from support.kv_cache import KV_TYPES, skip_unless_held
 
 # ---- rms_norm -----------------------------------------------------------------------------------------------
 
@@ -91,8 +91,7 @@ every_kind = pytest.mark.parametrize("kind", ["norm", "neox"])
 @pytest.mark.parametrize("qk_norm", [False, True], ids=["", "qknorm"])
 @pytest.mark.parametrize("rope", ROPES, ids=lambda r: f"hd{r.head_dim}-rot{r.n_rot}-pos{r.pos}")
 def test_rope_kv(lane: str, kind: str, kv: str, qk_norm: bool, rope: Rope) -> None:
-    if not holds(kv, rope.head_dim):
-        pytest.skip(f"{kv} holds no heads of {rope.head_dim}")
+    skip_unless_held(kv, rope.head_dim)
     case = RopeKv(Lab(lane), rope, kind, kv, qk_norm)
     case.run()
     case.check()

@@ -14,6 +14,7 @@ import pytest
 import zincmetal
 from support.reference_models import reference_models
 from zincmetal.device import backend
+from zincmetal.device.buffers import step_record
 from zincmetal.errors import DeviceError
 from zincmetal.plan.plan import Dispatch, Plan, ready
 
@@ -35,9 +36,8 @@ class Replay:
         self.core, self.plan, self.model = model.engine.core, plan, model
         names = {r.buffer for d in plan.dispatches for r in d.regions if not r.buffer.startswith("weights.")}
         self.memory = {name: model.engine.buffers.buffer(name).read() for name in names}
-        step = np.zeros(1, model.engine.core.params_dtype("Step"))
-        step["n_tokens"] = n_tokens = min(N_TOKENS, plan.rows)
-        self.memory["step"] = step.view(np.uint8)
+        n_tokens = min(N_TOKENS, plan.rows)
+        self.memory["step"] = step_record(model.engine.core, n_tokens).view(np.uint8)
         self.memory["tokens"][: 4 * n_tokens] = np.arange(n_tokens, dtype=np.int32).view(np.uint8)
 
     def run(self, dispatches: list[Dispatch], checked: bool) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from zincmetal.check import worker
 from zincmetal.check.cases import cases
-from zincmetal.check.compare import GUARD
+from zincmetal.check.inputs import GUARD
 from zincmetal.device import backend
 from zincmetal.errors import DeviceError
 

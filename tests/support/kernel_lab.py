@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from zincmetal.check import inputs
+from zincmetal.check.inputs import POISON
 from zincmetal.device import backend
+from zincmetal.device.buffers import step_record
 
 #: Seeds every Lab; set ZINCMETAL_TEST_SEED to the number that a failure printed to see it again.
 SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))
@@ -28,45 +31,18 @@ MSL = "checked" if backend.is_built("checked") else "msl"
 LANES = (MSL, "native", *(name for name in ("metal", "cuda") if backend.is_built(name)))
 every_lane = pytest.mark.parametrize("lane", LANES)
 
-POISON = 0xFF
-_GUARD_BYTES = 256
 
-
-class Guarded:
-    """``array`` is what a kernel sees of a buffer: a live view, or a copy that goes there and back with every run."""
+class Guarded(inputs.Guarded):
+    """A binding of a kernel, which the kernel may write or not."""
 
     def __init__(self, device: Any, content: NDArray[Any], align: int, writable: bool) -> None:
-        self.offset, self.nbytes, self.writable = _GUARD_BYTES + align, content.nbytes, writable
-        self.buffer = device.alloc(self.offset + self.nbytes + _GUARD_BYTES)
-        nbytes = self.buffer.nbytes
-        self._all = np.frombuffer(self.buffer, np.uint8) if self.buffer.shared else np.empty(nbytes, np.uint8)
-        self._all[:] = POISON
-        inside = self._all[self.offset : self.offset + self.nbytes]
-        self.array: NDArray[Any] = inside.view(content.dtype).reshape(content.shape)
-        self.array[...] = content
-        self._content = inside.copy()
-
-    def push(self) -> None:
-        """Bring the device's memory up to date."""
-        if not self.buffer.shared:
-            self.buffer.write(self._all)
-
-    def pull(self) -> None:
-        """Bring ``array`` up to date."""
-        if not self.buffer.shared:
-            self._all[:] = self.buffer.read()
-
-    @property
-    def binding(self) -> tuple[Any, int, int]:
-        return self.buffer, self.offset, self.nbytes
+        super().__init__(device, content, align)
+        self.writable = writable
 
     def check(self, name: str) -> None:
         """Fails where a byte changed that a kernel had no right to write."""
-        end = self.offset + self.nbytes
-        assert (self._all[: self.offset] == POISON).all(), f"{name} wrote before a binding"
-        assert (self._all[end:] == POISON).all(), f"{name} wrote after a binding"
-        if not self.writable:
-            assert np.array_equal(self._all[self.offset : end], self._content), f"{name} wrote to an input"
+        assert self.is_outside_intact(), f"{name} wrote outside a binding"
+        assert self.writable or self.is_content_intact(), f"{name} wrote to an input"
 
 
 @functools.cache
@@ -106,8 +82,7 @@ class Lab:
 
     def step(self, n_tokens: int, pos: int = 0, *, writable: bool = False) -> Guarded:
         """A step buffer (``Step`` in kernels/params.h)."""
-        content = np.zeros(1, self.core.params_dtype("Step"))
-        content["n_tokens"], content["pos"] = n_tokens, pos
+        content = step_record(self.core, n_tokens, pos)
         return self.in_out(content) if writable else self.input(content)
 
     def run(

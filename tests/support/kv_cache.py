@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from support.kernel_lab import POISON, Lab, tiles
-from support.quant_random import random_blocks
+from support.kernel_lab import Lab, tiles
+from zincmetal.check.inputs import POISON, random_weights
 from zincmetal.gguf import quants
 
 Array = NDArray[Any]
@@ -20,9 +21,10 @@ ALIGN = {"f32": 16, "f16": 8, "q8_0": 2}
 _DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "q8_0": np.uint8}
 
 
-def holds(kv: str, head_dim: int) -> bool:
-    """Whether a cache of this type can hold heads of this size."""
-    return head_dim % quants.by_name(kv).block_size == 0
+def skip_unless_held(kv: str, head_dim: int) -> None:
+    """Skips the test where a cache of this type cannot hold heads of this size."""
+    if head_dim % quants.by_name(kv).block_size:
+        pytest.skip(f"{kv} holds no heads of {head_dim}")
 
 
 def poisoned(kv: str, positions: int, n_head_kv: int, head_dim: int) -> Array:
@@ -34,7 +36,7 @@ def poisoned(kv: str, positions: int, n_head_kv: int, head_dim: int) -> Array:
 def random_heads(lab: Lab, kv: str, positions: int, n_head_kv: int, head_dim: int) -> Array:
     """Stored head vectors [positions, n_head_kv, ...] with elements of size about 1."""
     if kv == "q8_0":
-        return random_blocks(quants.Q8_0, positions * n_head_kv, head_dim, lab.rng).reshape(positions, n_head_kv, -1)
+        return random_weights(quants.Q8_0, (positions * n_head_kv, head_dim), lab.rng).reshape(positions, n_head_kv, -1)
     return lab.normal(positions, n_head_kv, head_dim).astype(_DTYPES[kv])
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,14 +202,6 @@ def test_without_jinja_the_error_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "path", [p for p in sys.path if "site-packages" not in p])
     with pytest.raises(ChatTemplateError, match="pip install jinja2"):
         rendered("x")
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[chat.Renderer]:
-    renderer = chat.Renderer()
-    monkeypatch.setattr(chat, "_renderer", renderer)
-    yield renderer
-    renderer._stop()
 
 
 def test_a_forked_process_has_a_renderer_of_its_own(fresh: chat.Renderer) -> None:

@@ -29,14 +29,6 @@ def rendered(source: str, **options: Any) -> str:
     return ChatTemplate(source).render(USER, **options)
 
 
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[rendering.Renderer]:
-    renderer = rendering.Renderer()
-    monkeypatch.setattr(chat, "_renderer", renderer)
-    yield renderer
-    renderer._stop()
-
-
 def program_without(pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Render with a copy of the program in which the lines that match do nothing."""
     text, n = re.subn(pattern, "pass", Path(_render.__file__).read_text())

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.merges import assert_merges, random_pieces
 from support.paths import DATA
 from support.vocab_builder import (
     CONTROL,
@@ -144,15 +145,6 @@ def merge_by_rank(text: str, rank: dict[tuple[str, str], int]) -> list[str]:
     return parts
 
 
-def merge_by_score(text: str, score: dict[str, float]) -> list[str]:
-    """SentencePiece as its definition says: of all neighbours, the union of best score, leftmost first."""
-    parts = list(text)
-    while unions := [(-score[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in score]:
-        _, i = min(unions)
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-
 def test_byte_level_merges_are_those_of_the_definition(rng: random.Random) -> None:
     for _ in range(20):
         made, merges = list("abcd"), []
@@ -168,24 +160,10 @@ def test_byte_level_merges_are_those_of_the_definition(rng: random.Random) -> No
             assert texts_of(tokenizer, tokenizer.encode(text)) == merge_by_rank(text, rank), text
 
 
-def random_pieces(rng: random.Random, alphabet: str, n: int) -> dict[str, float]:
-    """Pieces as training makes them: each of two earlier ones, and every score different."""
-    pieces = list(alphabet)
-    while len(pieces) < n:
-        piece = rng.choice(pieces) + rng.choice(pieces)
-        if len(piece) <= 8 and piece not in pieces:
-            pieces.append(piece)
-    return {piece: -float(i) for i, piece in enumerate(pieces)}
-
-
 def test_sentencepiece_merges_are_those_of_the_definition(rng: random.Random) -> None:
     for _ in range(20):
-        score = random_pieces(rng, "▁abc", 60)
-        tokenizer = Tokenizer.from_metadata(sentencepiece(score, add_space_prefix=False))
-        for _ in range(20):
-            text = "".join(rng.choice(" abc") for _ in range(rng.randint(1, 60)))
-            expected = [p.replace("▁", " ") for p in merge_by_score(text.replace(" ", "▁"), score)]
-            assert texts_of(tokenizer, tokenizer.encode(text, add_bos=False)) == expected, text
+        score = {piece: -float(i) for i, piece in enumerate(random_pieces(rng, 60))}
+        assert_merges(rng, score, longest=60)
 
 
 # --- SentencePiece

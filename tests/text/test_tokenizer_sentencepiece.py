@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import random
 import tracemalloc
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
+from support.merges import assert_merges, random_pieces
 from support.paths import DATA
 from support.vocab_builder import NORMAL, UNUSED, USER_DEFINED, byte_level, id_of, sentencepiece, texts_of
 from zincmetal.text.tokenizer import Tokenizer
@@ -30,30 +30,12 @@ def test_ids_are_those_of_sentencepiece(case: dict[str, Any]) -> None:
         assert tokenizer.encode(text) == ids, text
 
 
-def merge_by_score(text: str, score: dict[str, float]) -> list[str]:
-    """SentencePiece as its definition says: of all neighbours, the union of best score, leftmost first."""
-    parts = list(text)
-    while unions := [(-score[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in score]:
-        _, i = min(unions)
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-
 @pytest.mark.parametrize("levels", [1, 2, 5])
 def test_equal_scores_merge_from_the_left(levels: int) -> None:
     rng = random.Random(levels)
     for _ in range(20):
-        pieces = list("▁abc")
-        while len(pieces) < 40:
-            piece = rng.choice(pieces) + rng.choice(pieces)
-            if len(piece) <= 8 and piece not in pieces:
-                pieces.append(piece)
-        score = {piece: -float(rng.randrange(levels)) for piece in pieces}
-        tokenizer = Tokenizer.from_metadata(sentencepiece(score, add_space_prefix=False))
-        for _ in range(20):
-            text = "".join(rng.choice(" abc") for _ in range(rng.randint(1, 40)))
-            expected = [p.replace("▁", " ") for p in merge_by_score(text.replace(" ", "▁"), score)]
-            assert texts_of(tokenizer, tokenizer.encode(text, add_bos=False)) == expected, text
+        score = {piece: -float(rng.randrange(levels)) for piece in random_pieces(rng, 40)}
+        assert_merges(rng, score, longest=40)
 
 
 def test_a_user_defined_piece_behind_the_prefix_and_one_that_was_added_later() -> None:

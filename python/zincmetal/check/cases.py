@@ -16,21 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import EXPERT_CLASSES, HEAD_CLASSES, SSM_CLASSES, Experts, ModelConfig, Rope, Ssm
-from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name, dequantize
+from ..device.buffers import step_record
+from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name
 from ..graph.fuse import UNBATCHED, fuse, fuse_glu
 from ..graph.ops import CANDIDATES, KV_CACHES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
 from ..plan import tuning
 from ..plan.addresses import KV_TYPES, buffer_sizes
 from ..plan.lowering import Launch, Lowering
 from ..plan.tuning import Split
-
-Bytes = NDArray[np.uint8]
+from .inputs import POISON, Bytes, random_weights
 
 ROWS, N_TOKENS = 40, 37  # of a step of many rows: more than a tile of tokens, and padding behind them
 POS = 70  # of the first row: on the second page of the cache
 LONG_POS = 299  # where attention is split: several parts, and the last one not full
 M, K, N_VOCAB = 71, 512, 5000  # rows and columns of a matrix, logits: two blocks of every type, and tails
-POISON = 0xFF  # NaN in every float type
 
 MakeScene: TypeAlias = "Callable[..., Scene]"  # of rows and operations
 
@@ -63,19 +62,17 @@ class Scene:
     def _content(self, operand: Operand, sizes: dict[str, int], core: ModuleType, rng: np.random.Generator) -> Bytes:
         kind = operand.name.partition(".")[0]
         if isinstance(operand, Weight):
-            return random_weights(operand.type, operand.shape, operand.name, rng)
+            return _weights(operand.type, operand.shape, operand.name, rng)
         if isinstance(operand, Value):
             return _bytes(rng.standard_normal((1 if operand.last else self.rows) * operand.width, np.float32))
         if operand == STEP:
-            step = np.zeros(1, core.params_dtype("Step"))
-            step["n_tokens"], step["pos"] = self.n_tokens, self.pos
-            return _bytes(step)
+            return _bytes(step_record(core, self.n_tokens, self.pos))
         if operand == TOKENS:
             return _bytes(rng.integers(0, self.cfg.n_vocab, self.rows, np.int32))
         if operand == PAGES:
             return _bytes(rng.permutation(sizes[PAGES.name] // 4).astype(np.uint32))
         cache = by_name(self.kv_type) if kind in KV_CACHES else F32
-        return random_weights(cache, (sizes[operand.name] // cache.block_bytes * cache.block_size,), kind, rng)
+        return _weights(cache, (sizes[operand.name] // cache.block_bytes * cache.block_size,), kind, rng)
 
 
 @dataclass(frozen=True)
@@ -112,27 +109,13 @@ def cases(core: ModuleType, backend: str = "") -> dict[str, Case]:
     return found
 
 
-def random_weights(qtype: QuantType, shape: Sequence[int], name: str, rng: np.random.Generator) -> Bytes:
-    """Rows of a type, of every bit pattern but in the scales, and of mean square 1 / 64; f32 ones of mean square 1."""
-    if qtype is F32:
-        if name == "rope_freqs":
-            return _bytes(rng.random(shape, np.float32))
-        values = rng.standard_normal(shape, np.float32)
-        return _bytes(-np.abs(values) if name == "ssm_a" else values)  # the rate of a decay
-    assert qtype.block is not None
-    if qtype.block_size == 1:
-        values = rng.standard_normal(shape, np.float32) / np.float32(8)
-        return _bytes((values.view(np.uint32) >> 16).astype("<u2") if qtype.name == "bf16" else values.astype("<f2"))
-    raw = rng.integers(0, 256, qtype.nbytes(shape), np.uint8)
-    blocks = raw.view(qtype.block)
-    scales = [field for field in ("d", "m", "dmin") if field in (qtype.block.names or ())]
-    unit = {field: rng.uniform(0.5, 1.5, blocks.size) * rng.choice((-1, 1), blocks.size) for field in scales}
-    for field in scales:
-        blocks[field] = unit[field]
-    size = float(np.sqrt(np.mean(np.square(dequantize(qtype, raw, shape)))))
-    for field in scales:  # weights are linear in them
-        blocks[field] = unit[field] / (8 * size)
-    return raw
+def _weights(qtype: QuantType, shape: Sequence[int], name: str, rng: np.random.Generator) -> Bytes:
+    """Random weights of mean square 1 / 64, or 1 where they are f32."""
+    if name == "rope_freqs":
+        return _bytes(rng.random(shape, np.float32))
+    if name == "ssm_a":  # the rate of a decay
+        return _bytes(-np.abs(rng.standard_normal(shape, np.float32)))
+    return _bytes(random_weights(qtype, shape, rng, size=1.0 if qtype is F32 else 1 / 8))
 
 
 def _bytes(values: NDArray[np.generic]) -> Bytes:

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from ..gguf.quants import QuantType, by_name, dequantize
 from ..graph.ops import CANDIDATES, KV_CACHES, STEP, TOKENS
 from ..plan.lowering import Launch
-from .cases import POISON, Bytes, Case
+from .cases import Case
+from .inputs import Bytes, Guarded
 
 if TYPE_CHECKING:
     from .. import _core
-
-GUARD = 256  # bytes of poison on either side of what a kernel may touch
 
 # What two orders of float32 operations may differ by, of the root mean square: (over all values, in one of them).
 # A value that is rounded to a narrower type may land one step apart.
@@ -47,32 +46,25 @@ def largest_difference(
 def run(device: _core.Device, launch: Launch, memory: Mapping[str, Bytes]) -> dict[str, Bytes]:
     """What the launch writes, by operand. Raises Mismatch where it writes anything else."""
     names = {arg.operand.name for arg in launch.args}
-    buffers = {name: _guarded(device, memory[name]) for name in names}
-    bindings = [
-        (buffers[arg.operand.name], GUARD + 4 * arg.first, memory[arg.operand.name].size - 4 * arg.first)
-        for arg in launch.args
-    ]
+    buffers = {name: Guarded(device, memory[name]) for name in names}
+    bindings = []
+    for arg in launch.args:
+        buffer, offset, nbytes = buffers[arg.operand.name].binding
+        bindings.append((buffer, offset + 4 * arg.first, nbytes - 4 * arg.first))
+    for guarded in buffers.values():
+        guarded.push()
     device.run([(launch.kernel, launch.params, bindings, launch.grid, launch.threads, False)])
     written = {arg.operand.name for arg in launch.args if "w" in arg.mode}
     out = {}
-    for name in names:
-        found = buffers[name].read()
-        inside = found[GUARD:-GUARD]
-        if (found[:GUARD] != POISON).any() or (found[-GUARD:] != POISON).any():
+    for name, guarded in buffers.items():
+        guarded.pull()
+        if not guarded.is_outside_intact():
             raise Mismatch(f"it writes outside of {name}")
         if name in written:
-            out[name] = inside
-        elif not np.array_equal(inside, memory[name]):
+            out[name] = guarded.array.copy()
+        elif not guarded.is_content_intact():
             raise Mismatch(f"it writes to {name}, which is an input")
     return out
-
-
-def _guarded(device: _core.Device, content: Bytes) -> _core.Buffer:
-    padded = np.full(content.size + 2 * GUARD, POISON, np.uint8)
-    padded[GUARD:-GUARD] = content
-    buffer = device.alloc(padded.size)
-    buffer.write(padded)
-    return buffer
 
 
 def _difference(core: ModuleType, case: Case, name: str, want: Bytes, got: Bytes) -> float:

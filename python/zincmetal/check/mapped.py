@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..device.buffers import step_record
 from ..gguf.quants import F32
 from ..graph.ops import STEP, Op, Value, Weight
 from ..plan.lowering import Launch, Lowering
@@ -87,9 +88,8 @@ class _Product:
         weight = Weight("w", F32, (M, K))
         op = Op("linear", (STEP, weight, Value("x", K)), (Value("y", M),))
         (self._launch,) = Lowering(core, CFG, "f16").launches(op, 1)
-        step = np.zeros(1, core.params_dtype("Step"))
-        step["n_tokens"] = 1
-        self._buffers = {"x": self._filled(x), STEP.name: self._filled(step.view(np.uint8)), "y": device.alloc(4 * M)}
+        step = self._filled(step_record(core, 1).view(np.uint8))
+        self._buffers = {"x": self._filled(x), STEP.name: step, "y": device.alloc(4 * M)}
 
     def run(self, weights: _core.Buffer, offset: int, nbytes: int) -> Bytes:
         """The products with the weights at an offset of a buffer."""

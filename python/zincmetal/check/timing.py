@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..config import ModelConfig, Rope
+from ..device.buffers import step_record
 from ..gguf.quants import by_name
 from ..graph.ops import KV_CACHES, PAGES, STEP, Op, Operand, State, Value, Weight
 from ..plan import tuning
@@ -92,8 +93,7 @@ class _Bench:
         for operand in {arg.operand for launch in self._launches for arg in launch.args}:
             nbytes = _nbytes(operand, shape.rows, sizes)
             self._buffers[operand.name] = self._filled(nbytes, copies if _is_read_most(operand.name) else 1), nbytes
-        step = np.zeros(1, core.params_dtype("Step"))
-        step["n_tokens"], step["pos"] = shape.rows, size - 1
+        step = step_record(core, shape.rows, size - 1)
         self._buffers[STEP.name] = device.alloc(step.nbytes), step.nbytes
         self._buffers[STEP.name][0].write(step)
         if PAGES.name in self._buffers:

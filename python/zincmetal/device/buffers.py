@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -112,3 +113,10 @@ class DeviceFloats:
 
     def _read(self, first: int, end: int) -> NDArray[np.float32]:
         return self._buffer.read(4 * first, 4 * (end - first)).view(np.float32)
+
+
+def step_record(core: ModuleType, n_tokens: int, pos: int = 0) -> NDArray[np.void]:
+    """Make a step buffer's content [1], a ``Step`` of kernels/params.h; its first token stands at position ``pos``."""
+    step = np.zeros(1, core.params_dtype("Step"))
+    step["n_tokens"], step["pos"] = n_tokens, pos
+    return step

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..graph.ops import STEP, TOKENS, Weight
 from ..plan.addresses import Region
 from ..plan.plan import Dispatch, Plan, ready
+from .buffers import step_record
 
 if TYPE_CHECKING:
     from .. import _core
@@ -51,23 +52,21 @@ class HostRoutedPlan:
         self.counters = counters
         self.why = next(_why(d) for d in plan.dispatches if d.launch.routed)
 
-    def step(self, session: _core.Session, ids: NDArray[np.int32]) -> int:
+    def step(self, steps: _core.Steps, ids: NDArray[np.int32]) -> int:
         """Append ``ids`` to the sequence; the arg max after the last. Raises as ``prefill_step``."""
-        if session.length + ids.size <= session.n_ctx:  # otherwise the last part says what is wrong
-            self._announce(session, ids)
+        if steps.length + ids.size <= steps.n_ctx:  # otherwise the last part says what is wrong
+            self._announce(steps, ids)
             for part in self._parts:
                 self.run_part(part, ids.size)
-        best: int = self._core.prefill_step(session, self._last, ids)
+        best: int = self._core.prefill_step(steps, self._last, ids)
         self.counters.steps += 1
         self.counters.command_buffers += 1
         self.counters.dispatches += self._last.n_dispatches
         return best
 
-    def _announce(self, session: _core.Session, ids: NDArray[np.int32]) -> None:
-        """Tell the kernels of the step, as the session will for the last part."""
-        step = np.zeros(1, self._core.params_dtype("Step"))
-        step["n_tokens"], step["pos"] = ids.size, session.length
-        self._buffers(STEP.name).write(step)
+    def _announce(self, steps: _core.Steps, ids: NDArray[np.int32]) -> None:
+        """Tell the kernels of the step, as the core will for the last part."""
+        self._buffers(STEP.name).write(step_record(self._core, ids.size, steps.length))
         self._buffers(TOKENS.name).write(ids)
 
     def run_part(self, part: list[Dispatch], n_tokens: int) -> None:

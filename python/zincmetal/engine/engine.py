@@ -88,7 +88,7 @@ class Engine:
         self.buffers = Buffers(self.device, loaded.weights, self.planner.addresses)
         self.programs = Programs(self.core, self.device, self.planner, self.buffers, loaded.fallbacks)
         self.sequence = Sequence(any(self.config.recurrent))
-        self.steps = self.core.Session(
+        self.steps = self.core.Steps(
             self.buffers.buffer("step"), self.buffers.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
         )
         self.turns = Turns()

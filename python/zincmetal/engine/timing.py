@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .. import arguments
+from ..device.buffers import step_record
 from ..device.host_routed import HostRoutedPlan
 from ..errors import UsageError, typed_errors
 from ..plan.plan import Dispatch, ready
@@ -54,7 +55,5 @@ def time_dispatches(
 
 def _write_step(engine: Engine, ids: list[int], position: int) -> None:
     """Write the step buffer and the tokens as the core does for a step."""
-    step = np.zeros(1, engine.core.params_dtype("Step"))
-    step["n_tokens"], step["pos"] = len(ids), position
-    engine.buffers.buffer("step").write(step)
+    engine.buffers.buffer("step").write(step_record(engine.core, len(ids), position))
     engine.buffers.buffer("tokens").write(np.array(ids, np.int32))

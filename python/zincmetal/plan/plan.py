@@ -180,7 +180,8 @@ class Plan:
     def compile(self, core: ModuleType, device: _core.Device, buffers: Callable[[str], _core.Buffer]) -> _core.Plan:
         """The plan on a device; ``buffers`` maps the names in regions to device memory."""
         launches = [ready(d, buffers) for d in self.dispatches]
-        return cast("_core.Plan", core.Plan(device, launches, max_tokens=self.rows))
+        has_argmax = any(d.launch.op.kind == "argmax" for d in self.dispatches)
+        return cast("_core.Plan", core.Plan(device, launches, self.rows, has_argmax))
 
 
 def ready(d: Dispatch, buffers: Callable[[str], _core.Buffer]) -> _core.Dispatch:

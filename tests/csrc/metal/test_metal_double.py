@@ -1,4 +1,4 @@
-"""Whole models through the real Metal shim, csrc/device_metal.mm, on a stand-in for Metal (tests/csrc/metal/double)."""
+"""Whole models through the real Metal shim, csrc/metal/device.mm, on a stand-in for Metal (tests/csrc/metal/double)."""
 
 from __future__ import annotations
 

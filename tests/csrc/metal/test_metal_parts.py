@@ -277,14 +277,14 @@ def test_missing_kernel_tells_what_did_not_compile(parts: Parts) -> None:
     assert "closest" not in text
 
 
-def encoded(parts: Parts, encoding: str, each: str, *dispatches: str, first: int = 0) -> list[str]:
-    status, text = parts("launches", encoding, each, str(first), *dispatches)
+def encoded(parts: Parts, each: str, *dispatches: str, first: int = 0) -> list[str]:
+    status, text = parts("launches", each, str(first), *dispatches)
     assert status == 0
     return text.splitlines()
 
 
 def test_encoder_is_told_only_what_changes(parts: Parts) -> None:
-    calls = encoded(parts, "concurrent", "0", "a:0+0,1+16", "a:0+0,1+32", "b:2+0,1+32", "a:2+8,1+32,0+0")
+    calls = encoded(parts, "0", "a:0+0,1+16", "a:0+0,1+32", "b:2+0,1+32", "a:2+8,1+32,0+0")
     first = ["encoder", "pipeline a", "buffer 1+0", "buffer 2+16", "dispatch"]
     same_kernel = ["offset 2+32", "dispatch"]
     other_kernel = ["pipeline b", "buffer 1+0", "dispatch"]
@@ -294,22 +294,21 @@ def test_encoder_is_told_only_what_changes(parts: Parts) -> None:
 
 def test_a_command_buffer_may_begin_anywhere(parts: Parts) -> None:
     """Its encoder is told all of its first dispatch, and what a later one shared with those before the cut."""
-    calls = encoded(parts, "concurrent", "0", "a:0+0,1+0,2+0", "!a:0+0", "!a:0+0,1+0,2+4", first=1)
+    calls = encoded(parts, "0", "a:0+0,1+0,2+0", "!a:0+0", "!a:0+0,1+0,2+4", first=1)
     first = ["encoder", "pipeline a", "buffer 1+0", "dispatch"]
     assert calls == [*first, "barrier", "buffer 2+0", "buffer 3+4", "dispatch"]
 
 
 def test_barriers_are_encoded_where_they_act(parts: Parts) -> None:
-    """Before their dispatch; not in a serial encoder, which orders by itself, and not as an encoder's first call."""
-    assert encoded(parts, "concurrent", "0", "!a:0+0", "!a:0+0", "a:0+0").count("barrier") == 1
-    assert encoded(parts, "concurrent", "0", "a:0+0", "!a:0+0")[-2:] == ["barrier", "dispatch"]
-    assert "barrier" not in encoded(parts, "serial", "0", "a:0+0", "!a:0+0")
+    """Before their dispatch, and not as an encoder's first call."""
+    assert encoded(parts, "0", "!a:0+0", "!a:0+0", "a:0+0").count("barrier") == 1
+    assert encoded(parts, "0", "a:0+0", "!a:0+0")[-2:] == ["barrier", "dispatch"]
 
 
 def test_debug_gives_each_dispatch_an_encoder(parts: Parts) -> None:
     """A new encoder has nothing set: kernel and buffers are set again."""
     each = ["encoder", "pipeline a", "buffer 1+0", "dispatch"]
-    assert encoded(parts, "concurrent", "1", "a:0+0", "!a:0+0") == each + each
+    assert encoded(parts, "1", "a:0+0", "!a:0+0") == each + each
 
 
 def test_command_buffers_in_flight_are_bounded(parts: Parts) -> None:

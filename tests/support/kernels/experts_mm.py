@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
 from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, block_of, gated
-from support.quant_random import random_blocks
+from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 
@@ -60,7 +60,7 @@ class Experts:
     """Random matrices [n_expert, m, k] of a type on a device, some bytes apart, and the same decoded."""
 
     def __init__(self, lab: Lab, qtype: QuantType, n_expert: int, m: int, k: int) -> None:
-        packed = random_blocks(qtype, n_expert * m, k, lab.rng)
+        packed = random_weights(qtype, (n_expert * m, k), lab.rng)
         values = quants.dequantize(qtype, packed, (n_expert * m, k))
         self.values: F64 = values.astype(np.float64).reshape(n_expert, m, k)
         self.row_bytes = packed.shape[1]

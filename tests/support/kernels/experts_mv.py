@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, tiles
 from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, Weights, gated
-from support.quant_random import random_blocks
+from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 
@@ -18,7 +18,7 @@ class Experts:
     """Random matrices of one type on a device, with gaps between rows and between experts, and the same decoded."""
 
     def __init__(self, lab: Lab, qtype: QuantType, m: int, k: int, n_expert: int) -> None:
-        packed = random_blocks(qtype, n_expert * m, k, lab.rng)
+        packed = random_weights(qtype, (n_expert * m, k), lab.rng)
         self.values: F64 = quants.dequantize(qtype, packed, (n_expert * m, k)).astype(np.float64).reshape(-1, m, k)
         self.row_bytes = packed.shape[1] + qtype.row_bytes(256)
         self.expert_bytes = m * self.row_bytes + 3 * qtype.row_bytes(256)

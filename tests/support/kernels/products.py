@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
-from support.quant_random import random_blocks
+from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 
@@ -28,7 +28,7 @@ class Weights:
     """Random rows of a type on a device, and the same decoded."""
 
     def __init__(self, lab: Lab, qtype: QuantType, m: int, k: int, gap: int = 0) -> None:
-        packed = random_blocks(qtype, m, k, lab.rng)
+        packed = random_weights(qtype, (m, k), lab.rng)
         self.values: F64 = quants.dequantize(qtype, packed, (m, k)).astype(np.float64)
         self.row_bytes = packed.shape[1] + gap
         rows = np.full((m, self.row_bytes), 0xFF, np.uint8)
