@@ -239,8 +239,8 @@ def test_other_tokens_fail_but_for_a_near_tie(monkeypatch, near, status):
 
     opened = []
 
-    def load_other_first(*args):
-        opened.append(load(*args))
+    def load_other_first(*args, **options):
+        opened.append(load(*args, **options))
         return Other(opened[0]) if len(opened) == 1 else opened[-1]
 
     monkeypatch.setattr(tokens, "load", load_other_first)

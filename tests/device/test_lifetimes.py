@@ -95,13 +95,13 @@ FORKED = """
 import os, sys, zincmetal
 from zincmetal.errors import DeviceError
 model = zincmetal.load(sys.argv[1], device="cpu", threads=2)
-first = model.core.decode_step(model.session, model._recorded(1, "argmax")[1], 5, True)
+first = model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, 5, True)
 child = os.fork()
 if child == 0:
     calls = (
-        model.session.settle,
-        lambda: model.core.decode_step(model.session, model._recorded(1, "argmax")[1], first),
-        lambda: model.session.rewind(0),
+        model.engine.steps.settle,
+        lambda: model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, first),
+        lambda: model.engine.steps.rewind(0),
         lambda: model.device.alloc(64),
         lambda: model.device.limits("argmax_final"),
     )
@@ -117,7 +117,7 @@ if child == 0:
         own.generate([5], 3)
     sys.exit(0)
 assert os.waitpid(child, 0)[1] == 0
-assert model.session.settle() == [first]
+assert model.engine.steps.settle() == [first]
 """
 
 

@@ -138,7 +138,7 @@ path, native = sys.argv[1:]
 os.environ["ZINCMETAL_NATIVE"] = native
 model = zincmetal.load(path, device="cpu", threads=2)
 with zincmetal.load(path, device="cpu") as tokens_unread:
-    step = lambda: model.core.decode_step(model.session, model._recorded(1, "argmax")[1], 5)
+    step = lambda: model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, 5)
     step()
     size = os.path.getsize(path)
     os.truncate(path, 0)
@@ -156,7 +156,7 @@ with zincmetal.load(path, device="cpu") as tokens_unread:
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    print(len(failures), model.session.length)
+    print(len(failures), model.engine.steps.length)
 """
 
 

@@ -33,11 +33,11 @@ class Replay:
     """Runs a plan segment by segment, on memory of its own and the model's weights."""
 
     def __init__(self, model: zincmetal.Model, plan: Plan) -> None:
-        self.core, self.plan, self.model = model.core, plan, model
+        self.core, self.plan, self.model = model.engine.core, plan, model
         names = {r.buffer for d in plan.dispatches for r in d.regions if not r.buffer.startswith("weights.")}
-        self.memory = {name: model._memory.buffer(name).read() for name in names}
+        self.memory = {name: model.engine.buffers.buffer(name).read() for name in names}
         n_tokens = min(N_TOKENS, plan.rows)
-        self.memory["step"] = step_record(model.core, n_tokens).view(np.uint8)
+        self.memory["step"] = step_record(model.engine.core, n_tokens).view(np.uint8)
         self.memory["tokens"][: 4 * n_tokens] = np.arange(n_tokens, dtype=np.int32).view(np.uint8)
 
     def run(self, dispatches: list[Dispatch], checked: bool) -> None:
@@ -46,7 +46,9 @@ class Replay:
         buffers = {name: device.alloc(content.nbytes) for name, content in self.memory.items()}
         for name, content in self.memory.items():
             buffers[name].write(content)
-        device.run([ready(d, lambda name: buffers.get(name) or self.model._memory.buffer(name)) for d in dispatches])
+        device.run(
+            [ready(d, lambda name: buffers.get(name) or self.model.engine.buffers.buffer(name)) for d in dispatches]
+        )
         if not checked:
             self.memory = {name: buffer.read() for name, buffer in buffers.items()}
 

@@ -19,7 +19,7 @@ from support.reference_models import reference_models
 from zincmetal import gguf
 from zincmetal.cli import plan as report
 from zincmetal.device import backend
-from zincmetal.engine import engine
+from zincmetal.engine import engine, loaded
 from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
 from zincmetal.plan import addresses
 from zincmetal.plan.addresses import UPLOAD_BYTES
@@ -56,13 +56,13 @@ def planner(file, device, **options):
 @pytest.mark.parametrize("kv", ["f32", "f16", "q8_0"])
 def test_a_loaded_model_takes_what_was_planned(kv):
     with zincmetal.load(PATH, device="cpu", kv=kv, context=1000) as model:
-        plan = model.planner.memory()
+        plan = model.engine.planner.memory()
         model.generate(np.arange(600) % 512, max_tokens=3)  # the largest plans, a small one, decode
         model.generate([1, 2, 3], max_tokens=3, temperature=1.0)  # the candidates, for sampling
         model.logits(range(100))  # and many rows of logits
-        buffers = model._memory._buffers
-        allocated = sum(b.nbytes for name, b in buffers.items() if not name.startswith("weights."))
-        mapped = sum(b.nbytes for name, b in buffers.items() if name.startswith("weights."))
+        sizes = model.engine.buffers.sizes()
+        allocated = sum(n for name, n in sizes.items() if not name.startswith("weights."))
+        mapped = sum(n for name, n in sizes.items() if name.startswith("weights."))
     assert allocated == plan.total - sum(plan.weights.values())
     slack = 32 * len(model.file.tensors) + 2 * model.device.info["page_bytes"]  # alignment; whole pages
     assert 0 <= mapped - sum(plan.weights.values()) < slack
@@ -138,7 +138,7 @@ def test_the_largest_context_is_the_largest():
 def test_a_small_context_that_is_refused_does_not_promise_a_larger_one(monkeypatch):
     """A context of 20 needs no plan of 512 rows. The bytes saved so are no room for more positions."""
     with zincmetal.load(PATH, device="cpu", context=20) as model:
-        plan = model.planner.memory()
+        plan = model.engine.planner.memory()
     monkeypatch.setenv(LIMIT, str(plan.total - 1))
     with pytest.raises(OutOfMemoryError, match="that fits is") as refused:
         zincmetal.load(PATH, device="cpu", context=20)
@@ -211,12 +211,12 @@ def test_a_table_of_tokens_larger_than_the_largest_buffer_is_bound_in_windows(na
     def with_small_buffers(file, core, info, *rest):
         return Planner(file, core, {**info, "max_buffer_bytes": largest}, *rest)
 
-    monkeypatch.setattr(engine, "Planner", with_small_buffers)
+    monkeypatch.setattr(loaded, "Planner", with_small_buffers)
     with zincmetal.load(path, device="cpu", context=64) as model:
-        windows = model.planner.addresses.windows
+        windows = model.engine.planner.addresses.windows
         assert windows.keys() == {t.name for t in tables}
         assert all(len(parts) >= 3 for parts in windows.values())
-        assert max(m.nbytes for m in model.planner.addresses.maps) <= largest
+        assert max(m.nbytes for m in model.engine.planner.addresses.maps) <= largest
         assert np.abs(model.logits(ids) - expected[0]).max() < 1e-4
         assert model.generate(ids, 6).tokens == expected[1]
         assert model.generate(ids, 6, temperature=1, seed=3).tokens == expected[2]
@@ -241,7 +241,7 @@ def test_loading_says_how_far_it_is(monkeypatch):
     def with_memory_of_its_own(file, core, info, *rest):
         return Planner(file, core, {**info, "unified_memory": False}, *rest)
 
-    monkeypatch.setattr(engine, "Planner", with_memory_of_its_own)
+    monkeypatch.setattr(loaded, "Planner", with_memory_of_its_own)
     monkeypatch.setattr(addresses, "UPLOAD_BYTES", 100_000)
     told.clear()
     with zincmetal.load(PATH, device="cpu", context=64, progress=lambda *p: told.append(p)) as model:

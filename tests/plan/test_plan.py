@@ -57,7 +57,7 @@ def test_live_values_do_not_share_bytes(plan):
 def test_every_region_fits_its_buffer(model, plan):
     for d in plan.dispatches:
         for region in d.regions:
-            assert region.offset + region.nbytes <= model._memory.buffer(region.buffer).nbytes
+            assert region.offset + region.nbytes <= model.engine.buffers.buffer(region.buffer).nbytes
 
 
 def test_serial_order_equals_concurrent_order(model):
@@ -67,20 +67,20 @@ def test_serial_order_equals_concurrent_order(model):
     ids = np.arange(30, dtype=np.int32)
     results = []
     for p in (plan, everywhere):
-        compiled = p.compile(model.core, model.device, model._memory.buffer)
+        compiled = p.compile(model.engine.core, model.device, model.engine.buffers.buffer)
         model.reset()
-        model.core.prefill_step(model.session, compiled, ids)
-        results.append(model._last_logits().copy())
-        model.session.rewind(0)
+        model.engine.core.prefill_step(model.engine.steps, compiled, ids)
+        results.append(model.engine.last_logits().copy())
+        model.engine.steps.rewind(0)
     assert (results[0] == results[1]).all()
 
 
 def test_one_command_buffer_per_token(model):
     model.reset()
-    before = model.session.counters
+    before = model.engine.steps.counters
     n = len(model.generate([1, 2, 3], max_tokens=9).tokens)
-    after = model.session.counters
-    # Two steps for the prompt, whose last token is a step of its own. The last new token is chosen, not run.
+    after = model.engine.steps.counters
+    # Two for the prompt, whose last token is a step of its own; the last token is chosen but not run.
     assert after["command_buffers"] - before["command_buffers"] == n + 1
     assert after["tokens"] - before["tokens"] == 3 + n - 1
     prompt, token = model.plan(32), model.plan(1)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ..api.model import load
-from ..engine.engine import Engine
+from ..api.model import Model, load
 from ..errors import UsageError
 from .results import PASS, WARN, Outcome
 
@@ -17,11 +16,11 @@ SHOWN = 5  # kernels, those that take the most
 
 def decode_step(path: Path, device: str) -> Outcome:
     """The microseconds of every kernel in a step at a position in the middle of a context."""
-    with load(path, CONTEXT, device) as model:
+    with load(path, context=CONTEXT, device=device) as model:
         return timed(model, min(POSITION, model.config.n_ctx - 1))
 
 
-def timed(model: Engine, position: int) -> Outcome:
+def timed(model: Model, position: int) -> Outcome:
     """The same of a loaded model."""
     try:
         found = model.time_dispatches([0], position, COPIES)

@@ -29,7 +29,7 @@ def checks(path: Path, device: str, long: bool, soak: float) -> Iterator[tuple[s
 
     def on(context: int, check: Callable[..., Outcome], *args: Any) -> Callable[[], Outcome]:
         def run() -> Outcome:
-            with load(path, context, device) as model:
+            with load(path, context=context, device=device) as model:
                 return check(model, *args)
 
         return run
@@ -126,7 +126,7 @@ def soaked(model: Model, seconds: float) -> Outcome:
 
 def captured(path: Path, device: str, trace: str) -> Outcome:
     """Record a decode step for Xcode, into ``trace``, a file that ends in .gputrace."""
-    with load(path, CONTEXT, device) as model:
+    with load(path, context=CONTEXT, device=device) as model:
         ids = prompt_of(model)
         model.generate(ids, 2)
         model.device.start_capture(trace)
@@ -148,6 +148,6 @@ def _resident() -> int:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * 4096
     except OSError:
-        from ..api.generation import peak_memory
+        from ..api.result import peak_memory
 
         return peak_memory()

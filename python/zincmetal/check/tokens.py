@@ -28,11 +28,11 @@ def first_tokens(path: Path, device: str) -> Outcome:
     if device == "cpu" and path.stat().st_size > LARGEST_MSL:
         return Outcome(WARN, f"{path.name} is too large for the CPU's Metal text, the only other lane to compare with")
     n = N_TOKENS_MSL if device == "cpu" else N_TOKENS
-    with load(path, CONTEXT, device) as model:
+    with load(path, context=CONTEXT, device=device) as model:
         ids = prompt_of(model)
         got = model.generate(ids, n).tokens
         replaced = model.profile()["replaced"]
-    with _native(device != "cpu"), load(path, CONTEXT, "cpu") as model:
+    with _native(device != "cpu"), load(path, context=CONTEXT, device="cpu") as model:
         want = model.generate(ids, n).tokens
         figures = {"tokens": got, "cpu_tokens": want, "replaced": replaced}
         note = "".join(f"; {', '.join(r['by'])} instead of {kernel}" for kernel, r in replaced.items())

@@ -40,7 +40,7 @@ Event: TypeAlias = dict[str, Any]
 def main() -> None:
     """Run the checks that standard input asks for: {"device", "file", "only", "long", "soak", "capture", "done"}."""
     request = json.load(sys.stdin)
-    logging.getLogger("zincmetal.device.fallback").addHandler(logging.NullHandler())  # the checks themselves say it
+    logging.getLogger("zincmetal.device").addHandler(logging.NullHandler())  # the checks themselves say it
     for event in events(request):
         print(json.dumps(event), flush=True)
 

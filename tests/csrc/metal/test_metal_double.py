@@ -58,7 +58,7 @@ def test_what_is_encoded_is_the_plan(double: lane.Double) -> None:
     before = double.report()
     with zincmetal.load(MODELS[1], device="metal", context=128) as model:
         model.generate(PROMPT, max_tokens=8)
-        counters = model.session.counters
+        counters = model.engine.steps.counters
     after = double.report()
     steps = counters["command_buffers"]
     assert after["command_buffers"] - before["command_buffers"] == steps

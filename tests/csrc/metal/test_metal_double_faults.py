@@ -165,16 +165,18 @@ def test_command_buffer_that_never_ends() -> None:
         assert generated == str(model.generate([5, 6, 7], max_tokens=4).tokens)
 
 
-@pytest.mark.parametrize("keep", ["session", "plan", "device", "none"])
+@pytest.mark.parametrize("keep", ["steps", "plan", "device", "none"])
 def test_what_is_in_flight_outlives_its_owners(keep: str, double: lane.Double) -> None:
     """Command buffers retain nothing: a recording waits for the GPU before it frees its objects."""
     model = load()
-    first = model.core.prefill_step(model.session, model._compile(model.plan(32)), np.array(PROMPT, np.int32))
+    engine = model.engine
+    first = engine.prefill([*PROMPT])
     double.set("slow=50")
-    model.core.decode_step(model.session, model._compile(model.plan(1)), first, True)
-    kept = {"session": model.session, "plan": model._compile(model.plan(1)), "device": model.device, "none": None}[keep]
-    model._plans.clear()
-    del model
+    engine.decode(first, ahead=True)
+    plan = engine.program(1).compiled
+    kept = {"steps": engine.steps, "plan": plan, "device": engine.device, "none": None}[keep]
+    engine.programs.clear()
+    del model, engine, plan
     gc.collect()
     del kept
 

@@ -57,10 +57,10 @@ def test_no_command_buffer_takes_longer_than_a_tenth_of_a_second(path: Path, pac
         for _ in range(6):
             model.reset()
             assert model.generate(PROMPT, max_tokens=8).tokens == expected
-        steps, before = model.session.counters, double.report()
+        steps, before = model.engine.steps.counters, double.report()
         model.reset()
         assert model.generate(PROMPT, max_tokens=8).tokens == expected
-        after, counters = double.report(), model.session.counters
+        after, counters = double.report(), model.engine.steps.counters
     more = since(before, after)
     n_steps, n_dispatches = (counters[key] - steps[key] for key in ("steps", "dispatches"))
     assert pace <= after["longest"] <= LONGEST
@@ -76,10 +76,10 @@ def test_a_decode_step_is_one_command_buffer(double: lane.Double) -> None:
     with load() as model:
         double.set("pace=200")
         model.generate(PROMPT, max_tokens=4)
-        steps, before = model.session.counters, double.report()
+        steps, before = model.engine.steps.counters, double.report()
         model.reset()
         model.generate(PROMPT, max_tokens=16)
-        after, counters = double.report(), model.session.counters
+        after, counters = double.report(), model.engine.steps.counters
     assert since(before, after)("command_buffers") == counters["steps"] - steps["steps"]
 
 
@@ -109,7 +109,7 @@ def test_a_table_of_tokens_larger_than_the_largest_buffer(smollm2: Path, double:
     double.set(f"max_buffer={12 << 20}")
     with load(smollm2) as model:
         assert model.file.tensors["token_embd.weight"].nbytes > 24 << 20
-        assert len(model.planner.addresses.windows["token_embd.weight"]) == 3
+        assert len(model.engine.planner.addresses.windows["token_embd.weight"]) == 3
         assert model.generate(PROMPT, max_tokens=8).tokens == expected
 
 
