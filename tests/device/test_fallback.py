@@ -52,9 +52,9 @@ def hide_in(core: ModuleType, hidden: Sequence[str], monkeypatch: pytest.MonkeyP
             if matches(kernel, hidden):
                 raise DeviceError(f"kernel '{kernel}' does not build")
 
-    def hiding_plan(device: Any, dispatches: Any, **options: Any) -> Any:
+    def hiding_plan(device: Any, dispatches: Any, *options: Any) -> Any:
         check(kernel for kernel, *_ in dispatches)
-        return plan(device, dispatches, **options)
+        return plan(device, dispatches, *options)
 
     def hiding_limits(device: Any, kernel: str) -> Any:
         check([kernel])
