@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import TypeAlias
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..config import EXPERT_CLASSES, HEAD_CLASSES, SSM_CLASSES, Experts, ModelConfig, Rope, Ssm
 from ..device.buffers import step_record
+from ..device.core import Core
 from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name
 from ..graph.fuse import UNBATCHED, fuse, fuse_glu
 from ..graph.ops import CANDIDATES, KV_CACHES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
@@ -46,7 +46,7 @@ class Scene:
     launches: tuple[Launch, ...]
     without: Callable[[str], Sequence[Launch]]  # the same where a device lacks a kernel
 
-    def memory(self, core: ModuleType, seed: int) -> dict[str, Bytes]:
+    def memory(self, core: Core, seed: int) -> dict[str, Bytes]:
         """What every operand holds at first, by name: random inputs, and poison where a kernel is to write."""
         rng = np.random.default_rng(seed)
         sizes = buffer_sizes(self.cfg, core, self.kv_type, self.rows)
@@ -59,7 +59,7 @@ class Scene:
                     found[name] = made if "r" in arg.mode else np.full_like(made, POISON)
         return found
 
-    def _content(self, operand: Operand, sizes: dict[str, int], core: ModuleType, rng: np.random.Generator) -> Bytes:
+    def _content(self, operand: Operand, sizes: dict[str, int], core: Core, rng: np.random.Generator) -> Bytes:
         kind = operand.name.partition(".")[0]
         if isinstance(operand, Weight):
             return _weights(operand.type, operand.shape, operand.name, rng)
@@ -99,7 +99,7 @@ class Case:
         return list(dict.fromkeys(other.kernel for other in self.scene.without(kernel) if kernel in other.instead_of))
 
 
-def cases(core: ModuleType, backend: str = "") -> dict[str, Case]:
+def cases(core: Core, backend: str = "") -> dict[str, Case]:
     """A case for every kernel that a plan can launch, by name; launched as on this backend where it has a choice."""
     found: dict[str, Case] = {}
     for splits in (tuning.SPLITS.get(backend, {}), {}, *tuning.SPLITS.values()):
@@ -250,7 +250,7 @@ def _recurrent(scene: MakeScene) -> Iterator[Scene]:
 
 
 def _scene(
-    core: ModuleType,
+    core: Core,
     splits: Mapping[str, Split],
     rows: int,
     *ops: Op,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..device.core import BoundDispatch, Core
 from ..gguf.quants import QuantType, by_name, dequantize
 from ..graph.ops import CANDIDATES, KV_CACHES, STEP, TOKENS
 from ..plan.lowering import Launch
@@ -29,7 +29,7 @@ class Mismatch(Exception):
 
 
 def largest_difference(
-    core: ModuleType, case: Case, device: _core.Device, reference_case: Case, reference: _core.Device
+    core: Core, case: Case, device: _core.Device, reference_case: Case, reference: _core.Device
 ) -> float:
     """The largest error of the case's outputs as a share of what is allowed.
 
@@ -53,7 +53,7 @@ def run(device: _core.Device, launch: Launch, memory: Mapping[str, Bytes]) -> di
         bindings.append((buffer, offset + 4 * arg.first, nbytes - 4 * arg.first))
     for guarded in buffers.values():
         guarded.push()
-    device.run([(launch.kernel, launch.params, bindings, launch.grid, launch.threads, False)])
+    device.run([BoundDispatch.of(launch, bindings)])
     written = {arg.operand.name for arg in launch.args if "w" in arg.mode}
     out = {}
     for name, guarded in buffers.items():
@@ -67,7 +67,7 @@ def run(device: _core.Device, launch: Launch, memory: Mapping[str, Bytes]) -> di
     return out
 
 
-def _difference(core: ModuleType, case: Case, name: str, want: Bytes, got: Bytes) -> float:
+def _difference(core: Core, case: Case, name: str, want: Bytes, got: Bytes) -> float:
     kind = name.partition(".")[0]
     if name in _INTEGERS:
         if not np.array_equal(want, got):

@@ -6,13 +6,13 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from tempfile import TemporaryFile
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..device.buffers import step_record
+from ..device.core import BoundDispatch, Core
 from ..gguf.quants import F32
 from ..graph.ops import STEP, Op, Value, Weight
 from ..plan.lowering import Launch, Lowering
@@ -48,7 +48,7 @@ def placements(nbytes: int, page: int) -> Iterator[Placement]:
     yield Placement("the second of two views that overlap", whole + page, page, page, whole + page)
 
 
-def mapped(core: ModuleType, device: _core.Device) -> Outcome:
+def mapped(core: Core, device: _core.Device) -> Outcome:
     """Whether a matrix in mapped files gives the products that it gives in device memory, bit by bit."""
     rng = np.random.default_rng(5)
     w, x = (rng.standard_normal(n, np.float32).view(np.uint8) for n in (M * K, K))
@@ -83,7 +83,7 @@ def _beside(place: Placement, page: int) -> list[Placement]:
 class _Product:
     """A matrix-vector product of float32 weights, launched as plans launch it."""
 
-    def __init__(self, core: ModuleType, device: _core.Device, x: Bytes) -> None:
+    def __init__(self, core: Core, device: _core.Device, x: Bytes) -> None:
         self._device = device
         weight = Weight("w", F32, (M, K))
         op = Op("linear", (STEP, weight, Value("x", K)), (Value("y", M),))
@@ -101,7 +101,7 @@ class _Product:
             for arg in launch.args
         ]
         self._buffers["y"].write(np.full(4 * M, 0xFF, np.uint8))
-        self._device.run([(launch.kernel, launch.params, bindings, launch.grid, launch.threads, False)])
+        self._device.run([BoundDispatch.of(launch, bindings)])
         return self._buffers["y"].read()
 
     def _filled(self, content: Bytes) -> _core.Buffer:

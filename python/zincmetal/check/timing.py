@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..config import ModelConfig, Rope
 from ..device.buffers import step_record
+from ..device.core import BoundDispatch, Core
 from ..gguf.quants import by_name
 from ..graph.ops import KV_CACHES, PAGES, STEP, Op, Operand, State, Value, Weight
 from ..plan import tuning
@@ -58,7 +58,7 @@ def shapes() -> Iterator[Shape]:
     yield Shape(f"prefill q8_0 8192x2048, {PREFILL_ROWS} tokens", _product("q8_0", 2048), 8192, PREFILL_ROWS)
 
 
-def measure(core: ModuleType, device: _core.Device, shape: Shape) -> Outcome:
+def measure(core: Core, device: _core.Device, shape: Shape) -> Outcome:
     """Time the shape, or the largest part of it that takes a slow device no longer than it should.
 
     Raises DeviceError.
@@ -82,7 +82,7 @@ def measure(core: ModuleType, device: _core.Device, shape: Shape) -> Outcome:
 class _Bench:
     """A shape's launches over several copies of what they read most of, with the buffers that they need."""
 
-    def __init__(self, core: ModuleType, device: _core.Device, shape: Shape, size: int, copies: int) -> None:
+    def __init__(self, core: Core, device: _core.Device, shape: Shape, size: int, copies: int) -> None:
         self._device, self._copies = device, copies
         backend = device.info["backend"]
         divide_above, splits = tuning.DIVIDE_KEYS_ABOVE.get(backend), tuning.SPLITS.get(backend, {})
@@ -106,14 +106,14 @@ class _Bench:
         self._device.run(dispatches)
         return min(self._device.run(dispatches) for _ in range(TRIES)) / self._copies
 
-    def _dispatches(self, copy: int) -> list[_core.Dispatch]:
-        found: list[_core.Dispatch] = []
+    def _dispatches(self, copy: int) -> list[BoundDispatch]:
+        found: list[BoundDispatch] = []
         for launch in self._launches:
             bindings = []
             for arg in launch.args:
                 buffer, nbytes = self._buffers[arg.operand.name]
                 bindings.append((buffer, copy * nbytes if buffer.nbytes > nbytes else 0, nbytes))
-            found.append((launch.kernel, launch.params, bindings, launch.grid, launch.threads, True))
+            found.append(BoundDispatch.of(launch, bindings, barrier=True))
         return found
 
     def _filled(self, nbytes: int, copies: int) -> _core.Buffer:
