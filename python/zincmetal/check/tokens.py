@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from .. import settings
 from ..api.model import Model, load
 from ..errors import TokenizerError
 from .results import FAIL, PASS, WARN, Outcome
@@ -32,7 +30,7 @@ def first_tokens(path: Path, device: str) -> Outcome:
         ids = prompt_of(model)
         got = model.generate(ids, n).tokens
         replaced = model.profile()["replaced"]
-    with _native(device != "cpu"), load(path, CONTEXT, "cpu") as model:
+    with settings.override(settings.NATIVE, "0" if device == "cpu" else "1"), load(path, CONTEXT, "cpu") as model:
         want = model.generate(ids, n).tokens
         figures = {"tokens": got, "cpu_tokens": want, "replaced": replaced}
         note = "".join(f"; {', '.join(r['by'])} instead of {kernel}" for kernel, r in replaced.items())
@@ -61,17 +59,3 @@ def _margin(model: Model, ids: list[int], best: int, other: int) -> float:
     """How far the logit of another token is below the best one's, after ``ids``."""
     logits = model.logits(ids)[-1].astype(np.float64)
     return float(logits[best] - logits[other])
-
-
-@contextmanager
-def _native(on: bool) -> Iterator[None]:
-    """Whether the CPU lane that is opened meanwhile uses its native kernels."""
-    before = os.environ.get("ZINCMETAL_NATIVE")
-    os.environ["ZINCMETAL_NATIVE"] = "1" if on else "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["ZINCMETAL_NATIVE"]
-        else:
-            os.environ["ZINCMETAL_NATIVE"] = before

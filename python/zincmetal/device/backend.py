@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-import os
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from .. import settings
 from ..errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def choose(device: str | None = None) -> str:
 
     Raises UsageError for a name that is none, DeviceError for one that was not built.
     """
-    name = device or os.environ.get("ZINCMETAL_DEVICE") or ""
-    asked = "" if device or not name else f"ZINCMETAL_DEVICE={name}: "
+    name = device or settings.device() or ""
+    asked = "" if device or not name else f"{settings.DEVICE.name}={name}: "
     if name and name not in _MODULES:
         raise UsageError(f"{asked}no device is called {name!r}; choose among {', '.join(DEVICES)}")
     if name and not is_built(name):
@@ -68,8 +68,7 @@ def open_device(device: str | None = None, threads: int = 0) -> tuple[ModuleType
     off, so that every kernel runs from its Metal source.
     """
     core = load(device)
-    native = os.environ.get("ZINCMETAL_NATIVE", "1") != "0"
-    opened = core.Device(threads=threads, native=native, kernel_folder=kernel_folder(core))
+    opened = core.Device(threads=threads, native=settings.native(), kernel_folder=kernel_folder(core))
     info = opened.info
     features = ", ".join(f"{name} {value}" for name, value in info["features"].items())
     _log.info("%s: %s, %.1f GB, %s", info["backend"], info["name"], info["working_set_bytes"] / 1e9, features)
