@@ -1,4 +1,4 @@
-"""Weights in a mapped file, as models have them: a kernel reads them through `wrap` as it does from device memory."""
+"""Checks that a kernel reads the weights of a mapped file as it reads device memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a matrix lies in a file of ``size`` bytes, and the view of it, [start, end), through which it is read."""
+    """A matrix at ``offset`` in a file of ``size`` bytes, and the view [start, end) through which a kernel reads it."""
 
     name: str
     size: int
@@ -38,7 +38,7 @@ class Placement:
 
 
 def placements(nbytes: int, page: int) -> Iterator[Placement]:
-    """Files as models come: ends within pages, offsets of any alignment, views that overlap."""
+    """Make placements as model files have them: ends within pages, any alignment of offsets, views that overlap."""
     pages = -(-nbytes // page) + 2
     whole = pages * page
     yield Placement("at the end of the file, within a page", whole - 64, whole - 64 - nbytes, 0, whole - 64)
@@ -49,7 +49,7 @@ def placements(nbytes: int, page: int) -> Iterator[Placement]:
 
 
 def mapped(core: Core, device: _core.Device) -> Outcome:
-    """Whether a matrix in mapped files gives the products that it gives in device memory, bit by bit."""
+    """Compare the products of a matrix in mapped files with those in device memory, bit by bit."""
     rng = np.random.default_rng(5)
     w, x = (rng.standard_normal(n, np.float32).view(np.uint8) for n in (M * K, K))
     bench = _Product(core, device, x)
@@ -70,18 +70,18 @@ def mapped(core: Core, device: _core.Device) -> Outcome:
             del view, others
         if not np.array_equal(got, want):
             n = int((got.view(np.uint32) != want.view(np.uint32)).sum())
-            return Outcome(FAIL, f"a matrix {place.name}: {n} of {M} products are others than from device memory")
-    return Outcome(PASS, "a matrix in mapped files gives what it gives in device memory")
+            return Outcome(FAIL, f"a matrix {place.name}: {n} of {M} products differ from those in device memory")
+    return Outcome(PASS, "a matrix in mapped files gives the same products as in device memory")
 
 
 def _beside(place: Placement, page: int) -> list[Placement]:
-    """The other view where there are two."""
+    """Return the other view if there are two."""
     views = [p for p in placements(M * K * 4, page) if "overlap" in p.name]
     return [p for p in views if p.name != place.name] if "overlap" in place.name else []
 
 
 class _Product:
-    """A matrix-vector product of float32 weights, launched as plans launch it."""
+    """A matrix-vector product of float32 weights, launched as a plan launches it."""
 
     def __init__(self, core: Core, device: _core.Device, x: Bytes) -> None:
         self._device = device
@@ -92,7 +92,7 @@ class _Product:
         self._buffers = {"x": self._filled(x), STEP.name: step, "y": device.alloc(4 * M)}
 
     def run(self, weights: _core.Buffer, offset: int, nbytes: int) -> Bytes:
-        """The products with the weights at an offset of a buffer."""
+        """Return the products with the weights at ``offset`` of a buffer, float32 as bytes."""
         launch: Launch = self._launch
         bindings = [
             (weights, offset, nbytes)
