@@ -52,9 +52,9 @@ def hide_in(core: ModuleType, hidden: Sequence[str], monkeypatch: pytest.MonkeyP
             if matches(kernel, hidden):
                 raise DeviceError(f"kernel '{kernel}' does not build")
 
-    def hiding_plan(device: Any, dispatches: Any, **options: Any) -> Any:
+    def hiding_plan(device: Any, dispatches: Any, *options: Any) -> Any:
         check(kernel for kernel, *_ in dispatches)
-        return plan(device, dispatches, **options)
+        return plan(device, dispatches, *options)
 
     def hiding_limits(device: Any, kernel: str) -> Any:
         check([kernel])
@@ -254,10 +254,10 @@ def test_a_kernel_for_fewer_threads_than_are_launched(monkeypatch: pytest.Monkey
     want, core = usual(HYBRID), backend.load("cpu")
     plan, limits = core.Plan, core.Device.limits
 
-    def refusing(device: Any, dispatches: Any, **options: Any) -> Any:
+    def refusing(device: Any, dispatches: Any, *options: Any) -> Any:
         if any(kernel == "ssm_step_64" for kernel, *_ in dispatches):
             raise DeviceError("too many threads")
-        return plan(device, dispatches, **options)
+        return plan(device, dispatches, *options)
 
     monkeypatch.setattr(core, "Plan", refusing)
     monkeypatch.setattr(

@@ -137,7 +137,7 @@ def test_a_wrong_id_is_told_as_it_was_given(model: Any) -> None:
 
 
 def test_what_is_in_flight_outlives_its_owners() -> None:
-    """Session, plan and device may be dropped in any order while a step runs."""
+    """Steps, plan and device may be dropped in any order while a step runs."""
     for keep in ("session", "plan", "device", "none"):
         model = zincmetal.load(PATH, device="cpu", context=64, threads=2)
         core = Core(model)
