@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
 from support import core_stub
-from zincmetal.device import backend
+from zincmetal.device import backend, core
 
 STUB = core_stub.STUB.read_text()
+CORE = Path(core.__file__).read_text()
 
 
 @pytest.mark.parametrize("name", core_stub.modules())
@@ -20,6 +23,25 @@ def test_signatures_are_those_of_the_module(name):
 def test_stubtest_finds_nothing():
     status, output = core_stub.stubtest(core_stub.modules(), STUB)
     assert status == 0, output
+
+
+def signatures(body: list[ast.stmt], skip: int) -> dict[str, str]:
+    """The functions of a module or class by name, without their first ``skip`` parameters."""
+    found = {}
+    for f in body:
+        if isinstance(f, ast.FunctionDef) and not f.decorator_list:
+            f.args.args = f.args.args[skip:]
+            found[f.name] = f"({ast.unparse(f.args)}) -> {ast.unparse(f.returns)}".replace("_core.", "")
+    return found
+
+
+def test_the_protocol_has_the_functions_and_classes_of_the_stub():
+    """mypy compares their types, but not the names of parameters."""
+    (protocol,) = [node for node in ast.parse(CORE).body if isinstance(node, ast.ClassDef) and node.name == "Core"]
+    stub = ast.parse(STUB)
+    assert signatures(protocol.body, 1) == signatures(stub.body, 0)
+    classes = {node.name for node in protocol.body if getattr(node, "decorator_list", None)} - {"__file__"}
+    assert classes == {node.name for node in stub.body if isinstance(node, ast.ClassDef)}
 
 
 @pytest.mark.parametrize(
