@@ -1,4 +1,4 @@
-"""The parts of macOS's answers that `check` reads."""
+"""Facts of a Mac, read from the answers of its programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSWERS = {
 
 
 def ask(command: str) -> str:
-    """Returns the answer whose key is the longest part of the command."""
+    """Answer with the longest key that the command contains."""
     return next((ANSWERS[key] for key in sorted(ANSWERS, key=len, reverse=True) if key in command), "")
 
 

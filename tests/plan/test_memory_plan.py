@@ -23,8 +23,9 @@ from zincmetal.engine import engine, loaded
 from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
 from zincmetal.plan import addresses
 from zincmetal.plan.addresses import UPLOAD_BYTES
-from zincmetal.plan.estimate import LIMIT, MemoryEstimate
+from zincmetal.plan.estimate import MemoryEstimate
 from zincmetal.plan.planner import PREFILL_ROWS, Planner, plan_rows
+from zincmetal.settings import MEMORY_LIMIT
 
 PATH = reference_models("qwen3")[0]
 SEED = secrets.randbits(32)
@@ -89,7 +90,7 @@ def test_dispatches_of_a_token_of_the_full_model(whole, device):
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch, device):
     with gguf.open(PATH) as file:
         plan = planner(file, device, context=1024).memory()
-    monkeypatch.setenv(LIMIT, str(plan.total - 1))
+    monkeypatch.setenv(MEMORY_LIMIT.name, str(plan.total - 1))
     with monkeypatch.context() as patch:
         patch.setattr(engine, "Buffers", lambda *_: pytest.fail("memory was asked for"))
         with pytest.raises(OutOfMemoryError, match=r"context of 1024 tokens .* weights .* K/V .* arena") as refused:
@@ -99,7 +100,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(monke
     zincmetal.load(PATH, device="cpu", context=largest).close()
     with pytest.raises(OutOfMemoryError, match=f"that fits is {largest}"):
         zincmetal.load(PATH, device="cpu", context=largest + 1)
-    monkeypatch.setenv(LIMIT, "1000")
+    monkeypatch.setenv(MEMORY_LIMIT.name, "1000")
     with pytest.raises(OutOfMemoryError, match="no context fits"):
         zincmetal.load(PATH, device="cpu")
 
@@ -116,8 +117,8 @@ def test_refusing_a_huge_context_costs_no_memory(whole):
 
 @pytest.mark.parametrize("limit", ["-1", "lots", "1e9", "0x10", "٣"])
 def test_a_limit_that_is_no_number_of_bytes(limit, monkeypatch):
-    monkeypatch.setenv(LIMIT, limit)
-    with pytest.raises(UsageError, match=LIMIT):
+    monkeypatch.setenv(MEMORY_LIMIT.name, limit)
+    with pytest.raises(UsageError, match=MEMORY_LIMIT.name):
         zincmetal.load(PATH, device="cpu")
 
 
@@ -139,13 +140,13 @@ def test_a_small_context_that_is_refused_does_not_promise_a_larger_one(monkeypat
     """A context of 20 needs no plan of 512 rows. The bytes saved so are no room for more positions."""
     with zincmetal.load(PATH, device="cpu", context=20) as model:
         plan = model.engine.planner.memory()
-    monkeypatch.setenv(LIMIT, str(plan.total - 1))
+    monkeypatch.setenv(MEMORY_LIMIT.name, str(plan.total - 1))
     with pytest.raises(OutOfMemoryError, match="that fits is") as refused:
         zincmetal.load(PATH, device="cpu", context=20)
     largest = int(re.search(r"that fits is (\d+)", str(refused.value))[1])
     assert largest < 20
     zincmetal.load(PATH, device="cpu", context=largest).close()
-    monkeypatch.setenv(LIMIT, str(plan.total))
+    monkeypatch.setenv(MEMORY_LIMIT.name, str(plan.total))
     with pytest.raises(OutOfMemoryError, match="that fits is") as refused:
         zincmetal.load(PATH, device="cpu", context=1000)
     largest = int(re.search(r"that fits is (\d+)", str(refused.value))[1])
@@ -333,7 +334,7 @@ def test_the_command_as_json(capsys, device):
 
 
 def test_the_command_says_when_it_does_not_fit(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv(LIMIT, "1000000")
+    monkeypatch.setenv(MEMORY_LIMIT.name, "1000000")
     assert report.main([str(PATH), "--device", "cpu"]) == 1
     assert "does not fit" in capsys.readouterr().out
     assert report.main([str(tmp_path / "absent.gguf")]) == 1

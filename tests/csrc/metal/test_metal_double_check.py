@@ -20,7 +20,7 @@ def double(monkeypatch):
     [
         ("library=rms_norm", "source/norm.metal", "norm.metal does not compile: program_source"),
         (f"pipeline={KERNEL}", f"pipeline/{KERNEL}", "Compilation failed"),
-        (f"threads={KERNEL}:32", f"pipeline/{KERNEL}", "it takes 32 threads, and plans launch 64"),
+        (f"threads={KERNEL}:32", f"pipeline/{KERNEL}", "it takes 32 threads; plans launch 64"),
         ("gpu=2:2", f"kernel/{KERNEL}", "timeout: the GPU took too long or hung"),
         ("gpu=2:8", f"kernel/{KERNEL}", "out of memory"),
         ("hang=2", f"kernel/{KERNEL}", "the GPU completed nothing"),
