@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from zincmetal.sampling.defaults import ALL_TOKENS, LARGEST, chat_defaults
-from zincmetal.sampling.sampler import SamplingParams
+from zincmetal.sampling.params import SamplingParams
 
 S = "general.sampling."
 

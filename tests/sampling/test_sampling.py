@@ -15,8 +15,10 @@ from support.sampling_definitions import INF, distribution, excess, probabilitie
 from zincmetal.device.buffers import DeviceFloats
 from zincmetal.errors import DeviceError, UsageError
 from zincmetal.sampling import sampler as sampling
-from zincmetal.sampling.logits import N_CANDIDATES, Adjusted, Ranking, StepLogits, Totals
-from zincmetal.sampling.sampler import Sampler, SamplingParams
+from zincmetal.sampling.logits import N_CANDIDATES, Adjusted, StepLogits
+from zincmetal.sampling.params import SamplingParams
+from zincmetal.sampling.ranking import Ranking, Totals
+from zincmetal.sampling.sampler import Sampler
 
 
 def draws(logits, history, n, params):
@@ -293,7 +295,7 @@ def test_a_draw_without_filters_reads_all_logits_only_where_it_falls_among_them(
         step = StepLogits.of(logits)
         sampler.sample(step, [])
         n_all += step.n_read > 20_000
-    others = softmax(logits.astype(np.float64) / temperature)[np.argsort(-logits)[sampling.HEAD :]].sum()
+    others = softmax(logits.astype(np.float64) / temperature)[np.argsort(-logits)[sampling.N_TOP :]].sum()
     assert n_all <= n * (0.005 + 2 * others)
 
 

@@ -13,9 +13,11 @@ from support.kernels.output import run
 from support.reference_models import reference_models
 from support.sampling_definitions import distribution, excess, probabilities
 from zincmetal.errors import DeviceError
-from zincmetal.sampling.logits import StepLogits, Totals
+from zincmetal.sampling.logits import StepLogits
 from zincmetal.sampling.noise import MASK, STEP, Noise, NoiseSource, _mix
-from zincmetal.sampling.sampler import HEAD, Sampler, SamplingParams
+from zincmetal.sampling.params import SamplingParams
+from zincmetal.sampling.ranking import Totals
+from zincmetal.sampling.sampler import N_TOP, Sampler
 
 SETTINGS = {
     "nothing": {},
@@ -43,7 +45,7 @@ every_setting = pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTIN
 
 
 def flat_logits(seed, n=600):
-    """Makes logits so flat that the tokens beyond the HEAD most probable have half of the probability."""
+    """So flat that the tokens beyond the N_TOP most probable have half of the probability."""
     return np.random.default_rng(seed).standard_normal(n).astype(np.float32)
 
 
@@ -68,13 +70,13 @@ def test_the_distribution_is_the_one_of_the_definition(options):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
 def test_the_distribution_over_seeds(temperature):
-    """The first draw of every seed, without filters: tokens beyond HEAD are drawn too."""
+    """The first draw of every seed; without filters, where one of the others than N_TOP is drawn as well."""
     logits, n = flat_logits(4, 300), 12_000
     step = StepLogits.of(logits)
     drawn = [Sampler(SamplingParams(temperature, seed=seed)).sample(step, [1, 2, 3]) for seed in range(n)]
     counts, want = np.bincount(drawn, minlength=300), distribution(logits, [], SamplingParams(temperature))
     assert excess(counts, want) < 4
-    others = np.argsort(-logits)[HEAD:]
+    others = np.argsort(-logits)[N_TOP:]
     assert counts[others].sum() > 1000
     assert excess(counts[others], want[others] / want[others].sum()) < 4
     assert abs(counts[others].sum() - n * want[others].sum()) < 4 * math.sqrt(n / 4)

@@ -12,7 +12,8 @@ import pytest
 
 from support.naming import case_name
 from zincmetal.errors import UsageError
-from zincmetal.sampling.sampler import Sampler, SamplingParams
+from zincmetal.sampling.params import SamplingParams
+from zincmetal.sampling.sampler import Sampler
 
 INF = math.inf
 HUGE = 10**5000
