@@ -20,7 +20,7 @@ from zincmetal import config, gguf
 from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError, UsageError
 from zincmetal.gguf import quants
-from zincmetal.graph.ops import STEP, Op, Value, Weight
+from zincmetal.graph.ops import Op, Value, Weight
 from zincmetal.plan.lowering import Arg, Launch, Lowering
 from zincmetal.plan.plan import lay_out
 
@@ -445,7 +445,7 @@ def test_a_row_of_more_than_32_bits(tmp_path):
     with gguf.open(Tiny("llama").save(tmp_path / "m.gguf")) as file:
         lowering = Lowering(backend.open_device("cpu", 1)[0], config.from_file(file), "f16")
     with pytest.raises(UnsupportedModelError, match=r"too large for MatMulParams: row_bytes 4294967296"):
-        lowering.launches(Op("linear", (STEP, weight, x), (Value("y", 4),)), 1)
+        lowering.launches(Op("linear", weight=weight, x=x, out=Value("y", 4)), 1)
 
 
 def test_the_work_of_laying_out_grows_with_the_layers():
@@ -457,7 +457,7 @@ def test_the_work_of_laying_out_grows_with_the_layers():
 def launches(n_layer: int) -> list[Launch]:
     """Makes a chain of as many values as a model of so many layers has, each read by the next two launches."""
     values = [Value(f"v{i}", 8 + i % 5) for i in range(12 * n_layer)]
-    op = Op("add", (), ())
+    op = Op("argmax")
     return [
         Launch("add", b"", (*(Arg(v, "r") for v in values[max(i - 2, 0) : i]), Arg(values[i], "w")), (1, 1, 1), 32, op)
         for i in range(len(values))

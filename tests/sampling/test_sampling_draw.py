@@ -45,7 +45,7 @@ every_setting = pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTIN
 
 
 def flat_logits(seed, n=600):
-    """So flat that the tokens beyond the N_TOP most probable have half of the probability."""
+    """Logits so flat that the tokens beyond the N_TOP most probable have half of the probability."""
     return np.random.default_rng(seed).standard_normal(n).astype(np.float32)
 
 
@@ -70,7 +70,7 @@ def test_the_distribution_is_the_one_of_the_definition(options):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
 def test_the_distribution_over_seeds(temperature):
-    """The first draw of every seed; without filters, where one of the others than N_TOP is drawn as well."""
+    """The first draw of every seed, without filters: tokens beyond N_TOP are drawn too."""
     logits, n = flat_logits(4, 300), 12_000
     step = StepLogits.of(logits)
     drawn = [Sampler(SamplingParams(temperature, seed=seed)).sample(step, [1, 2, 3]) for seed in range(n)]

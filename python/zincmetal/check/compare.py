@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..device.core import BoundDispatch, Core
 from ..gguf.quants import QuantType, by_name, dequantize
-from ..graph.ops import CANDIDATES, KV_CACHES, STEP, TOKENS
+from ..graph.ops import CANDIDATES, KV_CACHES, STEP, TOKENS, Operand, State
 from ..plan.lowering import Launch
 from .cases import Case
 from .inputs import Bytes, Guarded
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # of one value. A value that is rounded to a narrower type may be one step off.
 TOLERANCE = {"f32": (1e-5, 8e-5), "f16": (1e-4, 4e-3), "q8_0": (2e-3, 5e-2)}
 _INTEGERS = {STEP.name, TOKENS.name, "expert_ids", "expert_slots", "expert_tiles", "expert_n_tiles", "argmax.id"}
+_CANDIDATES = {CANDIDATES.name, "candidates.parts"}
 
 
 class Mismatch(Exception):
@@ -40,7 +41,8 @@ def largest_difference(
     for launch in reference_case.scene.launches[: reference_case.index]:
         memory |= run(reference, launch, memory)
     want, got = run(reference, reference_case.launch, memory), run(device, case.launch, memory)
-    return max(_difference(core, case, name, want[name], got[name]) for name in want)
+    written = {arg.operand.name: arg.operand for arg in case.launch.args if "w" in arg.mode}
+    return max(_difference(core, case, operand, want[name], got[name]) for name, operand in written.items())
 
 
 def run(device: _core.Device, launch: Launch, memory: Mapping[str, Bytes]) -> dict[str, Bytes]:
@@ -67,15 +69,16 @@ def run(device: _core.Device, launch: Launch, memory: Mapping[str, Bytes]) -> di
     return out
 
 
-def _difference(core: Core, case: Case, name: str, want: Bytes, got: Bytes) -> float:
-    kind = name.partition(".")[0]
+def _difference(core: Core, case: Case, operand: Operand, want: Bytes, got: Bytes) -> float:
+    name = operand.name
     if name in _INTEGERS:
         if not np.array_equal(want, got):
             raise Mismatch(_first_difference(name, want.view(np.int32), got.view(np.int32)))
         return 0.0
-    if kind == CANDIDATES.name:
+    if name in _CANDIDATES:
         return _of_candidates(core.params_dtype("Candidates"), want, got)
-    qtype = by_name(case.scene.kv_type if kind in KV_CACHES else "f32")
+    is_cache = isinstance(operand, State) and operand.kind in KV_CACHES
+    qtype = by_name(case.scene.kv_type if is_cache else "f32")
     numbers, found = _decoded(qtype, want), _decoded(qtype, got)
     written = np.isfinite(numbers).all(axis=1)  # by block: an unwritten block is still poison
     if not written.any():

@@ -86,7 +86,7 @@ class _Product:
     def __init__(self, core: Core, device: _core.Device, x: Bytes) -> None:
         self._device = device
         weight = Weight("w", F32, (M, K))
-        op = Op("linear", (STEP, weight, Value("x", K)), (Value("y", M),))
+        op = Op("linear", weight=weight, x=Value("x", K), out=Value("y", M))
         (self._launch,) = Lowering(core, CFG, "f16").launches(op, 1)
         step = self._filled(step_record(core, 1).view(np.uint8))
         self._buffers = {"x": self._filled(x), STEP.name: step, "y": device.alloc(4 * M)}

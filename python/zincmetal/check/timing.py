@@ -14,7 +14,7 @@ from ..device.core import BoundDispatch, Core
 from ..gguf.quants import by_name
 from ..graph.ops import KV_CACHES, PAGES, STEP, Op, Operand, State, Value, Weight
 from ..plan import tuning
-from ..plan.addresses import buffer_sizes
+from ..plan.addresses import state_sizes
 from ..plan.lowering import Lowering
 from .results import PASS, WARN, Outcome
 
@@ -84,11 +84,11 @@ class _Bench:
         divide_above, splits = tuning.DIVIDE_KEYS_ABOVE.get(backend), tuning.SPLITS.get(backend, {})
         lowering = Lowering(core, _CFG, "f16", divide_above, splits)
         self._launches = lowering.launches(shape.op(size), shape.rows)
-        sizes = buffer_sizes(_CFG, core, "f16", shape.rows)
-        self._buffers: dict[str, tuple[_core.Buffer, int]] = {}  # with the bytes of one copy
+        sizes = state_sizes(_CFG, core, "f16", shape.rows)
+        self._buffers: dict[str, tuple[_core.Buffer, int]] = {}  # and the bytes of one copy
         for operand in {arg.operand for launch in self._launches for arg in launch.args}:
             nbytes = _nbytes(operand, shape.rows, sizes)
-            self._buffers[operand.name] = self._filled(nbytes, copies if _is_read_most(operand.name) else 1), nbytes
+            self._buffers[operand.name] = self._filled(nbytes, copies if _is_read_most(operand) else 1), nbytes
         step = step_record(core, shape.rows, size - 1)
         self._buffers[STEP.name] = device.alloc(step.nbytes), step.nbytes
         self._buffers[STEP.name][0].write(step)
@@ -121,19 +121,19 @@ class _Bench:
         return buffer
 
 
-def _nbytes(operand: Operand, rows: int, sizes: dict[str, int]) -> int:
+def _nbytes(operand: Operand, rows: int, sizes: dict[State, int]) -> int:
     if isinstance(operand, Weight):
         return operand.type.nbytes(operand.shape)
-    return 4 * operand.width * rows if isinstance(operand, Value) else sizes[operand.name]
+    return 4 * operand.width * rows if isinstance(operand, Value) else sizes[operand]
 
 
-def _is_read_most(name: str) -> bool:
-    return name in ("w", "up") or name.partition(".")[0] in KV_CACHES
+def _is_read_most(operand: Operand) -> bool:
+    return isinstance(operand, Weight) or (isinstance(operand, State) and operand.kind in KV_CACHES)
 
 
 def _work(shape: Shape, size: int) -> int:
     """Count the bytes read or, for many tokens, the multiplications and additions."""
-    weights = [w for w in shape.op(size).reads if isinstance(w, Weight)]
+    weights = shape.op(size).weights
     if shape.rows > 1:
         return sum(2 * shape.rows * w.shape[0] * w.shape[1] for w in weights)
     if weights:
@@ -143,21 +143,20 @@ def _work(shape: Shape, size: int) -> int:
 
 def _product(qtype: str, k: int) -> Callable[[int], Op]:
     def op(m: int) -> Op:
-        return Op("linear", (STEP, Weight("w", by_name(qtype), (m, k)), Value("x", k)), (Value("y", m),))
+        return Op("linear", weight=Weight("w", by_name(qtype), (m, k)), x=Value("x", k), out=Value("y", m))
 
     return op
 
 
 def _gate_and_up(m: int) -> Op:
     w = Weight("w", by_name("q4_k"), (m, 2048))
-    return Op("linear_swiglu", (STEP, w, replace(w, name="up"), Value("x", 2048)), (Value("y", m),))
+    return Op("linear_swiglu", gate=w, up=replace(w, name="up"), x=Value("x", 2048), out=Value("y", m))
 
 
 def _attention(n_keys: int) -> Op:
     q = Value("q", _CFG.n_head * _CFG.head_dim)
-    caches = (State(f"{kind}.0") for kind in KV_CACHES)
-    attrs = {"scale": _CFG.attention_scale, "window": 0}
-    return Op("attention", (STEP, PAGES, q, *caches, q), (replace(q, name="y"),), attrs)
+    caches = {kind: State(kind, 0) for kind in KV_CACHES}
+    return Op("attention", q=q, **caches, out=replace(q, name="y"), scale=_CFG.attention_scale, window=0)
 
 
 _CFG = ModelConfig(
