@@ -70,7 +70,7 @@ class Class:
 
 
 def classes(model: zincmetal.Model, plan: Plan, pos: int, ids: list[int]) -> list[Class]:
-    """Times the plan's dispatches in a step of ``ids`` at ``pos``, one by one; sums by kernel and shape, longest first."""
+    """Times each dispatch of the plan in a step of ``ids`` at ``pos``; sums by kernel and shape, longest first."""
     passes = [model.time_dispatches(ids, pos) for _ in range(PASSES + 1)][1:]
     costs, found = Costs(plan, model.config, pos), dict[tuple[str, str], Class]()
     for timed in zip(*passes, strict=True):
