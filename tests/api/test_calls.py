@@ -1,4 +1,4 @@
-"""What the calls that generate take, and what ended a text."""
+"""The calls that generate: their arguments, and the reasons why a text ended."""
 
 from __future__ import annotations
 
@@ -204,13 +204,13 @@ SHOWS_ALL = "{{ tools | tojson }}{{ documents | tojson }}{{ messages[-1].content
 
 @contextmanager
 def text_model(path: Path, **keys: Any) -> Iterator[Any]:
-    """A model, and what the last chat of it was asked."""
+    """Loads a model with a chat template."""
     with zincmetal.load(save(path / "m.gguf", **keys), device="cpu") as m:
         yield m
 
 
 def asked(m: Any, messages: list[dict[str, str]] = HELLO, **options: Any) -> str:
-    """The prompt that a chat runs, by both ways in."""
+    """Returns the prompt that a chat runs, by chat and by stream_chat."""
     m.chat(messages, 0, **options)
     text: str = m.detokenize(m.engine.sequence.ids)
     list(m.stream_chat(messages, 0, **options))

@@ -1,4 +1,4 @@
-"""What bug reports and robustness tests led to, where it shows in a whole model or a process only."""
+"""Cases from bug reports and robustness tests that need a whole model or a process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GEMMA = (
 
 
 def bytes_of(text: str) -> list[int]:
-    """The ids of its bytes, of which none are merged."""
+    """Returns the ids of the text's bytes, none of them merged."""
     return [LETTERS.index(c) for c in letters(text)]
 
 

@@ -84,7 +84,7 @@ def test_same_seed_same_text(model):
 
 
 def test_prompt_reuse_changes_nothing(model):
-    """A prompt that extends the last one runs only its new tokens, to the same result."""
+    """A prompt that extends the last one runs only its new tokens, with the same result."""
     prompt = list(range(20, 50))
     model.generate(prompt[:20], max_tokens=1)
     before = model.engine.steps.counters["tokens"]
@@ -220,7 +220,7 @@ def test_closed_model():
 
 
 def test_two_threads_at_once(model):
-    """The second is refused, and the first is not disturbed."""
+    """The second thread is refused; the first is not disturbed."""
     expected = model.generate([1, 2, 3], max_tokens=40).tokens
     stream = model.stream_generate([1, 2, 3], max_tokens=40)
     got = [next(stream).token]
@@ -240,7 +240,7 @@ def test_two_threads_at_once(model):
 
 
 def test_two_threads_in_the_core(model):
-    """decode_step itself refuses a second thread, whatever Python does."""
+    """decode_step itself refuses a second thread."""
     compiled, plan = model.engine.program(32).compiled, model.engine.program(1).compiled
     refused, deadline = [], time.monotonic() + 30
 
@@ -307,7 +307,7 @@ def test_unknown_architecture(monkeypatch):
 
 
 def test_tensors_without_a_use_are_refused(monkeypatch):
-    """A model that has more than its architecture computes (a bias, say) must not run without it."""
+    """A model with a tensor that its architecture does not compute, such as a bias, must not run."""
     from zincmetal import models as arch
 
     monkeypatch.setitem(arch.ARCHITECTURES, "qwen3", lambda g: arch.llama.build(g, rope="neox"))
@@ -316,7 +316,7 @@ def test_tensors_without_a_use_are_refused(monkeypatch):
 
 
 def test_import_is_light():
-    """Neither NumPy nor the compiled core nor the tokenizer is imported before it is needed."""
+    """NumPy, the compiled core and the tokenizer are imported on first use."""
     code = "import sys, zincmetal; print([m for m in ('numpy', 'tokenizers', 'jinja2') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

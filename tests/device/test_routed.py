@@ -1,4 +1,4 @@
-"""Experts that the host routes, because no batched kernel takes their type: correct, counted, and said."""
+"""Experts that the host routes, since no batched kernel takes their type: correct, counted and reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files in memory: what is read when they are cut or written meanwhile, and who holds them."""
+"""Mapped files: reads while a file is cut or written, and who keeps the mapping alive."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_wrapping_takes_all_of_a_buffer_and_no_more() -> None:
 
 @pytest.mark.parametrize("backend_name", ["metal", "cpu"])
 def test_progress_counts_the_pages_that_are_read(backend_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU on the host's memory finds the weights there; the CPU reads them when it needs them."""
+    """For a GPU that shares the host's memory the weights are read at once; the CPU reads them on demand."""
     monkeypatch.setattr(memory, "PIECE", 2 * PAGE)
     done, touched = [], []
 

@@ -25,7 +25,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def tokenizer(gemma3: Path) -> Tokenizer:
-    """Built once: a vocabulary of 262,144 takes seconds."""
+    """Builds the tokenizer once: a vocabulary of 262,144 takes seconds."""
     with gguf.open(gemma3) as file:
         return Tokenizer.from_metadata(file.metadata)
 

@@ -13,7 +13,7 @@ from support.reference_models import GPUS, NOISE, kl, load, log_softmax, referen
 from zincmetal import config, gguf
 from zincmetal.device import backend
 from zincmetal.errors import UsageError
-from zincmetal.plan.addresses import buffer_sizes
+from zincmetal.plan.addresses import state_sizes
 from zincmetal.plan.planner import Planner
 
 ARCHITECTURES = ("gemma3", "llama", "qwen2", "qwen3", "qwen35", "qwen35moe", "qwen3moe")
@@ -86,7 +86,7 @@ def test_a_cache_of_blocks_needs_heads_of_whole_blocks():
     with gguf.open(REFERENCE[0]) as file:
         cfg = replace(config.from_file(file), head_dim=80)
     with pytest.raises(UsageError, match=r"q8_0 KV cache holds heads in blocks of 32, not 80: use kv='f16'"):
-        buffer_sizes(cfg, backend.load("cpu"), "q8_0", 512)
+        state_sizes(cfg, backend.load("cpu"), "q8_0", 512)
 
 
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)

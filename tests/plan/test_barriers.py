@@ -1,6 +1,6 @@
-"""Every barrier of a real plan is needed: with any one left out the checker stops the kernels that it kept apart.
+"""Every barrier of a real plan is needed: if one is left out, the checker stops the kernels that it kept apart.
 
-That it stops none where all are there, test_metal_double.py shows on the same model.
+With all barriers the checker stops none: test_metal_double.py shows that on the same model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def model():
 
 
 class Replay:
-    """A plan run segment by segment, on memory of its own; the weights are the model's."""
+    """Runs a plan segment by segment, on memory of its own and the model's weights."""
 
     def __init__(self, model: zincmetal.Model, plan: Plan) -> None:
         self.core, self.plan, self.model = model.engine.core, plan, model
@@ -41,7 +41,7 @@ class Replay:
         self.memory["tokens"][: 4 * n_tokens] = np.arange(n_tokens, dtype=np.int32).view(np.uint8)
 
     def run(self, dispatches: list[Dispatch], checked: bool) -> None:
-        """The dispatches on a new device, since a failure stays with one; what they wrote stays if not ``checked``."""
+        """Runs dispatches on a new device, since a failed one stays failed. Keeps their output if not ``checked``."""
         device = self.core.Device(threads=1, native=not checked)
         buffers = {name: device.alloc(content.nbytes) for name, content in self.memory.items()}
         for name, content in self.memory.items():
@@ -54,7 +54,7 @@ class Replay:
 
 
 def segments(plan: Plan) -> list[list[Dispatch]]:
-    """The dispatches between two barriers."""
+    """Splits the dispatches at the barriers."""
     found: list[list[Dispatch]] = [[]]
     for d in plan.dispatches:
         if d.barrier:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..device.buffers import Buffers
 from ..errors import UsageError
-from ..graph.ops import KV_CACHES, RECURRENT
+from ..graph.ops import KV_CACHES, PAGES, RECURRENT, State
 from ..plan.addresses import AddressMap
 
 
@@ -36,25 +36,25 @@ class States:
     def take(self, tokens: Sequence[int]) -> Snapshot:
         """Copy out the state of a sequence of these tokens."""
         parts: dict[str, list[NDArray[np.uint8]]] = {}
-        for name, offset, nbytes in self._pieces(len(tokens)):
-            parts.setdefault(name, []).append(self._buffers.buffer(name).read(offset, nbytes))
+        for state, offset, nbytes in self._pieces(len(tokens)):
+            parts.setdefault(state.name, []).append(self._buffers.buffer(state.name).read(offset, nbytes))
         return Snapshot(tuple(tokens), {name: np.concatenate(found) for name, found in parts.items()})
 
     def check(self, snapshot: Snapshot) -> None:
         """Raise UsageError where the snapshot is of a model with other states."""
         sizes: dict[str, int] = {}
-        for name, _, nbytes in self._pieces(len(snapshot.tokens)):
-            sizes[name] = sizes.get(name, 0) + nbytes
-        if sizes != {name: state.nbytes for name, state in snapshot.states.items()}:
+        for state, _, nbytes in self._pieces(len(snapshot.tokens)):
+            sizes[state.name] = sizes.get(state.name, 0) + nbytes
+        if sizes != {name: content.nbytes for name, content in snapshot.states.items()}:
             raise UsageError("the snapshot is of another model, or of one with another type of K/V cache")
 
     def put(self, snapshot: Snapshot) -> None:
         """Copy in a snapshot that :meth:`check` let pass."""
         done = dict.fromkeys(snapshot.states, 0)
-        for name, offset, nbytes in self._pieces(len(snapshot.tokens)):
-            at = done[name]
-            self._buffers.buffer(name).write(snapshot.states[name][at : at + nbytes], offset)
-            done[name] = at + nbytes
+        for state, offset, nbytes in self._pieces(len(snapshot.tokens)):
+            at = done[state.name]
+            self._buffers.buffer(state.name).write(snapshot.states[state.name][at : at + nbytes], offset)
+            done[state.name] = at + nbytes
 
     def overflowed(self, length: int, kv: str) -> list[int]:
         """The layers, first to last, whose keys or values are infinite in a cache of type ``kv``.
@@ -63,26 +63,24 @@ class States:
         """
         if kv == "f32":
             return []
-        found = set()
-        for name, offset, nbytes in self._pieces(length):
-            kind, _, layer = name.partition(".")
-            if kind in KV_CACHES:
-                held = self._buffers.buffer(name).read(offset, nbytes)
+        found = set[int]()
+        for state, offset, nbytes in self._pieces(length):
+            if state.kind in KV_CACHES and state.layer is not None:
+                held = self._buffers.buffer(state.name).read(offset, nbytes)
                 halves = held.view(np.float16) if kv == "f16" else held.reshape(-1, 34)[:, :2].copy().view(np.float16)
                 if np.isinf(halves).any():
-                    found.add(int(layer))
+                    found.add(state.layer)
         return sorted(found)
 
-    def _pieces(self, length: int) -> Iterator[tuple[str, int, int]]:
-        """(buffer, offset, bytes) of all the state of ``length`` tokens; pages in the order of the sequence."""
+    def _pieces(self, length: int) -> Iterator[tuple[State, int, int]]:
+        """(state, offset, bytes) of all the state of ``length`` tokens; pages in the order of the sequence."""
         if length == 0:  # kernels take every state for zero there
             return
-        table = self._buffers.buffer("pages").read().view(np.uint32)
-        for name, nbytes in self._addresses.sizes.items():
-            kind = name.partition(".")[0]
-            if kind in RECURRENT:
-                yield name, 0, nbytes
-            elif kind in KV_CACHES:
+        table = self._buffers.buffer(PAGES.name).read().view(np.uint32)
+        for state, nbytes in self._addresses.states.items():
+            if state.kind in RECURRENT:
+                yield state, 0, nbytes
+            elif state.kind in KV_CACHES:
                 page_bytes = nbytes // table.size
                 for p in table[: -(-length // self._page)].tolist():
-                    yield name, p * page_bytes, page_bytes
+                    yield state, p * page_bytes, page_bytes
