@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from zincmetal.config import ModelConfig
-from zincmetal.graph.ops import KV_CACHES, Op, Route, State, Value, Weight
+from zincmetal.graph.ops import KV_CACHES, LOGITS, RECURRENT, Op, State, Value, Weight
 from zincmetal.plan.plan import Dispatch, Plan
 
 
@@ -44,11 +44,10 @@ class Costs:
                 yield len(mode) * self._state_bytes(operand, mode, region.nbytes)
 
     def _state_bytes(self, state: State, mode: str, nbytes: int) -> int:
-        kind, _, layer = state.name.partition(".")
-        if kind not in KV_CACHES:
-            return nbytes if kind in ("ssm_conv", "ssm_state", "logits") else 0
+        if state.kind not in KV_CACHES or state.layer is None:
+            return nbytes if state.kind in (*RECURRENT, LOGITS.kind) else 0
         positions = -(-self._cfg.n_ctx // 64) * 64
-        used = self._plan.rows if mode != "r" else min(self._cfg.windows[int(layer)] or positions, self._length)
+        used = self._plan.rows if mode != "r" else min(self._cfg.windows[state.layer] or positions, self._length)
         return nbytes // positions * min(used, positions)
 
     @property
@@ -75,9 +74,7 @@ def _used(op: Op, w: Weight) -> int:
     """Weights of a matrix, or of the experts of a row."""
     if len(w.shape) < 3:
         return prod(w.shape)
-    ids = op.reads[0]
-    assert isinstance(ids, Value)
-    return prod(w.shape[1:]) * ids.width
+    return prod(w.shape[1:]) * op.value("ids").width
 
 
 def shape_of(plan: Plan, d: Dispatch) -> str:
@@ -88,6 +85,5 @@ def shape_of(plan: Plan, d: Dispatch) -> str:
     experts = [w for w in matrices if len(w.shape) == 3]
     if experts:
         n_expert, m, k = experts[0].shape
-        route = Route(*(v for v in d.launch.op.reads[:5] if isinstance(v, Value)))
-        return f"{route.ids.width}of{n_expert}x{m}x{k}"
+        return f"{d.launch.op.value('ids').width}of{n_expert}x{m}x{k}"
     return "+".join(str(w.shape[0]) for w in matrices) + f"x{matrices[0].shape[1]}"

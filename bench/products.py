@@ -56,7 +56,7 @@ class Product:
         return [Weight(f"{w.name}.{copy}", w.type, w.shape) for w in self.weights]
 
 
-X, RESIDUAL = "x", "residual"
+X, RESIDUAL, OUT = "x", "residual", "out"
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,8 @@ class Linear(Product):
         ops = []
         for i, w in enumerate(self._copy(copy)):
             m, k = w.shape
-            extra: tuple[Operand, ...] = (Value(RESIDUAL, m),) if self.add else ()
-            reads = (STEP, w, Value(X, k), *extra)
-            ops.append(Op("linear_add" if self.add else "linear", reads, (State(f"out.{i}"),)))
+            kind, extra = ("linear_add", {"residual": Value(RESIDUAL, m)}) if self.add else ("linear", {})
+            ops.append(Op(kind, weight=w, x=Value(X, k), **extra, out=State(OUT, i)))
         return ops
 
 
@@ -81,8 +80,8 @@ class Stack(Product):
 
     def ops(self, copy: int, turn: int) -> list[Op]:
         weights = self._copy(copy)
-        outs = tuple(State(f"out.{i}") for i in range(len(weights)))
-        return [Op("linear_stack", (STEP, Value(X, weights[0].shape[1]), *weights), outs)]
+        outs = [State(OUT, i) for i in range(len(weights))]
+        return [Op("linear_stack", x=Value(X, weights[0].shape[1]), matrices=weights, outs=outs)]
 
 
 N_USED = 8
@@ -106,7 +105,7 @@ class GateUp(Product):
     def ops(self, copy: int, turn: int) -> list[Op]:
         gate, up = self._copy(copy)
         x = Value(X, gate.shape[-1])
-        return [Op("experts_swiglu", (*_route(turn), gate, up, x), (State("out.0"),))]
+        return [Op("experts_swiglu", **_route(turn)._asdict(), gate=gate, up=up, x=x, out=State(OUT, 0))]
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,10 @@ class DownMix(Product):
     def ops(self, copy: int, turn: int) -> list[Op]:
         down, *shared = self._copy(copy)
         _, m, k = down.shape
-        x_shared = [Value("x_shared", w.shape[1]) for w in shared]
-        x, residual = Value(X, N_USED * k), Value(RESIDUAL, m)
-        reads: tuple[Operand, ...] = (*_route(turn), down, x, residual, *shared, *x_shared)
-        return [Op("experts_mix", reads, (State("out.0"),))]
+        operands: dict[str, Operand] = {"weight": down, "x": Value(X, N_USED * k), "residual": Value(RESIDUAL, m)}
+        for w in shared:
+            operands |= {"shared_weight": w, "shared_x": Value("x_shared", w.shape[1])}
+        return [Op("experts_mix", **_route(turn)._asdict(), **operands, out=State(OUT, 0))]
 
 
 def linear(qtype: QuantType, *ms: int, k: int, add: bool = False) -> Linear:
@@ -226,10 +225,10 @@ class Loaded:
     def _place(self, operand: Operand) -> Region:
         if operand == STEP:
             return Region("step", 0, self._step.nbytes)
+        if isinstance(operand, State) and operand.layer is not None:
+            outs, i = self.product.outs(), operand.layer
+            return Region(OUT, 4 * sum(outs[:i]), 4 * outs[i])
         name, _, copy = operand.name.rpartition(".")
-        if name == "out":
-            outs = self.product.outs()
-            return Region("out", 4 * sum(outs[: int(copy)]), 4 * outs[int(copy)])
         i = [w.name for w in self.product.weights].index(name)
         return Region("weights", int(copy) * sum(self._sizes) + sum(self._sizes[:i]), self._sizes[i])
 

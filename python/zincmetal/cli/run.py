@@ -30,8 +30,8 @@ from .output import INTERRUPTED, print_json, print_piece, say
 from .progress import bar
 
 if TYPE_CHECKING:
-    from ..api.generation import Chunk
     from ..api.model import Model
+    from ..api.result import Chunk
     from ..device.buffers import Progress
 
 
@@ -137,7 +137,7 @@ def chat_options(args: argparse.Namespace, taken: set[str]) -> dict[str, Any]:
 
 def write(model: Model, args: argparse.Namespace, chunks: Iterator[Chunk]) -> int:
     """Print the text as it comes, then the figures; Ctrl-C ends the text, not the report."""
-    from ..api.generation import PromptRead, result_of
+    from ..api.result import PromptRead, result_of
 
     made: list[Chunk] = []
     code, prompt = 0, PromptRead(0, 0.0)
