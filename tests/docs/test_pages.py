@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import zincmetal
+from zincmetal import settings
 from zincmetal.gguf import header
 from zincmetal.text.chat import template
 
@@ -46,6 +47,11 @@ def test_every_variable_of_the_code_is_documented_and_no_other():
 
 
 TEXT = {".py", ".pyi", ".cpp", ".h", ".mm", ".cu", ".metal", ".cmake", ".txt", ".sh"}
+
+
+def test_the_variables_stand_in_the_order_of_the_settings():
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| [^|]+ \|$", read("docs/environment.md"), re.MULTILINE)
+    assert rows == [variable.name for variable in settings.ALL]
 
 
 def test_the_rooms_are_the_folders_and_the_order_is_the_linters():
