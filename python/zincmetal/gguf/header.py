@@ -136,7 +136,8 @@ class Metadata(Mapping[str, Any]):
         """The type of a value as the file has it: "u32", "str[49152]"."""
         return self._types[key]
 
-    def _add(self, key: str, type_name: str, value: Any) -> None:
+    def add(self, key: str, type_name: str, value: Any) -> None:
+        """Set the value of a key, and the type that the file gives it."""
         self._types[key] = type_name
         self._values[key] = value
 
@@ -389,9 +390,9 @@ def _read_metadata(cursor: _Cursor, n_keys: int) -> Metadata:
             start = cursor.pos
             element, count = cursor.skip_array()
             lazy = _LazyArray(cursor.part, start, cursor.subject, count)
-            metadata._add(key, f"{element.name}[{count}]", lazy)
+            metadata.add(key, f"{element.name}[{count}]", lazy)
         else:
-            metadata._add(key, value_type.name, cursor.scalar(value_type))
+            metadata.add(key, value_type.name, cursor.scalar(value_type))
     return metadata
 
 

@@ -95,44 +95,44 @@ Child = subprocess.Popen[bytes] | Forked
 
 
 class Renderer:
-    """The rendering process and its pipe: one for all templates, started when it is needed."""
+    """The rendering process, ``child``, and its pipe: one for all templates, started when it is needed."""
 
     def __init__(self) -> None:
         self._no_python: str | None = None  # an executable that was tried and is none
         self.reset()
         os.register_at_fork(after_in_child=self.reset)  # the pipe stays the parent's
-        atexit.register(self._stop)
+        atexit.register(self.stop)
 
     def reset(self) -> None:
         """Forget the process, which is somebody else's."""
         self._lock = threading.Lock()
-        self._child: Child | None = None
+        self.child: Child | None = None
 
     def ask(self, request: dict[str, Any], memory: int) -> Any:
         """The answer to a request. Raises ChatTemplateError where the process does not live to give it."""
         with self._lock:
             try:
-                child = self._child = self._child or self._start(memory)
+                child = self.child = self.child or self._start(memory)
                 return _exchange(child, request, memory)
             except Ended as end:
-                self._stop()
+                self.stop()
                 raise ChatTemplateError(f"the chat template {end}") from None
             except BaseException:  # such as Ctrl-C: what the process answers later belongs to nobody
-                self._stop()
+                self.stop()
                 raise
 
     def _start(self, memory: int) -> Child:
         settings = {"path": [p for p in sys.path if isinstance(p, str)], "memory": memory, "forked": False}
         python = _python()
         if python is not None and python != self._no_python:
-            self._child = _spawn(python, settings)
-            if _says_hello(self._child):
-                return self._child
-            self._stop()
+            self.child = spawn(python, settings)
+            if _says_hello(self.child):
+                return self.child
+            self.stop()
             self._no_python = python  # it may be an application: never start it twice
             if PYTHON.value:
                 raise ChatTemplateError(f"{PYTHON.name}={python} is not a Python of version 3.10 or later")
-        self._child = child = Forked(settings | {"forked": True})
+        self.child = child = Forked(settings | {"forked": True})
         if not _says_hello(child):
             raise ChatTemplateError(
                 f"chat templates run in a Python process of their own, and none starts: "
@@ -141,8 +141,9 @@ class Renderer:
         child.beside = resident(child.pid) or 0
         return child
 
-    def _stop(self) -> None:
-        child, self._child = self._child, None
+    def stop(self) -> None:
+        """End the process, if there is one; the next request starts another."""
+        child, self.child = self.child, None
         if child is not None:
             for pipe in (child.stdin, child.stdout):
                 _close(pipe)
@@ -159,7 +160,8 @@ def _python() -> str | None:
     return sys.executable if is_python and not getattr(sys, "frozen", False) else None
 
 
-def _spawn(python: str, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
+def spawn(python: str, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """Start ``sandbox.py`` in an isolated Python. Raises ChatTemplateError where the system cannot."""
     try:
         return subprocess.Popen(
             [python, "-I", "-S", str(Path(sandbox.__file__)), json.dumps(settings)],
