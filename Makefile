@@ -8,7 +8,7 @@ DOUBLE := $(if $(filter Linux,$(shell uname -s)),$(VENV)/.double)
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/csrc/msl/probes -type f -not -name '*.pyc')
 
 .PHONY: demo test test-metal-double test-metal-kernels test-msl-third-party test-gemma3 test-cuda sanitize-cuda mutants lint types \
-  kernels-cuda bench clean help
+  kernels-cuda bench docs notebooks clean help
 
 help:
 	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
@@ -20,6 +20,8 @@ help:
 	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
 	@echo "make sanitize-cuda compute-sanitizer over every kernel family, and over faults that it must find"
 	@echo "make mutants       which barriers and bounds of the kernels the tests would not miss (an hour)"
+	@echo "make docs          the documentation as a site in build/site; a broken link is an error"
+	@echo "make notebooks     run the notebooks in examples/; an error in one is an error"
 	@echo "make lint types kernels-cuda bench clean"
 
 demo: $(VENV)/.installed $(VENV)/.demo
@@ -64,21 +66,30 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHONPATH=python $(BIN)/lint-imports
+	$(BIN)/python .ci/include_rule.py
 	git ls-files '*.cpp' '*.h' '*.mm' '*.metal' '*metal_stdlib' | xargs $(BIN)/clang-format --dry-run -Werror
 
 types: $(VENV)/.installed $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/mypy tests/support bench
+	PYTHONPATH=tests $(BIN)/python -m support.core_stub
 
 # Every kernel through nvcc, as code for the device (PTX: ptxas takes minutes) and for the host. Needs no GPU.
 NVCC_FLAGS := -std=c++20 -gencode arch=compute_80,code=compute_80 --expt-relaxed-constexpr -Werror all-warnings \
-  -Xcompiler -Wall,-Wextra -Icsrc/msl -Ikernels -Icsrc
+  -Xcompiler -Wall,-Wextra -Icsrc/msl/stdlib -Ikernels -Icsrc
 kernels-cuda:
 	@command -v nvcc >/dev/null || { echo "nvcc not found: kernels not compiled for CUDA"; exit 0; }; \
 	ls kernels/*.metal | xargs -P 2 -I% sh -c 'echo nvcc %; nvcc $(NVCC_FLAGS) -x cu -c -o /dev/null %'
 
 bench: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 	$(BIN)/python -m pytest bench --benchmark-json=bench.json
+
+# API pages are made from the docstrings in the sources, so that the package itself is not needed.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: $(VENV)/.installed $(VENV)/.demo $(VENV)/.notebooks
+	$(BIN)/jupyter-execute --timeout=300 examples/*.ipynb
 
 # ---- set-up --------------------------------------------------------------------------------------------------
 
@@ -93,7 +104,7 @@ $(VENV)/.venv:
 
 $(VENV)/.build: $(VENV)/.venv pyproject.toml
 	@echo "== build tools"
-	@$(PIP) install 'scikit-build-core>=0.10' 'pybind11>=3.0' 'cmake>=3.24' ninja
+	@$(PIP) install 'scikit-build-core>=0.11' 'pybind11>=3.0' 'cmake>=3.24' ninja
 	@touch $@
 
 # The checked lane is built too: the kernel tests run on it.
@@ -129,13 +140,26 @@ $(VENV)/.third-party-msl: $(VENV)/.build
 	@cd $(VENV)/third-party-msl && tar -xzf llama_cpp_python-*.tar.gz && $(abspath $(BIN))/python -m zipfile -e mlx_metal-*.whl .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.build pyproject.toml
-	@echo "== development tools"
+# The packages of an extra of pyproject.toml, without the package itself.
+define INSTALL_EXTRA
 	@$(BIN)/python -c 'from pip._vendor import tomli; \
 	  project = tomli.load(open("pyproject.toml", "rb"))["project"]; \
-	  print(*project["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/dev.txt
-	@$(PIP) install -r $(VENV)/dev.txt
+	  print(*project["optional-dependencies"]["$(1)"], sep="\n")' > $(VENV)/$(1).txt
+	@$(PIP) install -r $(VENV)/$(1).txt
 	@touch $@
+endef
+
+$(VENV)/.dev: $(VENV)/.build pyproject.toml
+	@echo "== development tools"
+	$(call INSTALL_EXTRA,dev)
+
+$(VENV)/.docs: $(VENV)/.venv pyproject.toml
+	@echo "== tools for the documentation"
+	$(call INSTALL_EXTRA,docs)
+
+$(VENV)/.notebooks: $(VENV)/.build pyproject.toml
+	@echo "== tools for the notebooks"
+	$(call INSTALL_EXTRA,notebooks)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,4 +1,4 @@
-"""What a device can do at best, measured: bytes copied per second, products per second, dispatches per second."""
+"""Measures a device's best rates: bytes copied, matrix products and dispatches per second."""
 
 from __future__ import annotations
 
@@ -6,34 +6,39 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from zincmetal.device.buffers import step_record
+from zincmetal.device.core import BoundDispatch, Core
+
+if TYPE_CHECKING:
+    from zincmetal import _core
 
 REPEATS = 7
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Rates of a device, by what measured them; ``copy`` and ``flops`` are the best of each."""
+    """A device's rates, by the way of measuring. ``copy`` and ``flops`` are the best of each."""
 
     copies: dict[str, float]  # bytes per second, read and written
     products: dict[str, float]  # floating-point operations per second of a large matrix product
-    dispatch: float  # seconds of a dispatch behind a barrier that does next to nothing
+    dispatch: float  # seconds of a nearly empty dispatch behind a barrier
 
     @property
     def copy(self) -> float:
-        """Bytes per second that a large copy reads and writes."""
+        """Returns the bytes per second that a large copy reads and writes."""
         return max(self.copies.values())
 
     @property
     def flops(self) -> float:
-        """Operations per second of a large product with results as exact as ours: tf32 where there are matrix units."""
+        """Returns the operations per second of a large product, in tf32 where there are matrix units."""
         return self.products.get("torch tf32") or max(self.products.values())
 
     def lines(self) -> list[str]:
-        """What was measured, as text."""
+        """Formats the rates as text."""
         copies = ", ".join(f"{rate / 1e9:,.0f} by {name}" for name, rate in self.copies.items())
         products = ", ".join(f"{rate / 1e12:,.2f} by {name}" for name, rate in self.products.items())
         return [
@@ -43,8 +48,8 @@ class Ceilings:
         ]
 
 
-def measure(core: ModuleType, device: Any, products: bool = True) -> Ceilings:
-    """The ceilings of an open device; by PyTorch too, where it is installed and knows the device."""
+def measure(core: Core, device: _core.Device, products: bool = True) -> Ceilings:
+    """Measures an open device; also by PyTorch, if that is installed and knows the device."""
     on_gpu = device.info["backend"] != "cpu"
     nbytes = (512 if on_gpu else 64) << 20
     copies = {"zincmetal's add kernel": _add_rate(core, device, nbytes)}
@@ -57,8 +62,8 @@ def measure(core: ModuleType, device: Any, products: bool = True) -> Ceilings:
     return Ceilings(copies, rates, _empty_dispatch(core, device))
 
 
-def _add_rate(core: ModuleType, device: Any, nbytes: int) -> float:
-    """Bytes per second of c = a + b, each of ``nbytes``."""
+def _add_rate(core: Core, device: _core.Device, nbytes: int) -> float:
+    """Measures the bytes per second of c = a + b, each of ``nbytes`` bytes."""
     width = 65536
     buffers = [device.alloc(nbytes) for _ in range(3)]
     values = np.random.default_rng(1).standard_normal(nbytes // 4, np.float32)
@@ -69,7 +74,7 @@ def _add_rate(core: ModuleType, device: Any, nbytes: int) -> float:
     return n * 3 * nbytes / _device_seconds(device, [launch] * n)
 
 
-def _empty_dispatch(core: ModuleType, device: Any) -> float:
+def _empty_dispatch(core: Core, device: _core.Device) -> float:
     n, buffers = 512, [device.alloc(128) for _ in range(3)]
     for buffer in buffers:
         buffer.write(np.ones(32, np.float32))
@@ -77,22 +82,21 @@ def _empty_dispatch(core: ModuleType, device: Any) -> float:
     return _device_seconds(device, [launch] * n) / n
 
 
-def _device_seconds(device: Any, dispatches: list[Any]) -> float:
-    """Seconds of the dispatches on the device, the median of several runs."""
-    times: list[float] = [device.run(dispatches) for _ in range(REPEATS)]
+def _device_seconds(device: _core.Device, dispatches: list[BoundDispatch]) -> float:
+    """Returns the seconds of the dispatches on the device, the median of several runs."""
+    times = [device.run(dispatches) for _ in range(REPEATS)]
     return median(times)
 
 
-def _add(core: ModuleType, device: Any, buffers: list[Any], rows: int, width: int) -> tuple[Any, ...]:
+def _add(core: Core, device: _core.Device, buffers: list[_core.Buffer], rows: int, width: int) -> BoundDispatch:
     shapes = core.shapes()
-    step = np.zeros(1, core.params_dtype("Step"))
-    step["n_tokens"] = rows
+    step = step_record(core, rows)
     step_buffer = device.alloc(step.nbytes)
-    step_buffer.write(step.view(np.uint8))
+    step_buffer.write(step)
     params = np.array((width,), core.params_dtype("ElementwiseParams")).tobytes()
     bindings = [(b, 0, b.nbytes) for b in (step_buffer, *buffers)]
     grid = (-(-width // shapes["ELEMENTWISE_COLUMNS"]), rows, 1)
-    return ("add", params, bindings, grid, shapes["ELEMENTWISE_THREADS"], True)
+    return BoundDispatch("add", params, bindings, grid, shapes["ELEMENTWISE_THREADS"], True)
 
 
 def _numpy_copy(nbytes: int) -> float:

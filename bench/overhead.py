@@ -1,4 +1,4 @@
-"""What Python costs per token: stream_generate beside a bare loop of decode_step, in one process.
+"""Measures Python's cost of a token: stream_generate beside a bare loop of decode_step, in one process.
 
     python bench/overhead.py [FILE.gguf] [--threads 2] [--rounds 15] [--tokens 96] [--json]
 
@@ -27,7 +27,7 @@ PROMPT = "Once upon a time there was"
 
 
 class TimedCore:
-    """A core that notes when decode_step was called and when it returned."""
+    """A core that records the times of calls and returns of decode_step."""
 
     def __init__(self, core: Any) -> None:
         self._core, self.called, self.returned = core, list[float](), list[float]()
@@ -35,35 +35,36 @@ class TimedCore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
 
-    def decode_step(self, session: Any, plan: Any, token: int, ahead: bool) -> int:
+    def decode_step(self, steps: Any, plan: Any, token: int, ahead: bool) -> int:
         self.called.append(time.perf_counter())
-        best: int = self._core.decode_step(session, plan, token, ahead)
+        best: int = self._core.decode_step(steps, plan, token, ahead)
         self.returned.append(time.perf_counter())
         return best
 
 
 def bare(model: zincmetal.Model, ids: list[int], n: int, ahead: bool) -> None:
-    """The first n tokens after the prompt, by decode_step alone."""
-    token, step = model._prefill(ids), model.core.decode_step
-    session, plan = model.session, model._recorded(1, "argmax")[1]
+    """Makes the first n tokens after the prompt by decode_step alone."""
+    engine = model.engine
+    token, step = engine.prefill(ids), engine.core.decode_step
+    steps, plan = engine.steps, engine.program(1).compiled
     for left in range(n, 0, -1):
-        token = step(session, plan, token, ahead and left > 1)
+        token = step(steps, plan, token, ahead and left > 1)
 
 
 def streamed(model: zincmetal.Model, ids: list[int], n: int) -> None:
-    """The same by stream_generate."""
+    """Makes the same tokens by stream_generate."""
     for _ in model.stream_generate(ids, max_tokens=n + 1):
         pass
 
 
 def timed(model: zincmetal.Model, run: Callable[[], None]) -> tuple[float, float]:
-    """Wall time a token, and the median time between two steps, in microseconds."""
+    """Returns the wall time of a token, and the median time between two steps, in microseconds."""
     model.reset()
-    core = model.core
-    steps = TimedCore(core)
-    model.core = cast(ModuleType, steps)
+    engine = model.engine
+    core, steps = engine.core, TimedCore(engine.core)
+    engine.core = cast(ModuleType, steps)
     run()
-    model.core = core
+    engine.core = core
     wall = (steps.returned[-1] - steps.returned[0]) / (len(steps.returned) - 1)
     between = median(call - back for back, call in zip(steps.returned, steps.called[1:], strict=False))
     return wall * 1e6, between * 1e6
@@ -81,7 +82,7 @@ def main() -> None:
         model.tokenizer.eog_ids = frozenset()  # both run the same number of steps
         ids, ahead, n = model.tokenize(PROMPT), bool(model.device.info["asynchronous"]), args.tokens
         ways = (lambda: streamed(model, ids, n), lambda: bare(model, ids, n, ahead))
-        ways[0]()  # records the plans, touches the pages
+        ways[0]()  # to record the plans and touch the pages
         rounds = []
         for i in range(args.rounds):
             first = i % 2

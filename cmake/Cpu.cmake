@@ -1,8 +1,10 @@
 # The CPU lane: the kernels compiled as C++ through the stand-in metal_stdlib, and their native versions per ISA.
-set(CPU_SOURCES csrc/device_cpu.cpp csrc/cpu/native.cpp csrc/cpu/native_register.cpp csrc/cpu/pool.cpp)
-file(GLOB MSL_SOURCES CONFIGURE_DEPENDS csrc/msl/*.cpp)
-file(GLOB NATIVE_SOURCES CONFIGURE_DEPENDS csrc/cpu/native_*.cpp)
-list(REMOVE_ITEM NATIVE_SOURCES ${CMAKE_CURRENT_SOURCE_DIR}/csrc/cpu/native_register.cpp)
+# Of the native folder, these two are compiled for the machine that everything else is compiled for.
+set(NATIVE_COMMON csrc/cpu/native/kernel.cpp csrc/cpu/native/register.cpp)
+set(CPU_SOURCES csrc/cpu/device.cpp csrc/cpu/pool.cpp ${NATIVE_COMMON})
+file(GLOB MSL_SOURCES CONFIGURE_DEPENDS csrc/msl/run/*.cpp)
+file(GLOB NATIVE_SOURCES CONFIGURE_DEPENDS csrc/cpu/native/*.cpp)
+list(FILTER NATIVE_SOURCES EXCLUDE REGEX "/(kernel|register)\\.cpp$")
 
 # Without strict aliasing: MSL lets a kernel view weight bytes as blocks. Attributes such as [[buffer(0)]] are Metal's.
 # -O1: what is hot here has a native version.
@@ -12,7 +14,7 @@ set(MSL_OPTIONS -x c++ -O1 -fno-strict-aliasing -ffp-contract=off -Wno-attribute
 function(zinc_kernels target)
   add_library(${target} OBJECT ${KERNEL_SOURCES} ${ARGN})
   set_source_files_properties(${KERNEL_SOURCES} ${ARGN} PROPERTIES LANGUAGE CXX)
-  target_include_directories(${target} PRIVATE csrc/msl csrc kernels)
+  target_include_directories(${target} PRIVATE csrc/msl/stdlib csrc kernels)
   target_compile_options(${target} PRIVATE -Wall -Wextra ${MSL_OPTIONS})
 endfunction()
 
@@ -40,13 +42,12 @@ endforeach()
 
 zinc_kernels(kernels_cpu)
 zinc_module(_core_cpu ${COMMON_SOURCES} ${CPU_SOURCES} ${MSL_SOURCES} $<TARGET_OBJECTS:kernels_cpu> ${NATIVE_OBJECTS})
-target_include_directories(_core_cpu PRIVATE csrc/msl)
 target_link_libraries(_core_cpu PRIVATE Threads::Threads)
 
 # The checker reads Linux's list of loaded segments; elsewhere the tests run the kernels unchecked.
 if(ZINCMETAL_CHECKED AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
-  # The compiler calls a hook at every memory access of a kernel, and at every index outside an array; csrc/msl defines
-  # the hooks (no sanitizer is linked).
+  # The compiler calls a hook at every memory access of a kernel, and at every index outside an array; csrc/msl/run
+  # defines the hooks (no sanitizer is linked).
   file(GLOB PROBE_SOURCES CONFIGURE_DEPENDS tests/csrc/msl/probes/*.metal)
   zinc_kernels(kernels_checked ${PROBE_SOURCES})
   target_compile_definitions(kernels_checked PRIVATE ZINC_CHECKED=1)
@@ -58,7 +59,6 @@ if(ZINCMETAL_CHECKED AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
   endif()
   zinc_module(_core_checked ${COMMON_SOURCES} ${CPU_SOURCES} ${MSL_SOURCES} $<TARGET_OBJECTS:kernels_checked>
               ${NATIVE_OBJECTS})
-  target_include_directories(_core_checked PRIVATE csrc/msl)
   target_compile_definitions(_core_checked PRIVATE ZINC_CHECKED=1)
   target_link_libraries(_core_checked PRIVATE Threads::Threads)
 endif()

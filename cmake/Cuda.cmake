@@ -27,11 +27,10 @@ endforeach()
 add_library(kernels_cuda OBJECT ${CUDA_KERNELS})
 set_target_properties(kernels_cuda PROPERTIES CUDA_ARCHITECTURES "${ZINCMETAL_CUDA_ARCHITECTURES}" CUDA_STANDARD 20
                                               CUDA_SEPARABLE_COMPILATION OFF)
-target_include_directories(kernels_cuda PRIVATE csrc/msl csrc kernels)
+target_include_directories(kernels_cuda PRIVATE csrc/msl/stdlib csrc kernels)
 target_compile_options(kernels_cuda PRIVATE --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra,-fno-strict-aliasing)
 
-zinc_module(_core_cuda ${COMMON_SOURCES} csrc/device_cuda.cu csrc/msl/registry.cpp $<TARGET_OBJECTS:kernels_cuda>)
-target_include_directories(_core_cuda PRIVATE csrc/msl)
+zinc_module(_core_cuda ${COMMON_SOURCES} csrc/cuda/device.cu csrc/msl/run/registry.cpp $<TARGET_OBJECTS:kernels_cuda>)
 target_compile_definitions(_core_cuda PRIVATE ZINC_CUDA=1)  # the sizes by which its kernels are launched
 set_target_properties(_core_cuda PROPERTIES CUDA_ARCHITECTURES "${ZINCMETAL_CUDA_ARCHITECTURES}" CUDA_STANDARD 20
                                             CUDA_RUNTIME_LIBRARY Static)

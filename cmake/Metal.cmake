@@ -3,8 +3,8 @@ enable_language(OBJCXX)
 set(CMAKE_OBJCXX_STANDARD 20)
 set(CMAKE_OBJCXX_STANDARD_REQUIRED ON)
 
-zinc_module(_core_metal ${COMMON_SOURCES} csrc/device_metal.mm)
-set_source_files_properties(csrc/device_metal.mm PROPERTIES COMPILE_OPTIONS -fobjc-arc)
+zinc_module(_core_metal ${COMMON_SOURCES} csrc/metal/device.mm)
+set_source_files_properties(csrc/metal/device.mm PROPERTIES COMPILE_OPTIONS -fobjc-arc)
 # A process without CoreGraphics may be given no default Metal device.
 target_link_libraries(_core_metal PRIVATE "-framework Metal" "-framework Foundation" "-framework CoreGraphics")
 

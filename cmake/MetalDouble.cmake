@@ -1,9 +1,11 @@
-# The Metal lane without a Mac, for the tests: csrc/device_metal.mm as it is, compiled by clang against the stand-in
-# classes of tests/csrc/metal/double, as a module that runs its dispatches with the CPU lane's kernels. Never installed.
+# The Metal lane without a Mac, for the tests: csrc/metal/device.mm as it is, compiled by clang against the stand-in
+# classes of tests/csrc/metal/double, as a module that runs its dispatches with the kernels of the CPU lane. Never
+# installed.
 set(DOUBLE ${CMAKE_CURRENT_SOURCE_DIR}/tests/csrc/metal/double)
 file(GLOB DOUBLE_OBJC CONFIGURE_DEPENDS ${DOUBLE}/*.mm)
 file(GLOB DOUBLE_CXX CONFIGURE_DEPENDS ${DOUBLE}/*.cpp)
-file(GLOB DOUBLE_HEADERS CONFIGURE_DEPENDS ${DOUBLE}/*.h ${DOUBLE}/include/*/*.h csrc/*.h csrc/metal/*.h)
+file(GLOB DOUBLE_HEADERS CONFIGURE_DEPENDS ${DOUBLE}/*.h ${DOUBLE}/include/*/*.h csrc/core/*.h csrc/metal/*.h
+     csrc/metal/portable/*.h)
 
 # The clang in the PyPI package ziglang, or one of the system's.
 set(ZIG ${Python_EXECUTABLE} -m ziglang c++)
@@ -30,17 +32,18 @@ list(APPEND OBJC_FLAGS -fobjc-arc -fblocks -fobjc-exceptions -fexceptions -fobjc
      -Wno-nullability-completeness -Wno-property-attribute-mismatch)
 
 set(DOUBLE_OBJECTS)
-foreach(source IN LISTS DOUBLE_OBJC ITEMS ${CMAKE_CURRENT_SOURCE_DIR}/csrc/device_metal.mm)
-  get_filename_component(stem ${source} NAME_WE)
-  set(object ${CMAKE_CURRENT_BINARY_DIR}/metal_double/${stem}.o)
+foreach(source IN LISTS DOUBLE_OBJC ITEMS ${CMAKE_CURRENT_SOURCE_DIR}/csrc/metal/device.mm)
+  file(RELATIVE_PATH path ${CMAKE_CURRENT_SOURCE_DIR} ${source})
+  string(MAKE_C_IDENTIFIER ${path} name)
+  set(object ${CMAKE_CURRENT_BINARY_DIR}/metal_double/${name}.o)
   add_custom_command(OUTPUT ${object} DEPENDS ${source} ${DOUBLE_HEADERS} VERBATIM
                      COMMAND ${OBJC_COMPILER} ${OBJC_FLAGS} -I${CMAKE_CURRENT_SOURCE_DIR}/csrc -I${CMAKE_CURRENT_SOURCE_DIR}/kernels -I${DOUBLE} -I${DOUBLE}/include
                              -DMETAL_DOUBLE_CXX="${CMAKE_CXX_COMPILER}" -c ${source} -o ${object}
-                     COMMENT "Objective-C++ ${stem}")
+                     COMMENT "Objective-C++ ${path}")
   list(APPEND DOUBLE_OBJECTS ${object})
 endforeach()
 list(FILTER DOUBLE_CXX EXCLUDE REGEX "/execute.cpp$")  # the one part that the checked build changes
-add_library(metal_double_parts OBJECT csrc/module.cpp ${DOUBLE_CXX} csrc/cpu/native.cpp csrc/cpu/native_register.cpp)
+add_library(metal_double_parts OBJECT csrc/core/module.cpp ${DOUBLE_CXX} ${NATIVE_COMMON})
 target_include_directories(metal_double_parts PRIVATE csrc kernels ${DOUBLE} ${DOUBLE}/include)
 target_compile_options(metal_double_parts PRIVATE -Wall -Wextra)
 
@@ -49,7 +52,7 @@ add_custom_target(metal_doubles ALL)
 function(metal_double_module name kernels)
   pybind11_add_module(${name} NO_EXTRAS ${MSL_SOURCES} ${DOUBLE}/execute.cpp ${DOUBLE_OBJECTS}
                       $<TARGET_OBJECTS:core_common> $<TARGET_OBJECTS:metal_double_parts> $<TARGET_OBJECTS:${kernels}> ${NATIVE_OBJECTS})
-  target_include_directories(${name} PRIVATE csrc csrc/msl ${DOUBLE})
+  target_include_directories(${name} PRIVATE csrc ${DOUBLE})
   target_compile_definitions(${name} PRIVATE ${ARGN})
   target_compile_options(${name} PRIVATE -Wall -Wextra)
   target_link_libraries(${name} PRIVATE Threads::Threads)

@@ -19,6 +19,7 @@ METAL_FUNC ArgmaxBest threadgroup_best(ArgmaxBest mine, threadgroup uint* keys, 
     return simd_best(best);
 }
 
+// Grid: n_part. Threads: ARGMAX_THREADS.
 template <class T>
 kernel void argmax_partial(constant ArgmaxParams& p [[buffer(0)]], device const T* logits [[buffer(1)]],
                            device float* part_value [[buffer(2)]], device int* part_id [[buffer(3)]], GRID_IDS) {
@@ -43,6 +44,7 @@ METAL_FUNC void choose(device Step* step, device int* tokens, int id) {
     tokens[0] = id;
 }
 
+// Grid: 1. Threads: ARGMAX_THREADS.
 template <class T>
 kernel void argmax_final(constant ArgmaxParams& p [[buffer(0)]], device Step* step [[buffer(1)]],
                          device int* tokens [[buffer(2)]], device const T* part_value [[buffer(3)]],

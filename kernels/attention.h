@@ -29,8 +29,6 @@ METAL_FUNC float4 gated(constant AttentionParams& p, device const float4* gate, 
 }
 
 // CLASS(kv, KV, dim) for every type of cache and class of heads.
-#define HEAD_CLASSES_OF(CLASS, kv, KV)                                                                                 \
-    CLASS(kv, KV, 32) CLASS(kv, KV, 64) CLASS(kv, KV, 96) CLASS(kv, KV, 128) CLASS(kv, KV, 256)
 #define HEAD_CLASSES(CLASS)                                                                                            \
     HEAD_CLASSES_OF(CLASS, "f32", CacheF32)                                                                            \
     HEAD_CLASSES_OF(CLASS, "f16", CacheF16)                                                                            \

@@ -68,7 +68,7 @@ struct DecodeHead {
         }
     }
 
-    // Adds the keys of the tile that starts at `first` as far as they are in range, each group to a sum of its own.
+    // Adds the keys in range of the tile that starts at `first`, each group to a sum of its own.
     METAL_FUNC void attend(thread SoftmaxSum<PIECES>& s, device const uint* pages,
                            device const typename KV::Unit* k_cache, device const typename KV::Unit* v_cache, uint first,
                            KeyRange range) {
@@ -135,6 +135,7 @@ METAL_FUNC void write_head(constant AttentionParams& p, threadgroup const float*
 }
 
 // One threadgroup of up to DECODE_MAX_SIMDGROUPS per (head, row), which divide the keys and meet once, at the end.
+// Grid: (n_head, T). Threads: ATTENTION_DECODE_THREADS.
 template <class KV, uint DIM>
 kernel void attention_decode(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                              device const uint* pages [[buffer(2)]], device const float4* q [[buffer(3)]],
@@ -190,8 +191,9 @@ METAL_FUNC ulong part_at(constant AttentionParams& p, uint t, uint head, uint pa
     return ((ulong(t) * p.n_head + head) * p.n_split + part) * (p.head_dim / 4 + 1);
 }
 
-// Threadgroups by (key head, part, row); a simdgroup for each query head, so that those that share keys read them at
-// about the same time, most of them from the cache of their core.
+// Threadgroups by (key head, part, row), with a simdgroup for each query head: the query heads that share keys read
+// them at about the same time, most of them from the cache of their core.
+// Grid: (n_head_kv, n_split). Threads: 32 for each query head of the group, at most 8 of them.
 template <class KV, uint DIM>
 kernel void attention_split(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                             device const uint* pages [[buffer(2)]], device const float4* q [[buffer(3)]],
@@ -226,6 +228,7 @@ kernel void attention_split(constant AttentionParams& p [[buffer(0)]], device co
 }
 
 // Threadgroups by (head, row), whose simdgroups divide the parts. A lane holds every 32nd float4 of the head.
+// Grid: n_head. Threads: ATTENTION_DECODE_THREADS.
 template <uint PIECES>
 kernel void attention_merge(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                             device const float4* part [[buffer(2)]], device const float4* gate [[buffer(3)]],

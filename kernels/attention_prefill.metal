@@ -1,8 +1,8 @@
 // Attention for many queries: tiles of them by tiles of keys, on 8x8 matrices.
 #include "attention.h"
 
-// What a threadgroup of attention_prefill is made of. A simdgroup owns 8 query rows and DIM / SPLIT columns of the
-// head: heads too wide for the registers of one simdgroup are shared by SPLIT, which add their parts of each score.
+// The shape of a threadgroup of attention_prefill. A simdgroup owns 8 query rows and DIM / SPLIT columns of the head:
+// heads too wide for the registers of one simdgroup are shared by SPLIT, which add their parts of each score.
 template <uint DIM_, uint QUERIES_, uint KEYS_, uint SPLIT_>
 struct PrefillShape {
     static constant constexpr uint DIM = DIM_;
@@ -108,8 +108,8 @@ struct RowSoftmax {
         sum = 0.0f;
     }
 
-    // Takes the scores of the next tile, of which the row sees those in range; returns the factor for what was
-    // accumulated before. parts: the SPLIT parts of the scores, one after the other.
+    // Takes the scores of the next tile, of which the row sees the range; returns the factor by which the sums so far
+    // shrink. parts: the SPLIT parts of the scores, one after the other.
     METAL_FUNC float take(threadgroup const float* parts, float scale, KeyRange range, uint lane) {
         float new_max = max_score;
         UNROLL for (uint c = 0; c < COLUMNS; c++) {
@@ -145,6 +145,7 @@ struct RowSoftmax {
 };
 
 // Threadgroups by (head, tile of queries); one takes every n_tg.y-th tile, so that the grid decides only the speed.
+// Grid: (n_head, ceil(T / QUERIES)). Threads: ATTENTION_PREFILL_THREADS.
 template <class KV, class Shape>
 kernel void attention_prefill(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                               device const uint* pages [[buffer(2)]], device const float4* q [[buffer(3)]],
@@ -173,7 +174,7 @@ kernel void attention_prefill(constant AttentionParams& p [[buffer(0)]], device 
 
     for (uint first = tg.y * Shape::QUERIES; first < step->n_tokens; first += n_tg.y * Shape::QUERIES) {
         const uint n_rows = min(uint(Shape::QUERIES), step->n_tokens - first);
-        // This lane's row; those past the step's do as its last, so that none is left without a key.
+        // This lane's row; rows past the step's last repeat it, so that each has a key.
         const KeyRange row_keys = visible_keys(p, step->pos + first + min(rows + lane / 4, n_rows - 1));
         const KeyRange keys = {visible_keys(p, step->pos + first).begin, step->pos + first + n_rows};
         const ulong q_start = first * q_stride + head * dim4;

@@ -1,4 +1,5 @@
-// The order of logits: by value, the lowest id among equals; what is not finite is above all numbers, so that it shows.
+// The order of logits: by value, the lowest id among equals. A logit that is not finite is above all numbers, so that
+// it shows.
 #pragma once
 
 #include "sort_key.h"

@@ -10,7 +10,7 @@ constant constexpr uint RADIX = 256;
 METAL_FUNC ulong rank_of(float logit, uint id) { return ulong(sort_key(logit)) << 32 | ulong(~id); }
 METAL_FUNC uint id_of_rank(ulong rank) { return ~uint(rank); }
 
-// What is known of some logits beside their candidates.
+// Counts over some logits.
 struct Summary {
     uint n_finite = 0;
     uint n_not_finite = 0;
@@ -27,7 +27,7 @@ struct Logits {
     using In = float;
     device const float* in;
     uint first;
-    uint n;  // entries: what may become a candidate
+    uint n;  // entries: each may become a candidate
 
     METAL_FUNC static Logits part_of(device const float* in, constant CandidatesParams& p, uint part) {
         const uint each = (p.n + p.n_part - 1) / p.n_part, first = min(part * each, p.n);
@@ -83,7 +83,7 @@ struct Parts {
     }
 };
 
-// Of a byte at which the search for a rank stands: its value, how many ranks have a larger one there, how many this.
+// A byte of the rank that is searched for: its value, how many ranks have a larger one there, how many have this one.
 struct Digit {
     uint value;
     uint n_above;
@@ -109,8 +109,8 @@ METAL_FUNC void find_digit(const threadgroup atomic_uint* bins, uint wanted, thr
     }
 }
 
-// A number that exactly the `wanted` largest ranks reach, of which there are so many: a byte at a time from the
-// highest, counting how often each occurs among the ranks that agree so far, until all of those are wanted.
+// A number that exactly the `wanted` largest ranks reach; there are at least so many. It takes a byte at a time, from
+// the highest, and counts how often each value occurs among the ranks that agree so far, until all of these are wanted.
 template <class Source>
 METAL_FUNC ulong lowest_of_largest(thread const Source& source, uint wanted, threadgroup atomic_uint* bins,
                                    threadgroup Digit* found, uint tid, uint sg, uint lane, uint n_sg) {
@@ -135,6 +135,7 @@ METAL_FUNC ulong lowest_of_largest(thread const Source& source, uint wanted, thr
     return prefix;
 }
 
+// Grid: n_part, then 1. Threads: CANDIDATES_THREADS, then CANDIDATES_FINAL_THREADS.
 template <class Source>
 kernel void candidates(constant CandidatesParams& p [[buffer(0)]], device const typename Source::In* in [[buffer(1)]],
                        device Candidates* out [[buffer(2)]], GRID_IDS) {

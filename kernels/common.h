@@ -1,12 +1,15 @@
-// What every kernel file starts from. Under Metal the macros below are plain MSL; elsewhere the stand-in
-// metal_stdlib (csrc/msl) defines the same macros, and a kernel launches through a C++ template on its signature.
+// Included by every kernel file. Under Metal the macros below are plain MSL; elsewhere the stand-in metal_stdlib
+// (csrc/msl/stdlib) defines the same macros, and a kernel launches through a C++ template on its signature.
 //
 // The shape of a kernel, everywhere:
 //   template <...>
 //   kernel void name(constant XParams& p [[buffer(0)]], device const T* a [[buffer(1)]], ...,
 //                    device U* out [[buffer(n)]], GRID_IDS) { ... }
 //   KERNEL("name_variant", name<...>)      or KERNEL_UNROLLED, see UNROLL_BY
-// Parameter order is buffer index; params come first. Threadgroups are one-dimensional, a multiple of 32 threads.
+// Parameter order is buffer index; params come first. Threadgroups are one-dimensional, a multiple of 32 threads. A
+// line before each kernel says how it is launched: the grid in threadgroups, and the threads of one. T is the number of
+// rows that the plan is for, n_sg the simdgroups of a threadgroup, ceil() rounds up; other names are parameters of the
+// kernel or constants of shapes.h.
 #pragma once
 
 #include <metal_stdlib>
@@ -60,7 +63,7 @@ METAL_FUNC float gelu(float x) {
     return x / (1.0f + precise::exp(-2.0f * u));
 }
 
-// Activations as types, for what is instantiated for several.
+// Activations as types, for templates.
 struct Silu {
     static METAL_FUNC float apply(float x) { return silu(x); }
 };

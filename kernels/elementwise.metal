@@ -12,6 +12,7 @@ struct GatedOp {
     static METAL_FUNC float apply(float gate, float up) { return Activation::apply(gate) * up; }
 };
 
+// Grid: (ceil(n / ELEMENTWISE_COLUMNS), T). Threads: ELEMENTWISE_THREADS.
 template <class Op>
 kernel void binary(constant ElementwiseParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                    device const float* a [[buffer(2)]], device const float* b [[buffer(3)]],
@@ -24,6 +25,7 @@ kernel void binary(constant ElementwiseParams& p [[buffer(0)]], device const Ste
     }
 }
 
+// Grid: ceil(n / ELEMENTWISE_COLUMNS). Threads: ELEMENTWISE_THREADS.
 template <class T>
 kernel void take_last_row(constant ElementwiseParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                           device const T* x [[buffer(2)]], device T* out [[buffer(3)]], GRID_IDS) {

@@ -1,6 +1,7 @@
 #include "quant_dot.h"
 
 // out[t] = scale * table[tokens[t] - first], a part of 16 weights per thread; rows of other windows stay as they are.
+// Grid: (ceil(n_embd / EMBED_COLUMNS), T). Threads: EMBED_THREADS.
 template <class Q>
 kernel void embed(constant EmbedParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                   device const int* tokens [[buffer(2)]], device const uchar* table [[buffer(3)]],

@@ -8,9 +8,10 @@ METAL_FUNC ulong cache_row(device const uint* pages, uint position) {
     return ulong(pages[position / KV_PAGE]) * KV_PAGE + position % KV_PAGE;
 }
 
-// The types of a cache, one struct each. A head vector is head_dim / ELEMENTS units. quad: its elements 4 i to 4 i + 3
-// as they lie there, value: as floats; apart, so that many loads can be on their way before the first is used. put:
-// makes x element i; a whole simdgroup writes 32 consecutive elements at a time, or what is left of them.
+// The types of a cache, one struct each. A head vector is head_dim / ELEMENTS units.
+//   quad    its elements 4 i to 4 i + 3 as they lie there
+//   value   the same as floats; a call of its own, so that many loads can be on their way before the first is used
+//   put     makes x element i; a whole simdgroup writes 32 consecutive elements at a time, or the rest of them
 struct CacheF32 {
     typedef float4 Unit;
     typedef float4 Quad;
@@ -54,7 +55,7 @@ struct CacheQ8_0 {
     static METAL_FUNC void put(device Unit* head, uint i, float x) {
         device Q8_0* block = head + i / 32;
         const float largest = simd_max(fabs(x));
-        // Far below what a half scale can say, the reciprocal is not a float either.
+        // Far below the smallest half scale, the reciprocal is not a float either.
         const float quants = largest > 1e-30f ? 127.0f / largest : 0.0f;
         ((device int8_t*)block->qs)[i % 32] = int8_t(rint(x * quants));
         if (i % 32 == 0) block->d = half(largest / 127.0f);

@@ -1,5 +1,5 @@
-// What becomes of the products of the matrix kernels. An epilogue takes the products a and b of the same activations
-// with the same row of MATRICES matrices (b counts when there are two), and where they belong.
+// Epilogues of the matrix kernels. An epilogue takes the products a and b of the same activations with the same row of
+// MATRICES matrices (b counts when there are two), and their place in the output.
 #pragma once
 
 #include "common.h"
@@ -48,13 +48,13 @@ typedef Gated<Silu> SwiGlu;
 typedef Gated<Gelu> GeGlu;
 
 // The weights of one or two matrices of the same shape. Work on n rows takes the first n / N from the first matrix and
-// the others, the same rows again, from the second: one loop serves both, and gate and up share what is loaded for
+// the same rows again from the second: one loop serves both, and gate and up share the activations that are loaded for
 // them.
 template <uint N>
 struct Matrices {
     device const uchar* w[N];
 
-    // Row i of those n, when the first is row `first` of a matrix. Rows past the last one, m - 1, read that one.
+    // Row i of the n rows, when the first is row `first` of a matrix. Rows past the last one, m - 1, read that one.
     METAL_FUNC device const uchar* row(uint i, uint n, uint first, uint m, uint row_bytes) const {
         const uint per_matrix = n / N;
         device const uchar* base = i < per_matrix ? w[0] : w[N - 1];

@@ -1,7 +1,8 @@
 #include "moe.h"
 #include "mul_mm_tile.h"
 
-// Few experts have many tokens: where simdgroups lie below each other, none is without.
+// Most experts get only a few tokens. Stacking the simdgroups along the rows keeps all of them busy when a tile has few
+// tokens.
 typedef TileShape<MOE_MM_TOKENS, PER_DEVICE(2, 1), 2> MoeMmShape;
 
 // Prefill of a mixture of experts: the rows that chose an expert meet its matrices together. A slot is a row's place
@@ -20,6 +21,7 @@ METAL_FUNC void moe_mm_rows(constant MoeMmParams& p, device const int* slots, de
     mul_mm_tile<Q, MoeMmShape>(p, tokens, tg.y, weights, x, out, tile, tid, sg);
 }
 
+// Grid: (max_tiles of moe_sort, ceil(m / MUL_MM_ROWS)). Threads: MUL_MM_THREADS.
 template <class Q>
 kernel void moe_mm(constant MoeMmParams& p [[buffer(0)]], device const int* slots [[buffer(1)]],
                    device const int4* tiles [[buffer(2)]], device const int* n_tiles [[buffer(3)]],
@@ -29,6 +31,7 @@ kernel void moe_mm(constant MoeMmParams& p [[buffer(0)]], device const int* slot
     moe_mm_rows<Q>(p, slots, tiles, n_tiles, Matrices<1>{{w}}, x, Store{y}, tile, tg, tid, sg);
 }
 
+// Grid: (max_tiles of moe_sort, ceil(m / (MUL_MM_ROWS / 2))). Threads: MUL_MM_THREADS.
 template <class Q>
 kernel void moe_mm_swiglu(constant MoeMmParams& p [[buffer(0)]], device const int* slots [[buffer(1)]],
                           device const int4* tiles [[buffer(2)]], device const int* n_tiles [[buffer(3)]],
@@ -40,6 +43,7 @@ kernel void moe_mm_swiglu(constant MoeMmParams& p [[buffer(0)]], device const in
 
 // out[t] = residual[t] + the sum over its experts j of weights[t, j] y[t, j]. residual may be out itself. A row of
 // weights ends with one more, the shared expert's, which is not for here.
+// Grid: (ceil(n / ELEMENTWISE_COLUMNS), T). Threads: ELEMENTWISE_THREADS.
 template <class T>
 kernel void moe_mix(constant MoeMixParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                     device const T* weights [[buffer(2)]], device const T* y [[buffer(3)]],

@@ -5,6 +5,7 @@
 // of them count.
 
 // The grid's x is tiles of rows, its y the chosen experts. Row j of out is the products of expert ids[j].
+// Grid: (ceil(m / (R n_sg)), n_used). Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void moe_mv(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
                    device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
@@ -13,6 +14,7 @@ kernel void moe_mv(constant MoeParams& p [[buffer(0)]], device const int* ids [[
     mul_mv_rows<Q, R>(p, Matrices<1>{{w + at}}, x, Store{out + ulong(tg.y) * p.m}, tg.x * n_sg + sg, lane);
 }
 
+// Grid: (ceil(m / (R / 2 n_sg)), n_used). Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void moe_mv_swiglu(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
                           device const uchar* gate [[buffer(2)]], device const uchar* up [[buffer(3)]],
@@ -47,7 +49,8 @@ METAL_FUNC void put_mix(Sums<R> sums, device const float* residual, device float
     out[first + tid] = sum;
 }
 
-// out = residual + what the chosen experts make of their rows of x, weighted. A threadgroup takes R rows.
+// out = residual + the weighted products of the chosen experts with their rows of x. A threadgroup takes R rows.
+// Grid: ceil(m / R). Threads: MOE_MIX_THREADS, or as tuning.py says.
 template <class Q, uint R = MOE_MIX_ROWS>
 kernel void moe_mv_mix(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
                        device const float* weights [[buffer(2)]], device const uchar* w [[buffer(3)]],
@@ -61,7 +64,8 @@ kernel void moe_mv_mix(constant MoeParams& p [[buffer(0)]], device const int* id
     put_mix(sums, residual, out, scratch, first, p.m, tid, sg, lane, n_sg);
 }
 
-// The same and a shared expert, whose weight follows those of the others.
+// The same with a shared expert, whose weight follows the weights of the others.
+// Grid: ceil(m / R). Threads: MOE_MIX2_THREADS, or as tuning.py says.
 template <class Q, class Shared, uint R = MOE_MIX_ROWS>
 kernel void moe_mv_mix2(constant MoeSharedParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
                         device const float* weights [[buffer(2)]], device const uchar* w [[buffer(3)]],

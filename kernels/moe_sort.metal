@@ -1,12 +1,12 @@
 #include "common.h"
 #include "shapes.h"
 
-// The slots of a step (slot t * n_used + j: row t's place for its j-th expert) in the order of their experts, those of
-// one expert in their own order, and cut into tiles: runs of at most MOE_MM_TOKENS slots of one expert.
+// Sorts the slots of a step (slot t * n_used + j: row t's place for its j-th expert) by expert, the slots of one expert
+// in their own order, and cuts them into tiles: runs of at most MOE_MM_TOKENS slots of one expert.
 //
 // A counting sort in one threadgroup. Every simdgroup takes a run of the slots and has counts of its own, which become
-// the places of its slots once all are summed; within a simdgroup a slot's place comes from its rank among the lanes
-// of the same expert. Nothing depends on which thread is first.
+// the places of its slots once all are summed; within a simdgroup a slot's place comes from its rank among the lanes of
+// the same expert. Nothing depends on which thread is first.
 
 constant constexpr uint SORT_COUNTS =
     7168;  // as many simdgroups sort as there is room for: 7 of them for 1,024 experts
@@ -63,6 +63,7 @@ METAL_FUNC uint threadgroup_prefix(uint x, threadgroup uint* sums, thread uint& 
     return before + simd_sum(lane < sg ? part : 0);
 }
 
+// Grid: 1. Threads: MOE_SORT_THREADS.
 template <uint TILE>
 kernel void moe_sort(constant MoeSortParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                      device const int* ids [[buffer(2)]], device int* slots [[buffer(3)]],

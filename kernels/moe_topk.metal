@@ -1,10 +1,12 @@
+#include "shapes.h"
 #include "sort_key.h"
 
-// Which experts a row of the step meets: the n_used with the largest logits, NaN after all numbers, and their shares of
-// a softmax over them (one over all experts, divided by what the chosen ones have of it, is the same). A simdgroup
-// takes a row, and its lanes keep all keys of it: with so few, reading and meeting cost more than comparing.
+// Chooses the experts of a row: the n_used with the largest logits, NaN after all numbers, and their shares of a
+// softmax over them. (A softmax over all experts, divided by the sum over the chosen ones, is the same.) A simdgroup
+// takes a row, and its lanes keep all keys of it: with so few keys, reading and exchanging them cost more than
+// comparing.
 
-// What a lane has of a row of up to MAX logits.
+// A lane's share of a row of up to MAX logits.
 template <uint MAX>
 struct LaneKeys {
     static constant constexpr uint N = MAX / SIMD;
@@ -36,6 +38,7 @@ struct LaneKeys {
     }
 };
 
+// Grid: T. Threads: 32.
 template <class T, uint MAX>
 kernel void moe_topk(constant TopKParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                      device const T* logits [[buffer(2)]], device const T* shared_logit [[buffer(3)]],
@@ -54,7 +57,7 @@ kernel void moe_topk(constant TopKParams& p [[buffer(0)]], device const Step* st
         }
     }
 
-    // What is no number, and so has the key 0, has no share.
+    // A logit that is not a number has key 0, and so no share.
     const float largest = value_of_sort_key(simd_max(key));
     const float share = key != 0 ? precise::exp(value_of_sort_key(key) - largest) : 0.0f;
     const float total = simd_sum(share);
@@ -66,5 +69,5 @@ kernel void moe_topk(constant TopKParams& p [[buffer(0)]], device const Step* st
     if (lane == 0) out[p.n_used] = p.has_shared ? 1.0f / (1.0f + precise::exp(-shared)) : 0.0f;
 }
 
-KERNEL("moe_topk_256", moe_topk<float, 256>)
-KERNEL("moe_topk_1024", moe_topk<float, 1024>)
+#define MOE_TOPK(n) KERNEL("moe_topk_" #n, moe_topk<float, n>)
+EXPERT_CLASSES(MOE_TOPK)

@@ -13,6 +13,7 @@ METAL_FUNC void mul_mm_rows(constant MatMulParams& p, uint n_tokens, Matrices<Ep
     mul_mm_tile<Q, MulMmShape>(p, tokens, tg.y, weights, x, out, tile, tid, sg);
 }
 
+// Grid: (ceil(T / MUL_MM_TOKENS), ceil(m / MUL_MM_ROWS)). Threads: MUL_MM_THREADS.
 template <class Q>
 kernel void mul_mm(constant MatMulParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                    device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
@@ -21,6 +22,7 @@ kernel void mul_mm(constant MatMulParams& p [[buffer(0)]], device const Step* st
     mul_mm_rows<Q>(p, step->n_tokens, Matrices<1>{{w}}, x, Store{y}, tile, tg, tid, sg);
 }
 
+// Grid and threads: as mul_mm.
 template <class Q>
 kernel void mul_mm_add(constant MatMulParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                        device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
@@ -30,6 +32,7 @@ kernel void mul_mm_add(constant MatMulParams& p [[buffer(0)]], device const Step
     mul_mm_rows<Q>(p, step->n_tokens, Matrices<1>{{w}}, x, sum, tile, tg, tid, sg);
 }
 
+// Grid and threads: as mul_mm.
 template <class Q>
 kernel void mul_mm_mix(constant MatMulParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                        device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
@@ -40,6 +43,7 @@ kernel void mul_mm_mix(constant MatMulParams& p [[buffer(0)]], device const Step
     mul_mm_rows<Q>(p, step->n_tokens, Matrices<1>{{w}}, x, sum, tile, tg, tid, sg);
 }
 
+// Grid: (ceil(T / MUL_MM_TOKENS), ceil(m / (MUL_MM_ROWS / 2))). Threads: MUL_MM_THREADS.
 template <class Q, class Gating>
 kernel void mul_mm_gated(constant MatMulParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                          device const uchar* gate [[buffer(2)]], device const uchar* up [[buffer(3)]],

@@ -14,8 +14,7 @@ constant constexpr uint MATRIX = 64;  // values of an 8x8 matrix
 constant constexpr uint TILE_PARTS = MUL_MM_COLUMNS / PART, TILE_RUNS = MUL_MM_COLUMNS / RUN;
 
 // How the four simdgroups share a tile of MUL_MM_ROWS by TOKENS_: ACROSS_ of them lie side by side along the tokens,
-// the others below. Of the 8x8 matrices of a simdgroup's results, SKIPPED_ along the tokens are left out together where
-// no token is left for them.
+// the others below. A simdgroup skips the 8x8 matrices of its results that have no token, SKIPPED_ at a time.
 template <uint TOKENS_, uint ACROSS_, uint SKIPPED_>
 struct TileShape {
     static constant constexpr uint TOKENS = TOKENS_, ACROSS = ACROSS_, SKIPPED = SKIPPED_;
@@ -26,10 +25,10 @@ struct TileShape {
     static constant constexpr uint FLOATS = STAGED > Y ? STAGED : Y;
 };
 
-// The threadgroup memory of a tile: what is staged, then the results.
+// The threadgroup memory of a tile: first the staged values, then the results.
 #define MUL_MM_TILE(Shape, name) TG_ARRAY(float4, name, Shape::FLOATS / 4)
 
-// Which rows of X and Y are the tokens of a tile, one at least: those that follow each other,
+// Tokens of a tile, at least one, that are consecutive rows of X and Y.
 struct Consecutive {
     uint first, n;
 
@@ -37,7 +36,7 @@ struct Consecutive {
     METAL_FUNC uint y_row(uint i) const { return first + i; }
 };
 
-// or those that a list of rows of Y names. x_div neighbours among these share a row of X.
+// Tokens of a tile picked by a list of row indices of Y; x_div neighbours share one row of X.
 struct Gathered {
     device const int* slots;
     uint n, x_div;
@@ -103,9 +102,9 @@ METAL_FUNC float4 load_four(device const float* row, uint column, uint k) {
     return x;
 }
 
-// What a thread stages of a step: a part of some rows, neighbours another part of the same row, and some fours of
-// columns of some tokens. Run h of part i, of the parts of the step, lies at TILE_PARTS h + i. Rows and tokens go to
-// threads so that the eight which store a vector at a time meet in no bank.
+// A thread's share of the staging of a step: a part of some rows, neighbours another part of the same row, and some
+// fours of columns of some tokens. Run h of part i, of the parts of the step, lies at TILE_PARTS h + i. Rows and tokens
+// go to threads so that the eight which store a vector at a time meet in no bank.
 template <class Q, class Shape>
 struct Stage {
     static constant constexpr uint ROWS = MUL_MM_ROWS * TILE_PARTS / MUL_MM_THREADS;

@@ -1,16 +1,18 @@
 #include "mul_mv_rows.h"
 
-// out[m] = W[m, k] x[k], or what an epilogue makes of it.
+// out[m] = W[m, k] x[k], then an epilogue: + residual, scaled, or under a gate.
 
-// Products that are added have few rows: their speed is how much of each row is under way.
+// Products that are added have few rows: their speed depends on how much of each row is loaded at a time.
 constant constexpr uint ADD_UNROLL = PER_DEVICE(1, 4);
 
+// Grid: ceil(m / (R n_sg)). Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv(constant MatMulParams& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
                    device const float* x [[buffer(2)]], device float* out [[buffer(3)]], GRID_IDS) {
     mul_mv_rows<LongRows<Q>, R>(p, Matrices<1>{{w}}, x, Store{out}, tg.x * n_sg + sg, lane);
 }
 
+// Grid and threads: as mul_mv.
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv_add(constant MatMulParams& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
                        device const float* x [[buffer(2)]], device const float* residual [[buffer(3)]],
@@ -19,6 +21,7 @@ kernel void mul_mv_add(constant MatMulParams& p [[buffer(0)]], device const ucha
                                             lane);
 }
 
+// Grid and threads: as mul_mv.
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv_mix(constant MatMulParams& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
                        device const float* x [[buffer(2)]], device const float* residual [[buffer(3)]],
@@ -27,6 +30,7 @@ kernel void mul_mv_mix(constant MatMulParams& p [[buffer(0)]], device const ucha
                                 lane);
 }
 
+// Grid: ceil(m / (R / 2 n_sg)): R rows are of two matrices. Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
 template <class Q, class Activation, uint R = MUL_MV_ROWS>
 kernel void mul_mv_gated(constant MatMulParams& p [[buffer(0)]], device const uchar* gate [[buffer(1)]],
                          device const uchar* up [[buffer(2)]], device const float* x [[buffer(3)]],

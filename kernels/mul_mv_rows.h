@@ -1,4 +1,4 @@
-// Products of a few rows of weights with one vector of activations, by a simdgroup: what every mul_mv is made of.
+// Products of a few rows of weights with one vector of activations, by a simdgroup: the core of every mul_mv kernel.
 #pragma once
 
 #include "matmul_epilogue.h"

@@ -3,12 +3,12 @@
 // Up to four matrices on one x in one dispatch. A simdgroup works on rows of one of them, or of both of a pair; they
 // follow each other in the order of the simdgroups.
 
-// More would leave room for fewer threadgroups at once, of which the widest stacks have many.
+// A larger number would leave room for fewer threadgroups at once, of which the widest stacks have many.
 constant constexpr uint STACK_UNROLL = PER_DEVICE(1, 2);
 
 METAL_FUNC bool is_pair(constant StackParams& p, uint i) { return p.pair && i == 2; }
 
-// Simdgroups of matrix i; matrix 3 of a pair is in those of matrix 2.
+// Simdgroups of matrix i. Matrix 3 of a pair has none of its own: matrix 2's serve both.
 template <uint R>
 METAL_FUNC uint stack_tiles(constant StackParams& p, uint i) {
     const uint rows = is_pair(p, i) ? R / 2 : R;
@@ -21,6 +21,7 @@ METAL_FUNC T one_of(uint i, T a, T b, T c, T d) {
     return i == 0 ? a : i == 1 ? b : i == 2 ? c : d;
 }
 
+// Grid: ceil(simdgroups / n_sg), by stack_tiles of all matrices. Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv_stack(constant StackParams& p [[buffer(0)]], device const float* x [[buffer(1)]],
                          device const uchar* w0 [[buffer(2)]], device const uchar* w1 [[buffer(3)]],

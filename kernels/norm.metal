@@ -20,8 +20,8 @@ METAL_FUNC float sum_of_squares(device const T* x, uint n, uint tid, uint n_thre
     return squares;
 }
 
-// The floats tid, tid + n_threads, ... of a row: the first of those that fall to a thread. They are read at once,
-// before any is needed, since a kernel this small takes as long as its loads that wait for each other.
+// The first floats of a row that fall to a thread: tid, tid + n_threads, ... They are loaded together before any is
+// needed, since a kernel this small takes as long as the loads that wait for each other.
 struct Share {
     float of[NORM_KEPT];
 };
@@ -42,7 +42,7 @@ METAL_FUNC float sum_of_squares(thread const Share& share) {
     return squares;
 }
 
-// sum = residual + x * scale * weight; the squares of what this thread wrote.
+// sum = residual + x * scale * weight; returns the sum of the squares that this thread wrote.
 template <class T>
 METAL_FUNC float add_scaled(device const T* x, float scale, device const T* weight, device const T* residual,
                             device T* sum, uint n, uint tid, uint n_threads) {
@@ -56,6 +56,7 @@ METAL_FUNC float add_scaled(device const T* x, float scale, device const T* weig
 }
 
 // out = x / sqrt(mean(x^2) + eps) * weight
+// Grid: T. Threads: NORM_THREADS.
 template <class T>
 kernel void rms_norm(constant NormParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                      device const T* x [[buffer(2)]], device const T* weight [[buffer(3)]], device T* out [[buffer(4)]],
@@ -76,6 +77,7 @@ kernel void rms_norm(constant NormParams& p [[buffer(0)]], device const Step* st
 }
 
 // sum = residual + rms_norm(x)
+// Grid: T. Threads: NORM_THREADS.
 template <class T>
 kernel void rms_norm_add(constant NormParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                          device const T* x [[buffer(2)]], device const T* weight [[buffer(3)]],
@@ -90,6 +92,7 @@ kernel void rms_norm_add(constant NormParams& p [[buffer(0)]], device const Step
 }
 
 // sum = residual + rms_norm(x), out = rms_norm(sum) with a weight of its own
+// Grid: T. Threads: NORM_THREADS.
 template <class T>
 kernel void rms_norm_add_norm(constant NormParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                               device const T* x [[buffer(2)]], device const T* weight [[buffer(3)]],

@@ -14,6 +14,12 @@ typedef int32_t i32;
 #define LINE_WORDS 32  // of the longest cache line there is, 128 bytes
 #define N_CHOSEN 4
 
+enum : u32 {
+    HEAD_MULTIPLE = 4,      // head_dim is a multiple of this: heads are read as float4
+    MAX_EXPERTS_USED = 32,  // experts that a row meets: a lane of a simdgroup chooses each
+    STACK_MATRICES = 4,     // matrices that meet one x in one dispatch
+};
+
 // The step buffer: all that changes between two replays of a recorded plan. The token ids of the step follow in a
 // buffer of their own. Row t of a step sits at position pos + t of the sequence. argmax_final, which ends a greedy
 // plan, makes the step that follows of it, so that the next replay needs nothing from the host.
@@ -22,8 +28,10 @@ struct Step {
     u32 pos;       // position of row 0: the number of tokens already in the KV cache
     u32 n_chosen;  // ids that argmax_final has stored
     u32 reserved[LINE_WORDS - 3];
-    // A ring: the i-th id is chosen[i % N_CHOSEN][0], so that the host reads one while the next is computed. Each lies
-    // in a cache line of its own, or the two would share one.
+    // A ring: the i-th id is chosen[i % N_CHOSEN][0]. With two steps in flight two places are in use: the host reads
+    // one id while the next step writes the other. There are four because a power of two divides 2^32, where n_chosen
+    // begins anew, and so that a third and a fourth step could be in flight. Each place is a cache line of its own, so
+    // that the host never reads a line that the device writes.
     i32 chosen[N_CHOSEN][LINE_WORDS];
 };
 
@@ -51,13 +59,13 @@ struct MatMulParams {
     u32 scale_stride;     // of the factors of mix
 };
 
-// Up to four matrices that meet one x: each of the kernel's type, or f32.
+// Up to STACK_MATRICES matrices that meet one x: each of the kernel's type, or f32.
 struct StackParams {
     u32 k;
-    u32 pair;          // matrices 2 and 3 are gate and up, of one shape and type: out 2 = silu(gate) up
-    u32 m[4];          // rows; 0 where there is no such matrix
-    u32 row_bytes[4];  // bytes from one row to the next
-    u32 is_f32[4];
+    u32 pair;                       // matrices 2 and 3 are gate and up, of one shape and type: out 2 = silu(gate) up
+    u32 m[STACK_MATRICES];          // rows; 0 where there is no such matrix
+    u32 row_bytes[STACK_MATRICES];  // bytes from one row to the next
+    u32 is_f32[STACK_MATRICES];
 };
 
 // A mixture of experts: W is n_expert matrices of m rows of k columns, of which every row of the step meets n_used.
@@ -83,10 +91,10 @@ struct MoeSharedParams {
 };
 
 struct TopKParams {
-    u32 n_expert;    // at most 1,024
-    u32 n_used;      // at most 32
+    u32 n_expert;    // at most the last of EXPERT_CLASSES
+    u32 n_used;      // at most MAX_EXPERTS_USED
     u32 has_shared;  // whether there is a shared expert
-    float scale;     // what the weights of the experts sum to
+    float scale;     // the sum of the experts' weights
 };
 
 // moe_mm: W is n_expert matrices of m rows of k columns. Slot t * n_used + j is row t's place for its j-th expert.
@@ -100,7 +108,7 @@ struct MoeMmParams {
 };
 
 struct MoeSortParams {
-    u32 n_expert;  // at most 1,024
+    u32 n_expert;  // at most the last of EXPERT_CLASSES
     u32 n_used;
     u32 max_tiles;  // room for tiles: enough are min(slots, ceil(slots / MOE_MM_TOKENS) + n_expert)
 };
@@ -157,8 +165,8 @@ struct ArgmaxParams {
 
 enum : u32 { N_CANDIDATES = 256 };
 
-// What the host reads to choose the next token: the largest of n logits, in no order, and sums over all of them. A
-// logit that is not finite counts in n_not_finite and nowhere else.
+// The host's view of the logits, from which it chooses the next token: the largest of n logits, in no order, and sums
+// over all of them. A logit that is not finite counts in n_not_finite and nowhere else.
 struct Candidates {
     u32 n;             // candidates: N_CANDIDATES, or all finite logits where they are fewer
     u32 n_not_finite;  // logits that are infinite or not a number

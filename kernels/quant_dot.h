@@ -1,13 +1,14 @@
-// What the matrix kernels and the embedding do with a tensor type, quantised (Quantised<block>) or not (Plain<block>):
-//   LANES              that share a block in a product with a vector
+// The use of a tensor type by matrix kernels and embedding, quantised (Quantised<block>) or not (Plain<block>):
+//   LANES              lanes that share a block in a product with a vector
 //   load_x, dot_part   a lane's share of a block against the activations that meet it
-//   dot_tail           what a row holds beyond its whole blocks
+//   dot_tail           the rest of a row beyond its whole blocks
 //   weights            part i of a row, decoded
 //   is_whole           whether rows of k weights are whole blocks, and so aligned
 // Only float rows can be anything but whole blocks: they are correct then, not fast.
 #pragma once
 
 #include "quant_blocks.h"
+#include "quant_types.h"
 
 constant constexpr uint PART = 16;  // weights of a part
 constant constexpr uint RUN = 8;    // consecutive ones among them
@@ -121,28 +122,9 @@ METAL_FUNC uint run_column(uint i, uint h) {
     return i / Q::PARTS * Q::BLOCK + run_start<Q::SPAN>(i % Q::PARTS, h);
 }
 
-// The one table of tensor types: every family is instantiated from it, T("<the name in quants.py>", <type>). Experts
-// come in all of them but two.
-#define LOW_BIT_TYPES(T)                                                                                               \
-    T("q4_0", Quantised<Q4_0>)                                                                                         \
-    T("q4_1", Quantised<Q4_1>)                                                                                         \
-    T("q5_0", Quantised<Q5_0>)                                                                                         \
-    T("q5_1", Quantised<Q5_1>)                                                                                         \
-    T("q4_k", Quantised<Q4_K>)                                                                                         \
-    T("q5_k", Quantised<Q5_K>)                                                                                         \
-    T("q6_k", Quantised<Q6_K>)
-#define EXPERT_TYPES(T)                                                                                                \
-    T("f16", Plain<F16>)                                                                                               \
-    T("q8_0", Quantised<Q8_0>)                                                                                         \
-    LOW_BIT_TYPES(T)
-#define TENSOR_TYPES(T)                                                                                                \
-    T("f32", Plain<F32>)                                                                                               \
-    T("bf16", Plain<BF16>)                                                                                             \
-    EXPERT_TYPES(T)
-
-// Further numbers of rows that products with one vector come in, T("<type>", <type>, rows): for kernels of single
-// matrices, and for those that may divide the rows between a pair. A build for sweeps (ZINC_SWEEP) has all that are
-// worth comparing.
+// Instances of products with one vector that take another number of rows, T("<type>", <type>, rows): of kernels of
+// single matrices, and of kernels that may divide the rows between a pair. A build for sweeps (ZINC_SWEEP) has all
+// numbers that are worth comparing.
 #ifdef ZINC_SWEEP
 #define ROWS_OF_TYPES(T, R)                                                                                            \
     T("q8_0", Quantised<Q8_0>, R)                                                                                      \

@@ -43,8 +43,9 @@ METAL_FUNC void store_head(constant RopeKvParams& p, threadgroup const float* he
     for (uint i = lane; i < p.head_dim; i += SIMD) KV::put(out, i, head[i]);
 }
 
-// One simdgroup per head vector of a row: the q heads, then the k heads, then the v heads, which are only stored. A
-// lane writes to q_out what it read of q: the two may be one.
+// One simdgroup per head vector of a row: the q heads, then the k heads, then the v heads, which are only stored. q_out
+// may be q: a lane writes only the elements that it has read.
+// Grid: (n_head + 2 n_head_kv, T). Threads: 32.
 template <class KV, bool NEOX, bool QK_NORM>
 kernel void rope_kv(constant RopeKvParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                     device const uint* pages [[buffer(2)]], device const float* q [[buffer(3)]],

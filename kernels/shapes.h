@@ -3,7 +3,7 @@
 
 #include "params.h"
 
-// What suits one kind of GPU does not suit all: the value for Apple's, which the CPU takes too, and for NVIDIA's.
+// The value for Apple's GPUs, which the CPU takes too, and for NVIDIA's: each kind of GPU has its own best sizes.
 #if defined(__CUDACC__) || defined(ZINC_CUDA)
 #define PER_DEVICE(apple, nvidia) nvidia
 #else
@@ -51,3 +51,12 @@
 
 #define KERNEL_SHAPE_VALUE(name, value) name = value,
 enum : u32 { KERNEL_SHAPES(KERNEL_SHAPE_VALUE) };
+
+// The sizes that kernels are compiled for. A class serves all sizes up to it, from the next smaller class on.
+#define HEAD_CLASSES_OF(CLASS, kv, KV) /* head_dim of attention; a multiple of HEAD_MULTIPLE */                        \
+    CLASS(kv, KV, 32) CLASS(kv, KV, 64) CLASS(kv, KV, 96) CLASS(kv, KV, 128) CLASS(kv, KV, 256)
+#define SSM_CLASSES(CLASS) CLASS(64) CLASS(128) CLASS(256) /* d_k of a recurrent layer */
+#define EXPERT_CLASSES(CLASS) CLASS(256) CLASS(1024)       /* experts that moe_topk chooses among */
+
+// Limits that the parameters of kernels have, and the host must know.
+#define KERNEL_LIMITS(S) S(HEAD_MULTIPLE) S(MAX_EXPERTS_USED) S(STACK_MATRICES)

@@ -1,5 +1,5 @@
-// The gated delta rule (Gated DeltaNet) of a recurrent layer and what surrounds it: a short causal convolution before,
-// a gated norm after. ssm_step does all of it for one token; ssm_conv1d, ssm_delta and ssm_norm do it for many.
+// The gated delta rule (Gated DeltaNet) of a recurrent layer, with the short causal convolution before it and the gated
+// norm after it. ssm_step does all of it for one token; ssm_conv1d, ssm_delta and ssm_norm do it for many.
 //
 // conv_state is a ring [d_conv, channels]: the inputs of position p lie in slot p % d_conv. state is [n_v_head, d_v,
 // d_k]: a column of S is contiguous. Before position 0 both count as zero, whatever the memory holds.
@@ -28,7 +28,7 @@ METAL_FUNC float softplus(float x) {
     return max(x, 0.0f) + 2.0f * s * series;
 }
 
-// What a head does with one token: the state decays by `decay`, and learns by `beta`.
+// The gates of a head for one token: the state decays by `decay`, and learns by `beta`.
 struct Gates {
     float decay;
     float beta;
@@ -43,7 +43,7 @@ struct Gates {
 
 METAL_FUNC uint n_channels(constant SsmParams& p) { return 2 * p.n_k_head * p.d_k + p.n_v_head * p.d_v; }
 
-// The inputs of a step and, for the first of its tokens, those before it.
+// The inputs of a step, and of the tokens just before it.
 struct ConvInput {
     device const float* qkv;         // [T, channels]
     device const float* conv_state;  // the ring
@@ -76,8 +76,8 @@ METAL_FUNC uint head_begin(constant SsmParams& p, uint head) {
     return head < 2 * p.n_k_head ? head * p.d_k : 2 * p.n_k_head * p.d_k + (head - 2 * p.n_k_head) * p.d_v;
 }
 
-// The factor that makes a head of q or k what the delta rule takes, from the sum of its squares: length 1, and q
-// divided by sqrt(d_k) besides. eps is under the root, as in the model's own code, and not a least length.
+// The factor by which the delta rule scales a head of q or k, from the sum of its squares: to length 1, and q divided
+// by sqrt(d_k) besides. eps is under the root, as in the model's own code, and not a least length.
 METAL_FUNC float qk_scale(constant SsmParams& p, float squares, bool is_q) {
     const float inverse = precise::rsqrt(squares + p.l2_eps);
     return is_q ? inverse * precise::rsqrt(float(p.d_k)) : inverse;
@@ -85,6 +85,7 @@ METAL_FUNC float qk_scale(constant SsmParams& p, float squares, bool is_q) {
 
 // A threadgroup per (head, tile of tokens), a simdgroup per token. Only the first tile sees the ring: it has read all
 // that it needs before it writes the newest inputs there. out may not be qkv.
+// Grid: (2 n_k_head + n_v_head, ceil(T / SSM_CONV_TOKENS)). Threads: SSM_CONV_THREADS.
 template <class T>
 kernel void ssm_conv1d(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                        device const T* qkv [[buffer(2)]], device const T* conv_w [[buffer(3)]],
@@ -148,7 +149,7 @@ METAL_FUNC float dot_pieces(thread const float4* a, thread const float4* b) {
     return (sum.x + sum.y) + (sum.z + sum.w);
 }
 
-// What one token brings to the columns of a group: a lane's part of q and k, and v of each column.
+// One token's part in the columns of a group: a lane's share of q and k, and v of each column.
 template <uint LANES>
 struct Token {
     float4 q[PIECES];
@@ -223,8 +224,8 @@ struct Columns {
     }
 };
 
-// What the simdgroups of ssm_delta share of a few tokens. A thread has the next tile on its way in registers while the
-// last one is worked on: a token by itself is too little work to wait for memory.
+// A few tokens, shared by the simdgroups of ssm_delta. While a tile is worked on, a thread has the next one on its way
+// in registers: a token by itself is too little work to wait for memory.
 template <uint D_K>
 struct TokenTile {
     static constant constexpr uint TOKENS = SSM_DELTA_TILE / D_K;
@@ -241,8 +242,8 @@ struct TokenTile {
     float alpha;  // of token lane % TOKENS
     float beta;
 
-    // Tokens [t, n_tokens) as far as the tile goes. q, k, v: of the head (v: of the first column), at row 0. What lies
-    // outside is not read.
+    // Loads the tokens of [t, n_tokens) that fit the tile. q, k, v: of the head (v: of the first column), at row 0.
+    // Values outside are not read.
     METAL_FUNC void load(constant SsmParams& p, device const float4* q, device const float4* k,
                          device const float* v_row, uint n_columns, uint t, uint n_tokens, uint tid) {
         const ulong channels = n_channels(p);
@@ -277,6 +278,7 @@ struct TokenTile {
 };
 
 // Threadgroups by (block of columns, v head). The state is read once and written once.
+// Grid: (ceil(d_v D_K / SSM_DELTA_FLOATS), n_v_head). Threads: SSM_DELTA_THREADS.
 template <class Vec, uint D_K>
 kernel void ssm_delta(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                       device const Vec* qkv [[buffer(2)]], device const float* alpha [[buffer(3)]],
@@ -331,13 +333,12 @@ kernel void ssm_delta(constant SsmParams& p [[buffer(0)]], device const Step* st
     if (has_columns) columns.store(my_state, dim4, lane);
 }
 
-KERNEL("ssm_delta_64", ssm_delta<float4, 64>)
-KERNEL("ssm_delta_128", ssm_delta<float4, 128>)
-KERNEL("ssm_delta_256", ssm_delta<float4, 256>)
+#define SSM_DELTA(d_k) KERNEL("ssm_delta_" #d_k, ssm_delta<float4, d_k>)
+SSM_CLASSES(SSM_DELTA)
 
 // ---- The gated norm -------------------------------------------------------------------------------------------------
 
-// What RMSNorm multiplies a head of outputs by: a simdgroup's work.
+// The factor of RMSNorm for a head of outputs, computed by a simdgroup.
 template <class Pointer>
 METAL_FUNC float norm_scale(constant SsmParams& p, Pointer o, uint lane) {
     float squares = 0.0f;
@@ -346,6 +347,7 @@ METAL_FUNC float norm_scale(constant SsmParams& p, Pointer o, uint lane) {
 }
 
 // A simdgroup per (head, row).
+// Grid: (ceil(n_v_head / n_sg), T). Threads: SSM_NORM_THREADS.
 template <class T>
 kernel void ssm_norm(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                      device const T* o [[buffer(2)]], device const T* z [[buffer(3)]],
@@ -379,6 +381,7 @@ METAL_FUNC void convolve_head(constant SsmParams& p, ConvInput input, device flo
 
 // A threadgroup per v head. It asks for its state first, before it even looks at the step, then for all else that it
 // will need: one wait for memory and not several.
+// Grid: n_v_head. Threads: SSM_STEP_THREADS.
 template <class Vec, uint D_K>
 kernel void ssm_step(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                      device const float* qkv [[buffer(2)]], device const float* z [[buffer(3)]],
@@ -433,6 +436,5 @@ kernel void ssm_step(constant SsmParams& p [[buffer(0)]], device const Step* ste
     for (uint i = tid; i < p.d_v; i += n_sg * SIMD) out[begin + i] = o[i] * scale * o_gate[i];
 }
 
-KERNEL("ssm_step_64", ssm_step<float4, 64>)
-KERNEL("ssm_step_128", ssm_step<float4, 128>)
-KERNEL("ssm_step_256", ssm_step<float4, 256>)
+#define SSM_STEP(d_k) KERNEL("ssm_step_" #d_k, ssm_step<float4, d_k>)
+SSM_CLASSES(SSM_STEP)

@@ -1,6 +1,6 @@
 #include "cpu/pool.h"
 
-#include "device.h"
+#include "core/device.h"
 
 #include <unistd.h>
 
@@ -49,7 +49,7 @@ Pool::Pool(int threads) {
 }
 
 Pool::~Pool() {
-    // In a forked child there are no threads to wait for, and what stands for them is not given back.
+    // A forked child has no threads to wait for; it leaks the objects that stand for them.
     if (process_.is_another())
         new std::vector<std::thread>(std::move(helpers_));
     else
@@ -152,8 +152,8 @@ void Pool::close(Slot& slot) {
 
 namespace {
 
-// What the C++ library keeps for a thread is allocated when it first throws, and the process ends where there is no
-// memory for it then. False: there is none now.
+// The C++ library allocates memory for a thread when it first throws, and ends the process if there is none. False:
+// there is none now.
 bool prepare_to_throw() {
     void* const room = malloc(1 << 14);
     if (!room) return false;

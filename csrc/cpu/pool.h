@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "device.h"
+#include "core/device.h"
 
 namespace zinc {
 
@@ -53,7 +53,7 @@ class Pool {
     struct Turn {
         uint32_t set;  // of counters
         int worker;
-        const std::atomic<bool>& dropped;  // what is left of the work is to be passed over
+        const std::atomic<bool>& dropped;  // the rest of the work is to be skipped
         Inquiry* inquiry;                  // to make now and then; null where nobody asks
     };
 

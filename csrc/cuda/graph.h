@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "../dispatch_rules.h"
-#include "../msl/executor.h"
-#include "memory.h"
+#include "core/check_dispatch.h"
+#include "msl/run/executor.h"
+#include "cuda/memory.h"
 
 namespace zinc::cuda {
 
@@ -32,10 +32,10 @@ inline bool fits_at_once(const Dispatch& d) {
 // How a kernel that stands after another is held back.
 enum class Edges {
     full,   // it is launched when the other has ended
-    early,  // it is launched while the other runs, and waits for its end by itself (msl/kernel_cuda.h)
+    early,  // it is launched while the other runs, and waits for its end by itself (msl/stdlib/kernel_cuda.h)
 };
 
-// What is added after a barrier waits for all that was added before it.
+// Builds a graph: a node that is added after a barrier waits for all nodes added before it.
 class GraphBuilder {
   public:
     GraphBuilder() : graph_(make_graph()) {}
@@ -63,7 +63,7 @@ class GraphBuilder {
     Graph graph_;
     Nodes before_;                  // the last barrier
     bool after_kernel_ = false;     // which is the end of one kernel
-    Nodes since_;                   // what was added after it,
+    Nodes since_;                   // nodes added after it,
     std::vector<Waiting> waiting_;  // and kernels that are still to be added
 };
 
@@ -83,8 +83,8 @@ inline void GraphBuilder::close_group() {
     after_kernel_ = one_kernel;
 }
 
-// The weights of a dispatch: what nothing writes can be fetched before the kernels before it have ended. Of a table
-// that is looked up, experts or embeddings, most bytes would be fetched in vain.
+// The weights of a dispatch. Nothing writes them, so that they can be fetched before the kernels before it have ended.
+// Of a table that is looked up, experts or embeddings, most bytes would be fetched in vain.
 inline msl::Ahead weights_of(const Dispatch& d) {
     msl::Ahead ahead{};
     const std::string& kernel = d.pipeline->name;

@@ -7,7 +7,7 @@
 #include <string>
 #include <type_traits>
 
-#include "../device.h"
+#include "core/device.h"
 
 namespace zinc::cuda {
 

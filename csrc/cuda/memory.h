@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "handles.h"
+#include "cuda/handles.h"
 
 namespace zinc::cuda {
 
@@ -40,8 +40,8 @@ class CudaBuffer : public Buffer {
         check(cudaStreamSynchronize(stream_), "upload");
         mirrored = false;
     }
-    // From the mirror where it is up to date. While a step is in flight only what the step before it left and this one
-    // leaves alone may be read: the slots of the Step ring.
+    // Reads the mirror if it is up to date. While a step is in flight, the host may read only bytes that the step
+    // before wrote and this one does not: the places of Step's ring.
     void read(size_t offset, void* to, size_t n) const override {
         if (mirrored) {
             std::memcpy(to, static_cast<const char*>(mirror()) + offset, n);
@@ -51,7 +51,7 @@ class CudaBuffer : public Buffer {
         check(cudaStreamSynchronize(stream_), "read");
     }
 
-    bool mirrored = false;  // the mirror is what the last recording in flight leaves
+    bool mirrored = false;  // the mirror holds the results of the last recording in flight
 
   private:
     char* at(size_t offset) const { return static_cast<char*>(memory()) + offset; }

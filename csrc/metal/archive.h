@@ -10,13 +10,13 @@
 
 #include "metal/objc.h"
 #include "metal/times.h"
-#include "metal_cache.h"
+#include "metal/portable/cache.h"
 
 namespace zinc {
 
-// A binary archive in the user's cache folder. Its file is of one GPU, one build of macOS and one set of kernels; what
-// does not load is passed over and written anew. It serves the first start of another program: Metal has a cache of its
-// own for each.
+// A binary archive in the user's cache folder. Its file is of one GPU, one build of macOS and one set of kernels; a
+// file that does not load is skipped and written anew. It serves the first start of another program: Metal has a cache
+// of its own for each.
 class Archive {
   public:
     Archive(id<MTLDevice> device, uint64_t kernels, Times& times)
@@ -38,14 +38,14 @@ class Archive {
         times_.note("load the archive", watch.seconds());
     }
 
-    // Takes from the archive what it holds; false where it holds nothing.
+    // Takes the kernel from the archive; false if the archive does not hold it.
     bool serve(MTLComputePipelineDescriptor* descriptor) const {
         if (!served_) return false;
         descriptor.binaryArchives = @[ served_ ];
         return true;
     }
 
-    // What was just compiled belongs to the next start.
+    // Adds a kernel that was just compiled, for the next start.
     void add(MTLComputePipelineDescriptor* descriptor) {
         const std::lock_guard lock(mutex_);
         if (file_.path.empty()) return;
@@ -53,8 +53,8 @@ class Archive {
         fresh_.push_back(descriptor);
     }
 
-    // Writes what is new beside what there is: to an archive of its own, since others may be served from the first
-    // meanwhile.
+    // Writes the new kernels together with the old ones: to an archive of its own, since the first may be serving
+    // kernels meanwhile.
     void save() {
         const std::lock_guard lock(mutex_);
         if (fresh_.empty()) return;
@@ -74,8 +74,8 @@ class Archive {
     // With the build, which changes with every update: machine code is of one driver.
     static std::string system() { return text(NSProcessInfo.processInfo.operatingSystemVersionString); }
 
-    // What went wrong, or nothing. Kernels run without an archive, so that whatever Metal has against it (as on a
-    // virtual machine, by an exception) is told and no more.
+    // Returns the error, or nothing. Kernels run without an archive, so that any objection of Metal's (on a virtual
+    // machine it is an exception) is only reported.
     template <class Attempt>
     static std::string failure_of(const Attempt& attempt) {
         std::string failure;
@@ -103,7 +103,7 @@ class Archive {
         });
     }
 
-    // That of a file, or an empty one.
+    // The archive of a file, or an empty one.
     id<MTLBinaryArchive> archive(const std::filesystem::path& path, NSError* __autoreleasing* error) const {
         MTLBinaryArchiveDescriptor* descriptor = [[MTLBinaryArchiveDescriptor alloc] init];
         if (!path.empty()) descriptor.url = [NSURL fileURLWithPath:ns_string(path.string())];

@@ -1,4 +1,4 @@
-// A trace of what the GPU is given, for Xcode.
+// A trace of the GPU's work, for Xcode.
 #pragma once
 
 #import <Foundation/Foundation.h>
@@ -10,7 +10,7 @@
 
 namespace zinc {
 
-// There is one capture at a time in a process; it takes in what is both made and committed until it stops.
+// A process has one capture at a time. It holds the work that is both made and committed before it stops.
 inline void start_capture_of(id<MTLCommandQueue> queue, const std::string& path) {
     MTLCaptureManager* manager = MTLCaptureManager.sharedCaptureManager;
     if (![manager supportsDestination:MTLCaptureDestinationGPUTraceDocument])

@@ -1,4 +1,4 @@
-// What all devices that a process opens on one GPU share, and what each has for itself.
+// The parts that all devices of a process on one GPU share, and the parts that each has for itself.
 #pragma once
 
 #import <Foundation/Foundation.h>
@@ -19,8 +19,8 @@
 #include "metal/quality.h"
 #include "metal/residency.h"
 #include "metal/times.h"
-#include "metal_heartbeat.h"
-#include "metal_in_flight.h"
+#include "metal/portable/heartbeat.h"
+#include "metal/portable/in_flight.h"
 
 namespace zinc {
 
@@ -36,7 +36,7 @@ inline double seconds_from(const char* variable, double usual) {
 // it releases it.
 class Context {
   public:
-    // That of the devices which are open, or a new one.
+    // The context of the open devices, or a new one.
     static std::shared_ptr<Context> of(id<MTLDevice> device, const KernelChoice& choice, const Stopwatch& opening) {
         Open& open = Open::all();
         const std::lock_guard lock(open.mutex);
@@ -63,7 +63,7 @@ class Context {
         }
         ~Use() {
             const bool last = --context_.n_uses_ == 0;
-            // Not before the GPU has done something: macOS does not let go of what was asked for before.
+            // Only after the GPU has done some work: macOS does not release memory that was requested before.
             if (context_.has_worked_)
                 context_.heartbeat_.touch();
             else if (last)
@@ -142,7 +142,7 @@ class Context {
     Heartbeat heartbeat_;
 };
 
-// What one opened device has for itself: its queue, and what is in flight there. Its buffers and recordings share it.
+// The parts of one open device: its queue and the work in flight there. Its buffers and recordings share it.
 struct Queue {
     explicit Queue(std::shared_ptr<Context> shared)
         : context(std::move(shared)), metal([context->device newCommandQueue]),
@@ -171,8 +171,8 @@ struct Queue {
     const OpeningProcess process;
 };
 
-// macOS stops what keeps the display waiting, and less readily in a process whose environment says so when its first
-// device is made: zincmetal/watchdog.py sets that at import, and marks what it has set.
+// macOS stops work that keeps the display waiting, but is more patient with a process whose environment says so when
+// its first device is made: zincmetal/watchdog.py sets that variable at import, and marks it as set.
 inline std::string watchdog_words(bool driver_was_there) {
     const char* value = std::getenv("AGX_RELAX_CDM_CTXSTORE_TIMEOUT");
     if (!value) return "as macOS has it: AGX_RELAX_CDM_CTXSTORE_TIMEOUT is not set";
@@ -185,7 +185,7 @@ inline std::string watchdog_words(bool driver_was_there) {
     return words;
 }
 
-// Whether a device was made in this process: that is what loads the driver of Apple's GPUs.
+// Whether a device was made in this process. The driver of Apple's GPUs is loaded with the first one.
 inline bool driver_is_loaded() {
     for (uint32_t i = 0; i < _dyld_image_count(); ++i) {
         const char* name = _dyld_get_image_name(i);

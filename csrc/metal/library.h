@@ -16,9 +16,9 @@
 
 #include "metal/objc.h"
 #include "metal/times.h"
-#include "metal_names.h"
-#include "metal_rules.h"
-#include "metal_source.h"
+#include "metal/portable/names.h"
+#include "metal/portable/missing_kernel.h"
+#include "metal/portable/source.h"
 
 namespace zinc {
 
@@ -27,7 +27,7 @@ namespace zinc {
 struct KernelChoice {
     std::filesystem::path folder;
     bool metallib = true, folder_is_chosen = false;
-    std::string remarks;  // what the environment has chosen
+    std::string remarks;  // choices of the environment
 
     static KernelChoice of(const std::string& usual_folder) {
         KernelChoice choice;
@@ -77,8 +77,8 @@ class KernelLibrary {
         return function;
     }
 
-    // Compiles what these kernels need, all sources at once: the compiler is another process and takes a second or so
-    // for each.
+    // Compiles the sources of these kernels, all at once: the compiler is another process and takes a second or so for
+    // each.
     void prepare(const std::vector<std::string>& kernels) {
         std::vector<Source*> wanted;
         for (const std::string& kernel : kernels) {
@@ -88,7 +88,7 @@ class KernelLibrary {
         compile(std::move(wanted));
     }
 
-    // Of what compiles, which has to be tried first.
+    // The kernels of the sources that compile; this compiles all of them.
     std::vector<std::string> names() {
         if (metallib_) return listed();
         compile_all();
@@ -110,7 +110,8 @@ class KernelLibrary {
         return summary + choice_.remarks + (metallib_failure_.empty() ? "" : " (" + metallib_failure_ + ")");
     }
 
-    // By source that the compiler refused, its words; and by "warnings SOURCE", those about one that it took.
+    // The compiler's message for each source that it refused; under "warnings SOURCE", its warnings about a source that
+    // it took.
     Times::List words() const {
         Times::List list;
         for (const auto& source : sources_) {
@@ -218,7 +219,7 @@ class KernelLibrary {
         for (std::future<void>& job : jobs) job.get();
     }
 
-    // Once; what the compiler says is kept with the source.
+    // Compiles a source once; the compiler's message is kept with it.
     void compile(Source& source) {
         std::call_once(source.once, [&] {
             if (source.compiled) return;

@@ -1,4 +1,4 @@
-// What every part of the Metal backend needs of Objective-C: strings, and exceptions that stay inside.
+// Objective-C in every part of the Metal backend: strings, and exceptions that stay inside.
 #pragma once
 
 #import <Foundation/Foundation.h>
@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "device.h"
+#include "core/device.h"
 
 #if !__has_feature(objc_arc)
 #error "the Metal backend needs -fobjc-arc"
@@ -35,8 +35,8 @@ inline NSString* ns_string(const std::string& string) {
 
 inline std::string describe(NSError* error) { return error ? text(error.localizedDescription) : "no reason given"; }
 
-// What the parent of a fork has made is left behind in the child, and not even let go of: it is a copy of a connection
-// that is not the child's own.
+// Leaves an object of a fork's parent behind in the child, without a release: it is a copy of a connection that is not
+// the child's own.
 template <class T>
 void leave_behind(T& object) {
     new T(object);

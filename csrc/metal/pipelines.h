@@ -18,7 +18,8 @@
 #include "metal/archive.h"
 #include "metal/library.h"
 #include "metal/objc.h"
-#include "metal_rules.h"
+#include "metal/portable/check_arguments.h"
+#include "metal/portable/limits.h"
 
 namespace zinc {
 
@@ -73,7 +74,7 @@ class Pipelines {
         return entry.pipeline;
     }
 
-    // Those of a plan at once: Metal's compiler is another process, and takes several.
+    // Makes the kernels of a plan at once: Metal's compiler is another process, and takes several.
     void prepare(const std::vector<std::string>& kernels) {
         const std::vector<std::string> missing = without_pipeline(kernels);
         if (missing.empty()) return;
@@ -107,7 +108,7 @@ class Pipelines {
 
     const KernelLibrary& library() const { return library_; }
 
-    // What the archive did, once a kernel was asked for.
+    // The state of the archive, once a kernel was asked for.
     std::string archive_state() {
         const std::lock_guard lock(mutex_);
         return archive_ ? archive_->state() : "not looked at";

@@ -11,8 +11,9 @@
 
 namespace zinc {
 
-// While one exists, this thread runs as one that a user waits for: at the default, the scheduler of a Mac on battery
-// may choose an efficiency core for it, and a step waits for its commit. What the thread has asked for itself stays.
+// While one exists, this thread runs at the priority of work that a user waits for: at the default, the scheduler of a
+// Mac on battery may choose an efficiency core for it, and a step waits for its commit. A priority that the thread has
+// asked for itself stays.
 class Effort {
   public:
     Effort() : override_(pthread_override_qos_class_start_np(pthread_self(), QOS_CLASS_USER_INITIATED, 0)) {}

@@ -9,12 +9,12 @@
 #include <utility>
 #include <vector>
 
-#include "device.h"
+#include "core/device.h"
 #include "metal/context.h"
 #include "metal/objc.h"
 #include "metal/pipelines.h"
-#include "metal_launches.h"
-#include "metal_pieces.h"
+#include "metal/portable/launches.h"
+#include "metal/portable/pieces.h"
 
 namespace zinc {
 
@@ -54,8 +54,8 @@ class MetalBuffer final : public Buffer {
 // An encoder of one command buffer. Metal aborts when one goes away without endEncoding, so it is ended on every path.
 class MetalEncoder {
   public:
-    MetalEncoder(id<MTLCommandBuffer> command_buffer, MTLDispatchType type, NSString* label)
-        : encoder_([command_buffer computeCommandEncoderWithDispatchType:type]) {
+    MetalEncoder(id<MTLCommandBuffer> command_buffer, NSString* label)
+        : encoder_([command_buffer computeCommandEncoderWithDispatchType:MTLDispatchTypeConcurrent]) {
         if (!encoder_) throw DeviceError("Metal gave no compute encoder; close other GPU programs");
         encoder_.label = label;
     }
@@ -84,11 +84,10 @@ class MetalEncoder {
 
 class MetalRecording final : public Recording {
   public:
-    MetalRecording(std::shared_ptr<Queue> owner, std::vector<Dispatch> dispatches, Encoding encoding)
-        : queue(std::move(owner)), pieces(std::make_shared<Pieces>(dispatches)), dispatches_(std::move(dispatches)),
-          encoding_(encoding) {}
+    MetalRecording(std::shared_ptr<Queue> owner, std::vector<Dispatch> dispatches)
+        : queue(std::move(owner)), pieces(std::make_shared<Pieces>(dispatches)), dispatches_(std::move(dispatches)) {}
 
-    // Command buffers do not retain what they use; this object does, so it stays until the GPU is done. If the GPU is
+    // Command buffers do not retain their resources; this object does, so it stays until the GPU is done. If the GPU is
     // lost, it may yet write to these buffers: they are leaked on purpose.
     ~MetalRecording() override {
         if (queue->process.is_another()) leave_behind(queue);
@@ -96,11 +95,10 @@ class MetalRecording final : public Recording {
     }
 
     void encode(id<MTLCommandBuffer> command_buffer, size_t begin, size_t end) const {
-        const auto type = encoding_ == Encoding::concurrent ? MTLDispatchTypeConcurrent : MTLDispatchTypeSerial;
-        encode_dispatches(dispatches_, begin, end, encoding_, queue->debug, [&](const Dispatch& first) {
+        encode_dispatches(dispatches_, begin, end, queue->debug, [&](const Dispatch& first) {
             NSString* label = @"zincmetal";
             if (queue->debug) label = static_cast<const MetalPipeline&>(*first.pipeline).state.label;
-            return MetalEncoder(command_buffer, type, label);
+            return MetalEncoder(command_buffer, label);
         });
     }
 
@@ -109,7 +107,6 @@ class MetalRecording final : public Recording {
 
   private:
     std::vector<Dispatch> dispatches_;  // owns the pipelines, buffers and parameters
-    const Encoding encoding_;
 };
 
 }  // namespace zinc

@@ -8,7 +8,7 @@
 #include <mutex>
 
 #include "metal/objc.h"
-#include "metal_coverage.h"
+#include "metal/portable/coverage.h"
 
 namespace zinc {
 
@@ -73,9 +73,9 @@ class Residency {
         }
     }
 
-    // Makes resident what was added since, and what was let go; done in bulk, right before work is submitted. Not
-    // earlier: macOS keeps the memory of a set wired whose residency was requested in a process that then gives the GPU
-    // no work.
+    // Makes the buffers added since resident and releases the removed ones; done in bulk, right before work is
+    // submitted. Not earlier: macOS keeps a set wired if its residency was requested in a process that then gives the
+    // GPU no work.
     void commit() {
         if (@available(macOS 15.0, *)) {
             const std::lock_guard lock(mutex_);

@@ -1,4 +1,4 @@
-// What opening a device and making its kernels took, for those who have no Mac at hand.
+// The times of opening a device and making its kernels, for a report from a Mac.
 #pragma once
 
 #include <chrono>

@@ -1,4 +1,4 @@
-"""Reading well-formed files: hand-made bytes, the reference writer's, split ones; and the printer."""
+"""Well-formed files are read: made by hand, by the reference writer, and split; and they are printed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from support import gguf_builder as b
-from support.quant_random import random_blocks
 from zincmetal import gguf
+from zincmetal.check.inputs import random_weights
 from zincmetal.errors import GGUFError, UsageError
 from zincmetal.gguf import quants
 
@@ -180,7 +180,7 @@ def test_what_the_reference_writes(tmp_path: Path) -> None:
     writer.add_add_bos_token(True)
     raws = {}
     for i, qtype in enumerate(quants.SUPPORTED):
-        raws[qtype.name] = random_blocks(qtype, 3 + i, 512, rng)
+        raws[qtype.name] = random_weights(qtype, (3 + i, 512), rng)
         typed = raws[qtype.name]
         if qtype in (quants.F32, quants.F16):
             typed = typed.view(qtype.block)
@@ -215,7 +215,7 @@ def split_keys(number: int, count: int, n_tensors: int) -> list[bytes]:
 
 
 def write_split(folder: Path) -> list[Path]:
-    """Three parts; the first has the metadata and no tensor, the others a tensor each."""
+    """Writes three parts: the first has the metadata and no tensor, each other one tensor."""
     parts = []
     for i in range(3):
         keys = split_keys(i, 3, 2) + ([b.key("general.name", b.STR, b.string("three"))] if i == 0 else [])
@@ -304,7 +304,7 @@ def test_the_printer_on_a_bad_file(tmp_path: Path) -> None:
     for raw in (b"not a model", b.gguf([b.key("words", b.ARRAY, b.strings([b"\xff"]))])):
         result = run(write(tmp_path / "a.gguf", raw))
         assert result.returncode == 1
-        assert result.stderr.startswith("error: ")
+        assert result.stderr.startswith("zincmetal: ")
         assert "Traceback" not in result.stderr
     assert run(tmp_path / "absent.gguf").returncode == 1
 

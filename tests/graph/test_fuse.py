@@ -1,4 +1,4 @@
-"""Fusion passes on small graphs: what is joined, what must not be, and that the values stay the same."""
+"""Fusion passes on small graphs: which operations are joined, which are not, and that the values stay the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from zincmetal.gguf.quants import by_name
 from zincmetal.graph.fuse import fuse, fuse_stack
-from zincmetal.graph.ops import LOGITS, STEP, Op, Value, Weight
+from zincmetal.graph.ops import LOGITS, Op, Operand, Route, Value, Weight
 
 X = Value("x", 64)
 
@@ -17,7 +17,7 @@ def weight(name: str, rows: int = 32, qtype: str = "q8_0", *, experts: int = 0) 
 
 
 def linear(w: Weight, x: Value = X) -> Op:
-    return Op("linear", (STEP, w, x), (Value(f"{w.name}.out", w.shape[0]),))
+    return Op("linear", weight=w, x=x, out=Value(f"{w.name}.out", w.shape[0]))
 
 
 def kinds(ops: list[Op]) -> list[str]:
@@ -37,7 +37,8 @@ def test_products_of_one_input_are_stacked_with_f32_among_them():
     ]
     (stack,) = fuse_stack(ops)
     assert stack.kind == "linear_stack"
-    assert [r.name for r in stack.reads] == ["step", "x", "qkv", "z", "alpha", "b"]
+    assert [w.name for w in stack.all("matrices")] == ["qkv", "z", "alpha", "b"]
+    assert (stack["x"], stack.get("gate"), stack.get("glu")) == (X, None, None)
     assert written([stack]) == written(ops)
 
 
@@ -54,20 +55,21 @@ def test_a_stack_has_four_matrices_at_most():
 
 def test_products_of_other_inputs_and_the_logits_are_not_stacked():
     other = Value("y", 64)
-    ops = [linear(weight("a")), linear(weight("b"), other), Op("linear", (STEP, weight("out"), X), (LOGITS,))]
+    ops = [linear(weight("a")), linear(weight("b"), other), Op("linear", weight=weight("out"), x=X, out=LOGITS)]
     assert kinds(fuse_stack(ops)) == ["linear"] * 3
 
 
 def test_gate_and_up_are_the_last_two_of_a_stack():
     router = linear(weight("router", 8, "f32"))
-    pair = Op("linear_swiglu", (STEP, weight("gate"), weight("up"), X), (Value("h", 32),))
+    pair = Op("linear_swiglu", gate=weight("gate"), up=weight("up"), x=X, out=Value("h", 32))
     (stack,) = fuse_stack([pair, router])
-    assert [r.name for r in stack.reads[2:]] == ["router", "gate", "up"]
+    assert [w.name for w in stack.weights] == ["router", "gate", "up"]
+    assert (stack["gate"].name, stack["up"].name, stack["glu"].name) == ("gate", "up", "h")
     assert [w.name for w in stack.writes] == ["router.out", "h"]
 
 
 def gated(kind: str, gate: Op, up: Op) -> list[Op]:
-    return [gate, up, Op(kind, (STEP, gate.out, up.out), (Value("h", gate.out.width),))]  # type: ignore[union-attr]
+    return [gate, up, Op(kind, gate=gate.out, up=up.out, out=Value("h", gate.value("out").width))]
 
 
 @pytest.mark.parametrize("kind", ["swiglu", "geglu"])
@@ -82,26 +84,30 @@ def test_gate_and_up_of_two_types_stay_apart():
 
 def test_a_product_that_something_else_reads_is_kept():
     ops = gated("swiglu", linear(weight("g")), linear(weight("u")))
-    ops.append(Op("add", (STEP, X, ops[0].out), (Value("y", 32),)))
+    ops.append(Op("add", a=X, b=ops[0].out, out=Value("y", 32)))
     assert "linear" in kinds(fuse(ops, rows=8))
 
 
 def test_a_bias_is_added_by_the_product():
     product = linear(weight("q"))
-    ops = [product, Op("add", (STEP, Weight("q.bias", by_name("f32"), (32,)), product.out), (Value("sum", 32),))]
+    ops = [product, Op("add", bias=Weight("q.bias", by_name("f32"), (32,)), b=product.out, out=Value("sum", 32))]
     (fused,) = fuse(ops, rows=1)
     assert fused.kind == "linear_add"
-    assert fused.reads[-1].name == "q.bias"
+    assert fused["bias"].name == "q.bias"
 
 
-ROUTE = tuple(Value(f"route.{i}", 2) for i in range(5))
+ROUTE = Route(*(Value(f"route.{i}", 2) for i in range(5)))
 
 
 def mixture(qtype: str) -> list[Op]:
-    h = [Op("experts", (*ROUTE, weight(n, 64, qtype, experts=4), X), (Value(f"{n}.out", 128),)) for n in ("g", "u")]
-    act = Op("swiglu", (STEP, h[0].out, h[1].out), (Value("act", 128),))
-    down = Op("experts", (*ROUTE, weight("d", 64, qtype, experts=4), act.out), (Value("down", 128),))
-    return [*h, act, down, Op("mix", (STEP, ROUTE[1], down.out, X), (Value("y", 64),))]
+    def product(name: str, x: Operand) -> Op:
+        w = weight(name, 64, qtype, experts=4)
+        return Op("experts", **ROUTE._asdict(), weight=w, x=x, out=Value(f"{name}.out", 128))
+
+    gate, up = product("g", X), product("u", X)
+    act = Op("swiglu", gate=gate.out, up=up.out, out=Value("act", 128))
+    down = product("d", act.out)
+    return [gate, up, act, down, Op("mix", weights=ROUTE.weights, y=down.out, residual=X, out=Value("y", 64))]
 
 
 def test_one_row_takes_two_dispatches_for_its_experts():
@@ -117,29 +123,29 @@ def test_experts_without_a_batched_kernel_are_not_fused():
 
 
 def norm(x: Value, name: str) -> Op:
-    return Op("rms_norm", (STEP, x, Weight(name, by_name("f32"), (64,))), (Value(name, 64),), {"eps": 1e-6})
+    return Op("rms_norm", x=x, weight=Weight(name, by_name("f32"), (64,)), out=Value(name, 64), eps=1e-6)
 
 
 def test_a_norm_before_and_after_a_sum_is_one_dispatch():
     post = norm(Value("h", 64), "post")
-    add = Op("add", (STEP, X, post.out), (Value("sum", 64),))
-    following = norm(add.out, "next")
+    add = Op("add", a=X, b=post.out, out=Value("sum", 64))
+    following = norm(add.value("out"), "next")
     (both,) = fuse([post, add, following], rows=8)
     assert both.kind == "rms_norm_add_norm"
-    assert [r.name for r in both.reads] == ["step", "h", "post", "x", "next"]
-    assert [w.name for w in both.writes] == ["sum", "next"]
+    names = ("x", "weight", "residual", "next_weight", "sum", "out")
+    assert [both[name].name for name in names] == ["h", "post", "x", "next", "sum", "next"]
     assert kinds(fuse([post, add], rows=8)) == ["rms_norm_add"]
 
 
 def test_a_norm_that_something_else_reads_is_kept():
     post = norm(Value("h", 64), "post")
-    add = Op("add", (STEP, X, post.out), (Value("sum", 64),))
-    again = Op("add", (STEP, post.out, add.out), (Value("y", 64),))
+    add = Op("add", a=X, b=post.out, out=Value("sum", 64))
+    again = Op("add", a=post.out, b=add.out, out=Value("y", 64))
     assert kinds(fuse([post, add, again], rows=8)) == ["rms_norm", "add", "add"]
 
 
 def test_only_the_norm_of_the_sum_joins_it():
     post = norm(Value("h", 64), "post")
-    add = Op("add", (STEP, X, post.out), (Value("sum", 64),))
+    add = Op("add", a=X, b=post.out, out=Value("sum", 64))
     other = norm(X, "other")
     assert kinds(fuse([post, add, other], rows=8)) == ["rms_norm_add", "rms_norm"]

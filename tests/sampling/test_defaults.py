@@ -1,4 +1,4 @@
-"""How a chat is sampled when nobody says: by the file, else by the family."""
+"""Default sampling of a chat: the file's parameters, else the family's."""
 
 from __future__ import annotations
 

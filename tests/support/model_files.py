@@ -1,4 +1,4 @@
-"""Model files of any keys and tensors, without weights."""
+"""Writes model files with any keys and tensors, without weights."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from support import gguf_builder as b
+from zincmetal import gguf
 from zincmetal.graph.ops import Weight
 
 
 def key(name: str, value: Any) -> bytes:
-    """A key with a value of the type that a converter would give it."""
+    """Builds a key whose value has the type that a converter would give it."""
     if isinstance(value, bool):
         return b.key(name, b.BOOL, bytes([value]))
     if isinstance(value, str):
@@ -31,7 +32,7 @@ def key(name: str, value: Any) -> bytes:
 
 
 def write(path: Path, keys: Mapping[str, Any], tensors: Mapping[str, Weight]) -> None:
-    """A file with these keys and tensors; the tensors' bytes are a hole."""
+    """Writes a file with these keys and tensors. The tensors' bytes are a hole in the file."""
     table, offset = [], 0
     for w in tensors.values():
         nbytes = prod(w.shape) // w.type.block_size * w.type.block_bytes
@@ -41,3 +42,12 @@ def write(path: Path, keys: Mapping[str, Any], tensors: Mapping[str, Weight]) ->
     with path.open("wb") as file:
         file.write(head + bytes(-len(head) % 32))
         file.truncate(file.tell() + offset)
+
+
+def with_keys(file: gguf.File, keys: Mapping[str, Any]) -> gguf.File:
+    """The same file with other values of these keys; None takes a key away. The two share one map."""
+    metadata = gguf.Metadata()
+    for name, value in {**file.metadata, **keys}.items():
+        if value is not None:
+            metadata.add(name, "any" if name in keys else file.metadata.type_name(name), value)
+    return gguf.File(file.path, file.parts, metadata, file.tensors)

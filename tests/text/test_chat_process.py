@@ -1,4 +1,4 @@
-"""The process that renders templates: which program it is, who bounds it, and what a template may do in it."""
+"""The process that renders templates: its program, its bounds, and the rights of a template in it."""
 
 from __future__ import annotations
 
@@ -29,21 +29,13 @@ def rendered(source: str, **options: Any) -> str:
     return ChatTemplate(source).render(USER, **options)
 
 
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[rendering.Renderer]:
-    renderer = rendering.Renderer()
-    monkeypatch.setattr(chat, "_renderer", renderer)
-    yield renderer
-    renderer._stop()
-
-
 def program_without(pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Render with a copy of the program in which the lines that match do nothing."""
+    """Renders with a copy of the program in which the matching lines do nothing."""
     text, n = re.subn(pattern, "pass", Path(_render.__file__).read_text())
     assert n
     (folder / "_render.py").write_text(text)
     monkeypatch.setattr(_render, "__file__", str(folder / "_render.py"))
-    monkeypatch.setattr(rendering, "Forked", None)  # which would run the program itself
+    monkeypatch.setattr(rendering, "Forked", None)  # Forked would run the original program
 
 
 # --- bounds
@@ -51,12 +43,12 @@ def program_without(pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def peak(fresh: rendering.Renderer) -> Iterator[list[int]]:
-    """The most bytes that the rendering process had resident."""
+    """Records the largest resident memory of the rendering process, in bytes."""
     most, done = [0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.002):
-            if child := fresh._child:
+            if child := fresh.child:
                 most[0] = max(most[0], resident.resident(child.pid) or 0)
 
     thread = threading.Thread(target=watch)
@@ -105,7 +97,7 @@ def test_the_parent_bounds_time_where_no_alarm_comes(tmp_path: Path, monkeypatch
     assert rendered("{{ 1 }}") == "1"
 
 
-@pytest.mark.parametrize("way", [resident._of_proc, resident._of_ps, resident.resident])
+@pytest.mark.parametrize("way", [resident.of_proc, resident.of_ps, resident.resident])
 def test_the_memory_of_another_process(way: Any) -> None:
     code = "x = bytearray(b'1') * (64 << 20); print(flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -133,8 +125,8 @@ def test_sizes_that_are_no_sizes_are_left_alone() -> None:
 @pytest.mark.usefixtures("fresh")
 def test_a_process_that_is_killed_is_not_out_of_memory(fresh: rendering.Renderer) -> None:
     assert rendered("{{ 1 }}") == "1"
-    assert fresh._child is not None
-    timer = threading.Timer(0.1, fresh._child.kill)
+    assert fresh.child is not None
+    timer = threading.Timer(0.1, fresh.child.kill)
     timer.start()
     with pytest.raises(ChatTemplateError, match="ended its process with status -9"):
         rendered(ENDLESS)
@@ -198,7 +190,7 @@ def test_an_old_jinja_is_refused(fresh: rendering.Renderer, tmp_path: Path, monk
 APPLICATION = """
 import os, sys
 with open({starts!r}, "a") as f: f.write("started\\n")
-if os.path.getsize({starts!r}) > 40: sys.exit(1)  # else there would be no end
+if os.path.getsize({starts!r}) > 40: sys.exit(1)  # or it would start itself forever
 {prelude}
 from zincmetal.text.chat.template import CHATML, ChatTemplate
 for n in range(2):
@@ -207,7 +199,7 @@ for n in range(2):
 
 
 def run_application(folder: Path, name: str, prelude: str) -> tuple[str, int]:
-    """What an application prints whose executable starts it again whatever its arguments, and how often it started."""
+    """Runs an application whose executable ignores its arguments; returns its output and how often it started."""
     executable, starts = folder / name, folder / "starts"
     executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder / "app.py"}"\n')
     executable.chmod(0o755)
@@ -230,7 +222,7 @@ PROMPT = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n\n"
         ("python3", "sys.frozen, sys.executable = True, {executable!r}", 1),
         ("app", "sys.executable = ''", 1),
         ("app", "sys.executable = None", 1),
-        # What calls itself Python is tried, once: it starts, says something else, and is left alone.
+        # An executable named like Python is tried once. It does not answer as Python does, so it is not used.
         ("python3", "if os.path.getsize({starts!r}) > 10: sys.exit('no')\nsys.executable = {executable!r}", 2),
     ],
 )  # fmt: skip
@@ -262,7 +254,7 @@ def test_a_program_that_never_answers_is_not_waited_for(
     silent.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(silent))
     monkeypatch.setattr(rendering, "START_LIMIT", 0.2)
-    monkeypatch.setattr(rendering, "Forked", lambda settings: rendering._spawn(str(silent), settings))
+    monkeypatch.setattr(rendering, "Forked", lambda settings: rendering.spawn(str(silent), settings))
     with pytest.raises(ChatTemplateError, match="ZINCMETAL_PYTHON"):
         rendered("x")
 
@@ -270,11 +262,11 @@ def test_a_program_that_never_answers_is_not_waited_for(
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_process_has_the_same_bounds(fresh: rendering.Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    ballast = bytearray(b"1") * (600 << 20)  # of the parent's, more than the template may have
+    ballast = bytearray(b"1") * (600 << 20)  # the parent's memory: more than the template may have
     idle = threading.Thread(target=time.sleep, args=(0.01,))
     idle.start()
     assert rendered(CHATML) == rendered(CHATML)
-    assert isinstance(fresh._child, rendering.Forked)
+    assert isinstance(fresh.child, rendering.Forked)
     with pytest.raises(ChatTemplateError, match="needs more than 512 MiB"):
         rendered(DOUBLING)
     monkeypatch.setattr(chat, "TIME_LIMIT", 0.3)

@@ -1,4 +1,4 @@
-"""Files as they are: what is assumed with a warning, what is named, what runs on ids alone, and files that close."""
+"""Tokenizer metadata of real files: assumptions with a warning, named errors, models on ids alone, closed files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from support import gguf_builder as b
 from support.paths import ROOT
-from support.vocab_builder import BYTE, CONTROL, LETTERS, NORMAL, USER_DEFINED, byte_level, sentencepiece
+from support.vocab_builder import BYTE, CONTROL, LETTERS, NORMAL, USER_DEFINED, byte_level, id_of, sentencepiece
 from zincmetal import gguf
 from zincmetal.errors import TokenizerError, UsageError
 from zincmetal.text.stream import TextStream
@@ -35,7 +35,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize("value", [256, -1, 2**32 - 1, 10**30, np.uint32(2**31)])
 def test_an_id_that_is_no_tokens_counts_as_absent(name: str, value: Any, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = Tokenizer.from_metadata(byte_level(**{f"{name}_token_id": value}))
-    (message,) = messages(caplog)  # once, and only about this
+    (message,) = messages(caplog)  # one warning, about this key
     assert f"{K}{name}_token_id is {value}" in message
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.eog_ids, tokenizer.special_texts) == (None, None, set(), {})
 
@@ -60,7 +60,8 @@ def test_flags_of_any_width(kind: type, on: int, caplog: pytest.LogCaptureFixtur
     flags = {"add_bos_token": kind(on), "add_eos_token": kind(on)}
     tokenizer = Tokenizer.from_metadata(byte_level(bos_token_id=1, eos_token_id=2, **flags))
     assert tokenizer.encode("a") == ([1, LETTERS.index("a"), 2] if on else [LETTERS.index("a")])
-    assert Tokenizer.from_metadata(sentencepiece({}, add_space_prefix=kind(on)))._space_prefix is bool(on)
+    meta = sentencepiece({"▁a": -1.0, "▁": -2.0, "a": -3.0}, add_space_prefix=kind(on))
+    assert Tokenizer.from_metadata(meta).encode("a", add_bos=False) == [id_of(meta, "▁a" if on else "a")]
     assert messages(caplog) == []
 
 
@@ -155,7 +156,7 @@ def test_keys_that_the_table_calls_read_are_read(key: str) -> None:
         ("ggml.precompiled_charsmap", np.ones(8, np.uint8), True),
         ("ggml.precompiled_charsmap", np.ones(0, np.uint8), False),
         ("ggml.normalizer.lowercase", 1, True),
-        ("ggml.add_space_prefix", True, True),  # of a byte-level vocabulary
+        ("ggml.add_space_prefix", True, True),  # a byte-level vocabulary's
         ("ggml.add_space_prefix", False, False),
         ("ggml.token_type_count", 2, False),
         ("ggml.add_pad_token", True, False),
@@ -221,7 +222,7 @@ def test_vocabulary_without_bytes_is_built_without_a_word(caplog: pytest.LogCapt
 
 
 class Raises:
-    """An integer that is none."""
+    """An index whose conversion to an integer fails."""
 
     def __index__(self) -> int:
         raise RuntimeError("no")
@@ -286,7 +287,7 @@ def test_a_file_that_was_closed_before_is_a_usage_error(tmp_path: Path) -> None:
 
 
 class ClosingMap(Mapping[str, Any]):
-    """Metadata whose lists are gone from some reading on, as those of a map that another thread closes."""
+    """Metadata whose lists vanish after some reads, as if another thread closed the file."""
 
     def __init__(self, values: Mapping[str, Any], gone: str) -> None:
         self._values, self._gone = values, gone

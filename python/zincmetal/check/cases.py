@@ -1,6 +1,6 @@
-"""Every kernel in small: operations whose lowering launches it, with made-up inputs.
+"""A small operation for every kernel, with random inputs.
 
-Names, parameters and grids come from the same lowering as those of a model, so that what is checked is what will run.
+Kernel names, parameters and grids come from the lowering that models use, so a check launches a kernel as a model does.
 """
 
 from __future__ import annotations
@@ -9,35 +9,34 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..config import EXPERT_CLASSES, HEAD_CLASSES, SSM_CLASSES, Experts, ModelConfig, Rope, Ssm
-from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name, dequantize
+from ..device.buffers import step_record
+from ..device.core import Core
+from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name
 from ..graph.fuse import UNBATCHED, fuse, fuse_glu
-from ..graph.ops import CANDIDATES, KV_CACHES, LOGITS, PAGES, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
+from ..graph.ops import KV_CACHES, PAGES, RECURRENT, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
 from ..plan import tuning
-from ..plan.addresses import KV_TYPES, buffer_sizes
+from ..plan.addresses import KV_TYPES, state_sizes
 from ..plan.lowering import Launch, Lowering
 from ..plan.tuning import Split
+from .inputs import POISON, Bytes, random_weights
 
-Bytes = NDArray[np.uint8]
-
-ROWS, N_TOKENS = 40, 37  # of a step of many rows: more than a tile of tokens, and padding behind them
+ROWS, N_TOKENS = 40, 37  # of a step with many rows: more than one tile of tokens, then padding
 POS = 70  # of the first row: on the second page of the cache
-LONG_POS = 299  # where attention is split: several parts, and the last one not full
-M, K, N_VOCAB = 71, 512, 5000  # rows and columns of a matrix, logits: two blocks of every type, and tails
-POISON = 0xFF  # NaN in every float type
+LONG_POS = 299  # long enough for divided attention: several parts, and the last one is not full
+M, K, N_VOCAB = 71, 512, 5000  # rows and columns of a matrix, logits: two blocks of every type, and partial tiles
 
-MakeScene: TypeAlias = "Callable[..., Scene]"  # of rows and operations
+MakeScene: TypeAlias = "Callable[..., Scene]"  # from the rows and the operations
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The launches of some operations, for ``rows`` rows of which a step has ``n_tokens``, from position ``pos``."""
+    """The launches of some operations, for a step of ``n_tokens`` tokens in ``rows`` rows, from position ``pos`` on."""
 
     cfg: ModelConfig
     kv_type: str
@@ -45,12 +44,12 @@ class Scene:
     n_tokens: int
     pos: int
     launches: tuple[Launch, ...]
-    without: Callable[[str], Sequence[Launch]]  # the same where a device lacks a kernel
+    without: Callable[[str], Sequence[Launch]]  # the launches on a device that lacks a kernel
 
-    def memory(self, core: ModuleType, seed: int) -> dict[str, Bytes]:
-        """What every operand holds at first, by name: random inputs, and poison where a kernel is to write."""
+    def memory(self, core: Core, seed: int) -> dict[str, Bytes]:
+        """Make the first content of every operand, by name: random inputs, and poison in outputs."""
         rng = np.random.default_rng(seed)
-        sizes = buffer_sizes(self.cfg, core, self.kv_type, self.rows)
+        sizes = state_sizes(self.cfg, core, self.kv_type, self.rows)
         found: dict[str, Bytes] = {}
         for launch in self.launches:
             for arg in launch.args:
@@ -60,27 +59,24 @@ class Scene:
                     found[name] = made if "r" in arg.mode else np.full_like(made, POISON)
         return found
 
-    def _content(self, operand: Operand, sizes: dict[str, int], core: ModuleType, rng: np.random.Generator) -> Bytes:
-        kind = operand.name.partition(".")[0]
+    def _content(self, operand: Operand, sizes: dict[State, int], core: Core, rng: np.random.Generator) -> Bytes:
         if isinstance(operand, Weight):
-            return random_weights(operand.type, operand.shape, operand.name, rng)
+            return _weights(operand.type, operand.shape, operand.name, rng)
         if isinstance(operand, Value):
             return _bytes(rng.standard_normal((1 if operand.last else self.rows) * operand.width, np.float32))
         if operand == STEP:
-            step = np.zeros(1, core.params_dtype("Step"))
-            step["n_tokens"], step["pos"] = self.n_tokens, self.pos
-            return _bytes(step)
+            return _bytes(step_record(core, self.n_tokens, self.pos))
         if operand == TOKENS:
             return _bytes(rng.integers(0, self.cfg.n_vocab, self.rows, np.int32))
         if operand == PAGES:
-            return _bytes(rng.permutation(sizes[PAGES.name] // 4).astype(np.uint32))
-        cache = by_name(self.kv_type) if kind in KV_CACHES else F32
-        return random_weights(cache, (sizes[operand.name] // cache.block_bytes * cache.block_size,), kind, rng)
+            return _bytes(rng.permutation(sizes[PAGES] // 4).astype(np.uint32))
+        cache = by_name(self.kv_type) if operand.kind in KV_CACHES else F32
+        return _weights(cache, (sizes[operand] // cache.block_bytes * cache.block_size,), operand.kind, rng)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel's place in a scene; what the launches before it write is its input."""
+    """A kernel in a scene. The launches before it write its inputs."""
 
     scene: Scene
     index: int
@@ -92,18 +88,18 @@ class Case:
 
     @property
     def seed(self) -> int:
-        """Of its inputs: always the same, so that a report can be seen again."""
+        """The seed of its inputs. It depends on the kernel's name alone, so a failure can be repeated."""
         return zlib.crc32(self.launch.kernel.encode())
 
     @property
-    def instead(self) -> list[str]:
-        """The kernels that plans use where a device cannot make this one, if there are such."""
+    def replacements(self) -> list[str]:
+        """The kernels that plans use if a device cannot build this one; none if there are none."""
         kernel = self.launch.kernel
         return list(dict.fromkeys(other.kernel for other in self.scene.without(kernel) if kernel in other.instead_of))
 
 
-def cases(core: ModuleType, backend: str = "") -> dict[str, Case]:
-    """A case for every kernel that a plan can launch, by name; launched as on this backend where it has a choice."""
+def cases(core: Core, backend: str = "") -> dict[str, Case]:
+    """Make a case for every kernel that a plan can launch, by name. Row counts are those of ``backend`` first."""
     found: dict[str, Case] = {}
     for splits in (tuning.SPLITS.get(backend, {}), {}, *tuning.SPLITS.values()):
         for scene in _scenes(partial(_scene, core, splits)):
@@ -112,27 +108,13 @@ def cases(core: ModuleType, backend: str = "") -> dict[str, Case]:
     return found
 
 
-def random_weights(qtype: QuantType, shape: Sequence[int], name: str, rng: np.random.Generator) -> Bytes:
-    """Rows of a type, of every bit pattern but in the scales, and of mean square 1 / 64; f32 ones of mean square 1."""
-    if qtype is F32:
-        if name == "rope_freqs":
-            return _bytes(rng.random(shape, np.float32))
-        values = rng.standard_normal(shape, np.float32)
-        return _bytes(-np.abs(values) if name == "ssm_a" else values)  # the rate of a decay
-    assert qtype.block is not None
-    if qtype.block_size == 1:
-        values = rng.standard_normal(shape, np.float32) / np.float32(8)
-        return _bytes((values.view(np.uint32) >> 16).astype("<u2") if qtype.name == "bf16" else values.astype("<f2"))
-    raw = rng.integers(0, 256, qtype.nbytes(shape), np.uint8)
-    blocks = raw.view(qtype.block)
-    scales = [field for field in ("d", "m", "dmin") if field in (qtype.block.names or ())]
-    unit = {field: rng.uniform(0.5, 1.5, blocks.size) * rng.choice((-1, 1), blocks.size) for field in scales}
-    for field in scales:
-        blocks[field] = unit[field]
-    size = float(np.sqrt(np.mean(np.square(dequantize(qtype, raw, shape)))))
-    for field in scales:  # weights are linear in them
-        blocks[field] = unit[field] / (8 * size)
-    return raw
+def _weights(qtype: QuantType, shape: Sequence[int], name: str, rng: np.random.Generator) -> Bytes:
+    """Make random weights of root mean square 1/8, or 1 for f32."""
+    if name == "rope_freqs":
+        return _bytes(rng.random(shape, np.float32))
+    if name == "ssm_a":  # the rate of a decay
+        return _bytes(-np.abs(rng.standard_normal(shape, np.float32)))
+    return _bytes(random_weights(qtype, shape, rng, size=1.0 if qtype is F32 else 1 / 8))
 
 
 def _bytes(values: NDArray[np.generic]) -> Bytes:
@@ -151,25 +133,26 @@ def _scenes(scene: MakeScene) -> Iterator[Scene]:
     yield from _rows_of_values(scene)
     yield from _caches(scene)
     yield from _recurrent(scene)
-    logits = (Op("argmax", (LOGITS,), (STEP, TOKENS)), Op("candidates", (LOGITS,), (CANDIDATES,)))
-    yield from (scene(1, op) for op in logits)
+    yield from (scene(1, Op(kind)) for kind in ("argmax", "candidates"))
 
 
 def _products(scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
     w, up, small = Weight("w", qtype, (M, K)), Weight("up", qtype, (M, K)), Weight("small", F32, (3, K))
     x, y, residual, scale = Value("x", K), Value("y", M), Value("residual", M), Value("scale", 3)
-    product, product_up = (Op("linear", (STEP, of, x), (Value(f"{of.name}.out", M),)) for of in (w, up))
-    yield scene(ROWS, Op("embed", (STEP, TOKENS, Weight("table", qtype, (N_VOCAB, K))), (x,), {"scale": 1.5}))
+    product, product_up = (Op("linear", weight=of, x=x, out=Value(f"{of.name}.out", M)) for of in (w, up))
+    yield scene(ROWS, Op("embed", table=Weight("table", qtype, (N_VOCAB, K)), out=x, scale=1.5))
     for rows in (1, ROWS):
-        yield scene(rows, Op("linear", (STEP, w, x), (y,)))
-        yield scene(rows, *fuse([product, Op("add", (STEP, residual, product.out), (y,))], rows))
-        yield scene(rows, *fuse([product, Op("add_shared", (STEP, scale, product.out, residual), (y,))], rows))
+        yield scene(rows, Op("linear", weight=w, x=x, out=y))
+        yield scene(rows, *fuse([product, Op("add", a=residual, b=product.out, out=y)], rows))
+        shared = Op("add_shared", weights=scale, y=product.out, residual=residual, out=y)
+        yield scene(rows, *fuse([product, shared], rows))
         for glu in ("swiglu", "geglu"):
-            gated = [product, product_up, Op(glu, (STEP, product.out, product_up.out), (y,))]
+            gated = [product, product_up, Op(glu, gate=product.out, up=product_up.out, out=y)]
             yield scene(rows, *fuse_glu(gated))
-    plain = Op("linear", (STEP, Weight("plain", qtype, (M + 4, K)), x), (Value("plain.out", M + 4),))
-    few = Op("linear", (STEP, small, x), (Value("small.out", 3),))
-    yield scene(1, *fuse([plain, few, product, product_up, Op("swiglu", (STEP, product.out, product_up.out), (y,))], 1))
+    plain = Op("linear", weight=Weight("plain", qtype, (M + 4, K)), x=x, out=Value("plain.out", M + 4))
+    few = Op("linear", weight=small, x=x, out=Value("small.out", 3))
+    pair = Op("swiglu", gate=product.out, up=product_up.out, out=y)
+    yield scene(1, *fuse([plain, few, product, product_up, pair], 1))
 
 
 def _choice(n: int, n_used: int) -> tuple[Route, Op]:
@@ -181,8 +164,7 @@ def _choice(n: int, n_used: int) -> tuple[Route, Op]:
         Value("expert_tiles", 4 * n_used),
         Value("expert_n_tiles", 1),
     )
-    attrs = {"has_shared": True, "scale": 1.0}
-    return route, Op("route", (STEP, Value("router", n), Value("shared", 1)), tuple(route), attrs)
+    return route, Op("route", router=Value("router", n), shared=Value("shared", 1), **route._asdict(), scale=1.0)
 
 
 def _choices(scene: MakeScene) -> Iterator[Scene]:
@@ -197,18 +179,20 @@ def _mixtures(scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
     w, up = (Weight(name, qtype, (n, M, K)) for name in ("w", "up"))
     x, residual, out = Value("x", K), Value("residual", M), Value("out", M)
     each_x, each_y = Value("each_x", n_used * K), Value("each_y", n_used * M)
-    first, second = (Op("experts", (*route, of, x), (Value(f"{of.name}.out", n_used * M),)) for of in (w, up))
-    (gated,) = fuse_glu([first, second, Op("swiglu", (STEP, first.out, second.out), (each_y,))])
+    routed, outs = route._asdict(), (Value(f"{of.name}.out", n_used * M) for of in (w, up))
+    first, second = (Op("experts", **routed, weight=of, x=x, out=to) for of, to in zip((w, up), outs, strict=True))
+    (gated,) = fuse_glu([first, second, Op("swiglu", gate=first.out, up=second.out, out=each_y)])
     for rows in (1, ROWS):
         yield scene(rows, choose, first, cfg=cfg)
         yield scene(rows, choose, gated, cfg=cfg)
-    yield scene(ROWS, choose, Op("mix", (STEP, route.weights, each_y, residual), (out,)), cfg=cfg)
-    down = Op("experts", (*route, w, each_x), (each_y,))
-    yield scene(1, choose, *fuse([down, Op("mix", (STEP, route.weights, each_y, residual), (out,))], 1), cfg=cfg)
+    mix = Op("mix", weights=route.weights, y=each_y, residual=residual, out=out)
+    yield scene(ROWS, choose, mix, cfg=cfg)
+    down = Op("experts", **routed, weight=w, x=each_x, out=each_y)
+    yield scene(1, choose, *fuse([down, mix], 1), cfg=cfg)
     for shared in dict.fromkeys((qtype, qtype if qtype.name == "f16" else Q8_0)):
-        product = Op("linear", (STEP, Weight("w_shared", shared, (M, K)), x), (Value("shared.out", M),))
-        added = Op("add_shared", (STEP, route.weights, product.out, residual), (Value("added", M),))
-        mixed = Op("mix", (STEP, route.weights, each_y, added.out), (out,))
+        product = Op("linear", weight=Weight("w_shared", shared, (M, K)), x=x, out=Value("shared.out", M))
+        added = Op("add_shared", weights=route.weights, y=product.out, residual=residual, out=Value("added", M))
+        mixed = mix.replace(residual=added.out)
         yield scene(1, choose, *fuse([product, added, down, mixed], 1), cfg=cfg)
 
 
@@ -216,58 +200,63 @@ def _rows_of_values(scene: MakeScene) -> Iterator[Scene]:
     n = 1500  # more than a threadgroup's columns
     x, other, y, last = Value("x", n), Value("other", n), Value("y", n), Value("last", n, last=True)
     norms = [Weight(name, F32, (n,)) for name in ("norm", "next_norm")]
-    eps = {"eps": 1e-6}
-    norm = Op("rms_norm", (STEP, x, norms[0]), (Value("norm.out", n),), eps)
-    add = Op("add", (STEP, other, norm.out), (y,))
-    following = Op("rms_norm", (STEP, y, norms[1]), (Value("normed", n),), eps)
+    norm = Op("rms_norm", x=x, weight=norms[0], out=Value("norm.out", n), eps=1e-6)
+    add = Op("add", a=other, b=norm.out, out=y)
+    following = Op("rms_norm", x=y, weight=norms[1], out=Value("normed", n), eps=1e-6)
     for ops in ([norm], [norm, add], [norm, add, following]):
         yield scene(ROWS, *fuse(ops, ROWS))
-    for kind in ("add", "swiglu", "geglu"):
-        yield scene(ROWS, Op(kind, (STEP, x, other), (y,)))
-    yield scene(ROWS, Op("take_last_row", (STEP, x), (last,)))
+    yield scene(ROWS, Op("add", a=x, b=other, out=y))
+    for kind in ("swiglu", "geglu"):
+        yield scene(ROWS, Op(kind, gate=x, up=other, out=y))
+    yield scene(ROWS, Op("take_last_row", x=x, out=last))
 
 
 def _caches(scene: MakeScene) -> Iterator[Scene]:
-    k_cache, v_cache = (State(f"{kind}.0") for kind in KV_CACHES)
+    caches = {kind: State(kind, 0) for kind in KV_CACHES}
     for kv_type in KV_TYPES:
         for head_dim in HEAD_CLASSES:
             cfg = _config(head_dim=head_dim)
             q, gated, out = Value("q", 4 * head_dim), Value("gated", 8 * head_dim), Value("out", 4 * head_dim)
-            attrs = {"scale": head_dim**-0.5, "window": 0}
-            attend = Op("attention", (STEP, PAGES, q, k_cache, v_cache, gated), (out,), attrs)
+            attend = Op("attention", q=q, **caches, gate=gated, out=out, scale=head_dim**-0.5, window=0)
             yield scene(1, attend, cfg=cfg, kv_type=kv_type)
             yield scene(ROWS, attend, cfg=cfg, kv_type=kv_type)
             long = _config(head_dim=head_dim, n_ctx=1024)
             yield scene(1, attend, cfg=long, kv_type=kv_type, pos=LONG_POS, divide_above=LONG_POS)
         cfg = _config(head_dim=64, n_rot=48)
         k, v, out = Value("k", 2 * 64), Value("v", 2 * 64), Value("q_out", 4 * 64)
-        vectors = (Weight("rope_freqs", F32, (24,)), Weight("q_norm", F32, (64,)), Weight("k_norm", F32, (64,)))
+        freqs = Weight("rope_freqs", F32, (24,))
+        norms = {name: Weight(name, F32, (64,)) for name in ("q_norm", "k_norm")}
         for rope in ("norm", "neox"):
             for qk_norm in (False, True):
                 q = Value("q", (8 if qk_norm else 4) * 64)  # with gates, as the models that have these norms
-                op = Op("rope_kv", (STEP, PAGES, q, k, v, *vectors), (out, k_cache, v_cache),
-                        {"rope": rope, "qk_norm": qk_norm})  # fmt: skip
+                chosen = norms if qk_norm else {}
+                op = Op("rope_kv", q=q, k=k, v=v, freqs=freqs, **chosen, out=out, **caches, rope=rope)
                 yield scene(ROWS, op, cfg=cfg, kv_type=kv_type)
 
 
 def _recurrent(scene: MakeScene) -> Iterator[Scene]:
     for size in SSM_CLASSES:
         ssm = Ssm(n_k_head=2, n_v_head=4, d_state=size, d_conv=4)
-        weights = (
-            Weight("ssm_conv1d", F32, (ssm.channels, ssm.d_conv)),
-            Weight("ssm_a", F32, (4,)),
-            Weight("ssm_dt", F32, (4,)),
-            Weight("ssm_norm", F32, (size,)),
+        op = Op(
+            "ssm",
+            qkv=Value("qkv", ssm.channels),
+            z=Value("z", ssm.d_inner),
+            alpha=Value("alpha", 4),
+            beta=Value("beta", 4),
+            conv_w=Weight("ssm_conv1d", F32, (ssm.channels, ssm.d_conv)),
+            a=Weight("ssm_a", F32, (4,)),
+            dt_bias=Weight("ssm_dt", F32, (4,)),
+            norm_w=Weight("ssm_norm", F32, (size,)),
+            out=Value("ssm", ssm.d_inner),
+            **{kind: State(kind, 0) for kind in RECURRENT},
+            eps=1e-6,
         )
-        gates = (Value("z", ssm.d_inner), Value("alpha", 4), Value("beta", 4))
-        reads = (STEP, Value("qkv", ssm.channels), *gates, *weights)
-        writes = (Value("ssm", ssm.d_inner), State("ssm_conv.0"), State("ssm_state.0"))
         for rows in (1, ROWS):
-            yield scene(rows, Op("ssm", reads, writes, {"eps": 1e-6}), cfg=_config(ssm=ssm))
+            yield scene(rows, op, cfg=_config(ssm=ssm))
 
 
 def _scene(
-    core: ModuleType,
+    core: Core,
     splits: Mapping[str, Split],
     rows: int,
     *ops: Op,

@@ -137,7 +137,8 @@ class Metadata(Mapping[str, Any]):
         """Return the type of a value in the file, such as "u32" or "str[49152]"."""
         return self._types[key]
 
-    def _add(self, key: str, type_name: str, value: Any) -> None:
+    def add(self, key: str, type_name: str, value: Any) -> None:
+        """Set the value of a key, and the type that the file gives it."""
         self._types[key] = type_name
         self._values[key] = value
 
@@ -391,9 +392,9 @@ def _read_metadata(cursor: _Cursor, n_keys: int) -> Metadata:
             start = cursor.pos
             element, count = cursor.skip_array()
             lazy = _LazyArray(cursor.part, start, cursor.subject, count)
-            metadata._add(key, f"{element.name}[{count}]", lazy)
+            metadata.add(key, f"{element.name}[{count}]", lazy)
         else:
-            metadata._add(key, value_type.name, cursor.scalar(value_type))
+            metadata.add(key, value_type.name, cursor.scalar(value_type))
     return metadata
 
 

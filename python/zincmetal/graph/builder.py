@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from ..config import Experts, ModelConfig, Ssm
 from ..errors import UnsupportedModelError
-from .ops import CANDIDATES, KV_CACHES, LOGITS, PAGES, RECURRENT, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
+from .ops import KV_CACHES, LOGITS, RECURRENT, Op, Route, State, Value, Weight
 
 MAX_EXPERT_BYTES = 2**32 - 1  # of one expert: kernels step from one to the next by a 32-bit number
 
@@ -80,12 +80,12 @@ class Graph:
     def embed(self, name: str) -> Value:
         """Rows of the table ``name`` for the step's tokens, times the model's scale of them."""
         table = self.rows(name, self.cfg.n_vocab, self.cfg.n_embd)
-        return self._emit("embed", (STEP, TOKENS, table), "embd", self.cfg.n_embd, scale=self.cfg.embedding_scale)
+        return self._emit("embed", "embd", self.cfg.n_embd, table=table, scale=self.cfg.embedding_scale)
 
     def rms_norm(self, x: Value, name: str) -> Value:
         """x / sqrt(mean(x²) + eps) · weight, by row."""
         weight = self.vector(f"{name}.weight", x.width)
-        return self._emit("rms_norm", (STEP, x, weight), name, x.width, last=x.last, eps=self.cfg.norm_eps)
+        return self._emit("rms_norm", name, x.width, x.last, x=x, weight=weight, eps=self.cfg.norm_eps)
 
     def linear(self, x: Value, name: str, n_out: int, bias: bool | None = False) -> Value:
         """x Wᵀ for the weight ``name`` [n_out, width of x], plus its bias [n_out]: None for where the file has one."""
@@ -93,24 +93,25 @@ class Graph:
         # A weight of one row is stored as a vector.
         shape = (x.width,) if n_out == 1 and self.has(f"{name}.weight", 1) else (n_out, x.width)
         weight = self.weight(f"{name}.weight", *shape)
-        out = self._emit("linear", (STEP, weight, x), f"{name}.out", n_out, last=x.last)
+        out = self._emit("linear", f"{name}.out", n_out, x.last, weight=weight, x=x)
         return self.add(self.vector(f"{name}.bias", n_out), out) if bias else out
 
     def swiglu(self, gate: Value, up: Value) -> Value:
         """silu(gate) · up."""
-        return self._emit("swiglu", (STEP, gate, up), f"{gate.name}.swiglu", gate.width, last=gate.last)
+        return self._emit("swiglu", f"{gate.name}.swiglu", gate.width, gate.last, gate=gate, up=up)
 
     def geglu(self, gate: Value, up: Value) -> Value:
         """gelu(gate) · up, with the tanh form of gelu."""
-        return self._emit("geglu", (STEP, gate, up), f"{gate.name}.geglu", gate.width, last=gate.last)
+        return self._emit("geglu", f"{gate.name}.geglu", gate.width, gate.last, gate=gate, up=up)
 
     def add(self, a: Value | Weight, b: Value) -> Value:
         """a + b; a weight [width] is added to every row."""
-        return self._emit("add", (STEP, a, b), f"{b.name}.sum", b.width, last=b.last)
+        summand = {"bias": a} if isinstance(a, Weight) else {"a": a}
+        return self._emit("add", f"{b.name}.sum", b.width, b.last, b=b, **summand)
 
     def last_row(self, x: Value) -> Value:
         """The last row of the step."""
-        return self._emit("take_last_row", (STEP, x), f"{x.name}.last", x.width, last=True)
+        return self._emit("take_last_row", f"{x.name}.last", x.width, True, x=x)
 
     def rope_kv(
         self, layer: int, q: Value, k: Value, v: Value, rope: str, qk_norm: bool = False, freqs: str = "rope_freqs"
@@ -121,26 +122,20 @@ class Graph:
         """
         cfg, prefix = self.cfg, f"blk.{layer}"
         table = self.vector(freqs, cfg.n_rot // 2)
-        norms = (table, table)  # never read without qk_norm
+        norms = {}
         if qk_norm:
-            norms = (
-                self.vector(f"{prefix}.attn_q_norm.weight", cfg.head_dim),
-                self.vector(f"{prefix}.attn_k_norm.weight", cfg.head_dim),
-            )
-        k_cache, v_cache = self.kv(layer)
-        out = Value(f"{prefix}.q_rope", cfg.n_head * cfg.head_dim)
-        reads = (STEP, PAGES, q, k, v, table, *norms)
-        self.ops.append(Op("rope_kv", reads, (out, k_cache, v_cache), {"rope": rope, "qk_norm": qk_norm}))
-        return out
+            norms = {name: self.vector(f"{prefix}.attn_{name}.weight", cfg.head_dim) for name in ("q_norm", "k_norm")}
+        operands = {"q": q, "k": k, "v": v, "freqs": table, **norms, **self.kv(layer)}
+        return self._emit("rope_kv", f"{prefix}.q_rope", cfg.n_head * cfg.head_dim, rope=rope, **operands)
 
     def attention(self, layer: int, q: Value, window: int = 0, gate: Value | None = None) -> Value:
         """Causal softmax attention of q over the cache of ``layer``, over the last ``window`` positions if not 0.
 
         ``gate`` holds [q | gate] for each head: the head's result times sigmoid(gate).
         """
-        reads = (STEP, PAGES, q, *self.kv(layer), gate or q)  # a gate that is q is never read
+        operands = {"q": q, "gate": gate, **self.kv(layer)}
         scale = self.cfg.attention_scale
-        return self._emit("attention", reads, f"blk.{layer}.kqv", q.width, scale=scale, window=window)
+        return self._emit("attention", f"blk.{layer}.kqv", q.width, **operands, scale=scale, window=window)
 
     def route(self, layer: int, logits: Value, shared: Value | None) -> Route:
         """The experts that each row takes, by softmax over ``logits``, and their weights, which sum to 1.
@@ -151,13 +146,11 @@ class Graph:
         chosen = Route(
             Value(f"{prefix}.expert_ids", experts.n_used),
             Value(f"{prefix}.expert_weights", experts.n_used + 1),
-            # Where many rows meet many experts: what every row takes, by expert, and in tiles of one expert each.
             Value(f"{prefix}.expert_slots", experts.n_used),
             Value(f"{prefix}.expert_tiles", 4 * experts.n_used),
             Value(f"{prefix}.expert_n_tiles", 1),
         )
-        reads = (STEP, logits, shared or logits)
-        self.ops.append(Op("route", reads, tuple(chosen), {"has_shared": shared is not None, "scale": experts.scale}))
+        self.ops.append(Op("route", router=logits, shared=shared, **chosen._asdict(), scale=experts.scale))
         return chosen
 
     def experts(self, route: Route, x: Value, name: str, n_in: int, n_out: int) -> Value:
@@ -171,52 +164,52 @@ class Graph:
         if nbytes > MAX_EXPERT_BYTES:
             problem = f"experts of {nbytes} bytes; kernels take up to {MAX_EXPERT_BYTES}"
             raise UnsupportedModelError(f"tensor {name}.weight has {problem}")
-        return self._emit("experts", (*route, weight, x), f"{name}.out", experts.n_used * n_out)
+        return self._emit("experts", f"{name}.out", experts.n_used * n_out, **route._asdict(), weight=weight, x=x)
 
     def mix(self, residual: Value, route: Route, y: Value) -> Value:
         """residual + Σ weight · y over a row's experts; y is [T, n_used · n]."""
-        return self._emit("mix", (STEP, route.weights, y, residual), f"{y.name}.mix", residual.width)
+        operands = {"weights": route.weights, "y": y, "residual": residual}
+        return self._emit("mix", f"{y.name}.mix", residual.width, **operands)
 
     def add_shared(self, residual: Value, route: Route, y: Value) -> Value:
         """residual + y, times the weight of the shared expert."""
-        return self._emit("add_shared", (STEP, route.weights, y, residual), f"{y.name}.sum", residual.width)
+        operands = {"weights": route.weights, "y": y, "residual": residual}
+        return self._emit("add_shared", f"{y.name}.sum", residual.width, **operands)
 
     def ssm(self, layer: int, qkv: Value, z: Value, alpha: Value, beta: Value) -> Value:
         """Causal convolution, gated delta rule and gated norm of a recurrent layer; advances its state."""
         ssm, prefix = self._ssm, f"blk.{layer}"
-        weights = (
-            self._f32(f"{prefix}.ssm_conv1d.weight", ssm.channels, ssm.d_conv),
-            self.vector(f"{prefix}.ssm_a", ssm.n_v_head),
-            self.vector(f"{prefix}.ssm_dt.bias", ssm.n_v_head),
-            self.vector(f"{prefix}.ssm_norm.weight", ssm.d_state),
-        )
-        states = tuple(State(f"{kind}.{layer}") for kind in RECURRENT)
-        out = Value(f"{prefix}.ssm", ssm.d_inner)
-        self.ops.append(Op("ssm", (STEP, qkv, z, alpha, beta, *weights), (out, *states), {"eps": self.cfg.norm_eps}))
-        return out
+        weights = {
+            "conv_w": self._f32(f"{prefix}.ssm_conv1d.weight", ssm.channels, ssm.d_conv),
+            "a": self.vector(f"{prefix}.ssm_a", ssm.n_v_head),
+            "dt_bias": self.vector(f"{prefix}.ssm_dt.bias", ssm.n_v_head),
+            "norm_w": self.vector(f"{prefix}.ssm_norm.weight", ssm.d_state),
+        }
+        states = {kind: State(kind, layer) for kind in RECURRENT}
+        values = {"qkv": qkv, "z": z, "alpha": alpha, "beta": beta}
+        eps = self.cfg.norm_eps
+        return self._emit("ssm", f"{prefix}.ssm", ssm.d_inner, **values, **weights, **states, eps=eps)
 
     def logits(self, x: Value) -> None:
         """The output projection, into the state "logits"; a tied model uses the embedding table."""
         name = "output" if self.has("output.weight") else "token_embd"
         weight = self.rows(f"{name}.weight", self.cfg.n_vocab, x.width)
-        self.ops.append(Op("linear", (STEP, weight, x), (LOGITS,)))
+        self.ops.append(Op("linear", weight=weight, x=x, out=LOGITS))
 
     def argmax(self) -> None:
         """The id of the largest logit of the last row, into the step buffer, which then holds the step that follows."""
-        self.ops.append(Op("argmax", (LOGITS,), (STEP, TOKENS)))
+        self.ops.append(Op("argmax"))
 
     def candidates(self) -> None:
         """What sampling needs of the logits of the last row, into the state "candidates"."""
-        self.ops.append(Op("candidates", (LOGITS,), (CANDIDATES,)))
+        self.ops.append(Op("candidates"))
 
-    def kv(self, layer: int) -> tuple[State, State]:
-        """The key and value cache of a layer: [positions, n_head_kv, head_dim] each, in whole pages."""
-        k_cache, v_cache = (State(f"{kind}.{layer}") for kind in KV_CACHES)
-        return k_cache, v_cache
+    def kv(self, layer: int) -> dict[str, State]:
+        """The key and value cache of a layer, by kind."""
+        return {kind: State(kind, layer) for kind in KV_CACHES}
 
-    def _emit(
-        self, kind: str, reads: tuple[Operand, ...], name: str, width: int, last: bool = False, **attrs: Any
-    ) -> Value:
+    def _emit(self, kind: str, name: str, width: int, last: bool = False, /, **given: Any) -> Value:
+        """Append an operation whose result is a new value."""
         out = Value(name, width, last)
-        self.ops.append(Op(kind, reads, (out,), attrs))
+        self.ops.append(Op(kind, out=out, **given))
         return out

@@ -1,18 +1,43 @@
-"""Rewrites of a graph's operations that save dispatches: each pass takes a list of operations and returns one.
+"""Rewrites of a step's operations that save dispatches: each pass takes a list of operations and returns one.
 
-A fused operation keeps those that it stands for, ``parts``, for devices that have no kernel for it.
+A fused operation keeps the operations that it stands for as ``parts``, for devices that have no kernel for it.
+
+A recurrent layer of the 35B-A3B model in decode (one row), 18 operations before and 9 dispatches after:
+
+    before                                             after
+    rms_norm                                           rms_norm
+    linear qkv, z, alpha, beta                         linear_stack
+    ssm                                                ssm
+    linear ssm_out, add                                linear_add
+    rms_norm                                           rms_norm
+    linear router, shared logit, shared gate and up,
+      swiglu                                           linear_stack
+    route                                              route
+    experts gate, experts up, swiglu                   experts_swiglu
+    linear shared down, add_shared, experts down, mix  experts_mix
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from .ops import Op, Operand, Value, Weight
+from .ops import Op, Operand, Value
 
 UNBATCHED = frozenset({"f32", "bf16"})  # types of experts that no kernel takes many of at once
 STACK = 4  # matrices that one stacked product takes
+
+
+class Fused(NamedTuple):
+    """A fused operation, and the operations that it makes superfluous."""
+
+    kind: str
+    operands: dict[str, Any]
+    superfluous: list[Op]
+
+
+Producer: TypeAlias = Callable[[Operand | None], Op | None]
 
 
 def fuse(ops: list[Op], rows: int) -> list[Op]:
@@ -22,41 +47,38 @@ def fuse(ops: list[Op], rows: int) -> list[Op]:
 
 
 def fuse_glu(ops: list[Op]) -> list[Op]:
-    """linear(gate), linear(up), swiglu -> one linear_swiglu, where both weights have one form.
+    """linear(gate), linear(up), swiglu -> one linear_swiglu, where both weights have one type and shape.
 
     The same for geglu, and for experts.
     """
 
-    def rewrite(op: Op, producer: Producer) -> tuple[Op, list[Op]] | None:
+    def rewrite(op: Op, producer: Producer) -> Fused | None:
         if op.kind not in ("swiglu", "geglu"):
             return None
-        gate, up = (producer(v) for v in op.reads[1:])
+        gate, up = producer(op["gate"]), producer(op["up"])
         if gate is None or up is None or not _same_but_weight(gate, up):
             return None
         if gate.kind == "experts" and (op.kind == "geglu" or _unbatched(gate)):
             return None
-        *before, w_gate, x = gate.reads
-        return Op(f"{gate.kind}_{op.kind}", (*before, w_gate, up.reads[-2], x), op.writes), [gate, up]
+        operands = {**gate.but("weight"), "gate": gate["weight"], "up": up["weight"], "out": op.out}
+        return Fused(f"{gate.kind}_{op.kind}", operands, [gate, up])
 
     return _rewrite(ops, rewrite)
 
 
 def fuse_residual(ops: list[Op]) -> list[Op]:
-    """add(residual, linear(x)) -> linear_add, and add_shared(…, linear(x)) -> linear_mix."""
+    """add(residual or bias, linear(x)) -> linear_add, and add_shared(residual, linear(x)) -> linear_mix."""
 
-    def rewrite(op: Op, producer: Producer) -> tuple[Op, list[Op]] | None:
+    def rewrite(op: Op, producer: Producer) -> Fused | None:
         if op.kind not in ("add", "add_shared"):
             return None
-        if op.kind == "add":
-            _, residual, product = op.reads
-            kind, extra = "linear_add", [residual]
-        else:
-            _, weights, product, residual = op.reads
-            kind, extra = "linear_mix", [residual, weights]
-        linear = producer(product)
+        linear = producer(op["b"] if op.kind == "add" else op["y"])
         if linear is None or linear.kind != "linear":
             return None
-        return Op(kind, (*linear.reads, *extra), op.writes), [linear]
+        operands = {**linear.but(), "out": op.out}
+        if op.kind == "add":
+            return Fused("linear_add", {**operands, "residual": op.get("a"), "bias": op.get("bias")}, [linear])
+        return Fused("linear_mix", {**operands, "residual": op["residual"], "weights": op["weights"]}, [linear])
 
     return _rewrite(ops, rewrite)
 
@@ -64,18 +86,19 @@ def fuse_residual(ops: list[Op]) -> list[Op]:
 def fuse_norms(ops: list[Op]) -> list[Op]:
     """add(residual, rms_norm(x)) -> rms_norm_add, and with rms_norm of the sum right behind it rms_norm_add_norm."""
 
-    def rewrite(op: Op, producer: Producer) -> tuple[Op, list[Op]] | None:
-        norm = producer(op.reads[2]) if op.kind == "add" and isinstance(op.reads[1], Value) else None
+    def rewrite(op: Op, producer: Producer) -> Fused | None:
+        residual = op.get("a") if op.kind == "add" else None
+        norm = producer(op["b"]) if residual else None
         if norm is None or norm.kind != "rms_norm":
             return None
-        return Op("rms_norm_add", (*norm.reads, op.reads[1]), op.writes, norm.attrs), [norm]
+        return Fused("rms_norm_add", {**norm.but("out"), "residual": residual, "sum": op.out}, [norm])
 
     out: list[Op] = []
     for op in _rewrite(ops, rewrite):
         before = out[-1] if out else op
-        if before.kind == "rms_norm_add" and op.kind == "rms_norm" and op.reads[1] == before.out:
-            reads, writes = (*before.reads, op.reads[2]), (before.out, op.out)
-            out[-1] = Op("rms_norm_add_norm", reads, writes, op.attrs, (before, op))
+        if before.kind == "rms_norm_add" and op.kind == "rms_norm" and op["x"] == before["sum"]:
+            operands = {**before.but(), "next_weight": op["weight"], "out": op.out}
+            out[-1] = Op("rms_norm_add_norm", (before, op), **operands)
         else:
             out.append(op)
     return out
@@ -84,14 +107,11 @@ def fuse_norms(ops: list[Op]) -> list[Op]:
 def fuse_mix(ops: list[Op]) -> list[Op]:
     """mix(residual, experts(x)) -> experts_mix, which one row's experts compute in one dispatch."""
 
-    def rewrite(op: Op, producer: Producer) -> tuple[Op, list[Op]] | None:
-        if op.kind != "mix":
-            return None
-        _, _, product, residual = op.reads
-        experts = producer(product)
+    def rewrite(op: Op, producer: Producer) -> Fused | None:
+        experts = producer(op["y"]) if op.kind == "mix" else None
         if experts is None or experts.kind != "experts" or _unbatched(experts):
             return None
-        return Op("experts_mix", (*experts.reads, residual), op.writes), [experts]
+        return Fused("experts_mix", {**experts.but(), "residual": op["residual"], "out": op.out}, [experts])
 
     return _rewrite(ops, rewrite)
 
@@ -99,18 +119,15 @@ def fuse_mix(ops: list[Op]) -> list[Op]:
 def fuse_shared(ops: list[Op]) -> list[Op]:
     """experts_mix(linear_mix(residual, shared expert), …) -> one experts_mix of all, where a kernel has both types."""
 
-    def rewrite(op: Op, producer: Producer) -> tuple[Op, list[Op]] | None:
-        if op.kind != "experts_mix":
-            return None
-        *before, residual = op.reads
-        shared = producer(residual)
+    def rewrite(op: Op, producer: Producer) -> Fused | None:
+        shared = producer(op["residual"]) if op.kind == "experts_mix" else None
         if shared is None or shared.kind != "linear_mix":
             return None
-        _, w_shared, x_shared, residual, _ = shared.reads
-        types = {w.type.name for w in (*_weights(op), *_weights(shared))}
-        if len(types) > 1 and (_weights(shared)[0].type.name != "q8_0" or "f16" in types):
+        types = {w.type.name for w in (*op.weights, *shared.weights)}
+        if len(types) > 1 and (shared.weight("weight").type.name != "q8_0" or "f16" in types):
             return None
-        return Op("experts_mix", (*before, residual, w_shared, x_shared), op.writes), [shared]
+        of_shared = {"shared_weight": shared["weight"], "shared_x": shared["x"], "residual": shared["residual"]}
+        return Fused("experts_mix", {**op.but(), **of_shared}, [shared])
 
     return _rewrite(ops, rewrite)
 
@@ -134,65 +151,59 @@ def _by_input(ops: list[Op]) -> Iterator[list[Op]]:
     groups: dict[Operand, list[Op]] = {}
     for op in ops:
         if op.kind in ("linear", "linear_swiglu") and isinstance(op.out, Value):
-            groups.setdefault(op.reads[-1], []).append(op)
+            groups.setdefault(op["x"], []).append(op)
     yield from groups.values()
 
 
 def _stackable(group: list[Op]) -> list[Op]:
     """The members that fit one stack: the type with the most bytes beside f32, at most one pair, STACK matrices."""
     nbytes: Counter[str] = Counter()
-    for w in (w for op in group for w in _weights(op) if w.type.name != "f32"):
+    for w in (w for op in group for w in op.weights if w.type.name != "f32"):
         nbytes[w.type.name] += w.type.nbytes(w.shape)
     types = {"f32", *(name for name, _ in nbytes.most_common(1))}
-    fitting = [op for op in group if all(w.type.name in types for w in _weights(op))]
+    fitting = [op for op in group if all(w.type.name in types for w in op.weights)]
     pairs = [op for op in fitting if op.kind == "linear_swiglu"][:1]
     plain = [op for op in fitting if op.kind == "linear"][: STACK - 2 * len(pairs)]
     return [op for op in group if any(op is member for member in plain + pairs)]
 
 
 def _stack(members: list[Op]) -> Op:
-    ordered = sorted(members, key=lambda op: op.kind == "linear_swiglu")  # the pair comes last
-    step, x = members[0].reads[0], members[0].reads[-1]
-    weights = tuple(w for op in ordered for w in _weights(op))
-    return Op("linear_stack", (step, x, *weights), tuple(op.out for op in ordered), parts=tuple(members))
+    plain = [op for op in members if op.kind == "linear"]
+    operands: dict[str, Any] = {"matrices": [op["weight"] for op in plain], "outs": [op.out for op in plain]}
+    for pair in (op for op in members if op.kind == "linear_swiglu"):
+        operands |= {"gate": pair["gate"], "up": pair["up"], "glu": pair.out}
+    return Op("linear_stack", members, x=members[0]["x"], **operands)
 
 
 def _unbatched(op: Op) -> bool:
-    return any(w.type.name in UNBATCHED for w in _weights(op))
-
-
-def _weights(op: Op) -> list[Weight]:
-    return [v for v in op.reads if isinstance(v, Weight)]
+    return any(w.type.name in UNBATCHED for w in op.weights)
 
 
 def _same_but_weight(a: Op, b: Op) -> bool:
     """Whether two products differ in nothing but the values of their weights."""
-    w_a, w_b = a.reads[-2], b.reads[-2]
-    if not (isinstance(w_a, Weight) and isinstance(w_b, Weight) and a.kind == b.kind in ("linear", "experts")):
+    if not (a.kind == b.kind in ("linear", "experts")):
         return False
-    return (w_a.type, w_a.shape, a.reads[-1]) == (w_b.type, w_b.shape, b.reads[-1])
+    w_a, w_b = a.weight("weight"), b.weight("weight")
+    return (w_a.type, w_a.shape, a["x"]) == (w_b.type, w_b.shape, b["x"])
 
 
-Producer: TypeAlias = Callable[[Operand], Op | None]
-
-
-def _rewrite(ops: list[Op], rewrite: Callable[[Op, Producer], tuple[Op, list[Op]] | None]) -> list[Op]:
-    """Replace operations by what ``rewrite(op, producer)`` gives: the new one, and those that it makes superfluous.
+def _rewrite(ops: list[Op], rewrite: Callable[[Op, Producer], Fused | None]) -> list[Op]:
+    """Replace each operation for which ``rewrite(op, producer)`` gives a fused one, and drop the superfluous ones.
 
     ``producer(value)`` is the operation that wrote a value which nothing else reads, or None.
     """
     uses = Counter(v for op in ops for v in op.reads if isinstance(v, Value))
     wrote = {v: op for op in ops for v in op.writes if isinstance(v, Value)}
 
-    def producer(v: Operand) -> Op | None:
+    def producer(v: Operand | None) -> Op | None:
         return wrote.get(v) if isinstance(v, Value) and uses[v] == 1 else None
 
     out, gone = [], set[int]()
     for op in ops:
-        result = rewrite(op, producer)
-        if result is not None:
-            fused, superfluous = result
-            gone |= {id(s) for s in superfluous}
-            op = Op(fused.kind, fused.reads, fused.writes, fused.attrs, (*superfluous, op))
-        out.append(op)
+        fused = rewrite(op, producer)
+        if fused is None:
+            out.append(op)
+            continue
+        gone |= {id(s) for s in fused.superfluous}
+        out.append(Op(fused.kind, (*fused.superfluous, op), **fused.operands))
     return [op for op in out if id(op) not in gone]

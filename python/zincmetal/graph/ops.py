@@ -1,17 +1,24 @@
-"""The operations of a step and their operands: weights, values and states."""
+"""The operations of a step and their operands.
+
+:data:`OPS` is the table of all operations: what each reads and writes, by name, and the kernels that compute it.
+Whoever builds or lowers one uses these names: ``Op("linear", weight=w, x=h, out=y)["weight"]``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from ..gguf.quants import QuantType
 
+# ---- operands -----------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the file, or one that the engine computes from its metadata (``rope_freqs``)."""
+    """A tensor of the file, or one that is computed from the metadata (``rope_freqs``)."""
 
     name: str
     type: QuantType
@@ -25,7 +32,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Value:
-    """Activations float32 [T, width], or [1, width] where ``last`` says that only the last row is wanted."""
+    """Activations, float32 [T, width]. ``last``: only the last row of the step is kept, [1, width]."""
 
     name: str
     width: int
@@ -34,49 +41,244 @@ class Value:
 
 @dataclass(frozen=True)
 class State:
-    """What outlives a step: device memory that the engine owns under this name."""
+    """Memory that outlives a step. States of a layer have its number: ``State("k_cache", 0)``."""
 
-    name: str
+    kind: str
+    layer: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of its buffer: "logits", "k_cache.0"."""
+        return self.kind if self.layer is None else f"{self.kind}.{self.layer}"
 
 
 Operand: TypeAlias = Weight | Value | State
 
+STEP = State("step")  # the number of tokens of a step and its first position: struct Step of kernels/params.h
+TOKENS = State("tokens")  # i32 [T], the ids of the step
+PAGES = State("pages")  # u32 [n_pages], where each page of the K/V caches lies
+LOGITS = State("logits")  # float32 [n_vocab], or [T, n_vocab] where all rows are wanted
+CANDIDATES = State("candidates")  # the largest logits and sums over all of them: struct Candidates
 
-@dataclass(frozen=True)
-class Op:
-    """One operation: ``kind``, what it reads and writes, and its numbers.
+# The states of a layer that attends, and of a recurrent layer.
+KV_CACHES = ("k_cache", "v_cache")  # [positions, n_head_kv, head_dim] each, in whole pages
+RECURRENT = ("ssm_conv", "ssm_state")  # [d_conv, channels] and [d_inner, d_state]
 
-    ``parts`` are the operations that a fused one stands for, in order: they do the same.
+
+class Route(NamedTuple):
+    """Where a mixture sends each row: the result of :meth:`Graph.route`. Integers are i32.
+
+    A slot is one expert of one row: number ``row * n_used + j``. Only steps of many rows write the last three.
     """
 
-    kind: str
-    reads: tuple[Operand, ...]
-    writes: tuple[Operand, ...]
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-    parts: tuple[Op, ...] = field(default=(), compare=False, repr=False)
+    ids: Value  # [T, n_used], the experts of each row
+    weights: Value  # float32 [T, n_used + 1], their weights, then the shared expert's
+    slots: Value  # [T * n_used], all slots, sorted by expert
+    tiles: Value  # [n_tiles, 4]: expert, first and end of a run of ``slots`` that this expert takes, 0
+    n_tiles: Value  # [1]
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+class Slot(NamedTuple):
+    """The place of an operand in an operation."""
+
+    name: str
+    shape: str
+    types: tuple[type, ...]
+    optional: bool
+    many: bool
+    default: State | None
+
+    def admits(self, operand: object) -> bool:
+        """Whether the operand may stand here. A state stands only where its kind does."""
+        return isinstance(operand, self.types) and (self.shape != "" or getattr(operand, "kind", None) == self.name)
+
+    def __str__(self) -> str:
+        kinds = " or ".join(t.__name__.lower() for t in self.types)
+        return f"{self.name}, a {kinds}" + (f" {self.shape}" if self.shape else "")
+
+
+_OF_A_STEP = {state.kind: state for state in (STEP, TOKENS, PAGES, LOGITS, CANDIDATES)}
+
+
+def _slots(text: str, written: bool) -> tuple[Slot, ...]:
+    found = []
+    for part in text.split():
+        match = re.fullmatch(r"(\w+)([?*]?)(\[\S+\])?", part)
+        assert match, part
+        name, mark, shape = match[1], match[2], match[3] or ""
+        of_rows = shape.startswith(("[T", "[1"))
+        types: tuple[type, ...] = (Value,) if of_rows else (Weight,) if shape else (State,)
+        if written and of_rows:
+            types = (Value, State)
+        found.append(Slot(name, shape, types, mark != "", mark == "*", None if mark else _OF_A_STEP.get(name)))
+    return tuple(found)
+
+
+class Form:
+    """What an operation of one kind reads and writes, its numbers, and the first parts of its kernels' names."""
+
+    def __init__(self, reads: str, writes: str, kernels: str, attrs: str = "") -> None:
+        self.reads, self.writes = _slots(reads, written=False), _slots(writes, written=True)
+        self.kernels, self.attrs = tuple(kernels.split()), tuple(attrs.split())
+        self.slots = (*self.reads, *self.writes)
+
+
+_ROUTE = "ids[T,n_used] weights[T,n_used+1] slots[T,n_used] tiles[T,4*n_used] n_tiles[T,1]"
+_CACHES, _HEADS = "k_cache v_cache", "n_head*head_dim"
+
+#: By kind: what an operation reads, and what it writes, in the order in which kernels bind them.
+#:
+#: ``name[shape]`` is a value where the shape begins with T, the rows of a step, or 1, the last of them; otherwise it is
+#: a weight. A name without a shape is the state of that kind; those of a step need not be given. ``?``: may be left
+#: out. ``*``: any number of them. Where a value is written there may be a state instead, as LOGITS of the last linear.
+OPS: Mapping[str, Form] = {
+    "embed": Form("step tokens table[n_vocab,n_embd]", "out[T,n_embd]", "embed_", attrs="scale"),
+    "rms_norm": Form("step x[T,n] weight[n]", "out[T,n]", "rms_norm", attrs="eps"),
+    "linear": Form("step weight[m,k] x[T,k]", "out[T,m]", "mul_mv_ mul_mm_"),  # mv: one row; mm: many
+    "swiglu": Form("step gate[T,n] up[T,n]", "out[T,n]", "swiglu"),
+    "geglu": Form("step gate[T,n] up[T,n]", "out[T,n]", "geglu"),
+    "add": Form("step a?[T,n] bias?[n] b[T,n]", "out[T,n]", "add"),
+    "take_last_row": Form("step x[T,n]", "out[1,n]", "take_last_row"),
+    "rope_kv": Form(
+        # q may hold [q | gate] for each head: then it is twice as wide
+        f"step pages q[T,{_HEADS}] k[T,n_head_kv*head_dim] v[T,n_head_kv*head_dim] freqs[n_rot/2] "
+        "q_norm?[head_dim] k_norm?[head_dim]",
+        f"out[T,{_HEADS}] {_CACHES}",
+        "rope_kv_",
+        attrs="rope",
+    ),
+    "attention": Form(
+        f"step pages q[T,{_HEADS}] {_CACHES} gate?[T,2*{_HEADS}]",
+        f"out[T,{_HEADS}]",
+        "attention_",
+        attrs="scale window",
+    ),
+    "route": Form("step router[T,n_expert] shared?[T,1]", _ROUTE, "moe_topk_ moe_sort", attrs="scale"),
+    "experts": Form(f"{_ROUTE} weight[n_expert,m,k] x[T,k]", "out[T,n_used*m]", "moe_mv_ moe_mm_ mul_mv_"),
+    "mix": Form("step weights[T,n_used+1] y[T,n_used*n] residual[T,n]", "out[T,n]", "moe_mix"),
+    "add_shared": Form("step weights[T,n_used+1] y[T,n] residual[T,n]", "out[T,n]", "moe_mix"),
+    "ssm": Form(
+        "step qkv[T,channels] z[T,d_inner] alpha[T,n_v_head] beta[T,n_v_head] "
+        "conv_w[channels,d_conv] a[n_v_head] dt_bias[n_v_head] norm_w[d_state]",
+        "out[T,d_inner] ssm_conv ssm_state",
+        "ssm_",
+        attrs="eps",
+    ),
+    "argmax": Form("logits", "step tokens", "argmax_"),
+    "candidates": Form("logits", "candidates", "candidates_"),
+    # Fused operations, which graph/fuse.py makes. A stack is of one row, and so is experts_mix.
+    "linear_add": Form("step weight[m,k] x[T,k] residual?[T,m] bias?[m]", "out[T,m]", "mul_mv_add_ mul_mm_add_"),
+    "linear_mix": Form(
+        "step weight[m,k] x[T,k] residual[T,m] weights[T,n_used+1]", "out[T,m]", "mul_mv_mix_ mul_mm_mix_"
+    ),
+    "linear_swiglu": Form("step gate[m,k] up[m,k] x[T,k]", "out[T,m]", "mul_mv_swiglu_ mul_mm_swiglu_"),
+    "linear_geglu": Form("step gate[m,k] up[m,k] x[T,k]", "out[T,m]", "mul_mv_geglu_ mul_mm_geglu_"),
+    "linear_stack": Form("step x[1,k] matrices*[m,k] gate?[m,k] up?[m,k]", "outs*[1,m] glu?[1,m]", "mul_mv_stack_"),
+    "rms_norm_add": Form("step x[T,n] weight[n] residual[T,n]", "sum[T,n]", "rms_norm_add", attrs="eps"),
+    "rms_norm_add_norm": Form(
+        "step x[T,n] weight[n] residual[T,n] next_weight[n]", "sum[T,n] out[T,n]", "rms_norm_add_norm", attrs="eps"
+    ),
+    "experts_swiglu": Form(
+        f"{_ROUTE} gate[n_expert,m,k] up[n_expert,m,k] x[T,k]", "out[T,n_used*m]", "moe_mv_swiglu_ moe_mm_swiglu_"
+    ),
+    "experts_mix": Form(
+        f"{_ROUTE} weight[n_expert,m,k] x[1,n_used*k] residual[1,m] shared_weight?[m,k_shared] shared_x?[1,k_shared]",
+        "out[1,m]",
+        "moe_mv_mix",
+    ),
+}
+
+
+# ---- operations -----------------------------------------------------------------------------------------------------
+
+
+class Op:
+    """One operation: its kind, its operands and numbers by the names of the table, and ``parts``.
+
+    ``parts`` are the operations that a fused one stands for, in order: they compute the same. Raises TypeError where
+    the operands are not those of the table.
+    """
+
+    __slots__ = ("_named", "attrs", "kind", "parts", "reads", "writes")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, kind: str, parts: Sequence[Op] = (), /, **given: Any) -> None:
+        form = OPS.get(kind)
+        if form is None:
+            raise TypeError(f"no operation is called {kind!r}")
+        self.kind, self.parts = kind, tuple(parts)
+        self._named: dict[str, tuple[Operand, ...]] = {}
+        self.reads = tuple(o for slot in form.reads for o in self._take(slot, given))
+        self.writes = tuple(o for slot in form.writes for o in self._take(slot, given))
+        missing = [name for name in form.attrs if name not in given]
+        if missing or len(given) > len(form.attrs):
+            wrong = f"needs {missing[0]}" if missing else f"takes no {next(n for n in given if n not in form.attrs)}"
+            raise TypeError(f"{kind} {wrong}")
+        self.attrs: Mapping[str, Any] = given
+
+    def _take(self, slot: Slot, given: dict[str, Any]) -> tuple[Operand, ...]:
+        operand = given.pop(slot.name, slot.default)
+        if operand is None and slot.optional:
+            return ()
+        operands: tuple[Operand, ...] = tuple(operand) if slot.many else (operand,)
+        for each in operands:
+            if not slot.admits(each):
+                raise TypeError(f"{self.kind} takes {slot}, not {each!r}")
+        self._named[slot.name] = operands
+        return operands
+
+    def __getitem__(self, name: str) -> Operand:
+        """The operand of this name. Raises KeyError where it was left out."""
+        return self._named[name][0]
+
+    def get(self, name: str) -> Operand | None:
+        """The operand of this name, or None where it was left out."""
+        return self._named[name][0] if name in self._named else None
+
+    def all(self, name: str) -> tuple[Operand, ...]:
+        """The operands of a name of which there may be several, or one, or none."""
+        return self._named.get(name, ())
+
+    def value(self, name: str) -> Value:
+        """The operand of this name, a value."""
+        found = self._named[name][0]
+        assert isinstance(found, Value), found
+        return found
+
+    def weight(self, name: str) -> Weight:
+        """The operand of this name, a weight."""
+        found = self._named[name][0]
+        assert isinstance(found, Weight), found
+        return found
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """All weights that it reads, in order."""
+        return tuple(o for o in self.reads if isinstance(o, Weight))
 
     @property
     def out(self) -> Operand:
         """The first (often only) result."""
         return self.writes[0]
 
+    def but(self, *names: str) -> dict[str, Any]:
+        """The operands and numbers as arguments of another operation, without those of these names."""
+        many = {slot.name for slot in OPS[self.kind].slots if slot.many}
+        operands = {name: found if name in many else found[0] for name, found in self._named.items()}
+        return {name: given for name, given in {**operands, **self.attrs}.items() if name not in names}
 
-class Route(NamedTuple):
-    """Where a mixture sends each row: the result of :meth:`Graph.route`."""
+    def replace(self, **operands: Operand) -> Op:
+        """The same with other operands of these names."""
+        return Op(self.kind, self.parts, **{**self.but(), **operands})
 
-    ids: Value
-    weights: Value
-    slots: Value
-    tiles: Value
-    n_tiles: Value
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Op):
+            return NotImplemented
+        return (self.kind, self._named, self.attrs) == (other.kind, other._named, other.attrs)
 
-
-STEP = State("step")
-TOKENS = State("tokens")
-PAGES = State("pages")
-LOGITS = State("logits")
-CANDIDATES = State("candidates")
-
-# What a layer keeps from step to step, as in "k_cache.0": one that attends, and a recurrent one.
-KV_CACHES = ("k_cache", "v_cache")
-RECURRENT = ("ssm_conv", "ssm_state")
+    def __repr__(self) -> str:
+        named = (f"{name}={', '.join(o.name for o in found)}" for name, found in self._named.items())
+        return f"Op({self.kind}: {'; '.join([*named, *(f'{n}={v}' for n, v in self.attrs.items())])})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from types import ModuleType
@@ -16,7 +16,7 @@ from .. import gguf
 from ..config import ModelConfig
 from ..errors import DeviceError, GGUFError, UsageError
 from ..gguf.quants import BF16, F16, F32, by_name, dequantize
-from ..graph.ops import KV_CACHES, RECURRENT, Operand, State, Weight
+from ..graph.ops import CANDIDATES, KV_CACHES, LOGITS, PAGES, RECURRENT, STEP, TOKENS, Operand, State, Weight
 
 ROPE_FREQS, ROPE_FREQS_LOCAL = "rope_freqs", "rope_freqs_local"
 # What plans take in windows of rows where it is larger than a device's largest buffer: a small Mac, a large vocabulary.
@@ -29,25 +29,24 @@ KV_TYPES = ("f16", "f32", "q8_0")
 UPLOAD_BYTES = 512 << 20
 
 
-def buffer_sizes(cfg: ModelConfig, core: ModuleType, kv_type: str, max_rows: int) -> dict[str, int]:
-    """Bytes of every buffer that a model allocates, by name, but for the arena and the engine's constants.
+def state_sizes(cfg: ModelConfig, core: ModuleType, kv_type: str, max_rows: int) -> dict[State, int]:
+    """Bytes of every state that a sequence has.
 
-    "<kind>.<layer>" is the state of a layer, which every sequence has of its own. The KV cache is in pages of
-    KV_PAGE positions; "pages", u32 [n_pages], says where each page of the sequence lies. Steps have up to
-    ``max_rows`` rows. Raises UsageError where the heads do not fit ``kv_type``.
+    The K/V caches are in pages of KV_PAGE positions. Steps have up to ``max_rows`` rows. Raises UsageError where the
+    heads do not fit ``kv_type``.
     """
     page = core.shapes()["KV_PAGE"]
     n_pages = -(-cfg.n_ctx // page)
     sizes = {
-        "step": core.params_dtype("Step").itemsize,
-        "tokens": 4 * max_rows,
-        "logits": 4 * cfg.n_vocab,
-        "candidates": core.params_dtype("Candidates").itemsize,
-        "pages": 4 * n_pages,
+        STEP: core.params_dtype("Step").itemsize,
+        TOKENS: 4 * max_rows,
+        LOGITS: 4 * cfg.n_vocab,
+        CANDIDATES: core.params_dtype("Candidates").itemsize,
+        PAGES: 4 * n_pages,
     }
     for layer, recurrent in enumerate(cfg.recurrent):
         state = _ssm_sizes(cfg) if recurrent else dict.fromkeys(KV_CACHES, n_pages * page * _kv_row(cfg, kv_type))
-        sizes |= {f"{kind}.{layer}": nbytes for kind, nbytes in state.items()}
+        sizes |= {State(kind, layer): nbytes for kind, nbytes in state.items()}
     return sizes
 
 
@@ -99,15 +98,16 @@ class AddressMap:
 
     The file's pages become buffers as they are, ``maps``: one per part, or several overlapping ones where a part
     is larger than the device's largest buffer, or is copied to memory of its own. Matrices with a row for each token
-    may be in several of them, as ``windows``. The other buffers are allocated:
-    ``sizes`` has their bytes, and ``initial`` makes what some of them hold from the start. Raises DeviceError where
-    a tensor is larger than the largest buffer by itself.
+    may be in several of them, as ``windows``. The other buffers are allocated: ``sizes`` has their bytes by name, those
+    of ``states`` among them, and ``initial`` makes the first content of some. Raises DeviceError where a tensor is
+    larger than the largest buffer by itself.
     """
 
-    def __init__(self, file: gguf.File, cfg: ModelConfig, sizes: dict[str, int], info: dict[str, Any]) -> None:
-        self.sizes = dict(sizes)
+    def __init__(self, file: gguf.File, cfg: ModelConfig, states: Mapping[State, int], info: dict[str, Any]) -> None:
+        self.states = dict(states)
+        self.sizes = {state.name: nbytes for state, nbytes in states.items()}
         self.initial: dict[str, Callable[[], NDArray[Any]]] = {
-            "pages": lambda: np.arange(sizes["pages"] // 4, dtype=np.uint32)
+            PAGES.name: lambda: np.arange(states[PAGES] // 4, dtype=np.uint32)
         }
         self.maps: list[Map] = []
         #: The matrices that are larger than a buffer, by name: their rows in several.
@@ -136,7 +136,7 @@ class AddressMap:
         if isinstance(operand, Weight):
             return self._regions[operand.name]
         assert isinstance(operand, State), operand
-        return Region(operand.name, 0, self.sizes[operand.name])
+        return Region(operand.name, 0, self.states[operand])
 
     def _map_part(self, file: gguf.File, part: int, info: dict[str, Any]) -> None:
         max_bytes: int = info["max_buffer_bytes"]

@@ -20,7 +20,7 @@ import numpy as np
 from ..config import EXPERT_CLASSES, HEAD_CLASSES, SSM_CLASSES, ModelConfig
 from ..errors import UnsupportedModelError
 from ..graph.fuse import STACK, UNBATCHED
-from ..graph.ops import STEP, TOKENS, Op, Operand, Route, Value, Weight
+from ..graph.ops import STEP, TOKENS, Op, Operand, Value, Weight
 from .tuning import USUAL, Split
 
 SPLIT_SIMDGROUPS = 2048  # of one attention then, at most: enough for 132 cores
@@ -33,12 +33,14 @@ _PAIRS = ("_swiglu", "_geglu")  # epilogues of two matrices
 class Arg:
     """A binding to be: an operand, and whether the kernel reads it, writes it, or both.
 
-    ``first`` is the float of the operand's first row at which the binding begins.
+    ``first`` is the float of the operand's first row at which the binding begins. The kernel does not touch an
+    ``unused`` binding, which fills the place of an operand that was left out.
     """
 
     operand: Operand
     mode: str  # "r", "w", "rw"
     first: int = 0
+    unused: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,11 @@ class Lowering:
     # ---- one method per kind of operation -----------------------------------------------------------------
 
     def _embed(self, op: Op, rows: int) -> list[Launch]:
-        step, tokens, table = op.reads
-        n_vocab, n_embd = _weight(table).shape
+        table = op.weight("table")
+        n_vocab, n_embd = table.shape
         grid = (_tiles(n_embd, self._shapes["EMBED_COLUMNS"]), rows, 1)
         launches = []
-        for first, window in self._in_windows(_weight(table)):
+        for first, window in self._in_windows(table):
             params = self._params(
                 "EmbedParams",
                 n_embd=n_embd,
@@ -157,7 +159,7 @@ class Lowering:
                 n_rows=window.shape[0],
                 scale=op.attrs["scale"],
             )
-            kernel, part = f"embed_{window.type.name}", replace(op, reads=(step, tokens, window))
+            kernel, part = f"embed_{window.type.name}", op.replace(table=window)
             launches.append(self._launch(part, kernel, params, grid, self._shapes["EMBED_THREADS"]))
         return launches
 
@@ -177,7 +179,7 @@ class Lowering:
     _rms_norm_add = _rms_norm_add_norm = _rms_norm
 
     def _linear(self, op: Op, rows: int) -> list[Launch]:
-        weight = _weight(op.reads[1])
+        weight = op.weight("weight")
         if weight.name not in self._windows:
             return self._mat_mul(op, "", rows)
         return [
@@ -189,8 +191,7 @@ class Lowering:
     def _products_of(self, op: Op, weight: Weight, window: Weight, first: int, row: int) -> Launch:
         """The products of a window's rows, from ``first`` on, with one row of activations."""
         m, k = weight.shape
-        part = replace(op, reads=(op.reads[0], window, op.reads[2]))
-        (launch,) = self._mat_mul(part, "", 1)
+        (launch,) = self._mat_mul(op.replace(weight=window), "", 1)
         w, x, out = launch.args
         return replace(launch, args=(w, replace(x, first=row * k), replace(out, first=row * m + first)))
 
@@ -207,22 +208,20 @@ class Lowering:
         return self._mat_mul(op, "_geglu", rows)
 
     def _mat_mul(self, op: Op, epilogue: str, rows: int) -> list[Launch]:
-        weight, shapes = _weight(op.reads[1]), self._shapes
+        weight, shapes = op.weights[0], self._shapes
         m, k = _matrix(weight)
         matrices = 2 if epilogue in _PAIRS else 1  # share the rows of a threadgroup
-        args = [Arg(r, "r") for r in op.reads] + [Arg(op.out, "w")]
-        residual = op.reads[3] if epilogue in ("_add", "_mix") else None
-        scale = _value(op.reads[4]) if epilogue == "_mix" else None
+        scale = op.value("weights") if epilogue == "_mix" else None
+        last = scale.width - 1 if scale else 0  # the last weight of a row is the shared expert's
+        args = [*(Arg(r, "r", first=last if r is scale else 0) for r in op.reads), Arg(op.out, "w")]
         params = self._params(
             "MatMulParams",
             k=k,
             m=m,
             row_bytes=weight.row_bytes,
-            residual_stride=m if isinstance(residual, Value) else 0,
+            residual_stride=m if op.get("residual") else 0,
             scale_stride=scale.width if scale else 0,
         )
-        if scale:  # the last weight of a row is the shared expert's
-            args[4] = Arg(scale, "r", first=scale.width - 1)
         if rows == 1:  # one row needs no step: drop it
             name, per_simdgroup, threads = self._mul_mv(f"mul_mv{epilogue}_{weight.type.name}")
             grid = (_tiles(m, threads // 32 * per_simdgroup // matrices), 1, 1)
@@ -233,23 +232,21 @@ class Lowering:
 
     def _linear_stack(self, op: Op, rows: int) -> list[Launch]:
         assert rows == 1, "stacks are of matrices that meet one row"
-        _, x, *weights = op.reads
-        matrices = [_weight(w) for w in weights]
-        pair = len(op.writes) < len(matrices)  # the last two are gate and up, and have one output
-        plain, last = (matrices[:-2], matrices[-2:]) if pair else (matrices, [])
+        matrices, x, pair = op.weights, op.value("x"), op.get("glu") is not None
+        plain, last = (matrices[:-2], matrices[-2:]) if pair else (matrices, ())  # gate and up come last
         unused = [None] * (STACK - len(matrices))
         slots: list[Weight | None] = [*plain, *unused, *last]
-        outs: list[Operand | None] = [*op.writes[: len(plain)], *unused, *op.writes[len(plain) :], *[None] * pair]
+        outs: list[Operand | None] = [*op.all("outs"), *unused, *op.all("glu"), *[None] * pair]
         main = next((w.type.name for w in matrices if w.type.name != "f32"), "f32")
         params = self._params(
             "StackParams",
-            k=_value(x).width,
+            k=x.width,
             pair=int(pair),
             m=tuple(_matrix(w)[0] if w else 0 for w in slots),
             row_bytes=tuple(w.row_bytes if w else 0 for w in slots),
             is_f32=tuple(int(w is not None and w.type.name == "f32") for w in slots),
         )
-        args = [Arg(x, "r"), *(Arg(w or matrices[0], "r") for w in slots), *(Arg(o or op.out, "w") for o in outs)]
+        args = [Arg(x, "r"), *(_bound(w, matrices[0], "r") for w in slots), *(_bound(o, op.out, "w") for o in outs)]
         name, per_simdgroup, threads = self._mul_mv(f"mul_mv_stack_{main}")
         simdgroups = sum(_tiles(_matrix(w)[0], per_simdgroup) for w in plain)
         simdgroups += sum(_tiles(_matrix(w)[0], per_simdgroup // 2) for w in last[:1])
@@ -258,17 +255,18 @@ class Lowering:
     # ---- mixtures of experts ------------------------------------------------------------------------------
 
     def _route(self, op: Op, rows: int) -> list[Launch]:
-        route, (step, logits, shared) = Route(*(_value(w) for w in op.writes)), op.reads
-        n_expert, n_used = _value(logits).width, route.ids.width
-        has_shared, scale = int(op.attrs["has_shared"]), op.attrs["scale"]
+        router, ids, shared = op.value("router"), op.value("ids"), op.get("shared")
+        n_expert, n_used = router.width, ids.width
+        has_shared, scale = int(shared is not None), op.attrs["scale"]
         params = self._params("TopKParams", n_expert=n_expert, n_used=n_used, has_shared=has_shared, scale=scale)
-        args = (Arg(step, "r"), Arg(logits, "r"), Arg(shared, "r"), Arg(route.ids, "w"), Arg(route.weights, "w"))
+        reads = (Arg(STEP, "r"), Arg(router, "r"), _bound(shared, router, "r"))
+        args = (*reads, Arg(ids, "w"), Arg(op["weights"], "w"))
         launches = [Launch(self._instance("moe_topk", EXPERT_CLASSES, n_expert), params, args, (rows, 1, 1), 32, op)]
         if rows > 1:
             tiles = self._max_tiles(rows, n_used, n_expert)
             params = self._params("MoeSortParams", n_expert=n_expert, n_used=n_used, max_tiles=tiles)
-            outs = (route.slots, route.tiles, route.n_tiles)
-            sort = (Arg(step, "r"), Arg(route.ids, "r"), *(Arg(out, "w") for out in outs))
+            outs = (op["slots"], op["tiles"], op["n_tiles"])
+            sort = (Arg(STEP, "r"), Arg(ids, "r"), *(Arg(out, "w") for out in outs))
             launches.append(Launch("moe_sort", params, sort, (1, 1, 1), self._shapes["MOE_SORT_THREADS"], op))
         return launches
 
@@ -284,46 +282,46 @@ class Lowering:
         return self._expert_products(op, "_swiglu", rows)
 
     def _expert_products(self, op: Op, epilogue: str, rows: int) -> list[Launch]:
-        route, (*weights, x) = Route(*(_value(r) for r in op.reads[:5])), op.reads[5:]
-        weight, n_used = _weight(weights[0]), route.ids.width
+        weight, x, n_used = op.weights[0], op.value("x"), op.value("ids").width
         n_expert, m, k = weight.shape
-        x_div = n_used if _value(x).width == k else 1  # slots that share a row of x
-        matrices = len(weights)
+        x_div = n_used if x.width == k else 1  # slots that share a row of x
+        matrices = len(op.weights)
         batched = f"moe_{'mv' if rows == 1 else 'mm'}{epilogue}_{weight.type.name}"
         # One row's second product is mixed at once, and has no kernel otherwise.
         lacking = rows == 1 and (x_div != n_used or not self._has(batched))
         if weight.type.name in UNBATCHED or (matrices == 1 and lacking):
-            return [self._routed_products(op, route, weight, Routed(n_used, m, k, m * weight.row_bytes, x_div))]
-        operands = (*(Arg(w, "r") for w in weights), Arg(x, "r"), Arg(op.out, "w"))
+            return [self._routed_products(op, weight, Routed(n_used, m, k, m * weight.row_bytes, x_div))]
+        operands = (*(Arg(w, "r") for w in op.weights), Arg(x, "r"), Arg(op.out, "w"))
         if rows == 1:
             params = self._moe_params(weight, n_used)
             name, per_simdgroup, threads = self._mul_mv(batched)
             grid = (_tiles(m, threads // 32 * per_simdgroup // matrices), n_used, 1)
-            return [Launch(name, params, (Arg(route.ids, "r"), *operands), grid, threads, op)]
+            return [Launch(name, params, (Arg(op["ids"], "r"), *operands), grid, threads, op)]
         params = self._params("MoeMmParams", **self._moe_sizes(weight), x_div=x_div)
         shapes = self._shapes
         grid = (self._max_tiles(rows, n_used, n_expert), _tiles(m, shapes["MUL_MM_ROWS"] // matrices), 1)
-        args = (Arg(route.slots, "r"), Arg(route.tiles, "r"), Arg(route.n_tiles, "r"), *operands)
+        args = (*(Arg(op[name], "r") for name in ("slots", "tiles", "n_tiles")), *operands)
         return [Launch(batched, params, args, grid, shapes["MUL_MM_THREADS"], op)]
 
-    def _routed_products(self, op: Op, route: Route, weight: Weight, sizes: Routed) -> Launch:
+    def _routed_products(self, op: Op, weight: Weight, sizes: Routed) -> Launch:
         no_epilogue = {"residual_stride": 0, "scale_stride": 0}
         params = self._params("MatMulParams", k=sizes.k, m=sizes.m, row_bytes=weight.row_bytes, **no_epilogue)
-        args = (Arg(route.ids, "r"), Arg(weight, "r"), Arg(op.reads[-1], "r"), Arg(op.out, "w"))
+        args = (Arg(op["ids"], "r"), Arg(weight, "r"), Arg(op["x"], "r"), Arg(op.out, "w"))
         name, per_simdgroup, threads = self._mul_mv(f"mul_mv_{weight.type.name}")
         return Launch(name, params, args, (_tiles(sizes.m, threads // 32 * per_simdgroup), 1, 1), threads, op, sizes)
 
     def _experts_mix(self, op: Op, rows: int) -> list[Launch]:
         assert rows == 1, "many rows mix after their products"
-        route, (w, x, residual, *shared) = Route(*(_value(r) for r in op.reads[:5])), op.reads[5:]
-        weight, shapes, n_used = _weight(w), self._shapes, route.ids.width
-        args = [Arg(r, "r") for r in (route.ids, route.weights, w, x, residual, *shared)] + [Arg(op.out, "w")]
+        weight, shapes, n_used = op.weight("weight"), self._shapes, op.value("ids").width
+        shared = (*op.all("shared_weight"), *op.all("shared_x"))
+        reads = (op["ids"], op["weights"], weight, op["x"], op["residual"], *shared)
+        args = [*(Arg(r, "r") for r in reads), Arg(op.out, "w")]
         rows = shapes["MOE_MIX_ROWS"]
         if not shared:
             name, per_group, threads = self._split(f"moe_mv_mix_{weight.type.name}", rows, shapes["MOE_MIX_THREADS"])
             grid = (_tiles(weight.shape[1], per_group), 1, 1)
             return [Launch(name, self._moe_params(weight, n_used), tuple(args), grid, threads, op)]
-        w_shared = _weight(shared[0])
+        w_shared = op.weight("shared_weight")
         sizes = {"k_shared": w_shared.shape[1], "row_bytes_shared": w_shared.row_bytes}
         params = self._params("MoeSharedParams", **self._moe_sizes(weight), n_used=n_used, **sizes)
         name = f"moe_mv_mix2_{weight.type.name}_{w_shared.type.name}"
@@ -339,17 +337,17 @@ class Lowering:
         return {"k": k, "m": m, **nbytes, "n_expert": n_expert}
 
     def _mix(self, op: Op, rows: int) -> list[Launch]:
-        n, weights = _value(op.out).width, _value(op.reads[1])
-        params = self._params("MoeMixParams", n=n, n_used=weights.width - 1)
+        n = op.value("out").width
+        params = self._params("MoeMixParams", n=n, n_used=op.value("weights").width - 1)
         grid = (_tiles(n, self._shapes["ELEMENTWISE_COLUMNS"]), rows, 1)
         return [self._launch(op, "moe_mix", params, grid, self._shapes["ELEMENTWISE_THREADS"])]
 
     def _add_shared(self, op: Op, rows: int) -> list[Launch]:
         """One row's shared expert: an expert by itself, with the last of the weights."""
         assert rows == 1, "a weight to each row"
-        step, weights, y, residual = op.reads
-        n, last = _value(op.out).width, _value(weights).width - 1
-        args = (Arg(step, "r"), Arg(weights, "r", first=last), Arg(y, "r"), Arg(residual, "r"), Arg(op.out, "w"))
+        n, weights = op.value("out").width, op.value("weights")
+        weight = Arg(weights, "r", first=weights.width - 1)
+        args = (Arg(STEP, "r"), weight, Arg(op["y"], "r"), Arg(op["residual"], "r"), Arg(op.out, "w"))
         grid = (_tiles(n, self._shapes["ELEMENTWISE_COLUMNS"]), 1, 1)
         params = self._params("MoeMixParams", n=n, n_used=1)
         return [Launch("moe_mix", params, args, grid, self._shapes["ELEMENTWISE_THREADS"], op)]
@@ -370,14 +368,14 @@ class Lowering:
             l2_eps=op.attrs["eps"],
         )
         step, qkv, z, alpha, beta, conv_w, a, dt_bias, norm_w = (Arg(r, "r") for r in op.reads)
-        out, conv_state, state = Arg(op.out, "w"), Arg(op.writes[1], "rw"), Arg(op.writes[2], "rw")
+        out, conv_state, state = Arg(op.out, "w"), Arg(op["ssm_conv"], "rw"), Arg(op["ssm_state"], "rw")
         shapes, n_head = self._shapes, ssm.n_v_head
         one_step = self._instance("ssm_step", SSM_CLASSES, ssm.d_state)
         if rows == 1 and self._has(one_step):
             args = (step, qkv, z, alpha, beta, conv_w, a, dt_bias, norm_w, conv_state, state, out)
             return [Launch(one_step, params, args, (n_head, 1, 1), shapes["SSM_STEP_THREADS"], op)]
-        conv = Value(f"{_value(op.out).name}.conv", ssm.channels)
-        raw = Value(f"{_value(op.out).name}.delta", ssm.d_inner)
+        conv = Value(f"{op.out.name}.conv", ssm.channels)
+        raw = Value(f"{op.out.name}.delta", ssm.d_inner)
 
         def launch(kernel: str, args: tuple[Arg, ...], x: int, y: int, threads: str) -> Launch:
             return Launch(kernel, params, args, (x, y, 1), shapes[threads], op)
@@ -403,17 +401,20 @@ class Lowering:
             n_head=cfg.n_head,
             n_head_kv=cfg.n_head_kv,
             head_dim=cfg.head_dim,
-            q_stride=_value(op.reads[2]).width // cfg.n_head,
+            q_stride=op.value("q").width // cfg.n_head,
             n_rot=cfg.n_rot,
             eps=cfg.norm_eps,
             magnitude=cfg.rope.magnitude,
         )
-        name = f"rope_kv_{op.attrs['rope']}_{self.kv_type}" + ("_qknorm" if op.attrs["qk_norm"] else "")
-        return [self._launch(op, name, params, (cfg.n_head + 2 * cfg.n_head_kv, rows, 1), 32)]
+        name = f"rope_kv_{op.attrs['rope']}_{self.kv_type}" + ("_qknorm" if op.get("q_norm") else "")
+        reads = (op[name] for name in ("step", "pages", "q", "k", "v", "freqs"))
+        norms = (_bound(op.get(name), op["freqs"], "r") for name in ("q_norm", "k_norm"))
+        args = (*(Arg(r, "r") for r in reads), *norms, *(Arg(w, "w") for w in op.writes))
+        return [Launch(name, params, args, (cfg.n_head + 2 * cfg.n_head_kv, rows, 1), 32, op)]
 
     def _attention(self, op: Op, rows: int) -> list[Launch]:
         cfg, shapes = self.cfg, self._shapes
-        q, gate = op.reads[2], op.reads[5]
+        gate_stride = op.value("gate").width // cfg.n_head if op.get("gate") else 0
         # Instances come in classes of head size: one named _128 serves heads of 97 to 128.
         families = (f"attention_{family}_{self.kv_type}" for family in ("split", "decode", "prefill"))
         split, decode, prefill = (self._instance(family, HEAD_CLASSES, cfg.head_dim) for family in families)
@@ -425,7 +426,7 @@ class Lowering:
             n_head_kv=cfg.n_head_kv,
             head_dim=cfg.head_dim,
             window=op.attrs["window"],
-            gate_stride=_value(gate).width // cfg.n_head if gate != q else 0,
+            gate_stride=gate_stride,
             n_split=n_split,
             scale=op.attrs["scale"],
         )
@@ -438,14 +439,14 @@ class Lowering:
         if kernel == prefill:
             queries = shapes["ATTENTION_PREFILL_QUERIES" + ("_256" if kernel.endswith("_256") else "")]
             grid, threads = (cfg.n_head, _tiles(rows, queries), 1), shapes["ATTENTION_PREFILL_THREADS"]
-        return [self._launch(op, kernel, params, grid, threads)]
+        args = (*_attended(op), _bound(op.get("gate"), op["q"], "r"), Arg(op.out, "w"))
+        return [Launch(kernel, params, args, grid, threads, op)]
 
     def _split_attention(self, op: Op, kernel: str, params: bytes, n_split: int) -> list[Launch]:
         cfg = self.cfg
-        step, *_, gate = op.reads
         parts = Value(f"{op.out.name}.parts", cfg.n_head * n_split * (cfg.head_dim + 4))
-        split = (*(Arg(r, "r") for r in op.reads[:-1]), Arg(parts, "w"))
-        merge = (Arg(step, "r"), Arg(parts, "r"), Arg(gate, "r"), Arg(op.out, "w"))
+        split = (*_attended(op), Arg(parts, "w"))
+        merge = (Arg(STEP, "r"), Arg(parts, "r"), _bound(op.get("gate"), op["q"], "r"), Arg(op.out, "w"))
         # A simdgroup to a query head of the group: the registers of more than eight may not fit a threadgroup.
         grid, threads = (cfg.n_head_kv, n_split, 1), 32 * min(cfg.n_head // cfg.n_head_kv, 8)
         all_threads = self._shapes["ATTENTION_DECODE_THREADS"]
@@ -483,11 +484,11 @@ class Lowering:
         ]
 
     def _argmax(self, op: Op, rows: int) -> list[Launch]:
-        logits, n = op.reads[0], self.cfg.n_vocab
+        n = self.cfg.n_vocab
         n_part = min(_tiles(n, self._shapes["ARGMAX_COLUMNS"]), self._shapes["ARGMAX_THREADS"])
         params, threads = self._params("ArgmaxParams", n=n, n_part=n_part), self._shapes["ARGMAX_THREADS"]
         best, ids = Value("argmax.value", n_part, last=True), Value("argmax.id", n_part, last=True)
-        first = (Arg(logits, "r"), Arg(best, "w"), Arg(ids, "w"))
+        first = (Arg(op["logits"], "r"), Arg(best, "w"), Arg(ids, "w"))
         second = (Arg(STEP, "rw"), Arg(TOKENS, "w"), Arg(best, "r"), Arg(ids, "r"))
         return [
             Launch("argmax_partial", params, first, (n_part, 1, 1), threads, op),
@@ -501,7 +502,7 @@ class Lowering:
         n_part = _tiles(n, shapes["CANDIDATES_COLUMNS"])
         params = self._params("CandidatesParams", n=n, n_part=n_part)
         parts = Value("candidates.parts", n_part * self._dtype("Candidates").itemsize // 4, last=True)
-        first, second = (Arg(op.reads[0], "r"), Arg(parts, "w")), (Arg(parts, "r"), Arg(op.out, "w"))
+        first, second = (Arg(op["logits"], "r"), Arg(parts, "w")), (Arg(parts, "r"), Arg(op.out, "w"))
         return [
             Launch("candidates_partial", params, first, (n_part, 1, 1), shapes["CANDIDATES_THREADS"], op),
             Launch("candidates_final", params, second, (1, 1, 1), shapes["CANDIDATES_FINAL_THREADS"], op),
@@ -552,13 +553,17 @@ def _only_last(op: Op) -> bool:
 
 def _separable(op: Op, rows: int) -> bool:
     """Whether there are kernels for the parts: what many rows share is added to each in their product alone."""
-    shared = op.kind == "linear_mix" or (op.kind == "linear_add" and isinstance(op.reads[3], Weight))
+    shared = op.kind == "linear_mix" or (op.kind == "linear_add" and op.get("bias") is not None)
     return bool(op.parts) and (rows == 1 or not shared)
 
 
-def _weight(operand: Operand) -> Weight:
-    assert isinstance(operand, Weight), operand
-    return operand
+def _bound(operand: Operand | None, dummy: Operand, mode: str) -> Arg:
+    """A binding of an operand that may be left out: then the kernel gets another one, and does not touch it."""
+    return Arg(operand, mode) if operand else Arg(dummy, mode, unused=True)
+
+
+def _attended(op: Op) -> tuple[Arg, ...]:
+    return tuple(Arg(op[name], "r") for name in ("step", "pages", "q", "k_cache", "v_cache"))
 
 
 def _value(operand: Operand) -> Value:

@@ -95,7 +95,7 @@ class Plan:
             len(arg.mode) * region.nbytes
             for d in self.dispatches
             for arg, region in zip(d.launch.args, d.regions, strict=True)
-            if isinstance(arg.operand, State) and arg.operand.name.partition(".")[0] in RECURRENT
+            if isinstance(arg.operand, State) and arg.operand.kind in RECURRENT
         )
 
     def replaced(self) -> dict[str, list[str]]:
@@ -155,7 +155,7 @@ class Plan:
         """The plan as a Graphviz digraph: an arrow from each dispatch to those that need its bytes."""
         lines = ["digraph plan {", "  node [shape=box, fontname=monospace];"]
         for i, d in enumerate(self.dispatches):
-            lines.append(f'  d{i} [label="{i} {d.launch.kernel}\\n{d.launch.op.writes[0].name}"];')
+            lines.append(f'  d{i} [label="{i} {d.launch.kernel}\\n{d.launch.op.out.name}"];')
             lines += [f"  d{j} -> d{i};" for j in self._producers(i)]
         return "\n".join([*lines, "}"])
 
@@ -180,7 +180,8 @@ class Plan:
     def compile(self, core: ModuleType, device: _core.Device, buffers: Callable[[str], _core.Buffer]) -> _core.Plan:
         """The plan on a device; ``buffers`` maps the names in regions to device memory."""
         launches = [ready(d, buffers) for d in self.dispatches]
-        return cast("_core.Plan", core.Plan(device, launches, max_tokens=self.rows))
+        has_argmax = any(d.launch.op.kind == "argmax" for d in self.dispatches)
+        return cast("_core.Plan", core.Plan(device, launches, self.rows, has_argmax))
 
 
 def ready(d: Dispatch, buffers: Callable[[str], _core.Buffer]) -> _core.Dispatch:
@@ -276,7 +277,6 @@ def _bytes_read(weight: Weight, op: Op, rows: int) -> int:
     if op.kind == "embed":
         return rows * weight.row_bytes
     if op.kind.startswith("experts") and len(weight.shape) == 3:
-        n_expert, ids = weight.shape[0], op.reads[0]
-        assert isinstance(ids, Value)
-        return whole // n_expert * min(n_expert, rows * ids.width)
+        n_expert = weight.shape[0]
+        return whole // n_expert * min(n_expert, rows * op.value("ids").width)
     return whole

@@ -12,9 +12,9 @@ from .. import config, gguf, models
 from ..errors import UnsupportedModelError
 from ..graph import fuse
 from ..graph.builder import Graph
-from ..graph.ops import KV_CACHES, LOGITS, RECURRENT, Op, Operand
+from ..graph.ops import KV_CACHES, LOGITS, PAGES, RECURRENT, Op, Operand, State
 from . import tuning
-from .addresses import AddressMap, Region, buffer_sizes
+from .addresses import AddressMap, Region, state_sizes
 from .estimate import MemoryEstimate, budget
 from .lowering import Lowering
 from .plan import Plan, record
@@ -43,7 +43,7 @@ class Planner:
         self.file = file
         self._build = models.get(file.require("general.architecture", str))
         self.config = config.from_file(file, context)
-        self.addresses = AddressMap(file, self.config, buffer_sizes(self.config, core, kv, max(PREFILL_ROWS)), info)
+        self.addresses = AddressMap(file, self.config, state_sizes(self.config, core, kv, max(PREFILL_ROWS)), info)
         self._info, self._page = info, core.shapes()["KV_PAGE"]
         backend = info["backend"]
         divide_above = tuning.DIVIDE_KEYS_ABOVE.get(backend)
@@ -98,13 +98,14 @@ class Planner:
 
     def memory(self, rows: Iterable[int] = (1, *PREFILL_ROWS)) -> MemoryEstimate:
         """What a sequence needs in all, with plans of these numbers of rows: the largest that it needs among them."""
-        cfg, sizes = self.config, self.addresses.sizes
+        cfg = self.config
         kinds = Counter[str]()
-        for name, nbytes in sizes.items():
-            kinds[name.partition(".")[0]] += nbytes
+        for state, nbytes in self.addresses.states.items():
+            kinds[state.kind] += nbytes
         n_pages = -(-cfg.n_ctx // self._page)
-        kv = sum(kinds.pop(kind, 0) for kind in (*KV_CACHES, "pages"))
-        recurrent = sum(kinds.pop(kind, 0) for kind in RECURRENT)
+        kv = sum(kinds[kind] for kind in (*KV_CACHES, PAGES.kind))
+        recurrent = sum(kinds[kind] for kind in RECURRENT)
+        logits = kinds[LOGITS.kind]
         weights = Counter[str]()
         for t in self.file.tensors.values():
             weights[t.type.name] += t.nbytes
@@ -117,8 +118,8 @@ class Planner:
             kv_page=kv // n_pages,
             recurrent=recurrent,
             arena={n: self._arena_bytes(n) for n in rows},
-            logits=kinds.pop("logits") * LOGITS_ROWS,
-            other=kinds.total(),
+            logits=logits * LOGITS_ROWS,
+            other=sum(self.addresses.sizes.values()) - kv - recurrent - logits,
         )
 
     def _arena_bytes(self, rows: int) -> int:
@@ -130,10 +131,10 @@ class Planner:
 
     def kv_read(self) -> int:
         """Bytes of K/V that the last token of the context reads: all positions, or those in the layer's window."""
-        n, sizes = self.config.n_ctx, self.addresses.sizes
+        n, states = self.config.n_ctx, self.addresses.states
         n_rows = -(-n // self._page) * self._page
         return sum(
-            sizes[f"{kind}.{layer}"] // n_rows * min(n, window or n)
+            states[State(kind, layer)] // n_rows * min(n, window or n)
             for layer, window in enumerate(self.config.windows)
             for kind in KV_CACHES
             if not self.config.recurrent[layer]

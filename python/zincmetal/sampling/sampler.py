@@ -56,14 +56,14 @@ class Sampler:
         step = StepLogits.of(logits) if isinstance(logits, np.ndarray) else logits
         step.check_finite()
         if self.params.logits_processors:
-            step = StepLogits.of(_processed(step.all(), history, self.params.logits_processors))
-        return choose(Adjusted(step, *_changes(step, history, self.params)), self.params, self._noise.at(len(history)))
+            step = StepLogits.of(processed(step.all(), history, self.params.logits_processors))
+        return choose(Adjusted(step, *changes(step, history, self.params)), self.params, self._noise.at(len(history)))
 
 
 # ---- changed logits -----------------------------------------------------------------------------------------
 
 
-def _processed(logits: F32Array, history: Sequence[int], processors: Sequence[LogitsProcessor]) -> F32Array:
+def processed(logits: F32Array, history: Sequence[int], processors: Sequence[LogitsProcessor]) -> F32Array:
     """Apply the processors, one after another, to logits float32 [n_vocab]."""
     for i, process in enumerate(processors):
         logits = _logits_of(f"logits_processors[{i}]", process(list(history), logits), logits.size)
@@ -88,7 +88,7 @@ def _logits_of(name: str, result: Any, n_vocab: int) -> F32Array:
     return logits
 
 
-def _changes(step: StepLogits, history: Sequence[int], p: SamplingParams) -> tuple[IdArray, F64Array, F64Array]:
+def changes(step: StepLogits, history: Sequence[int], p: SamplingParams) -> tuple[IdArray, F64Array, F64Array]:
     """Apply penalties and bias.
 
     Returns the ids of the changed tokens, ascending, and their logits before and after.

@@ -9,15 +9,17 @@
 #include <sstream>
 #include <thread>
 
-#include "metal_cache.h"
-#include "metal_errors.h"
-#include "metal_heartbeat.h"
-#include "metal_in_flight.h"
-#include "metal_launches.h"
-#include "metal_names.h"
-#include "metal_pieces.h"
-#include "metal_rules.h"
-#include "metal_source.h"
+#include "metal/portable/cache.h"
+#include "metal/portable/errors.h"
+#include "metal/portable/heartbeat.h"
+#include "metal/portable/in_flight.h"
+#include "metal/portable/launches.h"
+#include "metal/portable/names.h"
+#include "metal/portable/pieces.h"
+#include "metal/portable/check_arguments.h"
+#include "metal/portable/limits.h"
+#include "metal/portable/missing_kernel.h"
+#include "metal/portable/source.h"
 
 using namespace zinc;
 
@@ -103,14 +105,14 @@ struct PrintedEncoder {
     void dispatch(const Dispatch&) { std::puts("dispatch"); }
 };
 
-// encoding(concurrent|serial) each(0|1) first, then dispatches like "kernel:0+16,1+0" (buffer number + offset), "!"
+// each(0|1) first, then dispatches like "kernel:0+16,1+0" (buffer number + offset), "!"
 // first for a barrier. Prints one line for each call to the encoder, from the first-th dispatch on.
 void launches(const Arguments& a) {
     std::vector<std::shared_ptr<Pipeline>> pipelines;
     std::vector<std::shared_ptr<Buffer>> buffers;
     for (int i = 0; i < 10; ++i) buffers.push_back(buffer_of(1024));
     std::vector<Dispatch> dispatches;
-    for (size_t i = 3; i < a.size(); ++i) {
+    for (size_t i = 2; i < a.size(); ++i) {
         Dispatch d;
         d.barrier = a[i][0] == '!';
         std::istringstream in(a[i].substr(d.barrier));
@@ -124,9 +126,8 @@ void launches(const Arguments& a) {
         }
         dispatches.push_back(d);
     }
-    const Encoding encoding = a.at(0) == "serial" ? Encoding::serial : Encoding::concurrent;
-    const size_t begin = std::stoul(a.at(2));
-    encode_dispatches(dispatches, begin, dispatches.size(), encoding, a.at(1) == "1",
+    const size_t begin = std::stoul(a.at(1));
+    encode_dispatches(dispatches, begin, dispatches.size(), a.at(0) == "1",
                       [](const Dispatch&) { return PrintedEncoder(); });
 }
 

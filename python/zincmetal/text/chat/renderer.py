@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...errors import ChatTemplateError
+from ...settings import PYTHON
 from . import sandbox
 from .resident import resident
 
-PYTHON = "ZINCMETAL_PYTHON"  # the variable that names the Python to render with
 START_LIMIT = 20.0  # seconds until the process must say hello
 GRACE = 0.25  # seconds that the alarm of the process has before the parent kills it
 SOON = 0.005  # seconds that an ordinary template takes; only then the parent starts to watch
@@ -101,47 +101,49 @@ class Renderer:
         self._no_python: str | None = None  # an executable that was tried and is no Python
         self.reset()
         os.register_at_fork(after_in_child=self.reset)  # the pipe belongs to the parent alone
-        atexit.register(self._stop)
+        atexit.register(self.stop)
 
     def reset(self) -> None:
         """Forget the process: after a fork, it belongs to the parent."""
         self._lock = threading.Lock()
-        self._child: Child | None = None
+        self.child: Child | None = None
 
     def ask(self, request: dict[str, Any], memory: int) -> Any:
         """Answer a request. Raises ChatTemplateError where the process ends before its answer."""
         with self._lock:
             try:
-                child = self._child = self._child or self._start(memory)
+                child = self.child = self.child or self._start(memory)
                 return _exchange(child, request, memory)
             except Ended as end:
-                self._stop()
+                self.stop()
                 raise ChatTemplateError(f"the chat template {end}") from None
             except BaseException:  # such as Ctrl-C: nobody would read the answer that comes later
-                self._stop()
+                self.stop()
                 raise
 
     def _start(self, memory: int) -> Child:
         settings = {"path": [p for p in sys.path if isinstance(p, str)], "memory": memory, "forked": False}
         python = _python()
         if python is not None and python != self._no_python:
-            self._child = _spawn(python, settings)
-            if _says_hello(self._child):
-                return self._child
-            self._stop()
+            self.child = spawn(python, settings)
+            if _says_hello(self.child):
+                return self.child
+            self.stop()
             self._no_python = python  # it may be an application, which must not start twice
-            if PYTHON in os.environ:
-                raise ChatTemplateError(f"{PYTHON}={python} is not a Python of version 3.10 or later")
-        self._child = child = Forked(settings | {"forked": True})
+            if PYTHON.value:
+                raise ChatTemplateError(f"{PYTHON.name}={python} is not a Python of version 3.10 or later")
+        self.child = child = Forked(settings | {"forked": True})
         if not _says_hello(child):
             raise ChatTemplateError(
-                f"chat templates run in a Python process of their own, and none starts: set {PYTHON} to the path of one"
+                f"chat templates run in a Python process of their own, and none starts: "
+                f"set {PYTHON.name} to the path of one"
             )
         child.beside = resident(child.pid) or 0
         return child
 
-    def _stop(self) -> None:
-        child, self._child = self._child, None
+    def stop(self) -> None:
+        """End the process, if there is one; the next request starts another."""
+        child, self.child = self.child, None
         if child is not None:
             for pipe in (child.stdin, child.stdout):
                 _close(pipe)
@@ -152,13 +154,14 @@ class Renderer:
 
 def _python() -> str | None:
     """Find the Python to start. None where no executable is surely a Python."""
-    if named := os.environ.get(PYTHON):
+    if named := PYTHON.value:
         return named
     is_python = Path(sys.executable or "").name.lower().startswith(("python", "pypy"))
     return sys.executable if is_python and not getattr(sys, "frozen", False) else None
 
 
-def _spawn(python: str, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
+def spawn(python: str, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """Start ``sandbox.py`` in an isolated Python. Raises ChatTemplateError where the system cannot."""
     try:
         return subprocess.Popen(
             [python, "-I", "-S", str(Path(sandbox.__file__)), json.dumps(settings)],

@@ -22,13 +22,14 @@ def resident(pid: int) -> int | None:
 @cache
 def _way() -> Callable[[int], int | None]:
     """Find the best way to ask on this system: ``/proc``, Apple's libproc, or ``ps``."""
-    for way in (_of_proc, _of_libproc()):
+    for way in (of_proc, _of_libproc()):
         if way is not None and way(os.getpid()) is not None:
             return way
-    return _of_ps
+    return of_ps
 
 
-def _of_proc(pid: int) -> int | None:
+def of_proc(pid: int) -> int | None:
+    """Bytes resident by Linux's /proc, or None."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -54,7 +55,8 @@ def _of_libproc() -> Callable[[int], int | None] | None:
     return of_libproc
 
 
-def _of_ps(pid: int) -> int | None:
+def of_ps(pid: int) -> int | None:
+    """Bytes resident by the command ps, or None."""
     try:
         shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, timeout=1, check=True)
         return int(shown.stdout) << 10

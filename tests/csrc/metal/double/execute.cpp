@@ -8,8 +8,8 @@
 #include <utility>
 
 #include "conditions.h"
-#include "cpu/native.h"
-#include "msl/executor.h"
+#include "cpu/native/kernel.h"
+#include "msl/run/executor.h"
 #include "rules.h"
 
 namespace metal_double {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "msl/runtime.h"
+#include "msl/run/runtime.h"
 
 namespace metal_double {
 

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "conditions.h"
-#include "device.h"
+#include "core/device.h"
 #include "params.h"
 
 using namespace zinc;
@@ -19,11 +19,11 @@ constexpr uint32_t N = 256;
 struct Sum {
     explicit Sum(uint32_t n_dispatches) {
         const auto of = [&](float value) {
-            auto buffer = device->alloc(N * sizeof(float), Storage::shared);
+            auto buffer = device->alloc(N * sizeof(float));
             for (uint32_t i = 0; i < N; i++) buffer->write(i * sizeof(float), &value, sizeof(value));
             return buffer;
         };
-        auto step = device->alloc(sizeof(Step), Storage::shared), one = of(1);
+        auto step = device->alloc(sizeof(Step)), one = of(1);
         Step one_token{};
         one_token.n_tokens = 1;
         step->write(0, &one_token, sizeof(one_token));
@@ -37,7 +37,7 @@ struct Sum {
         d.bindings = {{step, 0, sizeof(Step)}, {out, 0, bytes}, {one, 0, bytes}, {out, 0, bytes}};
         d.threads = 64;
         d.barrier = true;
-        recording = device->record({n_dispatches, d}, Encoding::concurrent);
+        recording = device->record({n_dispatches, d});
     }
     float value() const {
         float first;

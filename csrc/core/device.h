@@ -1,0 +1,183 @@
+// The whole device surface on one page. Exactly one backend is linked into each extension module:
+// metal/device.mm, cpu/device.cpp or cuda/device.cu defines open_device() and derives these classes.
+#pragma once
+
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/file_map.h"
+
+namespace zinc {
+
+// Any failure of a device: absent, refused an allocation, failed while running. Python sees
+// zincmetal.errors.DeviceError.
+struct DeviceError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// No memory is left for the request. Python sees zincmetal.errors.OutOfMemoryError.
+struct OutOfMemoryError : DeviceError {
+    using DeviceError::DeviceError;
+};
+
+// The process that opened a device. A forked child has a copy of its memory, but not its threads and not the driver's
+// state: there, a device may not be used, waited for or given back.
+class OpeningProcess {
+  public:
+    bool is_another() const { return getpid() != id_; }
+    void check() const {
+        if (is_another())
+            throw DeviceError("the device was opened before a fork, and is the parent's: load the model in the child, "
+                              "or with Metal start processes by multiprocessing's \"spawn\"");
+    }
+
+  private:
+    const pid_t id_ = getpid();
+};
+
+// Throws DeviceError where a mapped file has lost pages that were read.
+inline void check_file(const FileDamage& file) {
+    if (file.damaged.load(std::memory_order_relaxed))
+        throw DeviceError(std::string("the file ") + file.path +
+                          " was cut or became unreadable while it was in use; load it again");
+}
+
+struct DeviceInfo {
+    std::string name;     // "Apple M4 Max", "CPU (avx512, 2 threads)"
+    std::string backend;  // "metal", "cpu", "cuda"
+    bool unified_memory = false;
+    uint64_t working_set_bytes = 0;  // the most that the device recommends to keep resident
+    uint64_t allocated_bytes = 0;    // of these, taken by the process so far; 0 if the device does not tell
+    uint64_t max_buffer_bytes = 0;
+    uint32_t max_threadgroup_bytes = 0;
+    uint32_t page_bytes = 0;    // alignment that wrap() asks of a pointer and a length
+    bool asynchronous = false;  // submit() returns while the work goes on, so that the host can do other work meanwhile
+    // Name and value of every further query, in the order of the start-up log: family, ray tracing, ISA, threads ...
+    std::vector<std::pair<std::string, std::string>> features;
+};
+
+struct DeviceOptions {
+    int threads = 0;            // CPU: 0 takes the cores there are
+    bool native = true;         // CPU: use native kernels where there is one
+    std::string kernel_folder;  // Metal: where zincmetal.metallib or the .metal sources lie
+};
+
+// Device memory. host is null where the host cannot see it: on a device with memory of its own. A wrapped buffer
+// borrows its memory: the owner outlives it.
+class Buffer {
+  public:
+    virtual ~Buffer() = default;
+    // Whether write() and read() work. No command buffer in flight may use the bytes, and [offset, offset + n) must lie
+    // in the buffer: the caller sees to both.
+    virtual bool copies() const { return host != nullptr; }
+    virtual void write(size_t offset, const void* from, size_t n) {
+        std::memcpy(static_cast<char*>(host) + offset, from, n);
+    }
+    virtual void read(size_t offset, void* to, size_t n) const {
+        std::memcpy(to, static_cast<const char*>(host) + offset, n);
+    }
+    void* host = nullptr;
+    size_t bytes = 0;
+    bool read_only = false;            // a mapped file: the host must not write
+    const FileDamage* file = nullptr;  // of the mapped file that it lies in, or null
+};
+
+struct PipelineLimits {
+    uint32_t max_threads = 0;        // threads in a threadgroup, for this pipeline on this device
+    uint32_t simd_width = 0;         // 32, or the device is of no use to these kernels
+    uint32_t threadgroup_bytes = 0;  // static threadgroup memory
+};
+
+// A compiled kernel.
+class Pipeline {
+  public:
+    virtual ~Pipeline() = default;
+    std::string name;
+    PipelineLimits limits;
+};
+
+struct Binding {
+    std::shared_ptr<Buffer> buffer;
+    uint64_t offset = 0;
+    uint64_t bytes = 0;  // the extent that the kernel may touch, from offset
+};
+
+// One kernel launch. params go to buffer index 0 by value (setBytes, at most 4 KiB), bindings to 1, 2, ...
+struct Dispatch {
+    std::shared_ptr<Pipeline> pipeline;
+    std::vector<uint8_t> params;
+    std::vector<Binding> bindings;
+    uint32_t grid[3] = {1, 1, 1};  // threadgroups
+    uint32_t threads = 32;         // per threadgroup, a multiple of 32
+    bool barrier = false;          // everything recorded before is visible to this dispatch and to all after it
+};
+
+// Dispatches made ready to run again and again, as one command buffer. Dispatches between two barriers may run at once.
+// A recording may be in flight twice; its destructor waits for the device.
+class Recording {
+  public:
+    virtual ~Recording() = default;
+};
+
+struct RunTimes {
+    double gpu_start = 0, gpu_end = 0;  // seconds, on the device's clock
+};
+
+// Called now and then on the caller's thread while a call waits for the device or does its work. It throws to end the
+// call, for example on Ctrl-C: work that has not begun is dropped, and work that has begun has ended.
+using Poll = std::function<void()>;
+
+class Device {
+  public:
+    virtual ~Device() = default;
+    virtual DeviceInfo info() const = 0;
+    const OpeningProcess process{};  // the binding asks it before every call; destructors ask for themselves
+
+    virtual std::shared_ptr<Buffer> alloc(size_t bytes) = 0;
+    // No copy: pointer and length are multiples of info().page_bytes.
+    virtual std::shared_ptr<Buffer> wrap(void* pointer, size_t bytes) = 0;
+    virtual std::shared_ptr<Pipeline> pipeline(const std::string& kernel) = 0;
+    virtual std::vector<std::string> kernel_names() const = 0;
+    // Makes these kernels at once, where that is faster than one by one. Errors are thrown by pipeline().
+    virtual void prepare(const std::vector<std::string>& kernels) { (void)kernels; }
+
+    virtual std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches) = 0;
+    // Commits the recording and returns its ticket: 1, 2, ... Recordings run in this order, each after the one before
+    // has ended. At least two may be in flight; beyond the device's limit, submit() waits. Our code makes no heap
+    // allocation here.
+    virtual uint64_t submit(Recording& recording, const Poll& poll = {}) = 0;
+    // Waits for this recording and all before it. A recording that failed throws here. If the device can go on, all
+    // work that was in flight is lost and the next submission works; otherwise every later call throws too. The times
+    // of the last two recordings are known; those of older ones are zero.
+    virtual RunTimes wait(uint64_t ticket, const Poll& poll = {}) = 0;
+
+    // Runs the dispatches once, each alone after the one before has ended, for a profile. Returns the seconds of each,
+    // on the device's clock. The results in memory are those of a run.
+    virtual std::vector<double> time_each(const std::vector<Dispatch>& dispatches) {
+        std::vector<double> seconds;
+        for (const Dispatch& d : dispatches) {
+            const auto alone = record({d});
+            const RunTimes times = wait(submit(*alone));
+            seconds.push_back(times.gpu_end - times.gpu_start);
+        }
+        return seconds;
+    }
+
+    // Whether the device can write the work submitted between the two calls below to a file for its own tools.
+    virtual bool captures() const { return false; }
+    virtual void start_capture(const std::string& path) { (void)path; }
+    virtual void stop_capture() {}
+};
+
+std::unique_ptr<Device> open_device(const DeviceOptions& options);
+
+}  // namespace zinc

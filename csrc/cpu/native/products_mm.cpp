@@ -1,0 +1,81 @@
+// Native matrix-matrix products: Y = X W^T for every type of W, alone, added to a residual, or two under a gate.
+#include "cpu/native/strips.h"
+
+namespace zinc {
+namespace {
+
+// The products of MATRICES matrices (bindings 2 ..) with X (the next binding), handed to
+// finish(token, row, n, y0, y1).
+template <class T, int MATRICES, class Finish>
+void multiply(const NativeLaunch& l, uint64_t begin, uint64_t end, Finish&& finish) {
+    const auto& p = l.as<MatMulParams>();
+    const uint32_t n_tokens = l.buffer<const Step>(1)->n_tokens;
+    const float* x = l.buffer<const float>(2 + MATRICES);
+    for_blocks(begin, end, l.grid[0], [&](Range xs, Range ys) {
+        const Range rows = pieces(p.m, ys, l.grid[1]), range = pieces(n_tokens, xs, l.grid[0]);
+        if (range.begin >= range.end) return;
+        const float** list = workspace().tokens.take<const float*>(range.end - range.begin);
+        for (uint32_t t = range.begin; t < range.end; t++) list[t - range.begin] = x + size_t(t) * p.k;
+        const Tokens tokens(list, range.end - range.begin, n_tokens);
+        for (uint32_t r = rows.begin; r < rows.end; r += STRIP) {
+            Strip strips[MATRICES];
+            for (int i = 0; i < MATRICES; i++)
+                strips[i] = {l.buffer<const uint8_t>(2 + i) + size_t(r) * p.row_bytes, p.row_bytes,
+                             std::min(rows.end - r, STRIP), p.k};
+            multiply_strips<T>(strips, tokens, [&](size_t t, uint32_t n, const float* y0, const float* y1) {
+                finish(range.begin + t, r, n, y0, y1);
+            });
+        }
+    });
+}
+
+template <class T>
+void mul_mm(const NativeLaunch& l, uint64_t begin, uint64_t end) {
+    const uint32_t m = l.as<MatMulParams>().m;
+    float* out = l.buffer<float>(4);
+    multiply<T, 1>(l, begin, end, [&](size_t token, uint32_t row, uint32_t n, const float* y, const float*) {
+        std::memcpy(out + token * m + row, y, n * sizeof(float));
+    });
+}
+
+template <class T>
+void mul_mm_add(const NativeLaunch& l, uint64_t begin, uint64_t end) {
+    const auto& p = l.as<MatMulParams>();
+    const float* residual = l.buffer<const float>(4);
+    float* out = l.buffer<float>(5);
+    multiply<T, 1>(l, begin, end, [&](size_t token, uint32_t row, uint32_t n, const float* y, const float*) {
+        map_floats(n, out + token * p.m + row, residual + token * p.residual_stride + row, y,
+                   [](vf a, vf b) { return a + b; });
+    });
+}
+
+template <class T>
+void mul_mm_mix(const NativeLaunch& l, uint64_t begin, uint64_t end) {
+    const auto& p = l.as<MatMulParams>();
+    const float *residual = l.buffer<const float>(4), *scale = l.buffer<const float>(5);
+    float* out = l.buffer<float>(6);
+    multiply<T, 1>(l, begin, end, [&](size_t token, uint32_t row, uint32_t n, const float* y, const float*) {
+        const float factor = scale[token * p.scale_stride];
+        map_floats(n, out + token * p.m + row, residual + token * p.residual_stride + row, y,
+                   [factor](vf a, vf b) { return a + factor * b; });
+    });
+}
+
+template <class T, vf (*GATE)(vf)>
+void mul_mm_gated(const NativeLaunch& l, uint64_t begin, uint64_t end) {
+    const uint32_t m = l.as<MatMulParams>().m;
+    float* out = l.buffer<float>(5);
+    multiply<T, 2>(l, begin, end, [&](size_t token, uint32_t row, uint32_t n, const float* gate, const float* up) {
+        map_floats(n, out + token * m + row, gate, up, [](vf g, vf u) { return GATE(g) * u; });
+    });
+}
+
+}  // namespace
+
+#define MUL_MM(name, T)                                                                                                \
+    {"mul_mm_" name, mul_mm<T>, 0}, {"mul_mm_add_" name, mul_mm_add<T>, 0}, {"mul_mm_mix_" name, mul_mm_mix<T>, 0},    \
+        {"mul_mm_swiglu_" name, mul_mm_gated<T, silu>, 0}, {"mul_mm_geglu_" name, mul_mm_gated<T, gelu>, 0},
+
+NATIVE_TABLE(products_mm) = {TENSOR_TYPES(MUL_MM){}};
+
+}  // namespace zinc

@@ -1,0 +1,237 @@
+// How the lanes of a simdgroup exchange values on CUDA: a simdgroup is a warp, and all of its lanes take part.
+#pragma once
+
+#include "msl/run/runtime.h"
+#include "simd_operations.h"
+
+namespace metal {
+
+namespace detail {
+
+using zinc::msl::simd_width;
+
+constexpr uint all_lanes = 0xffffffffu;
+
+METAL_FUNC uint current_lane() { return threadIdx.x % simd_width; }
+
+// Loads and stores of matrices need no meeting of the lanes.
+METAL_FUNC void arrive(const char*, const char*, uint) {}
+
+// Which lane a lane reads from, for one 32-bit word.
+struct FromLane {
+    template <uint width>
+    static METAL_FUNC uint word(uint w, uint argument) {
+        return __shfl_sync(all_lanes, w, int(argument), width);
+    }
+};
+struct FromXor {
+    template <uint width>
+    static METAL_FUNC uint word(uint w, uint argument) {
+        return __shfl_xor_sync(all_lanes, w, int(argument), width);
+    }
+};
+struct FromBelow {  // shuffle_up: lanes without a source keep their own value
+    template <uint width>
+    static METAL_FUNC uint word(uint w, uint argument) {
+        return __shfl_up_sync(all_lanes, w, argument, width);
+    }
+};
+struct FromAbove {
+    template <uint width>
+    static METAL_FUNC uint word(uint w, uint argument) {
+        return __shfl_down_sync(all_lanes, w, argument, width);
+    }
+};
+struct FromBelowRotating {  // the hardware takes the lane modulo the width
+    template <uint width>
+    static METAL_FUNC uint word(uint w, uint argument) {
+        return __shfl_sync(all_lanes, w, int(current_lane() - argument), width);
+    }
+};
+struct FromAboveRotating {
+    template <uint width>
+    static METAL_FUNC uint word(uint w, uint argument) {
+        return __shfl_sync(all_lanes, w, int(current_lane() + argument), width);
+    }
+};
+
+// A value of any size travels as words.
+template <class From, uint width>
+struct Shuffle {
+    template <class T>
+    static METAL_FUNC T apply(const T& value, uint argument) {
+        constexpr uint n_words = (sizeof(T) + 3) / 4;
+        uint words[n_words] = {};
+        __builtin_memcpy(words, static_cast<const void*>(&value), sizeof(T));
+        for (uint i = 0; i < n_words; i++) words[i] = From::template word<width>(words[i], argument);
+        T result;
+        __builtin_memcpy(static_cast<void*>(&result), words, sizeof(T));
+        return result;
+    }
+};
+
+// One instruction for 32-bit integers of a whole simdgroup.
+template <class T>
+concept Word = std::is_same_v<T, int> || std::is_same_v<T, uint>;
+template <Word T>
+METAL_FUNC T reduce_words(Add, T x) {
+    return T(__reduce_add_sync(all_lanes, uint(x)));
+}
+template <Word T>
+METAL_FUNC T reduce_words(Largest, T x) {
+    return __reduce_max_sync(all_lanes, x);
+}
+template <Word T>
+METAL_FUNC T reduce_words(Smallest, T x) {
+    return __reduce_min_sync(all_lanes, x);
+}
+template <Word T>
+METAL_FUNC T reduce_words(BitAnd, T x) {
+    return T(__reduce_and_sync(all_lanes, uint(x)));
+}
+template <Word T>
+METAL_FUNC T reduce_words(BitOr, T x) {
+    return T(__reduce_or_sync(all_lanes, uint(x)));
+}
+template <Word T>
+METAL_FUNC T reduce_words(BitXor, T x) {
+    return T(__reduce_xor_sync(all_lanes, uint(x)));
+}
+
+// Every lane of a group of `width` gets the result over the group: the tree of the CPU lane, so the same rounding.
+template <class Op, uint width>
+struct Reduce {
+    template <class T>
+    static METAL_FUNC T apply(const T& value, uint) {
+        if constexpr (width == simd_width && requires { reduce_words(Op(), value); }) {
+            return reduce_words(Op(), value);
+        } else {
+            T all = value;
+            for (uint step = width / 2; step > 0; step /= 2)
+                all = Op::apply(all, Shuffle<FromXor, width>::apply(all, step));
+            return all;
+        }
+    }
+};
+
+template <class Op, bool inclusive>
+struct Prefix {
+    template <class T>
+    static METAL_FUNC T apply(const T& value, uint) {
+        T sum = value;
+        for (uint step = 1; step < simd_width; step *= 2) {
+            const T below = Shuffle<FromBelow, simd_width>::apply(sum, step);
+            if (current_lane() >= step) sum = Op::apply(below, sum);
+        }
+        if (inclusive) return sum;
+        const T before = Shuffle<FromBelow, simd_width>::apply(sum, 1);
+        return current_lane() == 0 ? Op::template identity<T>() : before;
+    }
+};
+
+struct Ballot {
+    template <class T>
+    static METAL_FUNC T apply(const T&, uint argument) {
+        return T(__ballot_sync(all_lanes, int(argument)));
+    }
+};
+
+// Row and first column of a lane's two elements: as the matrix unit has its results.
+METAL_FUNC constexpr uint matrix_row(uint lane) { return lane / 4; }
+METAL_FUNC constexpr uint matrix_col(uint lane) { return lane % 4 * 2; }
+
+// A lane's share of a matrix: its elements in the layout of results, and, for a loaded matrix, the elements that it
+// must bring if the matrix is the right one of a product. A load that nobody uses costs nothing.
+template <class T>
+struct Held {
+    vec<T, 2> elements;  // (row, column) and (row, column + 1)
+    vec<T, 2> crossed;   // (column, row) and (column + 1, row)
+    bool has_crossed = false;
+
+    METAL_FUNC vec<T, 2>& change() {
+        has_crossed = false;
+        return elements;
+    }
+    template <class Elements>
+    METAL_FUNC void load(const Elements& source, bool transpose) {
+        elements = source(transpose);
+        crossed = source(!transpose);
+        has_crossed = true;
+    }
+    METAL_FUNC float2 right() const {
+        if (has_crossed) return float2(float(crossed.x), float(crossed.y));
+        const uint row = matrix_col(current_lane());
+        return float2(element(row), element(row + 1));
+    }
+
+  private:
+    // Element (row, lane / 4).
+    METAL_FUNC float element(uint row) const {
+        const uint column = current_lane() / 4;
+        const vec<T, 2> pair = Shuffle<FromLane, simd_width>::apply(elements, row * 4 + column / 2);
+        return column % 2 ? float(pair.y) : float(pair.x);
+    }
+};
+
+// Two floats as four numbers that the matrix unit takes, of 11 significant bits each: the error is 2^-21 of a float.
+// Narrower types fit into the high ones. The unit drops the excess bits of the low ones.
+struct Split {
+    uint2 high, low;
+    METAL_FUNC explicit Split(float2 v) {
+        for (uint i = 0; i < 2; i++) {
+            high[i] = (__float_as_uint(v[i]) + 0x1000) & 0xFFFFE000;
+            low[i] = __float_as_uint(v[i] - __uint_as_float(high[i]));
+        }
+    }
+};
+
+// sum += A B by the matrix unit, whose A is two of our matrices, one below the other, and whose result too. Its column
+// q of A is column 2 q of ours, q + 4 is 2 q + 1, and so for the rows of B: a sum does not mind, and A's elements are
+// where they should be.
+METAL_FUNC void multiply_tf32(float4& sum, uint2 upper, uint2 lower, uint2 b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum.x), "+f"(sum.y), "+f"(sum.z), "+f"(sum.w)
+        : "r"(upper.x), "r"(lower.x), "r"(upper.y), "r"(lower.y), "r"(b.x), "r"(b.y));
+}
+
+template <class T>
+METAL_FUNC float2 as_float2(const vec<T, 2>& v) {
+    return float2(float(v.x), float(v.y));
+}
+
+// The matrix unit rounds its sums towards zero: it gets sums of eight products alone. One matrix leaves half of the
+// unit to its low parts.
+template <class A, class B, class C>
+METAL_FUNC vec<C, 2> multiply_accumulate(const Held<A>& a, const Held<B>& b, const vec<C, 2>& c, const char*, uint) {
+    const Split left(as_float2(a.elements)), right(b.right());
+    float4 sum(0.0f);
+    multiply_tf32(sum, left.high, left.low, right.low);
+    multiply_tf32(sum, left.high, left.low, right.high);
+    return vec<C, 2>(C(float(c.x) + (sum.x + sum.z)), C(float(c.y) + (sum.y + sum.w)));
+}
+
+// Pairs of the left matrices go together.
+template <class C, class A, class B, uint M>
+METAL_FUNC void multiply_accumulate_each(C (&c)[M], const A (&a)[M], const B& b, const char*, uint) {
+    static_assert(M % 2 == 0);
+    const Split right(b.held.right());
+#pragma unroll
+    for (uint i = 0; i < M; i += 2) {
+        const Split upper(as_float2(a[i].held.elements)), lower(as_float2(a[i + 1].held.elements));
+        float4 sum(0.0f);
+        multiply_tf32(sum, upper.low, lower.low, right.high);
+        multiply_tf32(sum, upper.high, lower.high, right.low);
+        multiply_tf32(sum, upper.high, lower.high, right.high);
+        c[i].held.elements += float2(sum.x, sum.y);
+        c[i + 1].held.elements += float2(sum.z, sum.w);
+    }
+}
+
+template <class Rule, class T>
+METAL_FUNC T exchange(const T& value, uint argument, const char*, const char*, uint) {
+    return Rule::apply(value, argument);
+}
+
+}  // namespace detail
+}  // namespace metal

@@ -1,0 +1,97 @@
+// simdgroup_matrix: an 8 by 8 matrix spread over the 32 lanes of a simdgroup, two neighbours of a row in each.
+#pragma once
+
+#include "simd_functions.h"
+
+namespace metal {
+
+template <class T, int rows, int cols = rows>
+struct simdgroup_matrix {
+    static_assert(rows == 8 && cols == 8, "MSL has 8 by 8 matrices");
+    static_assert(is_floating_point_v<T>);
+
+    simdgroup_matrix() = default;
+    METAL_FUNC explicit simdgroup_matrix(T diagonal);
+    METAL_FUNC vec<T, 2>& thread_elements() { return held.change(); }
+    METAL_FUNC const vec<T, 2>& thread_elements() const { return held.elements; }
+
+    detail::Held<T> held;  // not MSL's: for the functions below
+};
+
+using simdgroup_float8x8 = simdgroup_matrix<float, 8, 8>;
+using simdgroup_half8x8 = simdgroup_matrix<half, 8, 8>;
+using simdgroup_bfloat8x8 = simdgroup_matrix<bfloat, 8, 8>;
+
+namespace detail {
+
+template <class T>
+METAL_FUNC ulong matrix_index(uint lane, uint i, ulong stride, ulong2 origin, bool transpose) {
+    const ulong r = matrix_row(lane), c = matrix_col(lane) + i;
+    return transpose ? (origin.y + c) * stride + origin.x + r : (origin.y + r) * stride + origin.x + c;
+}
+
+}  // namespace detail
+
+template <class T, int rows, int cols>
+METAL_FUNC simdgroup_matrix<T, rows, cols>::simdgroup_matrix(T diagonal) {
+    const uint lane = detail::current_lane();
+    for (uint i = 0; i < 2; i++)
+        thread_elements().data[i] = detail::matrix_row(lane) == detail::matrix_col(lane) + i ? diagonal : T(0);
+}
+
+template <class T, int rows, int cols = rows>
+METAL_FUNC simdgroup_matrix<T, rows, cols> make_filled_simdgroup_matrix(T value) {
+    simdgroup_matrix<T, rows, cols> m;
+    m.thread_elements() = vec<T, 2>(value);
+    return m;
+}
+
+// Element (r, c) of the matrix is source[(origin.y + r) * elements_per_row + origin.x + c], or with (c, r) transposed.
+template <class T, int rows, int cols>
+METAL_FUNC void simdgroup_load(simdgroup_matrix<T, rows, cols>& m, const T* source, ulong elements_per_row = cols,
+                               ulong2 matrix_origin = 0, bool transpose_matrix = false, MSL_SITE) {
+    detail::arrive("simdgroup_load", file, line);
+    const uint lane = detail::current_lane();
+    const auto elements = [&](bool transpose) {
+        vec<T, 2> pair;
+        for (uint i = 0; i < 2; i++)
+            pair.data[i] = source[detail::matrix_index<T>(lane, i, elements_per_row, matrix_origin, transpose)];
+        return pair;
+    };
+    m.held.load(elements, transpose_matrix);
+}
+
+template <class T, int rows, int cols>
+METAL_FUNC void simdgroup_store(const simdgroup_matrix<T, rows, cols>& m, T* target, ulong elements_per_row = cols,
+                                ulong2 matrix_origin = 0, bool transpose_matrix = false, MSL_SITE) {
+    detail::arrive("simdgroup_store", file, line);
+    const uint lane = detail::current_lane();
+    for (uint i = 0; i < 2; i++)
+        target[detail::matrix_index<T>(lane, i, elements_per_row, matrix_origin, transpose_matrix)] =
+            m.thread_elements().data[i];
+}
+
+template <class D, class A, class B, class C, int rows, int cols>
+METAL_FUNC void simdgroup_multiply_accumulate(simdgroup_matrix<D, rows, cols>& d,
+                                              const simdgroup_matrix<A, rows, cols>& a,
+                                              const simdgroup_matrix<B, rows, cols>& b,
+                                              const simdgroup_matrix<C, rows, cols>& c, MSL_SITE) {
+    const vec<C, 2> sum = detail::multiply_accumulate(a.held, b.held, c.thread_elements(), file, line);
+    for (uint i = 0; i < 2; i++) d.thread_elements().data[i] = D(float(sum.data[i]));
+}
+
+template <class D, class A, class B, int rows, int cols>
+METAL_FUNC void simdgroup_multiply(simdgroup_matrix<D, rows, cols>& d, const simdgroup_matrix<A, rows, cols>& a,
+                                   const simdgroup_matrix<B, rows, cols>& b, MSL_SITE) {
+    simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<D, rows, cols>(D(0)), file, line);
+}
+
+// c[i] += a[i] b for all i. MSL has no such function: there it is a loop (kernels/common.h), here a device may do all
+// at once.
+template <class A, class B, uint M>
+METAL_FUNC void multiply_accumulate_each(simdgroup_float8x8 (&c)[M], const simdgroup_matrix<A, 8, 8> (&a)[M],
+                                         const simdgroup_matrix<B, 8, 8>& b, MSL_SITE) {
+    detail::multiply_accumulate_each(c, a, b, file, line);
+}
+
+}  // namespace metal

@@ -1,0 +1,40 @@
+"""One small file through every stage, each printed (``pytest -s``) and checked: the first test to read."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from support.paths import DATA
+from zincmetal import config, gguf, models
+from zincmetal.device import backend
+from zincmetal.device.buffers import Buffers, map_weights
+from zincmetal.graph.builder import Graph
+from zincmetal.plan.planner import Planner
+from zincmetal.text.tokenizer import Tokenizer
+
+FILE, N = DATA / "llama-q4_k_m.gguf", 16
+
+
+def test_a_file_becomes_text() -> None:
+    exact = np.load(FILE.with_suffix(".npz"))  # the same model computed in float32 outside of this package
+    core, device = backend.open_device("cpu")
+    with gguf.open(FILE) as file:
+        print("gguf:", len(file.tensors), "tensors, among them", file.tensors["token_embd.weight"])
+        assert file.require("general.architecture", str) == "llama"
+        print("config:", cfg := config.from_file(file, 64))
+        assert file.tensors["token_embd.weight"].shape == (cfg.n_vocab, cfg.n_embd)
+        planner = Planner(file, core, device.info, cfg.n_ctx)
+        graph = Graph(cfg, planner.addresses.weight)
+        graph.logits(graph.rms_norm(models.get(cfg.arch)(graph), "output_norm"))
+        print("graph:", *(op.kind for op in graph.ops))
+        assert sum(op.kind == "attention" for op in graph.ops) == cfg.n_layer
+        print("plan:", (plan := planner.plan(1)).dump())
+        assert (plan.hazards(), len(plan.dispatches) < len(graph.ops)) == ([], True)
+        buffers = Buffers(device, map_weights(device, file, planner.addresses), planner.addresses)
+        buffers.alloc("arena", plan.arena_bytes)
+        sequence = core.Steps(buffers.buffer("step"), buffers.buffer("tokens"), cfg.n_ctx, cfg.n_vocab)
+        compiled = plan.compile(core, device, buffers.buffer)
+        tokens = [core.decode_step(sequence, compiled, int(given)) for given in exact["tokens"][:N]]
+        print("tokens:", tokens, "text:", text := Tokenizer.from_metadata(file.metadata).decode(tokens))
+    assert tokens[-1] == exact["logprobs"][exact["prefix_lengths"].tolist().index(N)].argmax()
+    assert text
