@@ -1,4 +1,4 @@
-"""Parses the head of one GGUF file, up to the tensor data: from bytes to checked values.
+"""Parses everything before the tensor data of one GGUF file: from bytes to checked values.
 
 A file is hostile until it is checked. Every count, length, offset and dimension is compared with the bytes that the
 file has. Only then does it decide how much is read, skipped or allocated. Python's integers do not overflow.
@@ -125,6 +125,9 @@ class Metadata(Mapping[str, Any]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
+
+    def __repr__(self) -> str:
+        return f"<gguf.Metadata: {len(self._values)} keys>"
 
     def length(self, key: str) -> int:
         """Count the elements of an array without decoding it. 0 for a scalar or an absent key."""

@@ -82,7 +82,7 @@ class MetadataReader:
             return self.values.get(key)
         except FileChangedError:
             raise
-        except GGUFError as error:  # a lazy array holds text that is not UTF-8, or a bad boolean
+        except GGUFError as error:  # a lazy array has text that is not UTF-8, or a bad boolean
             raise self._error(str(error)) from error
         except ZincError:
             raise
@@ -299,7 +299,7 @@ IRRELEVANT_PREFIXES = ("audio.", "mm.", "vision.")
 
 #: llama.cpp's own saver (``llama-finetune``) writes every key that it knows, for every architecture. A key that the
 #: model does not have gets a default that llama.cpp does not apply. This key of another architecture shows such a file.
-SAVER_MARK = "wkv.head_size"
+SAVER_SIGN = "wkv.head_size"
 SAVER_DEFAULTS: dict[str, Any] = {
     "attn_logit_softcapping": 50.0,
     "expert_gating_func": 0,
@@ -317,7 +317,7 @@ class Keys(MetadataReader):
     def __init__(self, file: File, arch: str) -> None:
         super().__init__(file.metadata, f"{arch}.", file.path)
         self.file, self.arch = file, arch
-        self.saved = f"{arch}.{SAVER_MARK}" in file.metadata  # by llama.cpp itself
+        self.saved = f"{arch}.{SAVER_SIGN}" in file.metadata  # by llama.cpp itself
         self.assumed: list[str] = []  # assumptions, for one warning
 
     def spelled(self, name: str) -> str:

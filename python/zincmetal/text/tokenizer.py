@@ -103,6 +103,9 @@ class Tokenizer:
         self._encoder: _Encoder | None = None
         self._building = threading.Lock()
 
+    def __repr__(self) -> str:
+        return f"<Tokenizer: {self.vocab_size} tokens, {len(self.eog_ids)} of them end tokens>"
+
     def _recipe(self, meta: TokenizerKeys, sentencepiece: bool, pre: PreTokenizer) -> Callable[[], _Encoder]:
         """Prepare the building of the encoder. Reads all arrays now, because the file may be closed later."""
         vocab = self._vocab

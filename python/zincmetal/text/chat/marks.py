@@ -70,7 +70,7 @@ class Marker:
         return [at for at, found in starts.items() if found or self._beginnings]
 
     def _starts(self, text: str) -> dict[int, list[str]]:
-        """Map each place where a control text could begin to those that do. They may overlap others."""
+        """Map each place where a control text could begin to the texts that begin there. They may overlap."""
         found = {}
         for first in self._first.finditer(text) if self._first else ():
             at = first.start()

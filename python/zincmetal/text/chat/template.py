@@ -74,6 +74,10 @@ class ChatTemplate:
         self._sources = _Sources(source, self.named, {"bos_token": bos, "eos_token": eos} | self._names)
         self._control_texts = tuple(control_texts)
 
+    def __repr__(self) -> str:
+        names = f", and by name {', '.join(map(quote, sorted(self.named)))}" if self.named else ""
+        return f"<ChatTemplate: {len(self.source)} characters{names}>"
+
     @classmethod
     def from_metadata(cls, meta: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
         """Read the templates of a GGUF file. Raises ChatTemplateError if it has none."""
