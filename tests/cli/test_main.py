@@ -111,7 +111,7 @@ def test_an_old_door_has_the_options_of_its_command(door, name):
     def options(*words: str) -> set[str]:
         command = [sys.executable, "-m", *words, "--help"]
         text = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-        return set(re.findall(r"^ +(-.*?)(?:  |$)", text.split("examples:")[0], re.MULTILINE))
+        return set(re.findall(r"^  (-.*?)(?:  |$)", text.split("examples:")[0], re.MULTILINE))
 
     there, here = options(f"zincmetal.{door}"), options("zincmetal", name)
     assert there == here
