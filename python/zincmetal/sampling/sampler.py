@@ -158,14 +158,14 @@ def choose(adjusted: Adjusted, p: SamplingParams, noise: Noise) -> int:
 
 
 def _draw(ids: IdArray, logits: F64Array, temperature: float, noise: Noise) -> tuple[int, float]:
-    """The token with the largest score, and its score: (logit - first logit) / temperature + noise."""
+    """Find the token with the largest score, and its score: (logit - first logit) / temperature + noise."""
     scores = _scaled(logits, float(logits[0]), temperature) + noise.of(ids)
     best = int(scores.argmax())
     return int(ids[best]), float(scores[best])
 
 
 def _scaled(logits: F64Array, best: float, temperature: float) -> F64Array:
-    """(logits - best) / temperature. A tiny temperature may give -inf."""
+    """Compute (logits - best) / temperature. A tiny temperature may give -inf."""
     with np.errstate(over="ignore"):
         return (logits - best) / temperature
 

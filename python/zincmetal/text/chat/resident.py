@@ -1,4 +1,4 @@
-"""How much memory another process has resident, cheaply enough to ask every millisecond."""
+"""Reads the resident memory of another process, cheaply enough to do it every millisecond."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Callable
 from functools import cache
 
 _RUSAGE_INFO_V0 = 0
-_RESIDENT, _FOOTPRINT = 8, 9  # places in struct rusage_info_v0, in words of eight bytes
+_RESIDENT, _FOOTPRINT = 8, 9  # fields of struct rusage_info_v0, as indices of 8-byte words
 _WORDS = 12
 
 
 def resident(pid: int) -> int | None:
-    """Bytes that process `pid` has resident, or None where nothing says it (the process has ended, for one)."""
+    """Read the resident bytes of process ``pid``. None where they are unknown, such as after the process ended."""
     return _way()(pid)
 
 
 @cache
 def _way() -> Callable[[int], int | None]:
-    """The best way to ask on this system: /proc, Apple's libproc, `ps`."""
+    """Find the best way to ask on this system: ``/proc``, Apple's libproc, or ``ps``."""
     for way in (of_proc, _of_libproc()):
         if way is not None and way(os.getpid()) is not None:
             return way
@@ -50,7 +50,7 @@ def _of_libproc() -> Callable[[int], int | None] | None:
         words = (ctypes.c_uint64 * _WORDS)()
         if ask(pid, _RUSAGE_INFO_V0, ctypes.byref(words)) != 0:
             return None
-        return max(words[_RESIDENT], words[_FOOTPRINT])  # the footprint counts what was compressed, too
+        return max(words[_RESIDENT], words[_FOOTPRINT])  # the footprint also counts compressed memory
 
     return of_libproc
 
