@@ -92,6 +92,7 @@ def run_model(device: str) -> set[str]:
 def run_planted(device: str, tool: str) -> set[str]:
     """Runs the kernel that the tool must report, on buffers of exactly the bytes that a correct kernel needs."""
     from zincmetal.device import backend
+    from zincmetal.device.core import BoundDispatch
 
     kernel, written = PLANTED[tool]
     _, opened = backend.open_device(device)
@@ -101,7 +102,7 @@ def run_planted(device: str, tool: str) -> set[str]:
         source.write(np.arange(n, dtype=np.float32))
     out.write(np.zeros(n, np.float32))
     params = np.array([n, 0], np.uint32).tobytes()
-    opened.run([(kernel, params, [(source, 0, 4 * n), (out, 0, 4 * n)], (1, 1, 1), n, False)])
+    opened.run([BoundDispatch(kernel, params, [(source, 0, 4 * n), (out, 0, 4 * n)], (1, 1, 1), n, False)])
     return {kernel}
 
 

@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 
 from .. import gguf
 from ..plan.addresses import AddressMap
-from .core import Core
+from ..plan.plan import Dispatch, Plan
+from .core import BoundDispatch, Core
 
 if TYPE_CHECKING:
     from .. import _core
 
 
 NamedBuffers: TypeAlias = "dict[str, _core.Buffer]"
+BufferOf: TypeAlias = "Callable[[str], _core.Buffer]"
 Progress: TypeAlias = Callable[[int, int], None]
 FEW = 16  # floats that are copied one by one: for more, one copy of all between them is quicker
 PIECE = 64 << 20  # bytes that are read between two words about progress
@@ -113,6 +115,18 @@ class DeviceFloats:
 
     def _read(self, first: int, end: int) -> NDArray[np.float32]:
         return self._buffer.read(4 * first, 4 * (end - first)).view(np.float32)
+
+
+def bound(dispatch: Dispatch, buffer: BufferOf) -> BoundDispatch:
+    """A dispatch on device memory; ``buffer`` maps the names in its regions to buffers."""
+    bindings = [(buffer(r.buffer), r.offset, r.nbytes) for r in dispatch.regions]
+    return BoundDispatch.of(dispatch.launch, bindings, dispatch.barrier)
+
+
+def compiled(plan: Plan, core: Core, device: _core.Device, buffer: BufferOf) -> _core.Plan:
+    """A plan on a device, over these buffers. Raises DeviceError where the device refuses a kernel or memory."""
+    has_argmax = any(d.launch.op.kind == "argmax" for d in plan.dispatches)
+    return core.Plan(device, [bound(d, buffer) for d in plan.dispatches], plan.rows, has_argmax)
 
 
 def step_record(core: Core, n_tokens: int, pos: int = 0) -> NDArray[np.void]:

@@ -20,7 +20,7 @@ from ..errors import DeviceError, KernelError
 from ..plan.lowering import RANKING
 from ..plan.plan import ARENA, Plan
 from ..plan.planner import Planner
-from .buffers import Buffers
+from .buffers import Buffers, compiled
 from .core import Core
 from .fallback import KernelFallbacks
 from .host_routed import Compiled, Counters, HostRoutedPlan
@@ -90,7 +90,7 @@ class Programs:
         self._grow(ARENA, plan.arena_bytes)
         if any(d.launch.routed for d in plan.dispatches):
             return HostRoutedPlan(self._core, self._device, plan, self._buffers.buffer, self.counters)
-        return plan.compile(self._core, self._device, self._buffers.buffer)
+        return compiled(plan, self._core, self._device, self._buffers.buffer)
 
     def plan_by(self, planner: Planner) -> None:
         """Make programs by another planner of the same file and context from now on."""
@@ -119,7 +119,7 @@ class Programs:
         while True:
             plan = self._planner.plan(rows, output, max_position)
             try:
-                compiled = self.compile(plan)
+                made = self.compile(plan)
             except DeviceError as error:
                 refused = self._fallbacks.refused(plan)
                 if not self._planner.missing.issuperset(refused):
@@ -132,7 +132,7 @@ class Programs:
             self._fallbacks.use(plan.replaced())
             unranked = self._planner.missing.intersection(RANKING)
             self._fallbacks.use(dict.fromkeys(unranked, ("the host's ranking of all logits",)))
-            return Program(plan, compiled, max_position)
+            return Program(plan, made, max_position)
 
     def _grow(self, name: str, nbytes: int) -> None:
         """Replace a buffer that is smaller. Compiled plans use the old one, so they are dropped."""

@@ -11,15 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
-from typing import TYPE_CHECKING, cast
 
 from ..graph.ops import RECURRENT, Op, Operand, State, Value, Weight
 from .addresses import Region
 from .lowering import Arg, Launch, Lowering
-
-if TYPE_CHECKING:
-    from .. import _core
 
 ARENA = "arena"
 _ALIGN = 256
@@ -176,18 +171,6 @@ class Plan:
             since = i if d.barrier else since
             found += [(j, i) for j in range(since, i) if _conflict(self.dispatches[j], d)]
         return found
-
-    def compile(self, core: ModuleType, device: _core.Device, buffers: Callable[[str], _core.Buffer]) -> _core.Plan:
-        """The plan on a device; ``buffers`` maps the names in regions to device memory."""
-        launches = [ready(d, buffers) for d in self.dispatches]
-        has_argmax = any(d.launch.op.kind == "argmax" for d in self.dispatches)
-        return cast("_core.Plan", core.Plan(device, launches, self.rows, has_argmax))
-
-
-def ready(d: Dispatch, buffers: Callable[[str], _core.Buffer]) -> _core.Dispatch:
-    """A dispatch as a compiled core takes it."""
-    bindings = [(buffers(r.buffer), r.offset, r.nbytes) for r in d.regions]
-    return d.launch.kernel, d.launch.params, bindings, d.launch.grid, d.launch.threads, d.barrier
 
 
 def record(ops: Iterable[Op], rows: int, lowering: Lowering, place: Callable[[Operand], Region]) -> Plan:
