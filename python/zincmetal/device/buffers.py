@@ -29,9 +29,9 @@ def map_weights(
 ) -> NamedBuffers:
     """The file's pages as buffers, by name; a device with memory of its own copies them.
 
-    A GPU that shares the host's memory would wait for every page in its first command buffer: for it they are
-    read now. The CPU reads them as it needs them. ``progress(done, total)`` is told their bytes. Raises
-    DeviceError where the device refuses one.
+    A GPU that shares the host's memory would wait for every page in its first command buffer. So the pages are read
+    now for a GPU; the CPU reads a page when it needs it. ``progress(done, total)`` counts bytes. Raises DeviceError
+    where the device refuses a buffer.
     """
     buffers = {}
     reads_pages = device.info["backend"] == "metal"
@@ -82,7 +82,7 @@ class Buffers:
         return np.frombuffer(self._seen(name), np.float32)
 
     def indexable(self, name: str) -> NDArray[np.float32] | DeviceFloats:
-        """The buffer's floats, of which the host reads those that it indexes: by an array of indices, or [:n]."""
+        """The buffer's floats. Index them by an array of indices, or by [:n]; the host reads only these."""
         return self.floats(name) if self.buffer(name).shared else DeviceFloats(self.buffer(name))
 
     def records(self, name: str, dtype: np.dtype[np.void]) -> NDArray[np.void]:
@@ -99,7 +99,7 @@ class Buffers:
 
 
 class DeviceFloats:
-    """Floats that the host does not see: what it indexes is copied."""
+    """Floats in memory that the host does not see. Indexing copies the indexed floats."""
 
     def __init__(self, buffer: _core.Buffer) -> None:
         self._buffer = buffer

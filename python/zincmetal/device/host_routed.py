@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Counters:
-    """What routing by the host cost so far."""
+    """The cost of routing by the host so far."""
 
     steps: int = 0
     command_buffers: int = 0
@@ -42,7 +42,7 @@ class HostRoutedPlan:
     def __init__(self, core: Core, device: _core.Device, plan: Plan, buffers: BufferOf, counters: Counters) -> None:
         self._core, self._device, self._buffers = core, device, buffers
         for kernel in dict.fromkeys(d.launch.kernel for d in plan.dispatches):
-            device.limits(kernel)  # one that cannot be made shows now, and not in the middle of a step
+            device.limits(kernel)  # a kernel that cannot be made shows now, and not in the middle of a step
         *self._parts, last = _parts(plan.dispatches)
         self._last = compiled(replace(plan, dispatches=tuple(last)), core, device, buffers)
         self.counters = counters
@@ -50,7 +50,7 @@ class HostRoutedPlan:
 
     def step(self, steps: _core.Steps, ids: NDArray[np.int32]) -> int:
         """Append ``ids`` to the sequence; the arg max after the last. Raises as ``prefill_step``."""
-        if steps.length + ids.size <= steps.n_ctx:  # otherwise the last part says what is wrong
+        if steps.length + ids.size <= steps.n_ctx:  # otherwise the last part raises the error
             self._announce(steps, ids)
             for part in self._parts:
                 self.run_part(part, ids.size)
@@ -66,7 +66,7 @@ class HostRoutedPlan:
         self._buffers(TOKENS.name).write(ids)
 
     def run_part(self, part: list[Dispatch], n_tokens: int) -> None:
-        """Run dispatches of the device's, or one product of experts, in a command buffer, and wait."""
+        """Run a part, or one expert product cut up by expert, in one command buffer, and wait."""
         if part[0].launch.routed:
             launches = list(self._expert_products(part[0], n_tokens))
         else:

@@ -1,10 +1,10 @@
 """Programs: plans that are ready to run on a device, made at their first use and kept.
 
-:class:`Programs` is the one owner of compiled plans, of the arena that they share, and of what happens where the device
-refuses a kernel. Making a program goes straight down:
+:class:`Programs` is the one owner of compiled plans and of their arena, and decides when the device refuses a kernel.
+Making a program goes straight down:
 
 1. ``planner.plan`` gives the plan;
-2. the arena grows to what the plan needs, and programs that were compiled on the old one are dropped;
+2. the arena grows if the plan needs more, and programs that were compiled on the old one are dropped;
 3. the device compiles the plan;
 4. where it refuses a kernel, the planner plans without that kernel, and it starts again at 1;
 5. where no other kernel does the same for many rows, steps of one token take the place of the whole program.
@@ -28,7 +28,7 @@ from .host_routed import Compiled, Counters, HostRoutedPlan
 if TYPE_CHECKING:
     from .. import _core
 
-ONE_BY_ONE = ("steps of one token",)  # what replaces a kernel of many rows that has no other
+ONE_BY_ONE = ("steps of one token",)  # the replacement of a kernel of many rows that has no other
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ def time_dispatches(
 ) -> list[tuple[Dispatch, float]]:
     """Run a greedy step of ``ids`` at ``position``, one dispatch after the other: each, and its seconds on the device.
 
-    With more ``copies`` than one, each dispatch runs so often in one command buffer, and the mean is given: without
-    the cost of beginning and ending a command buffer, and with what the caches save. The states before ``position``
-    are whatever is in memory. Forgets the sequence. Raises UsageError where there is no such step.
+    With more ``copies`` than one, each dispatch runs so often in one command buffer, and the mean is given. The mean
+    leaves out the cost of beginning and ending a command buffer, and finds its data in caches. The states before
+    ``position`` are stale memory. Forgets the sequence. Raises UsageError where there is no such step.
     """
     ids = arguments.token_ids(ids)
     position, copies = arguments.integer("position", position), arguments.integer("copies", copies, 1, 1024)
