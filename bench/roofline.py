@@ -73,7 +73,7 @@ def classes(model: zincmetal.Model, plan: Plan, pos: int, ids: list[int]) -> lis
     first.
     """
     passes = [model.time_dispatches(ids, pos) for _ in range(PASSES + 1)][1:]
-    costs, found = Costs(plan, model.config, pos), dict[tuple[str, str], Class]()
+    costs, found = Costs(plan, model.config, model.planner.target.page, pos), dict[tuple[str, str], Class]()
     for timed in zip(*passes, strict=True):
         d, seconds = timed[0][0], median(seconds for _, seconds in timed)
         key = (d.launch.kernel, shape_of(plan, d))

@@ -15,10 +15,10 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import zincmetal
 from roofline import decode
@@ -47,9 +47,8 @@ def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Mode
     """
     backend = model.device.info["backend"]
     rows = {**tuning.SPLITS.get(backend, {}), **splits}
-    kv = model.planner._lowering.kv_type
-    with patch.object(tuning, "SPLITS", {**tuning.SPLITS, backend: rows}):
-        planner = Planner(model.file, model.core, model.device.info, model.config.n_ctx, kv)
+    target = replace(model.planner.target, splits=rows)
+    planner = Planner(model.file, target, model.config.n_ctx, model.planner.kv)
     here, there = (
         [(d.launch.kernel, d.launch.grid, d.launch.threads) for d in b.plan(1).dispatches]
         for b in (planner, model.planner)
@@ -59,8 +58,8 @@ def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Mode
     twin = model.fork()
     twin.planner = planner
     twin._plans.clear()
-    if lacking := twin.plan(1).replaced():
-        raise zincmetal.UsageError(f"this build has no {', '.join(lacking)}: build with ZINCMETAL_SWEEP=ON")
+    if missing := twin.plan(1).replaced():
+        raise zincmetal.UsageError(f"this build has no {', '.join(missing)}: build with ZINCMETAL_SWEEP=ON")
     return twin
 
 

@@ -19,16 +19,19 @@ import zincmetal
 from support.model_files import write
 from support.paths import DATA
 from zincmetal import config, gguf, models
+from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError, UsageError, ZincError
 from zincmetal.gguf import quants
 from zincmetal.graph.builder import Graph
 from zincmetal.graph.ops import Weight
+from zincmetal.plan.target import Target
 
 SEED = secrets.randbits(32)
 MEMORY = 4 << 20  # bytes that reading a small file's metadata may take, whatever it says of itself
 ARCH = synthetic.ARCH
 TENSORS = {w.name: w for w in synthetic.tensors(synthetic.TINY)}
 ABSENT = object()
+TARGET = Target.of_kernels(backend.load("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +44,11 @@ def good(tmp_path_factory) -> dict[str, Any]:
 
 
 def examine(path: Path) -> None:
-    """What loading does before it asks for a device: the configuration, and every tensor of the graph."""
+    """As loading does: the configuration, the limits of kernels, and every tensor of the graph."""
     with gguf.open(path) as file:
         build = models.get(file.require("general.architecture", str))
         cfg = config.from_file(file)
+        TARGET.check(cfg, path)
         weights = {t.name: Weight(t.name, t.type, t.shape) for t in file.tensors.values()}
         for name in ("rope_freqs", "rope_freqs_local"):
             weights[name] = Weight(name, quants.F32, (cfg.n_rot // 2,))
@@ -119,6 +123,7 @@ PARTNERS = {
     "ssm.time_step_rank": "ssm.(group_count|inner_size)",
     "expert_count": "expert_(used_)?count",
     "attention.head_count": "attention.head_count_kv",
+    "attention.key_length": "attention.(key|value)_length",
 }
 
 

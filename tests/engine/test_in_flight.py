@@ -16,6 +16,7 @@ import zincmetal
 from support.reference_models import reference_models
 from zincmetal.errors import ContextFullError, DeviceError, UsageError
 from zincmetal.plan.planner import Planner
+from zincmetal.plan.target import Target
 from zincmetal.plan.tuning import DIVIDE_KEYS_ABOVE
 
 PATH = reference_models("llama")[0]
@@ -362,7 +363,7 @@ def test_a_sequence_outgrows_its_plans(model: Any) -> None:
 @pytest.mark.parametrize(("backend", "above"), DIVIDE_KEYS_ABOVE.items())
 def test_attention_is_divided_only_where_keys_are_many(model: Any, backend: str, above: int) -> None:
     with zincmetal.gguf.open(PATH) as file:
-        planner = Planner(file, model.core, {**model.device.info, "backend": backend}, context=8192)
+        planner = Planner(file, Target.of(model.core, {**model.device.info, "backend": backend}), context=8192)
     first, *others = reaches = sorted({above, 1024, 4096, 8192})
     dispatches = [len(planner.plan(1, "argmax", reach).dispatches) for reach in reaches]
     merges = planner.config.n_layer

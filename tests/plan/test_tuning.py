@@ -11,6 +11,7 @@ from zincmetal.device import backend
 from zincmetal.graph.ops import Weight
 from zincmetal.plan import tuning
 from zincmetal.plan.planner import Planner
+from zincmetal.plan.target import Target
 from zincmetal.plan.tuning import SPLITS, Split
 
 FILE = DATA / "qwen35moe-q4k-q5k-q8.gguf"
@@ -25,12 +26,13 @@ def decode_launches(device, monkeypatch, splits):
     """The launches of a decode step, as a device with these splits has them."""
     monkeypatch.setattr(tuning, "SPLITS", {"cpu": splits})
     with gguf.open(FILE) as file:
-        return [d.launch for d in Planner(file, backend.load("cpu"), device.info, 256).plan(1).dispatches]
+        target = Target.of(backend.load("cpu"), device.info)
+        return [d.launch for d in Planner(file, target, 256).plan(1).dispatches]
 
 
 @pytest.mark.parametrize("name", backend.DEVICES)
 def test_every_row_of_the_table_is_a_kernel(device, name):
-    """All lanes have the kernels of one source; what Lowering makes of a row must be among them."""
+    """All lanes have the kernels of one source; the kernel of each row must be among them."""
     kernels = set(device.kernel_names())
     for kernel, split in SPLITS[name].items():
         assert kernel in kernels

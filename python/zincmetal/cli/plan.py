@@ -14,6 +14,7 @@ from ..plan.addresses import KV_TYPES
 from ..plan.estimate import MemoryEstimate, in_units
 from ..plan.plan import Plan
 from ..plan.planner import Planner, plan_rows
+from ..plan.target import Target
 from .arguments import Parser, integer, positive
 from .output import command, print_json
 
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     core, device = backend.open_device(args.device)
     info = device.info
     with gguf.open(args.file) as file:
-        model = Planner(file, core, info, args.context, args.kv)
+        model = Planner(file, Target.of(core, info), args.context, args.kv)
         memory = model.memory()
         token = Token(model.plan(1), model.kv_read())
     if args.json:

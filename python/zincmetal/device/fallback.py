@@ -1,7 +1,7 @@
 """General kernels in the place of those that a device cannot make.
 
 One rule, wherever a plan is compiled: where that fails, the device is asked for each of its kernels, and those that it
-refuses are planned without (``Lowering.without``). What succeeds at once costs nothing.
+refuses are planned without (``Planner.missing``). What succeeds at once costs nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import DeviceError, KernelError
-from ..plan.lowering import RANKING
 from ..plan.plan import Plan
 from ..plan.planner import Planner
+from ..plan.target import RANKING
 
 if TYPE_CHECKING:
     from .. import _core

@@ -24,6 +24,7 @@ from ..errors import ContextFullError, DeviceError, KernelError, UsageError, Zin
 from ..plan.addresses import KV_TYPES
 from ..plan.plan import ARENA, Dispatch, Plan, ready
 from ..plan.planner import LOGITS_ROWS, OUTPUTS, PREFILL_ROWS, Planner
+from ..plan.target import Target
 from ..sampling.logits import StepLogits
 from ..sampling.sampler import Sampler
 from . import snapshot
@@ -63,7 +64,7 @@ class Engine:
         self._kv = kv
         self.file = file
         self.core, self.device = backend.open_device(device, threads)
-        self.planner = Planner(file, self.core, self.device.info, context, kv)
+        self.planner = Planner(file, Target.of(self.core, self.device.info), context, kv)
         self.planner.check_memory()
         self.config = self.planner.config
         self._fallbacks = KernelFallbacks(self.device)
