@@ -72,6 +72,7 @@ lint: $(VENV)/.dev
 types: $(VENV)/.installed $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/mypy tests/support bench
+	PYTHONPATH=tests $(BIN)/python -m support.core_stub
 
 # Every kernel through nvcc, as code for the device (PTX: ptxas takes minutes) and for the host. Needs no GPU.
 NVCC_FLAGS := -std=c++20 -gencode arch=compute_80,code=compute_80 --expt-relaxed-constexpr -Werror all-warnings \

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zincmetal.device.buffers import step_record
+from zincmetal.device.core import BoundDispatch, Core
+
+if TYPE_CHECKING:
+    from zincmetal import _core
 
 REPEATS = 7
 
@@ -45,7 +48,7 @@ class Ceilings:
         ]
 
 
-def measure(core: ModuleType, device: Any, products: bool = True) -> Ceilings:
+def measure(core: Core, device: _core.Device, products: bool = True) -> Ceilings:
     """The ceilings of an open device; by PyTorch too, where it is installed and knows the device."""
     on_gpu = device.info["backend"] != "cpu"
     nbytes = (512 if on_gpu else 64) << 20
@@ -59,7 +62,7 @@ def measure(core: ModuleType, device: Any, products: bool = True) -> Ceilings:
     return Ceilings(copies, rates, _empty_dispatch(core, device))
 
 
-def _add_rate(core: ModuleType, device: Any, nbytes: int) -> float:
+def _add_rate(core: Core, device: _core.Device, nbytes: int) -> float:
     """Bytes per second of c = a + b, each of ``nbytes``."""
     width = 65536
     buffers = [device.alloc(nbytes) for _ in range(3)]
@@ -71,7 +74,7 @@ def _add_rate(core: ModuleType, device: Any, nbytes: int) -> float:
     return n * 3 * nbytes / _device_seconds(device, [launch] * n)
 
 
-def _empty_dispatch(core: ModuleType, device: Any) -> float:
+def _empty_dispatch(core: Core, device: _core.Device) -> float:
     n, buffers = 512, [device.alloc(128) for _ in range(3)]
     for buffer in buffers:
         buffer.write(np.ones(32, np.float32))
@@ -79,13 +82,13 @@ def _empty_dispatch(core: ModuleType, device: Any) -> float:
     return _device_seconds(device, [launch] * n) / n
 
 
-def _device_seconds(device: Any, dispatches: list[Any]) -> float:
+def _device_seconds(device: _core.Device, dispatches: list[BoundDispatch]) -> float:
     """Seconds of the dispatches on the device, the median of several runs."""
-    times: list[float] = [device.run(dispatches) for _ in range(REPEATS)]
+    times = [device.run(dispatches) for _ in range(REPEATS)]
     return median(times)
 
 
-def _add(core: ModuleType, device: Any, buffers: list[Any], rows: int, width: int) -> tuple[Any, ...]:
+def _add(core: Core, device: _core.Device, buffers: list[_core.Buffer], rows: int, width: int) -> BoundDispatch:
     shapes = core.shapes()
     step = step_record(core, rows)
     step_buffer = device.alloc(step.nbytes)
@@ -93,7 +96,7 @@ def _add(core: ModuleType, device: Any, buffers: list[Any], rows: int, width: in
     params = np.array((width,), core.params_dtype("ElementwiseParams")).tobytes()
     bindings = [(b, 0, b.nbytes) for b in (step_buffer, *buffers)]
     grid = (-(-width // shapes["ELEMENTWISE_COLUMNS"]), rows, 1)
-    return ("add", params, bindings, grid, shapes["ELEMENTWISE_THREADS"], True)
+    return BoundDispatch("add", params, bindings, grid, shapes["ELEMENTWISE_THREADS"], True)
 
 
 def _numpy_copy(nbytes: int) -> float:

@@ -20,7 +20,7 @@ class Cost:
 
 
 class Costs:
-    """The costs of a plan's dispatches in a step of all its rows from position ``pos`` on; ``page`` as Target has it."""
+    """The costs of a plan's dispatches in a step of all its rows that begins at ``pos``; ``page`` is the target's."""
 
     def __init__(self, plan: Plan, cfg: ModelConfig, page: int, pos: int) -> None:
         self._plan, self._cfg, self._page, self._pos = plan, cfg, page, pos

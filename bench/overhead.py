@@ -35,19 +35,20 @@ class TimedCore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
 
-    def decode_step(self, session: Any, plan: Any, token: int, ahead: bool) -> int:
+    def decode_step(self, steps: Any, plan: Any, token: int, ahead: bool) -> int:
         self.called.append(time.perf_counter())
-        best: int = self._core.decode_step(session, plan, token, ahead)
+        best: int = self._core.decode_step(steps, plan, token, ahead)
         self.returned.append(time.perf_counter())
         return best
 
 
 def bare(model: zincmetal.Model, ids: list[int], n: int, ahead: bool) -> None:
     """The first n tokens after the prompt, by decode_step alone."""
-    token, step = model._prefill(ids), model.core.decode_step
-    session, plan = model.session, model._recorded(1, "argmax")[1]
+    engine = model.engine
+    token, step = engine.prefill(ids), engine.core.decode_step
+    steps, plan = engine.steps, engine.program(1).compiled
     for left in range(n, 0, -1):
-        token = step(session, plan, token, ahead and left > 1)
+        token = step(steps, plan, token, ahead and left > 1)
 
 
 def streamed(model: zincmetal.Model, ids: list[int], n: int) -> None:
@@ -59,11 +60,11 @@ def streamed(model: zincmetal.Model, ids: list[int], n: int) -> None:
 def timed(model: zincmetal.Model, run: Callable[[], None]) -> tuple[float, float]:
     """Wall time a token, and the median time between two steps, in microseconds."""
     model.reset()
-    core = model.core
-    steps = TimedCore(core)
-    model.core = cast(ModuleType, steps)
+    engine = model.engine
+    core, steps = engine.core, TimedCore(engine.core)
+    engine.core = cast(ModuleType, steps)
     run()
-    model.core = core
+    engine.core = core
     wall = (steps.returned[-1] - steps.returned[0]) / (len(steps.returned) - 1)
     between = median(call - back for back, call in zip(steps.returned, steps.called[1:], strict=False))
     return wall * 1e6, between * 1e6

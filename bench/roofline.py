@@ -73,7 +73,7 @@ def classes(model: zincmetal.Model, plan: Plan, pos: int, ids: list[int]) -> lis
     first.
     """
     passes = [model.time_dispatches(ids, pos) for _ in range(PASSES + 1)][1:]
-    costs, found = Costs(plan, model.config, model.planner.target.page, pos), dict[tuple[str, str], Class]()
+    costs, found = Costs(plan, model.config, model.engine.planner.target.page, pos), dict[tuple[str, str], Class]()
     for timed in zip(*passes, strict=True):
         d, seconds = timed[0][0], median(seconds for _, seconds in timed)
         key = (d.launch.kernel, shape_of(plan, d))
@@ -91,7 +91,7 @@ def timed_prefill(model: zincmetal.Model, ids: list[int]) -> dict[str, float]:
     def once() -> tuple[float, float]:
         model.reset()
         worked, began = model.profile()["gpu_seconds"], time.perf_counter()
-        model._prefill(ids)
+        model.engine.prefill(ids)
         return time.perf_counter() - began, model.profile()["gpu_seconds"] - worked
 
     once()
@@ -102,11 +102,12 @@ def timed_prefill(model: zincmetal.Model, ids: list[int]) -> dict[str, float]:
 def decode(model: zincmetal.Model, ids: list[int], n: int) -> tuple[float, float]:
     """Seconds of the host and of the device for ``n`` greedy tokens after the prompt, as generation makes them."""
     model.reset()
-    token = model._prefill(ids)
-    token = model._decode(token, model._ahead)
+    engine = model.engine
+    token = engine.prefill(ids)
+    token = engine.decode(token, engine.runs_ahead)
     worked, began = model.profile()["gpu_seconds"], time.perf_counter()
     for left in range(n, 0, -1):
-        token = model._decode(token, model._ahead and left > 1)
+        token = engine.decode(token, engine.runs_ahead and left > 1)
     return time.perf_counter() - began, model.profile()["gpu_seconds"] - worked
 
 
@@ -120,14 +121,14 @@ def timed_decode(model: zincmetal.Model, ids: list[int], n: int) -> dict[str, fl
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures, as JSON has them."""
     with zincmetal.load(args.file, context=args.context, device=args.device, threads=args.threads) as model:
-        roof = ceilings.measure(model.core, model.device)
+        roof = ceilings.measure(model.engine.core, model.device)
         rng = np.random.default_rng(3)
         ids: list[int] = rng.integers(0, model.config.n_vocab, args.prompt).tolist()
         prefill = timed_prefill(model, ids)
         after = {n: timed_decode(model, ids[:n], args.tokens) for n in (START, args.prompt)}
         model.reset()
-        model._prefill(ids)  # states and caches as decode finds them
-        decode_plan, prefill_plan = model._recorded(1, "argmax")[0], model._recorded(args.prompt, "argmax")[0]
+        model.engine.prefill(ids)  # states and caches as decode finds them
+        decode_plan, prefill_plan = model.engine.program(1).plan, model.engine.program(args.prompt).plan
         parts = {
             "decode": (after[args.prompt], decode_plan, classes(model, decode_plan, args.prompt, ids[:1])),
             "prefill": (prefill, prefill_plan, classes(model, prefill_plan, 0, ids)),

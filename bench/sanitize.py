@@ -83,11 +83,10 @@ def run_model(device: str) -> set[str]:
 
     with zincmetal.load(FIXTURE, context=64, device=device) as model:
         ids = (np.arange(17) * 31 % model.config.n_vocab).tolist()
-        token = model._prefill(ids)
-        tokens = [token := model._decode(token) for _ in range(2)]
+        token = model.engine.prefill(ids)
+        tokens = [token := model.engine.decode(token) for _ in range(2)]
         print(f"tokens {tokens}")
-        plans = [plan for plan, _ in model._plans.values()]
-        return {d.launch.kernel for plan in plans for d in plan.dispatches}
+        return {d.launch.kernel for program in model.engine.programs.made.values() for d in program.plan.dispatches}
 
 
 def run_planted(device: str, tool: str) -> set[str]:

@@ -47,17 +47,17 @@ def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Mode
     """
     backend = model.device.info["backend"]
     rows = {**tuning.SPLITS.get(backend, {}), **splits}
-    target = replace(model.planner.target, splits=rows)
-    planner = Planner(model.file, target, model.config.n_ctx, model.planner.kv)
+    engine = model.engine
+    target = replace(engine.planner.target, splits=rows)
+    planner = Planner(model.file, target, model.config.n_ctx, engine.loaded.kv)
     here, there = (
         [(d.launch.kernel, d.launch.grid, d.launch.threads) for d in b.plan(1).dispatches]
-        for b in (planner, model.planner)
+        for b in (planner, engine.planner)
     )
     if here == there:
         raise zincmetal.UsageError(f"{', '.join(splits)}: with or without these splits decode's plan is the same")
     twin = model.fork()
-    twin.planner = planner
-    twin._plans.clear()
+    twin.engine.programs.plan_by(planner)
     if missing := twin.plan(1).replaced():
         raise zincmetal.UsageError(f"this build has no {', '.join(missing)}: build with ZINCMETAL_SWEEP=ON")
     return twin

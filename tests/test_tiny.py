@@ -33,9 +33,9 @@ def test_a_file_becomes_text() -> None:
         assert (plan.hazards(), len(plan.dispatches) < len(graph.ops)) == ([], True)
         buffers = Buffers(device, map_weights(device, file, planner.addresses), planner.addresses)
         buffers.alloc("arena", plan.arena_bytes)
-        session = core.Session(buffers.buffer("step"), buffers.buffer("tokens"), cfg.n_ctx, cfg.n_vocab)
-        steps = plan.compile(core, device, buffers.buffer)
-        tokens = [core.decode_step(session, steps, int(given)) for given in exact["tokens"][:N]]
+        sequence = core.Steps(buffers.buffer("step"), buffers.buffer("tokens"), cfg.n_ctx, cfg.n_vocab)
+        compiled = plan.compile(core, device, buffers.buffer)
+        tokens = [core.decode_step(sequence, compiled, int(given)) for given in exact["tokens"][:N]]
         print("tokens:", tokens, "text:", text := Tokenizer.from_metadata(file.metadata).decode(tokens))
     assert tokens[-1] == exact["logprobs"][exact["prefix_lengths"].tolist().index(N)].argmax()
     assert text

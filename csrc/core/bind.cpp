@@ -128,7 +128,7 @@ void delete_unlocked(Plan* plan) {
 }
 
 void check_copy(const Buffer& b, size_t offset, size_t nbytes) {
-    if (!b.copies()) throw UsageError("the host does not see this buffer's memory; use read() and write()");
+    if (!b.copies()) throw UsageError("this device copies nothing into this buffer or out of it");
     if (offset > b.bytes || nbytes > b.bytes - offset)
         throw UsageError("[" + std::to_string(offset) + ", +" + std::to_string(nbytes) + ") is outside the buffer of " +
                          std::to_string(b.bytes) + " bytes");
@@ -230,7 +230,7 @@ void bind_params(py::module_& m) {
         py::arg("name"));
 }
 
-void bind_device(py::module_& m) {
+void bind_buffer(py::module_& m) {
     py::class_<Buffer, std::shared_ptr<Buffer>>(m, "Buffer", py::module_local(), py::buffer_protocol())
         .def_readonly("nbytes", &Buffer::bytes)
         .def_property_readonly("shared", [](const Buffer& b) { return b.host != nullptr; })
@@ -240,8 +240,13 @@ void bind_device(py::module_& m) {
             if (!b.host) throw UsageError("the host does not see this buffer's memory; use read() and write()");
             return {static_cast<uint8_t*>(b.host), py::ssize_t(b.bytes), b.read_only};
         });
+}
 
-    py::class_<Device, std::shared_ptr<Device>>(m, "Device", py::module_local())
+using DeviceClass = py::class_<Device, std::shared_ptr<Device>>;
+
+DeviceClass bind_device(py::module_& m) {
+    DeviceClass device(m, "Device", py::module_local());
+    device
         .def(py::init([](int threads, bool native, std::string kernel_folder) {
                  const Unlocked unlocked;
                  return std::shared_ptr<Device>(open_device({threads, native, std::move(kernel_folder)}));
@@ -271,6 +276,19 @@ void bind_device(py::module_& m) {
             },
             py::arg("kernel"))
         .def(
+            "prepare",
+            [](Device& d, const std::vector<std::string>& kernels) {
+                d.process.check();
+                const Unlocked unlocked;
+                d.prepare(kernels);
+            },
+            py::arg("kernels"));
+    return device;
+}
+
+void bind_running(DeviceClass device) {
+    device
+        .def(
             "run",
             [](Device& d, const std::vector<PyDispatch>& dispatches) {
                 auto list = to_dispatches(d, dispatches);
@@ -288,14 +306,6 @@ void bind_device(py::module_& m) {
                 return d.time_each(list);
             },
             py::arg("dispatches"))
-        .def(
-            "prepare",
-            [](Device& d, const std::vector<std::string>& kernels) {
-                d.process.check();
-                const Unlocked unlocked;
-                d.prepare(kernels);
-            },
-            py::arg("kernels"))
         .def(
             "start_capture",
             [](Device& d, const std::string& path) {
@@ -386,7 +396,8 @@ py::tuple names_in(const char* const* names) {
 void bind_all(py::module_& m) {
     bind_errors();
     bind_params(m);
-    bind_device(m);
+    bind_buffer(m);
+    bind_running(bind_device(m));
     bind_plan(m);
     m.def("shapes", [] {
         py::dict d;

@@ -1,65 +1,82 @@
-"""The interface of every compiled core: _core_metal, _core_cpu, _core_cuda. Load one with zincmetal.backend."""
+"""A stub for type checkers alone: no module is called ``_core``.
+
+It describes what every compiled core has: ``_core_metal``, ``_core_cuda`` and ``_core_cpu``. Load one with
+``zincmetal.device.backend.load``. ``make types`` holds the built modules to this stub.
+"""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ._host import Map
-
-Binding: TypeAlias = tuple[Buffer, int, int]
-"""(buffer, byte offset, bytes that the kernel may touch)."""
-
-Dispatch: TypeAlias = tuple[str, bytes, Sequence[Binding], tuple[int, int, int], int, bool]
-"""(kernel, params, bindings, grid in threadgroups, threads per threadgroup, barrier before it)."""
+from .device.core import BoundDispatch, DeviceInfo
 
 class Buffer:
-    """Device memory; a writable Python buffer of bytes when it is shared with the host."""
+    """Device memory. It is a writable Python buffer of bytes if the device shares it with the host."""
 
     @property
     def nbytes(self) -> int: ...
     @property
     def shared(self) -> bool:
-        """Whether the host sees the memory itself, and not only copies."""
+        """Whether the host sees the memory itself. Otherwise it reads and writes copies."""
     def read(self, offset: int = 0, nbytes: int | None = None) -> NDArray[np.uint8]:
-        """A copy of ``nbytes`` bytes (default: all the rest). Raises UsageError."""
+        """Copy ``nbytes`` bytes out, by default all from ``offset`` on. Raises UsageError for bytes outside."""
     def write(self, data: NDArray[Any] | bytes, offset: int = 0) -> None:
-        """Copy contiguous data in. Raises UsageError."""
+        """Copy contiguous data in. Raises UsageError for bytes outside, and if the buffer is read-only."""
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Device:
-    def __init__(self, *, threads: int = 0, native: bool = True, kernel_folder: str = "") -> None: ...
-    @property
-    def info(self) -> dict[str, Any]: ...
-    def alloc(self, nbytes: int) -> Buffer: ...
-    def wrap(self, owner: NDArray[np.uint8] | Map, offset: int, nbytes: int) -> Buffer:
-        """Device memory over the owner's own, from a page boundary on: nothing is copied.
+    """An opened device. It belongs to the process that opened it."""
 
-        Of a map that is damaged (see Map), by this or any later step that reads it: raises DeviceError.
+    def __init__(self, *, threads: int = 0, native: bool = True, kernel_folder: str = "") -> None:
+        """Open the device.
+
+        ``threads`` (0 = all cores) and ``native`` are for the CPU, ``kernel_folder`` for kernels that are compiled at
+        run time. Raises DeviceError.
         """
-    def kernel_names(self) -> list[str]: ...
+    @property
+    def info(self) -> DeviceInfo:
+        """The facts of the device, as of now."""
+    def alloc(self, nbytes: int) -> Buffer:
+        """Allocate a buffer. Raises OutOfMemoryError."""
+    def wrap(self, owner: NDArray[np.uint8] | Map, offset: int, nbytes: int) -> Buffer:
+        """Make the owner's memory a buffer, without a copy. It must begin at a page boundary.
+
+        If the owner is a damaged map (see Map), this call and every later step that reads it raise DeviceError.
+        """
+    def kernel_names(self) -> list[str]:
+        """List every kernel that the device has."""
     def limits(self, kernel: str) -> tuple[int, int, int]:
-        """(max threads per threadgroup, simdgroup width, static threadgroup bytes)."""
-    def run(self, dispatches: Sequence[Dispatch]) -> float:
-        """Record, run and wait, once; seconds on the device's clock."""
-    def time_each(self, dispatches: Sequence[Dispatch]) -> list[float]:
-        """Run each alone after the one before has ended, once; the seconds of each on the device's clock."""
-    def prepare(self, kernels: Sequence[str]) -> None:
-        """Make these kernels at once, where that is faster. What fails is told when one of them is used."""
-    def start_capture(self, path: str) -> None:
-        """Write what runs until :meth:`stop_capture` to a trace for the device's own tools. Raises UsageError where
-        the device has none, and DeviceError where this process may not.
+        """Build a kernel; return its threads per threadgroup at most, its simdgroup width, its threadgroup bytes.
+
+        Raises DeviceError if the device cannot build it.
         """
-    def stop_capture(self) -> None: ...
+    def run(self, dispatches: Sequence[BoundDispatch]) -> float:
+        """Record the dispatches, run them once and wait; return seconds on the device's clock."""
+    def time_each(self, dispatches: Sequence[BoundDispatch]) -> list[float]:
+        """Run each dispatch alone and once, in order; return the seconds of each on the device's clock."""
+    def prepare(self, kernels: Sequence[str]) -> None:
+        """Build these kernels together if that is faster. A kernel that fails raises when it is used."""
+    def start_capture(self, path: str) -> None:
+        """Record the following work in a trace for the device's own tools, until :meth:`stop_capture`.
+
+        Raises UsageError if the device has no such tools, DeviceError if this process may not use them.
+        """
+    def stop_capture(self) -> None:
+        """End the trace. Raises UsageError if the device has no such tools."""
 
 class Plan:
-    """Dispatches made ready to be replayed as one command buffer."""
+    """A compiled plan: dispatches that are replayed as one command buffer."""
 
     def __init__(
-        self, device: Device, dispatches: Sequence[Dispatch], max_tokens: int, has_argmax: bool = False
+        self, device: Device, dispatches: Sequence[BoundDispatch], max_tokens: int, has_argmax: bool = False
     ) -> None:
-        """``has_argmax``: the last dispatch writes the arg max into the step buffer, so that a step can run ahead."""
+        """Compile a plan for up to ``max_tokens`` rows. Raises DeviceError, UsageError.
+
+        ``has_argmax``: the last dispatch writes the arg max into the step buffer, so that a step can run ahead.
+        """
     @property
     def max_tokens(self) -> int: ...
     @property
@@ -68,7 +85,7 @@ class Plan:
     def n_barriers(self) -> int: ...
 
 class Steps:
-    """Runs the steps of one sequence: its length, the step buffer, what is in flight, and counters."""
+    """Runs the steps of one sequence: its length, the step buffer, the steps in flight, and counters."""
 
     def __init__(self, step: Buffer, tokens: Buffer, n_ctx: int, n_vocab: int) -> None: ...
     @property
@@ -76,36 +93,41 @@ class Steps:
     @property
     def n_ctx(self) -> int: ...
     @property
-    def counters(self) -> dict[str, float]: ...
+    def counters(self) -> dict[str, float]:
+        """The work so far: steps, tokens, command_buffers, dispatches, barriers, max_in_flight, gpu_seconds."""
     def settle(self) -> list[int]:
-        """Wait for the step in flight, if there is one; the ids, now part of the sequence, of its tokens."""
-    def rewind(self, length: int) -> None: ...
+        """Wait for the step in flight, if there is one; return the ids that it appended to the sequence."""
+    def rewind(self, length: int) -> None:
+        """Shorten the sequence. Raises UsageError if it is not so long."""
     def resume(self, length: int) -> None:
-        """Make an empty sequence one of ``length`` tokens, whose state is in place. Raises UsageError."""
-    def close(self) -> None: ...
+        """Give an empty sequence a length, for state that is already in place. Raises UsageError."""
+    def close(self) -> None:
+        """End the sequence: every later step raises UsageError."""
 
 def shapes() -> dict[str, int]:
-    """The launch shapes and limits of kernels/shapes.h by name."""
+    """Return the launch shapes and limits of kernels/shapes.h by name."""
 
 def size_classes() -> dict[str, tuple[int, ...]]:
-    """The sizes that kernels are compiled for, ascending: HEAD_CLASSES, SSM_CLASSES, EXPERT_CLASSES.
+    """Return the sizes that kernels are compiled for, ascending: HEAD_CLASSES, SSM_CLASSES, EXPERT_CLASSES.
 
     A kernel of a class serves all sizes up to it.
     """
 
 def tensor_types() -> tuple[str, ...]:
-    """The tensor types that kernels take, by the names in quants.py."""
+    """Return the tensor types that kernels take, by the names in quants.py."""
 
 def expert_types() -> tuple[str, ...]:
-    """The tensor types that kernels of experts take."""
+    """Return the tensor types that kernels of experts take."""
 
-def params_dtype(name: str) -> np.dtype[np.void]: ...
+def params_dtype(name: str) -> np.dtype[np.void]:
+    """Return the layout of a parameter struct of kernels/params.h. Raises UsageError for a name that is none."""
+
 def decode_step(steps: Steps, plan: Plan, token: int, ahead: bool = False) -> int:
-    """Append one token; the arg max of its logits. Raises UsageError, ContextFullError, DeviceError.
+    """Append one token; return the arg max of its logits. Raises UsageError, ContextFullError, DeviceError.
 
-    With ``ahead`` the step of that arg max is submitted before this one is waited for, and is in flight when the
-    call returns: the next call takes it over, if it is for that token, or ``steps.settle()`` ends it.
+    ``ahead``: submit the next step too, fed by this step's arg max, before this step ends. It is in flight when the
+    call returns. The next call takes it over if it is for that token. ``steps.settle()`` ends it.
     """
 
 def prefill_step(steps: Steps, plan: Plan, ids: NDArray[np.int32]) -> int:
-    """Append int32 ids [n], n <= plan.max_tokens; the arg max after the last. Raises as decode_step."""
+    """Append int32 ids [n], n <= plan.max_tokens; return the arg max after the last. Raises as decode_step."""

@@ -1,4 +1,4 @@
-"""What macOS's watchdog of the GPU is asked for, before anything of Metal is loaded."""
+"""Asks macOS's watchdog of the GPU for more time, before Metal is loaded."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ VARIABLE = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT"  # of Apple's driver
 
 
 def relax() -> None:
-    """Ask macOS to stop later what keeps the display waiting: a prompt's work can take seconds.
+    """Let GPU work keep the display waiting for longer: a long prompt takes seconds. A user's own setting stays.
 
-    The driver reads the variable when it makes the first device of the process: maybe another library's. So it is set
-    when zincmetal is imported, before there are threads that read the environment. What a user has set stays; the mark
-    says whose choice it is.
+    The driver reads the variable when the process makes its first Metal device, which another library may do. So the
+    package sets it at import, before there are threads that read the environment. ``ZINCMETAL_RELAXED`` marks that the
+    package set it, and not the user.
     """
     if VARIABLE not in os.environ:
         os.environ[VARIABLE] = os.environ["ZINCMETAL_RELAXED"] = "1"

@@ -1,4 +1,4 @@
-"""The rule for arguments: what is taken, and that everything else is a UsageError in words."""
+"""Arguments: the accepted values, and that every other value is a UsageError that says why."""
 
 from __future__ import annotations
 
@@ -302,12 +302,12 @@ def test_a_memory_limit_that_is_no_number_of_bytes(monkeypatch, limit):
 
 
 def test_a_tensor_of_a_block_with_thousands_of_digits(tmp_path):
-    """It belongs to no block, so that nothing has a use for it."""
+    """The tensor belongs to no block, so no dispatch reads it."""
     source = reference_models("qwen2")[0]
     image = source.read_bytes()
     with gguf.open(source) as file:
         data = min(t.offset for t in file.tensors.values())
-        table = image.index(b.string(next(iter(file.tensors))))  # where its rows begin
+        table = image.index(b.string(next(iter(file.tensors))))  # where the table's rows begin
         n = len(file.tensors)
     used = len(image) - data
     padding = bytes(-used % 32)

@@ -1,4 +1,4 @@
-"""What the calls that generate take, and what ended a text."""
+"""The calls that generate: their arguments, and the reasons why a text ended."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def test_no_token_is_made_of_none(model: Any) -> None:
     result = model.generate(PROMPT, max_tokens=0)
     assert (result.tokens, result.text, result.finish_reason, result.prompt_tokens) == ([], "", "length", 3)
     assert list(model.stream_generate(PROMPT, 0)) == []
-    assert model._sequence == PROMPT
+    assert model.engine.sequence.ids == PROMPT
 
 
 def test_without_a_limit_the_context_is_filled(model: Any) -> None:
-    model.id_tokenizer.eog_ids = frozenset()
+    model.text.id_tokenizer.eog_ids = frozenset()
     assert len(model.generate(PROMPT, max_tokens=-1).tokens) == 64 - 3 + 1
 
 
@@ -66,7 +66,7 @@ def test_numpy_integers_and_none_are_taken(model: Any) -> None:
 
 def test_the_end_token_is_in_the_result(model: Any) -> None:
     tokens = model.generate(PROMPT, max_tokens=10).tokens
-    model.id_tokenizer.eog_ids = frozenset([tokens[3]])
+    model.text.id_tokenizer.eog_ids = frozenset([tokens[3]])
     at = tokens.index(tokens[3])
     result = model.generate(PROMPT, max_tokens=10)
     assert (result.finish_reason, result.stop_token, result.stop_string) == ("stop", tokens[at], None)
@@ -82,7 +82,7 @@ def test_the_stop_string_is_in_the_result(smollm2: Path) -> None:
         ids = m.tokenize("<|im_start|>user\n", parse_special=True)
         assert m.logits("a b").shape[0] == len(m.tokenize("a b"))
         m.generate("<|im_start|>user\n", max_tokens=0, parse_special=True)
-        assert m._sequence == ids
+        assert m.engine.sequence.ids == ids
 
 
 def test_a_misspelt_option_is_named(model: Any, smollm2: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_template_keyword_reaches_the_template() -> None:
     with zincmetal.load(CASES / "thinking-switch.gguf", device="cpu") as m:
         for on in (True, False):
             m.chat(HELLO, 0, enable_thinking=on)
-            assert m.detokenize(m._sequence).endswith("</think>\n\n") == (not on)
+            assert m.detokenize(m.engine.sequence.ids).endswith("</think>\n\n") == (not on)
 
 
 SHOWS_ALL = "{{ tools | tojson }}{{ documents | tojson }}{{ messages[-1].content }}{{ '|' if add_generation_prompt }}"
@@ -204,17 +204,17 @@ SHOWS_ALL = "{{ tools | tojson }}{{ documents | tojson }}{{ messages[-1].content
 
 @contextmanager
 def text_model(path: Path, **keys: Any) -> Iterator[Any]:
-    """A model, and what the last chat of it was asked."""
+    """Loads a model with a chat template."""
     with zincmetal.load(save(path / "m.gguf", **keys), device="cpu") as m:
         yield m
 
 
 def asked(m: Any, messages: list[dict[str, str]] = HELLO, **options: Any) -> str:
-    """The prompt that a chat runs, by both ways in."""
+    """Returns the prompt that a chat runs, by chat and by stream_chat."""
     m.chat(messages, 0, **options)
-    text: str = m.detokenize(m._sequence)
+    text: str = m.detokenize(m.engine.sequence.ids)
     list(m.stream_chat(messages, 0, **options))
-    assert m.detokenize(m._sequence) == text
+    assert m.detokenize(m.engine.sequence.ids) == text
     return text
 
 

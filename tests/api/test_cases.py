@@ -1,4 +1,4 @@
-"""What bug reports and robustness tests led to, where it shows in a whole model or a process only."""
+"""Cases from bug reports and robustness tests that need a whole model or a process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GEMMA = (
 
 
 def bytes_of(text: str) -> list[int]:
-    """The ids of its bytes, of which none are merged."""
+    """Returns the ids of the text's bytes, none of them merged."""
     return [LETTERS.index(c) for c in letters(text)]
 
 
@@ -51,7 +51,14 @@ def test_turn_tokens_of_any_type_are_one_token_and_end_a_turn(kind: int, tmp_pat
     with zincmetal.load(path, device="cpu") as m:
         m.chat(HELLO, 0)
         start, end = 257, 258
-        assert m._sequence == [start, *bytes_of("user\nhi"), end, *bytes_of("\n"), start, *bytes_of("model\n")]
+        assert m.engine.sequence.ids == [
+            start,
+            *bytes_of("user\nhi"),
+            end,
+            *bytes_of("\n"),
+            start,
+            *bytes_of("model\n"),
+        ]
         result = m.generate("hi", 3, logit_bias={end: 1e4})
         assert (result.finish_reason, result.text, result.stop_token) == ("stop", "", end)
 
@@ -62,9 +69,9 @@ def test_a_prompt_that_a_template_would_make_is_read_on_request(tmp_path: Path) 
         with pytest.raises(ChatTemplateError, match=r"parse_special=True \(--special in a shell\)"):
             m.chat(HELLO)
         m.generate(prompt, 0, parse_special=True)
-        assert m._sequence == [START, *bytes_of("user\nhi"), END, *bytes_of("\n")]
+        assert m.engine.sequence.ids == [START, *bytes_of("user\nhi"), END, *bytes_of("\n")]
         m.generate(prompt, 0)
-        assert START not in m._sequence
+        assert START not in m.engine.sequence.ids
 
 
 def test_an_end_token_that_the_file_does_not_have_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -118,7 +125,7 @@ def test_a_wrong_option_is_refused_before_anything_runs(model: Any, name: str, v
         with pytest.raises(UsageError, match=name) as caught:
             call(PROMPT, **{name: value})
         assert len(str(caught.value)) < 300
-    assert model._sequence == []
+    assert model.engine.sequence.ids == []
 
 
 @pytest.mark.parametrize(

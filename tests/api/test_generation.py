@@ -84,12 +84,12 @@ def test_same_seed_same_text(model):
 
 
 def test_prompt_reuse_changes_nothing(model):
-    """A prompt that extends the last one runs only its new tokens, to the same result."""
+    """A prompt that extends the last one runs only its new tokens, with the same result."""
     prompt = list(range(20, 50))
     model.generate(prompt[:20], max_tokens=1)
-    before = model.session.counters["tokens"]
+    before = model.engine.steps.counters["tokens"]
     reused = model.generate(prompt, max_tokens=8).tokens
-    assert model.session.counters["tokens"] - before == 10 + len(reused) - 1
+    assert model.engine.steps.counters["tokens"] - before == 10 + len(reused) - 1
     model.reset()
     assert model.generate(prompt, max_tokens=8).tokens == reused
 
@@ -116,7 +116,7 @@ def test_a_wrong_id_is_refused(model, bad):
     with pytest.raises(UsageError, match="vocabulary"):
         model.generate([1, bad], max_tokens=1)
     with pytest.raises(UsageError, match="vocabulary"):
-        model.core.decode_step(model.session, model._recorded(1, "argmax")[1], bad)
+        model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, bad)
     assert model.generate([1, 2], max_tokens=2).tokens
 
 
@@ -186,41 +186,41 @@ def test_empty_prompt(model):
 
 
 def test_core_refuses_a_full_context(model):
-    compiled = model._recorded(32, "argmax")[1]
+    compiled = model.engine.program(32).compiled
     for _ in range(2):
-        model.core.prefill_step(model.session, compiled, np.ones(32, np.int32))
+        model.engine.core.prefill_step(model.engine.steps, compiled, np.ones(32, np.int32))
     with pytest.raises(ContextFullError, match="64 used"):
-        model.core.decode_step(model.session, model._recorded(1, "argmax")[1], 1)
-    model.session.rewind(10)
-    model.core.decode_step(model.session, model._recorded(1, "argmax")[1], 1)
-    assert model.session.length == 11
+        model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, 1)
+    model.engine.steps.rewind(10)
+    model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, 1)
+    assert model.engine.steps.length == 11
     with pytest.raises(UsageError, match="rewind"):
-        model.session.rewind(12)
+        model.engine.steps.rewind(12)
 
 
 def test_core_refuses_bad_arrays(model):
-    compiled = model._recorded(32, "argmax")[1]
+    compiled = model.engine.program(32).compiled
     for bad in (np.ones(33, np.int32), np.ones((2, 2), np.int32), np.ones(0, np.int32)):
         with pytest.raises(UsageError):
-            model.core.prefill_step(model.session, compiled, bad)
+            model.engine.core.prefill_step(model.engine.steps, compiled, bad)
     with pytest.raises(TypeError):
-        model.core.prefill_step(model.session, compiled, np.ones(3, np.float64))
+        model.engine.core.prefill_step(model.engine.steps, compiled, np.ones(3, np.float64))
 
 
 def test_closed_model():
     model = zincmetal.load(PATH, device="cpu", context=64)
-    session, plan = model.session, model._recorded(1, "argmax")[1]
+    session, plan = model.engine.steps, model.engine.program(1).compiled
     model.close()
     model.close()
     for call in (lambda: model.generate([1]), lambda: model.logits([1]), model.reset, lambda: model.plan(1)):
         with pytest.raises(UsageError, match="closed"):
             call()
     with pytest.raises(UsageError, match="closed"):
-        model.core.decode_step(session, plan, 1)
+        model.engine.core.decode_step(session, plan, 1)
 
 
 def test_two_threads_at_once(model):
-    """The second is refused, and the first is not disturbed."""
+    """The second thread is refused; the first is not disturbed."""
     expected = model.generate([1, 2, 3], max_tokens=40).tokens
     stream = model.stream_generate([1, 2, 3], max_tokens=40)
     got = [next(stream).token]
@@ -240,15 +240,15 @@ def test_two_threads_at_once(model):
 
 
 def test_two_threads_in_the_core(model):
-    """decode_step itself refuses a second thread, whatever Python does."""
-    compiled, plan = model._recorded(32, "argmax")[1], model._recorded(1, "argmax")[1]
+    """decode_step itself refuses a second thread."""
+    compiled, plan = model.engine.program(32).compiled, model.engine.program(1).compiled
     refused, deadline = [], time.monotonic() + 30
 
     def work():
         while not refused and time.monotonic() < deadline:
             try:
-                model.core.prefill_step(model.session, compiled, np.ones(30, np.int32))
-                model.session.rewind(0)
+                model.engine.core.prefill_step(model.engine.steps, compiled, np.ones(30, np.int32))
+                model.engine.steps.rewind(0)
             except UsageError as error:
                 refused.append(str(error))
             except ContextFullError:
@@ -261,8 +261,8 @@ def test_two_threads_in_the_core(model):
         t.join()
     assert refused
     assert all("another thread" in r or "rewind" in r for r in refused)
-    model.session.rewind(0)
-    assert model.core.decode_step(model.session, plan, 1) >= 0
+    model.engine.steps.rewind(0)
+    assert model.engine.core.decode_step(model.engine.steps, plan, 1) >= 0
 
 
 def test_abandoned_stream_frees_the_model(model):
@@ -307,7 +307,7 @@ def test_unknown_architecture(monkeypatch):
 
 
 def test_tensors_without_a_use_are_refused(monkeypatch):
-    """A model that has more than its architecture computes (a bias, say) must not run without it."""
+    """A model with a tensor that its architecture does not compute, such as a bias, must not run."""
     from zincmetal import models as arch
 
     monkeypatch.setitem(arch.ARCHITECTURES, "qwen3", lambda g: arch.llama.build(g, rope="neox"))
@@ -316,7 +316,7 @@ def test_tensors_without_a_use_are_refused(monkeypatch):
 
 
 def test_import_is_light():
-    """Neither NumPy nor the compiled core nor the tokenizer is imported before it is needed."""
+    """NumPy, the compiled core and the tokenizer are imported on first use."""
     code = "import sys, zincmetal; print([m for m in ('numpy', 'tokenizers', 'jinja2') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

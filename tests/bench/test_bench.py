@@ -1,4 +1,4 @@
-"""What the benches rest on: the products that are timed, the costs of dispatches, how a sanitizer's run is judged."""
+"""The base of the benches: the timed products, the costs of dispatches, the verdict on a sanitizer's run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def lab() -> Lab:
 
 
 def reference(loaded: Loaded, turn: int):
-    """The outputs of one product, in float64."""
+    """Computes the outputs of one product in float64."""
     rng = np.random.default_rng(7)
     weights = [
         quants.dequantize(w.type, random_weights(w.type, w.shape, rng), w.shape).astype(np.float64)
@@ -80,7 +80,7 @@ def test_products_are_right(lab, product):
 
 @every_product
 def test_a_recording_goes_round_all_weights(lab, product):
-    """Every byte of weights is read, as often as any other, and nothing is read again before all the rest was."""
+    """Every byte of weights is read equally often, and not again before all other bytes."""
     loaded = Loaded(lab, product)
     recording = loaded.recording()
     places = loaded.copies * product.turns()
@@ -117,7 +117,7 @@ def test_turns_have_experts_of_their_own(lab, product):
 
 @every_product
 def test_barriers_are_those_of_a_plan(lab, product):
-    """A product waits for the one before; the dispatches of two matrices do not wait for each other."""
+    """A product waits for the one before it; the dispatches of two matrices do not wait for each other."""
     dispatches = Loaded(lab, product).recording().plan.dispatches
     per_product = len(product.ops(0, 0))
     assert [d.barrier for d in dispatches[:4]] == [i > 0 and i % per_product == 0 for i in range(4)]
@@ -127,7 +127,7 @@ def test_barriers_are_those_of_a_plan(lab, product):
 @every_product
 @pytest.mark.parametrize("threads", [32, 96, 256])
 def test_outputs_do_not_depend_on_the_split(lab, product, threads):
-    """Of every number of rows that this build has."""
+    """For every number of rows that this build has."""
     loaded = Loaded(lab, product)
     want = loaded.usual_outputs
     for rows in (None, *lab.row_variants(product.kernel)):
@@ -150,7 +150,7 @@ def planner():
 
 @pytest.mark.parametrize("rows", [1, 32])
 def test_costs_have_the_weights_of_a_plan(planner, rows):
-    """Bytes beside the weights are activations and states: none are left out, and no weight counts as one."""
+    """All other bytes are activations and states: all are counted, and no weight among them."""
     plan, cfg = planner.plan(rows), planner.config
     costs = Costs(plan, cfg, planner.target.page, pos=0)
     for d in plan.dispatches:
@@ -162,7 +162,7 @@ def test_costs_have_the_weights_of_a_plan(planner, rows):
 
 
 def test_products_count_two_operations_for_a_weight(planner):
-    """Per row and weight that the row meets: of the experts those that it uses, of the last row's head one row."""
+    """For every row and weight that it meets: the experts that it uses, and one row for the head."""
     decode, prefill = (
         sum(c.of(d).flops for d in p.dispatches if d.launch.kernel.startswith(("mul_", "moe_m")))
         for p in (planner.plan(1), planner.plan(32))
@@ -191,7 +191,7 @@ def model():
 
 
 def test_a_split_changes_a_fork_of_the_model(model):
-    """The fork launches the kernel as asked, and all else and the tokens as before."""
+    """The fork launches the kernel as asked. All other launches and the tokens are as before."""
 
     def threads(of):
         return [(d.launch.kernel, d.launch.threads) for d in of.plan(1).dispatches]
@@ -213,7 +213,7 @@ def test_a_split_that_changes_nothing_is_refused(model):
 
 
 def test_sides_take_turns_and_a_winner_beats_the_noise(model, monkeypatch):
-    """Times that are made up: the fork takes half the time of the usual plans, which differ by a tenth."""
+    """With made-up times: the fork takes half the time of the usual plans, which differ by a tenth."""
     ran = []
 
     def decode(of, ids, n):
@@ -268,13 +268,13 @@ def test_kernels_that_did_not_run_are_named():
 
 
 def test_every_kernel_runs():
-    """In one process, on the CPU's Metal text or natively; what is built is what a sanitizer's run must have seen."""
+    """Every built kernel runs, on the Metal source or natively. A sanitizer's run must have seen all of them."""
     built = backend.load("cpu").Device(threads=1).kernel_names()
     assert sanitize.kernels_missing(sanitize.run_kernels("cpu"), built) == []
 
 
 def test_what_is_planted_is_there():
-    """The faults are probe kernels, and each tool has one."""
+    """Each tool has a planted fault, which is a probe kernel."""
     source = (TESTS / "csrc/msl/probes/probe_faults.metal").read_text()
     for kernel, _ in sanitize.PLANTED.values():
         name = kernel.removeprefix("probe_fault_")
@@ -283,7 +283,7 @@ def test_what_is_planted_is_there():
 
 
 FAKE = """#!/bin/sh
-# A tool that runs its command (after --tool NAME --print-limit N) and then says what REPORTS tells it to.
+# A tool that runs its command (after --tool NAME --print-limit N) and then prints REPORTS.
 shift 4
 "$@"
 status=$?
@@ -293,7 +293,7 @@ exit $status
 
 
 def run_sanitize(tmp_path, monkeypatch, *options, reports=0):
-    """Exit status and output of bench/sanitize.py with a tool of ours, on the CPU."""
+    """Runs bench/sanitize.py on the CPU with a stand-in tool; returns its exit status and output."""
     tool = tmp_path / "tool"
     tool.write_text(FAKE)
     tool.chmod(0o755)

@@ -1,4 +1,4 @@
-"""bench/metal_compile.py with a stand-in for Xcode's tools: what it asks of them, and what it makes of the answers."""
+"""bench/metal_compile.py with a stand-in for Xcode's tools: its calls, and its reading of the answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import metal_compile
 from zincmetal.device import backend
 
-# Logs its arguments; makes the file after -o; refuses what the file "faults" beside it says, with those words.
+# Logs its arguments and makes the file after -o. Refuses the names that the file "faults" beside it lists.
 XCRUN = f"""#!{sys.executable}
 import json, pathlib, sys
 here, args = pathlib.Path(__file__).parent, sys.argv[1:]
@@ -27,7 +27,7 @@ print("a warning" if "common" in " ".join(args) else "")
 
 @pytest.fixture
 def xcrun(tmp_path, monkeypatch):
-    """Puts the stand-in first on the path; call it with what is to be refused, and it returns what was asked."""
+    """Puts the stand-in first on the path. Call the result with the names to refuse; it returns the logged calls."""
     folder = tmp_path / "bin"
     folder.mkdir()
     program = folder / "xcrun"
@@ -56,7 +56,7 @@ def test_every_file_every_language_and_every_gpu(xcrun, tmp_path):
     functions = [p["compute_function"] for p in script["pipelines"]["compute_pipelines"]]
     assert functions == [f"alias:zincmetal#{n}" for n in sorted(backend.load("cpu").Device().kernel_names())]
     assert script["libraries"]["paths"] == [{"label": "zincmetal", "path": "./zincmetal.metallib"}]
-    inputs = [args[5:7] for args in asked if args[2] == "metal-tt"]  # as Apple's article on such scripts has them
+    inputs = [args[5:7] for args in asked if args[2] == "metal-tt"]  # as in Apple's article on such scripts
     assert inputs == [["zincmetal.metallib", "zincmetal.mtlp-json"]] * len(inputs)
 
 
@@ -82,7 +82,7 @@ def test_ways_to_say_that_a_gpu_is_not_known(words, xcrun):
 
 
 def test_sources_compile_where_the_wheel_did_not_build(xcrun, monkeypatch):
-    """Which is where their messages are wanted most."""
+    """The compiler's messages are needed most where no wheel was built."""
 
     def missing():
         raise ImportError("no module named zincmetal")

@@ -1,4 +1,4 @@
-"""The synthetic model files of bench/synthetic.py: their structure, their bytes, that they come out the same."""
+"""The model files of bench/synthetic.py: their structure, and their bytes, which are reproducible."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_tensors_are_those_listed(tiny):
 
 
 def test_weights_are_finite_and_of_the_right_size(tiny):
-    """Of a matrix [m, k] the weights have mean 0 and variance 1/k, so that products of unit vectors stay so."""
+    """The weights of a matrix [m, k] have mean 0 and variance 1/k: products keep the size of activations."""
     for t in tiny.tensors.values():
         weights = quants.dequantize(t.type, tiny.data(t.name), t.shape).astype(np.float64)
         assert np.isfinite(weights).all(), (t.name, SEED)
@@ -64,7 +64,7 @@ def test_a_tensor_does_not_depend_on_the_number_of_layers(tiny, tmp_path):
 
 
 def test_chunks_are_the_tensor(monkeypatch):
-    """A tensor of many chunks, the last one short, has all its bytes, and no chunk is larger than asked for."""
+    """The chunks of a tensor have all its bytes, and none is larger than asked for."""
     w = quants.Q4_K
     weight = synthetic.Weight("blk.0.ffn_up_exps.weight", w, (3, 70, 256))
     monkeypatch.setattr(synthetic, "CHUNK", 5000)
@@ -77,7 +77,7 @@ def test_chunks_are_the_tensor(monkeypatch):
 def test_writing_takes_a_chunk_of_memory_not_a_tensor(tmp_path):
     sizes = replace(TINY, n_layer=1, n_expert=512)
     largest = max(w.type.nbytes(w.shape) for w in synthetic.tensors(sizes))
-    synthetic.write(tmp_path / "first.gguf", TINY, SEED)  # what is imported then is not of the next
+    synthetic.write(tmp_path / "first.gguf", TINY, SEED)  # imports on first use must not count below
     tracemalloc.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "CHUNK", 1 << 20)
@@ -98,7 +98,7 @@ def test_the_tokenizer_works(tiny):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """All 40 layers at full size, without the weights."""
+    """Writes all 40 layers at full size, without the weights."""
     path = tmp_path_factory.mktemp("whole") / "whole.gguf"
     synthetic.write(path, Sizes(), empty=True)
     with gguf.open(path) as file:

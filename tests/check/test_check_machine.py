@@ -1,4 +1,4 @@
-"""What `check` reads out of the answers of macOS's programs."""
+"""Facts of a Mac, read from the answers of its programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSWERS = {
 
 
 def ask(command: str) -> str:
-    """The longest key that the command has."""
+    """Answer with the longest key that the command contains."""
     return next((ANSWERS[key] for key in sorted(ANSWERS, key=len, reverse=True) if key in command), "")
 
 

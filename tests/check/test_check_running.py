@@ -1,4 +1,4 @@
-"""The checks of `check` that run the engine and read mapped files: that they pass here, and see what is wrong."""
+"""The checks that run the engine and read mapped files: they pass here, and find planted faults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODEL = DATA / "qwen35-q4_k_m.gguf"
 
 
 def model(*tokens, **more):
-    """A stand-in for a model that generates these tokens in turn."""
+    """Stand in for a model: each call generates the next of these lists of tokens."""
     left = [list(t) for t in tokens]
 
     def generate(ids, n, **options):
@@ -45,7 +45,7 @@ def test_every_check_of_the_engine_passes_on_a_hybrid(monkeypatch):
 
 def test_steps_ahead_that_choose_other_tokens_fail():
     outcome = running.ahead(model([4, 5, 6], [4, 7, 6]))
-    assert (outcome.status, outcome.message) == (FAIL, "token 1 of steps that run ahead is another")
+    assert (outcome.status, outcome.message) == (FAIL, "token 1 differs when steps run ahead")
     assert running.ahead(model([4, 5], [4])).status == FAIL
     assert running.ahead(model([4, 5], [4, 5])).status == PASS
 
@@ -102,7 +102,7 @@ def test_pipelines_with_few_threads_are_named_those_with_the_fewest_first():
 
 # ---- ways -------------------------------------------------------------------------------------------------------
 
-# A worker of a Metal device with a metallib: each of its checks says what of the environment it saw.
+# A worker of a Metal device with a metallib. Each of its checks reports the environment that it saw.
 WORKER = """
 import fnmatch, json, os, sys
 only = json.load(sys.stdin)["only"]
@@ -117,7 +117,7 @@ print(json.dumps({"end": True}))
 
 
 def ways(tmp_path, *argv):
-    """What each check saw, by name."""
+    """Run the command; return the variables that each check saw, by its name."""
     path = tmp_path / "report.json"
     assert command.main([*argv, "--json", str(path)], (sys.executable, "-c", WORKER)) == 0
     checks = json.loads(path.read_text())["checks"]

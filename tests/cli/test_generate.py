@@ -59,11 +59,11 @@ def test_chat_and_prompt_from_stdin(smollm2):
 
 def test_interrupt_ends_cleanly_with_what_was_made(smollm2):
     args = command("-m", str(smollm2), "-p", "Count: 1, 2, 3,", "-n", "2000", "-c", "4096", "--repeat-penalty", "1.01")
-    # What a shell starts in the background ignores interrupts, and so do its children.
+    # A process that a shell starts in the background ignores interrupts, and so do its children.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     child = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed)
     first = child.stdout.read(2)
-    for _ in range(5):  # Python drops an interrupt that meets a finaliser: press again, as people do
+    for _ in range(5):  # Python drops an interrupt that meets a finaliser, so press again
         child.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             child.wait(timeout=3)
@@ -147,14 +147,14 @@ def test_no_model_says_what_to_install(monkeypatch, capsys):
 
 
 def test_a_progress_bar_on_a_terminal(smollm2):
-    """Standard error is a terminal: load, and a prompt of several chunks, show how far they are."""
+    """If standard error is a terminal, loading and a prompt of several chunks show their progress."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     args = command("-m", str(smollm2), "-p", "word " * 700, "-n", "1", "-c", "1024")
     child = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
     shown = b""
-    with contextlib.suppress(OSError):  # how a terminal says that its other end is closed
+    with contextlib.suppress(OSError):  # the error of a terminal whose other end is closed
         while piece := os.read(ours, 1 << 16):
             shown += piece
     os.close(ours)

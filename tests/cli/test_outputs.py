@@ -1,4 +1,4 @@
-"""What the commands other than generate do where their output ends, and that their JSON is JSON."""
+"""The other commands: their behaviour when their output closes, and their JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /de
 
 
 def run(name: str, *more: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a command, its standard streams as ``shell`` redirects them."""
+    """Runs a command with its standard streams as ``shell`` redirects them."""
     words = [sys.executable, "-m", f"zincmetal.{name}", *COMMANDS[name], *more]
     return subprocess.run(
         ["sh", "-c", f'"$@" {shell}', "sh", *words],
@@ -49,7 +49,7 @@ def test_a_reader_that_is_gone(name):
     words = [sys.executable, "-m", f"zincmetal.{name}", *COMMANDS[name]]
     done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, timeout=120)
     os.close(write)
-    assert done.returncode == (1 if name == "check" else 0)  # a check that nobody has read to its end did not pass
+    assert done.returncode == (1 if name == "check" else 0)  # a check whose output was not read to the end did not pass
     assert done.stderr == b""
 
 

@@ -1,4 +1,4 @@
-"""Metadata and tensors that contradict each other: every case is a typed error that names the key or the tensor."""
+"""Metadata and tensors that contradict each other: each case is a typed error that names the key or the tensor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from zincmetal.graph.ops import Weight
 from zincmetal.plan.target import Target
 
 SEED = secrets.randbits(32)
-MEMORY = 4 << 20  # bytes that reading a small file's metadata may take, whatever it says of itself
+MEMORY = 4 << 20  # most bytes that reading the metadata of a small file may take
 ARCH = synthetic.ARCH
 TENSORS = {w.name: w for w in synthetic.tensors(synthetic.TINY)}
 ABSENT = object()
@@ -36,7 +36,7 @@ TARGET = Target.of_kernels(backend.load("cpu"))
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> dict[str, Any]:
-    """The keys of a good file that are not the tokenizer's."""
+    """Returns the keys of a good file, without the tokenizer's."""
     path = tmp_path_factory.mktemp("good") / "good.gguf"
     synthetic.write(path, synthetic.TINY, empty=True)
     with gguf.open(path) as file:
@@ -44,7 +44,7 @@ def good(tmp_path_factory) -> dict[str, Any]:
 
 
 def examine(path: Path) -> None:
-    """As loading does: the configuration, the limits of kernels, and every tensor of the graph."""
+    """Does the part of loading that needs no device: the configuration, the limits of kernels, tensors of the graph."""
     with gguf.open(path) as file:
         build = models.get(file.require("general.architecture", str))
         cfg = config.from_file(file)
@@ -74,7 +74,7 @@ def test_the_variations_start_from_a_good_file(tmp_path, good):
     examine_with(tmp_path / "tied.gguf", good, {}, tied)
 
 
-# A key, and values that must be refused in its name; a pair gives what else the message must hold.
+# By key: values whose error names the key. A pair adds text that the message must hold.
 NO_SIZE = (0, -1, 2**31, 2**63, 1.0, True, "8", [8])
 WRONG: dict[str, tuple[Any, ...]] = {
     "block_count": (ABSENT, *NO_SIZE, (5, "blk.4."), 2**31 - 1),
@@ -117,7 +117,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "ssm.time_step_rank": (ABSENT, *NO_SIZE, 5, 2, 8, 2**31 - 1),
     "ssm.inner_size": (ABSENT, *NO_SIZE, 255, 512, 2**31 - 1),
 }
-# Values that leave a key's own checks behind and contradict another key: that one may be named in its place.
+# By key: values that are legal alone and contradict another key. The error may name that key instead.
 PARTNERS = {
     "ssm.state_size": "ssm.inner_size",
     "ssm.time_step_rank": "ssm.(group_count|inner_size)",
@@ -175,11 +175,11 @@ def test_sizes_that_agree_with_each_other_and_not_with_the_tensors(tmp_path, goo
             examine_with(tmp_path / "bad.gguf", good, changes)
 
 
-# One layer of each kind, and what stands outside of layers.
+# The tensors of one layer of each kind, and those outside layers.
 NAMES = [name for name in TENSORS if ".1." not in name and ".2." not in name]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "output.weight"])  # tied models have none
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "output.weight"])  # tied models have no such tensor
 def test_a_missing_tensor_is_named(name, tmp_path, good):
     rest = {other: w for other, w in TENSORS.items() if other != name}
     with pytest.raises((GGUFError, UnsupportedModelError), match=rf"tensor {name}\b.* missing"):
@@ -193,9 +193,9 @@ def test_a_tensor_of_another_shape_or_type_is_named(name, tmp_path, good):
     shapes = {w.shape[1:], (*w.shape[:-1], 2 * w.shape[-1]), (w.shape[0] + 1, *w.shape[1:]), (1, *w.shape)} - {()}
     if not vector and w.shape[0] % w.type.block_size == 0 and w.shape[::-1] != w.shape:
         shapes.add(w.shape[::-1])
-    if name == "token_embd.weight":  # its rows are the vocabulary, and the output is what then disagrees
+    if name == "token_embd.weight":  # its rows define the vocabulary, so the error names the output
         shapes.discard((w.shape[0] + 1, *w.shape[1:]))
-    if name.endswith("ffn_gate_inp_shexp.weight"):  # a matrix of one row may be written as one or as a vector
+    if name.endswith("ffn_gate_inp_shexp.weight"):  # a matrix of one row may be written as a vector
         vector = False
         shapes.discard((1, *w.shape))
     for shape in shapes:
@@ -241,7 +241,7 @@ def test_blocks_that_draft_tokens_are_left_alone(tmp_path, good):
 
 @pytest.fixture(scope="module")
 def gemma3() -> tuple[dict[str, Any], dict[str, Weight]]:
-    """Keys and tensors of a good file with seven layers, a window of 16 and one layer without."""
+    """Returns keys and tensors of a good file of seven layers: a window of 16, and one layer without it."""
     with gguf.open(DATA / "gemma3-q4_0.gguf") as file:
         keys = {key: file.metadata[key] for key in file.metadata if not key.startswith("tokenizer.")}
         return keys, {t.name: Weight(t.name, t.type, t.shape) for t in file.tensors.values()}
@@ -309,16 +309,16 @@ def test_a_wrong_gemma3_value_is_refused_in_its_name(name, value, tmp_path, gemm
 
 
 def test_flipped_bytes_are_understood_or_refused(tmp_path, good):
-    """Whatever the bytes of the header, the graph is built or a ZincError says why not, in little memory.
+    """With any bytes of the header flipped the graph is built or a ZincError says why not, in little memory.
 
-    Where a string's length is flipped the string may be the rest of the file, and is read.
+    If a string's length is flipped, the string may be the rest of the file, and is read.
     """
     whole, path = tmp_path / "whole.gguf", tmp_path / "flipped.gguf"
     write(whole, good, TENSORS)
     with gguf.open(whole) as file:
         end, size = min(t.offset for t in file.tensors.values()), file.parts[0].size
     raw = np.fromfile(whole, np.uint8, end)
-    keys = bytes(raw).index(b"token_embd.weight")  # metadata is a small part of the header, and what this is about
+    keys = bytes(raw).index(b"token_embd.weight")  # this test is about metadata, a small part of the header
     rng = np.random.default_rng(SEED)
     understood = refused = peak = 0
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""General kernels in the place of those that a device cannot make: on the CPU, with kernels hidden from it."""
+"""General kernels replace kernels that a device cannot make. The tests hide kernels from the CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zincmetal.plan.target import Target
 from zincmetal.plan.tuning import Split
 
 HYBRID = DATA / "qwen35moe-q4k-q5k-q8.gguf"
-# Between them every fusion and kind of layer.
+# Together they have every fusion and every kind of layer.
 MODELS = [HYBRID, *(DATA / f"{name}.gguf" for name in ("gemma3-q4_0", "qwen2-q8_0", "qwen3moe-q4_k_m"))]
 PROMPT, N_TOKENS = list(range(3, 12)), 4
 ONE_BY_ONE = ["steps of one token"]
@@ -33,7 +33,7 @@ Hide = Callable[..., None]
 
 @pytest.fixture
 def hide(monkeypatch: pytest.MonkeyPatch) -> Hide:
-    """``hide(*patterns)``: the CPU, also its checked build, cannot make kernels of such names."""
+    """Returns ``hide(*patterns)``: after it the CPU, also its checked build, cannot make kernels of these names."""
     hidden: list[str] = []
     for name in ("cpu", "checked"):
         if backend.is_built(name):
@@ -53,9 +53,9 @@ def hide_in(core: ModuleType, hidden: Sequence[str], monkeypatch: pytest.MonkeyP
             if matches(kernel, hidden):
                 raise DeviceError(f"kernel '{kernel}' does not build")
 
-    def hiding_plan(device: Any, dispatches: Any, **options: Any) -> Any:
+    def hiding_plan(device: Any, dispatches: Any, *options: Any) -> Any:
         check(kernel for kernel, *_ in dispatches)
-        return plan(device, dispatches, **options)
+        return plan(device, dispatches, *options)
 
     def hiding_limits(device: Any, kernel: str) -> Any:
         check([kernel])
@@ -80,7 +80,7 @@ def usual(path: Path) -> list[int]:
 
 
 def kernels(path: Path) -> tuple[set[str], set[str]]:
-    """Those of a greedy step of one token, and of many."""
+    """Returns the kernels of a greedy step of one token, and of many."""
     with gguf.open(path) as file:
         core = backend.load("cpu")
         planner = Planner(file, Target.of(core, core.Device(threads=1).info), 64)
@@ -93,7 +93,7 @@ def kernels(path: Path) -> tuple[set[str], set[str]]:
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
 def test_each_kernel_has_another_or_is_named(path: Path, hide: Hide, caplog: pytest.LogCaptureFixture) -> None:
-    """The same tokens and one warning, or an error of the type that says so."""
+    """Without the kernel: the same tokens and one warning, or a typed error that names the kernel."""
     want = usual(path)
     one, many = kernels(path)
     for kernel in sorted(one | many):
@@ -121,7 +121,7 @@ def test_each_kernel_has_another_or_is_named(path: Path, hide: Hide, caplog: pyt
 
 
 def test_it_is_said_once(hide: Hide, caplog: pytest.LogCaptureFixture) -> None:
-    """By a model and its forks, whatever plans they need."""
+    """A model and its forks warn once, for all their plans."""
     hide("mul_mv_stack_*")
     with load(HYBRID) as model, model.fork() as twin:
         for m in (model, twin):
@@ -173,7 +173,7 @@ def test_the_host_routes_where_no_kernel_takes_experts(pattern: str, lost: str, 
 
 
 def test_all_at_once(hide: Hide) -> None:
-    """What is left is what no other does."""
+    """With all replaceable kernels hidden, the remaining ones suffice."""
     want = usual(HYBRID)
     one, _ = kernels(HYBRID)
     needed = {kernel for kernel in one if not has_other(kernel, one_token=True)}
@@ -214,7 +214,7 @@ def test_every_access_of_what_stands_in_is_in_bounds_and_in_order(path: Path, pa
 
 
 def test_a_split_of_a_device_that_has_no_instance_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The usual one is used."""
+    """The usual split is used."""
     want = usual(HYBRID)
     monkeypatch.setattr(tuning, "SPLITS", {"cpu": {"mul_mv_stack_q8_0": Split(3, 64)}})
     with load(HYBRID) as model:
@@ -255,10 +255,10 @@ def test_a_kernel_for_fewer_threads_than_are_launched(monkeypatch: pytest.Monkey
     want, core = usual(HYBRID), backend.load("cpu")
     plan, limits = core.Plan, core.Device.limits
 
-    def refusing(device: Any, dispatches: Any, **options: Any) -> Any:
+    def refusing(device: Any, dispatches: Any, *options: Any) -> Any:
         if any(kernel == "ssm_step_64" for kernel, *_ in dispatches):
             raise DeviceError("too many threads")
-        return plan(device, dispatches, **options)
+        return plan(device, dispatches, *options)
 
     monkeypatch.setattr(core, "Plan", refusing)
     monkeypatch.setattr(
@@ -271,7 +271,7 @@ def test_a_kernel_for_fewer_threads_than_are_launched(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("everything", [False, True], ids=["memory", "device"])
 def test_what_is_no_kernels_fault_is_told_as_it_is(everything: bool, hide: Hide, monkeypatch, caplog) -> None:
-    """No kernel fails, or all do: nothing is replaced."""
+    """An error that no kernel or every kernel has is raised unchanged: nothing is replaced."""
     if everything:
         hide("*")
     core = backend.load("cpu")
@@ -287,7 +287,7 @@ def test_what_is_no_kernels_fault_is_told_as_it_is(everything: bool, hide: Hide,
 
 
 def test_a_device_that_has_all_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What loads at once costs nothing more."""
+    """If a plan compiles at once, no kernel is asked for."""
 
     def asked(*_: Any) -> Any:
         raise AssertionError
@@ -302,7 +302,7 @@ def test_a_device_that_has_all_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_check_knows_what_is_used_instead() -> None:
-    """For each kernel what plans do use, as the tests above see it."""
+    """The command names the replacements that the tests above saw."""
     found = cases(backend.load("cpu"))
     expected = {
         "mul_mv_add_q6_k": ["mul_mv_q6_k", "add"],

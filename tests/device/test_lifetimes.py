@@ -1,4 +1,4 @@
-"""What the core outlives: Ctrl-C, a fork, the end of the interpreter and of memory. Each in a process of its own."""
+"""The core survives Ctrl-C, forks, the interpreter's end and the end of memory. Each test runs a process of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
 
 
-# A step of 2,000 products, which takes seconds, and one of one.
+# A step of 2,000 products takes seconds; a step of one follows it.
 INTERRUPTED = """
 import signal, sys
 import numpy as np
@@ -66,7 +66,7 @@ print(session.length, np.frombuffer(last, np.float32)[[0, -1]].tolist())
 
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_a_step_hears_signals(threads: str) -> None:
-    """What is left of it is dropped and it does not count; the device goes on."""
+    """An interrupted step is dropped and does not count; the device goes on."""
     done = run(INTERRUPTED, threads)
     assert done.stdout == "heard 0 [] 0.0\n1 [4096.0, 4096.0]\n", done.stderr
 
@@ -95,13 +95,13 @@ FORKED = """
 import os, sys, zincmetal
 from zincmetal.errors import DeviceError
 model = zincmetal.load(sys.argv[1], device="cpu", threads=2)
-first = model.core.decode_step(model.session, model._recorded(1, "argmax")[1], 5, True)
+first = model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, 5, True)
 child = os.fork()
 if child == 0:
     calls = (
-        model.session.settle,
-        lambda: model.core.decode_step(model.session, model._recorded(1, "argmax")[1], first),
-        lambda: model.session.rewind(0),
+        model.engine.steps.settle,
+        lambda: model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, first),
+        lambda: model.engine.steps.rewind(0),
         lambda: model.device.alloc(64),
         lambda: model.device.limits("argmax_final"),
     )
@@ -117,13 +117,13 @@ if child == 0:
         own.generate([5], 3)
     sys.exit(0)
 assert os.waitpid(child, 0)[1] == 0
-assert model.session.settle() == [first]
+assert model.engine.steps.settle() == [first]
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_fork_with_a_step_in_flight() -> None:
-    """The child is told, ends and can load a model of its own; the parent goes on."""
+    """The child gets an error, can load a model of its own, and ends well; the parent goes on."""
     done = run(FORKED, PATH)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -146,7 +146,7 @@ def test_a_sub_interpreter_is_refused() -> None:
     assert "ImportError" in done.stdout, done.stderr
 
 
-# Fails allocation 1, then 2 ... of each call, alone or with all that follow, until a call asks for fewer.
+# Fails allocation 1, then 2, ... of each call, alone or with all later ones, until a call makes fewer.
 WITHOUT_MEMORY = """
 import ctypes, sys, zincmetal, zincmetal._core_cpu, zincmetal.engine.engine, zincmetal.text.tokenizer
 from zincmetal.errors import OutOfMemoryError, ZincError
@@ -195,7 +195,7 @@ def test_memory_may_end_at_any_allocation(threads: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("chosen", "value"), [(None, "1 1"), ("0", "0 None")])
 def test_the_driver_of_a_mac_is_asked_for_patience_as_soon_as_the_package_is_imported(chosen, value):
-    """Before another library opens Metal. What a user has set stays."""
+    """The variable is set before another library opens Metal. A user's own value stays."""
     environment = {k: v for k, v in os.environ.items() if k not in (watchdog.VARIABLE, "ZINCMETAL_RELAXED")}
     code = f"import zincmetal, os; print(os.environ[{watchdog.VARIABLE!r}], os.environ.get('ZINCMETAL_RELAXED'))"
     environment |= {} if chosen is None else {watchdog.VARIABLE: chosen}

@@ -1,4 +1,4 @@
-"""Experts that the host routes, because no batched kernel takes their type: correct, counted, and said."""
+"""Experts that the host routes, since no batched kernel takes their type: correct, counted and reported."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_distributions_are_as_exact(path, unbatched, caplog):
     with caplog.at_level(logging.WARNING, "zincmetal"), zincmetal.load(path, device="cpu", kv="f32") as model:
         logits = model.logits(ids)
         model.reset()
-        best = model._prefill(ids[:-1])
+        best = model.engine.prefill(ids[:-1])
         assert best == logits[-2].argmax()
-        assert model._decode(ids[-1]) == logits[-1].argmax()
-        assert np.abs(model._last_logits() - logits[-1]).max() < 1e-3
+        assert model.engine.decode(ids[-1]) == logits[-1].argmax()
+        assert np.abs(model.engine.last_logits() - logits[-1]).max() < 1e-3
         profile = model.profile()
     lengths = exact["prefix_lengths"]
     shown = lengths <= len(ids)
@@ -76,8 +76,8 @@ def test_an_interrupt_between_two_parts_starts_the_sequence_anew(unbatched, monk
     ids = np.load(path.with_suffix(".npz"))["tokens"][:9].tolist()
     with zincmetal.load(path, device="cpu", kv="f32") as model:
         want = model.generate(ids, max_tokens=6).tokens
-        compiled = model._recorded(1, "argmax")[1]
-        run, left = compiled._run, [3]
+        compiled = model.engine.program(1).compiled
+        run, left = compiled.run_part, [3]
 
         def interrupted(part, n_tokens):
             left[0] -= 1
@@ -85,10 +85,10 @@ def test_an_interrupt_between_two_parts_starts_the_sequence_anew(unbatched, monk
                 raise KeyboardInterrupt
             run(part, n_tokens)
 
-        monkeypatch.setattr(compiled, "_run", interrupted)
+        monkeypatch.setattr(compiled, "run_part", interrupted)
         with pytest.raises(KeyboardInterrupt):
             model.generate([*ids, *want, 5], max_tokens=6)
-        assert model.session.length == 0
+        assert model.engine.steps.length == 0
         monkeypatch.undo()
         with zincmetal.load(path, device="cpu", kv="f32") as fresh:
             assert model.generate(ids, max_tokens=6).tokens == fresh.generate(ids, max_tokens=6).tokens == want

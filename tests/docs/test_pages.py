@@ -59,6 +59,13 @@ def test_the_rooms_are_the_folders_and_the_order_is_the_linters():
     assert lines == [re.findall(r"\w+", line) for line in re.findall(r'"([^"]+)"', layers[1])]
 
 
+def test_every_metal_source_has_its_family():
+    sources = re.findall(
+        r"`(kernels/\w+\.metal)`", read("docs/architecture.md").split("| family |")[1].split("\n## ")[0]
+    )
+    assert sorted(sources) == sorted(name(path) for path in (ROOT / "kernels").glob("*.metal"))
+
+
 def test_limits_in_the_threat_model():
     page = read("SECURITY.md")
     assert f"| a string in a header | {header.MAX_STRING >> 20} MiB |" in page

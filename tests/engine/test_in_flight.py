@@ -15,6 +15,7 @@ import pytest
 import zincmetal
 from support.reference_models import reference_models
 from zincmetal.errors import ContextFullError, DeviceError, UsageError
+from zincmetal.plan import planner
 from zincmetal.plan.planner import Planner
 from zincmetal.plan.target import Target
 from zincmetal.plan.tuning import DIVIDE_KEYS_ABOVE
@@ -31,19 +32,20 @@ def model(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 class Core:
-    """The core below the engine: sessions and steps without Python's own account of them."""
+    """The core below the engine: its steps, without Python's own account of them."""
 
     def __init__(self, model: Any) -> None:
-        self.core, self.session, self.plan = model.core, model.session, model._recorded(1, "argmax")[1]
-        self.prompt_plan, self.logits_plan = model._recorded(32, "argmax")[1], model._recorded(1, "all")[1]
+        engine = model.engine
+        self.core, self.steps, self.plan = engine.core, engine.steps, engine.program(1).compiled
+        self.prompt_plan, self.logits_plan = engine.program(32).compiled, engine.program(1, "all").compiled
 
     def start(self) -> int:
-        self.session.settle()
-        self.session.rewind(0)
-        return self.core.prefill_step(self.session, self.prompt_plan, np.array(PROMPT, np.int32))
+        self.steps.settle()
+        self.steps.rewind(0)
+        return self.core.prefill_step(self.steps, self.prompt_plan, np.array(PROMPT, np.int32))
 
     def step(self, token: int, ahead: bool = False) -> int:
-        return self.core.decode_step(self.session, self.plan, token, ahead)
+        return self.core.decode_step(self.steps, self.plan, token, ahead)
 
     def tokens(self, n: int, ahead: Callable[[int], bool]) -> list[int]:
         out = [self.start()]
@@ -58,11 +60,11 @@ class Core:
 def test_running_ahead_changes_no_token(model: Any) -> None:
     core = Core(model)
     expected = core.tokens(20, ahead=lambda i: False)
-    before = core.session.counters
+    before = core.steps.counters
     assert before["max_in_flight"] == 1
     assert core.tokens(20, ahead=lambda i: i < 19) == expected
     assert core.tokens(20, ahead=lambda i: i % 3 == 0) == expected
-    after = core.session.counters
+    after = core.steps.counters
     assert after["max_in_flight"] == 2
     assert after["command_buffers"] - before["command_buffers"] == 2 * 21
     assert after["tokens"] - before["tokens"] == 2 * (len(PROMPT) + 20)
@@ -72,10 +74,10 @@ def test_the_length_counts_what_the_host_was_told(model: Any) -> None:
     core = Core(model)
     first = core.start()
     second = core.step(first, ahead=True)
-    assert core.session.length == len(PROMPT) + 1
-    assert core.session.settle() == [second]
-    assert core.session.length == len(PROMPT) + 2
-    assert core.session.settle() == []
+    assert core.steps.length == len(PROMPT) + 1
+    assert core.steps.settle() == [second]
+    assert core.steps.length == len(PROMPT) + 2
+    assert core.steps.settle() == []
 
 
 def test_what_is_in_flight_cannot_be_ignored(model: Any) -> None:
@@ -86,11 +88,11 @@ def test_what_is_in_flight_cannot_be_ignored(model: Any) -> None:
     with in_flight:
         core.step((second + 1) % 512)
     with in_flight:
-        core.core.decode_step(core.session, core.logits_plan, second)
+        core.core.decode_step(core.steps, core.logits_plan, second)
     with in_flight:
-        core.core.prefill_step(core.session, core.prompt_plan, np.array([1, 2], np.int32))
+        core.core.prefill_step(core.steps, core.prompt_plan, np.array([1, 2], np.int32))
     with in_flight:
-        core.session.rewind(0)
+        core.steps.rewind(0)
     assert core.step(second) == core.tokens(2, ahead=lambda i: False)[-1]
 
 
@@ -99,7 +101,7 @@ def test_a_settled_step_can_be_followed_by_another_token(model: Any) -> None:
     core = Core(model)
     first = core.start()
     second = core.step(first, ahead=True)
-    core.session.settle()
+    core.steps.settle()
     third = core.step(44)
     core.start()
     for token in (first, second):
@@ -113,7 +115,7 @@ def test_the_context_bounds_what_runs_ahead(model: Any) -> None:
     for _ in range(64 - len(PROMPT) - 2):
         token = core.step(token)
     with_room = core.step(token, ahead=True)
-    assert core.session.length == 63
+    assert core.steps.length == 63
     with pytest.raises(ContextFullError, match="63 used, 2 more asked for"):
         core.step(with_room, ahead=True)
     core.step(with_room)
@@ -125,8 +127,8 @@ def test_a_plan_without_an_arg_max_cannot_run_ahead(model: Any) -> None:
     core = Core(model)
     core.start()
     with pytest.raises(UsageError, match="computes no arg max"):
-        core.core.decode_step(core.session, core.logits_plan, 3, True)
-    assert core.core.decode_step(core.session, core.logits_plan, 3) == -1
+        core.core.decode_step(core.steps, core.logits_plan, 3, True)
+    assert core.core.decode_step(core.steps, core.logits_plan, 3) == -1
 
 
 def test_a_wrong_id_is_told_as_it_was_given(model: Any) -> None:
@@ -138,15 +140,15 @@ def test_a_wrong_id_is_told_as_it_was_given(model: Any) -> None:
 
 
 def test_what_is_in_flight_outlives_its_owners() -> None:
-    """Session, plan and device may be dropped in any order while a step runs."""
-    for keep in ("session", "plan", "device", "none"):
+    """Steps, plan and device may be dropped in any order while a step runs."""
+    for keep in ("steps", "plan", "device", "none"):
         model = zincmetal.load(PATH, device="cpu", context=64, threads=2)
         core = Core(model)
         core.step(core.start(), ahead=True)
-        kept = {"session": core.session, "plan": core.plan, "device": model.device, "none": None}[keep]
-        model._plans.clear()
+        kept = {"steps": core.steps, "plan": core.plan, "device": model.device, "none": None}[keep]
+        model.engine.programs.clear()
         del model, core
-        if keep == "session":
+        if keep == "steps":
             assert len(kept.settle()) == 1
         del kept
 
@@ -157,7 +159,7 @@ def test_length_and_counters_can_be_read_at_any_time(model: Any) -> None:
 
     def look() -> None:
         while not stop.is_set():
-            seen.add((core.session.length, core.session.counters["tokens"]))
+            seen.add((core.steps.length, core.steps.counters["tokens"]))
 
     reader = threading.Thread(target=look)
     reader.start()
@@ -232,13 +234,13 @@ def fresh(prompt: list[int], n: int) -> list[int]:
 
 def agrees(model: Any) -> bool:
     """Whether Python's account of the sequence is the core's."""
-    return len(model._sequence) == model.session.length
+    return len(model.engine.sequence) == model.engine.steps.length
 
 
 def test_greedy_generation_runs_ahead_where_that_helps(model: Any) -> None:
     expected = fresh(PROMPT, 20)
     result = model.generate(PROMPT, max_tokens=20)
-    counters = model.session.counters
+    counters = model.engine.steps.counters
     assert result.tokens == expected
     assert counters["max_in_flight"] == (2 if model.device.info["asynchronous"] else 1)
     # One a token, and none for nothing; the prompt's last token is a step of its own.
@@ -248,13 +250,13 @@ def test_greedy_generation_runs_ahead_where_that_helps(model: Any) -> None:
 
 def test_sampled_generation_does_not(model: Any) -> None:
     model.generate(PROMPT, max_tokens=10, temperature=1.0, seed=1)
-    assert model.session.counters["max_in_flight"] == 1
+    assert model.engine.steps.counters["max_in_flight"] == 1
 
 
 def follows_like_fresh(model: Any) -> None:
     """The sequence is whole: what follows on it equals what a new model says to the same ids."""
     assert agrees(model)
-    prompt = [*model._sequence, 17, 18]
+    prompt = [*model.engine.sequence.ids, 17, 18]
     assert model.generate(prompt, max_tokens=8).tokens == fresh(prompt, 8)
 
 
@@ -267,7 +269,7 @@ def test_an_end_token_stops_within_one_step(model: Any) -> None:
     assert result.tokens == tokens[: at + 1]
     assert result.finish_reason == "stop"
     ran = PROMPT + tokens[: at + (1 if model.device.info["asynchronous"] else 0)]
-    assert model._sequence == ran
+    assert model.engine.sequence.ids == ran
     model.tokenizer.eog_ids = frozenset()
     follows_like_fresh(model)
 
@@ -315,13 +317,13 @@ class Failing:
 def test_an_error_between_steps_leaves_a_consistent_sequence(
     model: Any, error: type[BaseException], after: bool
 ) -> None:
-    core = model.core
-    model.core = Failing(core, 5, error, after)
+    engine = model.engine
+    core, engine.core = engine.core, Failing(engine.core, 5, error, after)
     with pytest.raises(error):
         model.generate(PROMPT, max_tokens=20)
-    model.core = core
+    engine.core = core
     assert agrees(model)
-    assert model._sequence == ([] if after else (PROMPT + fresh(PROMPT, 20))[: len(model._sequence)])
+    assert engine.sequence.ids == ([] if after else (PROMPT + fresh(PROMPT, 20))[: len(engine.sequence)])
     follows_like_fresh(model)
 
 
@@ -330,16 +332,16 @@ def test_an_interrupt_of_the_clean_up_itself(model: Any) -> None:
     stream = model.stream_generate(PROMPT, max_tokens=20)
     for _ in range(4):
         next(stream)
-    session, calls = model.session, []
+    steps, calls = model.engine.steps, []
 
     def interrupted() -> list[int]:
-        calls.append(session.settle())
+        calls.append(steps.settle())
         raise KeyboardInterrupt
 
-    model.session = SimpleNamespace(settle=interrupted)
+    model.engine.steps = SimpleNamespace(settle=interrupted)
     with pytest.raises(KeyboardInterrupt):
         stream.close()
-    model.session = session
+    model.engine.steps = steps
     assert len(calls) == 1
     assert model.generate(PROMPT, max_tokens=8).tokens == fresh(PROMPT, 8)
     follows_like_fresh(model)
@@ -348,34 +350,35 @@ def test_an_interrupt_of_the_clean_up_itself(model: Any) -> None:
 # ---- plans by context --------------------------------------------------------------------------------------------
 
 
-def test_a_sequence_outgrows_its_plans(model: Any) -> None:
-    """Plans for short contexts hand over to those for longer ones, in the middle of a stream."""
-    want = model.generate(PROMPT, max_tokens=40).tokens
-    model.reset()
-    model._plans.clear()
-    model.planner._max_positions = [8, 9, 16, model.config.n_ctx]
-    before = model.session.counters
-    assert model.generate(PROMPT, max_tokens=40).tokens == want
-    assert model.session.counters["steps"] - before["steps"] == 41  # two of the prompt; none was run in vain
-    assert {reach for rows, _, reach in model._plans if rows == 1} == {8, 9, 16, model.config.n_ctx}
+@pytest.mark.parametrize("threads", [1, 2], ids=["inline", "asynchronous"])
+def test_a_sequence_outgrows_its_plans(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans for short contexts hand over to plans for longer ones, in the middle of a stream."""
+    monkeypatch.setattr(planner, "MAX_POSITIONS", (8, 9, 16))
+    monkeypatch.setitem(DIVIDE_KEYS_ABOVE, "cpu", 1024)  # above the context: all plans have the same kernels
+    with zincmetal.load(PATH, device="cpu", context=64, threads=threads) as model:
+        assert model.generate(PROMPT, max_tokens=40).tokens == fresh(PROMPT, 40)
+        assert model.profile()["steps"] == 41  # two of the prompt; none was run in vain
+        made = {max_position for rows, _, max_position in model.engine.programs.made if rows == 1}
+        assert made == {8, 9, 16, 64}
 
 
 @pytest.mark.parametrize(("backend", "above"), DIVIDE_KEYS_ABOVE.items())
 def test_attention_is_divided_only_where_keys_are_many(model: Any, backend: str, above: int) -> None:
     with zincmetal.gguf.open(PATH) as file:
-        planner = Planner(file, Target.of(model.core, {**model.device.info, "backend": backend}), context=8192)
+        target = Target.of(model.engine.core, {**model.device.info, "backend": backend})
+        longer = Planner(file, target, context=8192)
     first, *others = reaches = sorted({above, 1024, 4096, 8192})
-    dispatches = [len(planner.plan(1, "argmax", reach).dispatches) for reach in reaches]
-    merges = planner.config.n_layer
+    dispatches = [len(longer.plan(1, "argmax", reach).dispatches) for reach in reaches]
+    merges = longer.config.n_layer
     assert dispatches == [dispatches[0], *(dispatches[0] + merges for _ in others)]
-    assert [planner.max_position(n) for n in (1, first, first + 1, 4097, 8192)] == [first, first, others[0], 8192, 8192]
+    assert [longer.max_position(n) for n in (1, first, first + 1, 4097, 8192)] == [first, first, others[0], 8192, 8192]
 
 
 def test_every_dispatch_of_a_step_is_timed(model: Any) -> None:
     want = model.generate(PROMPT, max_tokens=5).tokens
     for n, rows, position in ((1, 1, 0), (1, 1, 63), (20, 32, 44)):
         timed = model.time_dispatches(range(n), position)
-        assert [d for d, _ in timed] == list(model.planner.plan(rows).dispatches)
+        assert [d for d, _ in timed] == list(model.engine.planner.plan(rows).dispatches)
         assert all(seconds > 0 for _, seconds in timed)
     assert model.generate(PROMPT, max_tokens=5).tokens == want
     for n, position in ((20, 45), (1, -1), (1, 64)):

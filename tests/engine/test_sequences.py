@@ -28,10 +28,10 @@ def prompt(path: Path, n: int = 70) -> list[int]:
 
 def go_on(model: Model, n: int = N_MADE) -> list[int]:
     """Greedy tokens from the end of the model's sequence, whatever they are."""
-    best, made = int(model._last_logits().argmax()), []
+    best, made = int(model.engine.last_logits().argmax()), []
     for _ in range(n):
         made.append(best)
-        best = model._decode(best)
+        best = model.engine.decode(best)
     return made
 
 
@@ -39,17 +39,17 @@ def go_on(model: Model, n: int = N_MADE) -> list[int]:
 @pytest.mark.parametrize("kv", ["f32", "f16", "q8_0"])
 def test_saved_and_restored_it_continues_identically(path, kv):
     with load(path, kv=kv) as model:
-        model._prefill(prompt(path))
-        saved, first_logits = model.save(), model._last_logits().copy()
+        model.engine.prefill(prompt(path))
+        saved, first_logits = model.save(), model.engine.last_logits().copy()
         made = go_on(model)
-        other = model._prefill(prompt(path, 9))
+        other = model.engine.prefill(prompt(path, 9))
         assert other >= 0
         model.restore(saved)
-        assert model.session.length == 70
+        assert model.engine.steps.length == 70
         # The logits are not part of a sequence: the next token is what was made first.
         again = [int(first_logits.argmax())]
         while len(again) < N_MADE:
-            again.append(model._decode(again[-1]))
+            again.append(model.engine.decode(again[-1]))
     assert again == made
 
 
@@ -57,41 +57,41 @@ def test_saved_and_restored_it_continues_identically(path, kv):
 def test_restored_in_another_model_with_its_pages_elsewhere(path):
     ids = prompt(path)
     with load(path) as one, load(path) as two:
-        one._prefill(ids)
+        one.engine.prefill(ids)
         saved = one.save()
-        pages = np.arange(two._memory.buffer("pages").nbytes // 4, dtype=np.uint32)[::-1].copy()
-        two._memory.buffer("pages").write(pages)
+        pages = np.arange(two.engine.buffers.buffer("pages").nbytes // 4, dtype=np.uint32)[::-1].copy()
+        two.engine.buffers.buffer("pages").write(pages)
         two.restore(saved)
-        assert two._decode(5) == one._decode(5)
-        assert np.array_equal(two._last_logits(), one._last_logits())
+        assert two.engine.decode(5) == one.engine.decode(5)
+        assert np.array_equal(two.engine.last_logits(), one.engine.last_logits())
 
 
 @every_model
 def test_a_fork_goes_its_own_way(path):
     ids = prompt(path)
     with load(path) as model:
-        model._prefill(ids)
+        model.engine.prefill(ids)
         twin = model.fork()
         with twin:
-            model._decode(5)
-            twin._decode(6)
-            mine, its = model._last_logits().copy(), twin._last_logits().copy()
-            assert twin.session.length == model.session.length == 71
+            model.engine.decode(5)
+            twin.engine.decode(6)
+            mine, its = model.engine.last_logits().copy(), twin.engine.last_logits().copy()
+            assert twin.engine.steps.length == model.engine.steps.length == 71
         assert not np.array_equal(mine, its)
         for token, want in ((5, mine), (6, its)):
             model.reset()
-            model._prefill([*ids, token])
-            assert np.abs(model._last_logits() - want).max() < 1e-4
+            model.engine.prefill([*ids, token])
+            assert np.abs(model.engine.last_logits() - want).max() < 1e-4
 
 
 def test_a_fork_outlives_the_model_it_came_from():
     path = PATHS[0]
     model = load(path)
-    model._prefill(prompt(path))
+    model.engine.prefill(prompt(path))
     twin = model.fork()
-    want = model._decode(5)
+    want = model.engine.decode(5)
     model.close()
-    assert twin._decode(5) == want
+    assert twin.engine.decode(5) == want
     twin.close()
     with pytest.raises(UsageError, match="closed"):
         twin.save()
@@ -123,12 +123,12 @@ def test_a_conversation_continues_where_it_was_left(path):
 def test_what_does_not_fit_is_refused():
     llama, hybrid = PATHS[0], PATHS[-1]
     with load(llama) as model, load(hybrid) as other, load(llama, kv="f16") as half:
-        model._prefill(prompt(llama))
+        model.engine.prefill(prompt(llama))
         saved = model.save()
         for wrong in (other, half):
             with pytest.raises(UsageError, match="another model, or of one with another type"):
                 wrong.restore(saved)
-            assert wrong.session.length == 0
+            assert wrong.engine.steps.length == 0
     with zincmetal.load(llama, device="cpu", kv="f32", context=64) as short, pytest.raises(ContextFullError):
         short.restore(saved)
 
@@ -137,24 +137,24 @@ def test_an_empty_sequence_can_be_saved():
     with load(PATHS[-1]) as model:
         saved = model.save()
         assert saved.nbytes == 0
-        model._prefill([1, 2, 3])
+        model.engine.prefill([1, 2, 3])
         model.restore(saved)
-        assert model.session.length == 0
+        assert model.engine.steps.length == 0
 
 
 def test_a_refused_snapshot_leaves_the_sequence_alone():
     llama, hybrid = PATHS[0], PATHS[-1]
     with load(llama) as model, load(hybrid) as other:
-        model._prefill([1, 2, 3])
-        other._prefill([1, 2, 3, 4])
+        model.engine.prefill([1, 2, 3])
+        other.engine.prefill([1, 2, 3, 4])
         with pytest.raises(UsageError):
             other.restore(model.save())
-        assert other.session.length == 4
+        assert other.engine.steps.length == 4
 
 
 def test_a_fork_that_does_not_fit_is_refused(monkeypatch):
     with load(PATHS[-1]) as model:
-        plan = model.planner.memory()
+        plan = model.engine.planner.memory()
         monkeypatch.setenv("ZINCMETAL_MEMORY_LIMIT", str(plan.total + 1000))
         with pytest.raises(OutOfMemoryError, match="2 sequences of 192 tokens need"):
             model.fork()

@@ -1,4 +1,4 @@
-"""Whose turn a model is: interrupts at any bytecode, abandoned streams, other threads, forks."""
+"""One caller at a time has a model: interrupts at any bytecode, abandoned streams, other threads, forks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model() -> Iterator[Any]:
 
 
 def interrupted(call: Callable[[], object], at: int) -> bool:
-    """Run ``call`` with an interrupt before the ``at``-th bytecode of turn.py; whether there were as many."""
+    """Runs ``call`` with an interrupt before the ``at``-th bytecode of turn.py; returns whether there were so many."""
     left = at
 
     def opcode(frame: Any, event: str, _: object) -> Any:

@@ -1,4 +1,4 @@
-"""Reading well-formed files: hand-made bytes, the reference writer's, split ones; and the printer."""
+"""Well-formed files are read: made by hand, by the reference writer, and split; and they are printed."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def split_keys(number: int, count: int, n_tensors: int) -> list[bytes]:
 
 
 def write_split(folder: Path) -> list[Path]:
-    """Three parts; the first has the metadata and no tensor, the others a tensor each."""
+    """Writes three parts: the first has the metadata and no tensor, each other one tensor."""
     parts = []
     for i in range(3):
         keys = split_keys(i, 3, 2) + ([b.key("general.name", b.STR, b.string("three"))] if i == 0 else [])

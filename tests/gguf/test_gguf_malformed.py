@@ -1,4 +1,4 @@
-"""Malformed files: each is a GGUFError that names the thing and the byte, and none costs memory to refuse."""
+"""Malformed files: each is a GGUFError that names the part and the byte, and is refused in little memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zincmetal.gguf import quants
 
 SEED = secrets.randbits(32)
 BIG = 2**64 - 1
-MEMORY = 1 << 20  # bytes that opening a small file may take, whatever the file says of itself
+MEMORY = 1 << 20  # most bytes that opening a small file may take
 Q4_0, Q8_0, Q4_K, F32 = (t.id for t in (quants.Q4_0, quants.Q8_0, quants.Q4_K, quants.F32))
 
 NAME = b.key("general.name", b.STR, b.string("m"))  # 33 bytes, from byte 24 on: a key after it starts at byte 57
@@ -27,7 +27,7 @@ DATA = bytes(64)
 
 
 def good() -> bytes:
-    """What the malformed files are variations of."""
+    """The good file from which the malformed ones are made."""
     keys = [
         NAME,
         b.key("sizes", b.ARRAY, b.numbers(b.I32, [1, 2])),
@@ -39,17 +39,17 @@ def good() -> bytes:
 
 
 def value(type_id: int, payload: bytes) -> bytes:
-    """A file with a value of key `bad`, its type at byte 68 and itself at byte 72; a good key follows."""
+    """Builds a file with the key `bad`: its type at byte 68, its value at byte 72. A good key follows."""
     return b.gguf([NAME, b.key("bad", type_id, payload), b.key("next", b.U8, b"\0")])
 
 
 def cut_value(type_id: int, payload: bytes) -> bytes:
-    """A file that ends within the value of `bad`, and is long enough for its count of keys."""
+    """Builds a file that ends within the value of `bad`, and is long enough for its count of keys."""
     return b.gguf([b.key("bad", type_id, payload)])
 
 
 def array(element_type: int, payload: bytes, length: int) -> bytes:
-    """A file with an array `bad`, its length at byte 76."""
+    """Builds a file with an array `bad`, its length at byte 76."""
     return value(b.ARRAY, b.array(element_type, payload, length))
 
 
@@ -60,16 +60,16 @@ def alignment(type_id: int, payload: bytes) -> bytes:
 def tensor(
     dims: list[int], type_id: int = F32, offset: int = 32, data: bytes = DATA, n_dims: int | None = None
 ) -> bytes:
-    """A file with a tensor `bad` after a good one."""
+    """Builds a file with a tensor `bad` after a good one."""
     return b.gguf([NAME], [FIRST, b.tensor("bad", dims, type_id, offset, n_dims)], data)
 
 
 def tensor_named(name: bytes) -> bytes:
-    """A file whose second tensor has this name, given with its length."""
+    """Builds a file whose second tensor has this name, given with its length."""
     return b.gguf([NAME], [FIRST, name + b.tensor("", [4], F32, 32)[8:]], DATA)
 
 
-# What is wrong: (the file, what the message must hold).
+# By fault: the file, and the text that the message must hold.
 HEADER = {
     "one byte": (b"G", r"header: the magic needs 4 bytes, the file has 1 more, at byte 0$"),
     "magic alone": (b"GGUF", r"header: the version needs 4 bytes, the file has 0 more, at byte 4$"),
@@ -213,7 +213,7 @@ CASES = {f"{group}: {name}": case for group, cases in GROUPS.items() for name, c
 
 
 def read_all(path: Path) -> None:
-    """Open a file and touch everything it holds."""
+    """Opens a file and reads everything in it."""
     with gguf.open(path) as file:
         for key in file.metadata:
             file.metadata[key]
@@ -261,7 +261,7 @@ def test_there_are_at_least_sixty_of_them() -> None:
 def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "empty.gguf").touch()
     os.mkfifo(tmp_path / "pipe.gguf")
-    writer = os.open(tmp_path / "pipe.gguf", os.O_RDWR)  # lest a reader that opens it waits forever
+    writer = os.open(tmp_path / "pipe.gguf", os.O_RDWR)  # or a reader that opens it would wait forever
     try:
         for path, problem in [
             (tmp_path / "empty.gguf", "is empty"),
@@ -289,7 +289,7 @@ def test_a_cut_at_every_byte(tmp_path: Path) -> None:
 
 
 def test_flipped_bytes_are_read_or_refused(tmp_path: Path) -> None:
-    """Whatever the bytes, a file is read or is a GGUFError, and takes little memory either way."""
+    """With any bytes flipped a file is read or is a GGUFError, and takes little memory."""
     raw, path = np.frombuffer(good(), np.uint8), tmp_path / "flipped.gguf"
     rng = np.random.default_rng(SEED)
     read, peak = 0, 0
@@ -311,11 +311,11 @@ def test_flipped_bytes_are_read_or_refused(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < MEMORY, f"seed {SEED}"
-    assert 0 < read < 800, f"seed {SEED}"  # both ways are taken
+    assert 0 < read < 800, f"seed {SEED}"  # some files must be read, and some refused
 
 
 def test_claims_backed_by_a_hole_are_refused(tmp_path: Path) -> None:
-    """A sparse file is as long as it likes: limits hold where the file's size does not."""
+    """A sparse file may be of any length, so the file's size is no limit: the fixed limits hold."""
     path = tmp_path / "sparse.gguf"
     for head, message in [
         (b.gguf([b.key("bad", b.ARRAY, b.array(b.STR, b"", 2**27))]), r"key 'bad': .* limit"),

@@ -1,4 +1,4 @@
-"""Files in memory: what is read when they are cut or written meanwhile, and who holds them."""
+"""Mapped files: reads while a file is cut or written, and who keeps the mapping alive."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ path, native = sys.argv[1:]
 os.environ["ZINCMETAL_NATIVE"] = native
 model = zincmetal.load(path, device="cpu", threads=2)
 with zincmetal.load(path, device="cpu") as tokens_unread:
-    step = lambda: model.core.decode_step(model.session, model._recorded(1, "argmax")[1], 5)
+    step = lambda: model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, 5)
     step()
     size = os.path.getsize(path)
     os.truncate(path, 0)
@@ -156,7 +156,7 @@ with zincmetal.load(path, device="cpu") as tokens_unread:
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    print(len(failures), model.session.length)
+    print(len(failures), model.engine.steps.length)
 """
 
 
@@ -195,7 +195,7 @@ def test_wrapping_takes_all_of_a_buffer_and_no_more() -> None:
 
 @pytest.mark.parametrize("backend_name", ["metal", "cpu"])
 def test_progress_counts_the_pages_that_are_read(backend_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU on the host's memory finds the weights there; the CPU reads them when it needs them."""
+    """For a GPU that shares the host's memory the weights are read at once; the CPU reads them on demand."""
     monkeypatch.setattr(memory, "PIECE", 2 * PAGE)
     done, touched = [], []
 

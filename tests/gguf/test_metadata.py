@@ -1,4 +1,4 @@
-"""No key passes unread: what becomes of each, and that docs/metadata.md says the same."""
+"""Every key is used, ignored or refused on purpose, and docs/metadata.md says the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 
 
 def table(heading: str) -> list[list[str]]:
-    """The rows of the table under a heading, by cell."""
+    """Reads the rows of the table under a heading, as cells."""
     section = DOCS.read_text("utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
     return [[cell.strip() for cell in row] for row in rows]
@@ -119,7 +119,7 @@ def test_the_activation_is_the_architectures_own(arch, tmp_path, caplog):
 def test_other_spellings_are_the_same_key(spelled, tmp_path):
     wrong = {"rope.mrope_section": [1, 1, 1, 1], "rope.scale_linear": -1.0}.get(spelled, 0.5)
     mixture = spelled in SPELLINGS["expert_weights_norm"]
-    if mixture:  # of experts that there are none of
+    if mixture:  # of experts, which the model has not
         configured(tmp_path, Tiny("qwen3", keys={spelled: False}))
         return
     of_yarn = any(spelled in SPELLINGS.get(name, ()) for name in YARN)
@@ -237,7 +237,7 @@ def test_sections_are_no_scaling(tmp_path, caplog):
 
 
 def hybrid(keys: dict[str, Any]) -> config.ModelConfig:
-    """The configuration of a hybrid with other values of these keys; None takes one away."""
+    """Reads the configuration of a hybrid model with these keys changed; None removes a key."""
     with gguf.open(DATA / "qwen35-q4_k_m.gguf") as file:
         for name, value in keys.items():
             file.metadata._add(f"qwen35.{name}", "any", value)
@@ -269,7 +269,7 @@ def test_value_heads_in_another_order_are_refused(caplog):
 
 
 def test_what_llama_cpps_saver_writes_for_every_architecture(tmp_path, caplog):
-    """Defaults that it does not apply; beside them, keys of other architectures that are 0."""
+    """It writes defaults that the model does not apply, and keys of other architectures with value 0."""
     saved = {
         **keys.SAVER_DEFAULTS,
         "wkv.head_size": 0,

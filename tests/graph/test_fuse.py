@@ -1,4 +1,4 @@
-"""Fusion passes on small graphs: what is joined, what must not be, and that the values stay the same."""
+"""Fusion passes on small graphs: which operations are joined, which are not, and that the values stay the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attention kernels against float64 NumPy, over pages in no order whose unused rows are poison."""
+"""The attention kernels against float64 NumPy, over shuffled pages whose unused rows are poison."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SHAPES = [
         (160, 1, 1, 8, 7, 31),
         (64, 1, 2, 3, 3, 100, 0, True),
         (256, 1, 2, 17, 16, 40, 0, True),
-        # Multiples of 4 that are none of 8, in every class.
+        # Head sizes that are multiples of 4 and not of 8, in every class.
         (4, 2, 2, 9, 9, 70),
         (12, 3, 1, 33, 17, 0, 0, True),
         (20, 2, 2, 1, 1, 130),
@@ -55,7 +55,7 @@ SHAPES = [
     ]
 ]
 
-# Windows of one position, below and above n_kv, and across tiles and pages, for one row and for several tiles of them.
+# Windows of one position, below and above n_kv, across tiles and pages; for one row, and for several tiles of rows.
 WINDOWS = [
     Shape(64, 1, 2, rows, rows, pos, window)
     for rows, pos in [(1, 0), (1, 200), (3, 127), (70, 0), (40, 150)]
@@ -90,7 +90,7 @@ def test_sliding_window(lane: str, kv: str, kernel: str, shape: Shape) -> None:
 @every_kernel
 @pytest.mark.parametrize("size", [0.0, 90.0, 1e4])
 def test_gates_open_and_shut(lane: str, kernel: str, size: float) -> None:
-    """exp() of the gates overflows; their sigmoid is 0 or 1."""
+    """exp() of the gates overflows; the sigmoid is 0 or 1."""
     case = Attention(Lab(lane), Shape(64, 1, 1, 2, 2, 70, gate=True), "f32")
     signs = np.sign(case.inputs[5].array[:, :, 64:])
     case.inputs[5] = case.lab.input(np.concatenate([signs, signs * np.float32(size)], axis=2))
@@ -104,7 +104,7 @@ def test_gates_open_and_shut(lane: str, kernel: str, size: float) -> None:
 @every_kernel
 @pytest.mark.parametrize("head_dim", [64, 256])
 def test_a_key_that_is_not_seen_may_have_any_score(lane: str, kv: str, kernel: str, head_dim: int) -> None:
-    """That of the next position is so far above all that a row sees that beside it their weights are zero."""
+    """The next position's score is so high that the weights of all keys that the row sees would be zero beside it."""
     case = Attention(Lab(lane), Shape(head_dim, 1, 2, 40, 37, 3), kv, climb=300.0)
     case.check(case.run(kernel))
 
@@ -134,7 +134,7 @@ SPLITS = [
 @pytest.mark.parametrize("n_split", [1, 3, 16])
 @pytest.mark.parametrize("shape", SPLITS, ids=str)
 def test_split(lane: str, kv: str, n_split: int, shape: Shape) -> None:
-    """More parts than pages, pages that do not divide, a window that begins within a page."""
+    """More parts than pages, page counts that do not divide, windows that begin within a page."""
     skip_unless_held(kv, shape.head_dim)
     case = Attention(Lab(lane), shape, kv)
     case.check(case.run_split(n_split))
@@ -148,7 +148,7 @@ def test_split_with_fewer_simdgroups(lane: str) -> None:
 
 @every_lane
 def test_split_of_scores_far_apart(lane: str) -> None:
-    """What most parts have vanishes beside the part with the largest score."""
+    """Most parts weigh nothing against the part with the largest score."""
     case = Attention(Lab(lane), Shape(32, 1, 2, 1, 1, 600), "f32", 300.0, 40.0)
     case.check(case.run_split(5), rel=2e-6 * 300 * 41 * 32**0.5)
 
@@ -158,7 +158,7 @@ def test_split_of_scores_far_apart(lane: str) -> None:
 @pytest.mark.parametrize("q_scale", [1e-3, 300.0])
 @pytest.mark.parametrize("k_shift", [0.0, 40.0])
 def test_scores_far_from_zero(lane: str, kernel: str, q_scale: float, k_shift: float) -> None:
-    """Scores of some 1e5 of either sign: exp() of any would be infinite or zero, their softmax is neither."""
+    """Scores of about 1e5 of either sign: their exp() is infinite or zero, their softmax is not."""
     case = Attention(Lab(lane), Shape(32, 1, 2, 17, 17, 40), "f32", q_scale, k_shift)
     largest_score = q_scale * (1 + k_shift) * 32**0.5
     case.check(case.run(kernel), rel=max(2e-6, 2e-6 * largest_score))

@@ -44,7 +44,7 @@ def check_sort(lab: Lab, route: Route) -> None:
     assert_untouched(cut.array[len(want_tiles) :])
 
 
-# Experts, experts of a row, tokens of the step, rows that the dispatch is for.
+# Experts, experts of a row, tokens of the step, rows of the dispatch.
 ROUTES = [
     (256, 8, 64, 64),
     (256, 8, 1, 4),
@@ -55,7 +55,7 @@ ROUTES = [
     (3, 2, 70, 70),
     (7, 7, 31, 31),
     (60, 4, 0, 5),
-    (64, 8, 67, 67),  # more than 16 simdgroups take once, fewer than 17
+    (64, 8, 67, 67),  # more slots than 16 simdgroups take at once, fewer than 17 take
 ]
 
 
@@ -68,7 +68,7 @@ def test_moe_sort(lane: str, n_expert: int, n_used: int, n_tokens: int, rows: in
 
 @every_lane
 def test_moe_sort_of_a_large_step(lane: str) -> None:
-    """As many slots as a step of 512 rows of the widest router has."""
+    """As many slots as a step of 512 rows has with the widest router."""
     lab = Lab("msl" if lane == MSL else lane)  # unchecked: 16,384 slots
     check_sort(lab, random_route(lab, 512, 512, 1024, 32))
 
@@ -123,7 +123,7 @@ def test_moe_mm(lane: str, qtype: QuantType, epilogue: str, shape: tuple[int, in
 @every_lane
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 49, 64, 70])
 def test_moe_mm_of_any_number_of_tokens(lane: str, tokens: int) -> None:
-    """All of them for one expert of three."""
+    """All tokens choose the same expert of three."""
     lab = Lab(lane)
     route = Route(np.full((tokens, 1), 1, np.int32), tokens, 3)
     MoeMm(lab, quants.Q4_K, "", route, 70, 256, shared_x=True).check(lab)
@@ -139,7 +139,7 @@ def test_moe_mm_of_a_step_without_tokens_writes_nothing(lane: str) -> None:
 
 @every_lane
 def test_moe_mm_of_a_wild_expert_reads_no_other_memory(lane: str) -> None:
-    """moe_sort writes no such tile; were one to get through, it finds the last expert."""
+    """moe_sort writes no such tile. If the kernel met one, it would read the last expert."""
     lab = Lab(lane)
     case = MoeMm(lab, quants.Q8_0, "", Route(np.full((3, 1), 4, np.int32), 3, 5), 5, 32, shared_x=True)
     slots = lab.input(np.arange(3, dtype=np.int32), align=4)
@@ -151,7 +151,7 @@ def test_moe_mm_of_a_wild_expert_reads_no_other_memory(lane: str) -> None:
 
 
 def test_moe_mm_of_a_tile_that_is_too_long_takes_its_first_slots() -> None:
-    """moe_sort writes no such tile; threadgroup memory has no room for more."""
+    """moe_sort writes no such tile. Threadgroup memory has no room for more slots."""
     lab = Lab(MSL)
     tokens = lab.core.shapes()["MOE_MM_TOKENS"]
     case = MoeMm(
@@ -180,7 +180,7 @@ def test_moe_mix(lane: str, rows: int, n_tokens: int, n: int, n_used: int) -> No
 
 @every_lane
 def test_a_layer_of_experts(lane: str) -> None:
-    """Router's ids to mixed output, each kernel reading what the one before wrote."""
+    """From the router's ids to the mixed output: each kernel reads the output of the one before."""
     lab = Lab(lane)
     shapes, tokens, k, m = lab.core.shapes(), 21, 64, 96
     route = random_route(lab, tokens, tokens, 6, 2)

@@ -1,4 +1,4 @@
-"""Decode of a mixture of experts: moe_topk and moe_mv, of every type that experts come in, against float64 NumPy."""
+"""Decode of a mixture of experts: moe_topk and moe_mv of every type against float64 NumPy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 
-#: Rows and columns of an expert's matrix, experts, and the ids that routing chose.
+#: Rows and columns of an expert's matrix, number of experts, chosen ids.
 SHAPES = [
     (67, 512, 5, [4, 0, 3]),
     (1, 256, 2, [1]),
@@ -75,7 +75,7 @@ def test_the_residual_may_be_the_output(lane: str) -> None:
     run_mix(Lab(lane), quants.Q4_K, 67, 512, 4, [3, 1], shared=(quants.Q8_0, 256), alias=True)
 
 
-@pytest.mark.parametrize("lane", [MSL, "native"])  # where memory that nobody touches costs nothing
+@pytest.mark.parametrize("lane", [MSL, "native"])  # on the CPU untouched memory costs nothing
 def test_an_expert_beyond_4_gib(lane: str) -> None:
     lab = Lab(lane)
     packed = random_weights(quants.Q8_0, (4, 64), lab.rng)
@@ -99,7 +99,7 @@ def test_an_expert_beyond_4_gib(lane: str) -> None:
 def run_topk(
     lab: Lab, logits: NDArray[np.float32], n_used: int, n_tokens: int, shared: NDArray[np.float32] | None, scale: float
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The ids and weights of the real rows; the others are checked to be untouched."""
+    """Runs moe_topk; returns the ids and weights of the step's rows. Fails if another row was written."""
     rows, n_expert = logits.shape
     ids, weights = lab.output(rows, n_used, dtype=np.int32, align=4), lab.output(rows, n_used + 1, align=4)
     params = {"n_expert": n_expert, "n_used": n_used, "has_shared": int(shared is not None), "scale": scale}
@@ -125,7 +125,7 @@ TOP_K_SHAPES = [(8, 2), (8, 8), (1, 1), (33, 5), (60, 4), (128, 8), (256, 8), (2
 def test_topk(lane: str, n_expert: int, n_used: int, has_shared: bool) -> None:
     lab = Lab(lane)
     logits, shared = lab.normal(7, n_expert, scale=3.0), lab.normal(7, scale=3.0)
-    logits[5:] = shared[5:] = np.nan  # past the step's tokens
+    logits[5:] = shared[5:] = np.nan  # rows past the step's tokens must not be read
     ids, weights = run_topk(lab, logits, n_used, 5, shared if has_shared else None, 2.5)
     probabilities = softmax(logits[:5].astype(np.float64))
     order = np.argsort(-logits[:5], axis=1, kind="stable")[:, :n_used]
@@ -141,7 +141,9 @@ def test_topk_prefers_the_lowest_id(lane: str) -> None:
     lab = Lab(lane)
     logits = lab.rng.integers(-2, 2, (6, 200)).astype(np.float32)
     logits[0], logits[1] = 0.0, np.where(np.arange(200) % 2, 0.0, -0.0)
-    logits[2] = np.nextafter(np.float32(1.5), lab.rng.choice(np.array([0, 2], np.float32), 200))  # neighbours but one
+    logits[2] = np.nextafter(
+        np.float32(1.5), lab.rng.choice(np.array([0, 2], np.float32), 200)
+    )  # floats two steps apart
     logits[3] = np.where(lab.rng.random(200) < 0.5, np.float32(-1.5), np.nextafter(np.float32(-1.5), np.float32(0)))
     ids, weights = run_topk(lab, logits, 32, 6, None, 1.0)
     assert np.array_equal(ids, np.argsort(-logits, axis=1, kind="stable")[:, :32])

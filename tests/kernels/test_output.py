@@ -14,7 +14,7 @@ N_CANDIDATES = DTYPE["id"].shape[0]
 
 
 def check(got: Any, logits: F32) -> None:
-    """Fails unless ``got`` has exactly the largest logits, the lowest ids of equals, and the sums."""
+    """Fails unless ``got`` has exactly the largest logits, the lowest ids among equals, and the sums."""
     finite = np.flatnonzero(np.isfinite(logits))
     x = logits[finite].astype(np.float64)
     best = finite[np.lexsort((finite, -x))][:N_CANDIDATES]
@@ -28,7 +28,7 @@ def check(got: Any, logits: F32) -> None:
         return
     below = x - x.max()
     assert got["largest"] == x.max()
-    # float32 sums, a thousand terms deep where vectors are short
+    # the kernels sum in float32, up to a thousand terms one after the other
     assert got["sum_exp"] == pytest.approx(np.exp(below).sum(), rel=2e-5)
     assert got["sum_x_exp"] == pytest.approx((below * np.exp(below)).sum(), rel=5e-5)
 
@@ -58,7 +58,7 @@ def test_any_number_of_parts(lane: str, n_part: int) -> None:
 @every_lane
 @pytest.mark.parametrize("order", ["rising", "falling", "random"])
 def test_final_with_one_simdgroup(lane: str, order: str) -> None:
-    """A thread then has several parts: their largest logits come in any order."""
+    """A thread has several parts, whose largest logits come in any order."""
     lab = Lab(lane)
     logits = np.sort(lab.normal(900))
     logits = {"rising": logits, "falling": logits[::-1].copy(), "random": lab.normal(900)}[order]
@@ -87,7 +87,7 @@ def test_all_equal(lane: str, value: float) -> None:
 @every_lane
 @pytest.mark.parametrize("n_above", [0, 1, 100, 255])
 def test_ties_at_the_threshold(lane: str, n_above: int) -> None:
-    """Fewer than 256 are larger than the value that hundreds have: the lowest ids of those fill the places."""
+    """Hundreds of logits share a value that fewer than 256 exceed: the lowest of their ids fill the places."""
     lab = Lab(lane)
     logits = lab.normal(12_000) - 10
     chosen = lab.rng.permutation(12_000)
@@ -118,7 +118,7 @@ def test_zeros_of_both_signs_are_equal(lane: str) -> None:
 @pytest.mark.parametrize("odd", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.99, 1.0])
 def test_logits_that_are_not_finite(lane: str, odd: float, share: float) -> None:
-    """They are counted and never chosen, even where fewer than 256 numbers are left."""
+    """Logits that are not finite are counted and never chosen, even if fewer than 256 are finite."""
     lab = Lab(lane)
     logits = lab.normal(9000)
     logits[lab.rng.random(9000) < share] = odd
@@ -127,7 +127,7 @@ def test_logits_that_are_not_finite(lane: str, odd: float, share: float) -> None
 
 @every_lane
 def test_logits_far_apart(lane: str) -> None:
-    """Some weigh nothing against the largest, in their part or in all."""
+    """Some logits weigh nothing against the largest, of their part or of all."""
     lab = Lab(lane)
     for scale in (1e-6, 100.0, 1e20, 1e37):
         logits = np.clip(lab.normal(9000, scale=scale), -3e38, 3e38)

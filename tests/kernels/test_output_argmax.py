@@ -10,12 +10,12 @@ from support.kernels.rows import F32
 
 
 def argmax(logits: F32) -> int:
-    """The lowest id among the largest; -1 where one is not finite."""
+    """Returns the lowest id among the largest logits; -1 if one is not finite."""
     return int(np.argmax(logits)) if np.isfinite(logits).all() else -1
 
 
 def run_argmax(lab: Lab, logits: F32, n_part: int | None = None, n_chosen: int = 0) -> int:
-    """The arg max that both kernels find."""
+    """Runs both kernels; returns the arg max."""
     shapes = lab.core.shapes()
     threads = shapes["ARGMAX_THREADS"]
     n_part = n_part or min(tiles(len(logits), shapes["ARGMAX_COLUMNS"]), threads)
@@ -27,7 +27,7 @@ def run_argmax(lab: Lab, logits: F32, n_part: int | None = None, n_chosen: int =
 
 
 def run_argmax_final(lab: Lab, value: Guarded, ids: Guarded, n_chosen: int = 0) -> int:
-    """The arg max of all parts, and a step buffer that is ready for the step that follows one of 3 rows."""
+    """Runs argmax_final after a step of 3 rows; returns the arg max, and checks the step buffer for the next step."""
     step, tokens = lab.step(3, 7, writable=True), lab.in_out(np.arange(5, dtype=np.int32), align=4)
     step.array["n_chosen"], step.array["chosen"] = n_chosen, -1
     params = {"n": 10**6, "n_part": len(value.array)}
@@ -78,7 +78,7 @@ def test_argmax_of_more_parts_than_threads(lane: str) -> None:
 def test_argmax_of_neighbouring_floats(lane: str, value: float) -> None:
     lab = Lab(lane)
     logits = np.full(9000, value, np.float32)
-    winner = int(lab.rng.integers(3000, 9000))  # where its thread has seen others
+    winner = int(lab.rng.integers(3000, 9000))  # where its thread has seen other logits before
     logits[winner] = np.nextafter(logits[0], np.float32(np.inf))
     for n_part in (None, 1, 40):
         assert run_argmax(lab, logits, n_part) == winner
@@ -102,7 +102,7 @@ def test_argmax_with_a_logit_that_is_not_finite(lane: str, bits: int) -> None:
 @every_lane
 @pytest.mark.parametrize("n_part", [1, 4, 40])
 def test_argmax_of_the_smallest_logits(lane: str, n_part: int) -> None:
-    """Also where parts have no logits, which are none that could win."""
+    """Parts without logits must not win, however small the logits of the others."""
     lab = Lab(lane)
     lowest = np.finfo(np.float32).min
     assert run_argmax(lab, np.full(9, lowest, np.float32), n_part) == 0

@@ -1,4 +1,4 @@
-"""mul_mv, mul_mm and embed, of every tensor type, against float64 NumPy on the weights that quants.py decodes."""
+"""mul_mv, mul_mm and embed of every tensor type against float64 NumPy on decoded weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FLOATS = [quants.F32, quants.F16, quants.BF16]
 float_types = pytest.mark.parametrize("qtype", FLOATS, ids=lambda t: t.name)
 epilogues = pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda e: e[1:] or "store")
 
-# Rows of W, K in blocks of 32 (float types too) or of 256, and the gap between rows in blocks.
+# By block size (32 for float types): rows of W, blocks of a row, gap between rows in blocks.
 MV_SHAPES = {
     32: [(1, 1, 0), (2, 2, 1), (67, 5, 0), (64, 16, 0), (5, 18, 2), (3, 64, 0)],
     256: [(1, 1, 0), (67, 2, 1), (64, 3, 0), (5, 8, 2)],
 }
-# The same, and the tokens of the step and the rows that the dispatch is for.
+# The same, then tokens of the step and rows of the dispatch.
 MM_SHAPES = {
     32: [
         (67, 1, 0, 33, 33),
@@ -37,7 +37,7 @@ MM_SHAPES = {
 
 
 def on_shapes(shapes: Mapping[int, Sequence[tuple[int, ...]]]) -> pytest.MarkDecorator:
-    """Every type with every shape for its block size."""
+    """Parametrises a test by every type, with every shape for its block size."""
     cases = [(qtype, *shape) for qtype in quants.SUPPORTED for shape in shapes[block_of(qtype)[0]]]
     return pytest.mark.parametrize("case", cases, ids=lambda c: "-".join([c[0].name, *map(str, c[1:])]))
 
@@ -139,9 +139,9 @@ def test_a_step_without_tokens_writes_nothing(lane: str) -> None:
 
 
 def run_embed(lab: Lab, qtype: QuantType, n_embd: int, ids: list[int], rows: int, gap: int = 0) -> tuple[Guarded, F64]:
-    """The output [rows, n_embd] of a table of seven tokens, and the table decoded and scaled by 1.5."""
+    """Runs embed on a table of seven tokens; returns the output [rows, n_embd], and the decoded table times 1.5."""
     table, shapes = Weights(lab, qtype, 7, n_embd, gap), lab.core.shapes()
-    tokens = np.full(rows, 2**30, np.int32)  # past the step's: never to be looked up
+    tokens = np.full(rows, 2**30, np.int32)  # ids past the step's tokens must not be looked up
     tokens[: len(ids)] = ids
     out = lab.output(rows, n_embd)
     params = {"n_embd": n_embd, "row_bytes": table.row_bytes, "n_vocab": 7, "first": 0, "n_rows": 7, "scale": 1.5}
@@ -172,7 +172,7 @@ def test_embed_of_float_rows_of_any_length(lane: str, qtype: QuantType, n_embd: 
 
 @every_lane
 def test_embed_from_a_window_of_the_table(lane: str) -> None:
-    """Tokens of the window's rows are looked up, and what others have written stays."""
+    """Tokens of the window's rows are looked up; the rows of other tokens stay untouched."""
     lab, n_embd, first, ids = Lab(lane), 64, 3, [2, 3, 4, 5, -1, 0]
     window, shapes = Weights(lab, quants.Q8_0, 2, n_embd), lab.core.shapes()
     out = lab.output(6, n_embd)
@@ -191,7 +191,7 @@ def test_embed_from_a_window_of_the_table(lane: str) -> None:
 
 
 def test_a_wild_token_id_reads_no_other_memory() -> None:
-    """The host refuses such ids; were one to get through, it finds the table's last row and nothing else."""
+    """The host refuses such ids. If the kernel met one, it would read the table's last row."""
     out, table = run_embed(Lab(MSL), quants.Q8_0, 64, [7, -1], 2)
     assert_close(out.array, table[[6, 6]], 3e-7)
 

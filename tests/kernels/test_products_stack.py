@@ -1,4 +1,4 @@
-"""mul_mv_stack, of every type beside f32, against float64 NumPy."""
+"""mul_mv_stack of every type, also beside f32, against float64 NumPy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from support.kernels.products_stack import Stack
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 
-#: Rows of the matrices of a stack (0: there is none), which of them are f32, and whether the last two are a pair.
+#: Rows of a stack's matrices (0: no matrix), which matrices are f32, and whether the last two are a pair.
 STACKS = [
     ((67, 5, 3, 64), (0, 0, 0, 0), False),
     ((67, 1, 33, 33), (1, 1, 0, 0), True),

@@ -1,7 +1,7 @@
-"""The gated delta rule and what surrounds it (kernels/ssm.metal) against its formulas in float64 NumPy.
+"""The kernels of recurrent layers (kernels/ssm.metal) against the formulas in float64 NumPy.
 
-A sequence is one array of inputs; a step works on some of its positions, with what the kernels keep of the others in
-the ring of convolution inputs and in the recurrent state. Whatever a step has no business to read is NaN.
+A sequence is one array of inputs. A step works on some of its positions; the ring of convolution inputs and the
+recurrent state carry the earlier ones. Everything that a step must not read is NaN.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ every_class = pytest.mark.parametrize("shape", [SHAPES[i] for i in (2, 4, 6)], i
 
 
 def state_scales(state: F64) -> F64:
-    """The scales of a state's errors, [n_v, d_v, d_k]: its elements', and the root mean square of each head."""
+    """Returns the scales of a state's errors, [n_v, d_v, d_k]: the magnitude plus the head's root mean square."""
     return np.abs(state) + np.sqrt(np.mean(state * state, axis=(1, 2), keepdims=True))
 
 
@@ -90,7 +90,7 @@ def test_ssm_norm(lane: str, shape: Shape, n_tokens: int, rows: int, scale: floa
 @every_class
 @pytest.mark.parametrize("chunks", [(40,), (1, 1, 3, 2, 20, 13), (16, 17, 7)], ids=str)
 def test_chunks_and_single_tokens_give_the_whole(lane: str, shape: Shape, chunks: tuple[int, ...]) -> None:
-    """Prefill in chunks of a plan for 32 rows or more, then ssm_step for some tokens, from poisoned state."""
+    """Chunks of many tokens, then ssm_step for single ones, from a poisoned state."""
     lab = Lab(lane)
     n_single = 5
     layer = Layer(lab, shape, sum(chunks) + n_single)
@@ -142,7 +142,7 @@ def test_an_empty_step_changes_nothing(lane: str) -> None:
 @every_lane
 @pytest.mark.parametrize("kernel", ["delta", "step"])
 def test_gates_keep_their_precision_everywhere(lane: str, kernel: str) -> None:
-    """With beta at 0 a step only decays the state, by e^(a softplus(x)); a makes relative errors of softplus show."""
+    """With beta 0 a step only decays the state, by e^(a softplus(x)). A large a shows errors of softplus."""
     lab = Lab(lane)
     x = np.array([-1e30, -200, -103, -88, -50, -30, -20, -10, -3, -1, -1e-3, 0, 1e-6, 0.3, 2, 10, 19, 21, 60, 3e38])
     shape = Shape(1, len(x), 32, 32, 2)
@@ -174,7 +174,7 @@ def check_chunk_and_steps(layer: Layer, n_chunk: int, n: int) -> None:
 @every_lane
 @pytest.mark.parametrize("scale", [0.0, 1e-8, 1e-4, 1e4])
 def test_heads_of_any_length(lane: str, scale: float) -> None:
-    """eps carries q and k of no length, and large inputs still become unit vectors."""
+    """eps carries q and k of length 0; large inputs still become unit vectors."""
     lab, shape = Lab(lane), SHAPES[1]
     layer = Layer(lab, shape, 20, qkv_scale=scale)
     check_chunk_and_steps(layer, 17, 20)
@@ -183,7 +183,7 @@ def test_heads_of_any_length(lane: str, scale: float) -> None:
 @every_lane
 @pytest.mark.parametrize("alpha_scale", [30.0, 1e4, 1e30])
 def test_extreme_gates(lane: str, alpha_scale: float) -> None:
-    """Gates that forget all or nothing, learn all or nothing."""
+    """Gates that forget all or nothing, and learn all or nothing."""
     lab, shape = Lab(lane), SHAPES[1]
     layer = Layer(lab, shape, 36, alpha_scale=alpha_scale)
     check_chunk_and_steps(layer, 33, 36)

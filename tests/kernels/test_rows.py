@@ -38,7 +38,7 @@ def test_rms_norm(lane: str, n: int) -> None:
 @every_lane
 @pytest.mark.parametrize("scale", [0.0, 1e-25, 1e-3, 1e15])
 def test_rms_norm_of_small_and_large_rows(lane: str, scale: float) -> None:
-    """eps carries rows whose squares vanish; float32 squares of 1e15 still have room."""
+    """eps carries rows whose squares underflow; the squares of 1e15 still fit float32."""
     lab = Lab(lane)
     out, want = run_rms_norm(lab, padded(lab, 1, 1, 300, scale=scale), 1, 1e-6)
     assert_close(out.array, want, 1e-6)
@@ -48,7 +48,7 @@ def test_rms_norm_of_small_and_large_rows(lane: str, scale: float) -> None:
 @pytest.mark.parametrize("again", [False, True], ids=["", "norm"])
 @pytest.mark.parametrize("n", [1, 31, 33, 256, 640, 1030])
 def test_rms_norm_add(lane: str, n: int, again: bool) -> None:
-    """The sum of a residual and a normalised row, and that sum normalised again."""
+    """A residual plus a normalised row, and that sum normalised again."""
     lab, eps = Lab(lane), 1e-6
     x, residual = padded(lab, 4, 3, n, scale=5), padded(lab, 4, 3, n)
     weights = [lab.normal(n) for _ in range(1 + again)]
@@ -63,7 +63,7 @@ def test_rms_norm_add(lane: str, n: int, again: bool) -> None:
     assert_untouched(sums.array[3:])
     assert_untouched(out.array[3:])
     if again:
-        # What cancelled in the sum leaves the rounding of its terms.
+        # Where the sum cancels, the rounding of its terms remains.
         scale = np.abs(rms_norm(want, w64[1], eps)) + np.abs(w64[1]) * np.maximum(1, 1 / np.sqrt(np.mean(want**2)))
         assert_close(out.array[:3], rms_norm(want, w64[1], eps), 1e-6, scale)
 
@@ -109,7 +109,7 @@ def test_q_may_rotate_in_place(lane: str, kind: str, qk_norm: bool) -> None:
 
 @every_lane
 def test_q8_0_cache_of_odd_blocks(lane: str) -> None:
-    """All zero, too small for a half scale, one value far above the rest, all alike."""
+    """Blocks of zeros, of values too small for a half scale, of one large value, of equal values."""
     lab = Lab(lane)
     case = RopeKv(lab, Rope(256, 2, 1, 1, 1, 1, 5), "neox", "q8_0", False)
     v = lab.normal(8, 32)

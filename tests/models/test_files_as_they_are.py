@@ -1,4 +1,4 @@
-"""Files as they are written: what they leave out, spell otherwise or have too much of, against float64 NumPy."""
+"""Files as converters write them: with keys missing, spelt otherwise or in excess; against float64 NumPy."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ every_arch = pytest.mark.parametrize("arch", ARCHITECTURES)
 
 
 def meaning(arch: str, **changes: Any) -> Meaning:
-    """What a file of an architecture means unless it says otherwise."""
+    """Returns the default meaning of a file of an architecture."""
     gemma = {"embedding_scale": 24**0.5, "rope_base_local": 10000.0} if arch == "gemma3" else {}
     return Meaning(**(gemma | changes))
 
 
 def check(tmp_path: Path, tiny: Tiny, means: Meaning, kv: str = "f32") -> None:
-    """Logits of many rows at once, and tokens of one row after the other, are the reference's."""
+    """Fails unless the logits of many rows at once, and of one token after the other, are the reference's."""
     tiny.add_tokenizer()
     want = tiny.logits(IDS, means)
     with zincmetal.load(tiny.save(tmp_path / "m.gguf"), device="cpu", kv=kv) as model:
@@ -186,7 +186,7 @@ def test_rope_factors_of_any_float(kind, tmp_path):
 
 
 def test_half_precision_in_recurrent_layers(tmp_path):
-    """Values that half precision holds are the same in either type."""
+    """Values that fit half precision give the same result in either type."""
     logits = []
     for kind in (quants.F32, quants.F16):
         path = tmp_path / f"{kind.name}.gguf"
@@ -198,7 +198,7 @@ def test_half_precision_in_recurrent_layers(tmp_path):
 
 
 def rewrite(file: gguf.File, path: Path, kind: quants.QuantType) -> None:
-    """The same file with all vectors and convolutions rounded to half precision, in this type."""
+    """Writes the file again with vectors and convolutions rounded to half precision and stored in this type."""
     tensors, data, changed = {}, bytearray(), 0
     for t in file.tensors.values():
         raw, qtype = file.data(t.name).tobytes(), t.type
@@ -313,7 +313,7 @@ def test_scales_of_attention_and_of_embeddings(arch, tmp_path):
 def test_rows_beyond_the_tokens_are_never_drawn(arch, lane, tmp_path, caplog):
     tiny = Tiny(arch)
     tiny.add_tokenizer(33)
-    for name in ("token_embd.weight", "output.weight"):  # what is never drawn would win every draw
+    for name in ("token_embd.weight", "output.weight"):  # the tokens that must not be drawn have the largest logits
         tiny.tensors[name].values[33:] *= 50
     ids = [i % 33 for i in IDS]
     want = tiny.logits(ids, meaning(arch))[:, :33]
@@ -422,7 +422,7 @@ def test_a_tensor_with_a_strange_name_is_refused_in_few_words(name, tmp_path):
 
 
 def test_an_expert_of_more_than_32_bits(tmp_path):
-    """The file is a hole: nothing of the tensors is there."""
+    """The tensors are a hole in the file."""
     with gguf.open(DATA / "qwen3moe-q4_k_m.gguf") as file:
         n, n_ff = 2, 2**25
         keys = {key: file.metadata[key] for key in file.metadata if not key.startswith("tokenizer.")}
@@ -451,13 +451,13 @@ def test_a_row_of_more_than_32_bits(tmp_path):
 
 
 def test_the_work_of_laying_out_grows_with_the_layers():
-    """Lines run, not seconds: twice the layers, about twice as many."""
+    """Counts lines run, not seconds: twice the layers run about twice the lines."""
     lines = [lines_run(lay_out, launches(n), 1) for n in (40, 80)]
     assert lines[0] < lines[1] < 2.5 * lines[0]
 
 
 def launches(n_layer: int) -> list[Launch]:
-    """A chain of as many values as a model of so many layers has, each read by the next two launches."""
+    """Makes a chain of as many values as a model of so many layers has, each read by the next two launches."""
     values = [Value(f"v{i}", 8 + i % 5) for i in range(12 * n_layer)]
     op = Op("argmax")
     return [
@@ -467,7 +467,7 @@ def launches(n_layer: int) -> list[Launch]:
 
 
 def lines_run(function: Callable[..., object], *args: object) -> int:
-    """The lines of this function that a call runs, those of loops as often as they do."""
+    """Counts the lines of this function that a call runs, each line as often as it runs."""
     count, file = 0, function.__code__.co_filename
 
     def trace(frame: Any, event: str, _: object) -> Any:

@@ -25,7 +25,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def tokenizer(gemma3: Path) -> Tokenizer:
-    """Built once: a vocabulary of 262,144 takes seconds."""
+    """Builds the tokenizer once: a vocabulary of 262,144 takes seconds."""
     with gguf.open(gemma3) as file:
         return Tokenizer.from_metadata(file.metadata)
 
@@ -35,8 +35,8 @@ def logits_at(model: Model, ids: list[int], rows: list[int]) -> np.ndarray:
     model.reset()
     out, at = np.empty((len(rows), model.config.n_vocab), np.float32), 0
     for i, row in enumerate(rows):
-        model._prefill(ids[at : row + 1])
-        out[i], at = model._last_logits(), row + 1
+        model.engine.prefill(ids[at : row + 1])
+        out[i], at = model.engine.last_logits(), row + 1
     return out
 
 
@@ -69,7 +69,7 @@ def test_gemma3_logits_on_the_msl_lane(gemma3: Path, reference, monkeypatch):
 @pytest.mark.parametrize("lane", ["native", *GPUS])
 def test_gemma3_writes_what_hugging_face_writes(gemma3: Path, tokenizer, reference, lane, i, monkeypatch):
     with load(gemma3, lane, monkeypatch, context=1024) as model:
-        model._tokenizer = tokenizer
+        model.text.tokenizer = tokenizer
         greedy = reference[f"greedy_{i}"].tolist()
         result = model.generate(str(reference["prompts"][i]), max_tokens=len(greedy))
     assert result.prompt_tokens == len(reference[f"ids_{i}"])

@@ -55,16 +55,16 @@ def test_attention_split_over_its_keys_is_the_same(path, monkeypatch):
     ids = (np.arange(300) * 37 % 256).tolist()
     with load(path, "native", monkeypatch, context=2048) as model:
         gpu = {**model.device.info, "backend": "metal"}
-        plan = Planner(model.file, Target.of(model.core, gpu), 2048).plan(1)
+        plan = Planner(model.file, Target.of(model.engine.core, gpu), 2048).plan(1)
         assert plan.hazards() == []
         merges = sum(d.launch.kernel == "attention_merge" for d in plan.dispatches)
         assert merges == model.config.windows.count(0)
-        model._prefill(ids)
-        model._decode(7)
-        want = log_softmax(model._last_logits())
-        model._rewind(len(ids))
-        model.core.decode_step(model.session, model._compile(plan), 7)
-        assert np.abs(log_softmax(model._last_logits()) - want).max() < 1e-4
+        model.engine.prefill(ids)
+        model.engine.decode(7)
+        want = log_softmax(model.engine.last_logits())
+        model.engine.rewind(len(ids))
+        model.engine.core.decode_step(model.engine.steps, model.engine.programs.compile(plan), 7)
+        assert np.abs(log_softmax(model.engine.last_logits()) - want).max() < 1e-4
 
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0"])
@@ -74,12 +74,12 @@ def test_pages_may_lie_anywhere(kv, monkeypatch):
     results = []
     with load(REFERENCE[0], "native", monkeypatch, kv=kv, context=300) as model:
         for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1]):
-            model._memory.buffer("pages").write(np.array(order, np.uint32))
+            model.engine.buffers.buffer("pages").write(np.array(order, np.uint32))
             model.reset()
-            model._prefill(ids)
+            model.engine.prefill(ids)
             for token in (5, 6, 7):
-                model._decode(token)
-            results.append(model._last_logits().copy())
+                model.engine.decode(token)
+            results.append(model.engine.last_logits().copy())
     assert np.array_equal(*results)
 
 
@@ -101,12 +101,12 @@ def test_token_by_token_equals_prefill(path, lane, monkeypatch):
         for chunk in (1, 7, 64):
             model.reset()
             for at in range(0, len(ids), chunk):
-                model._prefill(ids[at : at + chunk])
+                model.engine.prefill(ids[at : at + chunk])
                 n = min(at + chunk, len(ids))
-                assert np.abs(log_softmax(model._last_logits()) - whole[n - 1]).max() < 1e-4, (chunk, n)
+                assert np.abs(log_softmax(model.engine.last_logits()) - whole[n - 1]).max() < 1e-4, (chunk, n)
         model.reset()
-        model._run(ids, 512)  # all of them in the largest plan
-        assert np.abs(log_softmax(model._last_logits()) - whole[-1]).max() < 1e-4
+        model.engine.step(ids, 512)  # all of them in the largest plan
+        assert np.abs(log_softmax(model.engine.last_logits()) - whole[-1]).max() < 1e-4
 
 
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)
@@ -115,13 +115,13 @@ def test_greedy_continuation_follows_the_exact_one(path, monkeypatch):
     exact = np.load(path.with_suffix(".npz"))
     prompt, answer = exact["tokens"][:16].tolist(), exact["greedy_from_16"].tolist()
     with load(path, "native", monkeypatch, kv="f32", context=128) as model:
-        best, eos = model._prefill(prompt), model.file.get("tokenizer.ggml.eos_token_id", int, -1)
+        best, eos = model.engine.prefill(prompt), model.file.get("tokenizer.ggml.eos_token_id", int, -1)
         for token in answer:
-            logits = model._last_logits()
+            logits = model.engine.last_logits()
             assert best == logits.argmax()
             going_on = np.delete(logits, [eos] if eos >= 0 else [])
             assert going_on.max() - logits[token] < 1e-2, "the exact choice is not among the best"
-            best = model._decode(token)
+            best = model.engine.decode(token)
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +149,10 @@ def test_smollm2_logits_on_the_msl_lane(smollm2, reference, monkeypatch):
 def test_smollm2_writes_what_hugging_face_writes(smollm2, reference, i, monkeypatch):
     with load(smollm2, "native", monkeypatch, context=256) as model:
         greedy = reference[f"greedy_{i}"].tolist()
-        best, made = model._prefill(reference[f"ids_{i}"].tolist()), []
+        best, made = model.engine.prefill(reference[f"ids_{i}"].tolist()), []
         for _ in greedy:
             made.append(best)
-            best = model._decode(best)
+            best = model.engine.decode(best)
     assert made == greedy
 
 

@@ -1,12 +1,12 @@
-"""Where a kernel's source can be wrong by one: its barriers and bounds, each made to fail at run time on demand.
+"""Finds the sites of mutants in a kernel's source: barriers and bounds. Each can be made wrong at run time.
 
-A copy of a source is made in which the bound ``p.n`` of ``i < p.n`` reads ``moved<7>(p.n)``, which is p.n but for the
-mutants of site 7, and a barrier is passed by but for its mutant. So one build holds all mutants.
+In a copy of the source the bound ``p.n`` of ``i < p.n`` reads ``moved<7>(p.n)``. That is p.n unless a mutant of site 7
+is live. A barrier is skipped if its mutant is live. So one build holds all mutants.
 
-What counts: every barrier; of every comparison between integers the right side; the limits given to min, max and clamp;
-counts rounded up, (n + tile - 1) / tile. What does not: constants of the compiler (the preprocessor, static_assert,
-constexpr, template arguments), and floats, which only the compiler can tell: such a site is in the copy, and not in the
-build's own list.
+Sites are: every barrier; the right side of every comparison between integers; the limits given to min, max and clamp;
+counts rounded up, (n + tile - 1) / tile. No sites are: compile-time constants (the preprocessor, static_assert,
+constexpr, template arguments), and comparisons of floats. Only the compiler can tell floats: such a site is in the
+copy, but not in the build's own list.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BARRIERS = ("threadgroup_barrier", "simdgroup_barrier")
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: ``text`` is its line, ``change`` what becomes of it there. ``number`` selects it in the build."""
+    """One change of a source: ``text`` is the line, ``change`` its new form, ``number`` selects it in the build."""
 
     number: int
     file: str
@@ -62,7 +62,7 @@ class Source:
     # ---- tokens
 
     def _bracket(self, m: re.Match[str]) -> str:
-        """The token; a < or > that brackets template arguments, which clang-format sets close, as such."""
+        """Returns the token; marks a < or > that brackets template arguments: clang-format sets it close."""
         token = m.group()
         if token not in "<>":
             return token
@@ -70,7 +70,7 @@ class Source:
         return token if spaced else f"template{token}"
 
     def _pair(self) -> dict[int, int]:
-        """The closing bracket of every opening one."""
+        """Finds the closing bracket of every opening one."""
         closed_by, open_brackets = {}, []
         for i, token in enumerate(self._tokens):
             if token in ("(", "[", "{", "template<"):
@@ -81,7 +81,7 @@ class Source:
         return closed_by
 
     def _constant_ranges(self) -> list[range]:
-        """The tokens that only the compiler evaluates."""
+        """Finds the tokens that only the compiler evaluates."""
         ranges = []
         for i, token in enumerate(self._tokens):
             if token == "static_assert" or token == "template<":
@@ -94,20 +94,20 @@ class Source:
         return any(i in r for r in self._constant)
 
     def _operand_end(self, i: int) -> int:
-        """The token after the operand of a comparison that begins with token i."""
+        """Returns the token after the comparison's operand that begins with token i."""
         while self._tokens[i] not in _ENDS_OPERAND:
             i = self._closed_by.get(i, i) + 1
         return i
 
     def _primary_end(self, i: int) -> int:
-        """The token after the name, call or parenthesis that begins with token i."""
+        """Returns the token after the name, call or parenthesis that begins with token i."""
         i = self._closed_by.get(i, i) + 1
         while self._tokens[i] in ("::", ".", "(", "[", "template<"):
             i = self._closed_by.get(i, i + 1) + 1
         return i
 
     def _arguments(self, i: int) -> list[tuple[int, int]]:
-        """The token ranges of the arguments in the bracket that token i opens."""
+        """Returns the token ranges of the arguments in the bracket that token i opens."""
         end, begin, found = self._closed_by[i], i + 1, []
         j = begin
         while j < end:
@@ -137,13 +137,13 @@ class Source:
                 self._add_barrier(i)
 
     def _add_bound(self, i: int, begin: int, end: int, change: str) -> None:
-        """A site at the tokens [begin, end), which ``change`` has in place of its {}; token i is what makes it one."""
+        """Adds a site at the tokens [begin, end), which stand for {} in ``change``. Token i made it a site."""
         if self._is_constant(i):
             self.n_constant += 1
             return
         site = self._new_site()
         start, stop = self._matches[begin].start(), self._matches[end - 1].end()
-        # Where several sites begin the widest is outermost; where several end it is last.
+        # If several sites begin at one token, the widest is outermost; if several end, it is last.
         self._inserts.append((start, -stop, f"::zinc_mutants::moved<{site}>("))
         self._inserts.append((stop, stop - start, ")"))
         operand = " ".join(self.text[start:stop].split())
@@ -172,7 +172,7 @@ class Source:
     # ---- the copy
 
     def mutated(self) -> str:
-        """The source with every site."""
+        """Returns the source with a switch at every site."""
         out, at = [f'#include "mutants.h"\n#line 1 "{self.name}"\n'], 0
         for position, _, inserted in sorted(self._inserts):
             out += [self.text[at:position], inserted]
@@ -223,7 +223,7 @@ inline bool deleted() { return false; }
 }  // namespace zinc_mutants
 """
 
-#: What the build keeps: which mutant is live, and of every site whether it is in the build (1) and was reached (2).
+#: The state in the build: the live mutant's number; for every site flags, 1: it is built, 2: it was reached.
 RUNTIME = """\
 // Written by tests/mutants/mutants.py.
 #include "mutants.h"

@@ -1,15 +1,15 @@
-"""How much of a wrong kernel the tests see: deletes each barrier and moves each bound by one, and runs the tests.
+"""Measures how many wrong kernels the tests find: deletes each barrier, moves each bound by one, runs the tests.
 
     python tests/mutants/mutants.py [kernels/norm.metal ...] [--json out.json] [--nvidia]
 
-Builds the checked core once with all mutants in it (mutant_sites.py), in build/mutants; runs the kernel tests to see
-which of them reach which site; then runs, for every mutant, the tests that reach it until one fails. A mutant runs in a
-fork of this process, so that it may crash or hang; a test that takes many times longer than usual fails.
+Builds the checked core once with all mutants in it (mutant_sites.py), in build/mutants. Runs the kernel tests to see
+which tests reach which site. Then runs, for every mutant, the tests that reach it until one fails. A mutant runs in a
+fork of this process, so that it may crash or hang. A test that takes many times longer than usual fails.
 
-survivors.md lists the mutants that survive, each with its reason. The exit code is 1 where another survives, or
-where one of those does not. ``--nvidia`` tries those that are listed as reached with NVIDIA's tile sizes alone, with
-these sizes: none may survive. To see one by itself: ``ZINCMETAL_MUTANT=<number> PYTHONPATH=build/mutants/python:tests
-pytest -k checked tests/kernels/test_rows.py``.
+survivors.md lists the mutants that survive, each with its reason. The exit code is 1 if another survives, or if a
+listed one does not. ``--nvidia`` builds with NVIDIA's tile sizes and tries the mutants that only those reach: none may
+survive. To see one mutant: ``ZINCMETAL_MUTANT=<number> PYTHONPATH=build/mutants/python:tests pytest -k checked
+tests/kernels/test_rows.py``.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ ROOT = TESTS.parent
 BUILD = ROOT / "build" / "mutants"
 SURVIVORS = Path(__file__).with_name("survivors.md")
 FILES = sorted(str(p) for p in TESTS.glob("kernels/test_*.py"))
-#: How the reason of a survivor begins that is wrong all the same, and counts as one.
+#: A survivor whose reason begins so is a real fault that no test finds: it counts as survived.
 NOT_SEEN = "not seen: "
-#: And of one that the usual build does not reach.
+#: A survivor whose reason begins so is not reached in the usual build.
 ONLY_NVIDIA = f"{NOT_SEEN}only NVIDIA's tiles"
-#: A test may take this much longer than without a mutant, of the processor's time.
+#: A test may take so many times as long as without a mutant, and so many seconds more, of processor time.
 SLOWER, SECONDS_MORE = 10, 5
 
 
@@ -61,7 +61,7 @@ def read_sources() -> list[Source]:
 
 
 def write(path: Path, text: str) -> None:
-    """Leaves a file alone that has this text: nothing is compiled again for it."""
+    """Writes a file, unless it has this text already: then nothing is compiled again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
@@ -74,7 +74,7 @@ def link(path: Path, target: Path) -> None:
 
 
 def build(sources: list[Source], folder: Path, nvidia: bool) -> None:
-    """The package in folder/python, with a checked core that is made of the mutated kernels."""
+    """Builds the package in folder/python, with a checked core of the mutated kernels."""
     tree, cmake_build = folder / "source", folder / "cmake"
     for name in ("CMakeLists.txt", "cmake", "csrc", "tests"):
         link(tree / name, ROOT / name)
@@ -85,7 +85,7 @@ def build(sources: list[Source], folder: Path, nvidia: bool) -> None:
 
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "cmake"
     pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True).strip()
-    # No bound of a loop may be taken from the arrays inside it.
+    # The compiler must not derive a loop's bound from the arrays inside it.
     flags = "-w -fno-aggressive-loop-optimizations" + " -DZINC_CUDA=1" * nvidia  # see PER_DEVICE in kernels/shapes.h
     options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}", f"-DCMAKE_CXX_FLAGS={flags}"]
     options += ["-DCMAKE_BUILD_TYPE=Release", "-DZINCMETAL_CHECKED=ON"]
@@ -113,7 +113,7 @@ def build(sources: list[Source], folder: Path, nvidia: bool) -> None:
 
 @dataclass
 class Result:
-    """What became of a mutant: survived, killed, crashed, hung, or unreached. By which test, and what it said."""
+    """The outcome of a mutant: survived, killed, crashed, hung or unreached; the test that decided, and its message."""
 
     mutant: Mutant
     outcome: str = "survived"
@@ -127,7 +127,7 @@ class Result:
 
 
 class Core:
-    """The mutated build's memory: which mutant is live, what the build has and what was reached of it."""
+    """The mutated build's state: the live mutant, the sites that are built, and the sites that were reached."""
 
     def __init__(self, n_sites: int) -> None:
         library = ctypes.CDLL(importlib.import_module("zincmetal._core_checked").__file__)
@@ -146,7 +146,7 @@ class Core:
 
 
 class Mutation:
-    """A pytest plugin: in place of running the tests once it runs them for every mutant."""
+    """A pytest plugin: runs the tests for every mutant, instead of once."""
 
     def __init__(self, sources: list[Source], mutants: list[Mutant], jobs: int) -> None:
         self.jobs = jobs
@@ -181,13 +181,13 @@ class Mutation:
         return True
 
     def _run(self, item: Any) -> str:
-        """What a test that fails says."""
+        """Runs a test; returns its failure's message, or ""."""
         self._failure = ""
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         return self._failure
 
     def _measure(self, items: list[Any]) -> None:
-        """How long every test takes without a mutant, and which sites it reaches."""
+        """Measures every test's time without a mutant, and the sites that it reaches."""
         for item in items:
             self.core.forget()
             began = time.process_time()
@@ -218,11 +218,11 @@ class Mutation:
             print(result.outcome, result.test.split("::")[-1], message, end="", flush=True)
 
     def _most_likely_first(self, tests: list[Any]) -> list[Any]:
-        """What killed last, then what costs least."""
+        """Sorts tests: the latest killers first, then the quickest."""
         return sorted(tests, key=lambda t: (-self._last_kill.get(t.nodeid, 0), self._seconds[t]))
 
     def _check_killers(self, items: list[Any]) -> None:
-        """Without a mutant all tests that killed one still pass, or it was not the mutants that killed."""
+        """Fails unless all tests that killed a mutant pass without one: else not the mutants killed."""
         pipe = self._start(None, [i for i in items if i.nodeid in self._last_kill])[1]
         status = os.wait()[1]
         if status:
@@ -271,7 +271,7 @@ class Mutation:
 
 
 def read_survivors() -> Iterator[tuple[tuple[str, str, str], str]]:
-    """(file, line's text, change) of every listed mutant, and its reason: ``- `line` | `change`, ... | reason``."""
+    """Reads (file, line's text, change) and reason of every listed mutant: ``- `line` | `change`, ... | reason``."""
     file = ""
     for line in SURVIVORS.read_text().splitlines() if SURVIVORS.exists() else []:
         if line.startswith("## "):
@@ -282,7 +282,7 @@ def read_survivors() -> Iterator[tuple[tuple[str, str, str], str]]:
 
 
 def report(mutation: Mutation, sources: list[Source], whole: bool, listed: dict[tuple[str, str, str], str]) -> int:
-    """Prints the figures and what is wrong with the list of survivors; 1 where something is."""
+    """Prints the figures and the faults of the list of survivors; returns 1 if it has any."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     wrong = []
     for result in mutation.results:

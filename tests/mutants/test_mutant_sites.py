@@ -1,4 +1,4 @@
-"""Which barriers and bounds of a source become mutants (make mutants), and what the copy of it says there."""
+"""The barriers and bounds of a source that become mutants (make mutants), and their text in the copy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from support.paths import KERNELS
 
 
 def mutated(text: str) -> tuple[str, list[str], int]:
-    """The copy without what precedes it and without the namespace, the changes, and the constants left out."""
+    """Returns the copy without its head and namespace, the changes, and the number of constants left out."""
     source = Source("a.metal", text, 0)
     copy = source.mutated().partition('#line 1 "a.metal"\n')[2].replace("::zinc_mutants::", "")
     return copy, [m.change for m in source.mutants], source.n_constant

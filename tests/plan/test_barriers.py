@@ -1,6 +1,6 @@
-"""Every barrier of a real plan is needed: with any one left out the checker stops the kernels that it kept apart.
+"""Every barrier of a real plan is needed: if one is left out, the checker stops the kernels that it kept apart.
 
-That it stops none where all are there, test_metal_double.py shows on the same model.
+With all barriers the checker stops none: test_metal_double.py shows that on the same model.
 """
 
 from __future__ import annotations
@@ -30,29 +30,31 @@ def model():
 
 
 class Replay:
-    """A plan run segment by segment, on memory of its own; the weights are the model's."""
+    """Runs a plan segment by segment, on memory of its own and the model's weights."""
 
     def __init__(self, model: zincmetal.Model, plan: Plan) -> None:
-        self.core, self.plan, self.model = model.core, plan, model
+        self.core, self.plan, self.model = model.engine.core, plan, model
         names = {r.buffer for d in plan.dispatches for r in d.regions if not r.buffer.startswith("weights.")}
-        self.memory = {name: model._memory.buffer(name).read() for name in names}
+        self.memory = {name: model.engine.buffers.buffer(name).read() for name in names}
         n_tokens = min(N_TOKENS, plan.rows)
-        self.memory["step"] = step_record(model.core, n_tokens).view(np.uint8)
+        self.memory["step"] = step_record(model.engine.core, n_tokens).view(np.uint8)
         self.memory["tokens"][: 4 * n_tokens] = np.arange(n_tokens, dtype=np.int32).view(np.uint8)
 
     def run(self, dispatches: list[Dispatch], checked: bool) -> None:
-        """The dispatches on a new device, since a failure stays with one; what they wrote stays if not ``checked``."""
+        """Runs dispatches on a new device, since a failed one stays failed. Keeps their output if not ``checked``."""
         device = self.core.Device(threads=1, native=not checked)
         buffers = {name: device.alloc(content.nbytes) for name, content in self.memory.items()}
         for name, content in self.memory.items():
             buffers[name].write(content)
-        device.run([ready(d, lambda name: buffers.get(name) or self.model._memory.buffer(name)) for d in dispatches])
+        device.run(
+            [ready(d, lambda name: buffers.get(name) or self.model.engine.buffers.buffer(name)) for d in dispatches]
+        )
         if not checked:
             self.memory = {name: buffer.read() for name, buffer in buffers.items()}
 
 
 def segments(plan: Plan) -> list[list[Dispatch]]:
-    """The dispatches between two barriers."""
+    """Splits the dispatches at the barriers."""
     found: list[list[Dispatch]] = [[]]
     for d in plan.dispatches:
         if d.barrier:

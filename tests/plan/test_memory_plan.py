@@ -1,4 +1,4 @@
-"""Memory plans and the bytes of a token: what is said before loading, and that loading keeps to it."""
+"""Memory estimates and the bytes of a token: the figures before loading, and that loading keeps to them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from support.reference_models import reference_models
 from zincmetal import gguf
 from zincmetal.cli import plan as report
 from zincmetal.device import backend
-from zincmetal.engine import engine
+from zincmetal.engine import engine, loaded
 from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
 from zincmetal.plan import addresses
 from zincmetal.plan.addresses import UPLOAD_BYTES
-from zincmetal.plan.estimate import LIMIT, MemoryEstimate
+from zincmetal.plan.estimate import MemoryEstimate
 from zincmetal.plan.planner import PREFILL_ROWS, Planner, plan_rows
 from zincmetal.plan.target import Target
+from zincmetal.settings import MEMORY_LIMIT
 
 PATH = reference_models("qwen3")[0]
 SEED = secrets.randbits(32)
@@ -39,7 +40,7 @@ def device():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The 35B-A3B file at full size, without its weights: a header, and the hole that follows it."""
+    """Writes the 35B-A3B file at full size without its weights: a header, then a hole."""
     path = tmp_path_factory.mktemp("whole") / "whole.gguf"
     synthetic.write(path, synthetic.Sizes(), empty=True)
     with gguf.open(path) as file:
@@ -56,20 +57,20 @@ def planner(file, device, **options):
 @pytest.mark.parametrize("kv", ["f32", "f16", "q8_0"])
 def test_a_loaded_model_takes_what_was_planned(kv):
     with zincmetal.load(PATH, device="cpu", kv=kv, context=1000) as model:
-        plan = model.planner.memory()
+        plan = model.engine.planner.memory()
         model.generate(np.arange(600) % 512, max_tokens=3)  # the largest plans, a small one, decode
-        model.generate([1, 2, 3], max_tokens=3, temperature=1.0)  # what sampling needs
+        model.generate([1, 2, 3], max_tokens=3, temperature=1.0)  # the candidates, for sampling
         model.logits(range(100))  # and many rows of logits
-        buffers = model._memory._buffers
-        allocated = sum(b.nbytes for name, b in buffers.items() if not name.startswith("weights."))
-        mapped = sum(b.nbytes for name, b in buffers.items() if name.startswith("weights."))
+        sizes = model.engine.buffers.sizes()
+        allocated = sum(n for name, n in sizes.items() if not name.startswith("weights."))
+        mapped = sum(n for name, n in sizes.items() if name.startswith("weights."))
     assert allocated == plan.total - sum(plan.weights.values())
     slack = 32 * len(model.file.tensors) + 2 * model.device.info["page_bytes"]  # alignment; whole pages
     assert 0 <= mapped - sum(plan.weights.values()) < slack
 
 
 def test_sizes_of_the_full_model(whole, device):
-    """As its geometry says, and as llama.cpp reports for the real file: 42.50 MiB of q8_0 K/V for 4096 tokens."""
+    """The sizes follow from the geometry. llama.cpp reports the same: 42.50 MiB of q8_0 K/V for 4096 tokens."""
     plan = planner(whole, device, context=4096, kv="q8_0").memory()
     assert plan.kv - 4 * 4096 // 64 == 42.5 * 2**20
     assert plan.recurrent == 30 * 4 * (32 * 128 * 128 + 4 * 8192)
@@ -80,7 +81,7 @@ def test_sizes_of_the_full_model(whole, device):
 
 
 def test_dispatches_of_a_token_of_the_full_model(whole, device):
-    """9 to a recurrent layer, 10 to one with attention (llama.cpp: 38 and 33), and 5 around them."""
+    """9 for a recurrent layer, 10 for one with attention (llama.cpp: 38 and 33), and 5 outside layers."""
     plan = planner(whole, device).plan(1)
     assert len(plan.dispatches) == 30 * 9 + 10 * 10 + 5 <= 450
     assert not any(d.launch.routed for d in plan.dispatches)
@@ -89,7 +90,7 @@ def test_dispatches_of_a_token_of_the_full_model(whole, device):
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch, device):
     with gguf.open(PATH) as file:
         plan = planner(file, device, context=1024).memory()
-    monkeypatch.setenv(LIMIT, str(plan.total - 1))
+    monkeypatch.setenv(MEMORY_LIMIT.name, str(plan.total - 1))
     with monkeypatch.context() as patch:
         patch.setattr(engine, "Buffers", lambda *_: pytest.fail("memory was asked for"))
         with pytest.raises(OutOfMemoryError, match=r"context of 1024 tokens .* weights .* K/V .* arena") as refused:
@@ -99,7 +100,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(monke
     zincmetal.load(PATH, device="cpu", context=largest).close()
     with pytest.raises(OutOfMemoryError, match=f"that fits is {largest}"):
         zincmetal.load(PATH, device="cpu", context=largest + 1)
-    monkeypatch.setenv(LIMIT, "1000")
+    monkeypatch.setenv(MEMORY_LIMIT.name, "1000")
     with pytest.raises(OutOfMemoryError, match="no context fits"):
         zincmetal.load(PATH, device="cpu")
 
@@ -109,15 +110,15 @@ def test_refusing_a_huge_context_costs_no_memory(whole):
     try:
         with pytest.raises(OutOfMemoryError, match=f"context of {2**31 - 1} tokens"):
             zincmetal.load(whole.path, device="cpu", context=2**31 - 1)
-        assert tracemalloc.get_traced_memory()[1] < 50e6  # of which the header is the most
+        assert tracemalloc.get_traced_memory()[1] < 50e6  # most of it the header
     finally:
         tracemalloc.stop()
 
 
 @pytest.mark.parametrize("limit", ["-1", "lots", "1e9", "0x10", "٣"])
 def test_a_limit_that_is_no_number_of_bytes(limit, monkeypatch):
-    monkeypatch.setenv(LIMIT, limit)
-    with pytest.raises(UsageError, match=LIMIT):
+    monkeypatch.setenv(MEMORY_LIMIT.name, limit)
+    with pytest.raises(UsageError, match=MEMORY_LIMIT.name):
         zincmetal.load(PATH, device="cpu")
 
 
@@ -136,16 +137,16 @@ def test_the_largest_context_is_the_largest():
 
 
 def test_a_small_context_that_is_refused_does_not_promise_a_larger_one(monkeypatch):
-    """A context of 20 needs no plan of 512 rows, and what is left without it is no room for more positions."""
+    """A context of 20 needs no plan of 512 rows. The bytes saved so are no room for more positions."""
     with zincmetal.load(PATH, device="cpu", context=20) as model:
-        plan = model.planner.memory()
-    monkeypatch.setenv(LIMIT, str(plan.total - 1))
+        plan = model.engine.planner.memory()
+    monkeypatch.setenv(MEMORY_LIMIT.name, str(plan.total - 1))
     with pytest.raises(OutOfMemoryError, match="that fits is") as refused:
         zincmetal.load(PATH, device="cpu", context=20)
     largest = int(re.search(r"that fits is (\d+)", str(refused.value))[1])
     assert largest < 20
     zincmetal.load(PATH, device="cpu", context=largest).close()
-    monkeypatch.setenv(LIMIT, str(plan.total))
+    monkeypatch.setenv(MEMORY_LIMIT.name, str(plan.total))
     with pytest.raises(OutOfMemoryError, match="that fits is") as refused:
         zincmetal.load(PATH, device="cpu", context=1000)
     largest = int(re.search(r"that fits is (\d+)", str(refused.value))[1])
@@ -175,7 +176,7 @@ def addresses_on(file, device, **info):
 
 @pytest.mark.parametrize("limit", [UPLOAD_BYTES, 100_000])
 def test_weights_that_are_copied_go_in_pieces(device, monkeypatch, limit):
-    """Each of no more than the limit, but for a tensor that is larger; every tensor lies in one of them."""
+    """No piece exceeds the limit, unless one tensor does. Every tensor lies in one piece."""
     monkeypatch.setattr(addresses, "UPLOAD_BYTES", limit)
     with gguf.open(PATH) as file:
         own_memory = addresses_on(file, device, unified_memory=False)
@@ -197,7 +198,7 @@ def test_weights_that_are_copied_go_in_pieces(device, monkeypatch, limit):
 
 @pytest.mark.parametrize("name", ["gemma3-q4_0", "qwen2-q8_0"])
 def test_a_table_of_tokens_larger_than_the_largest_buffer_is_bound_in_windows(name, monkeypatch):
-    """Of a model that has one table for both ends, and of one that has two: what it computes is the same."""
+    """For a model with one table for both ends, and for one with two, the results stay the same."""
     path, ids = DATA / f"{name}.gguf", list(range(3, 40))
     with zincmetal.load(path, device="cpu", context=64) as model:
         expected = (
@@ -211,12 +212,12 @@ def test_a_table_of_tokens_larger_than_the_largest_buffer_is_bound_in_windows(na
     def with_small_buffers(file, target, *rest):
         return Planner(file, replace(target, max_buffer_bytes=largest), *rest)
 
-    monkeypatch.setattr(engine, "Planner", with_small_buffers)
+    monkeypatch.setattr(loaded, "Planner", with_small_buffers)
     with zincmetal.load(path, device="cpu", context=64) as model:
-        windows = model.planner.addresses.windows
+        windows = model.engine.planner.addresses.windows
         assert windows.keys() == {t.name for t in tables}
         assert all(len(parts) >= 3 for parts in windows.values())
-        assert max(m.nbytes for m in model.planner.addresses.maps) <= largest
+        assert max(m.nbytes for m in model.engine.planner.addresses.maps) <= largest
         assert np.abs(model.logits(ids) - expected[0]).max() < 1e-4
         assert model.generate(ids, 6).tokens == expected[1]
         assert model.generate(ids, 6, temperature=1, seed=3).tokens == expected[2]
@@ -241,7 +242,7 @@ def test_loading_says_how_far_it_is(monkeypatch):
     def with_memory_of_its_own(file, target, *rest):
         return Planner(file, replace(target, unified_memory=False), *rest)
 
-    monkeypatch.setattr(engine, "Planner", with_memory_of_its_own)
+    monkeypatch.setattr(loaded, "Planner", with_memory_of_its_own)
     monkeypatch.setattr(addresses, "UPLOAD_BYTES", 100_000)
     told.clear()
     with zincmetal.load(PATH, device="cpu", context=64, progress=lambda *p: told.append(p)) as model:
@@ -255,7 +256,7 @@ def test_loading_says_how_far_it_is(monkeypatch):
 
 # ---- the bytes of a token ---------------------------------------------------------------------------------------
 
-# MB that a token of the full model reads, by path: what decode of the real one is known to cost.
+# MB that a token of the full model reads, by path, as measured of decode with the real file.
 TABLE = {
     "LM head": 540,
     "SSM": 1089,
@@ -264,7 +265,7 @@ TABLE = {
     "shared expert": 134,
     "router": 84,
 }
-# A profile of the real file, in GiB over 69 tokens: one of its layers has experts of q5_k, q5_k and q6_k.
+# A profile of the real file, in GiB over 69 tokens. One of its layers has experts of q5_k, q5_k and q6_k.
 PROFILE = {"q8_0": 130.93, "q4_k": 23.65, "q5_k": 15.19, "q6_k": 0.44}
 
 
@@ -292,7 +293,7 @@ def test_a_step_of_many_rows_reads_each_expert_once(whole, device):
     experts = {rows: sum(n for (p, _), n in model.plan(rows).weight_reads().items() if p == "routed experts")
                for rows in (1, 16, 32, 512)}  # fmt: skip
     assert experts[16] == 16 * experts[1]
-    assert experts[32] == experts[512] == 32 * experts[1]  # 256 experts, of which one row takes 8
+    assert experts[32] == experts[512] == 32 * experts[1]  # 256 experts, of which a row uses 8
 
 
 def test_a_windowed_layer_reads_its_window(device):
@@ -333,7 +334,7 @@ def test_the_command_as_json(capsys, device):
 
 
 def test_the_command_says_when_it_does_not_fit(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv(LIMIT, "1000000")
+    monkeypatch.setenv(MEMORY_LIMIT.name, "1000000")
     assert report.main([str(PATH), "--device", "cpu"]) == 1
     assert "does not fit" in capsys.readouterr().out
     assert report.main([str(tmp_path / "absent.gguf")]) == 1

@@ -1,4 +1,4 @@
-"""Plans: barriers, the arena, counters. What the recorded data says, and that it is true."""
+"""Plans: barriers, the arena and counters are as recorded, and the record is true."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_removing_any_barrier_is_caught(plan):
 
 
 def test_live_values_do_not_share_bytes(plan):
-    """Whatever a dispatch reads of the arena was written by the producer of that value, last of all writers."""
+    """The last writer of every value that a dispatch reads from the arena is the value's producer."""
     owner: dict[Region, str] = {}
     for d in plan.dispatches:
         pairs = list(zip(d.launch.args, d.regions, strict=True))
@@ -57,29 +57,29 @@ def test_live_values_do_not_share_bytes(plan):
 def test_every_region_fits_its_buffer(model, plan):
     for d in plan.dispatches:
         for region in d.regions:
-            assert region.offset + region.nbytes <= model._memory.buffer(region.buffer).nbytes
+            assert region.offset + region.nbytes <= model.engine.buffers.buffer(region.buffer).nbytes
 
 
 def test_serial_order_equals_concurrent_order(model):
-    """The barriers of the plan suffice: more of them change nothing, bit for bit."""
+    """The plan's barriers suffice: more barriers change no bit of the result."""
     plan = model.plan(32)
     everywhere = replace(plan, dispatches=tuple(replace(d, barrier=True) for d in plan.dispatches))
     ids = np.arange(30, dtype=np.int32)
     results = []
     for p in (plan, everywhere):
-        compiled = p.compile(model.core, model.device, model._memory.buffer)
+        compiled = p.compile(model.engine.core, model.device, model.engine.buffers.buffer)
         model.reset()
-        model.core.prefill_step(model.session, compiled, ids)
-        results.append(model._last_logits().copy())
-        model.session.rewind(0)
+        model.engine.core.prefill_step(model.engine.steps, compiled, ids)
+        results.append(model.engine.last_logits().copy())
+        model.engine.steps.rewind(0)
     assert (results[0] == results[1]).all()
 
 
 def test_one_command_buffer_per_token(model):
     model.reset()
-    before = model.session.counters
+    before = model.engine.steps.counters
     n = len(model.generate([1, 2, 3], max_tokens=9).tokens)
-    after = model.session.counters
+    after = model.engine.steps.counters
     # Two for the prompt, whose last token is a step of its own; the last token is chosen but not run.
     assert after["command_buffers"] - before["command_buffers"] == n + 1
     assert after["tokens"] - before["tokens"] == 3 + n - 1
@@ -90,7 +90,7 @@ def test_one_command_buffer_per_token(model):
 
 
 def test_weight_bytes_of_decode_are_the_files(model):
-    """A decode step reads every matrix once, and of the embedding one row."""
+    """A decode step reads every matrix once, and one row of the embedding."""
     read = sum(model.plan(1).weight_bytes().values())
     embd = model.file.tensors["token_embd.weight"]
     all_bytes = sum(t.nbytes for t in model.file.tensors.values())
@@ -109,7 +109,7 @@ def test_exports(plan):
 
 
 def test_placing_barriers_by_hand():
-    """a writes x; b reads x; c reads y: one barrier, before b. Then d overwrites what c reads: another."""
+    """a writes x, b reads x, c reads y: one barrier, before b. Then d overwrites y: another barrier."""
 
     class L:
         def __init__(self, *modes):

@@ -1,4 +1,4 @@
-"""The tuning table: what it names exists, and launches follow it."""
+"""The tuning table names existing kernels, and launches follow it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def device():
 
 
 def decode_launches(device, monkeypatch, splits):
-    """The launches of a decode step, as a device with these splits has them."""
+    """Returns the launches of a decode step on a device with these splits."""
     monkeypatch.setattr(tuning, "SPLITS", {"cpu": splits})
     with gguf.open(FILE) as file:
         target = Target.of(backend.load("cpu"), device.info)
@@ -32,7 +32,7 @@ def decode_launches(device, monkeypatch, splits):
 
 @pytest.mark.parametrize("name", backend.DEVICES)
 def test_every_row_of_the_table_is_a_kernel(device, name):
-    """All lanes have the kernels of one source; the kernel of each row must be among them."""
+    """All lanes have the kernels of one source. The kernel that lowering makes of a row must be one of them."""
     kernels = set(device.kernel_names())
     for kernel, split in SPLITS[name].items():
         assert kernel in kernels
@@ -43,7 +43,7 @@ def test_every_row_of_the_table_is_a_kernel(device, name):
 @pytest.mark.parametrize("kernel", ["mul_mv_q8_0", "mul_mv_add_q8_0", "mul_mv_stack_q8_0", "moe_mv_swiglu_q4_k"])
 @pytest.mark.parametrize(("rows", "threads"), [(4, 32), (8, 256), (None, 128), (4, None)])
 def test_launches_follow_the_table(device, monkeypatch, kernel, rows, threads):
-    """Another split changes name, grid and threads of its kernel, in inverse proportion, and no other launch."""
+    """Another split changes its kernel's name, grid and threads, grid and threads inversely, and no other launch."""
     usual = decode_launches(device, monkeypatch, {})
     tuned = decode_launches(device, monkeypatch, {kernel: Split(rows, threads)})
     name = f"{kernel}_r{rows}" if rows else kernel
@@ -75,7 +75,7 @@ def test_a_mix_follows_the_table(device, monkeypatch):
 
 
 def test_check_has_cases_of_tuned_kernels(monkeypatch):
-    """Each runs what the usual kernel's case runs, in the instance that the device launches."""
+    """Each case runs the usual kernel's operation with the instance that the device launches."""
     core = backend.load("cpu")
     splits = {"mul_mv_q8_0": Split(4, 128), "moe_mv_mix2_q5_k_q8_0": Split(1, 288), "mul_mv_add_q4_k": Split(None, 32)}
     usual = cases(core)

@@ -1,4 +1,4 @@
-"""How a chat is sampled when nobody says: by the file, else by the family."""
+"""Default sampling of a chat: the file's parameters, else the family's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from zincmetal.sampling.defaults import ALL_TOKENS, LARGEST, chat_defaults
-from zincmetal.sampling.sampler import SamplingParams
+from zincmetal.sampling.params import SamplingParams
 
 S = "general.sampling."
 

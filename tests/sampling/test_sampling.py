@@ -1,4 +1,4 @@
-"""Sampling against plain float64 definitions, and from few logits against all."""
+"""Sampling against plain float64 definitions, and from candidates against all logits."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from hypothesis import strategies as st
 import zincmetal
 from support.reference_models import reference_models
 from support.sampling_definitions import INF, distribution, excess, probabilities, softmax
-from zincmetal.device.buffers import Buffers
+from zincmetal.device.buffers import DeviceFloats
 from zincmetal.errors import DeviceError, UsageError
 from zincmetal.sampling import sampler as sampling
-from zincmetal.sampling.logits import N_CANDIDATES, Adjusted, Ranking, StepLogits, Totals
-from zincmetal.sampling.sampler import Sampler, SamplingParams
+from zincmetal.sampling.logits import N_CANDIDATES, Adjusted, StepLogits
+from zincmetal.sampling.params import SamplingParams
+from zincmetal.sampling.ranking import Ranking, Totals
+from zincmetal.sampling.sampler import Sampler
 
 
 def draws(logits, history, n, params):
-    """How often each token is drawn."""
+    """Counts how often each token is drawn in ``n`` draws."""
     sampler, step = Sampler(params), StepLogits.of(logits)
     return np.bincount([sampler.sample(step, history) for _ in range(n)], minlength=logits.size)
 
 
 def check_distribution(logits, history, n=300, **options):
-    """The probability of every token is what the definition says, and tokens are drawn as often as that."""
+    """Fails unless probabilities and counts of draws follow the definition; returns the probabilities."""
     params = SamplingParams(**options)
     want = distribution(logits, history, params)
     assert np.abs(probabilities(logits, history, params) - want).max() < 1e-9
@@ -82,7 +84,7 @@ def test_temperature(logits, temperature, filters):
 @pytest.mark.parametrize("filters", [{}, {"top_k": 30, "top_p": 0.9}, {"min_p": 0.05}, {"typical_p": 0.6}])
 def test_penalties_and_bias(logits, options, filters):
     best = np.argsort(-logits)
-    logits[3], logits[11] = logits.max(), logits.max()  # so that a control on one of them shows
+    logits[3], logits[11] = logits.max(), logits.max()  # so that a control of one token changes the result
     history = [int(t) for t in (*best[:5], 3, *best[1:4], *best[2:3], 9, 9) if t != 11]
     want = check_distribution(logits, history, temperature=0.9, **options, **filters)
     plain = distribution(logits, history, SamplingParams(temperature=0.9, **filters))
@@ -90,7 +92,7 @@ def test_penalties_and_bias(logits, options, filters):
 
 
 def test_penalties_look_back_as_far_as_asked():
-    """Token 0 is best, and stands two tokens back: only a window of two penalises it below token 1."""
+    """Token 0 is best and stands two tokens back: only a window of two penalises it below token 1."""
     logits = np.array([1.0, 0.9, -5.0], np.float32)
     for control in ({"repeat_penalty": 2.0}, {"presence_penalty": 0.5}, {"frequency_penalty": 0.5}):
         for last_n, expected in ((0, 0), (1, 0), (2, 1), (10**9, 1)):
@@ -130,7 +132,7 @@ def test_greedy_takes_the_best_whatever_the_filters(logits):
 
 
 class Fewer(StepLogits):
-    """The same logits, of which the device left only so many candidates."""
+    """The same logits, with only so many candidates from the device."""
 
     n_candidates = N_CANDIDATES
 
@@ -175,7 +177,7 @@ def cases(draw):
 
 
 def tokens_of(step, history, options, n=3):
-    """The first tokens of a sequence whose logits stay the same."""
+    """Returns the first tokens of a sequence whose logits stay the same."""
     sampler, out = Sampler(SamplingParams(**options)), []
     for _ in range(n):
         out.append(sampler.sample(step, [*history, *out]))
@@ -185,7 +187,7 @@ def tokens_of(step, history, options, n=3):
 @settings(max_examples=300, deadline=None)
 @given(cases(), st.integers(1, N_CANDIDATES), st.sampled_from([10, 300, 8192]))
 def test_any_number_of_candidates_gives_the_same_tokens(case, n_candidates, wider):
-    """One candidate makes nearly every step read all logits; the draws must not show it."""
+    """With one candidate nearly every step reads all logits; the tokens must be the same."""
     logits, history, options = case
     want = tokens_of(StepLogits.of(logits), history, options)
     with pytest.MonkeyPatch.context() as patch:
@@ -195,7 +197,7 @@ def test_any_number_of_candidates_gives_the_same_tokens(case, n_candidates, wide
 
 
 def test_rankings_agree_as_far_as_they_go(logits):
-    """Also where changed tokens come and go, and where they tie with tokens that are no candidates."""
+    """Also if changed tokens enter or leave, and if they tie with tokens that are no candidates."""
     logits = np.round(logits)
     order = np.argsort(-logits, kind="stable")
     ids = np.sort(np.concatenate([order[:5], order[250:262], order[-5:]]))
@@ -230,7 +232,7 @@ def test_totals_follow_the_changed_tokens(logits):
 
 
 def test_totals_that_the_changed_tokens_took_with_them_are_not_guessed():
-    """Float32 sums say nothing of what is left when the best token had all but 1e-9 of the probability."""
+    """If the best token had all but 1e-9 of the probability, float32 sums say nothing of the rest."""
     logits = np.zeros(3000, np.float32)
     logits[7] = 40
     step = StepLogits.of(logits)
@@ -252,14 +254,14 @@ def test_totals_that_the_changed_tokens_took_with_them_are_not_guessed():
 def test_a_usual_step_reads_hundreds_of_words(options, most):
     rng = np.random.default_rng()
     logits = (rng.standard_normal(150_000) * 3).astype(np.float32)
-    logits[rng.integers(150_000, size=8)] += 20  # as of a model that has an opinion
+    logits[rng.integers(150_000, size=8)] += 20  # as peaked as a trained model's
     step = StepLogits.of(logits)
     Sampler(SamplingParams(temperature=0.8, **options)).sample(step, rng.integers(0, 150_000, 500).tolist())
     assert N_CANDIDATES < step.n_read < most
 
 
 class CountedBuffer:
-    """Memory of a device that the host does not see."""
+    """Device memory that the host does not map; counts the copies."""
 
     shared = False
 
@@ -277,12 +279,11 @@ def test_logits_that_the_host_does_not_see_come_in_few_copies(n, most):
     rng = np.random.default_rng()
     logits = rng.standard_normal(3000).astype(np.float32)
     buffer = CountedBuffer(np.concatenate([logits, np.full(5000, np.nan, np.float32)]))
-    memory = Buffers.__new__(Buffers)
-    memory._buffers = {"logits": buffer}
+    seen = DeviceFloats(buffer)
     ids = np.sort(rng.choice(3000, n, replace=False))
-    assert (memory.indexable("logits")[ids] == logits[ids]).all()
+    assert (seen[ids] == logits[ids]).all()
     assert buffer.n_copies <= most
-    assert (memory.indexable("logits")[:3000] == logits).all()
+    assert (seen[:3000] == logits).all()
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0])
@@ -294,7 +295,7 @@ def test_a_draw_without_filters_reads_all_logits_only_where_it_falls_among_them(
         step = StepLogits.of(logits)
         sampler.sample(step, [])
         n_all += step.n_read > 20_000
-    others = softmax(logits.astype(np.float64) / temperature)[np.argsort(-logits)[sampling.HEAD :]].sum()
+    others = softmax(logits.astype(np.float64) / temperature)[np.argsort(-logits)[sampling.N_TOP :]].sum()
     assert n_all <= n * (0.005 + 2 * others)
 
 
@@ -404,7 +405,7 @@ CONTROLS = [
 @pytest.mark.parametrize("lane", ["msl", "native"])
 @pytest.mark.parametrize("path", reference_models("llama", "qwen3")[:2], ids=lambda p: p.stem)
 def test_a_model_samples_from_candidates_as_from_all_logits(path, lane, monkeypatch):
-    """A processor that changes nothing makes the host read everything."""
+    """A processor that changes nothing makes the host read all logits."""
     monkeypatch.setenv("ZINCMETAL_NATIVE", "0" if lane == "msl" else "1")
     n = 6 if lane == "msl" else 24
     with zincmetal.load(path, device="cpu", context=64) as model:

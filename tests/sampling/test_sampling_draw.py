@@ -1,4 +1,4 @@
-"""The draw: its distribution, and that logits which differ in their last bits nearly always give the same token."""
+"""The draw: its distribution; and logits that differ in their last bits nearly always give the same token."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from support.kernels.output import run
 from support.reference_models import reference_models
 from support.sampling_definitions import distribution, excess, probabilities
 from zincmetal.errors import DeviceError
-from zincmetal.sampling.logits import StepLogits, Totals
+from zincmetal.sampling.logits import StepLogits
 from zincmetal.sampling.noise import MASK, STEP, Noise, NoiseSource, _mix
-from zincmetal.sampling.sampler import HEAD, Sampler, SamplingParams
+from zincmetal.sampling.params import SamplingParams
+from zincmetal.sampling.ranking import Totals
+from zincmetal.sampling.sampler import N_TOP, Sampler
 
 SETTINGS = {
     "nothing": {},
@@ -43,7 +45,7 @@ every_setting = pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTIN
 
 
 def flat_logits(seed, n=600):
-    """So flat that the tokens beyond the HEAD most probable have half of the probability."""
+    """Logits so flat that the tokens beyond the N_TOP most probable have half of the probability."""
     return np.random.default_rng(seed).standard_normal(n).astype(np.float32)
 
 
@@ -52,11 +54,11 @@ def flat_logits(seed, n=600):
 
 @every_setting
 def test_the_distribution_is_the_one_of_the_definition(options):
-    """Chi-square over 12,000 draws at as many positions; a temperature that is a fifth off would show."""
+    """Chi-square over 12,000 draws at as many positions. A temperature that is a fifth off would fail."""
     params = SamplingParams(**{"temperature": 1.0, "seed": 11, **options})
     logits, recent = flat_logits(3), [7, 9, 9, 500]
     sampler, step, n = Sampler(params), StepLogits.of(logits), 12_000
-    history = recent * 16  # what penalties look at is the same at every position
+    history = recent * 16  # penalties see the same history at every position
     drawn = [sampler.sample(step, [0] * i + history) for i in range(n)]
     counts = np.bincount(drawn, minlength=logits.size)
     want = distribution(logits, history, params)
@@ -68,13 +70,13 @@ def test_the_distribution_is_the_one_of_the_definition(options):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
 def test_the_distribution_over_seeds(temperature):
-    """The first draw of every seed; without filters, where one of the others than HEAD is drawn as well."""
+    """The first draw of every seed, without filters: tokens beyond N_TOP are drawn too."""
     logits, n = flat_logits(4, 300), 12_000
     step = StepLogits.of(logits)
     drawn = [Sampler(SamplingParams(temperature, seed=seed)).sample(step, [1, 2, 3]) for seed in range(n)]
     counts, want = np.bincount(drawn, minlength=300), distribution(logits, [], SamplingParams(temperature))
     assert excess(counts, want) < 4
-    others = np.argsort(-logits)[HEAD:]
+    others = np.argsort(-logits)[N_TOP:]
     assert counts[others].sum() > 1000
     assert excess(counts[others], want[others] / want[others].sum()) < 4
     assert abs(counts[others].sum() - n * want[others].sum()) < 4 * math.sqrt(n / 4)
@@ -96,7 +98,7 @@ def test_two_draws_in_a_row_are_independent():
 
 
 def test_noise_is_of_splitmix64():
-    """Its first outputs from the state 0, as the authors' program gives them."""
+    """The first outputs from state 0 are those of the authors' program."""
     first = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     assert [_mix(STEP * n & MASK) for n in (1, 2, 3)] == first
     uniform = [((x >> 12) + 0.5) / 2**52 for x in first]
@@ -135,7 +137,7 @@ def test_noise_is_gumbel_distributed(over):
 
 @every_setting
 def test_last_bits_seldom_change_the_token(options):
-    """Two draws from distributions at a distance of TV differ at least with probability TV: here at most twice that."""
+    """Draws from two distributions differ at least with their total variation's probability; here at most twice it."""
     rng = np.random.default_rng(8)
     changes, distance, n, history = 0, 0.0, 1500, [7, 9, 9, 500]
     for seed in range(n):
@@ -151,7 +153,7 @@ def test_last_bits_seldom_change_the_token(options):
 
 
 def test_a_draw_depends_on_the_position_and_not_on_the_draws_before():
-    """So that a text which is continued from its middle goes on as it did."""
+    """So a text that is continued from its middle goes on as before."""
     rng = np.random.default_rng(2)
     steps = [(rng.standard_normal(500) * 2).astype(np.float32) for _ in range(30)]
 
@@ -180,7 +182,7 @@ EXTREMES = [
 @pytest.mark.parametrize(("few", "want"), EXTREMES)
 @pytest.mark.parametrize("n", [1, 100])
 def test_logits_over_the_whole_range_of_float32(few, want, n):
-    """From exact sums and from the kernels', which have no numbers for such differences."""
+    """Differences of logits that float32 cannot hold: from exact sums, and from the kernels' sums."""
     logits, want = np.repeat(np.array(few, np.float32), n), np.repeat(want, n) / n
     summaries = [run(Lab(lane), logits) for lane in ("native", "msl")]
     steps = [StepLogits.of(logits), *(StepLogits(summary, logits, logits.size) for summary in summaries)]
@@ -196,7 +198,7 @@ def test_logits_over_the_whole_range_of_float32(few, want, n):
 
 
 def test_one_token_alone():
-    """Whatever the setting, a distribution of one token gives that."""
+    """In every setting, a distribution of one token gives that token."""
     for x in (0.0, 3.4e38, -3.4e38):
         for options in SETTINGS.values():
             options = {k: v for k, v in options.items() if k not in ("logit_bias", "logits_processors")}
@@ -232,7 +234,7 @@ def test_totals_hold_near_the_end_of_the_range():
 
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9, "repeat_penalty": 1.2}], ids=str)
 def test_a_call_that_is_repeated_gives_the_same_text(smollm2, options):
-    """The prompt is computed at first, and then all of it but its last token is there."""
+    """The first call computes the prompt; the second finds all of it but the last token."""
     prompt = "Once upon a time in a small village by the sea, there lived an old fisherman who"
     with zincmetal.load(smollm2, device="cpu", context=128) as model:
         differ = 0
@@ -248,7 +250,7 @@ QWEN2 = reference_models("qwen2")[0]
 
 
 def damaged(folder, tensor, at, value):
-    """A small model with this value in a tensor of floats, or as the scale of a row's first block."""
+    """Writes a small model with this value in a float tensor, or as the scale of a row's first block."""
     with zincmetal.gguf.open(QWEN2) as file:
         info = file.tensors[tensor]
         row = info.nbytes // info.shape[0] if len(info.shape) > 1 else 0

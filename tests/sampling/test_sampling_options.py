@@ -1,4 +1,4 @@
-"""What the options of sampling take, and what they refuse in words."""
+"""Options of sampling: the accepted values, and errors that say why for the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 from support.naming import case_name
 from zincmetal.errors import UsageError
-from zincmetal.sampling.sampler import Sampler, SamplingParams
+from zincmetal.sampling.params import SamplingParams
+from zincmetal.sampling.sampler import Sampler
 
 INF = math.inf
 HUGE = 10**5000
@@ -73,7 +74,7 @@ def test_what_special_values_mean():
     assert drawn(temperature=1, top_p=0) == drawn(temperature=1, top_p=np.float32(0)) == {1}
     assert drawn(temperature=1, top_k=0) == drawn(temperature=1, top_k=-1) == everything
     assert drawn(temperature=1, min_p=0) == drawn(temperature=1, typical_p=1) == everything
-    # Token 1 is the third last: only a window that reaches it, or the whole, penalises it.
+    # Token 1 is the third last: only a window of three or more, or of everything, penalises it.
     assert drawn(presence_penalty=1, repeat_last_n=2) == drawn(presence_penalty=1, repeat_last_n=0) == {1}
     assert drawn(presence_penalty=1, repeat_last_n=3) == drawn(presence_penalty=1, repeat_last_n=-1) == {3}
     history = [1] + [0] * 5000
@@ -203,7 +204,7 @@ def test_processors_that_are_none(value):
 
 
 def processed(result, n=4):
-    """What is drawn greedily from what a processor returned."""
+    """Returns the greedy token after a processor."""
     return Sampler(SamplingParams(logits_processors=[lambda ids, x: result])).sample(np.zeros(n, np.float32), [])
 
 

@@ -1,4 +1,4 @@
-"""Compiling against Apple's headers."""
+"""Compiles C++ and Objective-C++ against the headers of a macOS SDK."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from support.paths import ROOT
 
 
 def apple_compile(target: str, arguments: list[str], frameworks: Path | None = None) -> str:
-    """Runs clang for arm64 macOS with every warning an error; returns what it said. ``frameworks`` come first."""
+    """Runs clang for arm64 macOS with every warning an error; returns its output.
+
+    ``frameworks`` is searched before the SDK's own. The test is skipped where no SDK is named.
+    """
     sdk = os.environ.get("ZINCMETAL_APPLE_SDK")
     if not sdk or importlib.util.find_spec("ziglang") is None:
         pytest.skip("needs ZINCMETAL_APPLE_SDK=<folder of a macOS SDK> and the package ziglang")

@@ -1,4 +1,4 @@
-"""Runs of `zincmetal check`, on devices with a fault too."""
+"""Runs the command `zincmetal check`, also on a device with a planted fault."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KERNEL, OTHER = "mul_mv_q4_k", "mul_mv_q5_k"
 def check(
     tmp_path: Path, device: str, *argv: str, fault: str | None = None, kernel: str = KERNEL
 ) -> tuple[int, dict[str, Any], dict[str, SimpleNamespace]]:
-    """The exit status of the command, and what it wrote as JSON, with the checks by name."""
+    """Runs the command; returns its exit status, its JSON report, and the checks of the report by name."""
     path = tmp_path / "report.json"
     command: Sequence[str] = (sys.executable, str(FAULTY), fault or "none", kernel)
     if fault is None and "CHECK_DOUBLE" not in os.environ:

@@ -1,11 +1,11 @@
-"""Which kernels others can stand for."""
+"""Tells which kernels other kernels can replace."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-# Nothing does what these do: in any step, and in those of one token.
+# Kernels that no other replaces: in any step, and in steps of one token.
 ALWAYS = ("embed_*", "rope_kv_*", "argmax_*", "rms_norm")
 ONE_TOKEN = ("mul_mv_f32", "mul_mv_q?_?")
 
@@ -15,5 +15,5 @@ def matches(kernel: str, patterns: Sequence[str]) -> bool:
 
 
 def has_other(kernel: str, one_token: bool) -> bool:
-    """Whether other kernels do what this one does; ``one_token``: a step of one token needs it."""
+    """Whether other kernels do the same work. ``one_token``: a step of one token needs this one."""
     return not matches(kernel, ALWAYS) and not (one_token and matches(kernel, ONE_TOKEN))

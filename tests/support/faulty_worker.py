@@ -1,7 +1,7 @@
-"""The worker of zincmetal.check on a device with a fault: python tests/support/faulty_worker.py FAULT KERNEL.
+"""The worker of the checks, on a device with a fault: python tests/support/faulty_worker.py FAULT KERNEL.
 
-The fault lies at the boundary of the compiled core; the CPU that is compared with has none. The environment variable
-CHECK_DOUBLE names the folder of the Metal double that stands for Metal, where one does.
+The fault is added where Python calls the compiled core. The reference device, the CPU, has no fault. If the environment
+variable CHECK_DOUBLE is set, it names the folder of a Metal double, which is then used as the Metal core.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ class FaultyDevice:
 
 
 def flip(buffer: Any, at: int) -> None:
-    """Change a byte."""
+    """Flips one bit of the byte at an offset."""
     buffer.write(buffer.read(at, 1) ^ np.uint8(0x40), at)
 
 
 class FaultyCore:
-    """A core that opens such devices."""
+    """A core that opens faulty devices, except for the reference."""
 
     def __init__(self, core: Any) -> None:
         self._core = core

@@ -1,4 +1,4 @@
-"""GGUF files byte by byte, well-formed or not: nothing here checks what it is given."""
+"""Builds GGUF files byte by byte, well-formed or not: no function here checks its arguments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def scalar(type_id: int, value: float) -> bytes:
 
 
 def string(text: str | bytes, length: int | None = None) -> bytes:
-    """A length and the bytes; ``length`` lies about it."""
+    """Builds a string: its length and its bytes. ``length`` replaces the true length."""
     raw = text.encode() if isinstance(text, str) else text
     return u64(len(raw) if length is None else length) + raw
 
@@ -45,7 +45,7 @@ def key(name: str | bytes, type_id: int, payload: bytes) -> bytes:
 
 
 def tensor(name: str | bytes, dims: Sequence[int], type_id: int, offset: int, n_dims: int | None = None) -> bytes:
-    """A row of the tensor table; ``dims`` in the file's order, fastest first."""
+    """Builds a row of the tensor table. ``dims`` are in the file's order, fastest first."""
     count = len(dims) if n_dims is None else n_dims
     return string(name) + u32(count) + b"".join(map(u64, dims)) + u32(type_id) + u64(offset)
 
@@ -61,7 +61,7 @@ def gguf(
     n_tensors: int | None = None,
     alignment: int = 32,
 ) -> bytes:
-    """A file, ``data`` at a multiple of ``alignment``; ``n_keys`` and ``n_tensors`` lie about the counts."""
+    """Builds a file, ``data`` at a multiple of ``alignment``. ``n_keys`` and ``n_tensors`` replace the true counts."""
     counts = u64(len(tensors) if n_tensors is None else n_tensors) + u64(len(keys) if n_keys is None else n_keys)
     head = magic + u32(version) + counts + b"".join(keys) + b"".join(tensors)
     return head + bytes(-len(head) % alignment) + data if data else head

@@ -1,8 +1,8 @@
-"""The bench on which kernel tests run one kernel: guarded and poisoned buffers, fresh inputs, float64 comparison.
+"""Runs one kernel for a test: guarded and poisoned buffers, fresh inputs, comparison with float64.
 
-Every binding lies between guard bands in a buffer of its own, at an address that is aligned as its kernel may count
-on and no better. Guards and outputs are poisoned with bytes of 0xFF, which is NaN in every float type: a read outside
-a binding spoils the result, a write outside one spoils a guard, and what a kernel fails to write stays NaN.
+Every binding lies between guard bands in a buffer of its own. Its address is aligned as the kernel may count on, and no
+better. Guards and outputs hold bytes of 0xFF, which is NaN in every float type. So a read outside a binding spoils the
+result, a write outside one spoils a guard, and an element that the kernel does not write stays NaN.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from zincmetal.check.inputs import POISON
 from zincmetal.device import backend
 from zincmetal.device.buffers import step_record
 
-#: Seeds every Lab; set ZINCMETAL_TEST_SEED to the number that a failure printed to see it again.
+#: Seeds every Lab. To repeat a failure, set ZINCMETAL_TEST_SEED to the number that it printed.
 SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))
 
-#: The lane of the Metal source on a CPU: with every access checked, where that core is built.
+#: The lane that runs the Metal source on the CPU; it checks every access where the checked core is built.
 MSL = "checked" if backend.is_built("checked") else "msl"
-#: Where kernels run: the Metal source, what a user's CPU runs, and the GPUs that this installation was built for.
+#: All lanes: the Metal source on the CPU, the CPU's native kernels, and the GPUs of this installation.
 LANES = (MSL, "native", *(name for name in ("metal", "cuda") if backend.is_built(name)))
 every_lane = pytest.mark.parametrize("lane", LANES)
 
 
 class Guarded(inputs.Guarded):
-    """A binding of a kernel, which the kernel may write or not."""
+    """A guarded binding of a kernel. ``writable``: the kernel may write it."""
 
     def __init__(self, device: Any, content: NDArray[Any], align: int, writable: bool) -> None:
         super().__init__(device, content, align)
         self.writable = writable
 
     def check(self, name: str) -> None:
-        """Fails where a byte changed that a kernel had no right to write."""
+        """Fails if a byte changed that the kernel may not write."""
         assert self.is_outside_intact(), f"{name} wrote outside a binding"
         assert self.writable or self.is_content_intact(), f"{name} wrote to an input"
 
@@ -51,11 +51,11 @@ def _open(lane: str) -> tuple[Any, Any]:
     return core, core.Device(threads=1, native=lane == "native", kernel_folder=backend.kernel_folder(core))
 
 
-os.register_at_fork(after_in_child=_open.cache_clear)  # a device is of the process that opened it
+os.register_at_fork(after_in_child=_open.cache_clear)  # a device belongs to the process that opened it
 
 
 class Lab:
-    """A lane with an ``rng`` of its own and the buffers of one test."""
+    """A lane's core and device, with a random generator, for one test."""
 
     def __init__(self, lane: str) -> None:
         self.lane = lane
@@ -64,24 +64,24 @@ class Lab:
         print(f"ZINCMETAL_TEST_SEED={SEED}")  # pytest shows it with a failure
 
     def normal(self, *shape: int, scale: float = 1.0) -> NDArray[np.float32]:
-        """Normal deviates, float32."""
+        """Makes normal deviates, float32 of this shape."""
         return (self.rng.standard_normal(shape) * scale).astype(np.float32)
 
     def input(self, content: Any, align: int = 16) -> Guarded:
-        """A binding that kernels only read, at an address that is an odd multiple of ``align`` bytes."""
+        """Makes a binding that kernels only read, at an odd multiple of ``align`` bytes."""
         return Guarded(self.device, np.ascontiguousarray(content), align, writable=False)
 
     def output(self, *shape: int, dtype: Any = np.float32, align: int = 16) -> Guarded:
-        """A binding that a kernel writes, poisoned."""
+        """Makes a binding that a kernel writes, poisoned."""
         poison = np.full((*shape, np.dtype(dtype).itemsize), POISON, np.uint8)
         return Guarded(self.device, poison.view(dtype)[..., 0], align, writable=True)
 
     def in_out(self, content: Any, align: int = 16) -> Guarded:
-        """A binding that a kernel reads and writes."""
+        """Makes a binding that a kernel reads and writes."""
         return Guarded(self.device, np.ascontiguousarray(content), align, writable=True)
 
     def step(self, n_tokens: int, pos: int = 0, *, writable: bool = False) -> Guarded:
-        """A step buffer (``Step`` in kernels/params.h)."""
+        """Makes a step buffer (``Step`` in kernels/params.h)."""
         content = step_record(self.core, n_tokens, pos)
         return self.in_out(content) if writable else self.input(content)
 
@@ -112,7 +112,7 @@ def assert_close(got: NDArray[Any], want: NDArray[np.float64], rel: float, scale
     """Fails unless got is want within ``rel`` of the norm, and every element within 8 ``rel`` of its ``scale``.
 
     NaN and infinity never pass. ``scale`` broadcasts to want; by default it is the root mean square of want. For sums
-    give the root of the sum of the squares of their terms: a sum that happens to cancel allows no less error.
+    give the root of the sum of the squares of the terms: the terms bound the error, also where they cancel.
     """
     assert got.shape == want.shape
     assert np.isfinite(want).all()
@@ -132,10 +132,10 @@ def _rms(x: NDArray[np.float64]) -> float:
 
 
 def assert_untouched(rows: NDArray[Any]) -> None:
-    """Fails unless all bytes are still the poison."""
+    """Fails unless every byte is still poison."""
     assert (np.ascontiguousarray(rows).view(np.uint8) == POISON).all(), "a kernel wrote where it should not"
 
 
 def tiles(n: int, tile: int) -> int:
-    """How many tiles cover n."""
+    """Counts the tiles of ``tile`` elements that cover ``n``."""
     return -(-n // tile)

@@ -1,4 +1,4 @@
-"""KV caches for the tests of the kernels that write and read them: stored forms, and tables of shuffled pages."""
+"""Makes K/V caches for kernel tests: their stored forms, and tables of shuffled pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = NDArray[Any]
 F64 = NDArray[np.float64]
 
 KV_TYPES = ("f32", "f16", "q8_0")
-#: What kernels may count on for the address of a cache: four elements at a time, or a block's half scale.
+#: The alignment in bytes of a cache's address that kernels may count on: four elements, or the half scale of a block.
 ALIGN = {"f32": 16, "f16": 8, "q8_0": 2}
 _DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "q8_0": np.uint8}
 
@@ -28,20 +28,20 @@ def skip_unless_held(kv: str, head_dim: int) -> None:
 
 
 def poisoned(kv: str, positions: int, n_head_kv: int, head_dim: int) -> Array:
-    """A cache in its stored form, NaN throughout."""
+    """Makes a cache in its stored form, NaN throughout."""
     raw = np.full((positions, n_head_kv, quants.by_name(kv).row_bytes(head_dim)), POISON, np.uint8)
     return raw.view(_DTYPES[kv])
 
 
 def random_heads(lab: Lab, kv: str, positions: int, n_head_kv: int, head_dim: int) -> Array:
-    """Stored head vectors [positions, n_head_kv, ...] with elements of size about 1."""
+    """Makes stored head vectors [positions, n_head_kv, ...] with elements of size about 1."""
     if kv == "q8_0":
         return random_weights(quants.Q8_0, (positions * n_head_kv, head_dim), lab.rng).reshape(positions, n_head_kv, -1)
     return lab.normal(positions, n_head_kv, head_dim).astype(_DTYPES[kv])
 
 
 def decoded(kv: str, stored: Array) -> F64:
-    """What stored head vectors [..., n] stand for, [..., head_dim]."""
+    """Decodes stored head vectors [..., n] to float64 [..., head_dim]."""
     if kv != "q8_0":
         return stored.astype(np.float64)
     head_dim = stored.shape[-1] // quants.Q8_0.block_bytes * quants.Q8_0.block_size
@@ -50,7 +50,7 @@ def decoded(kv: str, stored: Array) -> F64:
 
 
 class Pages:
-    """A page table for ``positions`` positions whose pages lie in no order among ``spare`` more."""
+    """A table of shuffled pages for ``positions`` positions, among ``spare`` pages more."""
 
     def __init__(self, lab: Lab, positions: int, spare: int = 2) -> None:
         self.page: int = lab.core.shapes()["KV_PAGE"]
@@ -59,6 +59,6 @@ class Pages:
         self.cache_rows = (n_pages + spare) * self.page
 
     def rows(self, first: int, end: int) -> NDArray[np.int64]:
-        """The rows of the cache that hold the positions [first, end)."""
+        """Returns the rows of the cache that hold the positions [first, end)."""
         position = np.arange(first, end)
         return self.table[position // self.page].astype(np.int64) * self.page + position % self.page

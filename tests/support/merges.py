@@ -1,4 +1,4 @@
-"""SentencePiece's merges by their definition, and pieces to try them on."""
+"""Defines SentencePiece's merges in plain Python, and makes pieces to try them on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zincmetal.text.tokenizer import Tokenizer
 
 
 def merge_by_score(text: str, score: dict[str, float]) -> list[str]:
-    """SentencePiece as its definition says: of all neighbours, the union of best score, leftmost first."""
+    """Merges as SentencePiece's definition says: the neighbours whose union has the best score, leftmost first."""
     parts = list(text)
     while unions := [(-score[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in score]:
         _, i = min(unions)
@@ -19,7 +19,7 @@ def merge_by_score(text: str, score: dict[str, float]) -> list[str]:
 
 
 def random_pieces(rng: random.Random, n: int) -> list[str]:
-    """Make ``n`` pieces as training makes them, each of two earlier ones, from the letters "▁abc"."""
+    """Makes ``n`` pieces of the letters "▁abc", each of two earlier ones, as training does."""
     pieces = list("▁abc")
     while len(pieces) < n:
         piece = rng.choice(pieces) + rng.choice(pieces)
@@ -29,7 +29,7 @@ def random_pieces(rng: random.Random, n: int) -> list[str]:
 
 
 def assert_merges(rng: random.Random, score: dict[str, float], longest: int) -> None:
-    """Fails unless a tokenizer of these pieces merges random texts of up to ``longest`` letters as defined."""
+    """Fails unless a tokenizer of these pieces merges random texts as defined. ``longest``: letters of a text."""
     tokenizer = Tokenizer.from_metadata(sentencepiece(score, add_space_prefix=False))
     for _ in range(20):
         text = "".join(rng.choice(" abc") for _ in range(rng.randint(1, longest)))

@@ -1,4 +1,4 @@
-"""The Metal double, for tests."""
+"""Finds the built Metal double for a test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support import metal_double_lane as lane
 
 
 def built(checked: bool = False) -> Path:
-    """The double's folder; the test is skipped where it was not built, except in CI."""
+    """Returns the double's folder. Skips the test where it was not built; in CI, fails."""
     if where := lane.folder(checked):
         return where
     message = "the Metal double is not built: make test-metal-double"

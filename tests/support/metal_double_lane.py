@@ -26,7 +26,7 @@ _MODULE = "zincmetal._core_metal"
 
 
 def folder(checked: bool = False) -> Path | None:
-    """Where the newest double for this Python lies; ``checked``: the one that follows every access of a kernel."""
+    """Returns the folder of the newest double for this Python, or None. ``checked``: it checks every access."""
     name = "metal_double_checked" if checked else "metal_double"
     pattern = f"build/*/{name}/_core_metal{sysconfig.get_config_var('EXT_SUFFIX')}"
     found = sorted(ROOT.glob(pattern), key=lambda path: path.stat().st_mtime)
@@ -34,15 +34,15 @@ def folder(checked: bool = False) -> Path | None:
 
 
 def install(where: Path, kernel_folder: Path = KERNELS) -> None:
-    """Make the double the Metal core of this process."""
+    """Makes the double the Metal core of this process."""
     zincmetal.__path__.insert(0, str(where))
     backend.KERNEL_FOLDER = kernel_folder
-    os.environ.setdefault("ZINCMETAL_CACHE", "0")  # what a test keeps there, it keeps in a folder of its own
+    os.environ.setdefault("ZINCMETAL_CACHE", "0")  # a test of the cache sets a folder of its own
 
 
 @contextlib.contextmanager
 def installed(where: Path, kernel_folder: Path = KERNELS) -> Iterator[None]:
-    """The double as the Metal core, until the context ends."""
+    """Makes the double the Metal core until the context ends."""
     before, kept = backend.KERNEL_FOLDER, sys.modules.pop(f"{_MODULE}.kept", None)
     install(where, kernel_folder)
     if kept is not None:
@@ -57,19 +57,19 @@ def installed(where: Path, kernel_folder: Path = KERNELS) -> Iterator[None]:
 
 
 class Double:
-    """The loaded double, as seen through its two exported functions (tests/csrc/metal/double/conditions.h)."""
+    """The two functions that the loaded double exports (tests/csrc/metal/double/conditions.h)."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL(str(backend.load("metal").__file__))
         self._library.metal_double_report.restype = ctypes.c_char_p
 
     def report(self) -> dict[str, Any]:
-        """What was encoded so far, and the live objects by class, once no queue is at work."""
+        """Waits for the queues; returns the counts of encoded work, and of live objects by class."""
         result: dict[str, Any] = json.loads(self._library.metal_double_report())
         return result
 
     def set(self, conditions: str) -> None:
-        """Change what the double plays."""
+        """Sets the conditions that the double plays: failures, an old GPU, an old macOS."""
         self._library.metal_double_set(conditions.encode())
 
 
@@ -87,10 +87,10 @@ double = metal_double_lane.Double()
 
 
 def run(script: str, where: Path, conditions: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a Python script on the double in a process of its own: a broken rule ends the process."""
+    """Runs a Python script on the double in a process of its own, since a broken rule ends the process."""
     package = str(Path(zincmetal.__file__).parents[1])
     paths = {"PYTHONPATH": os.pathsep.join([package, str(TESTS)]), "METAL_DOUBLE": conditions}
-    patience = {"ZINCMETAL_METAL_TIMEOUT": "1000"}  # no test may fail because the machine is busy
+    patience = {"ZINCMETAL_METAL_TIMEOUT": "1000"}  # a busy machine must not fail a test
     return subprocess.run(
         [sys.executable, "-c", _PRELUDE + script, str(where)],
         capture_output=True,
@@ -102,7 +102,7 @@ def run(script: str, where: Path, conditions: str = "", **environment: str) -> s
 
 
 def pytest_configure() -> None:
-    """As a plugin: for the whole run."""
+    """Installs the double for the whole run, when this module is a plugin."""
     where = folder()
     if where is None:
         raise SystemExit("the Metal double is not built: make test-metal-kernels")

@@ -1,4 +1,4 @@
-"""Model files of any keys and tensors, without weights."""
+"""Writes model files with any keys and tensors, without weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zincmetal.graph.ops import Weight
 
 
 def key(name: str, value: Any) -> bytes:
-    """A key with a value of the type that a converter would give it."""
+    """Builds a key whose value has the type that a converter would give it."""
     if isinstance(value, bool):
         return b.key(name, b.BOOL, bytes([value]))
     if isinstance(value, str):
@@ -31,7 +31,7 @@ def key(name: str, value: Any) -> bytes:
 
 
 def write(path: Path, keys: Mapping[str, Any], tensors: Mapping[str, Weight]) -> None:
-    """A file with these keys and tensors; the tensors' bytes are a hole."""
+    """Writes a file with these keys and tensors. The tensors' bytes are a hole in the file."""
     table, offset = [], 0
     for w in tensors.values():
         nbytes = prod(w.shape) // w.type.block_size * w.type.block_bytes

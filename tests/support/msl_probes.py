@@ -1,4 +1,4 @@
-"""Runs the probe kernels of tests/csrc/msl/probes and says what each of their operations must give, in NumPy."""
+"""Runs the probe kernels of tests/csrc/msl/probes, and computes their expected results in NumPy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = NDArray[Any]
 
 
 def operations(file: str, macro: str) -> list[str]:
-    """The operations that a probe kernel stores, in order, as MSL expressions."""
+    """Lists the operations of a probe kernel as MSL expressions, in the order of its output."""
     text = (FOLDER / file).read_text()
     block = re.search(rf"#define {macro}\(OP\)(.*?)\n\n", text, re.S)
     assert block, f"{file} has no {macro}"
@@ -24,7 +24,7 @@ def operations(file: str, macro: str) -> list[str]:
 
 
 def bfloat_bits(x: Array) -> NDArray[np.uint16]:
-    """float32 rounded to nearest even bfloat16, as bits."""
+    """Rounds float32 to the nearest even bfloat16; returns the bits, uint16."""
     bits = np.asarray(x, np.float32).view(np.uint32).astype(np.uint64)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     of_nan = (bits >> 16).astype(np.uint16) | np.uint16(0x40)
@@ -32,7 +32,7 @@ def bfloat_bits(x: Array) -> NDArray[np.uint16]:
 
 
 def bfloat_value(bits: Array) -> NDArray[np.float32]:
-    """What bfloat16 bits stand for."""
+    """Decodes bfloat16 bits to float32."""
     return (np.asarray(bits, np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
@@ -47,16 +47,16 @@ class FloatType:
         self.largest = {"float": 2.0**127 * (2 - 2.0**-23), "half": 65504.0, "bfloat": 2.0**127 * (2 - 2.0**-7)}[name]
 
     def store(self, x: Array) -> Array:
-        """The stored form of float64 values."""
+        """Converts float64 values to the stored form."""
         with np.errstate(over="ignore"):
             return bfloat_bits(x.astype(np.float32)) if self.name == "bfloat" else x.astype(self.storage)
 
     def load(self, stored: Array) -> NDArray[np.float64]:
-        """The float64 values of a stored form."""
+        """Converts the stored form to float64 values."""
         return (bfloat_value(stored) if self.name == "bfloat" else stored).astype(np.float64)
 
     def check(self, got: Array, want: NDArray[np.float64], ulps: float, scale: Any = None) -> None:
-        """Fails unless got is within so many units in the last place of want (or of a larger ``scale``)."""
+        """Fails unless got is within ``ulps`` units in the last place of want, or of a larger ``scale``."""
         value = self.load(got)
         size = np.maximum(np.abs(want), self.tiny) if scale is None else np.maximum(np.abs(want), scale)
         error = np.abs(value - want) / (size * self.epsilon)
@@ -78,7 +78,7 @@ def run(
     grid: tuple[int, int, int] = (1, 1, 1),
     threads: int = 32,
 ) -> list[Array]:
-    """Runs a probe kernel with the arrays as its bindings; returns what they hold afterwards."""
+    """Runs a probe kernel with the arrays as its bindings; returns their content afterwards."""
     params = np.array([n, variant], np.uint32).tobytes()
     bindings, views = [], []
     for content in arrays:
@@ -93,7 +93,7 @@ def run(
 
 
 def integer_reference(dtype: Any) -> dict[str, Callable[..., Array]]:
-    """Results of INTEGER_OPERATIONS and SCALAR_INTEGER_OPERATIONS for x, y, s of an integer type, in that type."""
+    """Computes INTEGER_OPERATIONS and SCALAR_INTEGER_OPERATIONS of x, y and s, in their integer type."""
     width = np.dtype(dtype).itemsize * 8
     unsigned = np.dtype(f"u{width // 8}")
 
@@ -140,7 +140,7 @@ def integer_reference(dtype: Any) -> dict[str, Callable[..., Array]]:
     }
 
 
-#: FLOAT_OPERATIONS on float64 x, y, z, and how many units in the last place a result may be off (0.5: well rounded).
+#: FLOAT_OPERATIONS on float64 x, y, z, and the allowed error in units in the last place (0.5: correctly rounded).
 FLOAT_REFERENCE: dict[str, tuple[Callable[..., Any], float]] = {
     "x + y": (lambda x, y, z: x + y, 0.5),
     "x - y": (lambda x, y, z: x - y, 0.5),

@@ -1,4 +1,4 @@
-"""Names of test cases."""
+"""Names test cases."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from zincmetal.errors import abbreviate
 
 
 def case_name(value: object) -> str:
-    """What a test case of this value is called: without the address of an object, which each process has another of."""
+    """Names the test case of a value. Leaves out an object's address, which differs between processes."""
     return re.sub(" at 0x[0-9a-f]+", "", abbreviate(value))

@@ -1,4 +1,4 @@
-"""Where things lie in the checkout."""
+"""The folders of the checkout that tests read."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ TESTS = ROOT / "tests"
 SUPPORT = TESTS / "support"
 DATA = TESTS / "data"
 KERNELS = ROOT / "kernels"
-#: The full set of reference models, where the checkout has it beside itself; DATA holds what must always pass.
+#: More reference models than DATA holds, in a folder beside the checkout; tests must pass without it.
 SHARED = ROOT.parent / "shared" / "fixtures"

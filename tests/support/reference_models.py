@@ -1,4 +1,4 @@
-"""Model files with exact reference distributions."""
+"""Finds, loads and compares the models that have exact reference distributions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ F64 = NDArray[np.float64]
 
 
 def reference_models(*architectures: str) -> list[Path]:
-    """The GGUF files with exact reference distributions, of these architectures; each has an .npz beside it."""
+    """Lists the GGUF files of these architectures. Each has its exact distributions in an .npz beside it."""
     found = {p.stem: p for folder in (SHARED, DATA) for p in sorted(folder.glob("*.gguf"))}
     return [p for name, p in sorted(found.items()) if name.split("-")[0] in architectures]
 
 
 GPUS = [name for name in ("metal", "cuda") if backend.is_built(name)]
-# Both lanes compute in float32, as the fixture's exact figures were: what is left is the rounding of those.
+# The largest KL of the CPU lanes, in nats. They and the exact figures were computed in float32, and round differently.
 NOISE = 1e-10
 
 
@@ -41,7 +41,7 @@ def log_softmax(logits: Array) -> F64:
 
 
 def kl(exact_logprobs: Array, logits: Array) -> F64:
-    """KL(exact || model) in nats, by row; NaN where the model's logits are not all finite."""
-    exact = log_softmax(exact_logprobs)  # float32 log-probabilities do not quite sum to 1
+    """Computes KL(exact || model) in nats for each row. Fails where a logit is not finite."""
+    exact = log_softmax(exact_logprobs)  # the probabilities do not sum to exactly 1 in float32
     assert np.isfinite(logits).all()
     return np.asarray((np.exp(exact) * (exact - log_softmax(logits))).sum(axis=-1))

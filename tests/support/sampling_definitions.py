@@ -1,4 +1,4 @@
-"""Sampling by its definitions, in float64."""
+"""Defines sampling in plain float64 NumPy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ F64 = NDArray[np.float64]
 
 
 def changed(logits: Logits, history: Sequence[int], p: SamplingParams) -> F64:
-    """Logits after processors, penalties and bias, float64 [vocab]."""
+    """Applies processors, penalties and bias; returns logits, float64 [vocab]."""
     for process in p.logits_processors:
         logits = process(history, logits.copy())
     x = [float(v) for v in logits]
@@ -37,7 +37,7 @@ def softmax(x: F64) -> F64:
 
 
 def distribution(logits: Logits, history: Sequence[int], p: SamplingParams) -> F64:
-    """The probability of every token: float64 [vocab]."""
+    """Computes the probability of every token, float64 [vocab]."""
     x = changed(logits, history, p)
     order = [t for t in np.argsort(-x, kind="stable") if x[t] > -INF]
     if p.temperature == 0:
@@ -65,7 +65,7 @@ def distribution(logits: Logits, history: Sequence[int], p: SamplingParams) -> F
 
 
 def probabilities(logits: Logits, history: Sequence[int], params: SamplingParams) -> F64:
-    """What the sampler's filters leave, and the temperature makes of it: float64 [vocab]."""
+    """Computes the package's own probability of every token, after its filters and the temperature: float64 [vocab]."""
     step = StepLogits.of(sampling._processed(logits.copy(), history, params.logits_processors))
     rankings = Adjusted(step, *sampling._changes(step, history, params)).rankings()
     kept = next(k for k in (sampling.keep(r, params) for r in rankings) if k and k.whole)
@@ -76,9 +76,9 @@ def probabilities(logits: Logits, history: Sequence[int], params: SamplingParams
 
 
 def excess(counts: NDArray[Any], want: F64) -> float:
-    """By how many standard deviations of a normal variable the chi-square of these counts is too large, about.
+    """Computes by about how many standard deviations the chi-square of these counts is too large.
 
-    Of small groups of tokens and of large ones, which show what is wrong by a little with many tokens.
+    The larger of two: over small groups of tokens, and over large groups, which show a small error of many tokens.
     """
     order = np.argsort(-want)
     counts, expected = counts[order], want[order] * counts.sum()

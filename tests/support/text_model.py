@@ -1,4 +1,4 @@
-"""A small random model whose tokens are the 256 bytes and some special ones: text and chats go through it."""
+"""Makes a small random model for text and chats: its tokens are the 256 bytes and some special ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from support.tiny_dense import Tiny
 from support.vocab_builder import CONTROL, byte_level
 
 TURNS: Mapping[str, int] = {"<|im_start|>": CONTROL, "<|im_end|>": CONTROL}
-START, END = 257, 258  # ids of these, behind the bytes and "he"
+START, END = 257, 258  # ids of the special tokens: they follow the bytes and "he"
 HELLO = [{"role": "user", "content": "hi"}]
 
 
 def save(path: Path, special: Mapping[str, int] = TURNS, template: str | None = None, **keys: Any) -> Path:
-    """The file; ``keys`` are those of the tokenizer, and ``general`` a mapping of others."""
+    """Writes the file. ``keys`` are the tokenizer's; ``general`` maps names to other keys."""
     others = keys.pop("general", {}) | ({"tokenizer.chat_template": template} if template else {})
     vocabulary = byte_level([("h", "e")], special, **keys)
     n_vocab = len(vocabulary["tokenizer.ggml.tokens"])

@@ -1,6 +1,6 @@
-"""Dense models of a few thousand random weights: files with any key and tensor, and their logits in float64 NumPy.
+"""Makes dense models of a few thousand random weights: files of any keys and tensors, and their logits in float64.
 
-The reference knows nothing of the package: what a file's keys mean is said by the test, in :class:`Meaning`.
+The reference uses nothing of the package: the test states the meaning of the file's keys, in :class:`Meaning`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from support import gguf_builder as b
 
 F64 = NDArray[np.float64]
-Raw = bytes  # a key's value as it is to stand in the file, after its type: see value()
+Raw = bytes  # a key's type and value as the file has them: see value()
 TYPES = {"f32": 0, "f16": 1, "bf16": 30}
 
 
 @dataclass
 class Tensor:
-    """Values that are exact in ``kind``, and the dimensions to write where they are not those of the values."""
+    """Values that are exact in ``kind``. ``dims`` replaces the dimensions that the file states."""
 
     values: NDArray[np.float32]
     kind: str = "f32"
@@ -41,19 +41,19 @@ class Tensor:
 
 @dataclass
 class Meaning:
-    """What a file's keys ask for, as far as a test varies it."""
+    """The meaning of a file's keys, for the parts that tests vary."""
 
-    windows: tuple[int, ...] = ()  # by layer, 0 for all positions; () for none at all
+    windows: tuple[int, ...] = ()  # a window for each layer, 0 for all positions; (): no layer has one
     rope_factor: float = 1.0
     rope_base: float = 10000.0
-    rope_base_local: float | None = None  # of layers with a window
+    rope_base_local: float | None = None  # in layers with a window
     attention_scale: float | None = None
     embedding_scale: float = 1.0
 
 
 @dataclass
 class Tiny:
-    """A model: its keys (under the architecture where they have no prefix) and tensors."""
+    """A model: its keys and tensors. A key without a prefix stands under the architecture."""
 
     arch: str
     n_layer: int = 2
@@ -117,7 +117,7 @@ class Tiny:
         self.tensors[f"{name}.weight"] = Tensor(self._rng.uniform(0.5, 1.5, n).astype(np.float32))
 
     def add_biases(self, *names: str, blocks: tuple[str, ...] | None = None, kind: str = "f32") -> None:
-        """Biases of these products in every block, of a size that shows."""
+        """Adds a bias to these products in every block, large enough to change the logits."""
         for blk in blocks or [f"blk.{i}" for i in range(self.n_layer)]:
             for name in names:
                 n = len(self.tensors[f"{blk}.{name}.weight"].values)
@@ -125,7 +125,7 @@ class Tiny:
                 self.tensors[f"{blk}.{name}.bias"] = Tensor(values, kind)
 
     def add_tokenizer(self, n_tokens: int | None = None) -> None:
-        """A vocabulary of made-up tokens, one for each row unless told."""
+        """Adds a vocabulary of made-up tokens, by default one for each row of the embedding."""
         n = self.n_vocab if n_tokens is None else n_tokens
         self.keys |= {
             "tokenizer.ggml.model": "gpt2",
@@ -136,7 +136,7 @@ class Tiny:
         }
 
     def convert(self, ending: str, kind: str) -> None:
-        """Keep the tensors whose names end so in another type."""
+        """Converts the tensors whose names end so to another type."""
         for name, t in self.tensors.items():
             if name.endswith(ending):
                 self.tensors[name] = Tensor(t.values, kind)
@@ -155,12 +155,12 @@ class Tiny:
         return name if name.startswith(("general.", "tokenizer.", "other.")) else f"{self.arch}.{name}"
 
     def logits(self, ids: list[int], meaning: Meaning | None = None) -> F64:
-        """The logits after every id, [T, n_vocab]."""
+        """Computes the logits after every id, float64 [T, n_vocab]."""
         return _Reference(self, meaning or Meaning()).logits(ids)
 
 
 def value(v: Any) -> tuple[int, bytes]:
-    """Type id and bytes of a value as converters write it; a pair of both is taken as it is."""
+    """Returns type id and bytes of a value as converters write it. A pair of both is returned unchanged."""
     if isinstance(v, tuple):
         return v
     if isinstance(v, bool):
@@ -199,7 +199,7 @@ class _Reference:
         return np.asarray(x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * w)
 
     def rotate(self, x: F64, local: bool) -> F64:
-        """x [T, heads, head_dim]; Llama rotates neighbours, the others the two halves."""
+        """Rotates x [T, heads, head_dim]: Llama rotates neighbours, the others the two halves."""
         hd, m = x.shape[-1], self.meaning
         base, factor = m.rope_base, m.rope_factor
         if local and m.rope_base_local is not None:

@@ -1,4 +1,4 @@
-"""Chat templates: what honest ones render, and that hostile ones end with an error and leave the process unharmed."""
+"""Chat templates: honest ones render; hostile ones end with an error and leave the process unharmed."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_threads_take_turns() -> None:
 
 
 def why_it_ended(error: pytest.ExceptionInfo[ChatTemplateError]) -> str:
-    """The message of the error, once it is sure that the next template renders."""
+    """Returns the message of the error, after the next template has rendered."""
     assert rendered("{{ messages[0].content }}") == "Hi"
     return str(error.value)
 
@@ -176,7 +176,7 @@ def test_wrong_templates_are_errors(source: str, why: str) -> None:
 
 
 def ask_alone(source: str, prelude: str, seconds: float) -> subprocess.CompletedProcess[bytes]:
-    """Run the rendering program with something done to its process first."""
+    """Runs the rendering program after a statement that changes its process."""
     code = f"import runpy, sys\n{prelude}\nrunpy.run_path(sys.argv[2], run_name='__main__')"
     request = {"source": source, "variables": [{}], "longest": 100, "seconds": seconds}
     body = json.dumps(request).encode()

@@ -1,4 +1,4 @@
-"""Messages as callers write them: each template is given them in the form in which it shows what they say."""
+"""Messages as callers write them: each template gets them in the form that it renders completely."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zincmetal.text.tokenizer import Tokenizer
 Messages = list[dict[str, Any]]
 EACH = "{%% for m in messages %%}%s;{%% endfor %%}"
 
-# Templates of our own with the constructs of public ones.
+# Our own templates, with the constructs of public ones.
 PLUS = EACH % "{{ m.role + ':' + m.content }}"  # takes strings only
 PRINTS = EACH % "{{ m.role }}:{{ m.content | trim }}"  # would print a list
 ITERATES = EACH % (
@@ -133,7 +133,7 @@ CALLS = [
     [
         (EACH % "{{ m.content | trim }}", "w?;;4;"),
         (EACH % "{{ m.content }}", "w?;;4;"),
-        (EACH % "{{ m.content + '' }}", "w?;;4;"),  # fails where it is not there
+        (EACH % "{{ m.content + '' }}", "w?;;4;"),  # fails if the key is absent
         (EACH % "{% if m.content is none %}{{ m.tool_calls[0].function.name }}{% else %}{{ m.content }}{% endif %}", "w?;f;4;"),  # noqa: E501
         (EACH % "{% if 'content' in m %}{{ m.content }}{% else %}-{% endif %}", "w?;-;4;"),
         (EACH % "{% if m.content is string %}{{ m.content }}{% else %}{{ raise_exception('no') }}{% endif %}", "w?;;4;"),  # noqa: E501
@@ -155,7 +155,7 @@ DUMPED: dict[str, Any] = dict.fromkeys(("refusal", "annotations", "audio", "func
         (EACH % "{% if m.audio is defined %}{{ m.audio | length }}{% else %}{{ m.content }}{% endif %}", "x;y;"),
         (EACH % "{{ m | tojson }}", '{"role": "user", "content": "x"};{"role": "assistant", "content": "y"};'),
         (EACH % "{{ m.keys() | join(' ') }}", "role content;role content;"),
-        # These two ask whether it is none, and are lost where it is not there: so it stays.
+        # These two test whether the content is none, and fail where it is absent: so it stays.
         (EACH % "{% if m.tool_calls is none %}{{ m.content }}{% else %}calls{% endif %}", "calls;y;"),
         (EACH % "{% if m['audio'] is none or m.role == 'user' %}{{ m.content }}{% endif %}", "x;y;"),
     ],
@@ -186,7 +186,7 @@ def test_only_answers_may_lack_a_content() -> None:
 
 
 class Dumped:
-    """An object of a client, such as OpenAI's."""
+    """A message object of a client, such as OpenAI's."""
 
     def model_dump(self) -> dict[str, Any]:
         return {"role": "assistant", "content": "y"} | DUMPED
@@ -427,7 +427,7 @@ def test_numpys_scalars_and_arrays_are_json() -> None:
 @pytest.mark.parametrize("key", ["function", "", "function_call"], ids=["usual", "bare", "older"])
 @pytest.mark.parametrize("reads", ["c.function", "(c.function or c)", "c"])
 def test_calls_in_other_shapes(arguments: object, key: str, reads: str) -> None:
-    """Name and arguments under "function", or bare, or as the one call of older clients."""
+    """Name and arguments stand under "function", or directly in the call, or in the one call of older clients."""
     call = {"name": "f", "arguments": arguments}
     shown = "{% for c in m.tool_calls or [] %}<{{ READS.name }} {{ READS.arguments | tojson }}>{% endfor %}"
     source = "{% for m in messages %}[{{ m.role }}]{{ m.content or '' }}SHOWN{% endfor %}"

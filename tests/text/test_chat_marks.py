@@ -1,4 +1,4 @@
-"""What is said inside a chat cannot end its turn: prompts mark the texts of control tokens in messages."""
+"""The text of a message cannot end its turn: prompts mark the texts of control tokens in messages."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_marks_change_nothing_else(source: str) -> None:
     assert "<|im_end|>" not in text
 
 
-# As Gemma 4 does: old reasoning is taken out of answers, by the control tokens around it.
+# As Gemma 4 does: the template removes old reasoning from answers by the control tokens around it.
 STRIPS = (
     "{% macro strip(text) %}{% for part in text.split('<think|>') %}"
     "{{ part.split('<|think>')[0] if '<|think>' in part else part }}{% endfor %}{% endmacro %}"

@@ -1,4 +1,4 @@
-"""The process that renders templates: which program it is, who bounds it, and what a template may do in it."""
+"""The process that renders templates: its program, its bounds, and the rights of a template in it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def rendered(source: str, **options: Any) -> str:
 
 
 def program_without(pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Render with a copy of the program in which the lines that match do nothing."""
+    """Renders with a copy of the program in which the matching lines do nothing."""
     text, n = re.subn(pattern, "pass", Path(_render.__file__).read_text())
     assert n
     (folder / "_render.py").write_text(text)
     monkeypatch.setattr(_render, "__file__", str(folder / "_render.py"))
-    monkeypatch.setattr(rendering, "Forked", None)  # which would run the program itself
+    monkeypatch.setattr(rendering, "Forked", None)  # Forked would run the original program
 
 
 # --- bounds
@@ -43,7 +43,7 @@ def program_without(pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def peak(fresh: rendering.Renderer) -> Iterator[list[int]]:
-    """The most bytes that the rendering process had resident."""
+    """Records the largest resident memory of the rendering process, in bytes."""
     most, done = [0], threading.Event()
 
     def watch() -> None:
@@ -190,7 +190,7 @@ def test_an_old_jinja_is_refused(fresh: rendering.Renderer, tmp_path: Path, monk
 APPLICATION = """
 import os, sys
 with open({starts!r}, "a") as f: f.write("started\\n")
-if os.path.getsize({starts!r}) > 40: sys.exit(1)  # else there would be no end
+if os.path.getsize({starts!r}) > 40: sys.exit(1)  # or it would start itself forever
 {prelude}
 from zincmetal.text.chat.template import CHATML, ChatTemplate
 for n in range(2):
@@ -199,7 +199,7 @@ for n in range(2):
 
 
 def run_application(folder: Path, name: str, prelude: str) -> tuple[str, int]:
-    """What an application prints whose executable starts it again whatever its arguments, and how often it started."""
+    """Runs an application whose executable ignores its arguments; returns its output and how often it started."""
     executable, starts = folder / name, folder / "starts"
     executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder / "app.py"}"\n')
     executable.chmod(0o755)
@@ -222,7 +222,7 @@ PROMPT = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n\n"
         ("python3", "sys.frozen, sys.executable = True, {executable!r}", 1),
         ("app", "sys.executable = ''", 1),
         ("app", "sys.executable = None", 1),
-        # What calls itself Python is tried, once: it starts, says something else, and is left alone.
+        # An executable named like Python is tried once. It does not answer as Python does, so it is not used.
         ("python3", "if os.path.getsize({starts!r}) > 10: sys.exit('no')\nsys.executable = {executable!r}", 2),
     ],
 )  # fmt: skip
@@ -262,7 +262,7 @@ def test_a_program_that_never_answers_is_not_waited_for(
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_process_has_the_same_bounds(fresh: rendering.Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    ballast = bytearray(b"1") * (600 << 20)  # of the parent's, more than the template may have
+    ballast = bytearray(b"1") * (600 << 20)  # the parent's memory: more than the template may have
     idle = threading.Thread(target=time.sleep, args=(0.01,))
     idle.start()
     assert rendered(CHATML) == rendered(CHATML)

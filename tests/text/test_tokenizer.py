@@ -1,4 +1,4 @@
-"""Tokenizers against slow oracles written out here, reference ids, and metadata and text that mean harm."""
+"""Tokenizers against slow oracles and reference ids, and on hostile metadata and text."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_gemma3_ids_are_those_of_sentencepiece(gemma3: Path) -> None:
         assert tokenizer.decode(ids) == case["text"].replace("▁", " ")
     assert (tokenizer.vocab_size, tokenizer.bos_text, tokenizer.eos_text) == (262144, "<bos>", "<eos>")
     assert tokenizer.encode("x")[0] == tokenizer.bos_id
-    # Its "</s>" is HTML.
+    # In Gemma's vocabulary "</s>" is an HTML tag.
     assert {tokenizer.token_bytes(i) for i in tokenizer.eog_ids} == {b"<eos>", b"<end_of_turn>"}
 
 
@@ -75,7 +75,7 @@ def test_gemma3_ids_are_those_of_sentencepiece(gemma3: Path) -> None:
 
 
 def cuts(pre: str, text: str) -> list[str]:
-    """The pieces that a pre-tokenizer makes: with every substring a token, each piece ends up as one."""
+    """Returns the pieces of a pre-tokenizer: with every substring a token, each piece becomes one token."""
     spelled = letters(text)
     substrings = {spelled[i:j] for i in range(len(spelled)) for j in range(i + 2, len(spelled) + 1)}
     merges = [(s[:k], s[k:]) for s in sorted(substrings, key=len) for k in range(1, len(s))]
@@ -115,7 +115,7 @@ def test_every_pre_tokenizer_undoes_its_encoding(rng: random.Random) -> None:
         tokenizer = Tokenizer.from_metadata(byte_level(pre=pre))
         text = "".join(rng.choice(alphabet) for _ in range(300))
         ids = tokenizer.encode(text)
-        assert ids == [LETTERS.index(c) for c in letters(text)]  # nothing merges, so ids are bytes
+        assert ids == [LETTERS.index(c) for c in letters(text)]  # nothing merges, so each id is a byte
         assert tokenizer.decode(ids) == text
 
 
@@ -126,7 +126,7 @@ def test_qwen_composes_characters_first() -> None:
 
 
 def test_whole_words_come_before_merges_where_the_model_says_so() -> None:
-    # "abc" is a token, but merging takes "bc" first and never reaches it.
+    # "abc" is a token, but merges make "bc" first and never reach it.
     merges = [("b", "c"), ("a", "b"), ("ab", "c")]
     for pre, expected in (("llama-bpe", ["abc"]), ("qwen2", ["a", "bc"])):
         tokenizer = Tokenizer.from_metadata(byte_level(merges, pre=pre))
@@ -137,7 +137,7 @@ def test_whole_words_come_before_merges_where_the_model_says_so() -> None:
 
 
 def merge_by_rank(text: str, rank: dict[tuple[str, str], int]) -> list[str]:
-    """BPE as its definition says: of all neighbours, the pair of lowest rank, leftmost first."""
+    """Merges as BPE's definition says: the pair of neighbours of lowest rank, leftmost first."""
     parts = list(text)
     while pairs := [(rank[p], i) for i, p in enumerate(pairwise(parts)) if p in rank]:
         _, i = min(pairs)
@@ -191,7 +191,7 @@ def test_characters_without_a_piece_fall_back_to_bytes() -> None:
 
 
 def test_merging_text_never_makes_a_special_token() -> None:
-    # "</s>" and "<0x0A>" could be merged from these pieces by score; "<pad>" is defined by the user.
+    # By score these pieces could merge to "</s>" and "<0x0A>"; "<pad>" is user-defined.
     pieces = {c: -9.0 - i for i, c in enumerate("</s>0xA▁")} | {"</": -1.0, "s>": -2.0, "<0x0": -3.0, "A>": -4.0}
     tokenizer = Tokenizer.from_metadata(sentencepiece(pieces, {"<A>": USER_DEFINED}, add_space_prefix=False))
     assert texts_of(tokenizer, tokenizer.encode("</s>", add_bos=False)) == ["</", "s>"]
@@ -208,7 +208,7 @@ def test_user_defined_runs_of_spaces_are_found_longest_first() -> None:
 
     assert pieces("a   a") == ["a", "   ", "a"]
     assert pieces("  a" + " " * 9) == ["  ", "a", " " * 5, "   ", " "]
-    assert pieces("▁ a ▁▁") == ["  ", "a", "   "]  # to SentencePiece both are spaces
+    assert pieces("▁ a ▁▁") == ["  ", "a", "   "]  # SentencePiece takes both for spaces
     assert tokenizer.decode(tokenizer.encode("  a   a", add_bos=False)) == "  a   a"
 
 
@@ -276,7 +276,7 @@ def test_generation_ends_at_every_token_that_means_an_end() -> None:
     special = {"<|im_end|>": CONTROL, "<|endoftext|>": NORMAL, "</s>": NORMAL, "<turn>": CONTROL, "odd": NORMAL}
     ids = {name: 256 + i for i, name in enumerate(special)}
     typed = Tokenizer.from_metadata(byte_level(special=special, eos_token_id=ids["odd"], eot_token_id=ids["<turn>"]))
-    # A normal "</s>" is text; a normal "<|endoftext|>" is a mistake of the file.
+    # "</s>" of type normal is text; "<|endoftext|>" of type normal is a mistake of the file.
     assert typed.eog_ids == {ids["<|im_end|>"], ids["<|endoftext|>"], ids["<turn>"], ids["odd"]}
     assert typed.encode("<|endoftext|>", parse_special=True) == [ids["<|endoftext|>"]]
     html = Tokenizer.from_metadata(byte_level(special=special | {"</s>": USER_DEFINED}, eos_token_id=ids["odd"]))

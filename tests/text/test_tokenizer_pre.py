@@ -1,4 +1,4 @@
-"""Pre-tokenizers: where each name cuts text, and what a file without a name, or with a wrong model, is taken for."""
+"""Pre-tokenizers: where each cuts text, and which one serves a file that names none or a wrong model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from zincmetal.errors import TokenizerError
 from zincmetal.text.pre_tokenizers import PRE_TOKENIZERS, REFUSED, SPACED
 from zincmetal.text.tokenizer import Tokenizer
 
-# Made with another engine of regular expressions (PyPI's `regex`) from the patterns of the original tokenizers, where
-# they are published, else from those of llama.cpp; "\b" of tiny_aya is Oniguruma's own.
+# Made with another engine of regular expressions (PyPI's `regex`) from the patterns of the original tokenizers, or of
+# llama.cpp if those are not published. "\b" of tiny_aya has Oniguruma's meaning.
 CUTS = json.loads((DATA / "tokenizer/cuts.json").read_text("utf-8"))
 
 
@@ -50,7 +50,7 @@ def test_text_is_cut_as_by_the_reference(name: str, cuts: list[list[str]]) -> No
     ],
 )
 def test_flags_that_belong_to_a_name(name: str, whole: bool, bos: bool) -> None:
-    # "abc" is a token that merging never reaches.
+    # "abc" is a token that merges never reach.
     meta = byte_level([("b", "c"), ("a", "b"), ("ab", "c")], {"<|bos|>": CONTROL}, pre=name, bos_token_id=259)
     tokenizer = Tokenizer.from_metadata(meta)
     assert texts_of(tokenizer, tokenizer.encode("abc", add_bos=False)) == (["abc"] if whole else ["a", "bc"])

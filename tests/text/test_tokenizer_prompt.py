@@ -1,4 +1,4 @@
-"""What stands around a prompt, what of it is a special token, and text as it comes out."""
+"""Tokens before and after a prompt, special tokens inside it, and the decoded text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_exactly_one_begin_token_and_never_an_end(add_eos: bool) -> None:
     assert tokenizer.prompt("<|bos|>a", parse_special=True) == [BOS, a]
     assert tokenizer.prompt("<|bos|><|bos|>a", parse_special=True) == [BOS, a]
     assert tokenizer.prompt("\n<|bos|>a", parse_special=True).count(BOS) == 1
-    assert tokenizer.prompt("a<|bos|>", parse_special=True) == [BOS, a, BOS]  # inside, it is the writer's
+    assert tokenizer.prompt("a<|bos|>", parse_special=True) == [BOS, a, BOS]  # inside the text the token is the user's
     assert tokenizer.prompt("a<|im_end|>", parse_special=True) == [BOS, a, END]
     plain = tokenizer.prompt("<|bos|>a")
     assert (plain[0], plain.count(BOS), tokenizer.decode(plain[1:])) == (BOS, 1, "<|bos|>a")
@@ -121,7 +121,7 @@ def test_of_tokens_that_overlap_the_longest_at_the_leftmost_place_counts() -> No
     tokenizer = Tokenizer.from_metadata(byte_level(special=special))
     assert tokenizer.encode("<|a|><b>", parse_special=True) == [257, *tokenizer.encode("b>")]
     assert tokenizer.encode("<|a|>.<b>", parse_special=True) == [256, LETTERS.index("."), 258]
-    # A user-defined token that began before keeps the control token inside of it from being one.
+    # A control token inside a user-defined token that begins before it is not recognised.
     assert tokenizer.encode("x|><b>", parse_special=True) == [LETTERS.index("x"), 259, LETTERS.index(">")]
     assert tokenizer.encode("x|><b>") == [LETTERS.index("x"), 259, LETTERS.index(">")]
 
@@ -188,7 +188,7 @@ def test_overlapping_stop_strings_as_one_token_and_as_five() -> None:
 def test_control_tokens_are_hidden_on_request() -> None:
     tokenizer = prompting()
     ids = [START, *tokenizer.encode("hé"), THINK, END, *tokenizer.encode("x")]
-    for _ in range(2):  # the second time from the tables
+    for _ in range(2):  # the second time the cached tables serve
         assert streamed(tokenizer, ids, ()) == ("<|im_start|>hé<think><|im_end|>x", False)
         assert streamed(tokenizer, ids, (), skip_special=True) == ("hé<think>x", False)
         assert streamed(tokenizer, ids, (">x",), skip_special=True) == ("hé<think", True)

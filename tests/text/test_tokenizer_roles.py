@@ -1,4 +1,4 @@
-"""What a token is for: ends of text and turns, found by type, name, ids and template together."""
+"""Roles of tokens: ends of text and of turns, found by type, name, ids and template together."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_template_that_writes_a_known_end_tells_no_others() -> None:
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
-        # harmony and Solar: "<|end|>" ends a message, after which the answer goes on
+        # harmony and Solar: "<|end|>" ends a message, and the answer goes on
         (["<|start|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"], {"<|return|>", "<|call|>"}),
         (["<|begin|>", "<|end|>", "<|flush|>", "<|calls|>"], {"<|flush|>", "<|calls|>"}),
         (["<|user|>", "<|end|>"], {"<|end|>"}),  # Phi-3
@@ -190,7 +190,7 @@ def test_a_templates_other_tokens_are_matched_as_wholes() -> None:
         assert tokenizer.encode(text, add_bos=False) == [id_of(meta, text)]
         assert not tokenizer.is_special(id_of(meta, text))
         assert text not in tokenizer.control_texts
-    # "<b>" is a piece like any other, made of two.
+    # "<b>" is a normal piece, merged from two.
     assert tokenizer.encode("a<b>", add_bos=False) == [id_of(meta, "a"), id_of(meta, "<b>")]
 
 

@@ -1,4 +1,4 @@
-"""SentencePiece's merges, against its definition written out: ties, unused and user-defined pieces, bytes, cost."""
+"""SentencePiece's merges against the plain definition: ties, unused and user-defined pieces, bytes, cost."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from support.paths import DATA
 from support.vocab_builder import NORMAL, UNUSED, USER_DEFINED, byte_level, id_of, sentencepiece, texts_of
 from zincmetal.text.tokenizer import Tokenizer
 
-# Vocabularies of random pieces with equal scores, unused and user-defined ones, with and without bytes and a prefix:
-# made by chance, and the ids those that the sentencepiece package gives.
+# Random vocabularies: pieces of equal score, unused and user-defined pieces, with and without bytes and a prefix.
+# The ids are those of the sentencepiece package.
 CASES = json.loads((DATA / "tokenizer/sentencepiece.json").read_text("utf-8"))
 
 
@@ -49,7 +49,7 @@ def test_a_user_defined_piece_behind_the_prefix_and_one_that_was_added_later() -
 
     assert pieces("a<own>a") == [" a", "<own>", "a"]  # SentencePiece puts one prefix before it all
     assert pieces("<own>a") == [" ", "<own>", "a"]
-    assert pieces("a<added>a") == [" a", "<added>", " a"]  # Hugging Face one before each part
+    assert pieces("a<added>a") == [" a", "<added>", " a"]  # Hugging Face puts one before each part
     assert pieces("<added>a") == ["<added>", " a"]
 
 
@@ -94,7 +94,7 @@ def test_without_types_bytes_and_the_unknown_token_are_found_by_name() -> None:
 
 
 def runs(letters: int, longest: int) -> dict[str, Any]:
-    """All runs of some letters: each can be made of two in as many ways as it is long."""
+    """Makes all runs of some letters, by score: a run of n letters can be merged in n - 1 ways."""
     pieces = [chr(0x4E00 + i) * n for i in range(letters) for n in range(1, longest + 1)]
     return sentencepiece({piece: -float(i) for i, piece in enumerate(pieces)}, add_space_prefix=False)
 
@@ -108,7 +108,7 @@ def test_memory_is_in_proportion_to_the_pieces() -> None:
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert tokenizer.decode(ids) == "\u4e00" * 2000
-    assert used < 10 * size + (1 << 20)  # the 90,000 merges of these would take several times as much
+    assert used < 10 * size + (1 << 20)  # a table of the 90,000 merges would take several times as much
 
 
 def test_a_piece_may_be_of_any_length() -> None:

@@ -1,5 +1,13 @@
 // Registers the tables that the native kernel files export, one per family and instruction set. Compiled for the
 // machine that everything else is compiled for.
+//
+// A family has one name here, in plan/lower/ and in tests/kernels/; its kernels keep the names of their operations:
+//   products    mul_mv*, mul_mm*
+//   experts     moe_*
+//   attention   attention_*
+//   recurrent   ssm_*
+//   rows        embed*, rms_norm*, rope_kv*, add, swiglu, geglu, take_last_row
+//   output      argmax_*, candidates_*
 #include "cpu/native/kernel.h"
 
 namespace zinc {

@@ -5,36 +5,32 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import arguments, gguf
+from ..config import ModelConfig
 from ..device.buffers import Progress
+from ..engine import timing
 from ..engine.engine import Engine
+from ..engine.loaded import Loaded
+from ..engine.snapshot import Snapshot
 from ..engine.turn import Turn
-from ..errors import TokenizerError, UsageError, typed_errors
-from ..sampling.defaults import chat_defaults
+from ..errors import typed_errors
+from ..plan.plan import Dispatch, Plan
 from ..sampling.sampler import SamplingParams
-from ..text.chat.messages import checked_list
-from .generation import (
-    SAMPLING,
-    Chunk,
-    PromptRead,
-    Request,
-    Result,
-    SamplingOptions,
-    collect,
-    peak_memory,
-    refuse_unknown,
-    sampling_params,
-    stream,
-)
+from .generation import SAMPLING, Request, SamplingOptions, sampling_params, stream
+from .naming import model_name
+from .result import Chunk, PromptRead, Result, collect, peak_memory
+from .text import ModelText
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from .. import _core
     from ..text.chat.template import ChatTemplate
     from ..text.tokenizer import Tokenizer
 
@@ -42,87 +38,63 @@ __all__ = ["Chunk", "Message", "Model", "Result", "load", "peak_memory"]
 
 Message = Mapping[str, Any]
 Stream: TypeAlias = Generator[Chunk, None, PromptRead]
-# The keywords of chat that say what is asked, and what a template may have under a name of its own for them.
-ASKED = {"tools": "tool_use", "documents": "rag"}
-CHAT_OPTIONS = (
-    *ASKED,
-    "add_generation_prompt",
-    "continue_final_message",
-    "hide_special",
-    "max_tokens",
-    "stop",
-    "progress",
-)
 
 
-class Model(Engine):
+class Model:
     """A model on a device, with one sequence. Made by :func:`load`; a context manager.
 
-    Methods raise UsageError for calls that cannot be carried out, ContextFullError where the context is used
-    up, DeviceError where the device fails. One thread at a time.
+    It has an ``engine``, which runs steps, and a tokenizer and template, which make ids of text. Methods raise
+    UsageError for calls that cannot be carried out, ContextFullError where the context is used up, DeviceError where
+    the device fails. One thread at a time.
     """
 
-    _tokenizer: Tokenizer | None = None
-    _id_tokenizer: Tokenizer | None = None
-    _template: ChatTemplate | None = None
-    _chat_sampling: dict[str, Any] | None = None
+    def __init__(self, engine: Engine, text: ModelText | None = None) -> None:
+        self.engine = engine
+        self.text = text or ModelText(engine.file)
+
+    def __repr__(self) -> str:
+        name, device = model_name(self.file, self.config), self.device.info["name"]
+        return f"<Model {name} on {device}, context {self.config.n_ctx}>"
+
+    @property
+    def file(self) -> gguf.File:
+        """The file that was loaded."""
+        return self.engine.file
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes and settings of the model, such as ``n_ctx`` and ``n_vocab``."""
+        return self.engine.config
+
+    @property
+    def device(self) -> _core.Device:
+        """The device that runs the model; ``device.info`` describes it."""
+        return self.engine.device
 
     # ---- text ---------------------------------------------------------------------------------------------
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the file, built at first use. Raises TokenizerError where it has none that can be used."""
-        if self._tokenizer is None:
-            from ..text.tokenizer import Tokenizer
-
-            with self._reading():
-                self._tokenizer = Tokenizer.from_metadata(self.file.metadata)
-        return self._tokenizer
-
-    @property
-    def id_tokenizer(self) -> Tokenizer:
-        """The tokenizer, or one that knows no more than which ids end a text, where the file has none."""
-        if self._id_tokenizer is None:
-            from ..text.tokenizer import Tokenizer
-
-            try:
-                self._id_tokenizer = self.tokenizer
-            except TokenizerError:
-                with self._reading():
-                    self._id_tokenizer = Tokenizer.for_ids(self.file.metadata)
-        return self._id_tokenizer
+        return self.text.tokenizer
 
     @property
     def chat_template(self) -> ChatTemplate:
         """The chat template of the file, compiled at first use. Raises ChatTemplateError where it has none."""
-        if self._template is None:
-            from ..text.chat.template import ChatTemplate
-
-            with self._reading():
-                self._template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
-        return self._template
+        return self.text.chat_template
 
     @property
     def chat_sampling(self) -> dict[str, Any]:
-        """The sampling that the file, or its family's makers, advise: what chat does where no option says how."""
-        if self._chat_sampling is None:
-            with self._reading():
-                self._chat_sampling = dict(chat_defaults(self.file.metadata))
-        return dict(self._chat_sampling)
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Metadata are read out of the map, which close() of another thread may take away meanwhile."""
-        try:
-            yield
-        except ValueError:
-            self.check_usable()
-            raise
+        """The sampling that the file, or its family's makers, advise: chat's, where no option says how to choose."""
+        return dict(self.text.chat_sampling)
 
     @typed_errors
     def tokenize(self, text: str, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
-        """Text to ids, as generate makes them: with a begin token where the file asks for one, unless ``add_bos``
-        says otherwise. Special tokens in the text count only with ``parse_special``."""
+        """Text to ids, as generate makes them.
+
+        They begin with the begin token if the file asks for one, or as ``add_bos`` says. Special tokens in the text
+        count only with ``parse_special``.
+        """
         text, parse_special = arguments.text("text", text), arguments.flag("parse_special", parse_special, False)
         if add_bos is None:
             return self.tokenizer.prompt(text, parse_special)
@@ -132,13 +104,6 @@ class Model(Engine):
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Ids to text."""
         return self.tokenizer.decode(arguments.token_ids(tokens, "tokens"))
-
-    def _ids(self, prompt: str | Sequence[int], parse_special: bool | None = False) -> list[int]:
-        """The ids that a prompt runs."""
-        special = arguments.flag("parse_special", parse_special, False)
-        if isinstance(prompt, str):
-            return self.tokenizer.prompt(prompt, special)
-        return super()._ids(prompt)
 
     # ---- generation ---------------------------------------------------------------------------------------
 
@@ -156,7 +121,7 @@ class Model(Engine):
     ) -> Result:
         """The model's continuation of a prompt (text or ids). Options as :meth:`stream_generate`."""
         params = self._params("generate", sampling)
-        ids = self._ids(prompt, parse_special)
+        ids = self.text.prompt_ids(prompt, parse_special)
         return collect(self._stream(ids, max_tokens, stop, hide_special, progress, params, sys._getframe()))
 
     @typed_errors
@@ -181,7 +146,7 @@ class Model(Engine):
         the context is full. A prompt that starts like the sequence before it is not computed anew where the two agree.
         """
         params = self._params("generate", sampling)
-        ids = self._ids(prompt, parse_special)
+        ids = self.text.prompt_ids(prompt, parse_special)
         return self._stream(ids, max_tokens, stop, hide_special, progress, params)
 
     @typed_errors
@@ -200,14 +165,8 @@ class Model(Engine):
         **options: Any,
     ) -> Result:
         """The model's answer to messages [{"role": …, "content": …}, …]. Options as :meth:`stream_chat`."""
-        ids, params = self._chat(
-            messages,
-            tools,
-            documents,
-            arguments.flag("add_generation_prompt", add_generation_prompt, True),
-            arguments.flag("continue_final_message", continue_final_message, False),
-            options,
-        )
+        params, variables = self._chat_options(options)
+        ids = self.text.chat_ids(messages, tools, documents, add_generation_prompt, continue_final_message, variables)
         return collect(self._stream(ids, max_tokens, stop, hide_special, progress, params, sys._getframe()))
 
     @typed_errors
@@ -234,53 +193,15 @@ class Model(Engine):
         none says how to choose tokens, :attr:`chat_sampling` does; a seed, biases and processors do not say it.
         Raises UsageError for what the template does not read.
         """
-        ids, params = self._chat(
-            messages,
-            tools,
-            documents,
-            arguments.flag("add_generation_prompt", add_generation_prompt, True),
-            arguments.flag("continue_final_message", continue_final_message, False),
-            options,
-        )
+        params, variables = self._chat_options(options)
+        ids = self.text.chat_ids(messages, tools, documents, add_generation_prompt, continue_final_message, variables)
         return self._stream(ids, max_tokens, stop, hide_special, progress, params)
 
-    def _chat(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] | None,
-        documents: Sequence[Mapping[str, Any]] | None,
-        add_generation_prompt: bool,
-        continue_final_message: bool,
-        options: Mapping[str, Any],
-    ) -> tuple[list[int], SamplingParams]:
-        """The ids of a conversation, and how its answer is chosen."""
+    def _chat_options(self, options: Mapping[str, Any]) -> tuple[SamplingParams, dict[str, Any]]:
+        """The sampling of a chat, and the variables of its template, out of the other options."""
         sampling = {name: options[name] for name in options if name in SAMPLING}
-        keywords = {name: value for name, value in options.items() if name not in SAMPLING and value is not None}
-        params = self._params("chat", sampling, self.chat_sampling)
-        asked = {"tools": tools, "documents": documents}
-        self._check_read([name for name, value in asked.items() if checked_list(name, value)], keywords)
-        text = self.chat_template.prompt(
-            messages,
-            tools=tools,
-            documents=documents,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            **keywords,
-        )
-        return self.tokenizer.prompt(text, parse_special=True), params
-
-    def _check_read(self, asked: Sequence[str], keywords: Mapping[str, Any]) -> None:
-        """Raise UsageError where the chat template reads no such variable: it would change nothing."""
-        if not asked and not keywords:
-            return
-        variables = self.chat_template.variables
-        why = "is neither an option nor a variable of this model's chat template"
-        refuse_unknown("chat", keywords, {*CHAT_OPTIONS, *SAMPLING, *variables}, why)
-        for name in asked:
-            if name not in variables and ASKED[name] not in self.chat_template.named:
-                raise UsageError(
-                    f"chat: this model's chat template does not read {name}; say in a message what they are"
-                )
+        variables = {name: value for name, value in options.items() if name not in SAMPLING and value is not None}
+        return self._params("chat", sampling, self.chat_sampling), variables
 
     def _params(
         self, call: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
@@ -309,16 +230,77 @@ class Model(Engine):
             arguments.flag("hide_special", hide_special, False),
             arguments.callback("progress", progress),
         )
-        self._check_prompt(ids)
-        turn = Turn(self, driver=driver)
-        chunks = stream(self, turn, asked)
+        self.engine.check_prompt(ids)
+        turn = Turn(self.engine, driver=driver)
+        chunks = stream(self.engine, self.text, turn, asked)
         turn.stream = weakref.ref(chunks)
         return chunks
+
+    # ---- the engine ---------------------------------------------------------------------------------------
+
+    @typed_errors
+    def logits(self, ids: str | Sequence[int]) -> NDArray[np.float32]:
+        """The logits after every position of a prompt: float32 [tokens, vocab], from an empty sequence."""
+        return self.engine.logits(self.text.prompt_ids(ids))
+
+    def reset(self) -> None:
+        """Forget the sequence. Ends a stream that is not finished: taking another token of it raises UsageError."""
+        self.engine.reset()
+
+    def save(self) -> Snapshot:
+        """A copy of the sequence and its state in host memory, for :meth:`restore`."""
+        return self.engine.save()
+
+    def restore(self, saved: Snapshot) -> None:
+        """Go on from a saved sequence, of this model or another one of the same file and type of K/V cache.
+
+        Raises UsageError where it does not fit this model, ContextFullError where it is too long; the sequence is
+        then as it was.
+        """
+        self.engine.restore(saved)
+
+    def fork(self) -> Model:
+        """Another model with the same weights, at the same point of a sequence of its own; close it by itself.
+
+        Raises OutOfMemoryError where one more sequence does not fit.
+        """
+        return Model(self.engine.fork(), self.text)
+
+    def plan(self, rows: int, output: str = "argmax") -> Plan:
+        """The recorded plan for steps of up to ``rows`` tokens; 1 is decode. ``output`` is one of OUTPUTS."""
+        return self.engine.plan(rows, output)
+
+    def profile(self) -> dict[str, Any]:
+        """The cost of running so far, see :meth:`zincmetal.engine.engine.Engine.profile`."""
+        return self.engine.profile()
+
+    @property
+    def words_read(self) -> int:
+        """The 32-bit words that sampling has read from the device since the model was loaded."""
+        return self.engine.words_read
+
+    def time_dispatches(self, ids: Sequence[int], position: int = 0, copies: int = 1) -> list[tuple[Dispatch, float]]:
+        """Run a step, each dispatch by itself, and time it: :func:`zincmetal.engine.timing.time_dispatches`."""
+        return timing.time_dispatches(self.engine, ids, position, copies)
+
+    def close(self) -> None:
+        """Give the device memory and the file back; later calls raise UsageError. Closing twice is fine.
+
+        A call or a stream of another thread ends with UsageError, which is waited for.
+        """
+        self.engine.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 @typed_errors
 def load(
     path: str | os.PathLike[str],
+    *,
     context: int | None = None,
     device: str | None = None,
     kv: str | None = "f16",
@@ -335,7 +317,8 @@ def load(
     """
     file = gguf.open(arguments.path(path))
     try:
-        return Model(file, context, device, kv, threads, progress)
+        loaded = Loaded(file, context=context, device=device, kv=kv, threads=threads, progress=progress)
+        return Model(Engine(loaded))
     except BaseException:
         file.close()
         raise

@@ -1,6 +1,13 @@
-"""``python -m zincmetal.check [FILE]``: whether this machine computes what it should, kernel by kernel.
+"""Is this machine right? Compares every kernel and a model's first tokens with the CPU, and measures speed.
 
-``worker`` runs the checks in a process of its own and says what it found; ``runner`` starts it, and starts it anew
-where a check took the process or the device down; ``report`` shows the results. ``cases`` and ``compare`` hold the
-kernels to the CPU lane, ``tokens`` a whole model, and ``timing`` says how fast the hot shapes run.
+``runner`` starts a process for the checks, and another one when a check ends the process or loses the device. In that
+process ``worker`` runs the checks and reports each result. The checks:
+
+- ``cases`` has a small operation for every kernel; ``compare`` runs it on the device and on the CPU;
+- ``mapped`` reads weights through a mapped file;
+- ``tokens`` makes the first tokens of a model, ``running`` runs the engine for longer;
+- ``timing`` measures common shapes, ``dispatches`` the dispatches of a decode step.
+
+``machine`` asks a Mac for facts, ``inputs`` makes random weights and guarded buffers, ``results`` has what a check
+returns. ``cli/check.py`` is the command.
 """

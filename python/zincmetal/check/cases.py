@@ -1,6 +1,6 @@
-"""Every kernel in small: operations whose lowering launches it, with made-up inputs.
+"""A small operation for every kernel, with random inputs.
 
-Names, parameters and grids come from the same lowering as those of a model, so that what is checked is what will run.
+Kernel names, parameters and grids come from the lowering that models use, so a check launches a kernel as a model does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import ModuleType
 from typing import TypeAlias
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..config import Experts, ModelConfig, Rope, Ssm
 from ..device.buffers import step_record
+from ..device.core import Core
 from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name
 from ..graph.fuse import fuse, fuse_glu
 from ..graph.ops import KV_CACHES, PAGES, RECURRENT, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
@@ -27,17 +27,17 @@ from ..plan.lower import Lowering
 from ..plan.target import Target
 from .inputs import POISON, Bytes, random_weights
 
-ROWS, N_TOKENS = 40, 37  # of a step of many rows: more than a tile of tokens, and padding behind them
+ROWS, N_TOKENS = 40, 37  # of a step with many rows: more than one tile of tokens, then padding
 POS = 70  # of the first row: on the second page of the cache
-LONG_POS = 299  # where attention is split: several parts, and the last one not full
-M, K, N_VOCAB = 71, 512, 5000  # rows and columns of a matrix, logits: two blocks of every type, and tails
+LONG_POS = 299  # long enough for divided attention: several parts, and the last one is not full
+M, K, N_VOCAB = 71, 512, 5000  # rows and columns of a matrix, logits: two blocks of every type, and partial tiles
 
-MakeScene: TypeAlias = "Callable[..., Scene]"  # of rows and operations
+MakeScene: TypeAlias = "Callable[..., Scene]"  # from the rows and the operations
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The launches of some operations, for ``rows`` rows of which a step has ``n_tokens``, from position ``pos``."""
+    """The launches of some operations, for a step of ``n_tokens`` tokens in ``rows`` rows, from position ``pos`` on."""
 
     target: Target
     cfg: ModelConfig
@@ -46,10 +46,10 @@ class Scene:
     n_tokens: int
     pos: int
     launches: tuple[Launch, ...]
-    without: Callable[[str], Sequence[Launch]]  # the same where a device lacks a kernel
+    without: Callable[[str], Sequence[Launch]]  # the launches on a device that lacks a kernel
 
-    def memory(self, core: ModuleType, seed: int) -> dict[str, Bytes]:
-        """What every operand holds at first, by name: random inputs, and poison where a kernel is to write."""
+    def memory(self, core: Core, seed: int) -> dict[str, Bytes]:
+        """Make the first content of every operand, by name: random inputs, and poison in outputs."""
         rng = np.random.default_rng(seed)
         sizes = state_sizes(self.cfg, self.target, self.kv_type, self.rows)
         found: dict[str, Bytes] = {}
@@ -61,7 +61,7 @@ class Scene:
                     found[name] = made if "r" in arg.mode else np.full_like(made, POISON)
         return found
 
-    def _content(self, operand: Operand, sizes: dict[State, int], core: ModuleType, rng: np.random.Generator) -> Bytes:
+    def _content(self, operand: Operand, sizes: dict[State, int], core: Core, rng: np.random.Generator) -> Bytes:
         if isinstance(operand, Weight):
             return _weights(operand.type, operand.shape, operand.name, rng)
         if isinstance(operand, Value):
@@ -78,7 +78,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel's place in a scene; what the launches before it write is its input."""
+    """A kernel in a scene. The launches before it write its inputs."""
 
     scene: Scene
     index: int
@@ -90,18 +90,18 @@ class Case:
 
     @property
     def seed(self) -> int:
-        """Of its inputs: always the same, so that a report can be seen again."""
+        """The seed of its inputs. It depends on the kernel's name alone, so a failure can be repeated."""
         return zlib.crc32(self.launch.kernel.encode())
 
     @property
-    def instead(self) -> list[str]:
-        """The kernels that plans use where a device cannot make this one, if there are such."""
+    def replacements(self) -> list[str]:
+        """The kernels that plans use if a device cannot build this one; none if there are none."""
         kernel = self.launch.kernel
         return list(dict.fromkeys(other.kernel for other in self.scene.without(kernel) if kernel in other.replaces))
 
 
-def cases(core: ModuleType, backend: str = "") -> dict[str, Case]:
-    """A case for every kernel that a plan can launch, by name; launched as on this backend where it has a choice."""
+def cases(core: Core, backend: str = "") -> dict[str, Case]:
+    """Make a case for every kernel that a plan can launch, by name. Row counts are those of ``backend`` first."""
     found: dict[str, Case] = {}
     for splits in (tuning.SPLITS.get(backend, {}), {}, *tuning.SPLITS.values()):
         for scene in _scenes(replace(Target.of_kernels(core), splits=splits)):
@@ -111,7 +111,7 @@ def cases(core: ModuleType, backend: str = "") -> dict[str, Case]:
 
 
 def _weights(qtype: QuantType, shape: Sequence[int], name: str, rng: np.random.Generator) -> Bytes:
-    """Random weights of mean square 1 / 64, or 1 where they are f32."""
+    """Make random weights of root mean square 1/8, or 1 for f32."""
     if name == "rope_freqs":
         return _bytes(rng.random(shape, np.float32))
     if name == "ssm_a":  # the rate of a decay

@@ -1,14 +1,14 @@
-"""One launch on the device and on the CPU's Metal text, from the same bytes; what of their results differs."""
+"""Runs one kernel on the device and, from the same inputs, as Metal text on the CPU; reports the largest difference."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..device.core import BoundDispatch, Core
 from ..gguf.quants import QuantType, by_name, dequantize
 from ..graph.ops import CANDIDATES, KV_CACHES, STEP, TOKENS, Operand, State
 from ..plan.launch import Launch
@@ -18,24 +18,24 @@ from .inputs import Bytes, Guarded
 if TYPE_CHECKING:
     from .. import _core
 
-# What two orders of float32 operations may differ by, of the root mean square: (over all values, in one of them).
-# A value that is rounded to a narrower type may land one step apart.
+# The error that is allowed between two orders of float32 operations, as a share of the root mean square: of all values,
+# of one value. A value that is rounded to a narrower type may be one step off.
 TOLERANCE = {"f32": (1e-5, 8e-5), "f16": (1e-4, 4e-3), "q8_0": (2e-3, 5e-2)}
 _INTEGERS = {STEP.name, TOKENS.name, "expert_ids", "expert_slots", "expert_tiles", "expert_n_tiles", "argmax.id"}
 _CANDIDATES = {CANDIDATES.name, "candidates.parts"}
 
 
 class Mismatch(Exception):
-    """The device's result is not the CPU's; says where and by how much."""
+    """The device's result differs from the CPU's. The message says where, and by how much."""
 
 
 def largest_difference(
-    core: ModuleType, case: Case, device: _core.Device, reference_case: Case, reference: _core.Device
+    core: Core, case: Case, device: _core.Device, reference_case: Case, reference: _core.Device
 ) -> float:
-    """The largest error of the case's outputs as a share of what is allowed.
+    """Return the largest error of the case's outputs, as a share of the allowed error.
 
-    ``reference_case`` is the case as ``reference`` launches it: grids and tiles are each device's own. Raises Mismatch
-    where it is above 1, and DeviceError where a device fails.
+    ``reference_case`` is the case as ``reference`` launches it: each device has its own grids and tiles. Raises
+    Mismatch if the share is above 1, DeviceError if a device fails.
     """
     memory = case.scene.memory(core, case.seed)
     for launch in reference_case.scene.launches[: reference_case.index]:
@@ -46,7 +46,7 @@ def largest_difference(
 
 
 def run(device: _core.Device, launch: Launch, memory: Mapping[str, Bytes]) -> dict[str, Bytes]:
-    """What the launch writes, by operand. Raises Mismatch where it writes anything else."""
+    """Run a launch; return the operands that it writes, by name. Raises Mismatch if it writes anywhere else."""
     names = {arg.operand.name for arg in launch.args}
     buffers = {name: Guarded(device, memory[name]) for name in names}
     bindings = []
@@ -55,21 +55,21 @@ def run(device: _core.Device, launch: Launch, memory: Mapping[str, Bytes]) -> di
         bindings.append((buffer, offset + 4 * arg.first, nbytes - 4 * arg.first))
     for guarded in buffers.values():
         guarded.push()
-    device.run([(launch.kernel, launch.params, bindings, launch.grid, launch.threads, False)])
+    device.run([BoundDispatch.of(launch, bindings)])
     written = {arg.operand.name for arg in launch.args if "w" in arg.mode}
     out = {}
     for name, guarded in buffers.items():
         guarded.pull()
         if not guarded.is_outside_intact():
-            raise Mismatch(f"it writes outside of {name}")
+            raise Mismatch(f"the kernel writes outside of {name}")
         if name in written:
             out[name] = guarded.array.copy()
         elif not guarded.is_content_intact():
-            raise Mismatch(f"it writes to {name}, which is an input")
+            raise Mismatch(f"the kernel writes to {name}, which is an input")
     return out
 
 
-def _difference(core: ModuleType, case: Case, operand: Operand, want: Bytes, got: Bytes) -> float:
+def _difference(core: Core, case: Case, operand: Operand, want: Bytes, got: Bytes) -> float:
     name = operand.name
     if name in _INTEGERS:
         if not np.array_equal(want, got):
@@ -80,9 +80,9 @@ def _difference(core: ModuleType, case: Case, operand: Operand, want: Bytes, got
     is_cache = isinstance(operand, State) and operand.kind in KV_CACHES
     qtype = by_name(case.scene.kv_type if is_cache else "f32")
     numbers, found = _decoded(qtype, want), _decoded(qtype, got)
-    written = np.isfinite(numbers).all(axis=1)  # by block: what is not is still poison
+    written = np.isfinite(numbers).all(axis=1)  # by block: an unwritten block is still poison
     if not written.any():
-        raise Mismatch(f"{name} holds no number, on the CPU neither")
+        raise Mismatch(f"{name} has no finite number, not even on the CPU")
     changed = (want != got).reshape(-1, qtype.block_bytes).any(axis=1) & ~written
     if changed.any():
         raise Mismatch(_first_difference(name, numbers[:, 0], found[:, 0], changed))
@@ -90,14 +90,17 @@ def _difference(core: ModuleType, case: Case, operand: Operand, want: Bytes, got
 
 
 def _decoded(qtype: QuantType, raw: Bytes) -> NDArray[np.float64]:
-    """By block."""
-    with np.errstate(invalid="ignore"):  # poison
+    """Dequantise: float64 [blocks, weights of a block]."""
+    with np.errstate(invalid="ignore"):  # of poison
         values = dequantize(qtype, raw, (raw.size // qtype.block_bytes * qtype.block_size,))
     return values.astype(np.float64).reshape(-1, qtype.block_size)
 
 
 def _of_floats(name: str, want: NDArray[np.float64], got: NDArray[np.float64], tolerance: tuple[float, float]) -> float:
-    """The largest error, of all values or of one, as a share of what is allowed. NaN and infinity never pass."""
+    """Return the larger error, of all values or of the worst one, as a share of the allowed error.
+
+    NaN and infinity never pass.
+    """
     if not np.isfinite(got).all():
         raise Mismatch(_first_difference(name, want, got, ~np.isfinite(got)))
     error = np.abs(got - want)
@@ -105,12 +108,12 @@ def _of_floats(name: str, want: NDArray[np.float64], got: NDArray[np.float64], t
     share = max(_rms(error) / tolerance[0], float(error.max()) / tolerance[1]) / size
     if share > 1:
         worst = _first_difference(name, want, got, error >= error.max())
-        raise Mismatch(f"{worst}; the error is {_rms(error) / size:.1e} of the norm, {tolerance[0]:.0e} is allowed")
+        raise Mismatch(f"{worst}; the error is {_rms(error) / size:.1e} of the norm, allowed is {tolerance[0]:.0e}")
     return share
 
 
 def _of_candidates(dtype: np.dtype[np.void], want: Bytes, got: Bytes) -> float:
-    """The same candidates in any order; sums up to rounding."""
+    """Compare candidates: the same ones in any order; return the error of the sums as a share of the allowed error."""
     worst = 0.0
     for part, (w, g) in enumerate(zip(want.view(dtype), got.view(dtype), strict=True)):
         name = f"part {part} of the candidates"
@@ -120,7 +123,7 @@ def _of_candidates(dtype: np.dtype[np.void], want: Bytes, got: Bytes) -> float:
         n = int(w["n"])
         chosen = [sorted(zip(c["id"][:n].tolist(), c["logit"][:n].tolist(), strict=True)) for c in (w, g)]
         if chosen[0] != chosen[1]:
-            raise Mismatch(f"{name} are others, or have other logits")
+            raise Mismatch(f"{name} have other ids or logits")
         sums = (np.array([c["sum_exp"], c["sum_x_exp"]], np.float64) for c in (w, g))
         worst = max(worst, _of_floats(f"the sums of {name}", next(sums), next(sums), TOLERANCE["f32"]))
     return worst
@@ -129,9 +132,8 @@ def _of_candidates(dtype: np.dtype[np.void], want: Bytes, got: Bytes) -> float:
 def _first_difference(name: str, want: NDArray[Any], got: NDArray[Any], where: NDArray[np.bool_] | None = None) -> str:
     where = want != got if where is None else where
     first = int(np.argmax(where))
-    return (
-        f"{name}[{first}] is {got[first]:g} instead of {want[first]:g} ({np.count_nonzero(where)} such of {want.size})"
-    )
+    n = np.count_nonzero(where)
+    return f"{name}[{first}] is {got[first]:g} instead of {want[first]:g} ({n} of {want.size} differ)"
 
 
 def _rms(x: NDArray[np.float64]) -> float:

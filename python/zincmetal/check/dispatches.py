@@ -1,28 +1,27 @@
-"""The dispatches of a decode step, each many times in one command buffer: for information, where the time goes."""
+"""Measures the dispatches of a decode step, each many times in one command buffer. For information."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
 
-from ..api.model import load
-from ..engine.engine import Engine
+from ..api.model import Model, load
 from ..errors import UsageError
 from .results import PASS, WARN, Outcome
 
 CONTEXT, POSITION = 512, 256
 COPIES = 16
-SHOWN = 5  # kernels, those that take the most
+SHOWN = 5  # kernels, the slowest first
 
 
 def decode_step(path: Path, device: str) -> Outcome:
-    """The microseconds of every kernel in a step at a position in the middle of a context."""
-    with load(path, CONTEXT, device) as model:
+    """Measure the microseconds of every kernel in a decode step, in the middle of a context."""
+    with load(path, context=CONTEXT, device=device) as model:
         return timed(model, min(POSITION, model.config.n_ctx - 1))
 
 
-def timed(model: Engine, position: int) -> Outcome:
-    """The same of a loaded model."""
+def timed(model: Model, position: int) -> Outcome:
+    """Measure the microseconds of every kernel in a decode step of a loaded model."""
     try:
         found = model.time_dispatches([0], position, COPIES)
     except UsageError as error:  # a model whose experts the host routes has no such step

@@ -54,7 +54,7 @@ def random_bits(qtype: QuantType, n: int, rng: np.random.Generator) -> NDArray[n
 
 @cache
 def spread(qtype: QuantType) -> tuple[float, float]:
-    """Return the standard deviation of weights of scale 1, and the minimum that makes their mean 0 (0: it has none)."""
+    """Return the standard deviation of weights of scale 1, and the minimum that makes their mean 0 (or 0 if none)."""
     blocks = random_bits(qtype, 4096, np.random.Generator(np.random.SFC64(0)))
     minimum = _minimum(qtype)
 
@@ -95,8 +95,8 @@ def _normal(qtype: QuantType, shape: Sequence[int], rng: np.random.Generator, si
 class Guarded:
     """A buffer of a device with ``content`` between two bands of poison.
 
-    ``array`` is the content as the kernel sees it: a live view where the device shares the host's memory, elsewhere a
-    copy that :meth:`push` and :meth:`pull` carry there and back. It begins ``align`` bytes after a multiple of 256.
+    ``array`` is the content. If the device shares the host's memory it is a live view, otherwise a copy that
+    :meth:`push` and :meth:`pull` move. The content begins ``align`` bytes after a multiple of 256.
     """
 
     def __init__(self, device: _core.Device, content: NDArray[Any], align: int = 0) -> None:
@@ -117,20 +117,20 @@ class Guarded:
         return self.buffer, self.offset, self.nbytes
 
     def push(self) -> None:
-        """Copy to the device, where it has memory of its own."""
+        """Copy to the device, if it has memory of its own."""
         if not self.buffer.shared:
             self.buffer.write(self._all)
 
     def pull(self) -> None:
-        """Copy from the device, where it has memory of its own."""
+        """Copy from the device, if it has memory of its own."""
         if not self.buffer.shared:
             self._all[:] = self.buffer.read()
 
     def is_outside_intact(self) -> bool:
-        """Whether the poison before and after the content is as it was."""
+        """Whether the poison before and after the content is unchanged."""
         end = self.offset + self.nbytes
         return bool((self._all[: self.offset] == POISON).all() and (self._all[end:] == POISON).all())
 
     def is_content_intact(self) -> bool:
-        """Whether the content is as it was."""
+        """Whether the content is unchanged."""
         return np.array_equal(self._all[self.offset : self.offset + self.nbytes], self._content)

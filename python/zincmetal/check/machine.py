@@ -1,4 +1,4 @@
-"""Facts of a Mac that explain what `check` found, from the system's own programs. Elsewhere there are none."""
+"""Asks a Mac's own programs for facts that explain the results of a check. Other systems are not asked."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from .. import watchdog
 
-SECONDS = 20.0  # that a program may take
+SECONDS = 20.0  # the longest that a program may take
 
-Ask = Callable[[str], str]  # a command line to its output, empty where it fails
+Ask = Callable[[str], str]  # from a command line to its output, empty if it fails
 
 
 def facts(file: str | None = None, ask: Ask | None = None) -> dict[str, str]:
-    """What is known of this Mac by name: chip, system, power, display, tools; of ``file`` the file system.
+    """Return the facts of this Mac by name: chip, system, power, display, tools, and the file system of ``file``.
 
-    ``ask`` runs a command line and returns what it printed. A fact that the system does not give is left out.
+    ``ask`` runs a command line and returns its output. A fact that the system does not give is left out.
     """
     if ask is None:
         if sys.platform != "darwin":
@@ -37,7 +37,7 @@ def facts(file: str | None = None, ask: Ask | None = None) -> dict[str, str]:
 
 
 def run(command: str) -> str:
-    """What a command line prints, or nothing where it fails."""
+    """Run a command line; return its output, or nothing if it fails."""
     try:
         done = subprocess.run(command.split(), capture_output=True, text=True, timeout=SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -49,7 +49,7 @@ _DISPLAYS = "/usr/sbin/ioreg -r -d 1 -c IOMobileFramebuffer"
 _MOUNTS = "/sbin/mount"
 _GPU = "/usr/sbin/ioreg -r -d 1 -c AGXAccelerator"
 _POWER = "/usr/bin/pmset -g"
-# Name -> the command whose output has it, and the pattern whose first group it is.
+# The name of a fact -> the command to ask, and the pattern whose first group is the fact.
 _FACTS: Mapping[str, tuple[str, str]] = {
     "chip": ("/usr/sbin/sysctl -n machdep.cpu.brand_string", r"(.+)"),
     "GPU cores": (_GPU, r'"gpu-core-count" = (\d+)'),
@@ -74,7 +74,7 @@ def _yes_no(text: str, word: str) -> str:
 
 
 def _file_system(file: str, mounts: str) -> str:
-    """Of the mount with the longest path that holds the file, as `mount` prints it: apfs, smbfs ..."""
+    """Return the type of the mount that holds the file (the longest path wins), as `mount` prints it: apfs, smbfs …"""
     path, best, kind = Path(file).resolve(), -1, ""
     for place, options in re.findall(r" on (.+) \(([^)]*)\)", mounts):
         if path.is_relative_to(place) and len(place) > best:

@@ -1,4 +1,4 @@
-"""Weights in a mapped file, as models have them: a kernel reads them through `wrap` as it does from device memory."""
+"""Checks that a kernel reads the weights of a mapped file as it reads device memory."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from tempfile import TemporaryFile
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..device.buffers import step_record
+from ..device.core import BoundDispatch, Core
 from ..gguf.quants import F32
 from ..graph.ops import STEP, Op, Value, Weight
 from ..plan.launch import Launch
@@ -30,7 +30,7 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a matrix lies in a file of ``size`` bytes, and the view of it, [start, end), through which it is read."""
+    """A matrix at ``offset`` in a file of ``size`` bytes, and the view [start, end) through which a kernel reads it."""
 
     name: str
     size: int
@@ -40,7 +40,7 @@ class Placement:
 
 
 def placements(nbytes: int, page: int) -> Iterator[Placement]:
-    """Files as models come: ends within pages, offsets of any alignment, views that overlap."""
+    """Make placements as model files have them: ends within pages, any alignment of offsets, views that overlap."""
     pages = -(-nbytes // page) + 2
     whole = pages * page
     yield Placement("at the end of the file, within a page", whole - 64, whole - 64 - nbytes, 0, whole - 64)
@@ -50,8 +50,8 @@ def placements(nbytes: int, page: int) -> Iterator[Placement]:
     yield Placement("the second of two views that overlap", whole + page, page, page, whole + page)
 
 
-def mapped(core: ModuleType, device: _core.Device) -> Outcome:
-    """Whether a matrix in mapped files gives the products that it gives in device memory, bit by bit."""
+def mapped(core: Core, device: _core.Device) -> Outcome:
+    """Compare the products of a matrix in mapped files with those in device memory, bit by bit."""
     rng = np.random.default_rng(5)
     w, x = (rng.standard_normal(n, np.float32).view(np.uint8) for n in (M * K, K))
     bench = _Product(core, device, x)
@@ -72,20 +72,20 @@ def mapped(core: ModuleType, device: _core.Device) -> Outcome:
             del view, others
         if not np.array_equal(got, want):
             n = int((got.view(np.uint32) != want.view(np.uint32)).sum())
-            return Outcome(FAIL, f"a matrix {place.name}: {n} of {M} products are others than from device memory")
-    return Outcome(PASS, "a matrix in mapped files gives what it gives in device memory")
+            return Outcome(FAIL, f"a matrix {place.name}: {n} of {M} products differ from those in device memory")
+    return Outcome(PASS, "a matrix in mapped files gives the same products as in device memory")
 
 
 def _beside(place: Placement, page: int) -> list[Placement]:
-    """The other view where there are two."""
+    """Return the other view if there are two."""
     views = [p for p in placements(M * K * 4, page) if "overlap" in p.name]
     return [p for p in views if p.name != place.name] if "overlap" in place.name else []
 
 
 class _Product:
-    """A matrix-vector product of float32 weights, launched as plans launch it."""
+    """A matrix-vector product of float32 weights, launched as a plan launches it."""
 
-    def __init__(self, core: ModuleType, device: _core.Device, x: Bytes) -> None:
+    def __init__(self, core: Core, device: _core.Device, x: Bytes) -> None:
         self._device = device
         weight = Weight("w", F32, (M, K))
         op = Op("linear", weight=weight, x=Value("x", K), out=Value("y", M))
@@ -94,7 +94,7 @@ class _Product:
         self._buffers = {"x": self._filled(x), STEP.name: step, "y": device.alloc(4 * M)}
 
     def run(self, weights: _core.Buffer, offset: int, nbytes: int) -> Bytes:
-        """The products with the weights at an offset of a buffer."""
+        """Return the products with the weights at ``offset`` of a buffer, float32 as bytes."""
         launch: Launch = self._launch
         bindings = [
             (weights, offset, nbytes)
@@ -103,7 +103,7 @@ class _Product:
             for arg in launch.args
         ]
         self._buffers["y"].write(np.full(4 * M, 0xFF, np.uint8))
-        self._device.run([(launch.kernel, launch.params, bindings, launch.grid, launch.threads, False)])
+        self._device.run([BoundDispatch.of(launch, bindings)])
         return self._buffers["y"].read()
 
     def _filled(self, content: Bytes) -> _core.Buffer:

@@ -1,4 +1,4 @@
-"""What a check found, as the worker says it and the report shows it."""
+"""The result of a check, as the worker reports it and the command shows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a check ended: PASS, WARN or FAIL, in words, and in numbers by name."""
+    """The end of a check: PASS, WARN or FAIL, a message, and figures by name."""
 
     status: str
     message: str = ""
@@ -27,15 +27,15 @@ class Result:
 
     @property
     def group(self) -> str:
-        """What kind of check it is: "pipeline", "kernel", ..."""
+        """The group of checks: "pipeline", "kernel", …"""
         return self.name.partition("/")[0]
 
     @property
     def kind(self) -> str:
-        """The group without the way that it ran another time: "kernel" of "kernel (validated)"."""
+        """The group without the way in which it ran again: "kernel" of "kernel (validated)"."""
         return self.group.partition(" (")[0]
 
     @property
     def subject(self) -> str:
-        """What was checked: a kernel, a shape."""
+        """The thing that was checked: a kernel, a shape."""
         return self.name.partition("/")[2]

@@ -1,8 +1,9 @@
-"""Runs the worker, and goes on in another one where a check took the process or the device down."""
+"""Runs the checks in a worker process, and continues in a new one when a check ends the process or loses the device."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -16,9 +17,11 @@ from typing import Any
 from .results import FAIL, PASS, WARN, Outcome, Result
 
 WORKER = (sys.executable, "-m", "zincmetal.check.worker")
-TIMEOUT = 600.0  # seconds without a word: compiling all kernels takes less, and so do a large model's first tokens
-MAX_WORKERS = 40  # a device that fails at everything need not fail at every kernel
-LAST_WORDS = 4000  # characters of what a check printed
+TIMEOUT = 600.0  # seconds for one check: compiling all kernels takes less, and so do a large model's first tokens
+MAX_WORKERS = 40  # a device that fails every check is not tried with every kernel
+LAST_WORDS = 4000  # characters of a check's output that a message keeps
+
+_log = logging.getLogger("zincmetal.check")
 
 
 def run(
@@ -27,10 +30,10 @@ def run(
     timeout: float = TIMEOUT,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Result | list[str]]:
-    """The results of all checks in order, and the names of those planned once they are known.
+    """Yield the names of the planned checks once they are known, and the result of every check in order.
 
-    ``request`` has "device", "file" and "only", as the worker takes them. A check that ends its process, or says
-    nothing for ``timeout`` seconds, has failed. ``environment`` is set for the workers beside what is there.
+    ``request`` is the worker's, without "done". A check fails if it ends its process or takes more than ``timeout``
+    seconds. ``environment`` is added to the workers' own.
     """
     done: list[str] = []
     planned: list[str] = []
@@ -45,25 +48,30 @@ def run(
             elif event["name"] not in done:
                 done.append(event["name"])
                 yield worker.result(event)
-            elif event["status"] == FAIL:  # the device's, which every worker says
+            elif event["status"] == FAIL:  # of the device, which every worker reports again
                 why = f"the device cannot be opened again: {event['message']}"
         if worker.ended:
             break
         if not worker.again:
             name, death = worker.running or "worker", worker.death()
+            _log.info("the worker ended during %s: %s", name, death)
             if name in done:
                 why = death
                 break
             done.append(name)
             yield Result(name, Outcome(FAIL, death))
             if name in ("device", "worker"):
-                why = "see above"
+                why = f"{name} failed"
                 break
     yield from (Result(name, Outcome(FAIL, f"not run: {why}")) for name in planned if name not in done)
 
 
 class Worker:
-    """A process that runs checks until all have ``ended``, another is to go on (``again``), or one is its last."""
+    """A process that runs checks.
+
+    It stops when all checks have ``ended``, when the device is lost and another process must continue (``again``), or
+    when a check ends it; ``running`` is the name of that check.
+    """
 
     def __init__(
         self, command: Sequence[str], request: Mapping[str, Any], timeout: float, environment: Mapping[str, str]
@@ -75,10 +83,10 @@ class Worker:
         self._printed = TemporaryFile()  # noqa: SIM115
         self._timed_out = False
         self._status = 0
-        self._read = 0  # bytes of what was printed
+        self._read = 0  # bytes of its output so far
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The plan and the results, as the worker says them."""
+        """Start the process; yield the plan and the results that it reports."""
         with subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -92,7 +100,7 @@ class Worker:
                 with suppress(BrokenPipeError), process.stdin:
                     json.dump(self._request, process.stdin)
                 while line := self._line(process):
-                    with suppress(json.JSONDecodeError):  # a driver that prints to standard output
+                    with suppress(json.JSONDecodeError):  # a driver may print to standard output
                         event = json.loads(line)
                         self.running = event.get("begin")
                         self.ended, self.again = "end" in event, "again" in event
@@ -103,7 +111,7 @@ class Worker:
         self._status = process.returncode
 
     def _line(self, process: subprocess.Popen[str]) -> str:
-        """The next line, or nothing where the process has ended, which it does when it takes too long."""
+        """Read the next line; empty if the process has ended. A process that takes too long is ended."""
         assert process.stdout
 
         def end() -> None:
@@ -118,18 +126,18 @@ class Worker:
             timer.cancel()
 
     def result(self, event: Mapping[str, Any]) -> Result:
-        """A check's result. One that passed, but during which something was printed (by a validation layer), warns."""
+        """Make the result of a check. If a validation layer or a driver printed something, a pass becomes a warning."""
         name, status, message, figures = (event[key] for key in ("name", "status", "message", "figures"))
         if printed := self._remarks(event.get("printed")):
             figures = {**figures, "stderr": printed}
-            if name != "device" and status == PASS:  # layers announce themselves when a device opens
+            if name != "device" and status == PASS:  # layers print a greeting when a device opens
                 status, message = WARN, f"{message}; it printed: {printed}"
         return Result(name, Outcome(status, message, figures))
 
     def death(self) -> str:
-        """How the process ended, and its last words."""
+        """Say how the process ended, and the last of its output."""
         if self._timed_out:
-            how = f"it said nothing for {self._timeout:g} seconds"
+            how = f"it did not end within {self._timeout:g} seconds"
         elif self._status < 0:
             how = f"it ended the process: {signal.Signals(-self._status).name}"
         else:
@@ -138,11 +146,11 @@ class Worker:
         return f"{how}; it printed: {printed}" if printed else how
 
     def _remarks(self, end: int | None = None) -> str:
-        """What the process has printed on standard error since this was asked last, up to byte ``end``: the end of it.
+        """Return the last of the new output on standard error, up to byte ``end``.
 
-        The worker says where that is, as it may have begun the next check meanwhile.
+        The worker reports ``end`` with each result, because it may have begun the next check meanwhile.
         """
-        # The worker writes with this file's own position: what is read is found by place.
+        # The worker writes at this file's position, so the file is read by offset.
         new = os.pread(self._printed.fileno(), 1 << 24 if end is None else max(0, end - self._read), self._read)
         self._read += len(new)
         return new.decode(errors="replace").strip()[-LAST_WORDS:]

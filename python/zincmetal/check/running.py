@@ -1,4 +1,4 @@
-"""The engine over more than one step: steps that run ahead, sampling, pauses, a long prompt, minutes of decode."""
+"""Checks of the engine over many steps: steps that run ahead, sampling, pauses, a long prompt, minutes of decode."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ CONTEXT, LONG_CONTEXT = 512, 4096
 N_TOKENS = 48
 PAUSES, LONG_PAUSES = (0.0, 0.5, 1.0, 1.5), (0.0, 0.5, 1.0, 1.5, 3.0, 10.0)  # seconds
 AFTER_A_PAUSE = 10  # tokens
-SLOWED = 2.0  # of a token's time after a pause to that without one
-WINDOW = 10.0  # seconds of the soak that make one figure
-GROWN = 64 << 20  # bytes of resident memory that a soak may add
+SLOWED = 2.0  # more than so many times as long for a token after a pause: a warning
+WINDOW = 10.0  # seconds of a soak for one figure
+GROWN = 64 << 20  # bytes of resident memory that a soak may add without a warning
 
 
 def checks(path: Path, device: str, long: bool, soak: float) -> Iterator[tuple[str, Callable[[], Outcome]]]:
-    """The checks of a model's file by name. ``long`` takes longer pauses and a long prompt; ``soak`` is in seconds."""
+    """Yield the checks of a model's file by name.
+
+    ``long``: longer pauses, and a long prompt on the CPU too. ``soak``: seconds of decode, 0 for none.
+    """
 
     def on(context: int, check: Callable[..., Outcome], *args: Any) -> Callable[[], Outcome]:
         def run() -> Outcome:
-            with load(path, context, device) as model:
+            with load(path, context=context, device=device) as model:
                 return check(model, *args)
 
         return run
@@ -45,28 +48,28 @@ def checks(path: Path, device: str, long: bool, soak: float) -> Iterator[tuple[s
 
 
 def ahead(model: Model) -> Outcome:
-    """Whether greedy steps that run ahead, chosen by the device, make the tokens that the host chooses one by one."""
+    """Compare greedy tokens that the device chooses, running ahead, with the same tokens chosen by the host."""
     ids = prompt_of(model)
     want = model.generate(ids, N_TOKENS, logits_processors=[_unchanged]).tokens
     model.reset()
     got = model.generate(ids, N_TOKENS).tokens
     if got == want:
-        return Outcome(PASS, f"{len(got)} tokens, chosen by the device ahead of the host and by the host one by one")
+        return Outcome(PASS, f"{len(got)} tokens: the device, running ahead, chooses as the host does one by one")
     n = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), min(len(got), len(want)))
-    return Outcome(FAIL, f"token {n} of steps that run ahead is another", {"ahead": got, "one by one": want})
+    return Outcome(FAIL, f"token {n} differs when steps run ahead", {"ahead": got, "one by one": want})
 
 
 def seed(model: Model) -> Outcome:
-    """Whether the same seed samples the same tokens again."""
+    """Compare the tokens that one seed samples twice."""
     ids = prompt_of(model)
     first, second = (model.generate(ids, N_TOKENS, temperature=1.0, seed=7).tokens for _ in range(2))
     if first == second:
         return Outcome(PASS, f"{len(first)} sampled tokens, twice the same")
-    return Outcome(FAIL, "the same seed gave other tokens", {"first": first, "second": second})
+    return Outcome(FAIL, "the same seed gave different tokens", {"first": first, "second": second})
 
 
 def busy(model: Model) -> Outcome:
-    """How much of the time of decode the device works."""
+    """Measure the share of decode's time in which the device works."""
     ids = prompt_of(model)
     model.generate(ids, N_TOKENS)
     before, began = model.profile()["gpu_seconds"], time.perf_counter()
@@ -78,7 +81,7 @@ def busy(model: Model) -> Outcome:
 
 
 def pauses(model: Model, seconds: Sequence[float]) -> Outcome:
-    """What a pause costs the tokens after it: memory that the system took from the GPU meanwhile comes back slowly."""
+    """Measure a token's time after pauses: the system may take memory from the GPU, and it comes back slowly."""
     ids = prompt_of(model)
     model.generate(ids, N_TOKENS)
     found: dict[float, float] = {}
@@ -95,7 +98,7 @@ def pauses(model: Model, seconds: Sequence[float]) -> Outcome:
 
 
 def long_prompt(model: Model) -> Outcome:
-    """Whether a prompt of thousands of tokens goes through, which keeps the GPU and so the display busy for long."""
+    """Run a prompt of thousands of tokens, which keeps the GPU, and so the display, busy for long."""
     n = min(LONG_CONTEXT, model.config.n_ctx) - 1
     ids = prompt_of(model)
     ids = (ids * (n // len(ids) + 1))[:n]
@@ -107,7 +110,7 @@ def long_prompt(model: Model) -> Outcome:
 
 
 def soaked(model: Model, seconds: float) -> Outcome:
-    """Decode for that long: tokens/s and resident memory, by windows of ten seconds."""
+    """Decode for so many seconds; measure tokens/s and resident memory in windows of ten seconds."""
     ids, end = prompt_of(model), time.perf_counter() + seconds
     model.generate(ids, N_TOKENS)
     rates: list[float] = []
@@ -125,8 +128,8 @@ def soaked(model: Model, seconds: float) -> Outcome:
 
 
 def captured(path: Path, device: str, trace: str) -> Outcome:
-    """Record a decode step for Xcode, into ``trace``, a file that ends in .gputrace."""
-    with load(path, CONTEXT, device) as model:
+    """Record a decode step for Xcode in ``trace``, a path that ends in .gputrace."""
+    with load(path, context=CONTEXT, device=device) as model:
         ids = prompt_of(model)
         model.generate(ids, 2)
         model.device.start_capture(trace)
@@ -134,20 +137,20 @@ def captured(path: Path, device: str, trace: str) -> Outcome:
             model.generate(ids, 2)
         finally:
             model.device.stop_capture()
-    return Outcome(PASS, f"a step is in {trace}: open it with Xcode")
+    return Outcome(PASS, f"a decode step is in {trace}: open it with Xcode")
 
 
 def _unchanged(ids: Sequence[int], logits: NDArray[Any]) -> NDArray[Any]:
-    """A logits processor that has the host choose each token."""
+    """Return the logits. As a logits processor it makes the host choose each token."""
     return logits
 
 
 def _resident() -> int:
-    """Bytes of this process that are resident now; on systems that do not say, the most that ever were."""
+    """Return the resident bytes of this process: of now, or the peak on systems without /proc."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * 4096
     except OSError:
-        from ..api.generation import peak_memory
+        from ..api.result import peak_memory
 
         return peak_memory()

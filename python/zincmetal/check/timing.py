@@ -1,16 +1,16 @@
-"""How fast the hot shapes run, in bytes or operations per second of device time: for information."""
+"""Measures common shapes in bytes or operations per second of device time. For information."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..config import ModelConfig, Rope
 from ..device.buffers import step_record
+from ..device.core import BoundDispatch, Core
 from ..gguf.quants import by_name
 from ..graph.ops import KV_CACHES, PAGES, STEP, Op, Operand, State, Value, Weight
 from ..plan.addresses import state_sizes
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 
 COLD_BYTES = 256 << 20  # of copies that are read in turn: more than caches hold
 MAX_COPIES = 64
-LONG_ENOUGH = 0.25  # seconds of a measurement, where the copies allow it
+LONG_ENOUGH = 0.25  # seconds of a measurement, if the copies allow it
 TRIES = 3
 PREFILL_ROWS = 512
 CONTEXT = 8192
+# The least and the most that a device can show. Anything else is an error of the clock.
 PLAUSIBLE = {"GB/s": (0.01, 2e4), "GFLOP/s": (0.1, 2e6)}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A hot operation: ``op(size)`` works on ``size`` rows of a matrix, or keys, for ``rows`` tokens."""
+    """A common operation: ``op(size)`` reads ``size`` rows of a matrix, or keys, for ``rows`` tokens."""
 
     name: str
     op: Callable[[int], Op]
@@ -41,14 +42,12 @@ class Shape:
 
     @property
     def unit(self) -> str:
-        """What bounds it: bytes read, or operations."""
+        """The unit of its rate: bytes read for one token, operations for many."""
         return "GB/s" if self.rows == 1 else "GFLOP/s"
 
 
 def shapes() -> Iterator[Shape]:
-    """A yardstick (reading 1 GiB), and LM head, projection and attention of Qwen3.6-35B-A3B, the feed-forward of
-    Qwen3-1.7B, a prefill.
-    """
+    """Yield a yardstick (reading 1 GiB), shapes of Qwen3.6-35B-A3B and Qwen3-1.7B in decode, and one in prefill."""
     yield Shape("yardstick f32 131072x2048", _product("f32", 2048), 131072)
     yield Shape("LM head q8_0 248320x2048", _product("q8_0", 2048), 248320)
     yield Shape("projection q8_0 8192x2048", _product("q8_0", 2048), 8192)
@@ -58,11 +57,8 @@ def shapes() -> Iterator[Shape]:
     yield Shape(f"prefill q8_0 8192x2048, {PREFILL_ROWS} tokens", _product("q8_0", 2048), 8192, PREFILL_ROWS)
 
 
-def measure(core: ModuleType, device: _core.Device, shape: Shape) -> Outcome:
-    """Time the shape, or the largest part of it that takes a slow device no longer than it should.
-
-    Raises DeviceError.
-    """
+def measure(core: Core, device: _core.Device, shape: Shape) -> Outcome:
+    """Measure the rate of a shape, or of a part of it if the device is slow. Raises DeviceError."""
     size = max(shape.size // 128, 1)
     seconds = _Bench(core, device, shape, size, copies=1).seconds()
     while size < shape.size and seconds < LONG_ENOUGH / 8:
@@ -74,15 +70,15 @@ def measure(core: ModuleType, device: _core.Device, shape: Shape) -> Outcome:
     rate = _work(shape, size) / max(seconds, 1e-12) / 1e9
     least, most = PLAUSIBLE[shape.unit]
     plausible = least <= rate <= most
-    part = "" if size == shape.size else f", of {size} in {shape.size} rows, as this device is slow"
-    message = f"{rate:,.4g} {shape.unit}, {seconds * 1e6:,.1f} us{part}" + ("" if plausible else "; no plausible time")
+    part = "" if size == shape.size else f" for {size} of {shape.size} rows, because this device is slow"
+    message = f"{rate:,.4g} {shape.unit}, {seconds * 1e6:,.1f} us{part}" + ("" if plausible else "; not plausible")
     return Outcome(PASS if plausible else WARN, message, {shape.unit: rate, "seconds": seconds, "size": size})
 
 
 class _Bench:
-    """A shape's launches over several copies of what they read most of, with the buffers that they need."""
+    """The launches of a shape with their buffers, over several copies of the largest inputs."""
 
-    def __init__(self, core: ModuleType, device: _core.Device, shape: Shape, size: int, copies: int) -> None:
+    def __init__(self, core: Core, device: _core.Device, shape: Shape, size: int, copies: int) -> None:
         self._device, self._copies = device, copies
         target = Target.of(core, device.info)
         self._launches = Lowering(target, _CFG, "f16").launches(shape.op(size), shape.rows)
@@ -99,23 +95,23 @@ class _Bench:
             pages.write(np.arange(nbytes // 4, dtype=np.uint32))
 
     def seconds(self) -> float:
-        """Of the device for one copy: the best of some tries, after one that warms up."""
+        """Return device seconds for one copy: the best of some tries, after one to warm up."""
         dispatches = [d for copy in range(self._copies) for d in self._dispatches(copy)]
         self._device.run(dispatches)
         return min(self._device.run(dispatches) for _ in range(TRIES)) / self._copies
 
-    def _dispatches(self, copy: int) -> list[_core.Dispatch]:
-        found: list[_core.Dispatch] = []
+    def _dispatches(self, copy: int) -> list[BoundDispatch]:
+        found: list[BoundDispatch] = []
         for launch in self._launches:
             bindings = []
             for arg in launch.args:
                 buffer, nbytes = self._buffers[arg.operand.name]
                 bindings.append((buffer, copy * nbytes if buffer.nbytes > nbytes else 0, nbytes))
-            found.append((launch.kernel, launch.params, bindings, launch.grid, launch.threads, True))
+            found.append(BoundDispatch.of(launch, bindings, barrier=True))
         return found
 
     def _filled(self, nbytes: int, copies: int) -> _core.Buffer:
-        """Memory that was written, and holds small numbers in every type."""
+        """Allocate memory and write it, with bytes that are small numbers in every type."""
         buffer = self._device.alloc(nbytes * copies)
         pattern = np.random.default_rng(1).integers(0, 60, min(1 << 24, buffer.nbytes), np.uint8)
         for at in range(0, buffer.nbytes, pattern.size):
@@ -134,7 +130,7 @@ def _is_read_most(operand: Operand) -> bool:
 
 
 def _work(shape: Shape, size: int) -> int:
-    """Bytes read or, for many tokens, multiplications and additions."""
+    """Count the bytes read or, for many tokens, the multiplications and additions."""
     weights = shape.op(size).weights
     if shape.rows > 1:
         return sum(2 * shape.rows * w.shape[0] * w.shape[1] for w in weights)

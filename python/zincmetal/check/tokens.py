@@ -1,14 +1,12 @@
-"""The first tokens that a model makes on the device, beside those of the CPU."""
+"""Compares the first tokens that a model makes on the device with those that it makes on the CPU."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from .. import settings
 from ..api.model import Model, load
 from ..errors import TokenizerError
 from .results import FAIL, PASS, WARN, Outcome
@@ -16,41 +14,45 @@ from .results import FAIL, PASS, WARN, Outcome
 PROMPT = "The capital of France is"
 CONTEXT = 256
 N_TOKENS = 16
-# The CPU is compared with its own Metal text, which takes about a second a token of the smallest model.
+# The CPU is compared with its own Metal text, which takes about a second for a token of the smallest model.
 N_TOKENS_MSL, LARGEST_MSL = 3, 256 << 20
-NEAR_TIE = 0.05  # of two logits: what the lanes' rounding, most of it in the cache, may turn around
+NEAR_TIE = 0.05  # between two logits: the lanes' rounding, most of it in the cache, may swap them
 
 
 def first_tokens(path: Path, device: str) -> Outcome:
-    """Greedy tokens of a GGUF file on the device, compared with the CPU's native kernels, or on the CPU with the
-    Metal text. Raises ZincError where the file cannot be run.
+    """Compare a file's first greedy tokens with those of the CPU's native kernels.
+
+    If the device is the CPU itself, they are compared with its Metal text. Raises ZincError if the file does not run.
     """
     if device == "cpu" and path.stat().st_size > LARGEST_MSL:
-        return Outcome(WARN, f"{path.name} is too large for the CPU's Metal text, the only other lane to compare with")
+        return Outcome(WARN, f"not compared: {path.name} is too large for the CPU's Metal text, the only other lane")
     n = N_TOKENS_MSL if device == "cpu" else N_TOKENS
-    with load(path, CONTEXT, device) as model:
+    with load(path, context=CONTEXT, device=device) as model:
         ids = prompt_of(model)
         got = model.generate(ids, n).tokens
         replaced = model.profile()["replaced"]
-    with _native(device != "cpu"), load(path, CONTEXT, "cpu") as model:
+    with (
+        settings.override(settings.NATIVE, "0" if device == "cpu" else "1"),
+        load(path, context=CONTEXT, device="cpu") as model,
+    ):
         want = model.generate(ids, n).tokens
         figures = {"tokens": got, "cpu_tokens": want, "replaced": replaced}
         note = "".join(f"; {', '.join(r['by'])} instead of {kernel}" for kernel, r in replaced.items())
         if got == want:
-            words = f"{path.name}: {len(want)} tokens as on the CPU: {model.detokenize(want)!r}{note}"
-            return Outcome(PASS, words, figures)
+            message = f"{path.name}: {len(want)} tokens as on the CPU: {model.detokenize(want)!r}{note}"
+            return Outcome(PASS, message, figures)
         first = next(i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b)
         margin = _margin(model, [*ids, *want[:first]], want[first], got[first])
     message = (
-        f"{path.name}: token {first} is {got[first]} instead of {want[first]}, {margin:.3g} below it in logits{note}"
+        f"{path.name}: token {first} is {got[first]} instead of {want[first]}, whose logit is {margin:.3g} higher{note}"
     )
     if margin <= NEAR_TIE:
-        return Outcome(WARN, f"{message}: a near tie", figures)
+        return Outcome(WARN, f"{message}; that is a near tie", figures)
     return Outcome(FAIL, message, figures)
 
 
 def prompt_of(model: Model) -> list[int]:
-    """Some text, or for a model that knows none some tokens."""
+    """Return the ids of a short prompt, or any five ids if the model has no tokenizer."""
     try:
         return model.tokenize(PROMPT)
     except TokenizerError:
@@ -58,20 +60,6 @@ def prompt_of(model: Model) -> list[int]:
 
 
 def _margin(model: Model, ids: list[int], best: int, other: int) -> float:
-    """How far the logit of another token is below the best one's, after ``ids``."""
+    """Return the logit of the best token after ``ids`` minus that of another one."""
     logits = model.logits(ids)[-1].astype(np.float64)
     return float(logits[best] - logits[other])
-
-
-@contextmanager
-def _native(on: bool) -> Iterator[None]:
-    """Whether the CPU lane that is opened meanwhile uses its native kernels."""
-    before = os.environ.get("ZINCMETAL_NATIVE")
-    os.environ["ZINCMETAL_NATIVE"] = "1" if on else "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["ZINCMETAL_NATIVE"]
-        else:
-            os.environ["ZINCMETAL_NATIVE"] = before

@@ -1,8 +1,8 @@
-"""The process in which checks run: it reads what to do from standard input, and writes a JSON object a line.
+"""The process in which checks run. It reads a request from standard input and writes one JSON object on each line.
 
-``{"plan": names}`` once the device is open, and for every check ``{"begin": name}`` and then its name, status, message
-and figures; ``{"end": true}`` after the last, or ``{"again": true}`` where the device has failed and another process is
-to go on.
+- ``{"plan": names}`` when the device is open;
+- for every check ``{"begin": name}``, then an object with its name, status, message and figures;
+- ``{"end": true}`` after the last check, or ``{"again": true}`` if the device is lost and a new process must continue.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from .results import FAIL, PASS, WARN, Outcome
 if TYPE_CHECKING:
     from .. import _core
 
-SIMDGROUP, THREADGROUP_BYTES = 32, 32768  # what the kernels are written for
+SIMDGROUP, THREADGROUP_BYTES = 32, 32768  # the kernels need a simdgroup of exactly, threadgroup memory of at least
 
 Check: TypeAlias = Callable[[], Outcome]
 Event: TypeAlias = dict[str, Any]
 
 
 def main() -> None:
-    """Run the checks that standard input asks for: {"device", "file", "only", "long", "soak", "capture", "done"}."""
+    """Run the checks of a request: {"device", "file", "only", "long", "soak", "capture", "done"}."""
     request = json.load(sys.stdin)
-    logging.getLogger("zincmetal.device.fallback").addHandler(logging.NullHandler())  # the checks themselves say it
+    logging.getLogger("zincmetal.device").addHandler(logging.NullHandler())  # the results name missing kernels
     for event in events(request):
         print(json.dumps(event), flush=True)
 
 
 def events(request: Mapping[str, Any]) -> Iterator[Event]:
-    """What the worker says, in order."""
+    """Run the checks; yield the objects that the worker writes."""
     yield {"begin": "device"}
     try:
         lab = Lab(request["device"])
     except Exception as error:
-        yield _event("device", Outcome(FAIL, _words(error)))
+        yield _event("device", Outcome(FAIL, _message(error)))
         yield {"end": True}
         return
     planned = {name: check for name, check in lab.checks(request) if _wanted(name, request["only"])}
@@ -66,18 +66,18 @@ def events(request: Mapping[str, Any]) -> Iterator[Event]:
         except Mismatch as error:
             outcome, failed = Outcome(FAIL, str(error)), False
         except Exception as error:
-            outcome, failed = Outcome(FAIL, _words(error)), isinstance(error, DeviceError)
+            outcome, failed = Outcome(FAIL, _message(error)), isinstance(error, DeviceError)
         yield _event(name, outcome)
-        if failed:  # a device stays unusable, with some drivers for the whole process
+        if failed:  # with some drivers the device is then lost for the whole process
             yield {"again": True}
             return
     yield {"end": True}
 
 
 class Lab:
-    """The device under test, the CPU that runs the Metal text beside it, and the checks on them.
+    """The device under test, the CPU with the Metal text as the reference, and the checks.
 
-    Raises DeviceError where one cannot be opened.
+    Raises UsageError or DeviceError if one of them does not open.
     """
 
     def __init__(self, device: str | None) -> None:
@@ -93,30 +93,31 @@ class Lab:
         self._kernels = set(self.device.kernel_names())
 
     def about(self) -> Outcome:
-        """What the device is."""
-        info = {**self.device.info, "seconds_to_open": self._opened}
+        """Describe the device; fail or warn if it is too small or too old for the kernels."""
+        info = self.device.info
         features = info["features"]
         family = f", {features['family']}" if "family" in features else ""
         memory, largest = in_units(info["working_set_bytes"]), in_units(info["max_buffer_bytes"])
-        message = f"{info['name']} ({info['backend']}){family}; {memory} to work with, buffers of up to {largest}"
+        message = f"{info['name']} ({info['backend']}){family}; memory {memory}, buffers of up to {largest}"
         if "kernels" in features:
             message += f"; {features['kernels']}"
         message += f"; opened in {self._opened:.2f} s"
         if info["backend"] == "cpu":
-            message += f"; its native kernels ({features['native kernels']}) are held to the Metal text"
+            message += f"; its native kernels ({features['native kernels']}) are compared with the Metal text"
+        figures = {**info, "seconds_to_open": self._opened}
         if info["max_threadgroup_bytes"] < THREADGROUP_BYTES:
-            return Outcome(FAIL, f"{message}; threadgroups have less than 32 KiB", info)
+            return Outcome(FAIL, f"{message}; threadgroups have less memory than the 32 KiB that kernels need", figures)
         if "older" in family:
-            return Outcome(WARN, f"{message}; the kernels need Apple7, which is M1", info)
-        return Outcome(PASS, message, info)
+            return Outcome(WARN, f"{message}; the kernels need Apple7, which is M1", figures)
+        return Outcome(PASS, message, figures)
 
     def checks(self, request: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
-        """Every check by name, in the order in which they run."""
-        for feature, words in self.device.info["features"].items():
+        """Yield every check by name, in the order of the run."""
+        for feature, message in self.device.info["features"].items():
             if feature.startswith("warnings "):  # of a source that compiles
-                yield f"source/{feature.removeprefix('warnings ')}", partial(Outcome, WARN, words)
-            elif feature.endswith(".metal"):  # one that does not
-                yield f"source/{feature}", partial(Outcome, FAIL, words)
+                yield f"source/{feature.removeprefix('warnings ')}", partial(Outcome, WARN, message)
+            elif feature.endswith(".metal"):  # a source that does not
+                yield f"source/{feature}", partial(Outcome, FAIL, message)
         names = sorted({*self._kernels, *self.reference.kernel_names()})
         for name in names:
             yield f"pipeline/{name}", partial(self._pipeline, name)
@@ -135,49 +136,49 @@ class Lab:
             yield f"timing/{shape.name}", partial(timing.measure, self.core, self.device, shape)
 
     def _pipeline(self, name: str) -> Outcome:
-        """Whether the kernel builds, and takes the threads that plans launch it with."""
+        """Build a kernel; check that it takes as many threads as plans launch."""
         if name not in self._kernels:
-            return Outcome(FAIL, f"there is no such kernel on {self.name}{self._instead(name)}")
+            return Outcome(FAIL, f"{self.name} has no such kernel{self._replaced(name)}")
         began = time.perf_counter()
         try:
             threads, width, nbytes = self.device.limits(name)
         except DeviceError as error:
-            return Outcome(FAIL, _words(error) + self._instead(name))
+            return Outcome(FAIL, _message(error) + self._replaced(name))
         seconds = time.perf_counter() - began
         figures = {"max_threads": threads, "simd_width": width, "threadgroup_bytes": nbytes, "seconds": seconds}
         case = self.cases.get(name)
         if width != SIMDGROUP:
-            return Outcome(FAIL, f"its simdgroups have {width} threads, and the kernels need {SIMDGROUP}", figures)
+            return Outcome(FAIL, f"its simdgroups have {width} threads; the kernels need {SIMDGROUP}", figures)
         if nbytes > (has := self.device.info["max_threadgroup_bytes"]):
-            return Outcome(FAIL, f"it uses {nbytes} bytes of threadgroup memory, of {has}", figures)
+            return Outcome(FAIL, f"it uses {nbytes} bytes of threadgroup memory; the device has {has}", figures)
         if case and case.launch.threads > threads:
-            words = f"it takes {threads} threads, and plans launch {case.launch.threads}{self._instead(name)}"
-            return Outcome(FAIL, words, figures)
+            message = f"it takes {threads} threads; plans launch {case.launch.threads}{self._replaced(name)}"
+            return Outcome(FAIL, message, figures)
         return Outcome(PASS, f"up to {threads} threads", figures)
 
-    def _instead(self, name: str) -> str:
-        """What plans use where a kernel is not to be had."""
-        instead = self.cases[name].instead if name in self.cases else []
-        return f"\nthe engine uses {', '.join(instead)} instead" if instead else ""
+    def _replaced(self, name: str) -> str:
+        """Name the kernels that plans use if a kernel is missing; empty if there are none."""
+        replacements = self.cases[name].replacements if name in self.cases else []
+        return f"\nthe engine uses {', '.join(replacements)} instead" if replacements else ""
 
     def _kernel(self, name: str) -> Outcome:
-        """Whether the kernel computes on the device what it computes on the CPU."""
+        """Compare a kernel's results on the device with those on the CPU."""
         if name not in self.cases:
-            return Outcome(FAIL, "check has no case for this kernel, so that nothing is known of it")
+            return Outcome(FAIL, "not run: check has no case for this kernel")
         pipeline = self._pipeline(name)
         if pipeline.status == FAIL:
             return Outcome(FAIL, f"not run: {pipeline.message.partition(chr(10))[0]}")
         case, reference_case = self.cases[name], self.reference_cases[name]
         share = largest_difference(self.core, case, self.device, reference_case, self.reference)
-        return Outcome(PASS, f"error {share:.2f} of what is allowed", {"error": share})
+        return Outcome(PASS, f"{share:.2f} of the allowed error", {"error": share})
 
     def _model(self, file: str | None) -> Outcome:
-        """Whether a model makes the tokens that it makes on the CPU."""
+        """Compare a model's first tokens with those on the CPU."""
         from ..hub import GET_DEMO
         from .tokens import first_tokens
 
         if file is None:
-            return Outcome(WARN, f"no model: pass a GGUF file, or {GET_DEMO} for a small one")
+            return Outcome(WARN, f"not run: no model; pass a GGUF file, or {GET_DEMO} for a small one")
         return first_tokens(Path(file), self.name)
 
 
@@ -188,17 +189,17 @@ def _event(name: str, outcome: Outcome) -> Event:
         "status": outcome.status,
         "message": outcome.message,
         "figures": dict(outcome.figures),
-        "printed": os.fstat(2).st_size,  # standard error is the runner's file
+        "printed": os.fstat(2).st_size,  # standard error is a file of the runner
     }
 
 
 def _wanted(name: str, patterns: list[str]) -> bool:
-    """What cannot be compiled is said in any case."""
+    """Whether a check is asked for. A source that does not compile is always reported."""
     return not patterns or name.startswith("source/") or any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _words(error: Exception) -> str:
-    """An error, each of its lines once."""
+def _message(error: Exception) -> str:
+    """Write an error with its type, each line once."""
     return f"{type(error).__name__}: " + "\n".join(dict.fromkeys(str(error).splitlines()))
 
 

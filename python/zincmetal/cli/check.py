@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from .. import settings
 from ..check import runner
 from ..check.results import FAIL, Result
 from ..errors import UsageError
@@ -88,7 +89,7 @@ class Way:
         return replace(result, name=f"{result.group} ({self.name}){result.name.removeprefix(result.group)}")
 
 
-FROM_TEXT = Way("from text", {"ZINCMETAL_METALLIB": "0"})
+FROM_TEXT = Way("from text", {settings.METALLIB.name: "0"})
 VALIDATED = Way(
     "validated",
     {

@@ -19,8 +19,8 @@ from .output import INTERRUPTED, command, print_json, say
 from .progress import bar, on_terminal
 
 if TYPE_CHECKING:
-    from ..api.generation import Chunk
     from ..api.model import Model
+    from ..api.result import Chunk
     from ..device.buffers import Progress
 
 
@@ -100,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
     path = args.model or demo_model()
     prompt = args.prompt if args.prompt is not None else read_prompt()
     with bar("load", disable=not on_terminal(), unit="B") as progress:
-        model = load(path, args.context, args.device, args.kv, args.threads, progress)
+        model = load(
+            path, context=args.context, device=args.device, kv=args.kv, threads=args.threads, progress=progress
+        )
     with model, bar("prompt", disable=not on_terminal()) as progress:
         return write(model, args, stream(model, args, prompt, progress))
 
@@ -147,7 +149,7 @@ def chat_options(args: argparse.Namespace, taken: set[str]) -> dict[str, Any]:
 
 def write(model: Model, args: argparse.Namespace, chunks: Iterator[Chunk]) -> int:
     """Print the text as it comes, then the figures; Ctrl-C ends the text, not the report."""
-    from ..api.generation import PromptRead, result_of
+    from ..api.result import PromptRead, result_of
 
     made: list[Chunk] = []
     code, prompt = 0, PromptRead(0, 0.0)

@@ -1,1 +1,1 @@
-"""This machine: which core runs, its memory, and the kernels that it can make."""
+"""This machine: the compiled core that runs, its memory, and the kernels that it can build."""

@@ -1,4 +1,4 @@
-"""Device memory of a model: the mapped weights as no-copy buffers, and what the engine allocates beside them."""
+"""Device memory of a model: the mapped weights as no-copy buffers, and the buffers that an engine allocates."""
 
 from __future__ import annotations
 
@@ -50,26 +50,30 @@ def map_weights(
 
 
 class Buffers:
-    """The buffers of one sequence on a device, beside the weights, which it may share with others.
+    """The buffers of one engine by name: the weights, which engines may share, and its own, made at first use.
 
     Raises DeviceError where the device refuses one.
     """
 
     def __init__(self, device: _core.Device, weights: NamedBuffers, addresses: AddressMap) -> None:
-        self._device, self._sizes = device, addresses.sizes
+        self._device, self._planned = device, addresses.sizes
         self._buffers = dict(weights)
         for name, values in addresses.initial.items():
             self.buffer(name).write(values())
 
     def buffer(self, name: str) -> _core.Buffer:
-        """The buffer of this name, which is allocated when it is first asked for."""
+        """The buffer of this name; allocated at first use."""
         if name not in self._buffers:
-            self.alloc(name, self._sizes[name])
+            self.alloc(name, self._planned[name])
         return self._buffers[name]
 
     def alloc(self, name: str, nbytes: int) -> None:
         """Allocate (anew) ``nbytes`` under a name."""
         self._buffers[name] = self._device.alloc(nbytes)
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of every buffer that there is now."""
+        return {name: buffer.nbytes for name, buffer in self._buffers.items()}
 
     def floats(self, name: str) -> NDArray[np.float32]:
         """The buffer's floats, float32 [n]: the memory itself where the host sees it, else a copy as of now."""

@@ -1,8 +1,8 @@
-"""Plans whose experts the host routes, one by one: for weights of a type that no batched expert kernel takes, and for
-devices that cannot make these kernels.
+"""Plans whose experts the host routes, one by one.
 
-Correct and slow: every product of experts is a command buffer of its own, and another runs what stands before it,
-because the host must know the chosen experts. :class:`HostRoutedPlan` counts them.
+For weights of a type that no batched expert kernel takes, and for devices that cannot make the batched kernels. Correct
+and slow: the host must know the chosen experts, so every product of experts is a command buffer of its own, and so are
+the dispatches before it. :class:`HostRoutedPlan` counts the command buffers.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from ..graph.ops import STEP, TOKENS, Weight
 from ..plan.addresses import Region
 from ..plan.plan import Dispatch, Plan, ready
+from .buffers import step_record
 
 if TYPE_CHECKING:
     from .. import _core
 
-NamedBuffers: TypeAlias = "Callable[[str], _core.Buffer]"
+BufferOf: TypeAlias = "Callable[[str], _core.Buffer]"
 
 
 @dataclass
@@ -41,7 +42,7 @@ class HostRoutedPlan:
     """
 
     def __init__(
-        self, core: ModuleType, device: _core.Device, plan: Plan, buffers: NamedBuffers, counters: Counters
+        self, core: ModuleType, device: _core.Device, plan: Plan, buffers: BufferOf, counters: Counters
     ) -> None:
         self._core, self._device, self._buffers = core, device, buffers
         for kernel in dict.fromkeys(d.launch.kernel for d in plan.dispatches):
@@ -51,26 +52,25 @@ class HostRoutedPlan:
         self.counters = counters
         self.why = next(_why(d) for d in plan.dispatches if d.launch.routed)
 
-    def step(self, session: _core.Steps, ids: NDArray[np.int32]) -> int:
+    def step(self, steps: _core.Steps, ids: NDArray[np.int32]) -> int:
         """Append ``ids`` to the sequence; the arg max after the last. Raises as ``prefill_step``."""
-        if session.length + ids.size <= session.n_ctx:  # otherwise the last part says what is wrong
-            self._announce(session, ids)
+        if steps.length + ids.size <= steps.n_ctx:  # otherwise the last part says what is wrong
+            self._announce(steps, ids)
             for part in self._parts:
-                self._run(part, ids.size)
-        best: int = self._core.prefill_step(session, self._last, ids)
+                self.run_part(part, ids.size)
+        best: int = self._core.prefill_step(steps, self._last, ids)
         self.counters.steps += 1
         self.counters.command_buffers += 1
         self.counters.dispatches += self._last.n_dispatches
         return best
 
-    def _announce(self, session: _core.Steps, ids: NDArray[np.int32]) -> None:
-        """Tell the kernels of the step, as the session will for the last part."""
-        step = np.zeros(1, self._core.params_dtype("Step"))
-        step["n_tokens"], step["pos"] = ids.size, session.length
-        self._buffers(STEP.name).write(step)
+    def _announce(self, steps: _core.Steps, ids: NDArray[np.int32]) -> None:
+        """Tell the kernels of the step, as the core will for the last part."""
+        self._buffers(STEP.name).write(step_record(self._core, ids.size, steps.length))
         self._buffers(TOKENS.name).write(ids)
 
-    def _run(self, part: list[Dispatch], n_tokens: int) -> None:
+    def run_part(self, part: list[Dispatch], n_tokens: int) -> None:
+        """Run dispatches of the device's, or one product of experts, in a command buffer, and wait."""
         if part[0].launch.routed:
             launches = list(self._expert_products(part[0], n_tokens))
         else:
@@ -96,13 +96,6 @@ class HostRoutedPlan:
 
 
 Compiled: TypeAlias = "_core.Plan | HostRoutedPlan"
-
-
-def compiled(core: ModuleType, device: _core.Device, plan: Plan, buffers: NamedBuffers, counters: Counters) -> Compiled:
-    """A plan on a device; ``buffers`` maps the names in regions to device memory."""
-    if any(d.launch.routed for d in plan.dispatches):
-        return HostRoutedPlan(core, device, plan, buffers, counters)
-    return plan.compile(core, device, buffers)
 
 
 def _parts(dispatches: Sequence[Dispatch]) -> list[list[Dispatch]]:

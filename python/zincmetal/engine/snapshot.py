@@ -1,4 +1,4 @@
-"""A sequence copied out of a model, and back in: its tokens, the pages of K/V that they fill, the recurrent states."""
+"""A sequence copied out of an engine, and back in: its tokens, its pages of K/V, its recurrent states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..plan.addresses import AddressMap
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What :meth:`Model.save` gives: ``tokens`` (ids) and, by name of the buffer, the bytes of their state."""
+    """A saved sequence: its ``tokens`` (ids), and the bytes of its ``states`` by name of the buffer, uint8 [n]."""
 
     tokens: tuple[int, ...]
     states: Mapping[str, NDArray[np.uint8]]
@@ -27,56 +27,60 @@ class Snapshot:
         return sum(state.nbytes for state in self.states.values())
 
 
-def take(memory: Buffers, addresses: AddressMap, page: int, tokens: Sequence[int]) -> Snapshot:
-    """Copy out the state of ``tokens``; a page has ``page`` positions."""
-    pieces = _pieces(memory, addresses, page, len(tokens))
-    parts: dict[str, list[NDArray[np.uint8]]] = {}
-    for state, offset, nbytes in pieces:
-        parts.setdefault(state.name, []).append(memory.buffer(state.name).read(offset, nbytes))
-    return Snapshot(tuple(tokens), {name: np.concatenate(found) for name, found in parts.items()})
+class States:
+    """The state of a sequence in device memory: recurrent states, and pages of ``page`` positions of K/V."""
 
+    def __init__(self, buffers: Buffers, addresses: AddressMap, page: int) -> None:
+        self._buffers, self._addresses, self._page = buffers, addresses, page
 
-def check(memory: Buffers, addresses: AddressMap, page: int, snapshot: Snapshot) -> None:
-    """Raises UsageError where a snapshot is of a model with other states."""
-    sizes: dict[str, int] = {}
-    for state, _, nbytes in _pieces(memory, addresses, page, len(snapshot.tokens)):
-        sizes[state.name] = sizes.get(state.name, 0) + nbytes
-    if sizes != {name: content.nbytes for name, content in snapshot.states.items()}:
-        raise UsageError("the snapshot is of another model, or of one with another type of K/V cache")
+    def take(self, tokens: Sequence[int]) -> Snapshot:
+        """Copy out the state of a sequence of these tokens."""
+        parts: dict[str, list[NDArray[np.uint8]]] = {}
+        for state, offset, nbytes in self._pieces(len(tokens)):
+            parts.setdefault(state.name, []).append(self._buffers.buffer(state.name).read(offset, nbytes))
+        return Snapshot(tuple(tokens), {name: np.concatenate(found) for name, found in parts.items()})
 
+    def check(self, snapshot: Snapshot) -> None:
+        """Raise UsageError where the snapshot is of a model with other states."""
+        sizes: dict[str, int] = {}
+        for state, _, nbytes in self._pieces(len(snapshot.tokens)):
+            sizes[state.name] = sizes.get(state.name, 0) + nbytes
+        if sizes != {name: content.nbytes for name, content in snapshot.states.items()}:
+            raise UsageError("the snapshot is of another model, or of one with another type of K/V cache")
 
-def put(memory: Buffers, addresses: AddressMap, page: int, snapshot: Snapshot) -> None:
-    """Copy a snapshot in that :func:`check` let pass."""
-    done = dict.fromkeys(snapshot.states, 0)
-    for state, offset, nbytes in _pieces(memory, addresses, page, len(snapshot.tokens)):
-        at = done[state.name]
-        memory.buffer(state.name).write(snapshot.states[state.name][at : at + nbytes], offset)
-        done[state.name] = at + nbytes
+    def put(self, snapshot: Snapshot) -> None:
+        """Copy in a snapshot that :meth:`check` let pass."""
+        done = dict.fromkeys(snapshot.states, 0)
+        for state, offset, nbytes in self._pieces(len(snapshot.tokens)):
+            at = done[state.name]
+            self._buffers.buffer(state.name).write(snapshot.states[state.name][at : at + nbytes], offset)
+            done[state.name] = at + nbytes
 
+    def overflowed(self, length: int, kv: str) -> list[int]:
+        """The layers, first to last, whose keys or values are infinite in a cache of type ``kv``.
 
-def _pieces(memory: Buffers, addresses: AddressMap, page: int, length: int) -> Iterator[tuple[State, int, int]]:
-    """(state, offset, bytes) of all that a sequence of this length has: recurrent states, and pages in its order."""
-    if length == 0:  # kernels take every state for zero there
-        return
-    table = memory.buffer(PAGES.name).read().view(np.uint32)
-    for state, nbytes in addresses.states.items():
-        if state.kind in RECURRENT:
-            yield state, 0, nbytes
-        elif state.kind in KV_CACHES:
-            page_bytes = nbytes // table.size
-            for p in table[: -(-length // page)].tolist():
-                yield state, p * page_bytes, page_bytes
+        Only types that hold less than float32 does are looked at.
+        """
+        if kv == "f32":
+            return []
+        found = set[int]()
+        for state, offset, nbytes in self._pieces(length):
+            if state.kind in KV_CACHES and state.layer is not None:
+                held = self._buffers.buffer(state.name).read(offset, nbytes)
+                halves = held.view(np.float16) if kv == "f16" else held.reshape(-1, 34)[:, :2].copy().view(np.float16)
+                if np.isinf(halves).any():
+                    found.add(state.layer)
+        return sorted(found)
 
-
-def overflowed(memory: Buffers, addresses: AddressMap, page: int, length: int, kv: str) -> list[int]:
-    """The layers, first to last, whose keys or values are infinite as ``kv`` holds them, though not in float32."""
-    if kv == "f32":
-        return []
-    found = set[int]()
-    for state, offset, nbytes in _pieces(memory, addresses, page, length):
-        if state.kind in KV_CACHES and state.layer is not None:
-            held = memory.buffer(state.name).read(offset, nbytes)
-            halves = held.view(np.float16) if kv == "f16" else held.reshape(-1, 34)[:, :2].copy().view(np.float16)
-            if np.isinf(halves).any():
-                found.add(state.layer)
-    return sorted(found)
+    def _pieces(self, length: int) -> Iterator[tuple[State, int, int]]:
+        """(state, offset, bytes) of all the state of ``length`` tokens; pages in the order of the sequence."""
+        if length == 0:  # kernels take every state for zero there
+            return
+        table = self._buffers.buffer(PAGES.name).read().view(np.uint32)
+        for state, nbytes in self._addresses.states.items():
+            if state.kind in RECURRENT:
+                yield state, 0, nbytes
+            elif state.kind in KV_CACHES:
+                page_bytes = nbytes // table.size
+                for p in table[: -(-length // self._page)].tolist():
+                    yield state, p * page_bytes, page_bytes

@@ -1,8 +1,8 @@
-"""Whose turn it is to use a model: one call's at a time, or one stream's from its first token to its last.
+"""Whose turn it is to use an engine: one call's at a time, or one stream's from its first token to its last.
 
-No lock is held meanwhile, since an interrupt may come between any two bytecodes, where no ``finally`` sees it, and
-would leave it held for good. Turns form a chain instead, to which one atomic operation adds; the last one counts, and
-one whose call no longer runs does not.
+No lock is held. An interrupt may come between any two bytecodes, where no ``finally`` sees it, and would leave a lock
+held for good. Turns form a chain instead, to which one atomic operation adds. The last turn counts, unless its call
+does not run any more.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class InUse(UsageError):
 
 
 class Turns:
-    """The turns of one model."""
+    """The turns of one engine."""
 
     def __init__(self) -> None:
         self._last = Turn.nobody()
@@ -65,8 +65,8 @@ class Turn:
     ``driver`` is the call that alone takes tokens from the stream; one that another call ends has ``ended`` set.
     """
 
-    def __init__(self, engine: Engine, ends: str = "", driver: FrameType | None = None) -> None:
-        self._engine: Engine | None = engine  # until the turn is over: the engine has its last turn
+    def __init__(self, engine: Engine | None, ends: str = "", driver: FrameType | None = None) -> None:
+        self._engine = engine  # until the turn is over: the engine has its last turn
         self._ends = ends
         self._frame = driver
         self._thread = threading.get_ident()
@@ -79,9 +79,8 @@ class Turn:
     @classmethod
     def nobody(cls) -> Turn:
         """A turn that is over."""
-        turn = cls.__new__(cls)
-        turn.over, turn.heirs, turn.stream = True, [], None
-        turn._frame = turn._engine = None
+        turn = cls(None)
+        turn.over = True
         return turn
 
     def __enter__(self) -> Turn:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .. import arguments
 from ..errors import FileChangedError, GGUFError, UsageError, quote
 from .header import Header, Metadata, Part, TensorInfo, read_header, unmap
+from .metadata import MetadataReader
 
 __all__ = ["File", "Metadata", "Part", "TensorInfo", "open"]
 
@@ -36,6 +37,7 @@ class File:
         self.parts = parts
         self.metadata = metadata
         self.tensors = tensors
+        self._reader = MetadataReader(metadata, where=path)
 
     def data(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor in place, uint8 [nbytes], read-only; the view keeps the map alive.
@@ -61,11 +63,11 @@ class File:
 
         Raises GGUFError where the value is of another kind.
         """
-        return self.metadata.typed(key, kind) if key in self.metadata else default
+        return self._reader.typed(key, kind) if key in self.metadata else default
 
     def require(self, key: str, kind: type[T]) -> T:
         """The value of ``key`` as :meth:`get` gives it. Raises GGUFError where it is absent too."""
-        return self.metadata.typed(key, kind)
+        return self._reader.typed(key, kind)
 
     def close(self) -> None:
         """Give the maps back; those that views still look into live on until the last view is gone."""
@@ -95,7 +97,7 @@ def open(path: str | os.PathLike[str]) -> File:
         arguments.refuse("path", "a path (a string or os.PathLike)", path, error)
     with ExitStack() as undo:
         header = read_header(given, undo)
-        headers = _read_siblings(header, undo) if header.integer("split.count", 1) > 1 else [header]
+        headers = _read_siblings(header, undo) if _split(header, "count", 1) > 1 else [header]
         tensors = _join_tensors(headers)
         undo.pop_all()
     return File(given, tuple(h.part for h in headers), headers[0].metadata, tensors)
@@ -103,7 +105,7 @@ def open(path: str | os.PathLike[str]) -> File:
 
 def _read_siblings(given: Header, undo: ExitStack) -> list[Header]:
     """The headers of all parts, in order; ``given`` is any one of them."""
-    count, number = given.integer("split.count", 1), given.integer("split.no", 0)
+    count, number = _split(given, "count", 1), _split(given, "no", 0)
     path = given.part.path
     match = _PART_NAME.fullmatch(path.name)
     if match is None or (int(match["number"]), int(match["count"])) != (number + 1, count):
@@ -113,7 +115,7 @@ def _read_siblings(given: Header, undo: ExitStack) -> list[Header]:
     for i in range(count):
         sibling = path.with_name(f"{match['stem']}-{i + 1:05d}-of-{count:05d}.gguf")
         header = given if i == number else read_header(sibling, undo)
-        if (header.integer("split.no", -1), header.integer("split.count", -1)) != (i, count):
+        if (_split(header, "no", -1), _split(header, "count", -1)) != (i, count):
             wrong = "keys 'split.no' and 'split.count' are not those of"
             raise GGUFError(f"{sibling}: {wrong} part {i + 1} of {count}")
         headers.append(header)
@@ -121,9 +123,15 @@ def _read_siblings(given: Header, undo: ExitStack) -> list[Header]:
     return headers
 
 
+def _split(header: Header, name: str, default: int) -> int:
+    """The value of ``split.<name>`` of one part, or ``default``."""
+    reader = MetadataReader(header.metadata, "split.", header.part.path)
+    return reader.typed(name, int) if reader.has(name) else default
+
+
 def _check_tensor_count(headers: list[Header]) -> None:
     found = sum(len(h.tensors) for h in headers)
-    expected = headers[0].integer("split.tensors.count", found)
+    expected = _split(headers[0], "tensors.count", found)
     if found != expected:
         problem = f"key 'split.tensors.count' is {expected}, the parts hold {found} tensors"
         raise GGUFError(f"{headers[0].part.path}: {problem}")

@@ -17,17 +17,15 @@ from dataclasses import dataclass, field
 from logging import getLogger
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _host
-from ..errors import FileChangedError, GGUFError, UsageError, abbreviate, quote
+from ..errors import FileChangedError, GGUFError, UsageError, quote
 from . import quants
 from .quants import QuantType
-
-T = TypeVar("T")
 
 DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4  # as in ggml
@@ -108,8 +106,7 @@ class Metadata(Mapping[str, Any]):
     element that is not UTF-8, or a bool that is neither 0 nor 1, come to light, as a GGUFError.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self) -> None:
         self._values: dict[str, Any] = {}
         self._types: dict[str, str] = {}
 
@@ -139,21 +136,6 @@ class Metadata(Mapping[str, Any]):
         """The type of a value as the file has it: "u32", "str[49152]"."""
         return self._types[key]
 
-    def typed(self, key: str, kind: type[T]) -> T:
-        """The value of ``key`` as exactly ``kind``; an int passes for float.
-
-        Raises GGUFError where it is absent or of another kind.
-        """
-        if key not in self:
-            raise GGUFError(f"{self._path}: key {quote(key)} is missing")
-        value = self[key]
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            found = f"{self.type_name(key)} {abbreviate(value)}"
-            raise GGUFError(f"{self._path}: key {quote(key)}: expected {kind.__name__}, found {found}")
-        return value
-
     def _add(self, key: str, type_name: str, value: Any) -> None:
         self._types[key] = type_name
         self._values[key] = value
@@ -166,10 +148,6 @@ class Header:
     part: Part
     metadata: Metadata
     tensors: list[TensorInfo]
-
-    def integer(self, key: str, default: int) -> int:
-        """The value of an integer key, or ``default``."""
-        return self.metadata.typed(key, int) if key in self.metadata else default
 
 
 class _Cursor:
@@ -226,7 +204,7 @@ class _Cursor:
             if end - start > MAX_NAME or not self.subject.startswith(_FOR_PEOPLE):
                 raise self.error(f"{what} is not UTF-8 ({e.reason})", start + e.start) from None
         message = "%s: %s: %s is not UTF-8; U+FFFD stands for what is not"
-        getLogger("zincmetal").warning(message, self.part.path, self.subject, what)
+        getLogger("zincmetal.gguf").warning(message, self.part.path, self.subject, what)
         with memoryview(self.map)[start:end] as raw:
             return str(raw, "utf-8", "replace")
 
@@ -398,7 +376,7 @@ def _known_as(first: bytes) -> str:
 
 
 def _read_metadata(cursor: _Cursor, n_keys: int) -> Metadata:
-    metadata = Metadata(cursor.part.path)
+    metadata = Metadata()
     for i in range(n_keys):
         cursor.subject = f"key {i} of {n_keys}"
         start = cursor.pos

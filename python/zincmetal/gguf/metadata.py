@@ -1,23 +1,209 @@
-"""The keys ``<arch>.<name>`` of a file: read with checks whose errors name the key, and none passed over.
+"""The one way to read metadata: checks whose errors name the key, and no key passed over in silence.
 
-:class:`Keys` remembers what was read. :meth:`Keys.account` takes every other key by rule: one that changes the result
-must have the value at which it changes nothing, one that cannot change it is left alone, and one that is not known is
-named in a warning. ``docs/metadata.md`` has the same as a table.
+:class:`MetadataReader` reads keys with a prefix. :class:`Keys` reads those of the architecture, ``<arch>.<name>``, and
+:meth:`Keys.account` then treats every key that nothing read by rule:
+
+- A key that changes the result must have the value at which it changes nothing.
+- A key that cannot change the result is left alone.
+- A key that is not known is named in a warning.
+
+``docs/metadata.md`` shows these rules as a table.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
-from typing import Any
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..errors import GGUFError, UnsupportedModelError, abbreviate, quote
-from . import File
+from ..errors import FileChangedError, GGUFError, UnsupportedModelError, UsageError, ZincError, abbreviate, quote
 
-#: Other spellings of a key that some converters write. The first of them that is there counts.
+if TYPE_CHECKING:
+    from .file import File
+
+T = TypeVar("T")
+
+_log = logging.getLogger("zincmetal.gguf")
+
+
+def sized(value: Any, least: int = 1) -> bool:
+    """Whether a value is an integer from ``least`` to 2^31 - 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+
+
+def as_integer(value: object) -> int | None:
+    """Convert an integer of any type but bool. None for every other value."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except Exception:  # a TypeError, or anything that a foreign ``__index__`` raises
+        return None
+
+
+class MetadataReader:
+    """Typed reading of metadata. Every error names the key as the file spells it.
+
+    ``prefix`` stands before the names that the methods take. ``where`` is the path for messages, if there is one.
+    ``error`` is the type of the errors. ``read`` collects the full names of the keys that were asked for.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        prefix: str = "",
+        where: Path | None = None,
+        error: type[ZincError] = GGUFError,
+    ) -> None:
+        self.values, self.prefix = values, prefix
+        self.read: set[str] = set()
+        self._where = "" if where is None else f"{where}: "
+        self._error = error
+
+    def spelled(self, name: str) -> str:
+        """The key of ``name`` as the file spells it."""
+        return self.prefix + name
+
+    def has(self, name: str) -> bool:
+        """Whether the file has the key."""
+        return self.spelled(name) in self.values
+
+    def value(self, key: str) -> Any:
+        """The value of a full key as it is, or None. Does not count as reading it.
+
+        Raises the reader's error for a damaged array, UsageError where the file was closed meanwhile.
+        """
+        try:
+            return self.values.get(key)
+        except FileChangedError:
+            raise
+        except GGUFError as error:  # a lazy array holds text that is not UTF-8, or a bad boolean
+            raise self._error(str(error)) from error
+        except ZincError:
+            raise
+        except ValueError as error:  # the map was closed while Python read from it
+            raise UsageError(f"the file was closed while {key} was read: {error}") from error
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value as it is, or ``default``. Raises the reader's error where both are missing."""
+        self.note(name)
+        value = self.value(self.spelled(name))
+        value = default if value is None else value
+        if value is None:
+            raise self.missing(name)
+        return value
+
+    def note(self, name: str) -> None:
+        """Remember that the key was read."""
+        self.read.add(self.prefix + name)
+
+    def typed(self, name: str, kind: type[T]) -> T:
+        """The value as exactly ``kind``; an int passes for a float. Raises where it is absent or of another kind."""
+        value = self.get(name)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise self.expected(name, kind.__name__, value)
+        return value
+
+    # ---- scalars --------------------------------------------------------------------------------------------
+
+    def text(self, name: str) -> str:
+        """A string."""
+        value = self.get(name)
+        if not isinstance(value, str):
+            raise self.expected(name, "a string", value)
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A boolean, or an integer of any width that is 0 or 1."""
+        value = self.get(name, default)
+        if isinstance(value, (bool, np.bool_)):
+            return bool(value)
+        if (number := as_integer(value)) not in (0, 1):
+            raise self.expected(name, "true or false", value)
+        return bool(number)
+
+    def size(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """A count from ``least`` to 2^31 - 1."""
+        value = self.get(name, default)
+        if not sized(value, least):
+            raise self.bad(name, f"{abbreviate(value)} is not an integer from {least} to 2^31 - 1")
+        return int(value)
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite number."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise self.bad(name, f"{abbreviate(value)} is not a finite number")
+        return float(value)
+
+    def positive(self, name: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        value = self.number(name, default)
+        if value <= 0:
+            raise self.bad(name, f"{abbreviate(value)} is not a positive number")
+        return value
+
+    # ---- arrays ---------------------------------------------------------------------------------------------
+
+    def items(self, name: str, kind: str = "list") -> list[Any]:
+        """The elements of an array as Python values. ``kind`` says in the error which list is expected."""
+        value = self.get(name)
+        if hasattr(value, "tolist"):  # NumPy converts its own arrays fast
+            value = value.tolist()
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray)):
+            raise self.expected(name, f"a {kind}", value)
+        return list(value)
+
+    def strings(self, name: str) -> list[str]:
+        """An array of strings."""
+        values = self.items(name, "list of strings")
+        if set(map(type, values)) - {str}:
+            wrong = next(i for i, v in enumerate(values) if type(v) is not str)
+            raise self.expected(name, "a string", values[wrong], wrong)
+        return values
+
+    def numbers(self, name: str) -> list[int | float]:
+        """An array of numbers."""
+        values = self.items(name, "list of numbers")
+        if not set(map(type, values)) <= {int, float}:
+            wrong = next(i for i, v in enumerate(values) if type(v) not in (int, float))
+            raise self.expected(name, "a number", values[wrong], wrong)
+        return values
+
+    def flags(self, name: str, n: int) -> tuple[bool, ...]:
+        """An array of ``n`` booleans, one for each block. Some converters write them as unsigned 0 and 1."""
+        value = self.get(name)
+        kind = value.dtype.kind if isinstance(value, np.ndarray) else ""
+        if not (kind == "b" or (kind == "u" and value.max(initial=0) <= 1)) or value.size != n:
+            raise self.bad(name, f"it must be {n} booleans, one for each block")
+        return tuple(map(bool, value.tolist()))
+
+    # ---- errors ---------------------------------------------------------------------------------------------
+
+    def bad(self, name: str, why: str) -> ZincError:
+        """The error for a key with an impossible value."""
+        return self._error(f"{self._where}key {quote(self.spelled(name))}: {why}")
+
+    def missing(self, name: str) -> ZincError:
+        """The error for a key that the file lacks."""
+        return self._error(f"{self._where}key {quote(self.prefix + name)} is missing")
+
+    def expected(self, name: str, kind: str, value: Any, index: int | None = None) -> ZincError:
+        """The error for a value, or an element of an array, of the wrong type."""
+        of_file = getattr(self.values, "type_name", None) if index is None else None
+        found = of_file(self.spelled(name)) if of_file else type(value).__name__
+        element = "" if index is None else f"element {index}: "
+        return self.bad(name, f"{element}expected {kind}, found {found} {abbreviate(value)}")
+
+
+#: Other spellings of a key that some converters write. The first one that the file has counts.
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "expert_weights_norm": ("norm_top_k_prob", "norm_topk_prob"),
     "rope.dimension_sections": ("rope.mrope_section",),
@@ -52,7 +238,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_group_scale": (0.0, 1.0),
     "expert_group_used_count": (0, 1),
     "expert_latent_length": (0,),
-    "expert_shared_count": (0, 1),  # the shared expert's width says whether there is one
+    "expert_shared_count": (0, 1),  # the width of the shared expert tells if there is one
     "expert_weights_norm": (True,),
     "experts_per_group": (0, 1),
     "final_logit_softcapping": (0.0,),
@@ -71,7 +257,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope.scaling.yarn_attn_factor": (1.0,),
     "rope.scaling.yarn_beta_fast": (32.0,),
     "rope.scaling.yarn_beta_slow": (1.0,),
-    "rope.scaling.yarn_ext_factor": (1.0, -1.0),  # 1, not said
+    "rope.scaling.yarn_ext_factor": (1.0, -1.0),  # -1: not set
     "rope.scaling.yarn_log_multiplier": (0.0,),
     "router_logit_softcapping": (0.0,),
     "ssm.dt_b_c_rms": (False,),
@@ -82,7 +268,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "token_shift_count": (0,),
     "use_parallel_residual": (False,),
 }
-#: Where such a key is a word: what the feed-forward of every architecture computes, by its names.
+#: The names of the activation that the feed-forward of an architecture computes.
 ACTIVATIONS = {"gemma3": ("gelu_pytorch_tanh", "gelu_tanh")}
 USUAL_ACTIVATION = ("silu", "swish")
 
@@ -108,11 +294,11 @@ IRRELEVANT = frozenset(
         "vocab_size",  # the embedding table and the tokenizer say it
     }
 )
-#: The same, of what stands before the text model: encoders of images and sounds.
+#: Prefixes of such keys: they describe encoders of images and sounds, which stand before the text model.
 IRRELEVANT_PREFIXES = ("audio.", "mm.", "vision.")
 
-#: llama.cpp's own saver (of `llama-finetune`) writes every key that it knows, whatever the architecture, and where a
-#: model has none its own default, which it does not apply. This key of another architecture tells such a file.
+#: llama.cpp's own saver (``llama-finetune``) writes every key that it knows, for every architecture. A key that the
+#: model does not have gets a default that llama.cpp does not apply. This key of another architecture shows such a file.
 SAVER_MARK = "wkv.head_size"
 SAVER_DEFAULTS: dict[str, Any] = {
     "attn_logit_softcapping": 50.0,
@@ -125,59 +311,39 @@ SAVER_DEFAULTS: dict[str, Any] = {
 }
 
 
-def sized(value: Any, least: int = 1) -> bool:
-    """Whether a value is an integer from ``least`` to 2^31 - 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
-
-
-class Keys:
-    """Reads ``<arch>.<name>`` with checks whose errors name the key as the file spells it."""
+class Keys(MetadataReader):
+    """Reads ``<arch>.<name>``, also under the other spellings that some converters write."""
 
     def __init__(self, file: File, arch: str) -> None:
+        super().__init__(file.metadata, f"{arch}.", file.path)
         self.file, self.arch = file, arch
-        self.read: set[str] = set()  # names that were asked for, and their other spellings
         self.saved = f"{arch}.{SAVER_MARK}" in file.metadata  # by llama.cpp itself
-        self.assumed: list[str] = []  # what was taken for granted, for one warning
+        self.assumed: list[str] = []  # assumptions, for one warning
 
     def spelled(self, name: str) -> str:
         """The key of ``name`` as the file spells it."""
-        names = (f"{self.arch}.{n}" for n in (name, *SPELLINGS.get(name, ())))
-        return next((key for key in names if key in self.file.metadata), f"{self.arch}.{name}")
+        keys = (self.prefix + n for n in (name, *SPELLINGS.get(name, ())))
+        return next((key for key in keys if key in self.values), self.prefix + name)
 
-    def has(self, name: str) -> bool:
-        """Whether the file has the key."""
-        return self.spelled(name) in self.file.metadata
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value as it is, or ``default``. Raises GGUFError where both are missing."""
-        self.read |= {name, *SPELLINGS.get(name, ())}
-        value = self.file.metadata.get(self.spelled(name), default)
-        if value is None:
-            raise GGUFError(f"{self.file.path}: key {self.arch}.{name} is missing")
-        return value
-
-    def size(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """A count from ``least`` to 2^31 - 1."""
-        value = self.get(name, default)
-        if not sized(value, least):
-            raise self.bad(name, f"{abbreviate(value)} is not an integer from {least} to 2^31 - 1")
-        return int(value)
+    def note(self, name: str) -> None:
+        """Remember that the key was read, and with it its other spellings."""
+        self.read.update(self.prefix + n for n in (name, *SPELLINGS.get(name, ())))
 
     def sizes(self, name: str, n_block: int, default: int | None = None, least: int = 1) -> tuple[int, ...]:
-        """A count for each block: one for all, or a list of them."""
+        """A count for each block. The file has one for all blocks, or a list of them."""
         value = self.get(name, default)
         if not isinstance(value, np.ndarray):
             return (self.size(name, default),) * n_block
         found = value.tolist()
         if len(found) != n_block or not all(sized(n, least) for n in found):
-            what = f"{n_block} integers from {least} to 2^31 - 1, one for each block"
-            raise self.bad(name, f"{abbreviate(value)} are not {what}")
+            wanted = f"{n_block} integers from {least} to 2^31 - 1, one for each block"
+            raise self.bad(name, f"{abbreviate(value)} are not {wanted}")
         return tuple(found)
 
     def same_size(self, name: str, n_block: int, default: int | None = None, without: bool = False) -> int:
-        """A count that may stand in a list, once for each block, and is the same for all.
+        """A count that is the same for all blocks. The file may list it once for each block.
 
-        ``without``: blocks that have none of what is counted may have 0 in the list.
+        ``without``: the list may have a 0 for blocks to which the count does not apply.
         """
         counts = self.sizes(name, n_block, default, 0 if without else 1)
         first, *others = [n for n in counts if n] or [0]
@@ -188,41 +354,8 @@ class Keys:
             raise UnsupportedModelError(f"{self.spelled(name)} is {shown}; zincmetal computes one for all blocks")
         return first
 
-    def positive(self, name: str, default: float | None = None) -> float:
-        """A finite number above 0."""
-        value = self.number(name, default)
-        if value <= 0:
-            raise self.bad(name, f"{abbreviate(value)} is not a positive number")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        """A finite number."""
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise self.bad(name, f"{abbreviate(value)} is not a finite number")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
-        value = self.get(name, default)
-        if not isinstance(value, int) or value not in (0, 1):
-            raise self.bad(name, f"{abbreviate(value)} is neither true nor false")
-        return bool(value)
-
-    def flags(self, name: str, n: int) -> tuple[bool, ...]:
-        """A list of ``n`` booleans, one for each block; some converters write them as unsigned 0 and 1."""
-        value = self.get(name)
-        kind = value.dtype.kind if isinstance(value, np.ndarray) else ""
-        if not (kind == "b" or (kind == "u" and value.max(initial=0) <= 1)) or value.size != n:
-            raise self.bad(name, f"it must be {n} booleans, one for each block")
-        return tuple(map(bool, value.tolist()))
-
-    def bad(self, name: str, why: str) -> GGUFError:
-        """The error of a key with an impossible value."""
-        return GGUFError(f"{self.file.path}: key {self.spelled(name)}: {why}")
-
     def must_be(self, name: str, *neutral: Any) -> None:
-        """Refuse a key that has none of these values, alone or once for each block, where it is there at all."""
+        """Refuse a key, if it is there, that has none of these values, alone or once for each block."""
         value = self.get(name, neutral[0])
         by_block = isinstance(value, np.ndarray) and value.size == self.get("block_count", 0)
         if not all(
@@ -231,41 +364,45 @@ class Keys:
             found, known = abbreviate(value), " or ".join(map(repr, neutral))
             raise UnsupportedModelError(f"{self.spelled(name)} is {found}; zincmetal computes with {known} alone")
 
-    # ---- what nothing read ----------------------------------------------------------------------------------
+    # ---- keys that nothing read -----------------------------------------------------------------------------
 
     def account(self) -> None:
-        """Refuse, pass or note every key that was not read; then warn once of all that was assumed."""
+        """Refuse, pass or note every key that was not read. Then warn once of all assumptions."""
         unknown = []
         for name in self._unread():
             canonical = _CANONICAL.get(name, name)
-            if self.saved and self._says_nothing(name):
+            if self.saved and self._is_unset(name):
                 continue
             if canonical in NEUTRAL:
                 self.must_be(canonical, *NEUTRAL[canonical])
             elif canonical == "hidden_activation":
                 self.must_be(canonical, *ACTIVATIONS.get(self.arch, USUAL_ACTIVATION))
             elif name not in IRRELEVANT and not name.startswith(IRRELEVANT_PREFIXES):
-                unknown.append(quote(f"{self.arch}.{name}"))
+                unknown.append(quote(self.prefix + name))
         if unknown:
             more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
             named = ", ".join(unknown[:8]) + more
             self.assumed.append(f"no meaning is known for {named}: computed as if the file did not have them")
         if self.assumed:
-            logging.getLogger("zincmetal").warning("%s: %s", self.file.path, "; ".join(self.assumed))
+            _log.warning("%s: %s", self.file.path, "; ".join(self.assumed))
 
-    def _says_nothing(self, name: str) -> bool:
-        """Whether llama.cpp's saver writes a key so for models that have nothing of the kind."""
-        value = self.file.metadata[f"{self.arch}.{name}"]
+    def _is_unset(self, name: str) -> bool:
+        """Whether the value is the one that llama.cpp's saver writes for models without the feature."""
+        value = self.values[self.prefix + name]
         if not isinstance(value, (bool, int, float)):
             return name not in NEUTRAL and isinstance(value, np.ndarray) and not value.any()
         default = SAVER_DEFAULTS.get(name, 0)
         return (name in SAVER_DEFAULTS or name not in NEUTRAL) and math.isclose(value, default, rel_tol=1e-6)
 
     def _unread(self) -> Iterator[str]:
-        prefix = f"{self.arch}."
-        names = (key[len(prefix) :] for key in self.file.metadata if key.startswith(prefix))
-        # Where there are no experts, their number alone matters.
-        moot = () if "expert_count" in self.read else ("expert_", *SPELLINGS["expert_weights_norm"])
-        for name in names:
-            if name not in self.read and (name == "expert_count" or not name.startswith(moot)):
+        """The names of the keys that were not read."""
+        # In a file without experts, only their number matters.
+        moot = () if self.prefix + "expert_count" in self.read else ("expert_", *SPELLINGS["expert_weights_norm"])
+        for key in self.values:
+            name = key.removeprefix(self.prefix)
+            if (
+                key.startswith(self.prefix)
+                and key not in self.read
+                and (name == "expert_count" or not name.startswith(moot))
+            ):
                 yield name

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..errors import OutOfMemoryError, UsageError, quote
-
-LIMIT = "ZINCMETAL_MEMORY_LIMIT"
+from .. import settings
+from ..errors import OutOfMemoryError
 
 
 def device_budget(free_bytes: int) -> int:
@@ -18,12 +16,8 @@ def device_budget(free_bytes: int) -> int:
     Raises UsageError where the variable is not a number of bytes.
     """
     working_set = max(0, free_bytes)
-    limit = os.environ.get(LIMIT, "")
-    if not limit:
-        return working_set
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 20):
-        raise UsageError(f"{LIMIT} must be a number of bytes below 2^63, not {quote(limit)}")
-    return min(working_set, int(limit))
+    limit = settings.memory_limit()
+    return working_set if limit is None else min(working_set, limit)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
 from ..graph.ops import RECURRENT, Op, Operand, State, Value, Weight
@@ -21,6 +20,7 @@ from .lower import Lowering
 
 if TYPE_CHECKING:
     from .. import _core
+    from ..device.core import BoundDispatch, Core
 
 __all__ = ["ARENA", "Dispatch", "Plan", "lay_out", "place_barriers", "ready", "record"]
 
@@ -167,17 +167,18 @@ class Plan:
             found += [(j, i) for j in range(since, i) if _conflict(self.dispatches[j], d)]
         return found
 
-    def compile(self, core: ModuleType, device: _core.Device, buffers: Callable[[str], _core.Buffer]) -> _core.Plan:
+    def compile(self, core: Core, device: _core.Device, buffers: Callable[[str], _core.Buffer]) -> _core.Plan:
         """The plan on a device; ``buffers`` maps the names in regions to device memory."""
         launches = [ready(d, buffers) for d in self.dispatches]
         has_argmax = any(d.launch.op.kind == "argmax" for d in self.dispatches)
-        return cast("_core.Plan", core.Plan(device, launches, self.rows, has_argmax))
+        return core.Plan(device, launches, self.rows, has_argmax)
 
 
-def ready(d: Dispatch, buffers: Callable[[str], _core.Buffer]) -> _core.Dispatch:
+def ready(d: Dispatch, buffers: Callable[[str], _core.Buffer]) -> BoundDispatch:
     """A dispatch as a compiled core takes it."""
     bindings = [(buffers(r.buffer), r.offset, r.nbytes) for r in d.regions]
-    return d.launch.kernel, d.launch.params, bindings, d.launch.grid, d.launch.threads, d.barrier
+    bound = d.launch.kernel, d.launch.params, bindings, d.launch.grid, d.launch.threads, d.barrier
+    return cast("BoundDispatch", bound)
 
 
 def record(ops: Iterable[Op], rows: int, lowering: Lowering, place: Callable[[Operand], Region]) -> Plan:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType, ModuleType
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from ..errors import GGUFError, UnsupportedModelError
 from ..graph.fuse import Limits
 from . import tuning
 from .tuning import USUAL, Split
+
+if TYPE_CHECKING:
+    from ..device.core import Core, DeviceInfo
 
 #: The kernels that find the candidates among the logits. Without them the host does.
 RANKING = ("candidates_partial", "candidates_final")
@@ -49,7 +52,7 @@ class Target:
     missing: frozenset[str] = frozenset()  # kernels that the device cannot make
 
     @classmethod
-    def of(cls, core: ModuleType, info: Mapping[str, Any]) -> Target:
+    def of(cls, core: Core, info: DeviceInfo) -> Target:
         """The target of a compiled core and of a device's ``info``."""
         return replace(
             cls.of_kernels(core, info["backend"]),
@@ -57,11 +60,11 @@ class Target:
             page_bytes=info["page_bytes"],
             unified_memory=info["unified_memory"],
             working_set_bytes=info["working_set_bytes"],
-            allocated_bytes=info.get("allocated_bytes", 0),
+            allocated_bytes=info["allocated_bytes"],
         )
 
     @classmethod
-    def of_kernels(cls, core: ModuleType, backend: str = "") -> Target:
+    def of_kernels(cls, core: Core, backend: str = "") -> Target:
         """The target of a core's kernels as ``backend`` launches them, on a device whose memory has no limit."""
         classes = core.size_classes()
         return cls(

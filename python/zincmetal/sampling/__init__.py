@@ -1,1 +1,1 @@
-"""The next token, chosen from logits."""
+"""The choice of the next token from logits."""

@@ -1,6 +1,6 @@
-"""How a model is sampled in a chat when nobody says: what its file asks for, else what its authors publish.
+"""The options of sampling for a chat whose caller sets none: those of the file, else those that the authors publish.
 
-Models that think go round in circles when the most probable token is always taken, so greedy is no default for them.
+Greedy is no default for models that think: they repeat themselves when the most probable token is always taken.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 from ..errors import abbreviate
 
 KEY = "general.sampling."
-ALL_TOKENS = -1  # as a number of last tokens: all there are
-LARGEST = 1 << 30  # number of tokens: more than any vocabulary or context has
-FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # and where each is off
+ALL_TOKENS = -1  # a number of last tokens that stands for all
+LARGEST = 1 << 30  # tokens; more than any vocabulary or context has
+FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # filters, with the values that turn them off
 
 Number = float | int
 
 
 class _Field(NamedTuple):
-    """A field of SamplingParams, and what it is for a value of the file. None: such a value makes no sense."""
+    """A field of SamplingParams, and the function from the file's value to its own. None: not a possible value."""
 
     name: str
     value: Callable[[float], Number | None]
@@ -35,14 +35,14 @@ def _share(x: float) -> Number | None:
 
 
 _FIELDS = {
-    "temp": _Field("temperature", lambda x: max(x, 0.0)),  # below 0, too, is greedy in llama.cpp
+    "temp": _Field("temperature", lambda x: max(x, 0.0)),  # llama.cpp also takes a negative one as greedy
     "top_k": _Field("top_k", lambda x: min(max(int(x), 0), LARGEST)),
     "top_p": _Field("top_p", _share),
     "min_p": _Field("min_p", lambda x: x if 0 <= x <= 1 else None),
     "penalty_last_n": _Field("repeat_last_n", lambda x: ALL_TOKENS if x < 0 else min(int(x), LARGEST)),
     "penalty_repeat": _Field("repeat_penalty", lambda x: x if x > 0 else None),
 }
-# Samplers that zincmetal does not have, each with the key that turns it on, and the value at which it is off.
+# Keys of samplers that zincmetal does not have, with the key that turns the sampler on and its value for off.
 _MISSING = {
     "xtc_probability": ("xtc_probability", 0.0),
     "xtc_threshold": ("xtc_probability", 0.0),
@@ -54,7 +54,7 @@ _MISSING = {
 _QWEN_THINKS: dict[str, Number] = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
 _QWEN_ANSWERS: dict[str, Number] = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
 
-# Architecture, what its name says (the first that fits), and what the authors publish for it.
+# Patterns of the architecture and of the model's name, and the options that the authors publish. First match counts.
 _FAMILIES: list[tuple[str, str, dict[str, Number]]] = [
     ("gemma3", "", {"temperature": 1.0, "top_k": 64, "top_p": 0.95}),
     (r"qwen35(moe)?", r"qwen-?3\.5", {"temperature": 1.0, "top_p": 0.95, "top_k": 20, "presence_penalty": 1.5}),
@@ -73,11 +73,11 @@ _FAMILIES: list[tuple[str, str, dict[str, Number]]] = [
 
 
 def chat_defaults(metadata: Mapping[str, Any]) -> dict[str, Number]:
-    """Fields of :class:`~zincmetal.sampling.sampler.SamplingParams` for a chat whose caller sets none.
+    """Fields of :class:`~zincmetal.sampling.params.SamplingParams` for a chat whose caller sets none.
 
-    From `general.sampling.*` of the file if it has any, else by its family; empty (greedy) where neither says
-    anything. What the file asks for and cannot have is named in a warning. A file that says filters and no
-    temperature has 1.
+    They come from ``general.sampling.*`` of the file, or else from the table of families. Empty (greedy) where neither
+    has a value. A warning names the options of the file that zincmetal does not have. A file with filters but without
+    a temperature gets temperature 1.
     """
     asked = {key.removeprefix(KEY): value for key, value in metadata.items() if key.startswith(KEY)}
     return _of_file(asked) if asked else _of_family(metadata)
@@ -96,15 +96,15 @@ def _of_file(asked: Mapping[str, Any]) -> dict[str, Number]:
         elif not _is_off(name, asked):
             ignored.append(f"{KEY}{name} = {abbreviate(value)}")
     if ignored:
-        message = "chat is sampled without what the file asks for and zincmetal does not have: %s"
-        logging.getLogger("zincmetal").warning(message, ", ".join(sorted(ignored)))
+        message = "chat is sampled without these options of the file, which zincmetal does not have: %s"
+        logging.getLogger("zincmetal.sampling").warning(message, ", ".join(sorted(ignored)))
     if "temperature" not in found and any(found.get(name, off) != off for name, off in FILTERS.items()):
-        found["temperature"] = 1.0  # where converters take these from, that is the temperature that goes unsaid
+        found["temperature"] = 1.0  # the default of the configuration files that converters read
     return found
 
 
 def _is_off(name: str, asked: Mapping[str, Any]) -> bool:
-    """Whether a key belongs to a sampler that the file does not turn on."""
+    """Whether the key belongs to a sampler that the file does not turn on."""
     switch, off = _MISSING.get(name, (name, None))
     value = _number(asked.get(switch, off))
     return name in _MISSING and value == off
@@ -120,7 +120,7 @@ def _number(value: Any) -> float | None:
     short = float(f"{number:.7g}")
     with np.errstate(over="ignore"):
         single = float(np.float32(short))
-    return short if single == number else number  # of single precision: 0.9, not 0.8999999761581421
+    return short if single == number else number  # a float32 becomes 0.9, not 0.8999999761581421
 
 
 def _of_family(metadata: Mapping[str, Any]) -> dict[str, Number]:

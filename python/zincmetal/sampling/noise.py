@@ -1,7 +1,7 @@
-"""Noise for draws that is a function of the seed, the position in the text and the token, and of nothing else.
+"""Noise for draws: a function of the seed, the position in the text and the token, and of nothing else.
 
-The largest of log-weight plus Gumbel noise is a draw by the weights. Where the noise of each token stands still, small
-changes of the weights change the draw only if the two largest sums were as close as that.
+The token with the largest sum of log-weight and Gumbel noise is a draw by the weights. The noise of a token does not
+depend on the weights. So a small change of the weights changes the draw only if the two largest sums were that close.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ IdArray = NDArray[np.int64]
 
 MAX_SEED = 2**128 - 1
 MASK = 2**64 - 1
-# SplitMix64 (Steele, Lea and Flood, 2014): a step that is added, and two multipliers that mix.
+# SplitMix64 (Steele, Lea and Flood, 2014): it adds a step, then mixes with two multipliers.
 STEP = 0x9E3779B97F4A7C15
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-OTHERS = 2**63  # counts like the id of a token, and is none
+OTHERS = 2**63  # stands in the place of a token id; no token has it
 
 
 class Noise:
@@ -30,7 +30,7 @@ class Noise:
         self._key = key
 
     def of(self, ids: IdArray) -> F64Array:
-        """Gumbel noise of each of the tokens."""
+        """Gumbel noise of the tokens ``ids``, float64 [ids.size]."""
         x = ids.astype(np.uint64)
         x *= np.uint64(STEP)
         x += np.uint64(self._key)
@@ -39,19 +39,19 @@ class Noise:
         x ^= x >> np.uint64(27)
         x *= np.uint64(MIX_2)
         x ^= x >> np.uint64(31)
-        # 52 bits and a half: exact, above 0 and below 1.
+        # 52 bits plus one half: exact in float64, above 0 and below 1.
         uniform = ((x >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
         result: F64Array = -np.log(-np.log(uniform))
         return result
 
     def of_others(self) -> float:
-        """Gumbel noise of all other tokens together: of the largest among them."""
+        """One Gumbel noise for all other tokens together. It is the noise of their total weight."""
         mixed = _mix((OTHERS * STEP + self._key) & MASK)
         return -math.log(-math.log(((mixed >> 12) + 0.5) * 2.0**-52))
 
 
 class NoiseSource:
-    """The noise of one draw after another. A second draw at the same position is another one."""
+    """The noise of one draw after another. A second draw at the same position has other noise."""
 
     def __init__(self, seed: int | None) -> None:
         seed = secrets.randbits(128) if seed is None else seed
@@ -66,12 +66,12 @@ class NoiseSource:
 
 
 def _absorb(key: int, value: int) -> int:
-    """A key that depends on another one and on 64 bits more."""
+    """Make a key from another key and 64 more bits."""
     return _mix(((key ^ value) + STEP) & MASK)
 
 
 def _mix(x: int) -> int:
-    """64 bits as others, one to one; each depends on all."""
+    """Map 64 bits to 64 bits, one to one, so that each output bit depends on all input bits."""
     x = (x ^ x >> 30) * MIX_1 & MASK
     x = (x ^ x >> 27) * MIX_2 & MASK
     return x ^ x >> 31

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import TokenizerError, quote
 from .pre_tokenizers import PreTokenizer
-from .vocabulary import KEY, SPACE, Metadata, TokenType, Vocabulary
+from .tokenizer_keys import KEY, TokenizerKeys
+from .vocabulary import SPACE, TokenType, Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
 
 
-def read_merges(meta: Metadata, vocab: Vocabulary) -> list[str]:
+def read_merges(meta: TokenizerKeys, vocab: Vocabulary) -> list[str]:
     """`tokenizer.ggml.merges`, of whose tokens the vocabulary must hold all: the library panics where some lack."""
     merges = meta.strings("merges")
     known = vocab.ids.__contains__

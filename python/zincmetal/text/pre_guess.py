@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from ..errors import TokenizerError, quote
 from .pre_tokenizers import SPACED
-from .vocabulary import BYTE_OF_LETTER, KEY, SPACE, Metadata, TokenType, Vocabulary, warn
+from .tokenizer_keys import KEY, TokenizerKeys, warn
+from .vocabulary import BYTE_OF_LETTER, SPACE, TokenType, Vocabulary
 
 _BYTE_SPACE = "\u0120"  # what a byte-level vocabulary writes for a space
 
@@ -15,13 +16,13 @@ _BYTE_SPACE = "\u0120"  # what a byte-level vocabulary writes for a space
 _MODELS = ("gpt2", "gemma4", "llama")
 
 
-def check_model(meta: Metadata) -> None:
+def check_model(meta: TokenizerKeys) -> None:
     """Raise TokenizerError where the vocabulary is of no kind that is run."""
     if (kind := meta.text("model")) not in _MODELS:
         raise TokenizerError(f"{KEY}model is {quote(kind)}; known are {', '.join(map(repr, _MODELS))}")
 
 
-def is_sentencepiece(meta: Metadata, vocab: Vocabulary) -> bool:
+def is_sentencepiece(meta: TokenizerKeys, vocab: Vocabulary) -> bool:
     """Whether pieces merge by score, as in a vocabulary of SentencePiece. Tells it by the tokens, too."""
     kind = meta.text("model")
     if kind == "llama":
@@ -48,7 +49,7 @@ def _starting(vocab: Vocabulary, letter: str) -> int:
     return sum(text[:1] == letter for text, kind in zip(vocab.tokens, vocab.types, strict=True) if kind == normal)
 
 
-def pre_tokenizer_name(meta: Metadata, vocab: Vocabulary) -> str:
+def pre_tokenizer_name(meta: TokenizerKeys, vocab: Vocabulary) -> str:
     """The name of the pre-tokenizer, guessed with a warning where the file gives none."""
     name = meta.text("pre") if meta.has("pre") else ""
     if meta.text("model") == "gemma4":
@@ -112,7 +113,7 @@ _SIGN_AND_BREAK = re.compile("[;,.:)}]+\u010a+")  # "Ċ" is the line feed
 _ENOUGH = 1000  # tokens: what a smaller vocabulary lacks says nothing
 
 
-def _guess(meta: Metadata, vocab: Vocabulary) -> tuple[str, str]:
+def _guess(meta: TokenizerKeys, vocab: Vocabulary) -> tuple[str, str]:
     """A name, and what it was told by."""
     for name, marks, fits in _MARKS:
         if fits(len(vocab)) and all(mark in vocab.ids for mark in marks.split()):

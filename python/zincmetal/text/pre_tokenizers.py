@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import TokenizerError, quote
-from .vocabulary import KEY
+from .tokenizer_keys import KEY
 
 
 @dataclass(frozen=True)

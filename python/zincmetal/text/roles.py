@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import quote
-from .vocabulary import KEY, SPECIAL, Metadata, TokenType, Vocabulary, warn
+from .tokenizer_keys import KEY, TokenizerKeys, warn
+from .vocabulary import SPECIAL, TokenType, Vocabulary
 
 
 def _names(text: str) -> frozenset[str]:
@@ -81,7 +82,7 @@ _OF_INFILL = ("fim_pre", "fim_suf", "fim_mid", "prefix", "suffix", "middle")
 _LISTS_OF_ENDS = re.compile(re.escape(KEY) + r"(eos|eot|eom|eog|stop)(_token)?_ids?")
 
 
-def find_roles(meta: Metadata, vocab: Vocabulary, sentencepiece: bool) -> Roles:
+def find_roles(meta: TokenizerKeys, vocab: Vocabulary, sentencepiece: bool) -> Roles:
     """Read the ids of the file, find the ends, and correct the types of tokens by what they are for."""
     n = len(vocab)
     named = {name: i for name, key in _NAMES.items() if (i := meta.token_id(f"{key}_token_id", n)) is not None}
@@ -107,12 +108,12 @@ def find_roles(meta: Metadata, vocab: Vocabulary, sentencepiece: bool) -> Roles:
     return Roles(named, frozenset(_without_exceptions(vocab, ends | by_name)))
 
 
-def ends_of_ids(meta: Metadata) -> frozenset[int]:
+def ends_of_ids(meta: TokenizerKeys) -> frozenset[int]:
     """The ends that a file names by id, where its tokens cannot be read."""
     return frozenset(_ids_of_ends(meta, 1 << 32))
 
 
-def _ids_of_ends(meta: Metadata, n: int) -> Iterator[int]:
+def _ids_of_ends(meta: TokenizerKeys, n: int) -> Iterator[int]:
     keys = {key.removeprefix(KEY) for key in meta.key_names() if _LISTS_OF_ENDS.fullmatch(key)}
     for name in [*sorted(keys), *(f"{name}_token_id" for name in _FILE_END_KEYS)]:
         yield from meta.token_ids(name, n)

@@ -8,7 +8,8 @@ from heapq import heapify, heappop, heappush
 
 from ..errors import TokenizerError
 from .special_text import Matcher
-from .vocabulary import KEY, SPACE, Metadata, TokenType, Vocabulary, fallback_byte, utf8, warn
+from .tokenizer_keys import KEY, TokenizerKeys, warn
+from .vocabulary import SPACE, TokenType, Vocabulary, fallback_byte, utf8
 
 _ADDED = -1000.0  # the score that converters give to tokens which are Hugging Face's and not SentencePiece's own
 _LONGEST_KEPT = 32  # characters of a word that is worth remembering
@@ -141,10 +142,10 @@ def set_byte_types(vocab: Vocabulary) -> None:
     vocab.set_type(vocab.all_ids("<unk>"), TokenType.UNKNOWN)
 
 
-def read_scores(meta: Metadata, vocab: Vocabulary) -> list[float]:
+def read_scores(meta: TokenizerKeys, vocab: Vocabulary) -> list[float]:
     """The scores of the file; where it has none, the order of its merges or of its tokens."""
     if meta.has("scores"):
-        scores: list[float] = meta.numbers("scores", len(vocab))
+        scores: list[float] = meta.numbers_per_token("scores", len(vocab))
         nan = next((i for i, score in enumerate(scores) if score != score), None)
         if nan is not None:
             raise TokenizerError(f"{KEY}scores[{nan}] is not a number")

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol, SupportsIndex
 
-from ..errors import TokenizerError, UsageError
+from ..errors import TokenizerError, UsageError, abbreviate
+from ..gguf.metadata import as_integer
 from .byte_level import RankedMerges, read_merges
 from .decoding import StreamDecoder
 from .pre_guess import check_model, is_sentencepiece, pre_tokenizer_name
@@ -22,22 +23,18 @@ from .pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, named
 from .roles import ends_of_ids, find_roles
 from .sentencepiece import SentencePiece, read_scores, set_byte_types
 from .special_text import SpecialText
-from .tokenizer_keys import report_unread
+from .tokenizer_keys import KEY, TokenizerKeys, warn
 from .vocabulary import (
     BYTE_OF_LETTER,
-    KEY,
     MARK,
     SPECIAL,
-    Metadata,
     TokenType,
     Vocabulary,
-    as_integer,
     byte_level_bytes,
     described,
     fallback_byte,
     sentencepiece_bytes,
     utf8,
-    warn,
 )
 
 __all__ = ["MARK", "PRE_TOKENIZERS", "StreamDecoder", "Tokenizer"]
@@ -79,7 +76,7 @@ class Tokenizer:
 
     def __init__(self, metadata: Mapping[str, Any], only_ids: bool = False) -> None:
         """See :meth:`from_metadata`, and :meth:`for_ids` for `only_ids`."""
-        meta = Metadata(metadata)
+        meta = TokenizerKeys(metadata)
         check_model(meta)
         self._vocab = vocab = Vocabulary.read(meta)
         self.vocab_size = len(vocab)
@@ -99,12 +96,13 @@ class Tokenizer:
             self._build = partial(_refuse, error)
         self._piece_bytes = sentencepiece_bytes if sentencepiece or pre.spaces else byte_level_bytes
         self._read_special(meta, sentencepiece, pre)
-        meta.read.update(KEY + name for name in ("pre", "scores", "merges"))  # one kind ignores the other's
-        report_unread(meta)
+        for name in ("pre", "scores", "merges"):  # one kind of vocabulary ignores the keys of the other
+            meta.note(name)
+        meta.account()
         self._encoder: _Encoder | None = None
         self._building = threading.Lock()
 
-    def _recipe(self, meta: Metadata, sentencepiece: bool, pre: PreTokenizer) -> Callable[[], _Encoder]:
+    def _recipe(self, meta: TokenizerKeys, sentencepiece: bool, pre: PreTokenizer) -> Callable[[], _Encoder]:
         """What builds the encoder, from lists that are read now: the file may be closed by then."""
         vocab = self._vocab
         if sentencepiece:
@@ -141,7 +139,7 @@ class Tokenizer:
             warn("ids run, but have no text: %s", error)
             return _WithoutText(meta, error)
 
-    def _read_special(self, meta: Metadata, sentencepiece: bool, pre: PreTokenizer) -> None:
+    def _read_special(self, meta: TokenizerKeys, sentencepiece: bool, pre: PreTokenizer) -> None:
         vocab = self._vocab
         roles = find_roles(meta, vocab, sentencepiece)
         self.bos_id, self.eos_id = roles.named.get("bos"), roles.named.get("eos")
@@ -259,8 +257,7 @@ class Tokenizer:
         except Exception:  # TypeError, or what an __index__ of somebody's raises
             raise UsageError(f"a token id is an integer, not {described(token)}") from None
         if not 0 <= i < self.vocab_size:
-            shown = described(i).removesuffix(" (int)")
-            raise UsageError(f"token id {shown} is outside the vocabulary of {self.vocab_size} tokens")
+            raise UsageError(f"token id {abbreviate(i)} is outside the vocabulary of {self.vocab_size} tokens")
         return i
 
     def is_special(self, token: SupportsIndex) -> bool:
@@ -331,7 +328,7 @@ class _WithoutText(Tokenizer):
 
 def _named_ends(metadata: Mapping[str, Any]) -> frozenset[int]:
     try:
-        return ends_of_ids(Metadata(metadata))
+        return ends_of_ids(TokenizerKeys(metadata))
     except TokenizerError:
         return frozenset()
 

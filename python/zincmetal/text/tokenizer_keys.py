@@ -1,16 +1,24 @@
-"""What becomes of each `tokenizer.*` key: none passes unread. docs/tokenizer-keys.md says the same to people."""
+"""The ``tokenizer.*`` keys of a file: typed access, and the treatment of each (``docs/tokenizer-keys.md``)."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from enum import Enum
+from typing import Any, cast
 
-from .vocabulary import Metadata, warn
+from ..errors import TokenizerError, abbreviate
+from ..gguf.metadata import MetadataReader, as_integer
+
+KEY = "tokenizer.ggml."
+_LISTS = frozenset({"tokens", "token_type", "scores", "merges"})  # arrays, which are decoded on the first read
+
+warn = logging.getLogger("zincmetal.text").warning
 
 
 class Handling(Enum):
-    """What becomes of a key."""
+    """The treatment of a key."""
 
     READ = "read"
     CHAT = "read by the chat template"
@@ -18,7 +26,7 @@ class Handling(Enum):
     IRRELEVANT = "no effect on text or ids here"
 
 
-# The keys that converters write, after "tokenizer.". Where one is read by some vocabularies only, the others ignore it.
+# The keys that converters write, after "tokenizer.". A vocabulary ignores a key that only other kinds read.
 KEYS: Mapping[str, Handling] = {
     "ggml.model": Handling.READ,
     "ggml.pre": Handling.READ,
@@ -72,17 +80,105 @@ _NAMED_TEMPLATE = re.compile(r"chat_template\..+")
 
 
 def handling(name: str) -> Handling | None:
-    """What becomes of the key "tokenizer." + `name`, or None where it is not known."""
+    """The treatment of the key "tokenizer." + ``name``, or None for an unknown key."""
     return KEYS.get(_NAMED_TEMPLATE.sub("chat_template.NAME", name))
 
 
-def report_unread(meta: Metadata) -> None:
-    """Name in a warning what the file asks for and nothing has read."""
-    for key in meta.key_names():
-        if key in meta.read:
-            continue
-        known = handling(key.removeprefix("tokenizer."))
-        if known in (Handling.OFF, Handling.READ) and not meta.is_off(key):  # or read by vocabularies of another kind
-            warn("%s is %s, which is not applied: text may become other ids than the model knows", key, meta.shown(key))
-        elif known is None:
-            warn("%s is not known and not read: if text becomes other ids than the model knows, this is why", key)
+class TokenizerKeys(MetadataReader):
+    """Reads ``tokenizer.ggml.<name>``. A value that is missing or of the wrong type is a TokenizerError.
+
+    Some faults of files are harmless: an id out of range, an array of the wrong length. They are warnings, which say
+    what is assumed.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values, KEY, error=TokenizerError)
+        self._token_ids: dict[str, list[int]] = {}
+
+    def key_names(self) -> list[str]:
+        """The full names of all ``tokenizer.*`` keys."""
+        return [key for key in self.values if key.startswith("tokenizer.")]
+
+    def has(self, name: str) -> bool:
+        """Whether the file has the key. Counts as reading it, but decodes no array."""
+        self.note(name)
+        key = KEY + name
+        return key in self.values and (name in _LISTS or self.value(key) is not None)
+
+    def missing(self, name: str) -> TokenizerError:
+        """The error for a key that the file lacks."""
+        return TokenizerError(f"key '{KEY}{name}' is missing: this file cannot be tokenized without it")
+
+    def general(self, name: str) -> str:
+        """A string of ``general.*``, or an empty one."""
+        value = self.values.get("general." + name)
+        return value if isinstance(value, str) else ""
+
+    def template(self) -> str:
+        """The sources of the chat template and of its named variants, joined. Empty if the file has none."""
+        names = [key for key in self.key_names() if key.startswith("tokenizer.chat_template")]
+        self.read.update(names)
+        return "\n".join(value for name in names if isinstance(value := self.values[name], str))
+
+    def token_id(self, name: str, n_tokens: int) -> int | None:
+        """An id from 0 to n_tokens - 1, or None where the file has no such id."""
+        ids = self.token_ids(name, n_tokens)
+        return ids[0] if ids else None
+
+    def token_ids(self, name: str, n_tokens: int) -> list[int]:
+        """The ids of a key that holds one id or a list. A warning names the ids out of range, which are left out."""
+        if name not in self._token_ids:
+            self._token_ids[name] = self._read_token_ids(name, n_tokens)
+        return self._token_ids[name]
+
+    def _read_token_ids(self, name: str, n_tokens: int) -> list[int]:
+        if not self.has(name):
+            return []
+        value = self.get(name)
+        several = hasattr(value, "__len__") and not isinstance(value, (str, bytes))
+        numbers = [as_integer(v) for v in (self.items(name, "list of token ids") if several else [value])]
+        if None in numbers:
+            raise self.expected(name, f"an id below {n_tokens}", value)
+        ids = [i for i in numbers if i is not None and 0 <= i < n_tokens]
+        for outside in (i for i in numbers if i not in ids):
+            what = "%s%s is %s, and the file has %d tokens: taken as not set"
+            warn(what, KEY, name, abbreviate(outside), n_tokens)
+        return ids
+
+    def integers_per_token(self, name: str, n: int) -> list[int]:
+        """A list of at least ``n`` integers, of any type that holds them, cut to ``n``."""
+        values = self.numbers_per_token(name, n)
+        if set(map(type, values)) <= {int}:  # the usual case, fast
+            return cast(list[int], values)
+        whole = [as_integer(int(v) if isinstance(v, float) and v.is_integer() else v) for v in values]
+        if None in whole:
+            wrong = whole.index(None)
+            raise self.expected(name, "an integer", values[wrong], wrong)
+        return [v for v in whole if v is not None]
+
+    def numbers_per_token(self, name: str, n: int) -> list[int | float]:
+        """A list of at least ``n`` numbers, cut to ``n``."""
+        values = self.numbers(name)
+        if len(values) < n:
+            raise self.bad(name, f"it has {len(values)} entries for the {n} of {KEY}tokens")
+        if len(values) > n:
+            warn("%s%s has %d entries for %d tokens: the rest is ignored", KEY, name, len(values), n)
+        return values[:n]
+
+    def account(self) -> None:
+        """Name in a warning every key that asks for something and that nothing has read."""
+        for key in self.key_names():
+            if key in self.read:
+                continue
+            known = handling(key.removeprefix("tokenizer."))
+            # A READ key that was not read belongs to vocabularies of another kind.
+            if known in (Handling.OFF, Handling.READ) and not self._is_off(key):
+                shown = abbreviate(self.value(key))
+                warn("%s is %s, which is not applied: text may become other ids than the model knows", key, shown)
+            elif known is None:
+                warn("%s is not known and not read: if text becomes other ids than the model knows, this is why", key)
+
+    def _is_off(self, key: str) -> bool:
+        """Whether a value, by its full name, is false, 0 or empty."""
+        value = self.value(key)
+        return len(value) == 0 if hasattr(value, "__len__") else not value

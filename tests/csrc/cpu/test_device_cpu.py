@@ -1,4 +1,4 @@
-"""The CPU device: its thread pool, its buffers and what it says of itself."""
+"""The CPU device: its thread pool, its buffers and its info."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def open_cpu(threads: int, native: bool = True) -> tuple[Any, Any]:
 
 
 def floats(device: Any, content: Any) -> tuple[Any, Any]:
-    """A buffer that holds these float32 values, and a view of it."""
+    """Makes a buffer of these float32 values; returns it and a view of it."""
     content = np.asarray(content, np.float32)
     buffer = device.alloc(content.nbytes)
     view = np.frombuffer(buffer, np.float32)
@@ -34,7 +34,7 @@ def floats(device: Any, content: Any) -> tuple[Any, Any]:
 
 
 class Chain:
-    """``add`` dispatches over rows of n floats that each need the result of the one before."""
+    """A chain of ``add`` dispatches over rows of n floats: each needs the result of the one before."""
 
     def __init__(self, core: Any, device: Any, rows: int, n: int) -> None:
         self.device, self.rows, self.n = device, rows, n
@@ -52,11 +52,11 @@ class Chain:
         return ("add", self.params.tobytes(), bindings, self.grid, self.threads, barrier)
 
 
-# More threads than there are cores must work too, if slowly: they yield to each other.
+# More threads than cores must work too, if slowly: they yield to each other.
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 @pytest.mark.parametrize("native", [True, False])
 def test_dependent_dispatches(threads: int, native: bool) -> None:
-    """Doubling 16 times in a row is exact, and wrong if one dispatch begins before the one before has ended."""
+    """Doubling 16 times is exact, and wrong if a dispatch begins before the one before it has ended."""
     core, device = open_cpu(threads, native)
     chain = Chain(core, device, rows=7, n=1500)
     start = np.random.default_rng().integers(1, 200, chain.rows * chain.n).astype(np.float32)
@@ -68,7 +68,7 @@ def test_dependent_dispatches(threads: int, native: bool) -> None:
 
 
 def test_independent_dispatches() -> None:
-    """Dispatches with no barrier between run in any order and all of them do."""
+    """Dispatches with no barrier between them run in any order, and all run."""
     core, device = open_cpu(3, native=False)
     chain = Chain(core, device, rows=1, n=700)
     one, _ = floats(device, np.ones(700))
@@ -93,7 +93,7 @@ def test_many_devices() -> None:
 
 
 def test_exit_with_a_live_device() -> None:
-    """A process that ends while helpers wait for work ends at once and well."""
+    """A process whose pool waits for work ends at once, with status 0."""
     code = (
         "from zincmetal.device import backend; core = backend.load('cpu'); kept = core.Device(threads=4); print('end')"
     )
@@ -103,7 +103,7 @@ def test_exit_with_a_live_device() -> None:
 
 @pytest.mark.parametrize("isa", ["plain", "nonsense", ""])
 def test_isa_cap(isa: str) -> None:
-    """ZINCMETAL_ISA caps the instruction set; what it does not know changes nothing."""
+    """ZINCMETAL_ISA caps the instruction set; an unknown value changes nothing."""
     code = "from zincmetal.device import backend; print(backend.load('cpu').Device(threads=1).info['features']['isa'])"
     plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     environment = {**os.environ, "ZINCMETAL_ISA": isa}
@@ -215,7 +215,7 @@ print(np.frombuffer(out, np.float32)[255])
 
 
 def test_a_plan_keeps_mapped_memory_alive() -> None:
-    """Python may drop the wrapped buffer and its owner; what a plan reads stays mapped, and is read-only."""
+    """Python may drop the wrapped buffer and its owner; the plan keeps the memory mapped, read-only."""
     done = subprocess.run([sys.executable, "-c", BORROWED], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "pinned\n3.0\n", "")
 
@@ -281,7 +281,7 @@ def test_buffers_copy_in_and_out_within_their_bounds():
 
 
 def test_kernels_lie_beside_the_core(monkeypatch):
-    """In an editable install that is not where the Python sources are."""
+    """In an editable install the core does not lie beside the Python sources."""
     core = ModuleType("_core_metal")
     core.__file__ = "/site-packages/zincmetal/_core_metal.so"
     monkeypatch.setattr(backend, "KERNEL_FOLDER", None)

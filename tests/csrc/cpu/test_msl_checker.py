@@ -15,7 +15,7 @@ from zincmetal.errors import DeviceError
 
 pytestmark = pytest.mark.skipif(not backend.is_built("checked"), reason="needs a build with ZINCMETAL_CHECKED=ON")
 THREADS = 64
-#: What the message of each fault in tests/csrc/msl/probes/probe_faults.metal must say; None: there is no fault.
+#: A pattern of the message of each fault in tests/csrc/msl/probes/probe_faults.metal. None: there is no fault.
 MESSAGES: dict[str, str | None] = {
     "NO_FAULT": None,
     "NO_BARRIER": r"thread 32 reads 4 bytes at byte 0 of threadgroup array `shared` .* thread 0 wrote, with no barrier",
@@ -67,12 +67,12 @@ MESSAGES: dict[str, str | None] = {
 
 
 def open_checked() -> Any:
-    """A fresh device: one that failed stays failed."""
+    """Opens a fresh device, since a failed one stays failed."""
     return backend.load("checked").Device(threads=1, native=False)
 
 
 class Bench:
-    """A device with an input that holds its indices and an output, 64 floats each, amid larger buffers."""
+    """A device with an input that holds its indices and an output: 64 floats each, inside larger buffers."""
 
     def __init__(self) -> None:
         self.device = open_checked()
@@ -83,7 +83,7 @@ class Bench:
         self.params = np.array([THREADS, 0], np.uint32).tobytes()
 
     def run(self, kernel: str, grid: int = 1, **changes: Any) -> None:
-        """Runs a kernel with the bench's arguments, or changed ones."""
+        """Runs a kernel with the bench's arguments, or with changes of them."""
         what = {"params": self.params, "bindings": self.bindings, "threads": THREADS, **changes}
         self.device.run([(kernel, what["params"], what["bindings"], (grid, 1, 1), what["threads"], False)])
 
@@ -117,7 +117,7 @@ def test_fault(fault: str) -> None:
 
 
 def test_missing_barrier_between_dispatches() -> None:
-    """What one dispatch writes and another touches needs a barrier between, whichever bindings it goes through."""
+    """If one dispatch writes memory that another touches, a barrier must lie between them, whatever the bindings."""
 
     def chain(barrier: bool, *pairs: tuple[int, int]) -> Callable[[], Any]:
         bench = Bench()

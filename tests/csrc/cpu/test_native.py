@@ -79,7 +79,7 @@ def test_native_kernels_can_be_turned_off() -> None:
 
 
 def lesser_isas() -> list[str]:
-    """The instruction sets below the best of this machine, of those that are built for it."""
+    """Lists the built instruction sets below this machine's best."""
     isa = features(Lab("native"))["isa"]
     return {"avx512": ["avx2", "plain"], "avx2": ["plain"], "neon": ["plain"]}.get(isa, [])
 
@@ -140,7 +140,7 @@ def run_argmax_partial(lab: Lab) -> list[Guarded]:
 
 
 def run_moe_mm(epilogue: str, lab: Lab) -> list[Guarded]:
-    """An expert with all rows, one with some and others with few, which are multiplied in another way."""
+    """Runs moe_mm with one expert of all rows, one of some, and others of few, which take another path."""
     ids = random_route(lab, 75, 75, 9, 3).ids
     ids[:, 0], ids[:40, 1] = 4, 7
     return [MoeMm(lab, quants.Q4_K, epilogue, Route(ids, 75, 9), 203, 512, shared_x=True).run(lab)]
@@ -193,7 +193,7 @@ def bits(outputs: list[Guarded]) -> list[NDArray[np.uint8]]:
 
 @pytest.mark.parametrize("run", DIVIDED.values(), ids=DIVIDED.keys())
 def test_division_among_threads_changes_no_bit(run: Callable[[Lab], list[Guarded]]) -> None:
-    """The more threads, the smaller the pieces that a native kernel is called for."""
+    """More threads make smaller pieces; the results must be the same bits."""
     results = []
     for threads in (1, 2, 3, 7):
         lab = Lab("native")

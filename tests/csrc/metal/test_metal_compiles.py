@@ -1,9 +1,9 @@
-"""The Metal backend compiles and links against Apple's headers, where there is no Mac.
+"""The Metal backend compiles and links against Apple's headers on any machine.
 
 Set ``ZINCMETAL_APPLE_SDK`` to a folder with ``Frameworks/``, ``include/`` and ``lib/`` of a macOS SDK, and install the
 PyPI package ``ziglang`` (clang with an arm64 macOS target), to compile and link ``csrc/metal/device.mm`` anywhere. What
-macOS 15 brought is declared by sdk_15/ where the SDK is older. (Without an SDK, the double compiles the same
-lines: its headers have residency sets and math modes.)
+macOS 15 brought is declared by sdk_15/ if the SDK is older. (Without an SDK, the double compiles the same lines: its
+headers have residency sets and math modes.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MACH_O_64, ARM64 = 0xFEEDFACF, 0x0100000C
 # ---- the shim against Apple's headers ----------------------------------------------------------------------------
 
 
-#: What macOS 15 added to older headers: file, the line it follows, and the lines.
+#: Declarations that macOS 15 added to older headers: file, the line before them, and the lines.
 ADDED = [
     (
         "MTLCommandQueue.h",
@@ -58,7 +58,7 @@ typedef NS_ENUM(NSInteger, MTLMathFloatingPointFunctions) {
 
 @pytest.fixture(scope="session")
 def macos_15(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
-    """A folder with a Metal.framework as of macOS 15, made of the SDK's and sdk_15; None: it is newer."""
+    """Makes a folder with macOS 15's Metal.framework from the SDK's and sdk_15. Returns None if the SDK has it."""
     sdk = os.environ.get("ZINCMETAL_APPLE_SDK")
     if not sdk:
         pytest.skip("needs ZINCMETAL_APPLE_SDK=<folder of a macOS SDK>")
@@ -71,7 +71,7 @@ def macos_15(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
     for header in (TESTS / "csrc/metal/sdk_15").iterdir():
         shutil.copy(header, copy)
     for file, line, lines in ADDED:
-        # Apple's headers have blanks where ours have none.
+        # Apple's headers have blanks that ours do not have.
         pattern = r"\s*".join(re.escape(word) for word in line.split())
         found = re.search(pattern, text := (copy / file).read_text())
         first = re.search(r"^NS_ASSUME_NONNULL_BEGIN", text, re.M)
@@ -86,14 +86,14 @@ def macos_15(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
 
 @pytest.mark.parametrize("target", ["11.0", "13.0", "14.0", "15.0"])
 def test_shim_compiles_without_a_warning(target: str, tmp_path: Path) -> None:
-    """For each macOS, from the oldest on Apple Silicon: an API newer than the target must stand under @available."""
+    """For each macOS from 11 on: a call of an API newer than the target must stand under @available."""
     said = apple_compile(target, ["-c", "csrc/metal/device.mm", "-o", str(tmp_path / "device_metal.o")])
     assert "warning" not in said
 
 
 @pytest.mark.parametrize("target", ["11.0", "13.0", "14.0", "15.0"])
 def test_shim_compiles_with_what_macos_15_brought(target: str, macos_15: Path | None, tmp_path: Path) -> None:
-    """Residency sets and math modes, too, are used under @available, with the types that they have."""
+    """Residency sets and math modes are used under @available and with their types."""
     source = '#include "csrc/metal/device.mm"\n#if !ZINC_SDK_15\n#error "not compiled"\n#endif\n'
     (tmp_path / "all.mm").write_text(source)
     flags = ["-I", str(ROOT), "-c", str(tmp_path / "all.mm"), "-o", str(tmp_path / "all.o")]
@@ -119,7 +119,7 @@ def test_an_unguarded_math_mode_is_an_error(macos_15: Path | None, tmp_path: Pat
 
 
 def test_unguarded_api_is_an_error(tmp_path: Path) -> None:
-    """The test above can fail: without its guard, a query of macOS 14 is refused for macOS 13."""
+    """Without its guard a query of macOS 14 is refused for macOS 13: the test above can fail."""
     source = (ROOT / "csrc/metal/device.mm").read_text()
     guard = "if (@available(macOS 14.0, *)) list"
     assert guard in source

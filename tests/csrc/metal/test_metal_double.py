@@ -45,7 +45,7 @@ def test_smollm2_generates_what_the_cpu_does(smollm2: Path, double: lane.Double)
 
 @pytest.mark.parametrize("path", [MODELS[0], MODELS[-1]], ids=lambda p: p.stem)
 def test_logits_are_the_cpus(path: Path, double: lane.Double) -> None:
-    """The same kernels on the same bytes: nothing is lost on the way through the shim."""
+    """The same kernels on the same bytes give the same bits through the shim."""
     logits = []
     for device in ("cpu", "metal"):
         with zincmetal.load(path, device=device, context=128, threads=1) as model:
@@ -54,11 +54,11 @@ def test_logits_are_the_cpus(path: Path, double: lane.Double) -> None:
 
 
 def test_what_is_encoded_is_the_plan(double: lane.Double) -> None:
-    """One encoder and command buffer a step, every dispatch, and exactly the plan's barriers."""
+    """A step is one command buffer with one encoder, all dispatches, and exactly the plan's barriers."""
     before = double.report()
     with zincmetal.load(MODELS[1], device="metal", context=128) as model:
         model.generate(PROMPT, max_tokens=8)
-        counters = model.session.counters
+        counters = model.engine.steps.counters
     after = double.report()
     steps = counters["command_buffers"]
     assert after["command_buffers"] - before["command_buffers"] == steps
@@ -84,7 +84,7 @@ print(json.dumps([resident, double.report()]))
 
 
 def test_nothing_leaks() -> None:
-    """Of two models and a device that does not open: no object, no block, and no residency is left."""
+    """Two models and a device that does not open leave no object, no block and no residency."""
     done = lane.run(f"MODEL = {str(MODELS[0])!r}" + LEAKS, built())
     assert done.returncode == 0, done.stderr
     error, left = done.stdout.splitlines()
@@ -104,7 +104,7 @@ print(json.dumps(double.report()))
 
 
 def test_a_model_that_never_runs_leaves_no_memory_resident() -> None:
-    """macOS would keep memory wired whose residency was requested before any work of the process."""
+    """macOS would keep memory wired if its residency was requested before the process did any work."""
     done = lane.run(f"MODEL = {str(MODELS[0])!r}" + IDLE, built())
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -122,7 +122,7 @@ def test_kernels_come_from_a_metallib_where_there_is_one(double: lane.Double, tm
 
 
 def test_a_metallib_that_does_not_load_is_told(double: lane.Double, tmp_path: Path) -> None:
-    """The sources are used instead, and the reason stays visible."""
+    """The sources are used instead, and the info gives the reason."""
     for source in lane.KERNELS.iterdir():
         (tmp_path / source.name).symlink_to(source)
     (tmp_path / "zincmetal.metallib").write_text("something else")
@@ -132,7 +132,7 @@ def test_a_metallib_that_does_not_load_is_told(double: lane.Double, tmp_path: Pa
 
 
 def test_a_source_that_does_not_compile_is_named(double: lane.Double, tmp_path: Path) -> None:
-    """When a kernel of its is asked for, or all there are."""
+    """The error comes when one of its kernels, or all kernels, are asked for."""
     (tmp_path / "good.metal").write_text("int good;\n")
     (tmp_path / "bad.metal").write_text('KERNEL("add", add<float>)\n#if\n')
     device = backend.load("metal").Device(kernel_folder=str(tmp_path))
@@ -152,7 +152,7 @@ with zincmetal.load(MODEL, device="metal", context=64) as model:
 
 @pytest.mark.parametrize("name", ["llama-q4_k_m", "qwen35moe-q4k-q5k-q8"])
 def test_every_access_is_ordered_by_what_the_shim_encodes(name: str) -> None:
-    """On the checked double, which follows every access of every kernel from barrier to barrier."""
+    """The checked double follows every access of every kernel from barrier to barrier."""
     model = DATA / f"{name}.gguf"
     done = lane.run(f"MODEL = {str(model)!r}" + CHECKED, built(checked=True), "native=0")
     assert done.returncode == 0, done.stderr

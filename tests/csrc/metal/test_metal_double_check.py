@@ -1,4 +1,4 @@
-"""python -m zincmetal.check through the real Metal shim, on a stand-in for Metal that fails as it is told."""
+"""The command check through the real Metal shim, on the Metal double, which fails as told."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def double(monkeypatch):
     [
         ("library=rms_norm", "source/norm.metal", "norm.metal does not compile: program_source"),
         (f"pipeline={KERNEL}", f"pipeline/{KERNEL}", "Compilation failed"),
-        (f"threads={KERNEL}:32", f"pipeline/{KERNEL}", "it takes 32 threads, and plans launch 64"),
+        (f"threads={KERNEL}:32", f"pipeline/{KERNEL}", "it takes 32 threads; plans launch 64"),
         ("gpu=2:2", f"kernel/{KERNEL}", "timeout: the GPU took too long or hung"),
         ("gpu=2:8", f"kernel/{KERNEL}", "out of memory"),
         ("hang=2", f"kernel/{KERNEL}", "the GPU completed nothing"),
@@ -39,7 +39,7 @@ def test_a_fault_of_metal_is_said_and_what_can_run_runs(tmp_path, monkeypatch, c
 
 
 def test_a_kernel_that_has_another_fails_alone(tmp_path, monkeypatch):
-    """What the engine uses instead is said, and the model runs with it."""
+    """The report names the replacement, and the model runs with it."""
     monkeypatch.setenv("METAL_DOUBLE", "pipeline=mul_mv_stack_q8_0")
     wanted = "--only=pipeline/mul_mv_stack_q8_0", "--only=model/first tokens"
     status, found, checks = check(tmp_path, "metal", str(MODEL), *wanted)

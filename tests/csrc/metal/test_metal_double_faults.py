@@ -1,4 +1,4 @@
-"""What the engine makes of every failure that Metal documents, on the double: a typed error, and a usable process."""
+"""Every failure that Metal documents, on the double: a typed error, and a process that goes on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROMPT = list(range(3, 12))
 
 @pytest.fixture
 def double(metallib: Path) -> Iterator[lane.Double]:
-    """The double in this process, with a library that loads at once; afterwards it plays the usual Mac again."""
+    """Installs the double, with a library that loads at once. Afterwards it plays the usual Mac again."""
     with lane.installed(built(), metallib):
         double = lane.Double()
         yield double
@@ -56,7 +56,7 @@ def tokens(path: Path = MODEL, device: str = "metal") -> list[int]:
 
 
 def launched(path: Path) -> tuple[set[str], set[str]]:
-    """The kernels of a step of one token, and of one of many."""
+    """Returns the kernels of a step of one token, and of a step of many."""
     with load(path) as model:
         one, many = ({d.launch.kernel for d in model.plan(rows).dispatches} for rows in (1, 32))
     return one, many
@@ -88,7 +88,7 @@ WHEN = pytest.mark.parametrize("nth", [1, 2, 4], ids=["prompt", "first step", "i
 @pytest.mark.parametrize("code", LASTING)
 @WHEN
 def test_failed_command_buffer(code: int | str, nth: int, double: lane.Double) -> None:
-    """It is told in words, by every later call too; a new model works."""
+    """The error says why, in every later call too; a new model works."""
     with load() as model:
         double.set(f"gpu={nth}:{code}")
         with pytest.raises(DeviceError, match=re.escape(LASTING[code])) as first:
@@ -105,7 +105,7 @@ def test_failed_command_buffer(code: int | str, nth: int, double: lane.Double) -
 @WHEN
 @pytest.mark.parametrize("path", [MODEL, HYBRID], ids=lambda p: p.stem)
 def test_a_failure_that_passes(path: Path, code: int | str, nth: int, double: lane.Double) -> None:
-    """It is told once, and the same model goes on, in step with what its sequence is."""
+    """The error is raised once; the same model goes on, and its sequence is right."""
     expected = tokens(path, device="cpu")
     with load(path) as model:
         double.set(f"gpu={nth}:{code}")
@@ -118,7 +118,7 @@ def test_a_failure_that_passes(path: Path, code: int | str, nth: int, double: la
 
 
 def test_a_failure_is_of_one_model(double: lane.Double) -> None:
-    """Another one in the process has a queue of its own, and goes on whatever happened here."""
+    """Another model in the process has a queue of its own, and goes on."""
     with load() as other, load() as model:
         double.set("gpu=1:3")
         with pytest.raises(DeviceError, match="page fault"):
@@ -155,7 +155,7 @@ with load() as model:
 
 
 def test_command_buffer_that_never_ends() -> None:
-    """The wait ends, what the GPU may yet write to is left to it, and a new model works."""
+    """The wait ends. Memory that the GPU may still write is not freed. A new model works."""
     done = lane.run(LOST % str(MODEL), built(), ZINCMETAL_METAL_TIMEOUT="0.3")
     assert done.returncode == 0, done.stderr
     first, again, generated = done.stdout.splitlines()
@@ -165,16 +165,18 @@ def test_command_buffer_that_never_ends() -> None:
         assert generated == str(model.generate([5, 6, 7], max_tokens=4).tokens)
 
 
-@pytest.mark.parametrize("keep", ["session", "plan", "device", "none"])
+@pytest.mark.parametrize("keep", ["steps", "plan", "device", "none"])
 def test_what_is_in_flight_outlives_its_owners(keep: str, double: lane.Double) -> None:
-    """Command buffers retain nothing here: recordings wait for the GPU before they let go of what it uses."""
+    """Command buffers retain nothing: a recording waits for the GPU before it frees its objects."""
     model = load()
-    first = model.core.prefill_step(model.session, model._compile(model.plan(32)), np.array(PROMPT, np.int32))
+    engine = model.engine
+    first = engine.prefill([*PROMPT])
     double.set("slow=50")
-    model.core.decode_step(model.session, model._compile(model.plan(1)), first, True)
-    kept = {"session": model.session, "plan": model._compile(model.plan(1)), "device": model.device, "none": None}[keep]
-    model._plans.clear()
-    del model
+    engine.decode(first, ahead=True)
+    plan = engine.program(1).compiled
+    kept = {"steps": engine.steps, "plan": plan, "device": engine.device, "none": None}[keep]
+    engine.programs.clear()
+    del model, engine, plan
     gc.collect()
     del kept
 
@@ -191,7 +193,7 @@ def test_what_is_in_flight_outlives_its_owners(keep: str, double: lane.Double) -
     ],
 )
 def test_each_allocation_refused(what: str, said: str, double: lane.Double) -> None:
-    """Whichever it is, from the first to the last: the error names it, and nothing stays behind."""
+    """For each allocation, first to last, the error names the failure, and no memory is left."""
     errors = []
     for n in itertools.count(1):
         double.set(f"{what}={n}")
@@ -210,7 +212,7 @@ def test_each_allocation_refused(what: str, said: str, double: lane.Double) -> N
 @pytest.mark.parametrize("what", ["command_buffer", "encoder"])
 @pytest.mark.parametrize("nth", [1, 2, 4])
 def test_no_command_buffer_or_encoder(what: str, nth: int, double: lane.Double) -> None:
-    """Nothing was committed: the same model goes on."""
+    """Nothing was committed, so the same model goes on."""
     with load() as model:
         double.set(f"{what}={nth}")
         with pytest.raises(DeviceError, match=r"Metal gave no (command buffer|compute encoder);"):
@@ -220,7 +222,7 @@ def test_no_command_buffer_or_encoder(what: str, nth: int, double: lane.Double) 
 
 @pytest.mark.parametrize("path", [MODEL, HYBRID], ids=lambda p: p.stem)
 def test_each_pipeline_that_does_not_compile(path: Path, double: lane.Double, caplog: pytest.LogCaptureFixture) -> None:
-    """Other kernels do the same, and it is said; where none does, the error has the device's and Metal's words."""
+    """Other kernels replace it, with a warning. If none can, the error has the device's and Metal's words."""
     one, many = launched(path)
     assert len(one) > 5
     assert len(many - one) > 3
@@ -245,7 +247,7 @@ def test_each_pipeline_that_does_not_compile(path: Path, double: lane.Double, ca
 
 
 def test_a_long_context_without_the_kernel_that_divides_it(double: lane.Double) -> None:
-    """One that divides nothing reads all keys; without the one for many rows, the one for a single row serves."""
+    """Without attention_split one kernel reads all keys; without the kernel for many rows, that for one row serves."""
     prompt = [*range(3, 103)] * 11
     assert len(prompt) > DIVIDE_KEYS_ABOVE["metal"]
     with zincmetal.load(MODEL, device="cpu", context=2048) as model:
@@ -257,7 +259,7 @@ def test_a_long_context_without_the_kernel_that_divides_it(double: lane.Double) 
 
 
 def test_a_function_that_the_library_lacks(metallib: Path, tmp_path: Path, double: lane.Double) -> None:
-    """A metallib of another version, say."""
+    """For example, a metallib of another version."""
     lines = (metallib / "zincmetal.metallib").read_text().splitlines()
     (tmp_path / "zincmetal.metallib").write_text("\n".join(x for x in lines if not x.startswith("mul_mv_add")))
     backend.KERNEL_FOLDER = tmp_path
@@ -270,7 +272,7 @@ def test_a_function_that_the_library_lacks(metallib: Path, tmp_path: Path, doubl
 
 @pytest.mark.parametrize("name", sorted(p.name for p in lane.KERNELS.glob("*.metal")))
 def test_each_source_that_does_not_compile(name: str, double: lane.Double) -> None:
-    """Its kernels alone are missing: others do their work, or the error has the compiler's words."""
+    """Only its kernels are missing: others replace them, or the error has the compiler's words."""
     one, many = launched(MODEL)
     double.set(f"library={name}")
     backend.KERNEL_FOLDER = lane.KERNELS
@@ -312,7 +314,7 @@ def test_without_residency_sets(conditions: str, double: lane.Double) -> None:
 
 @pytest.mark.parametrize("from_sources", [False, True])
 def test_macos_13_is_told_what_it_lacks(from_sources: bool, double: lane.Double) -> None:
-    """Before a metallib is looked for: one that loads on an older macOS fails only when a kernel of it is built."""
+    """The error precedes the search for a metallib, which would load and fail when a kernel is built."""
     double.set("macos=13.6")
     if from_sources:
         backend.KERNEL_FOLDER = lane.KERNELS
@@ -349,7 +351,7 @@ RELAXED = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT"
 def test_the_driver_is_asked_for_patience_unless_a_user_has_chosen(
     chosen: str | None, driver: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At import; the info says whose choice it is, and whether it may have come too late."""
+    """The package asks at import. The info says whose choice it is, and whether it may be too late."""
     monkeypatch.delenv(RELAXED, raising=False)
     monkeypatch.delenv("ZINCMETAL_RELAXED", raising=False)
     done = lane.run("import os" + WATCHDOG, built(), driver, **({RELAXED: chosen} if chosen else {}))
@@ -381,7 +383,7 @@ def test_a_mac_that_is_too_small(double: lane.Double) -> None:
 
 
 def test_a_file_of_several_buffers(double: lane.Double) -> None:
-    """Where the largest buffer is smaller than the file, its tensors are wrapped in groups, and run as well."""
+    """If the largest buffer is smaller than the file, its tensors are wrapped in groups, with the same result."""
     double.set(f"max_buffer={HYBRID.stat().st_size // 3}")
     with load(HYBRID) as model:
         weights = {r.buffer for d in model.plan(1).dispatches for r in d.regions if r.buffer.startswith("weights.")}
@@ -393,7 +395,7 @@ def test_a_file_of_several_buffers(double: lane.Double) -> None:
 
 
 def test_a_kernel_whose_registers_leave_it_fewer_threads(double: lane.Double) -> None:
-    """It is compiled again, for as many as the plan launches."""
+    """The kernel is compiled again, for as many threads as the plan launches."""
     with load(HYBRID) as model:
         threads = {d.launch.kernel: d.launch.threads for d in model.plan(1).dispatches}
     del model
@@ -418,7 +420,7 @@ def test_a_kernel_that_cannot_have_its_threads(double: lane.Double) -> None:
 
 
 def test_overlapping_buffers_are_resident_once(double: lane.Double) -> None:
-    """Against what the device recommends, the pages that several buffers share count once."""
+    """Pages that several buffers share count once against the device's recommendation."""
     double.set(f"memory={9 << 20}")  # of which 6 MiB are recommended
     core = backend.load("metal")
     device = core.Device(kernel_folder=backend.kernel_folder(core))

@@ -1,7 +1,7 @@
-"""The double's Foundation and Metal headers say what Apple's do: every constant, and the type of every method.
+"""The double's Foundation and Metal headers agree with Apple's: every constant, and every method's type.
 
 Needs ``ZINCMETAL_APPLE_SDK`` and the package ziglang, as test_metal_compiles.py does. Residency sets, math modes
-and what else macOS 15 brought are left out where the SDK is older.
+and other additions of macOS 15 are left out if the SDK is older.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def is_in_sdk(text: str) -> bool:
 
 
 def constants() -> list[tuple[str, str]]:
-    """Name and value of every enumerator."""
+    """Lists name and value of every enumerator."""
     found = []
     for body in re.findall(r"NS_(?:ENUM|OPTIONS)\([^)]*\)\s*\{(.*?)\}", METAL, re.S):
         for n, item in enumerate(filter(None, (part.strip() for part in body.split(",")))):
@@ -40,7 +40,7 @@ def constants() -> list[tuple[str, str]]:
 
 
 def declarations() -> list[tuple[str, list[str]]]:
-    """Every protocol and class with its methods and properties, as they are written."""
+    """Lists every protocol and class with its methods and properties, as written."""
     found = []
     for text in (FOUNDATION, METAL):
         for head, body in re.findall(r"^(@(?:protocol|interface) \w+)(?![\w,\s]*;)(.*?)^@end", text, re.S | re.M):
@@ -50,7 +50,7 @@ def declarations() -> list[tuple[str, list[str]]]:
 
 
 def selector(member: str) -> str:
-    """`- (void)a:(T)x b:(U)y;` is a:b:, and a property is its getter."""
+    """Returns the selector: a:b: of `- (void)a:(T)x b:(U)y;`, and the getter of a property."""
     if member.startswith("@property"):
         getter = re.search(r"getter=(\w+)", member)
         return getter[1] if getter else re.findall(r"(\w+)(?: NS_\w+)?;", member)[0]
@@ -78,7 +78,7 @@ def test_a_wrong_constant_is_seen(tmp_path: Path) -> None:
 
 
 def known() -> list[tuple[str, list[str]]]:
-    """The declarations that the SDK has too; what macOS 15 brought to an older class is left out."""
+    """Lists the declarations that the SDK has too, without macOS 15's additions to older classes."""
     all_of_them = ((head, [m for m in members if is_in_sdk(m)]) for head, members in declarations())
     return [(head, members) for head, members in all_of_them if is_in_sdk(head) and members]
 
@@ -91,7 +91,7 @@ def test_every_method_is_one_of_apples(tmp_path: Path) -> None:
 
 
 def test_methods_have_apples_types(tmp_path: Path) -> None:
-    """A class that declares an inherited method or property again, with another type, is told."""
+    """clang reports a class that declares an inherited method or property again with another type."""
     source = ""
     for head, members in known():
         kind, name = head.split()

@@ -1,4 +1,4 @@
-"""How the Metal backend comes to its kernels: on demand, at once, from where the environment says, and from a cache."""
+"""How the Metal backend gets kernels: on demand, at once, from the folder in the environment, from a cache."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_kernel_whose_name_is_written_in_another_way_is_found(double: lane.Dou
 
 
 def test_pipelines_are_built_at_once(double: lane.Double) -> None:
-    """Each waits here until another is being built too."""
+    """Each build waits until another one runs too."""
     double.set("meet=2")
     device = opened()
     device.prepare(["add", "swiglu", "rms_norm", "argmax_final"])

@@ -1,4 +1,4 @@
-"""Every rule that the Metal double (double/) watches, broken once: the process ends and names the rule."""
+"""Every rule that the Metal double (double/) checks is broken once: the process ends and names the rule."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ DOUBLE = Path(__file__).parent / "double"
 PROGRAMS = re.findall(r'"([a-z-]+/[^"]+)"', "".join(p.read_text() for p in sorted(DOUBLE.glob("breaking*.mm"))))
 KEPT = [name for name in PROGRAMS if name.startswith("kept/")]
 BROKEN = [name for name in PROGRAMS if not name.startswith("kept/")]
-# What no program here can do: the double's own set-up, and Objective-C that the shim has none of.
+# Rules that no program here can break: of the double's own set-up, and of Objective-C that the shim does not use.
 OWN = {"abstract", "block", "conditions", "enumeration", "host", "kernel", "meet", "stale-build"}
 _RUN = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).metal_double_run(sys.argv[2].encode())"
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
-    """A program of breaking.mm in a process of its own."""
+    """Runs a program of breaking.mm in a process of its own."""
     checked = "threadgroup-memory" in program or "checked double" in program
     module = next(built(checked).glob("_core_metal*.so"))
     command = [sys.executable, "-S", "-c", _RUN, str(module), program]

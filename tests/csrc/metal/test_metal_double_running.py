@@ -1,4 +1,4 @@
-"""How long what the Metal backend gives the GPU takes, what stays in memory between, and what two models share."""
+"""Running on the double: length of command buffers, memory that stays resident, sharing between two models."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ def since(before: dict[str, Any], after: dict[str, Any]) -> Callable[[str], int]
 @pytest.mark.parametrize("path", [MODEL, HYBRID], ids=lambda p: p.stem)
 @pytest.mark.parametrize("pace", [12_000, 40_000])
 def test_no_command_buffer_takes_longer_than_a_tenth_of_a_second(path: Path, pace: int, double: lane.Double) -> None:
-    """Once it was seen what dispatches take; the tokens are what they were, and no queue is full."""
+    """Command buffers are short once dispatches were measured. The tokens stay the same, and no queue is full."""
     expected = tokens(path)
     with load(path) as model:
         double.set(f"pace={pace}")
         for _ in range(6):
             model.reset()
             assert model.generate(PROMPT, max_tokens=8).tokens == expected
-        steps, before = model.session.counters, double.report()
+        steps, before = model.engine.steps.counters, double.report()
         model.reset()
         assert model.generate(PROMPT, max_tokens=8).tokens == expected
-        after, counters = double.report(), model.session.counters
+        after, counters = double.report(), model.engine.steps.counters
     more = since(before, after)
     n_steps, n_dispatches = (counters[key] - steps[key] for key in ("steps", "dispatches"))
     assert pace <= after["longest"] <= LONGEST
     assert more("dispatches") == n_dispatches
     assert more("command_buffers") == more("encoders") > n_steps
-    # Not one for each dispatch either: 50 to 100 ms, the last of a step apart.
+    # Nor is there one for each dispatch: each takes 50 to 100 ms, except for a step's last.
     assert more("command_buffers") <= n_dispatches * pace / 50_000 + n_steps
     seconds = counters["gpu_seconds"] - steps["gpu_seconds"]
     assert seconds >= n_dispatches * pace * 1e-6 * 0.999  # of all its command buffers
@@ -76,15 +76,15 @@ def test_a_decode_step_is_one_command_buffer(double: lane.Double) -> None:
     with load() as model:
         double.set("pace=200")
         model.generate(PROMPT, max_tokens=4)
-        steps, before = model.session.counters, double.report()
+        steps, before = model.engine.steps.counters, double.report()
         model.reset()
         model.generate(PROMPT, max_tokens=16)
-        after, counters = double.report(), model.session.counters
+        after, counters = double.report(), model.engine.steps.counters
     assert since(before, after)("command_buffers") == counters["steps"] - steps["steps"]
 
 
 def test_what_kept_the_display_waiting_is_cut_finer(double: lane.Double) -> None:
-    """The same step in more command buffers, the next time."""
+    """The next time the same step takes more command buffers."""
 
     def command_buffers() -> int:
         before = double.report()
@@ -104,12 +104,12 @@ def test_what_kept_the_display_waiting_is_cut_finer(double: lane.Double) -> None
 
 
 def test_a_table_of_tokens_larger_than_the_largest_buffer(smollm2: Path, double: lane.Double) -> None:
-    """It is bound in windows of rows; a Mac with little memory has buffers of a few gigabytes at most."""
+    """The table is bound in windows of rows. A Mac with little memory has buffers of a few gigabytes at most."""
     expected = tokens(smollm2)
     double.set(f"max_buffer={12 << 20}")
     with load(smollm2) as model:
         assert model.file.tensors["token_embd.weight"].nbytes > 24 << 20
-        assert len(model.planner.addresses.windows["token_embd.weight"]) == 3
+        assert len(model.engine.planner.addresses.windows["token_embd.weight"]) == 3
         assert model.generate(PROMPT, max_tokens=8).tokens == expected
 
 
@@ -142,7 +142,7 @@ print(model.generate(PROMPT, max_tokens=8).tokens == expected)
 
 @pytest.mark.parametrize("path", [MODEL, HYBRID], ids=lambda p: p.stem)
 def test_ctrl_c_while_the_gpu_works(path: Path) -> None:
-    """The same model goes on, whatever was in flight."""
+    """The same model goes on, whatever step was in flight."""
     done = lane.run(f"MODEL = {str(path)!r}\nPROMPT = {PROMPT}" + CTRL_C, built())
     assert (done.returncode, done.stdout) == (0, "interrupted\nTrue\n"), done.stderr
 
@@ -174,7 +174,7 @@ print("threads", len(list(Path("/proc/self/task").iterdir())) - THREADS)
 
 
 def test_memory_stays_wired_for_a_while_after_the_last_work() -> None:
-    """It is asked for again now and then, let go after the time that the environment names, and asked for at work."""
+    """Residency is requested now and then, ended after the time in the environment, and requested again by work."""
     prelude = "from pathlib import Path\nTHREADS = len(list(Path('/proc/self/task').iterdir()))\n"
     script = f"{prelude}MODEL = {str(MODEL)!r}{WIRED}"
     done = lane.run(script, built(), ZINCMETAL_METAL_KEEP_WIRED="1.5")
@@ -210,7 +210,7 @@ def test_a_process_may_end_with_a_model_open() -> None:
 
 
 def test_two_models_share_code_and_residency(double: lane.Double) -> None:
-    """One set against what the device recommends, and no kernel is built twice."""
+    """Two models use one residency set, and no kernel is built twice."""
     before = double.report()
     with load() as first:
         first.generate(PROMPT, max_tokens=2)
@@ -267,7 +267,7 @@ if child == 0:
         backend.load("metal").Device(kernel_folder=str(metal_double_lane.KERNELS))
     except errors.DeviceError as error:
         print("spawn" in str(error), flush=True)
-    # What is let go of here is the parent's: nothing of Metal is called, and nothing waits.
+    # The child drops the parent's objects: it calls nothing of Metal, and waits for nothing.
     del model, buffer, device
     gc.collect()
     os._exit(0)

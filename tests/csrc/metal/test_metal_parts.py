@@ -24,7 +24,7 @@ Parts = Callable[..., tuple[int, str]]
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tests/csrc/metal/parts.cpp, compiled."""
+    """Compiles tests/csrc/metal/parts.cpp."""
     if COMPILER is None:
         pytest.skip("needs a C++ compiler")
     program = tmp_path_factory.mktemp("metal") / "parts"
@@ -52,7 +52,7 @@ def write(folder: Path, **files: str) -> Path:
 
 
 def preprocessed(source: Path, *includes: Path) -> list[str]:
-    """The tokens that the preprocessor leaves of a kernel file, with an empty metal_stdlib."""
+    """Preprocesses a kernel file with an empty metal_stdlib; returns its tokens."""
     assert COMPILER is not None
     command = [COMPILER, "-E", "-P", "-x", "c++", "-D__METAL_VERSION__=310", *(f"-I{folder}" for folder in includes)]
     done = subprocess.run([*command, str(source)], capture_output=True, text=True, check=True)
@@ -114,7 +114,7 @@ def test_missing_header_is_named_with_its_place(parts: Parts, tmp_path: Path) ->
 
 
 def test_compiler_messages_name_the_original_line(parts: Parts, tmp_path: Path) -> None:
-    """An error after a splice, and one within it, are reported where a person would look for them."""
+    """An error after an included file, and one inside it, are reported at their place in the source."""
     write(tmp_path, a="#pragma once\nint a;\nnonsense_a a2;\n", main='int m;\n#include "a.h"\n\nnonsense_m m2;\n')
     flat = tmp_path / "flat.metal"
     flat.write_text(parts("flatten", str(tmp_path), "main.metal")[1])
@@ -232,7 +232,7 @@ DRIVER_ERRORS = {
 
 @pytest.mark.parametrize("said", DRIVER_ERRORS)
 def test_the_drivers_text_tells_what_a_code_does_not(said: str, parts: Parts) -> None:
-    """Under whatever code it comes: whose fault it is, and whether the device can go on."""
+    """The text tells whose fault it is, and whether the device can go on, whatever the code."""
     what, kind = DRIVER_ERRORS[said]
     text, after = parts("failure", "1", "1", said)[1].splitlines()
     assert what in text
@@ -242,7 +242,7 @@ def test_the_drivers_text_tells_what_a_code_does_not(said: str, parts: Parts) ->
 
 @pytest.mark.parametrize("name", ["kIOGPUCommandBufferCallbackErrorImpactingInteractivity", "Internal Error"])
 def test_a_command_buffer_that_kept_the_display_waiting(name: str, parts: Parts) -> None:
-    """As macOS 26 and macOS 15 say it, whatever the code is."""
+    """The text is macOS 26's or macOS 15's, whatever the code."""
     text = parts("failure", "1", "1", f"What it was (0000000e:{name})")[1]
     assert f"it kept the display waiting (code 1: What it was (0000000e:{name}))" in text
     assert "let the display sleep" in text
@@ -255,7 +255,7 @@ def test_error_of_another_domain_is_not_read_as_metals(parts: Parts) -> None:
 
 
 def test_failed_encoders_are_named(parts: Parts) -> None:
-    """With error options, the encoders that faulted or suffered are told, those that ended or never began are not."""
+    """With error options the message names the encoders that faulted or were affected, and no others."""
     text = parts("failure", "1", "3", "said", "rms_norm", "1", "mul_mv_q4_k", "4", "add", "2", "argmax", "3")[1]
     assert "mul_mv_q4_k faulted" in text
     assert "add affected" in text
@@ -293,20 +293,20 @@ def test_encoder_is_told_only_what_changes(parts: Parts) -> None:
 
 
 def test_a_command_buffer_may_begin_anywhere(parts: Parts) -> None:
-    """Its encoder is told all of its first dispatch, and what a later one shared with those before the cut."""
+    """After a cut an encoder sets all of its first dispatch, and later each buffer that the old encoder had set."""
     calls = encoded(parts, "0", "a:0+0,1+0,2+0", "!a:0+0", "!a:0+0,1+0,2+4", first=1)
     first = ["encoder", "pipeline a", "buffer 1+0", "dispatch"]
     assert calls == [*first, "barrier", "buffer 2+0", "buffer 3+4", "dispatch"]
 
 
 def test_barriers_are_encoded_where_they_act(parts: Parts) -> None:
-    """Before their dispatch, and not as an encoder's first call."""
+    """A barrier stands just before its dispatch, and not as an encoder's first call."""
     assert encoded(parts, "0", "!a:0+0", "!a:0+0", "a:0+0").count("barrier") == 1
     assert encoded(parts, "0", "a:0+0", "!a:0+0")[-2:] == ["barrier", "dispatch"]
 
 
 def test_debug_gives_each_dispatch_an_encoder(parts: Parts) -> None:
-    """A new encoder has nothing set: kernel and buffers are set again."""
+    """In a new encoder nothing is set, so kernel and buffers are set again."""
     each = ["encoder", "pipeline a", "buffer 1+0", "dispatch"]
     assert encoded(parts, "1", "a:0+0", "!a:0+0") == each + each
 
@@ -316,17 +316,17 @@ def test_command_buffers_in_flight_are_bounded(parts: Parts) -> None:
 
 
 def test_a_wait_is_for_its_ticket(parts: Parts) -> None:
-    """Not for what is in flight after it, whatever ends first; times are of the ticket, and zero once forgotten."""
+    """A wait ends with its ticket, not with later work. Times are the ticket's, and zero once it is forgotten."""
     assert parts("tickets") == (0, "1 2 3 over 0 times 3 4 again 2\nold 0 new 8 none 0")
 
 
 def test_idle_is_what_was_in_flight_whatever_is_committed_meanwhile(parts: Parts) -> None:
-    """Else a recording that goes away while another thread computes would leave its buffers behind for good."""
+    """Otherwise a recording that is dropped while another thread computes would never free its buffers."""
     assert parts("idle") == (0, "idle 1")
 
 
 def test_a_submission_of_several_command_buffers(parts: Parts) -> None:
-    """Two are in flight at a time; its times are from the first to the last."""
+    """Two command buffers are in flight at a time. The time runs from the first to the last."""
     assert parts("several") == (0, "begun 3 then 4 of ticket 2 from 2 to 8")
 
 
@@ -335,7 +335,7 @@ def test_a_failure_that_lasts_is_kept(parts: Parts) -> None:
 
 
 def test_a_failure_that_passes_is_of_what_was_in_flight(parts: Parts) -> None:
-    """The next submission waits for that and works; each failed one goes on saying so."""
+    """The next submission waits for the failed one and works. A failed ticket keeps its error."""
     said = parts("passing")[1]
     assert said.startswith("in flight 0 then 4, nothing, memory: no memory, memory: no memory, nothing, check nothing")
     assert said.endswith(", passing, memory: no memory")
@@ -346,12 +346,12 @@ def test_a_submission_that_failed_is_not_continued(parts: Parts) -> None:
 
 
 def test_a_wait_asks_whether_to_go_on(parts: Parts) -> None:
-    """An interrupt is passed on when what was committed has ended, and the account goes on."""
+    """An interrupt is passed on when all committed work has ended; later waits work."""
     assert parts("polled") == (0, "an interrupt after 3, ended 2, full: an interrupt after all 1, goes on 10")
 
 
 def test_a_wait_that_throws_is_over_when_all_has_ended(parts: Parts) -> None:
-    """A failure as well as an interrupt."""
+    """This holds for a failure and for an interrupt."""
     assert parts("throwing") == (0, "told 0 passing told 0 an interrupt")
 
 
@@ -361,7 +361,7 @@ def test_no_patience_before_the_first_completion(parts: Parts) -> None:
 
 
 def test_a_sleeping_machine_is_no_lost_command_buffer(program: Path) -> None:
-    """Clocks go on while a process is stopped, as they do while a Mac sleeps, for longer than the patience of 2 s."""
+    """The process is stopped for longer than the timeout of 2 s, while clocks go on, as in a sleeping Mac."""
     with subprocess.Popen([program, "asleep"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
         assert process.stdout
@@ -373,7 +373,7 @@ def test_a_sleeping_machine_is_no_lost_command_buffer(program: Path) -> None:
         time.sleep(0.2)
         process.stdin.write("\n")
         process.stdin.close()
-        said = process.stdout.read()  # and not communicate(), which passes over what readline() has read ahead
+        said = process.stdout.read()  # not communicate(), which skips text that readline() has read ahead
     assert (process.returncode, said) == (0, "ended at 2")
 
 
@@ -389,42 +389,42 @@ def test_lost_command_buffer_ends_the_wait(parts: Parts) -> None:
 
 
 def pieces(parts: Parts, *arguments: str) -> list[tuple[int, int]]:
-    """Of each round of the same recording: how many command buffers, and the milliseconds of the longest."""
+    """Runs a recording several times; returns for each round the command buffers, and the longest in milliseconds."""
     status, text = parts("pieces", *arguments)
     assert status == 0
     return [(int(n), int(longest)) for n, longest in (line.split() for line in text.splitlines())]
 
 
 def test_no_command_buffer_is_longer_than_a_tenth_of_a_second(parts: Parts) -> None:
-    """600 ms, guessed right from the start; they end as few as the limit allows."""
+    """600 ms, guessed right from the start, become as few command buffers as the limit allows."""
     rounds = pieces(parts, "0.002x300", "rounds", *"11111")
     assert all(longest <= 100 for _, longest in rounds)
     assert 7 <= rounds[-1][0] <= 10
 
 
 def test_what_is_short_becomes_one_command_buffer(parts: Parts) -> None:
-    """The guess is of a slow GPU; measured, 15 ms are not cut."""
+    """The guess is for a slow GPU. Once measured, 15 ms are one command buffer."""
     rounds = pieces(parts, "0.00005x300", "rounds", *"1111111111")
     assert rounds[0][0] > 1
     assert rounds[-1] == (1, 15)
 
 
 def test_a_guess_that_is_wrong_costs_two_command_buffers(parts: Parts) -> None:
-    """Twenty times as long as thought: what follows within the same submission is cut finer, and the next ones fit."""
+    """Work takes twenty times the guess: the rest of the submission is cut finer, and the next submissions fit."""
     rounds = pieces(parts, "0.1x100", "rounds", *"111")
     assert rounds[0][0] > 50
     assert rounds[1:] == [(100, 100)] * 2
 
 
 def test_weights_that_had_to_be_read_first_are_no_measure_for_long(parts: Parts) -> None:
-    """A step of 30 ms that took 30 s at first."""
+    """A step of 30 ms took 30 s the first time."""
     rounds = pieces(parts, "0.0001x300", "rounds", "1000", *"1111111")
     assert rounds[1][0] > 100
     assert rounds[-1] == (1, 30)
 
 
 def test_what_takes_longer_again_is_cut_finer_at_once(parts: Parts) -> None:
-    """As when chunks of few tokens came between: no more than twice the limit, once."""
+    """For example after chunks of few tokens: one command buffer takes up to twice the limit."""
     rounds = pieces(parts, "0.002x300", "rounds", "1", "1", "1", "1", "0.25", "1", "1")
     assert rounds[-2][1] < 200
     assert rounds[-1][1] <= 100
@@ -437,14 +437,14 @@ def test_what_the_driver_stopped_is_cut_finer(parts: Parts) -> None:
 
 
 def test_a_decode_step_is_not_cut_by_a_guess(parts: Parts) -> None:
-    """8 billion weights of 4.5 bits, and 32 layers of attention over 32,768 positions: less than 100 ms."""
+    """8 billion weights of 4.5 bits and 32 layers of attention over 32,768 positions take less than 100 ms."""
     weights = float(parts("guess", "1024", "64", str(8 << 19), "16384", "16384")[1]) * 8e9 / (8 << 20)
     attention = float(parts("guess", "32", "256", str(64 << 20), str(64 << 20), "16384")[1]) * 32
     assert weights + attention < 0.1
 
 
 def test_a_chunk_of_a_large_model_is_cut_before_it_was_ever_run(parts: Parts) -> None:
-    """512 tokens through 27 billion weights are tens of seconds on an M1."""
+    """512 tokens through 27 billion weights take tens of seconds on an M1."""
     product = float(parts("guess", "2048", "128", str(5120 * 5120 // 2), str(512 * 5120 * 4), str(512 * 5120 * 4))[1])
     assert 5 < product * 27e9 / 5120**2 < 60
 
@@ -484,7 +484,7 @@ def test_names_are_those_of_the_preprocessor(file: str, parts: Parts, tmp_path: 
 
 
 def test_the_host_reads_no_cache_line_that_the_gpu_writes_to() -> None:
-    """While a step's token is read, the next step stores its own and counts it; buffers begin at a line."""
+    """While the host reads a step's token, the next step stores its own. Buffers begin at a cache line."""
     step = backend.load("cpu").params_dtype("Step")
     written, ring = step.fields["n_chosen"][1], step.fields["chosen"][1]
     of_one = step["chosen"].base.itemsize * step["chosen"].shape[1]
@@ -493,7 +493,7 @@ def test_the_host_reads_no_cache_line_that_the_gpu_writes_to() -> None:
 
 
 def test_a_heart_beats_while_it_is_touched(parts: Parts) -> None:
-    """Then it rests once and has no thread; it begins anew, goes on while in use, and a stop rests too."""
+    """Untouched, it rests and ends its thread. A touch starts it again. A stop rests too."""
     said = "before 0 beats 1 rests 1 thread 0 again 1 in use 1 stopped 0 rests 2 none 0"
     assert parts("heartbeat") == (0, said)
 

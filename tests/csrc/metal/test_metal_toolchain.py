@@ -21,7 +21,7 @@ Status: installed
 Toolchain Identifier: {IDENTIFIER}
 Toolchain Search Path: /private/var/run/com.apple.security.cryptexd/mnt/MetalToolchain
 """
-# An xcrun that finds the compiler where WORKS says, as "ARGUMENTS" or "TOOLCHAINS=.. ARGUMENTS".
+# An xcrun that finds the compiler only if called as WORKS says: "ARGUMENTS" or "TOOLCHAINS=.. ARGUMENTS".
 XCRUN = """#!/bin/sh
 case "${TOOLCHAINS:+TOOLCHAINS=$TOOLCHAINS }$*" in
   "$WORKS metal -std=metal3.1 -c "*) exit 0;;
@@ -32,7 +32,7 @@ exit 72
 
 
 def configure(folder: Path, works: str, component: str | None = COMPONENT) -> str:
-    """What CMake says and finds where the compiler ``works`` in one way."""
+    """Runs CMake with a compiler that ``works`` in one way; returns its output and the compiler found."""
     if CMAKE is None:
         pytest.skip("needs cmake")
     tools = folder / "tools"

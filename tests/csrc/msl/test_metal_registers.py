@@ -1,4 +1,4 @@
-"""Arrays that the kernels mean to keep in registers stay there: loops unroll, and no variable indexes what is left."""
+"""The kernels' arrays stay in registers: loops unroll, and no variable indexes an array that is left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_arrays_stay_in_registers(file: str, tmp_path: Path) -> None:
 
 
 def changed_kernels(folder: Path, file: str, old: str, new: str) -> Path:
-    """A copy of the kernels in which one thing is another."""
+    """Makes a copy of the kernels with one text replaced."""
     kernels = shutil.copytree(KERNELS, folder / "kernels")
     text = (kernels / file).read_text()
     assert old in text
@@ -40,7 +40,7 @@ MATRIX_KERNELS = {"attention_prefill.metal": ["attention_prefill"], "moe_mm.meta
 
 @pytest.mark.parametrize("file", MATRIX_KERNELS)
 def test_loops_that_stay_are_found(file: str, tmp_path: Path) -> None:
-    """Without UNROLL the matrices of every kernel that has some are indexed by a variable."""
+    """Without UNROLL a variable indexes the matrices of every kernel that has matrices."""
     unroll = '#define UNROLL _Pragma("clang loop unroll(full)")'
     kernels = changed_kernels(tmp_path, "common.h", unroll, '#define UNROLL _Pragma("clang loop unroll(disable)")')
     program = Program(kernels / file, tmp_path, [kernels])
@@ -80,7 +80,7 @@ PLANTED: dict[str, Callable[[str], str]] = {
 def test_array_indexed_by_a_variable_is_found(name: str, tmp_path: Path) -> None:
     found = judge(tmp_path, PLANTED[name]("for (uint i = 0; i < 8; i++) a[i] = x[i];"))
     assert any("by a variable" in violation.message for violation in found), found
-    assert {violation.line for violation in found} <= {0, 3}  # 0: a choice of addresses has no place
+    assert {violation.line for violation in found} <= {0, 3}  # 0: a selected address has no place in the source
 
 
 def test_loop_of_unknown_length_is_found(tmp_path: Path) -> None:

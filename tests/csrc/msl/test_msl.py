@@ -1,4 +1,4 @@
-"""The stand-in metal_stdlib: every operation that the probe kernels use of it, against NumPy."""
+"""The stand-in metal_stdlib: every operation of it that the probe kernels use, against NumPy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ INTEGERS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def checked() -> tuple[Any, Any]:
-    """The checked core and a device of it."""
+    """Returns the checked core and a device of it."""
     core: Any = backend.load("checked")
     return core, core.Device(threads=1, native=False)
 
@@ -69,7 +69,7 @@ def test_float_functions(checked: tuple[Any, Any], rng: np.random.Generator, cas
     assert set(listed) == set(FLOAT_REFERENCE)
     for k, operation in enumerate(listed):
         reference, ulps = FLOAT_REFERENCE[operation]
-        # Steps that round in between are measured against their operands, cancellation apart.
+        # An operation of several roundings is measured against its operands, as its terms may cancel.
         scale = np.abs(y) + np.abs(z) if operation.startswith("mix") else None
         try:
             # An ulp is a power of two: relative to the value it is up to twice epsilon.
@@ -199,7 +199,7 @@ def quad(x: Array) -> Array:
 
 
 def simd_reference(x: Array, u: Array, d: int) -> dict[str, Array]:
-    """Results per lane for the 32 values x of one simdgroup; exact but for sums and products."""
+    """Computes the result of each lane for the 32 values x of one simdgroup; exact but for sums and products."""
     lane = np.arange(32)
     wide = x.astype(np.float64) if x.dtype.kind == "f" else x.astype(np.int64)
 
@@ -317,7 +317,7 @@ def test_ids(checked: tuple[Any, Any]) -> None:
 
 
 def test_no_two_kernel_files_give_one_name_to_different_things() -> None:
-    """An inline function or a struct of one name is one thing to the linker, whichever file it is of."""
+    """The linker takes inline functions and structs of one name for the same thing, in all files."""
     files: dict[str, Path] = {}
     defined = re.compile(r"^(?:(?:struct|class|union|enum) (\w+)|METAL_FUNC [^;{(]*?(\w+)\()", re.MULTILINE)
     for path in sorted([*KERNELS.glob("*.metal"), *FOLDER.glob("*.metal")]):

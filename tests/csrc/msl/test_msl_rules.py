@@ -1,6 +1,6 @@
-"""The kernels, held to Metal Shading Language by clang and by the rules that clang does not know.
+"""The kernels keep the rules of Metal Shading Language: those that clang knows, and those of ``msl_front``.
 
-``msl_front`` reads MSL; each rule is shown to object to a kernel that breaks it.
+For each rule a test shows that it finds a kernel that breaks it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Check = Callable[[str], list[Violation]]
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
-    """The front end's view of a kernel file, made once."""
+    """Makes the front end's view of each kernel file, once."""
     folder, known = tmp_path_factory.mktemp("msl"), dict[str, Program]()
 
     def program(file: str) -> Program:
@@ -69,7 +69,7 @@ def test_apple_header_is_there(header: str, tmp_path: Path) -> None:
 
 
 def test_host_names_are_unique_and_complete(programs: Callable[[str], Program]) -> None:
-    """Over all files, and every instance that is written is one that is known."""
+    """Host names are unique over all files, and every instance in the text is found."""
     sources = [programs(file).source for file in FILES]
     instances = [instance for source in sources for instance in source.instances]
     kernels = [kernel for source in sources for kernel in source.kernels]
@@ -79,7 +79,7 @@ def test_host_names_are_unique_and_complete(programs: Callable[[str], Program]) 
 
 
 def judge(folder: Path, text: str, is_run: bool = False) -> list[Violation]:
-    """The violations of a kernel file of this text, and its hazards if it is run; lines are counted from its first."""
+    """Returns the violations of a kernel file of this text, and its hazards, with lines counted from 1."""
     path = folder / "planted.metal"
     path.write_text(f'{planted.HEADER}#line 1 "planted.metal"\n{text}')
     program = Program(path, folder, [KERNELS])
@@ -89,7 +89,7 @@ def judge(folder: Path, text: str, is_run: bool = False) -> list[Violation]:
 
 
 def judge_all(folder: Path, codes: dict[str, str]) -> dict[str, list[Violation]]:
-    """The violations of each code, all in one file, by their lines."""
+    """Judges several codes in one file; returns the violations of each, by their lines."""
     text, name_of_line = "", list[str]()
     for i, (name, code) in enumerate(codes.items()):
         text += f"{code}\n" if "KERNEL" in code else f"namespace planted_{i} {{ {code} }}\n"
@@ -102,7 +102,7 @@ def judge_all(folder: Path, codes: dict[str, str]) -> dict[str, list[Violation]]
 
 
 def assert_objects(found: list[Violation], entry: planted.Entry) -> None:
-    """The rule is broken and no other, but that clang may refuse the same."""
+    """Fails unless this rule alone objects; clang may refuse the code too."""
     said = [str(v) for v in found]
     assert any(v.rule == entry.rule and re.search(entry.words, v.message) for v in found), said
     assert {v.rule for v in found} <= {entry.rule} | ({"compile"} if entry.is_refused else set()), said
@@ -119,7 +119,7 @@ DEFINED = planted.entries("legal kernels without hazards")
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Violation]]:
-    """Of what clang refuses, and of what it takes: rules beyond clang's are for files that it takes."""
+    """Judges refused and accepted code apart: rules beyond clang's apply to accepted files only."""
     refused = {name: entry.code for name, entry in DECLARATIONS.items() if entry.is_refused}
     taken = {name: entry.code for name, entry in (DECLARATIONS | LEGAL).items() if not entry.is_refused}
     kernels = {name: planted.with_arguments(i, ARGUMENTS[name].code) for i, name in enumerate(ARGUMENTS)}
@@ -150,7 +150,7 @@ def test_rule_objects_beside_a_good_kernel(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", LEGAL)
 def test_legal_code_passes(name: str, judged: dict[str, list[Violation]]) -> None:
-    """Nor is the front end stricter than MSL: one file with what breaks rules, and with this."""
+    """The front end is not stricter than MSL: legal code passes, also in a file with violations."""
     assert judged[name] == []
 
 
@@ -177,7 +177,7 @@ def test_faults_are_of_both_kinds() -> None:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_is_found(name: str, tmp_path: Path) -> None:
-    """By its own rule; and what is known to be missed still is."""
+    """Each fault is found by its own rule. A fault that is listed as missed is still missed."""
     fault = FAULTS[name]
     found = judge(tmp_path, fault.text, is_run=True)
     said = [str(v) for v in found]
@@ -194,7 +194,7 @@ N_CHANGES = 4
 
 
 def changes() -> list[tuple[str, int, str, str]]:
-    """(file, place, word, what stands there instead) for every address space written in the kernels."""
+    """Yields (file, place, word, replacement) for every address space written in the kernels."""
     found = []
     for path in sorted(KERNELS.iterdir()):
         text = re.sub(r"//[^\n]*|/\*.*?\*/", lambda comment: " " * len(comment[0]), path.read_text(), flags=re.DOTALL)
@@ -204,7 +204,7 @@ def changes() -> list[tuple[str, int, str, str]]:
 
 
 def users(name: str) -> list[str]:
-    """The kernel files that are or include this file."""
+    """Lists the kernel files that are or include this file."""
     known = {name}
     while True:
         pattern = rf'#include "({"|".join(re.escape(n) for n in known)})"'
@@ -216,7 +216,7 @@ def users(name: str) -> list[str]:
 
 @pytest.mark.parametrize("i", range(N_CHANGES))
 def test_another_address_space_is_refused(i: int, tmp_path: Path) -> None:
-    """Any one, left out or changed, breaks a rule in one of the files that have it."""
+    """An address space left out or changed breaks a rule in one of the files that include it."""
     file, at, word, instead = random.Random(SEED + i).choice(changes())
     print(f"ZINCMETAL_TEST_SEED={SEED}: {file}, byte {at}: {word!r} becomes {instead!r}")
     changed = shutil.copytree(KERNELS, tmp_path / "kernels")
@@ -229,7 +229,7 @@ def test_another_address_space_is_refused(i: int, tmp_path: Path) -> None:
 
 
 def test_layout_rules_are_clangs(tmp_path: Path) -> None:
-    """Vectors, arrays and padding, which params.h does without."""
+    """The layout rules hold for vectors, arrays and padding too, which params.h does not use."""
     text = (
         "#include <metal_stdlib>\nusing namespace metal;\n"
         + """
@@ -249,7 +249,7 @@ struct Last { float4 a; bfloat b; };
 
 
 def test_params_lie_alike_everywhere(tmp_path: Path) -> None:
-    """In MSL by its rules, for clang, in C++ and for NumPy, whose fields and offsets are those of C++."""
+    """Structures of params.h have one layout: by MSL's rules, for clang, in C++ and in NumPy."""
     cores = [name for name in ("cpu", "checked", "cuda", "metal") if backend.is_built(name)]
     if not cores:
         pytest.skip("no compiled core is installed")

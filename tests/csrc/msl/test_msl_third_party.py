@@ -1,7 +1,7 @@
-"""The front end takes MSL that others have published and that is known to compile on Macs.
+"""The front end takes published MSL of others that is known to compile on Macs.
 
-``make test-msl-third-party`` fetches it; ``ZINCMETAL_THIRD_PARTY_MSL`` names the folder that it lies in. What is known
-not to pass is listed with what C++14 lacks for it: were it to pass one day, a test says so.
+``make test-msl-third-party`` fetches the sources; ``ZINCMETAL_THIRD_PARTY_MSL`` names their folder. Kernels that do not
+pass are listed with the reason, which lies in C++14. If one passes one day, a test says so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ APPLE_HEADERS = (
 
 @pytest.fixture(scope="module")
 def apple_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The parts of metal_stdlib by their names; they are all in one here."""
+    """Writes Apple's headers, which are parts of metal_stdlib, as files that include it whole."""
     folder = tmp_path_factory.mktemp("apple")
     for name in APPLE_HEADERS.split():
         (folder / name).write_text("#include <metal_stdlib>\n")
@@ -53,8 +53,8 @@ LLAMA_FILES = (
     "argsort binbcast conv fa_vec_f16 fa_vec_f32 fa_vec_q4_0 fa_vec_q4_1 fa_vec_q5_0 fa_vec_q5_1 fa_vec_q8_0 "
     "gated_delta_net misc norm pool reduce rope softmax solve_tri ssm tri upscale wkv"
 )
-# Where a structure or matrix in device or threadgroup memory is assigned to or asked for a member: C++ has both for
-# objects of `thread` alone. And T(x) for a template's T is no conversion between vectors.
+# These assign to a structure or matrix in device or threadgroup memory, or call its member: C++ has that for `thread`
+# objects alone. Others convert vectors by T(x) with a template's T, which C++ does not.
 LLAMA_NOT_MODELLED = {
     "fa_aux": "matrices assigned in threadgroup memory",
     "fa_f16": "matrices assigned in threadgroup memory",
@@ -87,7 +87,7 @@ def test_what_is_not_modelled_is_still_so(name: str, tmp_path: Path, apple_heade
 
 MLX = "mlx/include"
 MLX_HEADERS = "mlx/backend/metal/kernels"
-# (headers, instances): MLX compiles its kernels from such text when they are first used.
+# (headers, instances): MLX compiles such text when a kernel is first used.
 MLX_KERNELS = {
     "softmax": (
         ["softmax"],
@@ -111,8 +111,8 @@ MLX_KERNELS = {
 
 
 def mlx(headers: list[str], instances: list[str], folder: Path, apple_headers: Path) -> tuple[list[str], Program]:
-    """What is said of these kernels; headers in ``folder`` come before MLX's."""
-    # Its functions of bfloat are spelled with Apple's builtins, which are not MSL; these instances call none of them.
+    """Returns the violations of these kernels. Headers in ``folder`` come before MLX's."""
+    # MLX spells its bfloat functions with Apple's builtins, which are not MSL. These instances call none of them.
     builtins = folder / MLX_HEADERS / "bf16_math.h"
     builtins.parent.mkdir(parents=True, exist_ok=True)
     builtins.touch()
@@ -133,7 +133,7 @@ def test_takes_kernels_of_mlx(name: str, tmp_path: Path, apple_headers: Path) ->
 
 @pytest.mark.parametrize(("name", "output"), [("softmax", "device T* out,"), ("arange", "device T* out,")])
 def test_objects_to_mlx_with_another_space(name: str, output: str, tmp_path: Path, apple_headers: Path) -> None:
-    """The same text with its output in constant memory."""
+    """The same text with its output in constant memory is refused."""
     headers, instances = MLX_KERNELS[name]
     original = (one(MLX) / MLX_HEADERS / f"{headers[0]}.h").read_text()
     assert output in original

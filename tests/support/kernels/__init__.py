@@ -1,1 +1,1 @@
-"""Launches of kernels on random inputs, by family, with what they must give in float64 NumPy."""
+"""Launches kernels on random inputs, a module per family, and computes the expected outputs in float64 NumPy."""

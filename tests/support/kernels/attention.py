@@ -1,4 +1,4 @@
-"""Attention over pages in no order whose unused rows are poison, against float64 NumPy."""
+"""Attention over shuffled pages whose unused rows are poison, and its output in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD_CLASSES = (32, 64, 96, 128, 256)  # a kernel serves head sizes up to its cl
 class Shape:
     """Sizes of one dispatch: made for ``rows`` rows, of which a step has ``n_tokens``, the first at ``pos``.
 
-    A row sees the last ``window`` positions, or all if 0; ``gate``: its heads are gated.
+    A row sees the last ``window`` positions, or all if it is 0. ``gate``: the heads are gated.
     """
 
     head_dim: int
@@ -44,7 +44,7 @@ class Shape:
         return max(0, self.pos + 1 - self.window) if self.window else 0
 
     def n_parts(self, t: int, keys: int, n_split: int) -> int:
-        """The parts of row t's keys, which come in runs of ``keys``; of a row past the step's there is none."""
+        """Counts the parts of row t's keys, which come in runs of ``keys``. A row past the step's tokens has none."""
         last = self.pos + t
         first = max(0, last + 1 - self.window) if self.window else 0
         return min(n_split, last // keys - first // keys + 1) if t < self.n_tokens else 0
@@ -55,7 +55,10 @@ class Shape:
 
 
 def causal_attention(q: F64, k: F64, v: F64, pos: int, scale: float, window: int = 0) -> F64:
-    """[T, n_head, head_dim] of q over k and v [n_kv, n_head_kv, head_dim]; row t sees positions up to pos + t."""
+    """Computes attention of q [T, n_head, head_dim] over k and v [n_kv, n_head_kv, head_dim].
+
+    Row t sees the positions up to pos + t.
+    """
     group = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     scores = np.einsum("thd,khd->htk", q, k) * scale
@@ -67,9 +70,9 @@ def causal_attention(q: F64, k: F64, v: F64, pos: int, scale: float, window: int
 
 
 class Attention:
-    """One dispatch: random q, k and v on a device, NaN in all that no row sees, and the expected output.
+    """One dispatch: random q, k and v on a device, NaN where no row looks, and the expected output.
 
-    ``climb``: by how much a key's score is above that of the key before.
+    ``climb``: the difference between a key's score and the score of the key before it.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class Attention:
         ]
 
     def launch(self, kernel: str) -> tuple[tuple[int, int], int]:
-        """The grid and the threads."""
+        """Returns the grid and the threads."""
         shapes = self.lab.core.shapes()
         if kernel == "attention_decode":
             return (self.shape.n_head, self.shape.rows), shapes["ATTENTION_DECODE_THREADS"]
@@ -127,7 +130,7 @@ class Attention:
         return out
 
     def run_split(self, n_split: int, heads_at_once: int | None = None, merge_threads: int | None = None) -> Guarded:
-        """attention_split and attention_merge."""
+        """Runs attention_split, then attention_merge; returns the output."""
         shape, params = self.shape, self.params(n_split)
         parts = self.lab.output(shape.rows, shape.n_head, n_split, shape.head_dim + 4)
         grid = (shape.n_head_kv, n_split, shape.rows)
@@ -135,7 +138,7 @@ class Attention:
         self.lab.run(name, params, "AttentionParams", [*self.inputs[:5], parts], grid, threads)
         for t, row in enumerate(parts.array):
             assert_untouched(row[:, shape.n_parts(t, self.lab.core.shapes()["ATTENTION_SPLIT_KEYS"], n_split) :])
-        parts.array[shape.n_tokens :] = 1  # NaN that comes out as NaN looks untouched
+        parts.array[shape.n_tokens :] = 1  # a NaN read here would look like an untouched output
         out = self.lab.output(shape.rows, shape.n_head, shape.head_dim)
         bindings = [self.inputs[0], self.lab.input(parts.array), self.inputs[5], out]
         threads = merge_threads or self.lab.core.shapes()["ATTENTION_DECODE_THREADS"]
@@ -158,7 +161,7 @@ class Attention:
             "scale": self.scale,
         }
 
-    # The error of a score of 256 products goes through exp: one random case in thousands has 2.4e-6.
+    # exp enlarges the error of a score of 256 products: one random case in thousands has 2.4e-6.
     def check(self, out: Guarded, rel: float = 4e-6) -> None:
         n = self.shape.n_tokens
         assert_close(out.array[:n], self.want, rel)

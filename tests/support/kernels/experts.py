@@ -1,4 +1,4 @@
-"""The types of experts."""
+"""The tensor types that expert kernels take."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from zincmetal.gguf import quants
 
-#: Types that experts come in.
+#: Every type but f32 and bf16.
 TYPES = [t for t in quants.SUPPORTED if t not in (quants.F32, quants.BF16)]
 
 

@@ -1,4 +1,4 @@
-"""Prefill of mixtures of experts: launches, and what they must give in float64 NumPy."""
+"""Prefill of mixtures of experts: launches, and the expected outputs in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ I32 = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Route:
-    """The experts of the rows of a step: ids [rows, n_used], of which the first n_tokens rows are real."""
+    """The experts of a step: ids [rows, n_used], of which the first n_tokens rows are tokens."""
 
     ids: I32
     n_tokens: int
@@ -31,7 +31,7 @@ class Route:
 
     @property
     def experts(self) -> NDArray[np.int64]:
-        """The expert of every real slot: an id outside [0, n_expert) stands for the last one."""
+        """Returns the expert of every token's slots. An id outside [0, n_expert) means the last expert."""
         ids = self.ids[: self.n_tokens].reshape(-1).astype(np.int64)
         return np.where((ids < 0) | (ids >= self.n_expert), self.n_expert - 1, ids)
 
@@ -39,7 +39,7 @@ class Route:
         return min(self.ids.size, tiles(self.ids.size, tile) + self.n_expert)
 
     def sorted(self, tile: int) -> tuple[I32, I32]:
-        """The slots by expert, then in order, and tiles [n, 4] of at most ``tile`` of them, of one expert each."""
+        """Returns the slots sorted by expert, and tiles [n, 4] of at most ``tile`` slots of one expert."""
         experts = self.experts
         slots = np.argsort(experts, kind="stable")
         cut: list[tuple[int, int, int, int]] = []
@@ -50,14 +50,14 @@ class Route:
 
 
 def random_route(lab: Lab, rows: int, n_tokens: int, n_expert: int, n_used: int) -> Route:
-    """Distinct experts for every row, and wild ids in rows past the step's."""
+    """Makes distinct experts for every row, and ids out of range in rows past the step's tokens."""
     ids = np.argsort(lab.rng.random((rows, n_expert)), axis=1)[:, :n_used].astype(np.int32)
     ids[n_tokens:] = 2**30
     return Route(ids, n_tokens, n_expert)
 
 
 class Experts:
-    """Random matrices [n_expert, m, k] of a type on a device, some bytes apart, and the same decoded."""
+    """Random matrices [n_expert, m, k] of a type on a device, with gaps between experts, and the decoded values."""
 
     def __init__(self, lab: Lab, qtype: QuantType, n_expert: int, m: int, k: int) -> None:
         packed = random_weights(qtype, (n_expert * m, k), lab.rng)
@@ -72,8 +72,10 @@ class Experts:
 
 
 class MoeMm:
-    """Products of the rows of X with the matrices of their experts. ``shared_x``: X has a row per row of the step, and
-    not one per slot."""
+    """Products of the rows of X with the matrices of their experts.
+
+    ``shared_x``: X has one row for each row of the step, not for each slot.
+    """
 
     def __init__(
         self, lab: Lab, qtype: QuantType, epilogue: str, route: Route, m: int, k: int, *, shared_x: bool
@@ -82,7 +84,7 @@ class MoeMm:
         experts = [Experts(lab, qtype, route.n_expert, m, k) for _ in range(2 if epilogue else 1)]
         x_div = route.n_used if shared_x else 1
         n_slots = len(route.experts)
-        x = np.full((route.ids.size // x_div, k), np.nan, np.float32)  # past the step's: never to be read
+        x = np.full((route.ids.size // x_div, k), np.nan, np.float32)  # rows past the step's tokens must not be read
         x[: n_slots // x_div] = lab.normal(n_slots // x_div, k, scale=k**-0.5)
         x64 = x[np.arange(n_slots) // x_div].astype(np.float64)
         products = [np.einsum("smk,sk->sm", e.values[route.experts], x64) for e in experts]
@@ -101,7 +103,7 @@ class MoeMm:
         self.inputs = [*(e.buffer for e in experts), lab.input(x)]
 
     def run(self, lab: Lab) -> Guarded:
-        """The output [slots, m], from slots and tiles as moe_sort leaves them."""
+        """Runs the kernel on slots and tiles as moe_sort writes them; returns the output [slots, m]."""
         shapes, route = lab.core.shapes(), self.route
         slots, cut = route.sorted(shapes["MOE_MM_TOKENS"])
         list_of_slots = np.full(route.ids.size, -1, np.int32)
@@ -127,7 +129,8 @@ class MoeMm:
 def run_moe_mix(lab: Lab, rows: int, n_tokens: int, n: int, n_used: int, *, alias: bool = False) -> Guarded:
     y, residual, weights = (np.full((rows, *s), np.nan, np.float32) for s in ((n_used, n), (n,), (n_used + 1,)))
     y[:n_tokens], residual[:n_tokens] = lab.normal(n_tokens, n_used, n), lab.normal(n_tokens, n)
-    weights[:n_tokens, :n_used] = lab.normal(n_tokens, n_used)  # the last one, the shared expert's, is not for here
+    # The last weight of a row is the shared expert's, which the kernel must not read.
+    weights[:n_tokens, :n_used] = lab.normal(n_tokens, n_used)
     shapes, out = lab.core.shapes(), lab.in_out(residual) if alias else lab.output(rows, n)
     bindings = [lab.step(n_tokens), lab.input(weights), lab.input(y), out if alias else lab.input(residual), out]
     grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), rows)

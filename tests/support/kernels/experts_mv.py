@@ -1,4 +1,4 @@
-"""Decode of mixtures of experts: launches, and what they must give in float64 NumPy."""
+"""Decode of mixtures of experts: launches, and the expected outputs in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ F64 = NDArray[np.float64]
 
 
 class Experts:
-    """Random matrices of one type on a device, with gaps between rows and between experts, and the same decoded."""
+    """Random matrices of a type on a device, with gaps between rows and between experts, and the decoded values."""
 
     def __init__(self, lab: Lab, qtype: QuantType, m: int, k: int, n_expert: int) -> None:
         packed = random_weights(qtype, (n_expert * m, k), lab.rng)
@@ -41,7 +41,7 @@ class Experts:
         }
 
     def chosen(self, ids: list[int]) -> F64:
-        """The matrices of these experts; an id outside finds the last one."""
+        """Returns the matrices of these experts. An id out of range means the last expert."""
         n_expert = len(self.values)
         return self.values[[i if 0 <= i < n_expert else n_expert - 1 for i in ids]]
 
@@ -51,7 +51,7 @@ def id_input(lab: Lab, ids: list[int]) -> Guarded:
 
 
 def products(w: F64, x: F64) -> tuple[F64, F64]:
-    """w[j] x[j] (or x) for every expert j, and of each sum the root of the sum of the squares of its terms."""
+    """Computes w[j] x[j] (or w[j] x) for every expert j, and the root of the sum of the squares of each sum's terms."""
     x = np.broadcast_to(x, (w.shape[0], w.shape[2]))
     return np.einsum("jmk,jk->jm", w, x), np.sqrt(np.einsum("jmk,jk->jm", w**2, x**2))
 
@@ -82,7 +82,10 @@ def run_mix(
     shared: tuple[QuantType, int] | None = None,
     alias: bool = False,
 ) -> Guarded:
-    """With ``shared``, the type and the columns of the shared expert's matrix. With ``alias``, residual is out."""
+    """Runs moe_mv_mix and checks it; returns its output.
+
+    ``shared``: type and columns of the shared expert's matrix. ``alias``: the output is the residual's buffer.
+    """
     experts, n = Experts(lab, qtype, m, k, n_expert), len(ids)
     x, weights, residual = lab.normal(n, k, scale=k**-0.5), lab.normal(n + 1), lab.normal(m)
     out = lab.in_out(residual) if alias else lab.output(m)
@@ -108,5 +111,5 @@ def run_mix(
 
 
 def shared_types(qtype: QuantType) -> list[QuantType]:
-    """The types of shared experts that mix2 has beside routed ones of this type."""
+    """Lists the types of a shared expert that moe_mv_mix2 takes beside routed experts of this type."""
     return [qtype] if qtype in (quants.F16, quants.Q8_0) else [qtype, quants.Q8_0]

@@ -1,4 +1,4 @@
-"""Launches of the candidates kernels."""
+"""Launches the candidates kernels."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def run_partial(lab: Lab, logits: F32, n_part: int) -> Guarded:
 
 
 def run(lab: Lab, logits: F32, n_part: int | None = None, final_threads: int | None = None) -> Any:
-    """The Candidates that both kernels leave of these logits."""
+    """Runs both kernels; returns the Candidates of these logits."""
     n_part = n_part or parts_of(len(logits), lab)
     parts, out = run_partial(lab, logits, n_part), lab.output(1, dtype=DTYPE, align=4)
-    for i, n in enumerate(parts.array["n"]):  # past a part's candidates there may be anything
+    for i, n in enumerate(parts.array["n"]):  # entries past a part's candidates must not be read
         parts.array["logit"][i, n:], parts.array["id"][i, n:] = 3e38, 1
     params = {"n": len(logits), "n_part": n_part}
     threads = final_threads or lab.core.shapes()["CANDIDATES_FINAL_THREADS"]

@@ -1,4 +1,4 @@
-"""Products of a matrix and rows, with their epilogues, against float64 NumPy on the weights that quants.py decodes."""
+"""Products of a matrix and rows, with epilogues, and the expected outputs in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ every_type = pytest.mark.parametrize("qtype", quants.SUPPORTED, ids=lambda t: t.
 
 
 EPILOGUES = ["", "_add", "_mix", "_swiglu", "_geglu"]
-WEIGHT_ALIGN = 8  # what GGUF promises of a tensor
-TOLERANCE = 3e-6  # of the norm: both lanes err as float32 sums do
+WEIGHT_ALIGN = 8  # bytes: the alignment of a tensor that GGUF guarantees
+TOLERANCE = 3e-6  # relative to the norm: all lanes round as float32 sums do
 
 
 class Weights:
-    """Random rows of a type on a device, and the same decoded."""
+    """Random rows of a type on a device, and the decoded values."""
 
     def __init__(self, lab: Lab, qtype: QuantType, m: int, k: int, gap: int = 0) -> None:
         packed = random_weights(qtype, (m, k), lab.rng)
@@ -33,12 +33,12 @@ class Weights:
         self.row_bytes = packed.shape[1] + gap
         rows = np.full((m, self.row_bytes), 0xFF, np.uint8)
         rows[:, : packed.shape[1]] = packed
-        # Nothing may be read after the last row, not even its gap.
+        # The last row has no gap: nothing after it may be read.
         self.buffer = lab.input(rows.reshape(-1)[: m * self.row_bytes - gap], align=WEIGHT_ALIGN)
 
 
 def block_of(qtype: QuantType) -> tuple[int, int]:
-    """Weights and bytes of a block, 32 weights for float types."""
+    """Returns the weights and bytes of a block; for float types, of 32 weights."""
     size = max(qtype.block_size, 32)
     return size, qtype.row_bytes(size)
 
@@ -48,13 +48,13 @@ def silu(x: F64) -> F64:
 
 
 def gelu(x: F64) -> F64:
-    """GELU by its tanh formula."""
+    """Computes GELU by its tanh formula."""
     return np.asarray(x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
 
 
-#: What is done with the first of two products, by epilogue.
+#: The activation of the first of two products, by epilogue.
 GATES = {"_swiglu": silu, "_geglu": gelu}
-SCALE_STRIDE = 3  # of the factors of mix, in these tests
+SCALE_STRIDE = 3  # elements between the factors of two rows, in tests of the epilogue mix
 
 
 def mat_mul_params(k: int, m: int, row_bytes: int, *, bias: bool = False) -> dict[str, int]:
@@ -69,7 +69,7 @@ def mat_mul_params(k: int, m: int, row_bytes: int, *, bias: bool = False) -> dic
 
 
 def gated(epilogue: str, products: Sequence[F64], scales: Sequence[F64]) -> tuple[F64, F64]:
-    """A gate applied to two products, and its error bound from theirs."""
+    """Applies a gate to two products; returns the result and its error bound, computed from theirs."""
     gate, up = products
     scale = scales[0] * (np.abs(up) + scales[1]) + (np.abs(gate) + scales[0]) * scales[1]
     return GATES[epilogue](gate) * up, scale
@@ -92,13 +92,13 @@ class MatMul:
         bias: bool = False,
     ):
         weights = [Weights(lab, qtype, m, k, gap) for _ in range(2 if epilogue in GATES else 1)]
-        x = np.full((rows, k), np.nan, np.float32)  # past the step's tokens: never to be read
+        x = np.full((rows, k), np.nan, np.float32)  # rows past the step's tokens must not be read
         x[:tokens] = lab.normal(tokens, k, scale=k**-0.5)
         self.params = mat_mul_params(k, m, weights[0].row_bytes, bias=bias)
         self.inputs: list[Guarded] = [w.buffer for w in weights] + [lab.input(x)]
         x64 = x[:tokens].astype(np.float64)
         products = [x64 @ w.values.T for w in weights]
-        # Of each product, the root of the sum of the squares of its terms.
+        # The root of the sum of the squares of each product's terms.
         scales = [np.sqrt(x64**2 @ w.values.T**2) for w in weights]
         self.residual: NDArray[np.float32] | None = None
         self.want, self.scale = products[0], scales[0]
@@ -106,7 +106,7 @@ class MatMul:
         if epilogue in GATES:
             self.want, self.scale = gated(epilogue, products, scales)
         if epilogue == "_mix":
-            # The factor of a token is the first of its SCALE_STRIDE numbers: the others may be anything.
+            # A token's factor is the first of its SCALE_STRIDE numbers. The others must not be read.
             factors = np.full((rows, SCALE_STRIDE), np.nan, np.float32)
             factors[:tokens, 0] = lab.normal(tokens)
             self.factors = lab.input(factors.reshape(-1)[: (rows - 1) * SCALE_STRIDE + 1], align=4)
@@ -119,7 +119,7 @@ class MatMul:
             self.scale = np.hypot(self.scale, self.residual[:tokens])
 
     def run(self, lab: Lab, kernel: str, shape: tuple[int, int], *, alias: bool = False) -> None:
-        """Runs the kernel for ``shape`` outputs and checks them. With alias, the residual is in the output."""
+        """Runs the kernel for outputs of ``shape`` and checks them. ``alias``: the output is the residual's buffer."""
         out = lab.output(*shape)
         bindings = [*self.inputs]
         if self.residual is not None and alias:
@@ -140,7 +140,7 @@ class MatMul:
             assert_untouched(out.array[tokens:])
 
     def launch(self, lab: Lab, kernel: str, shape: tuple[int, int]) -> tuple[list[Guarded], tuple[int, int], int]:
-        """The step buffer, where the kernel takes one, the grid and the threads."""
+        """Returns the step buffer (if the kernel takes one), the grid and the threads."""
         shapes, (rows, m) = lab.core.shapes(), shape
         matrices = 2 if any(gate in kernel for gate in GATES) else 1
         if kernel.startswith("mul_mv"):

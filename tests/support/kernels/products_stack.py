@@ -1,4 +1,4 @@
-"""Stacks of products of one row, against float64 NumPy."""
+"""Stacks of products of one row: launches, and the expected outputs in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ F64 = NDArray[np.float64]
 
 
 def product(w: Weights, x: NDArray[np.float32]) -> tuple[F64, F64]:
-    """W x, and the root of the sum of the squares of its terms."""
+    """Computes W x, and the root of the sum of the squares of each sum's terms."""
     x64 = x.astype(np.float64)
     return w.values @ x64, np.sqrt(w.values**2 @ x64**2)
 
 
 class Stack:
-    """A stack on random activations, and what it is to put out."""
+    """A stack on random activations, and its expected outputs."""
 
     def __init__(
         self, lab: Lab, qtype: QuantType, k: int, m: tuple[int, ...], is_f32: tuple[int, ...], pair: bool
@@ -51,7 +51,7 @@ class Stack:
         self.threads = 32 * shapes["MUL_MV_SIMDGROUPS"]
 
     def run(self) -> list[Guarded]:
-        """The outputs; those of no matrix are bound to another's."""
+        """Runs the kernel; returns the outputs. A slot without a matrix is bound to another's output."""
         outs = [self.lab.output(len(w[0])) if w else None for w in self.want]
         something = next(o for o in outs if o)
         bindings = [self.lab.input(self.x), *self.weights, *(o or something for o in outs)]
@@ -59,6 +59,6 @@ class Stack:
         return [o for o in outs if o]
 
     def check(self) -> None:
-        """Runs and compares."""
+        """Runs the kernel and compares each output."""
         for out, want in zip(self.run(), [w for w in self.want if w], strict=True):
             assert_close(out.array, want[0], TOLERANCE, want[1])

@@ -1,4 +1,4 @@
-"""The gated delta rule and what surrounds it: its formulas in float64 NumPy, and launches."""
+"""The gated delta rule and the steps around it: formulas in float64 NumPy, and launches of the kernels."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Shape:
         return min(c for c in CLASSES if c >= self.d_k)
 
     def split(self, qkv: F64) -> tuple[F64, F64, F64]:
-        """q, k [T, n_k, d_k] and v [T, n_v, d_v] of qkv [T, channels]."""
+        """Splits qkv [T, channels] into q, k [T, n_k, d_k] and v [T, n_v, d_v]."""
         q, k, v = np.split(qkv, [self.n_k * self.d_k, 2 * self.n_k * self.d_k], axis=1)
         return q.reshape(-1, self.n_k, self.d_k), k.reshape(-1, self.n_k, self.d_k), v.reshape(-1, self.n_v, self.d_v)
 
@@ -71,12 +71,12 @@ def silu(x: F64) -> F64:
 
 
 def unit(x: F64) -> F64:
-    """x / sqrt(|x|^2 + eps) along the last axis."""
+    """Computes x / sqrt(|x|^2 + eps) along the last axis."""
     return np.asarray(x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + EPS))
 
 
 def convolved(shape: Shape, inputs: F64, weight: F64) -> F64:
-    """What ssm_conv1d makes of a whole sequence, inputs [P, channels], weight [channels, d_conv]."""
+    """Computes ssm_conv1d of a whole sequence: inputs [P, channels], weight [channels, d_conv]."""
     before = np.zeros((shape.d_conv - 1, shape.channels))
     history = np.concatenate([before, inputs])
     taps = [history[i : i + len(inputs)] * weight[:, i] for i in range(shape.d_conv)]
@@ -87,7 +87,10 @@ def convolved(shape: Shape, inputs: F64, weight: F64) -> F64:
 
 
 def delta_rule(shape: Shape, qkv: F64, decay: F64, beta: F64, state: F64) -> tuple[F64, F64, F64]:
-    """Outputs [T, n_v, d_v], the state after them and the scales of the outputs' errors; state is S transposed."""
+    """Returns outputs [T, n_v, d_v], the state after them, and the scales of the outputs' errors.
+
+    ``state`` is S transposed.
+    """
     q, k, v = shape.split(qkv)
     k_head = np.arange(shape.n_v) % shape.n_k
     s, outputs, scales = state.copy(), [], []
@@ -101,7 +104,7 @@ def delta_rule(shape: Shape, qkv: F64, decay: F64, beta: F64, state: F64) -> tup
 
 
 def gated_norm(o: F64, z: F64, weight: F64, x: F64 | None = None) -> F64:
-    """o and z [T, n_v, d_v]; what becomes of ``x``, by default o, where o is normalised."""
+    """Normalises o and gates it by z, both [T, n_v, d_v]. With ``x``, does to x what normalising does to o."""
     size = np.sqrt(np.mean(o * o, axis=-1, keepdims=True) + EPS)
     return np.asarray((o if x is None else x) / size * weight * silu(z))
 
@@ -111,7 +114,7 @@ def f64(x: F32) -> F64:
 
 
 class Layer:
-    """Random weights, a sequence of ``length`` random inputs, and what all of its positions should give."""
+    """A recurrent layer: random weights, ``length`` random inputs, and the expected outputs of all positions."""
 
     def __init__(self, lab: Lab, shape: Shape, length: int, alpha_scale: float = 2.0, qkv_scale: float = 1.0) -> None:
         self.lab, self.shape = lab, shape
@@ -126,13 +129,14 @@ class Layer:
 
     @property
     def gates(self) -> tuple[F64, F64]:
-        """decay and beta of all positions [P, n_v]; alpha and dt_bias are added in float32, as the kernels do."""
+        """Computes decay and beta [P, n_v]. alpha and dt_bias are added in float32, as in the kernels."""
         g = f64(self.a) * np.logaddexp(0.0, f64(self.alpha + self.dt_bias))
         return np.exp(g), sigmoid(f64(self.beta))
 
     def expected(self) -> tuple[F64, F64, F64]:
-        """Outputs [P, n_v * d_v] of the whole sequence from its beginning, the state after it, and the outputs' scales:
-        a head that all but cancels is as large as others once it is normalised, and so are its errors.
+        """Returns outputs [P, n_v * d_v] of all positions, the state after them, and the scales of the outputs' errors.
+
+        A head that nearly cancels is as large as the others once it is normalised, and so is its error.
         """
         shape = self.shape
         start = np.zeros((shape.n_v, shape.d_v, shape.d_k))
@@ -143,19 +147,19 @@ class Layer:
         return want.reshape(len(o), -1), state, scales.reshape(len(o), -1)
 
     def ring(self, pos: int) -> F32:
-        """The ring before position ``pos``: the inputs of the last d_conv - 1 positions, NaN where there are none."""
+        """Makes the ring before position ``pos``: the inputs of the last d_conv - 1 positions, NaN before the first."""
         ring = np.full((self.shape.d_conv, self.shape.channels), np.nan, np.float32)
         for p in range(max(0, pos - self.shape.d_conv + 1), pos):
             ring[p % self.shape.d_conv] = self.qkv[p]
         return ring
 
     def rows(self, x: F32, pos: int, n_tokens: int, rows: int) -> Guarded:
-        """Positions pos .. of x as the input of a step made for ``rows`` rows."""
+        """Makes the input of a step made for ``rows`` rows: the positions of x from ``pos``, then NaN."""
         out = np.full((rows, x.shape[1]), np.nan, np.float32)
         out[:n_tokens] = x[pos : pos + n_tokens]
         return self.lab.input(out)
 
-    # Each of these runs one dispatch.
+    # Each of the methods below runs one dispatch.
 
     def conv1d(self, pos: int, n_tokens: int, rows: int, conv_state: Guarded) -> Guarded:
         lab, shape, sizes = self.lab, self.shape, self.lab.core.shapes()
@@ -188,7 +192,7 @@ class Layer:
         return out
 
     def chunk(self, pos: int, n_tokens: int, rows: int, conv_state: Guarded, state: Guarded) -> F32:
-        """A step of ``n_tokens`` by the three kernels for many tokens."""
+        """Runs a step of ``n_tokens`` tokens by the three kernels for many tokens."""
         qkv = self.conv1d(pos, n_tokens, rows, conv_state)
         out = self.norm(pos, n_tokens, self.delta(pos, n_tokens, qkv, state))
         for result in (qkv, out):
@@ -196,7 +200,7 @@ class Layer:
         return out.array[:n_tokens].copy()
 
     def step(self, pos: int, conv_state: Guarded, state: Guarded, n_tokens: int = 1, threads: int = 0) -> F32:
-        """A step of one token by ssm_step."""
+        """Runs a step of one token by ssm_step."""
         lab, shape = self.lab, self.shape
         out = lab.output(1, shape.n_v * shape.d_v)
         inputs = [self.rows(x, pos, n_tokens, 1) for x in (self.qkv, self.z, self.alpha, self.beta)]
@@ -207,6 +211,6 @@ class Layer:
         return out.array.copy()
 
     def poisoned(self) -> tuple[Guarded, Guarded]:
-        """Ring and state before the first position: whatever they hold."""
+        """Makes ring and state before the first position, poisoned: their content must not be read."""
         shape = self.shape
         return self.lab.in_out(self.ring(0)), self.lab.output(shape.n_v, shape.d_v, shape.d_k)

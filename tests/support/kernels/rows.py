@@ -1,4 +1,4 @@
-"""RMSNorm, RoPE with KV write and the element-wise kernels: launches, and what they must give in float64 NumPy."""
+"""RMSNorm, RoPE with K/V write and the element-wise kernels: launches, and the expected outputs in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ F64 = NDArray[np.float64]
 
 
 def padded(lab: Lab, rows: int, n_tokens: int, *width: int, scale: float = 1.0) -> F32:
-    """[rows, *width] with the rows past the step's NaN: never to be read."""
+    """Makes inputs [rows, *width]. Rows past the step's tokens are NaN: kernels must not read them."""
     x = np.full((rows, *width), np.nan, np.float32)
     x[:n_tokens] = lab.normal(n_tokens, *width, scale=scale)
     return x
@@ -28,7 +28,7 @@ def rms_norm(x: F64, weight: F64, eps: float) -> F64:
 
 @dataclass(frozen=True)
 class Rope:
-    """Sizes of a rope_kv dispatch; ``rows`` rows of which a step has ``n_tokens``. Gated: q is [q | gate] by head."""
+    """Sizes of a rope_kv dispatch of ``rows`` rows, ``n_tokens`` of them tokens. ``gated``: each head is [q | gate]."""
 
     head_dim: int
     n_rot: int
@@ -60,7 +60,7 @@ ROPES = [
 
 
 def rotate(x: F64, angles: F64, kind: str, magnitude: float) -> F64:
-    """x [T, n_head, head_dim] with its first dimensions rotated by angles [T, n_rot / 2]."""
+    """Rotates the first dimensions of x [T, n_head, head_dim] by angles [T, n_rot / 2]."""
     n_rot = 2 * angles.shape[-1]
     pairs = np.arange(n_rot).reshape(-1, 2) if kind == "norm" else np.arange(n_rot).reshape(2, -1).T
     z = (x[..., pairs[:, 0]] + 1j * x[..., pairs[:, 1]]) * magnitude * np.exp(1j * angles)[:, None, :]
@@ -70,9 +70,9 @@ def rotate(x: F64, angles: F64, kind: str, magnitude: float) -> F64:
 
 
 def assert_quantised(stored: Array, want: F64, error: float) -> None:
-    """Fails unless each block has a half scale of its largest magnitude / 127 and the nearest quants.
+    """Fails unless each block's scale is its largest magnitude / 127 as a half, and its quants are the nearest.
 
-    ``error``: relative to the largest magnitude, of the values that were quantised.
+    ``error``: the error of the quantised values, relative to the largest magnitude.
     """
     assert quants.Q8_0.block is not None
     blocks, x = stored.reshape(-1).view(quants.Q8_0.block), want.reshape(-1, 32)
@@ -85,7 +85,7 @@ def assert_quantised(stored: Array, want: F64, error: float) -> None:
 
 
 class RopeKv:
-    """One dispatch of rope_kv: random inputs on a device, poisoned outputs, and what they should become."""
+    """One dispatch of rope_kv: random inputs on a device, poisoned outputs, and their expected values."""
 
     def __init__(self, lab: Lab, rope: Rope, kind: str, kv: str, qk_norm: bool, in_place: bool = False) -> None:
         self.lab, self.rope, self.kv = lab, rope, kv
@@ -94,7 +94,7 @@ class RopeKv:
         q, k, v = (padded(lab, rope.rows, n, heads, hd) for heads in (rope.n_head, rope.n_head_kv, rope.n_head_kv))
         freqs = (10_000.0 ** (-np.arange(rope.n_rot // 2) * 2 / rope.n_rot)).astype(np.float32)
         norms = [lab.normal(hd) if qk_norm else lab.normal(1) for _ in range(2)]
-        # Angles are float32 by contract: at large positions their rounding is part of the result.
+        # Angles are float32 by contract: at large positions their rounding changes the result.
         angles = (np.arange(pos, pos + n).astype(np.float32)[:, None] * freqs).astype(np.float64)
 
         def expected(x: F32, norm: F32) -> F64:
@@ -136,7 +136,7 @@ class RopeKv:
             assert_quantised(k_cache[new], self.want_k, 2e-6)
             assert_quantised(v_cache[new], v.astype(np.float64), 1e-7)
         else:
-            # Rounding to f16 is relative to each element.
+            # f16 rounds relative to each element.
             k_scale = np.maximum(np.abs(self.want_k), 1.0)
             assert_close(k_cache[new], self.want_k, 1e-6 if self.kv == "f32" else 5e-4, k_scale)
             assert np.array_equal(v_cache[new], v.astype(v_cache.dtype))
@@ -145,7 +145,7 @@ class RopeKv:
 
 
 def run_elementwise(lab: Lab, kernel: str, inputs: list[F32], n_tokens: int, out: Guarded) -> None:
-    """Runs a kernel over [rows, n] inputs."""
+    """Runs an element-wise kernel over inputs [rows, n]."""
     shapes, (rows, n) = lab.core.shapes(), inputs[0].shape
     bindings = [lab.step(n_tokens), *map(lab.input, inputs), out]
     grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), 1 if kernel == "take_last_row" else rows)

@@ -1,14 +1,14 @@
-"""A front end for Metal Shading Language on any machine, to say what Apple's compiler would object to.
+"""A front end for Metal Shading Language on any machine: finds the errors that Apple's compiler would report.
 
-clang compiles MSL here as the C++14 that it is made of: ``device``, ``constant`` and ``threadgroup`` are address spaces
-of clang's, ``thread`` is the space of everything else, and metal_stdlib is declared in ``include/``. ``source.py``
-reads attributes out of the text and spells in C++ what C++ lacks. ``rules.py`` and ``signatures.py`` add MSL's
-restrictions: on the tokens, on clang's syntax tree, and on its IR, where of templates only what kernels call is left.
-On the optimised IR, which ``ir.py`` reads, ``uniformity.py`` finds barriers, shuffles and matrices that not all threads
-reach, ``memory.py`` what is certain to be unaligned, to wait for another threadgroup or to be read too early, and
-``registers.py`` arrays that stay indexed by a variable.
+clang compiles MSL as C++14. ``device``, ``constant`` and ``threadgroup`` are address spaces of clang's, ``thread`` is
+the space of everything else, and metal_stdlib is declared in ``include/``. ``source.py`` reads attributes out of the
+text, and spells in C++ the constructs that C++ lacks. ``rules.py`` and ``signatures.py`` add MSL's restrictions: on
+the tokens, on clang's syntax tree, and on its IR, which has only the template instances that kernels call. ``ir.py``
+reads the optimised IR. There ``uniformity.py`` finds barriers, shuffles and matrices that not all threads reach.
+``memory.py`` finds accesses that are certain to be unaligned, to wait for another threadgroup, or to read too early.
+``registers.py`` finds arrays that a variable still indexes. ``walk.py`` applies such a check to every kernel.
 
-What it does not model, and so refuses though MSL takes it:
+Not modelled, and so refused though MSL takes it:
 
 - a structure or matrix in another space than ``thread`` that is copied, assigned or asked for a member function: C++
   has constructors, assignment and ``this`` for one space; fields, elements, scalars and vectors are fine;
@@ -19,6 +19,6 @@ What it does not model, and so refuses though MSL takes it:
   take;
 - textures, samplers, ray tracing, tensors, and the names with which Apple implements its own library.
 
-What it takes though MSL may not: it knows neither what a device supports nor how many registers a kernel has; and
-Apple's metal_stdlib may have more names than ``metal_names.py``, with which one of ours could collide.
+Accepted though MSL may refuse it: the front end knows neither a device's features nor a kernel's registers. Apple's
+metal_stdlib may have more names than ``metal_names.py``, and one of ours could collide with them.
 """

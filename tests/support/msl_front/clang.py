@@ -1,4 +1,4 @@
-"""What clang says to MSL, and its view of the program: syntax tree and LLVM IR."""
+"""Runs clang on MSL: its errors, syntax tree and LLVM IR."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from . import source
 from .tokens import MARKER
 
 STANDARD = Path(__file__).parent / "include"
-METAL_VERSION = 310  # bfloat is of this version
+METAL_VERSION = 310  # the version that brought bfloat
 KERNEL_MARK = "kernel function"
 
-# Address spaces by number; what is in no other is `thread`, the space of all that C++ declares without a word.
+# Address spaces by number. Everything else is in `thread`, the space of all that C++ declares without a keyword.
 SPACE_MACROS = {
     "device": "__attribute__((address_space(1)))",
     "constant": "const __attribute__((address_space(2)))",
@@ -43,7 +43,7 @@ NO_WARNING = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unus
 
 @dataclass(frozen=True)
 class Violation:
-    """A rule of MSL that a line breaks."""
+    """A line that breaks a rule of MSL."""
 
     rule: str
     file: str
@@ -59,7 +59,7 @@ def is_available() -> bool:
 
 
 def run_clang(folder: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Runs clang in a folder, where it may leave what it likes."""
+    """Runs clang in a folder, where it may leave files."""
     command = [sys.executable, "-m", "ziglang", "c++", *TARGET, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
@@ -68,7 +68,7 @@ SAID = re.compile(r"^(.+?):(\d+):\d+: (fatal error|error|note): (.*)$", re.MULTI
 
 
 def diagnostics(said: str) -> list[Violation]:
-    """The errors; one in metal_stdlib is that of the first line elsewhere that led to it."""
+    """Reads clang's errors. An error in metal_stdlib is moved to the first line outside that led to it."""
     errors: list[Violation] = []
     is_open = False  # whether the last error still lacks a place
     for file, line, level, message in SAID.findall(said):
@@ -82,14 +82,14 @@ def diagnostics(said: str) -> list[Violation]:
     return errors
 
 
-# Without vectors of the optimiser's making, which a GPU has no use for.
+# Without vectors that the optimiser makes, which a GPU has no use for.
 OPTIMISED = ("-O2", "-fno-vectorize", "-fno-slp-vectorize", "-fno-discard-value-names", "-gline-tables-only",
              "-mllvm", "-jump-threading-threshold=0", "-Wno-error", "-Wpass-failed")  # fmt: skip
 PASS_FAILED = re.compile(r"^(.+?):(\d+):\d+: warning: (.*) \[-Wpass-failed.*\]$", re.MULTILINE)
 
 
 class Program:
-    """A kernel file as clang sees it. Without ``CXX14``, what is of C++17 or later passes, as with Apple's compiler."""
+    """A kernel file as clang sees it. Without ``CXX14`` code of C++17 or later passes, as with Apple's compiler."""
 
     def __init__(self, path: Path, folder: Path, includes: Sequence[Path] = (), options: Sequence[str] = CXX14) -> None:
         self.flags = [*LANGUAGE, *WARNINGS, *options]
@@ -114,7 +114,7 @@ class Program:
 
     @cached_property
     def ir_and_errors(self) -> tuple[str, list[Violation]]:
-        """LLVM IR before any pass, and what clang refuses."""
+        """LLVM IR before any pass, and clang's errors."""
         ir = self.path.with_suffix(".ll")
         passes = ["-O1", "-Xclang", "-disable-llvm-passes", "-fno-discard-value-names"]
         instances = f"-D{source.INSTANTIATE}(...)=__VA_ARGS__"
@@ -123,7 +123,7 @@ class Program:
 
     @cached_property
     def optimised(self) -> tuple[str, list[Violation]]:
-        """LLVM IR with every METAL_FUNC inlined and loops unrolled, and the loops that were to be and are not."""
+        """LLVM IR with every METAL_FUNC inlined and loops unrolled, and the loops that fail to unroll."""
         ir = self.path.with_suffix(".optimised.ll")
         macros = {**SPACE_MACROS, "METAL_FUNC": "inline __attribute__((always_inline))"}
         arguments = [*self.flags, *(f"-D{name}={value}" for name, value in macros.items()), *OPTIMISED]
@@ -146,14 +146,14 @@ class Program:
 
     @cached_property
     def tree(self) -> dict[str, Any]:
-        """The syntax tree without instances; its offsets are into ``source.text``."""
+        """The syntax tree without instances. Its offsets are into ``source.text``."""
         without = f"-D{source.INSTANTIATE}(...)="
         tree: dict[str, Any] = json.loads(self.compile(without, "-fsyntax-only", "-Xclang", "-ast-dump=json")[0])
         return tree
 
     @cached_property
     def lines(self) -> tuple[list[int], list[tuple[str, int]]]:
-        """Where each line of the text begins, and which line of which file it is."""
+        """The offset of each line of the text, and its file and line."""
         begins, places = [], []
         at, file, number = 0, "", 0
         for text in self.source.text.splitlines(keepends=True):

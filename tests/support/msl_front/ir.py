@@ -1,4 +1,4 @@
-"""Optimised LLVM IR, read: functions as blocks of instructions that know what they use and where they stand."""
+"""Reads optimised LLVM IR: functions as blocks of instructions, with their operands and places."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Instruction:
     opcode: str
     block: str
     operands: list[str]
-    callee: str = ""  # as it is mangled
-    incoming: list[tuple[str, str]] = field(default_factory=list)  # of a phi: (value, block it comes from)
+    callee: str = ""  # mangled
+    incoming: list[tuple[str, str]] = field(default_factory=list)  # for a phi: (value, block it comes from)
 
     @property
     def called(self) -> str:
@@ -58,7 +58,7 @@ class Function:
 
 
 def functions(ir: str) -> dict[str, Function]:
-    """The functions that a text of IR defines."""
+    """Reads the functions that a text of IR defines."""
     found: dict[str, Function] = {}
     current: Function | None = None
     block, pending = "", ""
@@ -83,7 +83,7 @@ def functions(ir: str) -> dict[str, Function]:
 
 
 def arguments_of(text: str) -> list[str]:
-    """The arguments of a definition, parted at the commas outside brackets."""
+    """Splits the arguments of a definition at the commas outside brackets."""
     parts, depth, begin = [], 0, 0
     for at, sign in enumerate(text):
         depth += (sign in "([<{") - (sign in ")]>}")
@@ -107,7 +107,7 @@ def instruction(text: str, block: str) -> Instruction:
 
 
 class Places:
-    """Where instructions stand in the source."""
+    """Finds the file and line of an instruction."""
 
     def __init__(self, ir: str) -> None:
         self.nodes: dict[str, dict[str, str]] = {}

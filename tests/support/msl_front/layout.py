@@ -1,4 +1,4 @@
-"""How structures lie in memory: by MSL's rules, and in clang's own layout of what Apple's compiler reads."""
+"""The layout of structures in memory: by MSL's rules, and by clang."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from .clang import Program
 from .rules import offset
 
-# Bytes of scalars, and what they are aligned to (MSL specification, "Size and alignment of scalar data types").
+# Bytes and alignment of scalars (MSL specification, "Size and alignment of scalar data types").
 SCALAR_BYTES = {
     "bool": 1, "char": 1, "uchar": 1, "short": 2, "ushort": 2, "half": 2, "bfloat": 2, "int": 4, "uint": 4, "float": 4,
     "long": 8, "ulong": 8,
@@ -26,7 +26,7 @@ class Layout:
 
 
 def size_and_alignment(type_: str) -> tuple[int, int]:
-    """Of scalars, vectors and arrays of them; a vector of three takes the room of four."""
+    """Returns size and alignment of a scalar, vector or array. A vector of three takes the room of four."""
     match = TYPE.fullmatch(type_)
     if match is None or match["scalar"] not in SCALAR_BYTES:
         raise ValueError(f"{type_}: no rule for the layout of this type")
@@ -38,7 +38,7 @@ def size_and_alignment(type_: str) -> tuple[int, int]:
 
 
 def by_rules(fields: dict[str, str]) -> Layout:
-    """Each field at the next multiple of its alignment, the whole a multiple of the largest."""
+    """Places each field at the next multiple of its alignment; the size is a multiple of the largest alignment."""
     at, largest, offsets = 0, 1, {}
     for name, type_ in fields.items():
         size, alignment = size_and_alignment(type_)
@@ -50,7 +50,7 @@ def by_rules(fields: dict[str, str]) -> Layout:
 
 
 def structures(program: Program, header: str) -> dict[str, dict[str, str]]:
-    """The fields of each structure that a header defines, with their types' names in MSL, in order."""
+    """Reads the fields of each structure that a header defines, in order, with their MSL types."""
     found: dict[str, dict[str, str]] = {}
     aliases: dict[str, str] = {}
     for node in program.tree["inner"]:
@@ -71,7 +71,7 @@ def spelled(member: dict[str, Any], aliases: dict[str, str]) -> str:
 
 
 def by_clang(text: str, fields_of: dict[str, dict[str, str]], folder: Path, includes: list[Path]) -> dict[str, Layout]:
-    """The layouts that clang gives structures of an MSL text."""
+    """Returns clang's layouts of the structures of an MSL text."""
     for name, fields in fields_of.items():
         offsets = "".join(f", __builtin_offsetof({name}, {field})" for field in fields)
         text += f"\n__attribute__((used)) constant constexpr ulong layout_{name}[] = "

@@ -1,7 +1,7 @@
-"""Memory that threads share: what lies at no multiple of its alignment, waits for others, or is read too early.
+"""Checks memory that threads share: accesses that are unaligned, loops that wait for others, reads that are too early.
 
-Each rule objects only to what is certain from the optimised IR of a kernel: addresses are sums of a buffer's begin,
-constants and multiples of values, and the numbers of threads take every value.
+A rule objects only if the optimised IR of a kernel proves the fault. Addresses are sums of a buffer's begin, constants
+and multiples of values; the numbers of threads take every value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .uniformity import VARIES
 from .walk import kernel_violations
 
 SIZES = {"half": 2, "bfloat": 2, "float": 4, "double": 8, "ptr": 8}
-MEM_THREADGROUP = 2  # of mem_flags
+MEM_THREADGROUP = 2  # the bit of mem_flags
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Address:
 
 
 def size_of(type_: str) -> int | None:
-    """The bytes of a scalar, vector or array type; a vector takes a power of two of them."""
+    """Returns the bytes of a scalar, vector or array type. A vector of three takes the bytes of four."""
     type_ = type_.strip()
     several = re.fullmatch(r"[<\[](\d+) x (.*)[>\]]", type_)
     if several is None:
@@ -51,13 +51,13 @@ WIDER = re.compile(r" (?:zext|sext)(?: nneg)? i\d+ %(\S+) to ")
 
 
 class Addresses:
-    """What the addresses of a kernel are made of."""
+    """Splits the addresses of a kernel into base, constant and terms."""
 
     def __init__(self, function: Function) -> None:
         self.definitions = function.definitions
 
     def of(self, pointer: str) -> Address:
-        """Of %name or @name."""
+        """Returns the address of %name or @name."""
         by = self.definitions.get(pointer[1:]) if pointer.startswith("%") else None
         match = GEP.search(by.text) if by is not None and by.opcode == "getelementptr" else None
         if match is None:
@@ -95,7 +95,7 @@ def memory_violations(program: Program) -> Iterator[Violation]:
 
 
 def misused(function: Function, attributes: dict[str, str]) -> Iterator[tuple[Instruction, str]]:
-    """Yields what is unaligned, what waits for other threads, and what is read too early."""
+    """Yields unaligned accesses, loops that wait for other threads, and reads that are too early."""
     yield from unaligned(function, attributes)
     yield from waits(function)
     yield from early(function)
@@ -105,7 +105,7 @@ def misused(function: Function, attributes: dict[str, str]) -> Iterator[tuple[In
 
 
 def unaligned(function: Function, attributes: dict[str, str]) -> Iterator[tuple[Instruction, str]]:
-    """Vectors at addresses that are no multiples of their size, for some thread at least."""
+    """Yields accesses to vectors whose address is no multiple of their alignment, for some thread at least."""
     addresses = Addresses(function)
     numbers = {name for name in function.arguments if attributes.get(name) in VARIES}
     for at in function.instructions():
@@ -126,7 +126,7 @@ def unaligned(function: Function, attributes: dict[str, str]) -> Iterator[tuple[
 
 
 def waits(function: Function) -> Iterator[tuple[Instruction, str]]:
-    """Loops that end when another thread writes: nothing says that it will run before they end."""
+    """Yields loops that end only when another thread writes, which may never run before."""
     for loop in loops(function):
         calls = [i for name in loop for i in function.blocks[name] if i.opcode == "call" and i.callee]
         loads = [i for i in calls if i.called in ("atomic_load_explicit", "atomic_exchange_explicit")]
@@ -139,7 +139,7 @@ def waits(function: Function) -> Iterator[tuple[Instruction, str]]:
 
 
 def ends_otherwise(function: Function, loop: frozenset[str]) -> bool:
-    """Whether some way out of a loop depends on what the loop itself counts, or reads elsewhere."""
+    """Whether some way out of a loop depends on a count of its own, or on other memory."""
     for name in loop:
         if all(way in loop for way in function.successors[name]):
             continue
@@ -157,7 +157,7 @@ def ends_otherwise(function: Function, loop: frozenset[str]) -> bool:
 
 
 def reached(function: Function, start: str) -> set[str]:
-    """The blocks that may run after a block, itself if it lies in a loop."""
+    """Returns the blocks that may run after a block; the block itself if it lies in a loop."""
     found, new = set[str](), list(function.successors[start])
     while new:
         name = new.pop()
@@ -168,7 +168,7 @@ def reached(function: Function, start: str) -> set[str]:
 
 
 def loops(function: Function) -> set[frozenset[str]]:
-    """The blocks that can come back to themselves, together with those on the way."""
+    """Returns each loop as the set of its blocks."""
     after = {name: reached(function, name) for name in function.blocks}
     return {frozenset(b for b in after[a] if a in after[b]) for a in function.blocks if a in after[a]}
 
@@ -177,7 +177,7 @@ def loops(function: Function) -> set[frozenset[str]]:
 
 
 def early(function: Function) -> Iterator[tuple[Instruction, str]]:
-    """Threadgroup memory read at another address than the thread wrote, on a way without a barrier."""
+    """Yields reads of threadgroup memory that another thread wrote, on a way without a barrier."""
     addresses = Addresses(function)
     touched = {
         id(at): addresses.of(found[1])
@@ -205,7 +205,7 @@ def is_barrier(at: Instruction) -> bool:
 
 
 def before_barrier(function: Function, store: Instruction) -> Iterator[Instruction]:
-    """What runs after a store, until a barrier or the next turn of a loop, in which a thread may read its own."""
+    """Yields the instructions after a store, until a barrier or the next turn of a loop."""
     order = {name: i for i, name in enumerate(function.blocks)}
     body = function.blocks[store.block]
     at = next(i for i, one in enumerate(body) if one is store)

@@ -1,6 +1,6 @@
-"""Names of metal:: that a global name of ours would meet once `using namespace metal` stands in a file.
+"""Names of metal:: that collide with a global name of ours in a file with `using namespace metal`.
 
-Functions of ours may overload functions: the stand-in declares those, and clang finds calls that fit both.
+Our functions may overload functions: the stand-in declares those, and clang finds ambiguous calls.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The entries of planted.txt and of the 40 faults, and the kernels that they are planted in."""
+"""Reads the entries of planted.txt and the 40 faults, and plants them in kernels."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ class Entry:
 
 
 def good(factor: str = "") -> str:
-    """A kernel that keeps every rule, unless the factor breaks one."""
+    """Makes a kernel that keeps every rule, unless the factor breaks one."""
     return GOOD.replace("FACTOR", factor)
 
 
 @dataclass(frozen=True)
 class Fault:
     kind: str  # "refused" by Apple's compiler, or "undefined" on the GPU
-    rule: str  # that objects; "" if none does
+    rule: str  # the rule that objects; "" if none does
     words: str
     text: str
 
 
 def faults() -> dict[str, Fault]:
-    """Kernels with one fault each, by the fault's name."""
+    """Reads kernels with one fault each, by the fault's name."""
     found = {}
     for entry in re.split(r"^== ", FAULTS.read_text(), flags=re.MULTILINE)[1:]:
         title, _, code = entry.partition("\n")
@@ -72,12 +72,12 @@ def faults() -> dict[str, Fault]:
 
 
 def with_arguments(number: int, arguments: str) -> str:
-    """A kernel with these arguments after its parameters."""
+    """Makes a kernel with these arguments after its parameters."""
     return WITH_ARGUMENTS.replace("ARGUMENTS", arguments).replace("NUMBER", str(number))
 
 
 def entries(section: str) -> dict[str, Entry]:
-    """The entries of a section by their names."""
+    """Reads the entries of a section, by name."""
     text = (Path(__file__).parent / "planted.txt").read_text()
     found = re.search(rf"^\[{re.escape(section)}\]\n(.*?)(?=^\[[a-z ,-]+\]$|\Z)", text, re.MULTILINE | re.DOTALL)
     assert found is not None, section

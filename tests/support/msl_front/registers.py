@@ -1,6 +1,6 @@
-"""Arrays that must live in registers: none is indexed by a variable once loops are unrolled.
+"""Checks arrays that must live in registers: no variable may index one once loops are unrolled.
 
-Registers have no addresses. What stays indexed is what Apple's compiler moves to memory or, if it is a matrix, refuses.
+Registers have no addresses. Apple's compiler moves such an array to memory; of matrices it refuses it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from .clang import Program, Violation
 from .ir import Function, Instruction, Places, functions
 
-ADDRESSES = ("getelementptr", "phi", "select", "freeze")  # what makes a pointer of pointers
+ADDRESSES = ("getelementptr", "phi", "select", "freeze")  # instructions that derive a pointer from pointers
 
 
 def register_violations(program: Program) -> list[Violation]:
-    """Loops that do not unroll though they say so, and private arrays that a variable indexes."""
+    """Lists loops that do not unroll though they ask for it, and private arrays that a variable indexes."""
     ir, loops = program.optimised
     places = Places(ir)
     found = set(loops)
@@ -26,7 +26,7 @@ def register_violations(program: Program) -> list[Violation]:
 
 
 def indexed(function: Function) -> Iterator[tuple[Instruction, Instruction]]:
-    """(array, instruction that indexes it) for all that a thread holds."""
+    """Yields (array, instruction that indexes it by a variable) for the arrays of a thread."""
     users: dict[str, list[Instruction]] = {}
     for instruction in function.instructions():
         if instruction.opcode in ADDRESSES:
@@ -38,7 +38,7 @@ def indexed(function: Function) -> Iterator[tuple[Instruction, Instruction]]:
 
 
 def derived(pointer: str, users: dict[str, list[Instruction]]) -> list[Instruction]:
-    """The instructions that make a pointer of this one, or of one that was made of it."""
+    """Lists the instructions that derive a pointer from this one, directly or not."""
     known: dict[str, Instruction] = {}
     new = [pointer]
     while new:
@@ -50,14 +50,14 @@ def derived(pointer: str, users: dict[str, list[Instruction]]) -> list[Instructi
 
 
 def is_variable(at: Instruction) -> bool:
-    """Whether the address depends on more than the pointer: an index, or which way was taken."""
+    """Whether the address depends on an index, or on the way that was taken."""
     if at.opcode == "getelementptr":
         return len([name for name in at.operands if not name.startswith(('"struct', "struct", '"class', "class"))]) > 1
     return at.opcode in ("phi", "select")
 
 
 def matrix_violations(program: Program) -> Iterator[Violation]:
-    """Arrays of simdgroup matrices that a variable indexes, which no simdgroup has registers for."""
+    """Yields arrays of simdgroup matrices that a variable indexes: registers cannot hold them."""
     if "simdgroup_matrix" not in program.ir:
         return
     ir, _ = program.optimised

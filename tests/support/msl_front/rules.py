@@ -1,4 +1,4 @@
-"""MSL's restrictions of C++, which clang does not know: on the tokens, on the syntax tree and on the IR."""
+"""Checks MSL's restrictions that clang does not know: on the tokens, on the syntax tree and on the IR."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from .tokens import SPACES, Token, closing, tokenize
 from .uniformity import uniformity_violations
 
 MAX_THREADGROUP_BYTES = 32 * 1024
-MAX_PRIVATE_BYTES = 32 * 1024  # variables of a thread, unoptimised; ours, since no document has Apple's
+MAX_PRIVATE_BYTES = (
+    32 * 1024
+)  # bytes of a thread's variables, unoptimised: our own limit, since no document gives Apple's
 WORDS = {
     "asm": "assembly",
     "catch": "exceptions",
@@ -40,12 +42,12 @@ WORDS = {
     "virtual": "virtual functions",
     "wchar_t": "such characters",
 }
-# Words that are MSL's own, and so no names.
+# Keywords of MSL, which may not be names.
 KEYWORDS = {"fragment", "object_data", "ray_data", "threadgroup_imageblock", "vertex"}
 
 
 def violations(program: Program) -> list[Violation]:
-    """Every rule that a kernel file breaks, in the order of its lines."""
+    """Lists the rules that a kernel file breaks, in the order of its lines."""
     found = set(token_violations(program.source.tokens)) | set(attribute_violations(program.source))
     found |= {v for kernel in program.source.kernels for v in kernel_violations(kernel)}
     found |= set(program.errors)
@@ -56,7 +58,7 @@ def violations(program: Program) -> list[Violation]:
 
 
 def hazards(program: Program) -> list[Violation]:
-    """What is legal in a kernel file that clang takes, and undefined on a GPU, in the order of its lines."""
+    """Lists legal code of a kernel file that is undefined on a GPU, in the order of its lines."""
     found = set(uniformity_violations(program)) | set(memory_violations(program))
     return sorted(found, key=lambda v: (v.file, v.line, v.rule, v.message))
 
@@ -79,7 +81,7 @@ def token_violations(tokens: list[Token]) -> Iterator[Violation]:
 
 
 def begins_lambda(tokens: list[Token], i: int) -> bool:
-    """Whether this [ stands where an expression begins: nothing to index before it, and no attribute."""
+    """Whether this [ begins a lambda: it follows nothing that it could index, and opens no attribute."""
     before = tokens[i - 1] if i else None
     if tokens[i + 1].text == "[" or before is None or before.text == "[":
         return False
@@ -97,13 +99,13 @@ CASTS = {"CStyleCastExpr", "CXXReinterpretCastExpr", "CXXStaticCastExpr", "CXXFu
 
 
 def offset(location: dict[str, Any]) -> int | None:
-    """In the text that clang read; of a macro, where it stands."""
+    """Returns a node's offset in the text that clang read; for a macro, of its use."""
     found: int | None = location.get("expansionLoc", location).get("offset")
     return found
 
 
 class TreeRules:
-    """The rules that need to know what is declared and where."""
+    """The rules on declarations, which need the syntax tree."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -151,7 +153,7 @@ class TreeRules:
                 self.report("program scope", begin, f"{name} lives longer than a call and is not `constant constexpr`")
 
     def check_spaces(self, begin: int, end: int, name: str) -> None:
-        """An address space for every * and & of a declaration, from its first word to its name."""
+        """Checks that every * and & of a declaration, from its first word to its name, has an address space."""
         words = without_values(self.words(begin, end))
         pointers = sum(word in ("*", "&") for word in words)
         if pointers > sum(word in SPACES for word in words):
@@ -164,7 +166,7 @@ class TreeRules:
 
 
 def without_values(words: list[str]) -> list[str]:
-    """The words of a declaration without its extents, and without earlier declarators' initialisers."""
+    """Returns the words of a declaration without extents and without earlier declarators' initialisers."""
     kept: list[str] = []
     depth, square, in_value = 0, 0, False
     for word in words:
@@ -191,7 +193,7 @@ def tree_violations(program: Program) -> set[Violation]:
 
 
 def name_fault(node: dict[str, Any]) -> str:
-    """What is wrong with a global name, beside the names of metal:: that `using namespace metal` brings."""
+    """Returns the fault of a global name beside the names of metal::, or ""."""
     name, is_function = node.get("name", ""), node["kind"] in (*FUNCTIONS, "FunctionTemplateDecl")
     if node["kind"] in ("UsingDecl", "UsingDirectiveDecl") or node.get("isImplicit"):
         return ""
@@ -239,7 +241,7 @@ def ir_violations(program: Program) -> Iterator[Violation]:
 
 
 def body_faults(body: str) -> Iterator[tuple[str, str]]:
-    """(rule, what a function does against it)"""
+    """Yields (rule, fault) of a function's body."""
     if re.search(r"\bselect <\d+ x i1>", body):
         yield "language", "chooses by a vector: ?: takes a scalar condition"
     if re.search(r"\bstore ptr [^,]*, ptr addrspace\([123]\)", body) or re.search(r"\bptrtoint ptr %", body):
@@ -247,7 +249,7 @@ def body_faults(body: str) -> Iterator[tuple[str, str]]:
 
 
 def private_bytes(bodies: dict[str, str], calls: dict[str, set[str]], structures: dict[str, str]) -> dict[str, int]:
-    """The bytes of each function's variables and of those that it calls, along the way that has most."""
+    """Returns the bytes of each function's variables and of its calls, on the chain of calls that has most."""
     own = {name: sum(type_bytes(t, structures) for t in ALLOCA.findall(body)) for name, body in bodies.items()}
     total: dict[str, int] = {}
 
@@ -266,7 +268,7 @@ WIDTHS = {"half": 2, "bfloat": 2, "float": 4, "double": 8, "ptr": 8}
 
 
 def type_bytes(type_: str, structures: dict[str, str]) -> int:
-    """The bytes of a type of the IR, without what lies between the fields of a structure."""
+    """Returns the bytes of a type of the IR, without padding."""
     type_ = structures.get(type_.strip(), type_.strip())
     several = re.fullmatch(r"[<\[](\d+) x (.*)[>\]]", type_)
     if several is not None:
@@ -277,7 +279,7 @@ def type_bytes(type_: str, structures: dict[str, str]) -> int:
 
 
 def recursive(calls: dict[str, set[str]]) -> set[str]:
-    """The functions that can come to call themselves."""
+    """Returns the functions that can call themselves."""
     graph = {name: {callee[1:] for callee in callees if callee[1:] in calls} for name, callees in calls.items()}
     found = set()
     for start in graph:
@@ -295,31 +297,31 @@ def global_faults(program: Program) -> Iterator[tuple[str, str]]:
     for name, definition in GLOBAL.findall(program.ir):
         if name in ("llvm.global_ctors", "llvm.global_dtors"):
             yield "program scope", f"an initialiser runs code: {definition}"
-        is_local = name.startswith("_ZZ")  # others are for the syntax tree
+        is_local = name.startswith("_ZZ")  # the other rules need the syntax tree
         if "addrspace(3)" in definition and is_local and enclosing_function(name) not in kernels:
             yield "threadgroup memory", f"{name} is not declared in a kernel function"
 
 
 def functions_of_instances(program: Program) -> list[tuple[str, str]]:
-    """(host name, mangled name of the function) of each instance."""
+    """Yields (host name, mangled name of the function) of each instance."""
     pointers = re.findall(rf"^@_ZL\d+{HOST}(\d+) = .*? ptr @([\w.$]+)", program.ir, re.MULTILINE)
     return [(program.source.instances[int(i)].host_name, function) for i, function in pointers]
 
 
 def kernel_functions(program: Program) -> set[str]:
-    """The mangled names of the kernels, with a host name or without."""
+    """Returns the mangled names of the kernels, with or without a host name."""
     marks = re.search(r"^@llvm.global.annotations = (.*)$", program.ir, re.MULTILINE)
     marked = re.findall(r'{ ptr @("[^"]+"|[\w.$]+), ptr', marks[1]) if marks else []
     return {function for _, function in functions_of_instances(program)} | set(marked)
 
 
 def enclosing_function(variable: str) -> str:
-    """_Z1f of _ZZ1fE4name, as the Itanium ABI mangles a static variable of a function."""
+    """Returns _Z1f of _ZZ1fE4name, the Itanium ABI's name of a function's static variable."""
     return re.sub(r"E\d+threadgroup_\w+$", "", "_Z" + variable.removeprefix("_ZZ"))
 
 
 def threadgroup_bytes(program: Program) -> dict[str, int]:
-    """The bytes of threadgroup memory of each instance, every array at a multiple of 16."""
+    """Returns the bytes of threadgroup memory of each instance, with every array at a multiple of 16."""
     bytes_of: dict[str, int] = defaultdict(int)
     for name, definition in GLOBAL.findall(program.ir):
         size = THREADGROUP_ARRAY.search(definition)

@@ -1,4 +1,4 @@
-"""The rules for what a host sees of a kernel: names, attributes, and the arguments that they make."""
+"""Checks the parts of a kernel that a host sees: names, attributes and arguments."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GRID_IDS = {
     "threads_per_simdgroup": SCALAR_IDS,
     "threads_per_threadgroup": VECTOR_IDS,
 }
-# What stands elsewhere than on an argument. Everything else is either no attribute of MSL or none for a compute kernel.
+# Attributes that stand elsewhere than on an argument. All others are unknown to MSL, or not for compute kernels.
 OTHERS = {"kernel", "host_name", "max_total_threads_per_threadgroup", "maybe_unused", "unused", "function_constant"}
 
 
@@ -48,7 +48,7 @@ def attribute_violations(source: Source) -> Iterator[Violation]:
 
 
 def kernel_violations(kernel: Kernel) -> Iterator[Violation]:
-    """Whether every argument has one legal attribute, and the buffers are 0, 1, 2 … as the launcher counts them."""
+    """Checks that every argument has one legal attribute, and that buffers count 0, 1, 2 … as in the launcher."""
 
     def broken(rule: str, message: str) -> Violation:
         return Violation(rule, kernel.file, kernel.line, f"kernel {kernel.name}: {message}")
@@ -80,7 +80,7 @@ def kernel_violations(kernel: Kernel) -> Iterator[Violation]:
 
 
 def has_width(parameter: Parameter) -> bool:
-    """Whether it may be a vector: all of those in a kernel have as many components."""
+    """Whether the attribute's argument may be a vector. In a kernel all of these have the same width."""
     return GRID_IDS.get(parameter.attributes[0]) is VECTOR_IDS
 
 
@@ -98,7 +98,7 @@ def grid_id_faults(parameter: Parameter) -> Iterator[str]:
 
 
 def instance_violations(instances: list[Instance], kernels: list[Kernel]) -> Iterator[Violation]:
-    """Of all files together: host names are unique, and name kernels."""
+    """Checks that host names are unique over all files, and name kernels."""
     first: dict[str, Instance] = {}
     known = {kernel.name for kernel in kernels}
     for instance in instances:

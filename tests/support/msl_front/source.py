@@ -1,4 +1,4 @@
-"""From MSL to what clang takes: what the language has beyond C++ is read out of the text, or spelled in C++."""
+"""Turns MSL into C++ for clang: reads constructs beyond C++ out of the text, or spells them in C++."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .tokens import SPACES, Token, closing, joined, segments, split, tokenize
 
 FLOAT_LITERAL = re.compile(r"(\d+\.\d*|\.\d+)([eE][+-]?\d+)?|\d+[eE][+-]?\d+")
 SCALARS = ("bool", "char", "uchar", "short", "ushort", "int", "uint", "long", "ulong", "half", "bfloat", "float")
-HOST = "host_names_function_"  # the variables that keep the functions of instances, by their order
-INSTANTIATE = "MSL_INSTANTIATE"  # a macro around explicit instantiations, for who can do without
+HOST = "host_names_function_"  # prefix of variables that keep the instances' functions
+INSTANTIATE = "MSL_INSTANTIATE"  # a macro around explicit instantiations: a compiler may skip them
 VECTORS = frozenset(f"{scalar}{n}" for scalar in SCALARS for n in (2, 3, 4))
 
 
 @dataclass
 class Attribute:
-    text: str  # of one attribute: "buffer(0)"
+    text: str  # one attribute, such as "buffer(0)"
     file: str
     line: int
 
@@ -39,7 +39,7 @@ class Kernel:
 
 @dataclass
 class Instance:
-    """What a host can launch: a name and the C++ expression of its function."""
+    """An instance that a host can launch: a name and the C++ expression of its function."""
 
     host_name: str
     function: str
@@ -49,7 +49,7 @@ class Instance:
 
 @dataclass
 class Source:
-    """A kernel file, read. ``text`` is C++ for clang, ``tokens`` are the MSL of every file but metal_stdlib."""
+    """A kernel file. ``text`` is C++ for clang; ``tokens`` are the MSL of every file but metal_stdlib."""
 
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Source:
 
 
 def read(preprocessed: str, standard_folder: str) -> Source:
-    """Reads what the preprocessor made of a kernel file. What lies in ``standard_folder`` is C++ already."""
+    """Reads a preprocessed kernel file. Text from ``standard_folder`` is C++ already."""
     source = Source()
     aliases: set[str] = set()
     for file, line, text in segments(preprocessed):
@@ -94,7 +94,7 @@ def drop(tokens: list[Token], begin: int, end: int) -> None:
 
 
 def compact(tokens: list[Token]) -> None:
-    """Hands the blanks of tokens that are gone to the next, so that lines stay."""
+    """Gives the blanks of removed tokens to the next token, so that line numbers stay."""
     kept: list[Token] = []
     space = ""
     for token in tokens:
@@ -112,7 +112,7 @@ def is_attribute(tokens: list[Token], i: int) -> bool:
 
 
 def split_attributes(tokens: list[Token]) -> tuple[list[Token], list[list[Token]]]:
-    """Tokens outside attributes, and each attribute's own."""
+    """Splits tokens into those outside attributes and those of each attribute."""
     plain: list[Token] = []
     attributes: list[list[Token]] = []
     i = 0
@@ -155,7 +155,7 @@ def statement_end(tokens: list[Token], at: int) -> int:
 
 
 def find_instances(tokens: list[Token], source: Source) -> None:
-    """Explicit instantiations with a host_name."""
+    """Finds the explicit instantiations with a host_name."""
     for i, token in enumerate(tokens):
         if token.text == "host_name" and tokens[i + 1].text == "(" and tokens[i - 3].text == "template":
             name = "".join(t.text[1:-1] for t in tokens[i + 2 : closing(tokens, i + 1)])
@@ -166,7 +166,7 @@ def find_instances(tokens: list[Token], source: Source) -> None:
 
 
 def instantiated_function(declaration: list[Token]) -> str:
-    """``f<...>`` of ``[[...]] decltype(f<...>) f<...>``, or of an instantiation by type."""
+    """Returns ``f<...>`` of ``[[...]] decltype(f<...>) f<...>``, or of an instantiation by type."""
     plain, _ = split_attributes(declaration)
     if plain and plain[0].text == "decltype":
         return joined(plain[closing(plain, 1) + 1 :])
@@ -178,7 +178,7 @@ def instantiated_function(declaration: list[Token]) -> str:
 
 
 def take_attributes(tokens: list[Token], source: Source) -> None:
-    """Takes every [[...]] out. A function constant, whose value the host gives, gets one."""
+    """Removes every [[...]]. A function constant, whose value the host gives, gets a value."""
     i = 0
     while i < len(tokens):
         if not is_attribute(tokens, i):
@@ -198,13 +198,13 @@ def take_attributes(tokens: list[Token], source: Source) -> None:
 
 
 def is_instantiation(tokens: list[Token], at: int) -> bool:
-    """Whether the word before the attributes at ``at``, which are gone already, is `template`."""
+    """Whether the word before the removed attributes at ``at`` is `template`."""
     before = next((token.text for token in reversed(tokens[:at]) if token.text), "")
     return before.endswith("template")
 
 
 def choose_members(tokens: list[Token]) -> None:
-    """Of members for objects of one address space, those of `thread` objects stay; C++ knows no others."""
+    """Keeps the members for `thread` objects, and removes those for other address spaces, which C++ does not know."""
     i = 0
     while i + 2 < len(tokens):
         i += 1
@@ -230,7 +230,7 @@ def choose_members(tokens: list[Token]) -> None:
 
 
 def place_threadgroup_memory(tokens: list[Token]) -> None:
-    """`threadgroup T name[n];` in a function: C++ has no variable there of another address space, but static ones."""
+    """Makes `threadgroup T name[n];` in a function static: C++ has no other variable there in an address space."""
     for i, token in enumerate(tokens):
         if token.text != "threadgroup" or (i > 0 and tokens[i - 1].text not in (";", "{", "}")):
             continue
@@ -244,7 +244,7 @@ def place_threadgroup_memory(tokens: list[Token]) -> None:
         for t in declared:
             t.text = ""
         bytes_ = f"threadgroup_{name}"
-        # No code runs for an object there: MSL refuses one whose constructor is that of a thread's objects.
+        # No constructor runs there: MSL refuses a type whose constructor is for objects of a thread.
         token.text = (
             f'static_assert(__is_trivially_constructible({kind}), "{name} has a constructor, for `thread` alone"); '
             f"alignas(16) static threadgroup unsigned char {bytes_}[sizeof({kind}{extent})]; "
@@ -254,7 +254,7 @@ def place_threadgroup_memory(tokens: list[Token]) -> None:
 
 
 def spell_array_parameters(tokens: list[Token]) -> None:
-    """`constant T name[n]` as a parameter is a pointer: its space is that of the elements."""
+    """Makes the parameter `constant T name[n]` a pointer to elements in its address space."""
     for i, token in enumerate(tokens):
         if token.text != "[" or i < 2 or tokens[i - 1].kind != "word":
             continue
@@ -275,7 +275,7 @@ def angle_depth(tokens: list[Token], end: int) -> int:
 
 
 def outside_angles(tokens: list[Token]) -> list[Token]:
-    """Tokens in neither <> nor []."""
+    """Yields the tokens outside <> and []."""
     out: list[Token] = []
     depth = 0
     for token in tokens:
@@ -287,7 +287,7 @@ def outside_angles(tokens: list[Token]) -> list[Token]:
 
 
 def suffix_literals(tokens: list[Token]) -> None:
-    """1.5 is a float in MSL, and 1.5h a half, which C++ would make of a long double."""
+    """Adds suffixes: 1.5 is a float in MSL, and 1.5h a half."""
     for token in tokens:
         if token.kind != "number":
             continue
@@ -298,7 +298,7 @@ def suffix_literals(tokens: list[Token]) -> None:
 
 
 def vector_aliases(tokens: list[Token]) -> set[str]:
-    """Names that the text gives to vector types."""
+    """Finds the names that the text gives to vector types."""
     names: set[str] = set()
     for i, token in enumerate(tokens):
         if token.text == "using" and i + 3 < len(tokens) and tokens[i + 2].text == "=":
@@ -320,7 +320,7 @@ def is_vector(spelled: list[Token], aliases: set[str]) -> bool:
 
 
 def spell_constructors(tokens: list[Token], aliases: set[str]) -> None:
-    """V(a, b) becomes make<V>(a, b) and (V)x Cast<V>{} ->* x, for vector types V that the text names."""
+    """Turns V(a, b) into make<V>(a, b) and (V)x into Cast<V>{} ->* x, for the vector types V in the text."""
     for i, token in enumerate(tokens):
         if token.text not in VECTORS | aliases | {"vec"}:
             continue
@@ -337,7 +337,7 @@ def spell_constructors(tokens: list[Token], aliases: set[str]) -> None:
 
 
 def qualified_from(tokens: list[Token], i: int) -> int:
-    """Where a name of metal:: begins with what qualifies it."""
+    """Returns the first token of a qualified name of metal::."""
     if i < 2 or tokens[i - 1].text != "::":
         return i
     if tokens[i - 2].text == "metal":
@@ -346,7 +346,7 @@ def qualified_from(tokens: list[Token], i: int) -> int:
 
 
 def template_types(tokens: list[Token]) -> set[str]:
-    """The names of templates' parameters that are types."""
+    """Finds the type parameters of templates."""
     names: set[str] = set()
     for i, token in enumerate(tokens):
         if token.text == "template" and tokens[i + 1].text == "<":
@@ -356,7 +356,7 @@ def template_types(tokens: list[Token]) -> set[str]:
 
 
 def spell_casts(tokens: list[Token], types: set[str]) -> None:
-    """(T)x where T is a parameter of a template, which may stand for a vector."""
+    """Spells (T)x where T is a template's parameter, which may be a vector type."""
     for i in range(2, len(tokens) - 2):
         is_alone = tokens[i - 1].text == "(" and tokens[i + 1].text == ")"
         if tokens[i].text in types and is_alone and is_cast(tokens, i - 1, i + 1):
@@ -364,7 +364,7 @@ def spell_casts(tokens: list[Token], types: set[str]) -> None:
 
 
 def begins_declarator(tokens: list[Token], open_: int) -> bool:
-    """`float4 (*name)` and `float4 (&name)`: a declaration, no construction."""
+    """Whether the parenthesis declares, as in `float4 (*name)` and `float4 (&name)`, and does not construct."""
     return tokens[open_].space != "" and tokens[open_ + 1].text in ("*", "&")
 
 

@@ -1,4 +1,4 @@
-"""Preprocessed MSL as tokens that know the file and line a person would open."""
+"""Splits preprocessed MSL into tokens that know their file and line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLOSING = {"(": ")", "[": "]", "{": "}", "<": ">"}
 
 @dataclass
 class Token:
-    """``text`` may be rewritten, ``space`` is what stands before it."""
+    """A token. ``text`` may be rewritten; ``space`` is the white space before it."""
 
     text: str
     space: str
@@ -47,7 +47,7 @@ def tokenize(text: str, file: str, line: int) -> Iterator[Token]:
 
 
 def segments(preprocessed: str) -> Iterator[tuple[str, int, str]]:
-    """(file, first line, text) of each run of lines between the preprocessor's line markers."""
+    """Yields (file, first line, text) of the lines between the preprocessor's line markers."""
     file, line, run = "", 1, list[str]()
     for text in preprocessed.splitlines(keepends=True):
         marker = MARKER.match(text)
@@ -62,7 +62,7 @@ def segments(preprocessed: str) -> Iterator[tuple[str, int, str]]:
 
 
 def is_operator(tokens: list[Token], i: int) -> bool:
-    """Whether this < or > compares or shifts: what is less than a number, or stands after a value, is no template."""
+    """Whether this < or > compares or shifts: after a value or before a number it opens no template."""
     before = tokens[i - 1] if i else None
     after = tokens[i + 1] if i + 1 < len(tokens) else None
     is_joined = after is not None and after.space == ""
@@ -74,7 +74,7 @@ def is_operator(tokens: list[Token], i: int) -> bool:
 
 
 def closing(tokens: list[Token], at: int) -> int:
-    """The index of what closes the bracket at ``at``; angle brackets count for themselves only."""
+    """Returns the index of the token that closes the bracket at ``at``. Angle brackets count for themselves only."""
     opens = tokens[at].text
     closes, depth, around = CLOSING[opens], 0, 0
     for i in range(at, len(tokens)):
@@ -95,7 +95,7 @@ def closing(tokens: list[Token], at: int) -> int:
 
 
 def split(tokens: list[Token], separator: str = ",") -> list[list[Token]]:
-    """The parts between separators that stand in no bracket."""
+    """Splits tokens at separators outside brackets."""
     parts: list[list[Token]] = [[]]
     depth = 0
     for i, token in enumerate(tokens):
@@ -110,7 +110,7 @@ def split(tokens: list[Token], separator: str = ",") -> list[list[Token]]:
 
 
 def joined(tokens: list[Token]) -> str:
-    """The text with single blanks between words only."""
+    """Joins tokens, with single blanks between words only."""
     out = ""
     for token in tokens:
         out += " " if out and out[-1].isalnum() and token.text[0].isalnum() else ""

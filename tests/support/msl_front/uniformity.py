@@ -1,8 +1,8 @@
-"""Which threads take which way: barriers, shuffles and matrices need all of a threadgroup or of a simdgroup.
+"""Checks that barriers, shuffles and matrices are reached by all threads of a threadgroup, or all lanes of a simdgroup.
 
-Of every value it is known among whom it may differ: simdgroups, groups of lanes in a row, lanes of such a group. That
-comes from the attributes of a kernel's arguments, through the instructions of the optimised IR. A block that some
-threads skip has it from the conditions that it depends on. What lanes sum no longer differs among them.
+Every value may differ among simdgroups, among groups of consecutive lanes, or among lanes of such a group. That follows
+from the attributes of a kernel's arguments, through the instructions of the optimised IR. A block that some threads
+skip differs as its conditions do. A sum over lanes no longer differs among them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from .clang import Program, Violation
 from .ir import Function, Instruction
 from .walk import kernel_violations
 
-SAME, SIMDGROUPS, GROUPS, LANES = 0, 1, 2, 4  # among whom a value may differ: any of them together
+SAME, SIMDGROUPS, GROUPS, LANES = 0, 1, 2, 4  # threads among which a value may differ, as bits
 ALL_LANES = GROUPS | LANES
 ALL = SIMDGROUPS | ALL_LANES
-SIMD_BITS = 5  # of a lane's number
+SIMD_BITS = 5  # bits of a lane's number
 VARIES = {
     "thread_position_in_grid": ALL,
     "thread_position_in_threadgroup": ALL,
@@ -28,22 +28,22 @@ VARIES = {
     "quadgroup_index_in_threadgroup": SIMDGROUPS | GROUPS,
     "simdgroup_index_in_threadgroup": SIMDGROUPS,
 }
-# Numbers that count lanes: the lowest bits tell those of a group apart.
+# Numbers that count lanes: the lowest bits differ among the lanes of a group.
 COUNTED = ("thread_index_in_threadgroup", "thread_position_in_threadgroup", "thread_index_in_simdgroup")
 SAME_IN_SIMDGROUP = re.compile(
     r"simd_(sum|product|max|min|and|or|xor|all|any|ballot|broadcast|broadcast_first|active_threads_mask)"
 )
 OWN_IN_THREAD = re.compile(r"simd_prefix_\w+|simd_shuffle_\w+|\w+_is_first|quad_\w+")
 OF_SIMDGROUP = re.compile(r"simdgroup_\w+|quadgroup_barrier")
-OF_PARTNERS = re.compile(r"(simd|quad)_(shuffle\w*|broadcast)")  # which may be of one group that goes the same way
+OF_PARTNERS = re.compile(r"(simd|quad)_(shuffle\w*|broadcast)")  # among lanes that may all take the same way
 
 
 class Uniformity:
-    """Among whom a kernel's values differ, and the ways to its blocks."""
+    """The threads among which a kernel's values differ, and its blocks."""
 
     def __init__(self, function: Function, attributes: dict[str, str]) -> None:
         self.function = function
-        self.values: dict[str, int] = {}  # what is not there is the same everywhere
+        self.values: dict[str, int] = {}  # a value that is absent here is the same everywhere
         self.counted: set[str] = set()
         for name in function.arguments:
             attribute = attributes.get(name.removesuffix(".coerce"), "")
@@ -51,7 +51,7 @@ class Uniformity:
             if attribute in COUNTED:
                 self.counted.add(name)
         self.block: dict[str, int] = dict.fromkeys(function.blocks, SAME)
-        self.stored: dict[str, list[Instruction]] = {}  # into what a thread holds
+        self.stored: dict[str, list[Instruction]] = {}  # stores into a thread's own arrays
         for instruction in function.instructions():
             if instruction.opcode in ("store", "call"):
                 for operand in instruction.operands:
@@ -59,7 +59,7 @@ class Uniformity:
         self.solve()
 
     def solve(self) -> None:
-        """Lets differences spread until there are no more."""
+        """Spreads differences until nothing changes."""
         changed = True
         while changed:
             changed = False
@@ -107,7 +107,7 @@ class Uniformity:
         return found | ALL_LANES if OWN_IN_THREAD.fullmatch(name) else found
 
     def agreed(self, instruction: Instruction) -> int:
-        """Among whom a number that counts lanes no longer differs: lane / 8, tid & ~31, tid < 32."""
+        """Returns the threads that agree on a lane number after this instruction: lane / 8, tid & ~31, tid < 32."""
         number = re.search(r", (-?\d+)(?:,|$)", instruction.text)
         if not self.counted & set(instruction.operands):
             return SAME
@@ -121,7 +121,7 @@ class Uniformity:
         return ALL_LANES if bits >= SIMD_BITS else LANES if bits > 0 else SAME
 
     def held(self, pointer: str) -> str:
-        """The array in a thread's own memory that a pointer leads into."""
+        """Returns the array of the thread's own memory that a pointer leads into, or ""."""
         seen: set[str] = set()
         while pointer not in seen:
             seen.add(pointer)
@@ -137,7 +137,7 @@ class Uniformity:
 
     @cached_property
     def depends(self) -> dict[str, set[str]]:
-        """The blocks whose branches decide whether a block runs."""
+        """For each block, the blocks whose branches decide whether it runs."""
         after = post_dominators(self.function)
         found: dict[str, set[str]] = {name: set() for name in self.function.blocks}
         for name, ways in self.function.successors.items():
@@ -155,12 +155,12 @@ def union(sets: Iterable[int]) -> int:
 
 
 def low_zeros(n: int) -> int:
-    """The number of zeros at the end of a number's bits."""
+    """Counts the zero bits at the end of a number."""
     return (n & -n).bit_length() - 1 if n else 32
 
 
 def post_dominators(function: Function) -> dict[str, set[str]]:
-    """The blocks that every way from a block to the end comes through, itself among them."""
+    """Finds, for each block, the blocks on every way from it to the end, itself included."""
     successors, every = function.successors, set(function.blocks)
     order = list(reversed(list(function.blocks)))
     after = {name: {name} if not successors[name] else every for name in order}

@@ -1,4 +1,4 @@
-"""A walk over the kernels of a program's optimised IR: a rule looks at one kernel, and what it finds gets its place."""
+"""Walks over the kernels of a program's optimised IR: a check looks at one kernel, and its findings get their place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .clang import Program, Violation
 from .ir import Function, Instruction, Places, functions
 from .source import Kernel
 
-#: Of one kernel and the attribute of each of its arguments: instructions that break a rule, and what to say of each.
+#: Takes a kernel and the attribute of each of its arguments; yields instructions that break a rule, with a message.
 Check = Callable[[Function, dict[str, str]], Iterable[tuple[Instruction, str]]]
 
 
@@ -26,7 +26,7 @@ def kernel_violations(rule: str, program: Program, check: Check) -> Iterator[Vio
 
 
 def attributes_of(function: Function, kernels: list[Kernel]) -> dict[str, str] | None:
-    """The attribute of each argument by its name, or None for what is no kernel."""
+    """Returns the attribute of each argument by its name, or None if the function is no kernel."""
     for kernel in kernels:
         names = {re.findall(r"\w+", p.text.partition("[")[0])[-1]: p.attributes for p in kernel.parameters if p.text}
         is_named = re.search(rf"(?<!\d){len(kernel.name)}{kernel.name}", function.name)

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...errors import ChatTemplateError
+from ...settings import PYTHON
 from . import sandbox
 from .resident import resident
 
-PYTHON = "ZINCMETAL_PYTHON"  # the variable that names the Python to render with
 START_LIMIT = 20.0  # seconds until the process says that it is there
 GRACE = 0.25  # seconds that the process's own alarm has before the parent kills
 SOON = 0.005  # seconds in which an ordinary template is done, before anybody watches
@@ -130,12 +130,13 @@ class Renderer:
                 return self._child
             self._stop()
             self._no_python = python  # it may be an application: never start it twice
-            if PYTHON in os.environ:
-                raise ChatTemplateError(f"{PYTHON}={python} is not a Python of version 3.10 or later")
+            if PYTHON.value:
+                raise ChatTemplateError(f"{PYTHON.name}={python} is not a Python of version 3.10 or later")
         self._child = child = Forked(settings | {"forked": True})
         if not _says_hello(child):
             raise ChatTemplateError(
-                f"chat templates run in a Python process of their own, and none starts: set {PYTHON} to the path of one"
+                f"chat templates run in a Python process of their own, and none starts: "
+                f"set {PYTHON.name} to the path of one"
             )
         child.beside = resident(child.pid) or 0
         return child
@@ -152,7 +153,7 @@ class Renderer:
 
 def _python() -> str | None:
     """The Python to start, or None where there is none to be sure of."""
-    if named := os.environ.get(PYTHON):
+    if named := PYTHON.value:
         return named
     is_python = Path(sys.executable or "").name.lower().startswith(("python", "pypy"))
     return sys.executable if is_python and not getattr(sys, "frozen", False) else None

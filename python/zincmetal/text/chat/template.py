@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ... import arguments
 from ...errors import ChatTemplateError, UsageError, quote
-from ..vocabulary import MARK, warn
+from ..tokenizer_keys import warn
+from ..vocabulary import MARK
 from .forms import REASONING, Forms, mentions
 from .marks import Marker, unmarked
 from .messages import Message, checked_list, conversation, plain

@@ -1,0 +1,30 @@
+"""A loaded model in a few words: "qwen35moe 35B-A3B Q4_K"."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+
+from ..config import ModelConfig
+from ..gguf import File
+
+UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "K"))
+
+
+def model_name(file: File, config: ModelConfig) -> str:
+    """Architecture, parameters (with experts also those of a token), and the type that most weights have."""
+    total, active, types = 0, 0.0, Counter[str]()
+    for tensor in file.tensors.values():
+        n = prod(tensor.shape)
+        total += n
+        active += n * (config.experts.n_used / config.experts.n if config.experts and "_exps." in tensor.name else 1)
+        types[tensor.type.name] += n
+    size = rounded(total) + (f"-A{rounded(active)}" if config.experts else "")
+    return f"{config.arch} {size} {types.most_common(1)[0][0].upper()}"
+
+
+def rounded(n: float) -> str:
+    """A number of parameters: 34.66e9 is "35B", 1.54e9 "1.5B", 134e6 "134M"."""
+    unit, letter = next(((u, name) for u, name in UNITS if n >= u), (1, ""))
+    amount = n / unit
+    return f"{amount:.1f}{letter}" if amount < 9.95 and not f"{amount:.1f}".endswith(".0") else f"{amount:.0f}{letter}"

@@ -1,0 +1,106 @@
+"""Results of a generation: the chunks of a stream, and the whole."""
+
+from __future__ import annotations
+
+import html
+import resource
+import sys
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..errors import quote
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """A generation.
+
+    ``text`` and ``tokens`` (ids) of the answer; ``finish_reason`` "stop" (an end token or a stop string) or
+    "length"; tokens per second of prompt and of generation; ``peak_memory`` bytes resident in this process.
+    ``stop_token`` is the end token, ``stop_string`` the stop string that ended the text, if one did.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tps: float
+    peak_memory: int
+    stop_token: int | None = None
+    stop_string: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Result {quote(self.text, 60)}: {self._figures()}>"
+
+    def _repr_html_(self) -> str:
+        """The text with its line breaks, and a line of figures, for a notebook."""
+        return (
+            f'<div style="white-space: pre-wrap">{html.escape(self.text)}</div>'
+            f'<div style="color: gray; font-size: smaller">{html.escape(self._figures())}</div>'
+        )
+
+    def _figures(self) -> str:
+        ended = self.finish_reason
+        if self.stop_string is not None:
+            ended += f" at {quote(self.stop_string, 20)}"
+        return f"{len(self.tokens)} tokens, {self.generation_tps:.1f} tokens/s, {ended}"
+
+
+class Chunk(NamedTuple):
+    """A piece of a streamed generation: new text (may be empty), its token, and the result so far."""
+
+    text: str
+    token: int
+    finish_reason: str | None
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tps: float
+    stop_token: int | None = None
+    stop_string: str | None = None
+
+
+class PromptRead(NamedTuple):
+    """The value that a stream returns at its end: the tokens of the prompt, and the tokens per second of reading it."""
+
+    tokens: int
+    tps: float
+
+
+def collect(chunks: Generator[Chunk, None, PromptRead], show: Callable[[Chunk], None] | None = None) -> Result:
+    """All of a stream as one result; ``show`` is called with each chunk as it comes."""
+    made: list[Chunk] = []
+    prompt = PromptRead(0, 0.0)
+    while True:
+        try:
+            chunk = next(chunks)
+        except StopIteration as end:
+            prompt = end.value or prompt
+            break
+        made.append(chunk)
+        if show:
+            show(chunk)
+    return result_of(made, prompt)
+
+
+def result_of(made: Sequence[Chunk], prompt: PromptRead) -> Result:
+    """The result that chunks make up."""
+    last = made[-1] if made else None
+    return Result(
+        text="".join(c.text for c in made),
+        tokens=[c.token for c in made],
+        finish_reason=last.finish_reason or "length" if last else "length",
+        prompt_tokens=last.prompt_tokens if last else prompt.tokens,
+        prompt_tps=last.prompt_tps if last else prompt.tps,
+        generation_tps=last.generation_tps if last else 0.0,
+        peak_memory=peak_memory(),
+        stop_token=last.stop_token if last else None,
+        stop_string=last.stop_string if last else None,
+    )
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes

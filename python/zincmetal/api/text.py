@@ -1,0 +1,129 @@
+"""The text side of a model file: tokenizer, chat template, advised sampling. A model and its forks share one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from .. import arguments, gguf
+from ..engine.engine import CLOSED
+from ..errors import TokenizerError, UsageError
+from ..sampling.defaults import chat_defaults
+from ..text.chat.messages import checked_list
+from .generation import SAMPLING, refuse_unknown
+
+if TYPE_CHECKING:
+    from ..text.chat.template import ChatTemplate
+    from ..text.tokenizer import Tokenizer
+
+# The keywords of chat that say what is asked, and what a template may have under a name of its own for them.
+ASKED = {"tools": "tool_use", "documents": "rag"}
+CHAT_OPTIONS = (
+    *ASKED,
+    "add_generation_prompt",
+    "continue_final_message",
+    "hide_special",
+    "max_tokens",
+    "stop",
+    "progress",
+)
+
+
+class ModelText:
+    """Text to ids and back, by what the file says. Each part is built at its first use."""
+
+    def __init__(self, file: gguf.File) -> None:
+        self._file = file
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the file. Raises TokenizerError where it has none that can be used."""
+        from ..text.tokenizer import Tokenizer
+
+        with self._reading():
+            return Tokenizer.from_metadata(self._file.metadata)
+
+    @cached_property
+    def id_tokenizer(self) -> Tokenizer:
+        """The tokenizer; where the file has none, one that only knows which ids end a text."""
+        from ..text.tokenizer import Tokenizer
+
+        try:
+            return self.tokenizer
+        except TokenizerError:
+            with self._reading():
+                return Tokenizer.for_ids(self._file.metadata)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The chat template of the file. Raises ChatTemplateError where it has none."""
+        from ..text.chat.template import ChatTemplate
+
+        with self._reading():
+            return ChatTemplate.from_metadata(self._file.metadata, self.tokenizer)
+
+    @cached_property
+    def chat_sampling(self) -> Mapping[str, Any]:
+        """The sampling that the file, or its family's makers, advise for chat."""
+        with self._reading():
+            return dict(chat_defaults(self._file.metadata))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Metadata are read out of the map, which close() of another thread may take away meanwhile."""
+        try:
+            yield
+        except ValueError:
+            if not self._file.parts:
+                raise UsageError(CLOSED) from None
+            raise
+
+    def prompt_ids(self, prompt: str | Sequence[int], parse_special: bool | None = False) -> list[int]:
+        """The ids of a prompt, which is text or ids. Raises UsageError for anything else."""
+        special = arguments.flag("parse_special", parse_special, False)
+        if isinstance(prompt, str):
+            return self.tokenizer.prompt(prompt, special)
+        try:
+            return arguments.token_ids(prompt)
+        except UsageError as error:
+            raise UsageError(f"a prompt is text or a sequence of token ids: {error}") from error.__cause__
+
+    def chat_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        documents: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool | None,
+        continue_final_message: bool | None,
+        variables: Mapping[str, Any],
+    ) -> list[int]:
+        """The ids of a conversation, by the chat template and ``variables`` of it.
+
+        Raises UsageError for what the template does not read.
+        """
+        asked = {"tools": tools, "documents": documents}
+        self._check_read([name for name, value in asked.items() if checked_list(name, value)], variables)
+        text = self.chat_template.prompt(
+            messages,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=arguments.flag("add_generation_prompt", add_generation_prompt, True),
+            continue_final_message=arguments.flag("continue_final_message", continue_final_message, False),
+            **variables,
+        )
+        return self.tokenizer.prompt(text, parse_special=True)
+
+    def _check_read(self, asked: Sequence[str], keywords: Mapping[str, Any]) -> None:
+        """Raise UsageError where the chat template reads no such variable: it would change nothing."""
+        if not asked and not keywords:
+            return
+        variables = self.chat_template.variables
+        why = "is neither an option nor a variable of this model's chat template"
+        refuse_unknown("chat", keywords, {*CHAT_OPTIONS, *SAMPLING, *variables}, why)
+        for name in asked:
+            if name not in variables and ASKED[name] not in self.chat_template.named:
+                raise UsageError(
+                    f"chat: this model's chat template does not read {name}; say in a message what they are"
+                )

@@ -1,0 +1,141 @@
+"""Programs: plans that are ready to run on a device, made at their first use and kept.
+
+:class:`Programs` is the one owner of compiled plans, of the arena that they share, and of what happens where the device
+refuses a kernel. Making a program goes straight down:
+
+1. ``planner.plan`` gives the plan;
+2. the arena grows to what the plan needs, and programs that were compiled on the old one are dropped;
+3. the device compiles the plan;
+4. where it refuses a kernel, the planner plans without that kernel, and it starts again at 1;
+5. where no other kernel does the same for many rows, steps of one token take the place of the whole program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from ..errors import DeviceError, KernelError
+from ..plan.plan import ARENA, Plan
+from ..plan.planner import Planner
+from ..plan.target import RANKING
+from .buffers import Buffers
+from .fallback import KernelFallbacks
+from .host_routed import Compiled, Counters, HostRoutedPlan
+
+if TYPE_CHECKING:
+    from .. import _core
+
+ONE_BY_ONE = ("steps of one token",)  # what replaces a kernel of many rows that has no other
+
+
+@dataclass(frozen=True)
+class Program:
+    """A plan, and the same ``compiled`` for a device. It serves sequences of up to ``max_position`` tokens."""
+
+    plan: Plan
+    compiled: Compiled
+    max_position: int
+
+    @property
+    def why_host_routed(self) -> str | None:
+        """The first tensor, or the kernels, for which the host must route experts; None where the device does."""
+        return self.compiled.why if isinstance(self.compiled, HostRoutedPlan) else None
+
+
+class Programs:
+    """The programs of one planner over one set of buffers, by rows, output and largest position.
+
+    ``counters`` count the work of the programs whose experts the host routes.
+    """
+
+    def __init__(
+        self, core: ModuleType, device: _core.Device, planner: Planner, buffers: Buffers, fallbacks: KernelFallbacks
+    ) -> None:
+        self._core, self._device, self._planner = core, device, planner
+        self._buffers, self._fallbacks = buffers, fallbacks
+        self._made: dict[tuple[int, str, int], Program] = {}
+        self.counters = Counters()
+        buffers.alloc(ARENA, 1)
+
+    def get(self, rows: int, output: str, position: int) -> Program:
+        """The program for a step of up to ``rows`` tokens, the first of them at ``position``.
+
+        Its plan has one row where the device cannot make kernels for many. Raises KernelError where a kernel has no
+        other, DeviceError where the device refuses memory.
+        """
+        n_ctx = self._planner.config.n_ctx
+        max_position = self._planner.max_position(min(position + 1, n_ctx)) if rows == 1 else n_ctx
+        key = (rows, output, max_position)
+        program = self._made.get(key)
+        if program is None:
+            program = self._make(rows, output, max_position, position)
+            self._made[key] = program  # growing a buffer has emptied the table meanwhile
+        return program
+
+    @property
+    def made(self) -> Mapping[tuple[int, str, int], Program]:
+        """The programs there are now, by (rows, output, largest position)."""
+        return self._made
+
+    @property
+    def ranked_by_host(self) -> bool:
+        """Whether programs with the output "candidates" leave the ranking of logits to the host."""
+        return self._planner.ranked_by_host
+
+    def compile(self, plan: Plan) -> Compiled:
+        """A plan on the device, over these buffers. Raises DeviceError."""
+        self._grow(ARENA, plan.arena_bytes)
+        if any(d.launch.routed for d in plan.dispatches):
+            return HostRoutedPlan(self._core, self._device, plan, self._buffers.buffer, self.counters)
+        return plan.compile(self._core, self._device, self._buffers.buffer)
+
+    def plan_by(self, planner: Planner) -> None:
+        """Make programs by another planner of the same file and context from now on."""
+        self._planner = planner
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop every program; each is made anew when it is next asked for."""
+        self._made.clear()
+
+    def _make(self, rows: int, output: str, max_position: int, position: int) -> Program:
+        if output == "all":
+            self._grow("logits", 4 * rows * self._planner.config.n_vocab)
+        try:
+            return self._planned(rows, output, max_position)
+        except KernelError as error:
+            if rows == 1:
+                raise
+            single = self.get(1, output, position)
+            self._fallbacks.use(dict.fromkeys(error.kernels, ONE_BY_ONE))
+            return single
+
+    def _planned(self, rows: int, output: str, max_position: int) -> Program:
+        """Plan and compile; without the kernels that the device refuses, where others do the same."""
+        missing_before = self._planner.missing
+        while True:
+            plan = self._planner.plan(rows, output, max_position)
+            try:
+                compiled = self.compile(plan)
+            except DeviceError as error:
+                refused = self._fallbacks.refused(plan)
+                if not self._planner.missing.issuperset(refused):
+                    self._planner.missing |= {*refused}
+                    continue
+                self._planner.missing = missing_before
+                if refused:
+                    raise KernelError(str(error), refused) from error
+                raise
+            self._fallbacks.use(plan.replaced())
+            unranked = self._planner.missing.intersection(RANKING)
+            self._fallbacks.use(dict.fromkeys(unranked, ("the host's ranking of all logits",)))
+            return Program(plan, compiled, max_position)
+
+    def _grow(self, name: str, nbytes: int) -> None:
+        """Replace a buffer that is smaller. Compiled plans use the old one, so they are dropped."""
+        if self._buffers.buffer(name).nbytes < nbytes:
+            self._made.clear()
+            self._buffers.alloc(name, nbytes)

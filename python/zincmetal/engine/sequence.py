@@ -1,0 +1,62 @@
+"""A sequence of tokens, and how a prompt is cut into steps. Plain data: nothing here knows a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as AnySequence
+from dataclasses import dataclass, field
+
+from ..plan.planner import PREFILL_ROWS
+
+
+@dataclass
+class Sequence:
+    """The tokens whose state an engine holds.
+
+    ``ids`` grow by the tokens of each step that has ended, and are cut where the sequence is taken back. A step that
+    runs ahead is not in them before it is settled. ``recurrent``: layers keep one state of the whole sequence, which
+    is not there any more for an earlier position.
+    """
+
+    recurrent: bool
+    ids: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def reusable(self, prompt: AnySequence[int]) -> int:
+        """How many tokens of a prompt need not be computed: those that both begin with.
+
+        The prompt's last token is always computed, since its logits are wanted.
+        """
+        kept = min(common(self.ids, prompt), len(prompt) - 1)
+        return 0 if self.recurrent and kept < len(self.ids) else kept
+
+    def cut(self, length: int) -> None:
+        """Forget all tokens from position ``length`` on."""
+        del self.ids[length:]
+
+
+def common(a: AnySequence[int], b: AnySequence[int]) -> int:
+    """The length of the common prefix."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def chunk_rows(n: int) -> list[int]:
+    """The rows of the plans that take ``n`` tokens: the largest plan, then the smallest that holds the rest."""
+    whole, rest = divmod(n, PREFILL_ROWS[-1])
+    last = [1 if rest == 1 else next(r for r in PREFILL_ROWS if rest <= r)] if rest else []
+    return [PREFILL_ROWS[-1]] * whole + last
+
+
+def prompt_rows(n: int) -> list[int]:
+    """The rows of the plans that take a prompt of ``n`` tokens.
+
+    The last token is a step of its own. So its logits are the same to the bit whether the tokens before it are
+    computed now or were before, and a seed gives the same text.
+    """
+    return [*chunk_rows(n - 1), 1] if n > 0 else []
