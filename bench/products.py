@@ -7,7 +7,7 @@ experts of the same tensors). So every byte comes from memory. The launches are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -23,8 +23,9 @@ from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 from zincmetal.graph.ops import STEP, Op, Operand, Route, State, Value, Weight
 from zincmetal.plan.addresses import Region
-from zincmetal.plan.lowering import Lowering
+from zincmetal.plan.lower import Lowering
 from zincmetal.plan.plan import ARENA, Plan, record
+from zincmetal.plan.target import Target
 from zincmetal.plan.tuning import SPLITS, Split
 
 MIN_DISPATCHES = 64  # dispatches of a recording: they share the cost of its start
@@ -218,7 +219,8 @@ class Loaded:
         Without ``split`` the launches are those of a model.
         """
         tuned = {self.product.kernel: split} if split else SPLITS.get(self.lab.backend, {})
-        lowering = Lowering(self.lab.core, None, "f16", tuned=tuned)  # type: ignore[arg-type]  # no op asks for it
+        target = replace(Target.of_kernels(self.lab.core), splits=tuned)
+        lowering = Lowering(target, None, "f16")  # type: ignore[arg-type]  # no product asks for the configuration
         places = [(c, t) for t in range(self.product.turns()) for c in range(self.copies)]
         n = n or -(-MIN_DISPATCHES // len(places)) * len(places)
         ops = [op for i in range(n) for op in self.product.ops(*places[i % len(places)])]

@@ -10,6 +10,7 @@ from zincmetal.device import backend
 from zincmetal.device.buffers import Buffers, compiled, map_weights
 from zincmetal.graph.builder import Graph
 from zincmetal.plan.planner import Planner
+from zincmetal.plan.target import Target
 from zincmetal.text.tokenizer import Tokenizer
 
 FILE, N = DATA / "llama-q4_k_m.gguf", 16
@@ -23,7 +24,7 @@ def test_a_file_becomes_text() -> None:
         assert file.require("general.architecture", str) == "llama"
         print("config:", cfg := config.from_file(file, 64))
         assert file.tensors["token_embd.weight"].shape == (cfg.n_vocab, cfg.n_embd)
-        planner = Planner(file, core, device.info, cfg.n_ctx)
+        planner = Planner(file, Target.of(core, device.info), cfg.n_ctx)
         graph = Graph(cfg, planner.addresses.weight)
         graph.logits(graph.rms_norm(models.get(cfg.arch)(graph), "output_norm"))
         print("graph:", *(op.kind for op in graph.ops))

@@ -111,7 +111,7 @@ def _piece(region: Region, i: int, nbytes: int) -> Region:
 
 
 def _why(d: Dispatch) -> str:
-    if d.launch.instead_of:
-        return f"kernel {', '.join(d.launch.instead_of)} is lacking"
+    if d.launch.replaces:
+        return f"kernel {', '.join(d.launch.replaces)} is lacking"
     weight = next(arg.operand for arg in d.launch.args if isinstance(arg.operand, Weight))
     return f"tensor {weight.name} is {weight.type.name}, a type with no batched expert kernel"

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError, KernelError
-from ..plan.lowering import RANKING
 from ..plan.plan import ARENA, Plan
 from ..plan.planner import Planner
+from ..plan.target import RANKING
 from .buffers import Buffers, compiled
 from .core import Core
 from .fallback import KernelFallbacks

@@ -11,6 +11,7 @@ from ..device.buffers import Progress, map_weights
 from ..device.fallback import KernelFallbacks
 from ..plan.addresses import KV_TYPES
 from ..plan.planner import Planner
+from ..plan.target import Target
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -42,7 +43,7 @@ class Loaded:
         arguments.callback("progress", progress)
         self.file = file
         self.core, self.device = backend.open_device(device, threads)
-        self.planner = Planner(file, self.core, self.device.info, context, self.kv)
+        self.planner = Planner(file, Target.of(self.core, self.device.info), context, self.kv)
         self.planner.check_memory()
         self.fallbacks = KernelFallbacks(self.device)
         self.weights = map_weights(self.device, file, self.planner.addresses, progress)
