@@ -20,7 +20,7 @@ from support.reference_models import reference_models
 from support.vocab_builder import byte_level
 from zincmetal import arguments, config, gguf
 from zincmetal.errors import UnsupportedModelError, UsageError, abbreviate, quote
-from zincmetal.plan.estimate import budget
+from zincmetal.plan.estimate import device_budget
 from zincmetal.text.chat.template import ChatTemplate
 from zincmetal.text.tokenizer import Tokenizer
 
@@ -297,7 +297,7 @@ def test_quotes_are_of_plain_strings():
 def test_a_memory_limit_that_is_no_number_of_bytes(monkeypatch, limit):
     monkeypatch.setenv("ZINCMETAL_MEMORY_LIMIT", limit)
     with pytest.raises(UsageError, match=r"^ZINCMETAL_MEMORY_LIMIT must be a number of bytes") as raised:
-        budget({"working_set_bytes": 1 << 30})
+        device_budget(1 << 30)
     assert len(str(raised.value)) < 200
 
 

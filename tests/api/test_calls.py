@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from zincmetal.api import generation
 from zincmetal.api.generation import SAMPLING, SamplingOptions
 from zincmetal.cli import inspect
 from zincmetal.errors import DeviceError, FileChangedError, OutOfMemoryError, UsageError, typed_errors
-from zincmetal.plan.estimate import budget
+from zincmetal.plan.planner import Planner
 from zincmetal.sampling.sampler import SamplingParams
 from zincmetal.text.chat.template import CHATML
 
@@ -140,8 +141,10 @@ def test_other_errors_pass(error: BaseException) -> None:
 
 def test_a_budget_sees_what_else_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ZINCMETAL_MEMORY_LIMIT", raising=False)
-    assert budget({"working_set_bytes": 100, "allocated_bytes": 30}) == 70
-    assert budget({"working_set_bytes": 100}) == 100
+    with zincmetal.load(PATH, device="cpu", context=64) as m:
+        for allocated in (30, 0):
+            target = replace(m.engine.planner.target, working_set_bytes=100, allocated_bytes=allocated)
+            assert Planner(m.file, target, 64).memory().budget == 100 - allocated
 
 
 @pytest.mark.parametrize("module", ["gguf", "plan"])

@@ -17,6 +17,7 @@ from zincmetal.errors import DeviceError, KernelError
 from zincmetal.plan import planner, tuning
 from zincmetal.plan.plan import ARENA
 from zincmetal.plan.planner import Planner
+from zincmetal.plan.target import Target
 
 PATH, CONTEXT = reference_models("llama")[0], 96
 
@@ -26,7 +27,7 @@ class Parts:
 
     def __init__(self, file: gguf.File) -> None:
         core, device = backend.open_device("cpu", 1)
-        self.planner = Planner(file, core, device.info, CONTEXT)
+        self.planner = Planner(file, Target.of(core, device.info), CONTEXT)
         self.buffers = Buffers(device, map_weights(device, file, self.planner.addresses), self.planner.addresses)
         self.fallbacks = KernelFallbacks(device)
         self.programs = Programs(core, device, self.planner, self.buffers, self.fallbacks)

@@ -24,7 +24,7 @@ def model_name(file: File, config: ModelConfig) -> str:
 
 
 def rounded(n: float) -> str:
-    """A number of parameters: 34.66e9 is "35B", 1.54e9 "1.5B", 134e6 "134M"."""
+    """Round a number of parameters: 34.66e9 is "35B", 1.54e9 "1.5B", 134e6 "134M"."""
     unit, letter = next(((u, name) for u, name in UNITS if n >= u), (1, ""))
     amount = n / unit
     return f"{amount:.1f}{letter}" if amount < 9.95 and not f"{amount:.1f}".endswith(".0") else f"{amount:.0f}{letter}"

@@ -74,7 +74,7 @@ def _yes_no(text: str, word: str) -> str:
 
 
 def _file_system(file: str, mounts: str) -> str:
-    """Return the type of the mount that holds the file (the longest path wins), as `mount` prints it: apfs, smbfs …"""
+    """Return the type of the mount that holds the file (the longest path wins), such as apfs or smbfs."""
     path, best, kind = Path(file).resolve(), -1, ""
     for place, options in re.findall(r" on (.+) \(([^)]*)\)", mounts):
         if path.is_relative_to(place) and len(place) > best:
