@@ -90,3 +90,9 @@ def test_what_json_has_no_word_for():
     assert json.loads(as_json(value)) == {"a": [None, 1.5], "b": [None, True], "c": "\ud800é"}
     as_json(value).encode("utf-8")
     as_json(value, ascii_only=True).encode("ascii")
+
+
+def test_a_pattern_that_chooses_no_check_does_not_pass():
+    done = run("check", "--only", "kernel/no_such*")
+    assert done.returncode == 1
+    assert done.stderr == b"zincmetal: no check is called 'kernel/no_such*'; with -v every check has a line\n"

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
+
+    @property
+    def actions(self) -> Sequence[argparse.Action]:
+        """All arguments of the parser."""
+        return self._actions
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse all arguments; an unknown one is an error of this subcommand, not of the whole command."""

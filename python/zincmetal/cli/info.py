@@ -21,7 +21,7 @@ LIBRARIES = ("numpy", "tokenizers", "jinja2", "tqdm")
 
 
 def add_arguments(p: Parser) -> None:
-    """The options."""
+    """Add the options of ``info``."""
     p.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def facts() -> dict[str, Any]:
-    """All facts; the keys stay as they are from version to version."""
+    """Collect all facts. The keys stay as they are from version to version."""
     from ..device import backend
 
     return {
