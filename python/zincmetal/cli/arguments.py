@@ -8,13 +8,15 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import UsageError, quote
 
+if TYPE_CHECKING:
+    from argparse import _ArgumentGroup as Group
+
 KV_TYPES = ("f16", "f32", "q8_0")
 LONGEST_ERROR = 240  # characters: a wrong argument may be of any length
-Group = argparse._ArgumentGroup
 
 
 class Parser(argparse.ArgumentParser):
