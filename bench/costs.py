@@ -20,10 +20,10 @@ class Cost:
 
 
 class Costs:
-    """The costs of a plan's dispatches in a step of all its rows that begins at position ``pos``."""
+    """The costs of a plan's dispatches in a step of all its rows that begins at ``pos``; ``page`` is the target's."""
 
-    def __init__(self, plan: Plan, cfg: ModelConfig, pos: int) -> None:
-        self._plan, self._cfg, self._pos = plan, cfg, pos
+    def __init__(self, plan: Plan, cfg: ModelConfig, page: int, pos: int) -> None:
+        self._plan, self._cfg, self._page, self._pos = plan, cfg, page, pos
 
     def of(self, d: Dispatch) -> Cost:
         """Returns the cost of one dispatch.
@@ -46,7 +46,7 @@ class Costs:
     def _state_bytes(self, state: State, mode: str, nbytes: int) -> int:
         if state.kind not in KV_CACHES or state.layer is None:
             return nbytes if state.kind in (*RECURRENT, LOGITS.kind) else 0
-        positions = -(-self._cfg.n_ctx // 64) * 64
+        positions = -(-self._cfg.n_ctx // self._page) * self._page
         used = self._plan.rows if mode != "r" else min(self._cfg.windows[state.layer] or positions, self._length)
         return nbytes // positions * min(used, positions)
 

@@ -7,7 +7,7 @@ experts of the same tensors). So every byte comes from memory. The launches are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from zincmetal.check.inputs import random_weights
 from zincmetal.device import backend
-from zincmetal.device.buffers import step_record
+from zincmetal.device.buffers import bound, step_record
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 from zincmetal.graph.ops import STEP, Op, Operand, Route, State, Value, Weight
-from zincmetal.plan import plan
 from zincmetal.plan.addresses import Region
-from zincmetal.plan.lowering import Lowering
-from zincmetal.plan.plan import ARENA, Plan
+from zincmetal.plan.lower import Lowering
+from zincmetal.plan.plan import ARENA, Plan, record
+from zincmetal.plan.target import Target
 from zincmetal.plan.tuning import SPLITS, Split
 
 MIN_DISPATCHES = 64  # dispatches of a recording: they share the cost of its start
@@ -219,11 +219,12 @@ class Loaded:
         Without ``split`` the launches are those of a model.
         """
         tuned = {self.product.kernel: split} if split else SPLITS.get(self.lab.backend, {})
-        lowering = Lowering(self.lab.core, None, "f16", tuned=tuned)  # type: ignore[arg-type]  # no op asks for it
+        target = replace(Target.of_kernels(self.lab.core), splits=tuned)
+        lowering = Lowering(target, None, "f16")  # type: ignore[arg-type]  # no product asks for the configuration
         places = [(c, t) for t in range(self.product.turns()) for c in range(self.copies)]
         n = n or -(-MIN_DISPATCHES // len(places)) * len(places)
         ops = [op for i in range(n) for op in self.product.ops(*places[i % len(places)])]
-        return plan.record(ops, 1, lowering, self._place)
+        return record(ops, 1, lowering, self._place)
 
     def _place(self, operand: Operand) -> Region:
         if operand == STEP:
@@ -246,7 +247,7 @@ class Loaded:
                     image[region.offset : region.offset + region.nbytes] = data
         arena.write(image)
         buffers = {ARENA: arena, "weights": self._buffer, "step": self._step, "out": self._out}
-        return [plan.ready(d, buffers.__getitem__) for d in made.dispatches]
+        return [bound(d, buffers.__getitem__) for d in made.dispatches]
 
     def activation(self, name: str, n: int = 0) -> NDArray[Any]:
         """Returns the activation of a name, the same for all plans: ``n`` floats, or a turn's own ids."""

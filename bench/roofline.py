@@ -72,7 +72,7 @@ class Class:
 def classes(model: zincmetal.Model, plan: Plan, pos: int, ids: list[int]) -> list[Class]:
     """Times each dispatch of the plan in a step of ``ids`` at ``pos``; sums by kernel and shape, longest first."""
     passes = [model.time_dispatches(ids, pos) for _ in range(PASSES + 1)][1:]
-    costs, found = Costs(plan, model.config, pos), dict[tuple[str, str], Class]()
+    costs, found = Costs(plan, model.config, model.engine.planner.target.page, pos), dict[tuple[str, str], Class]()
     for timed in zip(*passes, strict=True):
         d, seconds = timed[0][0], median(seconds for _, seconds in timed)
         key = (d.launch.kernel, shape_of(plan, d))

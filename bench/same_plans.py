@@ -32,7 +32,12 @@ def planner(path: str, backend_name: str, kv: str) -> Any:
     make = getattr(module, "Planner", None) or module.Blueprint
     core, device = backend.open_device("cpu", 1)
     file = import_module("zincmetal.gguf").open(path)
-    return make(file, core, {**device.info, "backend": backend_name}, 2048, kv)
+    info = {**device.info, "backend": backend_name}
+    try:
+        target = import_module("zincmetal.plan.target").Target.of(core, info)
+    except ImportError:  # planners took the core and the facts by themselves
+        return make(file, core, info, 2048, kv)
+    return make(file, target, 2048, kv)
 
 
 def write_plans(folder: Path, paths: list[str]) -> None:

@@ -109,8 +109,7 @@ def run_planted(device: str, tool: str) -> set[str]:
         source.write(np.arange(n, dtype=np.float32))
     out.write(np.zeros(n, np.float32))
     params = np.array([n, 0], np.uint32).tobytes()
-    bindings = [(source, 0, 4 * n), (out, 0, 4 * n)]
-    opened.run([BoundDispatch(kernel, params, bindings, (1, 1, 1), n, False)])
+    opened.run([BoundDispatch(kernel, params, [(source, 0, 4 * n), (out, 0, 4 * n)], (1, 1, 1), n, False)])
     return {kernel}
 
 

@@ -15,10 +15,10 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import zincmetal
 from roofline import decode
@@ -48,8 +48,8 @@ def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Mode
     backend = model.device.info["backend"]
     rows = {**tuning.SPLITS.get(backend, {}), **splits}
     engine = model.engine
-    with patch.object(tuning, "SPLITS", {**tuning.SPLITS, backend: rows}):
-        planner = Planner(model.file, engine.core, model.device.info, model.config.n_ctx, engine.loaded.kv)
+    target = replace(engine.planner.target, splits=rows)
+    planner = Planner(model.file, target, model.config.n_ctx, engine.loaded.kv)
     here, there = (
         [(d.launch.kernel, d.launch.grid, d.launch.threads) for d in b.plan(1).dispatches]
         for b in (planner, engine.planner)
@@ -58,8 +58,8 @@ def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Mode
         raise zincmetal.UsageError(f"{', '.join(splits)}: with or without these splits decode's plan is the same")
     twin = model.fork()
     twin.engine.programs.plan_by(planner)
-    if lacking := twin.plan(1).replaced():
-        raise zincmetal.UsageError(f"this build has no {', '.join(lacking)}: build with ZINCMETAL_SWEEP=ON")
+    if missing := twin.plan(1).replaced():
+        raise zincmetal.UsageError(f"this build has no {', '.join(missing)}: build with ZINCMETAL_SWEEP=ON")
     return twin
 
 

@@ -7,9 +7,10 @@ import numpy as np
 from support.paths import DATA
 from zincmetal import config, gguf, models
 from zincmetal.device import backend
-from zincmetal.device.buffers import Buffers, map_weights
+from zincmetal.device.buffers import Buffers, compiled, map_weights
 from zincmetal.graph.builder import Graph
 from zincmetal.plan.planner import Planner
+from zincmetal.plan.target import Target
 from zincmetal.text.tokenizer import Tokenizer
 
 FILE, N = DATA / "llama-q4_k_m.gguf", 16
@@ -23,7 +24,7 @@ def test_a_file_becomes_text() -> None:
         assert file.require("general.architecture", str) == "llama"
         print("config:", cfg := config.from_file(file, 64))
         assert file.tensors["token_embd.weight"].shape == (cfg.n_vocab, cfg.n_embd)
-        planner = Planner(file, core, device.info, cfg.n_ctx)
+        planner = Planner(file, Target.of(core, device.info), cfg.n_ctx)
         graph = Graph(cfg, planner.addresses.weight)
         graph.logits(graph.rms_norm(models.get(cfg.arch)(graph), "output_norm"))
         print("graph:", *(op.kind for op in graph.ops))
@@ -33,8 +34,8 @@ def test_a_file_becomes_text() -> None:
         buffers = Buffers(device, map_weights(device, file, planner.addresses), planner.addresses)
         buffers.alloc("arena", plan.arena_bytes)
         sequence = core.Steps(buffers.buffer("step"), buffers.buffer("tokens"), cfg.n_ctx, cfg.n_vocab)
-        compiled = plan.compile(core, device, buffers.buffer)
-        tokens = [core.decode_step(sequence, compiled, int(given)) for given in exact["tokens"][:N]]
+        step = compiled(plan, core, device, buffers.buffer)
+        tokens = [core.decode_step(sequence, step, int(given)) for given in exact["tokens"][:N]]
         print("tokens:", tokens, "text:", text := Tokenizer.from_metadata(file.metadata).decode(tokens))
     assert tokens[-1] == exact["logprobs"][exact["prefix_lengths"].tolist().index(N)].argmax()
     assert text

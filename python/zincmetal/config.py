@@ -15,10 +15,6 @@ from .gguf.metadata import Keys, sized
 
 __all__ = ["Experts", "ModelConfig", "Rope", "Ssm", "from_file"]
 
-# Head sizes that the attention kernels are compiled for: each serves those up to it. The last is the largest.
-HEAD_CLASSES = (32, 64, 96, 128, 256)
-HEAD_MULTIPLE = 4  # heads are read in vectors of so many floats
-SSM_CLASSES = (64, 128, 256)  # the same of the recurrent layers' kernels
 # Architectures whose feed-forward is a mixture of experts, and those with recurrent layers.
 MIXTURES = frozenset({"qwen3moe", "qwen35moe"})
 HYBRIDS = frozenset({"qwen35", "qwen35moe"})
@@ -27,9 +23,6 @@ HYBRIDS = frozenset({"qwen35", "qwen35moe"})
 WINDOWED = {"gemma3": 6}
 # Types of rotary scaling that leave text as it is: "mrope" turns sections by an image's axes.
 UNSCALED = ("none", "default", "mrope")
-# What the routing and convolution kernels are made for.
-EXPERT_CLASSES = (256, 1024)  # experts that the kernels which choose among them are built for
-MAX_EXPERTS_USED, MAX_CONV = 32, 8
 
 
 @dataclass(frozen=True)
@@ -197,9 +190,6 @@ def _heads(keys: Keys, n_block: int, n_embd: int) -> tuple[int, int, int]:
     if n_head % n_head_kv:
         raise keys.bad("attention.head_count_kv", f"{n_head_kv} does not divide the {n_head} query heads")
     head_dim = keys.size("attention.key_length", n_embd // n_head)
-    if head_dim % HEAD_MULTIPLE or head_dim > HEAD_CLASSES[-1]:
-        known = f"multiples of {HEAD_MULTIPLE} up to {HEAD_CLASSES[-1]} are supported"
-        raise UnsupportedModelError(f"{keys.arch}.attention.key_length is {head_dim}; {known}")
     if keys.size("attention.value_length", head_dim) != head_dim:
         raise UnsupportedModelError(f"{keys.arch}.attention.value_length differs from the key length {head_dim}")
     for name in ("attention.key_length_swa", "attention.value_length_swa"):
@@ -271,10 +261,8 @@ def _check_sections(keys: Keys) -> None:
 
 def _experts(keys: Keys, n_block: int) -> Experts:
     n, n_used = keys.size("expert_count"), keys.same_size("expert_used_count", n_block)
-    if n > EXPERT_CLASSES[-1]:
-        raise UnsupportedModelError(f"{keys.arch}.expert_count is {n}; at most {EXPERT_CLASSES[-1]} are supported")
-    if n_used > min(n, MAX_EXPERTS_USED):
-        raise keys.bad("expert_used_count", f"{n_used} of {n} experts; at most {min(n, MAX_EXPERTS_USED)} can be used")
+    if n_used > n:
+        raise keys.bad("expert_used_count", f"{n_used} of {n} experts; at most {n} can be used")
     scale = keys.number("expert_weights_scale", 0.0)
     if scale < 0:
         raise keys.bad("expert_weights_scale", f"{scale} is negative")
@@ -297,12 +285,6 @@ def _ssm(keys: Keys) -> Ssm:
         raise keys.bad("ssm.group_count", f"{n_k_head} does not divide the {n_v_head} value heads (ssm.time_step_rank)")
     if n_v_head * d_state != d_inner:
         raise keys.bad("ssm.inner_size", f"{d_inner} is not {n_v_head} heads of ssm.state_size {d_state}")
-    if d_state % 32 or d_state > SSM_CLASSES[-1]:
-        raise UnsupportedModelError(
-            f"{keys.arch}.ssm.state_size is {d_state}; multiples of 32 up to {SSM_CLASSES[-1]} are supported"
-        )
-    if not 2 <= d_conv <= MAX_CONV:
-        raise UnsupportedModelError(f"{keys.arch}.ssm.conv_kernel is {d_conv}; 2 to {MAX_CONV} are supported")
     return Ssm(n_k_head, n_v_head, d_state, d_conv)
 
 

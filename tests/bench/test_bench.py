@@ -24,6 +24,7 @@ from zincmetal.gguf import quants
 from zincmetal.graph.ops import Weight
 from zincmetal.plan.plan import ARENA
 from zincmetal.plan.planner import Planner
+from zincmetal.plan.target import Target
 from zincmetal.plan.tuning import Split
 
 Q8_0, Q4_K, Q5_K = quants.Q8_0, quants.Q4_K, quants.Q5_K
@@ -144,14 +145,14 @@ def test_outputs_do_not_depend_on_the_split(lab, product, threads):
 def planner():
     with gguf.open(DATA / "qwen35moe-q4k-q5k-q8.gguf") as file:
         core = backend.load("cpu")
-        yield Planner(file, core, core.Device(threads=1).info, 256)
+        yield Planner(file, Target.of(core, core.Device(threads=1).info), 256)
 
 
 @pytest.mark.parametrize("rows", [1, 32])
 def test_costs_have_the_weights_of_a_plan(planner, rows):
     """All other bytes are activations and states: all are counted, and no weight among them."""
     plan, cfg = planner.plan(rows), planner.config
-    costs = Costs(plan, cfg, pos=0)
+    costs = Costs(plan, cfg, planner.target.page, pos=0)
     for d in plan.dispatches:
         others = {(a.operand, m): r.nbytes for a, r in zip(d.launch.args, d.regions, strict=True) for m in a.mode}
         most = sum(n for (operand, _), n in others.items() if not isinstance(operand, Weight))
@@ -165,7 +166,7 @@ def test_products_count_two_operations_for_a_weight(planner):
     decode, prefill = (
         sum(c.of(d).flops for d in p.dispatches if d.launch.kernel.startswith(("mul_", "moe_m")))
         for p in (planner.plan(1), planner.plan(32))
-        for c in [Costs(p, planner.config, pos=0)]
+        for c in [Costs(p, planner.config, planner.target.page, pos=0)]
     )
     head = 2 * int(np.prod(planner.addresses.weight("output.weight").shape))
     assert prefill - head == 32 * (decode - head)
@@ -177,7 +178,7 @@ def test_attention_costs_grow_with_the_position(planner):
     cfg = planner.config
     for pos in (0, 100):
         pairs = sum(pos + t + 1 for t in range(32))
-        assert Costs(plan, cfg, pos).of(attention).flops == 4 * cfg.n_head * cfg.head_dim * pairs
+        assert Costs(plan, cfg, planner.target.page, pos).of(attention).flops == 4 * cfg.n_head * cfg.head_dim * pairs
 
 
 # ---- splits in a whole model --------------------------------------------------------------------------------------

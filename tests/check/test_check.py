@@ -108,7 +108,8 @@ def test_every_case_computes_something():
 def test_each_device_launches_by_its_own_tiles():
     """With an NVIDIA GPU's tiles, of twice as many tokens, half of the CPU's rows would be missing."""
     core = backend.load("cpu")
-    wide = SimpleNamespace(params_dtype=core.params_dtype, shapes=lambda: {**core.shapes(), "MUL_MM_TOKENS": 64})
+    wide = SimpleNamespace(**vars(core))
+    wide.shapes = lambda: {**core.shapes(), "MUL_MM_TOKENS": 64}
     device, name = core.Device(native=False), "mul_mm_q8_0"
     own, other = cases(core)[name], cases(wide)[name]
     assert own.launch.grid != other.launch.grid

@@ -19,16 +19,19 @@ import zincmetal
 from support.model_files import write
 from support.paths import DATA
 from zincmetal import config, gguf, models
+from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError, UsageError, ZincError
 from zincmetal.gguf import quants
 from zincmetal.graph.builder import Graph
 from zincmetal.graph.ops import Weight
+from zincmetal.plan.target import Target
 
 SEED = secrets.randbits(32)
 MEMORY = 4 << 20  # most bytes that reading the metadata of a small file may take
 ARCH = synthetic.ARCH
 TENSORS = {w.name: w for w in synthetic.tensors(synthetic.TINY)}
 ABSENT = object()
+TARGET = Target.of_kernels(backend.load("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +44,11 @@ def good(tmp_path_factory) -> dict[str, Any]:
 
 
 def examine(path: Path) -> None:
-    """Does the part of loading that needs no device: reads the configuration, looks up every tensor of the graph."""
+    """Does the part of loading that needs no device: the configuration, the limits of kernels, tensors of the graph."""
     with gguf.open(path) as file:
         build = models.get(file.require("general.architecture", str))
         cfg = config.from_file(file)
+        TARGET.check(cfg, path)
         weights = {t.name: Weight(t.name, t.type, t.shape) for t in file.tensors.values()}
         for name in ("rope_freqs", "rope_freqs_local"):
             weights[name] = Weight(name, quants.F32, (cfg.n_rot // 2,))
@@ -119,6 +123,7 @@ PARTNERS = {
     "ssm.time_step_rank": "ssm.(group_count|inner_size)",
     "expert_count": "expert_(used_)?count",
     "attention.head_count": "attention.head_count_kv",
+    "attention.key_length": "attention.(key|value)_length",
 }
 
 

@@ -19,6 +19,7 @@ from zincmetal.device import backend
 from zincmetal.errors import DeviceError, KernelError, UsageError
 from zincmetal.plan import tuning
 from zincmetal.plan.planner import Planner
+from zincmetal.plan.target import Target
 from zincmetal.plan.tuning import Split
 
 HYBRID = DATA / "qwen35moe-q4k-q5k-q8.gguf"
@@ -82,7 +83,7 @@ def kernels(path: Path) -> tuple[set[str], set[str]]:
     """Returns the kernels of a greedy step of one token, and of many."""
     with gguf.open(path) as file:
         core = backend.load("cpu")
-        planner = Planner(file, core, core.Device(threads=1).info, 64)
+        planner = Planner(file, Target.of(core, core.Device(threads=1).info), 64)
         one, many = ({d.launch.kernel for d in planner.plan(rows).dispatches} for rows in (1, 32))
         return one, many
 
@@ -318,4 +319,4 @@ def test_check_knows_what_is_used_instead() -> None:
         "rms_norm": [],
         "embed_q4_k": [],
     }
-    assert {kernel: found[kernel].instead for kernel in expected} == expected
+    assert {kernel: found[kernel].replacements for kernel in expected} == expected

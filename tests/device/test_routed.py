@@ -12,8 +12,6 @@ from support.paths import DATA
 from support.reference_models import NOISE, kl
 from zincmetal.device import backend
 from zincmetal.gguf.quants import SUPPORTED
-from zincmetal.graph import fuse
-from zincmetal.plan import lowering as kernels
 
 # Gate and up are q4_k in both; down is q4_k, q5_k or q6_k.
 PATHS = [DATA / "qwen35moe-q4k-q5k-q8.gguf", DATA / "qwen3moe-q4_k_m.gguf"]
@@ -22,16 +20,17 @@ PATHS = [DATA / "qwen35moe-q4k-q5k-q8.gguf", DATA / "qwen3moe-q4_k_m.gguf"]
 @pytest.fixture(params=[{"q4_k"}, {"q4_k", "q5_k", "q6_k"}], ids=["gate-up", "all"])
 def unbatched(request, monkeypatch):
     """These types as if no batched kernel took them."""
-    for module in (fuse, kernels):
-        monkeypatch.setattr(module, "UNBATCHED", frozenset(request.param))
+    core = backend.load("cpu")
+    batched = tuple(name for name in core.expert_types() if name not in request.param)
+    monkeypatch.setattr(core, "expert_types", lambda: batched)
 
 
 def test_the_types_without_a_batched_kernel_are_those_named():
     core = backend.load("cpu")
     names = set(core.Device(threads=1).kernel_names())
     types = {t.name for t in SUPPORTED}
-    assert {t for t in types if f"moe_mm_{t}" not in names} == fuse.UNBATCHED
-    assert {t for t in types if f"moe_mv_{t}" not in names} == fuse.UNBATCHED
+    assert {t for t in types if f"moe_mm_{t}" in names} == set(core.expert_types())
+    assert {t for t in types if f"moe_mv_{t}" in names} == set(core.expert_types())
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)

@@ -17,6 +17,7 @@ from support.reference_models import reference_models
 from zincmetal.errors import ContextFullError, DeviceError, UsageError
 from zincmetal.plan import planner
 from zincmetal.plan.planner import Planner
+from zincmetal.plan.target import Target
 from zincmetal.plan.tuning import DIVIDE_KEYS_ABOVE
 
 PATH = reference_models("llama")[0]
@@ -364,7 +365,8 @@ def test_a_sequence_outgrows_its_plans(threads: int, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("backend", "above"), DIVIDE_KEYS_ABOVE.items())
 def test_attention_is_divided_only_where_keys_are_many(model: Any, backend: str, above: int) -> None:
     with zincmetal.gguf.open(PATH) as file:
-        longer = Planner(file, model.engine.core, {**model.device.info, "backend": backend}, context=8192)
+        target = Target.of(model.engine.core, {**model.device.info, "backend": backend})
+        longer = Planner(file, target, context=8192)
     first, *others = reaches = sorted({above, 1024, 4096, 8192})
     dispatches = [len(longer.plan(1, "argmax", reach).dispatches) for reach in reaches]
     merges = longer.config.n_layer

@@ -5,10 +5,20 @@ from __future__ import annotations
 import pytest
 
 from zincmetal.gguf.quants import by_name
-from zincmetal.graph.fuse import fuse, fuse_stack
+from zincmetal.graph import fuse as passes
+from zincmetal.graph.fuse import Limits
 from zincmetal.graph.ops import LOGITS, Op, Operand, Route, Value, Weight
 
 X = Value("x", 64)
+LIMITS = Limits(stack=4, expert_types=frozenset({"q4_k", "q8_0"}))
+
+
+def fuse(ops: list[Op], rows: int) -> list[Op]:
+    return passes.fuse(ops, rows, LIMITS)
+
+
+def fuse_stack(ops: list[Op]) -> list[Op]:
+    return passes.fuse_stack(ops, LIMITS)
 
 
 def weight(name: str, rows: int = 32, qtype: str = "q8_0", *, experts: int = 0) -> Weight:

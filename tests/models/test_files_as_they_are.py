@@ -21,8 +21,10 @@ from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError, UsageError
 from zincmetal.gguf import quants
 from zincmetal.graph.ops import Op, Value, Weight
-from zincmetal.plan.lowering import Arg, Launch, Lowering
+from zincmetal.plan.launch import Arg, Launch
+from zincmetal.plan.lower import Lowering
 from zincmetal.plan.plan import lay_out
+from zincmetal.plan.target import Target
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 IDS = (np.arange(40) * 7 % 40).tolist()
@@ -442,7 +444,7 @@ def test_a_row_of_more_than_32_bits(tmp_path):
     k = 2**30
     weight, x = Weight("w", quants.F32, (4, k)), Value("x", k)
     with gguf.open(Tiny("llama").save(tmp_path / "m.gguf")) as file:
-        lowering = Lowering(backend.open_device("cpu", 1)[0], config.from_file(file), "f16")
+        lowering = Lowering(Target.of_kernels(backend.load("cpu")), config.from_file(file), "f16")
     with pytest.raises(UnsupportedModelError, match=r"too large for MatMulParams: row_bytes 4294967296"):
         lowering.launches(Op("linear", weight=weight, x=x, out=Value("y", 4)), 1)
 

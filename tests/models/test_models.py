@@ -15,6 +15,7 @@ from zincmetal.device import backend
 from zincmetal.errors import UsageError
 from zincmetal.plan.addresses import state_sizes
 from zincmetal.plan.planner import Planner
+from zincmetal.plan.target import Target
 
 ARCHITECTURES = ("gemma3", "llama", "qwen2", "qwen3", "qwen35", "qwen35moe", "qwen3moe")
 REFERENCE = reference_models(*ARCHITECTURES)
@@ -54,7 +55,7 @@ def test_attention_split_over_its_keys_is_the_same(path, monkeypatch):
     ids = (np.arange(300) * 37 % 256).tolist()
     with load(path, "native", monkeypatch, context=2048) as model:
         gpu = {**model.device.info, "backend": "metal"}
-        plan = Planner(model.file, model.engine.core, gpu, 2048).plan(1)
+        plan = Planner(model.file, Target.of(model.engine.core, gpu), 2048).plan(1)
         assert plan.hazards() == []
         merges = sum(d.launch.kernel == "attention_merge" for d in plan.dispatches)
         assert merges == model.config.windows.count(0)
@@ -86,7 +87,7 @@ def test_a_cache_of_blocks_needs_heads_of_whole_blocks():
     with gguf.open(REFERENCE[0]) as file:
         cfg = replace(config.from_file(file), head_dim=80)
     with pytest.raises(UsageError, match=r"q8_0 KV cache holds heads in blocks of 32, not 80: use kv='f16'"):
-        state_sizes(cfg, backend.load("cpu"), "q8_0", 512)
+        state_sizes(cfg, Target.of_kernels(backend.load("cpu")), "q8_0", 512)
 
 
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)

@@ -25,6 +25,7 @@ from zincmetal.plan import addresses
 from zincmetal.plan.addresses import UPLOAD_BYTES
 from zincmetal.plan.estimate import MemoryEstimate
 from zincmetal.plan.planner import PREFILL_ROWS, Planner, plan_rows
+from zincmetal.plan.target import Target
 from zincmetal.settings import MEMORY_LIMIT
 
 PATH = reference_models("qwen3")[0]
@@ -47,8 +48,7 @@ def whole(tmp_path_factory):
 
 
 def planner(file, device, **options):
-    core, info = device
-    return Planner(file, core, info, **options)
+    return Planner(file, Target.of(*device), **options)
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_plans_that_prompts_need():
 
 def addresses_on(file, device, **info):
     core, known = device
-    return Planner(file, core, {**known, **info}, 64).addresses
+    return Planner(file, Target.of(core, {**known, **info}), 64).addresses
 
 
 @pytest.mark.parametrize("limit", [UPLOAD_BYTES, 100_000])
@@ -209,8 +209,8 @@ def test_a_table_of_tokens_larger_than_the_largest_buffer_is_bound_in_windows(na
         tables = [t for t in model.file.tensors.values() if t.name in addresses.WINDOWED]
         largest = min(t.nbytes for t in tables) // 3 + 2 * model.device.info["page_bytes"]
 
-    def with_small_buffers(file, core, info, *rest):
-        return Planner(file, core, {**info, "max_buffer_bytes": largest}, *rest)
+    def with_small_buffers(file, target, *rest):
+        return Planner(file, replace(target, max_buffer_bytes=largest), *rest)
 
     monkeypatch.setattr(loaded, "Planner", with_small_buffers)
     with zincmetal.load(path, device="cpu", context=64) as model:
@@ -239,8 +239,8 @@ def test_loading_says_how_far_it_is(monkeypatch):
     assert told == [(0, total), (done, total)]
     assert done == total >= sum(t.nbytes for t in model.file.tensors.values())
 
-    def with_memory_of_its_own(file, core, info, *rest):
-        return Planner(file, core, {**info, "unified_memory": False}, *rest)
+    def with_memory_of_its_own(file, target, *rest):
+        return Planner(file, replace(target, unified_memory=False), *rest)
 
     monkeypatch.setattr(loaded, "Planner", with_memory_of_its_own)
     monkeypatch.setattr(addresses, "UPLOAD_BYTES", 100_000)

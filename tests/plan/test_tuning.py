@@ -11,6 +11,7 @@ from zincmetal.device import backend
 from zincmetal.graph.ops import Weight
 from zincmetal.plan import tuning
 from zincmetal.plan.planner import Planner
+from zincmetal.plan.target import Target
 from zincmetal.plan.tuning import SPLITS, Split
 
 FILE = DATA / "qwen35moe-q4k-q5k-q8.gguf"
@@ -25,7 +26,8 @@ def decode_launches(device, monkeypatch, splits):
     """Returns the launches of a decode step on a device with these splits."""
     monkeypatch.setattr(tuning, "SPLITS", {"cpu": splits})
     with gguf.open(FILE) as file:
-        return [d.launch for d in Planner(file, backend.load("cpu"), device.info, 256).plan(1).dispatches]
+        target = Target.of(backend.load("cpu"), device.info)
+        return [d.launch for d in Planner(file, target, 256).plan(1).dispatches]
 
 
 @pytest.mark.parametrize("name", backend.DEVICES)

@@ -6,24 +6,25 @@ Kernel names, parameters and grids come from the lowering that models use, so a 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import EXPERT_CLASSES, HEAD_CLASSES, SSM_CLASSES, Experts, ModelConfig, Rope, Ssm
+from ..config import Experts, ModelConfig, Rope, Ssm
 from ..device.buffers import step_record
 from ..device.core import Core
 from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name
-from ..graph.fuse import UNBATCHED, fuse, fuse_glu
+from ..graph.fuse import fuse, fuse_glu
 from ..graph.ops import KV_CACHES, PAGES, RECURRENT, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
 from ..plan import tuning
 from ..plan.addresses import KV_TYPES, state_sizes
-from ..plan.lowering import Launch, Lowering
-from ..plan.tuning import Split
+from ..plan.launch import Launch
+from ..plan.lower import Lowering
+from ..plan.target import Target
 from .inputs import POISON, Bytes, random_weights
 
 ROWS, N_TOKENS = 40, 37  # of a step with many rows: more than one tile of tokens, then padding
@@ -38,6 +39,7 @@ MakeScene: TypeAlias = "Callable[..., Scene]"  # from the rows and the operation
 class Scene:
     """The launches of some operations, for a step of ``n_tokens`` tokens in ``rows`` rows, from position ``pos`` on."""
 
+    target: Target
     cfg: ModelConfig
     kv_type: str
     rows: int
@@ -49,7 +51,7 @@ class Scene:
     def memory(self, core: Core, seed: int) -> dict[str, Bytes]:
         """Make the first content of every operand, by name: random inputs, and poison in outputs."""
         rng = np.random.default_rng(seed)
-        sizes = state_sizes(self.cfg, core, self.kv_type, self.rows)
+        sizes = state_sizes(self.cfg, self.target, self.kv_type, self.rows)
         found: dict[str, Bytes] = {}
         for launch in self.launches:
             for arg in launch.args:
@@ -95,14 +97,14 @@ class Case:
     def replacements(self) -> list[str]:
         """The kernels that plans use if a device cannot build this one; none if there are none."""
         kernel = self.launch.kernel
-        return list(dict.fromkeys(other.kernel for other in self.scene.without(kernel) if kernel in other.instead_of))
+        return list(dict.fromkeys(other.kernel for other in self.scene.without(kernel) if kernel in other.replaces))
 
 
 def cases(core: Core, backend: str = "") -> dict[str, Case]:
     """Make a case for every kernel that a plan can launch, by name. Row counts are those of ``backend`` first."""
     found: dict[str, Case] = {}
     for splits in (tuning.SPLITS.get(backend, {}), {}, *tuning.SPLITS.values()):
-        for scene in _scenes(partial(_scene, core, splits)):
+        for scene in _scenes(replace(Target.of_kernels(core), splits=splits)):
             for i, launch in enumerate(scene.launches):
                 found.setdefault(launch.kernel, Case(scene, i))
     return found
@@ -124,35 +126,37 @@ def _bytes(values: NDArray[np.generic]) -> Bytes:
 # ---- operations of every family -----------------------------------------------------------------------------
 
 
-def _scenes(scene: MakeScene) -> Iterator[Scene]:
+def _scenes(target: Target) -> Iterator[Scene]:
+    scene = partial(_scene, target)
     for qtype in SUPPORTED:
-        yield from _products(scene, qtype)
-        if qtype.name not in UNBATCHED:
-            yield from _mixtures(scene, qtype)
-    yield from _choices(scene)
-    yield from _rows_of_values(scene)
-    yield from _caches(scene)
-    yield from _recurrent(scene)
+        yield from _products(target, scene, qtype)
+        if qtype.name in target.expert_types:
+            yield from _mixtures(target, scene, qtype)
+    yield from _choices(target, scene)
+    yield from _rows_of_values(target, scene)
+    yield from _caches(target, scene)
+    yield from _recurrent(target, scene)
     yield from (scene(1, Op(kind)) for kind in ("argmax", "candidates"))
 
 
-def _products(scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
+def _products(target: Target, scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
     w, up, small = Weight("w", qtype, (M, K)), Weight("up", qtype, (M, K)), Weight("small", F32, (3, K))
+    limits = target.fusible
     x, y, residual, scale = Value("x", K), Value("y", M), Value("residual", M), Value("scale", 3)
     product, product_up = (Op("linear", weight=of, x=x, out=Value(f"{of.name}.out", M)) for of in (w, up))
     yield scene(ROWS, Op("embed", table=Weight("table", qtype, (N_VOCAB, K)), out=x, scale=1.5))
     for rows in (1, ROWS):
         yield scene(rows, Op("linear", weight=w, x=x, out=y))
-        yield scene(rows, *fuse([product, Op("add", a=residual, b=product.out, out=y)], rows))
+        yield scene(rows, *fuse([product, Op("add", a=residual, b=product.out, out=y)], rows, limits))
         shared = Op("add_shared", weights=scale, y=product.out, residual=residual, out=y)
-        yield scene(rows, *fuse([product, shared], rows))
+        yield scene(rows, *fuse([product, shared], rows, limits))
         for glu in ("swiglu", "geglu"):
             gated = [product, product_up, Op(glu, gate=product.out, up=product_up.out, out=y)]
-            yield scene(rows, *fuse_glu(gated))
+            yield scene(rows, *fuse_glu(gated, limits))
     plain = Op("linear", weight=Weight("plain", qtype, (M + 4, K)), x=x, out=Value("plain.out", M + 4))
     few = Op("linear", weight=small, x=x, out=Value("small.out", 3))
     pair = Op("swiglu", gate=product.out, up=product_up.out, out=y)
-    yield scene(1, *fuse([plain, few, product, product_up, pair], 1))
+    yield scene(1, *fuse([plain, few, product, product_up, pair], 1, limits))
 
 
 def _choice(n: int, n_used: int) -> tuple[Route, Op]:
@@ -167,13 +171,13 @@ def _choice(n: int, n_used: int) -> tuple[Route, Op]:
     return route, Op("route", router=Value("router", n), shared=Value("shared", 1), **route._asdict(), scale=1.0)
 
 
-def _choices(scene: MakeScene) -> Iterator[Scene]:
-    for n in EXPERT_CLASSES:
+def _choices(target: Target, scene: MakeScene) -> Iterator[Scene]:
+    for n in target.expert_classes:
         yield scene(ROWS, _choice(n - 3, 8)[1], cfg=_config(experts=Experts(n - 3, 8, K, K, 1.0)))
 
 
-def _mixtures(scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
-    n, n_used = 8, 3
+def _mixtures(target: Target, scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
+    n, n_used, limits = 8, 3, target.fusible
     cfg = _config(experts=Experts(n, n_used, K, K, 1.0))
     route, choose = _choice(n, n_used)
     w, up = (Weight(name, qtype, (n, M, K)) for name in ("w", "up"))
@@ -181,22 +185,22 @@ def _mixtures(scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
     each_x, each_y = Value("each_x", n_used * K), Value("each_y", n_used * M)
     routed, outs = route._asdict(), (Value(f"{of.name}.out", n_used * M) for of in (w, up))
     first, second = (Op("experts", **routed, weight=of, x=x, out=to) for of, to in zip((w, up), outs, strict=True))
-    (gated,) = fuse_glu([first, second, Op("swiglu", gate=first.out, up=second.out, out=each_y)])
+    (gated,) = fuse_glu([first, second, Op("swiglu", gate=first.out, up=second.out, out=each_y)], limits)
     for rows in (1, ROWS):
         yield scene(rows, choose, first, cfg=cfg)
         yield scene(rows, choose, gated, cfg=cfg)
     mix = Op("mix", weights=route.weights, y=each_y, residual=residual, out=out)
     yield scene(ROWS, choose, mix, cfg=cfg)
     down = Op("experts", **routed, weight=w, x=each_x, out=each_y)
-    yield scene(1, choose, *fuse([down, mix], 1), cfg=cfg)
+    yield scene(1, choose, *fuse([down, mix], 1, limits), cfg=cfg)
     for shared in dict.fromkeys((qtype, qtype if qtype.name == "f16" else Q8_0)):
         product = Op("linear", weight=Weight("w_shared", shared, (M, K)), x=x, out=Value("shared.out", M))
         added = Op("add_shared", weights=route.weights, y=product.out, residual=residual, out=Value("added", M))
         mixed = mix.replace(residual=added.out)
-        yield scene(1, choose, *fuse([product, added, down, mixed], 1), cfg=cfg)
+        yield scene(1, choose, *fuse([product, added, down, mixed], 1, limits), cfg=cfg)
 
 
-def _rows_of_values(scene: MakeScene) -> Iterator[Scene]:
+def _rows_of_values(target: Target, scene: MakeScene) -> Iterator[Scene]:
     n = 1500  # more than a threadgroup's columns
     x, other, y, last = Value("x", n), Value("other", n), Value("y", n), Value("last", n, last=True)
     norms = [Weight(name, F32, (n,)) for name in ("norm", "next_norm")]
@@ -204,17 +208,17 @@ def _rows_of_values(scene: MakeScene) -> Iterator[Scene]:
     add = Op("add", a=other, b=norm.out, out=y)
     following = Op("rms_norm", x=y, weight=norms[1], out=Value("normed", n), eps=1e-6)
     for ops in ([norm], [norm, add], [norm, add, following]):
-        yield scene(ROWS, *fuse(ops, ROWS))
+        yield scene(ROWS, *fuse(ops, ROWS, target.fusible))
     yield scene(ROWS, Op("add", a=x, b=other, out=y))
     for kind in ("swiglu", "geglu"):
         yield scene(ROWS, Op(kind, gate=x, up=other, out=y))
     yield scene(ROWS, Op("take_last_row", x=x, out=last))
 
 
-def _caches(scene: MakeScene) -> Iterator[Scene]:
+def _caches(target: Target, scene: MakeScene) -> Iterator[Scene]:
     caches = {kind: State(kind, 0) for kind in KV_CACHES}
     for kv_type in KV_TYPES:
-        for head_dim in HEAD_CLASSES:
+        for head_dim in target.head_classes:
             cfg = _config(head_dim=head_dim)
             q, gated, out = Value("q", 4 * head_dim), Value("gated", 8 * head_dim), Value("out", 4 * head_dim)
             attend = Op("attention", q=q, **caches, gate=gated, out=out, scale=head_dim**-0.5, window=0)
@@ -234,8 +238,8 @@ def _caches(scene: MakeScene) -> Iterator[Scene]:
                 yield scene(ROWS, op, cfg=cfg, kv_type=kv_type)
 
 
-def _recurrent(scene: MakeScene) -> Iterator[Scene]:
-    for size in SSM_CLASSES:
+def _recurrent(target: Target, scene: MakeScene) -> Iterator[Scene]:
+    for size in target.ssm_classes:
         ssm = Ssm(n_k_head=2, n_v_head=4, d_state=size, d_conv=4)
         op = Op(
             "ssm",
@@ -256,8 +260,7 @@ def _recurrent(scene: MakeScene) -> Iterator[Scene]:
 
 
 def _scene(
-    core: Core,
-    splits: Mapping[str, Split],
+    target: Target,
     rows: int,
     *ops: Op,
     cfg: ModelConfig | None = None,
@@ -266,15 +269,16 @@ def _scene(
     divide_above: int | None = None,
 ) -> Scene:
     cfg = cfg or _config()
-    lowering = Lowering(core, cfg, kv_type, divide_above, splits)
+    target = replace(target, divide_keys_above=divide_above)
 
-    def launches(lowering: Lowering) -> tuple[Launch, ...]:
+    def launches(target: Target) -> tuple[Launch, ...]:
+        lowering = Lowering(target, cfg, kv_type)
         return tuple(launch for op in ops for launch in lowering.launches(op, rows))
 
     def without(kernel: str) -> tuple[Launch, ...]:
-        return launches(lowering.without({kernel}))
+        return launches(target.without({kernel}))
 
-    return Scene(cfg, kv_type, rows, min(rows, N_TOKENS), pos, launches(lowering), without)
+    return Scene(target, cfg, kv_type, rows, min(rows, N_TOKENS), pos, launches(target), without)
 
 
 def _config(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..device.core import BoundDispatch, Core
 from ..gguf.quants import QuantType, by_name, dequantize
 from ..graph.ops import CANDIDATES, KV_CACHES, STEP, TOKENS, Operand, State
-from ..plan.lowering import Launch
+from ..plan.launch import Launch
 from .cases import Case
 from .inputs import Bytes, Guarded
 

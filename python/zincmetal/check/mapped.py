@@ -15,7 +15,9 @@ from ..device.buffers import step_record
 from ..device.core import BoundDispatch, Core
 from ..gguf.quants import F32
 from ..graph.ops import STEP, Op, Value, Weight
-from ..plan.lowering import Launch, Lowering
+from ..plan.launch import Launch
+from ..plan.lower import Lowering
+from ..plan.target import Target
 from .results import FAIL, PASS, Outcome
 from .timing import _CFG as CFG
 
@@ -87,7 +89,7 @@ class _Product:
         self._device = device
         weight = Weight("w", F32, (M, K))
         op = Op("linear", weight=weight, x=Value("x", K), out=Value("y", M))
-        (self._launch,) = Lowering(core, CFG, "f16").launches(op, 1)
+        (self._launch,) = Lowering(Target.of_kernels(core), CFG, "f16").launches(op, 1)
         step = self._filled(step_record(core, 1).view(np.uint8))
         self._buffers = {"x": self._filled(x), STEP.name: step, "y": device.alloc(4 * M)}
 

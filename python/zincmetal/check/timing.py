@@ -13,9 +13,9 @@ from ..device.buffers import step_record
 from ..device.core import BoundDispatch, Core
 from ..gguf.quants import by_name
 from ..graph.ops import KV_CACHES, PAGES, STEP, Op, Operand, State, Value, Weight
-from ..plan import tuning
 from ..plan.addresses import state_sizes
-from ..plan.lowering import Lowering
+from ..plan.lower import Lowering
+from ..plan.target import Target
 from .results import PASS, WARN, Outcome
 
 if TYPE_CHECKING:
@@ -80,11 +80,9 @@ class _Bench:
 
     def __init__(self, core: Core, device: _core.Device, shape: Shape, size: int, copies: int) -> None:
         self._device, self._copies = device, copies
-        backend = device.info["backend"]
-        divide_above, splits = tuning.DIVIDE_KEYS_ABOVE.get(backend), tuning.SPLITS.get(backend, {})
-        lowering = Lowering(core, _CFG, "f16", divide_above, splits)
-        self._launches = lowering.launches(shape.op(size), shape.rows)
-        sizes = state_sizes(_CFG, core, "f16", shape.rows)
+        target = Target.of(core, device.info)
+        self._launches = Lowering(target, _CFG, "f16").launches(shape.op(size), shape.rows)
+        sizes = state_sizes(_CFG, target, "f16", shape.rows)
         self._buffers: dict[str, tuple[_core.Buffer, int]] = {}  # and the bytes of one copy
         for operand in {arg.operand for launch in self._launches for arg in launch.args}:
             nbytes = _nbytes(operand, shape.rows, sizes)

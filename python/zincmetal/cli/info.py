@@ -106,17 +106,21 @@ def _quant_types() -> list[str]:
 
 
 def _limits() -> dict[str, int]:
-    """The largest sizes that the kernels are compiled for."""
-    from .. import config
+    """The largest sizes that the kernels are compiled for; none where no core is built."""
+    from ..device import backend
     from ..plan.planner import PREFILL_ROWS
+    from ..plan.target import Target
 
+    if not backend.built():
+        return {}
+    target = Target.of_kernels(backend.load(backend.built()[0]))
     return {
-        "head_size": config.HEAD_CLASSES[-1],
-        "head_size_multiple": config.HEAD_MULTIPLE,
-        "recurrent_head_size": config.SSM_CLASSES[-1],
-        "convolution": config.MAX_CONV,
-        "experts": config.EXPERT_CLASSES[-1],
-        "experts_used": config.MAX_EXPERTS_USED,
+        "head_size": target.head_classes[-1],
+        "head_size_multiple": target.shapes["HEAD_MULTIPLE"],
+        "recurrent_head_size": target.ssm_classes[-1],
+        "convolution": target.shapes["SSM_MAX_CONV"],
+        "experts": target.expert_classes[-1],
+        "experts_used": target.shapes["MAX_EXPERTS_USED"],
         "step_tokens": PREFILL_ROWS[-1],
     }
 

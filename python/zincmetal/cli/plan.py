@@ -69,12 +69,13 @@ def run(args: argparse.Namespace) -> int:
     from .. import gguf
     from ..device import backend
     from ..plan.planner import Planner
+    from ..plan.target import Target
 
     _check(args)
     path = model_path(args)
     core, device = backend.open_device(args.device)
     with gguf.open(path) as file:
-        planner = Planner(file, core, device.info, args.context, args.kv)
+        planner = Planner(file, Target.of(core, device.info), args.context, args.kv)
         if args.dump or args.dot:
             plan = _recorded(planner, args)
             print(plan.to_dot() if args.dot else plan.to_json() if args.json else plan.dump())

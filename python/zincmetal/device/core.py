@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .. import _core
-    from ..plan.lowering import Launch
+    from ..plan.launch import Launch
 
 Binding: TypeAlias = "tuple[_core.Buffer, int, int]"
 """The buffer, the byte offset, and the bytes that the kernel may touch."""

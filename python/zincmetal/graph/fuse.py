@@ -25,8 +25,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 from .ops import Op, Operand, Value
 
-UNBATCHED = frozenset({"f32", "bf16"})  # types of experts that no kernel takes many of at once
-STACK = 4  # matrices that one stacked product takes
+
+class Limits(NamedTuple):
+    """What fused kernels take."""
+
+    stack: int  # matrices of one linear_stack
+    expert_types: frozenset[str]  # quant types of many experts at once
 
 
 class Fused(NamedTuple):
@@ -40,13 +44,13 @@ class Fused(NamedTuple):
 Producer: TypeAlias = Callable[[Operand | None], Op | None]
 
 
-def fuse(ops: list[Op], rows: int) -> list[Op]:
+def fuse(ops: list[Op], rows: int, limits: Limits) -> list[Op]:
     """All passes for steps of up to ``rows`` rows, in order."""
-    ops = fuse_norms(fuse_residual(fuse_glu(ops)))
-    return fuse_stack(fuse_shared(fuse_mix(ops))) if rows == 1 else ops
+    ops = fuse_norms(fuse_residual(fuse_glu(ops, limits)))
+    return fuse_stack(fuse_shared(fuse_mix(ops, limits)), limits) if rows == 1 else ops
 
 
-def fuse_glu(ops: list[Op]) -> list[Op]:
+def fuse_glu(ops: list[Op], limits: Limits) -> list[Op]:
     """linear(gate), linear(up), swiglu -> one linear_swiglu, where both weights have one type and shape.
 
     The same for geglu, and for experts.
@@ -58,7 +62,7 @@ def fuse_glu(ops: list[Op]) -> list[Op]:
         gate, up = producer(op["gate"]), producer(op["up"])
         if gate is None or up is None or not _same_but_weight(gate, up):
             return None
-        if gate.kind == "experts" and (op.kind == "geglu" or _unbatched(gate)):
+        if gate.kind == "experts" and (op.kind == "geglu" or not _batched(gate, limits)):
             return None
         operands = {**gate.but("weight"), "gate": gate["weight"], "up": up["weight"], "out": op.out}
         return Fused(f"{gate.kind}_{op.kind}", operands, [gate, up])
@@ -104,12 +108,12 @@ def fuse_norms(ops: list[Op]) -> list[Op]:
     return out
 
 
-def fuse_mix(ops: list[Op]) -> list[Op]:
+def fuse_mix(ops: list[Op], limits: Limits) -> list[Op]:
     """mix(residual, experts(x)) -> experts_mix, which one row's experts compute in one dispatch."""
 
     def rewrite(op: Op, producer: Producer) -> Fused | None:
         experts = producer(op["y"]) if op.kind == "mix" else None
-        if experts is None or experts.kind != "experts" or _unbatched(experts):
+        if experts is None or experts.kind != "experts" or not _batched(experts, limits):
             return None
         return Fused("experts_mix", {**experts.but(), "residual": op["residual"], "out": op.out}, [experts])
 
@@ -132,15 +136,15 @@ def fuse_shared(ops: list[Op]) -> list[Op]:
     return _rewrite(ops, rewrite)
 
 
-def fuse_stack(ops: list[Op]) -> list[Op]:
-    """Products with the same activations -> one linear_stack of up to STACK matrices, of one type and of f32.
+def fuse_stack(ops: list[Op], limits: Limits) -> list[Op]:
+    """Products with the same activations -> one linear_stack of matrices of one type and of f32.
 
     A linear_swiglu counts as two of them. The stack stands where the first stood: all need the same x alone.
     """
     stacks: dict[int, Op] = {}
     gone: set[int] = set()
     for group in _by_input(ops):
-        members = _stackable(group)
+        members = _stackable(group, limits.stack)
         if len(members) > 1:
             stacks[id(members[0])] = _stack(members)
             gone |= {id(op) for op in members[1:]}
@@ -155,15 +159,15 @@ def _by_input(ops: list[Op]) -> Iterator[list[Op]]:
     yield from groups.values()
 
 
-def _stackable(group: list[Op]) -> list[Op]:
-    """The members that fit one stack: the type with the most bytes beside f32, at most one pair, STACK matrices."""
+def _stackable(group: list[Op], most: int) -> list[Op]:
+    """The members that fit one stack: the type with the most bytes beside f32, and at most one pair."""
     nbytes: Counter[str] = Counter()
     for w in (w for op in group for w in op.weights if w.type.name != "f32"):
         nbytes[w.type.name] += w.type.nbytes(w.shape)
     types = {"f32", *(name for name, _ in nbytes.most_common(1))}
     fitting = [op for op in group if all(w.type.name in types for w in op.weights)]
     pairs = [op for op in fitting if op.kind == "linear_swiglu"][:1]
-    plain = [op for op in fitting if op.kind == "linear"][: STACK - 2 * len(pairs)]
+    plain = [op for op in fitting if op.kind == "linear"][: most - 2 * len(pairs)]
     return [op for op in group if any(op is member for member in plain + pairs)]
 
 
@@ -175,8 +179,8 @@ def _stack(members: list[Op]) -> Op:
     return Op("linear_stack", members, x=members[0]["x"], **operands)
 
 
-def _unbatched(op: Op) -> bool:
-    return any(w.type.name in UNBATCHED for w in op.weights)
+def _batched(op: Op, limits: Limits) -> bool:
+    return all(w.type.name in limits.expert_types for w in op.weights)
 
 
 def _same_but_weight(a: Op, b: Op) -> bool:

@@ -82,7 +82,7 @@ class Route(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """The place of an operand in an operation."""
+    """The place of an operand in an operation. A name without a shape is the kind of the state that stands there."""
 
     name: str
     shape: str
@@ -90,10 +90,6 @@ class Slot(NamedTuple):
     optional: bool
     many: bool
     default: State | None
-
-    def admits(self, operand: object) -> bool:
-        """Whether the operand may stand here. A state stands only where its kind does."""
-        return isinstance(operand, self.types) and (self.shape != "" or getattr(operand, "kind", None) == self.name)
 
     def __str__(self) -> str:
         kinds = " or ".join(t.__name__.lower() for t in self.types)
@@ -122,8 +118,9 @@ class Form:
 
     def __init__(self, reads: str, writes: str, kernels: str, attrs: str = "") -> None:
         self.reads, self.writes = _slots(reads, written=False), _slots(writes, written=True)
-        self.kernels, self.attrs = tuple(kernels.split()), tuple(attrs.split())
+        self.kernels, self.attrs = tuple(kernels.split()), dict.fromkeys(attrs.split())
         self.slots = (*self.reads, *self.writes)
+        self.many = frozenset(slot.name for slot in self.slots if slot.many)
 
 
 _ROUTE = "ids[T,n_used] weights[T,n_used+1] slots[T,n_used] tiles[T,4*n_used] n_tiles[T,1]"
@@ -211,24 +208,27 @@ class Op:
             raise TypeError(f"no operation is called {kind!r}")
         self.kind, self.parts = kind, tuple(parts)
         self._named: dict[str, tuple[Operand, ...]] = {}
-        self.reads = tuple(o for slot in form.reads for o in self._take(slot, given))
-        self.writes = tuple(o for slot in form.writes for o in self._take(slot, given))
-        missing = [name for name in form.attrs if name not in given]
-        if missing or len(given) > len(form.attrs):
+        self.reads, self.writes = self._take(form.reads, given), self._take(form.writes, given)
+        if given.keys() != form.attrs.keys():
+            missing = [name for name in form.attrs if name not in given]
             wrong = f"needs {missing[0]}" if missing else f"takes no {next(n for n in given if n not in form.attrs)}"
             raise TypeError(f"{kind} {wrong}")
         self.attrs: Mapping[str, Any] = given
 
-    def _take(self, slot: Slot, given: dict[str, Any]) -> tuple[Operand, ...]:
-        operand = given.pop(slot.name, slot.default)
-        if operand is None and slot.optional:
-            return ()
-        operands: tuple[Operand, ...] = tuple(operand) if slot.many else (operand,)
-        for each in operands:
-            if not slot.admits(each):
-                raise TypeError(f"{self.kind} takes {slot}, not {each!r}")
-        self._named[slot.name] = operands
-        return operands
+    def _take(self, slots: tuple[Slot, ...], given: dict[str, Any]) -> tuple[Operand, ...]:
+        """Move the operands of these slots out of ``given``."""
+        taken: list[Operand] = []
+        for slot in slots:
+            operand = given.pop(slot.name, slot.default)
+            if operand is None and slot.optional:
+                continue
+            operands = tuple(operand) if slot.many else (operand,)
+            for each in operands:
+                if type(each) not in slot.types or not (slot.shape or each.kind == slot.name):
+                    raise TypeError(f"{self.kind} takes {slot}, not {each!r}")
+            self._named[slot.name] = operands
+            taken += operands
+        return tuple(taken)
 
     def __getitem__(self, name: str) -> Operand:
         """The operand of this name. Raises KeyError where it was left out."""
@@ -266,7 +266,7 @@ class Op:
 
     def but(self, *names: str) -> dict[str, Any]:
         """The operands and numbers as arguments of another operation, without those of these names."""
-        many = {slot.name for slot in OPS[self.kind].slots if slot.many}
+        many = OPS[self.kind].many
         operands = {name: found if name in many else found[0] for name, found in self._named.items()}
         return {name: given for name, given in {**operands, **self.attrs}.items() if name not in names}
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from ..config import ModelConfig
 from ..errors import DeviceError, GGUFError, UsageError
 from ..gguf.quants import BF16, F16, F32, by_name, dequantize
 from ..graph.ops import CANDIDATES, KV_CACHES, LOGITS, PAGES, RECURRENT, STEP, TOKENS, Operand, State, Weight
+from .target import Target
 
 ROPE_FREQS, ROPE_FREQS_LOCAL = "rope_freqs", "rope_freqs_local"
 # What plans take in windows of rows where it is larger than a device's largest buffer: a small Mac, a large vocabulary.
@@ -29,19 +29,19 @@ KV_TYPES = ("f16", "f32", "q8_0")
 UPLOAD_BYTES = 512 << 20
 
 
-def state_sizes(cfg: ModelConfig, core: ModuleType, kv_type: str, max_rows: int) -> dict[State, int]:
+def state_sizes(cfg: ModelConfig, target: Target, kv_type: str, max_rows: int) -> dict[State, int]:
     """Bytes of every state that a sequence has.
 
     The K/V caches are in pages of KV_PAGE positions. Steps have up to ``max_rows`` rows. Raises UsageError where the
     heads do not fit ``kv_type``.
     """
-    page = core.shapes()["KV_PAGE"]
+    page = target.page
     n_pages = -(-cfg.n_ctx // page)
     sizes = {
-        STEP: core.params_dtype("Step").itemsize,
+        STEP: target.struct("Step").itemsize,
         TOKENS: 4 * max_rows,
         LOGITS: 4 * cfg.n_vocab,
-        CANDIDATES: core.params_dtype("Candidates").itemsize,
+        CANDIDATES: target.struct("Candidates").itemsize,
         PAGES: 4 * n_pages,
     }
     for layer, recurrent in enumerate(cfg.recurrent):
@@ -103,7 +103,7 @@ class AddressMap:
     larger than the largest buffer by itself.
     """
 
-    def __init__(self, file: gguf.File, cfg: ModelConfig, states: Mapping[State, int], info: dict[str, Any]) -> None:
+    def __init__(self, file: gguf.File, cfg: ModelConfig, states: Mapping[State, int], target: Target) -> None:
         self.states = dict(states)
         self.sizes = {state.name: nbytes for state, nbytes in states.items()}
         self.initial: dict[str, Callable[[], NDArray[Any]]] = {
@@ -116,7 +116,7 @@ class AddressMap:
         self._regions: dict[str, Region] = {}
         self._computed: set[Weight] = set()
         for part in range(len(file.parts)):
-            self._map_part(file, part, info)
+            self._map_part(file, part, target)
         self._window_names = {w.name: name for name, windows in self.windows.items() for w in windows}
         self._convert_vectors(file)
         self._add_vector(ROPE_FREQS, cfg.rope.frequencies(cfg.n_rot, _rope_factors(file, cfg)))
@@ -138,12 +138,12 @@ class AddressMap:
         assert isinstance(operand, State), operand
         return Region(operand.name, 0, self.states[operand])
 
-    def _map_part(self, file: gguf.File, part: int, info: dict[str, Any]) -> None:
-        max_bytes: int = info["max_buffer_bytes"]
+    def _map_part(self, file: gguf.File, part: int, target: Target) -> None:
+        max_bytes, page = target.max_buffer_bytes, target.page_bytes
         whole = sorted((t for t in file.tensors.values() if t.part == part), key=lambda t: t.offset)
-        tensors = [window for t in whole for window in self._windows_of(t, max_bytes - 2 * info["page_bytes"])]
-        wanted = max_bytes if info["unified_memory"] else min(UPLOAD_BYTES, max_bytes)
-        for start, group in _group(tensors, info["page_bytes"], wanted, max_bytes):
+        tensors = [window for t in whole for window in self._windows_of(t, max_bytes - 2 * page)]
+        wanted = max_bytes if target.unified_memory else min(UPLOAD_BYTES, max_bytes)
+        for start, group in _group(tensors, page, wanted, max_bytes):
             name = f"weights.{len(self.maps)}"
             self.maps.append(Map(name, part, start, max(t.offset + t.nbytes for t in group) - start))
             for t in group:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from .. import settings
 from ..errors import OutOfMemoryError
 
 
-def budget(info: Mapping[str, Any]) -> int:
-    """Bytes that a model may take on a device of this ``info``: its working set, less what is allocated there already;
-    or ``ZINCMETAL_MEMORY_LIMIT`` if less.
+def device_budget(free_bytes: int) -> int:
+    """Bytes that a model may take where ``free_bytes`` of a device's working set are free, or
+    ``ZINCMETAL_MEMORY_LIMIT`` if less.
 
     Raises UsageError where the variable is not a number of bytes.
     """
-    working_set: int = max(0, info["working_set_bytes"] - info.get("allocated_bytes", 0))
+    working_set = max(0, free_bytes)
     limit = settings.memory_limit()
     return working_set if limit is None else min(working_set, limit)
 

@@ -11,15 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
-from typing import TYPE_CHECKING, cast
 
 from ..graph.ops import RECURRENT, Op, Operand, State, Value, Weight
 from .addresses import Region
-from .lowering import Arg, Launch, Lowering
+from .launch import Arg, Dispatch, Launch
+from .lower import Lowering
 
-if TYPE_CHECKING:
-    from .. import _core
+__all__ = ["ARENA", "Dispatch", "Plan", "lay_out", "place_barriers", "record"]
 
 ARENA = "arena"
 _ALIGN = 256
@@ -36,19 +34,6 @@ _PATHS = (
     ("output|token_embd", "LM head"),
 )
 EMBEDDING = "embedding"
-
-
-@dataclass(frozen=True)
-class Dispatch:
-    """One launch with the region of every argument, and whether a barrier stands before it."""
-
-    launch: Launch
-    regions: tuple[Region, ...]
-    barrier: bool
-
-    def touching(self, mode: str) -> list[Region]:
-        """The regions that the kernel reads ("r") or writes ("w")."""
-        return [r for r, arg in zip(self.regions, self.launch.args, strict=True) if mode in arg.mode]
 
 
 @dataclass(frozen=True)
@@ -92,19 +77,19 @@ class Plan:
     def recurrent_bytes(self) -> int:
         """Bytes of recurrent state that one step reads and writes."""
         return sum(
-            len(arg.mode) * region.nbytes
+            arg.accesses * region.nbytes
             for d in self.dispatches
             for arg, region in zip(d.launch.args, d.regions, strict=True)
             if isinstance(arg.operand, State) and arg.operand.kind in RECURRENT
         )
 
     def replaced(self) -> dict[str, list[str]]:
-        """The kernels that the device lacks, and for each the ones that do its work in this plan."""
+        """By missing kernel, the kernels that do its work in this plan."""
         found: dict[str, dict[str, None]] = {}
         for launch in (d.launch for d in self.dispatches):
-            for lacking in launch.instead_of:
-                found.setdefault(lacking, {})[launch.kernel] = None
-        return {lacking: list(used) for lacking, used in found.items()}
+            for missing in launch.replaces:
+                found.setdefault(missing, {})[launch.kernel] = None
+        return {missing: list(used) for missing, used in found.items()}
 
     def dump(self) -> str:
         """The plan as text, one dispatch a line: barrier, kernel, grid, and its operands with their regions.
@@ -121,7 +106,7 @@ class Plan:
                 for arg, r in zip(d.launch.args, d.regions, strict=True)
             )
             mark = "|" if d.barrier else " "
-            note = f" instead of {', '.join(d.launch.instead_of)}" if d.launch.instead_of else ""
+            note = f" instead of {', '.join(d.launch.replaces)}" if d.launch.replaces else ""
             grid = f"{d.launch.grid!s:14s} x{d.launch.threads:<4d}"
             lines.append(f"{i:4d} {mark} {d.launch.kernel:28s} {grid} {args}{note}")
         return "\n".join(lines)
@@ -132,7 +117,7 @@ class Plan:
         dispatches = [
             {
                 "kernel": d.launch.kernel,
-                "instead_of": d.launch.instead_of,
+                "instead_of": d.launch.replaces,
                 "grid": d.launch.grid,
                 "threads": d.launch.threads,
                 "barrier": d.barrier,
@@ -177,18 +162,6 @@ class Plan:
             found += [(j, i) for j in range(since, i) if _conflict(self.dispatches[j], d)]
         return found
 
-    def compile(self, core: ModuleType, device: _core.Device, buffers: Callable[[str], _core.Buffer]) -> _core.Plan:
-        """The plan on a device; ``buffers`` maps the names in regions to device memory."""
-        launches = [ready(d, buffers) for d in self.dispatches]
-        has_argmax = any(d.launch.op.kind == "argmax" for d in self.dispatches)
-        return cast("_core.Plan", core.Plan(device, launches, self.rows, has_argmax))
-
-
-def ready(d: Dispatch, buffers: Callable[[str], _core.Buffer]) -> _core.Dispatch:
-    """A dispatch as a compiled core takes it."""
-    bindings = [(buffers(r.buffer), r.offset, r.nbytes) for r in d.regions]
-    return d.launch.kernel, d.launch.params, bindings, d.launch.grid, d.launch.threads, d.barrier
-
 
 def record(ops: Iterable[Op], rows: int, lowering: Lowering, place: Callable[[Operand], Region]) -> Plan:
     """Lower the operations for ``rows`` rows, lay out their values, and place the barriers.
@@ -204,6 +177,8 @@ def record(ops: Iterable[Op], rows: int, lowering: Lowering, place: Callable[[Op
             at, skipped = offsets[operand.name], 4 * arg.first
             return Region(ARENA, at + skipped, _value_bytes(operand, rows) - skipped)
         whole = place(operand)
+        if not arg.first:
+            return whole
         return replace(whole, offset=whole.offset + 4 * arg.first, nbytes=whole.nbytes - 4 * arg.first)
 
     regions = [tuple(region(arg) for arg in launch.args) for launch in launches]

@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from types import ModuleType
-from typing import Any
+from dataclasses import replace
 
 from .. import config, gguf, models
 from ..errors import UnsupportedModelError
-from ..graph import fuse
 from ..graph.builder import Graph
+from ..graph.fuse import fuse
 from ..graph.ops import KV_CACHES, LOGITS, PAGES, RECURRENT, Op, Operand, State
-from . import tuning
 from .addresses import AddressMap, Region, state_sizes
-from .estimate import MemoryEstimate, budget
-from .lowering import Lowering
+from .estimate import MemoryEstimate, device_budget
+from .lower import Lowering
 from .plan import Plan, record
+from .target import Target
 
 _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,9})\.")  # no more digits than a number of blocks has
 PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
@@ -31,24 +30,22 @@ LOGITS_ROWS = 64  # rows whose logits are computed at once where all are wanted
 
 
 class Planner:
-    """What a file asks of a device. Needs the compiled core's sizes and the device's ``info``, and no memory of it.
+    """Makes the plans of a file for a target, and estimates their memory. Allocates none.
 
     Raises GGUFError and UnsupportedModelError for a file that cannot be run, DeviceError for a tensor that is
     larger than the device's largest buffer.
     """
 
-    def __init__(
-        self, file: gguf.File, core: ModuleType, info: dict[str, Any], context: int | None = None, kv: str = "f16"
-    ) -> None:
+    def __init__(self, file: gguf.File, target: Target, context: int | None = None, kv: str = "f16") -> None:
         self.file = file
         self._build = models.get(file.require("general.architecture", str))
         self.config = config.from_file(file, context)
-        self.addresses = AddressMap(file, self.config, state_sizes(self.config, core, kv, max(PREFILL_ROWS)), info)
-        self._info, self._page = info, core.shapes()["KV_PAGE"]
-        backend = info["backend"]
-        divide_above = tuning.DIVIDE_KEYS_ABOVE.get(backend)
-        splits = tuning.SPLITS.get(backend, {})
-        self._lowering = Lowering(core, self.config, kv, divide_above, splits, self.addresses.windows)
+        target.check(self.config, file.path)
+        states = state_sizes(self.config, target, kv, max(PREFILL_ROWS))
+        self.addresses = AddressMap(file, self.config, states, target)
+        self.kv = kv
+        self._lowering = Lowering(target, self.config, kv, windows=self.addresses.windows)
+        divide_above = target.divide_keys_above
         limits = sorted({divide_above, *MAX_POSITIONS}) if divide_above is not None else ()
         self._max_positions = [*(r for r in limits if r < self.config.n_ctx), self.config.n_ctx]
         self._plans: dict[tuple[int, str, int], Plan] = {}
@@ -56,19 +53,24 @@ class Planner:
         self._refuse_unused(self.plan(1))
 
     @property
+    def target(self) -> Target:
+        """The device and kernels that plans are for."""
+        return self._lowering.target
+
+    @property
     def missing(self) -> frozenset[str]:
-        """The kernels that plans do without, as far as others do the same."""
-        return self._lowering.missing
+        """Kernels that the device cannot make; plans use replacements for them."""
+        return self.target.missing
 
     @missing.setter
     def missing(self, kernels: frozenset[str]) -> None:
-        self._lowering = self._lowering.without(kernels)
+        self._lowering = replace(self._lowering, target=self.target.without(kernels))
         self._plans.clear()
 
     @property
     def ranked_by_host(self) -> bool:
         """Whether plans with the output "candidates" leave the candidates to the host."""
-        return self._lowering.ranked_by_host
+        return self.target.ranked_by_host
 
     def max_position(self, n: int) -> int:
         """The least number of positions, no fewer than ``n``, that there are plans for."""
@@ -87,7 +89,8 @@ class Planner:
             def place(operand: Operand) -> Region:
                 return logits if operand == LOGITS else self.addresses.place(operand)
 
-            self._plans[key] = record(self._ops(rows, output), rows, self._lowering.within(max_position), place)
+            lowering = replace(self._lowering, max_position=max_position)
+            self._plans[key] = record(self._ops(rows, output), rows, lowering, place)
         return self._plans[key]
 
     def check_memory(self, sequences: int = 1) -> None:
@@ -102,7 +105,7 @@ class Planner:
         kinds = Counter[str]()
         for state, nbytes in self.addresses.states.items():
             kinds[state.kind] += nbytes
-        n_pages = -(-cfg.n_ctx // self._page)
+        n_pages = -(-cfg.n_ctx // self.target.page)
         kv = sum(kinds[kind] for kind in (*KV_CACHES, PAGES.kind))
         recurrent = sum(kinds[kind] for kind in RECURRENT)
         logits = kinds[LOGITS.kind]
@@ -112,9 +115,9 @@ class Planner:
         return MemoryEstimate(
             n_ctx=cfg.n_ctx,
             n_ctx_train=cfg.n_ctx_train,
-            budget=budget(self._info),
+            budget=device_budget(self.target.working_set_bytes - self.target.allocated_bytes),
             weights=weights,
-            page=self._page,
+            page=self.target.page,
             kv_page=kv // n_pages,
             recurrent=recurrent,
             arena={n: self._arena_bytes(n) for n in rows},
@@ -132,7 +135,7 @@ class Planner:
     def kv_read(self) -> int:
         """Bytes of K/V that the last token of the context reads: all positions, or those in the layer's window."""
         n, states = self.config.n_ctx, self.addresses.states
-        n_rows = -(-n // self._page) * self._page
+        n_rows = -(-n // self.target.page) * self.target.page
         return sum(
             states[State(kind, layer)] // n_rows * min(n, window or n)
             for layer, window in enumerate(self.config.windows)
@@ -143,7 +146,7 @@ class Planner:
     def _ops(self, rows: int, output: str) -> list[Op]:
         """The fused operations of a step, kept: plans of every max_position have the same."""
         if (rows, output) not in self._fused:
-            self._fused[rows, output] = fuse.fuse(self._graph(rows, output), rows)
+            self._fused[rows, output] = fuse(self._graph(rows, output), rows, self.target.fusible)
         return self._fused[rows, output]
 
     def _graph(self, rows: int, output: str) -> list[Op]:

@@ -1,0 +1,45 @@
+"""Row by row: embedding, norms, and elementwise operations."""
+
+from __future__ import annotations
+
+from ...graph.ops import Op
+from ..launch import Launch
+from .shared import Lowering, all_args, lowers, tiles
+
+
+@lowers("embed")
+def embed(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
+    """Looks up the rows of the step's tokens: one launch for each window of the table."""
+    table, shapes = op.weight("table"), lowering.target.shapes
+    n_vocab, n_embd = table.shape
+    grid = (tiles(n_embd, shapes["EMBED_COLUMNS"]), rows, 1)
+    launches = []
+    for first, window in lowering.in_windows(table):
+        params = lowering.params(
+            "EmbedParams",
+            n_embd=n_embd,
+            row_bytes=window.row_bytes,
+            n_vocab=n_vocab,
+            first=first,
+            n_rows=window.shape[0],
+            scale=op.attrs["scale"],
+        )
+        kernel, part = f"embed_{window.type.name}", op.replace(table=window)
+        launches.append(Launch(kernel, params, all_args(part), grid, shapes["EMBED_THREADS"], part))
+    return launches
+
+
+@lowers("rms_norm", "rms_norm_add", "rms_norm_add_norm")
+def rms_norm(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
+    """A threadgroup for each row. The kernels have the names of the operations."""
+    params = lowering.params("NormParams", n=op.value("x").width, eps=op.attrs["eps"])
+    return [Launch(op.kind, params, all_args(op), (rows, 1, 1), lowering.target.shapes["NORM_THREADS"], op)]
+
+
+@lowers("swiglu", "geglu", "add", "take_last_row")
+def elementwise(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
+    """The kernels have the names of the operations."""
+    n, shapes = op.value("out").width, lowering.target.shapes
+    params = lowering.params("ElementwiseParams", n=n)
+    grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), rows, 1)
+    return [Launch(op.kind, params, all_args(op), grid, shapes["ELEMENTWISE_THREADS"], op)]

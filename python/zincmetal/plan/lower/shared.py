@@ -1,0 +1,127 @@
+"""What all kernel families share: the context of lowering, its registry, and how bindings and parameters are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ...config import ModelConfig
+from ...errors import UnsupportedModelError
+from ...graph.ops import Op, Operand, Value, Weight
+from ..launch import Arg, Launch
+from ..target import Target
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """Lowers operations for plans of one target and model, whose K/V caches hold ``kv_type``.
+
+    Steps end before position ``max_position`` (default: the context). ``windows`` has the rows of a tensor, by its
+    name, where they lie in several buffers.
+    """
+
+    target: Target
+    cfg: ModelConfig
+    kv_type: str
+    max_position: int | None = None
+    windows: Mapping[str, Sequence[Weight]] = field(default_factory=dict)
+
+    def launches(self, op: Op, rows: int) -> list[Launch]:
+        """The launches of ``op`` in a step of up to ``rows`` rows.
+
+        Where kernels are missing, others do their work: a more general kernel, or those of the operation's parts.
+        """
+        rows = 1 if _only_last(op) else rows
+        if not self.target.missing:
+            return _LOWERS[op.kind](self, op, rows)
+        whole = replace(self, target=self.target.without(()))
+        usual = [launch.kernel for launch in whole.launches(op, rows)]
+        lost = tuple(kernel for kernel in dict.fromkeys(usual) if not self.target.has(kernel))
+        there = self._with_parts(op, rows)
+        return [launch if launch.kernel in usual else replace(launch, replaces=lost) for launch in there]
+
+    def _with_parts(self, op: Op, rows: int) -> list[Launch]:
+        launches = _LOWERS[op.kind](self, op, rows)
+        if all(self.target.has(launch.kernel) for launch in launches) or not _separable(op, rows):
+            return launches
+        return [launch for part in op.parts for launch in self._with_parts(part, rows)]
+
+    def params(self, struct: str, **fields: Any) -> bytes:
+        """The bytes of a parameter struct. Raises UnsupportedModelError where a number does not fit 32 bits."""
+        dtype = self.target.struct(struct)
+        if set(fields) != set(dtype.names or ()):
+            raise TypeError(f"{struct} has fields {dtype.names}, not {tuple(fields)}")
+        if large := [f"{name} {n}" for name, n in fields.items() if isinstance(n, int) and n >= 2**32]:
+            problem = f"{', '.join(large)}: kernels take numbers below 2^32"
+            raise UnsupportedModelError(f"the model has a tensor too large for {struct}: {problem}")
+        return np.array(tuple(fields[name] for name in dtype.names or ()), dtype).tobytes()
+
+    def in_windows(self, weight: Weight) -> Iterator[tuple[int, Weight]]:
+        """The rows of a matrix as they lie in buffers, each piece with the number of its first row."""
+        n, first = weight.shape[0], 0
+        for window in self.windows.get(weight.name, (weight,)):
+            rows = min(window.shape[0], n - first)
+            if rows > 0:
+                yield first, replace(window, shape=(rows, *window.shape[1:]))
+            first += window.shape[0]
+
+
+# ---- the registry ---------------------------------------------------------------------------------------------------
+
+Lower: TypeAlias = Callable[[Lowering, Op, int], list[Launch]]
+_LOWERS: dict[str, Lower] = {}
+
+
+def lowers(*kinds: str) -> Callable[[Lower], Lower]:
+    """Register the function that lowers operations of these kinds: ``lower(lowering, op, rows)`` gives launches."""
+
+    def register(lower: Lower) -> Lower:
+        _LOWERS.update(dict.fromkeys(kinds, lower))
+        return lower
+
+    return register
+
+
+def _only_last(op: Op) -> bool:
+    """Whether the operation works on the last row alone."""
+    return any(isinstance(v, Value) and v.last for v in (*op.reads, *op.writes))
+
+
+def _separable(op: Op, rows: int) -> bool:
+    """Whether the operation can run as its parts.
+
+    A bias or a weight that many rows share is added inside the product alone, so such an op cannot when rows > 1.
+    """
+    shared = op.kind == "linear_mix" or (op.kind == "linear_add" and op.get("bias") is not None)
+    return bool(op.parts) and (rows == 1 or not shared)
+
+
+# ---- bindings -------------------------------------------------------------------------------------------------------
+
+
+def reading(op: Op, *names: str) -> tuple[Arg, ...]:
+    """Bindings that read the operands of these names."""
+    return tuple(Arg(op[name], "r") for name in names)
+
+
+def writing(op: Op, *names: str) -> tuple[Arg, ...]:
+    """Bindings that write the operands of these names."""
+    return tuple(Arg(op[name], "w") for name in names)
+
+
+def all_args(op: Op) -> tuple[Arg, ...]:
+    """Bindings of everything that the operation reads, then of everything that it writes."""
+    return (*(Arg(r, "r") for r in op.reads), *(Arg(w, "w") for w in op.writes))
+
+
+def or_dummy(operand: Operand | None, dummy: Operand, mode: str = "r") -> Arg:
+    """A binding of an operand, or of ``dummy`` where it was left out: the kernel does not touch that."""
+    return Arg(operand, mode) if operand else Arg(dummy, mode, unused=True)
+
+
+def tiles(n: int, tile: int) -> int:
+    """The tiles that ``n`` things need."""
+    return -(-n // tile)

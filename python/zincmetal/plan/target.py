@@ -1,0 +1,147 @@
+"""Everything that a plan needs to know of a device and of the kernels, as data.
+
+:meth:`Target.of` makes it of a compiled core and a device's facts. Nothing else in this room knows either of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..config import ModelConfig
+from ..errors import GGUFError, UnsupportedModelError
+from ..graph.fuse import Limits
+from . import tuning
+from .tuning import USUAL, Split
+
+if TYPE_CHECKING:
+    from ..device.core import Core, DeviceInfo
+
+#: The kernels that find the candidates among the logits. Without them the host does.
+RANKING = ("candidates_partial", "candidates_final")
+SIMDGROUP = 32  # threads
+_NO_LIMIT = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """The kernels of a core, how this backend launches them, and the memory of a device.
+
+    ``shapes`` are the numbers of ``kernels/shapes.h`` by name; ``struct`` gives the NumPy type of a parameter struct.
+    A kernel is compiled for classes of sizes and serves every size up to its class.
+    """
+
+    backend: str
+    struct: Callable[[str], np.dtype[np.void]] = field(repr=False)
+    shapes: Mapping[str, int] = field(repr=False)
+    head_classes: tuple[int, ...]  # head_dim of attention
+    ssm_classes: tuple[int, ...]  # d_state of recurrent layers
+    expert_classes: tuple[int, ...]  # experts of a mixture
+    expert_types: frozenset[str]  # quant types that kernels of many experts take
+    divide_keys_above: int | None  # keys of a row, above which decode divides attention; None: never
+    splits: Mapping[str, Split]  # by kernel, where the usual split is not the best: see tuning.py
+    max_buffer_bytes: int = _NO_LIMIT
+    page_bytes: int = 4096
+    unified_memory: bool = True
+    working_set_bytes: int = _NO_LIMIT
+    allocated_bytes: int = 0
+    missing: frozenset[str] = frozenset()  # kernels that the device cannot make
+
+    @classmethod
+    def of(cls, core: Core, info: DeviceInfo) -> Target:
+        """The target of a compiled core and of a device's ``info``."""
+        return replace(
+            cls.of_kernels(core, info["backend"]),
+            max_buffer_bytes=info["max_buffer_bytes"],
+            page_bytes=info["page_bytes"],
+            unified_memory=info["unified_memory"],
+            working_set_bytes=info["working_set_bytes"],
+            allocated_bytes=info["allocated_bytes"],
+        )
+
+    @classmethod
+    def of_kernels(cls, core: Core, backend: str = "") -> Target:
+        """The target of a core's kernels as ``backend`` launches them, on a device whose memory has no limit."""
+        classes = core.size_classes()
+        return cls(
+            backend=backend,
+            struct=core.params_dtype,
+            shapes=MappingProxyType(core.shapes()),
+            head_classes=classes["HEAD_CLASSES"],
+            ssm_classes=classes["SSM_CLASSES"],
+            expert_classes=classes["EXPERT_CLASSES"],
+            expert_types=frozenset(core.expert_types()),
+            divide_keys_above=tuning.DIVIDE_KEYS_ABOVE.get(backend),
+            splits=tuning.SPLITS.get(backend, {}),
+        )
+
+    # ---- kernels --------------------------------------------------------------------------------------------
+
+    def without(self, kernels: Collection[str]) -> Target:
+        """The same device, without these kernels alone."""
+        return replace(self, missing=frozenset(kernels))
+
+    def has(self, kernel: str) -> bool:
+        """Whether the device can make the kernel, until it has said otherwise."""
+        return kernel not in self.missing
+
+    @property
+    def ranked_by_host(self) -> bool:
+        """Whether the host must find the candidates among the logits."""
+        return not self.missing.isdisjoint(RANKING)
+
+    @property
+    def fusible(self) -> Limits:
+        """The limits of fused operations."""
+        return Limits(self.shapes["STACK_MATRICES"], self.expert_types)
+
+    @property
+    def page(self) -> int:
+        """Positions in a page of the K/V caches."""
+        return self.shapes["KV_PAGE"]
+
+    def instance(self, family: str, classes: Sequence[int], size: int) -> str:
+        """The kernel of a family for the smallest class that holds ``size``, or for a larger one if it is missing."""
+        fitting = [f"{family}_{c}" for c in classes if size <= c]
+        return next(filter(self.has, fitting), fitting[0])
+
+    def split(self, kernel: str, rows: int, threads: int) -> tuple[str, int, int]:
+        """(name, rows, threads) of a kernel's instance on this backend. The usual ones are given."""
+        split = self.splits.get(kernel, USUAL)
+        name = kernel if split.rows in (None, rows) else f"{kernel}_r{split.rows}"
+        if not self.has(name):
+            return kernel, rows, threads
+        return name, split.rows or rows, split.threads or threads
+
+    # ---- limits ---------------------------------------------------------------------------------------------
+
+    def check(self, cfg: ModelConfig, path: object) -> None:
+        """Refuse a model with sizes that no kernel takes. ``path`` is its file, for the message.
+
+        Raises UnsupportedModelError, or GGUFError where a token takes too many experts.
+        """
+        arch, multiple, largest = cfg.arch, self.shapes["HEAD_MULTIPLE"], self.head_classes[-1]
+        if cfg.head_dim % multiple or cfg.head_dim > largest:
+            known = f"multiples of {multiple} up to {largest} are supported"
+            raise UnsupportedModelError(f"{arch}.attention.key_length is {cfg.head_dim}; {known}")
+        if cfg.experts:
+            n, n_used = cfg.experts.n, cfg.experts.n_used
+            if n > self.expert_classes[-1]:
+                most = self.expert_classes[-1]
+                raise UnsupportedModelError(f"{arch}.expert_count is {n}; at most {most} are supported")
+            most = self.shapes["MAX_EXPERTS_USED"]
+            if n_used > most:
+                why = f"{n_used} of {n} experts; at most {most} can be used"
+                raise GGUFError(f"{path}: key {arch}.expert_used_count: {why}")
+        if cfg.ssm:
+            d_state, d_conv = cfg.ssm.d_state, cfg.ssm.d_conv
+            if d_state % SIMDGROUP or d_state > self.ssm_classes[-1]:
+                known = f"multiples of {SIMDGROUP} up to {self.ssm_classes[-1]} are supported"
+                raise UnsupportedModelError(f"{arch}.ssm.state_size is {d_state}; {known}")
+            if not 2 <= d_conv <= self.shapes["SSM_MAX_CONV"]:
+                known = f"2 to {self.shapes['SSM_MAX_CONV']} are supported"
+                raise UnsupportedModelError(f"{arch}.ssm.conv_kernel is {d_conv}; {known}")

@@ -1,0 +1,92 @@
+"""Lowering: every kind of operation has its kernels, as the table of operations says, and limits are the target's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from support.paths import DATA
+from zincmetal import config, gguf
+from zincmetal.check.cases import cases
+from zincmetal.device import backend
+from zincmetal.errors import GGUFError, UnsupportedModelError
+from zincmetal.graph.ops import OPS, Op, Value, Weight
+from zincmetal.plan.launch import Launch
+from zincmetal.plan.lower import Lowering
+from zincmetal.plan.planner import OUTPUTS, Planner
+from zincmetal.plan.target import RANKING, Target
+
+FILE = DATA / "qwen35moe-q4k-q5k-q8.gguf"
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return Target.of_kernels(backend.load("cpu"))
+
+
+@pytest.fixture(scope="module")
+def cfg() -> config.ModelConfig:
+    with gguf.open(FILE) as file:
+        return config.from_file(file)
+
+
+def launches_of_all_kinds() -> list[Launch]:
+    """The launches of every kernel's case, and the ones that replace the kernel."""
+    found = cases(backend.load("cpu"))
+    return [launch for name, case in found.items() for launch in (*case.scene.launches, *case.scene.without(name))]
+
+
+def test_kernels_are_those_of_the_table():
+    found = launches_of_all_kinds()
+    assert {launch.op.kind for launch in found} == OPS.keys()
+    for launch in found:
+        assert launch.kernel.startswith(OPS[launch.op.kind].kernels), launch.op.kind
+    launched = {kind: {launch.kernel for launch in found if launch.op.kind == kind} for kind in OPS}
+    for kind, form in OPS.items():
+        assert all(any(k.startswith(name) for k in launched[kind]) for name in form.kernels if name != "mul_mv_"), kind
+
+
+def test_a_place_without_an_operand_is_marked(target: Target, cfg: config.ModelConfig):
+    x, out = Value("x", 64), [Value(f"y{i}", 8) for i in range(2)]
+    weights = [Weight(f"w{i}", gguf.quants.F32, (8, 64)) for i in range(2)]
+    op = Op("linear_stack", x=x, matrices=weights, outs=out)
+    (launch,) = Lowering(target, cfg, "f16").launches(op, 1)
+    used = [arg.operand for arg in launch.args if not arg.unused]
+    assert used == [x, *weights, *out]
+    assert len(launch.args) - len(used) == 4
+
+
+@pytest.mark.parametrize(
+    ("part", "sizes", "error"),
+    [
+        (None, {"head_dim": 260}, "attention.key_length is 260; multiples of 4 up to 256 are supported"),
+        (None, {"head_dim": 62}, "attention.key_length is 62; multiples of 4"),
+        ("experts", {"n": 1025}, "expert_count is 1025; at most 1024 are supported"),
+        ("ssm", {"d_state": 48}, "ssm.state_size is 48; multiples of 32 up to 256 are supported"),
+        ("ssm", {"d_conv": 9}, "ssm.conv_kernel is 9; 2 to 8 are supported"),
+    ],
+)
+def test_sizes_that_no_kernel_takes(target: Target, cfg: config.ModelConfig, part, sizes, error):
+    bad = replace(cfg, **({part: replace(getattr(cfg, part), **sizes)} if part else sizes))
+    with pytest.raises(UnsupportedModelError, match=f"^qwen35moe.{error}"):
+        target.check(bad, "m.gguf")
+    target.check(cfg, "m.gguf")
+
+
+def test_a_token_of_too_many_experts(target: Target, cfg: config.ModelConfig):
+    bad = replace(cfg, experts=replace(cfg.experts, n=64, n_used=33))
+    with pytest.raises(GGUFError, match=r"m.gguf: key qwen35moe.expert_used_count: 33 of 64 experts; at most 32"):
+        target.check(bad, "m.gguf")
+
+
+def test_without_ranking_the_host_does_it(target: Target):
+    assert not target.ranked_by_host
+    for kernel in RANKING:
+        assert target.without({kernel}).ranked_by_host
+    with gguf.open(FILE) as file:
+        planner = Planner(file, target, 64)
+        ends = {output: planner.plan(1, output).dispatches[-1].launch.op.kind for output in OUTPUTS}
+        planner.missing = frozenset(RANKING)
+        assert planner.plan(1, "candidates").dispatches[-1].launch.op.kind == "linear"
+    assert ends == {"argmax": "argmax", "candidates": "candidates", "all": "linear"}
