@@ -17,6 +17,7 @@ from zincmetal.device import backend
 from zincmetal.errors import DeviceError
 from zincmetal.gguf import quants
 from zincmetal.plan.planner import Planner
+from zincmetal.plan.target import Target
 
 MODEL = DATA / "qwen35moe-q4k-q5k-q8.gguf"
 
@@ -42,7 +43,7 @@ def printed(capsys: pytest.CaptureFixture[str], *args: str, status: int = 0) -> 
 def test_the_recorded_plan_in_every_form(options, rows, output, capsys):
     core, device = backend.open_device("cpu")
     with gguf.open(MODEL) as file:
-        plan = Planner(file, core, device.info).plan(rows, output)
+        plan = Planner(file, Target.of(core, device.info)).plan(rows, output)
     args = ("plan", str(MODEL), "--device", "cpu", *options)
     assert printed(capsys, *args, "--dump") == plan.dump() + "\n"
     assert printed(capsys, *args, "--dot") == plan.to_dot() + "\n"
