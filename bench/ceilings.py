@@ -1,4 +1,4 @@
-"""What a device can do at best, measured: bytes copied per second, products per second, dispatches per second."""
+"""Measures a device's best rates: bytes copied, matrix products and dispatches per second."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ REPEATS = 7
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Rates of a device, by what measured them; ``copy`` and ``flops`` are the best of each."""
+    """A device's rates, by the way of measuring. ``copy`` and ``flops`` are the best of each."""
 
     copies: dict[str, float]  # bytes per second, read and written
     products: dict[str, float]  # floating-point operations per second of a large matrix product
-    dispatch: float  # seconds of a dispatch behind a barrier that does next to nothing
+    dispatch: float  # seconds of a nearly empty dispatch behind a barrier
 
     @property
     def copy(self) -> float:
-        """Bytes per second that a large copy reads and writes."""
+        """Returns the bytes per second that a large copy reads and writes."""
         return max(self.copies.values())
 
     @property
     def flops(self) -> float:
-        """Operations per second of a large product with results as exact as ours: tf32 where there are matrix units."""
+        """Returns the operations per second of a large product, in tf32 where there are matrix units."""
         return self.products.get("torch tf32") or max(self.products.values())
 
     def lines(self) -> list[str]:
-        """What was measured, as text."""
+        """Formats the rates as text."""
         copies = ", ".join(f"{rate / 1e9:,.0f} by {name}" for name, rate in self.copies.items())
         products = ", ".join(f"{rate / 1e12:,.2f} by {name}" for name, rate in self.products.items())
         return [
@@ -49,7 +49,7 @@ class Ceilings:
 
 
 def measure(core: Core, device: _core.Device, products: bool = True) -> Ceilings:
-    """The ceilings of an open device; by PyTorch too, where it is installed and knows the device."""
+    """Measures an open device; also by PyTorch, if that is installed and knows the device."""
     on_gpu = device.info["backend"] != "cpu"
     nbytes = (512 if on_gpu else 64) << 20
     copies = {"zincmetal's add kernel": _add_rate(core, device, nbytes)}
@@ -63,7 +63,7 @@ def measure(core: Core, device: _core.Device, products: bool = True) -> Ceilings
 
 
 def _add_rate(core: Core, device: _core.Device, nbytes: int) -> float:
-    """Bytes per second of c = a + b, each of ``nbytes``."""
+    """Measures the bytes per second of c = a + b, each of ``nbytes`` bytes."""
     width = 65536
     buffers = [device.alloc(nbytes) for _ in range(3)]
     values = np.random.default_rng(1).standard_normal(nbytes // 4, np.float32)
@@ -83,7 +83,7 @@ def _empty_dispatch(core: Core, device: _core.Device) -> float:
 
 
 def _device_seconds(device: _core.Device, dispatches: list[BoundDispatch]) -> float:
-    """Seconds of the dispatches on the device, the median of several runs."""
+    """Returns the seconds of the dispatches on the device, the median of several runs."""
     times = [device.run(dispatches) for _ in range(REPEATS)]
     return median(times)
 

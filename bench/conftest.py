@@ -1,4 +1,4 @@
-"""Options of `pytest bench`, and the table that it ends with."""
+"""The options of `pytest bench`, and its table of results."""
 
 from __future__ import annotations
 

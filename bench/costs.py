@@ -1,4 +1,4 @@
-"""What a dispatch of a plan must move and compute: the two numbers of its roofline."""
+"""Computes the bytes and operations of a plan's dispatch, the two numbers of its roofline."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Costs:
         self._plan, self._cfg, self._page, self._pos = plan, cfg, page, pos
 
     def of(self, d: Dispatch) -> Cost:
-        """The cost of one dispatch.
+        """Returns the cost of one dispatch.
 
-        Weights as :meth:`Plan.weight_reads` counts them; activations and recurrent states whole, of a K/V cache the
-        positions that the rows see or write. Index arrays of routing count whole.
+        Weights count as in :meth:`Plan.weight_reads`. Activations, recurrent states and routing's index arrays count
+        whole; of a K/V cache, the positions that the rows see or write.
         """
         weights = self._plan.weights_of(d)
         return Cost(sum(weights.values()) + sum(self._moved(d)), self._flops(d, weights))
 
     def _moved(self, d: Dispatch) -> Iterator[int]:
-        """Bytes of what is no weight: each operand once for reading and once for writing."""
+        """Counts the bytes of operands that are no weights, once for reading and once for writing."""
         seen = {(a.operand, a.mode): r for a, r in zip(d.launch.args, d.regions, strict=True)}
         for (operand, mode), region in seen.items():
             if isinstance(operand, Value):
@@ -66,19 +66,19 @@ class Costs:
         return 0
 
     def _pairs(self, window: int) -> int:
-        """(row, key) pairs that attention looks at."""
+        """Counts the (row, key) pairs that attention sees."""
         return sum(min(self._pos + t + 1, window or self._length) for t in range(self._plan.rows))
 
 
 def _used(op: Op, w: Weight) -> int:
-    """Weights of a matrix, or of the experts of a row."""
+    """Counts the weights of a matrix, or of a row's experts."""
     if len(w.shape) < 3:
         return prod(w.shape)
     return prod(w.shape[1:]) * op.value("ids").width
 
 
 def shape_of(plan: Plan, d: Dispatch) -> str:
-    """The shape of a product: "8192+4096x2048", "8of256x512x2048"; of other dispatches an empty text."""
+    """Formats a product's shape: "8192+4096x2048", "8of256x512x2048"; "" for other dispatches."""
     matrices = [w for w in plan.weights_of(d) if len(w.shape) > 1]
     if not d.launch.kernel.startswith(("mul_", "moe_m")) or not matrices:
         return ""

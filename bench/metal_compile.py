@@ -1,9 +1,9 @@
-"""Compiles every kernel with Apple's tools, for GPUs that need not be there: `python bench/metal_compile.py OUT`.
+"""Compiles every kernel with Apple's tools, for all GPUs: `python bench/metal_compile.py OUT`.
 
-Needs a Mac with Xcode's Metal compiler, and no GPU. Three steps, each of which goes on after a failure, so that one run
-has every message: each file of kernels/ by each language version, with all warnings; a metallib of them; and machine
-code of every kernel for every Apple GPU (`metal-tt`, which reads a script of pipelines). OUT holds the metallib, the
-archives and `messages.json`: step, status and the tool's words. The exit status is 1 where a kernel was refused.
+Needs a Mac with Xcode's Metal compiler, and no GPU. There are three steps: compile each file of kernels/ in each
+language version, with all warnings; make a metallib; make machine code of every kernel for every Apple GPU (`metal-tt`,
+which reads a script of pipelines). A step goes on after a failure, so that one run has all messages. OUT holds the
+metallib, the archives and `messages.json`: step, status and the tool's words. Exit status 1: a kernel was refused.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 KERNELS = Path(__file__).parents[1] / "kernels"
-SHIPPED = "metal3.1"  # as csrc/metal and cmake/Metal.cmake compile
+SHIPPED = "metal3.1"  # as in csrc/metal and cmake/Metal.cmake
 LANGUAGES = (SHIPPED, "metal3.2", "metal4.0")
 OPTIONS = ("-mmacosx-version-min=14.0", "-fno-fast-math", "-Weverything", "-Wno-c++98-compat", "-Wno-c++17-extensions")
-# GPUs by the names of Apple's tools: g the base chip, s Pro and Max. A compiler knows those up to its own year.
+# GPUs by Apple's names: g is the base chip, s Pro and Max. A compiler knows the GPUs up to its own year.
 GPUS = {
     "M1": ("applegpu_g13g", "applegpu_g13s"),
     "M2": ("applegpu_g14g", "applegpu_g14s"),
@@ -32,14 +32,14 @@ GPUS = {
     "M4": ("applegpu_g16g", "applegpu_g16s"),
     "M5": ("applegpu_g17g", "applegpu_g17s"),
 }
-# What tools say of a language version or GPU that they do not know.
+# The tools' words for a language version or GPU that they do not know.
 UNKNOWN = re.compile(r"invalid value|(unknown|unsupported|invalid|unrecognized) (target |gpu )?arch", re.IGNORECASE)
 LABEL, LIBRARY = "zincmetal", "zincmetal.metallib"
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a tool said: ``step`` names what it did; ``status`` is its exit status."""
+    """A tool's message. ``step`` names its work; ``status`` is its exit status."""
 
     step: str
     status: int
@@ -47,7 +47,7 @@ class Message:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compile everything; the exit status."""
+    """Compiles everything; returns the exit status."""
     args = parser().parse_args(argv)
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Makes the parser of the command line."""
     p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     p.add_argument("out", type=Path, metavar="OUT", help="folder for what is made")
     p.add_argument("--kernels", nargs="*", metavar="NAME", help="machine code of these alone (default: all)")
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def kernel_names() -> list[str]:
-    """Every kernel, from the table that the CPU's build of the same sources registers."""
+    """Lists every kernel by the table in the CPU's build of the same sources."""
     from zincmetal.device import backend
 
     device = backend.load("cpu").Device(native=False)
@@ -76,7 +76,7 @@ def kernel_names() -> list[str]:
 
 
 def pipelines_script(names: Iterable[str]) -> dict[str, Any]:
-    """The pipelines of these kernels as `metal-tt` reads them (.mtlp-json)."""
+    """Makes the script of these kernels' pipelines for `metal-tt` (.mtlp-json)."""
     return {
         "libraries": {"paths": [{"label": LABEL, "path": f"./{LIBRARY}"}]},
         "pipelines": {"compute_pipelines": [{"compute_function": f"alias:{LABEL}#{name}"} for name in names]},
@@ -84,7 +84,7 @@ def pipelines_script(names: Iterable[str]) -> dict[str, Any]:
 
 
 def steps(out: Path, sources: Sequence[Path], kernels: Sequence[str] | None) -> Iterator[Message]:
-    """Every step's message, in the order in which they are done. Sources compile where zincmetal is not installed."""
+    """Runs the steps; yields each message. The first step does not need zincmetal to be installed."""
     jobs = [(language, source) for language in LANGUAGES for source in sources]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(lambda job: compile_source(out, *job), jobs)
@@ -103,7 +103,7 @@ def steps(out: Path, sources: Sequence[Path], kernels: Sequence[str] | None) -> 
 
 
 def compile_source(out: Path, language: str, source: Path) -> Message:
-    """A source file to Apple's intermediate representation."""
+    """Compiles a source file to Apple's intermediate representation."""
     target = air(out, language, source)
     target.parent.mkdir(exist_ok=True)
     step = f"{language} {source.name}"
@@ -111,18 +111,18 @@ def compile_source(out: Path, language: str, source: Path) -> Message:
 
 
 def air(out: Path, language: str, source: Path) -> Path:
-    """Where the compiled source lies."""
+    """Returns the path of the compiled source."""
     return out / language / f"{source.stem}.air"
 
 
 def translate(out: Path, chip: str, gpu: str) -> Message:
-    """Machine code of every pipeline of the script, for one GPU."""
+    """Makes machine code of every pipeline of the script, for one GPU."""
     inputs = (LIBRARY, "zincmetal.mtlp-json")
     return tool(f"{chip} {gpu}", "metal-tt", "-arch", gpu, *inputs, "-o", f"{gpu}.binary.metallib", cwd=out)
 
 
 def tool(step: str, name: str, *args: str, cwd: Path | None = None) -> Message:
-    """Run one of Xcode's tools."""
+    """Runs one of Xcode's tools."""
     command = ["xcrun", "-sdk", "macosx", name, *args]
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", check=False)
@@ -132,13 +132,13 @@ def tool(step: str, name: str, *args: str, cwd: Path | None = None) -> Message:
 
 
 def refused(message: Message) -> bool:
-    """Whether a kernel did not compile. A language version or GPU that these tools do not know is not the kernel's."""
+    """Whether a kernel was refused. An unknown language version or GPU is not the kernel's fault."""
     optional = not message.step.startswith((SHIPPED, "metallib"))
     return message.status != 0 and not (optional and UNKNOWN.search(message.words))
 
 
 def line(message: Message) -> str:
-    """A message for the log."""
+    """Formats a message for the log."""
     how = "ok" if message.status == 0 else "REFUSED" if refused(message) else "not known to these tools"
     return "\n    ".join([f"{message.step}: {how}", *message.words.splitlines()])
 

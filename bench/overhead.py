@@ -1,4 +1,4 @@
-"""What Python costs per token: stream_generate beside a bare loop of decode_step, in one process.
+"""Measures Python's cost of a token: stream_generate beside a bare loop of decode_step, in one process.
 
     python bench/overhead.py [FILE.gguf] [--threads 2] [--rounds 15] [--tokens 96] [--json]
 
@@ -27,7 +27,7 @@ PROMPT = "Once upon a time there was"
 
 
 class TimedCore:
-    """A core that notes when decode_step was called and when it returned."""
+    """A core that records the times of calls and returns of decode_step."""
 
     def __init__(self, core: Any) -> None:
         self._core, self.called, self.returned = core, list[float](), list[float]()
@@ -43,7 +43,7 @@ class TimedCore:
 
 
 def bare(model: zincmetal.Model, ids: list[int], n: int, ahead: bool) -> None:
-    """The first n tokens after the prompt, by decode_step alone."""
+    """Makes the first n tokens after the prompt by decode_step alone."""
     engine = model.engine
     token, step = engine.prefill(ids), engine.core.decode_step
     steps, plan = engine.steps, engine.program(1).compiled
@@ -52,13 +52,13 @@ def bare(model: zincmetal.Model, ids: list[int], n: int, ahead: bool) -> None:
 
 
 def streamed(model: zincmetal.Model, ids: list[int], n: int) -> None:
-    """The same by stream_generate."""
+    """Makes the same tokens by stream_generate."""
     for _ in model.stream_generate(ids, max_tokens=n + 1):
         pass
 
 
 def timed(model: zincmetal.Model, run: Callable[[], None]) -> tuple[float, float]:
-    """Wall time a token, and the median time between two steps, in microseconds."""
+    """Returns the wall time of a token, and the median time between two steps, in microseconds."""
     model.reset()
     engine = model.engine
     core, steps = engine.core, TimedCore(engine.core)
@@ -82,7 +82,7 @@ def main() -> None:
         model.tokenizer.eog_ids = frozenset()  # both run the same number of steps
         ids, ahead, n = model.tokenize(PROMPT), bool(model.device.info["asynchronous"]), args.tokens
         ways = (lambda: streamed(model, ids, n), lambda: bare(model, ids, n, ahead))
-        ways[0]()  # records the plans, touches the pages
+        ways[0]()  # to record the plans and touch the pages
         rounds = []
         for i in range(args.rounds):
             first = i % 2

@@ -1,7 +1,7 @@
-"""Products of weights with one row, as decode has them, on weights that no cache holds.
+"""Products of weights with one row, as in decode, on weights that no cache holds.
 
-A recording launches a product again and again, behind a barrier each time, on one copy of the weights after another
-(or on other experts of the same tensors), so that every byte comes from memory. Launches are those that a plan has.
+A recording launches a product many times, each behind a barrier, on one copy of the weights after another (or on other
+experts of the same tensors). So every byte comes from memory. The launches are a plan's.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from zincmetal.plan.plan import ARENA, Plan
 from zincmetal.plan.target import Target
 from zincmetal.plan.tuning import SPLITS, Split
 
-MIN_DISPATCHES = 64  # of a recording, so that starting it is shared
+MIN_DISPATCHES = 64  # dispatches of a recording: they share the cost of its start
 REPEATS = 7
 
 
 @dataclass(frozen=True)
 class Product:
-    """The operations of one product, and how often they can be repeated on bytes of their own."""
+    """A product: its operations, and how often they repeat on other bytes."""
 
     id: str
-    kernel: str  # that a split is for
+    kernel: str  # the kernel whose split is measured
     weights: tuple[Weight, ...]
 
     def turns(self) -> int:
-        """How many of these read every weight once: 1 but for a mixture."""
+        """Returns how many repetitions read every weight once: 1, or more for a mixture."""
         return 1
 
     def ops(self, copy: int, turn: int) -> list[Op]:
-        """The operations on copy ``copy`` of the weights."""
+        """Makes the operations on copy ``copy`` of the weights."""
         raise NotImplementedError
 
     def outs(self) -> list[int]:
-        """How many floats each output has."""
+        """Returns the number of floats of each output."""
         return [w.shape[0] for w in self.weights]
 
     def _copy(self, copy: int) -> list[Weight]:
@@ -62,7 +62,7 @@ X, RESIDUAL, OUT = "x", "residual", "out"
 
 @dataclass(frozen=True)
 class Linear(Product):
-    """W x, one dispatch for each of several matrices, none of which waits for another."""
+    """W x for several matrices, a dispatch each; none waits for another."""
 
     add: bool = False
 
@@ -77,7 +77,7 @@ class Linear(Product):
 
 @dataclass(frozen=True)
 class Stack(Product):
-    """The same in one dispatch."""
+    """W x for several matrices in one dispatch."""
 
     def ops(self, copy: int, turn: int) -> list[Op]:
         weights = self._copy(copy)
@@ -111,7 +111,7 @@ class GateUp(Product):
 
 @dataclass(frozen=True)
 class DownMix(Product):
-    """residual + the weighted sum of the down projections of 8 experts, and of a shared one where there is a second."""
+    """residual + the weighted sum of the down projections of 8 experts, and of a shared expert if there is one."""
 
     def turns(self) -> int:
         return self.weights[0].shape[0] // N_USED
@@ -129,7 +129,7 @@ class DownMix(Product):
 
 
 def linear(qtype: QuantType, *ms: int, k: int, add: bool = False) -> Linear:
-    """Matrices of these numbers of rows, one dispatch each."""
+    """Makes the product of matrices with these numbers of rows, a dispatch each."""
     weights = tuple(Weight(f"w{i}", qtype, (m, k)) for i, m in enumerate(ms))
     kernel = f"mul_mv{'_add' * add}_{qtype.name}"
     what = "two dispatches" if len(ms) > 1 else "add" if add else ""
@@ -137,19 +137,19 @@ def linear(qtype: QuantType, *ms: int, k: int, add: bool = False) -> Linear:
 
 
 def stack(qtype: QuantType, *ms: int, k: int) -> Stack:
-    """The same in one."""
+    """Makes the product of matrices with these numbers of rows, in one dispatch."""
     weights = tuple(Weight(f"w{i}", qtype, (m, k)) for i, m in enumerate(ms))
     return Stack(_id(qtype, f"{'+'.join(map(str, ms))}x{k}", "stacked"), f"mul_mv_stack_{qtype.name}", weights)
 
 
 def gate_up(qtype: QuantType, n_expert: int, m: int, k: int) -> GateUp:
-    """Gate and up of 8 of ``n_expert`` experts."""
+    """Makes gate and up of 8 of ``n_expert`` experts."""
     weights = tuple(Weight(name, qtype, (n_expert, m, k)) for name in ("gate", "up"))
     return GateUp(_id(qtype, f"{N_USED}of{n_expert}x{m}x{k}", "gate/up"), f"moe_mv_swiglu_{qtype.name}", weights)
 
 
 def down_mix(qtype: QuantType, n_expert: int, m: int, k: int, shared: QuantType | None = None) -> DownMix:
-    """Down of 8 of ``n_expert`` experts, mixed; ``shared`` is the type of a shared expert of the same width."""
+    """Makes down of 8 of ``n_expert`` experts, mixed. ``shared`` is the type of a shared expert of the same width."""
     weights = [Weight("down", qtype, (n_expert, m, k))]
     kernel, what = f"moe_mv_mix_{qtype.name}", "down/mix"
     if shared:
@@ -166,7 +166,7 @@ def _id(qtype: QuantType, shape: str, what: str) -> str:
 
 
 class Lab:
-    """An open device, on which products run."""
+    """An open device that runs products."""
 
     def __init__(self) -> None:
         self.core, self.device = backend.open_device()
@@ -177,7 +177,7 @@ class Lab:
         self.kernels = set(self.device.kernel_names())
 
     def skip_unless_built(self, kernel: str, split: Split) -> None:
-        """Ends a test of a split for which there is no instance, or too few threads of one."""
+        """Skips a test if the split has no instance, or the instance takes too few threads."""
         usual = self.core.shapes()["MOE_MIX_ROWS" if "_mix" in kernel else "MUL_MV_ROWS"]
         name = kernel if split.rows == usual else f"{kernel}_r{split.rows}"
         if name not in self.kernels:
@@ -187,17 +187,17 @@ class Lab:
             pytest.skip(f"{name} takes {most} threads")
 
     def row_variants(self, kernel: str) -> list[int]:
-        """The numbers of rows, beside the usual one, of which this build has an instance."""
+        """Lists the numbers of rows of this build's instances, without the usual one."""
         return [rows for rows in range(1, 33) if f"{kernel}_r{rows}" in self.kernels]
 
     def may_round_otherwise(self, kernel: str) -> bool:
-        """Whether instances of a kernel may add in another order: mixes by other threads, native ones and others."""
+        """Whether instances of a kernel may add in another order: mixes with other threads, and native kernels."""
         native = self.device.info["features"].get("native kernels", "0 of")
         return "_mix" in kernel or not native.startswith("0 of")
 
 
 class Loaded:
-    """A product with random weights on a device: enough copies that a round over them is more than a cache holds."""
+    """A product with random weights on a device, in so many copies that no cache holds them all."""
 
     def __init__(self, lab: Lab, product: Product) -> None:
         self.lab, self.product = lab, product
@@ -215,7 +215,10 @@ class Loaded:
         self._values: dict[str, NDArray[Any]] = {}
 
     def plan(self, split: Split | None = None, n: int | None = None) -> Plan:
-        """``n`` times the product (default: whole rounds, MIN_DISPATCHES or more), by default as models launch it."""
+        """Records the product ``n`` times, by default whole rounds of MIN_DISPATCHES or more.
+
+        Without ``split`` the launches are those of a model.
+        """
         tuned = {self.product.kernel: split} if split else SPLITS.get(self.lab.backend, {})
         target = replace(Target.of_kernels(self.lab.core), splits=tuned)
         lowering = Lowering(target, None, "f16")  # type: ignore[arg-type]  # no product asks for the configuration
@@ -235,7 +238,7 @@ class Loaded:
         return Region("weights", int(copy) * sum(self._sizes) + sum(self._sizes[:i]), self._sizes[i])
 
     def ready(self, made: Plan) -> list[Any]:
-        """The dispatches of a plan, with the activations that they read."""
+        """Makes the dispatches of a plan ready, with their activations."""
         arena = self.lab.device.alloc(made.arena_bytes)
         image = np.zeros(made.arena_bytes, np.uint8)
         for d in made.dispatches:
@@ -248,7 +251,7 @@ class Loaded:
         return [plan.ready(d, buffers.__getitem__) for d in made.dispatches]
 
     def activation(self, name: str, n: int = 0) -> NDArray[Any]:
-        """What all plans find under a name: ``n`` floats, or the ids of a turn, which no other turn has."""
+        """Returns the activation of a name, the same for all plans: ``n`` floats, or a turn's own ids."""
         if name not in self._values:
             if name.startswith("ids."):
                 order = np.random.default_rng(11).permutation(self.product.weights[0].shape[0])
@@ -259,22 +262,22 @@ class Loaded:
         return self._values[name]
 
     def has(self, name: str) -> bool:
-        """Whether some plan so far asked for this activation."""
+        """Whether a plan has asked for this activation."""
         return name in self._values
 
     def outputs(self, split: Split | None = None) -> NDArray[np.float32]:
-        """What the product once gives, all outputs one after the other."""
+        """Runs the product once; returns all outputs, one after the other."""
         self._out.write(np.full(self._out.nbytes, 0xFF, np.uint8))
         self.lab.device.run(self.ready(self.plan(split, n=1)))
         return self._out.read().view(np.float32)
 
     @cached_property
     def usual_outputs(self) -> NDArray[np.float32]:
-        """What the product gives as this device launches it."""
+        """The outputs of the product as this device launches it."""
         return self.outputs()
 
     def recording(self, split: Split | None = None) -> Recording:
-        """The product many times over, ready to run."""
+        """Makes the product ready to run many times."""
         made = self.plan(split)
         dispatches = self.ready(made)
         return Recording(self, made, dispatches, len(dispatches) // len(self.product.ops(0, 0)))
@@ -282,7 +285,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Recording:
-    """Dispatches that are ``n`` times a product."""
+    """The dispatches of ``n`` times a product."""
 
     of: Loaded
     plan: Plan
@@ -291,17 +294,17 @@ class Recording:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of weights that one product reads."""
+        """Returns the bytes of weights that one product reads."""
         return sum(self.plan.weight_bytes().values()) // self.n
 
     def run(self) -> float:
-        """Seconds that the device took."""
+        """Runs the dispatches; returns the device's seconds."""
         seconds: float = self.of.lab.device.run(self.dispatches)
         return seconds
 
 
 def summary(recording: Recording, seconds: Sequence[float], copy: float, outputs: str) -> dict[str, Any]:
-    """One row of the table: microseconds of a product, GB/s of weights and their share of a copy's."""
+    """Makes a row of the table: microseconds of a product, GB/s of weights, and their share of a copy's."""
     launch, product = recording.plan.dispatches[0].launch, recording.of.product
     each = median(seconds) / recording.n
     rate = recording.nbytes / each
@@ -320,7 +323,7 @@ def summary(recording: Recording, seconds: Sequence[float], copy: float, outputs
 
 
 def shapes_35b() -> Iterator[Product]:
-    """What a token of Qwen3.6-35B-A3B meets, in the types of UD-Q4_K_XL: projections, head, experts."""
+    """Yields the products of a token of Qwen3.6-35B-A3B, in the types of UD-Q4_K_XL: projections, head, experts."""
     q8_0 = quants.by_name("q8_0")
     yield linear(q8_0, 248320, k=2048)
     yield linear(q8_0, 8192, k=2048)
@@ -337,7 +340,7 @@ def shapes_35b() -> Iterator[Product]:
 
 
 def shapes_8b() -> Iterator[Product]:
-    """The same of a dense model, Qwen3-8B as Q4_K_M, but for gate and up."""
+    """Yields the products of Qwen3-8B as Q4_K_M, without gate and up."""
     q4_k, q6_k = quants.by_name("q4_k"), quants.by_name("q6_k")
     yield stack(q4_k, 4096, 1024, 1024, k=4096)
     yield linear(q4_k, 4096, k=4096, add=True)
@@ -347,7 +350,7 @@ def shapes_8b() -> Iterator[Product]:
 
 
 def shapes_smollm2() -> Iterator[Product]:
-    """The same of SmolLM2-135M: feed-forward, attention, tied output."""
+    """Yields the products of SmolLM2-135M: feed-forward, attention, tied output."""
     q4_1 = quants.by_name("q4_1")
     yield linear(q4_1, 1536, k=576)
     yield linear(q4_1, 576, k=576)

@@ -1,13 +1,14 @@
-"""Every kernel of a model's decode and prefill against its roofline, as a table, JSON and a plot.
+"""Compares every kernel of a model's decode and prefill with its roofline: a table, JSON and a plot.
 
     python bench/roofline.py FILE.gguf --out results      # roofline.json, roofline.png
     python bench/roofline.py --plot results/roofline.json # the plot alone, of another machine's figures
 
-Whole-model figures first: tokens per second of a prompt and of greedy decode, dispatches, megabytes. Then each plan's
-dispatches, timed one by one by the device (the median of several passes), summed by kernel and shape. A class's roof is
-the larger of two times: its bytes at the speed of the copy that was measured in the same run, and its operations at the
-speed of a matrix product. Weights, activations and states count once each; what a cache saves is not known to it.
-"Bound" is what the largest of these and of a bare dispatch's cost is, or "latency" where the time is over twice that.
+First come figures of the whole model: tokens per second of a prompt and of greedy decode, dispatches, megabytes. Then
+each plan's dispatches, timed one by one by the device (the median of several passes), summed by kernel and shape. The
+roof of such a class is the larger of two times: its bytes at the speed of a copy, its operations at the speed of a
+matrix product, both measured in the same run. Weights, activations and states count once each; savings by a cache are
+not counted. "Bound" names the largest of bytes, operations and the cost of a bare dispatch, or "latency" if the time is
+over twice that.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from costs import Costs, shape_of
 from zincmetal.plan.plan import Plan
 
 PASSES = 5
-START = 16  # tokens of the prompt where decode is timed from the start of a context, too
+START = 16  # prompt tokens if decode is also timed from the start of a context
 
 
 @dataclass
 class Class:
-    """Dispatches of one kernel and shape: sums over a step. Times in microseconds."""
+    """The dispatches of one kernel and shape, summed over a step. Times are in microseconds."""
 
     kernel: str
     shape: str
@@ -45,11 +46,11 @@ class Class:
     flops: int = 0
 
     def roof_us(self, roof: Ceilings) -> float:
-        """The time that bytes and operations take at best."""
+        """Returns the least time of the bytes and operations."""
         return max(self.nbytes / roof.copy, self.flops / roof.flops) * 1e6
 
     def bound(self, roof: Ceilings) -> str:
-        """What the time is made of."""
+        """Returns the part that bounds the time."""
         bounds = {
             "memory": self.nbytes / roof.copy * 1e6,
             "arithmetic": self.flops / roof.flops * 1e6,
@@ -59,7 +60,7 @@ class Class:
         return "latency" if self.us > 2 * bounds[largest] else largest
 
     def row(self, roof: Ceilings) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the class as JSON has it."""
         roof_us = self.roof_us(roof)
         share = roof_us / self.us if self.us else 0.0
         return {**asdict(self), "roof_us": roof_us, "share": share, "bound": self.bound(roof)}
@@ -69,9 +70,7 @@ class Class:
 
 
 def classes(model: zincmetal.Model, plan: Plan, pos: int, ids: list[int]) -> list[Class]:
-    """The plan's dispatches in a step of ``ids`` at ``pos``, by themselves, summed by kernel and shape, the longest
-    first.
-    """
+    """Times each dispatch of the plan in a step of ``ids`` at ``pos``; sums by kernel and shape, longest first."""
     passes = [model.time_dispatches(ids, pos) for _ in range(PASSES + 1)][1:]
     costs, found = Costs(plan, model.config, model.engine.planner.target.page, pos), dict[tuple[str, str], Class]()
     for timed in zip(*passes, strict=True):
@@ -86,7 +85,7 @@ def classes(model: zincmetal.Model, plan: Plan, pos: int, ids: list[int]) -> lis
 
 
 def timed_prefill(model: zincmetal.Model, ids: list[int]) -> dict[str, float]:
-    """Seconds of the host and of the device for the prompt, medians."""
+    """Times the prompt: median seconds of the host and of the device."""
 
     def once() -> tuple[float, float]:
         model.reset()
@@ -100,7 +99,7 @@ def timed_prefill(model: zincmetal.Model, ids: list[int]) -> dict[str, float]:
 
 
 def decode(model: zincmetal.Model, ids: list[int], n: int) -> tuple[float, float]:
-    """Seconds of the host and of the device for ``n`` greedy tokens after the prompt, as generation makes them."""
+    """Times ``n`` greedy tokens after the prompt, as generation makes them: seconds of the host and of the device."""
     model.reset()
     engine = model.engine
     token = engine.prefill(ids)
@@ -112,14 +111,14 @@ def decode(model: zincmetal.Model, ids: list[int], n: int) -> tuple[float, float
 
 
 def timed_decode(model: zincmetal.Model, ids: list[int], n: int) -> dict[str, float]:
-    """The median of three runs, after one that is not counted."""
+    """Returns the median of three runs, after one that is not counted."""
     decode(model, ids, n)
     wall, gpu = (median(column) for column in zip(*(decode(model, ids, n) for _ in range(3)), strict=True))
     return {"tokens": n, "seconds": wall, "device_seconds": gpu, "tokens_per_second": n / wall}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All figures, as JSON has them."""
+    """Measures all figures; returns them as JSON has them."""
     with zincmetal.load(args.file, context=args.context, device=args.device, threads=args.threads) as model:
         roof = ceilings.measure(model.engine.core, model.device)
         rng = np.random.default_rng(3)
@@ -144,7 +143,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def part(whole: dict[str, float], plan: Plan, found: list[Class], roof: Ceilings) -> dict[str, Any]:
-    """One plan's figures."""
+    """Returns one plan's figures."""
     return {
         "whole": whole,
         "dispatches": len(plan.dispatches),
@@ -159,7 +158,7 @@ def part(whole: dict[str, float], plan: Plan, found: list[Class], roof: Ceilings
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
-    """The tables."""
+    """Formats the tables."""
     yield f"{result['file']} on {result['device']}"
     yield from result["measured"]
     for name in ("prefill", "decode"):
@@ -198,7 +197,7 @@ def _part_lines(name: str, of: dict[str, Any], copy: float) -> Iterator[str]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measures, prints and writes."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("file", nargs="?", help="a GGUF file")
     p.add_argument("--plot", type=Path, metavar="JSON", help="plot figures that were measured before")

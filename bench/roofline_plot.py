@@ -1,4 +1,4 @@
-"""The plot of bench/roofline.py: microseconds of every kernel beside those that its roofline allows."""
+"""Plots the figures of bench/roofline.py: microseconds of every kernel beside its roof."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 
 COLOURS = {"memory": "#2b6cb0", "arithmetic": "#b7791f", "launch": "#718096", "latency": "#c53030"}
 ROOF = "#1a202c"
-SMALL = 0.004  # classes with less of the time than this are one bar
+SMALL = 0.004  # classes with a smaller share of the time are one bar
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -35,7 +35,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def _rows(part: dict[str, Any]) -> list[dict[str, Any]]:
-    """The classes that can be seen, and what is left of them as one."""
+    """Returns the large classes, and one row for all others."""
     rows: list[dict[str, Any]] = part["classes"]
     total = sum(c["us"] for c in rows)
     large = [c for c in rows if c["us"] >= SMALL * total]

@@ -24,7 +24,7 @@ ROWS, OUTPUTS, KV_TYPES, BACKENDS = (
 
 
 def planner(path: str, backend_name: str, kv: str) -> Any:
-    """The planner of a file for a device of another backend: only the name differs from the CPU's facts."""
+    """Makes the planner of a file for another backend: the CPU's info, with that backend's name."""
     try:
         backend, module = import_module("zincmetal.device.backend"), import_module("zincmetal.plan.planner")
     except ImportError:  # 0.1.0 has no rooms
@@ -41,7 +41,7 @@ def planner(path: str, backend_name: str, kv: str) -> Any:
 
 
 def write_plans(folder: Path, paths: list[str]) -> None:
-    """Write every plan of the checkout on the path to ``folder``, or the error that there is none."""
+    """Writes every plan of this checkout to ``folder``, or the error if there is no plan."""
     for path in paths:
         for backend in BACKENDS:
             for kv in KV_TYPES:
@@ -57,7 +57,7 @@ def write_plans(folder: Path, paths: list[str]) -> None:
 
 
 def plans_of(checkout: Path, paths: list[str], folder: Path) -> dict[str, str]:
-    """The plans that a checkout makes, by name."""
+    """Returns the plans of a checkout, by name."""
     folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(checkout.resolve() / "python")}
     command = [sys.executable, __file__, "--write", str(folder), *paths]
@@ -66,7 +66,7 @@ def plans_of(checkout: Path, paths: list[str], folder: Path) -> dict[str, str]:
 
 
 def first_difference(old: str, new: str) -> str:
-    """Where two plans begin to differ."""
+    """Describes the first difference of two plans."""
     try:
         pairs = zip(json.loads(old)["dispatches"], json.loads(new)["dispatches"], strict=True)
         return next((f"dispatch {i}: {a} -> {b}" for i, (a, b) in enumerate(pairs) if a != b), "outside the dispatches")
@@ -75,7 +75,7 @@ def first_difference(old: str, new: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Compare two checkouts; the exit status."""
+    """Compares two checkouts; returns the exit status."""
     if argv[:1] == ["--write"]:
         write_plans(Path(argv[1]), argv[2:])
         return 0

@@ -1,13 +1,13 @@
-"""compute-sanitizer over every kernel, and over a whole prefill and decode, on an NVIDIA GPU.
+"""Runs compute-sanitizer over every kernel, and over a whole prefill and decode, on an NVIDIA GPU.
 
     python bench/sanitize.py --out results      # a log of each tool and workload; the table comes last
 
-Each tool (memcheck, racecheck, synccheck, initcheck) watches three workloads, all at the same time in processes of
-their own: "kernels", every kernel that a plan can launch, in the small cases of `python -m zincmetal.check`, on buffers
-of exactly the bytes that it may touch, of which its outputs are unwritten; "model", a prefill of 17 tokens and two
-decoded tokens of the hybrid fixture; and "planted", a faulty kernel of probe_faults.metal (in tests/csrc/msl/probes)
-that the tool must report (a build with ZINCMETAL_PROBES=ON has them). The exit status is 1 where a tool reports
-anything on the first two, or misses what was planted, or where a kernel did not run.
+Each tool (memcheck, racecheck, synccheck, initcheck) watches three workloads, at the same time in processes of their
+own. "kernels" runs every kernel that a plan can launch, in the small cases of `zincmetal check`, on buffers of exactly
+the bytes that it may touch, with unwritten outputs. "model" runs a prefill of 17 tokens and two decoded tokens of the
+hybrid fixture. "planted" runs a faulty kernel of tests/csrc/msl/probes/probe_faults.metal, which the tool must report;
+it needs a build with ZINCMETAL_PROBES=ON. The exit status is 1 if a tool reports anything on the first two, or misses a
+planted fault, or if a kernel did not run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
 FIXTURE = TESTS / "data" / "qwen35moe-q4k-q5k-q8.gguf"
-#: What each tool must find, with the workload "planted": a kernel, and whether its input is written.
+#: The fault that each tool must find with the workload "planted": a kernel, and whether its input is written.
 PLANTED = {
     "memcheck": ("probe_fault_READ_PAST_END", True),
     "racecheck": ("probe_fault_NO_BARRIER", True),
@@ -47,7 +47,7 @@ LAUNCHED = "launched: "
 
 
 def run_kernels(device: str) -> set[str]:
-    """Every case of every kernel, once; the names of the kernels that they launched."""
+    """Runs every case of every kernel once; returns the names of the launched kernels."""
     from zincmetal.check.cases import cases
     from zincmetal.device import backend
 
@@ -59,7 +59,7 @@ def run_kernels(device: str) -> set[str]:
 
 
 def run_scene(core: Any, opened: Any, scene: Any, seed: int) -> None:
-    """The launches of a scene, each behind a barrier. The host writes only what is read before it is written."""
+    """Runs the launches of a scene, each behind a barrier. The host writes only the buffers that are read first."""
     memory, buffers = scene.memory(core, seed), dict[str, Any]()
     dispatches = []
     for launch in scene.launches:
@@ -78,7 +78,7 @@ def run_scene(core: Any, opened: Any, scene: Any, seed: int) -> None:
 
 
 def run_model(device: str) -> set[str]:
-    """A prefill and two tokens of the fixture; the names of the kernels in both plans."""
+    """Runs a prefill and two tokens of the fixture; returns the names of the kernels in both plans."""
     import zincmetal
 
     with zincmetal.load(FIXTURE, context=64, device=device) as model:
@@ -90,7 +90,7 @@ def run_model(device: str) -> set[str]:
 
 
 def run_planted(device: str, tool: str) -> set[str]:
-    """The kernel that the tool must report. Its input and output are buffers of exactly what a right kernel needs."""
+    """Runs the kernel that the tool must report, on buffers of exactly the bytes that a correct kernel needs."""
     from zincmetal.device import backend
 
     kernel, written = PLANTED[tool]
@@ -110,7 +110,7 @@ def run_planted(device: str, tool: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a tool's run ended: ``reports`` is None where it came to no summary."""
+    """The end of a tool's run. ``reports`` is None if the tool wrote no summary."""
 
     tool: str
     workload: str
@@ -121,13 +121,13 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Nothing reported and nothing failed; of a planted fault: reported."""
+        """Whether nothing was reported and nothing failed; for a planted fault, whether it was reported."""
         if self.workload == "planted":
             return bool(self.reports)
         return self.reports == 0 and self.status == 0
 
     def line(self) -> str:
-        """A row of the table."""
+        """Formats a row of the table."""
         ended = "out of time" if self.status is None else "ended" if self.status == 0 else f"status {self.status}"
         found = "no summary" if self.reports is None else f"{self.reports} reports"
         verdict = "ok" if self.good else "MISSED" if self.workload == "planted" else "FAILED"
@@ -135,7 +135,7 @@ class Outcome:
 
 
 def reports_in(log: str) -> int | None:
-    """What the tool's last summary counts: errors, and hazards of racecheck; None where there is no summary."""
+    """Reads the counts of the tool's last summary: errors, and racecheck's hazards. None: there is no summary."""
     errors = re.findall(r"ERROR SUMMARY: (\d+) error", log)
     hazards = re.findall(r"RACECHECK SUMMARY: (\d+) hazards? displayed", log)
     counts = [max(map(int, found)) for found in (errors, hazards) if found]
@@ -145,7 +145,7 @@ def reports_in(log: str) -> int | None:
 def watch(tool: str, workload: str, args: argparse.Namespace) -> Outcome:
     """Runs the tool on the workload, with a log in the folder of results."""
     command = [args.sanitizer, "--tool", tool, "--print-limit", "20"]
-    if tool == "initcheck":  # the host copies whole buffers, of which kernels have written what a step has of tokens
+    if tool == "initcheck":  # the host copies whole buffers, of which kernels wrote only the rows of the step's tokens
         command += ["--check-api-memory-access", "no"]
     command += [sys.executable, __file__, "--work", workload, "--tool", tool, "--device", args.device]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
@@ -158,7 +158,7 @@ def watch(tool: str, workload: str, args: argparse.Namespace) -> Outcome:
         try:
             status = child.wait(args.limit)
         except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)  # the tool and what it watches
+            os.killpg(child.pid, signal.SIGKILL)  # the tool and the process that it watches
             child.wait()
     text = path.read_text(errors="replace")
     launched = re.findall(rf"^{LAUNCHED}(.*)$", text, re.M)
@@ -167,7 +167,7 @@ def watch(tool: str, workload: str, args: argparse.Namespace) -> Outcome:
 
 
 def main() -> int:
-    """Watch everything, print the table; the exit status."""
+    """Watches everything and prints the table; returns the exit status."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, default=Path("sanitizer"), help="folder for the logs")
     p.add_argument("--limit", type=float, default=240, help="seconds of a tool on a workload")
@@ -192,7 +192,7 @@ def main() -> int:
 
 
 def work(args: argparse.Namespace) -> int:
-    """One workload."""
+    """Runs one workload."""
     if args.work == "planted":
         launched = run_planted(args.device, args.tool)
     else:
@@ -202,18 +202,18 @@ def work(args: argparse.Namespace) -> int:
 
 
 def built_kernels(args: argparse.Namespace) -> list[str]:
-    """The kernels of the device, asked in a process of its own."""
+    """Lists the device's kernels, asked in a process of its own."""
     ask = f"from zincmetal.device import backend; print(*backend.open_device({args.device!r})[1].kernel_names())"
     return subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.split()
 
 
 def kernels_missing(launched: Iterable[str], built: Iterable[str]) -> list[str]:
-    """What was built and did not run: but for planted faults, and numbers of rows that no plan has."""
+    """Lists the built kernels that did not run, without planted faults and numbers of rows that no plan has."""
     return sorted(k for k in set(built) - set(launched) if not k.startswith("probe_") and not re.search(r"_r\d+$", k))
 
 
 def tell(outcomes: list[Outcome], built: list[str], args: argparse.Namespace) -> int:
-    """The table, what did not run, and the exit status."""
+    """Prints the table and the kernels that did not run; returns the exit status."""
     good = all(outcome.good for outcome in outcomes)
     for outcome in outcomes:
         print(outcome.line())

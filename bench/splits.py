@@ -1,12 +1,12 @@
-"""Whether another division of a kernel's work makes a whole model decode faster: what belongs in tuning.py.
+"""Measures whether another split of a kernel's work makes a whole model decode faster: then it belongs in tuning.py.
 
     python bench/splits.py FILE.gguf mul_mv_add_q8_0:rows=1,threads=512 moe_mv_swiglu_q4_k:threads=512 [--together]
 
-`pytest bench --sweep` finds splits that win by themselves; here each is tried in the model, on its backend, against the
-usual plans. All share the weights and take turns, in an order that turns round, and the usual ones run twice a round:
-what those two differ by is the noise. Prints the medians and, of the ratios round by round, the median and range; a
-split wins where its least ratio is above the largest of the noise. ``--together`` adds one with all of them. Other
-rows need a build with ``ZINCMETAL_SWEEP=ON``.
+`pytest bench --sweep` finds splits that win by themselves. Here each split is tried in the model, on its backend,
+against the usual plans. All share the weights and take turns in a rotating order. The usual plans run twice a round:
+the difference of the two is the noise. Prints the medians, and the median and range of the ratios round by round. A
+split wins if its least ratio is above the noise's largest. ``--together`` adds a side with all splits. Other rows need
+a build with ``ZINCMETAL_SWEEP=ON``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ USUAL, NOISE = "usual", "usual again"
 
 
 def parse(text: str) -> tuple[str, Split]:
-    """As "kernel:rows=1,threads=512": a row of the table. Raises ArgumentTypeError."""
+    """Reads a row of the tuning table: "kernel:rows=1,threads=512". Raises ArgumentTypeError."""
     kernel, _, numbers = text.partition(":")
     try:
         given = {name: int(n) for name, _, n in (part.partition("=") for part in numbers.split(","))}
@@ -41,9 +41,9 @@ def parse(text: str) -> tuple[str, Split]:
 
 
 def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Model:
-    """A fork whose plans have these splits beside those of its backend.
+    """Forks the model with these splits added to its backend's.
 
-    Raises UsageError where no plan changes, or the build has no such kernel.
+    Raises UsageError if decode's plan does not change, or the build has no such kernel.
     """
     backend = model.device.info["backend"]
     rows = {**tuning.SPLITS.get(backend, {}), **splits}
@@ -64,11 +64,11 @@ def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Mode
 
 
 def measure(model: zincmetal.Model, tried: Mapping[str, Mapping[str, Split]], args: argparse.Namespace) -> list[Any]:
-    """A row per side: microseconds a token, the ratio to the usual plans round by round."""
+    """Returns a row for each side: microseconds of a token, and the ratio to the usual plans round by round."""
     sides = {USUAL: model, NOISE: model, **{name: tuned(model, splits) for name, splits in tried.items()}}
     ids = [i * 7919 % model.config.n_vocab for i in range(args.prompt)]
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(args.rounds + 1):  # the first is not counted
+    for turn in range(args.rounds + 1):  # the first round is not counted
         order = list(sides)[turn % len(sides) :] + list(sides)[: turn % len(sides)]
         for name in order:
             wall, _ = decode(sides[name], ids, args.tokens)
@@ -84,7 +84,7 @@ def measure(model: zincmetal.Model, tried: Mapping[str, Mapping[str, Split]], ar
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as the table has it."""
+    """Formats a row for the table."""
     low, high = min(row["range"]), max(row["range"])
     return {
         "split": row["split"],
@@ -96,7 +96,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Load, take turns, print the table."""
+    """Loads the model, runs the sides in turn, and prints the table."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("file")
     p.add_argument("splits", nargs="+", type=lambda text: (text, parse(text)), metavar="KERNEL:rows=N,threads=N")

@@ -1,11 +1,11 @@
-"""A GGUF file with the exact shapes, types and metadata of Qwen3.6-35B-A3B UD-Q4_K_XL, and random weights.
+"""Writes a GGUF file with the shapes, types and metadata of Qwen3.6-35B-A3B UD-Q4_K_XL, and random weights.
 
     python bench/synthetic.py OUT.gguf --layers 4        # 3.2 GB; all 40 layers are 22.1 GB
     python bench/synthetic.py OUT.gguf --empty           # 40 layers that take no disk space, for memory plans
     python bench/synthetic.py OUT.gguf --tiny            # the same structure in a megabyte or two, for tests
 
-Speed and memory are those of the real model; the text is not. Weights are scaled so that activations stay of size
-one through any number of layers. The same seed gives the same bytes, and a tensor's bytes do not depend on the number
+Speed and memory are the real model's; the text is not. Weights are scaled so that activations keep size one through
+any number of layers. The same seed gives the same bytes, and a tensor's bytes do not depend on the number
 of layers. Needs the package `gguf`, which writes the header.
 """
 
@@ -44,7 +44,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a model of this family; the defaults are those of 35B-A3B."""
+    """The sizes of a model of this family; by default of 35B-A3B."""
 
     n_layer: int = 40
     n_embd: int = 2048
@@ -69,12 +69,12 @@ class Sizes:
 
     @property
     def n_channels(self) -> int:
-        """Channels of the convolution: q, k and v of an SSM layer."""
+        """Returns the channels of the convolution: q, k and v of an SSM layer."""
         return (2 * self.n_k_head + self.n_v_head) * self.d_state
 
     @property
     def d_inner(self) -> int:
-        """Width of v, z and the SSM's output."""
+        """Returns the width of v, z and the SSM's output."""
         return self.n_v_head * self.d_state
 
 
@@ -103,7 +103,7 @@ TINY = Sizes(
 
 
 def tensors(s: Sizes) -> Iterator[Weight]:
-    """Every tensor in the file's order: name, type, shape with the slowest dimension first."""
+    """Yields every tensor in the file's order, shapes with the slowest dimension first."""
     yield Weight("token_embd.weight", Q8_0, (s.n_vocab, s.n_embd))
     yield Weight("output_norm.weight", F32, (s.n_embd,))
     yield Weight("output.weight", Q8_0, (s.n_vocab, s.n_embd))
@@ -163,7 +163,7 @@ def _experts(s: Sizes, mixed: bool) -> Rows:
 
 
 def add_metadata(w: GGUFWriter, s: Sizes) -> None:
-    """The keys of a converted Qwen3.6 file, and a made-up vocabulary of the same size and kind."""
+    """Adds the keys of a converted Qwen3.6 file, and a made-up vocabulary of the same size and kind."""
     w.add_name("synthetic Qwen3.6-35B-A3B shapes, random weights")
     w.add_file_type(15)  # "mostly q4_K"
     w.add_quantization_version(2)
@@ -192,7 +192,7 @@ def add_metadata(w: GGUFWriter, s: Sizes) -> None:
 
 
 def add_vocabulary(w: GGUFWriter, s: Sizes) -> None:
-    """Byte tokens, a few merges, made-up words, the special tokens of ChatML, padding."""
+    """Adds byte tokens, a few merges, made-up words, ChatML's special tokens, and padding."""
     known = [*BYTE_OF_LETTER, *(merge.replace(" ", "") for merge in MERGES)]
     words = [f"Ġ{word}" for word in _words(s.n_text - len(known))]
     padding = [f"[PAD{i}]" for i in range(s.n_text + len(SPECIAL), s.n_vocab)]
@@ -209,7 +209,7 @@ def add_vocabulary(w: GGUFWriter, s: Sizes) -> None:
 
 
 def _words(n: int) -> list[str]:
-    """``n`` different words of three syllables."""
+    """Makes ``n`` different words of three syllables."""
     syllables = [c + v for c in "bcdfghjklmnprstvwxyz" for v in "aeiou"]
     return [syllables[i // 10000] + syllables[i // 100 % 100] + syllables[i % 100] for i in range(n)]
 
@@ -218,7 +218,7 @@ def _words(n: int) -> list[str]:
 
 
 def chunks(w: Weight, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of a tensor, piece by piece. Each tensor has a random sequence of its own."""
+    """Yields the bytes of a tensor in pieces. Each tensor has a random sequence of its own."""
     rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(w.name.encode())]))
     make = _vector_maker(w) if w.type is F32 else _block_maker(w)
     blocks = prod(w.shape) // w.type.block_size
@@ -231,7 +231,7 @@ Maker = Callable[[np.random.Generator, int], NDArray[np.uint8]]
 
 
 def _vector_maker(w: Weight) -> Maker:
-    """Float32 weights: matrices and convolutions normal, norms about one, the SSM's decay as it is trained."""
+    """Makes float32 weights: matrices and convolutions normal, norms about one, the SSM's decay as if trained."""
 
     def make(rng: np.random.Generator, n: int) -> NDArray[np.uint8]:
         if w.name.endswith("ssm_a"):  # -exp(A_log)
@@ -248,10 +248,10 @@ def _vector_maker(w: Weight) -> Maker:
 
 
 def _block_maker(w: Weight) -> Maker:
-    """Blocks of random quants; their scales come from a table, and random bits choose among them.
+    """Makes blocks of random quants. Random bits choose their scales from a table.
 
-    A product with activations of size one is of size one again. Logits get four times that: of 248,320 with less,
-    no token would stand out.
+    A product with activations of size one has size one again. Logits have size four: with less, no token of 248,320
+    would stand out.
     """
     size = (4.0 if w.name == "output.weight" else 1.0) / np.sqrt(w.shape[-1])
     deviation, centre = spread(w.type)
@@ -274,7 +274,7 @@ def _block_maker(w: Weight) -> Maker:
 
 
 def write(path: str | os.PathLike[str], s: Sizes, seed: int = 0, empty: bool = False) -> int:
-    """Write the file; its size in bytes. ``empty`` leaves the weights out: zeros, a hole where the disk allows."""
+    """Writes the file; returns its size in bytes. ``empty``: weights are zeros, and a hole if the disk allows."""
     path = Path(path)
     header = GGUFWriter(path, ARCH)
     add_metadata(header, s)
@@ -303,7 +303,7 @@ def _write_tensor(file: BinaryIO, w: Weight, seed: int, empty: bool) -> None:
 
 
 def main() -> None:
-    """Write a file and say how large it is."""
+    """Writes a file and prints its size."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("out", type=Path)
     p.add_argument("--layers", type=int, help="how many (default: 40; with --tiny 4); every 4th is full attention")

@@ -1,4 +1,4 @@
-"""The rows that benches collect, and how they are printed."""
+"""Formats the rows that benches collect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ HEADING = pytest.StashKey[list[str]]()
 
 
 def best(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of each product the usual split (its outputs are what others are compared with) and the fastest two others."""
+    """Returns for each product the usual split and the fastest two others.
+
+    The outputs of the others were compared with the usual split's.
+    """
     shown = []
     for product in dict.fromkeys(row["product"] for row in rows):
         of = [row for row in rows if row["product"] == product]
@@ -23,7 +26,7 @@ def best(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def table(rows: list[Mapping[str, Any]]) -> list[str]:
-    """Columns as wide as what stands in them; text to the left, numbers to the right."""
+    """Formats a table: columns as wide as their content, text to the left, numbers to the right."""
     names = list(rows[0])
     cells = [names, *([str(row[name]) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]

@@ -1,13 +1,12 @@
-"""Products with one row on the exact shapes of real models: `pytest bench --benchmark-json=out.json`.
+"""Times products with one row on the shapes of real models: `pytest bench --benchmark-json=out.json`.
 
     pytest bench -k 35b                          # the shapes of Qwen3.6-35B-A3B; or 8b, smollm2
     pytest bench -k 35b --sweep --table t.json   # every number of rows that was built (ZINCMETAL_SWEEP) and of threads
 
 Times are the device's own, of a recording of many dispatches behind barriers on weights that no cache holds
-(`products.py`). ``extra_info`` has microseconds of a product, GB/s of weights, and the share of the copy that was
-measured in the same run. Whatever the rows and threads, the outputs must be those of the usual ones, bit for bit; with
-other threads a mixture adds its experts in another order, and then they must agree to rounding. ZINCMETAL_DEVICE
-chooses the device.
+(`products.py`). ``extra_info`` has microseconds of a product, GB/s of weights, and their share of a copy in the same
+run. The outputs must be the usual ones, bit for bit, whatever the rows and threads. With other threads a mixture adds
+its experts in another order: then the outputs must agree to rounding. ZINCMETAL_DEVICE chooses the device.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ MIX_THREADS = (32, 96, 160, 288)  # a simdgroup for each expert, for two of them
 
 
 class DeviceClock:
-    """Seconds that the device has worked for the benchmark."""
+    """A clock that counts the device's seconds of work."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -94,7 +93,7 @@ def test_cold_product(
 
 
 def compare(lab: Lab, loaded: Loaded, split: Split) -> tuple[str, bool]:
-    """How the outputs compare with those of the usual split, and whether they may."""
+    """Compares the outputs with the usual split's; returns the result as text, and whether it is allowed."""
     want, got = loaded.usual_outputs, loaded.outputs(split)
     assert np.isfinite(want).all()
     if np.array_equal(want.view(np.uint32), got.view(np.uint32)):

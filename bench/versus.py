@@ -1,11 +1,11 @@
-"""zincmetal beside llama.cpp on the same file and threads: load, prefill, decode, memory.
+"""Compares zincmetal with llama.cpp on the same file and threads: load, prefill, decode, memory.
 
     python bench/versus.py FILE.gguf [--threads 2] [--rounds 5] [--prompt 512] [--tokens 64] [--kv f16]
 
 The two sides take turns, each run in a process of its own. Needs the package `llama-cpp-python` for the peer (or its
-sources on PYTHONPATH and LLAMA_CPP_LIB_PATH naming a folder with its libraries). Prints what was run, the medians with
-the range of each side, and the median of the ratios round by round. Any file that both sides open will do, those of
-bench/synthetic.py among them.
+sources on PYTHONPATH and LLAMA_CPP_LIB_PATH naming a folder with its libraries). Prints the set-up, the medians
+and ranges of each side, and the median of the ratios round by round. Any file that both sides open will do, also one of
+bench/synthetic.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 SIDES = ("zincmetal", "llama.cpp")
-KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # and ggml's numbers for them
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # by ggml's number
 # Larger is better, except where the unit says seconds or bytes.
 FIGURES = ("load_seconds", "prefill_tps", "decode_tps", "peak_bytes")
 #: Callbacks that the peer's library calls until the process ends.
@@ -31,7 +31,7 @@ KEPT: list[Any] = []
 
 
 def timed_zincmetal(args: argparse.Namespace) -> dict[str, float]:
-    """One run of our side; times in seconds."""
+    """Runs zincmetal once; returns its figures."""
     began = time.perf_counter()
     import numpy as np
 
@@ -56,7 +56,7 @@ def timed_zincmetal(args: argparse.Namespace) -> dict[str, float]:
 
 
 def timed_peer(args: argparse.Namespace) -> dict[str, float]:
-    """One run of llama.cpp through its Python binding's low-level calls."""
+    """Runs llama.cpp once, through its Python binding's low-level calls; returns its figures."""
     began = time.perf_counter()
     import llama_cpp
     import numpy as np
@@ -104,7 +104,7 @@ def timed_peer(args: argparse.Namespace) -> dict[str, float]:
 def figures(
     args: argparse.Namespace, began: float, loaded: float, started: float, prefilled: float, decoded: float
 ) -> dict[str, float]:
-    """The figures of one run from its time stamps."""
+    """Computes the figures of a run from its time stamps."""
     return {
         "load_seconds": loaded - began,
         "prefill_tps": args.prompt / (prefilled - started),
@@ -114,7 +114,7 @@ def figures(
 
 
 def run_side(side: str, argv: list[str]) -> dict[str, float]:
-    """One side in a fresh process."""
+    """Runs one side in a fresh process."""
     command = [sys.executable, __file__, "--side", side, *argv]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     if done.returncode:
@@ -124,7 +124,7 @@ def run_side(side: str, argv: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Take turns, print the table."""
+    """Runs the sides in turn and prints the table."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("file")
     p.add_argument("--threads", type=int, default=os.cpu_count())
@@ -151,7 +151,7 @@ def main() -> None:
 
 
 def describe(args: argparse.Namespace) -> list[str]:
-    """What is run, and on what."""
+    """Describes the run: versions, file, machine."""
     import llama_cpp
 
     from zincmetal import gguf
@@ -169,7 +169,7 @@ def describe(args: argparse.Namespace) -> list[str]:
 
 
 def cpu_name() -> str:
-    """The processor's name, where the system gives it."""
+    """Returns the processor's name, if the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

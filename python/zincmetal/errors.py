@@ -1,6 +1,6 @@
-"""Every exception that zincmetal raises on purpose. All derive from :class:`ZincError`.
+"""Exceptions that zincmetal raises on purpose. All derive from ``ZincError``.
 
-Each message names the thing that is wrong (a key, a tensor, an argument) and, where there is one, the remedy.
+Each message names the thing that is wrong: a key, a tensor, an argument. It also names the remedy, if one is known.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ class ZincError(Exception):
 
 
 class GGUFError(ZincError, ValueError):
-    """A file is not a well-formed GGUF, or asks for something that its own bytes cannot back."""
+    """Raised for a file that is no well-formed GGUF, or whose values contradict its own bytes."""
 
 
 class FileChangedError(GGUFError):
-    """A file is not what it was when it was opened: it was cut short, or written to, or cannot be read any more."""
+    """Raised for an open file that was cut short or written to, or that has become unreadable."""
 
 
 class UnsupportedModelError(ZincError, ValueError):
-    """A well-formed file holds an architecture, tensor type or option that zincmetal does not run."""
+    """Raised for a well-formed file with an architecture, quant type or option that zincmetal does not run."""
 
 
 class TokenizerError(ZincError, ValueError):
-    """The tokenizer metadata of a file is missing, inconsistent or of an unknown kind."""
+    """Raised for tokenizer metadata that is missing, inconsistent or of an unknown kind."""
 
 
 class ChatTemplateError(ZincError, ValueError):
-    """A chat template is missing, fails, or exceeds its time or memory bound."""
+    """Raised for a chat template that is missing, fails, or exceeds its bound of time or memory."""
 
 
 class DeviceError(ZincError, RuntimeError):
-    """The device is absent, refused an allocation, or failed while running a command buffer."""
+    """Raised for a device that is absent, refuses an allocation, or fails while it runs a command buffer."""
 
 
 class KernelError(DeviceError):
-    """The device cannot make a kernel (``kernels``: their names) that no other can stand in for."""
+    """Raised for kernels that the device cannot build and that have no replacement. ``kernels`` has their names."""
 
     def __init__(self, message: str, kernels: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -49,23 +49,23 @@ class KernelError(DeviceError):
 
 
 class OutOfMemoryError(DeviceError):
-    """A model needs more memory than the device can give. Raised before anything is allocated."""
+    """Raised for a model that needs more memory than the device can give, before anything is allocated."""
 
 
 class ContextFullError(ZincError, RuntimeError):
-    """The sequence has no room left for the tokens that were asked for."""
+    """Raised for a sequence without room for the tokens that were asked for."""
 
 
 class UsageError(ZincError, ValueError):
-    """A call that cannot be carried out as asked: a bad token id, a closed model, two threads at once."""
+    """Raised for a call that cannot be carried out: a bad token id, a closed model, two threads at once."""
 
 
-#: How libraries say it: the loader of shared objects, the C library, Rust's and Oniguruma's allocators.
+#: Messages of libraries without memory: the loader of shared objects, the C library, Rust, Oniguruma.
 _WORDS = ("cannot allocate memory", "failed to map segment", "fail to memory allocation", "out of memory", "bad_alloc")
 
 
 class TypedErrors(ContextDecorator):
-    """Makes OutOfMemoryError of every error that says that the host's memory has ended; lets all others through."""
+    """Context that turns every error about exhausted host memory into OutOfMemoryError. Others pass through."""
 
     def __enter__(self) -> None:
         pass
@@ -77,39 +77,39 @@ class TypedErrors(ContextDecorator):
 
 typed_errors = TypedErrors()
 REMEDY = "close other models or programs, or load the model with a smaller context"
-_WITHOUT_WORDS = OutOfMemoryError(f"the host's memory has ended; {REMEDY}")  # made while there is memory
+_WITHOUT_WORDS = OutOfMemoryError(f"the host is out of memory; {REMEDY}")  # made while there is memory
 
 
 def _words_for(error: BaseException) -> OutOfMemoryError:
-    """The error to raise instead; where there is no memory for its words either, one that was made before."""
+    """Make the error to raise instead. Without memory for its message, it is one that was made before."""
     try:
         said = f": {error}" if str(error) else ""
-        return OutOfMemoryError(f"the host's memory has ended ({type(error).__name__}{said}); {REMEDY}")
+        return OutOfMemoryError(f"the host is out of memory ({type(error).__name__}{said}); {REMEDY}")
     except MemoryError:
         return _WITHOUT_WORDS
 
 
 def memory_ended(error: BaseException) -> bool:
-    """Whether an error, of whatever type, is how something says that it got no memory."""
+    """Return True for an error, of any type, that reports exhausted host memory."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    if isinstance(error, SystemError):  # of C code that returned nothing, as it does where it could not even say so
+    if isinstance(error, SystemError):  # C code failed without an exception: it had no memory to make one
         return True
     by_library = isinstance(error, (ImportError, OSError, RuntimeError)) or type(error) is Exception
     return by_library and any(words in str(error).lower() for words in _WORDS)
 
 
 def quote(text: str, limit: int = 80) -> str:
-    """``text`` in quotes on one line, without control characters, cut to about ``limit`` characters."""
-    shown = str.__getitem__(text, slice(limit + 1))  # of whatever subclass: a plain string
+    """Quote ``text`` on one line, without control characters, cut to about ``limit`` characters."""
+    shown = str.__getitem__(text, slice(limit + 1))  # a plain string, also from a subclass of str
     return repr(shown if len(shown) <= limit else shown[:limit] + "…")
 
 
 def abbreviate(value: Any, limit: int = 60, depth: int = 3) -> str:
-    """Any value on one line of about ``limit`` characters; of arrays the first few elements. Never raises.
+    """Show any value on one line of about ``limit`` characters, an array by its first elements. Never raises.
 
-    Metadata and arguments are shown so. Of hostile ones, integers have more digits than Python converts, ``repr``
-    raises, and lists hold themselves: below ``depth`` there is only "…".
+    Messages show metadata and arguments so. Hostile values are integers with more digits than Python converts,
+    objects whose ``repr`` raises, and lists that contain themselves. Below ``depth`` levels the result is "…".
     """
     try:
         return _shown(value, limit, depth)
@@ -138,7 +138,7 @@ def _shown(value: Any, limit: int, depth: int) -> str:
 
 
 def _digits(value: int, limit: int) -> str:
-    """All digits of an integer, or how many there are."""
+    """Show the digits of an integer, or only their number if they are many."""
     bits = int.bit_length(value)
     if bits <= 3 * limit:
         return int.__repr__(value)

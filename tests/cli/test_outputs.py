@@ -81,7 +81,7 @@ def test_a_report_that_cannot_be_written(place):
 def test_a_bandwidth_that_is_none(wrong):
     done = run("plan", f"--bandwidth={wrong}")
     assert done.returncode == 2
-    assert f"error: argument --bandwidth: '{wrong}' is not a ".encode() in done.stderr
+    assert done.stderr.startswith(f"zincmetal: argument --bandwidth: '{wrong}' is not a ".encode())
     assert done.stderr.count(b"\n") == 1
 
 

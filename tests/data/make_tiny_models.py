@@ -1,4 +1,4 @@
-"""Makes qwen2-q8_0 and gemma3-q4_0 (.gguf and .npz): tiny random models and what Hugging Face gives on them.
+"""Makes qwen2-q8_0 and gemma3-q4_0 (.gguf and .npz): tiny random models, and Hugging Face's results on them.
 
 They have the format of the other reference models here: ``tokens`` int64 [96], ``prefix_lengths`` int64 [7],
 ``logprobs`` float32 [7, vocab] of the next token after each prefix, ``greedy_from_16`` int64 [48] the greedy
@@ -27,7 +27,7 @@ Tensor = tuple[str, np.ndarray, gguf.GGMLQuantizationType]
 
 
 def block(rng: np.random.Generator, i: int, kind: gguf.GGMLQuantizationType, qkv_bias: bool) -> Iterator[Tensor]:
-    """What both architectures have in block i."""
+    """Makes the tensors of block i that both architectures have."""
     n_embd, n_ff, hd = SIZES["n_embd"], SIZES["n_ff"], SIZES["head_dim"]
     n_q, n_kv = SIZES["n_head"] * hd, SIZES["n_head_kv"] * hd
     shapes = {"attn_q": (n_q, n_embd), "attn_k": (n_kv, n_embd), "attn_v": (n_kv, n_embd), "attn_output": (n_embd, n_q)}
@@ -71,7 +71,7 @@ def gemma3(writer: gguf.GGUFWriter, rng: np.random.Generator) -> Iterator[Tensor
 
 
 def write(path: Path, arch: str, tensors: object, seed: int) -> None:
-    """The file: sizes, a vocabulary of made-up tokens, quantised tensors."""
+    """Writes the file: sizes, a vocabulary of made-up tokens, quantised tensors."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(256)
     writer.add_embedding_length(SIZES["n_embd"])
@@ -95,7 +95,7 @@ def write(path: Path, arch: str, tensors: object, seed: int) -> None:
 
 
 def main() -> None:
-    """Write the files."""
+    """Writes the files."""
     for name, tensors in (("qwen2-q8_0", qwen2), ("gemma3-q4_0", gemma3)):
         path = Path(__file__).with_name(f"{name}.gguf")
         write(path, name.split("-")[0], tensors, seed=len(name))

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import zincmetal
+from zincmetal import settings
+from zincmetal.cli import main
+from zincmetal.cli.arguments import Parser
 from zincmetal.gguf import header
 from zincmetal.text.chat import template
 
@@ -48,6 +51,11 @@ def test_every_variable_of_the_code_is_documented_and_no_other():
 TEXT = {".py", ".pyi", ".cpp", ".h", ".mm", ".cu", ".metal", ".cmake", ".txt", ".sh"}
 
 
+def test_the_variables_stand_in_the_order_of_the_settings():
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| [^|]+ \|$", read("docs/environment.md"), re.MULTILINE)
+    assert rows == [variable.name for variable in settings.ALL]
+
+
 def test_the_rooms_are_the_folders_and_the_order_is_the_linters():
     table = read("docs/architecture.md").split("## The rooms")[1].split("\n## ")[0]
     lines = [re.findall(r"`(\w+)(?:/|\.py)`", cell) for cell in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)]
@@ -64,6 +72,27 @@ def test_every_metal_source_has_its_family():
         r"`(kernels/\w+\.metal)`", read("docs/architecture.md").split("| family |")[1].split("\n## ")[0]
     )
     assert sorted(sources) == sorted(name(path) for path in (ROOT / "kernels").glob("*.metal"))
+
+
+def test_the_command_page_has_every_command_and_every_option():
+    page = read("docs/command.md")
+    assert re.findall(r"^\| \[`(\w+)`\]", page, re.MULTILINE) == [command.name for command in main.COMMANDS]
+    for command in main.COMMANDS:
+        help_text = command.prepare(Parser(command.name, "")).format_help().split("\nexamples")[0]
+        options = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", help_text)) - {"-h", "--help"}
+        section = re.search(rf"^## {command.name}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+        assert section, command.name
+        assert not [option for option in options if not re.search(rf"`{option}(?: [^`]+)?`", page)], command.name
+        rows = re.findall(r"^\| (`-[^|]+) \|", section[1], re.MULTILINE)
+        shown = {option for row in rows for option in re.findall(r"`(--?[a-z][\w-]*)", row)}
+        assert shown <= options, command.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_that_the_pages_show_are_commands(page: Path):
+    known = {command.name for command in main.COMMANDS}
+    shown = re.findall(r"(?:^|[`/])zincmetal ([a-z]+)\b", page.read_text("utf-8"), re.MULTILINE)
+    assert not [command for command in shown if command not in known]
 
 
 def test_limits_in_the_threat_model():

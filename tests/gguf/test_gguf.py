@@ -304,7 +304,7 @@ def test_the_printer_on_a_bad_file(tmp_path: Path) -> None:
     for raw in (b"not a model", b.gguf([b.key("words", b.ARRAY, b.strings([b"\xff"]))])):
         result = run(write(tmp_path / "a.gguf", raw))
         assert result.returncode == 1
-        assert result.stderr.startswith("error: ")
+        assert result.stderr.startswith("zincmetal: ")
         assert "Traceback" not in result.stderr
     assert run(tmp_path / "absent.gguf").returncode == 1
 

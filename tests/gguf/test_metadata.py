@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from support import gguf_builder as b
+from support.model_files import with_keys
 from support.paths import DATA, ROOT
 from support.tiny_dense import Tiny
 from zincmetal import config, gguf
@@ -131,12 +132,12 @@ def test_other_spellings_are_the_same_key(spelled, tmp_path):
 def test_a_mixtures_normalisation_in_another_spelling(tmp_path):
     with gguf.open(DATA / "qwen3moe-q4_k_m.gguf") as file:
         for value, wrong in ((True, False), (False, True)):
-            file.metadata._add("qwen3moe.norm_top_k_prob", "bool", value)
+            other = with_keys(file, {"qwen3moe.norm_top_k_prob": value})
             if not wrong:
-                config.from_file(file)
+                config.from_file(other)
                 continue
             with pytest.raises(UnsupportedModelError, match=r"qwen3moe\.norm_top_k_prob is False"):
-                config.from_file(file)
+                config.from_file(other)
 
 
 def test_what_cannot_matter_says_nothing(tmp_path, caplog):
@@ -239,11 +240,7 @@ def test_sections_are_no_scaling(tmp_path, caplog):
 def hybrid(keys: dict[str, Any]) -> config.ModelConfig:
     """Reads the configuration of a hybrid model with these keys changed; None removes a key."""
     with gguf.open(DATA / "qwen35-q4_k_m.gguf") as file:
-        for name, value in keys.items():
-            file.metadata._add(f"qwen35.{name}", "any", value)
-            if value is None:
-                del file.metadata._values[f"qwen35.{name}"]
-        return config.from_file(file)
+        return config.from_file(with_keys(file, {f"qwen35.{name}": value for name, value in keys.items()}))
 
 
 def test_recurrent_blocks_may_have_no_heads(tmp_path, caplog):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from support import gguf_builder as b
+from zincmetal import gguf
 from zincmetal.graph.ops import Weight
 
 
@@ -41,3 +42,12 @@ def write(path: Path, keys: Mapping[str, Any], tensors: Mapping[str, Weight]) ->
     with path.open("wb") as file:
         file.write(head + bytes(-len(head) % 32))
         file.truncate(file.tell() + offset)
+
+
+def with_keys(file: gguf.File, keys: Mapping[str, Any]) -> gguf.File:
+    """The same file with other values of these keys; None takes a key away. The two share one map."""
+    metadata = gguf.Metadata()
+    for name, value in {**file.metadata, **keys}.items():
+        if value is not None:
+            metadata.add(name, "any" if name in keys else file.metadata.type_name(name), value)
+    return gguf.File(file.path, file.parts, metadata, file.tensors)

@@ -15,4 +15,4 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[renderer.Renderer]:
     made = renderer.Renderer()
     monkeypatch.setattr(template, "_renderer", made)
     yield made
-    made._stop()
+    made.stop()

@@ -48,7 +48,7 @@ def peak(fresh: rendering.Renderer) -> Iterator[list[int]]:
 
     def watch() -> None:
         while not done.wait(0.002):
-            if child := fresh._child:
+            if child := fresh.child:
                 most[0] = max(most[0], resident.resident(child.pid) or 0)
 
     thread = threading.Thread(target=watch)
@@ -97,7 +97,7 @@ def test_the_parent_bounds_time_where_no_alarm_comes(tmp_path: Path, monkeypatch
     assert rendered("{{ 1 }}") == "1"
 
 
-@pytest.mark.parametrize("way", [resident._of_proc, resident._of_ps, resident.resident])
+@pytest.mark.parametrize("way", [resident.of_proc, resident.of_ps, resident.resident])
 def test_the_memory_of_another_process(way: Any) -> None:
     code = "x = bytearray(b'1') * (64 << 20); print(flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -125,8 +125,8 @@ def test_sizes_that_are_no_sizes_are_left_alone() -> None:
 @pytest.mark.usefixtures("fresh")
 def test_a_process_that_is_killed_is_not_out_of_memory(fresh: rendering.Renderer) -> None:
     assert rendered("{{ 1 }}") == "1"
-    assert fresh._child is not None
-    timer = threading.Timer(0.1, fresh._child.kill)
+    assert fresh.child is not None
+    timer = threading.Timer(0.1, fresh.child.kill)
     timer.start()
     with pytest.raises(ChatTemplateError, match="ended its process with status -9"):
         rendered(ENDLESS)
@@ -254,7 +254,7 @@ def test_a_program_that_never_answers_is_not_waited_for(
     silent.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(silent))
     monkeypatch.setattr(rendering, "START_LIMIT", 0.2)
-    monkeypatch.setattr(rendering, "Forked", lambda settings: rendering._spawn(str(silent), settings))
+    monkeypatch.setattr(rendering, "Forked", lambda settings: rendering.spawn(str(silent), settings))
     with pytest.raises(ChatTemplateError, match="ZINCMETAL_PYTHON"):
         rendered("x")
 
@@ -266,7 +266,7 @@ def test_a_forked_process_has_the_same_bounds(fresh: rendering.Renderer, monkeyp
     idle = threading.Thread(target=time.sleep, args=(0.01,))
     idle.start()
     assert rendered(CHATML) == rendered(CHATML)
-    assert isinstance(fresh._child, rendering.Forked)
+    assert isinstance(fresh.child, rendering.Forked)
     with pytest.raises(ChatTemplateError, match="needs more than 512 MiB"):
         rendered(DOUBLING)
     monkeypatch.setattr(chat, "TIME_LIMIT", 0.3)

@@ -14,7 +14,7 @@ import pytest
 
 from support import gguf_builder as b
 from support.paths import ROOT
-from support.vocab_builder import BYTE, CONTROL, LETTERS, NORMAL, USER_DEFINED, byte_level, sentencepiece
+from support.vocab_builder import BYTE, CONTROL, LETTERS, NORMAL, USER_DEFINED, byte_level, id_of, sentencepiece
 from zincmetal import gguf
 from zincmetal.errors import TokenizerError, UsageError
 from zincmetal.text.stream import TextStream
@@ -60,7 +60,8 @@ def test_flags_of_any_width(kind: type, on: int, caplog: pytest.LogCaptureFixtur
     flags = {"add_bos_token": kind(on), "add_eos_token": kind(on)}
     tokenizer = Tokenizer.from_metadata(byte_level(bos_token_id=1, eos_token_id=2, **flags))
     assert tokenizer.encode("a") == ([1, LETTERS.index("a"), 2] if on else [LETTERS.index("a")])
-    assert Tokenizer.from_metadata(sentencepiece({}, add_space_prefix=kind(on)))._space_prefix is bool(on)
+    meta = sentencepiece({"▁a": -1.0, "▁": -2.0, "a": -3.0}, add_space_prefix=kind(on))
+    assert Tokenizer.from_metadata(meta).encode("a", add_bos=False) == [id_of(meta, "▁a" if on else "a")]
     assert messages(caplog) == []
 
 

@@ -165,14 +165,15 @@ def streamed(
 def test_stop_strings_end_a_text_where_the_first_of_them_begins() -> None:
     rng = random.Random(11)
     words = ["".join(rng.choice("abc") for _ in range(rng.randint(1, 5))) for _ in range(40)]
-    tokenizer = Tokenizer.from_metadata(byte_level(special=dict.fromkeys(words, NORMAL)))
+    meta = byte_level(special=dict.fromkeys(words, NORMAL))
+    tokenizer = Tokenizer.from_metadata(meta)
     for _ in range(1500):
         stop = tuple("".join(rng.choice("abc") for _ in range(rng.randint(2, 5))) for _ in range(rng.randint(1, 3)))
         pieces = [rng.choice(words) for _ in range(rng.randint(1, 8))]
         text = "".join(pieces)
         begins = [at for at in map(text.find, stop) if at >= 0]
         expected = (text[: min(begins)], True) if begins else (text, False)
-        as_words = [id_of({"tokenizer.ggml.tokens": tokenizer._vocab.tokens}, piece) for piece in pieces]
+        as_words = [id_of(meta, piece) for piece in pieces]
         for ids in (as_words, [LETTERS.index(c) for c in text]):
             assert streamed(tokenizer, ids, stop) == expected, (text, stop)
 

@@ -1,8 +1,9 @@
-"""The arguments of the commands: what a shell passes is a number or said to be none, in one line."""
+"""The arguments of the subcommands: the parser, the types of values, and the options that several share."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import math
 from pathlib import Path
@@ -10,13 +11,112 @@ from typing import Any, NoReturn
 
 from ..errors import UsageError, quote
 
+KV_TYPES = ("f16", "f32", "q8_0")
+LONGEST_ERROR = 240  # characters: a wrong argument may be of any length
+Group = argparse._ArgumentGroup
+
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line that begins as all errors of the command do."""
+
+    def __init__(self, prog: str, description: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse all arguments; an unknown one is an error of this subcommand, not of the whole command."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)[:LONGEST_ERROR]}{hint}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         """Say it, and end with status 2."""
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
+        line = " ".join(message.split())
+        if len(line) > LONGEST_ERROR:
+            line = line[:LONGEST_ERROR] + "…"
+        self.exit(2, f"zincmetal: {line} (see {self.prog} --help)\n")
+
+
+# ---- options that several subcommands have --------------------------------------------------------------------
+
+
+def add_model(p: Parser) -> None:
+    """The model, as a positional argument or with -m. :func:`named_model` reads it."""
+    p.add_argument(
+        "file", nargs="?", metavar="MODEL", help="a GGUF file, or any part of a split one (default: the demo model)"
+    )
+    p.add_argument("-m", "--model", metavar="FILE", help="the same as MODEL")
+
+
+def named_model(args: argparse.Namespace) -> Path | None:
+    """The file that the arguments name, or None. Raises UsageError where they name two."""
+    if args.file is not None and args.model is not None:
+        raise UsageError(f"two models are named, {quote(args.model)} and {quote(args.file)}: name one")
+    named = args.model if args.file is None else args.file
+    return None if named is None else Path(named)
+
+
+def model_path(args: argparse.Namespace) -> Path:
+    """The file that the arguments name, or the demo model. Raises UsageError where there is none."""
+    from ..hub import demo_model
+
+    return named_model(args) or demo_model()
+
+
+def add_sequence(p: Parser) -> None:
+    """The size and the type of a sequence's memory."""
+    p.add_argument(
+        "-c", "--context", type=integer, metavar="N", help="context in tokens (default: 4096 or the model's)"
+    )
+    p.add_argument(
+        "--kv", default="f16", choices=KV_TYPES, help="type of the KV cache: f16, f32 or q8_0 (default: f16)"
+    )
+
+
+def add_device(p: Parser, threads: bool = True) -> None:
+    """The device, and with ``threads`` how many of the CPU's it has."""
+    p.add_argument("--device", metavar="NAME", help="metal, cuda or cpu (default: the best that was built)")
+    if threads:
+        p.add_argument("--threads", type=integer, default=0, metavar="N", help="CPU threads (0 = all cores)")
+
+
+def add_template(group: Group) -> None:
+    """The system message, and the variables of the chat template."""
+    group.add_argument("--system", metavar="TEXT", help="the system message")
+    group.add_argument("--tools", type=Path, metavar="FILE.json", help="tools to offer: a list of JSON schemas")
+    group.add_argument("--documents", type=Path, metavar="FILE.json", help="documents to cite: a list of objects")
+    group.add_argument("--no-thinking", action="store_true", help="the same as --template-arg enable_thinking=false")
+    group.add_argument(
+        "--template-arg",
+        type=template_arg,
+        action="append",
+        default=[],
+        metavar="KEY=JSON",
+        help="a variable of the model's chat template",
+    )
+
+
+def add_sampling(group: Group) -> None:
+    """How tokens are chosen."""
+    add = group.add_argument
+    add("--temp", "--temperature", dest="temperature", type=number, metavar="T", help="temperature (0 = greedy)")
+    add("--top-k", type=integer, metavar="K", help="keep the K most probable tokens (0 = off)")
+    add("--top-p", type=number, metavar="P", help="keep the fewest tokens that reach probability P (1 = off)")
+    add("--min-p", type=number, metavar="P", help="keep tokens of at least P times the best (0 = off)")
+    add("--typical", dest="typical_p", type=number, metavar="P", help="locally typical sampling (1 = off)")
+    add("--repeat-penalty", type=number, metavar="X", help="divide the logits of repeated tokens by X (1 = off)")
+    add("--presence-penalty", type=number, metavar="X", help="subtract X from logits of repeated tokens (0 = off)")
+    add("--frequency-penalty", type=number, metavar="X", help="the same for each repetition (0 = off)")
+    add("--repeat-last-n", type=integer, metavar="N", help="tokens that the penalties look back (-1 = all)")
+    add("--logit-bias", type=bias, action="append", default=[], metavar="ID:X", help="add X to the logit of a token")
+    add("--seed", type=integer, metavar="N", help="seed of the draw (default: a new one each time)")
+
+
+# ---- types of values ------------------------------------------------------------------------------------------
 
 
 def integer(text: str) -> int:
@@ -39,10 +139,18 @@ def number(text: str) -> float:
 
 
 def positive(text: str) -> float:
-    """A number above 0 whose products with sizes are numbers too."""
+    """A number above 0 and below 1e100, so that products with sizes stay finite."""
     value = number(text)
     if not 0 < value <= 1e100:
         raise _wrong(text, "a number above 0")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A time of at least 0."""
+    value = number(text)
+    if value < 0:
+        raise _wrong(text, "a number of seconds")
     return value
 
 
@@ -67,7 +175,7 @@ def template_arg(text: str) -> tuple[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises UsageError where it holds none."""
+    """The value in a JSON file. Raises UsageError where there is none."""
     try:
         return json.loads(path.read_bytes())  # in UTF-8, -16 or -32
     except (OSError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The command line of ``python -m zincmetal.check``."""
+"""``zincmetal check``: does this machine compute what it should?"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,20 +16,37 @@ from ..check.results import FAIL, Result
 from ..errors import UsageError
 from ..hub import demo_model
 from . import check_report as report
+from .arguments import Parser, add_device, add_model, named_model, positive, seconds
+from .command import Command
 from .output import as_json, print_json, say
-from .output import command as run_command
-from .progress import bar, on_terminal
+from .progress import bar
 
 
-def main(argv: Sequence[str] | None = None, command: Sequence[str] = runner.WORKER) -> int:
-    """Check that this machine computes what it should; the exit status: 1 where something failed."""
-    args = parser().parse_args(argv)
-    return run_command(lambda: run(args, command))
+def main(argv: Sequence[str] | None = None, worker: Sequence[str] = runner.WORKER) -> int:
+    """Run ``python -m zincmetal.check``; the exit status. ``worker`` is the command that runs the checks."""
+    return replace(COMMAND, run=partial(run, worker=worker)).main(argv, "check")
 
 
-def run(args: argparse.Namespace, command: Sequence[str]) -> int:
-    """What :func:`main` does."""
-    file = args.file or _demo_model()
+def add_arguments(p: Parser) -> None:
+    """The options."""
+    add_model(p)
+    add_device(p, threads=False)
+    p.add_argument("--json", metavar="FILE", help="write everything to a file, to attach to a report (-: print it)")
+    p.add_argument("--only", action="append", default=[], metavar="PATTERN", help="run the checks of these names alone")
+    p.add_argument(
+        "--timeout", type=positive, default=runner.TIMEOUT, metavar="S", help="the most seconds of one check"
+    )
+    p.add_argument("--long", action="store_true", help="longer pauses, and a long prompt on every device")
+    p.add_argument("--soak", type=seconds, default=0.0, metavar="S", help="also decode for S seconds: memory and speed")
+    p.add_argument("--validate", action="store_true", help="run kernels and model once more under Apple's layers")
+    p.add_argument("--capture", metavar="FILE.gputrace", help="record a decode step for Xcode")
+    p.add_argument("-v", "--verbose", action="store_true", help="a line for every kernel")
+
+
+def run(args: argparse.Namespace, worker: Sequence[str] = runner.WORKER) -> int:
+    """Run the checks and print their results; the exit status is 1 where one failed."""
+    named = named_model(args)
+    file = _demo_model() if named is None else str(named)
     request = {"device": args.device, "file": file, "only": args.only, "long": args.long, "soak": args.soak}
     request["capture"] = args.capture
     if args.json not in (None, "-"):
@@ -37,11 +55,11 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     results = [report.host(file)]
     _say(report.line(results[0]), out)
     environment = {"METAL_CAPTURE_ENABLED": "1"} if args.capture else {}
-    results += _with_progress(runner.run(request, command, args.timeout, environment))
+    results += _with_progress(runner.run(request, worker, args.timeout, environment))
     results += [found for found in [report.occupancy(results)] if found]
     for way in ways(results, args.validate):
         if only := way.patterns(args.only):
-            again = runner.run({**request, "only": only, "done": []}, command, args.timeout, way.environment)
+            again = runner.run({**request, "only": only, "done": []}, worker, args.timeout, way.environment)
             results += [way.named(r) for r in _with_progress(again) if r.kind in way.kinds]
     counts = report.summary(results)
     lines = [*report.lines(results[1:], args.verbose), ", ".join(f"{n} {status}" for status, n in counts.items())]
@@ -56,7 +74,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def _say(text: str, out: TextIO) -> None:
-    """Print to where people read; beside JSON that is standard error, which may be gone."""
+    """Print to where people read: beside JSON that is standard error, which may be closed."""
     if out is sys.stderr:
         say(text)
     else:
@@ -73,19 +91,19 @@ def _write(path: str, text: str) -> None:
 
 @dataclass(frozen=True)
 class Way:
-    """Another way to run the checks of some kinds: what it is called, and the environment that makes it so."""
+    """Another way to run the checks of some kinds: its name, and the environment that makes it so."""
 
     name: str
     environment: Mapping[str, str]
     kinds: tuple[str, ...] = ("device", "source", "pipeline", "kernel", "model")
 
     def patterns(self, only: Sequence[str]) -> list[str]:
-        """Of the names that are to run: those of its kinds, all or as asked for."""
+        """The patterns of checks to run again: of its kinds, all or as asked for."""
         asked = only or [f"{kind}/*" for kind in self.kinds]
         return [pattern for pattern in asked if pattern.partition("/")[0] in self.kinds]
 
     def named(self, result: Result) -> Result:
-        """A result as one of this way."""
+        """A result with the name of this way."""
         return replace(result, name=f"{result.group} ({self.name}){result.name.removeprefix(result.group)}")
 
 
@@ -103,31 +121,13 @@ VALIDATED = Way(
 
 
 def ways(results: Sequence[Result], validate: bool) -> Iterator[Way]:
-    """What else to run on a Metal device: its kernels from text where they came from a metallib, and Apple's layers."""
+    """The other ways for a Metal device: kernels from text where they came from a metallib, and Apple's layers."""
     device: Mapping[str, Any] = next((r.outcome.figures for r in results if r.name == "device"), {})
     if device.get("backend") == "metal":
         if "metallib" in device["features"].get("kernels", ""):
             yield FROM_TEXT
         if validate:
             yield VALIDATED
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(prog="python -m zincmetal.check", description=main.__doc__)
-    p.add_argument("file", nargs="?", help="a GGUF file to make tokens with (default: the demo model, if installed)")
-    p.add_argument("--device", help="metal, cuda or cpu (default: the best that was built)")
-    p.add_argument("--json", metavar="FILE", help="write everything to a file, to attach to a report (-: print it)")
-    p.add_argument("--only", action="append", default=[], metavar="PATTERN", help="of names, as in 'kernel/mul_mv*'")
-    p.add_argument("--timeout", type=float, default=runner.TIMEOUT, metavar="S", help="longest that one check may take")
-    p.add_argument("--long", action="store_true", help="longer pauses, and a long prompt on every device")
-    p.add_argument(
-        "--soak", type=float, default=0.0, metavar="S", help="decode for so many seconds, with memory and speed"
-    )
-    p.add_argument("--validate", action="store_true", help="run kernels and model once more under Apple's layers")
-    p.add_argument("--capture", metavar="FILE.gputrace", help="record a decode step for Xcode")
-    p.add_argument("-v", "--verbose", action="store_true", help="a line for every kernel")
-    return p
 
 
 def _demo_model() -> str | None:
@@ -138,9 +138,9 @@ def _demo_model() -> str | None:
 
 
 def _with_progress(found: Iterable[Result | list[str]]) -> list[Result]:
-    """All results; meanwhile a bar on a terminal."""
+    """Collect all results, with a progress bar."""
     results: list[Result] = []
-    with bar("check", disable=not on_terminal()) as progress:
+    with bar("check") as progress:
         total = 0
         for item in found:
             if isinstance(item, list):
@@ -152,5 +152,14 @@ def _with_progress(found: Iterable[Result | list[str]]) -> list[Result]:
     return results
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+COMMAND = Command(
+    "check",
+    "check that this machine computes what it should",
+    add_arguments,
+    run,
+    (
+        ("check", "every kernel, and the demo model if it is installed"),
+        ("check MODEL.gguf --json report.json", "with the tokens of a model; a report to attach to an issue"),
+        ("check --only 'kernel/mul_mv*' -v", "some kernels, a line each"),
+    ),
+)

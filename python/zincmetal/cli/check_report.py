@@ -1,19 +1,18 @@
-"""What is shown of the checks: a line each, or one for all kernels of a family, and an object for ``--json``."""
+"""The report of ``zincmetal check``: lines for people, and an object for ``--json``."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import metadata
 from typing import Any
 
 from ..check import machine
 from ..check.results import FAIL, PASS, WARN, Outcome, Result
+from .info import mac_model, memory_bytes, version
 
 ALL_THREADS, WORST = 1024, 10  # of a threadgroup; how many pipelines are named
 OLDEST_MACOS = (14, 0)  # the Metal Shading Language 3.1
@@ -21,13 +20,13 @@ _VARIANT = re.compile(r"_(f32|f16|bf16|q\d_[01k]|\d+)(?=_|$)")
 
 
 def host(file: str | None = None) -> Result:
-    """The machine, and whether its system is one that zincmetal runs on; ``file`` is the model's."""
-    memory = _memory()
+    """The machine, and whether zincmetal runs on its system; ``file`` is the model's."""
+    memory = memory_bytes()
     figures = {
         "system": platform.system(),
         "release": platform.mac_ver()[0] or platform.release(),
         "machine": platform.machine(),
-        "model": _mac_model(),
+        "model": mac_model(),
         "memory": memory,
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
@@ -42,32 +41,8 @@ def host(file: str | None = None) -> Result:
     return Result("host", Outcome(PASS, message, figures))
 
 
-def _memory() -> int:
-    """Bytes of the machine; 0 where it does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return 0
-
-
-def version() -> str:
-    """Of the package, where it is installed."""
-    try:
-        return metadata.version("zincmetal")
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", text))
-
-
-def _mac_model() -> str:
-    """As in "Mac15,9"; empty elsewhere."""
-    if sys.platform != "darwin":
-        return ""
-    asked = subprocess.run(["/usr/sbin/sysctl", "-n", "hw.model"], capture_output=True, text=True, check=False)
-    return asked.stdout.strip()
 
 
 def lines(results: Sequence[Result], verbose: bool) -> Iterator[str]:
@@ -115,7 +90,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def occupancy(results: Iterable[Result]) -> Result | None:
-    """The pipelines that take the fewest threads: what their registers leave, as far as one sees without Xcode."""
+    """The pipelines that take the fewest threads, which shows how many registers they need."""
     few = {r.subject: dict(r.outcome.figures) for r in results if r.group == "pipeline" and _threads(r) < ALL_THREADS}
     if not few:
         return None

@@ -1,20 +1,51 @@
-"""``zincmetal inspect FILE``: what a GGUF file holds."""
+"""``zincmetal inspect``: what a GGUF file holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Iterator, Sequence
 from math import prod
+from typing import TYPE_CHECKING, Any
 
-from .. import gguf
 from ..errors import TokenizerError, abbreviate, quote
-from ..gguf import File, quants
-from ..gguf.file import plain
-from .arguments import Parser
-from .output import command
+from .arguments import Parser, add_model, model_path
+from .command import Command
+from .output import print_json
+
+if TYPE_CHECKING:
+    from ..gguf import File
+    from ..gguf.quants import QuantType
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python -m zincmetal.gguf``; the exit status."""
+    return COMMAND.main(argv, "gguf")
+
+
+def add_arguments(p: Parser) -> None:
+    """The options."""
+    add_model(p)
+    p.add_argument("--json", action="store_true", help="print one JSON object, with every value in full")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the metadata and the tensor table of a file."""
+    from .. import gguf
+
+    with gguf.open(model_path(args)) as file:
+        if args.json:
+            print_json(_figures(file))
+        else:
+            for lines in (_describe(file), _describe_use(file)):
+                for line in lines:
+                    print(line)
+    return 0
 
 
 def _describe(file: File) -> Iterator[str]:
-    """The lines that ``python -m zincmetal.gguf`` prints."""
+    """The file as tables: parts, keys, tensors, types."""
+    from ..gguf.file import plain
+
     for part in file.parts:
         yield f"{part.path}: {part.size:,} bytes"
     yield f"\n{len(file.metadata)} keys"
@@ -26,16 +57,25 @@ def _describe(file: File) -> Iterator[str]:
         place = f"{t.nbytes:>14,} {t.part:>3} {t.offset:>14,}"
         yield f"  {plain(t.name):<44} {t.type.name:<8} {shape:<20} {place}"
     yield "\ntypes: tensors, weights, bytes"
+    for qtype, (n, weights, nbytes) in _types(file).items():
+        note = "" if qtype.supported else "  (zincmetal does not compute with this type)"
+        yield f"  {qtype.name:<8} {n:>6} {weights:>16,} {nbytes:>16,}{note}"
+
+
+def _types(file: File) -> dict[QuantType, tuple[int, int, int]]:
+    """The types in the file: their tensors, weights and bytes."""
+    from ..gguf import quants
+
+    found = {}
     for qtype in quants.ALL:
-        of_type = [t for t in file.tensors.values() if t.type is qtype]
-        if of_type:
-            weights, nbytes = sum(prod(t.shape) for t in of_type), sum(t.nbytes for t in of_type)
-            note = "" if qtype.supported else "  (zincmetal does not compute with this type)"
-            yield f"  {qtype.name:<8} {len(of_type):>6} {weights:>16,} {nbytes:>16,}{note}"
+        tensors = [t for t in file.tensors.values() if t.type is qtype]
+        if tensors:
+            found[qtype] = len(tensors), sum(prod(t.shape) for t in tensors), sum(t.nbytes for t in tensors)
+    return found
 
 
 def _describe_use(file: File) -> Iterator[str]:
-    """What generating text makes of the metadata: begin and end tokens, the sampling of chat."""
+    """How generation uses the metadata: begin and end tokens, the sampling of chat."""
     from ..sampling.defaults import chat_defaults
     from ..text.tokenizer import Tokenizer
 
@@ -61,16 +101,45 @@ def _describe_use(file: File) -> Iterator[str]:
         yield f"  sampling of chat, where no option says how: {', '.join(said) or 'greedy'}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the metadata and the tensor table of a file; returns the exit status."""
-    parser = Parser(prog="python -m zincmetal.gguf", description=main.__doc__)
-    parser.add_argument("file", help="a GGUF file, or any part of a split one")
+def _figures(file: File) -> dict[str, Any]:
+    """The file for ``--json``. Offsets are bytes in the part; shapes have the slowest dimension first."""
+    return {
+        "parts": [{"path": str(part.path), "bytes": part.size} for part in file.parts],
+        "metadata": {
+            key: {"type": file.metadata.type_name(key), "value": _plain_value(file.metadata[key])}
+            for key in file.metadata
+        },
+        "tensors": [
+            {
+                "name": t.name,
+                "type": t.type.name,
+                "shape": list(t.shape),
+                "bytes": t.nbytes,
+                "part": t.part,
+                "offset": t.offset,
+            }
+            for t in file.tensors.values()
+        ],
+        "types": {
+            qtype.name: {"tensors": n, "weights": weights, "bytes": nbytes, "supported": qtype.supported}
+            for qtype, (n, weights, nbytes) in _types(file).items()
+        },
+    }
 
-    def run() -> int:
-        with gguf.open(parser.parse_args(argv).file) as file:
-            for lines in (_describe(file), _describe_use(file)):
-                for line in lines:
-                    print(line)
-        return 0
 
-    return command(run, "error: ", reader_gone=0)
+def _plain_value(value: Any) -> Any:
+    """A metadata value as JSON has them."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+COMMAND = Command(
+    "inspect",
+    "show what a GGUF file holds: metadata, tensors, types",
+    add_arguments,
+    run,
+    (
+        ("inspect MODEL.gguf", "every key and every tensor"),
+        ("inspect MODEL.gguf --json | jq '.metadata[\"general.name\"].value'", "one value, in full"),
+    ),
+    reader_gone=0,
+)

@@ -1,30 +1,39 @@
-"""What a command does where its output ends: pipes that nobody reads, full disks, closed streams, other encodings."""
+"""The streams and the exit status of a command, whatever happens to them.
+
+Pipes that nobody reads, full disks, closed streams, encodings without Unicode; and warnings, errors and text on them.
+"""
 
 from __future__ import annotations
 
 import errno
 import io
 import json
+import logging
 import math
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..errors import OutOfMemoryError, ZincError, memory_ended
+from .progress import hidden_bar
 
-FAILED, INTERRUPTED = 1, 130
+FAILED, INTERRUPTED = 1, 130  # the package's docstring has the whole convention
+PREFIX = "zincmetal: "  # of every message
+#: Control characters as escapes, but for the end of a line and the tabulator: a terminal obeys them.
+_VISIBLE = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if c not in (9, 10)}
 
 
-def command(run: Callable[[], int], prefix: str = "zincmetal: ", reader_gone: int = FAILED) -> int:
-    """Run a command; its exit status: 1 after an error, said on standard error, 130 after Ctrl-C.
+def command(run: Callable[[], int], reader_gone: int = FAILED) -> int:
+    """Run a command, show its warnings, and return its exit status.
 
-    ``reader_gone`` is the status, without a word, where whoever read standard output has seen enough.
+    ``reader_gone`` is the status where the reader of standard output has gone away.
     """
     _open_closed_streams()
     try:
-        status = _status_of(run)
+        with _warnings_shown():
+            status = _status_of(run)
         sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()
@@ -32,24 +41,24 @@ def command(run: Callable[[], int], prefix: str = "zincmetal: ", reader_gone: in
     except KeyboardInterrupt:
         return _flushed(INTERRUPTED)
     except ZincError as error:
-        say(f"{prefix}{error}")
+        complain(error)
         return _flushed(FAILED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EBADF):
             raise
         _discard_output()
-        say(f"{prefix}the output cannot be written: {error.strerror}")
+        complain(f"the output cannot be written: {error.strerror}")
         return FAILED
     except Exception as error:
         if not memory_ended(error):
             raise
-        say(f"{prefix}{OutOfMemoryError('the memory of this machine has ended')}")
+        complain(OutOfMemoryError("the memory of this machine has ended"))
         return _flushed(FAILED)
     return status
 
 
 def _status_of(run: Callable[[], int]) -> int:
-    """What a command returns, or exits with: as after --help, whose text may have no reader either."""
+    """The status that a command returns, or exits with as after --help."""
     try:
         return run()
     except SystemExit as end:
@@ -57,19 +66,52 @@ def _status_of(run: Callable[[], int]) -> int:
 
 
 def say(text: str) -> None:
-    """A line on standard error, as far as there is one."""
-    with suppress(OSError, ValueError):
+    """Print a line on standard error, if there is one."""
+    with suppress(OSError, ValueError), hidden_bar():
         print(text, file=sys.stderr, flush=True)
 
 
+def complain(problem: object) -> None:
+    """Say an error."""
+    say(f"{PREFIX}{problem}")
+
+
+def print_piece(text: str) -> None:
+    """Print a piece of a model's text at once. A terminal gets its control characters as escapes."""
+    print(text.translate(_VISIBLE) if sys.stdout.isatty() else text, end="", flush=True)
+
+
+class _Warnings(logging.Handler):
+    """Shows what zincmetal logs at level WARNING and above."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it in a line."""
+        say(f"{PREFIX}{record.levelname.lower()}: {record.getMessage()}")
+
+
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    """Show the warnings of the package meanwhile; once, where commands are nested."""
+    logger = logging.getLogger("zincmetal")
+    if any(isinstance(h, _Warnings) for h in logger.handlers):
+        yield
+        return
+    handler = _Warnings(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def print_json(value: Any) -> None:
-    """One line of JSON, in whatever encoding standard output has: what that cannot hold is escaped as JSON does."""
+    """Print one line of JSON; what the encoding of standard output cannot hold is escaped as JSON does."""
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     print(as_json(value, ascii_only=not encoding.lower().replace("-", "").startswith("utf8")))
 
 
 def as_json(value: Any, ascii_only: bool = False, indent: int | None = None) -> str:
-    """A value as JSON that every reader takes: numbers that are not finite are null, lone surrogates are escaped."""
+    """Make JSON that every reader takes: numbers that are not finite are null, lone surrogates are escaped."""
     text = json.dumps(_finite(value), ensure_ascii=ascii_only, indent=indent, allow_nan=False)
     return "".join(json.dumps(c)[1:-1] if "\ud800" <= c <= "\udfff" else c for c in text)
 
@@ -83,7 +125,7 @@ def _finite(value: Any) -> Any:
 
 
 def _flushed(status: int) -> int:
-    """The status, once what was printed before is out, or cannot be any more."""
+    """The status, after everything printed before is out, or discarded."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -92,7 +134,7 @@ def _flushed(status: int) -> int:
 
 
 def _open_closed_streams() -> None:
-    """A stream that was closed before the start takes everything in; one without Unicode shows escapes."""
+    """Replace streams that were closed before the start; show escapes where the encoding has no Unicode."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -102,7 +144,7 @@ def _open_closed_streams() -> None:
 
 
 def _discard_output() -> None:
-    """Keep the interpreter's last flush from complaining about what cannot be written."""
+    """Keep the interpreter's last flush from complaining about text that cannot be written."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

@@ -1,150 +1,133 @@
-"""``python -m zincmetal.plan FILE``: the memory that a model needs, and the bytes that a token costs."""
+"""``zincmetal plan``: a model on paper, before anything is allocated.
+
+Without options: the memory that it needs, and the bytes that a token costs. ``--dump``, ``--dot`` and ``--json`` show
+the recorded plan: every dispatch of a step, with its barriers and regions.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .. import gguf
-from ..device import backend
-from ..plan.addresses import KV_TYPES
-from ..plan.estimate import MemoryEstimate, in_units
-from ..plan.plan import Plan
-from ..plan.planner import Planner, plan_rows
-from ..plan.target import Target
-from .arguments import Parser, integer, positive
-from .output import command, print_json
+from ..errors import UsageError
+from .arguments import Parser, add_device, add_model, add_sequence, integer, model_path, positive
+from .command import Command
+from .output import FAILED, print_json
+
+if TYPE_CHECKING:
+    from ..plan.plan import Plan
+    from ..plan.planner import Planner
+
+OUTPUTS = ("argmax", "candidates", "all")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the memory plan of a file and the bytes of a token; the exit status: 1 where it does not fit."""
-    return command(lambda: run(parser().parse_args(argv)), reader_gone=0)
+    """Run ``python -m zincmetal.plan``; the exit status. Its ``--json`` leaves the recorded plan out, as ever."""
+    return OLD_DOOR.main(argv, "plan")
+
+
+def add_arguments(p: Parser) -> None:
+    """The options."""
+    _add_arguments(p, "print one JSON object: context, memory, token, and plan (the recorded plan)")
+    p.set_defaults(json_with_plan=True)
+
+
+def _add_old_arguments(p: Parser) -> None:
+    _add_arguments(p, "print one JSON object: context, memory, token")
+    p.set_defaults(json_with_plan=False)
+
+
+def _add_arguments(p: Parser, json_help: str) -> None:
+    add_model(p)
+    add_sequence(p)
+    add_device(p, threads=False)
+    p.add_argument("--bandwidth", type=positive, metavar="GB/S", help="say what a memory of this speed allows")
+    p.add_argument("--json", action="store_true", help=f"{json_help}; with --dump the recorded plan alone")
+    recorded = p.add_argument_group("the recorded plan")
+    form = recorded.add_mutually_exclusive_group()
+    form.add_argument("--dump", action="store_true", help="print it as text, a dispatch a line")
+    form.add_argument("--dot", action="store_true", help="print it as a graph, for Graphviz")
+    recorded.add_argument(
+        "--rows", type=integer, metavar="N", help="the tokens of a step (default: 1, which is decode)"
+    )
+    recorded.add_argument(
+        "--output",
+        choices=OUTPUTS,
+        help="the end of a step (default: argmax, the best token)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """What :func:`main` does."""
+    """Print what the arguments ask for; the exit status is 1 where the report says that the model does not fit."""
+    from .. import gguf
+    from ..device import backend
+    from ..plan.planner import Planner
+    from ..plan.target import Target
+
+    _check(args)
+    path = model_path(args)
     core, device = backend.open_device(args.device)
-    info = device.info
-    with gguf.open(args.file) as file:
-        model = Planner(file, Target.of(core, info), args.context, args.kv)
-        memory = model.memory()
-        token = Token(model.plan(1), model.kv_read())
+    with gguf.open(path) as file:
+        planner = Planner(file, Target.of(core, device.info), args.context, args.kv)
+        if args.dump or args.dot:
+            plan = _recorded(planner, args)
+            print(plan.to_dot() if args.dot else plan.to_json() if args.json else plan.dump())
+            return 0
+        return _report(planner, args, f"{path}: {planner.config.arch}", f"on {device.info['name']}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.dot and args.json:
+        raise UsageError("--dot is a form of its own: leave --json out, or take --dump --json")
+    shown = args.dump or args.dot or (args.json and args.json_with_plan)
+    for name in ("rows", "output"):
+        if getattr(args, name) is not None and not shown:
+            raise UsageError(f"--{name} is for the recorded plan: add --dump, --dot or --json")
+
+
+def _recorded(planner: Planner, args: argparse.Namespace) -> Plan:
+    from .. import arguments
+    from ..plan.planner import PREFILL_ROWS
+
+    rows = arguments.integer("--rows", args.rows, 1, PREFILL_ROWS[-1], default=1)
+    return planner.plan(rows, args.output or "argmax")
+
+
+def _report(planner: Planner, args: argparse.Namespace, model: str, place: str) -> int:
+    """Print the memory and the bytes of a token."""
+    from .plan_report import Token, memory_figures, memory_lines
+
+    memory = planner.memory()
+    token = Token(planner.plan(1), planner.kv_read())
     if args.json:
-        print_json({"context": memory.n_ctx, "memory": _memory(memory), "token": token.figures(args.bandwidth)})
-    else:
-        print(f"{args.file}: {model.config.arch}, {model.config.n_layer} layers; on {info['name']}")
-        print("\n".join([*_memory_lines(memory, args.kv), "", *token.lines(args.bandwidth)]))
-    return 0 if memory.total <= memory.budget else 1
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = Parser(prog="python -m zincmetal.plan", description=main.__doc__)
-    p.add_argument("file", help="a GGUF file, or any part of a split one")
-    p.add_argument(
-        "-c", "--context", type=integer, metavar="N", help="context in tokens (default: 4096 or the model's)"
-    )
-    p.add_argument("--kv", default="f16", choices=KV_TYPES, help="type of the KV cache")
-    p.add_argument("--device", help="metal, cuda or cpu (default: the best that was built)")
-    p.add_argument("--bandwidth", type=positive, metavar="GB/S", help="say what a memory of this speed allows")
-    p.add_argument("--json", action="store_true", help="print one JSON object")
-    return p
-
-
-@dataclass(frozen=True)
-class Token:
-    """The bytes that decoding a token moves: those of its plan, and ``kv_read`` at the end of the context."""
-
-    plan: Plan
-    kv_read: int
-
-    def speeds(self, bandwidth: float) -> dict[str, float]:
-        """Tokens per second that ``bandwidth`` GB/s allow, at the start of a context and at its end."""
-        nbytes = sum(self.plan.weight_bytes().values()) + self.plan.recurrent_bytes()
-        return {"empty": bandwidth * 1e9 / nbytes, "full": bandwidth * 1e9 / (nbytes + self.kv_read)}
-
-    def figures(self, bandwidth: float | None) -> dict[str, Any]:
-        """For ``--json``: bytes, unless the name says otherwise."""
-        reads: dict[str, dict[str, int]] = {}
-        for (path, qtype), nbytes in self.plan.weight_reads().items():
-            reads.setdefault(path, {})[qtype] = nbytes
-        return {
-            "weights": reads,
-            "recurrent": self.plan.recurrent_bytes(),
-            "kv": self.kv_read,
-            "dispatches": len(self.plan.dispatches),
-            "barriers": self.plan.n_barriers,
-            "tokens_per_second": self.speeds(bandwidth) if bandwidth else None,
+        figures = {
+            "context": memory.n_ctx,
+            "memory": memory_figures(memory),
+            "token": token.figures(args.bandwidth),
         }
-
-    def lines(self, bandwidth: float | None) -> Iterator[str]:
-        """A table by path and quant type."""
-        reads = self.plan.weight_reads()
-        by_path, by_type = Counter[str](), Counter[str]()
-        for (path, qtype), nbytes in reads.items():
-            by_path[path] += nbytes
-            by_type[qtype] += nbytes
-        types = [qtype for qtype, _ in by_type.most_common()]
-        yield f"bytes of a token, in MB: {len(self.plan.dispatches)} dispatches, {self.plan.n_barriers} barriers"
-        yield _row("weights", "all", types)
-        for path, total in by_path.most_common():
-            yield _row(path, _mb(total), [_mb(reads[path, qtype]) for qtype in types])
-        yield _row("total", _mb(by_path.total()), [_mb(by_type[qtype]) for qtype in types])
-        yield _row("share", "", [f"{by_type[qtype] / by_path.total():.1%}" for qtype in types])
-        if self.plan.recurrent_bytes():
-            yield _row("recurrent state", _mb(self.plan.recurrent_bytes()), ["read and written"])
-        yield _row("K/V", _mb(self.kv_read), ["at the end of the context"])
-        if bandwidth:
-            empty, full = self.speeds(bandwidth).values()
-            yield f"{bandwidth:g} GB/s allow {empty:.1f} tokens/s at the start of the context, {full:.1f} at its end"
+        recorded = {"plan": json.loads(_recorded(planner, args).to_json())} if args.json_with_plan else {}
+        print_json(figures | recorded)
+    else:
+        print(f"{model}, {planner.config.n_layer} layers; {place}")
+        print("\n".join([*memory_lines(memory, args.kv), "", *token.lines(args.bandwidth)]))
+    return 0 if memory.total <= memory.budget else FAILED
 
 
-def _memory(memory: MemoryEstimate) -> dict[str, Any]:
-    """For ``--json``: bytes, unless the name says otherwise."""
-    return {
-        "weights": memory.weights,
-        "kv": memory.kv,
-        "kv_per_token": memory.kv_page / memory.page,
-        "recurrent": memory.recurrent,
-        "arena_by_rows": _arenas(memory),
-        "logits": memory.logits,
-        "other": memory.other,
-        "total": memory.total,
-        "budget": memory.budget,
-        "fits": memory.total <= memory.budget,
-        "largest_context": memory.largest_context,
-    }
-
-
-def _memory_lines(memory: MemoryEstimate, kv: str) -> Iterator[str]:
-    def line(name: str, nbytes: int, note: str = "") -> str:
-        return f"  {name:<22}{nbytes:>18,}  {note}".rstrip()
-
-    yield f"\nmemory of a sequence of {memory.n_ctx:,} tokens, in bytes"
-    weights = (f"{qtype} {in_units(n)}" for qtype, n in sorted(memory.weights.items()))
-    yield line("weights, mapped", sum(memory.weights.values()), ", ".join(weights))
-    yield line(f"K/V in {kv}", memory.kv, f"{memory.kv_page // memory.page:,} a token")
-    yield line("recurrent state", memory.recurrent)
-    arenas = ", ".join(f"{rows}: {in_units(n)}" for rows, n in _arenas(memory).items())
-    yield line("arena", memory.arena_of(memory.n_ctx), f"by rows of a step: {arenas}")
-    yield line("logits", memory.logits)
-    yield line("other", memory.other)
-    fits = "fits" if memory.total <= memory.budget else "does not fit"
-    yield line("total", memory.total, f"of {memory.budget:,}: {fits}")
-    yield line("largest context", memory.largest_context, "tokens")
-
-
-def _arenas(memory: MemoryEstimate) -> dict[int, int]:
-    """Of the plans that prompts of this context need."""
-    return {rows: memory.arena[rows] for rows in plan_rows(memory.n_ctx)}
-
-
-def _row(name: str, value: str, rest: Sequence[str]) -> str:
-    return f"  {name:<16}{value:>10}  " + "".join(f"{v:>9}" for v in rest)
-
-
-def _mb(nbytes: int) -> str:
-    return f"{nbytes / 1e6:,.1f}" if nbytes else ""
+COMMAND = Command(
+    "plan",
+    "show the memory of a model, the bytes of a token, the recorded plan",
+    add_arguments,
+    run,
+    (
+        ("plan MODEL.gguf -c 32768", "the memory of a long context; exit status 1 where it does not fit"),
+        ("plan MODEL.gguf --bandwidth 400", "the tokens per second that a memory of 400 GB/s allows"),
+        ("plan MODEL.gguf --dump --rows 512", "every dispatch of a prefill step"),
+        ("plan MODEL.gguf --dot | dot -Tsvg > plan.svg", "the graph of a decode step, drawn by Graphviz"),
+    ),
+    reader_gone=0,
+)
+OLD_DOOR = Command(
+    COMMAND.name, COMMAND.summary, _add_old_arguments, run, COMMAND.examples, reader_gone=COMMAND.reader_gone
+)

@@ -1,24 +1,30 @@
-"""A progress bar on a terminal."""
+"""A progress bar on a terminal. Only this module knows tqdm."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..device.buffers import Progress
+if TYPE_CHECKING:
+    from ..device.buffers import Progress
+
+_shown: list[Any] = []  # bars that are on the terminal now
 
 
 def on_terminal() -> bool:
-    """Whether somebody sees standard error."""
+    """Whether standard error is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 @contextmanager
-def bar(what: str, disable: bool, unit: str = "it") -> Iterator[Progress]:
-    """A progress bar on standard error that is gone when it is done; with ``disable``, nothing."""
-    if disable:
+def bar(what: str, unit: str = "it", delay: float = 0) -> Iterator[Progress]:
+    """Show a progress bar on standard error, and remove it at the end; without a terminal show nothing.
+
+    Work that is done within ``delay`` seconds has no bar.
+    """
+    if not on_terminal():
         yield lambda done, total: None
         return
     from tqdm import tqdm
@@ -27,7 +33,9 @@ def bar(what: str, disable: bool, unit: str = "it") -> Iterator[Progress]:
 
     def update(done: int, total: int) -> None:
         if not shown:
-            shown.append(tqdm(total=total, desc=what, unit=unit, unit_scale=True, leave=False, file=sys.stderr))
+            look: dict[str, Any] = {"desc": what, "unit": unit, "unit_scale": True, "leave": False, "delay": delay}
+            shown.append(tqdm(total=total, file=sys.stderr, **look))
+            _shown.append(shown[0])
         shown[0].update(done - shown[0].n)
         if done == total:
             shown[0].close()
@@ -37,3 +45,16 @@ def bar(what: str, disable: bool, unit: str = "it") -> Iterator[Progress]:
     finally:
         for b in shown:
             b.close()
+            _shown.remove(b)
+
+
+@contextmanager
+def hidden_bar() -> Iterator[None]:
+    """Take the bar off the terminal while a line is written."""
+    for b in _shown:
+        b.clear()
+    try:
+        yield
+    finally:
+        for b in _shown:
+            b.refresh()

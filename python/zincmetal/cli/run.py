@@ -1,6 +1,6 @@
-"""``python -m zincmetal.generate``: text from a GGUF file, streamed to standard output.
+"""``zincmetal run``: text from a prompt, streamed to standard output.
 
-Statistics and the progress bar go to standard error; with ``--json`` one object goes to standard output.
+Figures and the progress bar go to standard error; with ``--json`` one object goes to standard output.
 """
 
 from __future__ import annotations
@@ -12,11 +12,22 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
-from ..hub import demo_model
-from .arguments import Parser, bias, integer, number, read_json, template_arg
-from .output import INTERRUPTED, command, print_json, say
-from .progress import bar, on_terminal
+from ..errors import UsageError, quote
+from .arguments import (
+    Parser,
+    add_device,
+    add_model,
+    add_sampling,
+    add_sequence,
+    add_template,
+    integer,
+    model_path,
+    named_model,
+    read_json,
+)
+from .command import Command
+from .output import INTERRUPTED, print_json, print_piece, say
+from .progress import bar
 
 if TYPE_CHECKING:
     from ..api.model import Model
@@ -25,104 +36,83 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code: 0, 1 for an error (said on standard error), 2 for a wrong
-    argument, 130 after Ctrl-C."""
-    return command(lambda: run(parser().parse_args(argv)))
+    """Run ``python -m zincmetal.generate``; the exit status."""
+    return COMMAND.main(argv, "generate")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = Parser(prog="zincmetal.generate", description="Generate text with a GGUF model.")
-    p.add_argument("-m", "--model", type=Path, help="GGUF file (default: the demo model, if installed)")
-    p.add_argument("-p", "--prompt", help="the prompt (default: standard input)")
+def add_arguments(p: Parser) -> None:
+    """The options."""
+    add_model(p)
+    p.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt (default: standard input)")
     p.add_argument(
         "-n",
         "--max-tokens",
         type=integer,
         default=256,
         metavar="N",
-        help="most tokens to make (0: only read the prompt, -1: until the context is full)",
+        help="the most tokens to write (0 = only read the prompt, -1 = until the context is full; default: 256)",
     )
-    p.add_argument(
-        "-c", "--context", type=integer, metavar="N", help="context in tokens (default: 4096 or the model's)"
-    )
+    add_sequence(p)
     p.add_argument("--special", action="store_true", help="read special tokens in the prompt as such")
     p.add_argument("--hide-special", action="store_true", help="leave control tokens out of the text")
-    p.add_argument("--kv", default="f16", help="type of the KV cache: f16, f32 or q8_0")
-    p.add_argument("--threads", type=integer, default=0, help="CPU threads (default: the cores there are)")
-    p.add_argument("--device", help="metal, cuda or cpu (default: the best that was built)")
+    add_device(p)
     p.add_argument("--json", action="store_true", help="print one JSON object in place of the streamed text")
-    _add_chat(p.add_argument_group("chat"))
-    _add_sampling(
-        p.add_argument_group("sampling", "without any: greedy, or with --chat what the file or its makers say")
+    chat = p.add_argument_group("chat")
+    chat.add_argument("--chat", action="store_true", help="the prompt is a message: apply the model's chat template")
+    chat.add_argument("--continue", dest="begun", metavar="TEXT", help="go on with an answer that begins so")
+    add_template(chat)
+    add_sampling(
+        p.add_argument_group("sampling", "Without any: greedy, or with --chat as the file or its authors advise.")
     )
-    return p
-
-
-def _add_chat(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--chat", action="store_true", help="apply the model's chat template to the prompt")
-    group.add_argument("--system", metavar="TEXT", help="the system message")
-    group.add_argument("--continue", dest="begun", metavar="TEXT", help="go on with an answer that begins so")
-    group.add_argument(
-        "--tools", type=Path, metavar="FILE.json", help="what the model may call: a list of JSON schemas"
-    )
-    group.add_argument("--documents", type=Path, metavar="FILE.json", help="what it may cite: a list of objects")
-    group.add_argument("--no-thinking", action="store_true", help="the same as --template-arg enable_thinking=false")
-    group.add_argument(
-        "--template-arg",
-        type=template_arg,
-        action="append",
-        default=[],
-        metavar="KEY=JSON",
-        help="a variable of the model's chat template",
-    )
-
-
-def _add_sampling(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--temp", "--temperature", dest="temperature", type=number, metavar="T", help="0 is greedy")
-    add("--top-k", type=integer, metavar="K", help="keep the K most probable (0: off)")
-    add("--top-p", type=number, metavar="P", help="keep the fewest that reach P (1: off)")
-    add("--min-p", type=number, metavar="P", help="keep those of P times the best (0: off)")
-    add("--typical", dest="typical_p", type=number, metavar="P", help="locally typical (1: off)")
-    add("--repeat-penalty", type=number, metavar="X", help="divides logits (1: off)")
-    add("--presence-penalty", type=number, metavar="X", help="subtracted from logits (0: off)")
-    add("--frequency-penalty", type=number, metavar="X", help="the same, each time (0: off)")
-    add("--repeat-last-n", type=integer, metavar="N", help="tokens that the penalties look back (-1: all)")
-    add("--logit-bias", type=bias, action="append", default=[], metavar="ID:X", help="add X to a token's logit")
-    add("--seed", type=integer, metavar="N", help="of the draw (default: another one each time)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, generate, report."""
+    """Load the model, generate, report; the exit status."""
+    check_model_is_no_prompt(args)
+    path = model_path(args)
+    prompt = args.prompt if args.prompt is not None else read_prompt()
+    with load(path, args) as model, bar("prompt") as progress:
+        return write(model, args, stream(model, args, prompt, progress))
+
+
+def load(path: Path, args: argparse.Namespace) -> Model:
+    """Load a model as the arguments say, with a progress bar."""
     from ..api.model import load
 
-    path = args.model or demo_model()
-    prompt = args.prompt if args.prompt is not None else read_prompt()
-    with bar("load", disable=not on_terminal(), unit="B") as progress:
-        model = load(
-            path, context=args.context, device=args.device, kv=args.kv, threads=args.threads, progress=progress
-        )
-    with model, bar("prompt", disable=not on_terminal()) as progress:
-        return write(model, args, stream(model, args, prompt, progress))
+    with bar("load", unit="B") as progress:
+        return load(path, context=args.context, device=args.device, kv=args.kv, threads=args.threads, progress=progress)
+
+
+def check_model_is_no_prompt(args: argparse.Namespace) -> None:
+    """Raise UsageError where the first argument looks like a prompt, which is easily forgotten to need -p."""
+    named = named_model(args)
+    if args.prompt is None and named is not None and " " in str(named) and not named.exists():
+        raise UsageError(f"there is no file {quote(str(named))}; a prompt goes after -p")
 
 
 def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progress) -> Iterator[Chunk]:
     """The generation that the arguments ask for."""
-    from ..sampling.sampler import SamplingParams
-
-    options: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if hasattr(args, f.name)}
-    options |= {"logit_bias": dict(args.logit_bias), "progress": progress, "hide_special": args.hide_special}
+    options = sampling_options(args) | {"progress": progress, "hide_special": args.hide_special}
     if args.chat:
         if args.special:
             raise UsageError("--special does not go with --chat: special tokens in a message are text")
         chat = chat_options(args, {"self", "messages", "max_tokens", *options})
-        return model.stream_chat(conversation(args, prompt), args.max_tokens, **options, **chat)
+        if args.begun:
+            chat["continue_final_message"] = True
+        return model.stream_chat(conversation(args, prompt), max_tokens=args.max_tokens, **options, **chat)
     for name in ("system", "tools", "documents", "template_arg", "no_thinking", "begun"):
         if getattr(args, name):
             option = "continue" if name == "begun" else name.replace("_", "-")
             raise UsageError(f"--{option} needs --chat")
-    return model.stream_generate(prompt, args.max_tokens, parse_special=args.special, **options)
+    return model.stream_generate(prompt, max_tokens=args.max_tokens, parse_special=args.special, **options)
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options as keywords of the calls that generate."""
+    from ..sampling.sampler import SamplingParams
+
+    options = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if hasattr(args, f.name)}
+    return options | {"logit_bias": dict(args.logit_bias)}
 
 
 def conversation(args: argparse.Namespace, prompt: str) -> list[dict[str, str]]:
@@ -132,15 +122,13 @@ def conversation(args: argparse.Namespace, prompt: str) -> list[dict[str, str]]:
 
 
 def chat_options(args: argparse.Namespace, taken: set[str]) -> dict[str, Any]:
-    """What a chat is asked for besides. Raises UsageError for variables whose names are ``taken``."""
+    """The variables of the chat template. Raises UsageError for variables whose names are ``taken``."""
     options = dict(args.template_arg)
     for name in options:
         if name in taken:
             raise UsageError(f"--template-arg: {name} is no variable of a chat template")
     if args.no_thinking:
         options["enable_thinking"] = False
-    if args.begun:
-        options["continue_final_message"] = True
     for name in ("tools", "documents"):
         if path := getattr(args, name):
             options[name] = read_json(path)
@@ -158,7 +146,7 @@ def write(model: Model, args: argparse.Namespace, chunks: Iterator[Chunk]) -> in
             chunk = next(chunks)
             made.append(chunk)
             if not args.json:
-                print(chunk.text, end="", flush=True)
+                print_piece(chunk.text)
     except StopIteration as end:
         prompt = end.value or prompt
     except KeyboardInterrupt:
@@ -181,5 +169,18 @@ def write(model: Model, args: argparse.Namespace, chunks: Iterator[Chunk]) -> in
 def read_prompt() -> str:
     """The prompt from standard input. Raises UsageError on a terminal, where nobody would know to type."""
     if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("no prompt: pass one with -p TEXT, or pipe it in")
+        raise UsageError("no prompt: pass one with -p TEXT, or pipe it in; `zincmetal chat` is for a conversation")
     return sys.stdin.buffer.read().decode("utf-8", errors="replace")
+
+
+COMMAND = Command(
+    "run",
+    "write text from a prompt",
+    add_arguments,
+    run,
+    (
+        ('run MODEL.gguf -p "Water boils at" -n 24', "continue a text, greedily"),
+        ('run MODEL.gguf --chat -p "Why is the sky blue?" --temp 0.7 --top-p 0.95 --seed 1', "answer a question"),
+        ("run MODEL.gguf --chat --json < question.txt", "read the prompt from a file; text and figures as JSON"),
+    ),
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from .. import gguf
 from ..plan.addresses import AddressMap
+from .core import Core
 
 if TYPE_CHECKING:
     from .. import _core
@@ -115,7 +115,7 @@ class DeviceFloats:
         return self._buffer.read(4 * first, 4 * (end - first)).view(np.float32)
 
 
-def step_record(core: ModuleType, n_tokens: int, pos: int = 0) -> NDArray[np.void]:
+def step_record(core: Core, n_tokens: int, pos: int = 0) -> NDArray[np.void]:
     """Make a step buffer's content [1], a ``Step`` of kernels/params.h; its first token stands at position ``pos``."""
     step = np.zeros(1, core.params_dtype("Step"))
     step["n_tokens"], step["pos"] = n_tokens, pos

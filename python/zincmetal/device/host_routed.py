@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..graph.ops import STEP, TOKENS, Weight
 from ..plan.addresses import Region
 from ..plan.plan import Dispatch, Plan, ready
 from .buffers import step_record
+from .core import Core
 
 if TYPE_CHECKING:
     from .. import _core
@@ -41,9 +41,7 @@ class HostRoutedPlan:
     ``why`` names the first tensor, or the kernels, that made this necessary.
     """
 
-    def __init__(
-        self, core: ModuleType, device: _core.Device, plan: Plan, buffers: BufferOf, counters: Counters
-    ) -> None:
+    def __init__(self, core: Core, device: _core.Device, plan: Plan, buffers: BufferOf, counters: Counters) -> None:
         self._core, self._device, self._buffers = core, device, buffers
         for kernel in dict.fromkeys(d.launch.kernel for d in plan.dispatches):
             device.limits(kernel)  # one that cannot be made shows now, and not in the middle of a step

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError, KernelError
@@ -22,6 +21,7 @@ from ..plan.plan import ARENA, Plan
 from ..plan.planner import Planner
 from ..plan.target import RANKING
 from .buffers import Buffers
+from .core import Core
 from .fallback import KernelFallbacks
 from .host_routed import Compiled, Counters, HostRoutedPlan
 
@@ -52,7 +52,7 @@ class Programs:
     """
 
     def __init__(
-        self, core: ModuleType, device: _core.Device, planner: Planner, buffers: Buffers, fallbacks: KernelFallbacks
+        self, core: Core, device: _core.Device, planner: Planner, buffers: Buffers, fallbacks: KernelFallbacks
     ) -> None:
         self._core, self._device, self._planner = core, device, planner
         self._buffers, self._fallbacks = buffers, fallbacks

@@ -112,6 +112,7 @@ class Engine:
         ``progress(done, total)`` counts the tokens to compute. The time of making programs does not count. Raises
         UsageError for ids that are none, ContextFullError where they are too many.
         """
+        self.check_usable()
         self.check_prompt(ids)
         kept = self.sequence.reusable(ids)
         self.rewind(kept)

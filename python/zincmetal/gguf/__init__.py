@@ -1,4 +1,4 @@
-"""The file: opened, checked, mapped; its metadata and its table of tensors."""
+"""Room of the GGUF file: opens, checks and maps it, and reads its metadata and its table of tensors."""
 
 from .file import File, Metadata, Part, TensorInfo, open, plain
 

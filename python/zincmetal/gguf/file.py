@@ -1,7 +1,7 @@
-"""GGUF files: mapped, never read whole; metadata and the tensor table, without mathematics.
+"""Opens GGUF files: maps them, and reads their metadata and the tensor table.
 
-The format is that of ggml's ``docs/gguf.md``: versions 2 and 3, little-endian, in one file or in parts.
-``python -m zincmetal.gguf FILE`` prints what a file holds.
+ggml's ``docs/gguf.md`` defines the format. This reader knows versions 2 and 3, little-endian, in one file or in parts.
+``zincmetal inspect FILE`` prints the contents of a file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gg
 
 
 class File:
-    """An open GGUF file, all parts of a split one together. Made by :func:`open`; a context manager."""
+    """Open GGUF file, with all parts of a split one. Made by ``open``; a context manager."""
 
     def __init__(self, path: Path, parts: tuple[Part, ...], metadata: Metadata, tensors: dict[str, TensorInfo]):
         self.path = path
@@ -40,9 +40,9 @@ class File:
         self._reader = MetadataReader(metadata, where=path)
 
     def data(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor in place, uint8 [nbytes], read-only; the view keeps the map alive.
+        """View the bytes of a tensor in place, uint8 [nbytes], read-only. The view keeps the map alive.
 
-        Raises GGUFError where the file has no such tensor, UsageError where it has been closed.
+        Raises GGUFError where the file has no such tensor, UsageError where the file is closed.
         """
         tensor = self.tensors.get(name)
         if tensor is None:
@@ -52,25 +52,28 @@ class File:
         return np.frombuffer(memoryview(self.parts[tensor.part].mmap), np.uint8, tensor.nbytes, tensor.offset)
 
     def check(self) -> None:
-        """Raise FileChangedError where a part was cut, or written to, since it was mapped."""
+        """Raise FileChangedError where a part was cut or written to after it was mapped."""
         for part in self.parts:
             part.check()
             if part.mmap.changed():
                 raise FileChangedError(f"{part.path} has been changed since it was loaded: load it again")
 
     def get(self, key: str, kind: type[T], default: D) -> T | D:
-        """The value of ``key`` as exactly ``kind``, or ``default`` where absent; an int passes for float.
+        """Read the value of ``key`` as exactly ``kind``, or ``default`` where it is absent.
 
-        Raises GGUFError where the value is of another kind.
+        An int passes for a float. Raises GGUFError where the value is of another kind.
         """
         return self._reader.typed(key, kind) if key in self.metadata else default
 
     def require(self, key: str, kind: type[T]) -> T:
-        """The value of ``key`` as :meth:`get` gives it. Raises GGUFError where it is absent too."""
+        """Read the value of ``key`` as exactly ``kind``.
+
+        An int passes for a float. Raises GGUFError where the value is absent or of another kind.
+        """
         return self._reader.typed(key, kind)
 
     def close(self) -> None:
-        """Give the maps back; those that views still look into live on until the last view is gone."""
+        """Give the maps back. A map with views lives on until the last view is gone."""
         for part in self.parts:
             unmap(part)
         self.parts = ()
@@ -86,14 +89,14 @@ class File:
 
 
 def open(path: str | os.PathLike[str]) -> File:
-    """Map a GGUF file and read its header. Of a split file any part may be named; all are opened.
+    """Map a GGUF file and read its header. The path of any part of a split file opens all parts.
 
-    Raises GGUFError where a file cannot be opened or is not a well-formed GGUF of version 2 or 3, UsageError where
-    ``path`` is no path.
+    Raises GGUFError where a file cannot be opened, or is not a well-formed GGUF of version 2 or 3. Raises UsageError
+    where ``path`` is no path.
     """
     try:
         given = Path(path)
-    except Exception as error:  # of what is no path, or of a __fspath__ of somebody's
+    except Exception as error:  # the value is no path, or its own __fspath__ raised
         arguments.refuse("path", "a path (a string or os.PathLike)", path, error)
     with ExitStack() as undo:
         header = read_header(given, undo)
@@ -104,13 +107,13 @@ def open(path: str | os.PathLike[str]) -> File:
 
 
 def _read_siblings(given: Header, undo: ExitStack) -> list[Header]:
-    """The headers of all parts, in order; ``given`` is any one of them."""
+    """Read the headers of all parts, in order. ``given`` is any one of them."""
     count, number = _split(given, "count", 1), _split(given, "no", 0)
     path = given.part.path
     match = _PART_NAME.fullmatch(path.name)
     if match is None or (int(match["number"]), int(match["count"])) != (number + 1, count):
         expected = f"-{number + 1:05d}-of-{count:05d}.gguf"
-        raise GGUFError(f"{path}: keys 'split.no' and 'split.count' ask for a name that ends in {expected}")
+        raise GGUFError(f"{path}: keys 'split.no' and 'split.count' need a file name that ends in {expected}")
     headers = []
     for i in range(count):
         sibling = path.with_name(f"{match['stem']}-{i + 1:05d}-of-{count:05d}.gguf")
@@ -124,7 +127,7 @@ def _read_siblings(given: Header, undo: ExitStack) -> list[Header]:
 
 
 def _split(header: Header, name: str, default: int) -> int:
-    """The value of ``split.<name>`` of one part, or ``default``."""
+    """Read the integer ``split.<name>`` of one part, or ``default`` where it is absent."""
     reader = MetadataReader(header.metadata, "split.", header.part.path)
     return reader.typed(name, int) if reader.has(name) else default
 
@@ -149,5 +152,5 @@ def _join_tensors(headers: list[Header]) -> dict[str, TensorInfo]:
 
 
 def plain(name: str) -> str:
-    """A key's or tensor's name as it is, or quoted where it has letters that do not show, or is long."""
+    """Return the name of a key or tensor. A name is in quotes if it is long or does not print."""
     return name if name.isascii() and name.isprintable() and len(name) <= 80 else quote(name)

@@ -1,8 +1,8 @@
-"""What stands before the tensor data of one GGUF file: bytes to checked values.
+"""Parses the head of one GGUF file, up to the tensor data: from bytes to checked values.
 
-A file is hostile until checked: every count, length, offset and dimension is compared with the bytes that
-are there before anything is read, skipped or allocated by it (Python's integers do not overflow). What does
-not fit is a GGUFError that names the key or the tensor and the byte.
+A file is hostile until it is checked. Every count, length, offset and dimension is compared with the bytes that the
+file has. Only then does it decide how much is read, skipped or allocated. Python's integers do not overflow.
+A value that does not fit is a GGUFError, which names the key or the tensor, and the byte.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from .quants import QuantType
 
 DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4  # as in ggml
-MAX_NAME = 65535  # bytes of a key, by the format's definition; tensor names are held to the same
-MAX_STRING = 64 << 20  # bytes of a string value; chat templates, the longest in use, are some 10 kB
-MAX_ARRAY = 1 << 24  # elements; the largest in use, vocabularies and merges, have some 300,000
+MAX_NAME = 65535  # bytes of a key, by the definition of the format; tensor names have the same limit here
+MAX_STRING = 64 << 20  # bytes of a string value; the longest in use are chat templates of about 10 kB
+MAX_ARRAY = 1 << 24  # elements; the longest in use are vocabularies and merges, of about 300,000
 MAX_ELEMENTS = (1 << 63) - 1
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-_MIN_KEY_BYTES = 8 + 1 + 4 + 1  # length, name, type and value of the least key
-_MIN_TENSOR_BYTES = 8 + 1 + 4 + 4 + 8  # length, name, dimension count, type and offset of the least tensor
+_MIN_KEY_BYTES = 8 + 1 + 4 + 1  # length, name, type and value of the shortest key
+_MIN_TENSOR_BYTES = 8 + 1 + 4 + 4 + 8  # length, name, dimension count, type and offset of the shortest tensor entry
 
 
 class _ValueType(NamedTuple):
@@ -63,15 +63,15 @@ _VALUE_TYPES = {
 _STRING = _VALUE_TYPES[8]
 _ARRAY = _VALUE_TYPES[9]
 _BOOL = _VALUE_TYPES[7]
-# Keys whose strings are names and descriptions, or paths: what errors say is being read begins with one.
+# Beginnings of a cursor's ``subject`` for keys whose strings only people read: names, descriptions, paths.
 _FOR_PEOPLE = ("key 'general.", "key 'quantize.")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file on disk, mapped read-only. ``mmap`` exposes the buffer protocol over all ``size`` bytes.
+    """File on disk, mapped read-only. ``mmap`` has the buffer protocol over all ``size`` bytes.
 
-    A page that was read and is gone, as of a file that was cut meanwhile, is zeros; :meth:`check` tells.
+    Reading a page that is gone, because the file was cut meanwhile, gives zeros. ``check`` detects it.
     """
 
     path: Path
@@ -79,16 +79,17 @@ class Part:
     mmap: _host.Map = field(repr=False)
 
     def check(self) -> None:
-        """Raise FileChangedError where bytes were read that the file no longer has."""
+        """Raise FileChangedError where bytes were read that the file has no more."""
         if self.mmap.damaged:
             raise FileChangedError(f"{self.path}: it was cut or became unreadable while it was in use; load it again")
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies. ``shape`` is in NumPy's order, slowest dimension first (the file's own, reversed).
+    """Name, shape, type and place of a tensor.
 
-    ``part`` indexes File.parts; ``offset`` is from the start of that part's file, in bytes.
+    ``shape`` is in NumPy's order, slowest dimension first; the file has the reverse order. ``part`` is an index of
+    ``File.parts``. ``offset`` counts bytes from the start of that part.
     """
 
     name: str
@@ -100,10 +101,10 @@ class TensorInfo:
 
 
 class Metadata(Mapping[str, Any]):
-    """Keys to values: int, float, bool, str; arrays as NumPy arrays, of strings as list[str].
+    """Mapping of keys to values: int, float, bool, str, NumPy arrays, and list[str] for arrays of strings.
 
-    Arrays are checked for size when the file is opened and decoded when first asked for; only then does an
-    element that is not UTF-8, or a bool that is neither 0 nor 1, come to light, as a GGUFError.
+    Opening a file checks the size of an array. The first access decodes the array. It raises GGUFError for a string
+    that is not UTF-8, or for a bool that is neither 0 nor 1.
     """
 
     def __init__(self) -> None:
@@ -126,24 +127,25 @@ class Metadata(Mapping[str, Any]):
         return key in self._values
 
     def length(self, key: str) -> int:
-        """The number of an array's elements, which are not decoded for it; 0 for a key that is none or absent."""
+        """Count the elements of an array without decoding it. 0 for a scalar or an absent key."""
         value = self._values.get(key)
         if isinstance(value, _LazyArray):
             return value.length
         return len(value) if isinstance(value, (list, np.ndarray)) else 0
 
     def type_name(self, key: str) -> str:
-        """The type of a value as the file has it: "u32", "str[49152]"."""
+        """Return the type of a value in the file, such as "u32" or "str[49152]"."""
         return self._types[key]
 
-    def _add(self, key: str, type_name: str, value: Any) -> None:
+    def add(self, key: str, type_name: str, value: Any) -> None:
+        """Set the value of a key, and the type that the file gives it."""
         self._types[key] = type_name
         self._values[key] = value
 
 
 @dataclass(frozen=True)
 class Header:
-    """What one part says; its tensors carry part index 0."""
+    """Metadata and tensor table of one part. Its tensors have the part index 0."""
 
     part: Part
     metadata: Metadata
@@ -151,7 +153,7 @@ class Header:
 
 
 class _Cursor:
-    """A checked position in a part. ``subject`` is what errors say was being read."""
+    """Checked reading position in a part. ``subject`` names the key or tensor for errors."""
 
     def __init__(self, part: Part, pos: int, subject: str):
         self.part = part
@@ -166,7 +168,7 @@ class _Cursor:
         return self.part.size - self.pos
 
     def advance(self, nbytes: int, what: str) -> int:
-        """Step over ``nbytes`` that must be there; returns where they start."""
+        """Step over ``nbytes`` bytes, which the file must have. Returns their start."""
         start = self.pos
         if nbytes > self.left():
             raise self.error(f"{what} needs {nbytes} bytes, the file has {self.left()} more")
@@ -180,7 +182,7 @@ class _Cursor:
         return int(_U64.unpack_from(self.map, self.advance(8, what))[0])
 
     def count(self, what: str, least_bytes: int) -> int:
-        """A u64 number of items, each of which takes at least ``least_bytes`` of what is left of the file."""
+        """Read a u64 number of items. The rest of the file must have ``least_bytes`` for each of them."""
         start = self.pos
         n = self.u64(what)
         if n * least_bytes > self.left():
@@ -196,14 +198,14 @@ class _Cursor:
         return self.text(at, self.pos, what)
 
     def text(self, start: int, end: int, what: str) -> str:
-        """Bytes of the file as text. What is not UTF-8 is an error, but in a few words for people to read."""
+        """Decode bytes of the file as UTF-8. Other bytes are an error, or U+FFFD in text that only people read."""
         try:
             with memoryview(self.map)[start:end] as raw:
                 return str(raw, "utf-8")
         except UnicodeDecodeError as e:
             if end - start > MAX_NAME or not self.subject.startswith(_FOR_PEOPLE):
                 raise self.error(f"{what} is not UTF-8 ({e.reason})", start + e.start) from None
-        message = "%s: %s: %s is not UTF-8; U+FFFD stands for what is not"
+        message = "%s: %s: %s is not UTF-8; U+FFFD replaces the wrong bytes"
         getLogger("zincmetal.gguf").warning(message, self.part.path, self.subject, what)
         with memoryview(self.map)[start:end] as raw:
             return str(raw, "utf-8", "replace")
@@ -220,7 +222,7 @@ class _Cursor:
         type_id = self.u32(what)
         value_type = _VALUE_TYPES.get(type_id)
         if value_type is None:
-            raise self.error(f"{what} is {type_id}, which is none", start)
+            raise self.error(f"{what} is {type_id}, which is not a type", start)
         return value_type
 
     def scalar(self, value_type: _ValueType) -> Any:
@@ -229,7 +231,7 @@ class _Cursor:
         return self.numbers(value_type, value_type.dtype, 1)[0].item()
 
     def numbers(self, value_type: _ValueType, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
-        """``count`` numbers or bools, as a copy."""
+        """Copy ``count`` numbers or bools, as an array of ``dtype``."""
         start = self.advance(count * dtype.itemsize, f"{count} {value_type.name}")
         raw = np.frombuffer(memoryview(self.map), np.uint8, count * dtype.itemsize, start)
         if value_type is _BOOL and (bad := np.flatnonzero(raw > 1)).size:
@@ -237,11 +239,11 @@ class _Cursor:
         return raw.view(dtype).copy()
 
     def array_start(self) -> tuple[_ValueType, int]:
-        """The element type of an array and its length, which the file is large enough for."""
+        """Read the element type and the length of an array. The file is long enough for that many elements."""
         start = self.pos
         element = self.value_type("the array's element type")
         if element is _ARRAY:
-            raise self.error("an array of arrays, which zincmetal (like ggml) does not read", start)
+            raise self.error("an array of arrays, which neither zincmetal nor ggml reads", start)
         start = self.pos
         count = self.count("the array's length", element.dtype.itemsize if element.dtype else 8)
         if count > MAX_ARRAY:
@@ -249,7 +251,7 @@ class _Cursor:
         return element, count
 
     def skip_array(self) -> tuple[_ValueType, int]:
-        """Step over an array that lies within the file; returns its elements' type and their number."""
+        """Step over an array, which must lie within the file. Returns the element type and the length."""
         element, count = self.array_start()
         if element.dtype is None:
             self.skip_strings(count)
@@ -262,7 +264,7 @@ class _Cursor:
         return self.strings(count) if element.dtype is None else self.numbers(element, element.dtype, count)
 
     def skip_strings(self, count: int) -> None:
-        """Step over strings that end within the file; a vocabulary has some 100,000, hence the plain loop."""
+        """Step over strings, which must end within the file. The loop is plain, as a vocabulary has 100,000 strings."""
         pos = start = self.pos
         last_length, map_, length_at = self.part.size - 8, self.map, _U64.unpack_from
         for _ in range(count):
@@ -276,7 +278,7 @@ class _Cursor:
         self.pos = pos
 
     def strings(self, count: int) -> list[str]:
-        """Strings that skip_strings has stepped over before."""
+        """Read strings that ``skip_strings`` has checked before."""
         strings = []
         end, map_, length_at = self.pos, self.map, _U64.unpack_from
         for i in range(count):
@@ -299,18 +301,18 @@ class _LazyArray:
 
     def decode(self) -> Any:
         try:
-            held = memoryview(self.part.mmap)  # so that another thread cannot close it meanwhile
+            held = memoryview(self.part.mmap)  # while it exists, no other thread can close the map
         except ValueError as e:
             raise UsageError(f"{self.part.path}: {self.subject} was not read before the file was closed") from e
         with held:
             try:
                 return _Cursor(self.part, self.pos, self.subject).read_array()
             finally:
-                self.part.check()  # rather than an error about zeros, too
+                self.part.check()  # its error replaces errors about zeros that were read in place of lost bytes
 
 
 def read_header(path: Path, undo: ExitStack) -> Header:
-    """Map one file and read all before its tensor data."""
+    """Map one file and read everything before the tensor data. ``undo`` gets the unmapping of the file."""
     part = _map(path)
     undo.callback(unmap, part)
     cursor = _Cursor(part, 0, "header")
@@ -325,7 +327,7 @@ def read_header(path: Path, undo: ExitStack) -> Header:
 
 def _map(path: Path) -> Part:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # before opening, which a pipe would block
+        if not stat.S_ISREG(path.stat().st_mode):  # checked first, because opening a pipe would block
             raise GGUFError(f"{path} is not a regular file")
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
@@ -344,8 +346,8 @@ def _map(path: Path) -> Part:
 
 
 def unmap(part: Part) -> None:
-    """Give a map back, now or with the last view into it."""
-    with suppress(BufferError):  # views look into it, and keep it until they go
+    """Close a map, now or when the last view into it is gone."""
+    with suppress(BufferError):  # views exist, and they keep the map
         part.mmap.close()
 
 
@@ -357,18 +359,19 @@ def _check_magic_and_version(cursor: _Cursor) -> None:
     if version and version & 0xFFFF == 0:
         raise cursor.error("a big-endian GGUF file; convert it to little-endian", 4)
     if version == 1:
-        raise cursor.error("GGUF version 1, which 2 replaced in 2023; convert the model anew", 4)
+        raise cursor.error("GGUF version 1, which 2 replaced in 2023; convert the model again", 4)
     if version not in (2, 3):
         raise cursor.error(f"GGUF version {version}; this reader knows 2 and 3", 4)
 
 
 def _known_as(first: bytes) -> str:
-    """What people take for a GGUF file most often."""
+    """Name the kinds of files that people most often take for GGUF files, by their first bytes."""
+    old = "a GGML file from before GGUF; convert the model again"
     names = {
         b"FUGG": "a GGUF file with its bytes swapped",
-        b"lmgg": "a GGML file of before GGUF; convert the model anew",
-        b"fmgg": "a GGML file of before GGUF; convert the model anew",
-        b"tjgg": "a GGML file of before GGUF; convert the model anew",
+        b"lmgg": old,
+        b"fmgg": old,
+        b"tjgg": old,
         b"PK\x03\x04": "a zip archive or a PyTorch checkpoint",
         b"version https://": "a Git LFS pointer; fetch the file itself with `git lfs pull`",
     }
@@ -389,9 +392,9 @@ def _read_metadata(cursor: _Cursor, n_keys: int) -> Metadata:
             start = cursor.pos
             element, count = cursor.skip_array()
             lazy = _LazyArray(cursor.part, start, cursor.subject, count)
-            metadata._add(key, f"{element.name}[{count}]", lazy)
+            metadata.add(key, f"{element.name}[{count}]", lazy)
         else:
-            metadata._add(key, value_type.name, cursor.scalar(value_type))
+            metadata.add(key, value_type.name, cursor.scalar(value_type))
     return metadata
 
 
@@ -425,7 +428,7 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> list[Tenso
 
 
 class _Entry(NamedTuple):
-    """A row of the tensor table; ``offset`` is from the start of the data, ``at`` is where the row starts."""
+    """Row of the tensor table. ``offset`` counts from the start of the data; ``at`` is the start of the row."""
 
     name: str
     shape: tuple[int, ...]

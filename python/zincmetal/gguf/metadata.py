@@ -1,7 +1,7 @@
-"""The one way to read metadata: checks whose errors name the key, and no key passed over in silence.
+"""Reads metadata with checks whose errors name the key, and ignores no key silently.
 
-:class:`MetadataReader` reads keys with a prefix. :class:`Keys` reads those of the architecture, ``<arch>.<name>``, and
-:meth:`Keys.account` then treats every key that nothing read by rule:
+``MetadataReader`` reads keys with a prefix. ``Keys`` reads the keys of the architecture, ``<arch>.<name>``.
+``Keys.account`` then applies a rule to every key that nothing read:
 
 - A key that changes the result must have the value at which it changes nothing.
 - A key that cannot change the result is left alone.
@@ -32,7 +32,7 @@ _log = logging.getLogger("zincmetal.gguf")
 
 
 def sized(value: Any, least: int = 1) -> bool:
-    """Whether a value is an integer from ``least`` to 2^31 - 1."""
+    """Return True for an integer from ``least`` to 2^31 - 1."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
 
 
@@ -66,15 +66,15 @@ class MetadataReader:
         self._error = error
 
     def spelled(self, name: str) -> str:
-        """The key of ``name`` as the file spells it."""
+        """Return the key of ``name`` in the spelling of the file."""
         return self.prefix + name
 
     def has(self, name: str) -> bool:
-        """Whether the file has the key."""
+        """Return True if the file has the key."""
         return self.spelled(name) in self.values
 
     def value(self, key: str) -> Any:
-        """The value of a full key as it is, or None. Does not count as reading it.
+        """Look up a full key: its value without checks, or None. Does not count as reading the key.
 
         Raises the reader's error for a damaged array, UsageError where the file was closed meanwhile.
         """
@@ -90,7 +90,7 @@ class MetadataReader:
             raise UsageError(f"the file was closed while {key} was read: {error}") from error
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value as it is, or ``default``. Raises the reader's error where both are missing."""
+        """Read the value without checks, or ``default``. Raises the reader's error where both are missing."""
         self.note(name)
         value = self.value(self.spelled(name))
         value = default if value is None else value
@@ -103,7 +103,7 @@ class MetadataReader:
         self.read.add(self.prefix + name)
 
     def typed(self, name: str, kind: type[T]) -> T:
-        """The value as exactly ``kind``; an int passes for a float. Raises where it is absent or of another kind."""
+        """Read exactly a ``kind``; an int passes for a float. Raises where the value is absent or of another kind."""
         value = self.get(name)
         if kind is float and type(value) is int:
             value = float(value)
@@ -114,14 +114,14 @@ class MetadataReader:
     # ---- scalars --------------------------------------------------------------------------------------------
 
     def text(self, name: str) -> str:
-        """A string."""
+        """Read a string."""
         value = self.get(name)
         if not isinstance(value, str):
             raise self.expected(name, "a string", value)
         return value
 
     def flag(self, name: str, default: bool) -> bool:
-        """A boolean, or an integer of any width that is 0 or 1."""
+        """Read a boolean, or an integer of any width that is 0 or 1."""
         value = self.get(name, default)
         if isinstance(value, (bool, np.bool_)):
             return bool(value)
@@ -130,21 +130,21 @@ class MetadataReader:
         return bool(number)
 
     def size(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """A count from ``least`` to 2^31 - 1."""
+        """Read a count from ``least`` to 2^31 - 1."""
         value = self.get(name, default)
         if not sized(value, least):
             raise self.bad(name, f"{abbreviate(value)} is not an integer from {least} to 2^31 - 1")
         return int(value)
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A finite number."""
+        """Read a finite number."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise self.bad(name, f"{abbreviate(value)} is not a finite number")
         return float(value)
 
     def positive(self, name: str, default: float | None = None) -> float:
-        """A finite number above 0."""
+        """Read a finite number above 0."""
         value = self.number(name, default)
         if value <= 0:
             raise self.bad(name, f"{abbreviate(value)} is not a positive number")
@@ -153,7 +153,7 @@ class MetadataReader:
     # ---- arrays ---------------------------------------------------------------------------------------------
 
     def items(self, name: str, kind: str = "list") -> list[Any]:
-        """The elements of an array as Python values. ``kind`` says in the error which list is expected."""
+        """Read the elements of an array as Python values. ``kind`` names the expected list in the error."""
         value = self.get(name)
         if hasattr(value, "tolist"):  # NumPy converts its own arrays fast
             value = value.tolist()
@@ -162,7 +162,7 @@ class MetadataReader:
         return list(value)
 
     def strings(self, name: str) -> list[str]:
-        """An array of strings."""
+        """Read an array of strings."""
         values = self.items(name, "list of strings")
         if set(map(type, values)) - {str}:
             wrong = next(i for i, v in enumerate(values) if type(v) is not str)
@@ -170,7 +170,7 @@ class MetadataReader:
         return values
 
     def numbers(self, name: str) -> list[int | float]:
-        """An array of numbers."""
+        """Read an array of numbers."""
         values = self.items(name, "list of numbers")
         if not set(map(type, values)) <= {int, float}:
             wrong = next(i for i, v in enumerate(values) if type(v) not in (int, float))
@@ -178,7 +178,7 @@ class MetadataReader:
         return values
 
     def flags(self, name: str, n: int) -> tuple[bool, ...]:
-        """An array of ``n`` booleans, one for each block. Some converters write them as unsigned 0 and 1."""
+        """Read an array of ``n`` booleans, one for each block. Some converters write them as unsigned 0 and 1."""
         value = self.get(name)
         kind = value.dtype.kind if isinstance(value, np.ndarray) else ""
         if not (kind == "b" or (kind == "u" and value.max(initial=0) <= 1)) or value.size != n:
@@ -188,15 +188,15 @@ class MetadataReader:
     # ---- errors ---------------------------------------------------------------------------------------------
 
     def bad(self, name: str, why: str) -> ZincError:
-        """The error for a key with an impossible value."""
+        """Make the error for a key with an impossible value."""
         return self._error(f"{self._where}key {quote(self.spelled(name))}: {why}")
 
     def missing(self, name: str) -> ZincError:
-        """The error for a key that the file lacks."""
+        """Make the error for a key that the file lacks."""
         return self._error(f"{self._where}key {quote(self.prefix + name)} is missing")
 
     def expected(self, name: str, kind: str, value: Any, index: int | None = None) -> ZincError:
-        """The error for a value, or an element of an array, of the wrong type."""
+        """Make the error for a value, or an element of an array, of the wrong type."""
         of_file = getattr(self.values, "type_name", None) if index is None else None
         found = of_file(self.spelled(name)) if of_file else type(value).__name__
         element = "" if index is None else f"element {index}: "
@@ -272,7 +272,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 ACTIVATIONS = {"gemma3": ("gelu_pytorch_tanh", "gelu_tanh")}
 USUAL_ACTIVATION = ("silu", "swish")
 
-#: Keys that cannot change what is computed here.
+#: Keys that cannot change the result.
 IRRELEVANT = frozenset(
     {
         "attention.layer_norm_epsilon",  # of LayerNorm; all norms of these architectures are RMSNorm
@@ -321,7 +321,7 @@ class Keys(MetadataReader):
         self.assumed: list[str] = []  # assumptions, for one warning
 
     def spelled(self, name: str) -> str:
-        """The key of ``name`` as the file spells it."""
+        """Return the key of ``name`` in the spelling of the file."""
         keys = (self.prefix + n for n in (name, *SPELLINGS.get(name, ())))
         return next((key for key in keys if key in self.values), self.prefix + name)
 
@@ -330,7 +330,7 @@ class Keys(MetadataReader):
         self.read.update(self.prefix + n for n in (name, *SPELLINGS.get(name, ())))
 
     def sizes(self, name: str, n_block: int, default: int | None = None, least: int = 1) -> tuple[int, ...]:
-        """A count for each block. The file has one for all blocks, or a list of them."""
+        """Read a count for each block. The file has one count for all blocks, or a list."""
         value = self.get(name, default)
         if not isinstance(value, np.ndarray):
             return (self.size(name, default),) * n_block
@@ -341,7 +341,7 @@ class Keys(MetadataReader):
         return tuple(found)
 
     def same_size(self, name: str, n_block: int, default: int | None = None, without: bool = False) -> int:
-        """A count that is the same for all blocks. The file may list it once for each block.
+        """Read a count that is the same for all blocks. The file may list it once for each block.
 
         ``without``: the list may have a 0 for blocks to which the count does not apply.
         """
@@ -355,7 +355,7 @@ class Keys(MetadataReader):
         return first
 
     def must_be(self, name: str, *neutral: Any) -> None:
-        """Refuse a key, if it is there, that has none of these values, alone or once for each block."""
+        """Refuse any other value than these. The key may be absent, or list a value for each block."""
         value = self.get(name, neutral[0])
         by_block = isinstance(value, np.ndarray) and value.size == self.get("block_count", 0)
         if not all(
@@ -387,7 +387,7 @@ class Keys(MetadataReader):
             _log.warning("%s: %s", self.file.path, "; ".join(self.assumed))
 
     def _is_unset(self, name: str) -> bool:
-        """Whether the value is the one that llama.cpp's saver writes for models without the feature."""
+        """Return True for the value that llama.cpp's saver writes for models without the feature."""
         value = self.values[self.prefix + name]
         if not isinstance(value, (bool, int, float)):
             return name not in NEUTRAL and isinstance(value, np.ndarray) and not value.any()
@@ -395,7 +395,7 @@ class Keys(MetadataReader):
         return (name in SAVER_DEFAULTS or name not in NEUTRAL) and math.isclose(value, default, rel_tol=1e-6)
 
     def _unread(self) -> Iterator[str]:
-        """The names of the keys that were not read."""
+        """Yield the names of the keys that were not read."""
         # In a file without experts, only their number matters.
         moot = () if self.prefix + "expert_count" in self.read else ("expert_", *SPELLINGS["expert_weights_norm"])
         for key in self.values:

@@ -1,7 +1,7 @@
-"""The tensor types of GGUF files: one row per type, and the NumPy dequantisation that is the oracle.
+"""Quant types of GGUF files: one row for each type, and the NumPy dequantisation that is the oracle.
 
-A quantised row is a sequence of blocks, each ``block_size`` weights in ``block_bytes`` bytes. Type ids, names
-and block layouts are those of ggml (``ggml.h``, ``ggml-common.h``). There is no I/O here.
+A quantised row is a sequence of blocks. Each block has ``block_size`` weights in ``block_bytes`` bytes. ggml
+(``ggml.h``, ``ggml-common.h``) defines the ids, the names and the layouts. There is no I/O here.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Blocks = NDArray[Any]  # [n] of a type's block dtype
 
 @dataclass(frozen=True)
 class QuantType:
-    """One tensor type.
+    """Quant type: the geometry of its blocks, and how to dequantise them.
 
-    ``name`` is ggml's name in lower case and the suffix of kernel names; ``block`` lays out one block;
-    ``dequantize_blocks`` maps blocks [n] to float32 [n, block_size]. The last two are None for a type of
-    which zincmetal knows only the geometry.
+    ``name`` is ggml's name in lower case and the suffix of kernel names. ``block`` is the dtype of one block.
+    ``dequantize_blocks`` maps blocks [n] to float32 [n, block_size]. The last two are None for a type that zincmetal
+    does not compute with.
     """
 
     id: int
@@ -39,27 +39,27 @@ class QuantType:
 
     @property
     def supported(self) -> bool:
-        """Whether zincmetal computes with this type."""
+        """True if zincmetal computes with this type."""
         return self.dequantize_blocks is not None
 
     def row_bytes(self, k: int) -> int:
-        """Bytes of a row of ``k`` weights. Raises UsageError where ``k`` is not a whole number of blocks."""
+        """Bytes of a row of ``k`` weights. Raises UsageError where ``k`` is no multiple of the block size."""
         if k < 0 or k % self.block_size:
             raise UsageError(f"a row of {k} weights is not whole {self.name} blocks of {self.block_size}")
         return k // self.block_size * self.block_bytes
 
     def nbytes(self, shape: Sequence[int]) -> int:
-        """Bytes of a tensor of ``shape``, slowest dimension first (() is one weight). Raises as row_bytes."""
+        """Bytes of a tensor of ``shape``, slowest dimension first; () is one weight. Raises as ``row_bytes``."""
         *rows, k = shape or (1,)
         return prod(rows) * self.row_bytes(k)
 
 
 def dequantize(qtype: QuantType, raw: U8, shape: Sequence[int]) -> F32Array:
-    """The weights of a tensor as float32 of ``shape`` (slowest dimension first), in a new array.
+    """Dequantise a tensor into a new float32 array of ``shape``, slowest dimension first.
 
-    ``raw`` is uint8 of any shape, in row order, of ``qtype.nbytes(shape)`` bytes. Products and sums are
-    rounded to float32 one by one, in ggml's order, so the result is bit-equal to ggml's.
-    Raises UnsupportedModelError for a type without a dequantisation, UsageError where the sizes do not fit.
+    ``raw`` is uint8 of any shape, in row order, of ``qtype.nbytes(shape)`` bytes. Products and sums are rounded to
+    float32 one by one, in ggml's order, so the result is bit-equal to ggml's. Raises UnsupportedModelError for a type
+    without a dequantisation, UsageError where the sizes do not fit.
     """
     if qtype.dequantize_blocks is None or qtype.block is None:
         known = " ".join(t.name for t in SUPPORTED)
@@ -73,42 +73,42 @@ def dequantize(qtype: QuantType, raw: U8, shape: Sequence[int]) -> F32Array:
 
 
 def by_id(ggml_id: int) -> QuantType | None:
-    """The type with this ggml id, or None."""
+    """Find the type with this ggml id, or None."""
     return _BY_ID.get(ggml_id)
 
 
 def by_name(name: str) -> QuantType:
-    """The type with this name, in any case. Raises UsageError for a name that is none."""
+    """Find the type with this name, in upper or lower case. Raises UsageError for an unknown name."""
     try:
         return _BY_NAME[name.lower()]
     except KeyError:
-        raise UsageError(f"no tensor type is called {name!r}; known: {' '.join(_BY_NAME)}") from None
+        raise UsageError(f"unknown quant type {name!r}; known: {' '.join(_BY_NAME)}") from None
 
 
 # ---- pieces of the block formats --------------------------------------------------------------------------
 
 
 def _column(scale: NDArray[Any]) -> F32Array:
-    """Scales [...] as float32 [..., 1], to multiply the weights that follow."""
+    """Convert scales [...] to float32 [..., 1], so that they multiply the weights of their blocks."""
     return scale.astype(np.float32)[..., None]
 
 
 def _nibbles(packed: U8) -> U8:
-    """Bytes [..., b] to 4-bit values [..., 2b]: all the low nibbles, then all the high ones."""
+    """Unpack bytes [..., b] to 4-bit values [..., 2b]: all low nibbles, then all high nibbles."""
     return np.concatenate([packed & 15, packed >> 4], axis=-1)
 
 
 def _fifth_bits(qh: NDArray[Any]) -> U8:
-    """The high bits of 32 5-bit weights, from uint32 [n], as [n, 32] of 0 or 16."""
+    """Unpack the high bits of 32 5-bit weights, from uint32 [n] to uint8 [n, 32] of 0 or 16."""
     bits: U8 = (qh[:, None] >> np.arange(32, dtype=np.uint32) & np.uint32(1)).astype(np.uint8)
     return bits << np.uint8(4)
 
 
 def _k_scales(packed: U8) -> tuple[U8, U8]:
-    """The 6-bit scales and minima of 8 sub-blocks, each [n, 8], from 12 bytes [n, 12].
+    """Unpack the 6-bit scales and minima of 8 sub-blocks, each uint8 [n, 8], from uint8 [n, 12].
 
-    Bytes 0-3 hold scales 0-3 and bytes 4-7 minima 0-3 in their low 6 bits, and in their top 2 bits the top 2
-    bits of scales and minima 4-7, whose low nibbles are the two halves of bytes 8-11.
+    Scales 0-3 are the low 6 bits of bytes 0-3. Minima 0-3 are the low 6 bits of bytes 4-7. Scales and minima 4-7
+    have their low nibbles in bytes 8-11. Their top 2 bits are the top bits of bytes 0-7.
     """
     first, second, third = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
     scales = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=1)
@@ -117,7 +117,7 @@ def _k_scales(packed: U8) -> tuple[U8, U8]:
 
 
 def _k_affine(b: Blocks, quants: U8) -> F32Array:
-    """d * scale * q - dmin * minimum for 8 sub-blocks of 32 quants, [n, 8, 32] -> [n, 256]."""
+    """Compute ``d * scale * q - dmin * minimum`` for 8 sub-blocks of 32 quants: [n, 8, 32] to [n, 256]."""
     scales, minima = _k_scales(b["scales"])
     step = _column(b["d"]) * scales
     base = _column(b["dmin"]) * minima
@@ -158,7 +158,7 @@ def _q8_0(b: Blocks) -> F32Array:
 
 
 def _q4_k(b: Blocks) -> F32Array:
-    # 32 bytes hold two sub-blocks: one in the low nibbles, the next in the high ones.
+    # 32 bytes hold two sub-blocks: one in the low nibbles, the next one in the high nibbles.
     return _k_affine(b, _nibbles(b["qs"].reshape(-1, 4, 32)).reshape(-1, 8, 32))
 
 
@@ -170,8 +170,8 @@ def _q5_k(b: Blocks) -> F32Array:
 
 
 def _q6_k(b: Blocks) -> F32Array:
-    # Each half of 128 weights has 64 bytes of low nibbles and 32 bytes of four bit pairs: pair p of byte i
-    # tops weight 32 p + i.
+    # Each half of 128 weights has 64 bytes of low nibbles and 32 bytes of four bit pairs.
+    # Pair p of byte i has the top bits of weight 32 p + i.
     low = _nibbles(b["ql"].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
     qh: U8 = b["qh"].reshape(-1, 2, 1, 32)
     high = qh >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & np.uint8(3)
@@ -209,7 +209,7 @@ Q6_K = _row(14, "q6_k", 256, [("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i
 #: The types that zincmetal computes with.
 SUPPORTED: tuple[QuantType, ...] = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K)
 
-#: Every type that a file may hold; of the unsupported ones the geometry is known, to check and show files.
+#: Every type that a file may have. The geometry of unsupported types serves to check and show files.
 ALL: tuple[QuantType, ...] = (
     *SUPPORTED,
     QuantType(9, "q8_1", 32, 36),

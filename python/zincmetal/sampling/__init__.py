@@ -1,1 +1,1 @@
-"""The choice of the next token from logits."""
+"""Room of sampling: chooses the next token from logits."""

@@ -1,4 +1,4 @@
-"""The options of sampling for a chat whose caller sets none: those of the file, else those that the authors publish.
+"""Default options of sampling for chat: from the file, or else as the authors of the model publish them.
 
 Greedy is no default for models that think: they repeat themselves when the most probable token is always taken.
 """
@@ -24,7 +24,7 @@ Number = float | int
 
 
 class _Field(NamedTuple):
-    """A field of SamplingParams, and the function from the file's value to its own. None: not a possible value."""
+    """Field of SamplingParams, and the function that converts the file's value. It returns None for a bad value."""
 
     name: str
     value: Callable[[float], Number | None]
@@ -42,7 +42,7 @@ _FIELDS = {
     "penalty_last_n": _Field("repeat_last_n", lambda x: ALL_TOKENS if x < 0 else min(int(x), LARGEST)),
     "penalty_repeat": _Field("repeat_penalty", lambda x: x if x > 0 else None),
 }
-# Keys of samplers that zincmetal does not have, with the key that turns the sampler on and its value for off.
+# Keys of samplers that zincmetal lacks. With each: the key that turns its sampler on, and the value for off.
 _MISSING = {
     "xtc_probability": ("xtc_probability", 0.0),
     "xtc_threshold": ("xtc_probability", 0.0),
@@ -73,7 +73,7 @@ _FAMILIES: list[tuple[str, str, dict[str, Number]]] = [
 
 
 def chat_defaults(metadata: Mapping[str, Any]) -> dict[str, Number]:
-    """Fields of :class:`~zincmetal.sampling.params.SamplingParams` for a chat whose caller sets none.
+    """Find the fields of ``SamplingParams`` for a chat whose caller sets none.
 
     They come from ``general.sampling.*`` of the file, or else from the table of families. Empty (greedy) where neither
     has a value. A warning names the options of the file that zincmetal does not have. A file with filters but without
@@ -104,7 +104,7 @@ def _of_file(asked: Mapping[str, Any]) -> dict[str, Number]:
 
 
 def _is_off(name: str, asked: Mapping[str, Any]) -> bool:
-    """Whether the key belongs to a sampler that the file does not turn on."""
+    """Return True for a key of a sampler that the file does not turn on."""
     switch, off = _MISSING.get(name, (name, None))
     value = _number(asked.get(switch, off))
     return name in _MISSING and value == off

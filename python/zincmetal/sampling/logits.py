@@ -1,10 +1,10 @@
-"""The logits of one step, read from the device only as far as sampling needs them.
+"""Logits of one step: sampling reads a few of them, and all only where it must.
 
-1. A step leaves the 256 largest logits, and sums over all logits, in a small buffer: the candidates
-   (``Candidates`` in ``kernels/params.h``). All logits stay on the device.
-2. :class:`StepLogits` reads candidates, single logits, or all logits, and counts the words that it reads.
-3. :class:`Adjusted` replaces the logits of the tokens to which a penalty or a bias applies.
-4. :meth:`Adjusted.rankings` yields a ranking of the candidates first. It ends where a token that is no candidate
+1. A step leaves the candidates in a small buffer (``Candidates`` in ``kernels/params.h``): the 256 largest logits, and
+   sums over all logits. All logits stay on the device.
+2. ``StepLogits`` reads candidates, single logits, or all logits, and counts the words that it reads.
+3. ``Adjusted`` replaces the logits of the tokens to which a penalty or a bias applies.
+4. ``Adjusted.rankings`` yields a ranking of the candidates first. It ends where a token that is no candidate
    could follow.
 5. Where a filter cannot be certain with that ranking, the next ones are longer: about 8192 tokens, then all.
    They read all logits.
@@ -24,20 +24,20 @@ from .ranking import F32Array, F64Array, IdArray, Ranking, Totals, largest, rank
 
 N_CANDIDATES = 256  # candidates of StepLogits.of; a device has as many as its buffer has room for
 WIDER = 8192  # tokens of the first ranking that is made from all logits
-# Least probability of the tokens that did not change. The sums of the device are float32: below this share, the sum
-# that is left after the changed tokens are subtracted is too inaccurate.
+# Least probability of the unchanged tokens. The sums of the device are float32. Below this share, they are too
+# inaccurate after the changed tokens are subtracted.
 LEAST_UNCHANGED = 0.01
 LARGEST = 1e300  # limit of a changed logit; it is finite, and so are all differences
 
 
 class Indexable(Protocol):
-    """A vector of float32 that is read when it is indexed, by an array of indices or by [:n]. An array is one."""
+    """Vector of float32 that is read when it is indexed, by an array of indices or by [:n]."""
 
     def __getitem__(self, index: Any, /) -> F32Array: ...
 
 
 class StepLogits:
-    """The logits after a step, of which the device gives only those that are asked for.
+    """Logits after a step. Each method reads no more of them than it needs.
 
     ``summary`` is a ``Candidates`` record. ``logits`` is float32 [n_vocab or more]. ``n_read`` counts the 32-bit words
     that were read.
@@ -90,7 +90,7 @@ class StepLogits:
 
 
 class Adjusted:
-    """The logits of a step after penalties and bias.
+    """Logits of a step after penalties and bias.
 
     The tokens ``ids``, which ascend, had the logits ``before`` and now have ``values``. -inf forbids a token.
     """
@@ -99,7 +99,7 @@ class Adjusted:
         self._step, self._ids, self._before, self._values = step, ids, before, np.minimum(values, LARGEST)
 
     def all(self) -> F64Array:
-        """All logits, float64 [n_vocab]."""
+        """Read all logits and change them, float64 [n_vocab]."""
         logits = self._step.all().astype(np.float64)
         logits[self._ids] = self._values
         return logits

@@ -1,4 +1,4 @@
-"""Noise for draws: a function of the seed, the position in the text and the token, and of nothing else.
+"""Makes the noise for draws. It depends on the seed, the position in the text and the token, and on nothing else.
 
 The token with the largest sum of log-weight and Gumbel noise is a draw by the weights. The noise of a token does not
 depend on the weights. So a small change of the weights changes the draw only if the two largest sums were that close.
@@ -24,7 +24,7 @@ OTHERS = 2**63  # stands in the place of a token id; no token has it
 
 
 class Noise:
-    """The noise of one draw."""
+    """Noise of one draw."""
 
     def __init__(self, key: int) -> None:
         self._key = key
@@ -45,13 +45,13 @@ class Noise:
         return result
 
     def of_others(self) -> float:
-        """One Gumbel noise for all other tokens together. It is the noise of their total weight."""
+        """Gumbel noise for all other tokens together, as if they were one token with their total weight."""
         mixed = _mix((OTHERS * STEP + self._key) & MASK)
         return -math.log(-math.log(((mixed >> 12) + 0.5) * 2.0**-52))
 
 
 class NoiseSource:
-    """The noise of one draw after another. A second draw at the same position has other noise."""
+    """Source of the noise of one draw after another. A second draw at the same position has other noise."""
 
     def __init__(self, seed: int | None) -> None:
         seed = secrets.randbits(128) if seed is None else seed
@@ -59,7 +59,7 @@ class NoiseSource:
         self._position, self._again = -1, 0
 
     def at(self, position: int) -> Noise:
-        """The noise of the next draw, for the token at ``position``."""
+        """Make the noise of the next draw, for the token at ``position``."""
         self._again = self._again + 1 if position == self._position else 0
         self._position = position
         return Noise(_absorb(_absorb(self._key, position), self._again))

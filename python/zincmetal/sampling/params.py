@@ -1,4 +1,4 @@
-"""The options of sampling, checked: :class:`SamplingParams`."""
+"""Options of sampling, and their checks: ``SamplingParams``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Checked = Iterator[tuple[str, Any]]  # fields with the values to keep
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose the next token. A control at its default is off, and None stands for the default.
+    """Options for choosing the next token. An option at its default is off. None stands for the default.
 
     ``temperature`` 0 takes the most probable token, whatever the filters say.
 
@@ -113,18 +113,18 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the argmax of the device is the answer: the temperature is 0 and no logit changes."""
+        """True if the device's argmax is the answer: the temperature is 0 and no logit changes."""
         return self.temperature == 0 and not (self.penalises or self.logit_bias or self.logits_processors)
 
     @property
     def penalises(self) -> bool:
-        """Whether a penalty is on."""
+        """True if a penalty is on."""
         on = self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
         return on and self.repeat_last_n != 0
 
     @property
     def filters(self) -> bool:
-        """Whether a filter is on."""
+        """True if a filter is on."""
         return self.top_k > 0 or self.typical_p < 1 or self.top_p < 1 or self.min_p > 0
 
 

@@ -1,7 +1,7 @@
-"""The most probable tokens in order, and the filters that keep the first of them.
+"""Rankings of the most probable tokens, and the filters that shorten a ranking.
 
-A :class:`Ranking` may be a part of the vocabulary. Functions that cannot be certain of their result with so few tokens
-return None, and the caller tries again with a longer ranking.
+A ``Ranking`` may have only some tokens of the vocabulary. A filter returns None if it cannot be certain with so
+few tokens. The caller then tries again with a longer ranking.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class Totals(NamedTuple):
 
 @dataclass(frozen=True)
 class Ranking:
-    """The most probable tokens and their logits, most probable first. Equal logits have the lowest id first.
+    """Most probable tokens and their logits, most probable first. Equal logits have the lowest id first.
 
-    No token outside the ranking has a logit above ``floor``, which is -inf if there is none. ``known`` are the totals
-    over all tokens, if they are known.
+    No token outside the ranking has a logit above ``floor``. A ranking of all tokens has the floor -inf. ``known`` has
+    the totals over all tokens, or None.
     """
 
     ids: IdArray
@@ -68,7 +68,7 @@ class Ranking:
 
     @property
     def whole(self) -> bool:
-        """Whether the ranking has all tokens."""
+        """True if the ranking has all tokens."""
         return self.floor == -np.inf
 
     def totals(self) -> Totals | None:
@@ -76,7 +76,7 @@ class Ranking:
         return Totals.of(self.logits) if self.known is None and self.whole else self.known
 
     def only(self, kept: slice | NDArray[np.intp]) -> Ranking:
-        """A whole ranking of the tokens at the indices ``kept``."""
+        """Make a whole ranking of the tokens at the indices ``kept``."""
         return Ranking(self.ids[kept], self.logits[kept], -np.inf)
 
 
@@ -87,7 +87,7 @@ def ranked(ids: NDArray[np.intp], logits: F64Array, floor: float, totals: Totals
 
 
 def largest(logits: F64Array, n: int) -> NDArray[np.intp]:
-    """Indices of the ``n`` largest logits, or of all if there are fewer: largest first, then lowest index first."""
+    """Find the indices of the ``n`` largest logits, or of all if there are fewer. Equal ones: lowest index first."""
     n = min(n, logits.size)
     # Only logits that reach the n-th largest one need to be sorted.
     near = np.flatnonzero(logits >= np.partition(logits, -n)[-n])

@@ -56,14 +56,14 @@ class Sampler:
         step = StepLogits.of(logits) if isinstance(logits, np.ndarray) else logits
         step.check_finite()
         if self.params.logits_processors:
-            step = StepLogits.of(_processed(step.all(), history, self.params.logits_processors))
-        return choose(Adjusted(step, *_changes(step, history, self.params)), self.params, self._noise.at(len(history)))
+            step = StepLogits.of(processed(step.all(), history, self.params.logits_processors))
+        return choose(Adjusted(step, *changes(step, history, self.params)), self.params, self._noise.at(len(history)))
 
 
 # ---- changed logits -----------------------------------------------------------------------------------------
 
 
-def _processed(logits: F32Array, history: Sequence[int], processors: Sequence[LogitsProcessor]) -> F32Array:
+def processed(logits: F32Array, history: Sequence[int], processors: Sequence[LogitsProcessor]) -> F32Array:
     """Apply the processors, one after another, to logits float32 [n_vocab]."""
     for i, process in enumerate(processors):
         logits = _logits_of(f"logits_processors[{i}]", process(list(history), logits), logits.size)
@@ -88,7 +88,7 @@ def _logits_of(name: str, result: Any, n_vocab: int) -> F32Array:
     return logits
 
 
-def _changes(step: StepLogits, history: Sequence[int], p: SamplingParams) -> tuple[IdArray, F64Array, F64Array]:
+def changes(step: StepLogits, history: Sequence[int], p: SamplingParams) -> tuple[IdArray, F64Array, F64Array]:
     """Apply penalties and bias.
 
     Returns the ids of the changed tokens, ascending, and their logits before and after.
@@ -158,14 +158,14 @@ def choose(adjusted: Adjusted, p: SamplingParams, noise: Noise) -> int:
 
 
 def _draw(ids: IdArray, logits: F64Array, temperature: float, noise: Noise) -> tuple[int, float]:
-    """The token with the largest score, and its score: (logit - first logit) / temperature + noise."""
+    """Find the token with the largest score, and its score: (logit - first logit) / temperature + noise."""
     scores = _scaled(logits, float(logits[0]), temperature) + noise.of(ids)
     best = int(scores.argmax())
     return int(ids[best]), float(scores[best])
 
 
 def _scaled(logits: F64Array, best: float, temperature: float) -> F64Array:
-    """(logits - best) / temperature. A tiny temperature may give -inf."""
+    """Compute (logits - best) / temperature. A tiny temperature may give -inf."""
     with np.errstate(over="ignore"):
         return (logits - best) / temperature
 

@@ -1,1 +1,1 @@
-"""Text to tokens and back."""
+"""Room of text: turns text into token ids, ids into text, and chats into prompts."""

@@ -1,4 +1,4 @@
-"""Text to ids by ranked merges, which Hugging Face `tokenizers` runs: it is imported when an encoder is built."""
+"""Encodes text by ranked merges, with Hugging Face ``tokenizers``, which is imported when an encoder is built."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def read_merges(meta: TokenizerKeys, vocab: Vocabulary) -> list[str]:
-    """`tokenizer.ggml.merges`, of whose tokens the vocabulary must hold all: the library panics where some lack."""
+    """Read ``tokenizer.ggml.merges``. Raises TokenizerError where the vocabulary lacks a token of a merge.
+
+    The library would panic on such a merge.
+    """
     merges = meta.strings("merges")
     known = vocab.ids.__contains__
     for i, merge in enumerate(merges):
@@ -37,7 +40,7 @@ class RankedMerges:
         pairs = [(left, right) for left, _, right in map(str.partition, merges, repeat(" "))]
         try:
             model = BPE(vocab.ids, pairs, ignore_merges=pre.ignore_merges, **options)
-        except Exception as error:  # what the library raises
+        except Exception as error:  # the library raises a plain Exception
             raise TokenizerError(f"{KEY}merges cannot be used: {error}") from error
         self._encoder = encoder = Tokenizer(model)
         _set_pre_tokenizer(encoder, pre)
@@ -45,11 +48,11 @@ class RankedMerges:
         encoder.add_tokens([AddedToken(text, normalized=pre.spaces) for text in defined])
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`. Raises TokenizerError where the split pattern gives up on it."""
+        """Encode ``text`` to ids. Raises TokenizerError where the split pattern gives up on it."""
         try:
             ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # Rust's own, no Exception and not to be imported
+            if type(error).__name__ != "PanicException":  # a panic of Rust: a BaseException that cannot be imported
                 raise
             raise TokenizerError(f"a text of {len(text)} characters cannot be tokenized: {error}") from error
         return ids

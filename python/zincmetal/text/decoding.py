@@ -1,4 +1,4 @@
-"""Ids to text, one at a time."""
+"""Decodes ids to text, one at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class StreamDecoder:
-    """Turns ids into text as they come, holding back the bytes of a character until it is whole."""
+    """Turns ids into text as they come. It holds back the bytes of a character until the character is whole."""
 
     def __init__(self, tokenizer: Tokenizer, texts: dict[int, str], skip_special: bool, drop_space: bool) -> None:
         self._tokenizer = tokenizer
@@ -21,13 +21,13 @@ class StreamDecoder:
         self._start()
 
     def _start(self) -> None:
-        self._held = b""  # the beginning of a character
+        self._held = b""  # the first bytes of a character
         self._drop_space = self._drops_space
-        self._plain = not self._drop_space  # a token's text depends on nothing but the token
+        self._plain = not self._drop_space  # the text of a token depends on the token alone
 
     def push(self, token: SupportsIndex) -> str:
-        """The text that `token` completes, maybe none. Raises UsageError if it is no id of the vocabulary."""
-        # Between two steps of a model the caches are cold, so what most tokens need is one look into one table.
+        """Return the text that ``token`` completes, maybe empty. Raises UsageError for an id outside the vocabulary."""
+        # CPU caches are cold between two steps of a model. So most tokens need only one look into one table.
         if self._plain and type(token) is int and (known := self._texts.get(token)) is not None:
             return known
         return self._push(token)
@@ -48,7 +48,7 @@ class StreamDecoder:
         return text
 
     def finish(self) -> str:
-        """What is left: U+FFFD if the ids end inside a character. The decoder then starts on new ids."""
+        """Return the held text: U+FFFD if the ids end inside a character. The decoder then starts on new ids."""
         text = self._held.decode("utf-8", "replace")
         self._start()
         return text

@@ -1,4 +1,4 @@
-"""What a file does not say, or says wrongly: the kind of its vocabulary and its pre-tokenizer."""
+"""Guesses the kind of a vocabulary and its pre-tokenizer, where a file does not give them or gives wrong ones."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from .pre_tokenizers import SPACED
 from .tokenizer_keys import KEY, TokenizerKeys, warn
 from .vocabulary import BYTE_OF_LETTER, SPACE, TokenType, Vocabulary
 
-_BYTE_SPACE = "\u0120"  # what a byte-level vocabulary writes for a space
+_BYTE_SPACE = "\u0120"  # the letter of a byte-level vocabulary for a space
 
 
 _MODELS = ("gpt2", "gemma4", "llama")
 
 
 def check_model(meta: TokenizerKeys) -> None:
-    """Raise TokenizerError where the vocabulary is of no kind that is run."""
+    """Raise TokenizerError for a kind of vocabulary that zincmetal does not run."""
     if (kind := meta.text("model")) not in _MODELS:
-        raise TokenizerError(f"{KEY}model is {quote(kind)}; known are {', '.join(map(repr, _MODELS))}")
+        raise TokenizerError(f"{KEY}model is {quote(kind)}; known: {', '.join(map(repr, _MODELS))}")
 
 
 def is_sentencepiece(meta: TokenizerKeys, vocab: Vocabulary) -> bool:
-    """Whether pieces merge by score, as in a vocabulary of SentencePiece. Tells it by the tokens, too."""
+    """Return True if pieces merge by score, as in SentencePiece. The tokens count more than the name of the model."""
     kind = meta.text("model")
     if kind == "llama":
         byte_level = meta.has("merges") and _starting(vocab, _BYTE_SPACE) > _starting(vocab, SPACE)
         if byte_level:
-            warn("%smodel is 'llama', but the tokens are those of a byte-level vocabulary: taken as 'gpt2'", KEY)
+            warn("%smodel is 'llama', but the tokens are of a byte-level vocabulary: taken as 'gpt2'", KEY)
         return not byte_level
     if (
         kind == "gemma4"
@@ -39,18 +39,18 @@ def is_sentencepiece(meta: TokenizerKeys, vocab: Vocabulary) -> bool:
     ordered = meta.has("scores") or meta.has("merges")
     pieces = ordered and _starting(vocab, SPACE) > _starting(vocab, _BYTE_SPACE)
     if pieces:
-        warn("%smodel is 'gpt2', but the tokens are SentencePiece's: taken as 'llama'", KEY)
+        warn("%smodel is 'gpt2', but the tokens are of SentencePiece: taken as 'llama'", KEY)
     return pieces
 
 
 def _starting(vocab: Vocabulary, letter: str) -> int:
-    """How many normal tokens begin with a letter."""
+    """Count the normal tokens that begin with ``letter``."""
     normal = TokenType.NORMAL.value
     return sum(text[:1] == letter for text, kind in zip(vocab.tokens, vocab.types, strict=True) if kind == normal)
 
 
 def pre_tokenizer_name(meta: TokenizerKeys, vocab: Vocabulary) -> str:
-    """The name of the pre-tokenizer, guessed with a warning where the file gives none."""
+    """Return the name of the pre-tokenizer. If the file has none, guess it with a warning."""
     name = meta.text("pre") if meta.has("pre") else ""
     if meta.text("model") == "gemma4":
         return "gemma4"
@@ -61,7 +61,7 @@ def pre_tokenizer_name(meta: TokenizerKeys, vocab: Vocabulary) -> str:
     return name
 
 
-# The first row whose tokens are all there and whose number of tokens fits tells the name.
+# Name, tokens, and number of tokens. The first row counts whose tokens are all there and whose number fits.
 _MARKS: tuple[tuple[str, str, Callable[[int], bool]], ...] = (
     ("minimax-m2", "]~b]", lambda n: True),
     ("kimi-k2", "<|im_user|> <|im_middle|>", lambda n: True),
@@ -110,11 +110,11 @@ _BY_WORD = (
 _SPACED_DIGITS = re.compile(_BYTE_SPACE + "[0-9]+")
 _DIGITS = re.compile("[0-9]+")
 _SIGN_AND_BREAK = re.compile("[;,.:)}]+\u010a+")  # "Ċ" is the line feed
-_ENOUGH = 1000  # tokens: what a smaller vocabulary lacks says nothing
+_ENOUGH = 1000  # tokens; in a smaller vocabulary, a missing token proves nothing
 
 
 def _guess(meta: TokenizerKeys, vocab: Vocabulary) -> tuple[str, str]:
-    """A name, and what it was told by."""
+    """Guess the name. Returns it with the reason."""
     for name, marks, fits in _MARKS:
         if fits(len(vocab)) and all(mark in vocab.ids for mark in marks.split()):
             return name, f"its token {quote(marks.split()[0])}"
@@ -129,7 +129,7 @@ def _guess(meta: TokenizerKeys, vocab: Vocabulary) -> tuple[str, str]:
 
 
 def _by_tokens(vocab: Vocabulary) -> tuple[str, str]:
-    """What the tokens themselves tell: a rule that cuts digits apart leaves none of two digits."""
+    """Guess the name from the tokens. A rule that cuts digits apart leaves no token of two digits."""
     if any(map(_SPACED_DIGITS.fullmatch, vocab.ids)):
         return "gpt-2", "tokens of a space and digits"
     longest = max((len(text) for text in vocab.ids if _DIGITS.fullmatch(text)), default=0)
@@ -138,7 +138,7 @@ def _by_tokens(vocab: Vocabulary) -> tuple[str, str]:
     if longest > 1:
         return "llama-bpe", f"digits in tokens of up to {longest}"
     if len(vocab) < _ENOUGH:
-        return "default", "nothing that tells more"
+        return "default", "no better sign"
     if any(map(_SIGN_AND_BREAK.fullmatch, vocab.ids)):
         return "qwen2", "single digits, and signs together with line breaks"
     return "smollm", "single digits"

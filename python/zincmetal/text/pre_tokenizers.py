@@ -1,8 +1,8 @@
-r"""Where text is cut before merging: what the names in `tokenizer.ggml.pre` stand for.
+r"""Rules that cut text into pieces before merging, by their names in ``tokenizer.ggml.pre``.
 
-A pattern is a regular expression of the original tokenizer, in Oniguruma's syntax, which Hugging Face `tokenizers`
-runs: its matches and the gaps between them are the pieces, and each further pattern cuts the pieces of the one
-before. Names of one row have the same rules. Where an original was there to compare with, `CHECKED` names it.
+A pattern is a regular expression of the original tokenizer, in Oniguruma's syntax; Hugging Face ``tokenizers`` runs it.
+The matches of a pattern, and the gaps between them, are the pieces. Each further pattern cuts these pieces again.
+Names in one row have the same rules.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .tokenizer_keys import KEY
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """How text is cut before merging, and what else the name in `tokenizer.ggml.pre` stands for."""
+    """Rules of one pre-tokenizer: its patterns, and other properties that its name implies."""
 
     patterns: tuple[str, ...]
-    ignore_merges: bool = False  # a piece that is a token as a whole is that token, whatever the merges say
-    add_bos: bool = False  # where the file does not say
-    nfc: bool = False  # Unicode composition first, as the original tokenizer does
-    spaces: bool = False  # tokens are plain UTF-8 with "▁" for a space, not bytes written as GPT-2's letters
+    ignore_merges: bool = False  # a piece that is a token becomes that token, whatever the merges are
+    add_bos: bool = False  # the default for files without the key
+    nfc: bool = False  # Unicode composition comes first, as in the original tokenizer
+    spaces: bool = False  # tokens are plain UTF-8 with "▁" for a space, not bytes in GPT-2's letters
 
 
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
@@ -33,13 +33,13 @@ _LINE_OR_BREAKS = r"[^\n]+|\n+"
 
 
 def _llama3_like(letters: str = r"\p{L}", digits: str = r"\p{N}", rest: str = _LINES) -> str:
-    """The pattern of Llama 3 and its kin, which differ in what a letter is and in how digits group."""
+    """Make a pattern like that of Llama 3. Its variants differ in the letters and in the groups of digits."""
     word = rf"[^\r\n\p{{L}}\p{{N}}]?[{letters}]+"
     return rf"(?i:{_CONTRACTIONS})|{word}|{digits}| ?[^\s{letters}\p{{N}}]+[\r\n]*|{rest}"
 
 
 def _cased(digits: str, suffix: str = "", but: str = "", breaks: str = r"[\r\n/]*") -> str:
-    """A word may start with capitals and goes on in lower case; `but` are letters of no word."""
+    """Make a pattern whose words start with capitals, if any, and go on in lower case. ``but`` are no letters."""
     upper, lower = rf"[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}{but}]", rf"[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}{but}]"
     lead = r"[^\r\n\p{L}\p{N}]?"
     words = f"{lead}{upper}*{lower}+{suffix}|{lead}{upper}+{lower}*{suffix}"
@@ -52,7 +52,7 @@ _ASCII_PUNCTUATION = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
 
 
 def _deepseek_words(rest: str) -> str:
-    """DeepSeek's third cut: one ASCII sign may lead a word, other signs are apart from letters."""
+    """Make DeepSeek's third pattern: one ASCII sign may lead a word, and other signs are apart from letters."""
     return rf"{_ASCII_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+{rest}"
 
 
@@ -60,7 +60,7 @@ _CHINESE_JAPANESE = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _DEEPSEEK3 = PreTokenizer((r"\p{N}{1,3}", _CHINESE_JAPANESE, _deepseek_words(r"[\r\n]*|" + _LINES)))
 _SPARK = PreTokenizer((r"\p{N}{1,3}", _CHINESE_JAPANESE, _deepseek_words(r"|[\r\n]|" + _SPACE), r"\p{N}"))
 _OLD_CHINESE = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
-# DeepSeek's first tokenizer lists ranges of letters: those that have a case, less some scripts.
+# DeepSeek's first tokenizer lists ranges of letters: letters with a case, except for some scripts.
 _CASED_LETTERS = (
     r"[\p{Lu}\p{Ll}\p{Lt}&&[^\u0560-\u0588\u10c7\u10cd\u10d0-\u10ff\u1c80-\u1c8a\u2d00-\u2d2d\ua790-\ua7fa"
     r"\uab30-\uab6f\x{10570}-\x{105bc}\x{10d50}-\x{10d85}\x{16e40}-\x{16e7f}\x{1d400}-\x{1d7cb}\x{1df00}-\x{1df2a}]]"
@@ -148,10 +148,10 @@ REFUSED: Mapping[str, str] = {
 
 
 def named(name: str) -> PreTokenizer:
-    """The rules of a name. Raises TokenizerError where there are none."""
+    """Find the rules of a name. Raises TokenizerError for an unknown or refused name."""
     if (row := PRE_TOKENIZERS.get(name) or SPACED.get(name)) is not None:
         return row
     if name in REFUSED:
-        raise TokenizerError(f"{KEY}pre is {quote(name)}, which is not run: {REFUSED[name]}")
+        raise TokenizerError(f"{KEY}pre is {quote(name)}, which is not supported: {REFUSED[name]}")
     known = ", ".join(sorted([*PRE_TOKENIZERS, *SPACED]))
-    raise TokenizerError(f"{KEY}pre is {quote(name)}, a pre-tokenizer that is not known. Known are {known}")
+    raise TokenizerError(f"{KEY}pre is {quote(name)}, an unknown pre-tokenizer; known: {known}")

@@ -1,8 +1,8 @@
-r"""What a token is for: which ids begin, end and structure a text, whatever their type says.
+r"""Finds the roles of tokens: the ids that begin, end and structure a text, whatever their type is.
 
-Files type these tokens in many ways, and name only some by id. So type, name, the ids of `tokenizer.ggml.*` and
-the text of the chat template decide together. A token so found is a control token from then on: it is read in text
-only with `parse_special`, as one id.
+Files give these tokens many types, and name only some of them by id. So four things decide together: the type, the
+text of the token, the ids of ``tokenizer.ggml.*``, and the chat template. A token with a role becomes a control token:
+only ``parse_special`` reads it in text, as one id.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Tokens of this name end a text in every vocabulary that has them.
+# Tokens with these texts end a text in every vocabulary that has them.
 _ENDS = _names(
     "<|im_end|> <|eot_id|> <|eom_id|> <|eot|> <|eom|> <|end|> <|endoftext|> <|end_of_text|> <|end_of_turn|> <|eos|> "
     "<|EOT|> <|return|> <|call|> <|calls|> <|flush|> <|END_OF_TURN_TOKEN|> <EOS_TOKEN> <end_of_turn> <turn|> "
@@ -28,7 +28,7 @@ _ENDS = _names(
     "<|assistant_end|> <|end_of_msg|> <end_of_sentence> <|role_end|> <|message_sep|> <|end_of_sentence|> "
     "<｜end▁of▁sentence｜> <[end▁of▁sentence]> <seed:eos> <|plamo:eos|> [e~[ <eos> _<EOT> ▁<EOT>"
 )
-# These are ordinary text in some vocabularies ("</s>" is HTML): they end a text where the file makes them special.
+# These are ordinary text in some vocabularies ("</s>" is HTML). They end a text if the file makes them special.
 _ENDS_WHERE_SPECIAL = _names("</s> [EOS] [EOT] <EOT> [PAD] <PAD> <eoa>")
 # A model that starts another file, or pads after filling in the middle of one, has also finished its answer.
 _FILE_ENDS = _names(
@@ -36,14 +36,14 @@ _FILE_ENDS = _names(
     "<REPO> <reponame>"
 )
 _FILE_END_KEYS = ("fim_pad", "fim_rep", "fim_sep")
-# Vocabularies that are known by some tokens of theirs: what ends there as well, and what does not.
+# Vocabularies, known by some of their tokens: further tokens that end a text there, and tokens that do not.
 _FAMILIES = (
     (("<|return|>", "<|call|>"), (), ("<|end|>",)),  # harmony: "<|end|>" only ends a message
-    (("<|flush|>", "<|calls|>"), (), ("<|end|>",)),  # Solar, likewise
-    (("[gMASK]", "<|observation|>"), ("<|user|>", "<|observation|>"), ()),  # GLM: the next turn's opening ends one
+    (("<|flush|>", "<|calls|>"), (), ("<|end|>",)),  # Solar: the same
+    (("[gMASK]", "<|observation|>"), ("<|user|>", "<|observation|>"), ()),  # GLM: the opening of a turn ends the last
 )
-_HTML = frozenset({"<|tool_response>", "<|plamo:eos|>"})  # Gemma 4's and PLaMo's: there "</s>" is text for sure
-# Tokens that open a turn or stand inside of its header.
+_HTML = frozenset({"<|tool_response>", "<|plamo:eos|>"})  # tokens of Gemma 4 and PLaMo, where "</s>" is always text
+# Tokens that open a turn or stand in the header of a turn.
 _OPENINGS = _names(
     "<start_of_turn> <|turn> [INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] ]~b] ]~!b[ <bos> [BOS] [gMASK] <sop> "
     "<seed:bos> [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] "
@@ -60,17 +60,17 @@ _ENDING = re.compile(r"end|eo[stm]\b|eo[stm]_|stop|</(s|assistant|model|bot)>", 
 _NO_TURN_ENDS = re.compile(
     r"head|role|sys|user|human|instr|inst\b|prompt|doc|context|name|query|start|beg", re.IGNORECASE
 )
-# In a template: what may stand between an expression and the text that follows, or the other way round.
+# In a template: the characters that may stand between an expression and a text beside it.
 _GLUE = r"""(?:\s|[-+~'"(){}%\]]|\\n|\|\s*\w+|\.\w+\([^()]*\))*"""
 _AFTER_CONTENT = re.compile(rf"""(?<![A-Za-z_])content['"]?{_GLUE}\Z""")
-_AFTER_FIELD = re.compile(rf"""(?:\.|\[['"])\w+{_GLUE}\Z""")  # of a message, or of something else that has some
+_AFTER_FIELD = re.compile(rf"""(?:\.|\[['"])\w+{_GLUE}\Z""")  # a field of a message, or of another object
 _BEFORE_ROLE = re.compile(rf"""{_GLUE}(?:\w+(?:\.|\[['"])role\b|(?:user|assistant|system|model|human|bot)\b)""", re.I)
-_REACH = 80  # characters of a template that are looked at around a token
+_REACH = 80  # characters of a template that are examined on each side of a token
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Ids by role. `named` has those that the file names by key: "bos", "eos", "pad", …"""
+    """Ids by role. ``named`` has the ids that the file names by a key ("bos", "eos", "pad"); ``ends`` has all ends."""
 
     named: dict[str, int]
     ends: frozenset[int]
@@ -83,10 +83,10 @@ _LISTS_OF_ENDS = re.compile(re.escape(KEY) + r"(eos|eot|eom|eog|stop)(_token)?_i
 
 
 def find_roles(meta: TokenizerKeys, vocab: Vocabulary, sentencepiece: bool) -> Roles:
-    """Read the ids of the file, find the ends, and correct the types of tokens by what they are for."""
+    """Read the ids of the file, find the ends, and correct the types of the tokens that have a role."""
     n = len(vocab)
     named = {name: i for name, key in _NAMES.items() if (i := meta.token_id(f"{key}_token_id", n)) is not None}
-    if sentencepiece:  # files from before these keys rely on SentencePiece's own ids
+    if sentencepiece:  # files that are older than these keys rely on SentencePiece's own ids
         for name, default, text in (("bos", 1, "<s>"), ("eos", 2, "</s>")):
             known = default < n and (vocab.types[default] == TokenType.CONTROL or not vocab.typed)
             if name not in named and known and (vocab.typed or vocab.tokens[default] == text):
@@ -100,7 +100,8 @@ def find_roles(meta: TokenizerKeys, vocab: Vocabulary, sentencepiece: bool) -> R
         vocab.set_type({named[name] for name in ("bos", "eos") if name in named}, TokenType.CONTROL)
     by_name = _ends_by_name(vocab, ends)
     if (ends | by_name).isdisjoint(written.ids) and not ("eos" in named and "eos_token" in written.source):
-        # A template of another family: what it writes after a content ends a turn, or what is called an end there.
+        # The template is of another family. A token that it writes after a content ends a turn. If there is no such
+        # token, the tokens with the name of an end count.
         by_name |= written.ends or written.called_ends
     structure = written.turns | infill | {i for name in _OPENINGS for i in vocab.all_ids(name) if _is_added(vocab, i)}
     structure |= {i for name, i in named.items() if name in ("bos", "eos", "eot", "eom")}
@@ -109,7 +110,7 @@ def find_roles(meta: TokenizerKeys, vocab: Vocabulary, sentencepiece: bool) -> R
 
 
 def ends_of_ids(meta: TokenizerKeys) -> frozenset[int]:
-    """The ends that a file names by id, where its tokens cannot be read."""
+    """Read the ends that a file names by id, for a file whose tokens cannot be read."""
     return frozenset(_ids_of_ends(meta, 1 << 32))
 
 
@@ -120,7 +121,7 @@ def _ids_of_ends(meta: TokenizerKeys, n: int) -> Iterator[int]:
 
 
 def _ends_by_name(vocab: Vocabulary, ends: set[int]) -> set[int]:
-    """The ids of the well-known names, and of what the vocabulary's family ends with."""
+    """Find the ids of well-known end tokens, and of the further end tokens of the vocabulary's family."""
     found = {i for name in _ENDS | _FILE_ENDS for i in vocab.all_ids(name)}
     names = _ENDS_WHERE_SPECIAL if _HTML.isdisjoint(vocab.ids) else _ENDS_WHERE_SPECIAL - {"</s>"}
     unsure = (i for name in names for i in vocab.all_ids(name))
@@ -139,7 +140,7 @@ def _without_exceptions(vocab: Vocabulary, ends: set[int]) -> set[int]:
 
 
 def _correct_types(vocab: Vocabulary, roles: set[int], written: set[int]) -> None:
-    """Make control tokens of those that have a role, and let the template's other tokens be matched as wholes."""
+    """Make tokens with a role control tokens. Make the template's other tokens that no merge gives user-defined."""
     roles = {i for i in roles if _BRACKETED.fullmatch(vocab.tokens[i].lstrip("_▁")) or not vocab.typed}
     piped = {
         i for i, text in enumerate(vocab.tokens) if text[:1] == "<" and text[-1:] == ">" and _PIPED.fullmatch(text)
@@ -148,14 +149,15 @@ def _correct_types(vocab: Vocabulary, roles: set[int], written: set[int]) -> Non
     wrong = sorted(i for i in roles if vocab.types[i] not in SPECIAL)
     if wrong and vocab.typed:
         names = ", ".join(quote(vocab.tokens[i]) for i in wrong[:3]) + (", …" if len(wrong) > 3 else "")
-        warn("%stoken_type: %s %s no control token there: taken as one", KEY, names, "is" if len(wrong) == 1 else "are")
+        verb = "is no control token" if len(wrong) == 1 else "are no control tokens"
+        warn("%stoken_type: %s %s there: taken as one", KEY, names, verb)
     vocab.set_type(wrong, TokenType.CONTROL)
     normal = (i for i in written if vocab.types[i] == TokenType.NORMAL and _is_added(vocab, i))
     vocab.set_type(list(normal), TokenType.USER_DEFINED)
 
 
 def _is_added(vocab: Vocabulary, i: int) -> bool:
-    """Whether a token stands apart from the pieces: no two of them make it up."""
+    """Return True for a token that no merge of two pieces makes."""
     if vocab.types[i] != TokenType.NORMAL:
         return True
     text = vocab.tokens[i]
@@ -163,10 +165,11 @@ def _is_added(vocab: Vocabulary, i: int) -> bool:
 
 
 class _Template:
-    """The tokens that a chat template writes: `ids` of all, `turns` of those around roles and contents, `ends`.
+    """Tokens in the source of a chat template.
 
-    `called_ends` have the name of one, and do not stand behind another field of a message: where ends stand does not
-    show in a template that keeps its texts in variables.
+    ``ids`` has all of them. ``turns`` has the tokens beside roles and contents. ``ends`` has the ends that stand behind
+    a content. ``called_ends`` has tokens with the name of an end that do not stand behind another field of a message.
+    They serve for templates that keep their texts in variables, where the places of ends do not show.
     """
 
     def __init__(self, source: str, vocab: Vocabulary) -> None:

@@ -1,4 +1,4 @@
-"""Text to ids as SentencePiece's BPE does it: of all neighbours, the two whose union scores best become one."""
+"""Encodes text like SentencePiece's BPE: again and again, it joins the two neighbours whose union scores best."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from .special_text import Matcher
 from .tokenizer_keys import KEY, TokenizerKeys, warn
 from .vocabulary import SPACE, TokenType, Vocabulary, fallback_byte, utf8
 
-_ADDED = -1000.0  # the score that converters give to tokens which are Hugging Face's and not SentencePiece's own
-_LONGEST_KEPT = 32  # characters of a word that is worth remembering
+_ADDED = -1000.0  # the score that converters give to tokens that Hugging Face added to SentencePiece's
+_LONGEST_KEPT = 32  # characters of the longest word that is remembered
 _MOST_KEPT = 1 << 15  # words
 
 _MERGEABLE = frozenset({TokenType.NORMAL, TokenType.UNDEFINED, TokenType.UNUSED})
 
 
 class SentencePiece:
-    """Encodes text without control tokens. Equal scores merge from the left; memory is in proportion to the pieces."""
+    """Encodes text without control tokens. Among equal scores, the leftmost pair merges first.
+
+    Memory is in proportion to the number of pieces.
+    """
 
     def __init__(self, scores: list[float], vocab: Vocabulary, prefix: bool, unknown: int | None) -> None:
         self._cost = [-score for score in scores]
@@ -43,7 +46,7 @@ class SentencePiece:
         return any(piece[:i] in self._ids and piece[i:] in self._ids for i in range(1, len(piece)))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`."""
+        """Encode ``text`` to ids."""
         ids: list[int] = []
         for part in self._added.split(text.replace(" ", SPACE)):
             if isinstance(part, int):
@@ -57,10 +60,10 @@ class SentencePiece:
         return ids
 
     def _encode_merged(self, text: str, ids: list[int]) -> None:
-        if self._whole:  # how an unused piece falls apart depends on what was merged anywhere before
+        if self._whole:  # the parts of an unused piece depend on earlier merges anywhere in the text
             ids += self._merged_ids(text)
             return
-        # No piece holds both characters of such a pair, so that nothing ever merges across it.
+        # No piece has both characters of a pair outside ``_inside``. So no merge ever crosses such a pair.
         pairs = map(operator.add, text, text[1:])
         cuts = [0, *(i for i, pair in enumerate(pairs, 1) if pair not in self._inside), len(text)]
         known = self._known
@@ -72,21 +75,21 @@ class SentencePiece:
                     if len(known) >= _MOST_KEPT:
                         known.clear()
                     known[word] = found
-            # Characters without a piece are one unknown token together.
+            # Neighbouring characters without a piece become one unknown token together.
             ids += found[1:] if self._fuses and found[:1] == ids[-1:] == [self._unknown] else found
 
     def _merged_ids(self, text: str) -> list[int]:
-        split: dict[str, tuple[str, str]] = {}  # of unused pieces: what they were made of
+        split: dict[str, tuple[str, str]] = {}  # the two parts of each unused piece
         ids: list[int] = []
         for part in self._merge(text, split):
             self._emit(part, split, ids)
         return ids
 
     def _merge(self, text: str, split: dict[str, tuple[str, str]]) -> list[str]:
-        """The pieces of `text`; a part that was merged into the one before it is left out."""
+        """Merge the characters of ``text`` into pieces."""
         parts, n = list(text), len(text)
         before, after = list(range(-1, n - 1)), list(range(1, n + 1))
-        heap: list[tuple[float, int, int, int]] = []  # cost of a union, its left part, its right part, its length
+        heap: list[tuple[float, int, int, int]] = []  # cost, left part, right part and length of each union
 
         def union(left: int, right: int) -> tuple[float, int, int, int] | None:
             piece = parts[left] + parts[right]
@@ -101,7 +104,7 @@ class SentencePiece:
         while heap:
             _, left, right, length = heappop(heap)
             if not parts[left] or not parts[right] or len(parts[left]) + len(parts[right]) != length:
-                continue  # one of the two has become part of another union meanwhile
+                continue  # another union took one of the two parts meanwhile
             parts[left] += parts[right]
             parts[right] = ""
             after[left] = following = after[right]
@@ -129,13 +132,13 @@ class SentencePiece:
 
 
 def _byte_ids(vocab: Vocabulary) -> list[int]:
-    """The ids of "<0x00>" to "<0xFF>", or none where one of them is missing."""
+    """Find the ids of "<0x00>" to "<0xFF>". The list is empty where one of them is missing."""
     ids = [vocab.ids.get(f"<0x{byte:02X}>") for byte in range(256)]
     return [] if None in ids else [i for i in ids if i is not None]
 
 
 def set_byte_types(vocab: Vocabulary) -> None:
-    """Find the byte tokens of a file that gives no types."""
+    """Set the types of byte tokens and of the unknown token, for a file without types."""
     if _byte_ids(vocab):
         of_bytes = (i for i, text in enumerate(vocab.tokens) if fallback_byte(text) is not None)
         vocab.set_type(of_bytes, TokenType.BYTE)
@@ -143,7 +146,7 @@ def set_byte_types(vocab: Vocabulary) -> None:
 
 
 def read_scores(meta: TokenizerKeys, vocab: Vocabulary) -> list[float]:
-    """The scores of the file; where it has none, the order of its merges or of its tokens."""
+    """Read the scores of the file. A file without scores gets them from the order of its merges or of its tokens."""
     if meta.has("scores"):
         scores: list[float] = meta.numbers_per_token("scores", len(vocab))
         nan = next((i for i, score in enumerate(scores) if score != score), None)

@@ -1,26 +1,26 @@
-"""Special tokens in text: where they stand, and the marks that keep text from being one."""
+"""Finds special tokens in text, and obeys the marks that keep text from being such a token."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from .vocabulary import MARK
+MARK = "\ufdd0"  # a noncharacter in a chat prompt: the text around it is no special token
 
 
 class Matcher:
-    """Finds tokens in a text: from left to right, the longest first."""
+    """Finds tokens in a text, from left to right. Of several at one place it takes the longest."""
 
     def __init__(self, tokens: Mapping[str, int]) -> None:
         self._tokens = tokens
-        lengths: dict[str, set[int]] = {}  # by the first two characters: in prose, one of a token is often there
+        lengths: dict[str, set[int]] = {}  # by the first two characters: the first alone is frequent in prose
         for text in tokens:
             lengths.setdefault(text[:2], set()).add(len(text))
         self._lengths = {start: sorted(some, reverse=True) for start, some in lengths.items()}
         self._start = _any_of(lengths) if lengths else None
 
     def split(self, text: str) -> Iterator[str | int]:
-        """The ids of the tokens in `text`, and between them what is no token; nothing empty."""
+        """Yield the ids of the tokens in ``text``, and the text between them. No text is empty."""
         at = end = 0
         while self._start is not None and (found := self._start.search(text, at)):
             at = found.start()
@@ -39,12 +39,12 @@ class Matcher:
         for n in self._lengths.get(text[at : at + 2], ()):
             if (token := text[at : at + n]) in self._tokens:
                 return token
-        # A token of one character is marked behind it.
+        # The mark of a token of one character stands behind it.
         return first if (first := text[at]) in self._tokens and text[at + 1 : at + 2] != MARK else None
 
 
 def _any_of(starts: Iterable[str]) -> re.Pattern[str]:
-    """A pattern for texts of one or two characters."""
+    """Compile a pattern that finds the given texts of one or two characters."""
     seconds: dict[str, str] = {}
     for start in starts:
         seconds[start[0]] = seconds.get(start[0], "") + start[1:]
@@ -54,12 +54,11 @@ def _any_of(starts: Iterable[str]) -> re.Pattern[str]:
 
 
 class SpecialText:
-    """Takes a text with special tokens apart.
+    """Splits a text at its special tokens.
 
-    Args:
-        control: tokens that count in text only where special tokens are parsed.
-        defined: tokens that count in any text; here they only keep a control token from beginning inside of them.
-        strips: control tokens that swallow the spaces and line breaks behind them.
+    ``control`` has the control tokens. ``defined`` has tokens that are matched in any text. Here they have one effect:
+    no control token begins inside of them. ``strips`` are the control tokens that swallow the spaces and line breaks
+    behind them.
     """
 
     def __init__(
@@ -72,10 +71,10 @@ class SpecialText:
         self._names = {i: text for text, i in defined.items()}
 
     def split(self, text: str) -> Iterator[str | int]:
-        """The ids of control tokens, and the text between them, without its marks.
+        """Yield the ids of control tokens, and the text between them, without its marks.
 
-        A mark keeps the characters around it from being one token; then it goes, so that what was marked is
-        tokenized together with its neighbours as plain text is.
+        A mark keeps the characters around it from being one control token. Then it is removed, so that the text
+        around it is tokenized like any other text.
         """
         plain: list[str] = []
         strip = False

@@ -1,9 +1,12 @@
-"""Text to token ids and back, from the `tokenizer.ggml.*` metadata of a GGUF file.
+"""Encodes text to token ids and decodes ids to text, by the ``tokenizer.ggml.*`` metadata of a GGUF file.
 
-Two kinds of vocabulary are read: byte-level BPE (`tokenizer.ggml.model` is "gpt2") with the split patterns
-that `tokenizer.ggml.pre` names, and SentencePiece's BPE ("llama"), where the scores order the merges. Ids become
-text as soon as the tokens are read; what text becomes ids with is built when the first text comes. Decoding joins
-the bytes of tokens, as a token may hold a fraction of a character.
+There are two kinds of vocabulary, by ``tokenizer.ggml.model``:
+
+- "gpt2" is byte-level BPE. ``tokenizer.ggml.pre`` names its split patterns.
+- "llama" is SentencePiece's BPE. Its scores order the merges.
+
+The encoder is built when the first text comes; decoding does not need it. Decoding joins the bytes of tokens, since a
+token may have a fraction of a character.
 """
 
 from __future__ import annotations
@@ -22,11 +25,10 @@ from .pre_guess import check_model, is_sentencepiece, pre_tokenizer_name
 from .pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, named
 from .roles import ends_of_ids, find_roles
 from .sentencepiece import SentencePiece, read_scores, set_byte_types
-from .special_text import SpecialText
+from .special_text import MARK, SpecialText
 from .tokenizer_keys import KEY, TokenizerKeys, warn
 from .vocabulary import (
     BYTE_OF_LETTER,
-    MARK,
     SPECIAL,
     TokenType,
     Vocabulary,
@@ -45,37 +47,35 @@ _NO_BYTES = f"{KEY}tokens has no token for any single byte, so text has no ids: 
 
 class _Encoder(Protocol):
     def encode(self, text: str) -> list[int]:
-        """The ids of a text without control tokens."""
+        """Encode a text without control tokens to ids."""
 
 
 class Tokenizer:
-    """Encodes and decodes for one model. Immutable, and safe to use from several threads.
+    """Encodes and decodes for one model. Immutable, and safe to use from several threads."""
 
-    Attributes:
-        vocab_size: number of tokens; ids run from 0 to vocab_size - 1.
-        bos_id, eos_id: ids of the begin and end tokens, or None where the file names none.
-        eog_ids: every id after which generation is over (end of turn, of text, of message).
-        suppressed: ids that the file says are never to be drawn.
-        add_bos, add_eos: whether the file wants these tokens around a text.
-        control_texts: the texts that only `parse_special` reads as tokens; in text that is not trusted a MARK after
-            the first character of each keeps it text (:meth:`mark`).
-        special_texts: the texts that templates know as `bos_token`, `eos_token`, `unk_token`, `pad_token`, …
-        other_special_texts: those of control tokens without such a name.
-    """
-
+    #: Number of tokens. Ids run from 0 to ``vocab_size`` - 1.
     vocab_size: int
+    #: Id of the begin token, or None where the file names none.
     bos_id: int | None
+    #: Id of the end token, or None where the file names none.
     eos_id: int | None
+    #: Every id after which generation is over: ends of a turn, a text, a message.
     eog_ids: frozenset[int]
+    #: Ids that must never be drawn, according to the file.
     suppressed: frozenset[int]
+    #: True if the file wants a begin token before a text.
     add_bos: bool
+    #: True if the file wants an end token after a text.
     add_eos: bool
+    #: Texts that only ``parse_special`` reads as tokens. In untrusted text, ``chat/marks.py`` keeps them text.
     control_texts: tuple[str, ...]
+    #: Texts of tokens by their names in templates: ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token``, …
     special_texts: Mapping[str, str]
+    #: Texts of control tokens without such a name.
     other_special_texts: tuple[str, ...]
 
     def __init__(self, metadata: Mapping[str, Any], only_ids: bool = False) -> None:
-        """See :meth:`from_metadata`, and :meth:`for_ids` for `only_ids`."""
+        """Build the tokenizer, as in ``from_metadata``. With ``only_ids``, errors wait as in ``for_ids``."""
         meta = TokenizerKeys(metadata)
         check_model(meta)
         self._vocab = vocab = Vocabulary.read(meta)
@@ -83,7 +83,8 @@ class Tokenizer:
         sentencepiece = is_sentencepiece(meta, vocab)
         if sentencepiece and not vocab.typed:
             set_byte_types(vocab)
-        self._texts: tuple[dict[int, str], dict[int, str]] = ({}, {})  # of tokens that a stream has met: whole ones
+        # Texts of the tokens that a stream has met and that have whole characters: with special tokens, and without.
+        self._texts: tuple[dict[int, str], dict[int, str]] = ({}, {})
         self._space_prefix = sentencepiece and meta.flag("add_space_prefix", True)
         pre = PreTokenizer((), add_bos=sentencepiece)
         try:
@@ -103,7 +104,7 @@ class Tokenizer:
         self._building = threading.Lock()
 
     def _recipe(self, meta: TokenizerKeys, sentencepiece: bool, pre: PreTokenizer) -> Callable[[], _Encoder]:
-        """What builds the encoder, from lists that are read now: the file may be closed by then."""
+        """Prepare the building of the encoder. Reads all arrays now, because the file may be closed later."""
         vocab = self._vocab
         if sentencepiece:
             unknown = meta.token_id("unknown_token_id", len(vocab))
@@ -114,24 +115,22 @@ class Tokenizer:
 
     @classmethod
     def from_metadata(cls, meta: Mapping[str, Any]) -> Tokenizer:
-        """Build a tokenizer from the metadata of a GGUF file (other keys than `tokenizer.*` serve to guess).
+        """Build a tokenizer from the metadata of a GGUF file. The file may be closed afterwards.
 
-        Lists may be Python sequences or NumPy arrays; the file may be closed afterwards. A byte-level vocabulary in
-        which no token stands for a single byte decodes but cannot encode: its merges are not looked at, and `encode`
-        says so.
+        Keys other than ``tokenizer.*`` serve to guess. Arrays may be Python sequences or NumPy arrays. A byte-level
+        vocabulary without any token for a single byte can decode but not encode. Then ``encode`` raises.
 
-        Raises:
-            TokenizerError: a key is missing, of the wrong type or length, or unknown.
-            UsageError: the file has been closed, or was closed meanwhile.
+        Raises TokenizerError for a key that is missing, unknown, or of the wrong type or length. Raises UsageError
+        where the file is closed, or is closed meanwhile.
         """
         return cls(meta)
 
     @staticmethod
     def for_ids(meta: Mapping[str, Any]) -> Tokenizer:
-        """A tokenizer for a model that may be run on ids alone: as :meth:`from_metadata`, but errors wait.
+        """Build a tokenizer for a model that may run on ids alone. A TokenizerError waits until it matters.
 
-        Where the file has no tokenizer, or one that cannot be used, ids have the ends that it names by id and no
-        text; whatever needs more of it raises the TokenizerError.
+        A file without a usable tokenizer gives one without texts. It knows the end tokens that the file names by id,
+        and ids have no text. Encoding raises the TokenizerError.
         """
         try:
             return Tokenizer(meta, only_ids=True)
@@ -151,7 +150,7 @@ class Tokenizer:
                 warn("%sadd_%s_token is set, but there is no %s%s_token_id: none is added", KEY, name, KEY, name)
         self.add_bos, self.add_eos = self.add_bos and self.bos_id is not None, self.add_eos and self.eos_id is not None
         control, defined = vocab.of_types(*SPECIAL), vocab.of_types(TokenType.USER_DEFINED)
-        # Phi-3's tokens for turns swallow the line break that its template writes behind them; no key says so.
+        # Phi-3's tokens for turns swallow the line break that its template writes behind them. No key shows it.
         phi3 = sentencepiece and meta.general("architecture") == "phi3"
         strips = (i for text, i in control.items() if text not in ("<unk>", "<s>", "<|endoftext|>"))
         self._special = SpecialText(control, defined, frozenset(strips if phi3 else ()))
@@ -162,33 +161,31 @@ class Tokenizer:
 
     @property
     def bos_text(self) -> str:
-        """The begin token as a chat template writes it, or an empty string."""
+        """Text of the begin token in a chat template, or an empty string."""
         return self.special_texts.get("bos_token", "")
 
     @property
     def eos_text(self) -> str:
-        """The end token as a chat template writes it, or an empty string."""
+        """Text of the end token in a chat template, or an empty string."""
         return self.special_texts.get("eos_token", "")
 
     def encode(
         self, text: str, add_bos: bool | None = None, parse_special: bool = False, add_eos: bool | None = None
     ) -> list[int]:
-        """Token ids of `text`.
+        """Encode ``text`` to token ids.
 
-        Args:
-            text: any string; lone surrogates are read as U+FFFD. A byte for which a byte-level vocabulary has
-                no token (control characters, in some) gives none, as in the original tokenizers.
-            add_bos: put the begin token in front. None follows the file, and does not double one that `text`
-                brings with `parse_special`, as chat templates do.
-            parse_special: read "<|im_end|>" and the like in the text as those tokens, unless a MARK is inside.
-                Leave it off for text that is not trusted: there a MARK is read as U+FFFD, and user-defined tokens
-                are matched either way.
-            add_eos: put the end token behind. None follows the file.
+        ``text`` is any string. A lone surrogate is read as U+FFFD. Some byte-level vocabularies lack tokens for some
+        bytes, such as control characters. Such a byte gives no id, as in the original tokenizers.
 
-        Raises:
-            UsageError: `text` is no string.
-            TokenizerError: this vocabulary cannot encode, a begin or end token is asked for that it lacks, or
-                the split pattern gives up on the text (a run of some ten million spaces).
+        ``add_bos`` puts the begin token in front, ``add_eos`` the end token behind. None follows the file. It adds no
+        second begin token where ``text`` starts with one and ``parse_special`` is on, as with chat templates.
+
+        ``parse_special`` reads texts such as "<|im_end|>" as control tokens, unless a MARK is inside. Leave it off for
+        untrusted text. Then a MARK is read as U+FFFD. User-defined tokens are matched either way.
+
+        Raises UsageError where ``text`` is no string. Raises TokenizerError where the vocabulary cannot encode, or
+        lacks the begin or end token that is asked for. Raises it too where the split pattern gives up on the text, for
+        example on about ten million spaces.
         """
         if not isinstance(text, str):
             raise UsageError(f"a text is needed to encode, not {described(text)}")
@@ -206,16 +203,16 @@ class Tokenizer:
         return ids
 
     def prompt(self, text: str, parse_special: bool = False) -> list[int]:
-        """Token ids of a text that the model is to continue, as :meth:`encode` without an end token.
+        """Encode a text that the model shall continue: like ``encode``, without an end token.
 
-        Where the file asks for a begin token there is exactly one in front, whether `text` brings it or not.
+        If the file asks for a begin token, exactly one stands in front, whether or not ``text`` starts with it.
         """
         if not isinstance(text, str):
             raise UsageError(f"a text is needed as a prompt, not {described(text)}")
         if not self.add_bos or self.bos_id is None:
             return self.encode(text, add_bos=False, parse_special=parse_special, add_eos=False)
         brings = parse_special and len(self.bos_text) > 1 and text.lstrip().startswith(self.bos_text)
-        if brings and self.bos_text not in self._special.control:  # typed as a piece of text, which a template writes
+        if brings and self.bos_text not in self._special.control:  # the file gives it the type of ordinary text
             text = text.lstrip().removeprefix(self.bos_text)
         ids = self.encode(text, add_bos=False, parse_special=parse_special, add_eos=False)
         if not brings or self.bos_id not in ids:
@@ -237,10 +234,9 @@ class Tokenizer:
         return token
 
     def token_bytes(self, token: SupportsIndex) -> bytes:
-        """The bytes of one token: its text in UTF-8, or a part of a character.
+        """Bytes of one token: its text in UTF-8, maybe with a fraction of a character.
 
-        Raises:
-            UsageError: `token` is not an id of this vocabulary.
+        Raises UsageError for an id outside the vocabulary.
         """
         i = self._checked(token)
         text, kind = self._vocab.tokens[i], self._vocab.types[i]
@@ -254,27 +250,23 @@ class Tokenizer:
     def _checked(self, token: SupportsIndex) -> int:
         try:
             i = operator.index(token)
-        except Exception:  # TypeError, or what an __index__ of somebody's raises
+        except Exception:  # a TypeError, or anything that a foreign __index__ raises
             raise UsageError(f"a token id is an integer, not {described(token)}") from None
         if not 0 <= i < self.vocab_size:
             raise UsageError(f"token id {abbreviate(i)} is outside the vocabulary of {self.vocab_size} tokens")
         return i
 
     def is_special(self, token: SupportsIndex) -> bool:
-        """Whether `token` is a control or unknown token, which `skip_special` leaves out."""
+        """Return True for a control or unknown token, which ``skip_special`` leaves out."""
         return self._vocab.types[self._checked(token)] in SPECIAL
 
     def decode(self, ids: Iterable[SupportsIndex], skip_special: bool = False, continues: bool = False) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD.
+        """Decode token ids to text. Bytes that are no UTF-8 become U+FFFD.
 
-        Args:
-            ids: token ids.
-            skip_special: leave control tokens out.
-            continues: the ids follow others. Otherwise the space that a SentencePiece vocabulary puts before
-                a text is taken off again, so that decoding undoes encoding.
+        ``skip_special`` leaves control tokens out. ``continues`` says that the ids follow others. Otherwise the
+        result loses the space that a SentencePiece vocabulary puts before a text, so that decoding undoes encoding.
 
-        Raises:
-            UsageError: an id is not of this vocabulary.
+        Raises UsageError for an id outside the vocabulary.
         """
         stream = self.stream(skip_special, continues)
         if not isinstance(ids, Iterable) or getattr(ids, "ndim", 1) == 0:
@@ -282,9 +274,9 @@ class Tokenizer:
         return "".join(map(stream.push, ids)) + stream.finish()
 
     def stream(self, skip_special: bool = False, continues: bool = False) -> StreamDecoder:
-        """A decoder that takes one id at a time; its pieces join to what :meth:`decode` gives.
+        """Make a decoder that takes one id at a time. Its pieces join to the result of ``decode``.
 
-        The answer to a prompt continues it: pass `continues=True` there.
+        An answer continues its prompt, so it needs ``continues=True``.
         """
         drop_space = self._space_prefix and not continues
         return StreamDecoder(self, self._texts[skip_special], skip_special, drop_space)
@@ -295,7 +287,7 @@ def _refuse(why: TokenizerError) -> _Encoder:
 
 
 class _WithoutText(Tokenizer):
-    """Of a file whose tokens cannot be used: ids have ends, and no text."""
+    """Tokenizer of a file whose tokens cannot be used. It knows end tokens, but no texts."""
 
     def __init__(self, metadata: Mapping[str, Any], why: TokenizerError) -> None:
         self._why = why
@@ -316,13 +308,13 @@ class _WithoutText(Tokenizer):
         raise TokenizerError(f"{self._why}: pass ids") from self._why
 
     def token_bytes(self, token: SupportsIndex) -> bytes:
-        """Nothing, for any id."""
+        """Return no bytes, for any id. Raises UsageError where ``token`` is no integer."""
         if as_integer(token) is None:
             raise UsageError(f"a token id is an integer, not {described(token)}")
         return b""
 
     def is_special(self, token: SupportsIndex) -> bool:
-        """Whether `token` is a control token: of none it is known."""
+        """Return False: the types of the tokens are unknown."""
         return False
 
 
@@ -334,7 +326,7 @@ def _named_ends(metadata: Mapping[str, Any]) -> frozenset[int]:
 
 
 def _without_surrogates(text: str) -> str:
-    """`text` as valid Unicode: surrogate pairs are joined, single ones become U+FFFD."""
+    """Make ``text`` valid Unicode: join surrogate pairs, and replace single surrogates by U+FFFD."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The ``tokenizer.*`` keys of a file: typed access, and the treatment of each (``docs/tokenizer-keys.md``)."""
+"""Reads the ``tokenizer.*`` keys of a file, and treats each by a rule (``docs/tokenizer-keys.md``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ warn = logging.getLogger("zincmetal.text").warning
 
 
 class Handling(Enum):
-    """The treatment of a key."""
+    """Treatment of a key."""
 
     READ = "read"
     CHAT = "read by the chat template"
@@ -80,15 +80,15 @@ _NAMED_TEMPLATE = re.compile(r"chat_template\..+")
 
 
 def handling(name: str) -> Handling | None:
-    """The treatment of the key "tokenizer." + ``name``, or None for an unknown key."""
+    """Find the treatment of the key "tokenizer." + ``name``, or None for an unknown key."""
     return KEYS.get(_NAMED_TEMPLATE.sub("chat_template.NAME", name))
 
 
 class TokenizerKeys(MetadataReader):
     """Reads ``tokenizer.ggml.<name>``. A value that is missing or of the wrong type is a TokenizerError.
 
-    Some faults of files are harmless: an id out of range, an array of the wrong length. They are warnings, which say
-    what is assumed.
+    Some faults of files are harmless, such as an id out of range or an array that is too long. They are warnings,
+    which name the assumption.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -96,37 +96,37 @@ class TokenizerKeys(MetadataReader):
         self._token_ids: dict[str, list[int]] = {}
 
     def key_names(self) -> list[str]:
-        """The full names of all ``tokenizer.*`` keys."""
+        """List the full names of all ``tokenizer.*`` keys."""
         return [key for key in self.values if key.startswith("tokenizer.")]
 
     def has(self, name: str) -> bool:
-        """Whether the file has the key. Counts as reading it, but decodes no array."""
+        """Return True if the file has the key. Counts as reading it, but decodes no array."""
         self.note(name)
         key = KEY + name
         return key in self.values and (name in _LISTS or self.value(key) is not None)
 
     def missing(self, name: str) -> TokenizerError:
-        """The error for a key that the file lacks."""
+        """Make the error for a key that the file lacks."""
         return TokenizerError(f"key '{KEY}{name}' is missing: this file cannot be tokenized without it")
 
     def general(self, name: str) -> str:
-        """A string of ``general.*``, or an empty one."""
+        """Read a string of ``general.*``, or an empty string."""
         value = self.values.get("general." + name)
         return value if isinstance(value, str) else ""
 
     def template(self) -> str:
-        """The sources of the chat template and of its named variants, joined. Empty if the file has none."""
+        """Join the sources of the chat template and of its named variants. Empty for a file without templates."""
         names = [key for key in self.key_names() if key.startswith("tokenizer.chat_template")]
         self.read.update(names)
         return "\n".join(value for name in names if isinstance(value := self.values[name], str))
 
     def token_id(self, name: str, n_tokens: int) -> int | None:
-        """An id from 0 to n_tokens - 1, or None where the file has no such id."""
+        """Read an id from 0 to ``n_tokens`` - 1, or None where the file has no such id."""
         ids = self.token_ids(name, n_tokens)
         return ids[0] if ids else None
 
     def token_ids(self, name: str, n_tokens: int) -> list[int]:
-        """The ids of a key that holds one id or a list. A warning names the ids out of range, which are left out."""
+        """Read the ids of a key with one id or a list. A warning names the ids out of range, which are left out."""
         if name not in self._token_ids:
             self._token_ids[name] = self._read_token_ids(name, n_tokens)
         return self._token_ids[name]
@@ -146,7 +146,7 @@ class TokenizerKeys(MetadataReader):
         return ids
 
     def integers_per_token(self, name: str, n: int) -> list[int]:
-        """A list of at least ``n`` integers, of any type that holds them, cut to ``n``."""
+        """Read an array of at least ``n`` integers, also ones that the file has as floats, cut to ``n``."""
         values = self.numbers_per_token(name, n)
         if set(map(type, values)) <= {int}:  # the usual case, fast
             return cast(list[int], values)
@@ -157,7 +157,7 @@ class TokenizerKeys(MetadataReader):
         return [v for v in whole if v is not None]
 
     def numbers_per_token(self, name: str, n: int) -> list[int | float]:
-        """A list of at least ``n`` numbers, cut to ``n``."""
+        """Read an array of at least ``n`` numbers, cut to ``n``."""
         values = self.numbers(name)
         if len(values) < n:
             raise self.bad(name, f"it has {len(values)} entries for the {n} of {KEY}tokens")
@@ -179,6 +179,6 @@ class TokenizerKeys(MetadataReader):
                 warn("%s is not known and not read: if text becomes other ids than the model knows, this is why", key)
 
     def _is_off(self, key: str) -> bool:
-        """Whether a value, by its full name, is false, 0 or empty."""
+        """Return True if the value of a full key is false, 0 or empty."""
         value = self.value(key)
         return len(value) == 0 if hasattr(value, "__len__") else not value

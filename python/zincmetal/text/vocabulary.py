@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF file: its tokens, their types, and the bytes of each token."""
+"""Reads the vocabulary of a GGUF file: its tokens, their types, and the bytes of each token."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from ..errors import TokenizerError, abbreviate, quote
 from .tokenizer_keys import KEY, TokenizerKeys, warn
 
 SPACE = "\u2581"  # SentencePiece's letter for a space
-MARK = "\ufdd0"  # a noncharacter in a chat prompt: the text around it is no special token
 
 
 class TokenType(IntEnum):
-    """The values of ``tokenizer.ggml.token_type``."""
+    """Values of ``tokenizer.ggml.token_type``."""
 
     UNDEFINED = 0
     NORMAL = 1
@@ -26,7 +25,7 @@ class TokenType(IntEnum):
 
 
 def described(value: object) -> str:
-    """A value and its type for an error message, never long."""
+    """Describe a value and its type for an error message, never at length."""
     kind = type(value).__name__
     return f"{abbreviate(value)} ({kind})" if isinstance(value, (bool, int, float, str)) else f"of type {kind}"
 
@@ -37,7 +36,7 @@ _NORMAL = TokenType.NORMAL.value
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a file. The id of a token is its index in ``tokens``."""
+    """Tokens of a file. The id of a token is its index in ``tokens``."""
 
     tokens: list[str]
     types: list[int]  # values of TokenType
@@ -75,7 +74,7 @@ class Vocabulary:
         return len(self.tokens)
 
     def all_ids(self, text: str) -> list[int]:
-        """Every id whose token is ``text``."""
+        """Find every id whose token is ``text``."""
         if text in self.twins:
             return self.twins[text]
         return [self.ids[text]] if text in self.ids else []
@@ -110,7 +109,7 @@ def _twins(tokens: list[str], types: list[int], ids: dict[str, int]) -> dict[str
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's letter for each byte. Printable Latin-1 letters stand for themselves; the rest starts at U+0100."""
+    """Map GPT-2's letters to bytes. Printable Latin-1 letters stand for themselves; the rest starts at U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in set(printable)]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
@@ -120,7 +119,7 @@ BYTE_OF_LETTER = _byte_alphabet()
 
 
 def byte_level_bytes(token: str) -> bytes:
-    """The bytes of a token of a byte-level vocabulary."""
+    """Bytes of a token of a byte-level vocabulary."""
     try:
         return bytes(map(BYTE_OF_LETTER.__getitem__, token))
     except KeyError:  # the token is not written in the byte alphabet, so it stands for itself
@@ -128,7 +127,7 @@ def byte_level_bytes(token: str) -> bytes:
 
 
 def sentencepiece_bytes(token: str) -> bytes:
-    """The bytes of a token of a SentencePiece vocabulary, unless it is a byte token."""
+    """Bytes of a token of a SentencePiece vocabulary, unless it is a byte token."""
     return utf8(token.replace(SPACE, " "))
 
 
@@ -138,7 +137,7 @@ def utf8(text: str) -> bytes:
 
 
 def fallback_byte(token: str) -> bytes | None:
-    """The byte of a token such as "<0x0A>", or None for a token of another form."""
+    """Read the byte of a token such as "<0x0A>", or None for a token of another form."""
     digits = token[3:5] if len(token) == 6 and token.startswith("<0x") and token.endswith(">") else ""
     try:
         return bytes.fromhex(digits) or None

@@ -1,1 +1,1 @@
-"""Messages to a prompt, through the model's own template."""
+"""Turns the messages of a chat into a prompt with the template of the model."""

@@ -1,9 +1,10 @@
-"""What a template needs: the forms of messages in which it shows all that they say, found out by trying.
+"""Finds by trial the forms of messages that a template needs, so that it shows everything in them.
 
-Templates disagree. One takes a content as a string, one as a list of parts; one wants the arguments of a tool call as
-an object, one as JSON text; one asks whether a content is none, one fails on a content that is not there. Nothing in a
-template says so. A small conversation with marked words is rendered in each form, and the form that is used is the
-first of those that show most of the words. Each question is asked once for a template, and only when it matters.
+Templates disagree. A content is a string for some, and a list of parts for others. The arguments of a tool call are an
+object or JSON text. A missing content must be absent, None, or an empty string. No template declares its choice.
+
+So a small conversation with known words is rendered in each form. The first form that shows most of the words is
+used. Each question is asked once for a template, and only when it matters.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from . import messages as chat_messages
 from .messages import Message
 
 Renders = Callable[[list[dict[str, Any]]], list[str | None]]
-"""The texts that some sets of variables make, or None for one that fails."""
+"""Renders the template with each set of variables. A failure gives None."""
 
-# Words that no template has, and of which none is a part of another.
+# Words that no template has. No word is a part of another.
 _ASKED, _SAID, _MORE, _THOUGHT, _RESULT, _NAME, _KEY, _VALUE, _PAYLOAD = (
     f"zinc{word}" for word in ("asked", "said", "more", "thought", "result", "name", "key", "value", "payload")
 )
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the same, in the order in which one is believed
-_CALL_ID = "call00001"  # as long as Mistral's templates want
+REASONING = ("reasoning_content", "thinking", "reasoning")  # keys for the same text; the first one present counts
+_CALL_ID = "call00001"  # of the length that Mistral's templates want
 _PARAMETERS = {"type": "object", "properties": {_KEY: {"type": "string", "description": "x"}}, "required": [_KEY]}
 _TOOLS = [{"type": "function", "function": {"name": _NAME, "description": "x", "parameters": _PARAMETERS}}]
-# How a content that is missing may be told.
+# Ways to write a missing content.
 _ABSENT: list[dict[str, Any]] = [
     {},
     {"content": ""},
@@ -36,13 +37,13 @@ _ABSENT: list[dict[str, Any]] = [
     {"content": [{"type": "text", "text": ""}]},
 ]
 
-_PARTS_SHOWN = ("'type': 'text'", '"type": "text"')  # a list that was printed and not read
-_ARGUMENTS_SHOWN = ("{'" + _KEY, f'\\"{_KEY}')  # an object that was printed; text that was quoted once more
+_PARTS_SHOWN = ("'type': 'text'", '"type": "text"')  # the template printed the list instead of reading it
+_ARGUMENTS_SHOWN = ("{'" + _KEY, f'\\"{_KEY}')  # it printed the object, or quoted the text once more
 _NONE_SHOWN = ("None", "null")
 
 
 class Forms:
-    """The forms that one template needs."""
+    """Forms of messages that one template needs."""
 
     def __init__(self, source: str, renders: Renders) -> None:
         self._renders = renders
@@ -52,7 +53,7 @@ class Forms:
         self._answers: dict[Any, Any] = {}
 
     def prepared(self, messages: list[Message]) -> list[Message]:
-        """The messages as this template needs them. Raises UsageError for what it has no place for."""
+        """Bring messages into the form that this template needs. Raises UsageError for parts without a place in it."""
         return [self._prepared(f"messages[{i}]", dict(message)) for i, message in enumerate(messages)]
 
     def _prepared(self, where: str, message: Message) -> Message:
@@ -85,7 +86,7 @@ class Forms:
         return content if as_parts >= as_text else chat_messages.joined(content)
 
     def _parts(self, role: str) -> tuple[float, ...]:
-        """How well a content of this role is shown as one string, and as parts."""
+        """Score how well a content of this role is shown as one string, and as parts."""
         parts = [{"type": "text", "text": text} for text in (_SAID, _MORE)]
         return self._asked(
             ("parts", role),
@@ -95,7 +96,7 @@ class Forms:
         )
 
     def _has_place(self, role: str, part: dict[str, Any]) -> bool:
-        """Whether parts of this type are shown."""
+        """Return True if the template shows parts of this type."""
         payload = {key: _PAYLOAD if isinstance(v, str) and key != "type" else v for key, v in part.items()}
         content = [payload, {"type": "text", "text": _SAID}]
         conversation = self._around({"role": role, "content": content})
@@ -104,7 +105,7 @@ class Forms:
         return score == 2
 
     def _around(self, message: Message) -> list[Message]:
-        """A conversation in which a message of that role may stand."""
+        """Make a conversation in which a message of that role may stand."""
         role, user = message["role"], {"role": "user", "content": _ASKED}
         if role in ("user", "system", "developer"):
             return [message] if role == "user" else [message, user]
@@ -119,7 +120,7 @@ class Forms:
         return [self._call(f"{where}[{i}]", self._wrapped(call)) for i, call in enumerate(calls)]
 
     def _wrapped(self, call: dict[str, Any]) -> dict[str, Any]:
-        """A call with its name and arguments under "function", or bare, wherever the template looks for them."""
+        """Put the name and arguments of a call under "function", or bare, as the template expects them."""
         bare = self._calling_scores()[0]
         if "function" in call:
             return {key: v for key, v in call.items() if key != "function"} | call["function"] if bare else call
@@ -141,9 +142,10 @@ class Forms:
         return call
 
     def _calling_scores(self) -> tuple[bool, tuple[float, ...]]:
-        """Whether calls have to be bare, and how well one is shown so.
+        """Decide if calls must be bare, and score how well a call is shown in the chosen form.
 
-        First with its arguments as an object, then as text; of both in each form of no content.
+        The first half of the scores has the arguments as an object, the second half as text. Each half has one score
+        for each of _ABSENT.
         """
         user = {"role": "user", "content": _ASKED}
         result = {"role": "tool", "content": _RESULT, "tool_call_id": _CALL_ID, "name": _NAME}
@@ -164,26 +166,26 @@ class Forms:
         return max(scores[:n]), max(scores[n:])
 
     def _absent_beside_calls(self) -> int:
-        """Which of _ABSENT shows a tool call without a content best."""
+        """Index of the form in _ABSENT that shows a tool call without a content best."""
         (_, scores), n = self._calling_scores(), len(_ABSENT)
         return _best(max(pair) for pair in zip(scores[:n], scores[n:], strict=True))
 
     def _calling(self) -> Message:
-        """An answer that calls a tool, as the template needs it."""
+        """Make an answer that calls a tool, in the form that the template needs."""
         as_object, as_text = self._arguments()
         arguments = {_KEY: _VALUE} if as_object >= as_text else json.dumps({_KEY: _VALUE})
         return _calling(arguments, self._calling_scores()[0]) | _ABSENT[self._absent_beside_calls()]
 
-    # --- what is missing, and reasoning
+    # --- missing values, and reasoning
 
     def _absent(self) -> int:
-        """Which of _ABSENT an answer without a content needs."""
+        """Find the index in _ABSENT for an answer without a content."""
         user, thoughts = {"role": "user", "content": _ASKED}, dict.fromkeys(self._reasoning, _THOUGHT)
         trials = [[user, {"role": "assistant"} | thoughts | absent, user] for absent in _ABSENT]
         return _best(self._asked("absent", trials, (_ASKED, _THOUGHT), _NONE_SHOWN))
 
     def _keeps(self, message: Message, key: str) -> bool:
-        """Whether a key that is None has to be there."""
+        """Return True if a key with the value None must be present."""
         if not mentions(self._source, key):
             return False
         said = {"role": message["role"], "content": _SAID}
@@ -191,7 +193,7 @@ class Forms:
         return _best(self._asked(("none", message["role"], key), trials, (_ASKED, _SAID), _NONE_SHOWN)) == 1
 
     def _with_reasoning(self, where: str, message: Message) -> Message:
-        """The message with its reasoning under the names that the template reads."""
+        """Put the reasoning of a message under the names that the template reads."""
         content = message.get("content")
         if isinstance(content, list) and not all(self._understood(message["role"], part) for part in content):
             thoughts = [t for part in content if (t := _thought(part)) is not None]
@@ -215,14 +217,17 @@ class Forms:
     def _asked(
         self, question: Any, trials: Sequence[list[Message]], wanted: Sequence[str], unwanted: Sequence[str]
     ) -> tuple[float, ...]:
-        """A score for each trial: -1 if it fails, else words that are shown, less a half for what never should be."""
+        """Score each trial: -1 if it fails, else the number of shown words, less 0.5 if it shows unwanted ones."""
         if question not in self._answers:
             self._answers[question] = _scores(self._texts(trials), wanted, unwanted)
         answers: tuple[float, ...] = self._answers[question]
         return answers
 
     def _texts(self, trials: Sequence[list[Message]]) -> list[str | None]:
-        """The trials' texts. Where all fail, it may be for what is beside the point, so that is left out."""
+        """Render the trials. If all fail, repeat them without tools, and then with the first three messages only.
+
+        The failure may have a cause beside the question.
+        """
         calls = any("tool_calls" in message for message in trials[0])
         texts: list[str | None] = []
         for tools, length in ((_TOOLS, None), (None, None), (_TOOLS, 3), (None, 3)) if calls else ((None, None),):
@@ -234,7 +239,7 @@ class Forms:
 
 def _scores(texts: Sequence[str | None], wanted: Sequence[str], unwanted: Sequence[str]) -> tuple[float, ...]:
     found = [-1 if text is None else sum(word in text for word in wanted) for text in texts]
-    # A template may have an unwanted word itself: it counts where one form shows it more often than another.
+    # A template may have an unwanted word itself. It counts only if one form shows it more often than another.
     faults = [sum(map((text or "").count, unwanted)) for text in texts]
     usual = min((f for f, text in zip(faults, texts, strict=True) if text is not None), default=0)
     least = 0 if len(texts) == 1 else usual
@@ -248,17 +253,18 @@ def _calling(arguments: Any, bare: bool) -> Message:
 
 
 def _thought(part: dict[str, Any]) -> str | None:
-    """The text of a part that is reasoning."""
+    """Read the text of a part that is reasoning. None for other parts."""
     kind = part.get("type")
     text = part.get(kind, part.get("text")) if kind in ("thinking", "reasoning") else None
     return text if isinstance(text, str) else None
 
 
 def mentions(source: str, name: str) -> bool:
+    """Return True if the source of a template has ``name`` as a whole word."""
     return re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", source) is not None
 
 
 def _best(scores: Iterable[float]) -> int:
-    """Where the best score is; the first of equal ones."""
+    """Find the index of the best score, and the first one of equal scores."""
     ranked = list(scores)
     return ranked.index(max(ranked))

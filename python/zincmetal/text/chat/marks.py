@@ -1,7 +1,7 @@
-"""Marks in what a caller says: they keep the text of a control token, in a message, from being that token.
+"""Marks the texts of control tokens in a caller's messages, so that they stay text.
 
-A mark is the noncharacter U+FDD0 behind the first character of every occurrence. Templates carry it through; the
-tokenizer takes text with a mark in it apart as text, and removes it.
+A mark is the noncharacter U+FDD0, put behind the first character of every such text. Templates pass it through. The
+tokenizer reads a text with a mark inside as plain text, and removes the mark.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-from ..vocabulary import MARK
+from ..special_text import MARK
 
-FOREIGN = "\ufffd"  # what becomes of a mark that a caller's own text brings
+FOREIGN = "\ufffd"  # replaces a mark in the caller's own text
 
 
 class Marker:
-    """Marks the texts of control tokens in JSON values.
+    """Marks the texts ``control_texts`` in JSON values.
 
-    Args:
-        control_texts: what to mark.
-        beginnings: mark every character with which one could begin, so that none comes about by taking
-            something out of a text or by putting texts together.
+    With ``beginnings`` it marks every character with which such a text could begin. Then a template that removes or
+    joins parts of a text cannot make a control text from others.
     """
 
     def __init__(self, control_texts: Iterable[str], beginnings: bool = False) -> None:
@@ -34,21 +32,21 @@ class Marker:
             lengths.setdefault(text[0], set()).add(len(text))
         self._lengths = {first: sorted(some) for first, some in lengths.items()}
         self._first = re.compile("[" + "".join(map(re.escape, lengths)) + "]") if lengths else None
-        self.met: set[str] = set()  #: the control texts that were marked
+        self.met: set[str] = set()  #: the control texts that it has marked
 
     def without(self, texts: Iterable[str]) -> Marker:
-        """One that leaves `texts` as they are."""
+        """Make a marker that leaves ``texts`` alone."""
         return Marker(self._texts.difference(texts))
 
     def mark(self, value: Any) -> Any:
-        """A JSON value with marks in all its strings, keys of objects included."""
+        """Copy a JSON value with marks in all its strings, keys of objects included."""
         if isinstance(value, str):
             return self._in_texts([value])[0]
         if isinstance(value, dict):
             return {self.mark(key): self.mark(item) for key, item in value.items()}
         if not isinstance(value, (list, tuple)):
             return value
-        # A control text may begin in one part of a content and end in the next: parts are marked as one text.
+        # A control text may begin in one part of a content and end in the next. So parts are marked as one text.
         parts = [item for item in value if is_text_part(item)]
         texts = iter(self._in_texts([part["text"] for part in parts]))
         return [self.mark(v) | {"text": next(texts)} if is_text_part(v) else self.mark(v) for v in value]
@@ -66,7 +64,7 @@ class Marker:
         return marked
 
     def _places(self, text: str) -> list[int]:
-        """Where control texts begin, those that overlap others included."""
+        """Find the starts of control texts, also of texts that overlap others."""
         places = []
         for found in self._first.finditer(text) if self._first else ():
             at = found.start()
@@ -77,15 +75,15 @@ class Marker:
         return places
 
     def count(self, text: str) -> int:
-        """How many control texts are in a text, without a mark."""
+        """Count the control texts without a mark in a text."""
         return len(Marker(self._texts)._places(text))
 
 
 def is_text_part(value: Any) -> bool:
-    """Whether a value is a part of a content that is text."""
+    """Return True for a part of a content that is text."""
     return isinstance(value, dict) and isinstance(value.get("text"), str)
 
 
 def unmarked(text: str) -> str:
-    """A text without marks."""
+    """Remove all marks from a text."""
     return text.replace(MARK, "")

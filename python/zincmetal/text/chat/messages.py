@@ -1,7 +1,7 @@
-"""The messages of a chat as callers write them, checked, and told in one way.
+"""Checks the messages of a chat, and brings the ways in which callers write them into one form.
 
-What comes out are dicts, lists, strings and numbers. A content is a string, a list of parts, or not there. Parts are
-`{"type": …}`, text as `{"type": "text", "text": …}`. Keys may still be None: see :mod:`zincmetal.text.chat.forms`.
+The results are dicts, lists, strings and numbers. A content is a string, a list of parts, or absent. A part is
+``{"type": …}``, and text is ``{"type": "text", "text": …}``. A key may still be None; ``forms.py`` decides about it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ...errors import UsageError, quote
 Message = dict[str, Any]
 
 TEXT_TYPES = ("text", "input_text", "output_text")
-WITH_CONTENT = ("user", "system", "developer", "tool", "function")  # roles that say nothing without one
+WITH_CONTENT = ("user", "system", "developer", "tool", "function")  # roles whose messages need a content
 _MEDIA = ("image", "video", "audio", "file")
 
 
 def conversation(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """`messages`, checked. Raises UsageError that names the one that is wrong."""
+    """Check ``messages``. Raises UsageError, which names the wrong message."""
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
         raise UsageError(f"messages is of type {type(messages).__name__}; a list of dicts is needed")
     if not messages:
@@ -30,17 +30,17 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 
 def plain(where: str, value: Any) -> Any:
-    """`value` in JSON's own types. Raises UsageError for what JSON cannot hold."""
+    """Convert ``value`` to JSON's own types. Raises UsageError for a value that JSON cannot represent."""
     try:
         made = _plain(value)
         json.dumps(made)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: what a chat template is given must be JSON values: {error}") from error
+        raise UsageError(f"{where}: a chat template takes JSON values only: {error}") from error
     return made
 
 
 def _plain(value: Any) -> Any:
-    if callable(dump := getattr(value, "model_dump", None)):  # the objects of clients such as OpenAI's
+    if callable(dump := getattr(value, "model_dump", None)):  # objects of clients such as OpenAI's
         value = dump()
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
@@ -54,11 +54,11 @@ def _plain(value: Any) -> Any:
 
 
 def checked_list(name: str, value: Any) -> list[dict[str, Any]] | None:
-    """`tools` or `documents`: a list of dicts, or None."""
+    """Check ``tools`` or ``documents``: a list of dicts, or None."""
     made = plain(name, value)
     if made is None or (isinstance(made, list) and all(isinstance(item, dict) for item in made)):
         return made
-    raise UsageError(f"{name} must be a list of dicts, as JSON has them, not {quote(str(made))}")
+    raise UsageError(f"{name} must be a list of dicts of JSON values, not {quote(str(made))}")
 
 
 def _message(where: str, given: Any) -> Message:
@@ -75,7 +75,7 @@ def _message(where: str, given: Any) -> Message:
     elif content is not None and not isinstance(content, str):
         kind = type(content).__name__
         raise UsageError(f"{where} needs a 'content' that is a string or a list of parts, not of type {kind}")
-    if message.get("tool_calls") is None and message.get("function_call") is not None:  # the older name, of one call
+    if message.get("tool_calls") is None and message.get("function_call") is not None:  # the older key, with one call
         message["tool_calls"] = [message.pop("function_call")]
     if message.get("tool_calls") is not None:
         message["tool_calls"] = _tool_calls(f"{where}.tool_calls", message["tool_calls"])
@@ -127,13 +127,13 @@ def _function(where: str, function: dict[str, Any]) -> dict[str, Any]:
         kind = type(arguments).__name__
         raise UsageError(f"{where}.arguments must be a dict or a string of JSON, not of type {kind}")
     empty = arguments is None or (isinstance(arguments, str) and not arguments.strip())
-    if "arguments" in function and empty:  # as clients write a call without any
+    if "arguments" in function and empty:  # some clients write a call without arguments so
         return function | {"arguments": {}}
     return function
 
 
 def arguments_as_object(where: str, arguments: str) -> dict[str, Any]:
-    """The arguments of a tool call, which a client wrote as JSON text."""
+    """Parse the arguments of a tool call that are JSON text. Raises UsageError where they are no JSON object."""
     try:
         made = json.loads(arguments)
     except (ValueError, RecursionError):
@@ -144,5 +144,5 @@ def arguments_as_object(where: str, arguments: str) -> dict[str, Any]:
 
 
 def joined(parts: list[dict[str, Any]]) -> str:
-    """The text of parts that are all text."""
+    """Join the texts of parts that are all text."""
     return "".join(part["text"] for part in parts)

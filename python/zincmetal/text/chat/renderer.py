@@ -1,7 +1,7 @@
-"""The process that renders chat templates, as its parent sees it: started, asked, watched, ended.
+"""Starts, asks, watches and ends the sandbox: the process that renders chat templates.
 
-It is a Python that runs ``sandbox.py``. A frozen application (PyInstaller and its like) has none to start:
-`sys.executable` is the application, which would start itself again. There the process is a fork.
+The process is a Python that runs ``sandbox.py``. A frozen application, such as PyInstaller makes, has no Python to
+start. Its ``sys.executable`` is the application, which would start itself again. There the process is a fork.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from ...settings import PYTHON
 from . import sandbox
 from .resident import resident
 
-START_LIMIT = 20.0  # seconds until the process says that it is there
-GRACE = 0.25  # seconds that the process's own alarm has before the parent kills
-SOON = 0.005  # seconds in which an ordinary template is done, before anybody watches
-PULSE = 0.001  # seconds between two looks at its memory
-MOST_FILES = 1 << 16  # that a parent has open
-WATCHED = 5 / 8  # of the limit: what it allocates between two looks, on a busy machine, must fit into the rest
+START_LIMIT = 20.0  # seconds until the process must say hello
+GRACE = 0.25  # seconds that the alarm of the process has before the parent kills it
+SOON = 0.005  # seconds that an ordinary template takes; only then the parent starts to watch
+PULSE = 0.001  # seconds between two looks at the memory of the process
+MOST_FILES = 1 << 16  # open files of a parent, at most
+WATCHED = 5 / 8  # share of the memory limit that ends the process; the rest is for its growth between two looks
 
 
 class Ended(Exception):
-    """The process ended or was ended; the message says why, as what "the chat template" did."""
+    """Raised for a process that has ended. The message continues the words "the chat template"."""
 
 
 class Forked:
-    """A child made by fork, as much like `subprocess.Popen` as is needed here."""
+    """Child made by fork, with the part of ``subprocess.Popen`` that is needed here."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         requests, self_requests = os.pipe()
         self_answers, answers = os.pipe()
         self.returncode: int | None = None
-        self.beside = 0  # bytes that are resident at its start: much of that is the parent's
+        self.beside = 0  # resident bytes at its start; most of them belong to the parent
         self.pid = os.fork()
         if self.pid == 0:
             _serve_forked(requests, answers, settings)
@@ -52,22 +52,22 @@ class Forked:
         self.stdout: IO[bytes] = os.fdopen(self_answers, "rb")
 
     def poll(self) -> int | None:
-        """The exit status, if it has ended."""
+        """Return the exit status, or None before the end."""
         return self._waited(os.WNOHANG)
 
     def wait(self) -> int | None:
-        """The exit status, once it has ended."""
+        """Wait for the end, and return the exit status."""
         return self._waited(0)
 
     def kill(self) -> None:
-        """End it."""
+        """End the child."""
         os.kill(self.pid, signal.SIGKILL)
 
     def _waited(self, options: int) -> int | None:
         if self.returncode is None:
             try:
                 pid, status = os.waitpid(self.pid, options)
-            except ChildProcessError:  # somebody else has waited for it
+            except ChildProcessError:  # other code has already waited for it
                 pid, status = self.pid, 0
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
@@ -75,10 +75,10 @@ class Forked:
 
 
 def _serve_forked(requests: int, answers: int, settings: dict[str, Any]) -> None:
-    """What the forked child does, to its end. Nothing of the parent's may be touched: its locks may be held."""
+    """Serve requests in the forked child, to its end. It uses no object of the parent, whose locks may be held."""
     status = 1
     try:
-        os.setsid()  # Ctrl-C is for the caller
+        os.setsid()  # Ctrl-C must reach the caller alone
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         os.dup2(requests, 0)
@@ -95,44 +95,44 @@ Child = subprocess.Popen[bytes] | Forked
 
 
 class Renderer:
-    """The rendering process and its pipe: one for all templates, started when it is needed."""
+    """Sandbox process and its pipe. One process serves all templates, and starts when it is needed."""
 
     def __init__(self) -> None:
-        self._no_python: str | None = None  # an executable that was tried and is none
+        self._no_python: str | None = None  # an executable that was tried and is no Python
         self.reset()
-        os.register_at_fork(after_in_child=self.reset)  # the pipe stays the parent's
-        atexit.register(self._stop)
+        os.register_at_fork(after_in_child=self.reset)  # the pipe belongs to the parent alone
+        atexit.register(self.stop)
 
     def reset(self) -> None:
-        """Forget the process, which is somebody else's."""
+        """Forget the process: after a fork, it belongs to the parent."""
         self._lock = threading.Lock()
-        self._child: Child | None = None
+        self.child: Child | None = None
 
     def ask(self, request: dict[str, Any], memory: int) -> Any:
-        """The answer to a request. Raises ChatTemplateError where the process does not live to give it."""
+        """Answer a request. Raises ChatTemplateError where the process ends before its answer."""
         with self._lock:
             try:
-                child = self._child = self._child or self._start(memory)
+                child = self.child = self.child or self._start(memory)
                 return _exchange(child, request, memory)
             except Ended as end:
-                self._stop()
+                self.stop()
                 raise ChatTemplateError(f"the chat template {end}") from None
-            except BaseException:  # such as Ctrl-C: what the process answers later belongs to nobody
-                self._stop()
+            except BaseException:  # such as Ctrl-C: nobody would read the answer that comes later
+                self.stop()
                 raise
 
     def _start(self, memory: int) -> Child:
         settings = {"path": [p for p in sys.path if isinstance(p, str)], "memory": memory, "forked": False}
         python = _python()
         if python is not None and python != self._no_python:
-            self._child = _spawn(python, settings)
-            if _says_hello(self._child):
-                return self._child
-            self._stop()
-            self._no_python = python  # it may be an application: never start it twice
+            self.child = spawn(python, settings)
+            if _says_hello(self.child):
+                return self.child
+            self.stop()
+            self._no_python = python  # it may be an application, which must not start twice
             if PYTHON.value:
                 raise ChatTemplateError(f"{PYTHON.name}={python} is not a Python of version 3.10 or later")
-        self._child = child = Forked(settings | {"forked": True})
+        self.child = child = Forked(settings | {"forked": True})
         if not _says_hello(child):
             raise ChatTemplateError(
                 f"chat templates run in a Python process of their own, and none starts: "
@@ -141,8 +141,9 @@ class Renderer:
         child.beside = resident(child.pid) or 0
         return child
 
-    def _stop(self) -> None:
-        child, self._child = self._child, None
+    def stop(self) -> None:
+        """End the process, if there is one; the next request starts another."""
+        child, self.child = self.child, None
         if child is not None:
             for pipe in (child.stdin, child.stdout):
                 _close(pipe)
@@ -152,21 +153,22 @@ class Renderer:
 
 
 def _python() -> str | None:
-    """The Python to start, or None where there is none to be sure of."""
+    """Find the Python to start. None where no executable is surely a Python."""
     if named := PYTHON.value:
         return named
     is_python = Path(sys.executable or "").name.lower().startswith(("python", "pypy"))
     return sys.executable if is_python and not getattr(sys, "frozen", False) else None
 
 
-def _spawn(python: str, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
+def spawn(python: str, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """Start ``sandbox.py`` in an isolated Python. Raises ChatTemplateError where the system cannot."""
     try:
         return subprocess.Popen(
             [python, "-I", "-S", str(Path(sandbox.__file__)), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the caller
+            start_new_session=True,  # Ctrl-C must reach the caller alone
         )
     except OSError as error:
         raise ChatTemplateError(f"chat templates run in a Python process of their own: {error}") from error
@@ -192,7 +194,7 @@ def _readable(child: Child, seconds: float) -> bool:
 
 
 def _exchange(child: Child, request: dict[str, Any], memory: int) -> Any:
-    """The answer to a request."""
+    """Send a request and read the answer."""
     assert child.stdin is not None
     assert child.stdout is not None
     try:
@@ -208,7 +210,7 @@ def _exchange(child: Child, request: dict[str, Any], memory: int) -> Any:
 
 
 def _watch(child: Child, seconds: float, memory: int) -> None:
-    """Return when there is an answer. Kills the process that takes too long or too much."""
+    """Wait for an answer. Kills a process that takes too much time or memory."""
     deadline = time.monotonic() + seconds + GRACE - SOON
     limit = int(memory * WATCHED) + getattr(child, "beside", 0)
     while not _readable(child, PULSE):
@@ -224,7 +226,7 @@ def _close(pipe: IO[bytes] | None) -> None:
     try:
         if pipe is not None:
             pipe.close()
-    except OSError:  # unsent bytes for a process that is gone
+    except OSError:  # unsent bytes for a process that has ended
         pass
 
 
@@ -237,7 +239,7 @@ def _too_much(memory: int) -> str:
 
 
 def _cause(status: int | None, seconds: float, memory: int) -> str:
-    """Why the process ended, from its exit status."""
+    """Explain the end of the process, by its exit status."""
     if status == -signal.SIGALRM:
         return _too_long(seconds)
     if status == sandbox.NO_JINJA:
@@ -245,7 +247,7 @@ def _cause(status: int | None, seconds: float, memory: int) -> str:
     if status == sandbox.OLD_JINJA:
         oldest = ".".join(map(str, sandbox.OLDEST_JINJA))
         return (
-            f"needs jinja2 {oldest} or later, as older ones let a template out of its sandbox: "
+            f"needs jinja2 {oldest} or later, because older versions let a template out of its sandbox: "
             f"pip install 'jinja2>={oldest}'"
         )
     if status == sandbox.OUT_OF_MEMORY:

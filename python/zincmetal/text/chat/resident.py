@@ -1,4 +1,4 @@
-"""How much memory another process has resident, cheaply enough to ask every millisecond."""
+"""Reads the resident memory of another process, cheaply enough to do it every millisecond."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from collections.abc import Callable
 from functools import cache
 
 _RUSAGE_INFO_V0 = 0
-_RESIDENT, _FOOTPRINT = 8, 9  # places in struct rusage_info_v0, in words of eight bytes
+_RESIDENT, _FOOTPRINT = 8, 9  # fields of struct rusage_info_v0, as indices of 8-byte words
 _WORDS = 12
 
 
 def resident(pid: int) -> int | None:
-    """Bytes that process `pid` has resident, or None where nothing says it (the process has ended, for one)."""
+    """Read the resident bytes of process ``pid``. None where they are unknown, such as after the process ended."""
     return _way()(pid)
 
 
 @cache
 def _way() -> Callable[[int], int | None]:
-    """The best way to ask on this system: /proc, Apple's libproc, `ps`."""
-    for way in (_of_proc, _of_libproc()):
+    """Find the best way to ask on this system: ``/proc``, Apple's libproc, or ``ps``."""
+    for way in (of_proc, _of_libproc()):
         if way is not None and way(os.getpid()) is not None:
             return way
-    return _of_ps
+    return of_ps
 
 
-def _of_proc(pid: int) -> int | None:
+def of_proc(pid: int) -> int | None:
+    """Bytes resident by Linux's /proc, or None."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -49,12 +50,13 @@ def _of_libproc() -> Callable[[int], int | None] | None:
         words = (ctypes.c_uint64 * _WORDS)()
         if ask(pid, _RUSAGE_INFO_V0, ctypes.byref(words)) != 0:
             return None
-        return max(words[_RESIDENT], words[_FOOTPRINT])  # the footprint counts what was compressed, too
+        return max(words[_RESIDENT], words[_FOOTPRINT])  # the footprint also counts compressed memory
 
     return of_libproc
 
 
-def _of_ps(pid: int) -> int | None:
+def of_ps(pid: int) -> int | None:
+    """Bytes resident by the command ps, or None."""
     try:
         shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, timeout=1, check=True)
         return int(shown.stdout) << 10

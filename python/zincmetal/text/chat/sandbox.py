@@ -1,12 +1,14 @@
-"""The process that renders chat templates: a program that ``renderer.py`` starts, not a module to import.
+"""Renders chat templates in a process of their own: a program that ``renderer.py`` starts, not a module to import.
 
-A template comes with a model file and is a program that nobody has read. No check inside an interpreter bounds it:
-one sort, one `join`, one product of large numbers is a single call that allocates or computes for as long as it likes.
-An alarm ends this process after its time, the kernel limits its memory, and where the kernel does not (macOS) the
-parent watches; what is known to be huge before it is made (`'a' * 10 ** 10`) is not made at all.
+A template comes with a model file and is a program that nobody has read. No check inside an interpreter can bound it.
+One sort, one ``join`` or one product of large numbers is a single call of any duration and size. Three limits hold:
 
-Requests come on standard input and answers leave on standard output, each eight bytes of length and that much JSON.
-The first message is the process's own: it says that this is a Python which speaks this protocol.
+- An alarm ends this process after its time.
+- The operating system limits its memory. macOS does not, so there the parent watches.
+- A value that is known to be huge before it exists (``'a' * 10 ** 10``) is not made.
+
+Requests come on standard input, and answers leave on standard output. Each is eight bytes of length and then JSON.
+The first message is a greeting: it shows that this is a Python which speaks this protocol.
 """
 
 from __future__ import annotations
@@ -32,17 +34,17 @@ LENGTH = struct.Struct("<Q")
 OUT_OF_MEMORY = 77  # exit statuses
 NO_JINJA = 78
 OLD_JINJA = 79
-OLDEST_JINJA = (3, 1, 6)  # before it, `|attr('format')` walks out of the sandbox
+OLDEST_JINJA = (3, 1, 6)  # before it, ``|attr('format')`` walks out of the sandbox
 LARGEST = 1 << 25  # characters or elements of one value
 HELLO = "zincmetal renders"
 
 
 class TooLong(Exception):
-    """The text is longer than the caller allows."""
+    """Raised for a text that is longer than the caller allows."""
 
 
 def read_message(stream: IO[bytes]) -> Any | None:
-    """The next message, or None at the end of the stream."""
+    """Read the next message, or None at the end of the stream."""
     header = stream.read(LENGTH.size)
     if len(header) < LENGTH.size:
         return None
@@ -58,7 +60,7 @@ def write_message(stream: IO[bytes], message: Any) -> None:
     stream.flush()
 
 
-# --- sizes that are known before a value is made
+# --- sizes that are known before a value exists
 
 
 def check_size(n: int) -> None:
@@ -68,28 +70,28 @@ def check_size(n: int) -> None:
 
 
 def is_large(value: object) -> bool:
-    """Whether a value is a number that no width, count or indentation needs."""
+    """Return True for a number that is too large for any width, count or indentation."""
     return isinstance(value, int) and value > LARGEST
 
 
 def check_product(left: Any, right: Any) -> None:
-    """The size of `left * right`, of which one may be a sequence."""
+    """Check the size of ``left * right``, of which one may be a sequence. Raises MemoryError."""
     for sequence, n in ((left, right), (right, left)):
         if isinstance(n, int) and isinstance(sequence, (str, bytes, list, tuple)):
             check_size(len(sequence) * n)
 
 
 def check_pattern(pattern: str, arguments: Any = ()) -> None:
-    """The widths that a pattern of `%` or `format` asks for, in itself or through its arguments."""
+    """Check the widths that a pattern of ``%`` or ``format`` has, itself or by its arguments. Raises MemoryError."""
     for digits in re.findall(r"[0-9]{8,}", pattern):
         check_size(LARGEST + 1 if len(digits) > 9 else int(digits))
     values = arguments if isinstance(arguments, (tuple, list)) else (arguments,)
-    if re.search(r"\*|\{[^}]*\{", pattern) and any(map(is_large, values)):  # `%*d`, `{:{}}`
+    if re.search(r"\*|\{[^}]*\{", pattern) and any(map(is_large, values)):  # ``%*d``, ``{:{}}``
         raise MemoryError
 
 
 def check_call(name: str, value: Any, arguments: tuple[Any, ...]) -> None:
-    """The size of what a method of a string (or the filter of that name) is about to make."""
+    """Check the size of the result of a string method, or of the filter with its name. Raises MemoryError."""
     if any(map(is_large, arguments)):
         raise MemoryError
     if not isinstance(value, str):
@@ -108,20 +110,21 @@ def check_call(name: str, value: Any, arguments: tuple[Any, ...]) -> None:
 
 
 class Dictionary:
-    """What templates call `dict`. The class itself would let them change what they were given: `dict.update(d, …)`."""
+    """Stands for ``dict`` in templates. With the class itself, they could change variables: ``dict.update(d, …)``."""
 
     def __call__(self, *values: Any, **items: Any) -> dict[Any, Any]:
+        """Make a dict, like ``dict``."""
         return dict(*values, **items)
 
     def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
-        """As of `dict`."""
+        """Make a dict, like ``dict.fromkeys``."""
         return dict.fromkeys(keys, value)
 
 
 def bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that first looks at what it would make."""
+    """Wrap a filter in a check of the size of its result."""
 
-    @functools.wraps(function)  # with the marks by which jinja2 knows what else to pass
+    @functools.wraps(function)  # also copies the attributes that tell jinja2 which arguments to pass
     def checked(*arguments: Any, **options: Any) -> Any:
         values = arguments[1:] if hasattr(function, "jinja_pass_arg") else arguments
         check_call(name, values[0] if values else None, (*values[1:], *options.values()))
@@ -132,7 +135,7 @@ def bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def sandbox() -> type[ImmutableSandboxedEnvironment]:
-    """The class of environments. Made late, as jinja2 is imported here and not where a caller imports this file."""
+    """Define the class of environments. It is made late, so that importing this file does not import jinja2."""
     from jinja2.runtime import Context
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -161,7 +164,7 @@ def sandbox() -> type[ImmutableSandboxedEnvironment]:
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """What chat templates are written for: Hugging Face's environment of options, functions and filters."""
+    """Build the environment that chat templates expect: Hugging Face's options, functions and filters."""
     from jinja2 import nodes
     from jinja2.exceptions import SecurityError, TemplateError
     from jinja2.ext import Extension, loopcontrols
@@ -169,7 +172,7 @@ def environment() -> ImmutableSandboxedEnvironment:
     from jinja2.utils import Namespace
 
     class Generation(Extension):
-        """`{% generation %}` marks what the model wrote, for training; here it is a scope for its variables."""
+        """Tag ``{% generation %}``, which marks the model's own text for training. Here it is only a scope."""
 
         tags = {"generation"}  # noqa: RUF012 - how jinja2 declares it
 
@@ -179,7 +182,7 @@ def environment() -> ImmutableSandboxedEnvironment:
             return nodes.Scope(body).set_lineno(line)
 
     class PublicNamespace(Namespace):
-        def __init__(*args: Any, **kwargs: Any) -> None:  # as jinja2's own: an attribute may be called self
+        def __init__(*args: Any, **kwargs: Any) -> None:  # without self, like jinja2's: an attribute may have that name
             for name in dict(*args[1:], **kwargs):
                 check_name(name)
             Namespace.__init__(*args, **kwargs)
@@ -221,7 +224,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def render(template: Template, variables: dict[str, Any], longest: int) -> str:
-    """The text of a template, built from its pieces so that one without end is noticed early."""
+    """Render a template piece by piece, so that a text without end is noticed early. Raises TooLong."""
     pieces: list[str] = []
     n = 0
     for piece in template.generate(variables):
@@ -233,7 +236,7 @@ def render(template: Template, variables: dict[str, Any], longest: int) -> str:
 
 
 def attempt(make: Callable[[], Any], longest: int) -> dict[str, Any]:
-    """`result`, or `error` with what went wrong."""
+    """Call ``make``. Returns its value as ``result``, or a message as ``error``."""
     try:
         return {"result": make()}
     except TooLong:
@@ -245,14 +248,14 @@ def attempt(make: Callable[[], Any], longest: int) -> dict[str, Any]:
 
 
 def names_read(env: ImmutableSandboxedEnvironment, source: str) -> list[str]:
-    """The variables that a template expects to be given."""
+    """List the variables that a template expects."""
     from jinja2.meta import find_undeclared_variables
 
     return sorted(find_undeclared_variables(env.parse(source)) - env.globals.keys())
 
 
 def answer(env: ImmutableSandboxedEnvironment, compiled: Callable[[str], Template], request: dict[str, Any]) -> Any:
-    """One attempt for each of the request's `variables`; without any, the names that the template reads."""
+    """Answer a request: one attempt for each of its ``variables``. Without them, the names that the template reads."""
     source, longest = request["source"], request["longest"]
 
     def rendered(variables: dict[str, Any]) -> str:
@@ -264,7 +267,7 @@ def answer(env: ImmutableSandboxedEnvironment, compiled: Callable[[str], Templat
 
 
 def address_space() -> int:
-    """Bytes that this process maps, where Linux says it."""
+    """Read the number of bytes that this process maps, on Linux. 0 elsewhere."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
@@ -279,7 +282,7 @@ def limit_memory(n_bytes: int) -> None:
 
 
 def made_environment() -> ImmutableSandboxedEnvironment:
-    """The environment, or the end of the process with a status that says why there is none."""
+    """Build the environment. Without a usable jinja2, end the process with a status that tells the cause."""
     try:
         import jinja2
     except ImportError:
@@ -295,13 +298,13 @@ def serve(requests: IO[bytes], answers: IO[bytes], settings: dict[str, Any]) -> 
     write_message(answers, HELLO)
     env = made_environment()
     limit_memory(settings["memory"] + (address_space() if settings["forked"] else 0))
-    # A parent may ignore or block the alarm, and both are inherited.
+    # A parent may ignore or block the alarm, and this process inherits both.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     compiled = functools.lru_cache(maxsize=8)(env.from_string)
     try:
         while (request := read_message(requests)) is not None:
-            signal.setitimer(signal.ITIMER_REAL, request["seconds"])  # its default is to end the process
+            signal.setitimer(signal.ITIMER_REAL, request["seconds"])  # by default, the alarm ends the process
             reply = answer(env, compiled, request)
             signal.setitimer(signal.ITIMER_REAL, 0)
             write_message(answers, reply)

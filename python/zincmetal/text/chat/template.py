@@ -1,13 +1,14 @@
-"""Chat templates: from messages to the prompt that a model was trained on.
+"""Renders chat templates: turns messages into a prompt of the form that a model was trained on.
 
-Templates are Jinja programs that come with the model file. They run in jinja2's `ImmutableSandboxedEnvironment`,
-set up as Hugging Face's `apply_chat_template` does, in a process of their own that is bounded in time and memory
-(see ``sandbox.py`` and ``renderer.py``). The process starts with the first template and stays,
-so that rendering costs about a millisecond; a template that passes a bound ends it, and the next one gets a new one.
+Templates are Jinja programs that come with the model file. They run in jinja2's ``ImmutableSandboxedEnvironment``, with
+the settings of Hugging Face's ``apply_chat_template``. A separate process with bounds of time and memory runs them
+(``sandbox.py`` and ``renderer.py``). It starts with the first template and stays, so rendering takes about 1 ms.
+A template that exceeds a bound ends the process. The next template starts a new one.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import arguments
 from ...errors import ChatTemplateError, UsageError, quote
-from ..tokenizer_keys import warn
-from ..vocabulary import MARK
+from ..special_text import MARK
 from .forms import REASONING, Forms, mentions
 from .marks import Marker, unmarked
 from .messages import Message, checked_list, conversation, plain
@@ -27,33 +27,33 @@ if TYPE_CHECKING:
 
 __all__ = ["CHATML", "MARK", "ChatTemplate"]
 
-TIME_LIMIT = 2.0  # seconds to compile and render
-MEMORY_LIMIT = 512 << 20  # bytes, of which Python and jinja2 take about a tenth
+_log = logging.getLogger("zincmetal.text")
+
+TIME_LIMIT = 2.0  # seconds, to compile and render
+MEMORY_LIMIT = 512 << 20  # bytes; Python and jinja2 take about a tenth of them
 LONGEST = 8 << 20  # characters of text
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""The most common format, for models whose file has no template and that were trained on it."""
+"""Most common template. It serves for models that were trained on it and whose file has no template."""
 
 KEY = "tokenizer.chat_template"
-_HERE = "<zincmetal goes on here> "  # ends the content that is continued; a template that trims takes its space
-_REWRITES = re.compile(r"\b(replace|join|lower|upper|title|capitalize)\b")  # ways to make new text of what was said
+_HERE = "<zincmetal goes on here> "  # ends the content to continue; a template that trims removes its space
+_REWRITES = re.compile(r"\b(replace|join|lower|upper|title|capitalize)\b")  # filters and methods that change text
 _UNDEFINED = re.compile(r"UndefinedError: '(\w+_token)' is undefined")
 
 
 class ChatTemplate:
-    """The template of a model, or several with names. Safe to use from several threads, which take turns.
+    """Template of a model, or several with names. Safe to use from several threads, which take turns.
 
-    Args:
-        source: the Jinja source, as in `tokenizer.chat_template`.
-        bos: text of the begin token, which templates write as `bos_token`; empty where the model has none, and
-            then the name is not defined.
-        eos: text of the end token, `eos_token`.
-        special: more of these names and their texts (`pad_token`, `unk_token`, …).
-        named: templates by name. `tool_use` is used when there are tools, `rag` when there are documents.
-        control_texts: the texts of the tokens that are no text, which :meth:`prompt` marks in messages.
+    - ``source`` is the Jinja source, as in ``tokenizer.chat_template``.
+    - ``bos`` and ``eos`` are the texts of the begin and end tokens, ``bos_token`` and ``eos_token`` in templates. The
+      name of an empty text is undefined.
+    - ``special`` has more such names and their texts: ``pad_token``, ``unk_token``, …
+    - ``named`` has templates by name. Calls with tools use ``tool_use``, calls with documents ``rag``.
+    - ``control_texts`` are the texts of control tokens. ``prompt`` marks them in messages.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class ChatTemplate:
         self._special = {name: v for name, v in own.items() if v and any(name in text for text in sources)}
         self._control_texts = tuple(control_texts)
         self._forms: dict[str, Forms] = {}
-        self._unseen: set[str] = set()  # of tools and documents: what was given in vain, and a warning has named
+        self._unseen: set[str] = set()  # "tools" or "documents", once a warning said that the template ignores them
 
     @classmethod
     def from_metadata(cls, meta: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
-        """The templates of a GGUF file. Raises ChatTemplateError if it has none."""
+        """Read the templates of a GGUF file. Raises ChatTemplateError if it has none."""
         sources = {name.removeprefix(KEY).removeprefix("."): v for name, v in meta.items() if _names_template(name)}
         for name, source in sources.items():
             if not isinstance(source, str):
@@ -103,7 +103,7 @@ class ChatTemplate:
         )
 
     def choose(self, name: str) -> ChatTemplate:
-        """One of the templates in :attr:`named`, alone. Raises UsageError where there is none of that name."""
+        """Select one of the templates in ``named``. Raises UsageError for an unknown name."""
         if arguments.text("name", name) not in self.named:
             known = ", ".join(sorted(self.named)) or "none"
             raise UsageError(f"there is no chat template {quote(name)}; templates with a name: {known}")
@@ -112,7 +112,7 @@ class ChatTemplate:
 
     @property
     def variables(self) -> frozenset[str]:
-        """The names that the templates read: a keyword that is not among them changes nothing."""
+        """Names that the templates read. Any other keyword changes nothing."""
         names: set[str] = set()
         for source in {self.source, *self.named.values()}:
             reply = _ask({"source": source})
@@ -129,25 +129,22 @@ class ChatTemplate:
         continue_final_message: bool = False,
         **keywords: Any,
     ) -> str:
-        """The text of the prompt for a conversation. To tokenize it, :meth:`prompt` is the one to use.
+        """Render the prompt for a conversation, to be read. Use ``prompt`` to get a text to tokenize.
 
-        Args:
-            messages: at least one; each has `role`, a string, and `content`, a string or a list of parts
-                `{"type": "text", "text": …}`. An answer may do without: it has `tool_calls`, or its reasoning as
-                `reasoning_content`, `reasoning` or `thinking`, or is to be filled. Other keys are passed on. They
-                are put into the form that the template needs.
-            add_generation_prompt: end with the opening of the model's answer.
-            tools: what the model may call, as JSON schemas.
-            documents: what it may cite.
-            continue_final_message: end inside the last message, which is an answer, right after its content, or
-                after its reasoning if it has no content.
-            keywords: more variables for the template (`enable_thinking`, …). All must be JSON values. One that the
-                template does not read (see :attr:`variables`) changes nothing.
+        - ``messages`` has at least one message. Each has a ``role``, a string, and a ``content``: a string, or a list
+          of parts ``{"type": "text", "text": …}``. An answer may have no content, only ``tool_calls`` or its reasoning
+          (``reasoning_content``, ``reasoning`` or ``thinking``). Other keys are passed on.
+        - ``add_generation_prompt`` ends the prompt with the opening of the model's answer.
+        - ``tools`` are the functions that the model may call, as JSON schemas.
+        - ``documents`` are the texts that the model may cite.
+        - ``continue_final_message`` ends the prompt inside the last message, which must be an answer. The end is right
+          after its content, or after its reasoning if it has no content.
+        - ``keywords`` are more variables of the template, such as ``enable_thinking``. All are JSON values. A keyword
+          outside ``variables`` changes nothing.
 
-        Raises:
-            UsageError: an argument is not as described, or the template has no place for it.
-            ChatTemplateError: the template is wrong, refuses the messages, or needs more than TIME_LIMIT seconds,
-                MEMORY_LIMIT bytes or LONGEST characters.
+        Messages are brought into the form that the template needs. Raises UsageError for an argument that breaks these
+        rules or that the template has no place for. Raises ChatTemplateError where the template is wrong, refuses the
+        messages, or exceeds TIME_LIMIT seconds, MEMORY_LIMIT bytes or LONGEST characters.
         """
         call = _Call(self, messages, tools, documents, add_generation_prompt, continue_final_message, keywords)
         return call.text(Marker(()))
@@ -162,18 +159,18 @@ class ChatTemplate:
         continue_final_message: bool = False,
         **keywords: Any,
     ) -> str:
-        """What :meth:`render` says, with marks (:mod:`zincmetal.text.chat.marks`) in what the caller said.
+        """Render the prompt like ``render``, with marks (``marks.py``) in the texts of the caller.
 
-        Where a message, a tool or a document has the text of a control token, `<|im_end|>` for one, a mark makes it
-        text for the tokenizer: nothing that is said inside a chat ends its turn.
+        A message, a tool or a document may have the text of a control token, such as ``<|im_end|>``. A mark keeps it
+        text for the tokenizer. So no text inside a chat can end its turn.
 
-        There is one exception. Some templates look into earlier answers for control tokens of their own, to take
-        old reasoning out. Where marks would hide from them what they look for, an answer's own are left unmarked.
+        There is one exception. Some templates search earlier answers for control tokens, to remove old reasoning. If
+        marks would hide these tokens from the template, answers keep them unmarked.
         """
         call = _Call(self, messages, tools, documents, add_generation_prompt, continue_final_message, keywords)
         marker = Marker(self._control_texts)
         marked = call.text(marker)
-        if _REWRITES.search(call.source):  # it may make a control text of what was none
+        if _REWRITES.search(call.source):  # the template may make a control text from other text
             with suppress(ChatTemplateError):
                 all_marked = call.text(Marker(self._control_texts, beginnings=True), answers=marker)
                 if marker.count(all_marked) < marker.count(marked):
@@ -182,27 +179,27 @@ class ChatTemplate:
             return marked
         try:
             wanted = call.text(Marker(()))
-        except ChatTemplateError:  # it refuses to see what the marks hid, which is text now
+        except ChatTemplateError:  # the template refuses a control text in a message; with marks it is plain text
             return marked
         if unmarked(marked) == wanted:
             return marked
         return self._looked_into(call, marker, wanted, marked)
 
     def _looked_into(self, call: _Call, marker: Marker, wanted: str, marked: str) -> str:
-        """The prompt where marks change what the template does."""
-        escaped = marked.replace(ascii(MARK)[1:-1], MARK)  # by repr, or as ASCII in JSON
+        """Find a prompt for a template that marks would change."""
+        escaped = marked.replace(ascii(MARK)[1:-1], MARK)  # the template escaped it: by repr, or as ASCII in JSON
         if unmarked(escaped) == wanted:
             return escaped
         hidden = [text for text in sorted(marker.met) if text in call.source]
         best = self._with_open_answers(call, marker, hidden, wanted)
-        for text in hidden if best is not None else ():  # as few as will do
+        for text in hidden if best is not None else ():  # leave as few texts unmarked as possible
             fewer = [other for other in hidden if other != text]
             other = self._with_open_answers(call, marker, fewer, wanted)
             best, hidden = (best, hidden) if other is None else (other, fewer)
         return marked if best is None else best
 
     def _with_open_answers(self, call: _Call, marker: Marker, texts: list[str], wanted: str) -> str | None:
-        """The prompt with earlier answers' own `texts` unmarked, if that is what the template makes without marks."""
+        """Render with ``texts`` unmarked in answers. None if the result differs from ``wanted``, which has no marks."""
         try:
             made = call.text(marker, answers=marker.without(texts))
         except ChatTemplateError:
@@ -223,11 +220,11 @@ class ChatTemplate:
         return self._forms[source]
 
     def _trials(self, source: str, trials: list[dict[str, Any]]) -> list[str | None]:
-        """What a template makes of the conversations of :mod:`zincmetal.text.chat.forms`."""
+        """Render the trial conversations of ``forms.py``. None for each one that fails."""
         base = {"bos_token": "", "eos_token": "", "documents": None, "add_generation_prompt": True} | self._special
         try:
             replies = _ask({"source": source, "variables": [base | trial for trial in trials]})
-        except ChatTemplateError:  # it passes a bound; so it will when it is rendered
+        except ChatTemplateError:  # the template exceeds a bound, and will exceed it again in the real call
             return [None] * len(trials)
         return [reply.get("result") for reply in replies]
 
@@ -238,11 +235,11 @@ class ChatTemplate:
             if missing is None or missing[1] in self._special or missing[1] in variables:
                 text: str = _result(reply)
                 return text
-            self._special[missing[1]] = ""  # a template that cannot do without a token that the model has not
+            self._special[missing[1]] = ""  # the template needs a token that the model does not have
 
 
 class _Call:
-    """What one call of `render` or `prompt` was given, checked and in the form that the template needs."""
+    """Arguments of one call of ``render`` or ``prompt``, checked and in the form that the template needs."""
 
     def __init__(
         self,
@@ -265,19 +262,19 @@ class _Call:
         for name, value in self._said.items():
             if value and not mentions(self.source, name) and name not in template._unseen:
                 template._unseen.add(name)
-                warn("this model's chat template has no place for %s: the model does not see them", name)
+                _log.warning("this model's chat template has no place for %s: the model does not see them", name)
         self._messages = template._forms_of(self.source).prepared(checked)
         self._opens = bool(add_generation_prompt) and not continues
         self._continues = continues
 
     def text(self, marker: Marker, answers: Marker | None = None) -> str:
-        """The text, with marks by `marker`; in messages of the assistant by `answers`."""
+        """Render with marks by ``marker``. In messages of the assistant, ``answers`` marks instead."""
         answers = answers or marker
         messages = [(answers if m["role"] == "assistant" else marker).mark(m) for m in self._messages]
         tail = ""
         if self._continues:
             messages[-1], tail = _open_end(messages[-1])
-        # Texts of special tokens are the caller's to set, and no text.
+        # The caller may set the texts of special tokens. They get no marks.
         said = {k: v if k.endswith("_token") else marker.mark(v) for k, v in (self._said | self._keywords).items()}
         variables = {"messages": messages, "add_generation_prompt": self._opens} | said
         text = self._template._rendered(self.source, variables)
@@ -285,7 +282,7 @@ class _Call:
 
 
 def _special_texts(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The texts of special tokens by their names in templates; `additional_special_tokens` are those without one."""
+    """Map names in templates to texts of special tokens. ``additional_special_tokens`` has the texts without a name."""
     others = list(tokenizer.other_special_texts)
     return dict(tokenizer.special_texts) | ({"additional_special_tokens": others} if others else {})
 
@@ -295,7 +292,7 @@ def _names_template(key: str) -> bool:
 
 
 def _open_end(message: Message) -> tuple[Message, str]:
-    """A message with _HERE at its end, and the text before that."""
+    """Copy a message with _HERE at the end of its text. Returns it with that text."""
     content = message.get("content")
     if isinstance(content, list):
         last = max((i for i, part in enumerate(content) if isinstance(part.get("text"), str)), default=None)
@@ -310,7 +307,7 @@ def _open_end(message: Message) -> tuple[Message, str]:
 
 
 def _cut(text: str, tail: str) -> str:
-    """A text up to the last _HERE, behind `tail`."""
+    """Cut a text at its last _HERE, which stands behind ``tail``."""
     at = text.rfind(_HERE.rstrip())
     if at < 0:
         raise ChatTemplateError("the chat template does not show the end of the last message: it cannot be continued")

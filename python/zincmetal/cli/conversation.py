@@ -1,0 +1,71 @@
+"""The messages of a conversation, and the files that keep them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from .arguments import read_json
+
+
+class Conversation:
+    """A system message, if any, and messages of user and assistant in turns."""
+
+    def __init__(self, system: str | None = None) -> None:
+        self.system = system
+        self._turns: list[dict[str, str]] = []
+        self._file: Path | None = None  # may be written again
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """All messages, as ``Model.chat`` takes them."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return system + self._turns
+
+    def add(self, message: str, answer: str) -> None:
+        """Add a message and its answer."""
+        self._turns += [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        self._turns.clear()
+
+    def save(self, name: str) -> Path:
+        """Write the messages to a file, as a JSON list; without a name to the file of before.
+
+        Raises UsageError where that cannot be done, and for a file that is not this conversation's.
+        """
+        path = Path(name).expanduser() if name else self._file
+        if path is None:
+            raise UsageError("/save needs the name of a file")
+        if path != self._file and path.exists():
+            raise UsageError(f"{path} exists already: choose another name, or /load it first")
+        beside = path.with_name(f".{path.name}.part")  # a full disk leaves what was there
+        try:
+            beside.write_text(json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n", "utf-8")
+            os.replace(beside, path)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+        self._file = path
+        return path
+
+    def load(self, name: str) -> None:
+        """Take the messages of a file in the place of these. Raises UsageError where it holds none."""
+        if not name:
+            raise UsageError("/load needs the name of a file")
+        path = Path(name).expanduser()
+        messages = read_json(path)
+        if not isinstance(messages, list) or not all(map(_is_message, messages)):
+            raise UsageError(f"{path} holds no conversation: a list of objects with the strings role and content")
+        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+        first_is_system = bool(plain) and plain[0]["role"] == "system"
+        self.system = plain[0]["content"] if first_is_system else None
+        self._turns = plain[first_is_system:]
+        self._file = path
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))

@@ -1,0 +1,167 @@
+"""``zincmetal info``: versions, devices, supported models and limits, and the environment."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+from .. import settings
+from ..errors import ZincError
+from .arguments import Parser
+from .command import Command
+from .output import print_json
+
+LIBRARIES = ("numpy", "tokenizers", "jinja2", "tqdm")
+
+
+def add_arguments(p: Parser) -> None:
+    """The options."""
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the facts."""
+    found = facts()
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(_lines(found)))
+    return 0
+
+
+def facts() -> dict[str, Any]:
+    """All facts; the keys stay as they are from version to version."""
+    from ..device import backend
+
+    return {
+        "zincmetal": version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": {
+            "type": platform.machine(),
+            "model": mac_model(),
+            "cpus": os.cpu_count(),
+            "memory_bytes": memory_bytes(),
+        },
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "built": [name for name in (*backend.DEVICES, "checked") if backend.is_built(name)],
+        "devices": {name: _device(name) for name in backend.built()},
+        "families": _families(),
+        "quant_types": _quant_types(),
+        "limits": _limits(),
+        "environment": settings.in_force(),
+    }
+
+
+def version(package: str = "zincmetal") -> str:
+    """The version of a package, or "not installed"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def memory_bytes() -> int:
+    """The memory of the machine in bytes; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
+
+
+def mac_model() -> str:
+    """The model of a Mac, as in "Mac15,9"; empty elsewhere."""
+    if sys.platform != "darwin":
+        return ""
+    asked = subprocess.run(["/usr/sbin/sysctl", "-n", "hw.model"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip()
+
+
+def _device(name: str) -> dict[str, Any]:
+    """The facts of a device, or the error that it gives."""
+    from ..device import backend
+
+    try:
+        return dict(backend.open_device(name)[1].info)
+    except (ZincError, ImportError, OSError) as error:
+        return {"error": str(error)}
+
+
+def _families() -> list[str]:
+    from ..models import ARCHITECTURES
+
+    return sorted(ARCHITECTURES)
+
+
+def _quant_types() -> list[str]:
+    from ..gguf import quants
+
+    return [t.name for t in quants.SUPPORTED]
+
+
+def _limits() -> dict[str, int]:
+    """The largest sizes that the kernels are compiled for."""
+    from .. import config
+    from ..plan.planner import PREFILL_ROWS
+
+    return {
+        "head_size": config.HEAD_CLASSES[-1],
+        "head_size_multiple": config.HEAD_MULTIPLE,
+        "recurrent_head_size": config.SSM_CLASSES[-1],
+        "convolution": config.MAX_CONV,
+        "experts": config.EXPERT_CLASSES[-1],
+        "experts_used": config.MAX_EXPERTS_USED,
+        "step_tokens": PREFILL_ROWS[-1],
+    }
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+    machine = found["machine"]
+    model = f"{machine['model']}, " if machine["model"] else ""
+    yield _row("zincmetal", found["zincmetal"])
+    yield _row("Python", f"{found['python']} ({sys.executable})")
+    yield _row("platform", found["platform"])
+    size = f"{machine['memory_bytes'] / 2**30:.0f} GiB"
+    yield _row("machine", f"{model}{machine['type']}, {machine['cpus']} CPUs, {size}")
+    yield _row("libraries", ", ".join(f"{name} {v}" for name, v in found["libraries"].items()))
+    yield _row("built cores", ", ".join(found["built"]) or "none")
+    for name, facts in found["devices"].items():
+        yield _row(f"device {name}", facts.get("error") or _device_words(facts))
+    yield _row("families", ", ".join(found["families"]))
+    yield _row("quant types", ", ".join(found["quant_types"]))
+    yield _row("limits", ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in found["limits"].items()))
+    yield _row("environment", ", ".join(_environment(found["environment"])) or "no variable is set")
+
+
+def _environment(variables: Mapping[str, str]) -> Iterator[str]:
+    ours = settings.RELAXED.name in variables
+    for name, text in variables.items():
+        if name != settings.RELAXED.name:
+            by = " (set by zincmetal)" if ours and name == settings.DRIVER_TIMEOUT.name else ""
+            yield f"{name}={text}{by}"
+
+
+def _device_words(facts: Mapping[str, Any]) -> str:
+    features = (f"{name} {value}" for name, value in facts["features"].items())
+    memory = f"{facts['working_set_bytes'] / 1e9:.1f} GB for models"
+    return ", ".join([facts["name"], memory, *features])
+
+
+def _row(name: str, value: str) -> str:
+    return f"{name:<14} {value}"
+
+
+COMMAND = Command(
+    "info",
+    "show versions, devices, models and limits",
+    add_arguments,
+    run,
+    (("info", "for people"), ("info --json", "for programs, and for reports")),
+    reader_gone=0,
+)

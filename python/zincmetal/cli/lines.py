@@ -1,0 +1,63 @@
+"""Where a conversation reads from: a terminal with editing and history, or the lines of a pipe."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+
+PROMPT, MORE = "> ", ". "
+BLOCK = '"""'
+
+
+class Lines:
+    """Reads messages, which may have several lines, from standard input."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stdin is not None and sys.stdin.isatty()
+        self._ended = sys.stdin is None
+        if self.terminal:
+            with suppress(ImportError):
+                import readline  # noqa: F401 - gives input() editing and history
+        if sys.stdin is not None:
+            sys.stdin.reconfigure(encoding=None if self.terminal else "utf-8", errors="replace")  # type: ignore[union-attr]
+
+    def message(self) -> str:
+        """The next message or command without the signs that join its lines; may be empty. Raises EOFError."""
+        line = self._line(PROMPT)
+        if line.lstrip().startswith(BLOCK):
+            return " " + self._block(line.lstrip().removeprefix(BLOCK))
+        lines = []
+        while line.endswith("\\"):
+            lines.append(line[:-1])
+            line = self._next_line()
+        text = "\n".join([*lines, line])
+        return text if text.strip() else ""
+
+    def _block(self, line: str) -> str:
+        """The lines up to the sign that ends the block."""
+        lines = []
+        while not line.rstrip().endswith(BLOCK) and not self._ended:
+            lines.append(line)
+            line = self._next_line()
+        return "\n".join([*lines, line.rstrip().removesuffix(BLOCK)]).strip("\n")
+
+    def _next_line(self) -> str:
+        """A further line of a message, or nothing where the input ends."""
+        try:
+            return self._line(MORE)
+        except EOFError:
+            return ""
+
+    def _line(self, prompt: str) -> str:
+        """A line without its end. Raises EOFError."""
+        if self._ended:
+            raise EOFError
+        if self.terminal and sys.stdout.isatty():
+            return input(prompt)
+        if self.terminal:
+            print(prompt, end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        self._ended = not line and not self.terminal
+        if not line:
+            raise EOFError
+        return line.rstrip("\r\n")

@@ -1,0 +1,58 @@
+"""The command ``zincmetal``, and ``python -m zincmetal``: chooses a subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from . import chat, check, completion, info, inspect, plan, run
+from .arguments import Parser
+from .command import Command, examples, start
+
+COMMANDS: tuple[Command, ...] = tuple(module.COMMAND for module in (run, chat, plan, inspect, check, info, completion))
+DESCRIPTION = "Run large language models from GGUF files. `zincmetal COMMAND --help` says more of each command."
+EPILOG = """
+exit status:
+  0    done
+  1    an error, said on standard error; a failed check; a model that does not fit
+  2    a wrong argument
+  130  ended by Ctrl-C"""
+EXAMPLES = (
+    ('run MODEL.gguf -p "Water boils at"', "continue a text"),
+    ("chat MODEL.gguf", "talk with a model"),
+    ("check", "does this machine compute what it should?"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    return start(parser(), argv)
+
+
+def parser() -> Parser:
+    """The whole command line. Making it imports nothing that loads or runs models."""
+    p = Parser("zincmetal", DESCRIPTION, f"{examples(EXAMPLES)}\n{EPILOG}")
+    p.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
+    p.set_defaults(command=None)
+    chosen = p.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    for c in COMMANDS:
+        sub = chosen.add_parser(
+            c.name, help=c.summary, prog=f"zincmetal {c.name}", description=c.description, epilog=examples(c.examples)
+        )
+        c.prepare(sub)
+    return p
+
+
+class Version(argparse.Action):
+    """Prints the version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print it and exit."""
+        print(f"zincmetal {info.version()}")
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

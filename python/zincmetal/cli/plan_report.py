@@ -1,0 +1,110 @@
+"""The report of ``zincmetal plan``: the memory that a model needs, and the bytes that a token costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..plan.estimate import MemoryEstimate, in_units
+from ..plan.plan import Plan
+from ..plan.planner import plan_rows
+
+
+@dataclass(frozen=True)
+class Token:
+    """The bytes that decoding a token moves: its plan's, and ``kv_read`` bytes of K/V at the end of the context."""
+
+    plan: Plan
+    kv_read: int
+
+    def speeds(self, bandwidth: float) -> dict[str, float]:
+        """Tokens per second that ``bandwidth`` GB/s allow, at the start of a context and at its end."""
+        nbytes = sum(self.plan.weight_bytes().values()) + self.plan.recurrent_bytes()
+        return {"empty": bandwidth * 1e9 / nbytes, "full": bandwidth * 1e9 / (nbytes + self.kv_read)}
+
+    def figures(self, bandwidth: float | None) -> dict[str, Any]:
+        """The token for ``--json``: bytes, unless the name says otherwise."""
+        reads: dict[str, dict[str, int]] = {}
+        for (path, qtype), nbytes in self.plan.weight_reads().items():
+            reads.setdefault(path, {})[qtype] = nbytes
+        return {
+            "weights": reads,
+            "recurrent": self.plan.recurrent_bytes(),
+            "kv": self.kv_read,
+            "dispatches": len(self.plan.dispatches),
+            "barriers": self.plan.n_barriers,
+            "tokens_per_second": self.speeds(bandwidth) if bandwidth else None,
+        }
+
+    def lines(self, bandwidth: float | None) -> Iterator[str]:
+        """A table by path and quant type."""
+        reads = self.plan.weight_reads()
+        by_path, by_type = Counter[str](), Counter[str]()
+        for (path, qtype), nbytes in reads.items():
+            by_path[path] += nbytes
+            by_type[qtype] += nbytes
+        types = [qtype for qtype, _ in by_type.most_common()]
+        yield f"bytes of a token, in MB: {len(self.plan.dispatches)} dispatches, {self.plan.n_barriers} barriers"
+        yield _row("weights", "all", types)
+        for path, total in by_path.most_common():
+            yield _row(path, _mb(total), [_mb(reads[path, qtype]) for qtype in types])
+        yield _row("total", _mb(by_path.total()), [_mb(by_type[qtype]) for qtype in types])
+        yield _row("share", "", [f"{by_type[qtype] / by_path.total():.1%}" for qtype in types])
+        if self.plan.recurrent_bytes():
+            yield _row("recurrent state", _mb(self.plan.recurrent_bytes()), ["read and written"])
+        yield _row("K/V", _mb(self.kv_read), ["at the end of the context"])
+        if bandwidth:
+            empty, full = self.speeds(bandwidth).values()
+            yield f"{bandwidth:g} GB/s allow {empty:.1f} tokens/s at the start of the context, {full:.1f} at its end"
+
+
+def memory_figures(memory: MemoryEstimate) -> dict[str, Any]:
+    """The estimate for ``--json``: bytes, unless the name says otherwise."""
+    return {
+        "weights": memory.weights,
+        "kv": memory.kv,
+        "kv_per_token": memory.kv_page / memory.page,
+        "recurrent": memory.recurrent,
+        "arena_by_rows": _arenas(memory),
+        "logits": memory.logits,
+        "other": memory.other,
+        "total": memory.total,
+        "budget": memory.budget,
+        "fits": memory.total <= memory.budget,
+        "largest_context": memory.largest_context,
+    }
+
+
+def memory_lines(memory: MemoryEstimate, kv: str) -> Iterator[str]:
+    """The estimate as a table."""
+
+    def line(name: str, nbytes: int, note: str = "") -> str:
+        return f"  {name:<22}{nbytes:>18,}  {note}".rstrip()
+
+    yield f"\nmemory of a sequence of {memory.n_ctx:,} tokens, in bytes"
+    weights = (f"{qtype} {in_units(n)}" for qtype, n in sorted(memory.weights.items()))
+    yield line("weights, mapped", sum(memory.weights.values()), ", ".join(weights))
+    yield line(f"K/V in {kv}", memory.kv, f"{memory.kv_page // memory.page:,} a token")
+    yield line("recurrent state", memory.recurrent)
+    arenas = ", ".join(f"{rows}: {in_units(n)}" for rows, n in _arenas(memory).items())
+    yield line("arena", memory.arena_of(memory.n_ctx), f"by rows of a step: {arenas}")
+    yield line("logits", memory.logits)
+    yield line("other", memory.other)
+    fits = "fits" if memory.total <= memory.budget else "does not fit"
+    yield line("total", memory.total, f"of {memory.budget:,}: {fits}")
+    yield line("largest context", memory.largest_context, "tokens")
+
+
+def _arenas(memory: MemoryEstimate) -> dict[int, int]:
+    """The arena's bytes by the rows of a plan, for the plans that prompts of this context need."""
+    return {rows: memory.arena[rows] for rows in plan_rows(memory.n_ctx)}
+
+
+def _row(name: str, value: str, rest: Sequence[str]) -> str:
+    return f"  {name:<16}{value:>10}  " + "".join(f"{v:>9}" for v in rest)
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.1f}" if nbytes else ""

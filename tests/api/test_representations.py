@@ -1,0 +1,87 @@
+"""A model and a result at a prompt and in a notebook, and the manners of load."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import zincmetal
+from support.paths import DATA
+from support.reference_models import reference_models
+from zincmetal import config, gguf
+from zincmetal.api.naming import model_name, rounded
+from zincmetal.api.result import Result
+
+PATH = reference_models("llama")[0]
+RESULT = Result("a <b>\nc & d", [1, 2, 3], "stop", 4, 10.0, 12.34, 1 << 20, stop_string="</x>")
+
+
+def test_a_model_says_what_it_is_on_which_device() -> None:
+    with zincmetal.load(PATH, device="cpu", context=64) as model:
+        assert (
+            repr(model) == f"<Model {model_name(model.file, model.config)} on {model.device.info['name']}, context 64>"
+        )
+        assert repr(model).startswith("<Model llama ")
+    assert "context 64" in repr(model)
+
+
+def test_the_name_of_a_mixture_has_the_parameters_of_a_token() -> None:
+    with gguf.open(DATA / "qwen3moe-q4_k_m.gguf") as file:
+        cfg = config.from_file(file)
+        arch, size, _ = model_name(file, cfg).split()
+        experts = {t.name: t for t in file.tensors.values() if "_exps" in t.name}
+    assert arch == "qwen3moe"
+    total = sum(int(t.nbytes // t.type.block_bytes * t.type.block_size) for t in file.tensors.values())
+    unused = sum(int(t.nbytes // t.type.block_bytes * t.type.block_size) for t in experts.values())
+    assert cfg.experts is not None
+    active = total - unused * (1 - cfg.experts.n_used / cfg.experts.n)
+    assert size == f"{rounded(total)}-A{rounded(active)}"
+
+
+@pytest.mark.parametrize(
+    ("n", "shown"),
+    [
+        (34.66e9, "35B"),
+        (3.02e9, "3B"),
+        (1.54e9, "1.5B"),
+        (134.5e6, "134M"),
+        (9.97e6, "10M"),
+        (512, "512"),
+        (999e3, "999K"),
+    ],
+)
+def test_parameters_are_rounded(n: float, shown: str) -> None:
+    assert rounded(n) == shown
+
+
+def test_a_result_is_shown_in_a_line() -> None:
+    assert repr(RESULT) == "<Result 'a <b>\\nc & d': 3 tokens, 12.3 tokens/s, stop at '</x>'>"
+    assert len(repr(replace(RESULT, text="x" * 10_000))) < 140
+    assert replace(RESULT) == RESULT != replace(RESULT, text="")
+
+
+def test_a_result_in_a_notebook_is_text_and_no_markup() -> None:
+    shown = RESULT._repr_html_()
+    assert "a &lt;b&gt;\nc &amp; d" in shown
+    assert "12.3 tokens/s" in shown
+    assert "&lt;/x&gt;" in shown
+    assert "<b>" not in shown
+
+
+def test_load_takes_keywords_after_the_path() -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        zincmetal.load(PATH, 64)  # type: ignore[misc]
+    kinds = {p.kind for name, p in inspect.signature(zincmetal.load).parameters.items() if name != "path"}
+    assert kinds == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_a_fork_has_the_same_text_and_an_engine_of_its_own() -> None:
+    with zincmetal.load(PATH, device="cpu", context=64) as model, model.fork() as twin:
+        assert isinstance(twin, zincmetal.Model)
+        assert twin.text is model.text
+        assert twin.engine is not model.engine
+        pairs: list[tuple[Any, Any]] = [(twin.file, model.file), (twin.device, model.device)]
+        assert all(mine is its for mine, its in pairs)

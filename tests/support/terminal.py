@@ -1,0 +1,90 @@
+"""A command on a terminal of its own, as a person uses it: keys in, screen out."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+
+CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
+PATIENCE = 60.0  # seconds; a test that waits so long fails
+
+
+class Terminal:
+    """Runs ``python -m zincmetal ARGS``. Its three streams, or ``stdout`` elsewhere, are a terminal of 80 columns."""
+
+    def __init__(self, args: Sequence[str], environment: Mapping[str, str] | None = None, stdout: int | None = None):
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.screen = ""
+        self._seen = 0
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "zincmetal", *args],
+            stdin=theirs,
+            stdout=theirs if stdout is None else stdout,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            env={**os.environ, "TERM": "xterm", **(environment or {})},
+        )
+        os.close(theirs)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+    def type(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self._ours, keys.encode())
+
+    def wait_for(self, text: str, patience: float = PATIENCE) -> str:
+        """Wait until the screen shows a text after everything waited for before; the screen up to it."""
+        deadline = time.monotonic() + patience
+        while (at := self.screen.find(text, self._seen)) < 0:
+            assert self._read(deadline), f"{text!r} is not on the screen: {self.screen[self._seen :]!r}"
+        before, self._seen = self.screen[self._seen : at], at + len(text)
+        return before
+
+    def interrupt(self, until: str) -> str:
+        """Press Ctrl-C until the screen shows a text; as wait_for.
+
+        Python drops an interrupt that meets a finaliser, and one just before its line editor waits for a key.
+        """
+        for _ in range(10):
+            self.type(CTRL_C)
+            with suppress(AssertionError):
+                return self.wait_for(until, PATIENCE / 10)
+        raise AssertionError(f"Ctrl-C does not lead to {until!r}: {self.screen[self._seen :]!r}")
+
+    def status(self) -> int:
+        """Wait for the end; the exit status."""
+        deadline = time.monotonic() + PATIENCE
+        while self._read(deadline):
+            pass
+        return self.process.wait(PATIENCE)
+
+    def _read(self, deadline: float) -> bool:
+        """Take in what is shown; False at the end, or after the deadline."""
+        if not select.select([self._ours], [], [], max(deadline - time.monotonic(), 0))[0]:
+            return False
+        try:
+            shown = os.read(self._ours, 1 << 16)
+        except OSError as error:  # how Linux says that the other end is closed
+            assert error.errno == errno.EIO
+            return False
+        self.screen += shown.decode("utf-8", "replace")
+        return bool(shown)
