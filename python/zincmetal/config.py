@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -11,18 +12,29 @@ from numpy.typing import NDArray
 
 from .errors import GGUFError, UnsupportedModelError, UsageError, abbreviate
 from .gguf import File, TensorInfo
-from .gguf.metadata import Keys, sized
+from .gguf.metadata import USUAL_ACTIVATION, Keys, sized
 
-__all__ = ["Experts", "ModelConfig", "Rope", "Ssm", "from_file"]
+__all__ = ["Experts", "ModelConfig", "Rope", "Ssm", "Traits", "from_file"]
 
-# Architectures whose feed-forward is a mixture of experts, and those with recurrent layers.
-MIXTURES = frozenset({"qwen3moe", "qwen35moe"})
-HYBRIDS = frozenset({"qwen35", "qwen35moe"})
-# Architectures in which layers with a window have rotary frequencies of their own, and all but every so many-th layer
-# have one, unless the file says which.
-WINDOWED = {"gemma3": 6}
 # Types of rotary scaling that leave text as it is: "mrope" turns sections by an image's axes.
 UNSCALED = ("none", "default", "mrope")
+
+
+def _by_head_dim(n_layer: int, embd_per_head: float, head_dim: int) -> float:
+    return float(head_dim**-0.5)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Facts of a model family that its files do not say. The usual ones are Llama's."""
+
+    mixture: bool = False  # the feed-forward of every block is a mixture of experts
+    hybrid: bool = False  # some blocks are recurrent
+    window_period: int = 0  # all but every so many-th block have a window, where the file does not say which
+    local_rope: bool = False  # blocks with a window have rotary frequencies of their own
+    activations: tuple[str, ...] = USUAL_ACTIVATION  # names that files may give to the feed-forward's activation
+    embedding_scale: Callable[[int], float] = lambda n_embd: 1.0  # the factor of embeddings
+    attention_scale: Callable[[int, float, int], float] = _by_head_dim  # of q·k: (n_layer, n_embd / n_head, head_dim)
 
 
 @dataclass(frozen=True)
@@ -122,8 +134,9 @@ class Ssm:
         return 2 * self.n_k_head * self.d_state + self.d_inner
 
 
-def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
-    """The configuration of an opened file, with a context of ``n_ctx`` tokens (default: min(4096, trained)).
+def from_file(file: File, traits: Traits, n_ctx: int | None = None) -> ModelConfig:
+    """The configuration of a file of a family with these traits. ``n_ctx``: its context in tokens (default:
+    min(4096, trained)).
 
     Raises GGUFError for a missing or impossible value, UnsupportedModelError for one that zincmetal does not
     run; both name the key. What had to be assumed is one warning.
@@ -141,19 +154,19 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
         raise keys.bad("nextn_predict_layers", f"{n_draft} leaves none of the {n_block} blocks")
     n_layer = n_block - n_draft
     n_embd = keys.size("embedding_length")
-    n_head, n_head_kv, head_dim = _heads(keys, n_block, n_embd)
+    n_head, n_head_kv, head_dim = _heads(keys, traits, n_block, n_embd)
     n_rot = keys.size("rope.dimension_count", head_dim)
     if n_rot > head_dim or n_rot % 2:
         raise keys.bad("rope.dimension_count", f"{n_rot} must be even and at most the head's {head_dim}")
     keys.must_be("rope.dimension_count_swa", n_rot)
     _check_sections(keys)
     n_ctx_train = keys.size("context_length")
-    windows = _windows(keys, n_block)[:n_layer]
+    windows = _windows(keys, traits, n_block)[:n_layer]
     cfg = ModelConfig(
         arch=arch,
         n_layer=n_layer,
         n_embd=n_embd,
-        n_ff=_feed_forward(keys, n_block)[:n_layer],
+        n_ff=_feed_forward(keys, traits, n_block)[:n_layer],
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
@@ -162,17 +175,17 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
         n_ctx_train=n_ctx_train,
         n_ctx=n_ctx if n_ctx is not None else min(4096, n_ctx_train),
         norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
-        rope=_rope(keys, n_ctx_train),
-        recurrent=_recurrent(keys, n_block)[:n_layer] if arch in HYBRIDS else (False,) * n_layer,
-        attention_scale=_attention_scale(keys, n_layer, n_embd / n_head, head_dim),
+        rope=_rope(keys, traits, n_ctx_train),
+        recurrent=_recurrent(keys, n_block)[:n_layer] if traits.hybrid else (False,) * n_layer,
+        attention_scale=_attention_scale(keys, traits.attention_scale(n_layer, n_embd / n_head, head_dim)),
         windows=windows,
-        rope_local=_rope_local(keys, windows),
-        embedding_scale=_embedding_scale(keys, n_embd),
-        experts=_experts(keys, n_block) if arch in MIXTURES else None,
-        ssm=_ssm(keys) if arch in HYBRIDS else None,
+        rope_local=_rope_local(keys, traits, windows),
+        embedding_scale=keys.number("embedding_scale", 0.0) or traits.embedding_scale(n_embd),  # 0: not said
+        experts=_experts(keys, n_block) if traits.mixture else None,
+        ssm=_ssm(keys) if traits.hybrid else None,
         n_draft=n_draft,
     )
-    keys.account()
+    keys.account(traits.activations)
     return cfg
 
 
@@ -182,9 +195,9 @@ def _refuse_what_is_no_model(file: File) -> None:
         raise UnsupportedModelError(f"general.type is {abbreviate(kind)}: this file is no model by itself")
 
 
-def _heads(keys: Keys, n_block: int, n_embd: int) -> tuple[int, int, int]:
+def _heads(keys: Keys, traits: Traits, n_block: int, n_embd: int) -> tuple[int, int, int]:
     """Query heads, key and value heads, and the size of each."""
-    hybrid = keys.arch in HYBRIDS  # recurrent blocks have no heads of this kind
+    hybrid = traits.hybrid  # recurrent blocks have no heads of this kind
     n_head = keys.same_size("attention.head_count", n_block, without=hybrid)
     n_head_kv = keys.same_size("attention.head_count_kv", n_block, n_head, without=hybrid)
     if n_head % n_head_kv:
@@ -197,9 +210,9 @@ def _heads(keys: Keys, n_block: int, n_embd: int) -> tuple[int, int, int]:
     return n_head, n_head_kv, head_dim
 
 
-def _feed_forward(keys: Keys, n_block: int) -> tuple[int, ...]:
+def _feed_forward(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
     """The width of each block's feed-forward; mixtures have none beside their experts."""
-    if keys.arch in MIXTURES:
+    if traits.mixture:
         keys.get("feed_forward_length", 0)  # of the dense blocks, which these mixtures do not have
         return (0,) * n_block
     return keys.sizes("feed_forward_length", n_block, _assumed_width(keys, "feed_forward_length", "ffn_gate", 2))
@@ -300,7 +313,7 @@ def _recurrent(keys: Keys, n_block: int) -> tuple[bool, ...]:
     return keys.flags("attention.recurrent_layers", n_block)
 
 
-def _windows(keys: Keys, n_block: int) -> tuple[int, ...]:
+def _windows(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
     """The window of each block, or 0.
 
     Those blocks have it that are listed; or all but every ``sliding_window_pattern``-th; or, in the manner of Qwen2,
@@ -309,7 +322,7 @@ def _windows(keys: Keys, n_block: int) -> tuple[int, ...]:
     window = keys.size("attention.sliding_window", 0, least=0)
     used = keys.flag("use_sliding_window", True)
     first = keys.size("max_window_layers", 0, least=0)
-    name, usual = "attention.sliding_window_pattern", WINDOWED.get(keys.arch)
+    name, usual = "attention.sliding_window_pattern", traits.window_period
     if isinstance(keys.get(name, usual or 0), np.ndarray):
         windowed = keys.flags(name, n_block)
     elif keys.has(name) or usual:
@@ -318,26 +331,19 @@ def _windows(keys: Keys, n_block: int) -> tuple[int, ...]:
     else:
         windowed = (used,) * n_block
     windows = tuple(window if w and used and i >= first else 0 for i, w in enumerate(windowed))
-    if any(windows) and keys.arch in HYBRIDS:
+    if any(windows) and traits.hybrid:
         raise UnsupportedModelError(f"{keys.spelled('attention.sliding_window')} is {window}; {keys.arch} sees all")
     return windows
 
 
-def _attention_scale(keys: Keys, n_layer: int, embd_per_head: float, head_dim: int) -> float:
-    """As the file says, or head_dim^-0.5; no file says it of Gemma 3 27B, which scales by (n_embd / n_head)^-0.5."""
-    is_27b = keys.arch == "gemma3" and n_layer == 62
-    usual: float = (embd_per_head if is_27b else head_dim) ** -0.5
+def _attention_scale(keys: Keys, usual: float) -> float:
+    """The scale of q·k as the file says it, or the usual one."""
     if keys.saved and keys.number("attention.scale", 0.0) == 0:  # what llama.cpp writes for nothing said
         return usual
     return keys.positive("attention.scale", usual)
 
 
-def _embedding_scale(keys: Keys, n_embd: int) -> float:
-    """What embeddings are multiplied by: as the file says (0 for nothing said), or sqrt(n_embd) in Gemma."""
-    return keys.number("embedding_scale", 0.0) or (n_embd**0.5 if keys.arch == "gemma3" else 1.0)
-
-
-def _rope(keys: Keys, n_ctx_train: int) -> Rope:
+def _rope(keys: Keys, traits: Traits, n_ctx_train: int) -> Rope:
     """The scaling as its type says; a factor alone scales linearly, by the format's definition, and 0 not at all."""
     factor = keys.number("rope.scaling.factor", 0.0)
     if factor < 0:
@@ -345,7 +351,7 @@ def _rope(keys: Keys, n_ctx_train: int) -> Rope:
     scaling = keys.get("rope.scaling.type", "linear" if factor else "none")
     n_ctx_orig = keys.size("rope.scaling.original_context_length", 0, least=0) or n_ctx_train
     # Local frequencies are not scaled, and kernels know one magnitude.
-    local = keys.arch in WINDOWED or keys.has("rope.freq_base_swa")
+    local = traits.local_rope or keys.has("rope.freq_base_swa")
     supported = (*UNSCALED, "linear") if local else (*UNSCALED, "linear", "yarn")
     if not isinstance(scaling, str) or scaling not in supported:
         raise UnsupportedModelError(f"{keys.arch}.rope.scaling.type {abbreviate(scaling)} is not supported")
@@ -355,9 +361,9 @@ def _rope(keys: Keys, n_ctx_train: int) -> Rope:
     return Rope(base, scaling, factor or 1.0, n_ctx_orig)
 
 
-def _rope_local(keys: Keys, windows: tuple[int, ...]) -> Rope | None:
+def _rope_local(keys: Keys, traits: Traits, windows: tuple[int, ...]) -> Rope | None:
     """The rotary embedding of layers with a window, where it is not that of the others."""
-    if keys.arch in WINDOWED or (keys.has("rope.freq_base_swa") and any(windows)):
+    if traits.local_rope or (keys.has("rope.freq_base_swa") and any(windows)):
         return Rope(_rope_base(keys, "rope.freq_base_swa"))
     keys.get("rope.freq_base_swa", 0.0)  # no layer to use it
     return None

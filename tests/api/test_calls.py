@@ -22,8 +22,10 @@ from support.text_model import END, HELLO, START, save
 from zincmetal.api import generation
 from zincmetal.api.generation import SAMPLING, SamplingOptions
 from zincmetal.cli import inspect
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError, FileChangedError, OutOfMemoryError, UsageError, typed_errors
-from zincmetal.plan.estimate import budget
+from zincmetal.plan.estimate import device_budget
+from zincmetal.plan.target import Target
 from zincmetal.sampling.sampler import SamplingParams
 from zincmetal.text.chat.template import CHATML
 
@@ -140,8 +142,12 @@ def test_other_errors_pass(error: BaseException) -> None:
 
 def test_a_budget_sees_what_else_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ZINCMETAL_MEMORY_LIMIT", raising=False)
-    assert budget({"working_set_bytes": 100, "allocated_bytes": 30}) == 70
-    assert budget({"working_set_bytes": 100}) == 100
+    core = backend.load("cpu")
+    info = core.Device(threads=1).info
+    info["working_set_bytes"] = 100
+    for allocated, free in ((0, 100), (30, 70), (200, 0)):
+        info["allocated_bytes"] = allocated
+        assert device_budget(Target.of(core, info).free_bytes) == free
 
 
 @pytest.mark.parametrize("module", ["gguf", "plan"])

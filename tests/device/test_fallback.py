@@ -319,4 +319,4 @@ def test_check_knows_what_is_used_instead() -> None:
         "rms_norm": [],
         "embed_q4_k": [],
     }
-    assert {kernel: found[kernel].instead for kernel in expected} == expected
+    assert {kernel: found[kernel].replacements for kernel in expected} == expected

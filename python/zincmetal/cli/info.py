@@ -94,9 +94,9 @@ def _device(name: str) -> dict[str, Any]:
 
 
 def _families() -> list[str]:
-    from ..models import ARCHITECTURES
+    from ..models import FAMILIES
 
-    return sorted(ARCHITECTURES)
+    return sorted(FAMILIES)
 
 
 def _quant_types() -> list[str]:
@@ -106,17 +106,22 @@ def _quant_types() -> list[str]:
 
 
 def _limits() -> dict[str, int]:
-    """The largest sizes that the kernels are compiled for."""
-    from .. import config
+    """The largest sizes that the kernels are compiled for; none where no core is built."""
+    from ..device import backend
     from ..plan.planner import PREFILL_ROWS
+    from ..plan.target import Target
 
+    built = backend.built()
+    if not built:
+        return {}
+    target = Target.of_kernels(backend.load("cpu" if "cpu" in built else built[0]))  # all have the same kernels
     return {
-        "head_size": config.HEAD_CLASSES[-1],
-        "head_size_multiple": config.HEAD_MULTIPLE,
-        "recurrent_head_size": config.SSM_CLASSES[-1],
-        "convolution": config.MAX_CONV,
-        "experts": config.EXPERT_CLASSES[-1],
-        "experts_used": config.MAX_EXPERTS_USED,
+        "head_size": target.head_classes[-1],
+        "head_size_multiple": target.shapes["HEAD_MULTIPLE"],
+        "recurrent_head_size": target.ssm_classes[-1],
+        "convolution": target.shapes["SSM_MAX_CONV"],
+        "experts": target.expert_classes[-1],
+        "experts_used": target.shapes["MAX_EXPERTS_USED"],
         "step_tokens": PREFILL_ROWS[-1],
     }
 

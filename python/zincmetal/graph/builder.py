@@ -67,12 +67,12 @@ class Graph:
 
     @property
     def _experts(self) -> Experts:
-        assert self.cfg.experts, f"config.MIXTURES lacks {self.cfg.arch}"
+        assert self.cfg.experts, f"the traits of {self.cfg.arch} do not say that it is a mixture"
         return self.cfg.experts
 
     @property
     def _ssm(self) -> Ssm:
-        assert self.cfg.ssm, f"config.HYBRIDS lacks {self.cfg.arch}"
+        assert self.cfg.ssm, f"the traits of {self.cfg.arch} do not say that it is a hybrid"
         return self.cfg.ssm
 
     # ---- operations ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ..graph.builder import Graph
 from ..graph.ops import Value
+from .family import Family
 
 
 def build(g: Graph, rope: str = "norm", qk_norm: bool = False, qkv_bias: bool | None = None) -> Value:
@@ -36,3 +37,6 @@ def ffn(g: Graph, i: int, h: Value, glu: Callable[[Graph, Value, Value], Value] 
     gate = g.linear(h, f"blk.{i}.ffn_gate", g.cfg.n_ff[i], None)
     up = g.linear(h, f"blk.{i}.ffn_up", g.cfg.n_ff[i], None)
     return g.linear(glu(g, gate, up), f"blk.{i}.ffn_down", g.cfg.n_embd, None)
+
+
+FAMILY = Family(build)

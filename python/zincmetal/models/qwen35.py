@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ..config import Traits
 from ..graph.builder import Graph
 from ..graph.ops import Value
 from . import llama
+from .family import DENSE, Family
 
 
 def build(g: Graph) -> Value:
@@ -40,3 +42,7 @@ def gated_attention(g: Graph, i: int, h: Value) -> Value:
     v = g.linear(h, f"{blk}.attn_v", cfg.n_head_kv * cfg.head_dim)
     q = g.rope_kv(i, q_gate, k, v, "neox", qk_norm=True)
     return g.linear(g.attention(i, q, gate=q_gate), f"{blk}.attn_output", cfg.n_embd)
+
+
+SSM = ("ssm_|attn_qkv|attn_gate", "SSM")
+FAMILY = Family(build, Traits(hybrid=True), (SSM, *DENSE))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ..config import Traits
 from ..graph.builder import Graph
 from ..graph.ops import Value
 from . import llama
+from .family import DENSE, Family
 
 
 def build(g: Graph) -> Value:
@@ -31,3 +33,12 @@ def mixture(g: Graph, i: int, x: Value, h: Value) -> Value:
     gate = g.experts(route, h, f"{blk}.ffn_gate_exps", n_embd, n_ff)
     up = g.experts(route, h, f"{blk}.ffn_up_exps", n_embd, n_ff)
     return g.mix(x, route, g.experts(route, g.swiglu(gate, up), f"{blk}.ffn_down_exps", n_ff, n_embd))
+
+
+PATHS = (
+    ("ffn_gate_inp", "router"),
+    ("ffn_(gate|up|down)_exps", "routed experts"),
+    ("ffn_(gate|up|down)_shexp", "shared expert"),
+    *DENSE,
+)
+FAMILY = Family(build, Traits(mixture=True), PATHS)

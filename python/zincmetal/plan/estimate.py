@@ -15,9 +15,8 @@ def device_budget(free_bytes: int) -> int:
 
     Raises UsageError where the variable is not a number of bytes.
     """
-    working_set = max(0, free_bytes)
     limit = settings.memory_limit()
-    return working_set if limit is None else min(working_set, limit)
+    return free_bytes if limit is None else min(free_bytes, limit)
 
 
 @dataclass(frozen=True)

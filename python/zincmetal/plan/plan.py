@@ -26,28 +26,21 @@ __all__ = ["ARENA", "Dispatch", "Plan", "lay_out", "place_barriers", "ready", "r
 
 ARENA = "arena"
 _ALIGN = 256
-
-# What the bytes of a weight are read for, by the first pattern that its name holds.
-_PATHS = (
-    ("ssm_|attn_qkv|attn_gate", "SSM"),
-    ("attn_[qkv]|attn_output|rope_freqs", "attention"),
-    ("ffn_gate_inp", "router"),
-    ("ffn_(gate|up|down)_exps", "routed experts"),
-    ("ffn_(gate|up|down)_shexp", "shared expert"),
-    ("ffn_(gate|up|down)", "feed-forward"),
-    ("norm", "norms"),
-    ("output|token_embd", "LM head"),
-)
 EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The dispatches of a step of up to ``rows`` rows, and the arena that they need."""
+    """The dispatches of a step of up to ``rows`` rows, and the arena that they need.
+
+    A step has ``Step.n_tokens`` tokens, which the kernels read: a plan of 512 rows serves 37 tokens, and kernels leave
+    the other rows alone. ``paths`` name the use of a weight by a pattern of its name: see models/family.py.
+    """
 
     rows: int
     dispatches: tuple[Dispatch, ...]
     arena_bytes: int
+    paths: tuple[tuple[str, str], ...] = ()
 
     @property
     def n_barriers(self) -> int:
@@ -71,8 +64,13 @@ class Plan:
         total: Counter[tuple[str, str]] = Counter()
         for d in self.dispatches:
             for w, nbytes in self.weights_of(d).items():
-                total[_path(w, d.launch.op), w.type.name] += nbytes
+                total[self._path(w, d.launch.op), w.type.name] += nbytes
         return total
+
+    def _path(self, weight: Weight, op: Op) -> str:
+        if op.kind == "embed":
+            return EMBEDDING
+        return next((path for pattern, path in self.paths if re.search(pattern, weight.name)), "other")
 
     def weights_of(self, d: Dispatch) -> dict[Weight, int]:
         """The weights that one dispatch reads, with the bytes of them that it reads."""
@@ -181,7 +179,13 @@ def ready(d: Dispatch, buffers: Callable[[str], _core.Buffer]) -> BoundDispatch:
     return cast("BoundDispatch", bound)
 
 
-def record(ops: Iterable[Op], rows: int, lowering: Lowering, place: Callable[[Operand], Region]) -> Plan:
+def record(
+    ops: Iterable[Op],
+    rows: int,
+    lowering: Lowering,
+    place: Callable[[Operand], Region],
+    paths: tuple[tuple[str, str], ...] = (),
+) -> Plan:
     """Lower the operations for ``rows`` rows, lay out their values, and place the barriers.
 
     ``place(operand)`` gives the region of a weight or a state.
@@ -200,7 +204,7 @@ def record(ops: Iterable[Op], rows: int, lowering: Lowering, place: Callable[[Op
         return replace(whole, offset=whole.offset + 4 * arg.first, nbytes=whole.nbytes - 4 * arg.first)
 
     regions = [tuple(region(arg) for arg in launch.args) for launch in launches]
-    return Plan(rows, tuple(place_barriers(launches, regions)), arena_bytes)
+    return Plan(rows, tuple(place_barriers(launches, regions)), arena_bytes, paths)
 
 
 def lay_out(launches: Sequence[Launch], rows: int) -> tuple[dict[str, int], int]:
@@ -255,13 +259,6 @@ def _any_overlap(a: Sequence[Region], b: Sequence[Region]) -> bool:
 
 def _value_bytes(value: Value, rows: int) -> int:
     return 4 * value.width * (1 if value.last else rows)
-
-
-def _path(weight: Weight, op: Op) -> str:
-    """What a weight is read for."""
-    if op.kind == "embed":
-        return EMBEDDING
-    return next((path for pattern, path in _PATHS if re.search(pattern, weight.name)), "other")
 
 
 def _bytes_read(weight: Weight, op: Op, rows: int) -> int:

@@ -38,8 +38,8 @@ class Planner:
 
     def __init__(self, file: gguf.File, target: Target, context: int | None = None, kv: str = "f16") -> None:
         self.file = file
-        self._build = models.get(file.require("general.architecture", str))
-        self.config = config.from_file(file, context)
+        self._family = models.get(file.require("general.architecture", str))
+        self.config = config.from_file(file, self._family.traits, context)
         target.check(self.config, file.path)
         states = state_sizes(self.config, target, kv, max(PREFILL_ROWS))
         self.addresses = AddressMap(file, self.config, states, target)
@@ -90,7 +90,7 @@ class Planner:
                 return logits if operand == LOGITS else self.addresses.place(operand)
 
             lowering = replace(self._lowering, max_position=max_position)
-            self._plans[key] = record(self._ops(rows, output), rows, lowering, place)
+            self._plans[key] = record(self._ops(rows, output), rows, lowering, place, self._family.paths)
         return self._plans[key]
 
     def check_memory(self, sequences: int = 1) -> None:
@@ -115,7 +115,7 @@ class Planner:
         return MemoryEstimate(
             n_ctx=cfg.n_ctx,
             n_ctx_train=cfg.n_ctx_train,
-            budget=device_budget(self.target.working_set_bytes - self.target.allocated_bytes),
+            budget=device_budget(self.target.free_bytes),
             weights=weights,
             page=self.target.page,
             kv_page=kv // n_pages,
@@ -151,7 +151,7 @@ class Planner:
 
     def _graph(self, rows: int, output: str) -> list[Op]:
         g = Graph(self.config, self.addresses.weight)
-        x = self._build(g)
+        x = self._family.build(g)
         if rows > 1 and output != "all":
             x = g.last_row(x)
         g.logits(g.rms_norm(x, "output_norm"))

@@ -117,6 +117,13 @@ class Target:
             return kernel, rows, threads
         return name, split.rows or rows, split.threads or threads
 
+    # ---- memory ----------------------------------------------------------------------------------------------
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the device's working set that nothing has taken yet."""
+        return max(0, self.working_set_bytes - self.allocated_bytes)
+
     # ---- limits ---------------------------------------------------------------------------------------------
 
     def check(self, cfg: ModelConfig, path: object) -> None:
