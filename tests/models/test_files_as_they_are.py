@@ -21,9 +21,9 @@ from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError, UsageError
 from zincmetal.gguf import quants
 from zincmetal.graph.ops import Op, Value, Weight
+from zincmetal.plan.arena import lay_out
 from zincmetal.plan.launch import Arg, Launch
 from zincmetal.plan.lower import Lowering
-from zincmetal.plan.plan import lay_out
 from zincmetal.plan.target import Target
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")

@@ -1,31 +1,28 @@
-"""A plan: the launches of one step with addresses and barriers, ready to be replayed by ``_core.decode_step``.
-
-Values share one arena by lifetime; a barrier stands before a launch that reads or overwrites bytes which an
-earlier launch since the last barrier wrote, or overwrites bytes which one read.
-"""
+"""A plan: the launches of one step with addresses and barriers, ready to be replayed by ``_core.decode_step``."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from ..graph.ops import RECURRENT, Op, Operand, State, Value, Weight
+from . import show
 from .addresses import Region
-from .launch import Arg, Dispatch, Launch
+from .arena import ARENA, lay_out, value_bytes
+from .barriers import hazards, place_barriers
+from .estimate import in_units
+from .launch import Arg, Dispatch
 from .lower import Lowering
 
 if TYPE_CHECKING:
     from .. import _core
     from ..device.core import BoundDispatch, Core
 
-__all__ = ["ARENA", "Dispatch", "Plan", "lay_out", "place_barriers", "ready", "record"]
+__all__ = ["ARENA", "Dispatch", "Plan", "ready", "record"]
 
-ARENA = "arena"
-_ALIGN = 256
 EMBEDDING = "embedding"
 
 
@@ -94,76 +91,29 @@ class Plan:
                 found.setdefault(missing, {})[launch.kernel] = None
         return {missing: list(used) for missing, used in found.items()}
 
-    def dump(self) -> str:
-        """The plan as text, one dispatch a line: barrier, kernel, grid, and its operands with their regions.
+    def hazards(self) -> list[tuple[int, int]]:
+        """Numbers of two dispatches that conflict without a barrier between them. A correct plan has none."""
+        return hazards(self.dispatches)
 
-        What is there because the device lacks a kernel says so.
-        """
-        lines = [
-            f"plan for {self.rows} rows: {len(self.dispatches)} dispatches, {self.n_barriers} barriers, "
-            f"arena {self.arena_bytes} bytes"
-        ]
-        for i, d in enumerate(self.dispatches):
-            args = " ".join(
-                f"{arg.mode}:{arg.operand.name}@{r.buffer}+{r.offset}:{r.nbytes}"
-                for arg, r in zip(d.launch.args, d.regions, strict=True)
-            )
-            mark = "|" if d.barrier else " "
-            note = f" instead of {', '.join(d.launch.replaces)}" if d.launch.replaces else ""
-            grid = f"{d.launch.grid!s:14s} x{d.launch.threads:<4d}"
-            lines.append(f"{i:4d} {mark} {d.launch.kernel:28s} {grid} {args}{note}")
-        return "\n".join(lines)
+    def dump(self) -> str:
+        """The plan as text, one dispatch a line: see show.py."""
+        return show.dump(self)
 
     def to_json(self) -> str:
-        """The plan as a JSON object: rows, arena_bytes, dispatches (kernel and what it is there instead of, grid,
-        threads, barrier, args)."""
-        dispatches = [
-            {
-                "kernel": d.launch.kernel,
-                "instead_of": d.launch.replaces,
-                "grid": d.launch.grid,
-                "threads": d.launch.threads,
-                "barrier": d.barrier,
-                "args": [
-                    {
-                        "name": a.operand.name,
-                        "mode": a.mode,
-                        "buffer": r.buffer,
-                        "offset": r.offset,
-                        "nbytes": r.nbytes,
-                    }
-                    for a, r in zip(d.launch.args, d.regions, strict=True)
-                ],
-            }
-            for d in self.dispatches
-        ]
-        return json.dumps({"rows": self.rows, "arena_bytes": self.arena_bytes, "dispatches": dispatches})
+        """The plan as a JSON object: rows, arena_bytes, dispatches."""
+        return show.to_json(self)
 
     def to_dot(self) -> str:
-        """The plan as a Graphviz digraph: an arrow from each dispatch to those that need its bytes."""
-        lines = ["digraph plan {", "  node [shape=box, fontname=monospace];"]
-        for i, d in enumerate(self.dispatches):
-            lines.append(f'  d{i} [label="{i} {d.launch.kernel}\\n{d.launch.op.out.name}"];')
-            lines += [f"  d{j} -> d{i};" for j in self._producers(i)]
-        return "\n".join([*lines, "}"])
+        """The plan as a Graphviz digraph of dispatches."""
+        return show.to_dot(self)
 
-    def _producers(self, i: int) -> list[int]:
-        """The latest earlier dispatches that wrote what dispatch ``i`` reads."""
-        found = set()
-        for region in self.dispatches[i].touching("r"):
-            for j in range(i - 1, -1, -1):
-                if any(region.overlaps(w) for w in self.dispatches[j].touching("w")):
-                    found.add(j)
-                    break
-        return sorted(found)
+    def _repr_html_(self) -> str:
+        return show.to_html(self)
 
-    def hazards(self) -> list[tuple[int, int]]:
-        """Pairs of dispatches that conflict with no barrier between: a right plan has none."""
-        found, since = [], 0
-        for i, d in enumerate(self.dispatches):
-            since = i if d.barrier else since
-            found += [(j, i) for j in range(since, i) if _conflict(self.dispatches[j], d)]
-        return found
+    def __repr__(self) -> str:
+        rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
+        n, arena = len(self.dispatches), in_units(self.arena_bytes)
+        return f"<Plan of {rows}: {n} dispatches, {self.n_barriers} barriers, arena {arena}>"
 
     def compile(self, core: Core, device: _core.Device, buffers: Callable[[str], _core.Buffer]) -> _core.Plan:
         """The plan on a device; ``buffers`` maps the names in regions to device memory."""
@@ -197,7 +147,7 @@ def record(
         operand = arg.operand
         if isinstance(operand, Value):
             at, skipped = offsets[operand.name], 4 * arg.first
-            return Region(ARENA, at + skipped, _value_bytes(operand, rows) - skipped)
+            return Region(ARENA, at + skipped, value_bytes(operand, rows) - skipped)
         whole = place(operand)
         if not arg.first:
             return whole
@@ -205,60 +155,6 @@ def record(
 
     regions = [tuple(region(arg) for arg in launch.args) for launch in launches]
     return Plan(rows, tuple(place_barriers(launches, regions)), arena_bytes, paths)
-
-
-def lay_out(launches: Sequence[Launch], rows: int) -> tuple[dict[str, int], int]:
-    """Offsets of all values in the arena, and its size: a value takes the lowest gap free for its lifetime."""
-    lives: dict[str, list[int]] = {}
-    sizes: dict[str, int] = {}
-    for i, launch in enumerate(launches):
-        for arg in launch.args:
-            if isinstance(arg.operand, Value):
-                lives.setdefault(arg.operand.name, [i, i])[1] = i
-                sizes[arg.operand.name] = _value_bytes(arg.operand, rows)
-    offsets: dict[str, int] = {}
-    laid: list[set[tuple[int, int]]] = [set() for _ in launches]  # by launch: the places, from and to, of what lives
-    for name in sorted(sizes, key=lambda name: (-sizes[name], lives[name][0])):
-        first, last = lives[name]
-        at = 0
-        for start, stop in sorted(set[tuple[int, int]]().union(*laid[first : last + 1])):
-            if at + sizes[name] <= start:
-                break
-            at = max(at, -(-stop // _ALIGN) * _ALIGN)
-        offsets[name] = at
-        for places in laid[first : last + 1]:
-            places.add((at, at + sizes[name]))
-    return offsets, max((stop for places in laid for _, stop in places), default=0)
-
-
-def place_barriers(launches: Sequence[Launch], regions: Sequence[tuple[Region, ...]]) -> list[Dispatch]:
-    """Each launch with a barrier before it where it conflicts with a launch since the last barrier."""
-    out: list[Dispatch] = []
-    since = 0
-    for launch, at in zip(launches, regions, strict=True):
-        d = Dispatch(launch, at, barrier=False)
-        if any(_conflict(earlier, d) for earlier in out[since:]):
-            d = Dispatch(launch, at, barrier=True)
-            since = len(out)
-        out.append(d)
-    return out
-
-
-def _conflict(earlier: Dispatch, later: Dispatch) -> bool:
-    """Read after write, write after read, or write after write, on a shared byte."""
-    return (
-        _any_overlap(earlier.touching("w"), later.touching("r"))
-        or _any_overlap(earlier.touching("r"), later.touching("w"))
-        or _any_overlap(earlier.touching("w"), later.touching("w"))
-    )
-
-
-def _any_overlap(a: Sequence[Region], b: Sequence[Region]) -> bool:
-    return any(x.overlaps(y) for x in a for y in b)
-
-
-def _value_bytes(value: Value, rows: int) -> int:
-    return 4 * value.width * (1 if value.last else rows)
 
 
 def _bytes_read(weight: Weight, op: Op, rows: int) -> int:

@@ -126,7 +126,11 @@ class Planner:
         )
 
     def _arena_bytes(self, rows: int) -> int:
-        """Of plans of so many rows, whatever their output, which has the arena to itself: all else is done then."""
+        """Bytes of the arena that plans of ``rows`` rows need, whatever their output is.
+
+        The output comes last, when no other value lives. With a large vocabulary and a small model its scratch can
+        need more than all else. So the candidates are planned alone, which takes less time than a second whole plan.
+        """
         ranking = Graph(self.config, self.addresses.weight)
         ranking.candidates()
         candidates = record(ranking.ops, rows, self._lowering, self.addresses.place)
