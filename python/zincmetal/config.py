@@ -1,4 +1,4 @@
-"""What the metadata of a file says about the model: a frozen :class:`ModelConfig`, checked once, here."""
+"""The sizes and constants of a model, read from its metadata and checked once: a frozen :class:`ModelConfig`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Traits:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding: base, and how a context longer than the trained one is scaled."""
+    """A rotary embedding: its base, and the scaling for contexts longer than the trained one."""
 
     base: float
     scaling: str = "none"  # none, linear, yarn
@@ -48,15 +48,14 @@ class Rope:
 
     @property
     def magnitude(self) -> float:
-        """What cos and sin are multiplied by: 1, or YaRN's 0.1 ln(factor) + 1 (arXiv 2309.00071, eq. 22)."""
+        """The factor of cos and sin: 1, or YaRN's 0.1 ln(factor) + 1 (arXiv 2309.00071, eq. 22)."""
         return 0.1 * math.log(self.factor) + 1.0 if self.scaling == "yarn" and self.factor > 1 else 1.0
 
     def frequencies(self, n_rot: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
         """Radians per position of each pair, float32 [n_rot / 2]: base^(-2i / n_rot), scaled.
 
-        ``factors`` are the file's ``rope_freqs.weight`` (Llama 3.1), which divide. YaRN blends between scaled
-        and unscaled by the number of turns that a pair makes in the original context (32 turns and more are
-        left alone, 1 and fewer are scaled in full).
+        ``factors``, the file's ``rope_freqs.weight`` (Llama 3.1), divide the frequencies. YaRN goes by the turns of a
+        pair in the original context: 32 and more are left alone, 1 and fewer scaled in full, others blended.
         """
         i = np.arange(n_rot // 2, dtype=np.float64)
         freqs = self.base ** (-2.0 * i / n_rot)
@@ -96,7 +95,7 @@ class ModelConfig:
     recurrent: tuple[bool, ...]
     attention_scale: float  # of q·k
     windows: tuple[int, ...]  # by layer: the positions that attention sees, 0 for all
-    rope_local: Rope | None = None  # of the layers with a window, where it is another
+    rope_local: Rope | None = None  # of the layers with a window, where they have another one
     embedding_scale: float = 1.0
     experts: Experts | None = None
     ssm: Ssm | None = None
@@ -105,7 +104,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture: of ``n`` experts of width ``n_ff`` a token takes ``n_used``, and the shared one if there is any."""
+    """A mixture: a token takes ``n_used`` of ``n`` experts of width ``n_ff``, and the shared expert if there is one."""
 
     n: int
     n_used: int
@@ -130,16 +129,16 @@ class Ssm:
 
     @property
     def channels(self) -> int:
-        """What the convolution runs over: q, k and v of all heads."""
+        """Channels of the convolution: q, k and v of all heads."""
         return 2 * self.n_k_head * self.d_state + self.d_inner
 
 
 def from_file(file: File, traits: Traits, n_ctx: int | None = None) -> ModelConfig:
-    """The configuration of a file of a family with these traits. ``n_ctx``: its context in tokens (default:
-    min(4096, trained)).
+    """Read the configuration of a file whose family has these traits.
 
-    Raises GGUFError for a missing or impossible value, UnsupportedModelError for one that zincmetal does not
-    run; both name the key. What had to be assumed is one warning.
+    ``n_ctx`` is its context in tokens, by default the trained one, but 4096 at most. Raises GGUFError for a missing or
+    impossible value, UnsupportedModelError for one that zincmetal does not run; both name the key. All assumptions are
+    one warning. The limits of kernels are not checked: that is ``Target.check``.
     """
     arch = file.require("general.architecture", str)
     keys = Keys(file, arch)
@@ -180,7 +179,8 @@ def from_file(file: File, traits: Traits, n_ctx: int | None = None) -> ModelConf
         attention_scale=_attention_scale(keys, traits.attention_scale(n_layer, n_embd / n_head, head_dim)),
         windows=windows,
         rope_local=_rope_local(keys, traits, windows),
-        embedding_scale=keys.number("embedding_scale", 0.0) or traits.embedding_scale(n_embd),  # 0: not said
+        embedding_scale=keys.number("embedding_scale", 0.0)
+        or traits.embedding_scale(n_embd),  # 0: the file does not say it
         experts=_experts(keys, n_block) if traits.mixture else None,
         ssm=_ssm(keys) if traits.hybrid else None,
         n_draft=n_draft,
@@ -196,7 +196,7 @@ def _refuse_what_is_no_model(file: File) -> None:
 
 
 def _heads(keys: Keys, traits: Traits, n_block: int, n_embd: int) -> tuple[int, int, int]:
-    """Query heads, key and value heads, and the size of each."""
+    """(query heads, key and value heads, size of each)."""
     hybrid = traits.hybrid  # recurrent blocks have no heads of this kind
     n_head = keys.same_size("attention.head_count", n_block, without=hybrid)
     n_head_kv = keys.same_size("attention.head_count_kv", n_block, n_head, without=hybrid)
@@ -211,7 +211,7 @@ def _heads(keys: Keys, traits: Traits, n_block: int, n_embd: int) -> tuple[int, 
 
 
 def _feed_forward(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
-    """The width of each block's feed-forward; mixtures have none beside their experts."""
+    """The width of each block's feed-forward. Mixtures have experts in its place, and 0 here."""
     if traits.mixture:
         keys.get("feed_forward_length", 0)  # of the dense blocks, which these mixtures do not have
         return (0,) * n_block
@@ -219,7 +219,7 @@ def _feed_forward(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
 
 
 def _assumed_width(keys: Keys, name: str, tensor: str, n_dims: int) -> int | None:
-    """Where the file lacks the key of a width: the rows of the first block's tensor, if there is one."""
+    """The rows of the first block's tensor, if there is one and the file lacks the key of this width."""
     info = keys.file.tensors.get(f"blk.0.{tensor}.weight")
     if keys.has(name) or info is None or len(info.shape) < n_dims:
         return None
@@ -229,9 +229,9 @@ def _assumed_width(keys: Keys, name: str, tensor: str, n_dims: int) -> int | Non
 
 
 def _n_vocab(keys: Keys) -> int:
-    """The ids that there are: rows of the embedding table and of the output, as far as the tokenizer has tokens.
+    """The number of token ids: the rows of the embedding table, or the tokens of the tokenizer if they are fewer.
 
-    Some files have more rows than tokens, to fill up to a multiple. A file without a tokenizer has ids alone.
+    Some files pad the rows to a multiple. A file may have no tokenizer.
     """
     file = keys.file
     embd, output = file.tensors.get("token_embd.weight"), file.tensors.get("output.weight")
@@ -250,15 +250,15 @@ def _n_vocab(keys: Keys) -> int:
 
 
 def _is_matrix(tensor: TensorInfo) -> bool:
-    """Whether a tensor is one, but for leading dimensions of 1."""
+    """Whether a tensor is a matrix. Leading dimensions of 1 do not count."""
     return len(tensor.shape) >= 2 and prod(tensor.shape[:-2]) == 1
 
 
 def _check_sections(keys: Keys) -> None:
-    """Refuse sections of rotary dimensions that text would turn by another position than its own.
+    """Refuse sections of rotary dimensions that do not turn by the position of a token.
 
-    The first three are turned by the time, row and column of an image, which for text are all its position. What the
-    fourth would be turned by is nothing of text.
+    The first three turn by time, row and column of an image. For text all three are the position. A fourth section has
+    no meaning for text.
     """
     name = "rope.dimension_sections"
     if not keys.has(name):
@@ -286,7 +286,7 @@ def _experts(keys: Keys, n_block: int) -> Experts:
         n_used=n_used,
         n_ff=keys.same_size(name, n_block, _assumed_width(keys, name, "ffn_gate_exps", 2)),
         n_ff_shared=keys.size(shared, n_shared, least=0),
-        scale=scale or 1.0,  # converters write 0 for none
+        scale=scale or 1.0,  # converters write 0 where there is none
     )
 
 
@@ -302,7 +302,10 @@ def _ssm(keys: Keys) -> Ssm:
 
 
 def _recurrent(keys: Keys, n_block: int) -> tuple[bool, ...]:
-    """Which blocks are recurrent: as listed, or those without heads, or but every ``full_attention_interval``-th."""
+    """Whether each block is recurrent.
+
+    The file lists the recurrent blocks, or gives them no heads, or every ``full_attention_interval``-th attends.
+    """
     if not keys.has("attention.recurrent_layers"):
         heads = keys.sizes("attention.head_count_kv", n_block, 1, least=0)
         if 0 in heads and not keys.has("full_attention_interval"):
@@ -314,10 +317,10 @@ def _recurrent(keys: Keys, n_block: int) -> tuple[bool, ...]:
 
 
 def _windows(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
-    """The window of each block, or 0.
+    """The window of each block in positions, 0 for none.
 
-    Those blocks have it that are listed; or all but every ``sliding_window_pattern``-th; or, in the manner of Qwen2,
-    those from ``max_window_layers`` on where ``use_sliding_window`` is not false; or all.
+    The file lists the blocks with a window, or all but every ``sliding_window_pattern``-th have one. In files like
+    Qwen2's the blocks from ``max_window_layers`` on have it, unless ``use_sliding_window`` is false. Otherwise all do.
     """
     window = keys.size("attention.sliding_window", 0, least=0)
     used = keys.flag("use_sliding_window", True)
@@ -338,13 +341,13 @@ def _windows(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
 
 def _attention_scale(keys: Keys, usual: float) -> float:
     """The scale of q·k as the file says it, or the usual one."""
-    if keys.saved and keys.number("attention.scale", 0.0) == 0:  # what llama.cpp writes for nothing said
+    if keys.saved and keys.number("attention.scale", 0.0) == 0:  # llama.cpp's saver writes 0 for a missing key
         return usual
     return keys.positive("attention.scale", usual)
 
 
 def _rope(keys: Keys, traits: Traits, n_ctx_train: int) -> Rope:
-    """The scaling as its type says; a factor alone scales linearly, by the format's definition, and 0 not at all."""
+    """The global rotary embedding. A factor without a type scales linearly, as the format defines; 0 is no factor."""
     factor = keys.number("rope.scaling.factor", 0.0)
     if factor < 0:
         raise keys.bad("rope.scaling.factor", f"{factor} is negative")
@@ -362,7 +365,7 @@ def _rope(keys: Keys, traits: Traits, n_ctx_train: int) -> Rope:
 
 
 def _rope_local(keys: Keys, traits: Traits, windows: tuple[int, ...]) -> Rope | None:
-    """The rotary embedding of layers with a window, where it is not that of the others."""
+    """The rotary embedding of blocks with a window, or None where all blocks have one."""
     if traits.local_rope or (keys.has("rope.freq_base_swa") and any(windows)):
         return Rope(_rope_base(keys, "rope.freq_base_swa"))
     keys.get("rope.freq_base_swa", 0.0)  # no layer to use it

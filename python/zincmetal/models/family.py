@@ -1,4 +1,4 @@
-"""A model family: how its operations are built, what its files do not say, and what its tensors are read for."""
+"""A model family: the builder of its operations, its traits, and the use of its tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..graph.ops import Value
 
 Paths: TypeAlias = tuple[tuple[str, str], ...]
 
-#: The first pattern that a tensor's name holds says what its bytes are read for: in a dense transformer.
+#: (pattern, use) of a dense transformer's tensors. The first pattern that is found in a name counts.
 DENSE: Paths = (
     ("attn_[qkv]|attn_output|rope_freqs", "attention"),
     ("ffn_(gate|up|down)", "feed-forward"),
@@ -23,7 +23,10 @@ DENSE: Paths = (
 
 @dataclass(frozen=True)
 class Family:
-    """A family's ``build(g)``, which appends a step's operations and returns the last block's output [T, n_embd]."""
+    """A family's ``build(g)``, its traits and the use of its tensors.
+
+    ``build`` appends a step's operations to a graph and returns the last block's output [T, n_embd].
+    """
 
     build: Callable[[Graph], Value]
     traits: Traits = field(default_factory=Traits)

@@ -9,7 +9,7 @@ from .family import Family
 
 
 def build(g: Graph) -> Value:
-    """Operations from token ids to the last block's output [T, n_embd]."""
+    """Append the operations from token ids to the last block's output [T, n_embd]."""
     return llama.build(g, rope="neox", qk_norm=True)
 
 

@@ -10,7 +10,7 @@ from .family import Family
 
 
 def build(g: Graph) -> Value:
-    """Operations from token ids to the last block's output [T, n_embd]."""
+    """Append the operations from token ids to the last block's output [T, n_embd]."""
     x = g.embed("token_embd.weight")
     for i in range(g.cfg.n_layer):
         x = g.add(x, qwen35.mixer(g, i, g.rms_norm(x, f"blk.{i}.attn_norm")))

@@ -1,4 +1,4 @@
-"""Qwen3 mixtures: Qwen3 with experts in place of the feed-forward. Also the mixture that others vary."""
+"""Qwen3 mixtures: Qwen3 with experts in place of the feed-forward. Other families use its mixture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .family import DENSE, Family
 
 
 def build(g: Graph) -> Value:
-    """Operations from token ids to the last block's output [T, n_embd]."""
+    """Append the operations from token ids to the last block's output [T, n_embd]."""
     x = g.embed("token_embd.weight")
     for i in range(g.cfg.n_layer):
         h = g.rms_norm(x, f"blk.{i}.attn_norm")
@@ -20,7 +20,7 @@ def build(g: Graph) -> Value:
 
 
 def mixture(g: Graph, i: int, x: Value, h: Value) -> Value:
-    """x + the weighted outputs of h's experts, the shared one among them if the model has one."""
+    """x + the weighted outputs of h's experts, and of the shared expert if there is one: [T, n_embd]."""
     assert g.cfg.experts
     n_embd, n_ff, n_shared = g.cfg.n_embd, g.cfg.experts.n_ff, g.cfg.experts.n_ff_shared
     blk = f"blk.{i}"

@@ -27,7 +27,7 @@ class MemoryEstimate:
     """Bytes that one sequence of ``n_ctx`` tokens needs, and the ``budget`` that it has.
 
     ``weights``, mapped from the file, are by quant type. ``kv_page`` is the size of a page, ``page`` positions, in all
-    caches together. ``arena`` is by the rows of a plan; plans share one arena, so the largest that a context needs counts.
+    caches together. ``arena`` is by the rows of a plan. Plans share one arena: the largest that a context needs counts.
     """
 
     n_ctx: int

@@ -30,8 +30,8 @@ EMBEDDING = "embedding"
 class Plan:
     """The dispatches of a step of up to ``rows`` rows, and the arena that they need.
 
-    A step has ``Step.n_tokens`` tokens, which the kernels read: a plan of 512 rows serves 37 tokens, and kernels leave
-    the other rows alone. ``paths`` name the use of a weight by a pattern of its name: see models/family.py.
+    A plan of 512 rows also serves 37 tokens: kernels read the number of tokens from ``Step.n_tokens`` and leave the
+    other rows alone. ``paths`` are (pattern, use) of weights: see models/family.py.
     """
 
     rows: int
@@ -45,18 +45,17 @@ class Plan:
         return sum(d.barrier for d in self.dispatches)
 
     def weight_bytes(self) -> Counter[str]:
-        """Bytes of weights that one step reads, by quant type; see :meth:`weight_reads`."""
+        """Bytes of weights that one step reads, by quant type. See :meth:`weight_reads`."""
         total: Counter[str] = Counter()
         for (_, qtype), nbytes in self.weight_reads().items():
             total[qtype] += nbytes
         return total
 
     def weight_reads(self) -> Counter[tuple[str, str]]:
-        """Bytes of weights that one step reads, by (path, quant type): ("LM head", "q8_0"), ….
+        """Bytes of weights that one step reads, by (use, quant type): ("LM head", "q8_0").
 
-        Each weight counts once for every dispatch that reads it. An embedding counts the rows that it looks up, a
-        mixture the experts that it uses: all different, where several rows choose them, and never more than there
-        are. Real prompts choose fewer.
+        A weight counts for every dispatch that reads it. An embedding counts the rows that it looks up. A mixture
+        counts the experts that it uses, as if all rows chose different ones. Real prompts choose fewer.
         """
         total: Counter[tuple[str, str]] = Counter()
         for d in self.dispatches:
@@ -70,7 +69,7 @@ class Plan:
         return next((path for pattern, path in self.paths if re.search(pattern, weight.name)), "other")
 
     def weights_of(self, d: Dispatch) -> dict[Weight, int]:
-        """The weights that one dispatch reads, with the bytes of them that it reads."""
+        """The weights that a dispatch reads, and the bytes that it reads of each."""
         weights = dict.fromkeys(arg.operand for arg in d.launch.args if isinstance(arg.operand, Weight))
         return {w: _bytes_read(w, d.launch.op, self.rows) for w in weights}
 
@@ -116,14 +115,14 @@ class Plan:
         return f"<Plan of {rows}: {n} dispatches, {self.n_barriers} barriers, arena {arena}>"
 
     def compile(self, core: Core, device: _core.Device, buffers: Callable[[str], _core.Buffer]) -> _core.Plan:
-        """The plan on a device; ``buffers`` maps the names in regions to device memory."""
+        """Compile the plan for a device. ``buffers`` gives the buffer of a name. Raises DeviceError."""
         launches = [ready(d, buffers) for d in self.dispatches]
         has_argmax = any(d.launch.op.kind == "argmax" for d in self.dispatches)
         return core.Plan(device, launches, self.rows, has_argmax)
 
 
 def ready(d: Dispatch, buffers: Callable[[str], _core.Buffer]) -> BoundDispatch:
-    """A dispatch as a compiled core takes it."""
+    """Bind a dispatch to device memory, for a compiled core. ``buffers`` gives the buffer of a name."""
     bindings = [(buffers(r.buffer), r.offset, r.nbytes) for r in d.regions]
     bound = d.launch.kernel, d.launch.params, bindings, d.launch.grid, d.launch.threads, d.barrier
     return cast("BoundDispatch", bound)
