@@ -46,7 +46,7 @@ def bare(model: zincmetal.Model, ids: list[int], n: int, ahead: bool) -> None:
     """Makes the first n tokens after the prompt by decode_step alone."""
     engine = model.engine
     token, step = engine.prefill(ids), engine.core.decode_step
-    steps, plan = engine.steps, engine.program(1).compiled
+    steps, plan = engine.steps, cast(Any, engine.program(1).compiled)
     for left in range(n, 0, -1):
         token = step(steps, plan, token, ahead and left > 1)
 

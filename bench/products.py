@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 
 from zincmetal.check.inputs import random_weights
 from zincmetal.device import backend
-from zincmetal.device.buffers import step_record
+from zincmetal.device.buffers import bound, step_record
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 from zincmetal.graph.ops import STEP, Op, Operand, Route, State, Value, Weight
-from zincmetal.plan import plan
 from zincmetal.plan.addresses import Region
 from zincmetal.plan.lower import Lowering
-from zincmetal.plan.plan import ARENA, Plan
+from zincmetal.plan.plan import ARENA, Plan, record
 from zincmetal.plan.target import Target
 from zincmetal.plan.tuning import SPLITS, Split
 
@@ -225,7 +224,7 @@ class Loaded:
         places = [(c, t) for t in range(self.product.turns()) for c in range(self.copies)]
         n = n or -(-MIN_DISPATCHES // len(places)) * len(places)
         ops = [op for i in range(n) for op in self.product.ops(*places[i % len(places)])]
-        return plan.record(ops, 1, lowering, self._place)
+        return record(ops, 1, lowering, self._place)
 
     def _place(self, operand: Operand) -> Region:
         if operand == STEP:
@@ -248,7 +247,7 @@ class Loaded:
                     image[region.offset : region.offset + region.nbytes] = data
         arena.write(image)
         buffers = {ARENA: arena, "weights": self._buffer, "step": self._step, "out": self._out}
-        return [plan.ready(d, buffers.__getitem__) for d in made.dispatches]
+        return [bound(d, buffers.__getitem__) for d in made.dispatches]
 
     def activation(self, name: str, n: int = 0) -> NDArray[Any]:
         """Returns the activation of a name, the same for all plans: ``n`` floats, or a turn's own ids."""

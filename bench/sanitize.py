@@ -25,9 +25,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from zincmetal import _core
+    from zincmetal.check.cases import Scene
+    from zincmetal.device.core import Core
 
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
@@ -58,9 +63,11 @@ def run_kernels(device: str) -> set[str]:
     return {launch.kernel for scene in scenes.values() for launch in scene.launches}
 
 
-def run_scene(core: Any, opened: Any, scene: Any, seed: int) -> None:
+def run_scene(core: Core, opened: _core.Device, scene: Scene, seed: int) -> None:
     """Runs the launches of a scene, each behind a barrier. The host writes only the buffers that are read first."""
-    memory, buffers = scene.memory(core, seed), dict[str, Any]()
+    from zincmetal.device.core import BoundDispatch
+
+    memory, buffers = scene.memory(core, seed), dict[str, "_core.Buffer"]()
     dispatches = []
     for launch in scene.launches:
         for arg in launch.args:
@@ -73,7 +80,7 @@ def run_scene(core: Any, opened: Any, scene: Any, seed: int) -> None:
             (buffers[arg.operand.name], 4 * arg.first, memory[arg.operand.name].size - 4 * arg.first)
             for arg in launch.args
         ]
-        dispatches.append((launch.kernel, launch.params, bindings, launch.grid, launch.threads, True))
+        dispatches.append(BoundDispatch.of(launch, bindings, barrier=True))
     opened.run(dispatches)
 
 
@@ -92,6 +99,7 @@ def run_model(device: str) -> set[str]:
 def run_planted(device: str, tool: str) -> set[str]:
     """Runs the kernel that the tool must report, on buffers of exactly the bytes that a correct kernel needs."""
     from zincmetal.device import backend
+    from zincmetal.device.core import BoundDispatch
 
     kernel, written = PLANTED[tool]
     _, opened = backend.open_device(device)
@@ -101,7 +109,7 @@ def run_planted(device: str, tool: str) -> set[str]:
         source.write(np.arange(n, dtype=np.float32))
     out.write(np.zeros(n, np.float32))
     params = np.array([n, 0], np.uint32).tobytes()
-    opened.run([(kernel, params, [(source, 0, 4 * n), (out, 0, 4 * n)], (1, 1, 1), n, False)])
+    opened.run([BoundDispatch(kernel, params, [(source, 0, 4 * n), (out, 0, 4 * n)], (1, 1, 1), n, False)])
     return {kernel}
 
 

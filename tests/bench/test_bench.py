@@ -186,7 +186,7 @@ def test_attention_costs_grow_with_the_position(planner):
 
 @pytest.fixture
 def model():
-    with zincmetal.load(DATA / "qwen35moe-q4k-q5k-q8.gguf", 64, "cpu", threads=1) as model:
+    with zincmetal.load(DATA / "qwen35moe-q4k-q5k-q8.gguf", context=64, device="cpu", threads=1) as model:
         yield model
 
 

@@ -255,17 +255,17 @@ def test_parts_that_do_not_fit_together(tmp_path: Path) -> None:
     parts = write_split(tmp_path)
     second = parts[1].read_bytes()
     write(parts[1], b.gguf(split_keys(1, 4, 2)))
-    with pytest.raises(GGUFError, match=r"00002-of-00003.gguf: keys 'split.no' .* not those of part 2 of 3"):
+    with pytest.raises(GGUFError, match=r"00002-of-00003.gguf: keys 'split.no' .* do not fit part 2 of 3"):
         gguf.open(parts[0])
     write(parts[1], b.gguf())
-    with pytest.raises(GGUFError, match=r"00002-of-00003.gguf: keys 'split.no' .* not those of part 2 of 3"):
+    with pytest.raises(GGUFError, match=r"00002-of-00003.gguf: keys 'split.no' .* do not fit part 2 of 3"):
         gguf.open(parts[0])
     write(parts[1], b.gguf(split_keys(1, 3, 2)))
     with pytest.raises(GGUFError, match=r"'split.tensors.count' is 2, the parts hold 1"):
         gguf.open(parts[0])
     write(parts[1], second)
     write(parts[2], b.gguf(split_keys(2, 3, 2), [b.tensor("t1", [32], quants.Q4_0.id, 0)], bytes(18)))
-    with pytest.raises(GGUFError, match=r"00003-of.*tensor 't1' is in .*00002-of"):
+    with pytest.raises(GGUFError, match=r"00003-of.*tensor 't1' is also in .*00002-of"):
         gguf.open(parts[0])
     write(parts[2], b.gguf([b.key("split.count", b.STR, b.string("3"))]))
     with pytest.raises(GGUFError, match=r"key 'split.count': expected int, found str '3'"):

@@ -252,7 +252,7 @@ def test_recurrent_blocks_may_have_no_heads(tmp_path, caplog):
     assert hybrid(untold | {"attention.head_count_kv": heads[::-1]}).recurrent == (False, True, True, True)
     assert hybrid({"attention.recurrent_layers": np.array([1, 1, 1, 0], np.uint32)}) == usual
     assert not warnings(caplog)
-    with pytest.raises(GGUFError, match="leaves every block without"):
+    with pytest.raises(GGUFError, match="has 0 for every block"):
         hybrid({"attention.head_count_kv": heads * 0})
     with pytest.raises(GGUFError, match=r"llama\.attention\.head_count_kv"):
         configured(tmp_path, Tiny("llama", keys={"attention.head_count_kv": [0, 1]}))

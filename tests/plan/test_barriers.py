@@ -14,9 +14,9 @@ import pytest
 import zincmetal
 from support.reference_models import reference_models
 from zincmetal.device import backend
-from zincmetal.device.buffers import step_record
+from zincmetal.device.buffers import bound, step_record
 from zincmetal.errors import DeviceError
-from zincmetal.plan.plan import Dispatch, Plan, ready
+from zincmetal.plan.plan import Dispatch, Plan
 
 pytestmark = pytest.mark.skipif(not backend.is_built("checked"), reason="this installation has no checked core")
 PATH = next(p for p in reference_models("qwen35moe") if "q4k" in p.stem)
@@ -47,7 +47,7 @@ class Replay:
         for name, content in self.memory.items():
             buffers[name].write(content)
         device.run(
-            [ready(d, lambda name: buffers.get(name) or self.model.engine.buffers.buffer(name)) for d in dispatches]
+            [bound(d, lambda name: buffers.get(name) or self.model.engine.buffers.buffer(name)) for d in dispatches]
         )
         if not checked:
             self.memory = {name: buffer.read() for name, buffer in buffers.items()}

@@ -70,7 +70,7 @@ def test_serial_order_equals_concurrent_order(model):
     ids = np.arange(30, dtype=np.int32)
     results = []
     for p in (plan, everywhere):
-        compiled = p.compile(model.engine.core, model.device, model.engine.buffers.buffer)
+        compiled = model.engine.programs.compile(p)
         model.reset()
         model.engine.core.prefill_step(model.engine.steps, compiled, ids)
         results.append(model.engine.last_logits().copy())

@@ -11,7 +11,7 @@ import functools
 import os
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,6 +21,10 @@ from zincmetal.check import inputs
 from zincmetal.check.inputs import POISON
 from zincmetal.device import backend
 from zincmetal.device.buffers import step_record
+from zincmetal.device.core import BoundDispatch, Core
+
+if TYPE_CHECKING:
+    from zincmetal import _core
 
 #: Seeds every Lab. To repeat a failure, set ZINCMETAL_TEST_SEED to the number that it printed.
 SEED = int(os.environ.get("ZINCMETAL_TEST_SEED", secrets.randbits(32)))
@@ -35,7 +39,7 @@ every_lane = pytest.mark.parametrize("lane", LANES)
 class Guarded(inputs.Guarded):
     """A guarded binding of a kernel. ``writable``: the kernel may write it."""
 
-    def __init__(self, device: Any, content: NDArray[Any], align: int, writable: bool) -> None:
+    def __init__(self, device: _core.Device, content: NDArray[Any], align: int, writable: bool) -> None:
         super().__init__(device, content, align)
         self.writable = writable
 
@@ -46,8 +50,8 @@ class Guarded(inputs.Guarded):
 
 
 @functools.cache
-def _open(lane: str) -> tuple[Any, Any]:
-    core: Any = backend.load("cpu" if lane in ("msl", "native") else lane)
+def _open(lane: str) -> tuple[Core, _core.Device]:
+    core = backend.load("cpu" if lane in ("msl", "native") else lane)
     return core, core.Device(threads=1, native=lane == "native", kernel_folder=backend.kernel_folder(core))
 
 
@@ -102,7 +106,9 @@ class Lab:
         x, y, z = (*grid, 1, 1)[:3]
         for b in bindings:
             b.push()
-        self.device.run([(kernel, fields.tobytes(), [b.binding for b in bindings], (x, y, z), threads, False)])
+        self.device.run(
+            [BoundDispatch(kernel, fields.tobytes(), [b.binding for b in bindings], (x, y, z), threads, False)]
+        )
         for b in bindings:
             b.pull()
             b.check(kernel)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from support.paths import TESTS
+from zincmetal.device.core import BoundDispatch
+
+if TYPE_CHECKING:
+    from zincmetal import _core
+    from zincmetal.device.core import Core
 
 FOLDER = TESTS / "csrc/msl/probes"
 Array = NDArray[Any]
@@ -68,8 +73,8 @@ class FloatType:
 
 
 def run(
-    core: Any,
-    device: Any,
+    core: Core,
+    device: _core.Device,
     kernel: str,
     arrays: Sequence[Array],
     *,
@@ -84,11 +89,11 @@ def run(
     for content in arrays:
         content = np.ascontiguousarray(content)
         buffer = device.alloc(content.nbytes)
-        view = np.frombuffer(buffer, content.dtype).reshape(content.shape)
+        view = np.frombuffer(memoryview(buffer), content.dtype).reshape(content.shape)
         view[...] = content
         bindings.append((buffer, 0, content.nbytes))
         views.append(view)
-    device.run([(kernel, params, bindings, grid, threads, False)])
+    device.run([BoundDispatch(kernel, params, bindings, grid, threads, False)])
     return views
 
 

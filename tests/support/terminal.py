@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import pty
@@ -12,30 +11,31 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
+ZINCMETAL = (sys.executable, "-m", "zincmetal")
 PATIENCE = 60.0  # seconds; a test that waits so long fails
 
 
 class Terminal:
-    """Runs ``python -m zincmetal ARGS``. Its three streams, or ``stdout`` elsewhere, are a terminal of 80 columns."""
+    """Runs ``python -m zincmetal ARGS`` or another program on a terminal of 80 columns; ``stdout`` may be elsewhere."""
 
-    def __init__(self, args: Sequence[str], environment: Mapping[str, str] | None = None, stdout: int | None = None):
+    def __init__(self, args: Sequence[str], program: Sequence[str] = ZINCMETAL, stdout: int | None = None) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         self.screen = ""
         self._seen = 0
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "zincmetal", *args],
+            [*program, *args],
             stdin=theirs,
             stdout=theirs if stdout is None else stdout,
             stderr=theirs,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-            env={**os.environ, "TERM": "xterm", **(environment or {})},
+            env={**os.environ, "TERM": "xterm"},
         )
         os.close(theirs)
 
@@ -83,8 +83,7 @@ class Terminal:
             return False
         try:
             shown = os.read(self._ours, 1 << 16)
-        except OSError as error:  # how Linux says that the other end is closed
-            assert error.errno == errno.EIO
+        except OSError:  # the error of a terminal whose other end is closed
             return False
         self.screen += shown.decode("utf-8", "replace")
         return bool(shown)

@@ -267,3 +267,8 @@ def test_a_file_without_template_is_an_error_with_a_remedy() -> None:
 def test_importing_the_module_does_not_import_jinja2() -> None:
     code = "import sys, zincmetal.text.chat.template; sys.exit('jinja2' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def test_a_template_is_shown_in_one_line() -> None:
+    assert repr(ChatTemplate("{{ x }}")) == "<ChatTemplate: 7 characters>"
+    assert repr(ChatTemplate("x", named={"rag": "y"})) == "<ChatTemplate: 1 characters, and by name 'rag'>"

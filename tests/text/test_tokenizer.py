@@ -418,3 +418,9 @@ def test_long_monotonous_text_is_encoded(unit: str) -> None:
 def test_importing_the_module_does_not_import_tokenizers() -> None:
     code = "import sys, zincmetal.text.tokenizer; sys.exit('tokenizers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def test_a_tokenizer_is_shown_in_one_line() -> None:
+    tokenizer = Tokenizer.from_metadata(byte_level(eos_token_ids=[1, 2]))
+    assert repr(tokenizer) == f"<Tokenizer: {tokenizer.vocab_size} tokens, 2 of them end tokens>"
+    assert repr(Tokenizer.for_ids({})) == "<Tokenizer: 0 tokens, 0 of them end tokens>"

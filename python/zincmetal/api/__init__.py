@@ -1,1 +1,1 @@
-"""What users call: a loaded model, and text in and out of it."""
+"""The calls of users: a loaded model, text in, text out."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .text import ModelText
 
 SAMPLING = tuple(f.name for f in fields(SamplingParams))
-# These do not say how to choose: a chat that is given no others has the sampling that the model's makers advise.
+# These do not say how to choose tokens: a chat with no other option has the sampling that the makers advise.
 BESIDE = ("seed", "logit_bias", "logits_processors")
 
 
@@ -115,7 +115,7 @@ def stream(engine: Engine, text: ModelText, turn: Turn, asked: Request) -> Gener
 
 
 def _forbidding(params: SamplingParams, tokens: Sequence[int]) -> SamplingParams:
-    """The same, but for tokens that are never drawn, whatever their bias."""
+    """Options that never draw these tokens. The tokens' own biases lose."""
     if not tokens:
         return params
     return replace(params, logit_bias={**params.logit_bias, **dict.fromkeys(tokens, -math.inf)})

@@ -1,4 +1,4 @@
-"""The Python interface: a model that is loaded, and text in and out of it."""
+"""The Python interface: load a model, then text in, text out."""
 
 from __future__ import annotations
 
@@ -140,10 +140,10 @@ class Model:
 
         ``max_tokens`` 0 only reads the prompt, -1 goes on until the context is full. ``parse_special`` reads the
         special tokens in the prompt as such: leave it off for text that is not trusted. ``hide_special`` leaves
-        control tokens out of the text. ``stop`` are strings that end the text (and are not part of it);
-        ``progress(done, total)`` is called during prefill; further options are the fields of
-        :class:`~zincmetal.sampling.sampler.SamplingParams`. Stops at an end token, at ``max_tokens``, or when
-        the context is full. A prompt that starts like the sequence before it is not computed anew where the two agree.
+        control tokens out of the text. Each string of ``stop`` ends the text, and is not part of it.
+        ``progress(done, total)`` is called during prefill. Other options are the fields of
+        :class:`~zincmetal.sampling.params.SamplingParams`. Stops at an end token, at ``max_tokens``, or when
+        the context is full. Tokens that the sequence already begins with are not computed again.
         """
         params = self._params("generate", sampling)
         ids = self.text.prompt_ids(prompt, parse_special)
@@ -186,12 +186,12 @@ class Model:
     ) -> Stream:
         """:meth:`chat`, piece by piece.
 
-        ``tools`` is what the model may call, as JSON schemas; ``documents`` what it may cite; both are lists of
-        dicts. ``add_generation_prompt=False`` leaves out the opening of an answer. ``continue_final_message`` goes on
-        with the last message, which is the beginning of an answer. Other options are those of
+        ``tools`` are functions that the model may call, as JSON schemas; ``documents`` are sources that it may cite.
+        Both are lists of dicts. ``add_generation_prompt=False`` leaves out the opening of an answer.
+        ``continue_final_message`` goes on with the last message, the beginning of an answer. Further options: all of
         :meth:`stream_generate`, and every variable of the model's chat template, such as ``enable_thinking``. Where
-        none says how to choose tokens, :attr:`chat_sampling` does; a seed, biases and processors do not say it.
-        Raises UsageError for what the template does not read.
+        no option says how to choose tokens, :attr:`chat_sampling` does; a seed, biases and processors do not say it.
+        Raises UsageError for an option that the template does not read.
         """
         params, variables = self._chat_options(options)
         ids = self.text.chat_ids(messages, tools, documents, add_generation_prompt, continue_final_message, variables)
@@ -244,7 +244,7 @@ class Model:
         return self.engine.logits(self.text.prompt_ids(ids))
 
     def reset(self) -> None:
-        """Forget the sequence. Ends a stream that is not finished: taking another token of it raises UsageError."""
+        """Forget the sequence. Ends an unfinished stream: its next token raises UsageError."""
         self.engine.reset()
 
     def save(self) -> Snapshot:
@@ -309,10 +309,10 @@ def load(
 ) -> Model:
     """Load a GGUF file.
 
-    ``context`` is the most tokens a sequence may have (default: 4096, or what the model was trained for, if
-    that is less); ``device`` "metal", "cuda" or "cpu" (default: the best that was built); ``kv`` the type of
-    the KV cache, "f16", "f32" or "q8_0"; ``threads`` for the CPU (default: the cores there are);
-    ``progress(done, total)`` is told the bytes of weights that the device has, which takes time where it copies them.
+    ``context`` is the most tokens that a sequence may have (default: 4096, or the context of training if less).
+    ``device`` is "metal", "cuda" or "cpu" (default: the best that was built), ``kv`` the type of the KV cache, "f16",
+    "f32" or "q8_0". ``threads`` is for the CPU (0 = all cores). ``progress(done, total)`` is told the bytes of
+    weights that the device has.
     Raises GGUFError, UnsupportedModelError, OutOfMemoryError, DeviceError, UsageError.
     """
     file = gguf.open(arguments.path(path))

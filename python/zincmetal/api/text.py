@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..text.chat.template import ChatTemplate
     from ..text.tokenizer import Tokenizer
 
-# The keywords of chat that say what is asked, and what a template may have under a name of its own for them.
+# Keywords of chat that a template must read; for each, the name of the template that a file may have for it.
 ASKED = {"tools": "tool_use", "documents": "rag"}
 CHAT_OPTIONS = (
     *ASKED,
@@ -32,7 +32,7 @@ CHAT_OPTIONS = (
 
 
 class ModelText:
-    """Text to ids and back, by what the file says. Each part is built at its first use."""
+    """Text to ids and back, as the file says. Each part is built at its first use."""
 
     def __init__(self, file: gguf.File) -> None:
         self._file = file
@@ -99,9 +99,9 @@ class ModelText:
         continue_final_message: bool | None,
         variables: Mapping[str, Any],
     ) -> list[int]:
-        """The ids of a conversation, by the chat template and ``variables`` of it.
+        """The ids of a conversation, by the chat template with these ``variables``.
 
-        Raises UsageError for what the template does not read.
+        Raises UsageError for a variable that the template does not read.
         """
         asked = {"tools": tools, "documents": documents}
         self._check_read([name for name, value in asked.items() if checked_list(name, value)], variables)

@@ -102,9 +102,8 @@ class Guarded:
     def __init__(self, device: _core.Device, content: NDArray[Any], align: int = 0) -> None:
         self.offset, self.nbytes = GUARD + align, content.nbytes
         self.buffer = device.alloc(self.offset + self.nbytes + GUARD)
-        view: Any = self.buffer  # NumPy's types know no buffers but its own
-        nbytes = self.buffer.nbytes
-        self._all: Bytes = np.frombuffer(view, np.uint8) if self.buffer.shared else np.empty(nbytes, np.uint8)
+        shared, nbytes = self.buffer.shared, self.buffer.nbytes
+        self._all = np.frombuffer(memoryview(self.buffer), np.uint8) if shared else np.empty(nbytes, np.uint8)
         self._all[:] = POISON
         inside = self._all[self.offset : self.offset + self.nbytes]
         self.array: NDArray[Any] = inside.view(content.dtype).reshape(content.shape)

@@ -29,8 +29,8 @@ from .progress import bar
 from .run import chat_options, load, sampling_options
 
 if TYPE_CHECKING:
-    from ..api.generation import Chunk
     from ..api.model import Model
+    from ..api.result import Chunk
 
 DELAY = 0.5  # seconds without a word before the progress of a prompt is shown
 HELP = '''\

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from .. import settings
 from ..check import runner
 from ..check.results import FAIL, Result
-from ..errors import UsageError
+from ..errors import UsageError, quote
 from ..hub import demo_model
 from . import check_report as report
 from .arguments import Parser, add_device, add_model, named_model, positive, seconds
@@ -45,8 +45,7 @@ def add_arguments(p: Parser) -> None:
 
 def run(args: argparse.Namespace, worker: Sequence[str] = runner.WORKER) -> int:
     """Run the checks and print their results; the exit status is 1 where one failed."""
-    named = named_model(args)
-    file = _demo_model() if named is None else str(named)
+    file = _model(args)
     request = {"device": args.device, "file": file, "only": args.only, "long": args.long, "soak": args.soak}
     request["capture"] = args.capture
     if args.json not in (None, "-"):
@@ -130,7 +129,12 @@ def ways(results: Sequence[Result], validate: bool) -> Iterator[Way]:
             yield VALIDATED
 
 
-def _demo_model() -> str | None:
+def _model(args: argparse.Namespace) -> str | None:
+    """The file that the arguments name, else the demo model, if there is one. Raises UsageError for no file."""
+    if named := named_model(args):
+        if not named.is_file():
+            raise UsageError(f"there is no file {quote(str(named))}")
+        return str(named)
     try:
         return str(demo_model())
     except UsageError:

@@ -77,8 +77,10 @@ def _bash(commands: list[Words]) -> Iterator[str]:
         yield f"        {c.name})"
         yield "            case $prev in"
         for option in c.options:
-            if option.takes_value:
+            if option.values:
                 yield f"            {'|'.join(option.names)}) words='{' '.join(option.values)}' ;;"
+        if free := [name for option in c.options if option.takes_value and not option.values for name in option.names]:
+            yield f"            {'|'.join(free)}) ;;"
         flags = " ".join(name for option in c.options for name in option.names)
         yield "            *) case $cur in"
         yield f"               -*) words='{flags}' ;;"

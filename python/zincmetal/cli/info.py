@@ -111,10 +111,9 @@ def _limits() -> dict[str, int]:
     from ..plan.planner import PREFILL_ROWS
     from ..plan.target import Target
 
-    built = backend.built()
-    if not built:
+    if not backend.built():
         return {}
-    target = Target.of_kernels(backend.load("cpu" if "cpu" in built else built[0]))  # all have the same kernels
+    target = Target.of_kernels(backend.load(backend.built()[0]))
     return {
         "head_size": target.head_classes[-1],
         "head_size_multiple": target.shapes["HEAD_MULTIPLE"],

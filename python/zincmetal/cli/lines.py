@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from contextlib import suppress
 
@@ -18,8 +19,8 @@ class Lines:
         if self.terminal:
             with suppress(ImportError):
                 import readline  # noqa: F401 - gives input() editing and history
-        if sys.stdin is not None:
-            sys.stdin.reconfigure(encoding=None if self.terminal else "utf-8", errors="replace")  # type: ignore[union-attr]
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(encoding=None if self.terminal else "utf-8", errors="replace")
 
     def message(self) -> str:
         """The next message or command without the signs that join its lines; may be empty. Raises EOFError."""

@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 
 from .. import gguf
 from ..plan.addresses import AddressMap
-from .core import Core
+from ..plan.plan import Dispatch, Plan
+from .core import BoundDispatch, Core
 
 if TYPE_CHECKING:
     from .. import _core
 
 
 NamedBuffers: TypeAlias = "dict[str, _core.Buffer]"
+BufferOf: TypeAlias = "Callable[[str], _core.Buffer]"
 Progress: TypeAlias = Callable[[int, int], None]
 FEW = 16  # floats that are copied one by one: for more, one copy of all between them is quicker
 PIECE = 64 << 20  # bytes that are read between two words about progress
@@ -27,9 +29,9 @@ def map_weights(
 ) -> NamedBuffers:
     """The file's pages as buffers, by name; a device with memory of its own copies them.
 
-    A GPU that shares the host's memory would wait for every page in its first command buffer: for it they are
-    read now. The CPU reads them as it needs them. ``progress(done, total)`` is told their bytes. Raises
-    DeviceError where the device refuses one.
+    A GPU that shares the host's memory would wait for every page in its first command buffer. So the pages are read
+    now for a GPU; the CPU reads a page when it needs it. ``progress(done, total)`` counts bytes. Raises DeviceError
+    where the device refuses a buffer.
     """
     buffers = {}
     reads_pages = device.info["backend"] == "metal"
@@ -80,7 +82,7 @@ class Buffers:
         return np.frombuffer(self._seen(name), np.float32)
 
     def indexable(self, name: str) -> NDArray[np.float32] | DeviceFloats:
-        """The buffer's floats, of which the host reads those that it indexes: by an array of indices, or [:n]."""
+        """The buffer's floats. Index them by an array of indices, or by [:n]; the host reads only these."""
         return self.floats(name) if self.buffer(name).shared else DeviceFloats(self.buffer(name))
 
     def records(self, name: str, dtype: np.dtype[np.void]) -> NDArray[np.void]:
@@ -97,7 +99,7 @@ class Buffers:
 
 
 class DeviceFloats:
-    """Floats that the host does not see: what it indexes is copied."""
+    """Floats in memory that the host does not see. Indexing copies the indexed floats."""
 
     def __init__(self, buffer: _core.Buffer) -> None:
         self._buffer = buffer
@@ -113,6 +115,18 @@ class DeviceFloats:
 
     def _read(self, first: int, end: int) -> NDArray[np.float32]:
         return self._buffer.read(4 * first, 4 * (end - first)).view(np.float32)
+
+
+def bound(dispatch: Dispatch, buffer: BufferOf) -> BoundDispatch:
+    """A dispatch on device memory; ``buffer`` maps the names in its regions to buffers."""
+    bindings = [(buffer(r.buffer), r.offset, r.nbytes) for r in dispatch.regions]
+    return BoundDispatch.of(dispatch.launch, bindings, dispatch.barrier)
+
+
+def compiled(plan: Plan, core: Core, device: _core.Device, buffer: BufferOf) -> _core.Plan:
+    """A plan on a device, over these buffers. Raises DeviceError where the device refuses a kernel or memory."""
+    has_argmax = any(d.launch.op.kind == "argmax" for d in plan.dispatches)
+    return core.Plan(device, [bound(d, buffer) for d in plan.dispatches], plan.rows, has_argmax)
 
 
 def step_record(core: Core, n_tokens: int, pos: int = 0) -> NDArray[np.void]:

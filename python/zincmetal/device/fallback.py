@@ -51,12 +51,12 @@ class KernelFallbacks:
         return tuple(found)
 
     def use(self, replaced: Mapping[str, Sequence[str]]) -> None:
-        """Remember what is used in the place of kernels, and warn of a kernel once."""
+        """Remember the kernels used in the place of others; warn once for each kernel replaced."""
         for kernel, used in replaced.items():
             if kernel not in self.replacements:
                 _log.warning("%s; %s in its place, which is slower", self.messages[kernel], ", ".join(used))
             self.replacements[kernel] = list(dict.fromkeys((*self.replacements.get(kernel, ()), *used)))
 
     def profile(self) -> dict[str, dict[str, object]]:
-        """By kernel that the device cannot make: ``why``, and ``by`` what it is replaced."""
+        """For each kernel that the device cannot make: ``why``, and its replacements ``by``."""
         return {kernel: {"why": self.messages[kernel], "by": used} for kernel, used in self.replacements.items()}

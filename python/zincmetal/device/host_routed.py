@@ -7,7 +7,7 @@ the dispatches before it. :class:`HostRoutedPlan` counts the command buffers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,19 +16,17 @@ from numpy.typing import NDArray
 
 from ..graph.ops import STEP, TOKENS, Weight
 from ..plan.addresses import Region
-from ..plan.plan import Dispatch, Plan, ready
-from .buffers import step_record
-from .core import Core
+from ..plan.plan import Dispatch, Plan
+from .buffers import BufferOf, bound, compiled, step_record
+from .core import BoundDispatch, Core
 
 if TYPE_CHECKING:
     from .. import _core
 
-BufferOf: TypeAlias = "Callable[[str], _core.Buffer]"
-
 
 @dataclass
 class Counters:
-    """What routing by the host cost so far."""
+    """The cost of routing by the host so far."""
 
     steps: int = 0
     command_buffers: int = 0
@@ -44,15 +42,15 @@ class HostRoutedPlan:
     def __init__(self, core: Core, device: _core.Device, plan: Plan, buffers: BufferOf, counters: Counters) -> None:
         self._core, self._device, self._buffers = core, device, buffers
         for kernel in dict.fromkeys(d.launch.kernel for d in plan.dispatches):
-            device.limits(kernel)  # one that cannot be made shows now, and not in the middle of a step
+            device.limits(kernel)  # a kernel that cannot be made shows now, and not in the middle of a step
         *self._parts, last = _parts(plan.dispatches)
-        self._last = replace(plan, dispatches=tuple(last)).compile(core, device, buffers)
+        self._last = compiled(replace(plan, dispatches=tuple(last)), core, device, buffers)
         self.counters = counters
         self.why = next(_why(d) for d in plan.dispatches if d.launch.routed)
 
     def step(self, steps: _core.Steps, ids: NDArray[np.int32]) -> int:
         """Append ``ids`` to the sequence; the arg max after the last. Raises as ``prefill_step``."""
-        if steps.length + ids.size <= steps.n_ctx:  # otherwise the last part says what is wrong
+        if steps.length + ids.size <= steps.n_ctx:  # otherwise the last part raises the error
             self._announce(steps, ids)
             for part in self._parts:
                 self.run_part(part, ids.size)
@@ -68,16 +66,16 @@ class HostRoutedPlan:
         self._buffers(TOKENS.name).write(ids)
 
     def run_part(self, part: list[Dispatch], n_tokens: int) -> None:
-        """Run dispatches of the device's, or one product of experts, in a command buffer, and wait."""
+        """Run a part, or one expert product cut up by expert, in one command buffer, and wait."""
         if part[0].launch.routed:
             launches = list(self._expert_products(part[0], n_tokens))
         else:
-            launches = [ready(d, self._buffers) for d in part]
+            launches = [bound(d, self._buffers) for d in part]
         self._device.run(launches)
         self.counters.command_buffers += 1
         self.counters.dispatches += len(launches)
 
-    def _expert_products(self, d: Dispatch, n_tokens: int) -> Iterator[_core.Dispatch]:
+    def _expert_products(self, d: Dispatch, n_tokens: int) -> Iterator[BoundDispatch]:
         """A matrix-vector product for every expert of every row: x · W[e]."""
         ids_at, weight_at, x_at, out_at = d.regions
         sizes = d.launch.routed
@@ -90,7 +88,7 @@ class HostRoutedPlan:
                 _piece(x_at, slot // sizes.x_div, 4 * sizes.k),
                 _piece(out_at, slot, 4 * sizes.m),
             )
-            yield ready(replace(d, regions=regions, barrier=False), self._buffers)
+            yield bound(replace(d, regions=regions, barrier=False), self._buffers)
 
 
 Compiled: TypeAlias = "_core.Plan | HostRoutedPlan"

@@ -1,10 +1,10 @@
 """Programs: plans that are ready to run on a device, made at their first use and kept.
 
-:class:`Programs` is the one owner of compiled plans, of the arena that they share, and of what happens where the device
-refuses a kernel. Making a program goes straight down:
+:class:`Programs` is the one owner of compiled plans and of their arena, and decides when the device refuses a kernel.
+Making a program goes straight down:
 
 1. ``planner.plan`` gives the plan;
-2. the arena grows to what the plan needs, and programs that were compiled on the old one are dropped;
+2. the arena grows if the plan needs more, and programs that were compiled on the old one are dropped;
 3. the device compiles the plan;
 4. where it refuses a kernel, the planner plans without that kernel, and it starts again at 1;
 5. where no other kernel does the same for many rows, steps of one token take the place of the whole program.
@@ -20,7 +20,7 @@ from ..errors import DeviceError, KernelError
 from ..plan.plan import ARENA, Plan
 from ..plan.planner import Planner
 from ..plan.target import RANKING
-from .buffers import Buffers
+from .buffers import Buffers, compiled
 from .core import Core
 from .fallback import KernelFallbacks
 from .host_routed import Compiled, Counters, HostRoutedPlan
@@ -28,7 +28,7 @@ from .host_routed import Compiled, Counters, HostRoutedPlan
 if TYPE_CHECKING:
     from .. import _core
 
-ONE_BY_ONE = ("steps of one token",)  # what replaces a kernel of many rows that has no other
+ONE_BY_ONE = ("steps of one token",)  # the replacement of a kernel of many rows that has no other
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Programs:
         self._grow(ARENA, plan.arena_bytes)
         if any(d.launch.routed for d in plan.dispatches):
             return HostRoutedPlan(self._core, self._device, plan, self._buffers.buffer, self.counters)
-        return plan.compile(self._core, self._device, self._buffers.buffer)
+        return compiled(plan, self._core, self._device, self._buffers.buffer)
 
     def plan_by(self, planner: Planner) -> None:
         """Make programs by another planner of the same file and context from now on."""
@@ -119,7 +119,7 @@ class Programs:
         while True:
             plan = self._planner.plan(rows, output, max_position)
             try:
-                compiled = self.compile(plan)
+                made = self.compile(plan)
             except DeviceError as error:
                 refused = self._fallbacks.refused(plan)
                 if not self._planner.missing.issuperset(refused):
@@ -132,7 +132,7 @@ class Programs:
             self._fallbacks.use(plan.replaced())
             unranked = self._planner.missing.intersection(RANKING)
             self._fallbacks.use(dict.fromkeys(unranked, ("the host's ranking of all logits",)))
-            return Program(plan, compiled, max_position)
+            return Program(plan, made, max_position)
 
     def _grow(self, name: str, nbytes: int) -> None:
         """Replace a buffer that is smaller. Compiled plans use the old one, so they are dropped."""

@@ -8,7 +8,7 @@ The life of a token in greedy decode:
 4. The last kernel writes the arg max, and the next position, where the next step will read them.
 5. So the core submits the same program once more (``ahead``) before it waits: the device feeds itself.
 6. The first step ends. Its token joins ``sequence.ids``, and the arg max is returned.
-7. The caller makes text of the arg max while the device works on the step of it.
+7. The caller makes text of the arg max. Meanwhile the device works on the next step.
 8. ``decode(best)`` finds that step in flight and waits for it instead of submitting one. Go on at 5.
 
 A sampled token has no step 5: the host draws it from the logits that the step left (:meth:`Engine.sample`).
@@ -107,10 +107,10 @@ class Engine:
 
     @typed_errors
     def sync(self, ids: list[int], output: str = "argmax", progress: Progress | None = None) -> Synced:
-        """Make the sequence these ids, the whole prompt: only what the sequence does not begin with is computed.
+        """Make ``ids``, the whole prompt, the sequence. Tokens that the sequence begins with are not computed again.
 
         ``progress(done, total)`` counts the tokens to compute. The time of making programs does not count. Raises
-        UsageError for ids that are none, ContextFullError where they are too many.
+        UsageError for an empty prompt or a wrong id, ContextFullError for too many ids.
         """
         self.check_usable()
         self.check_prompt(ids)
@@ -125,7 +125,7 @@ class Engine:
 
     @typed_errors
     def prefill(self, ids: list[int], output: str = "argmax", progress: Progress | None = None) -> int:
-        """Append ids in steps of many tokens, the last one alone; the arg max after it, -1 for another output."""
+        """Append ids in steps of many tokens, the last token alone; the arg max after it, -1 for another output."""
         best, done = -1, 0
         for rows in prompt_rows(len(ids)):
             if progress:
@@ -159,7 +159,10 @@ class Engine:
         return best
 
     def step(self, ids: list[int], rows: int, output: str = "argmax") -> int:
-        """Append ids by the program of ``rows`` rows, no fewer than the ids are; the arg max after the last."""
+        """Append ids by the program of ``rows`` rows; the arg max after the last, -1 for another output.
+
+        There may be fewer ids than rows: the step buffer tells the kernels how many, and they skip the other rows.
+        """
         self.check_usable()  # close() of another thread waits for this call to end
         program = self.program(rows, output)
         if program.plan.rows < rows:
@@ -202,7 +205,7 @@ class Engine:
         return self.buffers.floats("logits")[: self.config.n_vocab]
 
     def sample(self, sampler: Sampler) -> int:
-        """Draw the next token from what a step with the output "candidates" left."""
+        """Draw the next token from the logits of the last step, whose output must have been "candidates"."""
         if self.programs.ranked_by_host:
             step = StepLogits.of(self.last_logits())
         else:
@@ -248,7 +251,7 @@ class Engine:
 
     @typed_errors
     def reset(self) -> None:
-        """Forget the sequence. Ends a stream that is not finished: taking another token of it raises UsageError."""
+        """Forget the sequence. Ends an unfinished stream: its next token raises UsageError."""
         with Turn(self, RESET):
             self.rewind(0)
 
@@ -267,7 +270,7 @@ class Engine:
         """
         with Turn(self):
             if not isinstance(saved, Snapshot):
-                arguments.refuse("saved", "what save() gave", saved)
+                arguments.refuse("saved", "a snapshot of save()", saved)
             if len(saved.tokens) > self.config.n_ctx:
                 raise ContextFullError(
                     f"the snapshot has {len(saved.tokens)} tokens and the context {self.config.n_ctx}; "

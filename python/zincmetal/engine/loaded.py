@@ -1,4 +1,4 @@
-"""A model file on a device: what an engine and its forks have in common."""
+"""A model file on a device, shared by an engine and its forks."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MAX_THREADS = 1024
 class Loaded:
     """A file, the device that runs it, its weights as device buffers, and its planner. Engines share one.
 
-    ``engines`` are those that use it: the last one to release it gives the weights and the file back. Raises
-    UsageError for a wrong argument, UnsupportedModelError, OutOfMemoryError, DeviceError.
+    ``engines`` are its users. The last engine to release it gives the weights and the file back. Raises UsageError
+    for a wrong argument, UnsupportedModelError, OutOfMemoryError, DeviceError.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Loaded:
         progress: Progress | None = None,
     ) -> None:
         self.kv = arguments.choice("kv", kv, KV_TYPES, "f16")
-        threads = arguments.integer("threads", threads, 0, MAX_THREADS, 0, "0: the cores there are")
+        threads = arguments.integer("threads", threads, 0, MAX_THREADS, 0, "0 = all cores")
         context = None if context is None else arguments.integer("context", context, 1)
         device = None if device is None else arguments.text("device", device)
         arguments.callback("progress", progress)

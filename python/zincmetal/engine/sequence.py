@@ -24,9 +24,9 @@ class Sequence:
         return len(self.ids)
 
     def reusable(self, prompt: AnySequence[int]) -> int:
-        """How many tokens of a prompt need not be computed: those that both begin with.
+        """The number of a prompt's first tokens whose state is there.
 
-        The prompt's last token is always computed, since its logits are wanted.
+        The last token never counts: it is computed in any case, since its logits are wanted.
         """
         kept = min(common(self.ids, prompt), len(prompt) - 1)
         return 0 if self.recurrent and kept < len(self.ids) else kept

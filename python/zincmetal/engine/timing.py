@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from .. import arguments
-from ..device.buffers import step_record
+from ..device.buffers import bound, step_record
 from ..device.host_routed import HostRoutedPlan
 from ..errors import UsageError, typed_errors
-from ..plan.plan import Dispatch, ready
+from ..plan.plan import Dispatch
 from ..plan.planner import PREFILL_ROWS
 from .engine import Engine
 from .sequence import chunk_rows
@@ -23,9 +23,9 @@ def time_dispatches(
 ) -> list[tuple[Dispatch, float]]:
     """Run a greedy step of ``ids`` at ``position``, one dispatch after the other: each, and its seconds on the device.
 
-    With more ``copies`` than one, each dispatch runs so often in one command buffer, and the mean is given: without
-    the cost of beginning and ending a command buffer, and with what the caches save. The states before ``position``
-    are whatever is in memory. Forgets the sequence. Raises UsageError where there is no such step.
+    With more ``copies`` than one, each dispatch runs so often in one command buffer, and the mean is given. The mean
+    leaves out the cost of beginning and ending a command buffer, and finds its data in caches. The states before
+    ``position`` are stale memory. Forgets the sequence. Raises UsageError where there is no such step.
     """
     ids = arguments.token_ids(ids)
     position, copies = arguments.integer("position", position), arguments.integer("copies", copies, 1, 1024)
@@ -43,13 +43,13 @@ def time_dispatches(
         if isinstance(program.compiled, HostRoutedPlan):
             raise UsageError(f"{program.compiled.why}: the host routes this model's experts between its dispatches")
         _write_step(engine, ids, position)
-        dispatches = [ready(d, engine.buffers.buffer) for d in plan.dispatches]
+        dispatches = [bound(d, engine.buffers.buffer) for d in plan.dispatches]
         if copies == 1:
             return list(zip(plan.dispatches, engine.device.time_each(dispatches), strict=True))
         seconds = []
         for dispatch in dispatches:
             _write_step(engine, ids, position)  # the last dispatch of a step changes it
-            seconds.append(engine.device.run([(*dispatch[:-1], True)] * copies) / copies)
+            seconds.append(engine.device.run([dispatch._replace(barrier=True)] * copies) / copies)
         return list(zip(plan.dispatches, seconds, strict=True))
 
 

@@ -18,7 +18,7 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from .engine import Engine
 
-CLOSE, RESET = "close()", "reset()"  # what ends a stream that rests
+CLOSE, RESET = "close()", "reset()"  # calls that end a resting stream
 IN_CALL = "the model is in use by another call; wait for it, or fork() the model for a second sequence"
 IN_STREAM = (
     "the model is in use by an unfinished stream: end that with its close(), or with reset() of the model, which works "
@@ -37,7 +37,7 @@ class Turns:
         self._last = Turn.nobody()
 
     def take(self, turn: Turn, ends: str = "") -> None:
-        """Give ``turn`` the model; ``ends``, if any, ends a stream that rests between two tokens.
+        """Give ``turn`` the engine; ``ends``, if any, ends a stream that rests between two tokens.
 
         Raises InUse where another call or stream has it.
         """
@@ -52,7 +52,7 @@ class Turns:
                 return
 
     def mine(self) -> bool:
-        """Whether a call of this very thread has the model: this one comes from a callback of it."""
+        """Whether a call of this very thread has the engine, so that the asking call comes from a callback."""
         last = self._last
         while last.heirs:
             last = last.heirs[0]
@@ -62,7 +62,7 @@ class Turns:
 class Turn:
     """A context manager: the use of an engine by the call that enters it, or by the ``stream`` that is set.
 
-    ``driver`` is the call that alone takes tokens from the stream; one that another call ends has ``ended`` set.
+    ``driver`` is the one call that takes tokens from the stream. ``ended`` names the call that ended the stream.
     """
 
     def __init__(self, engine: Engine | None, ends: str = "", driver: FrameType | None = None) -> None:
@@ -159,9 +159,9 @@ class Turn:
 
 
 def _runs(frame: FrameType) -> bool:
-    """Whether the call of a frame has not ended, whatever still refers to the frame."""
+    """Whether the call of a frame still runs. References to the frame do not matter."""
     try:
         frame.clear()
-    except RuntimeError:  # what Python says of a frame that runs
+    except RuntimeError:  # of a running frame
         return True
     return False

@@ -119,8 +119,7 @@ def _read_siblings(given: Header, undo: ExitStack) -> list[Header]:
         sibling = path.with_name(f"{match['stem']}-{i + 1:05d}-of-{count:05d}.gguf")
         header = given if i == number else read_header(sibling, undo)
         if (_split(header, "no", -1), _split(header, "count", -1)) != (i, count):
-            wrong = "keys 'split.no' and 'split.count' are not those of"
-            raise GGUFError(f"{sibling}: {wrong} part {i + 1} of {count}")
+            raise GGUFError(f"{sibling}: keys 'split.no' and 'split.count' do not fit part {i + 1} of {count}")
         headers.append(header)
     _check_tensor_count(headers)
     return headers
@@ -146,7 +145,7 @@ def _join_tensors(headers: list[Header]) -> dict[str, TensorInfo]:
         for tensor in header.tensors:
             if (other := tensors.get(tensor.name)) is not None:
                 where = headers[other.part].part.path
-                raise GGUFError(f"{header.part.path}: tensor {quote(tensor.name)} is in {where} too")
+                raise GGUFError(f"{header.part.path}: tensor {quote(tensor.name)} is also in {where}")
             tensors[tensor.name] = replace(tensor, part=part)
     return tensors
 

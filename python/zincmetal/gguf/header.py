@@ -1,4 +1,4 @@
-"""Parses the head of one GGUF file, up to the tensor data: from bytes to checked values.
+"""Parses everything before the tensor data of one GGUF file: from bytes to checked values.
 
 A file is hostile until it is checked. Every count, length, offset and dimension is compared with the bytes that the
 file has. Only then does it decide how much is read, skipped or allocated. Python's integers do not overflow.
@@ -125,6 +125,9 @@ class Metadata(Mapping[str, Any]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
+
+    def __repr__(self) -> str:
+        return f"<gguf.Metadata: {len(self._values)} keys>"
 
     def length(self, key: str) -> int:
         """Count the elements of an array without decoding it. 0 for a scalar or an absent key."""
@@ -421,7 +424,7 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> list[Tenso
         tensor = TensorInfo(name, shape, qtype, 0, base + offset, qtype.nbytes(shape))
         if tensor.offset + tensor.nbytes > cursor.part.size:
             span = f"bytes {tensor.offset} to {tensor.offset + tensor.nbytes}"
-            raise cursor.error(f"its data, {span}, runs past the file's {cursor.part.size}", at)
+            raise cursor.error(f"its data, {span}, runs past the end of the file at {cursor.part.size}", at)
         tensors[name] = tensor
     _check_overlaps(cursor, tensors)
     return list(tensors.values())

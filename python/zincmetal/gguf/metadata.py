@@ -82,7 +82,7 @@ class MetadataReader:
             return self.values.get(key)
         except FileChangedError:
             raise
-        except GGUFError as error:  # a lazy array holds text that is not UTF-8, or a bad boolean
+        except GGUFError as error:  # a lazy array has text that is not UTF-8, or a bad boolean
             raise self._error(str(error)) from error
         except ZincError:
             raise
@@ -298,7 +298,7 @@ IRRELEVANT_PREFIXES = ("audio.", "mm.", "vision.")
 
 #: llama.cpp's own saver (``llama-finetune``) writes every key that it knows, for every architecture. A key that the
 #: model does not have gets a default that llama.cpp does not apply. This key of another architecture shows such a file.
-SAVER_MARK = "wkv.head_size"
+SAVER_SIGN = "wkv.head_size"
 SAVER_DEFAULTS: dict[str, Any] = {
     "attn_logit_softcapping": 50.0,
     "expert_gating_func": 0,
@@ -316,7 +316,7 @@ class Keys(MetadataReader):
     def __init__(self, file: File, arch: str) -> None:
         super().__init__(file.metadata, f"{arch}.", file.path)
         self.file, self.arch = file, arch
-        self.saved = f"{arch}.{SAVER_MARK}" in file.metadata  # by llama.cpp itself
+        self.saved = f"{arch}.{SAVER_SIGN}" in file.metadata  # by llama.cpp itself
         self.assumed: list[str] = []  # assumptions, for one warning
 
     def spelled(self, name: str) -> str:
@@ -347,10 +347,10 @@ class Keys(MetadataReader):
         counts = self.sizes(name, n_block, default, 0 if without else 1)
         first, *others = [n for n in counts if n] or [0]
         if not first:
-            raise self.bad(name, f"{abbreviate(self.get(name))} leaves every block without")
+            raise self.bad(name, f"{abbreviate(self.get(name))} has 0 for every block")
         if any(n != first for n in others):
             shown = abbreviate(self.get(name))
-            raise UnsupportedModelError(f"{self.spelled(name)} is {shown}; zincmetal computes one for all blocks")
+            raise UnsupportedModelError(f"{self.spelled(name)} is {shown}; zincmetal needs the same for all blocks")
         return first
 
     def must_be(self, name: str, *neutral: Any) -> None:
@@ -361,7 +361,7 @@ class Keys(MetadataReader):
             isinstance(v, (bool, int, float, str)) and v in neutral for v in (value.tolist() if by_block else [value])
         ):
             found, known = abbreviate(value), " or ".join(map(repr, neutral))
-            raise UnsupportedModelError(f"{self.spelled(name)} is {found}; zincmetal computes with {known} alone")
+            raise UnsupportedModelError(f"{self.spelled(name)} is {found}; zincmetal supports only {known}")
 
     # ---- keys that nothing read -----------------------------------------------------------------------------
 
@@ -381,7 +381,7 @@ class Keys(MetadataReader):
         if unknown:
             more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
             named = ", ".join(unknown[:8]) + more
-            self.assumed.append(f"no meaning is known for {named}: computed as if the file did not have them")
+            self.assumed.append(f"unknown keys are ignored: {named}")
         if self.assumed:
             _log.warning("%s: %s", self.file.path, "; ".join(self.assumed))
 

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
 
 from ..graph.ops import RECURRENT, Op, Operand, State, Value, Weight
 from . import show
@@ -17,11 +16,7 @@ from .estimate import in_units
 from .launch import Arg, Dispatch
 from .lower import Lowering
 
-if TYPE_CHECKING:
-    from .. import _core
-    from ..device.core import BoundDispatch, Core
-
-__all__ = ["ARENA", "Dispatch", "Plan", "ready", "record"]
+__all__ = ["ARENA", "Dispatch", "Plan", "record"]
 
 EMBEDDING = "embedding"
 
@@ -113,19 +108,6 @@ class Plan:
         rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
         n, arena = len(self.dispatches), in_units(self.arena_bytes)
         return f"<Plan of {rows}: {n} dispatches, {self.n_barriers} barriers, arena {arena}>"
-
-    def compile(self, core: Core, device: _core.Device, buffers: Callable[[str], _core.Buffer]) -> _core.Plan:
-        """Compile the plan for a device. ``buffers`` gives the buffer of a name. Raises DeviceError."""
-        launches = [ready(d, buffers) for d in self.dispatches]
-        has_argmax = any(d.launch.op.kind == "argmax" for d in self.dispatches)
-        return core.Plan(device, launches, self.rows, has_argmax)
-
-
-def ready(d: Dispatch, buffers: Callable[[str], _core.Buffer]) -> BoundDispatch:
-    """Bind a dispatch to device memory, for a compiled core. ``buffers`` gives the buffer of a name."""
-    bindings = [(buffers(r.buffer), r.offset, r.nbytes) for r in d.regions]
-    bound = d.launch.kernel, d.launch.params, bindings, d.launch.grid, d.launch.threads, d.barrier
-    return cast("BoundDispatch", bound)
 
 
 def record(

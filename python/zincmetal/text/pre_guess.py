@@ -62,7 +62,7 @@ def pre_tokenizer_name(meta: TokenizerKeys, vocab: Vocabulary) -> str:
 
 
 # Name, tokens, and number of tokens. The first row counts whose tokens are all there and whose number fits.
-_MARKS: tuple[tuple[str, str, Callable[[int], bool]], ...] = (
+_SIGNS: tuple[tuple[str, str, Callable[[int], bool]], ...] = (
     ("minimax-m2", "]~b]", lambda n: True),
     ("kimi-k2", "<|im_user|> <|im_middle|>", lambda n: True),
     ("gpt-4o", "<|return|> <|call|>", lambda n: True),
@@ -115,9 +115,9 @@ _ENOUGH = 1000  # tokens; in a smaller vocabulary, a missing token proves nothin
 
 def _guess(meta: TokenizerKeys, vocab: Vocabulary) -> tuple[str, str]:
     """Guess the name. Returns it with the reason."""
-    for name, marks, fits in _MARKS:
-        if fits(len(vocab)) and all(mark in vocab.ids for mark in marks.split()):
-            return name, f"its token {quote(marks.split()[0])}"
+    for name, signs, fits in _SIGNS:
+        if fits(len(vocab)) and all(sign in vocab.ids for sign in signs.split()):
+            return name, f"its token {quote(signs.split()[0])}"
     architecture = meta.general("architecture")
     if architecture in _BY_ARCHITECTURE:
         return _BY_ARCHITECTURE[architecture], f"its architecture, {quote(architecture)}"

@@ -126,15 +126,15 @@ def _ends_by_name(vocab: Vocabulary, ends: set[int]) -> set[int]:
     names = _ENDS_WHERE_SPECIAL if _HTML.isdisjoint(vocab.ids) else _ENDS_WHERE_SPECIAL - {"</s>"}
     unsure = (i for name in names for i in vocab.all_ids(name))
     found |= {i for i in unsure if not vocab.typed or vocab.types[i] in SPECIAL or i in ends}
-    for marks, more, _ in _FAMILIES:
-        if all(mark in vocab.ids for mark in marks):
+    for signs, more, _ in _FAMILIES:
+        if all(sign in vocab.ids for sign in signs):
             found |= {i for name in more for i in vocab.all_ids(name)}
     return found
 
 
 def _without_exceptions(vocab: Vocabulary, ends: set[int]) -> set[int]:
-    for marks, _, less in _FAMILIES:
-        if all(mark in vocab.ids for mark in marks):
+    for signs, _, less in _FAMILIES:
+        if all(sign in vocab.ids for sign in signs):
             ends -= {i for name in less for i in vocab.all_ids(name)}
     return ends
 

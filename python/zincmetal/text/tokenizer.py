@@ -93,7 +93,7 @@ class Tokenizer:
         except TokenizerError as error:
             if not only_ids:
                 raise
-            warn("ids run, but text cannot be tokenized: %s", error)
+            warn("the model runs on token ids only, because text cannot be tokenized: %s", error)
             self._build = partial(_refuse, error)
         self._piece_bytes = sentencepiece_bytes if sentencepiece or pre.spaces else byte_level_bytes
         self._read_special(meta, sentencepiece, pre)
@@ -102,6 +102,9 @@ class Tokenizer:
         meta.account()
         self._encoder: _Encoder | None = None
         self._building = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Tokenizer: {self.vocab_size} tokens, {len(self.eog_ids)} of them end tokens>"
 
     def _recipe(self, meta: TokenizerKeys, sentencepiece: bool, pre: PreTokenizer) -> Callable[[], _Encoder]:
         """Prepare the building of the encoder. Reads all arrays now, because the file may be closed later."""
@@ -135,7 +138,7 @@ class Tokenizer:
         try:
             return Tokenizer(meta, only_ids=True)
         except TokenizerError as error:
-            warn("ids run, but have no text: %s", error)
+            warn("the model runs on token ids only, and they have no text: %s", error)
             return _WithoutText(meta, error)
 
     def _read_special(self, meta: TokenizerKeys, sentencepiece: bool, pre: PreTokenizer) -> None:

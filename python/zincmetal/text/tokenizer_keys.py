@@ -174,9 +174,9 @@ class TokenizerKeys(MetadataReader):
             # A READ key that was not read belongs to vocabularies of another kind.
             if known in (Handling.OFF, Handling.READ) and not self._is_off(key):
                 shown = abbreviate(self.value(key))
-                warn("%s is %s, which is not applied: text may become other ids than the model knows", key, shown)
+                warn("%s is %s, which is not applied: text may get other ids than in training", key, shown)
             elif known is None:
-                warn("%s is not known and not read: if text becomes other ids than the model knows, this is why", key)
+                warn("%s is an unknown key, which is not read: text may get other ids than in training", key)
 
     def _is_off(self, key: str) -> bool:
         """Return True if the value of a full key is false, 0 or empty."""

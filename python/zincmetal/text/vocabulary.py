@@ -34,7 +34,7 @@ SPECIAL = frozenset({TokenType.UNKNOWN, TokenType.CONTROL})  # text matches thes
 _NORMAL = TokenType.NORMAL.value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Vocabulary:
     """Tokens of a file. The id of a token is its index in ``tokens``."""
 
@@ -72,6 +72,9 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return f"<Vocabulary: {len(self.tokens)} tokens, {len(self.other)} of them not normal>"
 
     def all_ids(self, text: str) -> list[int]:
         """Find every id whose token is ``text``."""

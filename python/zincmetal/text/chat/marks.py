@@ -64,19 +64,22 @@ class Marker:
         return marked
 
     def _places(self, text: str) -> list[int]:
-        """Find the starts of control texts, also of texts that overlap others."""
-        places = []
-        for found in self._first.finditer(text) if self._first else ():
-            at = found.start()
-            met = [t for n in self._lengths[text[at]] if (t := text[at : at + n]) in self._texts]
-            if met or self._beginnings:
-                places.append(at)
-                self.met.update(met)
-        return places
+        """Find the places to mark, and remember the control texts that begin there."""
+        starts = self._starts(text)
+        self.met.update(*starts.values())
+        return [at for at, found in starts.items() if found or self._beginnings]
+
+    def _starts(self, text: str) -> dict[int, list[str]]:
+        """Map each place where a control text could begin to the texts that begin there. They may overlap."""
+        found = {}
+        for first in self._first.finditer(text) if self._first else ():
+            at = first.start()
+            found[at] = [t for n in self._lengths[text[at]] if (t := text[at : at + n]) in self._texts]
+        return found
 
     def count(self, text: str) -> int:
         """Count the control texts without a mark in a text."""
-        return len(Marker(self._texts)._places(text))
+        return sum(map(bool, self._starts(text).values()))
 
 
 def is_text_part(value: Any) -> bool:

@@ -142,7 +142,7 @@ class Renderer:
         return child
 
     def stop(self) -> None:
-        """End the process, if there is one; the next request starts another."""
+        """End the process, if there is one. The next request starts another."""
         child, self.child = self.child, None
         if child is not None:
             for pipe in (child.stdin, child.stdout):

@@ -29,7 +29,7 @@ def _way() -> Callable[[int], int | None]:
 
 
 def of_proc(pid: int) -> int | None:
-    """Bytes resident by Linux's /proc, or None."""
+    """Read the resident bytes from ``/proc`` of Linux, or None."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -56,7 +56,7 @@ def _of_libproc() -> Callable[[int], int | None] | None:
 
 
 def of_ps(pid: int) -> int | None:
-    """Bytes resident by the command ps, or None."""
+    """Read the resident bytes with the command ``ps``, or None."""
     try:
         shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, timeout=1, check=True)
         return int(shown.stdout) << 10

@@ -71,12 +71,12 @@ class ChatTemplate:
         self.eos = arguments.text("eos", eos)
         self.named = {name: arguments.text(f"named[{quote(name)}]", text) for name, text in (named or {}).items()}
         self._names = dict(special or {})
-        own = {"bos_token": bos, "eos_token": eos} | self._names
-        sources = (source, *self.named.values())
-        self._special = {name: v for name, v in own.items() if v and any(name in text for text in sources)}
+        self._sources = _Sources(source, self.named, {"bos_token": bos, "eos_token": eos} | self._names)
         self._control_texts = tuple(control_texts)
-        self._forms: dict[str, Forms] = {}
-        self._unseen: set[str] = set()  # "tools" or "documents", once a warning said that the template ignores them
+
+    def __repr__(self) -> str:
+        names = f", and by name {', '.join(map(quote, sorted(self.named)))}" if self.named else ""
+        return f"<ChatTemplate: {len(self.source)} characters{names}>"
 
     @classmethod
     def from_metadata(cls, meta: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
@@ -146,7 +146,7 @@ class ChatTemplate:
         rules or that the template has no place for. Raises ChatTemplateError where the template is wrong, refuses the
         messages, or exceeds TIME_LIMIT seconds, MEMORY_LIMIT bytes or LONGEST characters.
         """
-        call = _Call(self, messages, tools, documents, add_generation_prompt, continue_final_message, keywords)
+        call = _Call(self._sources, messages, tools, documents, add_generation_prompt, continue_final_message, keywords)
         return call.text(Marker(()))
 
     def prompt(
@@ -167,7 +167,7 @@ class ChatTemplate:
         There is one exception. Some templates search earlier answers for control tokens, to remove old reasoning. If
         marks would hide these tokens from the template, answers keep them unmarked.
         """
-        call = _Call(self, messages, tools, documents, add_generation_prompt, continue_final_message, keywords)
+        call = _Call(self._sources, messages, tools, documents, add_generation_prompt, continue_final_message, keywords)
         marker = Marker(self._control_texts)
         marked = call.text(marker)
         if _REWRITES.search(call.source):  # the template may make a control text from other text
@@ -206,15 +206,30 @@ class ChatTemplate:
             return None
         return made if unmarked(made) == wanted else None
 
-    # --- within the package
 
-    def _source(self, tools: Any, documents: Any) -> str:
-        for name, given in (("tool_use", tools), ("rag", documents)):
-            if given and name in self.named:
-                return self.named[name]
-        return self.source
+class _Sources:
+    """Sources of a model's templates: the choice among them, their forms of messages, and their rendering."""
 
-    def _forms_of(self, source: str) -> Forms:
+    def __init__(self, default: str, named: Mapping[str, str], special: Mapping[str, Any]) -> None:
+        self._default, self._named = default, named
+        sources = (default, *named.values())
+        self._special = {name: v for name, v in special.items() if v and any(name in text for text in sources)}
+        self._forms: dict[str, Forms] = {}
+        self._ignored: set[str] = set()  # "tools" or "documents", once a warning said that the template ignores them
+
+    def choose(self, tools: Any, documents: Any) -> str:
+        """Choose the source for a call. A warning names arguments that it ignores, once for each."""
+        given = {name: value for name, value in (("tools", tools), ("documents", documents)) if value}
+        names = {"tools": "tool_use", "documents": "rag"}
+        source = next((self._named[names[g]] for g in given if names[g] in self._named), self._default)
+        for name in given:
+            if not mentions(source, name) and name not in self._ignored:
+                self._ignored.add(name)
+                _log.warning("this model's chat template has no place for %s: the model does not see them", name)
+        return source
+
+    def forms(self, source: str) -> Forms:
+        """Return the forms of messages that a source needs."""
         if source not in self._forms:
             self._forms[source] = Forms(source, lambda trials: self._trials(source, trials))
         return self._forms[source]
@@ -228,7 +243,8 @@ class ChatTemplate:
             return [None] * len(trials)
         return [reply.get("result") for reply in replies]
 
-    def _rendered(self, source: str, variables: dict[str, Any]) -> str:
+    def render(self, source: str, variables: dict[str, Any]) -> str:
+        """Render a source. An undefined name of a token is rendered again as an empty text."""
         while True:
             (reply,) = _ask({"source": source, "variables": [self._special | variables]})
             missing = _UNDEFINED.search(reply.get("error", ""))
@@ -243,7 +259,7 @@ class _Call:
 
     def __init__(
         self,
-        template: ChatTemplate,
+        sources: _Sources,
         messages: Sequence[Mapping[str, Any]],
         tools: Any,
         documents: Any,
@@ -251,19 +267,15 @@ class _Call:
         continues: bool,
         keywords: dict[str, Any],
     ) -> None:
-        self._template = template
+        self._sources = sources
         checked = conversation(messages)
         if continues and checked[-1]["role"] != "assistant":
             role = quote(checked[-1]["role"])
-            raise UsageError(f"continue_final_message: the last message is of role {role}, not an assistant's")
+            raise UsageError(f"continue_final_message: the last message has the role {role}; it must be 'assistant'")
         self._said = {name: checked_list(name, value) for name, value in (("tools", tools), ("documents", documents))}
         self._keywords = {name: plain(name, value) for name, value in keywords.items()}
-        self.source = template._source(self._said["tools"], self._said["documents"])
-        for name, value in self._said.items():
-            if value and not mentions(self.source, name) and name not in template._unseen:
-                template._unseen.add(name)
-                _log.warning("this model's chat template has no place for %s: the model does not see them", name)
-        self._messages = template._forms_of(self.source).prepared(checked)
+        self.source = sources.choose(self._said["tools"], self._said["documents"])
+        self._messages = sources.forms(self.source).prepared(checked)
         self._opens = bool(add_generation_prompt) and not continues
         self._continues = continues
 
@@ -277,7 +289,7 @@ class _Call:
         # The caller may set the texts of special tokens. They get no marks.
         said = {k: v if k.endswith("_token") else marker.mark(v) for k, v in (self._said | self._keywords).items()}
         variables = {"messages": messages, "add_generation_prompt": self._opens} | said
-        text = self._template._rendered(self.source, variables)
+        text = self._sources.render(self.source, variables)
         return _cut(text, tail) if self._continues else text
 
 
