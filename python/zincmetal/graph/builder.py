@@ -16,8 +16,6 @@ from ..config import Experts, ModelConfig, Ssm
 from ..errors import UnsupportedModelError
 from .ops import KV_CACHES, LOGITS, RECURRENT, Op, Route, State, Value, Weight
 
-MAX_EXPERT_BYTES = 2**32 - 1  # kernels step from one expert to the next by a 32-bit number
-
 LookUp: TypeAlias = Callable[[str], Weight | None]
 
 
@@ -164,10 +162,6 @@ class Graph:
         """
         experts = self._experts
         weight = self.weight(f"{name}.weight", experts.n, n_out, n_in)
-        nbytes = n_out * weight.row_bytes
-        if nbytes > MAX_EXPERT_BYTES:
-            problem = f"experts of {nbytes} bytes; kernels take up to {MAX_EXPERT_BYTES}"
-            raise UnsupportedModelError(f"tensor {name}.weight has {problem}")
         return self._emit("experts", f"{name}.out", experts.n_used * n_out, **route._asdict(), weight=weight, x=x)
 
     def mix(self, residual: Value, route: Route, y: Value) -> Value:
