@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from support.paths import DATA
-from zincmetal import config, gguf, models
+from zincmetal import gguf, models
 from zincmetal.device import backend
 from zincmetal.device.buffers import Buffers, compiled, map_weights
 from zincmetal.graph.builder import Graph
@@ -22,11 +22,11 @@ def test_a_file_becomes_text() -> None:
     with gguf.open(FILE) as file:
         print("gguf:", len(file.tensors), "tensors, among them", file.tensors["token_embd.weight"])
         assert file.require("general.architecture", str) == "llama"
-        print("config:", cfg := config.from_file(file, 64))
+        print("config:", cfg := models.configure(file, 64))
         assert file.tensors["token_embd.weight"].shape == (cfg.n_vocab, cfg.n_embd)
         planner = Planner(file, Target.of(core, device.info), cfg.n_ctx)
         graph = Graph(cfg, planner.addresses.weight)
-        graph.logits(graph.rms_norm(models.get(cfg.arch)(graph), "output_norm"))
+        graph.logits(graph.rms_norm(models.get(cfg.arch).build(graph), "output_norm"))
         print("graph:", *(op.kind for op in graph.ops))
         assert sum(op.kind == "attention" for op in graph.ops) == cfg.n_layer
         print("plan:", (plan := planner.plan(1)).dump())

@@ -1,8 +1,9 @@
-"""What the metadata of a file says about the model: a frozen :class:`ModelConfig`, checked once, here."""
+"""The sizes and constants of a model, read from its metadata and checked once: a frozen :class:`ModelConfig`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -11,23 +12,34 @@ from numpy.typing import NDArray
 
 from .errors import GGUFError, UnsupportedModelError, UsageError, abbreviate
 from .gguf import File, TensorInfo
-from .gguf.metadata import Keys, sized
+from .gguf.metadata import USUAL_ACTIVATION, Keys, sized
 
-__all__ = ["Experts", "ModelConfig", "Rope", "Ssm", "from_file"]
+__all__ = ["Experts", "ModelConfig", "Rope", "Ssm", "Traits", "from_file"]
 
-# Architectures whose feed-forward is a mixture of experts, and those with recurrent layers.
-MIXTURES = frozenset({"qwen3moe", "qwen35moe"})
-HYBRIDS = frozenset({"qwen35", "qwen35moe"})
-# Architectures in which layers with a window have rotary frequencies of their own, and all but every so many-th layer
-# have one, unless the file says which.
-WINDOWED = {"gemma3": 6}
 # Types of rotary scaling that leave text as it is: "mrope" turns sections by an image's axes.
 UNSCALED = ("none", "default", "mrope")
 
 
+def _by_head_dim(n_layer: int, embd_per_head: float, head_dim: int) -> float:
+    return float(head_dim**-0.5)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Facts of a model family that its files do not say. The usual ones are Llama's."""
+
+    mixture: bool = False  # the feed-forward of every block is a mixture of experts
+    hybrid: bool = False  # some blocks are recurrent
+    window_period: int = 0  # all but every so many-th block have a window, where the file does not say which
+    local_rope: bool = False  # blocks with a window have rotary frequencies of their own
+    activations: tuple[str, ...] = USUAL_ACTIVATION  # names that files may give to the feed-forward's activation
+    embedding_scale: Callable[[int], float] = lambda n_embd: 1.0  # the factor of embeddings
+    attention_scale: Callable[[int, float, int], float] = _by_head_dim  # of q·k: (n_layer, n_embd / n_head, head_dim)
+
+
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding: base, and how a context longer than the trained one is scaled."""
+    """A rotary embedding: its base, and the scaling for contexts longer than the trained one."""
 
     base: float
     scaling: str = "none"  # none, linear, yarn
@@ -36,15 +48,14 @@ class Rope:
 
     @property
     def magnitude(self) -> float:
-        """What cos and sin are multiplied by: 1, or YaRN's 0.1 ln(factor) + 1 (arXiv 2309.00071, eq. 22)."""
+        """The factor of cos and sin: 1, or YaRN's 0.1 ln(factor) + 1 (arXiv 2309.00071, eq. 22)."""
         return 0.1 * math.log(self.factor) + 1.0 if self.scaling == "yarn" and self.factor > 1 else 1.0
 
     def frequencies(self, n_rot: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
         """Radians per position of each pair, float32 [n_rot / 2]: base^(-2i / n_rot), scaled.
 
-        ``factors`` are the file's ``rope_freqs.weight`` (Llama 3.1), which divide. YaRN blends between scaled
-        and unscaled by the number of turns that a pair makes in the original context (32 turns and more are
-        left alone, 1 and fewer are scaled in full).
+        ``factors``, the file's ``rope_freqs.weight`` (Llama 3.1), divide the frequencies. YaRN goes by the turns of a
+        pair in the original context: 32 and more are left alone, 1 and fewer scaled in full, others blended.
         """
         i = np.arange(n_rot // 2, dtype=np.float64)
         freqs = self.base ** (-2.0 * i / n_rot)
@@ -84,7 +95,7 @@ class ModelConfig:
     recurrent: tuple[bool, ...]
     attention_scale: float  # of q·k
     windows: tuple[int, ...]  # by layer: the positions that attention sees, 0 for all
-    rope_local: Rope | None = None  # of the layers with a window, where it is another
+    rope_local: Rope | None = None  # of the layers with a window, where they have another one
     embedding_scale: float = 1.0
     experts: Experts | None = None
     ssm: Ssm | None = None
@@ -93,7 +104,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture: of ``n`` experts of width ``n_ff`` a token takes ``n_used``, and the shared one if there is any."""
+    """A mixture: a token takes ``n_used`` of ``n`` experts of width ``n_ff``, and the shared expert if there is one."""
 
     n: int
     n_used: int
@@ -118,15 +129,16 @@ class Ssm:
 
     @property
     def channels(self) -> int:
-        """What the convolution runs over: q, k and v of all heads."""
+        """Channels of the convolution: q, k and v of all heads."""
         return 2 * self.n_k_head * self.d_state + self.d_inner
 
 
-def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
-    """The configuration of an opened file, with a context of ``n_ctx`` tokens (default: min(4096, trained)).
+def from_file(file: File, traits: Traits, n_ctx: int | None = None) -> ModelConfig:
+    """Read the configuration of a file whose family has these traits.
 
-    Raises GGUFError for a missing or impossible value, UnsupportedModelError for one that zincmetal does not
-    run; both name the key. What had to be assumed is one warning.
+    ``n_ctx`` is its context in tokens, by default the trained one, but 4096 at most. Raises GGUFError for a missing or
+    impossible value, UnsupportedModelError for one that zincmetal does not run; both name the key. All assumptions are
+    one warning. The limits of kernels are not checked: that is ``Target.check``.
     """
     arch = file.require("general.architecture", str)
     keys = Keys(file, arch)
@@ -141,19 +153,19 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
         raise keys.bad("nextn_predict_layers", f"{n_draft} leaves none of the {n_block} blocks")
     n_layer = n_block - n_draft
     n_embd = keys.size("embedding_length")
-    n_head, n_head_kv, head_dim = _heads(keys, n_block, n_embd)
+    n_head, n_head_kv, head_dim = _heads(keys, traits, n_block, n_embd)
     n_rot = keys.size("rope.dimension_count", head_dim)
     if n_rot > head_dim or n_rot % 2:
         raise keys.bad("rope.dimension_count", f"{n_rot} must be even and at most the head's {head_dim}")
     keys.must_be("rope.dimension_count_swa", n_rot)
     _check_sections(keys)
     n_ctx_train = keys.size("context_length")
-    windows = _windows(keys, n_block)[:n_layer]
+    windows = _windows(keys, traits, n_block)[:n_layer]
     cfg = ModelConfig(
         arch=arch,
         n_layer=n_layer,
         n_embd=n_embd,
-        n_ff=_feed_forward(keys, n_block)[:n_layer],
+        n_ff=_feed_forward(keys, traits, n_block)[:n_layer],
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
@@ -162,17 +174,18 @@ def from_file(file: File, n_ctx: int | None = None) -> ModelConfig:
         n_ctx_train=n_ctx_train,
         n_ctx=n_ctx if n_ctx is not None else min(4096, n_ctx_train),
         norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
-        rope=_rope(keys, n_ctx_train),
-        recurrent=_recurrent(keys, n_block)[:n_layer] if arch in HYBRIDS else (False,) * n_layer,
-        attention_scale=_attention_scale(keys, n_layer, n_embd / n_head, head_dim),
+        rope=_rope(keys, traits, n_ctx_train),
+        recurrent=_recurrent(keys, n_block)[:n_layer] if traits.hybrid else (False,) * n_layer,
+        attention_scale=_attention_scale(keys, traits.attention_scale(n_layer, n_embd / n_head, head_dim)),
         windows=windows,
-        rope_local=_rope_local(keys, windows),
-        embedding_scale=_embedding_scale(keys, n_embd),
-        experts=_experts(keys, n_block) if arch in MIXTURES else None,
-        ssm=_ssm(keys) if arch in HYBRIDS else None,
+        rope_local=_rope_local(keys, traits, windows),
+        embedding_scale=keys.number("embedding_scale", 0.0)
+        or traits.embedding_scale(n_embd),  # 0: the file does not say it
+        experts=_experts(keys, n_block) if traits.mixture else None,
+        ssm=_ssm(keys) if traits.hybrid else None,
         n_draft=n_draft,
     )
-    keys.account()
+    keys.account(traits.activations)
     return cfg
 
 
@@ -182,9 +195,9 @@ def _refuse_what_is_no_model(file: File) -> None:
         raise UnsupportedModelError(f"general.type is {abbreviate(kind)}: this file is no model by itself")
 
 
-def _heads(keys: Keys, n_block: int, n_embd: int) -> tuple[int, int, int]:
-    """Query heads, key and value heads, and the size of each."""
-    hybrid = keys.arch in HYBRIDS  # recurrent blocks have no heads of this kind
+def _heads(keys: Keys, traits: Traits, n_block: int, n_embd: int) -> tuple[int, int, int]:
+    """(query heads, key and value heads, size of each)."""
+    hybrid = traits.hybrid  # recurrent blocks have no heads of this kind
     n_head = keys.same_size("attention.head_count", n_block, without=hybrid)
     n_head_kv = keys.same_size("attention.head_count_kv", n_block, n_head, without=hybrid)
     if n_head % n_head_kv:
@@ -197,16 +210,16 @@ def _heads(keys: Keys, n_block: int, n_embd: int) -> tuple[int, int, int]:
     return n_head, n_head_kv, head_dim
 
 
-def _feed_forward(keys: Keys, n_block: int) -> tuple[int, ...]:
-    """The width of each block's feed-forward; mixtures have none beside their experts."""
-    if keys.arch in MIXTURES:
+def _feed_forward(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
+    """The width of each block's feed-forward. Mixtures have experts in its place, and 0 here."""
+    if traits.mixture:
         keys.get("feed_forward_length", 0)  # of the dense blocks, which these mixtures do not have
         return (0,) * n_block
     return keys.sizes("feed_forward_length", n_block, _assumed_width(keys, "feed_forward_length", "ffn_gate", 2))
 
 
 def _assumed_width(keys: Keys, name: str, tensor: str, n_dims: int) -> int | None:
-    """Where the file lacks the key of a width: the rows of the first block's tensor, if there is one."""
+    """The rows of the first block's tensor, if there is one and the file lacks the key of this width."""
     info = keys.file.tensors.get(f"blk.0.{tensor}.weight")
     if keys.has(name) or info is None or len(info.shape) < n_dims:
         return None
@@ -216,9 +229,9 @@ def _assumed_width(keys: Keys, name: str, tensor: str, n_dims: int) -> int | Non
 
 
 def _n_vocab(keys: Keys) -> int:
-    """The ids that there are: rows of the embedding table and of the output, as far as the tokenizer has tokens.
+    """The number of token ids: the rows of the embedding table, or the tokens of the tokenizer if they are fewer.
 
-    Some files have more rows than tokens, to fill up to a multiple. A file without a tokenizer has ids alone.
+    Some files pad the rows to a multiple. A file may have no tokenizer.
     """
     file = keys.file
     embd, output = file.tensors.get("token_embd.weight"), file.tensors.get("output.weight")
@@ -237,15 +250,15 @@ def _n_vocab(keys: Keys) -> int:
 
 
 def _is_matrix(tensor: TensorInfo) -> bool:
-    """Whether a tensor is one, but for leading dimensions of 1."""
+    """Whether a tensor is a matrix. Leading dimensions of 1 do not count."""
     return len(tensor.shape) >= 2 and prod(tensor.shape[:-2]) == 1
 
 
 def _check_sections(keys: Keys) -> None:
-    """Refuse sections of rotary dimensions that text would turn by another position than its own.
+    """Refuse sections of rotary dimensions that do not turn by the position of a token.
 
-    The first three are turned by the time, row and column of an image, which for text are all its position. What the
-    fourth would be turned by is nothing of text.
+    The first three turn by time, row and column of an image. For text all three are the position. A fourth section has
+    no meaning for text.
     """
     name = "rope.dimension_sections"
     if not keys.has(name):
@@ -273,7 +286,7 @@ def _experts(keys: Keys, n_block: int) -> Experts:
         n_used=n_used,
         n_ff=keys.same_size(name, n_block, _assumed_width(keys, name, "ffn_gate_exps", 2)),
         n_ff_shared=keys.size(shared, n_shared, least=0),
-        scale=scale or 1.0,  # converters write 0 for none
+        scale=scale or 1.0,  # converters write 0 where there is none
     )
 
 
@@ -289,7 +302,10 @@ def _ssm(keys: Keys) -> Ssm:
 
 
 def _recurrent(keys: Keys, n_block: int) -> tuple[bool, ...]:
-    """Which blocks are recurrent: as listed, or those without heads, or but every ``full_attention_interval``-th."""
+    """Whether each block is recurrent.
+
+    The file lists the recurrent blocks, or gives them no heads, or every ``full_attention_interval``-th attends.
+    """
     if not keys.has("attention.recurrent_layers"):
         heads = keys.sizes("attention.head_count_kv", n_block, 1, least=0)
         if 0 in heads and not keys.has("full_attention_interval"):
@@ -300,16 +316,16 @@ def _recurrent(keys: Keys, n_block: int) -> tuple[bool, ...]:
     return keys.flags("attention.recurrent_layers", n_block)
 
 
-def _windows(keys: Keys, n_block: int) -> tuple[int, ...]:
-    """The window of each block, or 0.
+def _windows(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
+    """The window of each block in positions, 0 for none.
 
-    Those blocks have it that are listed; or all but every ``sliding_window_pattern``-th; or, in the manner of Qwen2,
-    those from ``max_window_layers`` on where ``use_sliding_window`` is not false; or all.
+    The file lists the blocks with a window, or all but every ``sliding_window_pattern``-th have one. In files like
+    Qwen2's the blocks from ``max_window_layers`` on have it, unless ``use_sliding_window`` is false. Otherwise all do.
     """
     window = keys.size("attention.sliding_window", 0, least=0)
     used = keys.flag("use_sliding_window", True)
     first = keys.size("max_window_layers", 0, least=0)
-    name, usual = "attention.sliding_window_pattern", WINDOWED.get(keys.arch)
+    name, usual = "attention.sliding_window_pattern", traits.window_period
     if isinstance(keys.get(name, usual or 0), np.ndarray):
         windowed = keys.flags(name, n_block)
     elif keys.has(name) or usual:
@@ -318,34 +334,27 @@ def _windows(keys: Keys, n_block: int) -> tuple[int, ...]:
     else:
         windowed = (used,) * n_block
     windows = tuple(window if w and used and i >= first else 0 for i, w in enumerate(windowed))
-    if any(windows) and keys.arch in HYBRIDS:
+    if any(windows) and traits.hybrid:
         raise UnsupportedModelError(f"{keys.spelled('attention.sliding_window')} is {window}; {keys.arch} sees all")
     return windows
 
 
-def _attention_scale(keys: Keys, n_layer: int, embd_per_head: float, head_dim: int) -> float:
-    """As the file says, or head_dim^-0.5; no file says it of Gemma 3 27B, which scales by (n_embd / n_head)^-0.5."""
-    is_27b = keys.arch == "gemma3" and n_layer == 62
-    usual: float = (embd_per_head if is_27b else head_dim) ** -0.5
-    if keys.saved and keys.number("attention.scale", 0.0) == 0:  # what llama.cpp writes for nothing said
+def _attention_scale(keys: Keys, usual: float) -> float:
+    """The scale of q·k as the file says it, or the usual one."""
+    if keys.saved and keys.number("attention.scale", 0.0) == 0:  # llama.cpp's saver writes 0 for a missing key
         return usual
     return keys.positive("attention.scale", usual)
 
 
-def _embedding_scale(keys: Keys, n_embd: int) -> float:
-    """What embeddings are multiplied by: as the file says (0 for nothing said), or sqrt(n_embd) in Gemma."""
-    return keys.number("embedding_scale", 0.0) or (n_embd**0.5 if keys.arch == "gemma3" else 1.0)
-
-
-def _rope(keys: Keys, n_ctx_train: int) -> Rope:
-    """The scaling as its type says; a factor alone scales linearly, by the format's definition, and 0 not at all."""
+def _rope(keys: Keys, traits: Traits, n_ctx_train: int) -> Rope:
+    """The global rotary embedding. A factor without a type scales linearly, as the format defines; 0 is no factor."""
     factor = keys.number("rope.scaling.factor", 0.0)
     if factor < 0:
         raise keys.bad("rope.scaling.factor", f"{factor} is negative")
     scaling = keys.get("rope.scaling.type", "linear" if factor else "none")
     n_ctx_orig = keys.size("rope.scaling.original_context_length", 0, least=0) or n_ctx_train
     # Local frequencies are not scaled, and kernels know one magnitude.
-    local = keys.arch in WINDOWED or keys.has("rope.freq_base_swa")
+    local = traits.local_rope or keys.has("rope.freq_base_swa")
     supported = (*UNSCALED, "linear") if local else (*UNSCALED, "linear", "yarn")
     if not isinstance(scaling, str) or scaling not in supported:
         raise UnsupportedModelError(f"{keys.arch}.rope.scaling.type {abbreviate(scaling)} is not supported")
@@ -355,9 +364,9 @@ def _rope(keys: Keys, n_ctx_train: int) -> Rope:
     return Rope(base, scaling, factor or 1.0, n_ctx_orig)
 
 
-def _rope_local(keys: Keys, windows: tuple[int, ...]) -> Rope | None:
-    """The rotary embedding of layers with a window, where it is not that of the others."""
-    if keys.arch in WINDOWED or (keys.has("rope.freq_base_swa") and any(windows)):
+def _rope_local(keys: Keys, traits: Traits, windows: tuple[int, ...]) -> Rope | None:
+    """The rotary embedding of blocks with a window, or None where all blocks have one."""
+    if traits.local_rope or (keys.has("rope.freq_base_swa") and any(windows)):
         return Rope(_rope_base(keys, "rope.freq_base_swa"))
     keys.get("rope.freq_base_swa", 0.0)  # no layer to use it
     return None

@@ -18,7 +18,7 @@ from support.naming import case_name
 from support.paths import DATA
 from support.reference_models import reference_models
 from support.vocab_builder import byte_level
-from zincmetal import arguments, config, gguf
+from zincmetal import arguments, gguf, models
 from zincmetal.errors import UnsupportedModelError, UsageError, abbreviate, quote
 from zincmetal.plan.estimate import device_budget
 from zincmetal.text.chat.template import ChatTemplate
@@ -335,7 +335,7 @@ def test_what_is_no_path_and_no_template(wrong):
 
 def test_a_context_of_more_digits_than_python_prints():
     with gguf.open(DATA / "llama-q4_k_m.gguf") as file, pytest.raises(UsageError, match="context must be"):
-        config.from_file(file, 10**5000)
+        models.configure(file, 10**5000)
 
 
 def test_decoding_an_array_without_dimensions():

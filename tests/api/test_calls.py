@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,10 @@ from support.text_model import END, HELLO, START, save
 from zincmetal.api import generation
 from zincmetal.api.generation import SAMPLING, SamplingOptions
 from zincmetal.cli import inspect
+from zincmetal.device import backend
 from zincmetal.errors import DeviceError, FileChangedError, OutOfMemoryError, UsageError, typed_errors
-from zincmetal.plan.planner import Planner
+from zincmetal.plan.estimate import device_budget
+from zincmetal.plan.target import Target
 from zincmetal.sampling.sampler import SamplingParams
 from zincmetal.text.chat.template import CHATML
 
@@ -141,10 +142,12 @@ def test_other_errors_pass(error: BaseException) -> None:
 
 def test_a_budget_sees_what_else_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ZINCMETAL_MEMORY_LIMIT", raising=False)
-    with zincmetal.load(PATH, device="cpu", context=64) as m:
-        for allocated in (30, 0):
-            target = replace(m.engine.planner.target, working_set_bytes=100, allocated_bytes=allocated)
-            assert Planner(m.file, target, 64).memory().budget == 100 - allocated
+    core = backend.load("cpu")
+    info = core.Device(threads=1).info
+    info["working_set_bytes"] = 100
+    for allocated, free in ((0, 100), (30, 70), (200, 0)):
+        info["allocated_bytes"] = allocated
+        assert device_budget(Target.of(core, info).free_bytes) == free
 
 
 @pytest.mark.parametrize("module", ["gguf", "plan"])

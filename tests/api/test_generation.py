@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import zincmetal
 from support.reference_models import reference_models
 from zincmetal.errors import ContextFullError, DeviceError, UnsupportedModelError, UsageError
+from zincmetal.models import llama
 from zincmetal.text.stream import TextStream
 
 PATH = reference_models("llama")[0]
@@ -301,7 +303,7 @@ def test_opening_a_device_logs_what_it_is(caplog):
 def test_unknown_architecture(monkeypatch):
     from zincmetal import models as arch
 
-    monkeypatch.delitem(arch.ARCHITECTURES, "llama")
+    monkeypatch.delitem(arch.FAMILIES, "llama")
     with pytest.raises(UnsupportedModelError, match=r"'llama' is not supported; supported: .*qwen3"):
         zincmetal.load(PATH, device="cpu")
 
@@ -310,7 +312,8 @@ def test_tensors_without_a_use_are_refused(monkeypatch):
     """A model with a tensor that its architecture does not compute, such as a bias, must not run."""
     from zincmetal import models as arch
 
-    monkeypatch.setitem(arch.ARCHITECTURES, "qwen3", lambda g: arch.llama.build(g, rope="neox"))
+    without_norms = replace(arch.get("qwen3"), build=lambda g: llama.build(g, rope="neox"))
+    monkeypatch.setitem(arch.FAMILIES, "qwen3", without_norms)
     with pytest.raises(UnsupportedModelError, match=r"no use for 4 tensors .*blk.0.attn_k_norm.weight"):
         zincmetal.load(reference_models("qwen3")[0], device="cpu")
 

@@ -11,7 +11,7 @@ import pytest
 import zincmetal
 from support.paths import DATA
 from support.reference_models import reference_models
-from zincmetal import config, gguf
+from zincmetal import gguf, models
 from zincmetal.api.naming import model_name, rounded
 from zincmetal.api.result import Result
 
@@ -30,7 +30,7 @@ def test_a_model_says_what_it_is_on_which_device() -> None:
 
 def test_the_name_of_a_mixture_has_the_parameters_of_a_token() -> None:
     with gguf.open(DATA / "qwen3moe-q4_k_m.gguf") as file:
-        cfg = config.from_file(file)
+        cfg = models.configure(file)
         arch, size, _ = model_name(file, cfg).split()
         experts = {t.name: t for t in file.tensors.values() if "_exps" in t.name}
     assert arch == "qwen3moe"

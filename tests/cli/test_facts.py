@@ -115,7 +115,7 @@ def test_info_as_json(capsys, monkeypatch):
     assert found["libraries"]["numpy"] == metadata.version("numpy")
     assert set(found["devices"]) == set(backend.built())
     assert found["devices"]["cpu"]["backend"] == "cpu"
-    assert found["families"] == sorted(models.ARCHITECTURES)
+    assert found["families"] == sorted(models.FAMILIES)
     assert found["quant_types"] == [t.name for t in quants.SUPPORTED]
     assert found["environment"]["ZINCMETAL_DEVICE"] == "cpu"
     assert all(isinstance(n, int) and n > 0 for n in found["limits"].values())

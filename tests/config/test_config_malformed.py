@@ -46,8 +46,8 @@ def good(tmp_path_factory) -> dict[str, Any]:
 def examine(path: Path) -> None:
     """Does the part of loading that needs no device: the configuration, the limits of kernels, tensors of the graph."""
     with gguf.open(path) as file:
-        build = models.get(file.require("general.architecture", str))
-        cfg = config.from_file(file)
+        build = models.get(file.require("general.architecture", str)).build
+        cfg = models.configure(file)
         TARGET.check(cfg, path)
         weights = {t.name: Weight(t.name, t.type, t.shape) for t in file.tensors.values()}
         for name in ("rope_freqs", "rope_freqs_local"):
@@ -253,7 +253,7 @@ def gemma3_config(path: Path, gemma3: tuple[dict[str, Any], dict[str, Weight]], 
     write(path, {name: value for name, value in keys.items() if value is not ABSENT}, tensors)
     examine(path)
     with gguf.open(path) as file:
-        return config.from_file(file)
+        return models.configure(file)
 
 
 WINDOWS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
@@ -350,4 +350,4 @@ def test_a_context_that_is_no_number_of_tokens(tmp_path, context):
     path = tmp_path / "tiny.gguf"
     synthetic.write(path, synthetic.TINY, empty=True)
     with gguf.open(path) as file, pytest.raises(UsageError, match="context must be a positive number"):
-        config.from_file(file, context)
+        models.configure(file, context)

@@ -14,10 +14,10 @@ from support import gguf_builder as b
 from support.model_files import with_keys
 from support.paths import DATA, ROOT
 from support.tiny_dense import Tiny
-from zincmetal import config, gguf
+from zincmetal import config, gguf, models
 from zincmetal.errors import GGUFError, UnsupportedModelError
 from zincmetal.gguf import metadata as keys
-from zincmetal.gguf.metadata import ACTIVATIONS, IRRELEVANT, IRRELEVANT_PREFIXES, NEUTRAL, SPELLINGS, USUAL_ACTIVATION
+from zincmetal.gguf.metadata import IRRELEVANT, IRRELEVANT_PREFIXES, NEUTRAL, SPELLINGS
 
 DOCS = ROOT / "docs" / "metadata.md"
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
@@ -36,7 +36,7 @@ def documented(outcome: str) -> set[str]:
 
 def configured(path: Path, tiny: Tiny) -> config.ModelConfig:
     with gguf.open(tiny.save(path / "m.gguf")) as file:
-        return config.from_file(file)
+        return models.configure(file)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -55,10 +55,10 @@ def test_the_table_has_what_is_read(monkeypatch):
         return get(self, name, default)
 
     monkeypatch.setattr(keys.Keys, "get", noted)
-    monkeypatch.setattr(keys.Keys, "account", lambda self: None)
+    monkeypatch.setattr(keys.Keys, "account", lambda self, activations: None)
     for path in DATA.glob("*.gguf"):
         with gguf.open(path) as file:
-            config.from_file(file)
+            models.configure(file)
     assert documented("used") == read
 
 
@@ -109,7 +109,7 @@ def test_what_changes_the_result_is_refused_by_name(name, arch, tmp_path, caplog
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_activation_is_the_architectures_own(arch, tmp_path, caplog):
-    for word in ACTIVATIONS.get(arch, USUAL_ACTIVATION):
+    for word in models.get(arch).traits.activations:
         configured(tmp_path, Tiny(arch, keys={"hidden_activation": word}))
     assert not warnings(caplog)
     with pytest.raises(UnsupportedModelError, match=rf"{arch}.hidden_activation is 'relu'"):
@@ -134,10 +134,10 @@ def test_a_mixtures_normalisation_in_another_spelling(tmp_path):
         for value, wrong in ((True, False), (False, True)):
             other = with_keys(file, {"qwen3moe.norm_top_k_prob": value})
             if not wrong:
-                config.from_file(other)
+                models.configure(other)
                 continue
             with pytest.raises(UnsupportedModelError, match=r"qwen3moe\.norm_top_k_prob is False"):
-                config.from_file(other)
+                models.configure(other)
 
 
 def test_what_cannot_matter_says_nothing(tmp_path, caplog):
@@ -165,7 +165,7 @@ def test_keys_outside_the_architecture_say_nothing(tmp_path, caplog):
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.gguf")), ids=lambda p: p.stem)
 def test_files_of_the_usual_converter_say_nothing(path, caplog):
     with gguf.open(path) as file:
-        config.from_file(file)
+        models.configure(file)
     assert not warnings(caplog)
 
 
@@ -240,7 +240,7 @@ def test_sections_are_no_scaling(tmp_path, caplog):
 def hybrid(keys: dict[str, Any]) -> config.ModelConfig:
     """Reads the configuration of a hybrid model with these keys changed; None removes a key."""
     with gguf.open(DATA / "qwen35-q4_k_m.gguf") as file:
-        return config.from_file(with_keys(file, {f"qwen35.{name}": value for name, value in keys.items()}))
+        return models.configure(with_keys(file, {f"qwen35.{name}": value for name, value in keys.items()}))
 
 
 def test_recurrent_blocks_may_have_no_heads(tmp_path, caplog):

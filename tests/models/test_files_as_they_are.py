@@ -16,14 +16,14 @@ import zincmetal
 from support.model_files import with_keys, write
 from support.paths import DATA
 from support.tiny_dense import Meaning, Tensor, Tiny
-from zincmetal import config, gguf
+from zincmetal import config, gguf, models
 from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError, UsageError
 from zincmetal.gguf import quants
 from zincmetal.graph.ops import Op, Value, Weight
+from zincmetal.plan.arena import lay_out
 from zincmetal.plan.launch import Arg, Launch
 from zincmetal.plan.lower import Lowering
-from zincmetal.plan.plan import lay_out
 from zincmetal.plan.target import Target
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
@@ -128,8 +128,8 @@ def test_a_width_that_is_missing_comes_from_its_tensor(tmp_path, caplog):
 @pytest.mark.parametrize("name", ["expert_feed_forward_length", "expert_shared_feed_forward_length"])
 def test_the_width_of_experts_comes_from_their_tensor(name, caplog):
     with gguf.open(DATA / "qwen35moe-q4k-q5k-q8.gguf") as file:
-        want = config.from_file(file)
-        assert config.from_file(with_keys(file, {f"qwen35moe.{name}": None})) == want
+        want = models.configure(file)
+        assert models.configure(with_keys(file, {f"qwen35moe.{name}": None})) == want
     (message,) = warnings(caplog)
     assert f"qwen35moe.{name} is missing" in message
 
@@ -263,7 +263,7 @@ def test_a_rotary_factor_however_it_is_said(arch, said, factor, tmp_path):
 def test_a_factor_of_yarn_in_either_spelling(key, tmp_path):
     said = {"rope.scaling.type": "yarn", "rope.scaling.original_context_length": 32}
     with gguf.open(Tiny("llama", keys={**said, key: 4.0}).save(tmp_path / "m.gguf")) as file:
-        assert config.from_file(file).rope == config.Rope(10000.0, "yarn", 4.0, 32)
+        assert models.configure(file).rope == config.Rope(10000.0, "yarn", 4.0, 32)
 
 
 WINDOWS = [
@@ -296,7 +296,7 @@ def test_a_window_of_a_hybrid_is_refused():
     with gguf.open(DATA / "qwen35-q4_k_m.gguf") as file:
         windowed = with_keys(file, {"qwen35.attention.sliding_window": 16})
         with pytest.raises(UnsupportedModelError, match=r"qwen35.attention.sliding_window is 16"):
-            config.from_file(windowed)
+            models.configure(windowed)
 
 
 @every_arch
@@ -444,7 +444,7 @@ def test_a_row_of_more_than_32_bits(tmp_path):
     k = 2**30
     weight, x = Weight("w", quants.F32, (4, k)), Value("x", k)
     with gguf.open(Tiny("llama").save(tmp_path / "m.gguf")) as file:
-        lowering = Lowering(Target.of_kernels(backend.load("cpu")), config.from_file(file), "f16")
+        lowering = Lowering(Target.of_kernels(backend.load("cpu")), models.configure(file), "f16")
     with pytest.raises(UnsupportedModelError, match=r"too large for MatMulParams: row_bytes 4294967296"):
         lowering.launches(Op("linear", weight=weight, x=x, out=Value("y", 4)), 1)
 

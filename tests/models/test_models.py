@@ -10,7 +10,7 @@ import pytest
 import zincmetal
 from support.paths import DATA
 from support.reference_models import GPUS, NOISE, kl, load, log_softmax, reference_models
-from zincmetal import config, gguf
+from zincmetal import gguf, models
 from zincmetal.device import backend
 from zincmetal.errors import UsageError
 from zincmetal.plan.addresses import state_sizes
@@ -85,7 +85,7 @@ def test_pages_may_lie_anywhere(kv, monkeypatch):
 
 def test_a_cache_of_blocks_needs_heads_of_whole_blocks():
     with gguf.open(REFERENCE[0]) as file:
-        cfg = replace(config.from_file(file), head_dim=80)
+        cfg = replace(models.configure(file), head_dim=80)
     with pytest.raises(UsageError, match=r"q8_0 KV cache holds heads in blocks of 32, not 80: use kv='f16'"):
         state_sizes(cfg, Target.of_kernels(backend.load("cpu")), "q8_0", 512)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from support.paths import DATA
-from zincmetal import config, gguf
+from zincmetal import config, gguf, models
 from zincmetal.check.cases import cases
 from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError
@@ -28,7 +28,7 @@ def target() -> Target:
 @pytest.fixture(scope="module")
 def cfg() -> config.ModelConfig:
     with gguf.open(FILE) as file:
-        return config.from_file(file)
+        return models.configure(file)
 
 
 def launches_of_all_kinds() -> list[Launch]:

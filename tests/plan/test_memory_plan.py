@@ -136,6 +136,35 @@ def test_the_largest_context_is_the_largest():
     assert len(found) == 3, (found, SEED)
 
 
+def test_the_example_of_the_largest_context():
+    """The numbers of its docstring."""
+    plan = MemoryEstimate(
+        n_ctx=4096,
+        n_ctx_train=10**6,
+        budget=10 * 10**9,
+        weights={"q4_k": 6 * 10**9},
+        page=64,
+        kv_page=2 * 10**6,
+        recurrent=0,
+        arena={1: 10**6, 512: 100 * 10**6},
+        logits=0,
+        other=0,
+    )
+    assert plan.largest_context == 124_800
+
+
+def test_an_estimate_is_shown_in_a_line_and_as_a_bar():
+    plan = MemoryEstimate(64, 64, 1000, {"f32": 500}, 64, 250, 0, {1: 50}, 100, 50)
+    assert repr(plan) == "<MemoryEstimate: 950 bytes of 1 kB for a context of 64>"
+    shown = plan._repr_html_()
+    assert re.findall(r"width:([\d.]+)%", shown) == ["50.00", "25.00", "5.00", "15.00"]
+    assert "recurrent state" not in shown
+    assert "more than the budget" not in shown
+    over = replace(plan, budget=900)._repr_html_()
+    assert "more than the budget" in over
+    assert sum(map(float, re.findall(r"width:([\d.]+)%", over))) == pytest.approx(100, abs=0.1)
+
+
 def test_a_small_context_that_is_refused_does_not_promise_a_larger_one(monkeypatch):
     """A context of 20 needs no plan of 512 rows. The bytes saved so are no room for more positions."""
     with zincmetal.load(PATH, device="cpu", context=20) as model:

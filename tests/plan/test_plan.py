@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 import zincmetal
 from support.reference_models import reference_models
 from zincmetal.plan.addresses import Region
-from zincmetal.plan.plan import Plan, place_barriers
+from zincmetal.plan.barriers import place_barriers
+from zincmetal.plan.estimate import in_units
+from zincmetal.plan.plan import Plan
 
 PATH = reference_models("qwen3")[0]
 
@@ -106,6 +109,28 @@ def test_exports(plan):
     dot = plan.to_dot()
     assert dot.count("[label=") == len(plan.dispatches)
     assert " -> " in dot
+
+
+def test_a_plan_in_a_line(plan):
+    shown = repr(plan)
+    assert f"{len(plan.dispatches)} dispatches, {plan.n_barriers} barriers" in shown
+    assert len(shown) < 100
+
+
+def test_a_table_for_notebooks_counts_every_dispatch_and_byte(plan):
+    shown = plan._repr_html_()
+    rows = re.findall(r"<tr><td>(\w+)</td><td>(\d+)</td><td>", shown)
+    assert sum(int(n) for _, n in rows) == len(plan.dispatches)
+    assert {"rms_norm", "rope_kv", "attention"} <= {name for name, _ in rows}
+    assert f"<th>{in_units(sum(plan.weight_bytes().values()))}</th></tr></table>" in shown
+
+
+def test_a_place_without_an_operand_is_a_dash_in_the_dump(model):
+    lines = model.plan(1).dump().splitlines()[1:]
+    for line, d in zip(lines, model.plan(1).dispatches, strict=True):
+        assert line.split().count("-") == sum(arg.unused for arg in d.launch.args)
+    assert any(" - " in line for line in lines if "mul_mv_stack" in line)
+    assert " - " not in next(line for line in lines if "mul_mv_swiglu" in line)
 
 
 def test_placing_barriers_by_hand():

@@ -94,9 +94,9 @@ def _device(name: str) -> dict[str, Any]:
 
 
 def _families() -> list[str]:
-    from ..models import ARCHITECTURES
+    from ..models import FAMILIES
 
-    return sorted(ARCHITECTURES)
+    return sorted(FAMILIES)
 
 
 def _quant_types() -> list[str]:

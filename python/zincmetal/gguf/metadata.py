@@ -269,7 +269,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_parallel_residual": (False,),
 }
 #: The names of the activation that the feed-forward of an architecture computes.
-ACTIVATIONS = {"gemma3": ("gelu_pytorch_tanh", "gelu_tanh")}
 USUAL_ACTIVATION = ("silu", "swish")
 
 #: Keys that cannot change the result.
@@ -366,7 +365,7 @@ class Keys(MetadataReader):
 
     # ---- keys that nothing read -----------------------------------------------------------------------------
 
-    def account(self) -> None:
+    def account(self, activations: tuple[str, ...] = USUAL_ACTIVATION) -> None:
         """Refuse, pass or note every key that was not read. Then warn once of all assumptions."""
         unknown = []
         for name in self._unread():
@@ -376,7 +375,7 @@ class Keys(MetadataReader):
             if canonical in NEUTRAL:
                 self.must_be(canonical, *NEUTRAL[canonical])
             elif canonical == "hidden_activation":
-                self.must_be(canonical, *ACTIVATIONS.get(self.arch, USUAL_ACTIVATION))
+                self.must_be(canonical, *activations)
             elif name not in IRRELEVANT and not name.startswith(IRRELEVANT_PREFIXES):
                 unknown.append(quote(self.prefix + name))
         if unknown:

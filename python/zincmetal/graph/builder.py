@@ -1,7 +1,7 @@
-"""The operations of one step over activations of T rows, before anything is known of kernels or memory.
+"""The operations of one step over activations of T rows. No kernel and no memory is known yet.
 
-An architecture calls the methods of :class:`Graph` in the order of its equations. Operands are weights (named
-as the file names them), values (rows of float32 that live within the step) and state (what outlives it: the KV
+A family's ``build`` calls the methods of :class:`Graph` in the order of its equations. Operands are weights (with their
+names in the file), values (rows of float32 that live within the step) and states (memory that outlives it: the K/V
 cache, the logits).
 """
 
@@ -16,13 +16,11 @@ from ..config import Experts, ModelConfig, Ssm
 from ..errors import UnsupportedModelError
 from .ops import KV_CACHES, LOGITS, RECURRENT, Op, Route, State, Value, Weight
 
-MAX_EXPERT_BYTES = 2**32 - 1  # of one expert: kernels step from one to the next by a 32-bit number
-
 LookUp: TypeAlias = Callable[[str], Weight | None]
 
 
 class Graph:
-    """Collects operations. ``weight`` finds a weight by its name in the file, or None."""
+    """Collects operations in ``ops``. ``weight`` finds a weight by its name in the file, or gives None."""
 
     def __init__(self, cfg: ModelConfig, weight: LookUp) -> None:
         self.cfg = cfg
@@ -32,12 +30,12 @@ class Graph:
     # ---- operands ---------------------------------------------------------------------------------------
 
     def has(self, name: str, n_dims: int | None = None) -> bool:
-        """Whether the file has this tensor (with so many dimensions)."""
+        """Whether the file has this tensor (with ``n_dims`` dimensions)."""
         weight = self._weight(name)
         return weight is not None and n_dims in (None, len(weight.shape))
 
     def weight(self, name: str, *shape: int) -> Weight:
-        """The weight ``name``, which must have this shape. Raises UnsupportedModelError."""
+        """The weight ``name``. Raises UnsupportedModelError where it is missing or has another shape."""
         weight = self._weight(name)
         if weight is None:
             raise UnsupportedModelError(f"tensor {name} is missing; a {self.cfg.arch} model needs it")
@@ -67,28 +65,31 @@ class Graph:
 
     @property
     def _experts(self) -> Experts:
-        assert self.cfg.experts, f"config.MIXTURES lacks {self.cfg.arch}"
+        assert self.cfg.experts, f"the traits of {self.cfg.arch} do not say that it is a mixture"
         return self.cfg.experts
 
     @property
     def _ssm(self) -> Ssm:
-        assert self.cfg.ssm, f"config.HYBRIDS lacks {self.cfg.arch}"
+        assert self.cfg.ssm, f"the traits of {self.cfg.arch} do not say that it is a hybrid"
         return self.cfg.ssm
 
     # ---- operations ---------------------------------------------------------------------------------------
 
     def embed(self, name: str) -> Value:
-        """Rows of the table ``name`` for the step's tokens, times the model's scale of them."""
+        """Rows of the table ``name`` for the step's tokens, times the model's embedding scale: [T, n_embd]."""
         table = self.rows(name, self.cfg.n_vocab, self.cfg.n_embd)
         return self._emit("embed", "embd", self.cfg.n_embd, table=table, scale=self.cfg.embedding_scale)
 
     def rms_norm(self, x: Value, name: str) -> Value:
-        """x / sqrt(mean(x²) + eps) · weight, by row."""
+        """x / sqrt(mean(x²) + eps) · weight, for each row: [T, width of x]."""
         weight = self.vector(f"{name}.weight", x.width)
         return self._emit("rms_norm", name, x.width, x.last, x=x, weight=weight, eps=self.cfg.norm_eps)
 
     def linear(self, x: Value, name: str, n_out: int, bias: bool | None = False) -> Value:
-        """x Wᵀ for the weight ``name`` [n_out, width of x], plus its bias [n_out]: None for where the file has one."""
+        """x Wᵀ with W = ``name`` [n_out, width of x]: [T, n_out].
+
+        ``bias``: its bias [n_out] is added, always or never, or (None) if the file has one.
+        """
         bias = self.has(f"{name}.bias") if bias is None else bias
         # A weight of one row is stored as a vector.
         shape = (x.width,) if n_out == 1 and self.has(f"{name}.weight", 1) else (n_out, x.width)
@@ -97,28 +98,28 @@ class Graph:
         return self.add(self.vector(f"{name}.bias", n_out), out) if bias else out
 
     def swiglu(self, gate: Value, up: Value) -> Value:
-        """silu(gate) · up."""
+        """silu(gate) · up: [T, width]."""
         return self._emit("swiglu", f"{gate.name}.swiglu", gate.width, gate.last, gate=gate, up=up)
 
     def geglu(self, gate: Value, up: Value) -> Value:
-        """gelu(gate) · up, with the tanh form of gelu."""
+        """gelu(gate) · up: [T, width]. This gelu is the tanh form."""
         return self._emit("geglu", f"{gate.name}.geglu", gate.width, gate.last, gate=gate, up=up)
 
     def add(self, a: Value | Weight, b: Value) -> Value:
-        """a + b; a weight [width] is added to every row."""
+        """a + b: [T, width]. A weight a, [width], is added to every row."""
         summand = {"bias": a} if isinstance(a, Weight) else {"a": a}
         return self._emit("add", f"{b.name}.sum", b.width, b.last, b=b, **summand)
 
     def last_row(self, x: Value) -> Value:
-        """The last row of the step."""
+        """The last row of the step: [1, width]."""
         return self._emit("take_last_row", f"{x.name}.last", x.width, True, x=x)
 
     def rope_kv(
         self, layer: int, q: Value, k: Value, v: Value, rope: str, qk_norm: bool = False, freqs: str = "rope_freqs"
     ) -> Value:
-        """Rotated q; rotated k and v go to the cache of ``layer``. ``rope`` is "norm" (pairs) or "neox" (halves).
+        """Rotated q: [T, n_head · head_dim]. Rotated k, and v, go to the cache of ``layer``.
 
-        q may hold [q | gate] for each head: the gates stay where they are.
+        ``rope`` is "norm" (it turns pairs) or "neox" (halves). A head of q may hold [q | gate]: its gate is left out.
         """
         cfg, prefix = self.cfg, f"blk.{layer}"
         table = self.vector(freqs, cfg.n_rot // 2)
@@ -129,18 +130,19 @@ class Graph:
         return self._emit("rope_kv", f"{prefix}.q_rope", cfg.n_head * cfg.head_dim, rope=rope, **operands)
 
     def attention(self, layer: int, q: Value, window: int = 0, gate: Value | None = None) -> Value:
-        """Causal softmax attention of q over the cache of ``layer``, over the last ``window`` positions if not 0.
+        """Causal softmax attention of q over the cache of ``layer``: [T, n_head · head_dim].
 
-        ``gate`` holds [q | gate] for each head: the head's result times sigmoid(gate).
+        A ``window`` that is not 0 limits it to the last positions. ``gate`` holds [q | gate] for each head: the head's
+        result is multiplied by sigmoid(gate).
         """
         operands = {"q": q, "gate": gate, **self.kv(layer)}
         scale = self.cfg.attention_scale
         return self._emit("attention", f"blk.{layer}.kqv", q.width, **operands, scale=scale, window=window)
 
     def route(self, layer: int, logits: Value, shared: Value | None) -> Route:
-        """The experts that each row takes, by softmax over ``logits``, and their weights, which sum to 1.
+        """The experts that each row takes, by softmax over ``logits`` [T, n_expert]. Their weights sum to the scale.
 
-        ``shared`` is the logit of the shared expert: its weight is its sigmoid.
+        ``shared`` [T, 1] is the logit of the shared expert, whose weight is its sigmoid.
         """
         experts, prefix = self._experts, f"blk.{layer}"
         chosen = Route(
@@ -154,30 +156,26 @@ class Graph:
         return chosen
 
     def experts(self, route: Route, x: Value, name: str, n_in: int, n_out: int) -> Value:
-        """x Wᵀ for each of a row's experts e, with W = ``name``[e] [n_out, n_in]: [T, n_used · n_out].
+        """x Wᵀ for each expert e of a row, with W = ``name``[e] [n_out, n_in]: [T, n_used · n_out].
 
-        x is [T, n_in], which all experts of a row share, or [T, n_used · n_in].
+        x is [T, n_in], one row for all experts, or [T, n_used · n_in], one for each.
         """
         experts = self._experts
         weight = self.weight(f"{name}.weight", experts.n, n_out, n_in)
-        nbytes = n_out * weight.row_bytes
-        if nbytes > MAX_EXPERT_BYTES:
-            problem = f"experts of {nbytes} bytes; kernels take up to {MAX_EXPERT_BYTES}"
-            raise UnsupportedModelError(f"tensor {name}.weight has {problem}")
         return self._emit("experts", f"{name}.out", experts.n_used * n_out, **route._asdict(), weight=weight, x=x)
 
     def mix(self, residual: Value, route: Route, y: Value) -> Value:
-        """residual + Σ weight · y over a row's experts; y is [T, n_used · n]."""
+        """residual + Σ weight · y over a row's experts: [T, n]. y is [T, n_used · n]."""
         operands = {"weights": route.weights, "y": y, "residual": residual}
         return self._emit("mix", f"{y.name}.mix", residual.width, **operands)
 
     def add_shared(self, residual: Value, route: Route, y: Value) -> Value:
-        """residual + y, times the weight of the shared expert."""
+        """residual + weight of the shared expert · y: [T, n]."""
         operands = {"weights": route.weights, "y": y, "residual": residual}
         return self._emit("add_shared", f"{y.name}.sum", residual.width, **operands)
 
     def ssm(self, layer: int, qkv: Value, z: Value, alpha: Value, beta: Value) -> Value:
-        """Causal convolution, gated delta rule and gated norm of a recurrent layer; advances its state."""
+        """Convolution, gated delta rule and gated norm of a recurrent layer: [T, d_inner]. Advances its states."""
         ssm, prefix = self._ssm, f"blk.{layer}"
         weights = {
             "conv_w": self._f32(f"{prefix}.ssm_conv1d.weight", ssm.channels, ssm.d_conv),
@@ -191,17 +189,17 @@ class Graph:
         return self._emit("ssm", f"{prefix}.ssm", ssm.d_inner, **values, **weights, **states, eps=eps)
 
     def logits(self, x: Value) -> None:
-        """The output projection, into the state "logits"; a tied model uses the embedding table."""
+        """The output projection, into LOGITS. A tied model uses the embedding table."""
         name = "output" if self.has("output.weight") else "token_embd"
         weight = self.rows(f"{name}.weight", self.cfg.n_vocab, x.width)
         self.ops.append(Op("linear", weight=weight, x=x, out=LOGITS))
 
     def argmax(self) -> None:
-        """The id of the largest logit of the last row, into the step buffer, which then holds the step that follows."""
+        """The id of the last row's largest logit, into STEP and TOKENS, which then hold the next step."""
         self.ops.append(Op("argmax"))
 
     def candidates(self) -> None:
-        """What sampling needs of the logits of the last row, into the state "candidates"."""
+        """The last row's largest logits, and sums over all of them, into CANDIDATES: enough for sampling."""
         self.ops.append(Op("candidates"))
 
     def kv(self, layer: int) -> dict[str, State]:

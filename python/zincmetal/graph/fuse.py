@@ -2,7 +2,7 @@
 
 A fused operation keeps the operations that it stands for as ``parts``, for devices that have no kernel for it.
 
-A recurrent layer of the 35B-A3B model in decode (one row), 18 operations before and 9 dispatches after:
+A recurrent layer of the 35B-A3B model in decode (one row), 22 operations before and 9 dispatches after:
 
     before                                             after
     rms_norm                                           rms_norm
@@ -27,7 +27,7 @@ from .ops import Op, Operand, Value
 
 
 class Limits(NamedTuple):
-    """What fused kernels take."""
+    """The sizes and types that fused kernels take."""
 
     stack: int  # matrices of one linear_stack
     expert_types: frozenset[str]  # quant types of many experts at once
@@ -45,7 +45,7 @@ Producer: TypeAlias = Callable[[Operand | None], Op | None]
 
 
 def fuse(ops: list[Op], rows: int, limits: Limits) -> list[Op]:
-    """All passes for steps of up to ``rows`` rows, in order."""
+    """Run all passes for steps of up to ``rows`` rows, in order."""
     ops = fuse_norms(fuse_residual(fuse_glu(ops, limits)))
     return fuse_stack(fuse_shared(fuse_mix(ops, limits)), limits) if rows == 1 else ops
 
@@ -139,7 +139,7 @@ def fuse_shared(ops: list[Op]) -> list[Op]:
 def fuse_stack(ops: list[Op], limits: Limits) -> list[Op]:
     """Products with the same activations -> one linear_stack of matrices of one type and of f32.
 
-    A linear_swiglu counts as two of them. The stack stands where the first stood: all need the same x alone.
+    A linear_swiglu counts as two matrices. The stack takes the place of the first product: all read the same x alone.
     """
     stacks: dict[int, Op] = {}
     gone: set[int] = set()
@@ -184,7 +184,7 @@ def _batched(op: Op, limits: Limits) -> bool:
 
 
 def _same_but_weight(a: Op, b: Op) -> bool:
-    """Whether two products differ in nothing but the values of their weights."""
+    """Whether two products have the same x and weights of one type and shape."""
     if not (a.kind == b.kind in ("linear", "experts")):
         return False
     w_a, w_b = a.weight("weight"), b.weight("weight")

@@ -1,7 +1,7 @@
 """The operations of a step and their operands.
 
-:data:`OPS` is the table of all operations: what each reads and writes, by name, and the kernels that compute it.
-Whoever builds or lowers one uses these names: ``Op("linear", weight=w, x=h, out=y)["weight"]``.
+:data:`OPS` is the table of all operations: the operands that each reads and writes, and the kernels that compute it.
+All code finds an operand by its name there: ``Op("linear", weight=w, x=h, out=y)["weight"]``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ RECURRENT = ("ssm_conv", "ssm_state")  # [d_conv, channels] and [d_inner, d_stat
 
 
 class Route(NamedTuple):
-    """Where a mixture sends each row: the result of :meth:`Graph.route`. Integers are i32.
+    """The experts of each row of a mixture, as :meth:`Graph.route` gives them. Integers are i32.
 
     A slot is one expert of one row: number ``row * n_used + j``. Only steps of many rows write the last three.
     """
@@ -114,7 +114,7 @@ def _slots(text: str, written: bool) -> tuple[Slot, ...]:
 
 
 class Form:
-    """What an operation of one kind reads and writes, its numbers, and the first parts of its kernels' names."""
+    """The operands and numbers of a kind of operation, and the first parts of its kernels' names."""
 
     def __init__(self, reads: str, writes: str, kernels: str, attrs: str = "") -> None:
         self.reads, self.writes = _slots(reads, written=False), _slots(writes, written=True)
@@ -126,11 +126,12 @@ class Form:
 _ROUTE = "ids[T,n_used] weights[T,n_used+1] slots[T,n_used] tiles[T,4*n_used] n_tiles[T,1]"
 _CACHES, _HEADS = "k_cache v_cache", "n_head*head_dim"
 
-#: By kind: what an operation reads, and what it writes, in the order in which kernels bind them.
+#: By kind: the operands that an operation reads, the operands that it writes, and its kernels. Numbers have names too.
 #:
-#: ``name[shape]`` is a value where the shape begins with T, the rows of a step, or 1, the last of them; otherwise it is
-#: a weight. A name without a shape is the state of that kind; those of a step need not be given. ``?``: may be left
-#: out. ``*``: any number of them. Where a value is written there may be a state instead, as LOGITS of the last linear.
+#: ``name[shape]`` is a value where the shape begins with T (the rows of a step) or 1 (its last row), and a weight
+#: otherwise. A name without a shape is the state of that kind; a state of the whole step need not be given. ``?`` marks
+#: an operand that may be left out, ``*`` any number of operands. A state may stand where a value is written: the last
+#: linear writes LOGITS.
 OPS: Mapping[str, Form] = {
     "embed": Form("step tokens table[n_vocab,n_embd]", "out[T,n_embd]", "embed_", attrs="scale"),
     "rms_norm": Form("step x[T,n] weight[n]", "out[T,n]", "rms_norm", attrs="eps"),
@@ -195,8 +196,8 @@ OPS: Mapping[str, Form] = {
 class Op:
     """One operation: its kind, its operands and numbers by the names of the table, and ``parts``.
 
-    ``parts`` are the operations that a fused one stands for, in order: they compute the same. Raises TypeError where
-    the operands are not those of the table.
+    ``parts`` are the operations that a fused one replaces, in order: together they compute the same. Raises TypeError
+    where an operand is missing or wrong by the table.
     """
 
     __slots__ = ("_named", "attrs", "kind", "parts", "reads", "writes")
@@ -239,7 +240,7 @@ class Op:
         return self._named[name][0] if name in self._named else None
 
     def all(self, name: str) -> tuple[Operand, ...]:
-        """The operands of a name of which there may be several, or one, or none."""
+        """All operands of this name: several of a ``*``, none where it was left out."""
         return self._named.get(name, ())
 
     def value(self, name: str) -> Value:
@@ -256,12 +257,12 @@ class Op:
 
     @property
     def weights(self) -> tuple[Weight, ...]:
-        """All weights that it reads, in order."""
+        """The weights among ``reads``, in order."""
         return tuple(o for o in self.reads if isinstance(o, Weight))
 
     @property
     def out(self) -> Operand:
-        """The first (often only) result."""
+        """The first result, often the only one."""
         return self.writes[0]
 
     def but(self, *names: str) -> dict[str, Any]:
@@ -271,7 +272,7 @@ class Op:
         return {name: given for name, given in {**operands, **self.attrs}.items() if name not in names}
 
     def replace(self, **operands: Operand) -> Op:
-        """The same with other operands of these names."""
+        """The same operation with other operands of these names."""
         return Op(self.kind, self.parts, **{**self.but(), **operands})
 
     def __eq__(self, other: object) -> bool:

@@ -1,31 +1,34 @@
-"""The architectures. Each is a short module with ``build(g)``: a step's operations up to the last hidden state."""
+"""The model families: one module each, called as ``general.architecture`` calls it, with a ``FAMILY``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import pkgutil
 
+from .. import config
 from ..errors import UnsupportedModelError, quote
-from ..graph.builder import Graph
-from ..graph.ops import Value
-from . import gemma3, llama, qwen2, qwen3, qwen3moe, qwen35, qwen35moe
-
-Build = Callable[[Graph], Value]
-
-ARCHITECTURES: dict[str, Build] = {
-    "gemma3": gemma3.build,
-    "llama": llama.build,
-    "qwen2": qwen2.build,
-    "qwen3": qwen3.build,
-    "qwen3moe": qwen3moe.build,
-    "qwen35": qwen35.build,
-    "qwen35moe": qwen35moe.build,
-}
+from ..gguf import File
+from .family import Family
 
 
-def get(name: str) -> Build:
-    """The builder of an architecture by its name in ``general.architecture``. Raises UnsupportedModelError."""
+def discover() -> dict[str, Family]:
+    """The families of all modules in this package, by name."""
+    modules = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
+    return {name: module.FAMILY for name, module in modules.items() if hasattr(module, "FAMILY")}
+
+
+FAMILIES = discover()
+
+
+def get(name: str) -> Family:
+    """The family of this name. Raises UnsupportedModelError."""
     try:
-        return ARCHITECTURES[name]
+        return FAMILIES[name]
     except KeyError:
-        known = ", ".join(sorted(ARCHITECTURES))
+        known = ", ".join(sorted(FAMILIES))
         raise UnsupportedModelError(f"architecture {quote(name)} is not supported; supported: {known}") from None
+
+
+def configure(file: File, context: int | None = None) -> config.ModelConfig:
+    """The configuration of a file, by the traits of its family. Raises as :func:`config.from_file`."""
+    return config.from_file(file, get(file.require("general.architecture", str)).traits, context)

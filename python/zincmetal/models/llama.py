@@ -1,4 +1,4 @@
-"""Llama: pre-norm transformer blocks, rotary attention with grouped heads, SwiGLU. Also what others vary."""
+"""Llama: pre-norm transformer blocks, rotary attention with grouped heads, SwiGLU. Other families vary its parts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from ..graph.builder import Graph
 from ..graph.ops import Value
+from .family import Family
 
 
 def build(g: Graph, rope: str = "norm", qk_norm: bool = False, qkv_bias: bool | None = None) -> Value:
-    """Operations from token ids to the last block's output [T, n_embd]."""
+    """Append the operations from token ids to the last block's output [T, n_embd]."""
     x = g.embed("token_embd.weight")
     for i in range(g.cfg.n_layer):
         x = g.add(x, attention(g, i, g.rms_norm(x, f"blk.{i}.attn_norm"), rope, qk_norm, qkv_bias))
@@ -18,9 +19,9 @@ def build(g: Graph, rope: str = "norm", qk_norm: bool = False, qkv_bias: bool | 
 
 
 def attention(g: Graph, i: int, h: Value, rope: str, qk_norm: bool = False, qkv_bias: bool | None = None) -> Value:
-    """Grouped-head rotary attention of block i, over the positions that the configuration lets it see.
+    """Grouped-head rotary attention of block i, within its window: [T, n_embd].
 
-    Biases are what the file has; ``qkv_bias`` says that q, k and v must have them.
+    ``qkv_bias``: q, k and v have biases (True), have none (False), or have the biases of the file (None).
     """
     cfg, blk = g.cfg, f"blk.{i}"
     q = g.linear(h, f"{blk}.attn_q", cfg.n_head * cfg.head_dim, qkv_bias)
@@ -32,7 +33,10 @@ def attention(g: Graph, i: int, h: Value, rope: str, qk_norm: bool = False, qkv_
 
 
 def ffn(g: Graph, i: int, h: Value, glu: Callable[[Graph, Value, Value], Value] = Graph.swiglu) -> Value:
-    """down(glu(gate(h), up(h))), where glu is silu(gate) · up unless told."""
+    """down(glu(gate(h), up(h))): [T, n_embd]. By default glu is silu(gate) · up."""
     gate = g.linear(h, f"blk.{i}.ffn_gate", g.cfg.n_ff[i], None)
     up = g.linear(h, f"blk.{i}.ffn_up", g.cfg.n_ff[i], None)
     return g.linear(glu(g, gate, up), f"blk.{i}.ffn_down", g.cfg.n_embd, None)
+
+
+FAMILY = Family(build)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from ..graph.builder import Graph
 from ..graph.ops import Value
 from . import llama
+from .family import Family
 
 
 def build(g: Graph) -> Value:
-    """Operations from token ids to the last block's output [T, n_embd]."""
+    """Append the operations from token ids to the last block's output [T, n_embd]."""
     return llama.build(g, rope="neox", qkv_bias=True)
+
+
+FAMILY = Family(build)

@@ -1,14 +1,16 @@
-"""Qwen3.5: gated-DeltaNet layers, among them some with gated attention; a dense feed-forward."""
+"""Qwen3.5: gated-DeltaNet layers, every few layers gated attention in their place, and a dense feed-forward."""
 
 from __future__ import annotations
 
+from ..config import Traits
 from ..graph.builder import Graph
 from ..graph.ops import Value
 from . import llama
+from .family import DENSE, Family
 
 
 def build(g: Graph) -> Value:
-    """Operations from token ids to the last block's output [T, n_embd]."""
+    """Append the operations from token ids to the last block's output [T, n_embd]."""
     x = g.embed("token_embd.weight")
     for i in range(g.cfg.n_layer):
         x = g.add(x, mixer(g, i, g.rms_norm(x, f"blk.{i}.attn_norm")))
@@ -17,12 +19,12 @@ def build(g: Graph) -> Value:
 
 
 def mixer(g: Graph, i: int, h: Value) -> Value:
-    """What moves information between positions: the delta rule, or attention in every few layers."""
+    """The half of block i that mixes positions: the delta rule or attention, [T, n_embd]."""
     return delta_net(g, i, h) if g.cfg.recurrent[i] else gated_attention(g, i, h)
 
 
 def delta_net(g: Graph, i: int, h: Value) -> Value:
-    """Gated delta rule over the convolved q, k and v, its output gated by z (arXiv 2412.06464)."""
+    """Gated delta rule over the convolved q, k and v; z gates its output (arXiv 2412.06464): [T, n_embd]."""
     assert g.cfg.ssm
     blk, ssm = f"blk.{i}", g.cfg.ssm
     qkv = g.linear(h, f"{blk}.attn_qkv", ssm.channels)
@@ -33,10 +35,14 @@ def delta_net(g: Graph, i: int, h: Value) -> Value:
 
 
 def gated_attention(g: Graph, i: int, h: Value) -> Value:
-    """Attention whose output is gated, by head: attn_q gives [q | gate] for each."""
+    """Attention with a gate for each head, [T, n_embd]: attn_q gives [q | gate] for each."""
     blk, cfg = f"blk.{i}", g.cfg
     q_gate = g.linear(h, f"{blk}.attn_q", cfg.n_head * 2 * cfg.head_dim)
     k = g.linear(h, f"{blk}.attn_k", cfg.n_head_kv * cfg.head_dim)
     v = g.linear(h, f"{blk}.attn_v", cfg.n_head_kv * cfg.head_dim)
     q = g.rope_kv(i, q_gate, k, v, "neox", qk_norm=True)
     return g.linear(g.attention(i, q, gate=q_gate), f"{blk}.attn_output", cfg.n_embd)
+
+
+SSM = ("ssm_|attn_qkv|attn_gate", "SSM")
+FAMILY = Family(build, Traits(hybrid=True), (SSM, *DENSE))

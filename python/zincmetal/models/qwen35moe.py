@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from ..config import Traits
 from ..graph.builder import Graph
 from ..graph.ops import Value
 from . import qwen3moe, qwen35
+from .family import Family
 
 
 def build(g: Graph) -> Value:
-    """Operations from token ids to the last block's output [T, n_embd]."""
+    """Append the operations from token ids to the last block's output [T, n_embd]."""
     x = g.embed("token_embd.weight")
     for i in range(g.cfg.n_layer):
         x = g.add(x, qwen35.mixer(g, i, g.rms_norm(x, f"blk.{i}.attn_norm")))
         x = qwen3moe.mixture(g, i, x, g.rms_norm(x, f"blk.{i}.post_attention_norm"))
     return x
+
+
+FAMILY = Family(build, Traits(hybrid=True, mixture=True), (qwen35.SSM, *qwen3moe.PATHS))

@@ -1,4 +1,4 @@
-"""Where everything of a model lies in device memory, and how large it is: on paper, before any of it is asked for."""
+"""The buffer, offset and size of every weight and state of a model, before any memory is allocated."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ..graph.ops import CANDIDATES, KV_CACHES, LOGITS, PAGES, RECURRENT, STEP, T
 from .target import Target
 
 ROPE_FREQS, ROPE_FREQS_LOCAL = "rope_freqs", "rope_freqs_local"
-# What plans take in windows of rows where it is larger than a device's largest buffer: a small Mac, a large vocabulary.
+# Matrices that plans take in windows of rows if they are larger than the largest buffer: a small Mac, many tokens.
 WINDOWED, WINDOW_ROWS = ("token_embd.weight", "output.weight"), 32
 CONVERTED, ALIGN = "converted", 256
-# Tensors that kernels read as float32 alone.
+# Names of tensors that kernels read only as float32.
 _VECTOR = re.compile(r"(norm\.weight|\.bias|\.ssm_a|\.ssm_conv1d\.weight)\Z")
 KV_TYPES = ("f16", "f32", "q8_0")
-# Where weights are copied to a device's own memory, they go in pieces of about so many bytes, to show progress.
+# Copies of weights to a device's own memory go in pieces of about this size, so that progress shows.
 UPLOAD_BYTES = 512 << 20
 
 
@@ -85,7 +85,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Map:
-    """A buffer over bytes of the file: ``nbytes`` from byte ``start``, a page boundary, of a part."""
+    """A buffer over ``nbytes`` bytes of a part of the file, from byte ``start`` on, which is a page boundary."""
 
     buffer: str
     part: int
@@ -96,11 +96,11 @@ class Map:
 class AddressMap:
     """Every buffer of a model by name, and the region of every operand.
 
-    The file's pages become buffers as they are, ``maps``: one per part, or several overlapping ones where a part
-    is larger than the device's largest buffer, or is copied to memory of its own. Matrices with a row for each token
-    may be in several of them, as ``windows``. The other buffers are allocated: ``sizes`` has their bytes by name, those
-    of ``states`` among them, and ``initial`` makes the first content of some. Raises DeviceError where a tensor is
-    larger than the largest buffer by itself.
+    ``maps`` are the buffers over the file's own pages: one for each part of the file. A part has several, which may
+    overlap, if it is larger than the largest buffer or is copied to the device. A matrix with a row for each token may
+    lie in several buffers, as ``windows``. All other buffers are allocated: ``sizes`` has their bytes by name, with the
+    ``states`` among them, and ``initial`` makes the first content of some. Raises DeviceError where a single tensor is
+    larger than the largest buffer.
     """
 
     def __init__(self, file: gguf.File, cfg: ModelConfig, states: Mapping[State, int], target: Target) -> None:
@@ -110,7 +110,7 @@ class AddressMap:
             PAGES.name: lambda: np.arange(states[PAGES] // 4, dtype=np.uint32)
         }
         self.maps: list[Map] = []
-        #: The matrices that are larger than a buffer, by name: their rows in several.
+        #: By the name of a matrix that is larger than a buffer: its rows in several.
         self.windows: dict[str, tuple[Weight, ...]] = {}
         self._weights: dict[str, Weight] = {}
         self._regions: dict[str, Region] = {}
@@ -124,7 +124,7 @@ class AddressMap:
             self._add_vector(ROPE_FREQS_LOCAL, cfg.rope_local.frequencies(cfg.n_rot, None))
 
     def weight(self, name: str) -> Weight | None:
-        """The tensor of this name, if there is one."""
+        """The tensor of this name, or None."""
         return self._weights.get(name)
 
     def of_file(self, operand: Operand) -> bool:
@@ -132,7 +132,7 @@ class AddressMap:
         return isinstance(operand, Weight) and operand not in self._computed
 
     def place(self, operand: Operand) -> Region:
-        """Where a weight or a state lies."""
+        """The region of a weight or a state."""
         if isinstance(operand, Weight):
             return self._regions[operand.name]
         assert isinstance(operand, State), operand
@@ -151,7 +151,7 @@ class AddressMap:
                 self._regions[t.name] = Region(name, t.offset - start, t.nbytes)
 
     def _windows_of(self, tensor: gguf.TensorInfo, most: int) -> list[gguf.TensorInfo]:
-        """A tensor; one of those that plans take in windows, and of more than ``most`` bytes, as such.
+        """The tensor itself, or its windows where plans can take them and it has more than ``most`` bytes.
 
         They begin at multiples of WINDOW_ROWS rows, which keeps their bytes as aligned as the tensor's.
         """
@@ -169,11 +169,11 @@ class AddressMap:
         return found
 
     def tensor_of(self, operand: Operand) -> str:
-        """The name of the tensor that an operand is, or is a window of."""
+        """The name of an operand's tensor: a window has another name than the whole."""
         return self._window_names.get(operand.name, operand.name)
 
     def _convert_vectors(self, file: gguf.File) -> None:
-        """Norms, biases and the like as float32, which kernels read them as: some writers keep them in half precision.
+        """Convert norms and biases to float32, as kernels read them: some writers keep them in half precision.
 
         All lie in one buffer, at multiples of ALIGN bytes.
         """
@@ -198,7 +198,7 @@ class AddressMap:
         self.initial[CONVERTED], self.sizes[CONVERTED] = converted, end
 
     def _add_vector(self, name: str, values: NDArray[np.float32]) -> None:
-        """A weight that is computed from the metadata. A tensor of the file with its name is hidden by it."""
+        """Add a weight that is computed from the metadata. It hides a tensor of this name."""
         self.initial[name], self.sizes[name] = lambda: values, values.nbytes
         self._weights[name] = Weight(name, F32, values.shape)
         self._computed.add(self._weights[name])
@@ -206,7 +206,7 @@ class AddressMap:
 
 
 def _shape(tensor: gguf.TensorInfo) -> tuple[int, ...]:
-    """The shape without leading dimensions of 1, with which some writers fill up to four; experts always have three."""
+    """The shape without leading dimensions of 1, which some writers add up to four. Experts keep three."""
     shape, least = tensor.shape, 3 if "_exps." in tensor.name else 1
     while len(shape) > least and shape[0] == 1:
         shape = shape[1:]
@@ -214,7 +214,7 @@ def _shape(tensor: gguf.TensorInfo) -> tuple[int, ...]:
 
 
 def _rope_factors(file: gguf.File, cfg: ModelConfig) -> NDArray[np.float32] | None:
-    """What the file divides rotary frequencies by, if it does: float32 [n_rot / 2]."""
+    """The file's divisors of rotary frequencies, float32 [n_rot / 2], or None."""
     tensor = file.tensors.get("rope_freqs.weight")
     if tensor is None:
         return None
@@ -229,7 +229,7 @@ def _rope_factors(file: gguf.File, cfg: ModelConfig) -> NDArray[np.float32] | No
 def _group(
     tensors: list[gguf.TensorInfo], page: int, wanted: int, max_bytes: int
 ) -> Iterator[tuple[int, list[gguf.TensorInfo]]]:
-    """Runs of tensors (sorted by offset) for buffers of up to ``wanted`` bytes, each with the page where it starts.
+    """Divide tensors (sorted by offset) into runs for buffers of up to ``wanted`` bytes, each with its first page.
 
     A tensor that is larger has a buffer alone, of up to ``max_bytes``.
     """

@@ -1,4 +1,4 @@
-"""The memory that a model needs against what the device can give: known, and refused, before anything is allocated."""
+"""The memory that a model needs and the memory that a device grants, compared before anything is allocated."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ def device_budget(free_bytes: int) -> int:
 
     Raises UsageError where the variable is not a number of bytes.
     """
-    working_set = max(0, free_bytes)
     limit = settings.memory_limit()
-    return working_set if limit is None else min(working_set, limit)
+    return free_bytes if limit is None else min(free_bytes, limit)
+
+
+_COLORS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860")  # of the parts in a notebook
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of everything that one sequence of ``n_ctx`` tokens needs, against ``budget``.
+    """Bytes that one sequence of ``n_ctx`` tokens needs, and the ``budget`` that it has.
 
-    ``weights`` by quant type, mapped from the file; ``kv_page`` is what ``page`` positions take in all caches;
-    ``arena`` by the rows of a plan: the largest that the context needs counts, as plans share it.
+    ``weights``, mapped from the file, are by quant type. ``kv_page`` is the size of a page, ``page`` positions, in all
+    caches together. ``arena`` is by the rows of a plan. Plans share one arena: the largest that a context needs counts.
     """
 
     n_ctx: int
@@ -45,23 +47,27 @@ class MemoryEstimate:
         return -(-self.n_ctx // self.page) * self.kv_page
 
     def arena_of(self, n_ctx: int) -> int:
-        """The arena that steps of up to ``n_ctx`` rows need: the smallest plan that holds them, or the largest."""
+        """Bytes of the arena for a context: of the smallest plan that holds its rows, or of the largest plan."""
         rows = min((r for r in self.arena if r >= n_ctx), default=max(self.arena))
         return max(nbytes for r, nbytes in self.arena.items() if r <= rows)
 
     @property
     def fixed(self) -> int:
-        """What has the same size whatever the context is: everything but the caches and the arena."""
+        """Bytes that do not depend on the context: all but the caches and the arena."""
         return sum(self.weights.values()) + self.recurrent + self.logits + self.other
 
     @property
     def total(self) -> int:
-        """Everything."""
+        """Bytes of everything."""
         return self.fixed + self.arena_of(self.n_ctx) + self.kv
 
     @property
     def largest_context(self) -> int:
-        """The longest context that fits the budget, up to the trained one or that asked for; 0 where none does.
+        """The longest context that fits the budget, up to the trained one or the one asked for; 0 where none fits.
+
+        An example: of a budget of 10 GB, 6 GB are fixed, a plan of 512 rows needs an arena of 100 MB, and a page of 64
+        positions takes 2 MB. The other 3.9 GB have room for 1,950 pages, which are 124,800 tokens. Where a smaller
+        plan, with a smaller arena, allows a longer context than this, that one counts.
 
         Exact where ``arena`` has the plans of all contexts.
         """
@@ -75,6 +81,29 @@ class MemoryEstimate:
         if room < 0 or not self.kv_page:
             return limit if room >= 0 else 0
         return min(limit, room // self.kv_page * self.page)
+
+    def __repr__(self) -> str:
+        return f"<MemoryEstimate: {in_units(self.total)} of {in_units(self.budget)} for a context of {self.n_ctx}>"
+
+    def _repr_html_(self) -> str:
+        """A bar for notebooks: the parts of the total, as shares of it or of the budget where that is more."""
+        parts = {
+            "weights": sum(self.weights.values()),
+            "K/V": self.kv,
+            "recurrent state": self.recurrent,
+            "arena": self.arena_of(self.n_ctx),
+            "logits and others": self.logits + self.other,
+        }
+        whole = max(self.total, self.budget, 1)
+        shown = [(name, n, color) for (name, n), color in zip(parts.items(), _COLORS, strict=True) if n]
+        bar = "".join(
+            f'<span style="display:inline-block;height:1em;width:{n / whole:.2%};background:{color}"></span>'
+            for _, n, color in shown
+        )
+        key = ", ".join(f'<span style="color:{color}">&#9632;</span> {name} {in_units(n)}' for name, n, color in shown)
+        over = "" if self.fits() else ", which is more than the budget"
+        text = f"{in_units(self.total)} of {in_units(self.budget)} for a context of {self.n_ctx} tokens{over}"
+        return f'<div>{text}<div style="border:1px solid;font-size:1em;line-height:1em">{bar}</div>{key}</div>'
 
     def fits(self, sequences: int = 1) -> bool:
         """Whether so many sequences, which share the weights, are within the budget."""

@@ -1,4 +1,4 @@
-"""A model on paper: its configuration, where everything will lie, its plans, and the memory that they need."""
+"""The planner of a model: its configuration, addresses and plans, and the memory that they need."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .lower import Lowering
 from .plan import Plan, record
 from .target import Target
 
-_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,9})\.")  # no more digits than a number of blocks has
+_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,9})\.")  # no more digits than a block's number can have
 PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
-# Positions: sequences within them have plans of their own, which divide fewer keys. So do those short enough to divide
-# none (tuning.DIVIDE_KEYS_ABOVE).
+# Decode plans are made per maximum position: a plan for short sequences splits attention over fewer threadgroups. The
+# position above which a device begins to split (tuning.DIVIDE_KEYS_ABOVE) and the context are maxima too.
 MAX_POSITIONS = (1024, 4096)
-# What a plan ends in: the id of the largest logit of the last row, what sampling needs of that row's logits, or the
-# logits of all rows.
+# The ends of a plan: the id of the last row's largest logit, that row's candidates for sampling, or the logits of all
+# rows.
 OUTPUTS = ("argmax", "candidates", "all")
-LOGITS_ROWS = 64  # rows whose logits are computed at once where all are wanted
+LOGITS_ROWS = 64  # rows of logits that a step computes where all are wanted
 
 
 class Planner:
-    """Makes the plans of a file for a target, and estimates their memory. Allocates none.
+    """Makes the plans of a file for a target, and estimates the memory that they need. Allocates none itself.
 
     Raises GGUFError and UnsupportedModelError for a file that cannot be run, DeviceError for a tensor that is
     larger than the device's largest buffer.
@@ -38,8 +38,8 @@ class Planner:
 
     def __init__(self, file: gguf.File, target: Target, context: int | None = None, kv: str = "f16") -> None:
         self.file = file
-        self._build = models.get(file.require("general.architecture", str))
-        self.config = config.from_file(file, context)
+        self._family = models.get(file.require("general.architecture", str))
+        self.config = config.from_file(file, self._family.traits, context)
         target.check(self.config, file.path)
         states = state_sizes(self.config, target, kv, max(PREFILL_ROWS))
         self.addresses = AddressMap(file, self.config, states, target)
@@ -59,7 +59,7 @@ class Planner:
 
     @property
     def missing(self) -> frozenset[str]:
-        """Kernels that the device cannot make; plans use replacements for them."""
+        """Kernels that this device cannot build. Plans use replacements for them."""
         return self.target.missing
 
     @missing.setter
@@ -73,13 +73,13 @@ class Planner:
         return self.target.ranked_by_host
 
     def max_position(self, n: int) -> int:
-        """The least number of positions, no fewer than ``n``, that there are plans for."""
+        """The smallest maximum position of a plan that covers position ``n``."""
         return next(r for r in self._max_positions if n <= r)
 
     def plan(self, rows: int, output: str = "argmax", max_position: int | None = None) -> Plan:
-        """The plan for steps of up to ``rows`` rows, before position ``max_position``.
+        """The plan for steps of up to ``rows`` rows that end before position ``max_position`` (default: the context).
 
-        ``output``, one of OUTPUTS, is what it ends in.
+        ``output``, one of OUTPUTS, is its end. Plans are kept.
         """
         max_position = max_position or self.config.n_ctx
         key = (rows, output, max_position)
@@ -90,17 +90,20 @@ class Planner:
                 return logits if operand == LOGITS else self.addresses.place(operand)
 
             lowering = replace(self._lowering, max_position=max_position)
-            self._plans[key] = record(self._ops(rows, output), rows, lowering, place)
+            self._plans[key] = record(self._ops(rows, output), rows, lowering, place, self._family.paths)
         return self._plans[key]
 
     def check_memory(self, sequences: int = 1) -> None:
-        """Raise OutOfMemoryError, with the numbers, where so many sequences do not fit the device's memory."""
-        needed = (1, plan_rows(self.config.n_ctx)[-1])  # the other plans tell what would fit, and take time
+        """Raise OutOfMemoryError, with the numbers, if so many sequences do not fit the device's memory."""
+        needed = (
+            1,
+            plan_rows(self.config.n_ctx)[-1],
+        )  # the other plans take time, and only tell which context would fit
         if not self.memory(needed).fits(sequences):
             self.memory().check(sequences)
 
     def memory(self, rows: Iterable[int] = (1, *PREFILL_ROWS)) -> MemoryEstimate:
-        """What a sequence needs in all, with plans of these numbers of rows: the largest that it needs among them."""
+        """Estimate the memory of one sequence, with plans of these numbers of rows."""
         cfg = self.config
         kinds = Counter[str]()
         for state, nbytes in self.addresses.states.items():
@@ -115,7 +118,7 @@ class Planner:
         return MemoryEstimate(
             n_ctx=cfg.n_ctx,
             n_ctx_train=cfg.n_ctx_train,
-            budget=device_budget(self.target.working_set_bytes - self.target.allocated_bytes),
+            budget=device_budget(self.target.free_bytes),
             weights=weights,
             page=self.target.page,
             kv_page=kv // n_pages,
@@ -126,14 +129,18 @@ class Planner:
         )
 
     def _arena_bytes(self, rows: int) -> int:
-        """Of plans of so many rows, whatever their output, which has the arena to itself: all else is done then."""
+        """Bytes of the arena that plans of ``rows`` rows need, whatever their output is.
+
+        The output comes last, when no other value lives. With a large vocabulary and a small model its scratch can
+        need more than all else. So the candidates are planned alone, which takes less time than a second whole plan.
+        """
         ranking = Graph(self.config, self.addresses.weight)
         ranking.candidates()
         candidates = record(ranking.ops, rows, self._lowering, self.addresses.place)
         return max(self.plan(rows).arena_bytes, candidates.arena_bytes)
 
     def kv_read(self) -> int:
-        """Bytes of K/V that the last token of the context reads: all positions, or those in the layer's window."""
+        """Bytes of K/V that the last token of the context reads: in each layer all positions, or its window."""
         n, states = self.config.n_ctx, self.addresses.states
         n_rows = -(-n // self.target.page) * self.target.page
         return sum(
@@ -144,14 +151,14 @@ class Planner:
         )
 
     def _ops(self, rows: int, output: str) -> list[Op]:
-        """The fused operations of a step, kept: plans of every max_position have the same."""
+        """The fused operations of a step. They are kept, since plans of every max_position have the same."""
         if (rows, output) not in self._fused:
             self._fused[rows, output] = fuse(self._graph(rows, output), rows, self.target.fusible)
         return self._fused[rows, output]
 
     def _graph(self, rows: int, output: str) -> list[Op]:
         g = Graph(self.config, self.addresses.weight)
-        x = self._build(g)
+        x = self._family.build(g)
         if rows > 1 and output != "all":
             x = g.last_row(x)
         g.logits(g.rms_norm(x, "output_norm"))
@@ -162,7 +169,7 @@ class Planner:
         return g.ops
 
     def _refuse_unused(self, plan: Plan) -> None:
-        """A tensor that no dispatch reads is part of the model that would be left out: say so, do not guess."""
+        """Raise UnsupportedModelError if no dispatch reads a tensor: a part of the model would be left out."""
         operands = (arg.operand for d in plan.dispatches for arg in d.launch.args)
         used = {self.addresses.tensor_of(operand) for operand in operands if self.addresses.of_file(operand)}
         unused = sorted(name for name in self.file.tensors.keys() - used if not self._may_be_unused(name))
@@ -174,12 +181,12 @@ class Planner:
             )
 
     def _may_be_unused(self, name: str) -> bool:
-        """The engine computes rope_freqs from that tensor; the blocks that draft tokens are not run."""
+        """Whether a plan need not read the tensor: rope_freqs is computed from it, or its block only drafts tokens."""
         block, n_layer = _BLOCK.match(name), self.config.n_layer
         drafts = block is not None and n_layer <= int(block[1]) < n_layer + self.config.n_draft
         return drafts or name == "rope_freqs.weight"
 
 
 def plan_rows(n: int) -> list[int]:
-    """The numbers of rows of the plans that prompts of up to ``n`` tokens need, the smallest first."""
+    """The rows of the plans that prompts of up to ``n`` tokens need, the smallest first."""
     return [1, *(r for below, r in zip((1, *PREFILL_ROWS), PREFILL_ROWS, strict=False) if n > below)]

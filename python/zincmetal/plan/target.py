@@ -1,6 +1,6 @@
-"""Everything that a plan needs to know of a device and of the kernels, as data.
+"""The target of plans: the facts of a device and of the kernels, as data.
 
-:meth:`Target.of` makes it of a compiled core and a device's facts. Nothing else in this room knows either of them.
+:meth:`Target.of` collects them from a compiled core and a device's info. No other module of this room reads either.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ class Target:
     # ---- kernels --------------------------------------------------------------------------------------------
 
     def without(self, kernels: Collection[str]) -> Target:
-        """The same device, without these kernels alone."""
+        """The same target with these kernels missing, and no others."""
         return replace(self, missing=frozenset(kernels))
 
     def has(self, kernel: str) -> bool:
-        """Whether the device can make the kernel, until it has said otherwise."""
+        """Whether the kernel is not known to be missing."""
         return kernel not in self.missing
 
     @property
@@ -110,17 +110,24 @@ class Target:
         return next(filter(self.has, fitting), fitting[0])
 
     def split(self, kernel: str, rows: int, threads: int) -> tuple[str, int, int]:
-        """(name, rows, threads) of a kernel's instance on this backend. The usual ones are given."""
+        """(name, rows, threads) of a kernel on this backend. ``rows`` and ``threads`` are the usual numbers."""
         split = self.splits.get(kernel, USUAL)
         name = kernel if split.rows in (None, rows) else f"{kernel}_r{split.rows}"
         if not self.has(name):
             return kernel, rows, threads
         return name, split.rows or rows, split.threads or threads
 
+    # ---- memory ----------------------------------------------------------------------------------------------
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the device's working set that nothing has taken yet."""
+        return max(0, self.working_set_bytes - self.allocated_bytes)
+
     # ---- limits ---------------------------------------------------------------------------------------------
 
     def check(self, cfg: ModelConfig, path: object) -> None:
-        """Refuse a model with sizes that no kernel takes. ``path`` is its file, for the message.
+        """Refuse a model with sizes that no kernel takes. ``path``, its file, is for the message.
 
         Raises UnsupportedModelError, or GGUFError where a token takes too many experts.
         """

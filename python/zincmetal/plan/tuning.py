@@ -1,4 +1,4 @@
-"""What differs from device to device: how decode kernels divide their work, where it was measured to help.
+"""How decode kernels divide their work on each backend, where a measurement showed that it helps.
 
 ``pytest bench --sweep`` compares the possible splits on a device, in a build with ``ZINCMETAL_SWEEP=ON``.
 """
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of weights per simdgroup (of a mix: per threadgroup) and threads per threadgroup; None: the usual number.
+    """Rows of weights per simdgroup (of a mix: per threadgroup) and threads per threadgroup. None: the usual number.
 
-    The usual numbers stand in kernels/shapes.h. Other ``rows`` need an instance of the kernel, whose name ends in
-    them ("mul_mv_q8_0_r4"): see ROW_VARIANTS in kernels/quant_dot.h. Any ``threads`` that are a multiple of 32 will do.
+    kernels/shapes.h has the usual numbers. Other ``rows`` need an instance of the kernel with the number at the end of
+    its name ("mul_mv_q8_0_r4"): see ROW_VARIANTS in kernels/quant_dot.h. ``threads`` is any multiple of 32.
     """
 
     rows: int | None = None
@@ -26,6 +26,6 @@ USUAL = Split()
 #: By backend (``info["backend"]`` of a device) and by the kernel's usual name.
 SPLITS: Mapping[str, Mapping[str, Split]] = {"metal": {}, "cuda": {}, "cpu": {}}
 
-#: By backend: attention to more keys than this divides them in decode, since the device is wider than a threadgroup for
-#: each head would use. On an H100 256 saves a step at position 512 2% of its time against 1,024.
+#: By backend: decode divides the keys of attention where there are more than this, since one threadgroup for each head
+#: does not fill the device. On an H100 256 saves 2% of a step at position 512 against 1,024.
 DIVIDE_KEYS_ABOVE: Mapping[str, int] = {"metal": 1024, "cuda": 256}

@@ -1,6 +1,6 @@
 """From operations to launches: the only place where kernel names, parameters and grids are formed.
 
-Names, bindings and parameters are those of ``kernels/*.metal`` and ``kernels/params.h``. One module per family of
+``kernels/*.metal`` has the same names and bindings, ``kernels/params.h`` the parameters. One module per family of
 kernels registers a function for each kind of operation.
 """
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from ...errors import UnsupportedModelError
 from ...graph.ops import STEP, Op, Weight
 from ..launch import Arg, Launch, Routed
 from .products import mul_mv
 from .shared import Lowering, all_args, lowers, or_dummy, reading, tiles, writing
+
+MAX_EXPERT_BYTES = 2**32 - 1  # kernels step from one expert to the next by a 32-bit number
 
 
 @lowers("route")
@@ -42,7 +45,7 @@ def products(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     # The second product of one row is mixed at once (experts_mix): no other kernel takes one row of x per slot.
     no_kernel = rows == 1 and (x_div != n_used or not target.has(batched))
     if weight.type.name not in target.expert_types or (matrices == 1 and no_kernel):
-        return [_one_by_one(lowering, op, weight, Routed(n_used, m, k, m * weight.row_bytes, x_div))]
+        return [_one_by_one(lowering, op, weight, Routed(n_used, m, k, _expert_bytes(weight), x_div))]
     operands = (*(Arg(w, "r") for w in op.weights), *reading(op, "x"), *writing(op, "out"))
     if rows == 1:
         params = lowering.params("MoeParams", **_sizes(weight), n_used=n_used)
@@ -87,8 +90,17 @@ def products_and_mix(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 def _sizes(weight: Weight) -> dict[str, int]:
     n_expert, m, k = weight.shape
-    row_bytes = weight.row_bytes
-    return {"k": k, "m": m, "row_bytes": row_bytes, "expert_bytes": m * row_bytes, "n_expert": n_expert}
+    nbytes = {"row_bytes": weight.row_bytes, "expert_bytes": _expert_bytes(weight)}
+    return {"k": k, "m": m, **nbytes, "n_expert": n_expert}
+
+
+def _expert_bytes(weight: Weight) -> int:
+    """Bytes from one expert to the next. Raises UnsupportedModelError where a kernel cannot step so far."""
+    nbytes = weight.shape[1] * weight.row_bytes
+    if nbytes > MAX_EXPERT_BYTES:
+        problem = f"experts of {nbytes} bytes; kernels take up to {MAX_EXPERT_BYTES}"
+        raise UnsupportedModelError(f"tensor {weight.name} has {problem}")
+    return nbytes
 
 
 @lowers("mix")

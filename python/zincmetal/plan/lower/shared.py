@@ -1,4 +1,4 @@
-"""What all kernel families share: the context of lowering, its registry, and how bindings and parameters are made."""
+"""The common parts of lowering: its context, the registry of functions, bindings and parameters."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Lowering:
     def launches(self, op: Op, rows: int) -> list[Launch]:
         """The launches of ``op`` in a step of up to ``rows`` rows.
 
-        Where kernels are missing, others do their work: a more general kernel, or those of the operation's parts.
+        Other kernels do the work of missing ones: a more general kernel, or the kernels of the operation's parts.
         """
         rows = 1 if _only_last(op) else rows
         if not self.target.missing:
@@ -93,7 +93,7 @@ def _only_last(op: Op) -> bool:
 def _separable(op: Op, rows: int) -> bool:
     """Whether the operation can run as its parts.
 
-    A bias or a weight that many rows share is added inside the product alone, so such an op cannot when rows > 1.
+    With many rows a bias can only be added inside the product, and so can a shared expert's weights be applied.
     """
     shared = op.kind == "linear_mix" or (op.kind == "linear_add" and op.get("bias") is not None)
     return bool(op.parts) and (rows == 1 or not shared)
@@ -118,10 +118,10 @@ def all_args(op: Op) -> tuple[Arg, ...]:
 
 
 def or_dummy(operand: Operand | None, dummy: Operand, mode: str = "r") -> Arg:
-    """A binding of an operand, or of ``dummy`` where it was left out: the kernel does not touch that."""
+    """A binding of an operand or, where it was left out, of ``dummy``, which the kernel does not touch."""
     return Arg(operand, mode) if operand else Arg(dummy, mode, unused=True)
 
 
 def tiles(n: int, tile: int) -> int:
-    """The tiles that ``n`` things need."""
+    """The number of tiles that cover ``n``."""
     return -(-n // tile)

@@ -1,0 +1,33 @@
+"""A model family: the builder of its operations, its traits, and the use of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from ..config import Traits
+from ..graph.builder import Graph
+from ..graph.ops import Value
+
+Paths: TypeAlias = tuple[tuple[str, str], ...]
+
+#: (pattern, use) of a dense transformer's tensors. The first pattern that is found in a name counts.
+DENSE: Paths = (
+    ("attn_[qkv]|attn_output|rope_freqs", "attention"),
+    ("ffn_(gate|up|down)", "feed-forward"),
+    ("norm", "norms"),
+    ("output|token_embd", "LM head"),
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family's ``build(g)``, its traits and the use of its tensors.
+
+    ``build`` appends a step's operations to a graph and returns the last block's output [T, n_embd].
+    """
+
+    build: Callable[[Graph], Value]
+    traits: Traits = field(default_factory=Traits)
+    paths: Paths = DENSE

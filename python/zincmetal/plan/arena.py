@@ -1,0 +1,44 @@
+"""The arena: one buffer for all values of a step, which share its bytes where their lifetimes do not meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..graph.ops import Value
+from .launch import Launch
+
+ARENA = "arena"
+ALIGN = 256  # bytes
+
+
+def lay_out(launches: Sequence[Launch], rows: int) -> tuple[dict[str, int], int]:
+    """Offsets of all values by name, and the size of the arena, in bytes.
+
+    A value lives from the launch that writes it to the last one that reads it. The largest values are placed first, and
+    each takes the lowest gap that is free for its lifetime.
+    """
+    lives: dict[str, list[int]] = {}
+    sizes: dict[str, int] = {}
+    for i, launch in enumerate(launches):
+        for arg in launch.args:
+            if isinstance(arg.operand, Value):
+                lives.setdefault(arg.operand.name, [i, i])[1] = i
+                sizes[arg.operand.name] = value_bytes(arg.operand, rows)
+    offsets: dict[str, int] = {}
+    laid: list[set[tuple[int, int]]] = [set() for _ in launches]  # by launch: (start, stop) of each living value
+    for name in sorted(sizes, key=lambda name: (-sizes[name], lives[name][0])):
+        first, last = lives[name]
+        at = 0
+        for start, stop in sorted(set[tuple[int, int]]().union(*laid[first : last + 1])):
+            if at + sizes[name] <= start:
+                break
+            at = max(at, -(-stop // ALIGN) * ALIGN)
+        offsets[name] = at
+        for places in laid[first : last + 1]:
+            places.add((at, at + sizes[name]))
+    return offsets, max((stop for places in laid for _, stop in places), default=0)
+
+
+def value_bytes(value: Value, rows: int) -> int:
+    """Bytes of a value in a step of up to ``rows`` rows."""
+    return 4 * value.width * (1 if value.last else rows)
