@@ -17,10 +17,19 @@ def model_name(file: File, config: ModelConfig) -> str:
     for tensor in file.tensors.values():
         n = prod(tensor.shape)
         total += n
-        active += n * (config.experts.n_used / config.experts.n if config.experts and "_exps." in tensor.name else 1)
+        active += n * _share(tensor.name, file, config)
         types[tensor.type.name] += n
     size = rounded(total) + (f"-A{rounded(active)}" if config.experts else "")
     return f"{config.arch} {size} {types.most_common(1)[0][0].upper()}"
+
+
+def _share(name: str, file: File, config: ModelConfig) -> float:
+    """Return the share of a tensor that a token computes with."""
+    if config.experts and "_exps." in name:
+        return config.experts.n_used / config.experts.n
+    if name == "token_embd.weight" and "output.weight" in file.tensors:
+        return 0.0  # a row of it is looked up
+    return 1.0
 
 
 def rounded(n: float) -> str:
