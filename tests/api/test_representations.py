@@ -49,7 +49,8 @@ def test_a_mixture_is_named_as_its_makers_name_it(tmp_path: Path) -> None:
     ],
 )
 def test_parameters_are_rounded(n: float, shown: str) -> None:
-    assert rounded(n) == shown
+    assert rounded(n, digits=1) == shown
+    assert rounded(2.95e9) == rounded(3.46e9) == "3B"
 
 
 def test_a_result_is_shown_in_a_line() -> None:
