@@ -189,10 +189,13 @@ class Engine:
         """End the step in flight: its token becomes part of the sequence, since a state cannot always be rewound."""
         if self._freed or self._forked:
             return
+        known, settled = len(self.sequence), []
         with suppress(DeviceError):  # the device keeps a failure, and the next step tells it
-            self.sequence.ids += self.steps.settle()
-        if len(self.sequence) != self.steps.length:  # an interrupt came between a step and its record here
-            self.rewind(0)
+            settled = self.steps.settle()
+        if known + len(settled) == self.steps.length:
+            self.sequence.ids += settled
+        else:  # an interrupt came between a step and its record here
+            self.rewind(0 if self.sequence.recurrent else min(known, self.steps.length))
 
     def _forget_states(self, part_of_a_step: bool = False) -> None:
         """After a step that did not end: recurrent states may have moved on, or some of them."""
