@@ -57,8 +57,6 @@ def fuse_glu(ops: list[Op], limits: Limits) -> list[Op]:
     """
 
     def rewrite(op: Op, producer: Producer) -> Fused | None:
-        if op.kind not in ("swiglu", "geglu"):
-            return None
         gate, up = producer(op["gate"]), producer(op["up"])
         if gate is None or up is None or not _same_but_weight(gate, up):
             return None
@@ -67,15 +65,13 @@ def fuse_glu(ops: list[Op], limits: Limits) -> list[Op]:
         operands = {**gate.but("weight"), "gate": gate["weight"], "up": up["weight"], "out": op.out}
         return Fused(f"{gate.kind}_{op.kind}", operands, [gate, up])
 
-    return _rewrite(ops, rewrite)
+    return _rewrite(ops, ("swiglu", "geglu"), rewrite)
 
 
 def fuse_residual(ops: list[Op]) -> list[Op]:
     """add(residual or bias, linear(x)) -> linear_add, and add_shared(residual, linear(x)) -> linear_mix."""
 
     def rewrite(op: Op, producer: Producer) -> Fused | None:
-        if op.kind not in ("add", "add_shared"):
-            return None
         linear = producer(op["b"] if op.kind == "add" else op["y"])
         if linear is None or linear.kind != "linear":
             return None
@@ -84,21 +80,21 @@ def fuse_residual(ops: list[Op]) -> list[Op]:
             return Fused("linear_add", {**operands, "residual": op.get("a"), "bias": op.get("bias")}, [linear])
         return Fused("linear_mix", {**operands, "residual": op["residual"], "weights": op["weights"]}, [linear])
 
-    return _rewrite(ops, rewrite)
+    return _rewrite(ops, ("add", "add_shared"), rewrite)
 
 
 def fuse_norms(ops: list[Op]) -> list[Op]:
     """add(residual, rms_norm(x)) -> rms_norm_add, and with rms_norm of the sum right behind it rms_norm_add_norm."""
 
     def rewrite(op: Op, producer: Producer) -> Fused | None:
-        residual = op.get("a") if op.kind == "add" else None
+        residual = op.get("a")
         norm = producer(op["b"]) if residual else None
         if norm is None or norm.kind != "rms_norm":
             return None
         return Fused("rms_norm_add", {**norm.but("out"), "residual": residual, "sum": op.out}, [norm])
 
     out: list[Op] = []
-    for op in _rewrite(ops, rewrite):
+    for op in _rewrite(ops, ("add",), rewrite):
         before = out[-1] if out else op
         if before.kind == "rms_norm_add" and op.kind == "rms_norm" and op["x"] == before["sum"]:
             operands = {**before.but(), "next_weight": op["weight"], "out": op.out}
@@ -112,19 +108,19 @@ def fuse_mix(ops: list[Op], limits: Limits) -> list[Op]:
     """mix(residual, experts(x)) -> experts_mix, which one row's experts compute in one dispatch."""
 
     def rewrite(op: Op, producer: Producer) -> Fused | None:
-        experts = producer(op["y"]) if op.kind == "mix" else None
+        experts = producer(op["y"])
         if experts is None or experts.kind != "experts" or not _batched(experts, limits):
             return None
         return Fused("experts_mix", {**experts.but(), "residual": op["residual"], "out": op.out}, [experts])
 
-    return _rewrite(ops, rewrite)
+    return _rewrite(ops, ("mix",), rewrite)
 
 
 def fuse_shared(ops: list[Op]) -> list[Op]:
     """experts_mix(linear_mix(residual, shared expert), …) -> one experts_mix of all, where a kernel has both types."""
 
     def rewrite(op: Op, producer: Producer) -> Fused | None:
-        shared = producer(op["residual"]) if op.kind == "experts_mix" else None
+        shared = producer(op["residual"])
         if shared is None or shared.kind != "linear_mix":
             return None
         types = {w.type.name for w in (*op.weights, *shared.weights)}
@@ -133,7 +129,7 @@ def fuse_shared(ops: list[Op]) -> list[Op]:
         of_shared = {"shared_weight": shared["weight"], "shared_x": shared["x"], "residual": shared["residual"]}
         return Fused("experts_mix", {**op.but(), **of_shared}, [shared])
 
-    return _rewrite(ops, rewrite)
+    return _rewrite(ops, ("experts_mix",), rewrite)
 
 
 def fuse_stack(ops: list[Op], limits: Limits) -> list[Op]:
@@ -191,11 +187,14 @@ def _same_but_weight(a: Op, b: Op) -> bool:
     return (w_a.type, w_a.shape, a["x"]) == (w_b.type, w_b.shape, b["x"])
 
 
-def _rewrite(ops: list[Op], rewrite: Callable[[Op, Producer], Fused | None]) -> list[Op]:
-    """Replace each operation for which ``rewrite(op, producer)`` gives a fused one, and drop the superfluous ones.
+def _rewrite(ops: list[Op], kinds: tuple[str, ...], rewrite: Callable[[Op, Producer], Fused | None]) -> list[Op]:
+    """Replace each operation of these kinds for which ``rewrite(op, producer)`` gives a fused one.
 
-    ``producer(value)`` is the operation that wrote a value which nothing else reads, or None.
+    ``producer(value)`` is the operation that wrote a value which nothing else reads, or None. Superfluous operations
+    are dropped.
     """
+    if not any(op.kind in kinds for op in ops):
+        return ops
     uses = Counter(v for op in ops for v in op.reads if isinstance(v, Value))
     wrote = {v: op for op in ops for v in op.writes if isinstance(v, Value)}
 
@@ -204,7 +203,7 @@ def _rewrite(ops: list[Op], rewrite: Callable[[Op, Producer], Fused | None]) -> 
 
     out, gone = [], set[int]()
     for op in ops:
-        fused = rewrite(op, producer)
+        fused = rewrite(op, producer) if op.kind in kinds else None
         if fused is None:
             out.append(op)
             continue

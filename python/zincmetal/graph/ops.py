@@ -220,14 +220,15 @@ class Op:
         """Move the operands of these slots out of ``given``."""
         taken: list[Operand] = []
         for slot in slots:
-            operand = given.pop(slot.name, slot.default)
-            if operand is None and slot.optional:
+            name, shape, types, optional, many, default = slot
+            operand = given.pop(name, default)
+            if operand is None and optional:
                 continue
-            operands = tuple(operand) if slot.many else (operand,)
+            operands = tuple(operand) if many else (operand,)
             for each in operands:
-                if type(each) not in slot.types or not (slot.shape or each.kind == slot.name):
+                if type(each) not in types or not (shape or each.kind == name):
                     raise TypeError(f"{self.kind} takes {slot}, not {each!r}")
-            self._named[slot.name] = operands
+            self._named[name] = operands
             taken += operands
         return tuple(taken)
 

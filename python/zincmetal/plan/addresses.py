@@ -106,6 +106,7 @@ class AddressMap:
     def __init__(self, file: gguf.File, cfg: ModelConfig, states: Mapping[State, int], target: Target) -> None:
         self.states = dict(states)
         self.sizes = {state.name: nbytes for state, nbytes in states.items()}
+        self._state_regions = {state: Region(state.name, 0, nbytes) for state, nbytes in states.items()}
         self.initial: dict[str, Callable[[], NDArray[Any]]] = {
             PAGES.name: lambda: np.arange(states[PAGES] // 4, dtype=np.uint32)
         }
@@ -136,7 +137,7 @@ class AddressMap:
         if isinstance(operand, Weight):
             return self._regions[operand.name]
         assert isinstance(operand, State), operand
-        return Region(operand.name, 0, self.states[operand])
+        return self._state_regions[operand]
 
     def _map_part(self, file: gguf.File, part: int, target: Target) -> None:
         max_bytes, page = target.max_buffer_bytes, target.page_bytes

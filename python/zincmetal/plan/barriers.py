@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .addresses import Region
-from .launch import Dispatch, Launch
+from .launch import Dispatch, Launch, touched
 
 
 def place_barriers(launches: Sequence[Launch], regions: Sequence[tuple[Region, ...]]) -> list[Dispatch]:
     """Each launch with its regions, and a barrier where it conflicts with a launch since the last barrier."""
     out: list[Dispatch] = []
-    since = 0
+    read, written = list[Region](), list[Region]()  # since the last barrier
     for launch, at in zip(launches, regions, strict=True):
-        d = Dispatch(launch, at, barrier=False)
-        if any(conflict(earlier, d) for earlier in out[since:]):
-            d = Dispatch(launch, at, barrier=True)
-            since = len(out)
-        out.append(d)
+        reads, writes = touched(launch, at, "r"), touched(launch, at, "w")
+        barrier = _any_overlap(written, reads) or _any_overlap(read, writes) or _any_overlap(written, writes)
+        if barrier:
+            read, written = [], []
+        read += reads
+        written += writes
+        out.append(Dispatch(launch, at, barrier))
     return out
 
 

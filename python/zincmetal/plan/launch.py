@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..graph.ops import Op, Operand
 from .addresses import Region
 
 
-@dataclass(frozen=True)
-class Arg:
+class Arg(NamedTuple):
     """An operand that a kernel binds; it reads it ("r"), writes it ("w"), or both ("rw").
 
     The binding begins at float ``first`` of the operand's first row. The kernel does not touch an ``unused`` binding,
@@ -67,4 +67,9 @@ class Dispatch:
 
     def touching(self, mode: str) -> list[Region]:
         """The regions that the kernel reads ("r") or writes ("w")."""
-        return [r for r, arg in zip(self.regions, self.launch.args, strict=True) if mode in arg.mode]
+        return touched(self.launch, self.regions, mode)
+
+
+def touched(launch: Launch, regions: tuple[Region, ...], mode: str) -> list[Region]:
+    """The regions, one for each argument, that a launch reads ("r") or writes ("w")."""
+    return [region for region, arg in zip(regions, launch.args, strict=True) if mode in arg.mode]

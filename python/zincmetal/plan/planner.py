@@ -87,7 +87,8 @@ class Planner:
             logits = Region(LOGITS.name, 0, 4 * self.config.n_vocab * (rows if output == "all" else 1))
 
             def place(operand: Operand) -> Region:
-                return logits if operand == LOGITS else self.addresses.place(operand)
+                region = self.addresses.place(operand)
+                return logits if region.buffer == logits.buffer else region
 
             lowering = replace(self._lowering, max_position=max_position)
             self._plans[key] = record(self._ops(rows, output), rows, lowering, place, self._family.paths)

@@ -1,4 +1,4 @@
-"""Rotary embedding into the K/V caches, and attention over them."""
+"""Attention over the K/V caches, by one kernel or divided over the keys."""
 
 from __future__ import annotations
 
@@ -10,27 +10,6 @@ from .shared import Lowering, lowers, or_dummy, reading, tiles, writing
 SPLIT_SIMDGROUPS = 2048
 # Simdgroups of a threadgroup then, at most: the registers of more may not fit.
 SPLIT_GROUP = 8
-
-
-@lowers("rope_kv")
-def rope_kv(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Norms and rotates q and k, and writes k and v to the caches."""
-    cfg = lowering.cfg
-    params = lowering.params(
-        "RopeKvParams",
-        n_head=cfg.n_head,
-        n_head_kv=cfg.n_head_kv,
-        head_dim=cfg.head_dim,
-        q_stride=op.value("q").width // cfg.n_head,
-        n_rot=cfg.n_rot,
-        eps=cfg.norm_eps,
-        magnitude=cfg.rope.magnitude,
-    )
-    name = f"rope_kv_{op.attrs['rope']}_{lowering.kv_type}" + ("_qknorm" if op.get("q_norm") else "")
-    norms = (or_dummy(op.get(norm), op["freqs"]) for norm in ("q_norm", "k_norm"))
-    reads = reading(op, "step", "pages", "q", "k", "v", "freqs")
-    args = (*reads, *norms, *writing(op, "out", "k_cache", "v_cache"))
-    return [Launch(name, params, args, (cfg.n_head + 2 * cfg.n_head_kv, rows, 1), 32, op)]
 
 
 @lowers("attention")

@@ -27,7 +27,7 @@ def _product_of_window(lowering: Lowering, op: Op, window: Weight, first: int, r
     m, k = op.weight("weight").shape
     launch = product(lowering, op.replace(weight=window), 1)
     begins = {op["x"]: row * k, op["out"]: row * m + first}
-    return replace(launch, args=tuple(replace(a, first=begins.get(a.operand, 0)) for a in launch.args))
+    return replace(launch, args=tuple(a._replace(first=begins.get(a.operand, 0)) for a in launch.args))
 
 
 @lowers("linear_add", "linear_mix", "linear_swiglu", "linear_geglu")

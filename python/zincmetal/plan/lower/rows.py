@@ -1,10 +1,10 @@
-"""Row by row: embedding, norms, and elementwise operations."""
+"""Row by row: embedding, norms, elementwise operations, and rotary embedding into the K/V caches."""
 
 from __future__ import annotations
 
 from ...graph.ops import Op
 from ..launch import Launch
-from .shared import Lowering, all_args, lowers, tiles
+from .shared import Lowering, all_args, lowers, or_dummy, reading, tiles, writing
 
 
 @lowers("embed")
@@ -43,3 +43,24 @@ def elementwise(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     params = lowering.params("ElementwiseParams", n=n)
     grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), rows, 1)
     return [Launch(op.kind, params, all_args(op), grid, shapes["ELEMENTWISE_THREADS"], op)]
+
+
+@lowers("rope_kv")
+def rope_kv(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
+    """Norms and rotates q and k, and writes k and v to the caches."""
+    cfg = lowering.cfg
+    params = lowering.params(
+        "RopeKvParams",
+        n_head=cfg.n_head,
+        n_head_kv=cfg.n_head_kv,
+        head_dim=cfg.head_dim,
+        q_stride=op.value("q").width // cfg.n_head,
+        n_rot=cfg.n_rot,
+        eps=cfg.norm_eps,
+        magnitude=cfg.rope.magnitude,
+    )
+    name = f"rope_kv_{op.attrs['rope']}_{lowering.kv_type}" + ("_qknorm" if op.get("q_norm") else "")
+    norms = (or_dummy(op.get(norm), op["freqs"]) for norm in ("q_norm", "k_norm"))
+    reads = reading(op, "step", "pages", "q", "k", "v", "freqs")
+    args = (*reads, *norms, *writing(op, "out", "k_cache", "v_cache"))
+    return [Launch(name, params, args, (cfg.n_head + 2 * cfg.n_head_kv, rows, 1), 32, op)]

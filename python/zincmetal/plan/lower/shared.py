@@ -104,17 +104,17 @@ def _separable(op: Op, rows: int) -> bool:
 
 def reading(op: Op, *names: str) -> tuple[Arg, ...]:
     """Bindings that read the operands of these names."""
-    return tuple(Arg(op[name], "r") for name in names)
+    return tuple([Arg(op[name], "r") for name in names])
 
 
 def writing(op: Op, *names: str) -> tuple[Arg, ...]:
     """Bindings that write the operands of these names."""
-    return tuple(Arg(op[name], "w") for name in names)
+    return tuple([Arg(op[name], "w") for name in names])
 
 
 def all_args(op: Op) -> tuple[Arg, ...]:
     """Bindings of everything that the operation reads, then of everything that it writes."""
-    return (*(Arg(r, "r") for r in op.reads), *(Arg(w, "w") for w in op.writes))
+    return (*[Arg(r, "r") for r in op.reads], *[Arg(w, "w") for w in op.writes])
 
 
 def or_dummy(operand: Operand | None, dummy: Operand, mode: str = "r") -> Arg:
