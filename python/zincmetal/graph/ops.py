@@ -67,7 +67,7 @@ OPS: Mapping[str, Form] = {
     "linear": Form("step weight[m,k] x[T,k]", "out[T,m]", "mul_mv_ mul_mm_"),  # mv: one row; mm: many
     "swiglu": Form("step gate[T,n] up[T,n]", "out[T,n]", "swiglu"),
     "geglu": Form("step gate[T,n] up[T,n]", "out[T,n]", "geglu"),
-    "add": Form("step a?[T,n] bias?[n] b[T,n]", "out[T,n]", "add"),
+    "add": Form("step a?[T,n] bias?[n] b[T,n]", "out[T,n]", "add"),  # one of a and bias
     "take_last_row": Form("step x[T,n]", "out[1,n]", "take_last_row"),
     "rope_kv": Form(
         # q may hold [q | gate] for each head: then it is twice as wide
@@ -189,11 +189,8 @@ class Op:
         self._named: dict[str, tuple[Operand, ...]] = {}
         self.reads, self.writes = self._take(signature.reads, given), self._take(signature.writes, given)
         if given.keys() != signature.attrs.keys():
-            missing = [name for name in signature.attrs if name not in given]
-            wrong = (
-                f"needs {missing[0]}" if missing else f"takes no {next(n for n in given if n not in signature.attrs)}"
-            )
-            raise TypeError(f"{kind} {wrong}")
+            missing, unknown = signature.attrs.keys() - given, given.keys() - signature.attrs
+            raise TypeError(f"{kind} " + (f"needs {min(missing)}" if missing else f"takes no {min(unknown)}"))
         self.attrs: Mapping[str, Any] = given
 
     def _take(self, slots: tuple[Slot, ...], given: dict[str, Any]) -> tuple[Operand, ...]:
