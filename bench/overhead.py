@@ -17,10 +17,10 @@ import json
 import time
 from collections.abc import Callable
 from statistics import median, quantiles
-from types import ModuleType
 from typing import Any, cast
 
 import zincmetal
+from zincmetal.device.core import Core
 from zincmetal.hub import demo_model
 
 PROMPT = "Once upon a time there was"
@@ -62,7 +62,7 @@ def timed(model: zincmetal.Model, run: Callable[[], None]) -> tuple[float, float
     model.reset()
     engine = model.engine
     core, steps = engine.core, TimedCore(engine.core)
-    engine.core = cast(ModuleType, steps)
+    engine.core = cast(Core, steps)
     run()
     engine.core = core
     wall = (steps.returned[-1] - steps.returned[0]) / (len(steps.returned) - 1)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from zincmetal.check.inputs import random_weights
 from zincmetal.device import backend
 from zincmetal.device.buffers import bound, step_record
+from zincmetal.device.core import BoundDispatch
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 from zincmetal.graph.ops import STEP, Op, Operand, Route, State, Value, Weight
@@ -236,7 +237,7 @@ class Loaded:
         i = [w.name for w in self.product.weights].index(name)
         return Region("weights", int(copy) * sum(self._sizes) + sum(self._sizes[:i]), self._sizes[i])
 
-    def ready(self, made: Plan) -> list[Any]:
+    def ready(self, made: Plan) -> list[BoundDispatch]:
         """Makes the dispatches of a plan ready, with their activations."""
         arena = self.lab.device.alloc(made.arena_bytes)
         image = np.zeros(made.arena_bytes, np.uint8)

@@ -121,7 +121,7 @@ def in_force() -> dict[str, str]:
 
 @contextmanager
 def override(variable: Variable, value: str) -> Iterator[None]:
-    """Set a variable for a while, then put back what was there."""
+    """Set a variable for a while, then put the old value back."""
     before = os.environ.get(variable.name)
     os.environ[variable.name] = value
     try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import synthetic
 import zincmetal
-from support.paths import DATA
 from support.reference_models import reference_models
 from zincmetal import gguf, models
 from zincmetal.api.naming import model_name, rounded
@@ -28,17 +29,11 @@ def test_a_model_says_what_it_is_on_which_device() -> None:
     assert "context 64" in repr(model)
 
 
-def test_the_name_of_a_mixture_has_the_parameters_of_a_token() -> None:
-    with gguf.open(DATA / "qwen3moe-q4_k_m.gguf") as file:
-        cfg = models.configure(file)
-        arch, size, _ = model_name(file, cfg).split()
-        experts = {t.name: t for t in file.tensors.values() if "_exps" in t.name}
-    assert arch == "qwen3moe"
-    total = sum(int(t.nbytes // t.type.block_bytes * t.type.block_size) for t in file.tensors.values())
-    unused = sum(int(t.nbytes // t.type.block_bytes * t.type.block_size) for t in experts.values())
-    assert cfg.experts is not None
-    active = total - unused * (1 - cfg.experts.n_used / cfg.experts.n)
-    assert size == f"{rounded(total)}-A{rounded(active)}"
+def test_a_mixture_is_named_as_its_makers_name_it(tmp_path: Path) -> None:
+    """With the parameters that a token computes with: Qwen3.6-35B-A3B, a file of the full size without weights."""
+    synthetic.write(tmp_path / "whole.gguf", synthetic.Sizes(), empty=True)
+    with gguf.open(tmp_path / "whole.gguf") as file:
+        assert model_name(file, models.configure(file)) == "qwen35moe 35B-A3B Q4_K"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +49,8 @@ def test_the_name_of_a_mixture_has_the_parameters_of_a_token() -> None:
     ],
 )
 def test_parameters_are_rounded(n: float, shown: str) -> None:
-    assert rounded(n) == shown
+    assert rounded(n, digits=1) == shown
+    assert rounded(2.95e9) == rounded(3.46e9) == "3B"
 
 
 def test_a_result_is_shown_in_a_line() -> None:

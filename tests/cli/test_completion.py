@@ -13,7 +13,7 @@ from zincmetal.cli.completion import command_line
 from zincmetal.cli.main import COMMANDS, main
 
 SHELLS = ("bash", "zsh", "fish")
-#: What is typed, and the words that come next.
+#: The words typed so far, and the words that may follow.
 CASES = {
     "": [c.name for c in COMMANDS],
     "pl": ["plan"],

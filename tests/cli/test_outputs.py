@@ -18,13 +18,21 @@ COMMANDS = {
     "gguf": (MODEL,),
     "plan": (MODEL, "--device", "cpu"),
     "check": (MODEL, "--device", "cpu", "--only", "device*"),
+    "info": (),
+    "completion": ("bash",),
 }
+DOORS = ("gguf", "plan", "check")
 full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+
+
+def program(name: str) -> list[str]:
+    """The words of a command: of its old door, where it has one."""
+    return [sys.executable, "-m", f"zincmetal.{name}"] if name in DOORS else [sys.executable, "-m", "zincmetal", name]
 
 
 def run(name: str, *more: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
     """Runs a command with its standard streams as ``shell`` redirects them."""
-    words = [sys.executable, "-m", f"zincmetal.{name}", *COMMANDS[name], *more]
+    words = [*program(name), *COMMANDS[name], *more]
     return subprocess.run(
         ["sh", "-c", f'"$@" {shell}', "sh", *words],
         capture_output=True,
@@ -46,7 +54,7 @@ def test_a_full_disk_is_said_in_a_line(name):
 def test_a_reader_that_is_gone(name):
     read, write = os.pipe()
     os.close(read)
-    words = [sys.executable, "-m", f"zincmetal.{name}", *COMMANDS[name]]
+    words = [*program(name), *COMMANDS[name]]
     done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, timeout=120)
     os.close(write)
     assert done.returncode == (1 if name == "check" else 0)  # a check whose output was not read to the end did not pass
@@ -90,3 +98,9 @@ def test_what_json_has_no_word_for():
     assert json.loads(as_json(value)) == {"a": [None, 1.5], "b": [None, True], "c": "\ud800é"}
     as_json(value).encode("utf-8")
     as_json(value, ascii_only=True).encode("ascii")
+
+
+def test_a_pattern_that_chooses_no_check_does_not_pass():
+    done = run("check", "--only", "kernel/no_such*")
+    assert done.returncode == 1
+    assert done.stderr == b"zincmetal: no check is called 'kernel/no_such*'; with -v every check has a line\n"

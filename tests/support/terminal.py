@@ -78,7 +78,7 @@ class Terminal:
         return self.process.wait(PATIENCE)
 
     def _read(self, deadline: float) -> bool:
-        """Take in what is shown; False at the end, or after the deadline."""
+        """Read more of the screen; False at the end, or after the deadline."""
         if not select.select([self._ours], [], [], max(deadline - time.monotonic(), 0))[0]:
             return False
         try:

@@ -55,7 +55,7 @@ class Request:
 
 
 def sampling_params(call: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> SamplingParams:
-    """The options of a ``call``; ``defaults`` where none of them says how to choose. Raises UsageError."""
+    """Check the options of a ``call``; ``defaults`` where none of them says how to choose. Raises UsageError."""
     refuse_unknown(call, options, SAMPLING)
     given = {name: value for name, value in options.items() if value is not None}
     if defaults and not given.keys() - set(BESIDE):
@@ -64,7 +64,7 @@ def sampling_params(call: str, options: Mapping[str, Any], defaults: Mapping[str
 
 
 def refuse_unknown(call: str, given: Iterable[str], known: Iterable[str], why: str = "is no option of it") -> None:
-    """Raises UsageError that names the first keyword that is not known, and one that is like it."""
+    """Raise UsageError that names the first unknown keyword, and a known one like it."""
     known = sorted(known)
     for name in given:
         if name not in known:
@@ -73,7 +73,7 @@ def refuse_unknown(call: str, given: Iterable[str], known: Iterable[str], why: s
 
 
 def stream(engine: Engine, text: ModelText, turn: Turn, asked: Request) -> Generator[Chunk, None, PromptRead]:
-    """A chunk per token; returns the cost of reading the prompt."""
+    """Yield a chunk per token; return the cost of reading the prompt."""
     with typed_errors, turn:
         tokenizer = text.id_tokenizer
         params = _forbidding(asked.params, [t for t in tokenizer.suppressed if t < engine.config.n_vocab])

@@ -119,7 +119,7 @@ class Model:
         progress: Progress | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Result:
-        """The model's continuation of a prompt (text or ids). Options as :meth:`stream_generate`."""
+        """Continue a prompt (text or ids). Options as :meth:`stream_generate`."""
         params = self._params("generate", sampling)
         ids = self.text.prompt_ids(prompt, parse_special)
         return collect(self._stream(ids, max_tokens, stop, hide_special, progress, params, sys._getframe()))
@@ -164,7 +164,7 @@ class Model:
         progress: Progress | None = None,
         **options: Any,
     ) -> Result:
-        """The model's answer to messages [{"role": …, "content": …}, …]. Options as :meth:`stream_chat`."""
+        """Answer messages [{"role": …, "content": …}, …]. Options as :meth:`stream_chat`."""
         params, variables = self._chat_options(options)
         ids = self.text.chat_ids(messages, tools, documents, add_generation_prompt, continue_final_message, variables)
         return collect(self._stream(ids, max_tokens, stop, hide_special, progress, params, sys._getframe()))
@@ -198,7 +198,7 @@ class Model:
         return self._stream(ids, max_tokens, stop, hide_special, progress, params)
 
     def _chat_options(self, options: Mapping[str, Any]) -> tuple[SamplingParams, dict[str, Any]]:
-        """The sampling of a chat, and the variables of its template, out of the other options."""
+        """Sort other options: the sampling of a chat, and the variables of its template."""
         sampling = {name: options[name] for name in options if name in SAMPLING}
         variables = {name: value for name, value in options.items() if name not in SAMPLING and value is not None}
         return self._params("chat", sampling, self.chat_sampling), variables
@@ -220,7 +220,7 @@ class Model:
         params: SamplingParams,
         driver: FrameType | None = None,
     ) -> Stream:
-        """A stream of these ids; ``driver`` is the call that takes all of it."""
+        """Return a stream of these ids; ``driver`` is the call that takes all of it."""
         note = "0: only read the prompt, -1: until the context is full"
         asked = Request(
             ids,
@@ -240,7 +240,7 @@ class Model:
 
     @typed_errors
     def logits(self, ids: str | Sequence[int]) -> NDArray[np.float32]:
-        """The logits after every position of a prompt: float32 [tokens, vocab], from an empty sequence."""
+        """Return the logits after every position of a prompt: float32 [tokens, vocab], from an empty sequence."""
         return self.engine.logits(self.text.prompt_ids(ids))
 
     def reset(self) -> None:
@@ -248,7 +248,7 @@ class Model:
         self.engine.reset()
 
     def save(self) -> Snapshot:
-        """A copy of the sequence and its state in host memory, for :meth:`restore`."""
+        """Copy the sequence and its state to host memory, for :meth:`restore`."""
         return self.engine.save()
 
     def restore(self, saved: Snapshot) -> None:
@@ -267,11 +267,11 @@ class Model:
         return Model(self.engine.fork(), self.text)
 
     def plan(self, rows: int, output: str = "argmax") -> Plan:
-        """The recorded plan for steps of up to ``rows`` tokens; 1 is decode. ``output`` is one of OUTPUTS."""
+        """Return the recorded plan for steps of up to ``rows`` tokens; 1 is decode. ``output`` is one of OUTPUTS."""
         return self.engine.plan(rows, output)
 
     def profile(self) -> dict[str, Any]:
-        """The cost of running so far, see :meth:`zincmetal.engine.engine.Engine.profile`."""
+        """Return the cost of running so far, see :meth:`zincmetal.engine.engine.Engine.profile`."""
         return self.engine.profile()
 
     @property

@@ -35,7 +35,7 @@ class Result:
         return f"<Result {quote(self.text, 60)}: {self._figures()}>"
 
     def _repr_html_(self) -> str:
-        """The text with its line breaks, and a line of figures, for a notebook."""
+        """Return the text with its line breaks, and a line of figures, for a notebook."""
         return (
             f'<div style="white-space: pre-wrap">{html.escape(self.text)}</div>'
             f'<div style="color: gray; font-size: smaller">{html.escape(self._figures())}</div>'
@@ -85,7 +85,7 @@ def collect(chunks: Generator[Chunk, None, PromptRead], show: Callable[[Chunk], 
 
 
 def result_of(made: Sequence[Chunk], prompt: PromptRead) -> Result:
-    """The result that chunks make up."""
+    """Return the result that chunks make up."""
     last = made[-1] if made else None
     return Result(
         text="".join(c.text for c in made),
@@ -101,6 +101,6 @@ def result_of(made: Sequence[Chunk], prompt: PromptRead) -> Result:
 
 
 def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
+    """Return the largest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes

@@ -81,7 +81,7 @@ class ModelText:
             raise
 
     def prompt_ids(self, prompt: str | Sequence[int], parse_special: bool | None = False) -> list[int]:
-        """The ids of a prompt, which is text or ids. Raises UsageError for anything else."""
+        """Return the ids of a prompt, which is text or ids. Raises UsageError for anything else."""
         special = arguments.flag("parse_special", parse_special, False)
         if isinstance(prompt, str):
             return self.tokenizer.prompt(prompt, special)
@@ -99,7 +99,7 @@ class ModelText:
         continue_final_message: bool | None,
         variables: Mapping[str, Any],
     ) -> list[int]:
-        """The ids of a conversation, by the chat template with these ``variables``.
+        """Make the ids of a conversation, by the chat template with these ``variables``.
 
         Raises UsageError for a variable that the template does not read.
         """

@@ -160,7 +160,7 @@ def _products(target: Target, scene: MakeScene, qtype: QuantType) -> Iterator[Sc
 
 
 def _choice(n: int, n_used: int) -> tuple[Route, Op]:
-    """A routing among ``n`` experts and the operation that makes it."""
+    """Make a routing among ``n`` experts, and the operation that computes it."""
     route = Route(
         Value("expert_ids", n_used),
         Value("expert_weights", n_used + 1),
@@ -288,7 +288,7 @@ def _config(
     experts: Experts | None = None,
     ssm: Ssm | None = None,
 ) -> ModelConfig:
-    """A model of one layer with 4 query heads and 2 key heads."""
+    """Make the configuration of a model of one layer, with 4 query heads and 2 key heads."""
     return ModelConfig(
         arch="check",
         n_layer=1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .. import watchdog
+from ..settings import DRIVER_TIMEOUT
 
 SECONDS = 20.0  # the longest that a program may take
 
@@ -30,7 +29,7 @@ def facts(file: str | None = None, ask: Ask | None = None) -> dict[str, str]:
         answers = dict(zip(_COMMANDS, pool.map(ask, _COMMANDS), strict=True))
     found = {name: _first(pattern, answers[command]) for name, (command, pattern) in _FACTS.items()}
     found["display attached"] = _yes_no(answers[_DISPLAYS], "IOMobileFramebuffer")
-    found[watchdog.VARIABLE] = os.environ.get(watchdog.VARIABLE, "not set")
+    found[DRIVER_TIMEOUT.name] = DRIVER_TIMEOUT.value or "not set"
     if file:
         found["file system of the model"] = _file_system(file, answers[_MOUNTS])
     return {name: value for name, value in found.items() if value}
@@ -74,7 +73,7 @@ def _yes_no(text: str, word: str) -> str:
 
 
 def _file_system(file: str, mounts: str) -> str:
-    """Return the type of the mount that holds the file (the longest path wins), as `mount` prints it: apfs, smbfs …"""
+    """Return the type of the mount that holds the file (the longest path wins), such as apfs or smbfs."""
     path, best, kind = Path(file).resolve(), -1, ""
     for place, options in re.findall(r" on (.+) \(([^)]*)\)", mounts):
         if path.is_relative_to(place) and len(place) > best:

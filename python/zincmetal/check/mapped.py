@@ -19,7 +19,7 @@ from ..plan.launch import Launch
 from ..plan.lower import Lowering
 from ..plan.target import Target
 from .results import FAIL, PASS, Outcome
-from .timing import _CFG as CFG
+from .timing import CFG
 
 if TYPE_CHECKING:
     from .. import _core

@@ -27,7 +27,7 @@ class Result:
 
     @property
     def group(self) -> str:
-        """The group of checks: "pipeline", "kernel", …"""
+        """The group of checks, such as "pipeline" or "kernel"."""
         return self.name.partition("/")[0]
 
     @property

@@ -81,8 +81,8 @@ class _Bench:
     def __init__(self, core: Core, device: _core.Device, shape: Shape, size: int, copies: int) -> None:
         self._device, self._copies = device, copies
         target = Target.of(core, device.info)
-        self._launches = Lowering(target, _CFG, "f16").launches(shape.op(size), shape.rows)
-        sizes = state_sizes(_CFG, target, "f16", shape.rows)
+        self._launches = Lowering(target, CFG, "f16").launches(shape.op(size), shape.rows)
+        sizes = state_sizes(CFG, target, "f16", shape.rows)
         self._buffers: dict[str, tuple[_core.Buffer, int]] = {}  # and the bytes of one copy
         for operand in {arg.operand for launch in self._launches for arg in launch.args}:
             nbytes = _nbytes(operand, shape.rows, sizes)
@@ -136,7 +136,7 @@ def _work(shape: Shape, size: int) -> int:
         return sum(2 * shape.rows * w.shape[0] * w.shape[1] for w in weights)
     if weights:
         return sum(w.type.nbytes(w.shape) for w in weights)
-    return 2 * size * _CFG.n_head_kv * _CFG.head_dim * 2  # keys and values in f16
+    return 2 * size * CFG.n_head_kv * CFG.head_dim * 2  # keys and values in f16
 
 
 def _product(qtype: str, k: int) -> Callable[[int], Op]:
@@ -152,12 +152,12 @@ def _gate_and_up(m: int) -> Op:
 
 
 def _attention(n_keys: int) -> Op:
-    q = Value("q", _CFG.n_head * _CFG.head_dim)
+    q = Value("q", CFG.n_head * CFG.head_dim)
     caches = {kind: State(kind, 0) for kind in KV_CACHES}
-    return Op("attention", q=q, **caches, out=replace(q, name="y"), scale=_CFG.attention_scale, window=0)
+    return Op("attention", q=q, **caches, out=replace(q, name="y"), scale=CFG.attention_scale, window=0)
 
 
-_CFG = ModelConfig(
+CFG = ModelConfig(
     arch="check",
     n_layer=1,
     n_embd=2048,

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
@@ -40,7 +39,6 @@ Event: TypeAlias = dict[str, Any]
 def main() -> None:
     """Run the checks of a request: {"device", "file", "only", "long", "soak", "capture", "done"}."""
     request = json.load(sys.stdin)
-    logging.getLogger("zincmetal.device").addHandler(logging.NullHandler())  # the results name missing kernels
     for event in events(request):
         print(json.dumps(event), flush=True)
 

@@ -6,14 +6,17 @@ import argparse
 import difflib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import UsageError, quote
 
+if TYPE_CHECKING:
+    from argparse import _ArgumentGroup as Group
+
 KV_TYPES = ("f16", "f32", "q8_0")
 LONGEST_ERROR = 240  # characters: a wrong argument may be of any length
-Group = argparse._ArgumentGroup
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,6 +26,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
+
+    @property
+    def actions(self) -> Sequence[argparse.Action]:
+        """All arguments of the parser."""
+        return self._actions
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse all arguments; an unknown one is an error of this subcommand, not of the whole command."""

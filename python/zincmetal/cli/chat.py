@@ -46,7 +46,7 @@ FULL = "/reset forgets the conversation, /save FILE keeps it; for a larger conte
 
 
 def add_arguments(p: Parser) -> None:
-    """The options."""
+    """Add the options of ``chat``."""
     add_model(p)
     p.add_argument(
         "-n",

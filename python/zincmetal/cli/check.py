@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,7 +19,7 @@ from ..hub import demo_model
 from . import check_report as report
 from .arguments import Parser, add_device, add_model, named_model, positive, seconds
 from .command import Command
-from .output import as_json, print_json, say
+from .output import as_json, complain, print_json, say
 from .progress import bar
 
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None, worker: Sequence[str] = runner.WORKE
 
 
 def add_arguments(p: Parser) -> None:
-    """The options."""
+    """Add the options of ``check``."""
     add_model(p)
     add_device(p, threads=False)
     p.add_argument("--json", metavar="FILE", help="write everything to a file, to attach to a report (-: print it)")
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace, worker: Sequence[str] = runner.WORKER) -> int:
     request = {"device": args.device, "file": file, "only": args.only, "long": args.long, "soak": args.soak}
     request["capture"] = args.capture
     if args.json not in (None, "-"):
-        _write(args.json, "")  # what cannot be written is said before the work
+        _write(args.json, "")  # a file that cannot be written is said before the work
     out = sys.stderr if args.json == "-" else sys.stdout
     results = [report.host(file)]
     _say(report.line(results[0]), out)
@@ -69,11 +70,19 @@ def run(args: argparse.Namespace, worker: Sequence[str] = runner.WORKER) -> int:
         if args.json:
             _write(args.json, as_json(report.as_json(results), indent=1) + "\n")
         _say("\n".join(lines), out)
-    return 1 if counts[FAIL] else 0
+    return 1 if counts[FAIL] or _unmatched(args.only, results) else 0
+
+
+def _unmatched(patterns: Sequence[str], results: Sequence[Result]) -> bool:
+    """Whether a pattern chose no check, which is said: a misspelt one must not pass."""
+    unmatched = [p for p in patterns if not any(fnmatch(r.name, p) for r in results)]
+    for pattern in unmatched:
+        complain(f"no check is called {quote(pattern)}; with -v every check has a line")
+    return bool(unmatched)
 
 
 def _say(text: str, out: TextIO) -> None:
-    """Print to where people read: beside JSON that is standard error, which may be closed."""
+    """Print for people: on standard error beside JSON, else on standard output."""
     if out is sys.stderr:
         say(text)
     else:
@@ -81,7 +90,7 @@ def _say(text: str, out: TextIO) -> None:
 
 
 def _write(path: str, text: str) -> None:
-    """Write a file. Raises UsageError where that cannot be done."""
+    """Write a file. Raises UsageError if it cannot be written."""
     try:
         Path(path).write_text(text, "utf-8", errors="backslashreplace")
     except (OSError, ValueError) as error:
@@ -130,7 +139,7 @@ def ways(results: Sequence[Result], validate: bool) -> Iterator[Way]:
 
 
 def _model(args: argparse.Namespace) -> str | None:
-    """The file that the arguments name, else the demo model, if there is one. Raises UsageError for no file."""
+    """Choose the file that the arguments name, else the demo model if it is installed. Raises UsageError."""
     if named := named_model(args):
         if not named.is_file():
             raise UsageError(f"there is no file {quote(str(named))}")

@@ -46,7 +46,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def lines(results: Sequence[Result], verbose: bool) -> Iterator[str]:
-    """The table: every check with ``verbose``; else one line for the kernels of a family that passed."""
+    """Make the table. Without ``verbose`` the kernels of a family that passed share a line."""
     families: dict[tuple[str, str], list[Result]] = {}
     for r in results:
         families.setdefault((r.group, r.subject if verbose else _family(r)), []).append(r)
@@ -58,18 +58,18 @@ def lines(results: Sequence[Result], verbose: bool) -> Iterator[str]:
 
 
 def line(result: Result) -> str:
-    """A check as a line, or more where a compiler said more."""
+    """Write a check as a line; the words of a compiler may add lines."""
     return _row(result.outcome.status, result.group, result.subject, result.outcome.message)
 
 
 def summary(results: Iterable[Result]) -> dict[str, int]:
-    """How many checks ended how."""
+    """Count the checks by status."""
     counts = Counter(r.outcome.status for r in results)
     return {status: counts[status] for status in (PASS, WARN, FAIL)}
 
 
 def as_json(results: Sequence[Result]) -> dict[str, Any]:
-    """For ``--json``: what to attach to a report. The keys stay as they are from version to version."""
+    """Make the object for ``--json``. Its keys stay as they are from version to version."""
     about = {r.name: dict(r.outcome.figures) for r in results if r.name in ("host", "device")}
     checks = [
         {
@@ -121,4 +121,4 @@ def _together(passed: Sequence[Result]) -> str:
         seconds = [r.outcome.figures["seconds"] for r in passed]
         took = f"{sum(seconds):.2f} s, the slowest {max(seconds):.2f} s"
         return f"{len(passed)} kernels build, and take the threads that plans launch; {took}"
-    return f"error up to {max(r.outcome.figures['error'] for r in passed):.2f} of what is allowed"
+    return f"error up to {max(r.outcome.figures['error'] for r in passed):.2f} of the allowed one"

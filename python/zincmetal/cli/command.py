@@ -15,7 +15,7 @@ from .output import FAILED, command
 class Command:
     """One subcommand of ``zincmetal``.
 
-    ``examples`` are pairs: the words after "zincmetal", and what they do. ``reader_gone`` is the exit status where the
+    ``examples`` are pairs: the words after "zincmetal", and their meaning. ``reader_gone`` is the exit status if the
     reader of standard output goes away.
     """
 
@@ -59,6 +59,6 @@ def start(parser: Parser, argv: Sequence[str] | None) -> int:
 
 
 def examples(pairs: Sequence[tuple[str, str]]) -> str:
-    """The last lines of a help text: command lines, each with what it does."""
+    """Make the last lines of a help text: command lines, each below its meaning."""
     lines = [line for words, does in pairs for line in (f"  # {does}", f"  zincmetal {words}")]
     return "\n".join(["examples:", *lines])

@@ -33,7 +33,7 @@ class Words:
 
 
 def add_arguments(p: Parser) -> None:
-    """The argument."""
+    """Add the argument of ``completion``."""
     p.add_argument("shell", choices=tuple(SCRIPTS), help="the shell that the script is for")
 
 
@@ -50,8 +50,8 @@ def command_line() -> list[Words]:
     found = []
     for c in COMMANDS:
         parser = c.prepare(Parser(c.name, c.summary))
-        options = [_option(a) for a in parser._actions if a.option_strings]
-        places = [v for a in parser._actions if not a.option_strings for v in a.choices or ()]
+        options = [_option(a) for a in parser.actions if a.option_strings]
+        places = [v for a in parser.actions if not a.option_strings for v in a.choices or ()]
         found.append(Words(c.name, c.summary, tuple(options), tuple(places)))
     return found
 

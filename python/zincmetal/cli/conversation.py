@@ -36,14 +36,14 @@ class Conversation:
     def save(self, name: str) -> Path:
         """Write the messages to a file, as a JSON list; without a name to the file of before.
 
-        Raises UsageError where that cannot be done, and for a file that is not this conversation's.
+        Raises UsageError if the file cannot be written, or exists and is not this conversation's.
         """
         path = Path(name).expanduser() if name else self._file
         if path is None:
             raise UsageError("/save needs the name of a file")
         if path != self._file and path.exists():
             raise UsageError(f"{path} exists already: choose another name, or /load it first")
-        beside = path.with_name(f".{path.name}.part")  # a full disk leaves what was there
+        beside = path.with_name(f".{path.name}.part")  # a full disk leaves the old file
         try:
             beside.write_text(json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n", "utf-8")
             os.replace(beside, path)
@@ -53,7 +53,7 @@ class Conversation:
         return path
 
     def load(self, name: str) -> None:
-        """Take the messages of a file in the place of these. Raises UsageError where it holds none."""
+        """Replace the messages by those of a file. Raises UsageError if the file holds none."""
         if not name:
             raise UsageError("/load needs the name of a file")
         path = Path(name).expanduser()

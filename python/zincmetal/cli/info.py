@@ -21,7 +21,7 @@ LIBRARIES = ("numpy", "tokenizers", "jinja2", "tqdm")
 
 
 def add_arguments(p: Parser) -> None:
-    """The options."""
+    """Add the options of ``info``."""
     p.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def facts() -> dict[str, Any]:
-    """All facts; the keys stay as they are from version to version."""
+    """Collect all facts. The keys stay as they are from version to version."""
     from ..device import backend
 
     return {
@@ -144,11 +144,12 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _environment(variables: Mapping[str, str]) -> Iterator[str]:
+    """The variables that are set; zincmetal marks the one that it has set by a variable of its own."""
     ours = settings.RELAXED.name in variables
-    for name, text in variables.items():
-        if name != settings.RELAXED.name:
-            by = " (set by zincmetal)" if ours and name == settings.DRIVER_TIMEOUT.name else ""
-            yield f"{name}={text}{by}"
+    for v in settings.ALL:
+        if v.name in variables and not v.own:
+            by = " (set by zincmetal)" if ours and v is settings.DRIVER_TIMEOUT else ""
+            yield f"{v.name}={variables[v.name]}{by}"
 
 
 def _device_words(facts: Mapping[str, Any]) -> str:

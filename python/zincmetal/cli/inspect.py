@@ -1,4 +1,4 @@
-"""``zincmetal inspect``: what a GGUF file holds."""
+"""``zincmetal inspect``: the metadata, tensors and types of a GGUF file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_arguments(p: Parser) -> None:
-    """The options."""
+    """Add the options of ``inspect``."""
     add_model(p)
     p.add_argument("--json", action="store_true", help="print one JSON object, with every value in full")
 
@@ -128,13 +128,13 @@ def _figures(file: File) -> dict[str, Any]:
 
 
 def _plain_value(value: Any) -> Any:
-    """A metadata value as JSON has them."""
+    """Convert a metadata value for JSON: an array becomes a list."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 COMMAND = Command(
     "inspect",
-    "show what a GGUF file holds: metadata, tensors, types",
+    "show the metadata, tensors and types of a GGUF file",
     add_arguments,
     run,
     (

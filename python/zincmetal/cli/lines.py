@@ -30,24 +30,29 @@ class Lines:
         lines = []
         while line.endswith("\\"):
             lines.append(line[:-1])
-            line = self._next_line()
+            line = self._next_line() or ""
         text = "\n".join([*lines, line])
         return text if text.strip() else ""
 
     def _block(self, line: str) -> str:
-        """The lines up to the sign that ends the block."""
+        """The lines up to the sign that ends the block, or to the end of the input."""
         lines = []
-        while not line.rstrip().endswith(BLOCK) and not self._ended:
+        while not line.rstrip().endswith(BLOCK):
             lines.append(line)
-            line = self._next_line()
-        return "\n".join([*lines, line.rstrip().removesuffix(BLOCK)]).strip("\n")
+            further = self._next_line()
+            if further is None:
+                break
+            line = further
+        else:
+            lines.append(line.rstrip().removesuffix(BLOCK))
+        return "\n".join(lines).strip("\n")
 
-    def _next_line(self) -> str:
-        """A further line of a message, or nothing where the input ends."""
+    def _next_line(self) -> str | None:
+        """A further line of a message; None at the end of the input."""
         try:
             return self._line(MORE)
         except EOFError:
-            return ""
+            return None
 
     def _line(self, prompt: str) -> str:
         """A line without its end. Raises EOFError."""

@@ -82,7 +82,7 @@ def print_piece(text: str) -> None:
 
 
 class _Warnings(logging.Handler):
-    """Shows what zincmetal logs at level WARNING and above."""
+    """Shows the messages that zincmetal logs at level WARNING and above."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say it in a line."""
@@ -91,7 +91,7 @@ class _Warnings(logging.Handler):
 
 @contextmanager
 def _warnings_shown() -> Iterator[None]:
-    """Show the warnings of the package meanwhile; once, where commands are nested."""
+    """Show the warnings of the package meanwhile. Nested commands show each once."""
     logger = logging.getLogger("zincmetal")
     if any(isinstance(h, _Warnings) for h in logger.handlers):
         yield
@@ -105,7 +105,7 @@ def _warnings_shown() -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Print one line of JSON; what the encoding of standard output cannot hold is escaped as JSON does."""
+    """Print one line of JSON. Characters outside the encoding of standard output are escaped."""
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     print(as_json(value, ascii_only=not encoding.lower().replace("-", "").startswith("utf8")))
 

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_arguments(p: Parser) -> None:
-    """The options."""
+    """Add the options of ``plan``."""
     _add_arguments(p, "print one JSON object: context, memory, token, and plan (the recorded plan)")
     p.set_defaults(json_with_plan=True)
 
@@ -43,7 +43,12 @@ def _add_arguments(p: Parser, json_help: str) -> None:
     add_model(p)
     add_sequence(p)
     add_device(p, threads=False)
-    p.add_argument("--bandwidth", type=positive, metavar="GB/S", help="say what a memory of this speed allows")
+    p.add_argument(
+        "--bandwidth",
+        type=positive,
+        metavar="GB/S",
+        help="say how many tokens per second a memory of this speed allows",
+    )
     p.add_argument("--json", action="store_true", help=f"{json_help}; with --dump the recorded plan alone")
     recorded = p.add_argument_group("the recorded plan")
     form = recorded.add_mutually_exclusive_group()
@@ -60,7 +65,7 @@ def _add_arguments(p: Parser, json_help: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the arguments ask for; the exit status is 1 where the report says that the model does not fit."""
+    """Print the report or the recorded plan; the exit status is 1 if the model does not fit the device."""
     from .. import gguf
     from ..device import backend
     from ..plan.planner import Planner

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_arguments(p: Parser) -> None:
-    """The options."""
+    """Add the options of ``run``."""
     add_model(p)
     p.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt (default: standard input)")
     p.add_argument(
@@ -84,14 +84,14 @@ def load(path: Path, args: argparse.Namespace) -> Model:
 
 
 def check_model_is_no_prompt(args: argparse.Namespace) -> None:
-    """Raise UsageError where the first argument looks like a prompt, which is easily forgotten to need -p."""
+    """Raise UsageError if the argument MODEL looks like a prompt: -p is easily forgotten."""
     named = named_model(args)
     if args.prompt is None and named is not None and " " in str(named) and not named.exists():
         raise UsageError(f"there is no file {quote(str(named))}; a prompt goes after -p")
 
 
 def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progress) -> Iterator[Chunk]:
-    """The generation that the arguments ask for."""
+    """Start the generation that the arguments ask for."""
     options = sampling_options(args) | {"progress": progress, "hide_special": args.hide_special}
     if args.chat:
         if args.special:
@@ -108,7 +108,7 @@ def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progre
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling options as keywords of the calls that generate."""
+    """Collect the sampling options, as keywords of the calls that generate."""
     from ..sampling.sampler import SamplingParams
 
     options = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if hasattr(args, f.name)}
@@ -116,13 +116,13 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def conversation(args: argparse.Namespace, prompt: str) -> list[dict[str, str]]:
-    """The messages of a chat."""
+    """Make the messages of a chat."""
     said = (("system", args.system), ("user", prompt), ("assistant", args.begun))
     return [{"role": role, "content": text} for role, text in said if text or role == "user"]
 
 
 def chat_options(args: argparse.Namespace, taken: set[str]) -> dict[str, Any]:
-    """The variables of the chat template. Raises UsageError for variables whose names are ``taken``."""
+    """Collect the variables of the chat template. Raises UsageError for a name in ``taken``."""
     options = dict(args.template_arg)
     for name in options:
         if name in taken:
@@ -167,7 +167,7 @@ def write(model: Model, args: argparse.Namespace, chunks: Iterator[Chunk]) -> in
 
 
 def read_prompt() -> str:
-    """The prompt from standard input. Raises UsageError on a terminal, where nobody would know to type."""
+    """Read the prompt from standard input. Raises UsageError on a terminal, where nobody would know to type."""
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("no prompt: pass one with -p TEXT, or pipe it in; `zincmetal chat` is for a conversation")
     return sys.stdin.buffer.read().decode("utf-8", errors="replace")

@@ -27,7 +27,7 @@ PIECE = 64 << 20  # bytes that are read between two words about progress
 def map_weights(
     device: _core.Device, file: gguf.File, addresses: AddressMap, progress: Progress | None = None
 ) -> NamedBuffers:
-    """The file's pages as buffers, by name; a device with memory of its own copies them.
+    """Make the file's pages buffers, by name; a device with memory of its own copies them.
 
     A GPU that shares the host's memory would wait for every page in its first command buffer. So the pages are read
     now for a GPU; the CPU reads a page when it needs it. ``progress(done, total)`` counts bytes. Raises DeviceError
@@ -64,7 +64,7 @@ class Buffers:
             self.buffer(name).write(values())
 
     def buffer(self, name: str) -> _core.Buffer:
-        """The buffer of this name; allocated at first use."""
+        """Return the buffer of this name; allocated at first use."""
         if name not in self._buffers:
             self.alloc(name, self._planned[name])
         return self._buffers[name]
@@ -74,19 +74,19 @@ class Buffers:
         self._buffers[name] = self._device.alloc(nbytes)
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of every buffer that there is now."""
+        """Return the bytes of every buffer that there is now."""
         return {name: buffer.nbytes for name, buffer in self._buffers.items()}
 
     def floats(self, name: str) -> NDArray[np.float32]:
-        """The buffer's floats, float32 [n]: the memory itself where the host sees it, else a copy as of now."""
+        """Return the buffer's floats, float32 [n]: the memory itself where the host sees it, else a copy as of now."""
         return np.frombuffer(self._seen(name), np.float32)
 
     def indexable(self, name: str) -> NDArray[np.float32] | DeviceFloats:
-        """The buffer's floats. Index them by an array of indices, or by [:n]; the host reads only these."""
+        """Return the buffer's floats. Index them by an array of indices, or by [:n]; the host reads only these."""
         return self.floats(name) if self.buffer(name).shared else DeviceFloats(self.buffer(name))
 
     def records(self, name: str, dtype: np.dtype[np.void]) -> NDArray[np.void]:
-        """The buffer's structs: the memory itself where the host sees it, else a copy as of now."""
+        """Return the buffer's structs: the memory itself where the host sees it, else a copy as of now."""
         return np.frombuffer(self._seen(name), dtype)
 
     def _seen(self, name: str) -> memoryview | NDArray[np.uint8]:
@@ -118,13 +118,13 @@ class DeviceFloats:
 
 
 def bound(dispatch: Dispatch, buffer: BufferOf) -> BoundDispatch:
-    """A dispatch on device memory; ``buffer`` maps the names in its regions to buffers."""
+    """Bind a dispatch to device memory; ``buffer`` maps the names in its regions to buffers."""
     bindings = [(buffer(r.buffer), r.offset, r.nbytes) for r in dispatch.regions]
     return BoundDispatch.of(dispatch.launch, bindings, dispatch.barrier)
 
 
 def compiled(plan: Plan, core: Core, device: _core.Device, buffer: BufferOf) -> _core.Plan:
-    """A plan on a device, over these buffers. Raises DeviceError where the device refuses a kernel or memory."""
+    """Compile a plan for a device, over these buffers. Raises DeviceError for a refused kernel or memory."""
     has_argmax = any(d.launch.op.kind == "argmax" for d in plan.dispatches)
     return core.Plan(device, [bound(d, buffer) for d in plan.dispatches], plan.rows, has_argmax)
 

@@ -76,7 +76,7 @@ class HostRoutedPlan:
         self.counters.dispatches += len(launches)
 
     def _expert_products(self, d: Dispatch, n_tokens: int) -> Iterator[BoundDispatch]:
-        """A matrix-vector product for every expert of every row: x · W[e]."""
+        """Yield a matrix-vector product for every expert of every row: x · W[e]."""
         ids_at, weight_at, x_at, out_at = d.regions
         sizes = d.launch.routed
         assert sizes
@@ -95,7 +95,7 @@ Compiled: TypeAlias = "_core.Plan | HostRoutedPlan"
 
 
 def _parts(dispatches: Sequence[Dispatch]) -> list[list[Dispatch]]:
-    """Runs of dispatches, with every product of experts alone."""
+    """Cut dispatches into runs, with every product of experts alone."""
     parts: list[list[Dispatch]] = [[]]
     for d in dispatches:
         if d.launch.routed:
@@ -106,7 +106,7 @@ def _parts(dispatches: Sequence[Dispatch]) -> list[list[Dispatch]]:
 
 
 def _piece(region: Region, i: int, nbytes: int) -> Region:
-    """The ``i``-th piece of ``nbytes`` of a region."""
+    """Return the ``i``-th piece of ``nbytes`` of a region."""
     return Region(region.buffer, region.offset + i * nbytes, nbytes)
 
 

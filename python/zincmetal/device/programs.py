@@ -61,7 +61,7 @@ class Programs:
         buffers.alloc(ARENA, 1)
 
     def get(self, rows: int, output: str, position: int) -> Program:
-        """The program for a step of up to ``rows`` tokens, the first of them at ``position``.
+        """Return the program for a step of up to ``rows`` tokens, the first of them at ``position``.
 
         Its plan has one row where the device cannot make kernels for many. Raises KernelError where a kernel has no
         other, DeviceError where the device refuses memory.
@@ -86,7 +86,7 @@ class Programs:
         return self._planner.ranked_by_host
 
     def compile(self, plan: Plan) -> Compiled:
-        """A plan on the device, over these buffers. Raises DeviceError."""
+        """Compile a plan for the device, over these buffers. Raises DeviceError."""
         self._grow(ARENA, plan.arena_bytes)
         if any(d.launch.routed for d in plan.dispatches):
             return HostRoutedPlan(self._core, self._device, plan, self._buffers.buffer, self.counters)

@@ -189,10 +189,13 @@ class Engine:
         """End the step in flight: its token becomes part of the sequence, since a state cannot always be rewound."""
         if self._freed or self._forked:
             return
+        known, settled = len(self.sequence), []
         with suppress(DeviceError):  # the device keeps a failure, and the next step tells it
-            self.sequence.ids += self.steps.settle()
-        if len(self.sequence) != self.steps.length:  # an interrupt came between a step and its record here
-            self.rewind(0)
+            settled = self.steps.settle()
+        if known + len(settled) == self.steps.length:
+            self.sequence.ids += settled
+        else:  # an interrupt came between a step and its record here
+            self.rewind(0 if self.sequence.recurrent else min(known, self.steps.length))
 
     def _forget_states(self, part_of_a_step: bool = False) -> None:
         """After a step that did not end: recurrent states may have moved on, or some of them."""
@@ -201,7 +204,7 @@ class Engine:
             self.rewind(0)
 
     def last_logits(self) -> NDArray[np.float32]:
-        """The logits after the last token, float32 [vocab]. Copy them: the next step may overwrite them."""
+        """Return the logits after the last token, float32 [vocab]. Copy them: the next step may overwrite them."""
         return self.buffers.floats("logits")[: self.config.n_vocab]
 
     def sample(self, sampler: Sampler) -> int:
@@ -219,14 +222,14 @@ class Engine:
             self._words_read += step.n_read
 
     def program(self, rows: int, output: str = "argmax", position: int | None = None) -> Program:
-        """The program for a step of up to ``rows`` tokens at ``position`` (default: where the sequence ends)."""
+        """Return the program for a step of up to ``rows`` tokens at ``position`` (default: where the sequence ends)."""
         return self.programs.get(rows, output, self.steps.length if position is None else position)
 
     # ---- calls of their own turn -------------------------------------------------------------------------------
 
     @typed_errors
     def logits(self, ids: AnySequence[int]) -> NDArray[np.float32]:
-        """The logits after every position of ``ids``: float32 [len(ids), vocab], from an empty sequence."""
+        """Return the logits after every position of ``ids``: float32 [len(ids), vocab], from an empty sequence."""
         ids = arguments.token_ids(ids)
         self.check_prompt(ids)
         with Turn(self):
@@ -244,7 +247,7 @@ class Engine:
 
     @typed_errors
     def plan(self, rows: int, output: str = "argmax") -> Plan:
-        """The recorded plan for steps of up to ``rows`` tokens; 1 is decode. ``output`` is one of OUTPUTS."""
+        """Return the recorded plan for steps of up to ``rows`` tokens; 1 is decode. ``output`` is one of OUTPUTS."""
         output, rows = arguments.choice("output", output, OUTPUTS), arguments.integer("rows", rows, 1)
         with Turn(self):
             return self.program(rows, output).plan
@@ -257,7 +260,7 @@ class Engine:
 
     @typed_errors
     def save(self) -> Snapshot:
-        """A copy of the sequence and its state in host memory, for :meth:`restore`."""
+        """Copy the sequence and its state to host memory, for :meth:`restore`."""
         with Turn(self):
             return self._states.take(self.sequence.ids)
 
@@ -295,7 +298,7 @@ class Engine:
         return twin
 
     def profile(self) -> dict[str, Any]:
-        """The cost of running so far: steps, tokens, command buffers, dispatches, barriers, seconds of the device.
+        """Return the cost of running so far: steps, tokens, command buffers, dispatches, barriers, device seconds.
 
         ``host_routed`` has the same of steps whose experts the host had to route, ``host_routed_why`` the reason;
         ``replaced`` the kernels that the device could not make: why, and by what they are replaced.
@@ -370,7 +373,7 @@ class Engine:
             )
 
     def not_finite(self, words: str = NOT_FINITE) -> DeviceError:
-        """The error for logits that are not finite: with the remedy, where the K/V caches show one."""
+        """Make the error for logits that are not finite, with the remedy, where the K/V caches show one."""
         kv = self.loaded.kv
         layers = self._states.overflowed(self.steps.length, kv)
         if not layers:

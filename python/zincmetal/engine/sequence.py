@@ -24,7 +24,7 @@ class Sequence:
         return len(self.ids)
 
     def reusable(self, prompt: AnySequence[int]) -> int:
-        """The number of a prompt's first tokens whose state is there.
+        """Return the number of a prompt's first tokens whose state is there.
 
         The last token never counts: it is computed in any case, since its logits are wanted.
         """
@@ -37,7 +37,7 @@ class Sequence:
 
 
 def common(a: AnySequence[int], b: AnySequence[int]) -> int:
-    """The length of the common prefix."""
+    """Return the length of the common prefix."""
     n = 0
     for x, y in zip(a, b, strict=False):
         if x != y:
@@ -47,14 +47,14 @@ def common(a: AnySequence[int], b: AnySequence[int]) -> int:
 
 
 def chunk_rows(n: int) -> list[int]:
-    """The rows of the plans that take ``n`` tokens: the largest plan, then the smallest that holds the rest."""
+    """Return the rows of the plans that take ``n`` tokens: the largest plan, then the smallest that holds the rest."""
     whole, rest = divmod(n, PREFILL_ROWS[-1])
     last = [1 if rest == 1 else next(r for r in PREFILL_ROWS if rest <= r)] if rest else []
     return [PREFILL_ROWS[-1]] * whole + last
 
 
 def prompt_rows(n: int) -> list[int]:
-    """The rows of the plans that take a prompt of ``n`` tokens.
+    """Return the rows of the plans that take a prompt of ``n`` tokens.
 
     The last token is a step of its own. So its logits are the same to the bit whether the tokens before it are
     computed now or were before, and a seed gives the same text.

@@ -57,7 +57,7 @@ class States:
             done[state.name] = at + nbytes
 
     def overflowed(self, length: int, kv: str) -> list[int]:
-        """The layers, first to last, whose keys or values are infinite in a cache of type ``kv``.
+        """Return the layers, first to last, whose keys or values are infinite in a cache of type ``kv``.
 
         Only types that hold less than float32 does are looked at.
         """

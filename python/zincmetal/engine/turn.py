@@ -78,7 +78,7 @@ class Turn:
 
     @classmethod
     def nobody(cls) -> Turn:
-        """A turn that is over."""
+        """Return a turn that is over."""
         turn = cls(None)
         turn.over = True
         return turn

@@ -70,7 +70,7 @@ def test_a_conversation(model, tmp_path):
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(model, tmp_path):
-    with terminal(model, context=20000) as t:
+    with terminal(model, context=200_000) as t:
         t.wait_for("> ")
         t.type("hi\r")
         t.wait_for("AAA")
@@ -103,6 +103,24 @@ def test_ctrl_c_at_the_prompt_says_how_to_end(model):
         t.wait_for("> ")
         t.type(CTRL_D)
         assert t.status() == 0
+
+
+def test_ctrl_d_ends_a_block_and_then_the_program(model, tmp_path):
+    with terminal(model, "-n", "2") as t:
+        t.wait_for("> ")
+        t.type('"""one\r')
+        t.wait_for(". ")
+        t.type("two\r")
+        t.wait_for(". ")
+        t.type(CTRL_D)
+        t.wait_for("AA\r\n")
+        t.wait_for("> ")
+        t.type(f"/save {tmp_path}/c.json\r")
+        t.wait_for("saved")
+        t.wait_for("> ")
+        t.type(CTRL_D)
+        assert t.status() == 0
+    assert messages(tmp_path / "c.json")[0] == ("user", "one\ntwo")
 
 
 def test_a_full_context_is_said_with_the_remedy(model):
