@@ -1,4 +1,4 @@
-"""The demo model, which commands take when none is named."""
+"""Demo model, which commands take if none is named."""
 
 from __future__ import annotations
 
