@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from zincmetal.gguf.quants import F32
-from zincmetal.graph.ops import LOGITS, OPS, PAGES, STEP, TOKENS, Op, State, Value, Weight
+from zincmetal.graph.ops import LOGITS, PAGES, SIGNATURES, STEP, TOKENS, Op, State, Value, Weight
 
 X, Y, W = Value("x", 8), Value("y", 4), Weight("w", F32, (4, 8))
 
@@ -59,7 +59,7 @@ def test_states_have_the_names_of_their_buffers():
 
 
 def test_names_are_those_of_one_operand():
-    for kind, form in OPS.items():
-        names = [slot.name for slot in form.slots]
+    for kind, signature in SIGNATURES.items():
+        names = [slot.name for slot in signature.slots]
         assert len(set(names)) == len(names), kind
-        assert not set(names) & set(form.attrs), kind
+        assert not set(names) & signature.attrs.keys(), kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from zincmetal import config, gguf, models
 from zincmetal.check.cases import cases
 from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError
-from zincmetal.graph.ops import OPS, Op, Value, Weight
+from zincmetal.graph.ops import SIGNATURES, Op, Value, Weight
 from zincmetal.plan.launch import Launch
 from zincmetal.plan.lower import Lowering
 from zincmetal.plan.planner import OUTPUTS, Planner
@@ -39,12 +40,23 @@ def launches_of_all_kinds() -> list[Launch]:
 
 def test_kernels_are_those_of_the_table():
     found = launches_of_all_kinds()
-    assert {launch.op.kind for launch in found} == OPS.keys()
+    assert {launch.op.kind for launch in found} == SIGNATURES.keys()
     for launch in found:
-        assert launch.kernel.startswith(OPS[launch.op.kind].kernels), launch.op.kind
-    launched = {kind: {launch.kernel for launch in found if launch.op.kind == kind} for kind in OPS}
-    for kind, form in OPS.items():
-        assert all(any(k.startswith(name) for k in launched[kind]) for name in form.kernels if name != "mul_mv_"), kind
+        assert launch.kernel.startswith(SIGNATURES[launch.op.kind].kernels), launch.op.kind
+    launched = {kind: {launch.kernel for launch in found if launch.op.kind == kind} for kind in SIGNATURES}
+    launched["experts"].add("mul_mv_")  # for types that no kernel of experts takes
+    for kind, signature in SIGNATURES.items():
+        assert all(any(k.startswith(name) for k in launched[kind]) for name in signature.kernels), kind
+
+
+def test_a_family_of_kernels_has_one_name():
+    """On the host's side, on the CPU's native side, and among the tests."""
+    root = Path(__file__).parents[2]
+    families = {p.stem for p in (root / "python/zincmetal/plan/lower").glob("*.py")} - {"__init__", "shared"}
+    assert len(families) == 6
+    for family in families:
+        assert list((root / "csrc/cpu/native").glob(f"{family}*.cpp")), family
+        assert list((root / "tests/kernels").glob(f"test_{family}*.py")), family
 
 
 def test_a_place_without_an_operand_is_marked(target: Target, cfg: config.ModelConfig):

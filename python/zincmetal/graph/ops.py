@@ -1,126 +1,55 @@
-"""The operations of a step and their operands.
+"""The operations of a step. The table of all of them comes first.
 
-:data:`OPS` is the table of all operations: the operands that each reads and writes, and the kernels that compute it.
-All code finds an operand by its name there: ``Op("linear", weight=w, x=h, out=y)["weight"]``.
+All code finds an operand by its name in the table: ``Op("linear", weight=w, x=h, out=y)["weight"]``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-from ..gguf.quants import QuantType
+from .operands import (
+    CANDIDATES,
+    KV_CACHES,
+    LOGITS,
+    PAGES,
+    RECURRENT,
+    STEP,
+    TOKENS,
+    Operand,
+    Route,
+    State,
+    Value,
+    Weight,
+)
 
-# ---- operands -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A tensor of the file, or one that is computed from the metadata (``rope_freqs``)."""
-
-    name: str
-    type: QuantType
-    shape: tuple[int, ...]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes from one row to the next."""
-        return self.type.row_bytes(self.shape[-1])
-
-
-@dataclass(frozen=True)
-class Value:
-    """Activations, float32 [T, width]. ``last``: only the last row of the step is kept, [1, width]."""
-
-    name: str
-    width: int
-    last: bool = False
-
-
-@dataclass(frozen=True)
-class State:
-    """Memory that outlives a step. States of a layer have its number: ``State("k_cache", 0)``."""
-
-    kind: str
-    layer: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of its buffer: "logits", "k_cache.0"."""
-        return self.kind if self.layer is None else f"{self.kind}.{self.layer}"
+__all__ = [
+    "CANDIDATES",
+    "KV_CACHES",
+    "LOGITS",
+    "OPS",
+    "PAGES",
+    "RECURRENT",
+    "SIGNATURES",
+    "STEP",
+    "TOKENS",
+    "Op",
+    "Operand",
+    "Route",
+    "State",
+    "Value",
+    "Weight",
+]
 
 
-Operand: TypeAlias = Weight | Value | State
+class Form(NamedTuple):
+    """A kind of operation as text: its operands, the first parts of its kernels' names, and its numbers."""
 
-STEP = State("step")  # the number of tokens of a step and its first position: struct Step of kernels/params.h
-TOKENS = State("tokens")  # i32 [T], the ids of the step
-PAGES = State("pages")  # u32 [n_pages], where each page of the K/V caches lies
-LOGITS = State("logits")  # float32 [n_vocab], or [T, n_vocab] where all rows are wanted
-CANDIDATES = State("candidates")  # the largest logits and sums over all of them: struct Candidates
-
-# The states of a layer that attends, and of a recurrent layer.
-KV_CACHES = ("k_cache", "v_cache")  # [positions, n_head_kv, head_dim] each, in whole pages
-RECURRENT = ("ssm_conv", "ssm_state")  # [d_conv, channels] and [d_inner, d_state]
-
-
-class Route(NamedTuple):
-    """The experts of each row of a mixture, as :meth:`Graph.route` gives them. Integers are i32.
-
-    A slot is one expert of one row: number ``row * n_used + j``. Only steps of many rows write the last three.
-    """
-
-    ids: Value  # [T, n_used], the experts of each row
-    weights: Value  # float32 [T, n_used + 1], their weights, then the shared expert's
-    slots: Value  # [T * n_used], all slots, sorted by expert
-    tiles: Value  # [n_tiles, 4]: expert, first and end of a run of ``slots`` that this expert takes, 0
-    n_tiles: Value  # [1]
-
-
-# ---- the table ------------------------------------------------------------------------------------------------------
-
-
-class Slot(NamedTuple):
-    """The place of an operand in an operation. A name without a shape is the kind of the state that stands there."""
-
-    name: str
-    shape: str
-    types: tuple[type, ...]
-    optional: bool
-    many: bool
-    default: State | None
-
-    def __str__(self) -> str:
-        kinds = " or ".join(t.__name__.lower() for t in self.types)
-        return f"{self.name}, a {kinds}" + (f" {self.shape}" if self.shape else "")
-
-
-_OF_A_STEP = {state.kind: state for state in (STEP, TOKENS, PAGES, LOGITS, CANDIDATES)}
-
-
-def _slots(text: str, written: bool) -> tuple[Slot, ...]:
-    found = []
-    for part in text.split():
-        match = re.fullmatch(r"(\w+)([?*]?)(\[\S+\])?", part)
-        assert match, part
-        name, mark, shape = match[1], match[2], match[3] or ""
-        of_rows = shape.startswith(("[T", "[1"))
-        types: tuple[type, ...] = (Value,) if of_rows else (Weight,) if shape else (State,)
-        if written and of_rows:
-            types = (Value, State)
-        found.append(Slot(name, shape, types, mark != "", mark == "*", None if mark else _OF_A_STEP.get(name)))
-    return tuple(found)
-
-
-class Form:
-    """The operands and numbers of a kind of operation, and the first parts of its kernels' names."""
-
-    def __init__(self, reads: str, writes: str, kernels: str, attrs: str = "") -> None:
-        self.reads, self.writes = _slots(reads, written=False), _slots(writes, written=True)
-        self.kernels, self.attrs = tuple(kernels.split()), dict.fromkeys(attrs.split())
-        self.slots = (*self.reads, *self.writes)
-        self.many = frozenset(slot.name for slot in self.slots if slot.many)
+    reads: str
+    writes: str
+    kernels: str
+    attrs: str = ""
 
 
 _ROUTE = "ids[T,n_used] weights[T,n_used+1] slots[T,n_used] tiles[T,4*n_used] n_tiles[T,1]"
@@ -138,7 +67,7 @@ OPS: Mapping[str, Form] = {
     "linear": Form("step weight[m,k] x[T,k]", "out[T,m]", "mul_mv_ mul_mm_"),  # mv: one row; mm: many
     "swiglu": Form("step gate[T,n] up[T,n]", "out[T,n]", "swiglu"),
     "geglu": Form("step gate[T,n] up[T,n]", "out[T,n]", "geglu"),
-    "add": Form("step a?[T,n] bias?[n] b[T,n]", "out[T,n]", "add"),
+    "add": Form("step a?[T,n] bias?[n] b[T,n]", "out[T,n]", "add"),  # one of a and bias
     "take_last_row": Form("step x[T,n]", "out[1,n]", "take_last_row"),
     "rope_kv": Form(
         # q may hold [q | gate] for each head: then it is twice as wide
@@ -190,6 +119,55 @@ OPS: Mapping[str, Form] = {
 }
 
 
+# ---- reading the table --------------------------------------------------------------------------------------------
+
+
+class Slot(NamedTuple):
+    """The place of an operand in an operation. A name without a shape is the kind of the state that stands there."""
+
+    name: str
+    shape: str
+    types: tuple[type, ...]
+    optional: bool
+    many: bool
+    default: State | None
+
+    def __str__(self) -> str:
+        kinds = " or ".join(t.__name__.lower() for t in self.types)
+        return f"{self.name}, a {kinds}" + (f" {self.shape}" if self.shape else "")
+
+
+_OF_A_STEP = {state.kind: state for state in (STEP, TOKENS, PAGES, LOGITS, CANDIDATES)}
+
+
+def _slots(text: str, written: bool) -> tuple[Slot, ...]:
+    found = []
+    for part in text.split():
+        match = re.fullmatch(r"(\w+)([?*]?)(\[\S+\])?", part)
+        assert match, part
+        name, mark, shape = match[1], match[2], match[3] or ""
+        of_rows = shape.startswith(("[T", "[1"))
+        types: tuple[type, ...] = (Value,) if of_rows else (Weight,) if shape else (State,)
+        if written and of_rows:
+            types = (Value, State)
+        found.append(Slot(name, shape, types, mark != "", mark == "*", None if mark else _OF_A_STEP.get(name)))
+    return tuple(found)
+
+
+class Signature:
+    """A form, taken apart."""
+
+    def __init__(self, form: Form) -> None:
+        self.reads, self.writes = _slots(form.reads, written=False), _slots(form.writes, written=True)
+        self.slots = (*self.reads, *self.writes)
+        self.many = frozenset(slot.name for slot in self.slots if slot.many)
+        self.attrs = dict.fromkeys(form.attrs.split())
+        self.kernels = tuple(form.kernels.split())
+
+
+SIGNATURES = {kind: Signature(form) for kind, form in OPS.items()}
+
+
 # ---- operations -----------------------------------------------------------------------------------------------------
 
 
@@ -204,16 +182,15 @@ class Op:
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, kind: str, parts: Sequence[Op] = (), /, **given: Any) -> None:
-        form = OPS.get(kind)
-        if form is None:
+        signature = SIGNATURES.get(kind)
+        if signature is None:
             raise TypeError(f"no operation is called {kind!r}")
         self.kind, self.parts = kind, tuple(parts)
         self._named: dict[str, tuple[Operand, ...]] = {}
-        self.reads, self.writes = self._take(form.reads, given), self._take(form.writes, given)
-        if given.keys() != form.attrs.keys():
-            missing = [name for name in form.attrs if name not in given]
-            wrong = f"needs {missing[0]}" if missing else f"takes no {next(n for n in given if n not in form.attrs)}"
-            raise TypeError(f"{kind} {wrong}")
+        self.reads, self.writes = self._take(signature.reads, given), self._take(signature.writes, given)
+        if given.keys() != signature.attrs.keys():
+            missing, unknown = signature.attrs.keys() - given, given.keys() - signature.attrs
+            raise TypeError(f"{kind} " + (f"needs {min(missing)}" if missing else f"takes no {min(unknown)}"))
         self.attrs: Mapping[str, Any] = given
 
     def _take(self, slots: tuple[Slot, ...], given: dict[str, Any]) -> tuple[Operand, ...]:
@@ -268,7 +245,7 @@ class Op:
 
     def but(self, *names: str) -> dict[str, Any]:
         """The operands and numbers as arguments of another operation, without those of these names."""
-        many = OPS[self.kind].many
+        many = SIGNATURES[self.kind].many
         operands = {name: found if name in many else found[0] for name, found in self._named.items()}
         return {name: given for name, given in {**operands, **self.attrs}.items() if name not in names}
 

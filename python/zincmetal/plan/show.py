@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ..graph.ops import OPS
+from ..graph.ops import SIGNATURES
 from .estimate import in_units
 from .launch import Arg, Dispatch
 
@@ -98,4 +98,4 @@ def to_html(plan: Plan) -> str:
 def kernel_class(d: Dispatch) -> str:
     """The kernel's name without quant type and size: "mul_mv_add", "attention"."""
     kernel = d.launch.kernel
-    return max((name for name in OPS[d.launch.op.kind].kernels if kernel.startswith(name)), key=len).rstrip("_")
+    return max((name for name in SIGNATURES[d.launch.op.kind].kernels if kernel.startswith(name)), key=len).rstrip("_")
