@@ -168,10 +168,10 @@ QUOTES = [
 
 @pytest.mark.parametrize(("path", "lines"), QUOTES)
 def test_quoted_lines_stand_in_their_file(path: str, lines: str):
-    """A block of code with a path as its title quotes that file, but for lines of dots."""
-    there = {line.strip() for line in read(path).splitlines()}
+    """A block of code with a path as its title has lines of that file; a comment behind them may be left out."""
+    there = [line.strip() for line in read(path).splitlines()]
     quoted = [line.strip() for line in lines.splitlines()]
-    assert not [line for line in quoted if line not in there and line.strip(" #/.…")]
+    assert not [line for line in quoted if not any(t.startswith(line) for t in there)]
 
 
 def test_readme_is_short():
