@@ -59,7 +59,7 @@ _CACHES, _HEADS = "k_cache v_cache", "n_head*head_dim"
 #:
 #: ``name[shape]`` is a value where the shape begins with T (the rows of a step) or 1 (its last row), and a weight
 #: otherwise. A name without a shape is the state of that kind; a state of the whole step need not be given. ``?`` marks
-#: an operand that may be left out, ``*`` any number of operands. An add has one of ``a`` and ``bias``. A state may stand
+#: an operand that may be left out, ``*`` any number of operands. An add has one of ``a`` and ``bias``. A state may be
 #: where a value is written: the last linear writes LOGITS.
 OPS: Mapping[str, Form] = {
     "embed": Form("step tokens table[n_vocab,n_embd]", "out[T,n_embd]", "embed_", attrs="scale"),
