@@ -6,6 +6,7 @@ Each message names the thing that is wrong: a key, a tensor, an argument. It als
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from contextlib import ContextDecorator
 from itertools import islice
 from types import TracebackType
@@ -97,6 +98,14 @@ def memory_ended(error: BaseException) -> bool:
         return True
     by_library = isinstance(error, (ImportError, OSError, RuntimeError)) or type(error) is Exception
     return by_library and any(words in str(error).lower() for words in _WORDS)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the end of an error about an unknown word: the known word most like it, or nothing."""
+    from difflib import get_close_matches  # late: an import of the package costs next to nothing
+
+    near = get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def quote(text: str, limit: int = 80) -> str:

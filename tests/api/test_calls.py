@@ -26,7 +26,7 @@ from zincmetal.device import backend
 from zincmetal.errors import DeviceError, FileChangedError, OutOfMemoryError, UsageError, typed_errors
 from zincmetal.plan.estimate import device_budget
 from zincmetal.plan.target import Target
-from zincmetal.sampling.sampler import SamplingParams
+from zincmetal.sampling.params import SamplingParams
 from zincmetal.text.chat.template import CHATML
 
 PATH = reference_models("llama")[0]

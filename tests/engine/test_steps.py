@@ -13,7 +13,8 @@ from zincmetal import gguf
 from zincmetal.engine.engine import Engine
 from zincmetal.engine.loaded import Loaded
 from zincmetal.errors import ContextFullError, OutOfMemoryError, UsageError
-from zincmetal.sampling.sampler import Sampler, SamplingParams
+from zincmetal.sampling.params import SamplingParams
+from zincmetal.sampling.sampler import Sampler
 
 LLAMA, HYBRID = reference_models("llama")[0], reference_models("qwen35")[0]
 every_kind = pytest.mark.parametrize("path", [LLAMA, HYBRID], ids=["attention", "hybrid"])

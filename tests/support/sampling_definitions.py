@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from zincmetal.sampling import sampler as sampling
 from zincmetal.sampling.logits import Adjusted, StepLogits
-from zincmetal.sampling.sampler import SamplingParams
+from zincmetal.sampling.params import SamplingParams
 
 INF = float("inf")
 Logits = NDArray[np.float32]

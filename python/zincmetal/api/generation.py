@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from ..device.buffers import Progress
 from ..engine.engine import Engine
 from ..engine.turn import Turn
-from ..errors import UsageError, quote, typed_errors
-from ..sampling.sampler import LogitsProcessor, Sampler, SamplingParams
+from ..errors import UsageError, did_you_mean, quote, typed_errors
+from ..sampling.params import LogitsProcessor, SamplingParams
+from ..sampling.sampler import Sampler
 from ..text.stream import TextStream
 from .result import Chunk, PromptRead
 
@@ -68,8 +68,7 @@ def refuse_unknown(call: str, given: Iterable[str], known: Iterable[str], why: s
     known = sorted(known)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise UsageError(f"{call}: {quote(name)} {why}" + (f"; did you mean {near[0]}?" if near else ""))
+            raise UsageError(f"{call}: {quote(name)} {why}{did_you_mean(name, known)}")
 
 
 def stream(engine: Engine, text: ModelText, turn: Turn, asked: Request) -> Generator[Chunk, None, PromptRead]:

@@ -19,7 +19,7 @@ from ..engine.snapshot import Snapshot
 from ..engine.turn import Turn
 from ..errors import typed_errors
 from ..plan.plan import Dispatch, Plan
-from ..sampling.sampler import SamplingParams
+from ..sampling.params import SamplingParams
 from .generation import SAMPLING, Request, SamplingOptions, sampling_params, stream
 from .naming import model_name
 from .result import Chunk, PromptRead, Result, collect, peak_memory

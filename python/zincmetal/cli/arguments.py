@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import UsageError, quote
+from ..errors import UsageError, did_you_mean, quote
 
 if TYPE_CHECKING:
     from argparse import _ArgumentGroup as Group
@@ -36,8 +35,7 @@ class Parser(argparse.ArgumentParser):
         """Parse all arguments; an unknown one is an error of this subcommand, not of the whole command."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(unknown[0].partition("=")[0], self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown)[:LONGEST_ERROR]}{hint}")
         return found, unknown
 

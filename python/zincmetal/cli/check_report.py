@@ -121,4 +121,4 @@ def _together(passed: Sequence[Result]) -> str:
         seconds = [r.outcome.figures["seconds"] for r in passed]
         took = f"{sum(seconds):.2f} s, the slowest {max(seconds):.2f} s"
         return f"{len(passed)} kernels build, and take the threads that plans launch; {took}"
-    return f"error up to {max(r.outcome.figures['error'] for r in passed):.2f} of the allowed one"
+    return f"up to {max(r.outcome.figures['error'] for r in passed):.2f} of the allowed error"

@@ -109,7 +109,7 @@ def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progre
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     """Collect the sampling options, as keywords of the calls that generate."""
-    from ..sampling.sampler import SamplingParams
+    from ..sampling.params import SamplingParams
 
     options = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if hasattr(args, f.name)}
     return options | {"logit_bias": dict(args.logit_bias)}

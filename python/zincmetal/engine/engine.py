@@ -55,7 +55,7 @@ from .snapshot import Snapshot, States
 from .turn import CLOSE, RESET, InUse, Turn, Turns
 
 NOT_FINITE = (
-    "the model's logits are not finite: the file is damaged, or the device failed; check the file, and load it anew"
+    "the model's logits are not finite: the file is damaged, or the device failed; check the file, and load it again"
 )
 CLOSED = "the model is closed; load it again"
 FORKED = (

@@ -32,7 +32,7 @@ from .noise import Noise, NoiseSource
 from .params import LogitsProcessor, SamplingParams
 from .ranking import F32Array, F64Array, IdArray, Ranking, keep, largest
 
-__all__ = ["N_TOP", "LogitsProcessor", "Sampler", "SamplingParams", "choose", "keep"]
+__all__ = ["N_TOP", "Sampler", "choose", "keep"]
 
 SUMS_ERROR = 1e-3  # bound of the relative error of float32 sums over all logits
 N_TOP = 128  # fewer than the candidates: some of these may be penalised, and enough stay
