@@ -26,7 +26,7 @@ help:
 
 demo: $(VENV)/.installed $(VENV)/.demo
 	@echo "== $(PROMPT)"
-	@$(BIN)/python -m zincmetal.generate -p "$(PROMPT)" -n 64 -c 2048
+	@$(BIN)/zincmetal run -p "$(PROMPT)" -n 64 -c 2048
 
 test: $(DOUBLE) $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal

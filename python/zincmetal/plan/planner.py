@@ -73,11 +73,11 @@ class Planner:
         return self.target.ranked_by_host
 
     def max_position(self, n: int) -> int:
-        """The smallest maximum position of a plan that covers position ``n``."""
+        """Return the smallest maximum position of a plan that covers position ``n``."""
         return next(r for r in self._max_positions if n <= r)
 
     def plan(self, rows: int, output: str = "argmax", max_position: int | None = None) -> Plan:
-        """The plan for steps of up to ``rows`` rows that end before position ``max_position`` (default: the context).
+        """Make the plan for steps of up to ``rows`` rows before position ``max_position`` (default: the context).
 
         ``output``, one of OUTPUTS, is its end. Plans are kept.
         """
@@ -152,7 +152,7 @@ class Planner:
         )
 
     def _ops(self, rows: int, output: str) -> list[Op]:
-        """The fused operations of a step. They are kept, since plans of every max_position have the same."""
+        """Return the fused operations of a step. They are kept, since plans of every max_position have the same."""
         if (rows, output) not in self._fused:
             self._fused[rows, output] = fuse(self._graph(rows, output), rows, self.target.fusible)
         return self._fused[rows, output]
@@ -189,5 +189,5 @@ class Planner:
 
 
 def plan_rows(n: int) -> list[int]:
-    """The rows of the plans that prompts of up to ``n`` tokens need, the smallest first."""
+    """Return the rows of the plans that prompts of up to ``n`` tokens need, the smallest first."""
     return [1, *(r for below, r in zip((1, *PREFILL_ROWS), PREFILL_ROWS, strict=False) if n > below)]
