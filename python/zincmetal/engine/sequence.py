@@ -1,4 +1,4 @@
-"""A sequence of tokens, and how a prompt is cut into steps. Plain data: nothing here knows a device."""
+"""Sequence of tokens, and how a prompt is cut into steps. Plain data: nothing here knows a device."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..plan.planner import PREFILL_ROWS
 
 @dataclass
 class Sequence:
-    """The tokens whose state an engine holds.
+    """Tokens whose state an engine holds.
 
-    ``ids`` grow by the tokens of each step that has ended, and are cut where the sequence is taken back. A step that
-    runs ahead is not in them before it is settled. ``recurrent``: layers keep one state of the whole sequence, which
-    is not there any more for an earlier position.
+    ``ids`` grow by the tokens of each step that has ended. A rewind cuts them. The token of a step that runs ahead
+    joins them when it is settled. ``recurrent``: layers keep one state of the whole sequence, and none of an earlier
+    position.
     """
 
     recurrent: bool
@@ -24,7 +24,7 @@ class Sequence:
         return len(self.ids)
 
     def reusable(self, prompt: AnySequence[int]) -> int:
-        """Return the number of a prompt's first tokens whose state is there.
+        """Return the number of a prompt's first tokens whose state the engine holds.
 
         The last token never counts: it is computed in any case, since its logits are wanted.
         """
@@ -56,7 +56,7 @@ def chunk_rows(n: int) -> list[int]:
 def prompt_rows(n: int) -> list[int]:
     """Return the rows of the plans that take a prompt of ``n`` tokens.
 
-    The last token is a step of its own. So its logits are the same to the bit whether the tokens before it are
-    computed now or were before, and a seed gives the same text.
+    The last token is a separate step. So its logits do not depend, in any bit, on which tokens before it are computed
+    now, and a seed gives the same text.
     """
     return [*chunk_rows(n - 1), 1] if n > 0 else []

@@ -1,4 +1,4 @@
-"""Logits of one step: sampling reads a few of them, and all only where it must.
+"""Logits of one step. Sampling reads a few of them, and all only if it must.
 
 1. A step leaves the candidates in a small buffer (``Candidates`` in ``kernels/params.h``): the 256 largest logits, and
    sums over all logits. All logits stay on the device.
@@ -53,7 +53,7 @@ class StepLogits:
         return cls(_summary_of(logits), logits, logits.size)
 
     def check_finite(self) -> None:
-        """Raise DeviceError where a logit is infinite or NaN."""
+        """Raise DeviceError if a logit is infinite or NaN."""
         self.n_read += 1
         if n := int(self._summary["n_not_finite"]):
             raise DeviceError(
@@ -132,7 +132,7 @@ class Adjusted:
         return Ranking(ids[order], logits[order], floor, totals)
 
     def _totals(self, candidates: Ranking) -> Totals | None:
-        """Replace the shares of the changed tokens in the totals of the device. None where too little is left."""
+        """Replace the shares of the changed tokens in the totals of the device. None if too little is left."""
         known = candidates.known
         if known is None or self._ids.size == 0:
             return known

@@ -50,7 +50,7 @@ class Sampler:
     def sample(self, logits: StepLogits | F32Array, history: Sequence[int]) -> int:
         """Choose the token id after ``history``, from the logits of a step or an array float32 [vocab].
 
-        Changes neither of them. Raises DeviceError where a logit is not finite. Raises UsageError where no token is
+        Changes neither of them. Raises DeviceError if a logit is not finite. Raises UsageError if no token is
         left to choose, or where a processor returns anything but logits.
         """
         step = StepLogits.of(logits) if isinstance(logits, np.ndarray) else logits
@@ -141,7 +141,7 @@ def _bounded(logits: F64Array) -> F64Array:
 
 
 def choose(adjusted: Adjusted, p: SamplingParams, noise: Noise) -> int:
-    """Choose a token by its logits and the noise. Raises UsageError where no token is left."""
+    """Choose a token by its logits and the noise. Raises UsageError if no token is left."""
     rankings = adjusted.rankings()
     if p.temperature > 0 and not p.filters:
         token = _draw_from_top(next(rankings), p.temperature, noise)
@@ -171,7 +171,7 @@ def _scaled(logits: F64Array, best: float, temperature: float) -> F64Array:
 
 
 def _draw_from_top(ranking: Ranking, temperature: float, noise: Noise) -> int | None:
-    """Draw among the N_TOP most probable tokens. None where another token might win."""
+    """Draw among the N_TOP most probable tokens. None if another token might win."""
     ids, logits = ranking.ids, ranking.logits
     if ids.size < N_TOP and (not ranking.whole or ids.size == 0):
         return None

@@ -1,7 +1,7 @@
 """Marks the texts of control tokens in a caller's messages, so that they stay text.
 
-A mark is the noncharacter U+FDD0, put behind the first character of every such text. Templates pass it through. The
-tokenizer reads a text with a mark inside as plain text, and removes the mark.
+A mark is the noncharacter U+FDD0. It stands behind the first character of each of these texts. Templates pass it
+through. The tokenizer reads a text with a mark inside as plain text, and removes the mark.
 """
 
 from __future__ import annotations
