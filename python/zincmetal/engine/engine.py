@@ -92,7 +92,7 @@ class Engine:
             self.buffers.buffer("step"), self.buffers.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
         )
         self.turns = Turns()
-        self._states = States(self.buffers, self.planner.addresses, self.core.shapes()["KV_PAGE"])
+        self._states = States(self.buffers, self.planner.addresses, self.planner.target.page)
         self._words_read = 0
         self._unusable: tuple[type[ZincError], str] | None = None
         self._freed = self._forked = False
