@@ -151,7 +151,7 @@ def from_file(file: File, traits: Traits, n_ctx: int | None = None) -> ModelConf
     if n_block > len(file.tensors):
         raise keys.bad("block_count", f"{n_block} blocks cannot be in a file of {len(file.tensors)} tensors")
     if n_draft >= n_block:
-        raise keys.bad("nextn_predict_layers", f"{n_draft} leaves none of the {n_block} blocks")
+        raise keys.bad("nextn_predict_layers", f"{n_draft} leaves 0 of the {n_block} blocks")
     n_layer = n_block - n_draft
     n_embd = keys.size("embedding_length")
     n_head, n_head_kv, head_dim = _heads(keys, traits, n_block, n_embd)

@@ -57,7 +57,7 @@ ISA = Variable(
     "ZINCMETAL_ISA", "plain, neon, avx2 or avx512", "the best of the CPU", "the most that native kernels use", "core"
 )
 CACHE = Variable(
-    "ZINCMETAL_CACHE", "a folder, or 0", "~/Library/Caches/zincmetal", "where compiled Metal kernels are kept", "core"
+    "ZINCMETAL_CACHE", "a folder, or 0", "~/Library/Caches/zincmetal", "the folder of compiled Metal kernels", "core"
 )
 KERNELS = Variable("ZINCMETAL_KERNELS", "a folder", "the package's", "other kernel sources for Metal", "core")
 METALLIB = Variable("ZINCMETAL_METALLIB", "0", "not set", "0: compile Metal kernels from text", "core")

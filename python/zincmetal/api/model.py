@@ -20,9 +20,9 @@ from ..engine.turn import Turn
 from ..errors import typed_errors
 from ..plan.plan import Dispatch, Plan
 from ..sampling.params import SamplingParams
-from .generation import SAMPLING, Request, SamplingOptions, sampling_params, stream
+from .generation import SAMPLING, Request, SamplingOptions, collect, sampling_params, stream
 from .naming import model_name
-from .result import Chunk, PromptRead, Result, collect, peak_memory
+from .result import Chunk, PromptRead, Result, peak_memory
 from .text import ModelText
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class Model:
     """Model on a device, with one sequence. Made by :func:`load`; a context manager.
 
     It has an ``engine``, which runs steps, and a tokenizer and template, which make ids of text. Methods raise
-    UsageError for calls that cannot be carried out, ContextFullError if the context is used up, DeviceError if
-    the device fails. One thread at a time.
+    UsageError for calls that cannot be carried out, and ContextFullError if the context is used up. They raise
+    DeviceError if the device fails. One thread at a time.
     """
 
     def __init__(self, engine: Engine, text: ModelText | None = None) -> None:

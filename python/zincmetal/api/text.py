@@ -116,7 +116,7 @@ class ModelText:
         return self.tokenizer.prompt(text, parse_special=True)
 
     def _check_read(self, asked: Sequence[str], keywords: Mapping[str, Any]) -> None:
-        """Raise UsageError if the chat template reads no such variable: it would change nothing."""
+        """Raise UsageError for a variable that the chat template does not read: it would change nothing."""
         if not asked and not keywords:
             return
         variables = self.chat_template.variables

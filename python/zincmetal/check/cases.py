@@ -1,6 +1,6 @@
 """Cases: a small operation for every kernel, with random inputs.
 
-Kernel names, parameters and grids come from the lowering that models use, so a check launches a kernel as a model does.
+Kernel names, parameters and grids come from the lowering that models use. So a check launches a kernel as a model does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs one kernel on the device and, from the same inputs, as Metal text on the CPU; reports the largest difference."""
+"""Runs one kernel on the device and as Metal text on the CPU, with equal inputs. Reports the largest difference."""
 
 from __future__ import annotations
 

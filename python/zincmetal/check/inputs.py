@@ -95,8 +95,8 @@ def _normal(qtype: QuantType, shape: Sequence[int], rng: np.random.Generator, si
 class Guarded:
     """Buffer of a device with ``content`` between two bands of poison.
 
-    ``array`` is the content. If the device shares the host's memory it is a live view, otherwise a copy that
-    :meth:`push` and :meth:`pull` move. The content begins ``align`` bytes after a multiple of 256.
+    ``array`` is the content. It is a live view if the device shares the host's memory, else a copy for
+    :meth:`push` and :meth:`pull`. The content begins ``align`` bytes after a multiple of 256.
     """
 
     def __init__(self, device: _core.Device, content: NDArray[Any], align: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Runs the checks in a worker process, and continues in a new one when a check ends the process or loses the device."""
+"""Runs the checks in a worker process. If a check ends the process or loses the device, a new process continues."""
 
 from __future__ import annotations
 

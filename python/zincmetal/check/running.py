@@ -64,7 +64,7 @@ def seed(model: Model) -> Outcome:
     ids = prompt_of(model)
     first, second = (model.generate(ids, N_TOKENS, temperature=1.0, seed=7).tokens for _ in range(2))
     if first == second:
-        return Outcome(PASS, f"{len(first)} sampled tokens, twice the same")
+        return Outcome(PASS, f"{len(first)} sampled tokens, equal in both runs")
     return Outcome(FAIL, "the same seed gave different tokens", {"first": first, "second": second})
 
 

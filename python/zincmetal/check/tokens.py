@@ -20,7 +20,7 @@ NEAR_TIE = 0.05  # between two logits: the lanes' rounding, most of it in the ca
 
 
 def first_tokens(path: Path, device: str) -> Outcome:
-    """Compare a file's first greedy tokens with those of the CPU's native kernels.
+    """Compare a file's first greedy tokens with the tokens of the CPU's native kernels.
 
     If the device is the CPU itself, the tokens are compared with its Metal text. Raises ZincError if the file does not
     run.

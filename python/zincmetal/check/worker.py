@@ -2,7 +2,8 @@
 
 - ``{"plan": names}`` when the device is open;
 - for every check ``{"begin": name}``, then an object with its name, status, message and figures;
-- ``{"end": true}`` after the last check, or ``{"again": true}`` if the device is lost and a new process must continue.
+- ``{"end": true}`` after the last check;
+- ``{"again": true}`` if the device is lost and a new process must continue.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ class Chat:
         self._commands[name](rest.strip())
 
     def _answer(self, message: str) -> None:
-        """Print the answer to a message. Both become part of the conversation, or neither."""
+        """Print the answer to a message. The conversation gets both, or neither."""
         made: list[Chunk] = []
         stopped = False
         try:

@@ -106,7 +106,7 @@ class Way:
     kinds: tuple[str, ...] = ("device", "source", "pipeline", "kernel", "model")
 
     def patterns(self, only: Sequence[str]) -> list[str]:
-        """Return the patterns of the checks to run again: those of ``only`` that fit the kinds, or all of the kinds."""
+        """Return the patterns of the checks to run again: all of these kinds, or the patterns in ``only`` of them."""
         asked = only or [f"{kind}/*" for kind in self.kinds]
         return [pattern for pattern in asked if pattern.partition("/")[0] in self.kinds]
 

@@ -53,7 +53,7 @@ class Conversation:
         return path
 
     def load(self, name: str) -> None:
-        """Replace the messages by those of a file. Raises UsageError if the file holds none."""
+        """Replace the messages by a file's messages. Raises UsageError if the file holds none."""
         if not name:
             raise UsageError("/load needs the name of a file")
         path = Path(name).expanduser()

@@ -135,7 +135,7 @@ def _flushed(status: int) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Replace streams that were closed before the start; show escapes where the encoding has no Unicode."""
+    """Replace streams that were closed before the start. Show escapes if the encoding has no Unicode."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

@@ -18,7 +18,7 @@ States of a step that runs ahead:
     idle       decode(t)           ->  idle        the step has run
     idle       decode(t, ahead)    ->  in flight   t's step has run, the step of its arg max is submitted
     in flight  decode(that token)  ->  idle        the step in flight was taken over (with ahead: in flight again)
-    in flight  settle()            ->  idle        waits; the token in flight is part of the sequence now
+    in flight  settle()            ->  idle        waits; the token in flight is in the sequence now
     idle       rewind(n)           ->  idle        the tokens from n on are forgotten
     in flight  anything else       ->  UsageError  settle first
 
@@ -45,12 +45,13 @@ from ..device.buffers import Buffers, Progress
 from ..device.host_routed import HostRoutedPlan
 from ..device.programs import Program, Programs
 from ..errors import ContextFullError, DeviceError, UsageError, ZincError, abbreviate, typed_errors
+from ..plan.chunks import LOGITS_ROWS, prompt_rows
 from ..plan.plan import Plan
-from ..plan.planner import LOGITS_ROWS, OUTPUTS
+from ..plan.planner import OUTPUTS
 from ..sampling.logits import StepLogits
 from ..sampling.sampler import Sampler
 from .loaded import Loaded
-from .sequence import Sequence, prompt_rows
+from .sequence import Sequence
 from .snapshot import Snapshot, States
 from .turn import CLOSE, RESET, InUse, Turn, Turns
 
@@ -161,7 +162,7 @@ class Engine:
     def step(self, ids: list[int], rows: int, output: str = "argmax") -> int:
         """Append ids by the program of ``rows`` rows. Return the arg max after the last, or -1 for another output.
 
-        There may be fewer ids than rows: the step buffer tells the kernels how many, and they skip the other rows.
+        There may be fewer ids than rows. The step buffer has their number, and the kernels skip the other rows.
         """
         self.check_usable()  # close() of another thread waits for this call to end
         program = self.program(rows, output)
@@ -186,7 +187,7 @@ class Engine:
         self.steps.rewind(length)
 
     def settle(self) -> None:
-        """End the step in flight: its token becomes part of the sequence, since a state cannot always be rewound."""
+        """End the step in flight. Its token joins the sequence, since a state cannot always be rewound."""
         if self._freed or self._forked:
             return
         known, settled = len(self.sequence), []
@@ -359,7 +360,7 @@ class Engine:
             self.file.check()
 
     def check_prompt(self, ids: AnySequence[int]) -> None:
-        """Raise UsageError if there are no ids, or wrong ones, ContextFullError if there are too many."""
+        """Raise UsageError if there are no ids or wrong ids, ContextFullError if there are too many."""
         if not ids:
             raise UsageError("the prompt has no tokens; pass some text, or a BOS token")
         n_vocab = self.config.n_vocab

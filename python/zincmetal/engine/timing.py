@@ -10,10 +10,9 @@ from .. import arguments
 from ..device.buffers import bound, step_record
 from ..device.host_routed import HostRoutedPlan
 from ..errors import UsageError, typed_errors
+from ..plan.chunks import PREFILL_ROWS, chunk_rows
 from ..plan.plan import Dispatch
-from ..plan.planner import PREFILL_ROWS
 from .engine import Engine
-from .sequence import chunk_rows
 from .turn import Turn
 
 
@@ -25,7 +24,8 @@ def time_dispatches(
 
     If ``copies`` is above 1, each dispatch runs so many times in one command buffer, and its mean is returned.
     The mean leaves out the cost of beginning and ending a command buffer, and finds its data in caches. The states
-    before ``position`` are stale memory. Forgets the sequence. Raises UsageError if there is no such step.
+    before ``position`` are stale memory. Forgets the sequence. Raises UsageError for ids that do
+    not fit one step, and if the host routes the experts.
     """
     ids = arguments.token_ids(ids)
     position, copies = arguments.integer("position", position), arguments.integer("copies", copies, 1, 1024)

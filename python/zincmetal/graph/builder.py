@@ -1,8 +1,8 @@
 """Operations of one step over activations of T rows. No kernel and no memory is known yet.
 
-A family's ``build`` calls the methods of :class:`Graph` in the order of its equations. Operands are weights (with their
-names in the file), values (rows of float32 that live within the step) and states (memory that outlives it, such
-as the K/V cache and the logits).
+A family's ``build`` calls the methods of :class:`Graph` in the order of its equations. Operands are weights
+(with their names in the file), values and states. Values are rows of float32 that live within the step. States are
+memory that outlives the step, such as the K/V cache and the logits.
 """
 
 from __future__ import annotations

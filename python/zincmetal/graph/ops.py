@@ -58,7 +58,7 @@ _CACHES, _HEADS = "k_cache v_cache", "n_head*head_dim"
 #: By kind: the operands that an operation reads, the operands that it writes, and its kernels. Numbers have names too.
 #:
 #: ``name[shape]`` is a value if the shape begins with T (the rows of a step) or 1 (its last row). Otherwise it is a
-#: weight. A name without a shape is the state of that kind; a state of the whole step need not be given. ``?`` marks
+#: weight. A name without a shape is the state of that kind. A state of the whole step need not be given. ``?`` marks
 #: an operand that may be left out, ``*`` any number of operands. An add has one of ``a`` and ``bias``. A state may
 #: stand in the place of a written value: the last linear writes LOGITS.
 OPS: Mapping[str, Form] = {

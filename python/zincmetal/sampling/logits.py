@@ -4,9 +4,9 @@
    sums over all logits. All logits stay on the device.
 2. ``StepLogits`` reads candidates, single logits, or all logits, and counts the words that it reads.
 3. ``Adjusted`` replaces the logits of the tokens to which a penalty or a bias applies.
-4. ``Adjusted.rankings`` yields a ranking of the candidates first. It ends where a token that is no candidate
-   could follow.
-5. Where a filter cannot be certain with that ranking, the next ones are longer: about 8192 tokens, then all.
+4. ``Adjusted.rankings`` yields a ranking of the candidates first. It ends before the first
+   place that a token outside the candidates could take.
+5. If a filter cannot be certain with that ranking, longer rankings follow: about 8192 tokens, then all tokens.
    They read all logits.
 6. Rankings of every length agree, so the token that is drawn does not depend on the length.
 """
@@ -39,7 +39,7 @@ class Indexable(Protocol):
 class StepLogits:
     """Logits after a step. Each method reads no more of them than it needs.
 
-    ``summary`` is a ``Candidates`` record. ``logits`` is float32 [n_vocab or more]. ``n_read`` counts the 32-bit words
+    ``summary`` is a ``Candidates`` struct. ``logits`` is float32 [n_vocab or more]. ``n_read`` counts the 32-bit words
     that were read.
     """
 

@@ -30,9 +30,9 @@ class SamplingParams:
     The filters see probabilities before the temperature:
 
     - ``top_k`` keeps the k most probable tokens. 0 and -1 keep all.
-    - ``typical_p`` keeps the tokens whose surprisal is nearest to the entropy, until they reach probability p
+    - ``typical_p`` keeps the tokens whose surprisal is nearest to the entropy, until their probabilities sum to p
       (arXiv 2202.00666).
-    - ``top_p`` keeps the fewest most probable tokens that reach probability p. 0 keeps the best token alone.
+    - ``top_p`` keeps the fewest most probable tokens whose probabilities sum to p. 0 keeps the best token alone.
     - ``min_p`` keeps the tokens that have at least p times the probability of the best one.
 
     The penalties count the last ``repeat_last_n`` tokens, prompt included. -1 counts all.

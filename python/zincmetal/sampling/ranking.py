@@ -89,7 +89,7 @@ def ranked(ids: NDArray[np.intp], logits: F64Array, floor: float, totals: Totals
 def largest(logits: F64Array, n: int) -> NDArray[np.intp]:
     """Find the indices of the ``n`` largest logits, or of all if there are fewer. Equal logits: lowest index first."""
     n = min(n, logits.size)
-    # Only logits that reach the n-th largest one need to be sorted.
+    # Only logits not below the n-th largest need to be sorted.
     near = np.flatnonzero(logits >= np.partition(logits, -n)[-n])
     return near[np.argsort(-logits[near], kind="stable")][:n]
 

@@ -11,10 +11,10 @@ The steps, in their order:
 
 The noise of a token depends on the seed, the position and the token alone (``noise.py``). So the draw depends neither
 on the order of the tokens nor on a running sum over them. Logits that differ in their last bits give another token
-only where the two largest scores were that close.
+only if the two largest scores were that close.
 
 The candidates that the device leaves suffice for most steps (``logits.py``). Without filters, the N_TOP most probable
-tokens have noise of their own, and all other tokens share one noise. All logits are read only where the shared noise
+tokens have noise of their own, and all other tokens share one noise. All logits are read only if the shared noise
 wins; then one of the other tokens is drawn. ``docs/sampling.md`` shows that this is the same distribution.
 """
 
@@ -51,7 +51,7 @@ class Sampler:
         """Choose the token id after ``history``, from the logits of a step or an array float32 [vocab].
 
         Changes neither of them. Raises DeviceError if a logit is not finite. Raises UsageError if no token is
-        left to choose, or where a processor returns anything but logits.
+        left to choose, or if a processor does not return logits.
         """
         step = StepLogits.of(logits) if isinstance(logits, np.ndarray) else logits
         step.check_finite()

@@ -79,7 +79,7 @@ class SentencePiece:
             ids += found[1:] if self._fuses and found[:1] == ids[-1:] == [self._unknown] else found
 
     def _merged_ids(self, text: str) -> list[int]:
-        split: dict[str, tuple[str, str]] = {}  # the two parts of each unused piece
+        split: dict[str, tuple[str, str]] = {}  # the two pieces that make each unused piece
         ids: list[int] = []
         for part in self._merge(text, split):
             self._emit(part, split, ids)
@@ -89,7 +89,7 @@ class SentencePiece:
         """Merge the characters of ``text`` into pieces."""
         parts, n = list(text), len(text)
         before, after = list(range(-1, n - 1)), list(range(1, n + 1))
-        heap: list[tuple[float, int, int, int]] = []  # cost, left part, right part and length of each union
+        heap: list[tuple[float, int, int, int]] = []  # cost, left piece, right piece and length of each union
 
         def union(left: int, right: int) -> tuple[float, int, int, int] | None:
             piece = parts[left] + parts[right]

@@ -181,13 +181,13 @@ class Tokenizer:
         bytes, such as control characters. That byte gives no id, as in the original tokenizers.
 
         ``add_bos`` puts the begin token in front, ``add_eos`` the end token behind. None follows the file. It adds no
-        second begin token where ``text`` starts with one and ``parse_special`` is on, as with chat templates.
+        second begin token if ``text`` starts with one and ``parse_special`` is on, as with chat templates.
 
         ``parse_special`` reads texts such as "<|im_end|>" as control tokens, unless a MARK is inside. Leave it off for
         untrusted text. Then a MARK is read as U+FFFD. User-defined tokens are matched either way.
 
         Raises UsageError if ``text`` is no string. Raises TokenizerError if the vocabulary cannot encode, or
-        lacks the begin or end token that is asked for. Raises it too where the split pattern gives up on the text, for
+        lacks the begin or end token that is asked for. Also raises it if the split pattern gives up on the text, for
         example on about ten million spaces.
         """
         if not isinstance(text, str):

@@ -121,7 +121,7 @@ class TokenizerKeys(MetadataReader):
         return "\n".join(value for name in names if isinstance(value := self.values[name], str))
 
     def token_id(self, name: str, n_tokens: int) -> int | None:
-        """Read an id from 0 to ``n_tokens`` - 1, or None if the file has no such id."""
+        """Read an id from 0 to ``n_tokens`` - 1, or None if the file lacks it."""
         ids = self.token_ids(name, n_tokens)
         return ids[0] if ids else None
 

@@ -14,7 +14,7 @@ SPLIT_GROUP = 8
 
 @lowers("attention")
 def attention(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Lower to one kernel for one row or many rows, or to two kernels that divide the keys of one row and merge."""
+    """Lower to one kernel for one or many rows, or to two kernels that divide one row's keys and merge."""
     cfg, target, shapes = lowering.cfg, lowering.target, lowering.target.shapes
     split, decode, prefill = (
         target.instance(f"attention_{family}_{lowering.kv_type}", target.head_classes, cfg.head_dim)

@@ -70,7 +70,7 @@ def _one_by_one(lowering: Lowering, op: Op, weight: Weight, sizes: Routed) -> La
 
 @lowers("experts_mix")
 def products_and_mix(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Lower to the weighted sum of one row's products with its experts, and with a shared expert if there is one."""
+    """Lower to the weighted sum of one row's products with its experts, and with the shared expert, if any."""
     assert rows == 1, "many rows mix after their products"
     target, weight, n_used = lowering.target, op.weight("weight"), op.value("ids").width
     args = (*reading(op, "ids", "weights", "weight", "x", "residual"), *writing(op, "out"))

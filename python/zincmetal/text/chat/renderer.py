@@ -36,7 +36,7 @@ class Ended(Exception):
 
 
 class Forked:
-    """Child made by fork, with the part of ``subprocess.Popen`` that is needed here."""
+    """Child made by fork, with the methods of ``subprocess.Popen`` that are needed here."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         requests, self_requests = os.pipe()

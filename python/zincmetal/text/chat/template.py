@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ... import arguments
 from ...errors import ChatTemplateError, UsageError, quote
 from ..special_text import MARK
-from .forms import REASONING, Forms, mentions
 from .marks import Marker, unmarked
+from .message_forms import REASONING, Forms, mentions
 from .messages import Message, checked_list, conversation, plain
 from .renderer import Renderer
 
@@ -51,7 +51,7 @@ class ChatTemplate:
     - ``source`` is the Jinja source, as in ``tokenizer.chat_template``.
     - ``bos`` and ``eos`` are the texts of the begin and end tokens, ``bos_token`` and ``eos_token`` in templates. The
       name of an empty text is undefined.
-    - ``special`` has more such names and their texts: ``pad_token``, ``unk_token``, …
+    - ``special`` has more of these names and their texts: ``pad_token``, ``unk_token``, …
     - ``named`` has templates by name. Calls with tools use ``tool_use``, calls with documents ``rag``.
     - ``control_texts`` are the texts of control tokens. ``prompt`` marks them in messages.
     """
@@ -235,7 +235,7 @@ class _Sources:
         return self._forms[source]
 
     def _trials(self, source: str, trials: list[dict[str, Any]]) -> list[str | None]:
-        """Render the trial conversations of ``forms.py``. None for each one that fails."""
+        """Render the trial conversations of ``message_forms.py``. None for each one that fails."""
         base = {"bos_token": "", "eos_token": "", "documents": None, "add_generation_prompt": True} | self._special
         try:
             replies = _ask({"source": source, "variables": [base | trial for trial in trials]})
