@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both set up what they need and may be run again at any time.
+# Two commands: `make demo` and `make test`. Both set up all that they need, and may be run again at any time.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,15 +13,15 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python 
 help:
 	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
 	@echo "make test   build, install, run all tests"
-	@echo "make test-metal-double   the Metal lane on a stand-in for Metal: its rules, faults and whole models (part of make test)"
-	@echo "make test-metal-kernels  every test of kernels and models once more, on that lane"
-	@echo "make test-gemma3   the tests on the real Gemma 3 270M, which it fetches (250 MB, Gemma Terms of Use)"
-	@echo "make test-msl-third-party   the check of Metal sources on those of llama.cpp and MLX, which it fetches (120 MB)"
+	@echo "make test-metal-double   run the Metal lane on Metal's double: rules, faults, whole models (make test runs it too)"
+	@echo "make test-metal-kernels  run every test of kernels and models once more, on that lane"
+	@echo "make test-gemma3   run the tests on the real Gemma 3 270M, which it fetches (250 MB, Gemma Terms of Use)"
+	@echo "make test-msl-third-party   check Metal sources of llama.cpp and MLX, which it fetches (120 MB)"
 	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
-	@echo "make sanitize-cuda compute-sanitizer over every kernel family, and over faults that it must find"
+	@echo "make sanitize-cuda run compute-sanitizer over every kernel family, and over faults that it must find"
 	@echo "make mutants       list the barriers and bounds of kernels whose removal no test detects (an hour)"
-	@echo "make docs          the documentation as a site in build/site; a broken link is an error"
-	@echo "make notebooks     run the notebooks in examples/; an error in one is an error"
+	@echo "make docs          build the documentation as a site in build/site; a broken link is an error"
+	@echo "make notebooks     run the notebooks in examples/; stop at an error in one"
 	@echo "make lint types kernels-cuda bench clean"
 
 demo: $(VENV)/.installed $(VENV)/.demo
@@ -34,30 +34,30 @@ test: $(DOUBLE) $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 test-metal-double: $(VENV)/.double $(VENV)/.demo
 	$(BIN)/python -m pytest -q -n 2 tests/csrc/metal/test_metal_double*.py
 
-# The tests' lanes "metal" run where there is a Metal module: here with the double in its place.
+# Tests of the lane "metal" run if there is a Metal module. Here the double takes its place.
 test-metal-kernels: $(VENV)/.double $(VENV)/.demo
 	PYTHONPATH=tests $(BIN)/python -m pytest -q -n 2 -p support.metal_double_lane -k "metal and not test_metal"
 
 test-gemma3: $(VENV)/.installed $(VENV)/.demo $(VENV)/.gemma $(VENV)/.dev
 	$(BIN)/python -m pytest -q -k gemma3
 
-# The front end that holds our kernels to Metal Shading Language must take what others compile on Macs.
+# The front end that checks our kernels must also take Metal sources that others compile on Macs.
 test-msl-third-party: $(VENV)/.dev $(VENV)/.third-party-msl
 	ZINCMETAL_THIRD_PARTY_MSL=$(abspath $(VENV)/third-party-msl) $(BIN)/python -m pytest -q tests/csrc/msl/test_msl_third_party.py
 
-# On a machine with an NVIDIA GPU and nvcc; CUDA_ARCHITECTURES=90 builds for one GPU alone, in a fraction of the time.
+# Needs an NVIDIA GPU and nvcc. CUDA_ARCHITECTURES=90 builds for one GPU alone, in a fraction of the time.
 test-cuda: $(VENV)/.build $(VENV)/.demo $(VENV)/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.ZINCMETAL_CUDA=ON \
 	  -C cmake.define.ZINCMETAL_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" .
 	$(BIN)/python -m pytest -q -k cuda
 
-# compute-sanitizer over every kernel family and a whole model; the build has the faults that it must find.
+# Runs compute-sanitizer over every kernel family and a whole model. The build has the faults that it must find.
 sanitize-cuda: $(VENV)/.build $(VENV)/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.ZINCMETAL_CUDA=ON \
 	  -C cmake.define.ZINCMETAL_PROBES=ON -C cmake.define.ZINCMETAL_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" .
 	$(BIN)/python bench/sanitize.py
 
-# Deletes each barrier and moves each bound of the kernels by one: every such change must fail a test, or be listed.
+# Deletes each barrier and moves each bound of the kernels by one. Every change must fail a test, or be listed.
 mutants: $(VENV)/.installed $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants/mutants.py --json mutants.json
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants/mutants.py --nvidia
