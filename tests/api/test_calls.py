@@ -98,6 +98,12 @@ def test_a_misspelt_option_is_named(model: Any, smollm2: Path) -> None:
         assert m.chat(hello, 1, add_generation_prompt=False, tools=None).prompt_tokens
 
 
+@pytest.mark.parametrize("name", ["add_generation_prompt", "continue_final_message"])
+def test_a_wrong_flag_of_a_chat_is_told_before_a_missing_template(model: Any, name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} must be True or False, not 1"):
+        model.chat(HELLO, 1, **{name: 1})
+
+
 def test_no_memory_for_the_modules_that_are_imported_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*names: str) -> None:
         raise MemoryError

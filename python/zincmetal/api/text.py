@@ -103,14 +103,16 @@ class ModelText:
 
         Raises UsageError for a variable that the template does not read.
         """
+        opens = arguments.flag("add_generation_prompt", add_generation_prompt, True)
+        continues = arguments.flag("continue_final_message", continue_final_message, False)
         asked = {"tools": tools, "documents": documents}
         self._check_read([name for name, value in asked.items() if checked_list(name, value)], variables)
         text = self.chat_template.prompt(
             messages,
             tools=tools,
             documents=documents,
-            add_generation_prompt=arguments.flag("add_generation_prompt", add_generation_prompt, True),
-            continue_final_message=arguments.flag("continue_final_message", continue_final_message, False),
+            add_generation_prompt=opens,
+            continue_final_message=continues,
             **variables,
         )
         return self.tokenizer.prompt(text, parse_special=True)
