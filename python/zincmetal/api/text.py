@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .. import arguments, gguf
 from ..engine.engine import CLOSED
@@ -30,6 +29,25 @@ CHAT_OPTIONS = (
     "progress",
 )
 
+T = TypeVar("T")
+
+
+class AtFirstUse(Generic[T]):
+    """An attribute that is made at its first use, and kept.
+
+    ``functools.cached_property`` before Python 3.12 holds one lock for all models meanwhile. A fork, or an interrupt
+    at the wrong moment, would leave that lock held for good. Two threads at once may make the attribute twice.
+    """
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make, self._name = make, make.__name__
+        self.__doc__ = make.__doc__
+
+    def __get__(self, instance: Any, owner: type | None = None) -> T:
+        value: T = self._make(instance)
+        instance.__dict__[self._name] = value
+        return value
+
 
 class ModelText:
     """Text to ids and back, as the file says. Each part is built at its first use."""
@@ -37,17 +55,17 @@ class ModelText:
     def __init__(self, file: gguf.File) -> None:
         self._file = file
 
-    @cached_property
+    @AtFirstUse
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the file. Raises TokenizerError where it has none that can be used."""
+        """Build the tokenizer of the file. Raises TokenizerError where it has none that can be used."""
         from ..text.tokenizer import Tokenizer
 
         with self._reading():
             return Tokenizer.from_metadata(self._file.metadata)
 
-    @cached_property
+    @AtFirstUse
     def id_tokenizer(self) -> Tokenizer:
-        """The tokenizer; where the file has none, one that only knows which ids end a text."""
+        """Build the tokenizer; where the file has none, one that only knows which ids end a text."""
         from ..text.tokenizer import Tokenizer
 
         try:
@@ -56,17 +74,17 @@ class ModelText:
             with self._reading():
                 return Tokenizer.for_ids(self._file.metadata)
 
-    @cached_property
+    @AtFirstUse
     def chat_template(self) -> ChatTemplate:
-        """The chat template of the file. Raises ChatTemplateError where it has none."""
+        """Compile the chat template of the file. Raises ChatTemplateError where it has none."""
         from ..text.chat.template import ChatTemplate
 
         with self._reading():
             return ChatTemplate.from_metadata(self._file.metadata, self.tokenizer)
 
-    @cached_property
+    @AtFirstUse
     def chat_sampling(self) -> Mapping[str, Any]:
-        """The sampling that the file, or its family's makers, advise for chat."""
+        """Read the sampling that the file, or its family's makers, advise for chat."""
         with self._reading():
             return dict(chat_defaults(self._file.metadata))
 
