@@ -19,14 +19,14 @@ help:
 	@echo "make test-msl-third-party   the check of Metal sources on those of llama.cpp and MLX, which it fetches (120 MB)"
 	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
 	@echo "make sanitize-cuda compute-sanitizer over every kernel family, and over faults that it must find"
-	@echo "make mutants       which barriers and bounds of the kernels the tests would not miss (an hour)"
+	@echo "make mutants       list the barriers and bounds of kernels whose removal no test detects (an hour)"
 	@echo "make docs          the documentation as a site in build/site; a broken link is an error"
 	@echo "make notebooks     run the notebooks in examples/; an error in one is an error"
 	@echo "make lint types kernels-cuda bench clean"
 
 demo: $(VENV)/.installed $(VENV)/.demo
 	@echo "== $(PROMPT)"
-	@$(BIN)/python -m zincmetal.generate -p "$(PROMPT)" -n 64 -c 2048
+	@$(BIN)/zincmetal run -p "$(PROMPT)" -n 64 -c 2048
 
 test: $(DOUBLE) $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -71,7 +71,7 @@ class Rope:
         return freqs.astype(np.float32)
 
     def _pair_with_turns(self, turns: float, n_rot: int) -> float:
-        """The (fractional) pair that makes this many turns in the original context."""
+        """Return the (fractional) pair that makes this many turns in the original context."""
         return n_rot * math.log(self.n_ctx_orig / (turns * 2 * math.pi)) / (2 * math.log(self.base))
 
 
@@ -211,7 +211,7 @@ def _heads(keys: Keys, traits: Traits, n_block: int, n_embd: int) -> tuple[int, 
 
 
 def _feed_forward(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
-    """The width of each block's feed-forward. Mixtures have experts in its place, and 0 here."""
+    """Return the width of each block's feed-forward. Mixtures have experts in its place, and 0 here."""
     if traits.mixture:
         keys.get("feed_forward_length", 0)  # of the dense blocks, which these mixtures do not have
         return (0,) * n_block
@@ -219,7 +219,7 @@ def _feed_forward(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
 
 
 def _assumed_width(keys: Keys, name: str, tensor: str, n_dims: int) -> int | None:
-    """The rows of the first block's tensor, if there is one and the file lacks the key of this width."""
+    """Return the rows of the first block's tensor, if there is one and the file lacks the key of this width."""
     info = keys.file.tensors.get(f"blk.0.{tensor}.weight")
     if keys.has(name) or info is None or len(info.shape) < n_dims:
         return None
@@ -229,7 +229,7 @@ def _assumed_width(keys: Keys, name: str, tensor: str, n_dims: int) -> int | Non
 
 
 def _n_vocab(keys: Keys) -> int:
-    """The number of token ids: the rows of the embedding table, or the tokens of the tokenizer if they are fewer.
+    """Return the number of token ids: the rows of the embedding table, or the tokenizer's tokens if they are fewer.
 
     Some files pad the rows to a multiple. A file may have no tokenizer.
     """
@@ -317,7 +317,7 @@ def _recurrent(keys: Keys, n_block: int) -> tuple[bool, ...]:
 
 
 def _windows(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
-    """The window of each block in positions, 0 for none.
+    """Return the window of each block in positions, 0 for none.
 
     The file lists the blocks with a window, or all but every ``sliding_window_pattern``-th have one. In files like
     Qwen2's the blocks from ``max_window_layers`` on have it, unless ``use_sliding_window`` is false. Otherwise all do.
@@ -340,14 +340,14 @@ def _windows(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
 
 
 def _attention_scale(keys: Keys, usual: float) -> float:
-    """The scale of q·k as the file says it, or the usual one."""
+    """Read the scale of q·k as the file says it, or the usual one."""
     if keys.saved and keys.number("attention.scale", 0.0) == 0:  # llama.cpp's saver writes 0 for a missing key
         return usual
     return keys.positive("attention.scale", usual)
 
 
 def _rope(keys: Keys, traits: Traits, n_ctx_train: int) -> Rope:
-    """The global rotary embedding. A factor without a type scales linearly, as the format defines; 0 is no factor."""
+    """Read the global rotary embedding. A factor without a type scales linearly, as in the format; 0 is no factor."""
     factor = keys.number("rope.scaling.factor", 0.0)
     if factor < 0:
         raise keys.bad("rope.scaling.factor", f"{factor} is negative")
@@ -365,7 +365,7 @@ def _rope(keys: Keys, traits: Traits, n_ctx_train: int) -> Rope:
 
 
 def _rope_local(keys: Keys, traits: Traits, windows: tuple[int, ...]) -> Rope | None:
-    """The rotary embedding of blocks with a window, or None where all blocks have one."""
+    """Read the rotary embedding of blocks with a window, or None where all blocks have one."""
     if traits.local_rope or (keys.has("rope.freq_base_swa") and any(windows)):
         return Rope(_rope_base(keys, "rope.freq_base_swa"))
     keys.get("rope.freq_base_swa", 0.0)  # no layer to use it

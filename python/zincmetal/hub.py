@@ -1,4 +1,4 @@
-"""The demo model, which commands take when none is named."""
+"""Models that have a name in place of a path. Today only the demo model, which commands take when none is named."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_the_api_page_has_every_public_name():
 def test_the_first_example_gives_what_the_page_says(page: str, smollm2: Path):
     example = re.search(r'm\.generate\("([^"]+)", max_tokens=(\d+)\)\.text\n(.+)\n', read(page))
     assert example
-    with zincmetal.load(smollm2) as model:
+    with zincmetal.load(smollm2, device="cpu") as model:
         assert model.generate(example[1], max_tokens=int(example[2])).text == ast.literal_eval(example[3])
 
 
@@ -168,10 +168,10 @@ QUOTES = [
 
 @pytest.mark.parametrize(("path", "lines"), QUOTES)
 def test_quoted_lines_stand_in_their_file(path: str, lines: str):
-    """A block of code with a path as its title quotes that file, but for lines of dots."""
-    there = {line.strip() for line in read(path).splitlines()}
+    """A block of code with a path as its title has lines of that file; a comment behind them may be left out."""
+    there = [line.strip() for line in read(path).splitlines()]
     quoted = [line.strip() for line in lines.splitlines()]
-    assert not [line for line in quoted if line not in there and line.strip(" #/.…")]
+    assert not [line for line in quoted if not any(t.startswith(line) for t in there)]
 
 
 def test_readme_is_short():

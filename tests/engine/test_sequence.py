@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from zincmetal.engine.sequence import Sequence, chunk_rows, common, prompt_rows
-from zincmetal.plan.planner import PREFILL_ROWS
+from zincmetal.engine.sequence import Sequence, common
+from zincmetal.plan.chunks import PREFILL_ROWS, chunk_rows, prompt_rows
 
 
 @pytest.mark.parametrize("recurrent", [False, True])

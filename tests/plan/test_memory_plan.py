@@ -23,8 +23,9 @@ from zincmetal.engine import engine, loaded
 from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
 from zincmetal.plan import addresses
 from zincmetal.plan.addresses import UPLOAD_BYTES
+from zincmetal.plan.chunks import PREFILL_ROWS, plan_rows
 from zincmetal.plan.estimate import MemoryEstimate
-from zincmetal.plan.planner import PREFILL_ROWS, Planner, plan_rows
+from zincmetal.plan.planner import Planner
 from zincmetal.plan.target import Target
 from zincmetal.settings import MEMORY_LIMIT
 

@@ -1,6 +1,6 @@
 // One struct per tensor type of quant_types.h, for the native kernels. Quantised weights come in groups of 256: one K
 // block, or eight blocks of 32. A struct decodes the scales of a group, and with them the 32 weights of a block, as
-// floats. Layouts are ggml's; python/zincmetal/quants.py is the oracle.
+// floats. Layouts are ggml's; python/zincmetal/gguf/quants.py is the oracle.
 #pragma once
 
 #include "cpu/native/simd.h"

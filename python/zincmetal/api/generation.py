@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -15,7 +15,7 @@ from ..errors import UsageError, did_you_mean, quote, typed_errors
 from ..sampling.params import LogitsProcessor, SamplingParams
 from ..sampling.sampler import Sampler
 from ..text.stream import TextStream
-from .result import Chunk, PromptRead
+from .result import Chunk, PromptRead, Result, peak_memory
 
 if TYPE_CHECKING:
     from .text import ModelText
@@ -118,3 +118,35 @@ def _forbidding(params: SamplingParams, tokens: Sequence[int]) -> SamplingParams
     if not tokens:
         return params
     return replace(params, logit_bias={**params.logit_bias, **dict.fromkeys(tokens, -math.inf)})
+
+
+def collect(chunks: Generator[Chunk, None, PromptRead], show: Callable[[Chunk], None] | None = None) -> Result:
+    """All of a stream as one result; ``show`` is called with each chunk as it comes."""
+    made: list[Chunk] = []
+    prompt = PromptRead(0, 0.0)
+    while True:
+        try:
+            chunk = next(chunks)
+        except StopIteration as end:
+            prompt = end.value or prompt
+            break
+        made.append(chunk)
+        if show:
+            show(chunk)
+    return result_of(made, prompt)
+
+
+def result_of(made: Sequence[Chunk], prompt: PromptRead) -> Result:
+    """Return the result that chunks make up."""
+    last = made[-1] if made else None
+    return Result(
+        text="".join(c.text for c in made),
+        tokens=[c.token for c in made],
+        finish_reason=last.finish_reason or "length" if last else "length",
+        prompt_tokens=last.prompt_tokens if last else prompt.tokens,
+        prompt_tps=last.prompt_tps if last else prompt.tps,
+        generation_tps=last.generation_tps if last else 0.0,
+        peak_memory=peak_memory(),
+        stop_token=last.stop_token if last else None,
+        stop_string=last.stop_string if last else None,
+    )

@@ -20,9 +20,9 @@ from ..engine.turn import Turn
 from ..errors import typed_errors
 from ..plan.plan import Dispatch, Plan
 from ..sampling.params import SamplingParams
-from .generation import SAMPLING, Request, SamplingOptions, sampling_params, stream
+from .generation import SAMPLING, Request, SamplingOptions, collect, sampling_params, stream
 from .naming import model_name
-from .result import Chunk, PromptRead, Result, collect, peak_memory
+from .result import Chunk, PromptRead, Result, peak_memory
 from .text import ModelText
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import resource
 import sys
-from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,38 +65,6 @@ class PromptRead(NamedTuple):
 
     tokens: int
     tps: float
-
-
-def collect(chunks: Generator[Chunk, None, PromptRead], show: Callable[[Chunk], None] | None = None) -> Result:
-    """All of a stream as one result; ``show`` is called with each chunk as it comes."""
-    made: list[Chunk] = []
-    prompt = PromptRead(0, 0.0)
-    while True:
-        try:
-            chunk = next(chunks)
-        except StopIteration as end:
-            prompt = end.value or prompt
-            break
-        made.append(chunk)
-        if show:
-            show(chunk)
-    return result_of(made, prompt)
-
-
-def result_of(made: Sequence[Chunk], prompt: PromptRead) -> Result:
-    """Return the result that chunks make up."""
-    last = made[-1] if made else None
-    return Result(
-        text="".join(c.text for c in made),
-        tokens=[c.token for c in made],
-        finish_reason=last.finish_reason or "length" if last else "length",
-        prompt_tokens=last.prompt_tokens if last else prompt.tokens,
-        prompt_tps=last.prompt_tps if last else prompt.tps,
-        generation_tps=last.generation_tps if last else 0.0,
-        peak_memory=peak_memory(),
-        stop_token=last.stop_token if last else None,
-        stop_string=last.stop_string if last else None,
-    )
 
 
 def peak_memory() -> int:

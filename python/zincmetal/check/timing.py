@@ -25,7 +25,7 @@ COLD_BYTES = 256 << 20  # of copies that are read in turn: more than caches hold
 MAX_COPIES = 64
 LONG_ENOUGH = 0.25  # seconds of a measurement, if the copies allow it
 TRIES = 3
-PREFILL_ROWS = 512
+N_PROMPT = 512
 CONTEXT = 8192
 # The least and the most that a device can show. Anything else is an error of the clock.
 PLAUSIBLE = {"GB/s": (0.01, 2e4), "GFLOP/s": (0.1, 2e6)}
@@ -54,7 +54,7 @@ def shapes() -> Iterator[Shape]:
     yield Shape("gate and up q4_k 2x6144x2048", _gate_and_up, 6144)
     yield Shape("down q6_k 2048x6144", _product("q6_k", 6144), 2048)
     yield Shape(f"attention f16 16/2x256, {CONTEXT} keys", _attention, CONTEXT)
-    yield Shape(f"prefill q8_0 8192x2048, {PREFILL_ROWS} tokens", _product("q8_0", 2048), 8192, PREFILL_ROWS)
+    yield Shape(f"prefill q8_0 8192x2048, {N_PROMPT} tokens", _product("q8_0", 2048), 8192, N_PROMPT)
 
 
 def measure(core: Core, device: _core.Device, shape: Shape) -> Outcome:

@@ -108,7 +108,7 @@ def _quant_types() -> list[str]:
 def _limits() -> dict[str, int]:
     """The largest sizes that the kernels are compiled for; none where no core is built."""
     from ..device import backend
-    from ..plan.planner import PREFILL_ROWS
+    from ..plan.chunks import PREFILL_ROWS
     from ..plan.target import Target
 
     if not backend.built():

@@ -94,7 +94,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _recorded(planner: Planner, args: argparse.Namespace) -> Plan:
     from .. import arguments
-    from ..plan.planner import PREFILL_ROWS
+    from ..plan.chunks import PREFILL_ROWS
 
     rows = arguments.integer("--rows", args.rows, 1, PREFILL_ROWS[-1], default=1)
     return planner.plan(rows, args.output or "argmax")

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..plan.chunks import plan_rows
 from ..plan.estimate import MemoryEstimate, in_units
 from ..plan.plan import Plan
-from ..plan.planner import plan_rows
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,8 @@ def chat_options(args: argparse.Namespace, taken: set[str]) -> dict[str, Any]:
 
 def write(model: Model, args: argparse.Namespace, chunks: Iterator[Chunk]) -> int:
     """Print the text as it comes, then the figures; Ctrl-C ends the text, not the report."""
-    from ..api.result import PromptRead, result_of
+    from ..api.generation import result_of
+    from ..api.result import PromptRead
 
     made: list[Chunk] = []
     code, prompt = 0, PromptRead(0, 0.0)

@@ -67,7 +67,8 @@ class Programs:
         other, DeviceError where the device refuses memory.
         """
         n_ctx = self._planner.config.n_ctx
-        max_position = self._planner.max_position(min(position + 1, n_ctx)) if rows == 1 else n_ctx
+        # A short sequence has few keys, which a decode plan of its own divides among fewer threadgroups.
+        max_position = next((n for n in self._planner.max_positions if position < n), n_ctx) if rows == 1 else n_ctx
         key = (rows, output, max_position)
         program = self._made.get(key)
         if program is None:

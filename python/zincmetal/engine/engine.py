@@ -45,12 +45,13 @@ from ..device.buffers import Buffers, Progress
 from ..device.host_routed import HostRoutedPlan
 from ..device.programs import Program, Programs
 from ..errors import ContextFullError, DeviceError, UsageError, ZincError, abbreviate, typed_errors
+from ..plan.chunks import LOGITS_ROWS, prompt_rows
 from ..plan.plan import Plan
-from ..plan.planner import LOGITS_ROWS, OUTPUTS
+from ..plan.planner import OUTPUTS
 from ..sampling.logits import StepLogits
 from ..sampling.sampler import Sampler
 from .loaded import Loaded
-from .sequence import Sequence, prompt_rows
+from .sequence import Sequence
 from .snapshot import Snapshot, States
 from .turn import CLOSE, RESET, InUse, Turn, Turns
 
@@ -92,7 +93,7 @@ class Engine:
             self.buffers.buffer("step"), self.buffers.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
         )
         self.turns = Turns()
-        self._states = States(self.buffers, self.planner.addresses, self.core.shapes()["KV_PAGE"])
+        self._states = States(self.buffers, self.planner.addresses, self.planner.target.page)
         self._words_read = 0
         self._unusable: tuple[type[ZincError], str] | None = None
         self._freed = self._forked = False

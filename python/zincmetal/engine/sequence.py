@@ -1,11 +1,9 @@
-"""A sequence of tokens, and how a prompt is cut into steps. Plain data: nothing here knows a device."""
+"""A sequence of tokens. Plain data: nothing here knows a device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field
-
-from ..plan.planner import PREFILL_ROWS
 
 
 @dataclass
@@ -44,19 +42,3 @@ def common(a: AnySequence[int], b: AnySequence[int]) -> int:
             break
         n += 1
     return n
-
-
-def chunk_rows(n: int) -> list[int]:
-    """Return the rows of the plans that take ``n`` tokens: the largest plan, then the smallest that holds the rest."""
-    whole, rest = divmod(n, PREFILL_ROWS[-1])
-    last = [1 if rest == 1 else next(r for r in PREFILL_ROWS if rest <= r)] if rest else []
-    return [PREFILL_ROWS[-1]] * whole + last
-
-
-def prompt_rows(n: int) -> list[int]:
-    """Return the rows of the plans that take a prompt of ``n`` tokens.
-
-    The last token is a step of its own. So its logits are the same to the bit whether the tokens before it are
-    computed now or were before, and a seed gives the same text.
-    """
-    return [*chunk_rows(n - 1), 1] if n > 0 else []

@@ -10,10 +10,9 @@ from .. import arguments
 from ..device.buffers import bound, step_record
 from ..device.host_routed import HostRoutedPlan
 from ..errors import UsageError, typed_errors
+from ..plan.chunks import PREFILL_ROWS, chunk_rows
 from ..plan.plan import Dispatch
-from ..plan.planner import PREFILL_ROWS
 from .engine import Engine
-from .sequence import chunk_rows
 from .turn import Turn
 
 

@@ -35,7 +35,7 @@ class Graph:
         return weight is not None and n_dims in (None, len(weight.shape))
 
     def weight(self, name: str, *shape: int) -> Weight:
-        """The weight ``name``. Raises UnsupportedModelError where it is missing or has another shape."""
+        """Return the weight ``name``. Raises UnsupportedModelError where it is missing or has another shape."""
         weight = self._weight(name)
         if weight is None:
             raise UnsupportedModelError(f"tensor {name} is missing; a {self.cfg.arch} model needs it")
@@ -46,13 +46,13 @@ class Graph:
         return weight
 
     def rows(self, name: str, n: int, k: int) -> Weight:
-        """The first ``n`` rows of the matrix ``name``, which may have more."""
+        """Return the first ``n`` rows of the matrix ``name``, which may have more."""
         weight = self._weight(name)
         n_rows = max(n, prod(weight.shape[:-1])) if weight else n
         return replace(self.weight(name, n_rows, k), shape=(n, k))
 
     def vector(self, name: str, n: int) -> Weight:
-        """A float32 weight of one dimension: norms and biases."""
+        """Return a float32 weight of one dimension: norms and biases."""
         return self._f32(name, n)
 
     def _f32(self, name: str, *shape: int) -> Weight:
@@ -81,12 +81,12 @@ class Graph:
         return self._emit("embed", "embd", self.cfg.n_embd, table=table, scale=self.cfg.embedding_scale)
 
     def rms_norm(self, x: Value, name: str) -> Value:
-        """x / sqrt(mean(x²) + eps) · weight, for each row: [T, width of x]."""
+        """Compute x / sqrt(mean(x²) + eps) · weight, for each row: [T, width of x]."""
         weight = self.vector(f"{name}.weight", x.width)
         return self._emit("rms_norm", name, x.width, x.last, x=x, weight=weight, eps=self.cfg.norm_eps)
 
     def linear(self, x: Value, name: str, n_out: int, bias: bool | None = False) -> Value:
-        """x Wᵀ with W = ``name`` [n_out, width of x]: [T, n_out].
+        """Compute x Wᵀ with W = ``name`` [n_out, width of x]: [T, n_out].
 
         ``bias``: its bias [n_out] is added, always or never, or (None) if the file has one.
         """
@@ -106,12 +106,12 @@ class Graph:
         return self._emit("geglu", f"{gate.name}.geglu", gate.width, gate.last, gate=gate, up=up)
 
     def add(self, a: Value | Weight, b: Value) -> Value:
-        """a + b: [T, width]. A weight a, [width], is added to every row."""
+        """Compute a + b: [T, width]. A weight a, [width], is added to every row."""
         summand = {"bias": a} if isinstance(a, Weight) else {"a": a}
         return self._emit("add", f"{b.name}.sum", b.width, b.last, b=b, **summand)
 
     def last_row(self, x: Value) -> Value:
-        """The last row of the step: [1, width]."""
+        """Take the last row of the step: [1, width]."""
         return self._emit("take_last_row", f"{x.name}.last", x.width, True, x=x)
 
     def rope_kv(
@@ -140,7 +140,7 @@ class Graph:
         return self._emit("attention", f"blk.{layer}.kqv", q.width, **operands, scale=scale, window=window)
 
     def route(self, layer: int, logits: Value, shared: Value | None) -> Route:
-        """The experts that each row takes, by softmax over ``logits`` [T, n_expert]. Their weights sum to the scale.
+        """Choose the experts of each row by softmax over ``logits`` [T, n_expert]. Their weights sum to the scale.
 
         ``shared`` [T, 1] is the logit of the shared expert, whose weight is its sigmoid.
         """
@@ -156,7 +156,7 @@ class Graph:
         return chosen
 
     def experts(self, route: Route, x: Value, name: str, n_in: int, n_out: int) -> Value:
-        """x Wᵀ for each expert e of a row, with W = ``name``[e] [n_out, n_in]: [T, n_used · n_out].
+        """Compute x Wᵀ for each expert e of a row, with W = ``name``[e] [n_out, n_in]: [T, n_used · n_out].
 
         x is [T, n_in], one row for all experts, or [T, n_used · n_in], one for each.
         """
@@ -165,12 +165,12 @@ class Graph:
         return self._emit("experts", f"{name}.out", experts.n_used * n_out, **route._asdict(), weight=weight, x=x)
 
     def mix(self, residual: Value, route: Route, y: Value) -> Value:
-        """residual + Σ weight · y over a row's experts: [T, n]. y is [T, n_used · n]."""
+        """Compute residual + Σ weight · y over a row's experts: [T, n]. y is [T, n_used · n]."""
         operands = {"weights": route.weights, "y": y, "residual": residual}
         return self._emit("mix", f"{y.name}.mix", residual.width, **operands)
 
     def add_shared(self, residual: Value, route: Route, y: Value) -> Value:
-        """residual + weight of the shared expert · y: [T, n]."""
+        """Compute residual + weight of the shared expert · y: [T, n]."""
         operands = {"weights": route.weights, "y": y, "residual": residual}
         return self._emit("add_shared", f"{y.name}.sum", residual.width, **operands)
 
@@ -189,21 +189,21 @@ class Graph:
         return self._emit("ssm", f"{prefix}.ssm", ssm.d_inner, **values, **weights, **states, eps=eps)
 
     def logits(self, x: Value) -> None:
-        """The output projection, into LOGITS. A tied model uses the embedding table."""
+        """Project x to the logits, into LOGITS. A tied model uses the embedding table."""
         name = "output" if self.has("output.weight") else "token_embd"
         weight = self.rows(f"{name}.weight", self.cfg.n_vocab, x.width)
         self.ops.append(Op("linear", weight=weight, x=x, out=LOGITS))
 
     def argmax(self) -> None:
-        """The id of the last row's largest logit, into STEP and TOKENS, which then hold the next step."""
+        """Write the id of the last row's largest logit to STEP and TOKENS, which then hold the next step."""
         self.ops.append(Op("argmax"))
 
     def candidates(self) -> None:
-        """The last row's largest logits, and sums over all of them, into CANDIDATES: enough for sampling."""
+        """Write the last row's largest logits, and sums over all, to CANDIDATES: enough for sampling."""
         self.ops.append(Op("candidates"))
 
     def kv(self, layer: int) -> dict[str, State]:
-        """The key and value cache of a layer, by kind."""
+        """Return the key and value cache of a layer, by kind."""
         return {kind: State(kind, layer) for kind in KV_CACHES}
 
     def _emit(self, kind: str, name: str, width: int, last: bool = False, /, **given: Any) -> Value:

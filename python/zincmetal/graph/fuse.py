@@ -156,7 +156,7 @@ def _by_input(ops: list[Op]) -> Iterator[list[Op]]:
 
 
 def _stackable(group: list[Op], most: int) -> list[Op]:
-    """The members that fit one stack: the type with the most bytes beside f32, and at most one pair."""
+    """Choose the members that fit one stack: the type with the most bytes beside f32, and at most one pair."""
     nbytes: Counter[str] = Counter()
     for w in (w for op in group for w in op.weights if w.type.name != "f32"):
         nbytes[w.type.name] += w.type.nbytes(w.shape)

@@ -59,15 +59,15 @@ _CACHES, _HEADS = "k_cache v_cache", "n_head*head_dim"
 #:
 #: ``name[shape]`` is a value where the shape begins with T (the rows of a step) or 1 (its last row), and a weight
 #: otherwise. A name without a shape is the state of that kind; a state of the whole step need not be given. ``?`` marks
-#: an operand that may be left out, ``*`` any number of operands. A state may stand where a value is written: the last
-#: linear writes LOGITS.
+#: an operand that may be left out, ``*`` any number of operands. An add has one of ``a`` and ``bias``. A state may be
+#: where a value is written: the last linear writes LOGITS.
 OPS: Mapping[str, Form] = {
     "embed": Form("step tokens table[n_vocab,n_embd]", "out[T,n_embd]", "embed_", attrs="scale"),
     "rms_norm": Form("step x[T,n] weight[n]", "out[T,n]", "rms_norm", attrs="eps"),
     "linear": Form("step weight[m,k] x[T,k]", "out[T,m]", "mul_mv_ mul_mm_"),  # mv: one row; mm: many
     "swiglu": Form("step gate[T,n] up[T,n]", "out[T,n]", "swiglu"),
     "geglu": Form("step gate[T,n] up[T,n]", "out[T,n]", "geglu"),
-    "add": Form("step a?[T,n] bias?[n] b[T,n]", "out[T,n]", "add"),  # one of a and bias
+    "add": Form("step a?[T,n] bias?[n] b[T,n]", "out[T,n]", "add"),
     "take_last_row": Form("step x[T,n]", "out[1,n]", "take_last_row"),
     "rope_kv": Form(
         # q may hold [q | gate] for each head: then it is twice as wide
@@ -210,11 +210,11 @@ class Op:
         return tuple(taken)
 
     def __getitem__(self, name: str) -> Operand:
-        """The operand of this name. Raises KeyError where it was left out."""
+        """Return the operand of this name. Raises KeyError where it was left out."""
         return self._named[name][0]
 
     def get(self, name: str) -> Operand | None:
-        """The operand of this name, or None where it was left out."""
+        """Return the operand of this name, or None where it was left out."""
         return self._named[name][0] if name in self._named else None
 
     def all(self, name: str) -> tuple[Operand, ...]:
@@ -222,13 +222,13 @@ class Op:
         return self._named.get(name, ())
 
     def value(self, name: str) -> Value:
-        """The operand of this name, a value."""
+        """Return the operand of this name, a value."""
         found = self._named[name][0]
         assert isinstance(found, Value), found
         return found
 
     def weight(self, name: str) -> Weight:
-        """The operand of this name, a weight."""
+        """Return the operand of this name, a weight."""
         found = self._named[name][0]
         assert isinstance(found, Weight), found
         return found
@@ -244,13 +244,13 @@ class Op:
         return self.writes[0]
 
     def but(self, *names: str) -> dict[str, Any]:
-        """The operands and numbers as arguments of another operation, without those of these names."""
+        """Return the operands and numbers as arguments of another operation, without those of these names."""
         many = SIGNATURES[self.kind].many
         operands = {name: found if name in many else found[0] for name, found in self._named.items()}
         return {name: given for name, given in {**operands, **self.attrs}.items() if name not in names}
 
     def replace(self, **operands: Operand) -> Op:
-        """The same operation with other operands of these names."""
+        """Return the same operation with other operands of these names."""
         return Op(self.kind, self.parts, **{**self.but(), **operands})
 
     def __eq__(self, other: object) -> bool:

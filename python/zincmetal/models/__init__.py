@@ -12,7 +12,7 @@ from .family import Family
 
 
 def discover() -> dict[str, Family]:
-    """The families of all modules in this package, by name."""
+    """Import all modules of this package and return their families, by name."""
     modules = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
     return {name: module.FAMILY for name, module in modules.items() if hasattr(module, "FAMILY")}
 
@@ -21,7 +21,7 @@ FAMILIES = discover()
 
 
 def get(name: str) -> Family:
-    """The family of this name. Raises UnsupportedModelError."""
+    """Return the family of this name. Raises UnsupportedModelError."""
     try:
         return FAMILIES[name]
     except KeyError:
@@ -30,5 +30,5 @@ def get(name: str) -> Family:
 
 
 def configure(file: File, context: int | None = None) -> config.ModelConfig:
-    """The configuration of a file, by the traits of its family. Raises as :func:`config.from_file`."""
+    """Read the configuration of a file, by the traits of its family. Raises as :func:`config.from_file`."""
     return config.from_file(file, get(file.require("general.architecture", str)).traits, context)

@@ -19,7 +19,7 @@ def build(g: Graph) -> Value:
 
 
 def mixer(g: Graph, i: int, h: Value) -> Value:
-    """The half of block i that mixes positions: the delta rule or attention, [T, n_embd]."""
+    """Compute the half of block i that mixes positions: the delta rule or attention, [T, n_embd]."""
     return delta_net(g, i, h) if g.cfg.recurrent[i] else gated_attention(g, i, h)
 
 

@@ -20,7 +20,7 @@ def build(g: Graph) -> Value:
 
 
 def mixture(g: Graph, i: int, x: Value, h: Value) -> Value:
-    """x + the weighted outputs of h's experts, and of the shared expert if there is one: [T, n_embd]."""
+    """Compute x + the weighted outputs of h's experts, and of the shared expert if there is one: [T, n_embd]."""
     assert g.cfg.experts
     n_embd, n_ff, n_shared = g.cfg.n_embd, g.cfg.experts.n_ff, g.cfg.experts.n_ff_shared
     blk = f"blk.{i}"

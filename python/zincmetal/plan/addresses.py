@@ -125,7 +125,7 @@ class AddressMap:
             self._add_vector(ROPE_FREQS_LOCAL, cfg.rope_local.frequencies(cfg.n_rot, None))
 
     def weight(self, name: str) -> Weight | None:
-        """The tensor of this name, or None."""
+        """Return the tensor of this name, or None."""
         return self._weights.get(name)
 
     def of_file(self, operand: Operand) -> bool:
@@ -133,7 +133,7 @@ class AddressMap:
         return isinstance(operand, Weight) and operand not in self._computed
 
     def place(self, operand: Operand) -> Region:
-        """The region of a weight or a state."""
+        """Return the region of a weight or a state."""
         if isinstance(operand, Weight):
             return self._regions[operand.name]
         assert isinstance(operand, State), operand
@@ -152,7 +152,7 @@ class AddressMap:
                 self._regions[t.name] = Region(name, t.offset - start, t.nbytes)
 
     def _windows_of(self, tensor: gguf.TensorInfo, most: int) -> list[gguf.TensorInfo]:
-        """The tensor itself, or its windows where plans can take them and it has more than ``most`` bytes.
+        """Return the tensor itself, or its windows where plans can take them and it has more than ``most`` bytes.
 
         They begin at multiples of WINDOW_ROWS rows, which keeps their bytes as aligned as the tensor's.
         """
@@ -170,7 +170,7 @@ class AddressMap:
         return found
 
     def tensor_of(self, operand: Operand) -> str:
-        """The name of an operand's tensor: a window has another name than the whole."""
+        """Return the name of an operand's tensor: a window has another name than the whole."""
         return self._window_names.get(operand.name, operand.name)
 
     def _convert_vectors(self, file: gguf.File) -> None:
@@ -207,7 +207,7 @@ class AddressMap:
 
 
 def _shape(tensor: gguf.TensorInfo) -> tuple[int, ...]:
-    """The shape without leading dimensions of 1, which some writers add up to four. Experts keep three."""
+    """Return the shape without leading dimensions of 1, which some writers add up to four. Experts keep three."""
     shape, least = tensor.shape, 3 if "_exps." in tensor.name else 1
     while len(shape) > least and shape[0] == 1:
         shape = shape[1:]
@@ -215,7 +215,7 @@ def _shape(tensor: gguf.TensorInfo) -> tuple[int, ...]:
 
 
 def _rope_factors(file: gguf.File, cfg: ModelConfig) -> NDArray[np.float32] | None:
-    """The file's divisors of rotary frequencies, float32 [n_rot / 2], or None."""
+    """Return the file's divisors of rotary frequencies, float32 [n_rot / 2], or None."""
     tensor = file.tensors.get("rope_freqs.weight")
     if tensor is None:
         return None

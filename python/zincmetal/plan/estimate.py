@@ -10,10 +10,9 @@ from ..errors import OutOfMemoryError
 
 
 def device_budget(free_bytes: int) -> int:
-    """Bytes that a model may take where ``free_bytes`` of a device's working set are free, or
-    ``ZINCMETAL_MEMORY_LIMIT`` if less.
+    """Return the bytes that a model may take: the free bytes of the device's working set, or a lower limit.
 
-    Raises UsageError where the variable is not a number of bytes.
+    The limit is ``ZINCMETAL_MEMORY_LIMIT``. Raises UsageError where that is not a number of bytes.
     """
     limit = settings.memory_limit()
     return free_bytes if limit is None else min(free_bytes, limit)
@@ -76,7 +75,7 @@ class MemoryEstimate:
         return max(self._largest_up_to(limit) for limit in limits)
 
     def _largest_up_to(self, limit: int) -> int:
-        """The longest context of up to ``limit`` tokens that fits with the arena of ``limit`` tokens."""
+        """Return the longest context of up to ``limit`` tokens that fits with the arena of ``limit`` tokens."""
         room = self.budget - self.fixed - self.arena_of(limit)
         if room < 0 or not self.kv_page:
             return limit if room >= 0 else 0
@@ -86,7 +85,7 @@ class MemoryEstimate:
         return f"<MemoryEstimate: {in_units(self.total)} of {in_units(self.budget)} for a context of {self.n_ctx}>"
 
     def _repr_html_(self) -> str:
-        """A bar for notebooks: the parts of the total, as shares of it or of the budget where that is more."""
+        """Draw a bar for notebooks: the parts of the total, and the rest of the budget."""
         parts = {
             "weights": sum(self.weights.values()),
             "K/V": self.kv,

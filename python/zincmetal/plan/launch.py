@@ -66,10 +66,10 @@ class Dispatch:
     barrier: bool
 
     def touching(self, mode: str) -> list[Region]:
-        """The regions that the kernel reads ("r") or writes ("w")."""
+        """Return the regions that the kernel reads ("r") or writes ("w")."""
         return touched(self.launch, self.regions, mode)
 
 
 def touched(launch: Launch, regions: tuple[Region, ...], mode: str) -> list[Region]:
-    """The regions, one for each argument, that a launch reads ("r") or writes ("w")."""
+    """Return the regions, one for each argument, that a launch reads ("r") or writes ("w")."""
     return [region for region, arg in zip(regions, launch.args, strict=True) if mode in arg.mode]

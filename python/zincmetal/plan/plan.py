@@ -64,7 +64,7 @@ class Plan:
         return next((path for pattern, path in self.paths if re.search(pattern, weight.name)), "other")
 
     def weights_of(self, d: Dispatch) -> dict[Weight, int]:
-        """The weights that a dispatch reads, and the bytes that it reads of each."""
+        """Return the weights that a dispatch reads, and the bytes that it reads of each."""
         weights = dict.fromkeys(arg.operand for arg in d.launch.args if isinstance(arg.operand, Weight))
         return {w: _bytes_read(w, d.launch.op, self.rows) for w in weights}
 
@@ -90,15 +90,15 @@ class Plan:
         return hazards(self.dispatches)
 
     def dump(self) -> str:
-        """The plan as text, one dispatch a line: see show.py."""
+        """Return the plan as text, one dispatch a line: see show.py."""
         return show.dump(self)
 
     def to_json(self) -> str:
-        """The plan as a JSON object: rows, arena_bytes, dispatches."""
+        """Return the plan as a JSON object: rows, arena_bytes, dispatches."""
         return show.to_json(self)
 
     def to_dot(self) -> str:
-        """The plan as a Graphviz digraph of dispatches."""
+        """Return the plan as a Graphviz digraph of dispatches."""
         return show.to_dot(self)
 
     def _repr_html_(self) -> str:

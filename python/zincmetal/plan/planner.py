@@ -13,20 +13,19 @@ from ..graph.builder import Graph
 from ..graph.fuse import fuse
 from ..graph.ops import KV_CACHES, LOGITS, PAGES, RECURRENT, Op, Operand, State
 from .addresses import AddressMap, Region, state_sizes
+from .chunks import LOGITS_ROWS, PREFILL_ROWS, plan_rows
 from .estimate import MemoryEstimate, device_budget
 from .lower import Lowering
 from .plan import Plan, record
 from .target import Target
 
 _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,9})\.")  # no more digits than a block's number can have
-PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
 # Decode plans are made per maximum position: a plan for short sequences splits attention over fewer threadgroups. The
 # position above which a device begins to split (tuning.DIVIDE_KEYS_ABOVE) and the context are maxima too.
 MAX_POSITIONS = (1024, 4096)
 # The ends of a plan: the id of the last row's largest logit, that row's candidates for sampling, or the logits of all
 # rows.
 OUTPUTS = ("argmax", "candidates", "all")
-LOGITS_ROWS = 64  # rows of logits that a step computes where all are wanted
 
 
 class Planner:
@@ -47,7 +46,7 @@ class Planner:
         self._lowering = Lowering(target, self.config, kv, windows=self.addresses.windows)
         divide_above = target.divide_keys_above
         limits = sorted({divide_above, *MAX_POSITIONS}) if divide_above is not None else ()
-        self._max_positions = [*(r for r in limits if r < self.config.n_ctx), self.config.n_ctx]
+        self.max_positions = (*(n for n in limits if n < self.config.n_ctx), self.config.n_ctx)  # one plan for each
         self._plans: dict[tuple[int, str, int], Plan] = {}
         self._fused: dict[tuple[int, str], list[Op]] = {}
         self._refuse_unused(self.plan(1))
@@ -72,12 +71,8 @@ class Planner:
         """Whether plans with the output "candidates" leave the candidates to the host."""
         return self.target.ranked_by_host
 
-    def max_position(self, n: int) -> int:
-        """The smallest maximum position of a plan that covers position ``n``."""
-        return next(r for r in self._max_positions if n <= r)
-
     def plan(self, rows: int, output: str = "argmax", max_position: int | None = None) -> Plan:
-        """The plan for steps of up to ``rows`` rows that end before position ``max_position`` (default: the context).
+        """Make the plan for steps of up to ``rows`` rows before position ``max_position`` (default: the context).
 
         ``output``, one of OUTPUTS, is its end. Plans are kept.
         """
@@ -152,7 +147,7 @@ class Planner:
         )
 
     def _ops(self, rows: int, output: str) -> list[Op]:
-        """The fused operations of a step. They are kept, since plans of every max_position have the same."""
+        """Return the fused operations of a step. They are kept, since plans of every max_position have the same."""
         if (rows, output) not in self._fused:
             self._fused[rows, output] = fuse(self._graph(rows, output), rows, self.target.fusible)
         return self._fused[rows, output]
@@ -186,8 +181,3 @@ class Planner:
         block, n_layer = _BLOCK.match(name), self.config.n_layer
         drafts = block is not None and n_layer <= int(block[1]) < n_layer + self.config.n_draft
         return drafts or name == "rope_freqs.weight"
-
-
-def plan_rows(n: int) -> list[int]:
-    """The rows of the plans that prompts of up to ``n`` tokens need, the smallest first."""
-    return [1, *(r for below, r in zip((1, *PREFILL_ROWS), PREFILL_ROWS, strict=False) if n > below)]

@@ -41,7 +41,7 @@ def _shown(arg: Arg, region: Region) -> str:
 
 
 def to_json(plan: Plan) -> str:
-    """A JSON object: rows, arena_bytes, dispatches (kernel and what it replaces, grid, threads, barrier, args)."""
+    """Write a JSON object: rows, arena_bytes, dispatches (kernel, replaced kernels, grid, threads, barrier, args)."""
     dispatches = [
         {
             "kernel": d.launch.kernel,
@@ -60,7 +60,7 @@ def to_json(plan: Plan) -> str:
 
 
 def to_dot(plan: Plan) -> str:
-    """A Graphviz digraph: an arrow from each dispatch to the dispatches that need its bytes."""
+    """Write a Graphviz digraph: an arrow from each dispatch to the dispatches that need its bytes."""
     lines = ["digraph plan {", "  node [shape=box, fontname=monospace];"]
     for i, d in enumerate(plan.dispatches):
         lines.append(f'  d{i} [label="{i} {d.launch.kernel}\\n{d.launch.op.out.name}"];')
@@ -69,7 +69,7 @@ def to_dot(plan: Plan) -> str:
 
 
 def _producers(plan: Plan, i: int) -> list[int]:
-    """The latest earlier dispatches that wrote the bytes which dispatch ``i`` reads."""
+    """Find the latest earlier dispatches that wrote the bytes which dispatch ``i`` reads."""
     found = set()
     for region in plan.dispatches[i].touching("r"):
         for j in range(i - 1, -1, -1):
@@ -80,7 +80,7 @@ def _producers(plan: Plan, i: int) -> list[int]:
 
 
 def to_html(plan: Plan) -> str:
-    """A table for notebooks: dispatches and bytes of weights by class of kernel, the most bytes first."""
+    """Write a table for notebooks: dispatches and bytes of weights by class of kernel, the most bytes first."""
     counts, nbytes = Counter[str](), Counter[str]()
     for d in plan.dispatches:
         name = kernel_class(d)
@@ -96,6 +96,6 @@ def to_html(plan: Plan) -> str:
 
 
 def kernel_class(d: Dispatch) -> str:
-    """The kernel's name without quant type and size: "mul_mv_add", "attention"."""
+    """Return the kernel's name without quant type and size: "mul_mv_add", "attention"."""
     kernel = d.launch.kernel
     return max((name for name in SIGNATURES[d.launch.op.kind].kernels if kernel.startswith(name)), key=len).rstrip("_")

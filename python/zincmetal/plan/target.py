@@ -53,7 +53,7 @@ class Target:
 
     @classmethod
     def of(cls, core: Core, info: DeviceInfo) -> Target:
-        """The target of a compiled core and of a device's ``info``."""
+        """Make the target of a compiled core and of a device's ``info``."""
         return replace(
             cls.of_kernels(core, info["backend"]),
             max_buffer_bytes=info["max_buffer_bytes"],
@@ -65,7 +65,7 @@ class Target:
 
     @classmethod
     def of_kernels(cls, core: Core, backend: str = "") -> Target:
-        """The target of a core's kernels as ``backend`` launches them, on a device whose memory has no limit."""
+        """Make the target of a core's kernels as ``backend`` launches them, on a device whose memory has no limit."""
         classes = core.size_classes()
         return cls(
             backend=backend,
@@ -82,7 +82,7 @@ class Target:
     # ---- kernels --------------------------------------------------------------------------------------------
 
     def without(self, kernels: Collection[str]) -> Target:
-        """The same target with these kernels missing, and no others."""
+        """Return the same target with these kernels missing, and no others."""
         return replace(self, missing=frozenset(kernels))
 
     def has(self, kernel: str) -> bool:
@@ -105,7 +105,7 @@ class Target:
         return self.shapes["KV_PAGE"]
 
     def instance(self, family: str, classes: Sequence[int], size: int) -> str:
-        """The kernel of a family for the smallest class that holds ``size``, or for a larger one if it is missing."""
+        """Return the kernel of a family for the smallest class that holds ``size``, or the next that is not missing."""
         fitting = [f"{family}_{c}" for c in classes if size <= c]
         return next(filter(self.has, fitting), fitting[0])
 

@@ -11,7 +11,6 @@ from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, til
 from support.kv_cache import ALIGN, Pages, decoded, poisoned, random_heads
 
 F64 = NDArray[np.float64]
-HEAD_CLASSES = (32, 64, 96, 128, 256)  # a kernel serves head sizes up to its class
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,8 @@ class Attention:
 
     @property
     def head_class(self) -> int:
-        return min(c for c in HEAD_CLASSES if c >= self.shape.head_dim)
+        """The class of the kernel: it serves head sizes up to its class."""
+        return min(c for c in self.lab.core.size_classes()["HEAD_CLASSES"] if c >= self.shape.head_dim)
 
     def params(self, n_split: int = 1) -> dict[str, float]:
         shape = self.shape

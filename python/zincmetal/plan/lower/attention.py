@@ -14,7 +14,7 @@ SPLIT_GROUP = 8
 
 @lowers("attention")
 def attention(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """A kernel for one row or one for many; or, for one row that sees many keys, two that divide them and merge."""
+    """Lower to a kernel for one row, one for many rows, or two that divide many keys of one row and merge the parts."""
     cfg, target, shapes = lowering.cfg, lowering.target, lowering.target.shapes
     split, decode, prefill = (
         target.instance(f"attention_{family}_{lowering.kv_type}", target.head_classes, cfg.head_dim)
@@ -69,7 +69,7 @@ def _gate(op: Op) -> Arg:
 
 
 def _n_split(lowering: Lowering, window: int) -> int:
-    """The number of parts that the keys are divided into: 1 where a row cannot see many."""
+    """Return the number of parts that the keys are divided into: 1 where a row cannot see many."""
     end, target = lowering.max_position or lowering.cfg.n_ctx, lowering.target
     n_keys = min(window or end, end)
     if target.divide_keys_above is None or n_keys <= target.divide_keys_above:

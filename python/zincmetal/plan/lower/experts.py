@@ -13,7 +13,7 @@ MAX_EXPERT_BYTES = 2**32 - 1  # kernels step from one expert to the next by a 32
 
 @lowers("route")
 def route(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """The choice of each row; for many rows also their slots, sorted by expert and cut into tiles of one expert."""
+    """Choose the experts of each row. For many rows also sort the slots by expert and cut them into tiles."""
     n_expert, n_used, shapes = op.value("router").width, op.value("ids").width, lowering.target.shapes
     has_shared = int(op.get("shared") is not None)
     sizes = {"n_expert": n_expert, "n_used": n_used}
@@ -29,14 +29,14 @@ def route(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 
 def _max_tiles(lowering: Lowering, rows: int, n_used: int, n_expert: int) -> int:
-    """The most tiles of one expert each that a step of so many rows can need."""
+    """Return the most tiles of one expert each that a step of so many rows can need."""
     slots = rows * n_used
     return min(slots, tiles(slots, lowering.target.shapes["MOE_MM_TOKENS"]) + n_expert)
 
 
 @lowers("experts", "experts_swiglu")
 def products(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """The products of each row with each of its experts."""
+    """Lower to products of each row with each of its experts."""
     target, weight, n_used = lowering.target, op.weights[0], op.value("ids").width
     n_expert, m, k = weight.shape
     x_div = n_used if op.value("x").width == k else 1  # slots that share a row of x
@@ -60,7 +60,7 @@ def products(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 
 def _one_by_one(lowering: Lowering, op: Op, weight: Weight, sizes: Routed) -> Launch:
-    """A launch for one row and one expert, which the host repeats for all of them."""
+    """Return a launch for one row and one expert, which the host repeats for all of them."""
     no_epilogue = {"residual_stride": 0, "scale_stride": 0}
     params = lowering.params("MatMulParams", k=sizes.k, m=sizes.m, row_bytes=weight.row_bytes, **no_epilogue)
     args = (*reading(op, "ids"), Arg(weight, "r"), *reading(op, "x"), *writing(op, "out"))
@@ -105,7 +105,7 @@ def _expert_bytes(weight: Weight) -> int:
 
 @lowers("mix")
 def mix(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """The weighted sum over a row's experts, plus the residual."""
+    """Lower to the weighted sum over a row's experts, plus the residual."""
     return [_mix(lowering, op, all_args(op), op.value("weights").width - 1, rows)]
 
 

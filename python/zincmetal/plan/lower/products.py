@@ -23,7 +23,7 @@ def linear(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 
 def _product_of_window(lowering: Lowering, op: Op, window: Weight, first: int, row: int) -> Launch:
-    """The product of a window, whose first row is row ``first`` of the matrix, and one row of activations."""
+    """Launch the product of a window, whose first row is row ``first`` of the matrix, and one row of activations."""
     m, k = op.weight("weight").shape
     launch = product(lowering, op.replace(weight=window), 1)
     begins = {op["x"]: row * k, op["out"]: row * m + first}
@@ -32,12 +32,12 @@ def _product_of_window(lowering: Lowering, op: Op, window: Weight, first: int, r
 
 @lowers("linear_add", "linear_mix", "linear_swiglu", "linear_geglu")
 def linear_with_epilogue(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """A product that adds, scales or gates its result."""
+    """Lower to a product that adds, scales or gates its result."""
     return [product(lowering, op, rows)]
 
 
 def product(lowering: Lowering, op: Op, rows: int) -> Launch:
-    """The launch of a product: x [rows, k], matrices [m, k], result [rows, m]."""
+    """Launch a product: x [rows, k], matrices [m, k], result [rows, m]."""
     weight, shapes, epilogue = op.weights[0], lowering.target.shapes, op.kind.removeprefix("linear")
     m, k = matrix(weight)
     matrices = 2 if op.get("gate") else 1  # two share the rows of a threadgroup

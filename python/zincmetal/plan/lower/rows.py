@@ -9,7 +9,7 @@ from .shared import Lowering, all_args, lowers, or_dummy, reading, tiles, writin
 
 @lowers("embed")
 def embed(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Looks up the rows of the step's tokens: one launch for each window of the table."""
+    """Look up the rows of the step's tokens: one launch for each window of the table."""
     table, shapes = op.weight("table"), lowering.target.shapes
     n_vocab, n_embd = table.shape
     grid = (tiles(n_embd, shapes["EMBED_COLUMNS"]), rows, 1)
@@ -31,14 +31,14 @@ def embed(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 @lowers("rms_norm", "rms_norm_add", "rms_norm_add_norm")
 def rms_norm(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """A threadgroup for each row. The kernels have the names of the operations."""
+    """Lower to a threadgroup for each row. The kernels have the names of the operations."""
     params = lowering.params("NormParams", n=op.value("x").width, eps=op.attrs["eps"])
     return [Launch(op.kind, params, all_args(op), (rows, 1, 1), lowering.target.shapes["NORM_THREADS"], op)]
 
 
 @lowers("swiglu", "geglu", "add", "take_last_row")
 def elementwise(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """The kernels have the names of the operations."""
+    """Lower to a kernel with the name of the operation."""
     n, shapes = op.value("out").width, lowering.target.shapes
     params = lowering.params("ElementwiseParams", n=n)
     grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), rows, 1)

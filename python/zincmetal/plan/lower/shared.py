@@ -30,7 +30,7 @@ class Lowering:
     windows: Mapping[str, Sequence[Weight]] = field(default_factory=dict)
 
     def launches(self, op: Op, rows: int) -> list[Launch]:
-        """The launches of ``op`` in a step of up to ``rows`` rows.
+        """Lower an operation to its launches in a step of up to ``rows`` rows.
 
         Other kernels do the work of missing ones: a more general kernel, or the kernels of the operation's parts.
         """
@@ -50,7 +50,7 @@ class Lowering:
         return [launch for part in op.parts for launch in self._with_parts(part, rows)]
 
     def params(self, struct: str, **fields: Any) -> bytes:
-        """The bytes of a parameter struct. Raises UnsupportedModelError where a number does not fit 32 bits."""
+        """Fill a parameter struct; its bytes. Raises UnsupportedModelError where a number does not fit 32 bits."""
         dtype = self.target.struct(struct)
         if set(fields) != set(dtype.names or ()):
             raise TypeError(f"{struct} has fields {dtype.names}, not {tuple(fields)}")
@@ -60,7 +60,7 @@ class Lowering:
         return np.array(tuple(fields[name] for name in dtype.names or ()), dtype).tobytes()
 
     def in_windows(self, weight: Weight) -> Iterator[tuple[int, Weight]]:
-        """The rows of a matrix as they lie in buffers, each piece with the number of its first row."""
+        """Iterate over the rows of a matrix as they lie in buffers, each piece with the number of its first row."""
         n, first = weight.shape[0], 0
         for window in self.windows.get(weight.name, (weight,)):
             rows = min(window.shape[0], n - first)
@@ -118,10 +118,10 @@ def all_args(op: Op) -> tuple[Arg, ...]:
 
 
 def or_dummy(operand: Operand | None, dummy: Operand, mode: str = "r") -> Arg:
-    """A binding of an operand or, where it was left out, of ``dummy``, which the kernel does not touch."""
+    """Bind an operand or, where it was left out, of ``dummy``, which the kernel does not touch."""
     return Arg(operand, mode) if operand else Arg(dummy, mode, unused=True)
 
 
 def tiles(n: int, tile: int) -> int:
-    """The number of tiles that cover ``n``."""
+    """Return the number of tiles that cover ``n``."""
     return -(-n // tile)

@@ -1,7 +1,8 @@
 """Checks the messages of a chat, and brings the ways in which callers write them into one form.
 
 The results are dicts, lists, strings and numbers. A content is a string, a list of parts, or absent. A part is
-``{"type": …}``, and text is ``{"type": "text", "text": …}``. A key may still be None; ``forms.py`` decides about it.
+``{"type": …}``, and text is ``{"type": "text", "text": …}``. A key may still be None:
+``message_forms.py`` decides about it.
 """
 
 from __future__ import annotations

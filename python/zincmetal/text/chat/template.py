@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ... import arguments
 from ...errors import ChatTemplateError, UsageError, quote
 from ..special_text import MARK
-from .forms import REASONING, Forms, mentions
 from .marks import Marker, unmarked
+from .message_forms import REASONING, Forms, mentions
 from .messages import Message, checked_list, conversation, plain
 from .renderer import Renderer
 
@@ -235,7 +235,7 @@ class _Sources:
         return self._forms[source]
 
     def _trials(self, source: str, trials: list[dict[str, Any]]) -> list[str | None]:
-        """Render the trial conversations of ``forms.py``. None for each one that fails."""
+        """Render the trial conversations of ``message_forms.py``. None for each one that fails."""
         base = {"bos_token": "", "eos_token": "", "documents": None, "add_generation_prompt": True} | self._special
         try:
             replies = _ask({"source": source, "variables": [base | trial for trial in trials]})
