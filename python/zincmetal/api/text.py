@@ -84,7 +84,7 @@ class ModelText:
 
     @AtFirstUse
     def chat_sampling(self) -> Mapping[str, Any]:
-        """Sampling that the file, or its family's makers, advise for chat."""
+        """Return the sampling that the file, or its family's makers, advise for chat."""
         with self._reading():
             return dict(chat_defaults(self._file.metadata))
 

@@ -68,7 +68,7 @@ class Conversation:
 
 
 def _path(name: str) -> Path:
-    """The path that a user types. An unknown ``~user`` stays as it is, which Path.expanduser would refuse."""
+    """Make a path of a word that a user types. An unknown ``~user`` stays; Path.expanduser would refuse it."""
     return Path(os.path.expanduser(name))
 
 
