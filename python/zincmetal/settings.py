@@ -1,6 +1,6 @@
 """Environment variables of zincmetal: one table of all of them. Python reads zincmetal's own through it alone.
 
-The compiled core reads some of them by itself, and ``watchdog.py`` sets two of Apple's. They are in the table too. The page
+The compiled core reads some of them by itself, and ``watchdog.py`` sets two of Apple's. They have rows too. The page
 ``docs/environment.md`` explains them; ``zincmetal info`` shows which are set.
 """
 
