@@ -1,4 +1,4 @@
-// The steps of a sequence: the step buffer, the steps in flight, and their cost.
+// The steps of a sequence: the step buffer (Step in kernels/params.h), the steps in flight, and their cost.
 #pragma once
 
 #include <atomic>
@@ -37,8 +37,9 @@ class Steps {
   public:
     Steps(std::shared_ptr<Buffer> step, std::shared_ptr<Buffer> tokens, uint32_t n_ctx, uint32_t n_vocab);
 
-    // Appends the n tokens to the sequence with one command buffer. Returns the arg max of the last row's logits, or -1
-    // if the plan has none. If the step fails, or the poll throws, the length stays as it was and nothing is in flight.
+    // Appends the n tokens to the sequence with one submission, which Metal may cut into several command buffers.
+    // Returns the arg max of the last row's logits, or -1 if the plan has none. If the step fails, or the poll throws,
+    // the length stays as it was and nothing is in flight.
     int32_t prefill(const std::shared_ptr<Plan>& plan, const int32_t* ids, size_t n, const Poll& poll = {});
 
     // Appends one token, whose step may be in flight already. ahead: also submits the next step, fed by this step's arg

@@ -1,6 +1,6 @@
-"""Environment variables of zincmetal: one table, and the only place where Python reads them.
+"""Environment variables of zincmetal: one table of all of them. Python reads zincmetal's own through it alone.
 
-The compiled core reads some of them by itself. They are in the table too, so that one list has them all. The page
+The compiled core reads some of them by itself, and ``watchdog.py`` sets two of Apple's. They have rows too. The page
 ``docs/environment.md`` explains them; ``zincmetal info`` shows which are set.
 """
 

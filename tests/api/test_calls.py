@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from zincmetal.plan.estimate import device_budget
 from zincmetal.plan.target import Target
 from zincmetal.sampling.params import SamplingParams
 from zincmetal.text.chat.template import CHATML
+from zincmetal.text.tokenizer import Tokenizer
 
 PATH = reference_models("llama")[0]
 PROMPT = [5, 6, 7]
@@ -96,6 +98,32 @@ def test_a_misspelt_option_is_named(model: Any, smollm2: Path) -> None:
             with pytest.raises(UsageError, match=f"'{wrong}' is neither an option nor a variable"):
                 m.chat(hello, 1, **{wrong: 1})
         assert m.chat(hello, 1, add_generation_prompt=False, tools=None).prompt_tokens
+
+
+@pytest.mark.parametrize("name", ["add_generation_prompt", "continue_final_message"])
+def test_a_wrong_flag_of_a_chat_is_told_before_a_missing_template(model: Any, name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} must be True or False, not 1"):
+        model.chat(HELLO, 1, **{name: 1})
+
+
+def test_two_models_build_their_tokenizers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    second_is_built = threading.Event()
+
+    def build(cls: type, metadata: Any) -> Tokenizer:
+        if threading.current_thread() is first:
+            assert second_is_built.wait(30), "the second model waits for the first"
+        return Tokenizer.for_ids(metadata)
+
+    monkeypatch.setattr(Tokenizer, "from_metadata", classmethod(build))
+    with zincmetal.load(PATH, device="cpu", context=64) as a, zincmetal.load(PATH, device="cpu", context=64) as b:
+        built: list[Tokenizer] = []
+        first = threading.Thread(target=lambda: built.append(a.tokenizer))
+        first.start()
+        other = threading.Thread(target=lambda: (built.append(b.tokenizer), second_is_built.set()))
+        other.start()
+        first.join()
+        other.join()
+        assert built == [b.tokenizer, a.tokenizer]
 
 
 def test_no_memory_for_the_modules_that_are_imported_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:

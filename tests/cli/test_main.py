@@ -92,8 +92,10 @@ def test_help_imports_no_heavy_room(args):
         (("check", "/no/such.gguf"), 1, "/no/such.gguf"),
         (("run", MODEL, "-m", MODEL, "-p", "x"), 1, "two models are named"),
         (("run", "Why is the sky blue?"), 1, "there is no file 'Why is the sky blue?'; a prompt goes after -p"),
+        (("run", "Why is the sky blue? " * 20), 1, "a prompt goes after -p"),
+        (("check", "n" * 300), 1, "there is no file"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_errors_are_one_line_with_one_prefix(args, status, said, capsys):
     assert main(args) == status

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .. import arguments, gguf
 from ..engine.engine import CLOSED
@@ -30,6 +29,25 @@ CHAT_OPTIONS = (
     "progress",
 )
 
+T = TypeVar("T")
+
+
+class AtFirstUse(Generic[T]):
+    """An attribute that is made at its first use, and kept.
+
+    ``functools.cached_property`` before Python 3.12 holds one lock for all models meanwhile. A fork, or an interrupt
+    at the wrong moment, would leave that lock held for good. Two threads at once may make the attribute twice.
+    """
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make, self._name = make, make.__name__
+        self.__doc__ = make.__doc__
+
+    def __get__(self, instance: Any, owner: type | None = None) -> T:
+        value: T = self._make(instance)
+        instance.__dict__[self._name] = value
+        return value
+
 
 class ModelText:
     """Converts text to ids and back, by the file's metadata. Each member is built at its first use."""
@@ -37,7 +55,7 @@ class ModelText:
     def __init__(self, file: gguf.File) -> None:
         self._file = file
 
-    @cached_property
+    @AtFirstUse
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the file. Raises TokenizerError if it has none that can be used."""
         from ..text.tokenizer import Tokenizer
@@ -45,7 +63,7 @@ class ModelText:
         with self._reading():
             return Tokenizer.from_metadata(self._file.metadata)
 
-    @cached_property
+    @AtFirstUse
     def id_tokenizer(self) -> Tokenizer:
         """Tokenizer of the file. If the file has none, a tokenizer that only knows the ids that end a text."""
         from ..text.tokenizer import Tokenizer
@@ -56,7 +74,7 @@ class ModelText:
             with self._reading():
                 return Tokenizer.for_ids(self._file.metadata)
 
-    @cached_property
+    @AtFirstUse
     def chat_template(self) -> ChatTemplate:
         """Chat template of the file. Raises ChatTemplateError if it has none."""
         from ..text.chat.template import ChatTemplate
@@ -64,9 +82,9 @@ class ModelText:
         with self._reading():
             return ChatTemplate.from_metadata(self._file.metadata, self.tokenizer)
 
-    @cached_property
+    @AtFirstUse
     def chat_sampling(self) -> Mapping[str, Any]:
-        """Sampling that the file, or its family's makers, advise for chat."""
+        """Return the sampling that the file, or its family's makers, advise for chat."""
         with self._reading():
             return dict(chat_defaults(self._file.metadata))
 
@@ -103,14 +121,16 @@ class ModelText:
 
         Raises UsageError for a variable that the template does not read.
         """
+        opens = arguments.flag("add_generation_prompt", add_generation_prompt, True)
+        continues = arguments.flag("continue_final_message", continue_final_message, False)
         asked = {"tools": tools, "documents": documents}
         self._check_read([name for name, value in asked.items() if checked_list(name, value)], variables)
         text = self.chat_template.prompt(
             messages,
             tools=tools,
             documents=documents,
-            add_generation_prompt=arguments.flag("add_generation_prompt", add_generation_prompt, True),
-            continue_final_message=arguments.flag("continue_final_message", continue_final_message, False),
+            add_generation_prompt=opens,
+            continue_final_message=continues,
             **variables,
         )
         return self.tokenizer.prompt(text, parse_special=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -144,7 +145,7 @@ def ways(results: Sequence[Result], validate: bool) -> Iterator[Way]:
 def _model(args: argparse.Namespace) -> str | None:
     """Return the file that the arguments name, else the demo model, else None. Raises UsageError for a missing file."""
     if named := named_model(args):
-        if not named.is_file():
+        if not os.path.isfile(named):
             raise UsageError(f"there is no file {quote(str(named))}")
         return str(named)
     try:

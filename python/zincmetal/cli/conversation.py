@@ -38,10 +38,10 @@ class Conversation:
 
         Raises UsageError if the file cannot be written, or exists and is not this conversation's.
         """
-        path = Path(name).expanduser() if name else self._file
+        path = _path(name) if name else self._file
         if path is None:
             raise UsageError("/save needs the name of a file")
-        if path != self._file and path.exists():
+        if path != self._file and os.path.exists(path):
             raise UsageError(f"{path} exists already: choose another name, or /load it first")
         beside = path.with_name(f".{path.name}.part")  # a full disk leaves the old file
         try:
@@ -56,7 +56,7 @@ class Conversation:
         """Replace the messages by a file's messages. Raises UsageError if the file holds none."""
         if not name:
             raise UsageError("/load needs the name of a file")
-        path = Path(name).expanduser()
+        path = _path(name)
         messages = read_json(path)
         if not isinstance(messages, list) or not all(map(_is_message, messages)):
             raise UsageError(f"{path} holds no conversation: a list of objects with the strings role and content")
@@ -65,6 +65,11 @@ class Conversation:
         self.system = plain[0]["content"] if first_is_system else None
         self._turns = plain[first_is_system:]
         self._file = path
+
+
+def _path(name: str) -> Path:
+    """Make a path of a word that a user types. An unknown ``~user`` stays; Path.expanduser would refuse it."""
+    return Path(os.path.expanduser(name))
 
 
 def _is_message(value: Any) -> bool:

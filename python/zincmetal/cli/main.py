@@ -16,7 +16,8 @@ DESCRIPTION = "Run large language models from GGUF files. `zincmetal COMMAND --h
 EPILOG = """
 exit status:
   0    done
-  1    an error, printed on standard error; a failed check; a model that does not fit
+  1    an error, printed on standard error; a failed check; a model that does not fit;
+       without a message, a reader of the output that went away (0 if only facts are printed)
   2    a wrong argument
   130  ended by Ctrl-C"""
 EXAMPLES = (

@@ -6,6 +6,7 @@ Figures and the progress bar go to standard error. With ``--json`` one object go
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
@@ -86,7 +87,7 @@ def load(path: Path, args: argparse.Namespace) -> Model:
 def check_model_is_no_prompt(args: argparse.Namespace) -> None:
     """Raise UsageError if the argument MODEL looks like a prompt: -p is easily forgotten."""
     named = named_model(args)
-    if args.prompt is None and named is not None and " " in str(named) and not named.exists():
+    if args.prompt is None and named is not None and " " in str(named) and not os.path.exists(named):
         raise UsageError(f"there is no file {quote(str(named))}; a prompt goes after -p")
 
 
