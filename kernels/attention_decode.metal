@@ -192,8 +192,8 @@ METAL_FUNC ulong part_at(constant AttentionParams& p, uint t, uint head, uint pa
 }
 
 // Threadgroups by (key head, share, row), with a simdgroup for each query head. Query heads that share keys read them
-// at about the same time, so most reads hit the cache of the core. Grid: (n_head_kv, n_split). Threads: 32 for each
-// query head of the group, at most 8 of them.
+// at about the same time, so most reads hit the cache of the core.
+// Grid: (n_head_kv, n_split). Threads: 32 for each query head of the group, at most 8 of them.
 template <class KV, uint DIM>
 kernel void attention_split(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                             device const uint* pages [[buffer(2)]], device const float4* q [[buffer(3)]],
