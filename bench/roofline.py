@@ -128,7 +128,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         model.reset()
         model.engine.prefill(ids)  # states and caches as decode finds them
         decode_plan, prefill_plan = model.engine.program(1).plan, model.engine.program(args.prompt).plan
-        parts = {
+        phases = {
             "decode": (after[args.prompt], decode_plan, classes(model, decode_plan, args.prompt, ids[:1])),
             "prefill": (prefill, prefill_plan, classes(model, prefill_plan, 0, ids)),
         }
@@ -137,12 +137,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "device": model.device.info["name"],
             "ceilings": {**asdict(roof), "copy": roof.copy, "flops": roof.flops},
             "measured": roof.lines(),
-            **{name: part(*of, roof) for name, of in parts.items()},
+            **{name: phase(*of, roof) for name, of in phases.items()},
             "decode_after": after,
         }
 
 
-def part(whole: dict[str, float], plan: Plan, found: list[Class], roof: Ceilings) -> dict[str, Any]:
+def phase(whole: dict[str, float], plan: Plan, found: list[Class], roof: Ceilings) -> dict[str, Any]:
     """Returns one plan's figures."""
     return {
         "whole": whole,
@@ -163,15 +163,15 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     yield from result["measured"]
     for name in ("prefill", "decode"):
         yield ""
-        yield from _part_lines(name, result[name], result["ceilings"]["copy"])
+        yield from _phase_lines(name, result[name], result["ceilings"]["copy"])
     yield ""
     for n, whole in result["decode_after"].items():
         each = whole["device_seconds"] / whole["tokens"] * 1e6
-        head = f"decode of {whole['tokens']} after {n}"
-        yield f"{head}: {whole['tokens_per_second']:,.1f} tokens/s, {each:,.0f} us of the device each"
+        label = f"decode of {whole['tokens']} after {n}"
+        yield f"{label}: {whole['tokens_per_second']:,.1f} tokens/s, {each:,.0f} us of the device each"
 
 
-def _part_lines(name: str, of: dict[str, Any], copy: float) -> Iterator[str]:
+def _phase_lines(name: str, of: dict[str, Any], copy: float) -> Iterator[str]:
     whole, rows = of["whole"], of["classes"]
     steps = whole["tokens"] if name == "decode" else 1
     step_us, alone_us = whole["device_seconds"] / steps * 1e6, sum(c["us"] for c in rows)

@@ -34,9 +34,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _rows(part: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows(phase: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the large classes, and one row for all others."""
-    rows: list[dict[str, Any]] = part["classes"]
+    rows: list[dict[str, Any]] = phase["classes"]
     total = sum(c["us"] for c in rows)
     large = [c for c in rows if c["us"] >= SMALL * total]
     small = [c for c in rows if c["us"] < SMALL * total]
@@ -47,8 +47,8 @@ def _rows(part: dict[str, Any]) -> list[dict[str, Any]]:
     return [*large, {**rest, **sums}]
 
 
-def _panel(axis: Any, name: str, part: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    whole, steps = part["whole"], part["whole"]["tokens"] if name == "decode" else 1
+def _panel(axis: Any, name: str, phase: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    whole, steps = phase["whole"], phase["whole"]["tokens"] if name == "decode" else 1
     largest = max(max(c["us"], c["roof_us"]) for c in rows)
     for i, c in enumerate(rows):
         axis.barh(i, c["us"], height=0.72, color=COLOURS[c["bound"]], alpha=0.55)
@@ -60,7 +60,7 @@ def _panel(axis: Any, name: str, part: dict[str, Any], rows: list[dict[str, Any]
     axis.set_xlim(0, 1.32 * largest)
     axis.set_xlabel(f"microseconds of the device in a step of {name}, dispatches run one by one", fontsize=9)
     axis.set_title(
-        f"{name} of {whole['tokens']}: {whole['tokens_per_second']:,.0f} tokens/s, {part['dispatches']} dispatches, "
+        f"{name} of {whole['tokens']}: {whole['tokens_per_second']:,.0f} tokens/s, {phase['dispatches']} dispatches, "
         f"{whole['device_seconds'] / steps * 1e6:,.0f} us a step",
         fontsize=10,
         loc="left",

@@ -186,7 +186,7 @@ METAL_FUNC KeyParts key_parts(constant AttentionParams& p, uint position) {
 }
 
 // The result of a share, one of [T, n_head, n_split], begins at part_at(...). It is the head vector, unnormalised, and
-// a float4: the largest score, the sum of the weights relative to that score, and two unused floats.
+// a float4. That has the largest score, the sum of the weights relative to that score, and two unused floats.
 METAL_FUNC ulong part_at(constant AttentionParams& p, uint t, uint head, uint part) {
     return ((ulong(t) * p.n_head + head) * p.n_split + part) * (p.head_dim / 4 + 1);
 }

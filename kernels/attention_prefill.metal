@@ -23,7 +23,7 @@ struct PrefillShape {
 };
 
 // Copies a tile of ROWS head vectors into threadgroup memory as floats. Rows out of range and columns past the head are
-// zero and not read: beyond the last token the cache may hold any bits, NaN included. row_stride is in units.
+// zero and not read. Beyond the last token the cache may hold any bits, NaN included. row_stride is in units.
 template <class Shape, uint ROWS, class KV>
 METAL_FUNC void stage_tile(threadgroup float4* tile, device const typename KV::Unit* source, ulong row_stride,
                            KeyRange range, uint dim4, uint tid) {

@@ -24,8 +24,9 @@ using namespace metal;
 #define UNROLL _Pragma("unroll")
 #endif
 
-// Before a loop that NVIDIA's compiler must unroll by n, so that the loads of n steps are under way at once. 1: no
-// unrolling. A kernel with a loop like this is named by KERNEL_UNROLLED(n, ..). Other compilers decide for themselves.
+// Before a loop that NVIDIA's compiler must unroll by n: then the loads of n steps are under way at once. n = 1 leaves
+// the loop as it is. A kernel with a loop like this is named by KERNEL_UNROLLED(n, ..). Other compilers decide for
+// themselves.
 #ifdef __CUDACC__
 #define ZINC_PRAGMA(text) _Pragma(#text)
 #define UNROLL_BY(n) ZINC_PRAGMA(unroll n)

@@ -1,5 +1,5 @@
-// Epilogues of the matrix kernels. An epilogue takes the products a and b of one row in each of MATRICES matrices with
-// the same activations, and their place in the output. b counts if there are two matrices.
+// Epilogues of the matrix kernels. An epilogue takes two products of the same activations: a with a row of the first
+// matrix, b with that row of the second. It also takes their place in the output. b counts if MATRICES is 2.
 #pragma once
 
 #include "common.h"

@@ -63,7 +63,7 @@ struct MatMulParams {
 struct StackParams {
     u32 k;
     u32 pair;                       // matrices 2 and 3 are gate and up, of one shape and type: out 2 = silu(gate) up
-    u32 m[STACK_MATRICES];          // rows; 0 if there is no such matrix
+    u32 m[STACK_MATRICES];          // rows; 0 if there is no matrix i
     u32 row_bytes[STACK_MATRICES];  // bytes from one row to the next
     u32 is_f32[STACK_MATRICES];
 };

@@ -1,5 +1,5 @@
-// The tensor types, one struct each: the block in memory (ggml's layouts; quants.py is the oracle), and the way that a
-// lane reads its share of a block.
+// The tensor types, one struct each. A struct has the block in memory (ggml's layouts; quants.py is the oracle) and the
+// way that a lane reads its share.
 //
 // A lane's share is a part: 16 weights, in two runs of eight consecutive weights that lie SPAN apart. Formats pair the
 // low and the high bits of their bytes in this way. Part i of a block holds the weights from run_start(i, 0)

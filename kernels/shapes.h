@@ -16,7 +16,7 @@
     S(MUL_MV_SIMDGROUPS, 2)                                                                                            \
     S(MUL_MV_ROWS, 2)       /* rows of weights per simdgroup, of both matrices together for swiglu */                  \
     S(MOE_MIX_THREADS, 128) /* share MOE_MIX_ROWS rows of all chosen experts */                                        \
-    S(MOE_MIX2_THREADS, 96) /* the same, with a shared expert: nine divide by three */                                 \
+    S(MOE_MIX2_THREADS, 96) /* of moe_mv_mix with a shared expert: nine divide by three */                             \
     S(MOE_MIX_ROWS, 2)                                                                                                 \
     S(MUL_MM_THREADS, 128)                                                                                             \
     S(MUL_MM_ROWS, 64)                    /* rows of weights per threadgroup, of both matrices together for swiglu */  \
@@ -28,8 +28,8 @@
     S(ATTENTION_DECODE_THREADS, 256)     /* at most: any whole number of simdgroups will do */                         \
     S(ATTENTION_PREFILL_THREADS, 128)    /* exactly */                                                                 \
     S(ATTENTION_PREFILL_QUERIES, 32)     /* rows of the step per threadgroup */                                        \
-    S(ATTENTION_PREFILL_QUERIES_256, 16) /* the same, of heads of more than 128 */                                     \
-    S(ATTENTION_SPLIT_KEYS, 32)          /* in the smallest part of a row's keys */                                    \
+    S(ATTENTION_PREFILL_QUERIES_256, 16) /* of heads of more than 128 */                                               \
+    S(ATTENTION_SPLIT_KEYS, 32)          /* in the smallest share of a row's keys */                                   \
     S(SSM_MAX_HEAD, 256)                 /* d_k and d_v */                                                             \
     S(SSM_MAX_CONV, 8)                   /* d_conv */                                                                  \
     S(SSM_CONV_THREADS, 128)             /* at most: any whole number of simdgroups will do */                         \

@@ -211,7 +211,7 @@ struct Columns {
     }
 
     // The rule for one token: S *= decay; d = (v - S^T k) beta; S += k d^T; o = S^T q. Both products are taken of the
-    // old S in one pass: the new S^T q is the old S^T q plus d (k·q).
+    // old S in one pass. The new S^T q is the old S^T q plus d (k·q).
     METAL_FUNC void update(thread const Token<LANES>& token, Gates gates, thread float* o) {
         const float kq = lanes_sum<LANES>(dot_pieces(token.k, token.q));
         UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) {
@@ -225,7 +225,7 @@ struct Columns {
 };
 
 // A few tokens, shared by the simdgroups of ssm_delta. While they work on a tile, each thread loads the next tile into
-// registers: a single token is too little work to wait for memory.
+// registers. A single token is too little work to wait for memory.
 template <uint D_K>
 struct TokenTile {
     static constant constexpr uint TOKENS = SSM_DELTA_TILE / D_K;

@@ -60,7 +60,7 @@ struct DeviceInfo {
     uint64_t max_buffer_bytes = 0;
     uint32_t max_threadgroup_bytes = 0;
     uint32_t page_bytes = 0;    // alignment that wrap() asks of a pointer and a length
-    bool asynchronous = false;  // submit() returns while the work goes on, so that the host can do other work
+    bool asynchronous = false;  // submit() returns while the work goes on
     // Name and value of every further query, in the order of the start-up log: family, ray tracing, ISA, threads ...
     std::vector<std::pair<std::string, std::string>> features;
 };

@@ -140,7 +140,7 @@ CudaDevice::CudaDevice() {
     check(cudaGetDeviceProperties(&properties_, 0), "the GPU's properties");
     stream_ = make_stream();
     for (Slot& slot : slots_) slot = {make_event(), make_event()};
-    // Before compute capability 9 kernels do not wait by themselves; drivers before CUDA 12.3 know no such edges.
+    // Before compute capability 9 kernels do not wait by themselves. Drivers before CUDA 12.3 lack early edges.
     check(cudaDriverGetVersion(&driver), "the driver's version");
     edges_ = properties_.major >= 9 && driver >= 12030 && CUDART_VERSION >= 12030 ? Edges::early : Edges::full;
 }

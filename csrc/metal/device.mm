@@ -39,7 +39,7 @@ Failure failure_of(id<MTLCommandBuffer> command_buffer) {
     return command_buffer_failure(domain_is_metal, error.code, describe(error), ends);
 }
 
-// Runs on a thread of Metal's, where a throw would end the process.
+// Runs on a thread of Metal's. An exception there would end the process.
 void completed(id<MTLCommandBuffer> command_buffer, InFlight& in_flight, uint32_t place) noexcept {
     double start = 0, end = 0;
     Failure failure;
@@ -297,8 +297,7 @@ id<MTLDevice> select_device() {
     return device;
 }
 
-// A fork does not copy the state that Metal and its compiler have in a process: in the child, opening a device may
-// hang.
+// A fork does not copy the state that Metal and its compiler have in a process. Opening a device in the child may hang.
 void check_fork() {
     static const OpeningProcess first;
     if (first.is_another())

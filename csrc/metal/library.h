@@ -193,7 +193,7 @@ class KernelLibrary {
         return names;
     }
 
-    // The error for a folder of which nothing compiles.
+    // The error for a folder in which no source compiles.
     std::string failure_text() const {
         std::vector<std::string> failures;
         if (!metallib_failure_.empty()) failures.push_back(metallib_failure_);
@@ -256,8 +256,8 @@ class KernelLibrary {
         return options;
     }
 
-    // Safe math: masks are infinities and NaN must reach the logits to be seen, both of which fast math may assume
-    // away. (preserveInvariance concerns vertex positions only.)
+    // Safe math: masks are infinities, and NaN must be visible in the logits. Fast math may assume both away.
+    // (preserveInvariance concerns vertex positions only.)
     static void use_safe_math(MTLCompileOptions* options) {
 #if ZINC_SDK_15
         if (@available(macOS 15.0, *)) {

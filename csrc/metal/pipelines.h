@@ -40,7 +40,7 @@ inline bool supports(id<MTLDevice> device, const MetalFamily& family) {
     return [device supportsFamily:static_cast<MTLGPUFamily>(family.value)];
 }
 
-// The newest Apple family, which includes the older ones.
+// The newest Apple family, which includes the older families.
 inline std::string family_of(id<MTLDevice> device) {
     for (const MetalFamily& family : METAL_FAMILIES) {
         if (*family.chips && supports(device, family)) return std::string(family.name) + " (" + family.chips + ")";

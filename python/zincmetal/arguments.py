@@ -109,7 +109,7 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
 
 
 def token_ids(value: Any, name: str = "prompt", n_vocab: int | None = None) -> list[int]:
-    """Read a sequence of token ids. With ``n_vocab``, each must be below it."""
+    """Read a sequence of token ids. With ``n_vocab``, each must be below it. Raises UsageError."""
     wanted = "text or a sequence of token ids" if name == "prompt" else "a sequence of token ids"
     if isinstance(value, str):
         refuse(name, wanted, value)

@@ -77,7 +77,7 @@ def test_an_interrupt_between_two_parts_starts_the_sequence_anew(unbatched, monk
     with zincmetal.load(path, device="cpu", kv="f32") as model:
         want = model.generate(ids, max_tokens=6).tokens
         compiled = model.engine.program(1).compiled
-        run, left = compiled.run_part, [3]
+        run, left = compiled.run_section, [3]
 
         def interrupted(part, n_tokens):
             left[0] -= 1
@@ -85,7 +85,7 @@ def test_an_interrupt_between_two_parts_starts_the_sequence_anew(unbatched, monk
                 raise KeyboardInterrupt
             run(part, n_tokens)
 
-        monkeypatch.setattr(compiled, "run_part", interrupted)
+        monkeypatch.setattr(compiled, "run_section", interrupted)
         with pytest.raises(KeyboardInterrupt):
             model.generate([*ids, *want, 5], max_tokens=6)
         assert model.engine.steps.length == 0

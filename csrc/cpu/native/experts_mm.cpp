@@ -27,7 +27,7 @@ void for_experts(const ExpertTile* tiles, uint32_t n_tiles, uint32_t begin, uint
     }
 }
 
-// Multiplies MATRICES tensors of experts (bindings 4 ..) by X (the next binding), and passes the products to
+// Multiplies MATRICES tensors of experts (bindings 4 ..) by X (the next binding). Passes the products to
 // finish(slot, row, n, y0, y1).
 template <class T, int MATRICES, class Finish>
 void multiply(const NativeLaunch& l, uint64_t begin, uint64_t end, Finish&& finish) {

@@ -67,7 +67,7 @@ INLINE void for_vectors(const float* x, uint32_t n, F&& f) {
     f(i, tail);
 }
 
-// Writes the keys of n logits (and up to W - 1 more), the largest logit, and the count of logits that are not finite.
+// Writes the keys of n logits (and up to W - 1 more), the largest logit, and the count of infinities and NaN.
 void summarise(const float* x, uint32_t n, uint32_t* keys, Candidates& out) {
     vf top = splat(-HUGE_VALF);
     vi n_finite{};
@@ -99,8 +99,7 @@ void sum(const float* x, uint32_t n, Candidates& out) {
     out.sum_x_exp = sum_lanes(x_sums);
 }
 
-// Returns a key, at least 1, such that enough of n keys to fill the places, and few more, are not below it. Only its
-// leading bits count.
+// Returns a key, at least 1, of leading bits. Enough of n keys to fill the places are not below it, and few more.
 uint32_t bound_of_keys(const uint32_t* keys, uint32_t n) {
     constexpr int shift = 21;
     uint32_t bins[2][1 << (32 - shift)] = {};  // two: neighbours are often equal, and would wait for one another

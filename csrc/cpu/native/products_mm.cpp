@@ -4,7 +4,7 @@
 namespace zinc {
 namespace {
 
-// Multiplies MATRICES matrices (bindings 2 ..) by X (the next binding), and passes the products to
+// Multiplies MATRICES matrices (bindings 2 ..) by X (the next binding). Passes the products to
 // finish(token, row, n, y0, y1).
 template <class T, int MATRICES, class Finish>
 void multiply(const NativeLaunch& l, uint64_t begin, uint64_t end, Finish&& finish) {

@@ -126,7 +126,7 @@ struct Token {
 };
 
 // The rule for one token on COLUMNS columns of S, each [d_k]: S *= decay; d = (v - S^T k) rate; S += k d^T; o = S^T q.
-// Both products are taken of the old S in one pass: the new S^T q is the old S^T q plus d (k·q).
+// Both products are taken of the old S in one pass. The new S^T q is the old S^T q plus d (k·q).
 INLINE void update_columns(float* s, uint32_t d_k, const Token& token, const float* v, float* o) {
     vf sk[COLUMNS] = {}, sq[COLUMNS] = {};
     for (uint32_t i = 0; i < d_k; i += W) {

@@ -1,5 +1,5 @@
-// Metal's errors in words: why memory was refused, why a command buffer failed, and what to do. Plain C++ without
-// Metal, so that every machine can test it.
+// Metal's errors in words: the reason of a refusal of memory or a failed command buffer, and the remedy. Plain C++
+// without Metal, so that every machine can test it.
 #pragma once
 
 #include <algorithm>

@@ -28,8 +28,7 @@ struct Patience {
 // Metal's, in any order. Submissions begin and end one after the other.
 class InFlight {
   public:
-    // Command buffers: enough to let the CPU encode ahead of the GPU, and fewer than the 64 at which a Metal queue
-    // blocks without a time limit.
+    // Command buffers: enough to let the CPU encode ahead of the GPU. A Metal queue blocks without a time limit at 64.
     static constexpr uint32_t limit = 8;
     // Command buffers of one submission: one runs and one waits, so that an interrupt finds little committed.
     static constexpr uint32_t ahead = 2;

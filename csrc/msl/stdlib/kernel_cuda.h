@@ -21,7 +21,7 @@ METAL_FUNC void simdgroup_barrier(mem_flags) { __syncwarp(); }
 namespace zinc::msl {
 
 // A kernel may have been launched while the one before it still runs. Then it fetches this threadgroup's share of the
-// weights, waits for the end of all kernels before it, and lets the next kernel be launched.
+// weights and waits for the end of all kernels before it. Then it lets the next kernel be launched.
 __device__ inline void take_turn(const Ahead& ahead) {
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x < Ahead::N) {

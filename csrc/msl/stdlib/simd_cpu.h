@@ -1,4 +1,4 @@
-// The exchange of values between the lanes of a simdgroup on the CPU: every lane hands in its value, and the last lane
+// The exchange of values between the lanes of a simdgroup on the CPU. Every lane hands in its value. The last lane
 // to come computes all results.
 #pragma once
 

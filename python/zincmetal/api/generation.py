@@ -72,7 +72,7 @@ def refuse_unknown(call: str, given: Iterable[str], known: Iterable[str], why: s
 
 
 def stream(engine: Engine, text: ModelText, turn: Turn, asked: Request) -> Generator[Chunk, None, PromptRead]:
-    """Yield a chunk per token; return the cost of reading the prompt."""
+    """Yield a chunk per token; return the cost of reading the prompt. Raises UsageError if another call ends it."""
     with typed_errors, turn:
         tokenizer = text.id_tokenizer
         params = _forbidding(asked.params, [t for t in tokenizer.suppressed if t < engine.config.n_vocab])

@@ -115,8 +115,8 @@ def _of_floats(name: str, want: NDArray[np.float64], got: NDArray[np.float64], t
 def _of_candidates(dtype: np.dtype[np.void], want: Bytes, got: Bytes) -> float:
     """Compare candidates, in any order. Return the error of the sums as a share of the allowed error."""
     worst = 0.0
-    for part, (w, g) in enumerate(zip(want.view(dtype), got.view(dtype), strict=True)):
-        name = f"part {part} of the candidates"
+    for section, (w, g) in enumerate(zip(want.view(dtype), got.view(dtype), strict=True)):
+        name = f"section {section} of the candidates"
         for field in ("n", "n_not_finite", "largest"):
             if w[field] != g[field]:
                 raise Mismatch(f"{name}: {field} is {g[field]} instead of {w[field]}")

@@ -46,7 +46,7 @@ def random_weights(qtype: QuantType, shape: Sequence[int], rng: np.random.Genera
 
 
 def random_bits(qtype: QuantType, n: int, rng: np.random.Generator) -> NDArray[np.void]:
-    """Make ``n`` blocks of random bits, their scales too, which may then be infinite or NaN."""
+    """Make ``n`` blocks of random bits, [n] of the block's dtype. Their scales may be infinite or NaN."""
     assert qtype.block is not None
     words = rng.bit_generator.random_raw(-(-n * qtype.block_bytes // 8))
     return words.view(np.uint8)[: n * qtype.block_bytes].view(qtype.block)

@@ -70,8 +70,8 @@ def measure(core: Core, device: _core.Device, shape: Shape) -> Outcome:
     rate = _work(shape, size) / max(seconds, 1e-12) / 1e9
     least, most = PLAUSIBLE[shape.unit]
     plausible = least <= rate <= most
-    part = "" if size == shape.size else f" for {size} of {shape.size} rows, because this device is slow"
-    message = f"{rate:,.4g} {shape.unit}, {seconds * 1e6:,.1f} us{part}" + ("" if plausible else "; not plausible")
+    cut = "" if size == shape.size else f" for {size} of {shape.size} rows, because this device is slow"
+    message = f"{rate:,.4g} {shape.unit}, {seconds * 1e6:,.1f} us{cut}" + ("" if plausible else "; not plausible")
     return Outcome(PASS if plausible else WARN, message, {shape.unit: rate, "seconds": seconds, "size": size})
 
 

@@ -14,7 +14,7 @@ from .results import FAIL, PASS, WARN, Outcome
 PROMPT = "The capital of France is"
 CONTEXT = 256
 N_TOKENS = 16
-# The CPU is compared with its own Metal text, which takes about a second for a token of the smallest model.
+# The CPU is compared with its own Metal text. That takes about a second a token for the smallest model.
 N_TOKENS_MSL, LARGEST_MSL = 3, 256 << 20
 NEAR_TIE = 0.05  # between two logits: the lanes' rounding, most of it in the cache, may swap them
 

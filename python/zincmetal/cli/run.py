@@ -92,7 +92,7 @@ def check_model_is_no_prompt(args: argparse.Namespace) -> None:
 
 
 def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progress) -> Iterator[Chunk]:
-    """Start the generation that the arguments ask for."""
+    """Start the generation that the arguments ask for. Raises UsageError for options that contradict each other."""
     options = sampling_options(args) | {"progress": progress, "hide_special": args.hide_special}
     if args.chat:
         if args.special:

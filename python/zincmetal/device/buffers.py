@@ -86,7 +86,7 @@ class Buffers:
         return self.floats(name) if self.buffer(name).shared else DeviceFloats(self.buffer(name))
 
     def records(self, name: str, dtype: np.dtype[np.void]) -> NDArray[np.void]:
-        """Return the buffer's structs: the memory itself if the host sees it, else a copy as of now."""
+        """Return the buffer's structs, ``dtype`` [n]: the memory itself if the host sees it, else a copy as of now."""
         return np.frombuffer(self._seen(name), dtype)
 
     def _seen(self, name: str) -> memoryview | NDArray[np.uint8]:

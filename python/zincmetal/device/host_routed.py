@@ -34,7 +34,7 @@ class Counters:
 
 
 class HostRoutedPlan:
-    """Plan compiled in pieces, with the products of experts between them.
+    """Plan compiled in sections, with the products of experts between them.
 
     ``why`` names the first tensor, or the kernels, that made this necessary.
     """
@@ -43,17 +43,17 @@ class HostRoutedPlan:
         self._core, self._device, self._buffers = core, device, buffers
         for kernel in dict.fromkeys(d.launch.kernel for d in plan.dispatches):
             device.limits(kernel)  # a kernel that cannot be made shows now, and not in the middle of a step
-        *self._parts, last = _parts(plan.dispatches)
+        *self._sections, last = _sections(plan.dispatches)
         self._last = compiled(replace(plan, dispatches=tuple(last)), core, device, buffers)
         self.counters = counters
         self.why = next(_why(d) for d in plan.dispatches if d.launch.routed)
 
     def step(self, steps: _core.Steps, ids: NDArray[np.int32]) -> int:
         """Append ``ids`` to the sequence; return the arg max after the last. Raises as ``prefill_step``."""
-        if steps.length + ids.size <= steps.n_ctx:  # otherwise the last piece raises the error
+        if steps.length + ids.size <= steps.n_ctx:  # otherwise the last section raises the error
             self._announce(steps, ids)
-            for part in self._parts:
-                self.run_part(part, ids.size)
+            for section in self._sections:
+                self.run_section(section, ids.size)
         best: int = self._core.prefill_step(steps, self._last, ids)
         self.counters.steps += 1
         self.counters.command_buffers += 1
@@ -61,16 +61,16 @@ class HostRoutedPlan:
         return best
 
     def _announce(self, steps: _core.Steps, ids: NDArray[np.int32]) -> None:
-        """Write the step buffer for the kernels, as the core does for the last piece."""
+        """Write the step buffer for the kernels, as the core does for the last section."""
         self._buffers(STEP.name).write(step_record(self._core, ids.size, steps.length))
         self._buffers(TOKENS.name).write(ids)
 
-    def run_part(self, part: list[Dispatch], n_tokens: int) -> None:
-        """Run a piece, or one expert product cut up by expert, in one command buffer, and wait."""
-        if part[0].launch.routed:
-            launches = list(self._expert_products(part[0], n_tokens))
+    def run_section(self, section: list[Dispatch], n_tokens: int) -> None:
+        """Run a section, or one expert product cut up by expert, in one command buffer, and wait."""
+        if section[0].launch.routed:
+            launches = list(self._expert_products(section[0], n_tokens))
         else:
-            launches = [bound(d, self._buffers) for d in part]
+            launches = [bound(d, self._buffers) for d in section]
         self._device.run(launches)
         self.counters.command_buffers += 1
         self.counters.dispatches += len(launches)
@@ -94,15 +94,15 @@ class HostRoutedPlan:
 Compiled: TypeAlias = "_core.Plan | HostRoutedPlan"
 
 
-def _parts(dispatches: Sequence[Dispatch]) -> list[list[Dispatch]]:
+def _sections(dispatches: Sequence[Dispatch]) -> list[list[Dispatch]]:
     """Cut dispatches into runs, with every product of experts alone."""
-    parts: list[list[Dispatch]] = [[]]
+    sections: list[list[Dispatch]] = [[]]
     for d in dispatches:
         if d.launch.routed:
-            parts += [[d], []]
+            sections += [[d], []]
         else:
-            parts[-1].append(d)
-    return [part for part in parts if part]
+            sections[-1].append(d)
+    return [section for section in sections if section]
 
 
 def _piece(region: Region, i: int, nbytes: int) -> Region:

@@ -198,9 +198,9 @@ class Engine:
         else:  # an interrupt came after a step and before ``ids`` had its token
             self.rewind(0 if self.sequence.recurrent else min(known, self.steps.length))
 
-    def _forget_states(self, part_of_a_step: bool = False) -> None:
+    def _forget_states(self, inside_a_step: bool = False) -> None:
         """Forget recurrent states after a step that did not end: some of them may have changed."""
-        if part_of_a_step or self.sequence.recurrent:
+        if inside_a_step or self.sequence.recurrent:
             self.settle()
             self.rewind(0)
 

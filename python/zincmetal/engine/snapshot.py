@@ -35,10 +35,10 @@ class States:
 
     def take(self, tokens: Sequence[int]) -> Snapshot:
         """Copy out the state of a sequence of these tokens."""
-        parts: dict[str, list[NDArray[np.uint8]]] = {}
+        pieces: dict[str, list[NDArray[np.uint8]]] = {}
         for state, offset, nbytes in self._pieces(len(tokens)):
-            parts.setdefault(state.name, []).append(self._buffers.buffer(state.name).read(offset, nbytes))
-        return Snapshot(tuple(tokens), {name: np.concatenate(found) for name, found in parts.items()})
+            pieces.setdefault(state.name, []).append(self._buffers.buffer(state.name).read(offset, nbytes))
+        return Snapshot(tuple(tokens), {name: np.concatenate(found) for name, found in pieces.items()})
 
     def check(self, snapshot: Snapshot) -> None:
         """Raise UsageError if the snapshot is of a model with other states."""

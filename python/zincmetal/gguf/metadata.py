@@ -355,7 +355,7 @@ class Keys(MetadataReader):
         return first
 
     def must_be(self, name: str, *neutral: Any) -> None:
-        """Refuse any other value than these. The key may be absent, or list a value for each block."""
+        """Raise UnsupportedModelError for any other value. The key may be absent, or list a value for each block."""
         value = self.get(name, neutral[0])
         by_block = isinstance(value, np.ndarray) and value.size == self.get("block_count", 0)
         if not all(

@@ -142,9 +142,9 @@ _OF_A_STEP = {state.kind: state for state in (STEP, TOKENS, PAGES, LOGITS, CANDI
 
 def _slots(text: str, written: bool) -> tuple[Slot, ...]:
     found = []
-    for part in text.split():
-        match = re.fullmatch(r"(\w+)([?*]?)(\[\S+\])?", part)
-        assert match, part
+    for word in text.split():
+        match = re.fullmatch(r"(\w+)([?*]?)(\[\S+\])?", word)
+        assert match, word
         name, mark, shape = match[1], match[2], match[3] or ""
         of_rows = shape.startswith(("[T", "[1"))
         types: tuple[type, ...] = (Value,) if of_rows else (Weight,) if shape else (State,)

@@ -86,7 +86,7 @@ class MemoryEstimate:
 
     def _repr_html_(self) -> str:
         """Draw a bar for notebooks: the sections of the total, and the rest of the budget."""
-        parts = {
+        sections = {
             "weights": sum(self.weights.values()),
             "K/V": self.kv,
             "recurrent state": self.recurrent,
@@ -94,7 +94,7 @@ class MemoryEstimate:
             "logits and others": self.logits + self.other,
         }
         whole = max(self.total, self.budget, 1)
-        shown = [(name, n, color) for (name, n), color in zip(parts.items(), _COLORS, strict=True) if n]
+        shown = [(name, n, color) for (name, n), color in zip(sections.items(), _COLORS, strict=True) if n]
         bar = "".join(
             f'<span style="display:inline-block;height:1em;width:{n / whole:.2%};background:{color}"></span>'
             for _, n, color in shown

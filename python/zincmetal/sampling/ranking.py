@@ -87,7 +87,7 @@ def ranked(ids: NDArray[np.intp], logits: F64Array, floor: float, totals: Totals
 
 
 def largest(logits: F64Array, n: int) -> NDArray[np.intp]:
-    """Find the indices of the ``n`` largest logits, or of all if there are fewer. Equal logits: lowest index first."""
+    """Return the indices of the largest logits, at most ``n``: intp [n], best first, equal logits by index."""
     n = min(n, logits.size)
     # Only logits not below the n-th largest need to be sorted.
     near = np.flatnonzero(logits >= np.partition(logits, -n)[-n])

@@ -146,7 +146,7 @@ def set_byte_types(vocab: Vocabulary) -> None:
 
 
 def read_scores(meta: TokenizerKeys, vocab: Vocabulary) -> list[float]:
-    """Read the scores of the file. A file without scores gets them from the order of its merges or of its tokens."""
+    """Read the scores of the file, or make them from the order of its merges or tokens. Raises TokenizerError."""
     if meta.has("scores"):
         scores: list[float] = meta.numbers_per_token("scores", len(vocab))
         nan = next((i for i, score in enumerate(scores) if score != score), None)

@@ -48,9 +48,9 @@ def attention(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 def _divided(lowering: Lowering, op: Op, kernel: str, params: bytes, n_split: int) -> list[Launch]:
     """Lower to attention over each share of the keys, and the merge of the shares."""
     cfg = lowering.cfg
-    parts = Value(f"{op.out.name}.parts", cfg.n_head * n_split * (cfg.head_dim + 4))
-    split = (*_caches_and_query(op), Arg(parts, "w"))
-    merge = (*reading(op, "step"), Arg(parts, "r"), _gate(op), *writing(op, "out"))
+    shares = Value(f"{op.out.name}.parts", cfg.n_head * n_split * (cfg.head_dim + 4))
+    split = (*_caches_and_query(op), Arg(shares, "w"))
+    merge = (*reading(op, "step"), Arg(shares, "r"), _gate(op), *writing(op, "out"))
     # One simdgroup to each query head of a group.
     grid, threads = (cfg.n_head_kv, n_split, 1), 32 * min(cfg.n_head // cfg.n_head_kv, SPLIT_GROUP)
     merge_threads = lowering.target.shapes["ATTENTION_DECODE_THREADS"]
@@ -74,5 +74,5 @@ def _n_split(lowering: Lowering, window: int) -> int:
     n_keys = min(window or end, end)
     if target.divide_keys_above is None or n_keys <= target.divide_keys_above:
         return 1
-    parts = tiles(n_keys, target.shapes["ATTENTION_SPLIT_KEYS"])
-    return min(parts, tiles(SPLIT_SIMDGROUPS, lowering.cfg.n_head))
+    shares = tiles(n_keys, target.shapes["ATTENTION_SPLIT_KEYS"])
+    return min(shares, tiles(SPLIT_SIMDGROUPS, lowering.cfg.n_head))

@@ -31,8 +31,8 @@ def candidates(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     n, shapes = lowering.cfg.n_vocab, lowering.target.shapes
     n_part = tiles(n, shapes["CANDIDATES_COLUMNS"])
     params = lowering.params("CandidatesParams", n=n, n_part=n_part)
-    parts = Value("candidates.parts", n_part * lowering.target.struct("Candidates").itemsize // 4, last=True)
-    first, second = (*reading(op, "logits"), Arg(parts, "w")), (Arg(parts, "r"), *writing(op, "candidates"))
+    sections = Value("candidates.parts", n_part * lowering.target.struct("Candidates").itemsize // 4, last=True)
+    first, second = (*reading(op, "logits"), Arg(sections, "w")), (Arg(sections, "r"), *writing(op, "candidates"))
     return [
         Launch("candidates_partial", params, first, (n_part, 1, 1), shapes["CANDIDATES_THREADS"], op),
         Launch("candidates_final", params, second, (1, 1, 1), shapes["CANDIDATES_FINAL_THREADS"], op),

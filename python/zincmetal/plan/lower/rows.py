@@ -24,8 +24,8 @@ def embed(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
             n_rows=window.shape[0],
             scale=op.attrs["scale"],
         )
-        kernel, part = f"embed_{window.type.name}", op.replace(table=window)
-        launches.append(Launch(kernel, params, all_args(part), grid, shapes["EMBED_THREADS"], part))
+        kernel, windowed = f"embed_{window.type.name}", op.replace(table=window)
+        launches.append(Launch(kernel, params, all_args(windowed), grid, shapes["EMBED_THREADS"], windowed))
     return launches
 
 

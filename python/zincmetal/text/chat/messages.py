@@ -55,7 +55,7 @@ def _plain(value: Any) -> Any:
 
 
 def checked_list(name: str, value: Any) -> list[dict[str, Any]] | None:
-    """Check ``tools`` or ``documents``: a list of dicts, or None."""
+    """Check ``tools`` or ``documents``: a list of dicts, or None. Raises UsageError."""
     made = plain(name, value)
     if made is None or (isinstance(made, list) and all(isinstance(item, dict) for item in made)):
         return made
