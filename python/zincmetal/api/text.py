@@ -33,10 +33,11 @@ T = TypeVar("T")
 
 
 class AtFirstUse(Generic[T]):
-    """An attribute that is made at its first use, and kept.
+    """Attribute that is made at its first use, and kept.
 
-    ``functools.cached_property`` before Python 3.12 holds one lock for all models meanwhile. A fork, or an interrupt
-    at the wrong moment, would leave that lock held for good. Two threads at once may make the attribute twice.
+    Before Python 3.12 ``functools.cached_property`` holds one lock for all models while it makes one. A fork, or an
+    interrupt at the wrong moment, would leave that lock held for good. Two threads at once may make the attribute
+    twice.
     """
 
     def __init__(self, make: Callable[[Any], T]) -> None:

@@ -17,13 +17,13 @@ EPILOG = """
 exit status:
   0    done
   1    an error, printed on standard error; a failed check; a model that does not fit;
-       without a message, a reader of the output that went away (0 if only facts are printed)
+       without a message, if the reader of the output goes away (0 if only facts are printed)
   2    a wrong argument
   130  ended by Ctrl-C"""
 EXAMPLES = (
     ('run MODEL.gguf -p "Water boils at"', "continue a text"),
     ("chat MODEL.gguf", "talk with a model"),
-    ("check", "does this machine compute what it should?"),
+    ("check", "compare this machine's results with the CPU"),
 )
 
 
