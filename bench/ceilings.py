@@ -21,7 +21,7 @@ REPEATS = 7
 
 @dataclass(frozen=True)
 class Ceilings:
-    """A device's rates, by the way of measuring. ``copy`` and ``flops`` are the best of each."""
+    """Rates of a device, by the way of measuring. ``copy`` and ``flops`` are the best of each."""
 
     copies: dict[str, float]  # bytes per second, read and written
     products: dict[str, float]  # floating-point operations per second of a large matrix product
@@ -34,7 +34,7 @@ class Ceilings:
 
     @property
     def flops(self) -> float:
-        """Returns the operations per second of a large product, in tf32 where there are matrix units."""
+        """Returns the operations per second of a large product, in tf32 if there are matrix units."""
         return self.products.get("torch tf32") or max(self.products.values())
 
     def lines(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The options of `pytest bench`, and its table of results."""
+"""Options of `pytest bench`, and its table of results."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Cost:
 
 
 class Costs:
-    """The costs of a plan's dispatches in a step of all its rows that begins at ``pos``; ``page`` is the target's."""
+    """Costs of a plan's dispatches in a step of all its rows that begins at ``pos``; ``page`` is the target's."""
 
     def __init__(self, plan: Plan, cfg: ModelConfig, page: int, pos: int) -> None:
         self._plan, self._cfg, self._page, self._pos = plan, cfg, page, pos
@@ -29,7 +29,7 @@ class Costs:
         """Returns the cost of one dispatch.
 
         Weights count as in :meth:`Plan.weight_reads`. Activations, recurrent states and routing's index arrays count
-        whole; of a K/V cache, the positions that the rows see or write.
+        whole. A K/V cache counts the positions that the rows see or write.
         """
         weights = self._plan.weights_of(d)
         return Cost(sum(weights.values()) + sum(self._moved(d)), self._flops(d, weights))

@@ -1,9 +1,10 @@
 """Compiles every kernel with Apple's tools, for all GPUs: `python bench/metal_compile.py OUT`.
 
-Needs a Mac with Xcode's Metal compiler, and no GPU. There are three steps: compile each file of kernels/ in each
-language version, with all warnings; make a metallib; make machine code of every kernel for every Apple GPU (`metal-tt`,
-which reads a script of pipelines). A step goes on after a failure, so that one run has all messages. OUT holds the
-metallib, the archives and `messages.json`: step, status and the tool's words. Exit status 1: a kernel was refused.
+Needs a Mac with Xcode's Metal compiler, and no GPU. The first step compiles each file of kernels/ in each language
+version, with all warnings. The second makes a metallib. The third makes machine code of every kernel for every Apple
+GPU (`metal-tt`, which reads a script of pipelines). A step goes on after a failure, so that one run has all messages.
+OUT holds the metallib, the archives and `messages.json`: step, status and the tool's message. Exit status 1: a kernel
+was refused.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ GPUS = {
     "M4": ("applegpu_g16g", "applegpu_g16s"),
     "M5": ("applegpu_g17g", "applegpu_g17s"),
 }
-# The tools' words for a language version or GPU that they do not know.
+# The tools' messages about a language version or GPU that they do not know.
 UNKNOWN = re.compile(r"invalid value|(unknown|unsupported|invalid|unrecognized) (target |gpu )?arch", re.IGNORECASE)
 LABEL, LIBRARY = "zincmetal", "zincmetal.metallib"
 
 
 @dataclass(frozen=True)
 class Message:
-    """A tool's message. ``step`` names its work; ``status`` is its exit status."""
+    """Message of a tool. ``step`` names its work. ``status`` is its exit status."""
 
     step: str
     status: int
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Makes the parser of the command line."""
     p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    p.add_argument("out", type=Path, metavar="OUT", help="folder for what is made")
+    p.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
     p.add_argument("--kernels", nargs="*", metavar="NAME", help="machine code of these alone (default: all)")
     return p
 
@@ -132,7 +133,7 @@ def tool(step: str, name: str, *args: str, cwd: Path | None = None) -> Message:
 
 
 def refused(message: Message) -> bool:
-    """Whether a kernel was refused. An unknown language version or GPU is not the kernel's fault."""
+    """Return True if a kernel was refused. An unknown language version or GPU is not the kernel's fault."""
     optional = not message.step.startswith((SHIPPED, "metallib"))
     return message.status != 0 and not (optional and UNKNOWN.search(message.words))
 

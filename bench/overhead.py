@@ -2,12 +2,12 @@
 
     python bench/overhead.py [FILE.gguf] [--threads 2] [--rounds 15] [--tokens 96] [--json]
 
-Without a file, the demo model. The two take turns over the same tokens, with the same steps ahead. Two figures, each
-the median over the rounds of the difference between the two, in microseconds a token:
+Without a file it runs the demo model. The two loops take turns over the same tokens, and run equally far ahead. It
+prints two figures. Each is the median over the rounds of the difference between the loops, in microseconds a token:
 
-python_us   of wall time. Small beside a step, so the machine must be quiet: the quartiles say how quiet it was.
-between_us  of the median time from a step's return to the next one's call. It bears other load, and is the higher
-            one where the device works on the next step meanwhile.
+python_us   of wall time. It is small beside a step, so the machine must be quiet. The quartiles show how quiet it was.
+between_us  of the median time from a step's return to the next call. It bears other load. It is the higher figure if
+            the device works on the next step at the same time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROMPT = "Once upon a time there was"
 
 
 class TimedCore:
-    """A core that records the times of calls and returns of decode_step."""
+    """Core that notes the times of calls and returns of decode_step."""
 
     def __init__(self, core: Any) -> None:
         self._core, self.called, self.returned = core, list[float](), list[float]()
@@ -82,7 +82,7 @@ def main() -> None:
         model.tokenizer.eog_ids = frozenset()  # both run the same number of steps
         ids, ahead, n = model.tokenize(PROMPT), bool(model.device.info["asynchronous"]), args.tokens
         ways = (lambda: streamed(model, ids, n), lambda: bare(model, ids, n, ahead))
-        ways[0]()  # to record the plans and touch the pages
+        ways[0]()  # to make the plans and touch the pages
         rounds = []
         for i in range(args.rounds):
             first = i % 2

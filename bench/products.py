@@ -1,7 +1,7 @@
 """Products of weights with one row, as in decode, on weights that no cache holds.
 
-A recording launches a product many times, each behind a barrier, on one copy of the weights after another (or on other
-experts of the same tensors). So every byte comes from memory. The launches are a plan's.
+A recording launches a product many times, each behind a barrier. Each launch reads another copy of the weights, or
+other experts of one tensor. So every byte comes from memory. The launches are a plan's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REPEATS = 7
 
 @dataclass(frozen=True)
 class Product:
-    """A product: its operations, and how often they repeat on other bytes."""
+    """Product: its operations, and how often they repeat on other bytes."""
 
     id: str
     kernel: str  # the kernel whose split is measured
@@ -166,7 +166,7 @@ def _id(qtype: QuantType, shape: str, what: str) -> str:
 
 
 class Lab:
-    """An open device that runs products."""
+    """Open device that runs products."""
 
     def __init__(self) -> None:
         self.core, self.device = backend.open_device()
@@ -191,13 +191,13 @@ class Lab:
         return [rows for rows in range(1, 33) if f"{kernel}_r{rows}" in self.kernels]
 
     def may_round_otherwise(self, kernel: str) -> bool:
-        """Whether instances of a kernel may add in another order: mixes with other threads, and native kernels."""
+        """Returns True if instances of a kernel may add in another order: mixes with other threads, native kernels."""
         native = self.device.info["features"].get("native kernels", "0 of")
         return "_mix" in kernel or not native.startswith("0 of")
 
 
 class Loaded:
-    """A product with random weights on a device, in so many copies that no cache holds them all."""
+    """Product with random weights on a device, in so many copies that no cache holds them all."""
 
     def __init__(self, lab: Lab, product: Product) -> None:
         self.lab, self.product = lab, product
@@ -217,7 +217,7 @@ class Loaded:
     def plan(self, split: Split | None = None, n: int | None = None) -> Plan:
         """Records the product ``n`` times, by default whole rounds of MIN_DISPATCHES or more.
 
-        Without ``split`` the launches are those of a model.
+        Without ``split`` the launches are a model's.
         """
         tuned = {self.product.kernel: split} if split else SPLITS.get(self.lab.backend, {})
         target = replace(Target.of_kernels(self.lab.core), splits=tuned)
@@ -251,7 +251,7 @@ class Loaded:
         return [bound(d, buffers.__getitem__) for d in made.dispatches]
 
     def activation(self, name: str, n: int = 0) -> NDArray[Any]:
-        """Returns the activation of a name, the same for all plans: ``n`` floats, or a turn's own ids."""
+        """Returns the activation of a name, one for all plans: ``n`` floats, or the ids of a turn."""
         if name not in self._values:
             if name.startswith("ids."):
                 order = np.random.default_rng(11).permutation(self.product.weights[0].shape[0])
@@ -262,7 +262,7 @@ class Loaded:
         return self._values[name]
 
     def has(self, name: str) -> bool:
-        """Whether a plan has asked for this activation."""
+        """Returns True if a plan has asked for this activation."""
         return name in self._values
 
     def outputs(self, split: Split | None = None) -> NDArray[np.float32]:
@@ -273,7 +273,7 @@ class Loaded:
 
     @cached_property
     def usual_outputs(self) -> NDArray[np.float32]:
-        """The outputs of the product as this device launches it."""
+        """Outputs of the product as this device launches it."""
         return self.outputs()
 
     def recording(self, split: Split | None = None) -> Recording:
@@ -285,7 +285,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Recording:
-    """The dispatches of ``n`` times a product."""
+    """Dispatches of ``n`` times a product."""
 
     of: Loaded
     plan: Plan

@@ -5,10 +5,10 @@
 
 First come figures of the whole model: tokens per second of a prompt and of greedy decode, dispatches, megabytes. Then
 each plan's dispatches, timed one by one by the device (the median of several passes), summed by kernel and shape. The
-roof of such a class is the larger of two times: its bytes at the speed of a copy, its operations at the speed of a
-matrix product, both measured in the same run. Weights, activations and states count once each; savings by a cache are
-not counted. "Bound" names the largest of bytes, operations and the cost of a bare dispatch, or "latency" if the time is
-over twice that.
+roof of a class is the larger of two times: its bytes at the speed of a copy, and its operations at the speed of a
+matrix product. Both speeds are measured in the same run. Weights, activations and states count once each. Savings by a
+cache do not count. "Bound" names the largest of bytes, operations and the cost of a bare dispatch. It is "latency" if
+the time is over twice that.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ START = 16  # prompt tokens if decode is also timed from the start of a context
 
 @dataclass
 class Class:
-    """The dispatches of one kernel and shape, summed over a step. Times are in microseconds."""
+    """Dispatches of one kernel and shape, summed over a step. Times are in microseconds."""
 
     kernel: str
     shape: str
@@ -50,7 +50,7 @@ class Class:
         return max(self.nbytes / roof.copy, self.flops / roof.flops) * 1e6
 
     def bound(self, roof: Ceilings) -> str:
-        """Returns the part that bounds the time."""
+        """Returns the bound of the time: bytes, operations, dispatch or latency."""
         bounds = {
             "memory": self.nbytes / roof.copy * 1e6,
             "arithmetic": self.flops / roof.flops * 1e6,

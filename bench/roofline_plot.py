@@ -71,5 +71,5 @@ def _panel(axis: Any, name: str, part: dict[str, Any], rows: list[dict[str, Any]
     axis.spines[["top", "right"]].set_visible(False)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour, alpha=0.55) for colour in COLOURS.values()]
     handles.append(plt.Rectangle((0, 0), 1, 1, color=ROOF))
-    names = [*(f"bound by {bound}" for bound in COLOURS), "what the roofline allows"]
+    names = [*(f"bound by {bound}" for bound in COLOURS), "the roofline"]
     axis.legend(handles, names, loc="lower right", fontsize=8, frameon=False)

@@ -1,7 +1,7 @@
 """Compares the plans of two checkouts, byte for byte: ``python bench/same_plans.py OLD NEW FILE.gguf ...``.
 
 Each checkout needs its compiled modules (in ``python/zincmetal/`` or installed). Every file is planned for 1, 32 and
-512 rows, for every output, K/V type and backend; ``plan.to_json()`` must be the same. Exit status 1: one is not.
+512 rows, for every output, K/V type and backend. Exit status 1: ``plan.to_json()`` differs for one of them.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     python bench/sanitize.py --out results      # a log of each tool and workload; the table comes last
 
-Each tool (memcheck, racecheck, synccheck, initcheck) watches three workloads, at the same time in processes of their
-own. "kernels" runs every kernel that a plan can launch, in the small cases of `zincmetal check`, on buffers of exactly
-the bytes that it may touch, with unwritten outputs. "model" runs a prefill of 17 tokens and two decoded tokens of the
-hybrid fixture. "planted" runs a faulty kernel of tests/csrc/msl/probes/probe_faults.metal, which the tool must report;
-it needs a build with ZINCMETAL_PROBES=ON. The exit status is 1 if a tool reports anything on the first two, or misses a
-planted fault, or if a kernel did not run.
+Each tool (memcheck, racecheck, synccheck, initcheck) watches three workloads, at once in separate processes. "kernels"
+runs every kernel that a plan can launch, in the small cases of `zincmetal check`. The buffers have exactly the bytes
+that it may touch, and outputs are unwritten. "model" runs a prefill of 17 tokens and two decoded tokens of the hybrid
+fixture. "planted" runs a faulty kernel of tests/csrc/msl/probes/probe_faults.metal, which the tool must report. It
+needs a build with ZINCMETAL_PROBES=ON. The exit status is 1 if a tool reports anything on the first two workloads, or
+misses a planted fault, or if a kernel did not run.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def run_planted(device: str, tool: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a tool's run. ``reports`` is None if the tool wrote no summary."""
+    """Outcome of a tool's run. ``reports`` is None if the tool wrote no summary."""
 
     tool: str
     workload: str
@@ -129,7 +129,7 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Whether nothing was reported and nothing failed; for a planted fault, whether it was reported."""
+        """True if nothing was reported and nothing failed; for a planted fault, whether it was reported."""
         if self.workload == "planted":
             return bool(self.reports)
         return self.reports == 0 and self.status == 0
@@ -153,7 +153,7 @@ def reports_in(log: str) -> int | None:
 def watch(tool: str, workload: str, args: argparse.Namespace) -> Outcome:
     """Runs the tool on the workload, with a log in the folder of results."""
     command = [args.sanitizer, "--tool", tool, "--print-limit", "20"]
-    if tool == "initcheck":  # the host copies whole buffers, of which kernels wrote only the rows of the step's tokens
+    if tool == "initcheck":  # the host copies whole buffers; kernels wrote only the rows of the step's tokens
         command += ["--check-api-memory-access", "no"]
     command += [sys.executable, __file__, "--work", workload, "--tool", tool, "--device", args.device]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}

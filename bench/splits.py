@@ -43,7 +43,7 @@ def parse(text: str) -> tuple[str, Split]:
 def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Model:
     """Forks the model with these splits added to its backend's.
 
-    Raises UsageError if decode's plan does not change, or the build has no such kernel.
+    Raises UsageError if decode's plan does not change, or the build lacks the kernel.
     """
     backend = model.device.info["backend"]
     rows = {**tuning.SPLITS.get(backend, {}), **splits}
@@ -55,7 +55,7 @@ def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Mode
         for b in (planner, engine.planner)
     )
     if here == there:
-        raise zincmetal.UsageError(f"{', '.join(splits)}: with or without these splits decode's plan is the same")
+        raise zincmetal.UsageError(f"{', '.join(splits)}: with or without these splits decode's plan does not change")
     twin = model.fork()
     twin.engine.programs.plan_by(planner)
     if missing := twin.plan(1).replaced():

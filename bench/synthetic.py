@@ -44,7 +44,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a model of this family; by default of 35B-A3B."""
+    """Sizes of a model of this family; by default of 35B-A3B."""
 
     n_layer: int = 40
     n_embd: int = 2048
@@ -65,7 +65,7 @@ class Sizes:
     n_k_head: int = 16
     n_v_head: int = 32
     interval: int = 4  # every 4th layer is full attention
-    mixed_layers: int = 0  # last layers whose experts have a bit more: q5_K, q5_K, q6_K
+    mixed_layers: int = 0  # last layers whose experts have one more bit a weight: q5_K, q5_K, q6_K
 
     @property
     def n_channels(self) -> int:

@@ -3,9 +3,9 @@
     pytest bench -k 35b                          # the shapes of Qwen3.6-35B-A3B; or 8b, smollm2
     pytest bench -k 35b --sweep --table t.json   # every number of rows that was built (ZINCMETAL_SWEEP) and of threads
 
-Times are the device's own, of a recording of many dispatches behind barriers on weights that no cache holds
+Times are of the device's clock. A recording has many dispatches behind barriers, on weights that no cache holds
 (`products.py`). ``extra_info`` has microseconds of a product, GB/s of weights, and their share of a copy in the same
-run. The outputs must be the usual ones, bit for bit, whatever the rows and threads. With other threads a mixture adds
+run. The outputs must be the usual outputs, bit for bit, for all rows and threads. With other threads a mixture adds
 its experts in another order: then the outputs must agree to rounding. ZINCMETAL_DEVICE chooses the device.
 """
 
@@ -25,11 +25,11 @@ SHAPES = {"35b": shapes_35b(), "8b": shapes_8b(), "smollm2": shapes_smollm2()}
 PRODUCTS = [(model, product) for model, products in SHAPES.items() for product in products]
 SWEPT_ROWS = (1, 2, 4, 8)
 SWEPT_THREADS = (32, 64, 128, 256, 512, 1024)
-MIX_THREADS = (32, 96, 160, 288)  # a simdgroup for each expert, for two of them ...
+MIX_THREADS = (32, 96, 160, 288)  # a simdgroup for each expert, for two experts ...
 
 
 class DeviceClock:
-    """A clock that counts the device's seconds of work."""
+    """Clock that counts the device's seconds of work."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -2,8 +2,8 @@
 
     python bench/versus.py FILE.gguf [--threads 2] [--rounds 5] [--prompt 512] [--tokens 64] [--kv f16]
 
-The two sides take turns, each run in a process of its own. Needs the package `llama-cpp-python` for the peer (or its
-sources on PYTHONPATH and LLAMA_CPP_LIB_PATH naming a folder with its libraries). Prints the set-up, the medians
+The two sides take turns, each run in a process of its own. Needs the package `llama-cpp-python` for the peer. Its
+sources on PYTHONPATH also do, if LLAMA_CPP_LIB_PATH names a folder with its libraries. Prints the set-up, the medians
 and ranges of each side, and the median of the ratios round by round. Any file that both sides open will do, also one of
 bench/synthetic.py.
 """
@@ -24,7 +24,7 @@ from typing import Any
 
 SIDES = ("zincmetal", "llama.cpp")
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # by ggml's number
-# Larger is better, except where the unit says seconds or bytes.
+# Larger is better, except for seconds and bytes.
 FIGURES = ("load_seconds", "prefill_tps", "decode_tps", "peak_bytes")
 #: Callbacks that the peer's library calls until the process ends.
 KEPT: list[Any] = []
@@ -44,7 +44,7 @@ def timed_zincmetal(args: argparse.Namespace) -> dict[str, float]:
     loaded = time.perf_counter()
 
     model.reset()
-    model.engine.prefill(ids.tolist())  # records the plan
+    model.engine.prefill(ids.tolist())  # makes the plan
     model.reset()
     started = time.perf_counter()
     token = model.engine.prefill(ids.tolist())

@@ -2,7 +2,7 @@
 #include "reduce.h"
 #include "sort_key.h"
 
-// Every thread takes part; keys and ids hold one value per simdgroup. The result is valid in simdgroup 0.
+// Every thread must call it. keys and ids hold one value per simdgroup. The result is valid in simdgroup 0.
 METAL_FUNC ArgmaxBest threadgroup_best(ArgmaxBest mine, threadgroup uint* keys, threadgroup uint* ids, uint sg,
                                        uint lane, uint n_sg) {
     const ArgmaxBest part = simd_best(mine);
@@ -31,11 +31,11 @@ kernel void argmax_partial(constant ArgmaxParams& p [[buffer(0)]], device const 
     best = threadgroup_best(best, keys, ids, sg, lane, n_sg);
     if (tid == 0) {
         part_value[tg.x] = value_of_sort_key(best.key);
-        part_id[tg.x] = best.key == 0 ? -1 : int(best.id);  // -1: a part without logits
+        part_id[tg.x] = best.key == 0 ? -1 : int(best.id);  // -1: no logits in this share
     }
 }
 
-// Appends the id to the sequence: stores it for the host, and makes it the one token of the next step.
+// Appends the id to the sequence: stores it for the host, and makes it the only token of the next step.
 METAL_FUNC void choose(device Step* step, device int* tokens, int id) {
     step->chosen[step->n_chosen % N_CHOSEN][0] = id;
     step->n_chosen += 1;

@@ -1,9 +1,8 @@
-// Causal attention over the KV cache, softmax computed on line: row t of a step sees positions 0 .. pos + t, or the
-// last `window` of them. Heads are grouped: n_head / n_head_kv query heads share a key and value head. Rows start at
-// multiples of 16 bytes (q, gate, out, float caches) or 8 (half caches), which a head_dim that is a multiple of 4
-// gives.
+// Causal attention over the KV cache, with an online softmax. Row t of a step sees positions 0 .. pos + t, or the last
+// `window` of them. Heads are grouped: n_head / n_head_kv query heads share a key and value head. Rows start at
+// multiples of 16 bytes (q, gate, out, float caches) or 8 (half caches), because head_dim is a multiple of 4.
 //
-// The kernels come in classes of head_dim: an instance named _128 serves every one in (96, 128].
+// The kernels come in classes of head_dim: an instance named _128 serves every head_dim in (96, 128].
 #pragma once
 
 #include "kv_cache.h"

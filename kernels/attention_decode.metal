@@ -5,7 +5,7 @@
 constant constexpr uint DECODE_MAX_SIMDGROUPS = ATTENTION_DECODE_THREADS / SIMD;
 
 // A softmax-weighted sum of the values seen so far: sum and acc are relative to exp2(max_score). A lane holds PIECES
-// float4 of the head vector, every LANES-th from its own.
+// float4 of the head vector: its own and every LANES-th after it.
 template <uint PIECES>
 struct SoftmaxSum {
     float max_score;
@@ -36,9 +36,8 @@ METAL_FUNC void merge_groups(thread SoftmaxSum<PIECES>& s) {
     }
 }
 
-// A query head of class DIM and the keys and values that go with it, as one simdgroup reads them. LANES lanes share a
-// key, so that a simdgroup scores GROUPS keys with log2(LANES) shuffles, and keeps KEYS times that many loads in
-// flight.
+// A query head of class DIM and its keys and values, as one simdgroup reads them. LANES lanes share a key. So a
+// simdgroup scores GROUPS keys with log2(LANES) shuffles, and keeps KEYS times that many loads in flight.
 template <class KV, uint DIM>
 struct DecodeHead {
     static constant constexpr uint LANES = DIM <= 128 ? 8 : 16;
@@ -60,7 +59,8 @@ struct DecodeHead {
         group = lane / LANES;
         row_units = ulong(p.n_head_kv) * head_units;
         head_offset = head / (p.n_head / p.n_head_kv) * head_units;
-        // Pieces past the end of the head repeat its last one with a zero query: no branch in the loop, no row overrun.
+        // Pieces past the head's end repeat its last piece with a zero query: no branch in the loop, no overrun of a
+        // row.
         UNROLL for (uint j = 0; j < PIECES; j++) {
             const uint i = lane % LANES + j * LANES;
             piece[j] = min(i, dim4 - 1);
@@ -68,7 +68,7 @@ struct DecodeHead {
         }
     }
 
-    // Adds the keys in range of the tile that starts at `first`, each group to a sum of its own.
+    // Adds the keys in range of the tile that starts at `first`. Each group has a separate sum.
     METAL_FUNC void attend(thread SoftmaxSum<PIECES>& s, device const uint* pages,
                            device const typename KV::Unit* k_cache, device const typename KV::Unit* v_cache, uint first,
                            KeyRange range) {
@@ -103,7 +103,7 @@ struct DecodeHead {
     }
 };
 
-// Leaves a simdgroup's sum where write_head finds it; lanes from LANES on have nothing of their own.
+// Stores a simdgroup's sum for write_head. Lanes from LANES on hold copies, and store nothing.
 template <uint PIECES, uint LANES>
 METAL_FUNC void share_sum(thread const SoftmaxSum<PIECES>& s, threadgroup float* max_score, threadgroup float* sum,
                           threadgroup float4* acc, uint sg, uint lane) {
@@ -116,7 +116,7 @@ METAL_FUNC void share_sum(thread const SoftmaxSum<PIECES>& s, threadgroup float*
     }
 }
 
-// The output of a head from n sums: part i is acc[i * part_stride ..], relative to exp2(max_score[i]).
+// Writes the output of a head from n sums. Sum i is acc[i * part_stride ..], relative to exp2(max_score[i]).
 METAL_FUNC void write_head(constant AttentionParams& p, threadgroup const float* max_score,
                            threadgroup const float* sum, threadgroup const float4* acc, uint n, uint part_stride,
                            device const float4* gate, device float4* out, ulong row, uint tid, uint n_threads) {
@@ -134,7 +134,7 @@ METAL_FUNC void write_head(constant AttentionParams& p, threadgroup const float*
     }
 }
 
-// One threadgroup of up to DECODE_MAX_SIMDGROUPS per (head, row), which divide the keys and meet once, at the end.
+// One threadgroup per (head, row). Its simdgroups, DECODE_MAX_SIMDGROUPS at most, divide the keys and meet at the end.
 // Grid: (n_head, T). Threads: ATTENTION_DECODE_THREADS.
 template <class KV, uint DIM>
 kernel void attention_decode(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
@@ -167,7 +167,7 @@ kernel void attention_decode(constant AttentionParams& p [[buffer(0)]], device c
 
 // ---- A long context: the keys of a row are divided among threadgroups -----------------------------------------------
 
-// The parts that the keys of a row are divided into, in runs of ATTENTION_SPLIT_KEYS: at most n_split, none empty.
+// The shares that the keys of a row are divided into, in runs of ATTENTION_SPLIT_KEYS: at most n_split, none empty.
 struct KeyParts {
     KeyRange range;
     uint first_run, n_runs, n;
@@ -185,15 +185,15 @@ METAL_FUNC KeyParts key_parts(constant AttentionParams& p, uint position) {
     return {range, first_run, n_runs, min(p.n_split, n_runs)};
 }
 
-// A part's result, at part_at(...) of [T, n_head, n_split] such: the head vector, unnormalised, and a float4 of the
-// largest score, the sum of the weights relative to it, and nothing.
+// The result of a share, one of [T, n_head, n_split], begins at part_at(...). It is the head vector, unnormalised, and
+// a float4: the largest score, the sum of the weights relative to that score, and two unused floats.
 METAL_FUNC ulong part_at(constant AttentionParams& p, uint t, uint head, uint part) {
     return ((ulong(t) * p.n_head + head) * p.n_split + part) * (p.head_dim / 4 + 1);
 }
 
-// Threadgroups by (key head, part, row), with a simdgroup for each query head: the query heads that share keys read
-// them at about the same time, most of them from the cache of their core.
-// Grid: (n_head_kv, n_split). Threads: 32 for each query head of the group, at most 8 of them.
+// Threadgroups by (key head, share, row), with a simdgroup for each query head. Query heads that share keys read them
+// at about the same time, so most reads hit the cache of the core. Grid: (n_head_kv, n_split). Threads: 32 for each
+// query head of the group, at most 8 of them.
 template <class KV, uint DIM>
 kernel void attention_split(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                             device const uint* pages [[buffer(2)]], device const float4* q [[buffer(3)]],
@@ -227,7 +227,7 @@ kernel void attention_split(constant AttentionParams& p [[buffer(0)]], device co
     }
 }
 
-// Threadgroups by (head, row), whose simdgroups divide the parts. A lane holds every 32nd float4 of the head.
+// Threadgroups by (head, row), whose simdgroups divide the shares. A lane holds every 32nd float4 of the head.
 // Grid: n_head. Threads: ATTENTION_DECODE_THREADS.
 template <uint PIECES>
 kernel void attention_merge(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],

@@ -1,8 +1,8 @@
 // Attention for many queries: tiles of them by tiles of keys, on 8x8 matrices.
 #include "attention.h"
 
-// The shape of a threadgroup of attention_prefill. A simdgroup owns 8 query rows and DIM / SPLIT columns of the head:
-// heads too wide for the registers of one simdgroup are shared by SPLIT, which add their parts of each score.
+// The shape of a threadgroup of attention_prefill. A simdgroup owns 8 query rows and DIM / SPLIT columns of the head.
+// SPLIT simdgroups share a head that is too wide for the registers of one. Each computes a summand of every score.
 template <uint DIM_, uint QUERIES_, uint KEYS_, uint SPLIT_>
 struct PrefillShape {
     static constant constexpr uint DIM = DIM_;
@@ -22,8 +22,8 @@ struct PrefillShape {
     static_assert(KV_PAGE % KEYS == 0, "a tile of keys lies in one page");
 };
 
-// Copies a tile of ROWS head vectors into threadgroup memory as floats; rows out of range and columns past the head are
-// zero and not read: beyond the last token the cache holds anything, NaN included. row_stride is in units.
+// Copies a tile of ROWS head vectors into threadgroup memory as floats. Rows out of range and columns past the head are
+// zero and not read: beyond the last token the cache may hold any bits, NaN included. row_stride is in units.
 template <class Shape, uint ROWS, class KV>
 METAL_FUNC void stage_tile(threadgroup float4* tile, device const typename KV::Unit* source, ulong row_stride,
                            KeyRange range, uint dim4, uint tid) {
@@ -35,7 +35,7 @@ METAL_FUNC void stage_tile(threadgroup float4* tile, device const typename KV::U
     }
 }
 
-// The part of a range that a tile of keys from `first` on holds, counted from there; its end may lie beyond the tile.
+// The section of a range in a tile of keys from `first` on, counted from `first`. Its end may lie beyond the tile.
 METAL_FUNC KeyRange in_tile(KeyRange range, uint first) {
     return {range.begin > first ? range.begin - first : 0, range.end > first ? range.end - first : 0};
 }
@@ -80,7 +80,7 @@ struct PrefillRows {
     }
 
     // Multiplies row r by the factor that lane 4r holds. A product with a diagonal matrix is the only way to do that
-    // without knowing which lane holds which element. Zero off the diagonal is the caller's part.
+    // without knowing which lane holds which element. The caller sets zero off the diagonal.
     METAL_FUNC void scale_rows(float factor, threadgroup float* diagonal, uint lane) {
         simdgroup_barrier(mem_flags::mem_threadgroup);
         if (lane % 4 == 0) diagonal[lane / 4 * 9] = factor;
@@ -95,7 +95,7 @@ struct PrefillRows {
     }
 };
 
-// The running softmax of 8 rows, 4 lanes to a row; lane l holds every 4th score of row l / 4, from l % 4.
+// The running softmax of 8 rows, 4 lanes to a row. Lane l holds every 4th score of row l / 4, from l % 4 on.
 template <class Shape>
 struct RowSoftmax {
     static constant constexpr uint COLUMNS = Shape::KEYS / 4;
@@ -108,8 +108,8 @@ struct RowSoftmax {
         sum = 0.0f;
     }
 
-    // Takes the scores of the next tile, of which the row sees the range; returns the factor by which the sums so far
-    // shrink. parts: the SPLIT parts of the scores, one after the other.
+    // Takes the scores of the next tile. The row sees the keys in range. Returns the factor by which the sums so far
+    // shrink. parts: the SPLIT summands of the scores, one after the other.
     METAL_FUNC float take(threadgroup const float* parts, float scale, KeyRange range, uint lane) {
         float new_max = max_score;
         UNROLL for (uint c = 0; c < COLUMNS; c++) {
@@ -144,7 +144,7 @@ struct RowSoftmax {
     }
 };
 
-// Threadgroups by (head, tile of queries); one takes every n_tg.y-th tile, so that the grid decides only the speed.
+// Threadgroups by (head, tile of queries). Each takes every n_tg.y-th tile, so that the grid decides only the speed.
 // Grid: (n_head, ceil(T / QUERIES)). Threads: ATTENTION_PREFILL_THREADS.
 template <class KV, class Shape>
 kernel void attention_prefill(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],

@@ -1,5 +1,5 @@
 // The order of logits: by value, the lowest id among equals. A logit that is not finite is above all numbers, so that
-// it shows.
+// the host sees it.
 #pragma once
 
 #include "sort_key.h"

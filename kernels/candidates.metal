@@ -1,12 +1,13 @@
-// The N_CANDIDATES largest of n logits, exactly, and the sums that sampling needs of all of them: first of every part
-// of the logits, then of the candidates of all parts. Both steps are one kernel over two kinds of source.
+// The N_CANDIDATES largest of n logits, exactly, and the sums over all logits that sampling needs. The first pass finds
+// them for every section of the logits, the second for the candidates of all sections. Both passes are one kernel over
+// two kinds of source.
 #include "reduce.h"
 #include "sort_key.h"
 
 constant constexpr uint RADIX = 256;
 
-// Sorts logits from small to large, equal ones from high id to low. No two ranks are equal, and none of a finite logit
-// is 0.
+// Sorts logits from small to large, and equal logits from high id to low. All ranks differ, and the rank of a finite
+// logit is not 0.
 METAL_FUNC ulong rank_of(float logit, uint id) { return ulong(sort_key(logit)) << 32 | ulong(~id); }
 METAL_FUNC uint id_of_rank(ulong rank) { return ~uint(rank); }
 
@@ -14,7 +15,7 @@ METAL_FUNC uint id_of_rank(ulong rank) { return ~uint(rank); }
 struct Summary {
     uint n_finite = 0;
     uint n_not_finite = 0;
-    uint top = 0;  // the sort key of the largest, 0 where there is none
+    uint top = 0;  // the sort key of the largest, 0 if there is none
 };
 
 struct Sums {
@@ -22,7 +23,7 @@ struct Sums {
     float sum_x_exp = 0.0f;
 };
 
-// Part `part` of the logits.
+// Section `part` of the logits.
 struct Logits {
     using In = float;
     device const float* in;
@@ -54,7 +55,7 @@ struct Logits {
     }
 };
 
-// The candidates of all parts.
+// The candidates of all sections.
 struct Parts {
     using In = Candidates;
     device const Candidates* in;
@@ -66,7 +67,7 @@ struct Parts {
     }
     METAL_FUNC uint n_summaries() const { return n_part; }
     METAL_FUNC void summarise(uint i, thread Summary& s) const {
-        s.n_finite += in[i].n;  // the least that there are: enough to know whether they fill the places
+        s.n_finite += in[i].n;  // a lower bound: enough to know whether they fill the places
         s.n_not_finite += in[i].n_not_finite;
         if (in[i].n > 0) s.top = max(s.top, sort_key(in[i].largest));
     }
@@ -83,14 +84,14 @@ struct Parts {
     }
 };
 
-// A byte of the rank that is searched for: its value, how many ranks have a larger one there, how many have this one.
+// A byte of the searched rank: its value, the count of ranks with a larger byte, the count of ranks with this byte.
 struct Digit {
     uint value;
     uint n_above;
     uint n_equal;
 };
 
-// The digit of the wanted-th largest, by how often each occurs. Takes one simdgroup.
+// Finds the digit of the wanted-th largest from the count of each digit. Runs on one simdgroup.
 METAL_FUNC void find_digit(const threadgroup atomic_uint* bins, uint wanted, threadgroup Digit* found, uint lane) {
     const uint per_lane = RADIX / SIMD, high = RADIX - 1 - lane * per_lane;
     uint mine = 0;
@@ -109,8 +110,9 @@ METAL_FUNC void find_digit(const threadgroup atomic_uint* bins, uint wanted, thr
     }
 }
 
-// A number that exactly the `wanted` largest ranks reach; there are at least so many. It takes a byte at a time, from
-// the highest, and counts how often each value occurs among the ranks that agree so far, until all of these are wanted.
+// Returns a number which exactly the `wanted` largest ranks are not below; there are at least `wanted` ranks. It takes
+// a byte at a time, from the highest, and counts each value among the ranks that agree so far. It stops when all of
+// these ranks are wanted.
 template <class Source>
 METAL_FUNC ulong lowest_of_largest(thread const Source& source, uint wanted, threadgroup atomic_uint* bins,
                                    threadgroup Digit* found, uint tid, uint sg, uint lane, uint n_sg) {

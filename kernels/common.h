@@ -1,5 +1,5 @@
 // Included by every kernel file. Under Metal the macros below are plain MSL; elsewhere the stand-in metal_stdlib
-// (csrc/msl/stdlib) defines the same macros, and a kernel launches through a C++ template on its signature.
+// (csrc/msl/stdlib) defines the same macros. There a kernel launches through a C++ template on its signature.
 //
 // The shape of a kernel, everywhere:
 //   template <...>
@@ -8,8 +8,8 @@
 //   KERNEL("name_variant", name<...>)      or KERNEL_UNROLLED, see UNROLL_BY
 // Parameter order is buffer index; params come first. Threadgroups are one-dimensional, a multiple of 32 threads. A
 // line before each kernel says how it is launched: the grid in threadgroups, and the threads of one. T is the number of
-// rows that the plan is for, n_sg the simdgroups of a threadgroup, ceil() rounds up; other names are parameters of the
-// kernel or constants of shapes.h.
+// rows of the plan, n_sg the simdgroups of a threadgroup, ceil() rounds up. Other names are parameters of the kernel or
+// constants of shapes.h.
 #pragma once
 
 #include <metal_stdlib>
@@ -24,8 +24,8 @@ using namespace metal;
 #define UNROLL _Pragma("unroll")
 #endif
 
-// Before a loop that NVIDIA's compiler is to unroll by n, so that the loads of n steps are under way at once; with 1 it
-// does not. A kernel with such a loop is named by KERNEL_UNROLLED(n, ..). Other compilers decide for themselves.
+// Before a loop that NVIDIA's compiler must unroll by n, so that the loads of n steps are under way at once. 1: no
+// unrolling. A kernel with a loop like this is named by KERNEL_UNROLLED(n, ..). Other compilers decide for themselves.
 #ifdef __CUDACC__
 #define ZINC_PRAGMA(text) _Pragma(#text)
 #define UNROLL_BY(n) ZINC_PRAGMA(unroll n)
@@ -44,7 +44,7 @@ using namespace metal;
         uint tid [[thread_index_in_threadgroup]], uint sg [[simdgroup_index_in_threadgroup]],                          \
         uint lane [[thread_index_in_simdgroup]], uint n_sg [[simdgroups_per_threadgroup]]
 
-// c[i] += a[i] b for all i. The stand-in has its own: a device may do them at once.
+// c[i] += a[i] b for all i. The stand-in has a separate version: a device may do all products at once.
 template <class A, class B, uint M>
 METAL_FUNC void multiply_accumulate_each(thread simdgroup_float8x8 (&c)[M], thread simdgroup_matrix<A, 8, 8> (&a)[M],
                                          thread simdgroup_matrix<B, 8, 8>& b) {

@@ -1,8 +1,8 @@
 #include "common.h"
 #include "shapes.h"
 
-// Element-wise work on rows of n floats. A threadgroup covers ELEMENTWISE_COLUMNS of one row in strides of its threads,
-// which keeps several loads of a thread in flight whatever n and the alignment of a row are.
+// Element-wise work on rows of n floats. A threadgroup covers ELEMENTWISE_COLUMNS of one row in strides of its threads.
+// This keeps several loads of a thread in flight for any n and any alignment of a row.
 struct AddOp {
     static METAL_FUNC float apply(float a, float b) { return a + b; }
 };

@@ -1,6 +1,6 @@
 #include "quant_dot.h"
 
-// out[t] = scale * table[tokens[t] - first], a part of 16 weights per thread; rows of other windows stay as they are.
+// out[t] = scale * table[tokens[t] - first], 16 weights per thread. Rows of other windows stay as they are.
 // Grid: (ceil(n_embd / EMBED_COLUMNS), T). Threads: EMBED_THREADS.
 template <class Q>
 kernel void embed(constant EmbedParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
@@ -8,7 +8,7 @@ kernel void embed(constant EmbedParams& p [[buffer(0)]], device const Step* step
                   device float* out [[buffer(4)]], GRID_IDS) {
     const uint part = tg.x * n_sg * SIMD + tid;
     if (tg.y >= step->n_tokens || run_column<Q>(part, 0) >= p.n_embd) return;
-    // The host refuses ids outside the vocabulary; none may read outside the table.
+    // The host refuses ids outside the vocabulary. No id may read outside the table.
     const uint row_of_table = min(uint(tokens[tg.y]), p.n_vocab - 1) - p.first;
     if (row_of_table >= p.n_rows) return;
 

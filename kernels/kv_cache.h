@@ -1,4 +1,4 @@
-// The KV cache: where a position of the sequence lies in it, and how a head vector lies at a position.
+// The KV cache: the place of a position of the sequence, and the layout of a head vector at a position.
 #pragma once
 
 #include "quant_blocks.h"
@@ -9,8 +9,8 @@ METAL_FUNC ulong cache_row(device const uint* pages, uint position) {
 }
 
 // The types of a cache, one struct each. A head vector is head_dim / ELEMENTS units.
-//   quad    its elements 4 i to 4 i + 3 as they lie there
-//   value   the same as floats; a call of its own, so that many loads can be on their way before the first is used
+//   quad    elements 4 i to 4 i + 3 as they are stored
+//   value   a quad as floats; a separate call, so that many loads can be under way before the first is used
 //   put     makes x element i; a whole simdgroup writes 32 consecutive elements at a time, or the rest of them
 struct CacheF32 {
     typedef float4 Unit;
@@ -44,7 +44,7 @@ struct CacheQ8_0 {
         device const Q8_0* block = head + i / 8;
         return {as_type<uint>(ushort2(block->qs[2 * (i % 8)], block->qs[2 * (i % 8) + 1])), block->d};
     }
-    // A byte at the end of 2^23's mantissa makes a float that is as much larger: cheaper than a conversion.
+    // A byte at the end of 2^23's mantissa adds its value to the float: cheaper than a conversion.
     static METAL_FUNC float4 value(Quad q) {
         const uint bytes = q.quants ^ 0x80808080;  // 128 more each, so that none is negative
         const uint4 mantissas = uint4(bytes, bytes >> 8, bytes >> 16, bytes >> 24) & uint4(0xFF);

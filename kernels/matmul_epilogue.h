@@ -1,5 +1,5 @@
-// Epilogues of the matrix kernels. An epilogue takes the products a and b of the same activations with the same row of
-// MATRICES matrices (b counts when there are two), and their place in the output.
+// Epilogues of the matrix kernels. An epilogue takes the products a and b of one row in each of MATRICES matrices with
+// the same activations, and their place in the output. b counts if there are two matrices.
 #pragma once
 
 #include "common.h"
@@ -26,7 +26,7 @@ struct AddResidual {
     METAL_FUNC void put(Place p, float a, float) const { out[p.at] = residual[ulong(p.token) * stride + p.row] + a; }
 };
 
-// The products of a token count as often as its factor says.
+// Multiplies the products of a token by the factor of the token.
 struct AddScaled {
     static constant constexpr uint MATRICES = 1;
     AddResidual sum;
@@ -47,14 +47,13 @@ struct Gated {
 typedef Gated<Silu> SwiGlu;
 typedef Gated<Gelu> GeGlu;
 
-// The weights of one or two matrices of the same shape. Work on n rows takes the first n / N from the first matrix and
-// the same rows again from the second: one loop serves both, and gate and up share the activations that are loaded for
-// them.
+// The weights of one or two matrices of one shape. Work on n rows takes the first n / N rows from the first matrix and
+// the same rows from the second. So one loop serves both, and gate and up share the loaded activations.
 template <uint N>
 struct Matrices {
     device const uchar* w[N];
 
-    // Row i of the n rows, when the first is row `first` of a matrix. Rows past the last one, m - 1, read that one.
+    // Row i of the n rows; the first is row `first` of a matrix. Rows past the last row, m - 1, read the last row.
     METAL_FUNC device const uchar* row(uint i, uint n, uint first, uint m, uint row_bytes) const {
         const uint per_matrix = n / N;
         device const uchar* base = i < per_matrix ? w[0] : w[N - 1];

@@ -6,7 +6,7 @@
 typedef TileShape<MOE_MM_TOKENS, PER_DEVICE(2, 1), 2> MoeMmShape;
 
 // Prefill of a mixture of experts: the rows that chose an expert meet its matrices together. A slot is a row's place
-// for one of its n_used experts, t * n_used + j; moe_sort orders the slots by expert and cuts them into tiles.
+// for one of its n_used experts, t * n_used + j. moe_sort orders the slots by expert and cuts them into tiles.
 
 // A threadgroup per tile of slots (the grid's x) and tile of the expert's rows (y). Y has a row per slot.
 template <class Q, class Epilogue>
@@ -42,7 +42,7 @@ kernel void moe_mm_swiglu(constant MoeMmParams& p [[buffer(0)]], device const in
 }
 
 // out[t] = residual[t] + the sum over its experts j of weights[t, j] y[t, j]. residual may be out itself. A row of
-// weights ends with one more, the shared expert's, which is not for here.
+// weights ends with one more, the shared expert's, which this kernel does not read.
 // Grid: (ceil(n / ELEMENTWISE_COLUMNS), T). Threads: ELEMENTWISE_THREADS.
 template <class T>
 kernel void moe_mix(constant MoeMixParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],

@@ -1,8 +1,8 @@
 #include "moe.h"
 #include "mul_mv_rows.h"
 
-// A mixture of experts on one row of the step. The experts' matrices of a layer are one tensor, and a few ids say which
-// of them count.
+// A mixture of experts on one row of the step. The experts' matrices of a layer are one tensor, and a few ids name the
+// matrices that count.
 
 // The grid's x is tiles of rows, its y the chosen experts. Row j of out is the products of expert ids[j].
 // Grid: (ceil(m / (R n_sg)), n_used). Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
@@ -23,8 +23,8 @@ kernel void moe_mv_swiglu(constant MoeParams& p [[buffer(0)]], device const int*
     mul_mv_rows<Q, R>(p, Matrices<2>{{gate + at, up + at}}, x, SwiGlu{out + ulong(tg.y) * p.m}, tg.x * n_sg + sg, lane);
 }
 
-// sums += the sum over the chosen experts j of weights[j] W[ids[j]] x[j], for the rows from `first` on: the share of
-// this lane of the experts that fall to its simdgroup.
+// sums += the sum over the chosen experts j of weights[j] W[ids[j]] x[j], for the rows from `first` on. Only this
+// lane's share, and only the experts of its simdgroup.
 template <class Q, uint R, class P>
 METAL_FUNC void add_experts(thread Sums<R>& sums, constant P& p, device const int* ids, device const float* weights,
                             device const uchar* w, device const float* x, uint first, uint sg, uint lane, uint n_sg) {
@@ -64,7 +64,7 @@ kernel void moe_mv_mix(constant MoeParams& p [[buffer(0)]], device const int* id
     put_mix(sums, residual, out, scratch, first, p.m, tid, sg, lane, n_sg);
 }
 
-// The same with a shared expert, whose weight follows the weights of the others.
+// moe_mv_mix with a shared expert, whose weight follows the weights of the others.
 // Grid: ceil(m / R). Threads: MOE_MIX2_THREADS, or as tuning.py says.
 template <class Q, class Shared, uint R = MOE_MIX_ROWS>
 kernel void moe_mv_mix2(constant MoeSharedParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
@@ -92,7 +92,7 @@ kernel void moe_mv_mix2(constant MoeSharedParams& p [[buffer(0)]], device const 
     KERNEL("moe_mv_mix2_" type "_" type, moe_mv_mix2<Q, Q>)
 EXPERT_TYPES(MOE_MV)
 
-// Files of few bits keep the shared expert, which every token meets, at eight.
+// Files of few bits keep the shared expert at eight bits: every token meets it.
 #define MOE_MV_SHARED_Q8_0(type, Q) KERNEL("moe_mv_mix2_" type "_q8_0", moe_mv_mix2<Q, Quantised<Q8_0>>)
 LOW_BIT_TYPES(MOE_MV_SHARED_Q8_0)
 

@@ -1,17 +1,17 @@
 #include "common.h"
 #include "shapes.h"
 
-// Sorts the slots of a step (slot t * n_used + j: row t's place for its j-th expert) by expert, the slots of one expert
-// in their own order, and cuts them into tiles: runs of at most MOE_MM_TOKENS slots of one expert.
+// Sorts the slots of a step by expert, and the slots of one expert by number. Slot t * n_used + j is row t's place for
+// its j-th expert. Cuts the slots into tiles: runs of at most MOE_MM_TOKENS slots of one expert.
 //
-// A counting sort in one threadgroup. Every simdgroup takes a run of the slots and has counts of its own, which become
-// the places of its slots once all are summed; within a simdgroup a slot's place comes from its rank among the lanes of
-// the same expert. Nothing depends on which thread is first.
+// A counting sort in one threadgroup. Every simdgroup takes a run of the slots and has separate counts. The sums of all
+// counts are the places of its slots. Within a simdgroup a slot's place comes from its rank among the lanes of its
+// expert. Nothing depends on the order of threads.
 
 constant constexpr uint SORT_COUNTS =
-    7168;  // as many simdgroups sort as there is room for: 7 of them for 1,024 experts
+    7168;  // as many simdgroups sort as have room for their counts: 7 for 1,024 experts
 
-// The lanes whose slot is live and has the same expert as this one's.
+// The lanes whose slot is live and has this lane's expert.
 METAL_FUNC uint peers(uint expert, bool live, uint n_expert) {
     uint same = uint(simd_vote::vote_t(simd_ballot(live)));
     for (uint bit = 1; bit < n_expert; bit *= 2) {
@@ -52,7 +52,7 @@ struct PlaceInto {
     METAL_FUNC void put(uint slot, uint at) const { slots[at] = int(slot); }
 };
 
-// The sum of x over the threads before this one; sums holds one value per simdgroup, total becomes the sum of all.
+// The sum of x over the threads before this one. sums holds one value per simdgroup. total becomes the sum of all.
 METAL_FUNC uint threadgroup_prefix(uint x, threadgroup uint* sums, thread uint& total, uint sg, uint lane, uint n_sg) {
     const uint before = simd_prefix_exclusive_sum(x);
     threadgroup_barrier(mem_flags::mem_threadgroup);  // the last call's sums have been read

@@ -1,16 +1,16 @@
 #include "shapes.h"
 #include "sort_key.h"
 
-// Chooses the experts of a row: the n_used with the largest logits, NaN after all numbers, and their shares of a
-// softmax over them. (A softmax over all experts, divided by the sum over the chosen ones, is the same.) A simdgroup
-// takes a row, and its lanes keep all keys of it: with so few keys, reading and exchanging them cost more than
-// comparing.
+// Chooses the experts of a row, the n_used with the largest logits (NaN after all numbers), and their shares of a
+// softmax over the chosen. (A softmax over all experts, divided by its sum over the chosen, gives equal shares.) A
+// simdgroup takes a row, and its lanes keep all keys of the row. With so few keys, reading and exchanging them costs
+// more than comparing.
 
 // A lane's share of a row of up to MAX logits.
 template <uint MAX>
 struct LaneKeys {
     static constant constexpr uint N = MAX / SIMD;
-    uint of[N];  // of expert lane + j * SIMD: 0 where there is none or it has been taken, else a sort key + 1
+    uint of[N];  // of expert lane + j * SIMD: 0 if there is none or it has been taken, else a sort key + 1
 
     template <class T>
     METAL_FUNC void load(device const T* logits, uint n_expert, uint lane) {
@@ -57,7 +57,7 @@ kernel void moe_topk(constant TopKParams& p [[buffer(0)]], device const Step* st
         }
     }
 
-    // A logit that is not a number has key 0, and so no share.
+    // A NaN logit has key 0, and so no share.
     const float largest = value_of_sort_key(simd_max(key));
     const float share = key != 0 ? precise::exp(value_of_sort_key(key) - largest) : 0.0f;
     const float total = simd_sum(share);

@@ -2,7 +2,7 @@
 
 typedef TileShape<MUL_MM_TOKENS, 2, MUL_MM_TOKENS / 16> MulMmShape;
 
-// Y[t, m] = sum_k W[m, k] X[t, k]: a threadgroup per tile, tokens along the grid's x, rows of W along its y.
+// Y[t, m] = sum_k W[m, k] X[t, k]. A threadgroup per tile, tokens along the grid's x, rows of W along its y.
 template <class Q, class Epilogue>
 METAL_FUNC void mul_mm_rows(constant MatMulParams& p, uint n_tokens, Matrices<Epilogue::MATRICES> weights,
                             device const float* x, Epilogue out, threadgroup float4* tile, uint3 tg, uint tid,

@@ -1,9 +1,9 @@
-// Y = X W^T in tiles of MUL_MM_ROWS rows of W by some tokens. Per step, some parts of every row and the activations
-// that meet them are staged, decoded, in threadgroup memory, and each of the four simdgroups multiplies a quarter of
-// the tile. Columns go by parts, not in the order of the row: a sum does not mind.
+// Y = X W^T in tiles of MUL_MM_ROWS rows of W by some tokens. A step stages some parts of every row (see
+// quant_blocks.h), decoded, and their activations in threadgroup memory. Then each of the four simdgroups multiplies a
+// quarter of the tile. Columns go by parts, not in the order of the row: the order does not change the sum.
 //
-// Staged values lie as 8x8 matrices, one after the other: for each run of eight columns, eight rows by eight rows. A
-// run of a row is then two vectors in one place, and the lanes that load a matrix meet in no bank.
+// Staged values lie as 8x8 matrices, one after the other: for each run of eight columns, eight rows by eight rows. So a
+// run of a row is two vectors in one place, and the lanes that load a matrix use different banks.
 #pragma once
 
 #include "matmul_epilogue.h"
@@ -13,7 +13,7 @@
 constant constexpr uint MATRIX = 64;  // values of an 8x8 matrix
 constant constexpr uint TILE_PARTS = MUL_MM_COLUMNS / PART, TILE_RUNS = MUL_MM_COLUMNS / RUN;
 
-// How the four simdgroups share a tile of MUL_MM_ROWS by TOKENS_: ACROSS_ of them lie side by side along the tokens,
+// The four simdgroups' shares of a tile of MUL_MM_ROWS by TOKENS_: ACROSS_ of them lie side by side along the tokens,
 // the others below. A simdgroup skips the 8x8 matrices of its results that have no token, SKIPPED_ at a time.
 template <uint TOKENS_, uint ACROSS_, uint SKIPPED_>
 struct TileShape {
@@ -50,8 +50,8 @@ template <class Shape>
 struct Share {
     static constant constexpr uint ROWS = MUL_MM_ROWS / Shape::DOWN / 8, TOKENS = Shape::TOKENS / Shape::ACROSS / 8;
     simdgroup_float8x8 sums[TOKENS][ROWS];
-    uint row, token;  // where the share begins in the tile
-    uint used;        // its matrices along the tokens that have one
+    uint row, token;  // the first of the share, in the tile
+    uint used;        // its matrices along the tokens that have any token
 
     METAL_FUNC void begin(uint sg, uint n_tokens) {
         row = sg / Shape::ACROSS * (8 * ROWS);
@@ -102,9 +102,9 @@ METAL_FUNC float4 load_four(device const float* row, uint column, uint k) {
     return x;
 }
 
-// A thread's share of the staging of a step: a part of some rows, neighbours another part of the same row, and some
-// fours of columns of some tokens. Run h of part i, of the parts of the step, lies at TILE_PARTS h + i. Rows and tokens
-// go to threads so that the eight which store a vector at a time meet in no bank.
+// A thread's share of the staging of a step: a part of some rows, and some fours of columns of some tokens. Neighbours
+// take other parts of the same rows. Run h of part i, of the parts of the step, lies at TILE_PARTS h + i. Rows and
+// tokens go to threads so that the eight which store a vector at a time use different banks.
 template <class Q, class Shape>
 struct Stage {
     static constant constexpr uint ROWS = MUL_MM_ROWS * TILE_PARTS / MUL_MM_THREADS;
@@ -112,7 +112,7 @@ struct Stage {
     static constant constexpr uint NEXT_ROW = MUL_MM_THREADS / TILE_PARTS, NEXT_TOKEN = MUL_MM_THREADS / 8;
     static_assert(ROWS * NEXT_ROW == MUL_MM_ROWS && TOKENS * NEXT_TOKEN == Shape::TOKENS, "all are staged");
 
-    // Whether the last step may go beyond the blocks of a row: its part is then any, and meets zeros.
+    // True if the last step may go beyond the blocks of a row. Then it decodes any part, which meets zeros.
     static constant constexpr bool BEYOND = MUL_MM_COLUMNS > Q::BLOCK;
 
     device const uchar* w_rows[ROWS];
@@ -161,8 +161,8 @@ struct Stage {
     }
 };
 
-// Tile tile_row of the rows of W, for the tokens of a tile. Params have k, m and row_bytes. Rows and tokens outside the
-// matrices are staged as copies of the last ones and their results dropped.
+// Computes tile tile_row of the rows of W for the tokens of a tile. Params have k, m and row_bytes. Rows and tokens
+// outside the matrices are staged as copies of the last row and token, and their results are dropped.
 template <class Q, class Shape, class Tokens, class Params, class Epilogue>
 METAL_FUNC void mul_mm_tile(constant Params& p, Tokens tokens, uint tile_row, Matrices<Epilogue::MATRICES> weights,
                             device const float* x, Epilogue out, threadgroup float4* tile, uint tid, uint sg) {

@@ -1,11 +1,11 @@
-// Products of a few rows of weights with one vector of activations, by a simdgroup: the core of every mul_mv kernel.
+// Products of a few rows of weights with one vector of activations, by a simdgroup. Every mul_mv kernel uses them.
 #pragma once
 
 #include "matmul_epilogue.h"
 #include "quant_dot.h"
 #include "shapes.h"
 
-// Q8_0 with a lane for every run of 8 weights: neighbouring lanes read neighbouring bytes and activations, and so fewer
+// Q8_0 with a lane for every run of 8 weights. Neighbouring lanes read neighbouring bytes and activations, and so fewer
 // cache lines at a time.
 struct Q8_0Runs {
     typedef Q8_0 Block;
@@ -30,8 +30,8 @@ struct Q8_0Runs {
     static METAL_FUNC float dot_tail(device const uchar*, device const float*, uint, uint) { return 0.0f; }
 };
 
-// How long rows of a type are read: Q8_0 by runs of 8. That takes twice as many steps, so that mixtures, whose rows are
-// short, keep to 16.
+// The way to read long rows of a type: Q8_0 by runs of 8. That takes twice as many steps, so mixtures, whose rows are
+// short, read 16.
 template <class Q>
 struct LongRowsOf {
     typedef Q Type;
@@ -55,7 +55,7 @@ struct Sums {
     METAL_FUNC void clear() { UNROLL for (uint r = 0; r < R; r++) of[r] = 0.0f; }
 };
 
-// The rows from `first` on of one matrix, or half as many of each of two.
+// The rows from `first` on of one matrix, or half as many rows of each of two matrices.
 template <uint R, uint N>
 METAL_FUNC Rows<R> rows_of(Matrices<N> w, uint first, uint m, uint row_bytes) {
     Rows<R> rows;
@@ -63,8 +63,8 @@ METAL_FUNC Rows<R> rows_of(Matrices<N> w, uint first, uint m, uint row_bytes) {
     return rows;
 }
 
-// sums += factor * (rows · x), this lane's share: lanes divide the blocks, 16 weights or 8 each, so that even a row of
-// two super-blocks keeps all of them busy. The activations that they meet stay in registers for all rows.
+// sums += factor * (rows · x), this lane's share. Lanes divide the blocks, 16 weights or 8 each, so that even a row of
+// two super-blocks keeps all lanes busy. The lane's activations stay in registers for all rows.
 template <class Q, uint STEPS = 1, uint R>
 METAL_FUNC void add_rows(thread Sums<R>& sums, Rows<R> rows, device const float* x, uint k, float factor, uint lane) {
     UNROLL for (uint r = 0; r < R; r++) sums.of[r] += factor * Q::dot_tail(rows.at[r], x, k, lane);

@@ -1,14 +1,14 @@
 #include "mul_mv_rows.h"
 
-// Up to four matrices on one x in one dispatch. A simdgroup works on rows of one of them, or of both of a pair; they
-// follow each other in the order of the simdgroups.
+// Up to four matrices on one x in one dispatch. A simdgroup works on rows of one matrix, or of both matrices of a pair.
+// The matrices follow each other in the order of the simdgroups.
 
-// A larger number would leave room for fewer threadgroups at once, of which the widest stacks have many.
+// A larger number would leave room for fewer threadgroups at once, and the widest stacks have many threadgroups.
 constant constexpr uint STACK_UNROLL = PER_DEVICE(1, 2);
 
 METAL_FUNC bool is_pair(constant StackParams& p, uint i) { return p.pair && i == 2; }
 
-// Simdgroups of matrix i. Matrix 3 of a pair has none of its own: matrix 2's serve both.
+// Simdgroups of matrix i. Matrix 3 of a pair has no simdgroups: matrix 2's serve both.
 template <uint R>
 METAL_FUNC uint stack_tiles(constant StackParams& p, uint i) {
     const uint rows = is_pair(p, i) ? R / 2 : R;

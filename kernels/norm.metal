@@ -1,8 +1,8 @@
 #include "reduce.h"
 #include "shapes.h"
 
-// RMSNorm, one threadgroup per row. Neighbouring threads read neighbouring floats, so that any row length and any
-// 4-byte alignment (weights lie where the file puts them) costs no extra transactions.
+// RMSNorm, one threadgroup per row. Neighbouring threads read neighbouring floats. So any row length and any 4-byte
+// alignment (the file places the weights) costs no extra transactions.
 
 // 1 / sqrt(mean(x^2) + eps) of a row, from the squares that each thread has seen.
 METAL_FUNC float rms_scale(float squares, uint n, float eps, threadgroup float* scratch, uint sg, uint lane,
@@ -21,7 +21,7 @@ METAL_FUNC float sum_of_squares(device const T* x, uint n, uint tid, uint n_thre
 }
 
 // The first floats of a row that fall to a thread: tid, tid + n_threads, ... They are loaded together before any is
-// needed, since a kernel this small takes as long as the loads that wait for each other.
+// needed: a kernel this small takes as long as its loads that wait for each other.
 struct Share {
     float of[NORM_KEPT];
 };
@@ -91,7 +91,7 @@ kernel void rms_norm_add(constant NormParams& p [[buffer(0)]], device const Step
     add_scaled(x + row, scale, weight, residual + row, sum + row, p.n, tid, n_threads);
 }
 
-// sum = residual + rms_norm(x), out = rms_norm(sum) with a weight of its own
+// sum = residual + rms_norm(x), out = rms_norm(sum) with another weight
 // Grid: T. Threads: NORM_THREADS.
 template <class T>
 kernel void rms_norm_add_norm(constant NormParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],

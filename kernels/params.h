@@ -20,17 +20,17 @@ enum : u32 {
     STACK_MATRICES = 4,     // matrices that meet one x in one dispatch
 };
 
-// The step buffer: all that changes between two replays of a recorded plan. The token ids of the step follow in a
-// buffer of their own. Row t of a step sits at position pos + t of the sequence. argmax_final, which ends a greedy
-// plan, makes the step that follows of it, so that the next replay needs nothing from the host.
+// The step buffer: all that changes between two replays of a compiled plan. Another buffer holds the token ids of the
+// step. Row t of a step is at position pos + t of the sequence. argmax_final, which ends a greedy plan, writes the next
+// step here, so that the next replay needs nothing from the host.
 struct Step {
-    u32 n_tokens;  // rows of this step that are real; a plan recorded for T rows runs with n_tokens <= T
+    u32 n_tokens;  // rows of this step that are real; a plan for T rows runs with n_tokens <= T
     u32 pos;       // position of row 0: the number of tokens already in the KV cache
     u32 n_chosen;  // ids that argmax_final has stored
     u32 reserved[LINE_WORDS - 3];
     // A ring: the i-th id is chosen[i % N_CHOSEN][0]. With two steps in flight two places are in use: the host reads
-    // one id while the next step writes the other. There are four because a power of two divides 2^32, where n_chosen
-    // begins anew, and so that a third and a fourth step could be in flight. Each place is a cache line of its own, so
+    // one id while the next step writes the other. There are four for two reasons. A power of two divides 2^32, where
+    // n_chosen wraps around. And a third and a fourth step could be in flight. Each place is a separate cache line, so
     // that the host never reads a line that the device writes.
     i32 chosen[N_CHOSEN][LINE_WORDS];
 };
@@ -54,7 +54,7 @@ struct MatMulParams {
     u32 k;          // columns of W: the inner dimension
     u32 m;          // rows of W: the outputs per token
     u32 row_bytes;  // bytes from one row of W to the next
-    // Floats from one token's to the next, where an epilogue reads them:
+    // Floats from one token's values to the next token's, if an epilogue reads them:
     u32 residual_stride;  // m, or 0 for one vector (a bias) that is added to every token
     u32 scale_stride;     // of the factors of mix
 };
@@ -63,12 +63,12 @@ struct MatMulParams {
 struct StackParams {
     u32 k;
     u32 pair;                       // matrices 2 and 3 are gate and up, of one shape and type: out 2 = silu(gate) up
-    u32 m[STACK_MATRICES];          // rows; 0 where there is no such matrix
+    u32 m[STACK_MATRICES];          // rows; 0 if there is no such matrix
     u32 row_bytes[STACK_MATRICES];  // bytes from one row to the next
     u32 is_f32[STACK_MATRICES];
 };
 
-// A mixture of experts: W is n_expert matrices of m rows of k columns, of which every row of the step meets n_used.
+// A mixture of experts: W is n_expert matrices of m rows of k columns. Every row of the step meets n_used of them.
 struct MoeParams {
     u32 k;
     u32 m;
@@ -78,7 +78,7 @@ struct MoeParams {
     u32 n_used;
 };
 
-// The same with a shared expert, a matrix of m rows of its own width and type.
+// A mixture with a shared expert: a matrix of m rows whose width and type may differ.
 struct MoeSharedParams {
     u32 k;
     u32 m;
@@ -93,7 +93,7 @@ struct MoeSharedParams {
 struct TopKParams {
     u32 n_expert;    // at most the last of EXPERT_CLASSES
     u32 n_used;      // at most MAX_EXPERTS_USED
-    u32 has_shared;  // whether there is a shared expert
+    u32 has_shared;  // 1 if there is a shared expert, else 0
     float scale;     // the sum of the experts' weights
 };
 
@@ -104,13 +104,13 @@ struct MoeMmParams {
     u32 row_bytes;
     u32 expert_bytes;  // from one expert's matrix to the next
     u32 n_expert;
-    u32 x_div;  // a slot reads row slot / x_div of X: n_used where X has a row per row of the step, 1 if one per slot
+    u32 x_div;  // a slot reads row slot / x_div of X: n_used if X has a row per row of the step, 1 if per slot
 };
 
 struct MoeSortParams {
     u32 n_expert;  // at most the last of EXPERT_CLASSES
     u32 n_used;
-    u32 max_tiles;  // room for tiles: enough are min(slots, ceil(slots / MOE_MM_TOKENS) + n_expert)
+    u32 max_tiles;  // room for tiles; min(slots, ceil(slots / MOE_MM_TOKENS) + n_expert) are enough
 };
 
 struct MoeMixParams {
@@ -126,7 +126,7 @@ struct RopeKvParams {
     u32 n_head;
     u32 n_head_kv;
     u32 head_dim;
-    u32 q_stride;     // floats from one head of q to the next: head_dim, or more where a gate follows each head
+    u32 q_stride;     // floats from one head of q to the next: head_dim, or more if a gate follows each head
     u32 n_rot;        // dimensions that rotate, from the first
     float eps;        // of the per-head norms
     float magnitude;  // cos and sin are multiplied by this (YaRN); 1 otherwise
@@ -138,17 +138,17 @@ struct AttentionParams {
     u32 head_dim;
     u32 window;       // positions that a row sees, itself among them; 0: all
     u32 gate_stride;  // head h of row t is gated from float (t * n_head + h) * gate_stride + head_dim on; 0: no gate
-    u32 n_split;      // parts that the keys of a row are divided into; 1 but for attention_split and attention_merge
+    u32 n_split;      // shares of a row's keys; 1 except in attention_split and attention_merge
     float scale;      // of q·k
 };
 
-// The gated delta rule of a recurrent layer. A row of the step has `channels` = 2 n_k_head d_k + n_v_head d_v inputs,
-// the heads of q, then of k, then of v; v head h goes with q and k head h % n_k_head. d_k and d_v are multiples of 32.
+// The gated delta rule of a recurrent layer. A row of the step has `channels` = 2 n_k_head d_k + n_v_head d_v inputs:
+// the heads of q, then of k, then of v. v head h uses q and k head h % n_k_head. d_k and d_v are multiples of 32.
 struct SsmParams {
     u32 n_k_head;
     u32 n_v_head;  // a multiple of n_k_head
     u32 d_k;       // at most SSM_MAX_HEAD
-    u32 d_v;       // the same
+    u32 d_v;       // at most SSM_MAX_HEAD
     u32 d_conv;    // taps of the causal convolution: 2 .. SSM_MAX_CONV
     float norm_eps;
     float l2_eps;  // q and k are divided by sqrt(|x|^2 + l2_eps)
@@ -165,19 +165,19 @@ struct ArgmaxParams {
 
 enum : u32 { N_CANDIDATES = 256 };
 
-// The host's view of the logits, from which it chooses the next token: the largest of n logits, in no order, and sums
-// over all of them. A logit that is not finite counts in n_not_finite and nowhere else.
+// The host's view of the logits, from which it chooses the next token. It has the largest of n logits, in any order,
+// and sums over all logits. A logit that is not finite counts only in n_not_finite.
 struct Candidates {
-    u32 n;             // candidates: N_CANDIDATES, or all finite logits where they are fewer
+    u32 n;             // candidates: N_CANDIDATES, or all finite logits if they are fewer
     u32 n_not_finite;  // logits that are infinite or not a number
     float largest;     // the largest logit
     float sum_exp;     // of exp(x - largest): the log-sum-exp is largest + log(sum_exp)
     float sum_x_exp;   // of (x - largest) exp(x - largest), for the entropy
     float logit[N_CANDIDATES];
-    i32 id[N_CANDIDATES];  // the lowest ids, where there are more equal logits than places
+    i32 id[N_CANDIDATES];  // the lowest ids, if there are more equal logits than places
 };
 
 struct CandidatesParams {
     u32 n;       // logits
-    u32 n_part;  // parts of them, each with Candidates of its own
+    u32 n_part;  // sections of the logits, each with its own Candidates
 };

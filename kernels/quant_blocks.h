@@ -1,9 +1,9 @@
-// The tensor types, one struct each: a block as it lies in memory (ggml's layouts; quants.py is the oracle) and how a
-// lane reads its share of one.
+// The tensor types, one struct each: the block in memory (ggml's layouts; quants.py is the oracle), and the way that a
+// lane reads its share of a block.
 //
-// A lane's share is a part: 16 weights, in two runs of eight consecutive weights that lie SPAN apart, because formats
-// pair the low and the high bits of the same bytes that way. Part i of a block holds the weights from run_start(i, 0)
-// and from run_start(i, 1) on. A weight is scale * quant + offset with an unsigned quant, whatever the format calls it.
+// A lane's share is a part: 16 weights, in two runs of eight consecutive weights that lie SPAN apart. Formats pair the
+// low and the high bits of their bytes in this way. Part i of a block holds the weights from run_start(i, 0)
+// and from run_start(i, 1) on. A weight is scale * quant + offset with an unsigned quant, under any name in the format.
 //
 // Alignment: a tensor starts at a multiple of 8 bytes (GGUF's general.alignment is one), and block sizes do the rest.
 #pragma once
@@ -11,7 +11,7 @@
 #include "common.h"
 
 struct QuantPart {
-    ushort4 quants[2];  // per run: eight bytes, the even weights in the low ones
+    ushort4 quants[2];  // per run: eight bytes, the even weights in the low bytes
     float2 scale;       // per run
     float2 offset;      // per run
 };
@@ -20,13 +20,13 @@ METAL_FUNC ushort4 eight_bytes(device const ushort* p) { return ushort4(p[0], p[
 METAL_FUNC ushort4 eight_bytes(device const uint* p) { return as_type<ushort4>(uint2(p[0], p[1])); }
 METAL_FUNC ushort4 eight_bytes(device const uint2* p) { return as_type<ushort4>(*p); }
 
-// Eight bytes of two nibbles. The high ones stay in place, 16 times too large, and the scale makes up for it: that
-// saves a shift where two instructions a weight decide the speed.
+// Eight bytes of two nibbles. The high nibbles stay in place, 16 times too large, and the scale corrects for it. That
+// saves a shift, and two instructions a weight decide the speed.
 METAL_FUNC QuantPart nibble_part(ushort4 q, float2 scale, float2 offset) {
     return {{q & ushort4(0x0F0F), q & ushort4(0xF0F0)}, scale * float2(1.0f, 1.0f / 16), offset};
 }
 
-// The same with higher bits for either run, already at bit 4 of their bytes.
+// Eight bytes of two nibbles, with higher bits for either run, already at bit 4 of their bytes.
 METAL_FUNC QuantPart nibble_part(ushort4 q, ushort4 high0, ushort4 high1, float2 scale, float2 offset) {
     return {{(q & ushort4(0x0F0F)) | high0, ((q >> ushort4(4)) & ushort4(0x0F0F)) | high1}, scale, offset};
 }
@@ -39,7 +39,7 @@ METAL_FUNC ushort4 fifth_bits(ushort bits) {
 
 struct Q4_0 {
     half d;
-    ushort qs[8];  // byte i: weight i in the low nibble, weight 16 + i in the high one
+    ushort qs[8];  // byte i: weight i in the low nibble, weight 16 + i in the high nibble
 
     static constant constexpr uint BLOCK = 32, SPAN = 16;
 
@@ -107,10 +107,10 @@ struct Q8_0 {
 };
 static_assert(sizeof(Q8_0) == 34, "the file's layout");
 
-// The 6-bit scales and minima of Q4_K and Q5_K: two sub-blocks of 32 weights at a time, which are a part's two runs.
+// The 6-bit scales and minima of Q4_K and Q5_K: two sub-blocks of 32 weights at a time, one for each run of a part.
 struct KScales {
-    // Two halves: d and dmin. Then bytes 0-3: scales 0-3, 4-7: minima 0-3, 8-11: nibbles of scales and minima 4-7,
-    // whose top two bits are those of bytes 0-7.
+    // Two halves: d and dmin. Then bytes 0-3: scales 0-3, 4-7: minima 0-3, 8-11: nibbles of scales and minima 4-7.
+    // Their top two bits are the top two bits of bytes 0-7.
     uint2 words[2];
 
     // Scales and minima of sub-blocks 2 * pair and 2 * pair + 1, all four as bytes of one word. Lanes of a simdgroup
@@ -131,7 +131,7 @@ static_assert(sizeof(KScales) == 16, "the file's layout");
 
 struct Q4_K {
     KScales scales;
-    uint2 qs[16];  // 32 bytes hold two sub-blocks: one in the low nibbles, the next in the high ones
+    uint2 qs[16];  // 32 bytes hold two sub-blocks: one in the low nibbles, the next in the high nibbles
 
     static constant constexpr uint BLOCK = 256, SPAN = 32;
 
@@ -181,7 +181,7 @@ struct Q6_K {
 static_assert(sizeof(Q6_K) == 210, "the file's layout");
 
 // Float types have no blocks; 32 weights make one here. quad(b, i): weights 4 i to 4 i + 3. element(row, i): for rows
-// that are not whole blocks, whose alignment is that of an element.
+// that are not whole blocks, and so have only the alignment of an element.
 struct F32 {
     float2 w[16];
 

@@ -1,17 +1,17 @@
-// The use of a tensor type by matrix kernels and embedding, quantised (Quantised<block>) or not (Plain<block>):
+// The interface of a tensor type for matrix kernels and embedding, quantised (Quantised<block>) or not (Plain<block>):
 //   LANES              lanes that share a block in a product with a vector
-//   load_x, dot_part   a lane's share of a block against the activations that meet it
+//   load_x, dot_part   a lane's share of a block times its activations
 //   dot_tail           the rest of a row beyond its whole blocks
 //   weights            part i of a row, decoded
-//   is_whole           whether rows of k weights are whole blocks, and so aligned
-// Only float rows can be anything but whole blocks: they are correct then, not fast.
+//   is_whole           true if rows of k weights are whole blocks, and so aligned
+// Only float rows may end inside a block. Then they are correct, but not fast.
 #pragma once
 
 #include "quant_blocks.h"
 #include "quant_types.h"
 
 constant constexpr uint PART = 16;  // weights of a part
-constant constexpr uint RUN = 8;    // consecutive ones among them
+constant constexpr uint RUN = 8;    // consecutive weights of a part
 
 // The first weight, in its block, of run h of part i.
 template <uint SPAN>
@@ -25,8 +25,8 @@ struct Quantised {
     typedef B Block;
     static constant constexpr uint BLOCK = B::BLOCK, SPAN = B::SPAN, PARTS = B::BLOCK / PART, LANES = PARTS;
 
-    // The activations of a part, arranged as quants are: even ones meet low bytes, odd ones high bytes, which are left
-    // where they are and so count 256 times.
+    // The activations of a part, arranged as quants are. Even activations meet low bytes. Odd activations meet high
+    // bytes, which stay in place and so count 256 times.
     struct X {
         float4 even[2], odd[2];
         float2 sum;  // per run, for the offset
@@ -122,9 +122,9 @@ METAL_FUNC uint run_column(uint i, uint h) {
     return i / Q::PARTS * Q::BLOCK + run_start<Q::SPAN>(i % Q::PARTS, h);
 }
 
-// Instances of products with one vector that take another number of rows, T("<type>", <type>, rows): of kernels of
-// single matrices, and of kernels that may divide the rows between a pair. A build for sweeps (ZINC_SWEEP) has all
-// numbers that are worth comparing.
+// Instances of products with one vector that take another number of rows, T("<type>", <type>, rows). One list is for
+// kernels of single matrices, one for kernels that may divide the rows between a pair. A build for sweeps (ZINC_SWEEP)
+// has all numbers that are worth comparing.
 #ifdef ZINC_SWEEP
 #define ROWS_OF_TYPES(T, R)                                                                                            \
     T("q8_0", Quantised<Q8_0>, R)                                                                                      \

@@ -1,5 +1,5 @@
 // The one list of tensor types: T("<the name in quants.py>", <type>). Every family of kernels is instantiated from it,
-// the native ones of the CPU too, and the host reads the names. Plain<B> holds weights as they are, Quantised<B> in
+// also the native kernels of the CPU, and the host reads the names. Plain<B> holds weights as they are, Quantised<B> in
 // blocks. No kernel takes experts of type f32 or bf16.
 #pragma once
 

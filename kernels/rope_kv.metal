@@ -1,5 +1,5 @@
-// RMSNorm (where the model has one per head) and rotary embedding of the query and key heads, and the step's keys and
-// values into the cache.
+// RMSNorm (if the model has one per head) and rotary embedding of the query and key heads. Stores the step's keys and
+// values in the cache.
 #include "kv_cache.h"
 
 constant constexpr uint MAX_HEAD_DIM = 256;
@@ -18,7 +18,7 @@ METAL_FUNC void load_head(constant RopeKvParams& p, device const float* x, devic
     simdgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// Rotates the first n_rot elements by the angles of a position: pairs (2i, 2i + 1), or with NEOX (i, i + n_rot / 2).
+// Rotates the first n_rot elements by the angles of a position, in pairs (2i, 2i + 1), or with NEOX (i, i + n_rot / 2).
 template <bool NEOX>
 METAL_FUNC void rotate_head(constant RopeKvParams& p, device const float* freqs, float position,
                             threadgroup float* head, uint lane) {

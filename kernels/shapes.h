@@ -1,9 +1,9 @@
-// How kernels divide their work. The host launches by the same numbers: it reads this list, by name.
+// The division of kernels' work. The host launches by these numbers: it reads this list, by name.
 #pragma once
 
 #include "params.h"
 
-// The value for Apple's GPUs, which the CPU takes too, and for NVIDIA's: each kind of GPU has its own best sizes.
+// The value for Apple's GPUs and the CPU, then the value for NVIDIA's: each kind of GPU has its own best sizes.
 #if defined(__CUDACC__) || defined(ZINC_CUDA)
 #define PER_DEVICE(apple, nvidia) nvidia
 #else
@@ -52,7 +52,7 @@
 #define KERNEL_SHAPE_VALUE(name, value) name = value,
 enum : u32 { KERNEL_SHAPES(KERNEL_SHAPE_VALUE) };
 
-// The sizes that kernels are compiled for. A class serves all sizes up to it, from the next smaller class on.
+// The sizes that kernels are compiled for. A class serves all sizes up to it, and above the next smaller class.
 #define HEAD_CLASSES_OF(CLASS, kv, KV) /* head_dim of attention; a multiple of HEAD_MULTIPLE */                        \
     CLASS(kv, KV, 32) CLASS(kv, KV, 64) CLASS(kv, KV, 96) CLASS(kv, KV, 128) CLASS(kv, KV, 256)
 #define SSM_CLASSES(CLASS) CLASS(64) CLASS(128) CLASS(256) /* d_k of a recurrent layer */

@@ -1,5 +1,5 @@
-// Floats as integers that sort as they do: integer compares keep their meaning under fast math, float compares with
-// NaN do not.
+// Floats as integers of the same order. Integer compares keep their meaning under fast math, float compares with NaN
+// do not.
 #pragma once
 
 #include "common.h"
@@ -13,7 +13,7 @@ METAL_FUNC uint sort_key(float x) {
     return bits == magnitude ? bits | 0x80000000u : ~bits;
 }
 
-// The key 0 gives NaN: the one whose bits are all set.
+// The key 0 gives the NaN whose bits are all set.
 METAL_FUNC float value_of_sort_key(uint key) { return as_type<float>(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
 METAL_FUNC bool is_finite_bits(float x) { return (as_type<uint>(x) & 0x7f800000u) != 0x7f800000u; }

@@ -1,8 +1,8 @@
 // The gated delta rule (Gated DeltaNet) of a recurrent layer, with the short causal convolution before it and the gated
-// norm after it. ssm_step does all of it for one token; ssm_conv1d, ssm_delta and ssm_norm do it for many.
+// norm after it. ssm_step computes all three for one token; ssm_conv1d, ssm_delta and ssm_norm compute them for many.
 //
 // conv_state is a ring [d_conv, channels]: the inputs of position p lie in slot p % d_conv. state is [n_v_head, d_v,
-// d_k]: a column of S is contiguous. Before position 0 both count as zero, whatever the memory holds.
+// d_k]: a column of S is contiguous. Before position 0 both count as zero, for any content of the memory.
 #include "reduce.h"
 #include "shapes.h"
 
@@ -11,7 +11,7 @@
 METAL_FUNC float sigmoid(float x) { return 1.0f / (1.0f + precise::exp(-x)); }
 
 // log(1 + e^x) = max(x, 0) + log1p(u), u = e^-|x|, to float precision for every x. log1p(u) = 2 atanh(u / (2 + u)) by
-// its series (the argument is at most 1/3): nothing in it that fast math could take for a cancellation.
+// its series (the argument is at most 1/3). Fast math finds no cancellation in it.
 METAL_FUNC float softplus(float x) {
     const float u = precise::exp(-metal::abs(x));
     const float s = u / (2.0f + u);
@@ -57,7 +57,7 @@ struct ConvInput {
         device const float* w = conv_w + ulong(channel) * d_conv + (d_conv - 1);
         float sum = 0.0f;
         UNROLL for (uint back = 0; back < SSM_MAX_CONV; back++) {
-            if (back >= d_conv || back > pos + t) continue;  // no such tap; before the sequence
+            if (back >= d_conv || back > pos + t) continue;  // no tap; before the sequence
             float x;
             if (back <= t) {
                 x = qkv[ulong(t - back) * channels + channel];
@@ -76,15 +76,15 @@ METAL_FUNC uint head_begin(constant SsmParams& p, uint head) {
     return head < 2 * p.n_k_head ? head * p.d_k : 2 * p.n_k_head * p.d_k + (head - 2 * p.n_k_head) * p.d_v;
 }
 
-// The factor by which the delta rule scales a head of q or k, from the sum of its squares: to length 1, and q divided
-// by sqrt(d_k) besides. eps is under the root, as in the model's own code, and not a least length.
+// The factor by which the delta rule scales a head of q or k to length 1, from the sum of its squares. q is also
+// divided by sqrt(d_k). eps is under the root, as in the model's own code, and not a least length.
 METAL_FUNC float qk_scale(constant SsmParams& p, float squares, bool is_q) {
     const float inverse = precise::rsqrt(squares + p.l2_eps);
     return is_q ? inverse * precise::rsqrt(float(p.d_k)) : inverse;
 }
 
-// A threadgroup per (head, tile of tokens), a simdgroup per token. Only the first tile sees the ring: it has read all
-// that it needs before it writes the newest inputs there. out may not be qkv.
+// A threadgroup per (head, tile of tokens), a simdgroup per token. Only the first tile uses the ring. It reads all the
+// inputs that it needs before it writes the newest inputs there. out may not be qkv.
 // Grid: (2 n_k_head + n_v_head, ceil(T / SSM_CONV_TOKENS)). Threads: SSM_CONV_THREADS.
 template <class T>
 kernel void ssm_conv1d(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
@@ -128,9 +128,9 @@ KERNEL("ssm_conv1d", ssm_conv1d<float>)
 
 // ---- The delta rule -------------------------------------------------------------------------------------------------
 //
-// Columns of S are independent of each other. A group of LANES lanes shares GROUP_COLUMNS of them: a lane holds PIECES
-// float4 of each, every LANES-th from its own, so that a column is read in whole lines and summed in log2(LANES)
-// shuffles. An instance named _128 serves every d_k in (64, 128].
+// Columns of S are independent of each other. A group of LANES lanes shares GROUP_COLUMNS columns. A lane holds PIECES
+// float4 of each column: its own and every LANES-th after it. So a column is read in whole lines and summed in
+// log2(LANES) shuffles. An instance named _128 serves every d_k in (64, 128].
 
 constant constexpr uint PIECES = 4;
 constant constexpr uint GROUP_COLUMNS = 2;
@@ -149,14 +149,14 @@ METAL_FUNC float dot_pieces(thread const float4* a, thread const float4* b) {
     return (sum.x + sum.y) + (sum.z + sum.w);
 }
 
-// One token's part in the columns of a group: a lane's share of q and k, and v of each column.
+// One token's inputs for the columns of a group: a lane's share of q and k, and v of each column.
 template <uint LANES>
 struct Token {
     float4 q[PIECES];
     float4 k[PIECES];
     float v[GROUP_COLUMNS];
 
-    // Past the end of the head there is zero.
+    // Elements past the end of the head are zero.
     template <class Pointer>
     METAL_FUNC void load_qk(Pointer q_head, Pointer k_head, uint dim4, uint lane) {
         UNROLL for (uint j = 0; j < PIECES; j++) {
@@ -181,7 +181,7 @@ struct Token {
     }
 };
 
-// A group's columns of S, a lane's part of them: in registers from load to store.
+// A lane's share of a group's columns of S, in registers from load to store.
 template <uint LANES>
 struct Columns {
     float4 s[GROUP_COLUMNS][PIECES];
@@ -211,7 +211,7 @@ struct Columns {
     }
 
     // The rule for one token: S *= decay; d = (v - S^T k) beta; S += k d^T; o = S^T q. Both products are taken of the
-    // old S in one pass: the new S^T q is the old one's plus d (k·q).
+    // old S in one pass: the new S^T q is the old S^T q plus d (k·q).
     METAL_FUNC void update(thread const Token<LANES>& token, Gates gates, thread float* o) {
         const float kq = lanes_sum<LANES>(dot_pieces(token.k, token.q));
         UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) {
@@ -224,8 +224,8 @@ struct Columns {
     }
 };
 
-// A few tokens, shared by the simdgroups of ssm_delta. While a tile is worked on, a thread has the next one on its way
-// in registers: a token by itself is too little work to wait for memory.
+// A few tokens, shared by the simdgroups of ssm_delta. While they work on a tile, each thread loads the next tile into
+// registers: a single token is too little work to wait for memory.
 template <uint D_K>
 struct TokenTile {
     static constant constexpr uint TOKENS = SSM_DELTA_TILE / D_K;
@@ -363,8 +363,8 @@ KERNEL("ssm_norm", ssm_norm<float>)
 
 // ---- One token, all in one ------------------------------------------------------------------------------------------
 
-// Convolution of the channels of v head tg.x, [q | k | v], into x. The k head is shared by several v heads: the first
-// of them keeps its inputs. In a ring of d_conv slots that is none that any of them reads.
+// Convolution of the channels of v head tg.x, [q | k | v], into x. Several v heads share a k head: the first of
+// them stores its inputs. The ring has d_conv slots, and no v head reads the slot that is written.
 METAL_FUNC void convolve_head(constant SsmParams& p, ConvInput input, device float* conv_state, threadgroup float* x,
                               uint head, uint tid, uint n_threads) {
     const uint newest = input.pos % p.d_conv;
@@ -379,8 +379,8 @@ METAL_FUNC void convolve_head(constant SsmParams& p, ConvInput input, device flo
     }
 }
 
-// A threadgroup per v head. It asks for its state first, before it even looks at the step, then for all else that it
-// will need: one wait for memory and not several.
+// A threadgroup per v head. It loads its state first, even before it reads the step, then all other inputs: one wait
+// for memory and not several.
 // Grid: n_v_head. Threads: SSM_STEP_THREADS.
 template <class Vec, uint D_K>
 kernel void ssm_step(constant SsmParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],

@@ -1,5 +1,5 @@
-// The Python interface of the core. It is the same for every backend: this file is part of _core_cpu, _core_metal and
-// the others, and _core.pyi types them all.
+// The Python interface of the core, one for all backends. _core_cpu, _core_metal and _core_cuda compile this file, and
+// _core.pyi types them all.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -19,8 +19,7 @@
 #include "core/plan.h"
 #include "core/steps.h"
 
-// Where pybind11 finds no memory for a Python object it frees the C++ object with it, although a shared pointer owns
-// that.
+// If pybind11 has no memory for a Python object, it frees the C++ object too, although a shared pointer owns it.
 #define OWNED_BY_POINTER(T)                                                                                            \
     template <>                                                                                                        \
     struct pybind11::detail::has_operator_delete<T> : std::true_type {};                                               \
@@ -80,14 +79,14 @@ py::buffer_info contiguous(const py::buffer& owner, const char* who) {
     return view;
 }
 
-// Of a map of zincmetal._host.
+// The damage of a map of zincmetal._host.
 const FileDamage* damage_of(const py::buffer& owner) {
     if (!py::hasattr(owner, "_damage")) return nullptr;
     const py::object capsule = owner.attr("_damage");
     return static_cast<const FileDamage*>(PyCapsule_GetPointer(capsule.ptr(), FILE_DAMAGE));
 }
 
-// Wraps the memory of a Python buffer (a mapped file) from offset on, without a copy; the end is rounded up to a page.
+// Wraps the memory of a Python buffer (a mapped file) from offset on, without a copy. Rounds the end up to a page.
 // The view keeps the owner's memory alive as long as a plan holds the buffer.
 std::shared_ptr<Buffer> wrap(Device& device, const py::buffer& owner, size_t offset, size_t nbytes) {
     device.process.check();
@@ -103,7 +102,7 @@ std::shared_ptr<Buffer> wrap(Device& device, const py::buffer& owner, size_t off
     const size_t page = device.info().page_bytes;
     const FileDamage* file = damage_of(owner);
     {
-        const Unlocked unlocked;  // a device with memory of its own reads all of it
+        const Unlocked unlocked;  // a device with its own memory reads all of it
         held->buffer = device.wrap(static_cast<char*>(held->view.ptr) + offset, (nbytes + page - 1) / page * page);
         if (file) check_file(*file);
     }
@@ -117,7 +116,7 @@ std::shared_ptr<Buffer> wrap(Device& device, const py::buffer& owner, size_t off
     });
 }
 
-// A recording may have to wait for the device, and no Python code is part of that.
+// A recording may have to wait for the device. Other Python threads run during the wait.
 void delete_unlocked(Plan* plan) {
     if (!PyGILState_Check()) {
         delete plan;
@@ -169,8 +168,8 @@ py::dict info_dict(const Device& device) {
 }
 
 void bind_errors() {
-    // The Python classes live in zincmetal.errors; C++ exceptions are raised as those, whichever module threw.
-    // Never given back: it would be after the interpreter has gone.
+    // The Python classes are in zincmetal.errors. C++ exceptions of every module are raised as these classes.
+    // Never released: that would be after the end of the interpreter.
     static const py::handle errors = py::module_::import("zincmetal.errors").release();
     py::register_local_exception_translator([](std::exception_ptr p) {
         try {
@@ -416,8 +415,8 @@ void bind_all(py::module_& m) {
 
 }  // namespace
 
-// Before all of pybind11's own: it would take the interpreter's lock by a call that only the main one may make, and
-// wait for itself for ever.
+// Stands before pybind11's own check. That takes the interpreter's lock by a call that only the main interpreter may
+// make, and would wait for itself for ever.
 static bool in_main_interpreter() {
     if (PyInterpreterState_Get() == PyInterpreterState_Main()) return true;
     PyErr_SetString(PyExc_ImportError,
@@ -432,7 +431,7 @@ static bool in_main_interpreter() {
     extern "C" PYBIND11_EXPORT PyObject* PyInit_##name() { return in_main_interpreter() ? init_##name() : nullptr; }   \
     static PyObject* init_##name()
 
-// A module's entry point is found by the name of its file: this is the same code in each.
+// Python finds a module's entry point by the name of its file. The code of all entry points is one.
 #define MODULE(name)                                                                                                   \
     PYBIND11_MODULE(name, m, py::multiple_interpreters::not_supported()) { bind_all(m); }
 MODULE(_core_cpu)

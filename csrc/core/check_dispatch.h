@@ -1,4 +1,4 @@
-// The checks of a dispatch on every device. A plan that passes on one has sizes that all can take.
+// The checks of a dispatch on every device. A plan that passes on one device has sizes that all devices take.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +49,7 @@ inline void check_extent(const Binding& b, const std::string& which) {
 
 }  // namespace dispatch_rules
 
-// "dispatch 7 (rms_norm): ". Throws DeviceError where the dispatch, the position-th of its recording, has no kernel.
+// "dispatch 7 (rms_norm): ". Throws DeviceError if the dispatch, the position-th of its recording, has no kernel.
 inline std::string dispatch_name(const Dispatch& d, size_t position) {
     const std::string number = "dispatch " + std::to_string(position);
     if (!d.pipeline) throw DeviceError(number + " has no kernel");

@@ -30,7 +30,7 @@ struct OutOfMemoryError : DeviceError {
 };
 
 // The process that opened a device. A forked child has a copy of its memory, but not its threads and not the driver's
-// state: there, a device may not be used, waited for or given back.
+// state. In the child the device must not be used, waited for or released.
 class OpeningProcess {
   public:
     bool is_another() const { return getpid() != id_; }
@@ -44,7 +44,7 @@ class OpeningProcess {
     const pid_t id_ = getpid();
 };
 
-// Throws DeviceError where a mapped file has lost pages that were read.
+// Throws DeviceError if a mapped file has lost pages that were read.
 inline void check_file(const FileDamage& file) {
     if (file.damaged.load(std::memory_order_relaxed))
         throw DeviceError(std::string("the file ") + file.path +
@@ -55,29 +55,29 @@ struct DeviceInfo {
     std::string name;     // "Apple M4 Max", "CPU (avx512, 2 threads)"
     std::string backend;  // "metal", "cpu", "cuda"
     bool unified_memory = false;
-    uint64_t working_set_bytes = 0;  // the most that the device recommends to keep resident
+    uint64_t working_set_bytes = 0;  // resident memory at most, by the device's recommendation
     uint64_t allocated_bytes = 0;    // of these, taken by the process so far; 0 if the device does not tell
     uint64_t max_buffer_bytes = 0;
     uint32_t max_threadgroup_bytes = 0;
     uint32_t page_bytes = 0;    // alignment that wrap() asks of a pointer and a length
-    bool asynchronous = false;  // submit() returns while the work goes on, so that the host can do other work meanwhile
+    bool asynchronous = false;  // submit() returns while the work goes on, so that the host can do other work
     // Name and value of every further query, in the order of the start-up log: family, ray tracing, ISA, threads ...
     std::vector<std::pair<std::string, std::string>> features;
 };
 
 struct DeviceOptions {
-    int threads = 0;            // CPU: 0 takes the cores there are
-    bool native = true;         // CPU: use native kernels where there is one
-    std::string kernel_folder;  // Metal: where zincmetal.metallib or the .metal sources lie
+    int threads = 0;            // CPU: 0 takes all cores
+    bool native = true;         // CPU: use native kernels
+    std::string kernel_folder;  // Metal: the folder of zincmetal.metallib or the .metal sources
 };
 
-// Device memory. host is null where the host cannot see it: on a device with memory of its own. A wrapped buffer
-// borrows its memory: the owner outlives it.
+// Device memory. host is null if the host cannot see it: on a device with its own memory. A wrapped buffer borrows its
+// memory, and the owner outlives the buffer.
 class Buffer {
   public:
     virtual ~Buffer() = default;
-    // Whether write() and read() work. No command buffer in flight may use the bytes, and [offset, offset + n) must lie
-    // in the buffer: the caller sees to both.
+    // True if write() and read() work. The caller makes sure that no command buffer in flight uses the bytes, and that
+    // [offset, offset + n) lies in the buffer.
     virtual bool copies() const { return host != nullptr; }
     virtual void write(size_t offset, const void* from, size_t n) {
         std::memcpy(static_cast<char*>(host) + offset, from, n);
@@ -93,7 +93,7 @@ class Buffer {
 
 struct PipelineLimits {
     uint32_t max_threads = 0;        // threads in a threadgroup, for this pipeline on this device
-    uint32_t simd_width = 0;         // 32, or the device is of no use to these kernels
+    uint32_t simd_width = 0;         // 32, or these kernels cannot run on the device
     uint32_t threadgroup_bytes = 0;  // static threadgroup memory
 };
 
@@ -118,11 +118,11 @@ struct Dispatch {
     std::vector<Binding> bindings;
     uint32_t grid[3] = {1, 1, 1};  // threadgroups
     uint32_t threads = 32;         // per threadgroup, a multiple of 32
-    bool barrier = false;          // everything recorded before is visible to this dispatch and to all after it
+    bool barrier = false;          // results of all earlier dispatches are visible to this dispatch and to all after it
 };
 
-// Dispatches made ready to run again and again, as one command buffer. Dispatches between two barriers may run at once.
-// A recording may be in flight twice; its destructor waits for the device.
+// Dispatches made ready for replay, as one command buffer. Dispatches between two barriers may run at once. A recording
+// may be in flight twice. Its destructor waits for the device.
 class Recording {
   public:
     virtual ~Recording() = default;
@@ -133,35 +133,35 @@ struct RunTimes {
 };
 
 // Called now and then on the caller's thread while a call waits for the device or does its work. It throws to end the
-// call, for example on Ctrl-C: work that has not begun is dropped, and work that has begun has ended.
+// call, for example on Ctrl-C. Then work that has not begun is dropped, and work that has begun ends first.
 using Poll = std::function<void()>;
 
 class Device {
   public:
     virtual ~Device() = default;
     virtual DeviceInfo info() const = 0;
-    const OpeningProcess process{};  // the binding asks it before every call; destructors ask for themselves
+    const OpeningProcess process{};  // the binding checks it before every call; destructors check it too
 
     virtual std::shared_ptr<Buffer> alloc(size_t bytes) = 0;
     // No copy: pointer and length are multiples of info().page_bytes.
     virtual std::shared_ptr<Buffer> wrap(void* pointer, size_t bytes) = 0;
     virtual std::shared_ptr<Pipeline> pipeline(const std::string& kernel) = 0;
     virtual std::vector<std::string> kernel_names() const = 0;
-    // Makes these kernels at once, where that is faster than one by one. Errors are thrown by pipeline().
+    // Makes these kernels at once, if that is faster than one by one. pipeline() throws the errors.
     virtual void prepare(const std::vector<std::string>& kernels) { (void)kernels; }
 
     virtual std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches) = 0;
-    // Commits the recording and returns its ticket: 1, 2, ... Recordings run in this order, each after the one before
-    // has ended. At least two may be in flight; beyond the device's limit, submit() waits. Our code makes no heap
+    // Commits the recording and returns its ticket: 1, 2, ... Recordings run in this order, each after the end of the
+    // one before. At least two may be in flight. Beyond the device's limit, submit() waits. Our code makes no heap
     // allocation here.
     virtual uint64_t submit(Recording& recording, const Poll& poll = {}) = 0;
     // Waits for this recording and all before it. A recording that failed throws here. If the device can go on, all
-    // work that was in flight is lost and the next submission works; otherwise every later call throws too. The times
-    // of the last two recordings are known; those of older ones are zero.
+    // work in flight is lost and the next submission works. Otherwise every later call throws too. The times of the
+    // last two recordings are known. The times of older recordings are zero.
     virtual RunTimes wait(uint64_t ticket, const Poll& poll = {}) = 0;
 
-    // Runs the dispatches once, each alone after the one before has ended, for a profile. Returns the seconds of each,
-    // on the device's clock. The results in memory are those of a run.
+    // Runs the dispatches once, each alone after the end of the one before, for a profile. Returns the seconds of each,
+    // on the device's clock. Memory holds the results of a usual run.
     virtual std::vector<double> time_each(const std::vector<Dispatch>& dispatches) {
         std::vector<double> seconds;
         for (const Dispatch& d : dispatches) {
@@ -172,7 +172,7 @@ class Device {
         return seconds;
     }
 
-    // Whether the device can write the work submitted between the two calls below to a file for its own tools.
+    // True if the device can write the work submitted between the two calls below to a file for its own tools.
     virtual bool captures() const { return false; }
     virtual void start_capture(const std::string& path) { (void)path; }
     virtual void stop_capture() {}

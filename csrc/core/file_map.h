@@ -5,14 +5,15 @@
 
 namespace zinc {
 
-// The first fault in a map sets `damaged`, for good: a page that the file no longer backs, because it was cut or its
-// disk is gone, reads as zeros from then on. Lives as long as whoever holds the map's memory.
+// The first fault in a map sets `damaged`, for good. A fault means that the file no longer backs a page, because the
+// file was cut or its disk is gone. The page reads as zeros from then on. Lives as long as any holder of the map's
+// memory.
 struct FileDamage {
     std::atomic<bool> damaged{false};
     const char* path = "";
 };
 
-// The name of the capsule, the attribute `_damage` of a map, in which a FileDamage goes from one module to another.
+// The name of the capsule that passes a FileDamage from one module to another: attribute `_damage` of a map.
 constexpr char FILE_DAMAGE[] = "zincmetal._host.FileDamage";
 
 }  // namespace zinc

@@ -1,5 +1,5 @@
-// The global interpreter lock, given back while the core works: in place of pybind11's guards, which end the process
-// when the interpreter ends meanwhile.
+// The global interpreter lock, released while the core works. It replaces pybind11's guards, which end the process if
+// the interpreter ends during the work.
 #pragma once
 
 #include <Python.h>
@@ -7,14 +7,15 @@
 
 namespace zinc {
 
-// For a thread that comes back to an interpreter which has ended, or is about to: it must neither run Python nor unwind
-// (its callers' destructors would, and C++ ends a process whose destructor does not return). It waits for the end.
+// For a thread that comes back to an interpreter which has ended, or is about to end. It must not run Python. It must
+// not unwind: destructors of its callers would run Python, and C++ ends a process whose destructor does not return. So
+// it waits for the end of the process.
 [[noreturn]] inline void wait_for_the_end() {
     for (;;) pause();
 }
 
-// Takes the lock for a thread state. An ending interpreter makes its daemon threads exit here, and glibc does that by
-// an exception that nothing may catch for good: the thread stays inside the handler.
+// Takes the lock for a thread state. An ending interpreter makes its daemon threads exit here. glibc does that by an
+// exception that nothing may catch for good, so the thread stays inside the handler.
 inline void take_gil(PyThreadState* state) {
     try {
         PyEval_RestoreThread(state);

@@ -16,7 +16,7 @@ inline unsigned long main_thread() {
 }
 
 // Lets other Python threads run for the length of a scope, as Unlocked. Its call operator listens for signals, at most
-// every 50 ms, and throws the exception that a signal handler raised. Python handles signals on the main thread alone.
+// every 50 ms, and throws the exception that a signal handler raised. Python handles signals only on the main thread.
 class Interruptible {
   public:
     explicit Interruptible(unsigned long main) : listens_(PyThread_get_thread_ident() == main) {}

@@ -1,4 +1,4 @@
-// A plan made ready on a device, to be replayed for step after step.
+// A compiled plan: made ready on a device, and replayed step after step.
 #pragma once
 
 #include <memory>
@@ -11,8 +11,8 @@ namespace zinc {
 // One step's dispatches, for up to max_tokens rows, made ready on a device.
 class Plan {
   public:
-    // has_argmax: the last dispatch writes the arg max, and with it the next step, into the step buffer. Such a plan
-    // can follow itself without the host.
+    // has_argmax: the last dispatch writes the arg max, and with it the next step, into the step buffer. Then the
+    // plan can follow itself without the host.
     Plan(std::shared_ptr<Device> device, std::vector<Dispatch> dispatches, uint32_t max_tokens, bool has_argmax);
 
     const std::shared_ptr<Device> device;

@@ -142,7 +142,7 @@ void Steps::write_step(const int32_t* ids, size_t n) {
     tokens_->write(0, ids, n * sizeof(int32_t));
 }
 
-// If it fails, the step before it stays in flight; if the poll ends it, that one is dropped too.
+// If it fails, the step before it stays in flight. If the poll ends it, the step before it is dropped too.
 Steps::InFlight Steps::submit_ahead(const std::shared_ptr<Plan>& plan, const Poll& poll) {
     try {
         return submit(plan, 1, -1, poll);
@@ -159,7 +159,7 @@ Steps::InFlight Steps::submit(const std::shared_ptr<Plan>& plan, uint32_t n_toke
     return {plan, ticket, n_tokens, plan->has_argmax ? n_chosen_++ : 0, token};
 }
 
-// Waits for the first step in flight; its arg max, or -1. n_in_flight is how many there are.
+// Waits for the first step in flight; returns its arg max, or -1. n_in_flight is the number of steps in flight.
 int32_t Steps::complete(uint64_t n_in_flight, const Poll& poll) {
     const InFlight done = *std::exchange(in_flight_, std::nullopt);
     const Plan& plan = *done.plan;

@@ -1,4 +1,4 @@
-// The steps of a sequence: the step buffer, which steps are in flight, and what they cost.
+// The steps of a sequence: the step buffer (Step in kernels/params.h), the steps in flight, and their cost.
 #pragma once
 
 #include <atomic>
@@ -13,7 +13,7 @@
 
 namespace zinc {
 
-// A call that cannot be carried out as asked; Python sees zincmetal.errors.UsageError.
+// A call that cannot be carried out. Python sees zincmetal.errors.UsageError.
 struct UsageError : std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
@@ -26,30 +26,31 @@ struct ContextFullError : std::runtime_error {
 // The cost of running, summed over all steps of a sequence that have ended.
 struct Counters {
     uint64_t steps = 0, tokens = 0, command_buffers = 0, dispatches = 0, barriers = 0;
-    uint64_t max_in_flight = 0;  // the most command buffers that there were at a time
+    uint64_t max_in_flight = 0;  // the largest number of command buffers at a time
     double gpu_seconds = 0;
 };
 
-// The steps of one sequence. It knows how many tokens the sequence has, writes the step buffer through which kernels
-// learn token ids and positions, and submits plans. A step may be in flight between calls; its token is not part of the
-// sequence before decode() or settle() has waited for it.
+// The steps of one sequence. It knows the number of its tokens, and submits plans. It writes the step buffer, from
+// which kernels read token ids and positions. A step may be in flight between calls. Its token joins the sequence when
+// decode() or settle() has waited for it.
 class Steps {
   public:
     Steps(std::shared_ptr<Buffer> step, std::shared_ptr<Buffer> tokens, uint32_t n_ctx, uint32_t n_vocab);
 
-    // Appends the n tokens to the sequence with one command buffer; returns the arg max of the last row's logits (-1 if
-    // the plan has none). If the step fails, or the poll throws, the length stays as it was and nothing is in flight.
+    // Appends the n tokens to the sequence with one submission, which Metal may cut into several command buffers.
+    // Returns the arg max of the last row's logits, or -1 if the plan has none. If the step fails, or the poll throws,
+    // the length stays as it was and nothing is in flight.
     int32_t prefill(const std::shared_ptr<Plan>& plan, const int32_t* ids, size_t n, const Poll& poll = {});
 
-    // The same for one token, whose step may be in flight already. ahead: also submits the next step, fed by this
-    // step's arg max, before it waits, so that the device always has work.
+    // Appends one token, whose step may be in flight already. ahead: also submits the next step, fed by this step's arg
+    // max, before it waits. So the device always has work.
     int32_t decode(const std::shared_ptr<Plan>& plan, int64_t token, bool ahead, const Poll& poll = {});
 
-    // Waits for the step in flight, if there is one, and returns its token, which is now part of the sequence.
+    // Waits for the step in flight, if there is one. Returns its token, which has joined the sequence.
     std::vector<int32_t> settle();
 
     void rewind(uint32_t length);  // forget all positions from length on
-    void resume(uint32_t length);  // an empty sequence whose state the caller has put in place
+    void resume(uint32_t length);  // gives an empty sequence a length; the caller has put its state in place
     void close() { closed_ = true; }
 
     uint32_t length() const { return length_; }

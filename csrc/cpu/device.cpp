@@ -1,4 +1,4 @@
-// The CPU device: a recording is a list of jobs that the threads of a pool walk together, a few threadgroups at a time.
+// The CPU device: a recording is a list of jobs. The threads of a pool walk it together, a few threadgroups at a time.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -75,7 +75,7 @@ struct alignas(64) Counter {
     std::atomic<uint64_t> value{0};
 };
 
-// How far one command buffer has come.
+// The progress of one command buffer.
 struct Progress {
     Progress(size_t n_jobs, size_t n_segments)
         : next(std::make_unique<Counter[]>(n_jobs)), n_left(std::make_unique<Counter[]>(n_segments)) {}
@@ -84,7 +84,7 @@ struct Progress {
     std::unique_ptr<Counter[]> n_left;  // per segment: threadgroups that have not finished
 };
 
-// The first failure, kept for good. Setting it allocates nothing: memory may be what failed.
+// The first failure, kept for good. Setting it allocates nothing: it may be a failure of memory.
 class Failure {
   public:
     bool any() const { return failed_.load(std::memory_order_relaxed); }
@@ -112,7 +112,7 @@ class Failure {
     char error_[1280] = "";
 };
 
-// The part of the device that its recordings share. The last owner ends the threads.
+// The objects of the device that its recordings share. The last owner ends the threads.
 struct Crew {
     explicit Crew(int threads) : executors(size_t(threads)), workspaces(size_t(threads)), pool(threads) {
         for (auto& executor : executors) executor = std::make_unique<msl::Executor>();
@@ -145,7 +145,7 @@ class CpuRecording : public Recording, public Pool::Job {
 
     std::vector<CpuJob> jobs_;
     std::vector<Segment> segments_;
-    std::vector<Progress> progress_;  // one for each time that this may be in flight
+    std::vector<Progress> progress_;  // one for each replay that may be in flight
 };
 
 class CpuDevice : public Device {
@@ -174,7 +174,7 @@ int pool_threads(const DeviceOptions& options) {
         throw DeviceError("threads must be 0 (the cores there are) to " + std::to_string(most) + ", not " +
                           std::to_string(options.threads));
 #ifdef ZINC_CHECKED
-    return 1;  // the checker's memory of who touched what belongs to one thread
+    return 1;  // the checker's memory of accesses belongs to one thread
 #endif
     return options.threads > 0 ? options.threads : usable_cores();
 }
@@ -241,7 +241,8 @@ void check_binding(const Binding& b, const msl::BufferSignature& signature, cons
                           std::to_string(signature.alignment) + " bytes");
 }
 
-// Threadgroups per turn of a thread: enough turns that an uneven machine stays busy, whole grains of a native kernel.
+// Threadgroups per turn of a thread. Enough turns keep an uneven machine busy. A turn is whole grains of a native
+// kernel.
 uint64_t chunk_size(const CpuJob& job, int threads) {
     constexpr uint64_t turns_per_thread = 6;
     const uint64_t grain = !job.native ? 1 : job.native->grain ? job.native->grain : job.launch.grid[0];
@@ -324,7 +325,7 @@ void CpuRecording::make_segments(const std::vector<bool>& barrier) {
     }
 }
 
-// The most that a threadgroup of fibres has.
+// The most threads that a threadgroup of fibres has.
 uint32_t CpuRecording::msl_threads() const {
     uint32_t most = 0;
     for (const CpuJob& job : jobs_)
@@ -339,7 +340,7 @@ void CpuRecording::prepare(uint32_t set) {
         progress.n_left[s].value.store(segments_[s].n_threadgroups, std::memory_order_relaxed);
 }
 
-// Every worker walks all segments; nobody enters one before the work of the last is done, whoever did it.
+// Every worker walks all segments. No worker enters a segment before all work of the one before is done.
 void CpuRecording::run(const Pool::Turn& turn) noexcept {
     const WorkspaceScope lent(crew->workspaces[size_t(turn.worker)]);
     if (crew->pool.threads() == 1) return run_alone(turn);
@@ -379,7 +380,7 @@ void CpuRecording::walk_segment(size_t s, const Pool::Turn& turn) {
     }
 }
 
-// Passes the work over where the job was dropped or something failed.
+// Skips the work if the job was dropped or something failed.
 void CpuRecording::run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, const Pool::Turn& turn) {
     if (turn.inquiry) turn.inquiry->make();
     Failure& failure = crew->failure;
@@ -390,7 +391,7 @@ void CpuRecording::run_chunk(const CpuJob& job, uint64_t begin, uint64_t end, co
             job.native->fn(job.launch, begin, end);
         else if (!executor.run(job.msl, begin, end))
             failure.set("", executor.error());
-    } catch (...) {  // std::bad_alloc is all that is thrown; nothing may leave a thread of the pool
+    } catch (...) {  // only std::bad_alloc is thrown; no exception may leave a thread of the pool
         failure.set_no_memory(job.msl.kernel->name);
     }
 }

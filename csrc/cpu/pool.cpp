@@ -102,7 +102,7 @@ void Pool::finish(uint64_t ticket, const Poll& poll) {
     inquiry.rethrow();
 }
 
-// Ends all that is in flight; only the thread that waits calls this.
+// Ends all jobs in flight. Only the thread that waits calls this.
 void Pool::drop() {
     for (Slot& slot : slots_) slot.dropped.store(true, std::memory_order_relaxed);
 }
@@ -152,8 +152,8 @@ void Pool::close(Slot& slot) {
 
 namespace {
 
-// The C++ library allocates memory for a thread when it first throws, and ends the process if there is none. False:
-// there is none now.
+// The C++ library allocates memory for a thread when it first throws, and ends the process if it gets none. False:
+// there is no memory now.
 bool prepare_to_throw() {
     void* const room = malloc(1 << 14);
     if (!room) return false;
@@ -185,7 +185,7 @@ bool Pool::await(uint64_t ticket) {
 
 namespace {
 
-// The first number in a file, or fallback where the file has none ("max").
+// The first number in a file, or fallback if the file has none ("max").
 [[maybe_unused]] double number_in(const char* path, int index, double fallback) {
     std::ifstream file(path);
     std::string word;

@@ -1,5 +1,5 @@
-// Threads that share the work of one job at a time, made for jobs of microseconds: they spin for a while before they
-// sleep.
+// Threads that share the work of one job at a time. They are made for jobs of microseconds: they spin for a while
+// before they sleep.
 #pragma once
 
 #include <atomic>
@@ -13,11 +13,11 @@
 
 namespace zinc {
 
-// Waits politely: first without leaving the core, then letting others have it.
+// Waits: first without leaving the core, then with yields to other threads.
 class Backoff {
   public:
     void pause();
-    // Whether so much time has passed that sleeping is cheaper than spinning.
+    // True if so much time has passed that sleeping is cheaper than spinning.
     bool exhausted() const { return n_ >= n_spins; }
 
   private:
@@ -27,7 +27,7 @@ class Backoff {
 
 class Pool;
 
-// Asks a poll on behalf of a pool. The first thing that it throws drops the jobs in flight and is kept.
+// Calls a poll for a pool. The first exception that it throws drops the jobs in flight and is kept.
 class Inquiry {
   public:
     Inquiry(Pool& pool, const Poll& poll) : pool_(pool), poll_(poll) {}
@@ -43,18 +43,18 @@ class Inquiry {
     std::exception_ptr error_;
 };
 
-// Runs jobs in the order of their submission. The helpers start at once, and go on to the next job by themselves; the
-// thread that waits for a job works on it as well, so that as many threads are busy as were asked for and no more.
+// Runs jobs in the order of their submission. The helpers start at once, and go on to the next job by themselves. The
+// thread that waits for a job also works on it, so that exactly the requested number of threads is busy.
 class Pool {
   public:
     static constexpr uint32_t depth = 2;  // jobs in flight; a job has one set of counters for each
 
-    // A thread's part in a job.
+    // A thread's work in a job.
     struct Turn {
         uint32_t set;  // of counters
         int worker;
-        const std::atomic<bool>& dropped;  // the rest of the work is to be skipped
-        Inquiry* inquiry;                  // to make now and then; null where nobody asks
+        const std::atomic<bool>& dropped;  // the rest of the work must be skipped
+        Inquiry* inquiry;                  // to call now and then; null if there is none
     };
 
     class Job {
@@ -62,11 +62,11 @@ class Pool {
         virtual ~Job() = default;
         // Makes a set of counters ready. Nobody is in run() with this set.
         virtual void prepare(uint32_t set) = 0;
-        // Called by every thread that comes to help. Returns when all of the work is done, whoever did it.
+        // Called by every thread that helps. Returns when all threads together have done all of the work.
         virtual void run(const Turn& turn) noexcept = 0;
     };
 
-    // threads counts the one that waits, which is worker 0. With one thread a job runs inside submit().
+    // threads counts the waiting thread, which is worker 0. With one thread a job runs inside submit().
     explicit Pool(int threads);
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
@@ -76,9 +76,9 @@ class Pool {
     // Returns the job's ticket: 1, 2, ... Waits first if depth jobs are in flight. The job stays until alone() returns.
     uint64_t submit(Job& job, const Poll& poll = {});
     // Works until this job and all before it are done. The times of a job are kept until depth others have followed.
-    // If the poll throws, here or in submit(), all jobs in flight are dropped, and nobody is in one.
+    // If the poll throws, here or in submit(), all jobs in flight are dropped, and no thread is in one.
     RunTimes wait(uint64_t ticket, const Poll& poll = {});
-    // Calls body when all jobs are done and nobody is in one.
+    // Calls body when all jobs are done and no thread is in one.
     template <class Body>
     void alone(Body body) {
         if (process_.is_another()) return;  // the threads that are in a job are not here
@@ -89,13 +89,12 @@ class Pool {
     }
 
   private:
-    // A job in flight. A thread counts itself in, looks whether the ticket is still the same, and only then touches the
-    // rest.
+    // A job in flight. A thread counts itself in, and touches the rest only if the ticket has not changed.
     struct alignas(64) Slot {
         std::atomic<uint64_t> ticket{0};
         std::atomic<int> n_inside{0};
         std::atomic<bool> dropped{false};
-        std::atomic<int64_t> start{0}, end{0};  // nanoseconds; 0 before anybody began or ended
+        std::atomic<int64_t> start{0}, end{0};  // nanoseconds; 0 before the first begin or end
         Job* job = nullptr;
         uint64_t timed = 0;  // the ticket that start and end belong to
     };

@@ -20,7 +20,7 @@ inline const msl::KernelInfo& kernel_of(const Dispatch& d) {
     return *static_cast<const CudaPipeline&>(*d.pipeline).kernel;
 }
 
-// Whether the threadgroups of a dispatch can all be on the device at the same time.
+// True if the threadgroups of a dispatch can all be on the device at once.
 inline bool fits_at_once(const Dispatch& d) {
     int device = 0, processors = 0, each = 0;
     check(cudaGetDevice(&device), "the GPU");
@@ -29,10 +29,10 @@ inline bool fits_at_once(const Dispatch& d) {
     return uint64_t(d.grid[0]) * d.grid[1] * d.grid[2] <= uint64_t(each) * uint64_t(processors);
 }
 
-// How a kernel that stands after another is held back.
+// The edge that holds a kernel back until the one before it has ended.
 enum class Edges {
     full,   // it is launched when the other has ended
-    early,  // it is launched while the other runs, and waits for its end by itself (msl/stdlib/kernel_cuda.h)
+    early,  // it is launched while the other runs, and waits for its end (msl/stdlib/kernel_cuda.h)
 };
 
 // Builds a graph: a node that is added after a barrier waits for all nodes added before it.
@@ -43,7 +43,7 @@ class GraphBuilder {
     void barrier() {
         if (!waiting_.empty() || !since_.empty()) close_group();
     }
-    // The dispatch lives until the next barrier. Early edges are taken where one kernel alone follows one other.
+    // The dispatch lives until the next barrier. Edges are early if exactly one kernel follows exactly one other.
     void add_kernel(const Dispatch& d, Edges edges) { waiting_.push_back({&d, edges}); }
     void add_copy_to_mirror(const CudaBuffer& buffer);
     void add_event(cudaEvent_t event);
@@ -74,7 +74,7 @@ inline void GraphBuilder::close_group() {
     waiting_.clear();
     if (since_.size() == 1) {
         before_ = std::move(since_);
-    } else {  // one node that waits for all: an edge from each to each of the next would be many more
+    } else {  // one node that waits for all: edges from each to each of the next would be many more
         cudaGraphNode_t all;
         check(cudaGraphAddEmptyNode(&all, graph_.get(), since_.data(), since_.size()), "a barrier");
         before_ = {all};
@@ -83,8 +83,8 @@ inline void GraphBuilder::close_group() {
     after_kernel_ = one_kernel;
 }
 
-// The weights of a dispatch. Nothing writes them, so that they can be fetched before the kernels before it have ended.
-// Of a table that is looked up, experts or embeddings, most bytes would be fetched in vain.
+// The weights of a dispatch. No kernel writes them, so they can be fetched before the kernels before it have ended.
+// Tables of experts or embeddings are left out: most of their bytes would be fetched in vain.
 inline msl::Ahead weights_of(const Dispatch& d) {
     msl::Ahead ahead{};
     const std::string& kernel = d.pipeline->name;

@@ -1,4 +1,4 @@
-// CUDA's handles with owners, and its errors as ours.
+// Owners for CUDA's handles, and CUDA's errors as exceptions.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,7 +21,7 @@ inline void check(cudaError_t status, const std::string& what) {
     throw DeviceError(what + ": " + describe(status));
 }
 
-// The process that first used CUDA here. In a child of it nothing can be waited for or given back.
+// The process that first used CUDA here. A child of it can wait for nothing and release nothing.
 inline const OpeningProcess& cuda_process() {
     static const OpeningProcess first{};
     return first;
@@ -68,7 +68,7 @@ inline Graph make_graph() {
     return Graph(graph);
 }
 
-// Null where there is none to be had.
+// Null if the driver gives none.
 inline PinnedMemory make_pinned(size_t nbytes) {
     void* memory = nullptr;
     if (cudaMallocHost(&memory, nbytes) != cudaSuccess) cudaGetLastError();

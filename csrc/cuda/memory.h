@@ -1,4 +1,4 @@
-// Device memory as buffers, and the way of a mapped file into it.
+// Device memory as buffers, and the upload of a mapped file.
 #pragma once
 
 #include <algorithm>
@@ -41,7 +41,7 @@ class CudaBuffer : public Buffer {
         mirrored = false;
     }
     // Reads the mirror if it is up to date. While a step is in flight, the host may read only bytes that the step
-    // before wrote and this one does not: the places of Step's ring.
+    // before wrote and this step does not write: the places of Step's ring.
     void read(size_t offset, void* to, size_t n) const override {
         if (mirrored) {
             std::memcpy(to, static_cast<const char*>(mirror()) + offset, n);
@@ -98,7 +98,7 @@ class Upload {
         const auto part = [=](size_t at) {
             std::memcpy(static_cast<char*>(to) + at, from + at, std::min(each, n - at));
         };
-        std::vector<std::jthread> others;  // joined also where one more cannot start
+        std::vector<std::jthread> others;  // joined even if one more cannot start
         others.reserve(threads);
         size_t at = each;
         try {

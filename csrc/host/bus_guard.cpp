@@ -13,7 +13,7 @@
 namespace zinc {
 namespace {
 
-constexpr size_t MENDED_BYTES = 2 << 20;  // at a time: most often all that follows is gone as well
+constexpr size_t MENDED_BYTES = 2 << 20;  // at a time: most often all following bytes are gone too
 
 const size_t page = size_t(sysconf(_SC_PAGESIZE));
 std::atomic<GuardedMap*> maps{nullptr};
@@ -21,7 +21,7 @@ std::mutex& opening = *new std::mutex;
 
 struct sigaction before;        // the handler that was there
 volatile sig_atomic_t passing;  // to that handler: it may fault
-volatile sig_atomic_t passed;   // a fault to that handler: it may send the signal anew, to the handler before it
+volatile sig_atomic_t passed;   // a fault to that handler: it may send the signal again, to the handler before it
 
 void pass_on(int number, siginfo_t* info, void* context) {
     const bool sent = info->si_code <= 0;
@@ -39,7 +39,7 @@ void pass_on(int number, siginfo_t* info, void* context) {
     passing = 0;
 }
 
-// si_code is positive where the fault is the hardware's, and not somebody's kill().
+// si_code is positive if the hardware raised the fault, and not a kill().
 void handle(int number, siginfo_t* info, void* context) {
     const int saved = errno;
     if (info->si_code <= 0 || !GuardedMap::mend(info->si_addr)) pass_on(number, info, context);

@@ -9,11 +9,11 @@
 
 namespace zinc {
 
-// A file in memory, read-only, under the guard. Never deleted but used again: the guard's handler, which may run in any
-// thread at any time, walks all that there ever were.
+// A file in memory, read-only, under the guard. Never deleted, but used again: the guard's handler may run in any
+// thread at any time, and walks all maps ever made.
 class GuardedMap {
   public:
-    // Maps a whole file; null, and errno says why, where that fails. The path outlives the map.
+    // Maps a whole file. Returns null, with errno, if that fails. The path outlives the map.
     static GuardedMap* open(int fd, size_t bytes, const char* path);
     void close();
 
@@ -21,7 +21,7 @@ class GuardedMap {
     size_t bytes() const { return bytes_; }
     const FileDamage& damage() const { return damage_; }
 
-    // In a handler: mends the map that the address lies in. False: it lies in none.
+    // In a handler: mends the map that holds the address. False: no map holds it.
     static bool mend(const void* address);
 
   private:
@@ -33,8 +33,8 @@ class GuardedMap {
     GuardedMap* next_ = nullptr;
 };
 
-// Makes the guard's handler of SIGBUS the first one; it passes faults elsewhere on to the handler before it. Called
-// when a map is opened, and again when another library may have set its own handler since.
+// Makes the guard's handler of SIGBUS the first one. It passes faults outside the maps on to the handler before it.
+// Called when a map is opened, and again when another library may have set its own handler since.
 void arm_bus_guard();
 
 }  // namespace zinc

@@ -1,5 +1,5 @@
-// zincmetal._host: files mapped into memory, whatever the device. A page that the file no longer backs reads as zeros
-// and marks its map as damaged, where the operating system would end the process. Plain C API: it runs in any
+// zincmetal._host: files mapped into memory, for every device. A page that the file no longer backs reads as zeros and
+// marks its map as damaged. Without the guard the operating system would end the process. Plain C API: it runs in any
 // interpreter.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -38,7 +38,7 @@ struct Map {
     PyObject_HEAD int fd;
     Identity opened;
     GuardedMap* guarded;  // null once closed
-    PyObject* path;       // bytes, which the guard points into
+    PyObject* path;       // bytes; the guard points into them
     size_t n_views;
 };
 
@@ -128,7 +128,7 @@ PyObject* map_touch(PyObject* object, PyObject* args) {
         PyErr_SetString(PyExc_ValueError, "the range is outside the map, or longer than 1 GiB");
         return nullptr;
     }
-    self->n_views++;  // it stays meanwhile
+    self->n_views++;  // the guard stays while this runs
     {
         const Unlocked unlocked;
         touch(self, size_t(start), size_t(n));

@@ -14,9 +14,9 @@
 
 namespace zinc {
 
-// A binary archive in the user's cache folder. Its file is of one GPU, one build of macOS and one set of kernels; a
-// file that does not load is skipped and written anew. It serves the first start of another program: Metal has a cache
-// of its own for each.
+// A binary archive in the user's cache folder. Its file is of one GPU, one build of macOS and one set of kernels. A
+// file that does not load is skipped and written again. It serves the first start of another program: Metal has a
+// separate cache for each program.
 class Archive {
   public:
     Archive(id<MTLDevice> device, uint64_t kernels, Times& times)
@@ -53,8 +53,7 @@ class Archive {
         fresh_.push_back(descriptor);
     }
 
-    // Writes the new kernels together with the old ones: to an archive of its own, since the first may be serving
-    // kernels meanwhile.
+    // Writes the new kernels together with the old kernels, to another archive: the first may be serving kernels.
     void save() {
         const std::lock_guard lock(mutex_);
         if (fresh_.empty()) return;
@@ -71,11 +70,11 @@ class Archive {
     }
 
   private:
-    // With the build, which changes with every update: machine code is of one driver.
+    // Includes the build, which changes with every update: machine code belongs to one driver.
     static std::string system() { return text(NSProcessInfo.processInfo.operatingSystemVersionString); }
 
-    // Returns the error, or nothing. Kernels run without an archive, so that any objection of Metal's (on a virtual
-    // machine it is an exception) is only reported.
+    // Returns the error, or nothing. Kernels run without an archive. So an error of Metal's (on a virtual machine it is
+    // an exception) is only reported.
     template <class Attempt>
     static std::string failure_of(const Attempt& attempt) {
         std::string failure;

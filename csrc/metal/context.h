@@ -1,4 +1,4 @@
-// The parts that all devices of a process on one GPU share, and the parts that each has for itself.
+// The objects that all devices of a process on one GPU share, and the objects of each device.
 #pragma once
 
 #import <Foundation/Foundation.h>
@@ -36,7 +36,7 @@ inline double seconds_from(const char* variable, double usual) {
 // it releases it.
 class Context {
   public:
-    // The context of the open devices, or a new one.
+    // The context of the open devices, or a new context.
     static std::shared_ptr<Context> of(id<MTLDevice> device, const KernelChoice& choice, const Stopwatch& opening) {
         Open& open = Open::all();
         const std::lock_guard lock(open.mutex);
@@ -53,7 +53,7 @@ class Context {
         times.note("open the device", opening.seconds());
     }
 
-    // A step is on its way while one exists.
+    // A step is in flight while one exists.
     class Use {
       public:
         explicit Use(Context& context) : context_(context) {
@@ -78,7 +78,7 @@ class Context {
     };
 
     void count_buffer() { ++n_buffers_; }
-    // Without any there is nothing to keep.
+    // Without devices there is nothing to keep.
     void forget_buffer() {
         if (--n_buffers_ == 0) heartbeat_.stop();
     }
@@ -89,7 +89,7 @@ class Context {
     Residency residency;
 
   private:
-    static constexpr double PERIOD = 0.25;     // seconds; macOS takes memory back after one
+    static constexpr double PERIOD = 0.25;     // seconds; macOS takes memory back after one second
     static constexpr double KEEP_ACTIVE = 1;   // from one step to the next of a user who waits
     static constexpr double KEEP_WIRED = 180;  // from one turn of a chat to the next
 
@@ -102,7 +102,7 @@ class Context {
             static Open open;
             return open;
         }
-        // Where the process ends with a device open, no thread of ours may meet the end of Metal's.
+        // If the process ends with a device open, no thread of ours may run when Metal's objects end.
         ~Open() {
             if (process.is_another()) return;
             for (auto& [key, known] : contexts)
@@ -121,7 +121,7 @@ class Context {
                 else if (!in_use)
                     residency.let_go();
             });
-        } catch (...) {  // memory that is taken back costs time, and no more
+        } catch (...) {  // memory that is taken back costs time, and nothing else
         }
         if (idle >= KEEP_ACTIVE) activity_.end();
         return in_use;
@@ -142,7 +142,7 @@ class Context {
     Heartbeat heartbeat_;
 };
 
-// The parts of one open device: its queue and the work in flight there. Its buffers and recordings share it.
+// The queue of one open device, and the work in flight there. The device's buffers and recordings share it.
 struct Queue {
     explicit Queue(std::shared_ptr<Context> shared)
         : context(std::move(shared)), metal([context->device newCommandQueue]),
@@ -171,8 +171,8 @@ struct Queue {
     const OpeningProcess process;
 };
 
-// macOS stops work that keeps the display waiting, but is more patient with a process whose environment says so when
-// its first device is made: zincmetal/watchdog.py sets that variable at import, and marks it as set.
+// macOS stops work that keeps the display waiting. It is more patient if a variable is set in the environment when the
+// process makes its first device. zincmetal/watchdog.py sets that variable at import, and marks it as set.
 inline std::string watchdog_words(bool driver_was_there) {
     const char* value = std::getenv("AGX_RELAX_CDM_CTXSTORE_TIMEOUT");
     if (!value) return "as macOS has it: AGX_RELAX_CDM_CTXSTORE_TIMEOUT is not set";
@@ -185,7 +185,7 @@ inline std::string watchdog_words(bool driver_was_there) {
     return words;
 }
 
-// Whether a device was made in this process. The driver of Apple's GPUs is loaded with the first one.
+// True if a device was made in this process. The driver of Apple's GPUs is loaded with the first device.
 inline bool driver_is_loaded() {
     for (uint32_t i = 0; i < _dyld_image_count(); ++i) {
         const char* name = _dyld_get_image_name(i);

@@ -1,5 +1,5 @@
-// The Metal backend: with the headers in metal/ the only file that sees Metal. Objective-C++ under ARC; in
-// Objective-C++ ARC also releases when a C++ exception unwinds (-fobjc-arc-exceptions is on by default).
+// The Metal backend: with the headers in metal/ the only file that sees Metal. It is Objective-C++ under ARC. There ARC
+// also releases when a C++ exception unwinds (-fobjc-arc-exceptions is on by default).
 #import <Foundation/Foundation.h>
 #import <Metal/Metal.h>
 
@@ -21,8 +21,8 @@
 namespace zinc {
 namespace {
 
-// Tracking orders command buffers of one queue that share a buffer, so that a step follows the one before it without
-// the host. It is Metal's default for buffers that a device allocates; said here since the steps depend on it.
+// Tracking orders command buffers of one queue that share a buffer. So a step follows the one before it without the
+// host. It is Metal's default for buffers that a device allocates. It is set here because the steps depend on it.
 constexpr MTLResourceOptions TRACKED = MTLResourceHazardTrackingModeTracked;
 
 // ---------------------------------------------------------------------------------------------- completion
@@ -149,7 +149,7 @@ class MetalDevice final : public Device {
         return std::make_unique<MetalRecording>(queue_, std::move(dispatches));
     }
 
-    // Work that fails or is interrupted ends before the exception leaves: nothing of it is in flight.
+    // Work that fails or is interrupted ends before the exception leaves: none of it is in flight then.
     uint64_t submit(Recording& recording, const Poll& poll) override {
         auto* work = dynamic_cast<MetalRecording*>(&recording);
         if (!work || work->queue != queue_) throw DeviceError("the recording belongs to another device");
@@ -216,7 +216,7 @@ class MetalDevice final : public Device {
                             context_->device.recommendedMaxWorkingSetSize);
     }
 
-    // Where the registers of a kernel leave it fewer threads than are launched, it is compiled again to use fewer.
+    // A kernel whose registers allow fewer threads than are launched is compiled again to use fewer registers.
     void widen(Dispatch& d) {
         if (!d.pipeline || d.threads <= d.pipeline->limits.max_threads) return;
         if (d.threads <= context_->device.maxThreadsPerThreadgroup.width)
@@ -236,7 +236,7 @@ class MetalDevice final : public Device {
         }
     }
 
-    // The last submissions, by ticket. Their times are known once they were waited for; soon after, they are forgotten.
+    // The last submissions, by ticket. Their times are known after a wait for them, and forgotten soon after.
     void remember(uint64_t ticket, const std::shared_ptr<Pieces>& pieces) {
         const std::lock_guard lock(submitted_mutex_);
         submitted_[ticket % InFlight::limit] = {ticket, pieces};
@@ -247,7 +247,7 @@ class MetalDevice final : public Device {
         return known == ticket ? pieces : nullptr;
     }
 
-    // One command buffer after another; between them the caller is asked.
+    // One command buffer after another. The poll is called between them.
     void submit_pieces(MetalRecording& work, const Poll& poll) {
         InFlight& in_flight = *queue_->in_flight;
         size_t begin = 0;
@@ -306,7 +306,7 @@ void check_fork() {
                           "(multiprocessing: the method \"spawn\"), or load models in children only");
 }
 
-// Of the first device of the process.
+// The facts of the first device of the process.
 const std::string& watchdog_at_first() {
     static const std::string words = watchdog_words(driver_is_loaded());
     return words;

@@ -22,8 +22,8 @@
 
 namespace zinc {
 
-// Where kernels come from: a folder, of which ZINCMETAL_KERNELS may name another, and whether a metallib counts there,
-// which ZINCMETAL_METALLIB=0 denies.
+// The source of the kernels: a folder, and whether its metallib counts. ZINCMETAL_KERNELS names another folder,
+// ZINCMETAL_METALLIB=0 ignores the metallib.
 struct KernelChoice {
     std::filesystem::path folder;
     bool metallib = true, folder_is_chosen = false;
@@ -44,7 +44,7 @@ struct KernelChoice {
         return choice;
     }
 
-    // Where the folder holds nothing.
+    // For a folder without kernels.
     const char* remedy() const {
         return folder_is_chosen ? "ZINCMETAL_KERNELS must name a folder of .metal files" : "reinstall zincmetal";
     }
@@ -52,14 +52,14 @@ struct KernelChoice {
     std::string key() const { return folder.string() + (metallib ? "" : " as text"); }
 };
 
-// The kernels of a folder, by name: from zincmetal.metallib where it loads, else compiled from the sources, each when a
-// kernel of its is first asked for. A source that does not compile costs its own kernels alone: plans may do without
-// them.
+// The kernels of a folder, by name: from zincmetal.metallib if it loads, else compiled from the sources. A source is
+// compiled when one of its kernels is first asked for. A source that does not compile costs only its own kernels: plans
+// may have replacements for them.
 class KernelLibrary {
   public:
     KernelLibrary(id<MTLDevice> device, const KernelChoice& choice, Times& times)
         : device_(device), choice_(choice), times_(times) {
-        compile_options();  // throws where macOS is too old: a metallib may load there, and its kernels do not build
+        compile_options();  // throws if macOS is too old: a metallib may load there, but its kernels do not build
         if (@available(macOS 13.3, *)) device.shouldMaximizeConcurrentCompilation = YES;
         if (choice.metallib && load(choice.folder / "zincmetal.metallib")) return;
         read_sources();
@@ -77,7 +77,7 @@ class KernelLibrary {
         return function;
     }
 
-    // Compiles the sources of these kernels, all at once: the compiler is another process and takes a second or so for
+    // Compiles the sources of these kernels, all at once. The compiler is another process and takes about a second for
     // each.
     void prepare(const std::vector<std::string>& kernels) {
         std::vector<Source*> wanted;
@@ -102,7 +102,7 @@ class KernelLibrary {
         return names;
     }
 
-    // As "274 from 20 source files".
+    // For example "274 from 20 source files".
     std::string summary() const {
         std::string summary = std::to_string(sources_of_.size()) + " from ";
         if (metallib_) return summary + "zincmetal.metallib" + choice_.remarks;
@@ -110,8 +110,8 @@ class KernelLibrary {
         return summary + choice_.remarks + (metallib_failure_.empty() ? "" : " (" + metallib_failure_ + ")");
     }
 
-    // The compiler's message for each source that it refused; under "warnings SOURCE", its warnings about a source that
-    // it took.
+    // The compiler's message for each source that it refused. Under "warnings SOURCE": its warnings about a source that
+    // compiles.
     Times::List words() const {
         Times::List list;
         for (const auto& source : sources_) {
@@ -163,7 +163,7 @@ class KernelLibrary {
             source.file = file;
             try {
                 source.flat = SourceFlattener(choice_.folder).flatten(file);
-            } catch (const DeviceError& error) {  // one that cannot be read
+            } catch (const DeviceError& error) {  // a source that cannot be read
                 source.refusal = error.what();
                 source.compiled = true;
                 continue;
@@ -175,7 +175,7 @@ class KernelLibrary {
         times_.note("read the kernel sources", watch.seconds());
     }
 
-    // One of a source whose names are written in another way.
+    // A kernel of a source whose names are written in another way.
     id<MTLFunction> function_of_any(const std::string& name) {
         compile_all();
         std::map<std::string, std::string> refusals;
@@ -193,7 +193,7 @@ class KernelLibrary {
         return names;
     }
 
-    // Of a folder of which nothing compiles.
+    // The error for a folder of which nothing compiles.
     std::string failure_text() const {
         std::vector<std::string> failures;
         if (!metallib_failure_.empty()) failures.push_back(metallib_failure_);
@@ -212,7 +212,7 @@ class KernelLibrary {
     void compile(std::vector<Source*> wanted) {
         std::sort(wanted.begin(), wanted.end());
         wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
-        const auto how = std::launch::async | std::launch::deferred;  // deferred where no thread is to be had
+        const auto how = std::launch::async | std::launch::deferred;  // deferred if no thread can be started
         std::vector<std::future<void>> jobs;
         for (Source* source : wanted)
             if (!source->compiled) jobs.push_back(std::async(how, [this, source] { compile(*source); }));
@@ -283,7 +283,7 @@ class KernelLibrary {
     id<MTLLibrary> metallib_;
     std::string metallib_failure_;
     std::vector<std::unique_ptr<Source>> sources_;
-    std::map<std::string, Source*> sources_of_;  // by kernel; null where the metallib holds it
+    std::map<std::string, Source*> sources_of_;  // by kernel; null if the metallib holds it
     uint64_t hash_ = 0xcbf29ce484222325u;
 };
 

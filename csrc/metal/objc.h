@@ -1,4 +1,4 @@
-// Objective-C in every part of the Metal backend: strings, and exceptions that stay inside.
+// Objective-C for all of the Metal backend: strings, and exceptions that stay inside.
 #pragma once
 
 #import <Foundation/Foundation.h>
@@ -35,15 +35,14 @@ inline NSString* ns_string(const std::string& string) {
 
 inline std::string describe(NSError* error) { return error ? text(error.localizedDescription) : "no reason given"; }
 
-// Leaves an object of a fork's parent behind in the child, without a release: it is a copy of a connection that is not
-// the child's own.
+// Leaks an object of a fork's parent in the child, without a release: it is a copy of a connection of the parent.
 template <class T>
 void leave_behind(T& object) {
     new T(object);
 }
 
-// Runs body in an autorelease pool. A C++ exception that crossed the pool's scope would leave it undrained, and an
-// NSException must not leave the backend: both come out as C++ exceptions behind the pool.
+// Runs body in an autorelease pool. A C++ exception that crossed the pool's scope would leave it undrained. An
+// NSException must not leave the backend. So both are thrown as C++ exceptions after the pool.
 template <class Body>
 void guarded(Body body) {
     std::exception_ptr failure;

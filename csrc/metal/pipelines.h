@@ -66,7 +66,7 @@ class Pipelines {
     Pipelines(id<MTLDevice> device, const KernelChoice& choice, Times& times)
         : device_(device), library_(device, choice, times), times_(times) {}
 
-    // The kernel for threadgroups of that many threads, or of as many as its registers leave it: 0.
+    // The kernel for threadgroups of that many threads. 0: as many as its registers allow.
     std::shared_ptr<MetalPipeline> get(const std::string& kernel, uint32_t threads = 0) {
         Entry& entry = entry_of(kernel, threads);
         const std::lock_guard lock(entry.mutex);
@@ -84,7 +84,7 @@ class Pipelines {
             for (size_t i; (i = next++) < missing.size();) {
                 try {
                     get(missing[i]);
-                } catch (const std::exception&) {  // told when it is asked for
+                } catch (const std::exception&) {  // thrown when the kernel is asked for
                 }
             }
         };
@@ -93,7 +93,7 @@ class Pipelines {
         const size_t n_helpers = std::min({MOST_THREADS, std::max<size_t>(2, cores), missing.size()}) - 1;
         try {
             for (size_t i = 0; i < n_helpers; ++i) helpers.emplace_back(work);
-        } catch (const std::system_error&) {  // no thread to be had: fewer do it
+        } catch (const std::system_error&) {  // no thread can be started: fewer threads do it
         }
         work();
         for (std::thread& helper : helpers) helper.join();

@@ -1,4 +1,4 @@
-// How macOS is to treat this process while it works.
+// The priority that macOS gives this process while it works.
 #pragma once
 
 #import <Foundation/Foundation.h>
@@ -11,9 +11,9 @@
 
 namespace zinc {
 
-// While one exists, this thread runs at the priority of work that a user waits for: at the default, the scheduler of a
-// Mac on battery may choose an efficiency core for it, and a step waits for its commit. A priority that the thread has
-// asked for itself stays.
+// While one exists, this thread runs at the priority of work that a user waits for. At the default priority, a Mac on
+// battery may choose an efficiency core for the thread, and a step waits for its commit. A priority that the thread set
+// itself stays.
 class Effort {
   public:
     Effort() : override_(pthread_override_qos_class_start_np(pthread_self(), QOS_CLASS_USER_INITIATED, 0)) {}
@@ -26,8 +26,8 @@ class Effort {
     const pthread_override_t override_;
 };
 
-// Tells macOS between begin() and end() that a user waits, so that it does not let the process nap where its terminal
-// is hidden. The machine may still go to sleep.
+// Tells macOS between begin() and end() that a user waits, so that the process does not nap while its terminal is
+// hidden. The machine may still go to sleep.
 class Activity {
   public:
     ~Activity() { end(); }
@@ -41,7 +41,7 @@ class Activity {
                     [NSProcessInfo.processInfo beginActivityWithOptions:NSActivityUserInitiatedAllowingIdleSystemSleep
                                                                  reason:@"zincmetal computes"];
             });
-        } catch (const std::exception&) {  // it works without
+        } catch (const std::exception&) {  // work goes on without it
         }
     }
 

@@ -27,7 +27,7 @@ class MetalBuffer final : public Buffer {
         queue->context->count_buffer();
     }
 
-    // Nothing in flight uses the buffer: recordings hold it, and wait for the GPU before they let go.
+    // No work in flight uses the buffer: recordings hold it, and wait for the GPU before they release it.
     ~MetalBuffer() override {
         if (queue->process.is_another()) {
             leave_behind(metal);
@@ -51,7 +51,7 @@ class MetalBuffer final : public Buffer {
     const bool resident_;
 };
 
-// An encoder of one command buffer. Metal aborts when one goes away without endEncoding, so it is ended on every path.
+// An encoder of one command buffer. Metal aborts if an encoder is released without endEncoding, so every path ends it.
 class MetalEncoder {
   public:
     MetalEncoder(id<MTLCommandBuffer> command_buffer, NSString* label)
@@ -87,8 +87,8 @@ class MetalRecording final : public Recording {
     MetalRecording(std::shared_ptr<Queue> owner, std::vector<Dispatch> dispatches)
         : queue(std::move(owner)), pieces(std::make_shared<Pieces>(dispatches)), dispatches_(std::move(dispatches)) {}
 
-    // Command buffers do not retain their resources; this object does, so it stays until the GPU is done. If the GPU is
-    // lost, it may yet write to these buffers: they are leaked on purpose.
+    // Command buffers do not retain their resources. This object does, so it stays until the GPU is done. A lost GPU
+    // may still write to these buffers, so they are leaked on purpose.
     ~MetalRecording() override {
         if (queue->process.is_another()) leave_behind(queue);
         if (queue->process.is_another() || !queue->in_flight->idle()) new std::vector<Dispatch>(std::move(dispatches_));

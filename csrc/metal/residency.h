@@ -1,4 +1,4 @@
-// Memory that stays resident between command buffers, where the system can do that.
+// Memory that stays resident between command buffers, if the system can do that.
 #pragma once
 
 #import <Foundation/Foundation.h>
@@ -12,15 +12,15 @@
 
 namespace zinc {
 
-// Keeps the memory of all buffers of a process resident between command buffers (macOS 15); without it the first touch
-// of mapped weights, and every touch after some idle time, waits for the kernel to wire pages. On older systems nothing
-// has to be done: buffers bound with setBuffer are made resident for their command buffer (useResource is for indirect
-// ones).
+// Keeps the memory of all buffers of a process resident between command buffers (macOS 15). Without it the first touch
+// of mapped weights, and every touch after some idle time, waits for the operating system to wire pages. Older systems
+// need nothing: they make buffers bound with setBuffer resident for their command buffer (useResource is for indirect
+// use).
 class Residency {
   public:
 #if ZINC_SDK_15
     explicit Residency(id<MTLDevice> device) : limit_(device.recommendedMaxWorkingSetSize) {
-        if (![device supportsFamily:MTLGPUFamilyApple6]) return;  // as of virtual machines: there the call is an error
+        if (![device supportsFamily:MTLGPUFamilyApple6]) return;  // virtual machines: there the call is an error
         if (@available(macOS 15.0, *)) {
             MTLResidencySetDescriptor* descriptor = [[MTLResidencySetDescriptor alloc] init];
             descriptor.label = @"zincmetal";
@@ -47,7 +47,7 @@ class Residency {
         }
     }
 
-    // False where the buffer is left to the driver: no sets on this system, or more than the device wants resident.
+    // False if the buffer is left to the driver: no sets on this system, or more bytes than the device wants resident.
     bool add(id<MTLBuffer> buffer, const void* contents) {
         if (@available(macOS 15.0, *)) {
             const std::lock_guard lock(mutex_);
@@ -73,9 +73,8 @@ class Residency {
         }
     }
 
-    // Makes the buffers added since resident and releases the removed ones; done in bulk, right before work is
-    // submitted. Not earlier: macOS keeps a set wired if its residency was requested in a process that then gives the
-    // GPU no work.
+    // Makes new buffers resident and releases removed buffers, in bulk, right before work is submitted. Not earlier:
+    // macOS keeps a set wired if its residency was requested in a process that then gives the GPU no work.
     void commit() {
         if (@available(macOS 15.0, *)) {
             const std::lock_guard lock(mutex_);
@@ -88,7 +87,7 @@ class Residency {
         }
     }
 
-    // macOS takes the memory back a second or so after the last command buffer, unless it is asked for again.
+    // macOS takes the memory back about a second after the last command buffer, unless residency is requested again.
     void keep() {
         if (@available(macOS 15.0, *)) {
             const std::lock_guard lock(mutex_);

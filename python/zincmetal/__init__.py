@@ -1,4 +1,4 @@
-"""zincmetal: large language models from GGUF files, on Apple Silicon first.
+"""zincmetal runs large language models from GGUF files, on Apple Silicon first.
 
 >>> import zincmetal
 >>> m = zincmetal.load("model.gguf", context=4096)

@@ -1,4 +1,4 @@
-"""``python -m zincmetal``: the same as ``zincmetal``."""
+"""``python -m zincmetal``: runs the command ``zincmetal``."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""A stub for type checkers alone: no module is called ``_core``.
+"""Stub for type checkers alone: no module is called ``_core``.
 
-It describes what every compiled core has: ``_core_metal``, ``_core_cuda`` and ``_core_cpu``. Load one with
+It describes every compiled core: ``_core_metal``, ``_core_cuda`` and ``_core_cpu``. Load one with
 ``zincmetal.device.backend.load``. ``make types`` holds the built modules to this stub.
 """
 
@@ -20,7 +20,7 @@ class Buffer:
     def nbytes(self) -> int: ...
     @property
     def shared(self) -> bool:
-        """Whether the host sees the memory itself. Otherwise it reads and writes copies."""
+        """True if the host sees the memory itself. Otherwise it reads and writes copies."""
     def read(self, offset: int = 0, nbytes: int | None = None) -> NDArray[np.uint8]:
         """Copy ``nbytes`` bytes out, by default all from ``offset`` on. Raises UsageError for bytes outside."""
     def write(self, data: NDArray[Any] | bytes, offset: int = 0) -> None:
@@ -28,7 +28,7 @@ class Buffer:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Device:
-    """An opened device. It belongs to the process that opened it."""
+    """Opened device. It belongs to the process that opened it."""
 
     def __init__(self, *, threads: int = 0, native: bool = True, kernel_folder: str = "") -> None:
         """Open the device.
@@ -38,7 +38,7 @@ class Device:
         """
     @property
     def info(self) -> DeviceInfo:
-        """The facts of the device, as of now."""
+        """Facts of the device, as of now."""
     def alloc(self, nbytes: int) -> Buffer:
         """Allocate a buffer. Raises OutOfMemoryError."""
     def wrap(self, owner: NDArray[np.uint8] | Map, offset: int, nbytes: int) -> Buffer:
@@ -54,21 +54,21 @@ class Device:
         Raises DeviceError if the device cannot build it.
         """
     def run(self, dispatches: Sequence[BoundDispatch]) -> float:
-        """Record the dispatches, run them once and wait; return seconds on the device's clock."""
+        """Run the dispatches once and wait; return seconds on the device's clock."""
     def time_each(self, dispatches: Sequence[BoundDispatch]) -> list[float]:
         """Run each dispatch alone and once, in order; return the seconds of each on the device's clock."""
     def prepare(self, kernels: Sequence[str]) -> None:
         """Build these kernels together if that is faster. A kernel that fails raises when it is used."""
     def start_capture(self, path: str) -> None:
-        """Record the following work in a trace for the device's own tools, until :meth:`stop_capture`.
+        """Capture the following work in a trace for the device's own tools, until :meth:`stop_capture`.
 
-        Raises UsageError if the device has no such tools, DeviceError if this process may not use them.
+        Raises UsageError if the device has no tools, DeviceError if this process may not use them.
         """
     def stop_capture(self) -> None:
-        """End the trace. Raises UsageError if the device has no such tools."""
+        """End the trace. Raises UsageError if the device has no tools."""
 
 class Plan:
-    """A compiled plan: dispatches that are replayed as one command buffer."""
+    """Compiled plan: dispatches that are replayed as one command buffer."""
 
     def __init__(
         self, device: Device, dispatches: Sequence[BoundDispatch], max_tokens: int, has_argmax: bool = False
@@ -94,11 +94,11 @@ class Steps:
     def n_ctx(self) -> int: ...
     @property
     def counters(self) -> dict[str, float]:
-        """The work so far: steps, tokens, command_buffers, dispatches, barriers, max_in_flight, gpu_seconds."""
+        """Counts so far: steps, tokens, command_buffers, dispatches, barriers, max_in_flight, gpu_seconds."""
     def settle(self) -> list[int]:
         """Wait for the step in flight, if there is one; return the ids that it appended to the sequence."""
     def rewind(self, length: int) -> None:
-        """Shorten the sequence. Raises UsageError if it is not so long."""
+        """Shorten the sequence to ``length`` tokens. Raises UsageError if it has fewer."""
     def resume(self, length: int) -> None:
         """Give an empty sequence a length, for state that is already in place. Raises UsageError."""
     def close(self) -> None:
@@ -120,7 +120,7 @@ def expert_types() -> tuple[str, ...]:
     """Return the tensor types that kernels of experts take."""
 
 def params_dtype(name: str) -> np.dtype[np.void]:
-    """Return the layout of a parameter struct of kernels/params.h. Raises UsageError for a name that is none."""
+    """Return the layout of a parameter struct of kernels/params.h. Raises UsageError for an unknown name."""
 
 def decode_step(steps: Steps, plan: Plan, token: int, ahead: bool = False) -> int:
     """Append one token; return the arg max of its logits. Raises UsageError, ContextFullError, DeviceError.

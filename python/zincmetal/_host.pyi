@@ -5,17 +5,17 @@ from typing import final
 
 @final
 class Map:
-    """A whole open file, read-only, as a Python buffer.
+    """Whole open file, read-only, as a Python buffer.
 
-    If the file no longer backs a page that is read, the page is zeros and the map is *damaged* from then on. The
-    operating system alone would end the process.
+    A page that the file no longer backs reads as zeros, and the map is *damaged* from then on. Without the map's guard
+    the operating system would end the process.
     """
 
     def __new__(cls, fd: int, path: str | os.PathLike[str]) -> Map: ...
     def close(self) -> None:
         """Give the memory back. Raises BufferError while views look into it."""
     def changed(self) -> bool:
-        """Whether the file's size or time of change differs from when it was mapped.
+        """Return True if the file's size or time of change differs from when it was mapped.
 
         The call also makes the guard's handler of SIGBUS the first one again.
         """
@@ -25,7 +25,7 @@ class Map:
     def closed(self) -> bool: ...
     @property
     def damaged(self) -> bool:
-        """Whether a page was read that the file no longer backs."""
+        """True if a page was read that the file no longer backs."""
     def __len__(self) -> int: ...
     def __getitem__(self, part: slice, /) -> bytes: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...

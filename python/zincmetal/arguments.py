@@ -1,7 +1,7 @@
 """Checks of the arguments of public calls. Every argument follows the same rules.
 
 - An integer is Python's, NumPy's, or any object with ``__index__``.
-- A number is an integer, a float, a ``Fraction`` or a ``Decimal``. A boolean and a string are no numbers.
+- A number is an integer, a float, a ``Fraction`` or a ``Decimal``. Booleans and strings are not numbers.
 - An array without dimensions stands for its only element.
 - None stands for the default, if there is one.
 
@@ -70,7 +70,7 @@ def number(
 
 
 def flag(name: str, value: Any, default: bool | None = None) -> bool:
-    """Read a bool. 0 and 1 are no booleans."""
+    """Read a bool. 0 and 1 are not booleans."""
     if value is None and default is not None:
         return default
     found = _scalar(value)

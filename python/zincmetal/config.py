@@ -1,4 +1,4 @@
-"""The sizes and constants of a model, read from its metadata and checked once: a frozen :class:`ModelConfig`."""
+"""Sizes and constants of a model, read from its metadata and checked once: a frozen :class:`ModelConfig`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def _by_head_dim(n_layer: int, embd_per_head: float, head_dim: int) -> float:
 
 @dataclass(frozen=True)
 class Traits:
-    """Facts of a model family that its files do not say. The usual ones are Llama's."""
+    """Facts of a model family that its files do not hold. The defaults are Llama's."""
 
     mixture: bool = False  # the feed-forward of every block is a mixture of experts
     hybrid: bool = False  # some blocks are recurrent
-    window_period: int = 0  # all but every so many-th block have a window, where the file does not say which
+    window_period: int = 0  # if the file lists no windows: every so many-th block has none, the others have one
     local_rope: bool = False  # blocks with a window have rotary frequencies of their own
     activations: tuple[str, ...] = USUAL_ACTIVATION  # names that files may give to the feed-forward's activation
     embedding_scale: Callable[[int], float] = lambda n_embd: 1.0  # the factor of embeddings
@@ -39,7 +39,7 @@ class Traits:
 
 @dataclass(frozen=True)
 class Rope:
-    """A rotary embedding: its base, and the scaling for contexts longer than the trained one."""
+    """Rotary embedding: its base, and the scaling for contexts longer than the trained one."""
 
     base: float
     scaling: str = "none"  # none, linear, yarn
@@ -48,14 +48,15 @@ class Rope:
 
     @property
     def magnitude(self) -> float:
-        """The factor of cos and sin: 1, or YaRN's 0.1 ln(factor) + 1 (arXiv 2309.00071, eq. 22)."""
+        """Factor of cos and sin: 1, or YaRN's 0.1 ln(factor) + 1 (arXiv 2309.00071, eq. 22)."""
         return 0.1 * math.log(self.factor) + 1.0 if self.scaling == "yarn" and self.factor > 1 else 1.0
 
     def frequencies(self, n_rot: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """Radians per position of each pair, float32 [n_rot / 2]: base^(-2i / n_rot), scaled.
+        """Return the radians per position of each pair, float32 [n_rot / 2]: base^(-2i / n_rot), scaled.
 
-        ``factors``, the file's ``rope_freqs.weight`` (Llama 3.1), divide the frequencies. YaRN goes by the turns of a
-        pair in the original context: 32 and more are left alone, 1 and fewer scaled in full, others blended.
+        ``factors``, the file's ``rope_freqs.weight`` (Llama 3.1), divide the frequencies. YaRN counts the turns of a
+        pair in the original context. It keeps pairs of 32 turns or more, scales pairs of 1 turn or fewer, and blends
+        the others.
         """
         i = np.arange(n_rot // 2, dtype=np.float64)
         freqs = self.base ** (-2.0 * i / n_rot)
@@ -95,7 +96,7 @@ class ModelConfig:
     recurrent: tuple[bool, ...]
     attention_scale: float  # of q·k
     windows: tuple[int, ...]  # by layer: the positions that attention sees, 0 for all
-    rope_local: Rope | None = None  # of the layers with a window, where they have another one
+    rope_local: Rope | None = None  # of the layers with a window, if it differs from ``rope``
     embedding_scale: float = 1.0
     experts: Experts | None = None
     ssm: Ssm | None = None
@@ -104,7 +105,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture: a token takes ``n_used`` of ``n`` experts of width ``n_ff``, and the shared expert if there is one."""
+    """Mixture: a token takes ``n_used`` of ``n`` experts of width ``n_ff``, and the shared expert if there is one."""
 
     n: int
     n_used: int
@@ -115,7 +116,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Ssm:
-    """A gated-DeltaNet layer: heads of ``d_state`` keys and as many values, behind a causal convolution."""
+    """Gated-DeltaNet layer: heads of ``d_state`` keys and as many values, behind a causal convolution."""
 
     n_k_head: int
     n_v_head: int
@@ -137,8 +138,8 @@ def from_file(file: File, traits: Traits, n_ctx: int | None = None) -> ModelConf
     """Read the configuration of a file whose family has these traits.
 
     ``n_ctx`` is its context in tokens, by default the trained one, but 4096 at most. Raises GGUFError for a missing or
-    impossible value, UnsupportedModelError for one that zincmetal does not run; both name the key. All assumptions are
-    one warning. The limits of kernels are not checked: that is ``Target.check``.
+    impossible value, UnsupportedModelError for a value that zincmetal does not run. Both name the key. One warning
+    lists all assumptions. ``Target.check`` checks the limits of kernels.
     """
     arch = file.require("general.architecture", str)
     keys = Keys(file, arch)
@@ -150,7 +151,7 @@ def from_file(file: File, traits: Traits, n_ctx: int | None = None) -> ModelConf
     if n_block > len(file.tensors):
         raise keys.bad("block_count", f"{n_block} blocks cannot be in a file of {len(file.tensors)} tensors")
     if n_draft >= n_block:
-        raise keys.bad("nextn_predict_layers", f"{n_draft} leaves none of the {n_block} blocks")
+        raise keys.bad("nextn_predict_layers", f"{n_draft} leaves 0 of the {n_block} blocks")
     n_layer = n_block - n_draft
     n_embd = keys.size("embedding_length")
     n_head, n_head_kv, head_dim = _heads(keys, traits, n_block, n_embd)
@@ -180,7 +181,7 @@ def from_file(file: File, traits: Traits, n_ctx: int | None = None) -> ModelConf
         windows=windows,
         rope_local=_rope_local(keys, traits, windows),
         embedding_scale=keys.number("embedding_scale", 0.0)
-        or traits.embedding_scale(n_embd),  # 0: the file does not say it
+        or traits.embedding_scale(n_embd),  # 0: the file does not give it
         experts=_experts(keys, n_block) if traits.mixture else None,
         ssm=_ssm(keys) if traits.hybrid else None,
         n_draft=n_draft,
@@ -192,11 +193,11 @@ def from_file(file: File, traits: Traits, n_ctx: int | None = None) -> ModelConf
 def _refuse_what_is_no_model(file: File) -> None:
     kind = file.metadata.get("general.type", "model")
     if kind in ("adapter", "imatrix", "mmproj"):
-        raise UnsupportedModelError(f"general.type is {abbreviate(kind)}: this file is no model by itself")
+        raise UnsupportedModelError(f"general.type is {abbreviate(kind)}: this file is not a model by itself")
 
 
 def _heads(keys: Keys, traits: Traits, n_block: int, n_embd: int) -> tuple[int, int, int]:
-    """(query heads, key and value heads, size of each)."""
+    """Read the number of query heads, the number of key and value heads, and the size of a head."""
     hybrid = traits.hybrid  # recurrent blocks have no heads of this kind
     n_head = keys.same_size("attention.head_count", n_block, without=hybrid)
     n_head_kv = keys.same_size("attention.head_count_kv", n_block, n_head, without=hybrid)
@@ -219,7 +220,7 @@ def _feed_forward(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
 
 
 def _assumed_width(keys: Keys, name: str, tensor: str, n_dims: int) -> int | None:
-    """Return the rows of the first block's tensor, if there is one and the file lacks the key of this width."""
+    """Return the rows of the first block's tensor if the file lacks the key of this width. None if it has no tensor."""
     info = keys.file.tensors.get(f"blk.0.{tensor}.weight")
     if keys.has(name) or info is None or len(info.shape) < n_dims:
         return None
@@ -250,15 +251,15 @@ def _n_vocab(keys: Keys) -> int:
 
 
 def _is_matrix(tensor: TensorInfo) -> bool:
-    """Whether a tensor is a matrix. Leading dimensions of 1 do not count."""
+    """Return True if a tensor is a matrix. Leading dimensions of 1 do not count."""
     return len(tensor.shape) >= 2 and prod(tensor.shape[:-2]) == 1
 
 
 def _check_sections(keys: Keys) -> None:
     """Refuse sections of rotary dimensions that do not turn by the position of a token.
 
-    The first three turn by time, row and column of an image. For text all three are the position. A fourth section has
-    no meaning for text.
+    The first three sections turn by time, row and column of an image. For text all three are the position. A fourth
+    section has no meaning for text.
     """
     name = "rope.dimension_sections"
     if not keys.has(name):
@@ -267,9 +268,7 @@ def _check_sections(keys: Keys) -> None:
     if not isinstance(sections, np.ndarray) or sections.dtype.kind not in "iu" or sections.size > 4:
         raise keys.bad(name, f"{abbreviate(sections)} are not up to 4 integers")
     if sections.size and (sections.min() < 0 or sections[3:].any()):
-        raise UnsupportedModelError(
-            f"{keys.spelled(name)} is {abbreviate(sections)}; zincmetal turns the first 3 alone"
-        )
+        raise UnsupportedModelError(f"{keys.spelled(name)} is {abbreviate(sections)}; zincmetal turns only the first 3")
 
 
 def _experts(keys: Keys, n_block: int) -> Experts:
@@ -286,7 +285,7 @@ def _experts(keys: Keys, n_block: int) -> Experts:
         n_used=n_used,
         n_ff=keys.same_size(name, n_block, _assumed_width(keys, name, "ffn_gate_exps", 2)),
         n_ff_shared=keys.size(shared, n_shared, least=0),
-        scale=scale or 1.0,  # converters write 0 where there is none
+        scale=scale or 1.0,  # converters write 0 if there is none
     )
 
 
@@ -302,9 +301,9 @@ def _ssm(keys: Keys) -> Ssm:
 
 
 def _recurrent(keys: Keys, n_block: int) -> tuple[bool, ...]:
-    """Whether each block is recurrent.
+    """Return for each block whether it is recurrent.
 
-    The file lists the recurrent blocks, or gives them no heads, or every ``full_attention_interval``-th attends.
+    The file lists the recurrent blocks, or gives them 0 heads, or every ``full_attention_interval``-th block attends.
     """
     if not keys.has("attention.recurrent_layers"):
         heads = keys.sizes("attention.head_count_kv", n_block, 1, least=0)
@@ -312,7 +311,7 @@ def _recurrent(keys: Keys, n_block: int) -> tuple[bool, ...]:
             return tuple(n == 0 for n in heads)
         interval = keys.size("full_attention_interval", 4)
         return tuple((i + 1) % interval != 0 for i in range(n_block))
-    keys.get("full_attention_interval", 0)  # the list says the same
+    keys.get("full_attention_interval", 0)  # the list replaces it
     return keys.flags("attention.recurrent_layers", n_block)
 
 
@@ -340,7 +339,7 @@ def _windows(keys: Keys, traits: Traits, n_block: int) -> tuple[int, ...]:
 
 
 def _attention_scale(keys: Keys, usual: float) -> float:
-    """Read the scale of q·k as the file says it, or the usual one."""
+    """Read the scale of q·k from the file, or return the usual scale."""
     if keys.saved and keys.number("attention.scale", 0.0) == 0:  # llama.cpp's saver writes 0 for a missing key
         return usual
     return keys.positive("attention.scale", usual)
@@ -365,7 +364,7 @@ def _rope(keys: Keys, traits: Traits, n_ctx_train: int) -> Rope:
 
 
 def _rope_local(keys: Keys, traits: Traits, windows: tuple[int, ...]) -> Rope | None:
-    """Read the rotary embedding of blocks with a window, or None where all blocks have one."""
+    """Read the rotary embedding of blocks with a window, or None if all blocks have one."""
     if traits.local_rope or (keys.has("rope.freq_base_swa") and any(windows)):
         return Rope(_rope_base(keys, "rope.freq_base_swa"))
     keys.get("rope.freq_base_swa", 0.0)  # no layer to use it

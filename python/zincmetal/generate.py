@@ -1,4 +1,4 @@
-"""``python -m zincmetal.generate``: the same as ``zincmetal run``."""
+"""``python -m zincmetal.generate``: runs ``zincmetal run``."""
 
 import sys
 

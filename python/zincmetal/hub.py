@@ -1,4 +1,4 @@
-"""Models that have a name in place of a path. Today only the demo model, which commands take when none is named."""
+"""Models with a name in place of a path. Today only the demo model, which commands take if none is named."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every environment variable of zincmetal: one table, and the only place where Python reads them.
+"""Environment variables of zincmetal: one table of all of them. Python reads zincmetal's own through it alone.
 
-The compiled core reads some by itself. They stand in the table too, so that one list has them all. The page
+The compiled core reads some of them by itself, and ``watchdog.py`` sets two of Apple's. They have rows too. The page
 ``docs/environment.md`` explains them; ``zincmetal info`` shows which are set.
 """
 
@@ -31,12 +31,12 @@ class Variable:
 
     @property
     def value(self) -> str:
-        """The text that the environment has; empty where the variable is not set."""
+        """Text that the environment has, or "" if the variable is not set."""
         return os.environ.get(self.name, "")
 
 
 DEVICE = Variable(
-    "ZINCMETAL_DEVICE", "metal, cuda or cpu", "the best that was built", "the device, where a call names none"
+    "ZINCMETAL_DEVICE", "metal, cuda or cpu", "the best that was built", "the device, if a call names none"
 )
 MEMORY_LIMIT = Variable(
     "ZINCMETAL_MEMORY_LIMIT", "bytes", "the memory that the device grants", "the most memory that a model may take"
@@ -46,13 +46,18 @@ PYTHON = Variable(
 )
 NATIVE = Variable("ZINCMETAL_NATIVE", "0 or 1", "1", "0: the CPU runs every kernel from its Metal source, slowly")
 RELAXED = Variable(
-    "ZINCMETAL_RELAXED", "1", "not set", "a mark: zincmetal has set the driver's variable, not the user", "core", True
+    "ZINCMETAL_RELAXED",
+    "1",
+    "not set",
+    "a mark that zincmetal, not the user, has set the driver's variable",
+    "core",
+    True,
 )
 ISA = Variable(
     "ZINCMETAL_ISA", "plain, neon, avx2 or avx512", "the best of the CPU", "the most that native kernels use", "core"
 )
 CACHE = Variable(
-    "ZINCMETAL_CACHE", "a folder, or 0", "~/Library/Caches/zincmetal", "where compiled Metal kernels are kept", "core"
+    "ZINCMETAL_CACHE", "a folder, or 0", "~/Library/Caches/zincmetal", "the folder of compiled Metal kernels", "core"
 )
 KERNELS = Variable("ZINCMETAL_KERNELS", "a folder", "the package's", "other kernel sources for Metal", "core")
 METALLIB = Variable("ZINCMETAL_METALLIB", "0", "not set", "0: compile Metal kernels from text", "core")
@@ -95,17 +100,17 @@ ALL = (
 
 
 def device() -> str | None:
-    """The name of the device that the environment chooses, or None."""
+    """Return the name of the device that the environment chooses, or None."""
     return DEVICE.value or None
 
 
 def native() -> bool:
-    """Whether the CPU may use its native kernels."""
+    """Return True if the CPU may use its native kernels."""
     return NATIVE.value != "0"
 
 
 def memory_limit() -> int | None:
-    """The most bytes that a model may take, or None. Raises UsageError where the text is no number of bytes."""
+    """Return the limit of a model's memory in bytes, or None. Raises UsageError if the text is no number of bytes."""
     limit = MEMORY_LIMIT.value
     if not limit:
         return None
@@ -115,13 +120,13 @@ def memory_limit() -> int | None:
 
 
 def in_force() -> dict[str, str]:
-    """The variables that are set, with their text."""
+    """Return the variables that are set, with their text."""
     return {v.name: v.value for v in ALL if v.name in os.environ}
 
 
 @contextmanager
 def override(variable: Variable, value: str) -> Iterator[None]:
-    """Set a variable for a while, then put the old value back."""
+    """Set a variable while the block runs, then put the old value back."""
     before = os.environ.get(variable.name)
     os.environ[variable.name] = value
     try:

@@ -343,7 +343,7 @@ def test_suppressed_tokens_are_never_drawn(tmp_path: Path) -> None:
     ("keys", "begin", "end"),
     [
         ({"bos_token_id": START, "eos_token_id": END, "add_bos_token": True}, "257 '<|im_start|>'", "258 '<|im_end|>'"),
-        ({"bos_token_id": START}, "257 '<|im_start|>', which a prompt does not get", "258 '<|im_end|>'"),
+        ({"bos_token_id": START}, "257 '<|im_start|>', not added to a prompt", "258 '<|im_end|>'"),
         ({"special": {}}, "none", "none"),
     ],
 )
@@ -360,6 +360,6 @@ def test_the_printer_says_what_stands_around_a_text(
 def test_the_printer_says_how_a_chat_is_sampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for general, said in ((SAMPLED["general"], "temperature 0.75, top_k 5"), ({}, "greedy")):
         assert inspect.main([str(save(tmp_path / "m.gguf", template=CHATML, general=general))]) == 0
-        assert capsys.readouterr().out.endswith(f"\n  sampling of chat, where no option says how: {said}\n")
+        assert capsys.readouterr().out.endswith(f"\n  sampling of chat without options: {said}\n")
     assert inspect.main([str(save(tmp_path / "m.gguf", pre="unheard-of"))]) == 0
-    assert "\ntext\n  ids alone: tokenizer.ggml.pre" in capsys.readouterr().out
+    assert "\ntext\n  only token ids: tokenizer.ggml.pre" in capsys.readouterr().out

@@ -64,9 +64,9 @@ def test_json_of_the_old_door_is_the_report_alone(capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--rows", "3"), "--rows is for the recorded plan: add --dump, --dot or --json"),
-        (("--output", "all"), "--output is for the recorded plan"),
-        (("--dot", "--json"), "--dot is a form of its own"),
+        (("--rows", "3"), "--rows is for the plan itself: add --dump, --dot or --json"),
+        (("--output", "all"), "--output is for the plan itself"),
+        (("--dot", "--json"), "--dot and --json are two forms"),
         (("--dump", "--rows", "0"), "--rows must be an integer from 1 to 512, not 0"),
         (("--dump", "--rows", "513"), "--rows must be an integer from 1 to 512, not 513"),
     ],

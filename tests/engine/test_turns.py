@@ -82,7 +82,7 @@ def test_a_stream_that_only_a_traceback_has_is_ended_by_reset(model: Any) -> Non
 
     with pytest.raises(RuntimeError) as kept:
         show()
-    with pytest.raises(UsageError, match=r"unfinished stream: end that with its close\(\), or with reset\(\)"):
+    with pytest.raises(UsageError, match=r"unfinished stream: end the stream with its close\(\), or with reset\(\)"):
         model.generate(PROMPT)
     model.reset()
     assert model.generate(PROMPT, max_tokens=3).tokens

@@ -196,10 +196,10 @@ TENSORS = {
     "offset at the end": (tensor([4], offset=64), r"tensor 'bad': its data, bytes \d+ to"),
     "last byte missing": (tensor([8], data=DATA[:-1]), r"tensor 'bad': its data, bytes \d+ to"),
     "no data at all": (tensor([4], data=b""), r"tensor 'first': its data, bytes"),
-    "two at one place": (tensor([4], offset=0), r"tensor 'bad': its data overlaps that of 'first'"),
+    "two at one place": (tensor([4], offset=0), r"tensor 'bad': its data overlaps the data of 'first'"),
     "the first too long": (
         b.gguf([NAME], [b.tensor("long", [9], F32, 0), b.tensor("bad", [4], F32, 32)], DATA),
-        r"tensor 'bad': its data overlaps that of 'long'",
+        r"tensor 'bad': its data overlaps the data of 'long'",
     ),
     "offset cut": (b.gguf([], [b.tensor("bad", [4], F32, 0)[:-1]]), r"tensor 'bad': the tensor's offset "),
     "type cut": (b.gguf([], [b.string("bad" * 5) + b.u32(0) + bytes(3)]), r"the tensor's type needs 4"),

@@ -1,5 +1,5 @@
-// Native causal attention over the KV cache with an online softmax, for decode (a row at a time) and prefill (tiles of
-// queries of all the heads that share keys).
+// Native causal attention over the KV cache with an online softmax. Decode takes a row at a time, prefill tiles of the
+// queries of all heads that share keys.
 #include "cpu/native/dot.h"
 #include "cpu/native/register.h"
 #include "cpu/native/tile.h"
@@ -34,7 +34,7 @@ struct Heads {
           kv_stride(p.n_head_kv * head_bytes) {}
 
     uint32_t group() const { return p.n_head / p.n_head_kv; }
-    // Where the keys (or values) of a page begin, for this head.
+    // The first byte of the keys (or values) of a page, for this head.
     size_t page(uint32_t head, uint32_t page) const {
         return size_t(pages[page]) * KV_PAGE * kv_stride + head / group() * head_bytes;
     }
@@ -44,7 +44,7 @@ struct Heads {
         return {p.window && p.window < end ? end - p.window : 0, end};
     }
 
-    // The output of a head: sums of weighted values, over the sum of the weights, as the gate lets them pass.
+    // The output of a head: sums of weighted values, divided by the sum of the weights, times the gate.
     void write(uint32_t head, uint32_t t, const float* values, float sum) const {
         float* to = out + row(head, t);
         const float scale = 1.0f / sum;
@@ -57,7 +57,7 @@ struct Heads {
     }
 };
 
-// Calls f(page, keys) for the pages of a range, with the keys of it that a page holds, counted from its first.
+// Calls f(page, keys) for the pages of a range, with the range's keys in the page, counted from the page's first key.
 template <class F>
 INLINE void for_pages(KeyRange range, F&& f) {
     for (uint32_t page = range.begin / KV_PAGE; page * KV_PAGE < range.end; page++) {
@@ -67,7 +67,7 @@ INLINE void for_pages(KeyRange range, F&& f) {
     }
 }
 
-// Turns n scores into weights relative to the running maximum; returns the factor by which the sums so far shrink.
+// Turns n scores into weights relative to the running maximum. Returns the factor by which the sums so far shrink.
 INLINE float softmax_step(float* scores, uint32_t n, float& max_score, float& sum) {
     float top = max_score;
     for (uint32_t i = 0; i < n; i++) top = scores[i] > top ? scores[i] : top;
@@ -94,8 +94,8 @@ INLINE float softmax_step(float* scores, uint32_t n, float& max_score, float& su
 
 // ---- decode
 
-// A row of a head vector in the cache, from a column on: at the columns that follow, times a weight. Blocks of a
-// quantised row are entered at their first column.
+// A row of a head vector in the cache, from a column on: the following columns times a weight. The first column of a
+// quantised row is the first of a block.
 template <class T>
 struct Columns {
     const uint8_t* p;
@@ -143,7 +143,7 @@ INLINE void add_values(const uint8_t* values, size_t stride, const float* weight
     }
 }
 
-// The heads [begin, end), which share their keys, of one row: each page of the cache serves all of them at once.
+// The heads [begin, end) of one row. They share their keys: each page of the cache serves all of them at once.
 template <class T>
 void attend_row(const Heads<T>& h, Range heads, uint32_t t) {
     const uint32_t dim = h.p.head_dim, n = heads.end - heads.begin;
@@ -169,8 +169,8 @@ void attend_row(const Heads<T>& h, Range heads, uint32_t t) {
     for (uint32_t i = 0; i < n; i++) h.write(heads.begin + i, t, acc + size_t(i) * dim, sum[i]);
 }
 
-// Calls f(heads, y) for the threadgroups [begin, end) of a grid with a head to each column x: runs of heads that share
-// their keys, in one line y.
+// Calls f(heads, y) for the threadgroups [begin, end) of a grid with a head in each column x. A call has a run of heads
+// that share their keys, in one line y.
 template <class F>
 INLINE void for_groups(const NativeLaunch& l, uint64_t begin, uint64_t end, uint32_t group, F&& f) {
     while (begin < end) {
@@ -233,7 +233,7 @@ class QueryTile {
     uint32_t row_of(uint32_t i) const { return t0 + i / n_heads; }
     uint32_t head_of(uint32_t i) const { return head0 + i % n_heads; }
 
-    // scores[n][KV_PAGE] = q · the keys of a page; scores out of range mean nothing.
+    // scores[n][KV_PAGE] = q · the keys of a page. Scores out of range are not used.
     void score(const uint8_t* keys, KeyRange range) {
         std::memset(scores, 0, size_t(n) * KV_PAGE * sizeof(float));
         for (uint32_t r = range.begin / PANEL * PANEL; r < range.end; r += PANEL) {

@@ -6,7 +6,7 @@
 namespace zinc {
 namespace {
 
-// The blocks of a full group, each with its own code; 0 without vector instructions to speak of, where it is all code.
+// The blocks of a full group, each with unrolled code. 0 on machines with few vector instructions: more code, no gain.
 #if defined(NATIVE_AVX512) || defined(NATIVE_AVX2) || defined(NATIVE_NEON)
 constexpr int WHOLE_GROUPS = GROUP_BLOCKS;
 #else
@@ -23,8 +23,8 @@ INLINE void dot_block(const uint8_t* group, size_t row_bytes, int j, const typen
     }
 }
 
-// A group of ROWS rows, N_BLOCKS blocks of it; 0 stands for n_blocks, of a partial group. Asks for the same group of
-// the next ROWS rows: the hardware does not see several rows as one stream.
+// A group of ROWS rows, N_BLOCKS blocks of it; 0 stands for n_blocks, of a partial group. Prefetches this group of the
+// next ROWS rows: the hardware does not see several rows as one stream.
 template <int ROWS, int N_BLOCKS, class Q>
 INLINE void dot_group(const uint8_t* group, size_t row_bytes, const float* x, int n_blocks, vf (&sum)[ROWS][2]) {
     typename Q::Scales scales[ROWS];
@@ -33,7 +33,7 @@ INLINE void dot_group(const uint8_t* group, size_t row_bytes, const float* x, in
         Q::scales(group + r * row_bytes, N_BLOCKS ? N_BLOCKS : n_blocks, scales[r]);
         settle(scales[r]);
     }
-    if constexpr (N_BLOCKS) {  // every block then knows where its bits are
+    if constexpr (N_BLOCKS) {  // every block then has its bits at a constant place
         UNROLL for (int j = 0; j < N_BLOCKS; j++) dot_block<ROWS, Q>(group, row_bytes, j, scales, x, sum);
     } else {
         for (int j = 0; j < n_blocks; j++) dot_block<ROWS, Q>(group, row_bytes, j, scales, x, sum);

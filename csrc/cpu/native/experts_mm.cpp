@@ -1,5 +1,5 @@
-// Native prefill of mixtures of experts: slots sorted by expert, the products of each expert's rows with all of its
-// slots, and their sum.
+// Native prefill of mixtures of experts: the slots sorted by expert, the products of each expert's rows with its slots,
+// and their sum.
 #include "shapes.h"
 #include "cpu/native/strips.h"
 
@@ -11,8 +11,8 @@ struct ExpertTile {
     int32_t expert, first, end, reserved;
 };
 
-// Calls run(expert, first, end, n) for the slots of one expert each that tiles [begin, end) hold: an expert's rows are
-// unpacked for all of them at once. n slots are the expert's in all.
+// Calls run(expert, first, end, n) for each expert of tiles [begin, end) with its slots there. So an expert's rows are
+// unpacked once for all of them. The expert has n slots in all.
 template <class Run>
 void for_experts(const ExpertTile* tiles, uint32_t n_tiles, uint32_t begin, uint32_t end, Run&& run) {
     const auto same = [&](uint32_t a, uint32_t b) { return tiles[a].expert == tiles[b].expert; };
@@ -27,7 +27,7 @@ void for_experts(const ExpertTile* tiles, uint32_t n_tiles, uint32_t begin, uint
     }
 }
 
-// The products of MATRICES tensors of experts (bindings 4 ..) with X (the next binding), handed to
+// Multiplies MATRICES tensors of experts (bindings 4 ..) by X (the next binding), and passes the products to
 // finish(slot, row, n, y0, y1).
 template <class T, int MATRICES, class Finish>
 void multiply(const NativeLaunch& l, uint64_t begin, uint64_t end, Finish&& finish) {
@@ -86,7 +86,7 @@ void moe_sort(const NativeLaunch& l, uint64_t, uint64_t) {
     const uint32_t n_slots = l.buffer<const Step>(1)->n_tokens * p.n_used;
     const auto expert_of = [&](uint32_t slot) { return std::min(uint32_t(ids[slot]), p.n_expert - 1); };
 
-    auto* next = workspace().sums.take<uint32_t>(p.n_expert);  // where an expert's next slot goes; first, how many
+    auto* next = workspace().sums.take<uint32_t>(p.n_expert);  // an expert's next slot; at first, its count
     std::memset(next, 0, p.n_expert * sizeof(uint32_t));
     for (uint32_t slot = 0; slot < n_slots; slot++) next[expert_of(slot)]++;
     uint32_t first = 0, n_tiles = 0;

@@ -6,7 +6,7 @@
 namespace zinc {
 namespace {
 
-// The matrix of an expert; an id out of range gives the last one.
+// The matrix of an expert. An id out of range gives the last expert.
 template <class P>
 INLINE Matrix expert_matrix(const P& p, const uint8_t* w, int32_t id) {
     const uint32_t expert = uint32_t(id) < p.n_expert ? uint32_t(id) : p.n_expert - 1;
@@ -48,7 +48,8 @@ INLINE void add_products(const Matrix& w, uint32_t first, uint32_t n, const floa
     map_floats(n, sum, sum, y, [weight](vf a, vf b) { return a + weight * b; });
 }
 
-// out = residual + the weighted products of the chosen experts with their rows of x + more(first, n, sums) of a strip.
+// out = residual + the weighted products of the chosen experts with their rows of x. more(first, n, sums) adds to a
+// strip.
 template <class T, class P, class More>
 INLINE void mix(const NativeLaunch& l, uint64_t begin, uint64_t end, float* out, More&& more) {
     const auto& p = l.as<P>();
@@ -84,7 +85,7 @@ void moe_mv_mix2(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 
 // ---- routing
 
-// Whether a logit comes before another: NaN after all numbers.
+// True if a logit comes before another: NaN after all numbers.
 INLINE bool before(float a, float b) { return a > b || (a == a && b != b); }
 
 // The best n of the logits, in order; the lowest id among equals.

@@ -14,7 +14,7 @@ struct Registered {
     Isa isa;
 };
 
-// Never destroyed: threads that the end of the process finds at work use it.
+// Never destroyed: threads may still use it at the end of the process.
 std::vector<Registered>& registry() {
     static auto& all = *new std::vector<Registered>;
     return all;
@@ -22,7 +22,7 @@ std::vector<Registered>& registry() {
 
 Isa isa_of_machine() {
 #if defined(__x86_64__)
-    // The compiler's own test asks the operating system too whether it keeps the wide registers.
+    // The compiler's own test also asks the operating system if it keeps the wide registers.
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");

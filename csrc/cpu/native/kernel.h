@@ -41,8 +41,8 @@ class Scratch {
     Scratch& operator=(const Scratch&) = delete;
     ~Scratch();
 
-    // 64-byte aligned, uninitialised, valid until the next call. Throws std::bad_alloc. Always inline: a copy of its
-    // own would be in the instruction set of whichever file the linker takes it from.
+    // 64-byte aligned, uninitialised, valid until the next call. Throws std::bad_alloc. Always inline: the
+    // linker would take a separate copy from any file, in the instruction set of that file.
     template <class T>
     __attribute__((always_inline)) T* take(size_t count) {
         const size_t bytes = count * sizeof(T) + 64;
@@ -57,8 +57,8 @@ class Scratch {
     size_t bytes_ = 0;
 };
 
-// Scratch memory of one thread that runs native kernels; it belongs to who runs them. As thread-local variables it
-// would be allocated by the runtime, which ends the process where there is no memory.
+// Scratch memory of one thread that runs native kernels. It belongs to the runner of the kernels. The runtime would
+// allocate thread-local variables, and ends the process if there is no memory.
 struct Workspace {
     Scratch rows, weights, panel, sums, tokens, result[2];
 };
@@ -83,7 +83,7 @@ class WorkspaceScope {
 };
 
 // Does the work of threadgroups [begin, end), numbered with x fastest. Runs on any thread of the pool, in a
-// WorkspaceScope. Throws std::bad_alloc alone.
+// WorkspaceScope. Throws only std::bad_alloc.
 using NativeFn = void (*)(const NativeLaunch& launch, uint64_t begin, uint64_t end);
 
 struct NativeKernel {
@@ -94,7 +94,7 @@ struct NativeKernel {
 
 // Makes a version known. Called from static initialisers.
 void register_native(const char* name, Isa isa, NativeFn fn, uint32_t grain);
-// The version of the best instruction set that the machine has and the environment allows; null when there is none.
+// The version for the best instruction set that the machine has and the environment allows, or null.
 const NativeKernel* find_native(const char* name);
 
 struct NativeRegistration {

@@ -4,14 +4,14 @@
 namespace zinc {
 namespace {
 
-// Sort keys as in kernels/sort_key.h, but 0 for all that is not finite.
+// Sort keys as in kernels/sort_key.h, but 0 for all values that are not finite.
 INLINE vi keys_of(vf x) {
     const vi bits = bits_as<vi>(x + 0.0f);  // -0 + 0 is +0
     const vi odd = (bits & 0x7f800000) == 0x7f800000;
     return ~odd & (bits ^ (bits >> 31 | int32_t(0x80000000)));
 }
 
-// Sorts logits from small to large, equal ones from high id to low.
+// Sorts logits from small to large, and equal logits from high id to low.
 INLINE uint64_t rank_of_key(uint32_t key, uint32_t id) { return uint64_t(key) << 32 | uint32_t(~id); }
 
 INLINE uint64_t rank_of(float x, uint32_t id) {
@@ -24,8 +24,9 @@ INLINE float logit_of_rank(uint64_t rank) {
     return bits_as<float>(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// A number that exactly the `wanted` largest of n different ranks reach. It counts the ranks by their bytes, from the
-// highest byte, and goes on with the ranks that share the border's byte. 1 <= wanted <= n; spoils the ranks.
+// Returns a number which exactly the `wanted` largest of n different ranks are not below. It counts the ranks by their
+// bytes, from the highest byte, and goes on with the ranks that share the border's byte. 1 <= wanted <= n. Overwrites
+// the ranks.
 uint64_t lowest_of_largest(uint64_t* ranks, uint32_t n, uint32_t wanted) {
     for (int shift = 56;; shift -= 8) {
         uint32_t bins[256] = {};
@@ -66,7 +67,7 @@ INLINE void for_vectors(const float* x, uint32_t n, F&& f) {
     f(i, tail);
 }
 
-// Writes the keys of n logits (and up to W - 1 more), the largest, and how many are not finite.
+// Writes the keys of n logits (and up to W - 1 more), the largest logit, and the count of logits that are not finite.
 void summarise(const float* x, uint32_t n, uint32_t* keys, Candidates& out) {
     vf top = splat(-HUGE_VALF);
     vi n_finite{};
@@ -84,7 +85,7 @@ void summarise(const float* x, uint32_t n, uint32_t* keys, Candidates& out) {
     }
 }
 
-// Sums over all logits, when the largest is known.
+// Sums over all logits, once the largest is known.
 void sum(const float* x, uint32_t n, Candidates& out) {
     vf sums{}, x_sums{};
     for_vectors(x, n, [&](uint32_t, vf v) {
@@ -98,7 +99,8 @@ void sum(const float* x, uint32_t n, Candidates& out) {
     out.sum_x_exp = sum_lanes(x_sums);
 }
 
-// A key that enough of n keys reach to fill the places, and not many more, by its leading bits; at least 1.
+// Returns a key, at least 1, such that enough of n keys to fill the places, and few more, are not below it. Only its
+// leading bits count.
 uint32_t bound_of_keys(const uint32_t* keys, uint32_t n) {
     constexpr int shift = 21;
     uint32_t bins[2][1 << (32 - shift)] = {};  // two: neighbours are often equal, and would wait for one another
@@ -130,7 +132,7 @@ void candidates_partial(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     }
 }
 
-// Candidates at or above this are all that can win: the part that has it has enough of them by itself.
+// Only candidates at or above this can win: the section that has it fills all places by itself.
 uint64_t bound_of_parts(const Candidates* parts, uint32_t n_part) {
     uint64_t bound = 0;
     for (uint32_t i = 0; i < n_part; i++) {
@@ -175,7 +177,7 @@ void candidates_final(const NativeLaunch& l, uint64_t, uint64_t) {
 
 INLINE bool is_finite(float x) { return (bits_as<uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }
 
-// The largest of n values; NaN where one of them is not finite.
+// The largest of n values; NaN if one of them is not finite.
 INLINE float largest(const float* x, uint32_t n) {
     vf top = splat(-HUGE_VALF);
     vi odd{};
@@ -207,7 +209,7 @@ void argmax_partial(const NativeLaunch& l, uint64_t begin, uint64_t end) {
         uint32_t id = part.begin;
         while (is_finite(best) && logits[id] != best) id++;
         l.buffer<float>(2)[i] = best;
-        l.buffer<int32_t>(3)[i] = part.begin < part.end ? int32_t(id) : -1;  // -1: a part without logits
+        l.buffer<int32_t>(3)[i] = part.begin < part.end ? int32_t(id) : -1;  // -1: no logits in this section
     }
 }
 

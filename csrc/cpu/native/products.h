@@ -6,7 +6,7 @@
 namespace zinc {
 namespace {
 
-// Rows that are read side by side.
+// The number of rows that are read side by side.
 #if defined(NATIVE_AVX512)
 constexpr int ROWS = 4;
 #else

@@ -1,10 +1,10 @@
-// Native matrix-matrix products: Y = X W^T for every type of W, alone, added to a residual, or two under a gate.
+// Native matrix-matrix products: Y = X W^T for every type of W. Alone, added to a residual, or two with a gate.
 #include "cpu/native/strips.h"
 
 namespace zinc {
 namespace {
 
-// The products of MATRICES matrices (bindings 2 ..) with X (the next binding), handed to
+// Multiplies MATRICES matrices (bindings 2 ..) by X (the next binding), and passes the products to
 // finish(token, row, n, y0, y1).
 template <class T, int MATRICES, class Finish>
 void multiply(const NativeLaunch& l, uint64_t begin, uint64_t end, Finish&& finish) {

@@ -1,4 +1,4 @@
-// Native matrix-vector products: y = W x for every type of W, with the epilogues of the MSL kernels, and for stacks of
+// Native matrix-vector products: y = W x for every type of W, with the epilogues of the MSL kernels. Also stacks of
 // matrices.
 #include "cpu/native/products.h"
 #include "cpu/native/register.h"

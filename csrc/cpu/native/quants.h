@@ -16,7 +16,7 @@ struct Weights {
     vf lanes[BLOCK / W];
 };
 
-// Keeps scales in memory: from there a broadcast is free, out of a register each costs a shuffle.
+// Keeps scales in memory: a broadcast from memory is free, a broadcast from a register costs a shuffle.
 template <class S>
 INLINE void settle(S& scales) {
     __asm__("" : "+m"(scales));
@@ -28,7 +28,7 @@ INLINE const int8_t* signed_bytes(const uint8_t* p) { return reinterpret_cast<co
 template <int ZERO>
 INLINE vf nibbles(const uint8_t* p, bool high, float scale, float offset) {
 #if defined(NATIVE_AVX512)
-    // All sixteen weights there can be, looked up by nibble: the lookup ignores higher bits of an index.
+    // All sixteen possible weights, looked up by nibble. The lookup ignores higher bits of an index.
     const vf quants = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const vf every = ZERO ? (quants - float(ZERO)) * scale : quants * scale + offset;
     return (vf)_mm512_permutexvar_ps((__m512i)(high ? widen(p) >> 4 : widen(p)), (__m512)every);
@@ -38,7 +38,7 @@ INLINE vf nibbles(const uint8_t* p, bool high, float scale, float offset) {
 #endif
 }
 
-// The same of W bytes that hold five bits each.
+// W five-bit quants, one in each of W bytes, as weights.
 INLINE vf five_bits(const uint8_t* p, float scale, float offset) {
 #if defined(NATIVE_AVX512)
     const vf quants = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -67,12 +67,12 @@ INLINE vi bit_lanes(int first) {
     return bits;
 }
 
-// Blocks of 32 that start with a half scale and, with MIN, a half minimum; else quant ZERO stands for weight 0.
+// Blocks of 32 that start with a half scale and, with MIN, a half minimum. Without MIN quant ZERO stands for weight 0.
 template <int BLOCK_BYTES, bool MIN, int ZERO>
 struct Blocks32 {
     static constexpr int BYTES = BLOCK_BYTES, GROUP_BYTES = GROUP_BLOCKS * BYTES;
 
-    // Of each block its first two halves as floats: the second is only of use with MIN.
+    // The first two halves of each block as floats. The second is used only with MIN.
     struct Scales {
         alignas(64) float header[2 * GROUP_BLOCKS];
         float scale(int j) const { return header[2 * j]; }
@@ -94,7 +94,7 @@ struct Blocks32 {
     }
 
   protected:
-    // Lanes i of block j: 16 bytes of nibbles, of which the low ones are the first 16 weights, the high ones the rest.
+    // Lanes i of block j: 16 bytes of nibbles. The low nibbles are the first 16 weights, the high nibbles the rest.
     static INLINE vf lanes(const uint8_t* qs, int i, const Scales& s, int j) {
         return nibbles<ZERO>(qs + i * W % 16, i * W >= 16, s.scale(j), s.offset(j));
     }
@@ -229,7 +229,7 @@ struct BF16 {
     static INLINE float one(const uint8_t* p) { return bits_as<float>(uint32_t(load<uint16_t>(p)) << 16); }
 };
 
-// The list of types says how their weights lie; a native struct knows that by itself.
+// The list of types gives the layout of their weights; a native struct has its own layout.
 template <class B>
 using Quantised = B;
 template <class B>
@@ -247,7 +247,7 @@ constexpr size_t row_bytes(uint32_t n) {
         return size_t(n) * T::BYTES;
 }
 
-// `count` weights of a row, from column `first` on, as floats. Quantised ones in whole blocks, of one group.
+// `count` weights of a row, from column `first` on, as floats. Quantised weights: whole blocks of one group.
 template <class T>
 INLINE void dequantise(const uint8_t* row, uint32_t first, uint32_t count, float* out) {
     if constexpr (Grouped<T>) {

@@ -1,4 +1,4 @@
-// The gated delta rule with its convolution and norm, natively: kernels/ssm.metal says what each kernel does. Head
+// Native kernels of the gated delta rule with its convolution and norm. kernels/ssm.metal describes each kernel. Head
 // sizes are multiples of 32, so that vectors have no tails.
 #include "shapes.h"
 #include "cpu/native/register.h"
@@ -16,7 +16,7 @@ INLINE float dot(const float* a, const float* b, uint32_t n) {
 
 INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp(-x)); }
 
-// log(1 + e^x) = max(x, 0) + log1p(e^-|x|), and log1p(u) = 2 atanh(u / (2 + u)) by its series.
+// log(1 + e^x) = max(x, 0) + log1p(e^-|x|). log1p(u) = 2 atanh(u / (2 + u)) by its series.
 INLINE vf softplus(vf x) {
     const vf u = exp(x < 0 ? x : -x), s = u / (2.0f + u), z = s * s;
     vf series = z * (1.0f / 17) + 1.0f / 15;
@@ -47,7 +47,7 @@ struct Gates {
 
 uint32_t n_channels(const SsmParams& p) { return 2 * p.n_k_head * p.d_k + p.n_v_head * p.d_v; }
 
-// The factor that makes a head of q or k of length 1, q divided by sqrt(d_k) besides.
+// The factor that scales a head of q or k to length 1. q is also divided by sqrt(d_k).
 float qk_scale(const SsmParams& p, float squares, bool is_q) {
     const float length = std::sqrt(squares + p.l2_eps);
     return 1.0f / (is_q ? length * std::sqrt(float(p.d_k)) : length);
@@ -92,8 +92,8 @@ struct HeadInput {
     void keep(uint32_t t) const { std::memcpy(slot(pos + t), row(t), dim * sizeof(float)); }
 };
 
-// Tokens are divided in whole groups of SSM_MAX_CONV: only the first piece looks back past the step, and it alone has
-// the ring.
+// Tokens are divided in whole groups of SSM_MAX_CONV. Only the first piece looks back past the step, so only it has the
+// ring.
 void ssm_conv1d(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<SsmParams>();
     const Step step = *l.buffer<const Step>(1);
@@ -126,7 +126,7 @@ struct Token {
 };
 
 // The rule for one token on COLUMNS columns of S, each [d_k]: S *= decay; d = (v - S^T k) rate; S += k d^T; o = S^T q.
-// Both products are taken of the old S in one pass: the new S^T q is the old one's plus d (k·q).
+// Both products are taken of the old S in one pass: the new S^T q is the old S^T q plus d (k·q).
 INLINE void update_columns(float* s, uint32_t d_k, const Token& token, const float* v, float* o) {
     vf sk[COLUMNS] = {}, sq[COLUMNS] = {};
     for (uint32_t i = 0; i < d_k; i += W) {
@@ -215,7 +215,7 @@ void ssm_norm(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 void step_head(const NativeLaunch& l, const SsmParams& p, const Step& step, uint32_t head) {
     float q[SSM_MAX_HEAD], k[SSM_MAX_HEAD], v[SSM_MAX_HEAD], o[SSM_MAX_HEAD];
     const uint32_t k_head = head % p.n_k_head;
-    // The k head is shared by several v heads: the first of them keeps its inputs, in a slot that none of them reads.
+    // Several v heads share a k head. The first of them stores its inputs, in a slot that no v head reads.
     const auto convolve = [&](uint32_t conv_head, float* out, bool is_owner) {
         const HeadInput input(p, step, l.buffer<const float>(2), l.buffer<const float>(6), l.buffer<float>(10),
                               conv_head);

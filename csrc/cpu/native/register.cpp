@@ -1,7 +1,7 @@
-// Registers the tables that the native kernel files export, one per family and instruction set. Compiled for the
-// machine that everything else is compiled for.
+// Registers the tables that the native kernel files export, one per family and instruction set. Compiled with
+// the flags of all other files, and not for an instruction set.
 //
-// A family has one name here, in plan/lower/ and in tests/kernels/; its kernels keep the names of their operations:
+// A family has one name here, in plan/lower/ and in tests/kernels/. Its kernels keep the names of their operations:
 //   products    mul_mv*, mul_mm*
 //   experts     moe_*
 //   attention   attention_*

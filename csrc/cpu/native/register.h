@@ -1,5 +1,6 @@
-// Included by every native kernel file. A file is compiled once per instruction set, with NATIVE_ISA naming it, and
-// exports one table of its kernels: constant data, because code of this set must not run before the machine is asked.
+// Included by every native kernel file. A file is compiled once per instruction set, with NATIVE_ISA naming it. It
+// exports one table of its kernels. The table is constant data: code of this set must not run before the machine is
+// checked.
 #pragma once
 
 #include "params.h"
@@ -20,8 +21,8 @@ struct Range {
     uint32_t begin, end;
 };
 
-// Piece i of n things that divide evenly, in order, into `pieces`. Native kernels cut their work by the grid alone: how
-// much a threadgroup of the MSL kernel takes is not theirs to know.
+// Piece i of n things that divide evenly, in order, into `pieces`. Native kernels cut their work only by the grid: they
+// do not know the work of a threadgroup of the MSL kernel.
 INLINE Range piece(uint32_t n, uint64_t i, uint32_t pieces) {
     const uint64_t each = (uint64_t(n) + pieces - 1) / pieces;
     return {uint32_t(i * each < n ? i * each : n), uint32_t((i + 1) * each < n ? (i + 1) * each : n)};
@@ -44,7 +45,7 @@ INLINE void for_lines(const NativeLaunch& l, uint64_t begin, uint64_t end, F&& f
     }
 }
 
-// The part of [0, n) that falls to threadgroups [begin, end) of a grid `width` wide.
+// The range of [0, n) for threadgroups [begin, end) of a grid `width` wide.
 INLINE Range pieces(uint32_t n, uint64_t begin, uint64_t end, uint32_t width) {
     return {piece(n, begin, width).begin, piece(n, end - 1, width).end};
 }

@@ -6,8 +6,7 @@
 namespace zinc {
 namespace {
 
-// Calls f(x, y) for threadgroups [begin, end) of a grid whose y is rows of the step, leaving out rows that are not
-// real.
+// Calls f(x, y) for threadgroups [begin, end) of a grid whose y is rows of the step. Skips rows that are not real.
 template <class F>
 INLINE void for_rows(const NativeLaunch& l, uint64_t begin, uint64_t end, uint32_t n_tokens, F&& f) {
     for (uint64_t i = begin; i < end; i++)
@@ -53,7 +52,7 @@ void rms_norm(const NativeLaunch& l, uint64_t begin, uint64_t end) {
         normalise(l.buffer<float>(4) + t * p.n, l.buffer<const float>(2) + t * p.n, l.buffer<const float>(3), p);
 }
 
-// NEXT: the sum is normalised again, with a weight of its own.
+// NEXT: the sum is normalised again, with another weight.
 template <bool NEXT>
 void rms_norm_add(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<NormParams>();
@@ -106,7 +105,8 @@ void take_last_row(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 using f64x8 = double __attribute__((vector_size(64)));
 using i64x8 = int64_t __attribute__((vector_size(64)));
 
-// Sine and cosine of 8 angles as float32 has them: in double, so that angles of a million keep their precision.
+// Sine and cosine of 8 angles, to float32 precision. They are computed in double: angles of a million keep their
+// precision.
 INLINE void sincos(const float* angle, float* sine, float* cosine) {
     f64x8 x;
     for (int i = 0; i < 8; i++) x[i] = double(angle[i]);

@@ -1,6 +1,6 @@
 // The vectors of the native kernels: W floats, where W follows from the instruction set of this translation unit.
-// Arithmetic is the compiler's vector extension, with intrinsics where it has no good expression. Everything has
-// internal linkage: the same source is compiled once per instruction set into one module.
+// Arithmetic is the compiler's vector extension, with intrinsics for operations that it cannot express well. Everything
+// has internal linkage: the same source is compiled once per instruction set into one module.
 #pragma once
 
 #include <cmath>
@@ -82,7 +82,7 @@ INLINE To convert(From from) {
     return __builtin_convertvector(from, To);
 }
 
-// W small integers from memory as 32-bit ones. (GCC takes __builtin_convertvector apart here, lane by lane.)
+// W small integers from memory as 32-bit integers. (GCC splits __builtin_convertvector here, lane by lane.)
 INLINE vi widen(const uint8_t* p) {
 #if defined(NATIVE_AVX512)
     return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
@@ -155,8 +155,8 @@ INLINE f32x4 sums_of_lanes(const vf* v) {
 
 // ---- half and bfloat16 ---------------------------------------------------------------------------------------------
 
-// IEEE half to float by integer arithmetic, on vectors (V of int32, F of float): the exponent is rebiased by a
-// multiplication, which also normalises subnormals.
+// IEEE half to float by integer arithmetic, on vectors (V of int32, F of float). A multiplication rebiases the
+// exponent, which also normalises subnormals.
 template <class F, class V>
 INLINE F float_of_half_bits(V h) {
     const V magnitude = (h & 0x7fff) << 13;

@@ -1,4 +1,4 @@
-// Products of a strip of a matrix's rows with the rows of any activations, every weight unpacked once for all of them.
+// Products of a strip of a matrix's rows with the rows of any activations. Every weight is unpacked once for all rows.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@ constexpr uint32_t PANEL_PART = 128;  // columns of a panel, which then stays in
 constexpr uint32_t DOT_ROWS = 16;     // rows that dot products take at a time; whole vectors of them
 constexpr uint32_t DOT_PART = 256;    // columns of theirs: with the tokens of a tile they stay in the L1 cache
 
-// Rows of W, quantised or not: the first of a strip, and how many there are.
+// Rows of W, quantised or not: the first row of a strip, and the number of rows.
 struct Strip {
     const uint8_t* w;
     size_t row_bytes;
@@ -25,8 +25,8 @@ struct Strip {
     const uint8_t* row(uint32_t i) const { return w + size_t(std::min(i, n - 1)) * row_bytes; }
 };
 
-// n rows of activations. How they are multiplied is decided by how many there are in all: dividing a step among threads
-// changes no bit of it.
+// n rows of activations. Their number in the whole step decides the method: dividing a step among threads changes no
+// bit of the result.
 struct Tokens {
     const float* const* x;
     size_t n;
@@ -43,8 +43,8 @@ void unpack(const Strip& strip, uint32_t first, uint32_t n, uint32_t c, uint32_t
 
 // ---- many tokens: panels
 
-// y[n][STRIP] += a panel of columns [c, c + count) times every token. Asks for the tokens of the next tile: rows that
-// lie a power of two apart fall out of the cache between one panel and the next. Not inlined: all types share one.
+// y[n][STRIP] += a panel of columns [c, c + count) times every token. Prefetches the tokens of the next tile: rows that
+// lie a power of two apart fall out of the cache between two panels. Not inlined: all types share one.
 __attribute__((noinline)) void panel_tokens(const float* panel, const Tokens& tokens, uint32_t c, uint32_t count,
                                             float* y) {
     const Listed x{tokens.x, c};
@@ -89,7 +89,7 @@ INLINE void dot_tile(const float* weights, const Listed& x, size_t first, uint32
     }
 }
 
-// A vector of the sums of the lanes of W vectors: as a transposition, with an addition at every step.
+// A vector with the sums of the lanes of W vectors. It is a transposition with an addition at every step.
 INLINE vf sum_each(const vf* vectors) {
     constexpr auto lanes = std::make_index_sequence<W>();
     vf v[W];
@@ -127,7 +127,7 @@ void dot_products(const Strip& strip, uint32_t first, uint32_t k, const Tokens& 
 
 // ---- either
 
-// y[n tokens][STRIP] = the rows of a strip times every token. Rows past the strip's hold anything.
+// y[n tokens][STRIP] = the rows of a strip times every token. Rows past the strip's are undefined.
 template <class T>
 __attribute__((noinline)) void multiply_strip(const Strip& strip, const Tokens& tokens, float* y) {
     const uint32_t dot_columns = tokens.few ? strip.k / W * W : 0;
@@ -140,7 +140,7 @@ __attribute__((noinline)) void multiply_strip(const Strip& strip, const Tokens& 
             panel_products<T>(strip, r, c, std::min(strip.k - c, PANEL_PART), tokens, y);
 }
 
-// The products of a strip of MATRICES matrices, handed to finish(token, n, y0, y1).
+// Computes the products of a strip of MATRICES matrices, and passes them to finish(token, n, y0, y1).
 template <class T, int MATRICES, class Finish>
 void multiply_strips(const Strip (&strips)[MATRICES], const Tokens& tokens, Finish&& finish) {
     float* y[2] = {};
@@ -155,7 +155,7 @@ void multiply_strips(const Strip (&strips)[MATRICES], const Tokens& tokens, Fini
 // ---- the grid
 
 // Threadgroups [begin, end) of a grid with x fastest, as blocks: calls block(xs, ys) for ranges of both. Whole lines go
-// together, so that rows (along y) fill strips, however many rows a threadgroup of the MSL kernel takes.
+// together, so that rows (along y) fill strips for any number of rows in a threadgroup of the MSL kernel.
 template <class Block>
 void for_blocks(uint64_t begin, uint64_t end, uint32_t width, Block&& block) {
     while (begin < end) {

@@ -1,5 +1,5 @@
-// Matrix products by register tiles: a panel of rows, packed so that a vector holds the same column of W rows, times a
-// few tokens at once.
+// Matrix products by register tiles: a panel of rows times a few tokens at once. The panel is packed so that a vector
+// holds one column of W rows.
 #pragma once
 
 #include "cpu/native/simd.h"
@@ -15,7 +15,7 @@ constexpr int PANEL_VECTORS = 2;
 #endif
 constexpr int PANEL = PANEL_VECTORS * W, TILE_TOKENS = 6;
 
-// Where rows of activations lie: at even distances, or anywhere (from a column of them on).
+// The places of rows of activations, from a column on: at even distances, or at any addresses.
 struct Strided {
     const float* x;
     size_t stride;
@@ -49,7 +49,7 @@ INLINE void float_tile(const float* panel, const Rows& x, size_t first, int k, f
     }
 }
 
-// Calls tile<TOKENS>(first) over n tokens, in runs of at most TILE_TOKENS that are as even as they can be.
+// Calls tile<TOKENS>(first) over n tokens, in runs of at most TILE_TOKENS, as even as possible.
 template <class Tile>
 INLINE void for_token_runs(size_t n, Tile&& tile) {
     const size_t runs = (n + TILE_TOKENS - 1) / TILE_TOKENS;

@@ -16,7 +16,7 @@
 
 namespace zinc {
 
-// One file of the user's cache, which is written as a whole or not at all. An empty path: there is no cache.
+// One file of the user's cache. It is written as a whole or not at all. An empty path: there is no cache.
 // ZINCMETAL_CACHE names another folder, or is 0 for none.
 class CacheFile {
   public:
@@ -61,7 +61,7 @@ class CacheFile {
     static constexpr const char* SUFFIX = ".pipelines";
     static constexpr size_t MOST_FILES = 8;
 
-    // A file that goes away again, unless it took the place of another: also where writing throws.
+    // A file that is removed unless it took the place of another, also if writing throws.
     struct Fresh {
         ~Fresh() {
             std::error_code error;

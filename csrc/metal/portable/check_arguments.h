@@ -10,7 +10,7 @@
 
 namespace zinc {
 
-// A buffer argument of a kernel, as pipeline reflection tells it.
+// A buffer argument of a kernel, from pipeline reflection.
 struct BufferArgument {
     std::string name;
     uint32_t index = 0;

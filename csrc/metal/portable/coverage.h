@@ -1,4 +1,4 @@
-// How much memory buffers cover. Plain C++ without Metal; metal/residency.h is the only user.
+// The size of the memory that buffers cover. Plain C++ without Metal; metal/residency.h is the only user.
 #pragma once
 
 #include <algorithm>
@@ -7,16 +7,16 @@
 
 namespace zinc {
 
-// Memory that buffers cover, where they may overlap: several no-copy buffers of one file share pages.
+// Memory that buffers cover. They may overlap: several no-copy buffers of one file share pages.
 class Coverage {
   public:
-    // The bytes that the buffer would add. Private memory has no address, and is shared by nothing.
+    // The bytes that the buffer would add. Private memory has no address, and no buffer shares it.
     uint64_t added_by(const void* contents, uint64_t bytes) const {
         if (!contents) return bytes;
         uintptr_t at = reinterpret_cast<uintptr_t>(contents);
         const uintptr_t end = at + bytes;
         uint64_t fresh = 0;
-        for (const auto& [from, to] : ranges_) {  // sorted by where they begin
+        for (const auto& [from, to] : ranges_) {  // sorted by their begin
             if (from >= end) break;
             if (from > at) fresh += from - at;
             at = std::max(at, std::min(to, end));

@@ -19,9 +19,9 @@ inline std::string refusal_text(const std::string& verb, uint64_t bytes, uint64_
            " recommended at most; use a smaller context or model, or close other programs";
 }
 
-// Why a command buffer did not do its work.
+// The failure of a command buffer.
 struct Failure {
-    std::string text;            // empty where it did
+    std::string text;            // empty if it succeeded
     bool passes = false;         // the device can be used again; otherwise this one goes on failing
     bool out_of_memory = false;  // of the GPU
     bool took_too_long = false;  // for the driver
@@ -59,7 +59,7 @@ constexpr ErrorWords DISPLAY_WAITED = {.what = "stopped by macOS: it kept the di
                                        .passes = true,
                                        .took_too_long = true};
 
-// The number of the driver's own error, which stands in the text: "Words (0000000e:kIOGPUCommandBuffer...)".
+// The number of the driver's own error. It stands in the text: "Words (0000000e:kIOGPUCommandBuffer...)".
 inline std::optional<unsigned long> driver_error(const std::string& description) {
     constexpr size_t digits = 8;
     for (size_t at = 0; (at = description.find('(', at)) != description.npos;) {
@@ -123,7 +123,7 @@ inline ErrorWords code_words(long code) {
     }
 }
 
-// How one encoder ended, from MTLCommandBufferEncoderInfo.
+// The end of one encoder, from MTLCommandBufferEncoderInfo.
 struct EncoderEnd {
     std::string label;
     long state = 0;  // MTLCommandEncoderErrorState
@@ -135,7 +135,7 @@ inline std::string encoder_end_text(const EncoderEnd& end) {
     return end.label + " " + (known ? words[end.state] : "in state " + std::to_string(end.state));
 }
 
-// How to go on after a failed step: its tokens are not part of the sequence, and a recurrent state may have moved on.
+// The remedy after a failed step: its tokens are not in the sequence, and a recurrent state may have changed.
 inline const char* how_to_go_on(const ErrorWords& words) {
     return words.passes ? "; what was computed is lost: prompt again to go on" : "; open the model again to go on";
 }

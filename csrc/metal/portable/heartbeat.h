@@ -1,5 +1,5 @@
-// Something to be done again and again while a device is in use, and once when it no longer is. Plain C++ without
-// Metal, so that every machine can test it; metal/context.h is the only user.
+// Work to be done again and again while a device is in use, and once when it no longer is. Plain C++ without Metal, so
+// that every machine can test it; metal/context.h is the only user.
 #pragma once
 
 #include <chrono>
@@ -12,9 +12,9 @@
 
 namespace zinc {
 
-// Calls beat() every `period` seconds on a thread of its own, for `keep` seconds after the last touch(), and then
-// rest(). A beat is told for how long nobody touched, and says whether it is in use all the same, which is like a
-// touch. There is no thread at rest. Neither may throw, nor call back.
+// Calls beat() every `period` seconds on its own thread, for `keep` seconds after the last touch(), and then rest(). A
+// beat gets the time since the last touch. It returns true if the device is in use although nobody touched, which
+// counts as a touch. There is no thread at rest. beat() and rest() must not throw or call back.
 class Heartbeat {
   public:
     Heartbeat(double period, double keep, std::function<bool(double idle_seconds)> beat, std::function<void()> rest)
@@ -34,7 +34,7 @@ class Heartbeat {
         if (thread_.joinable()) thread_.join();  // it is past its rest
         try {
             thread_ = std::thread([this] { run(); });
-        } catch (const std::system_error&) {  // no thread to be had: nothing is kept
+        } catch (const std::system_error&) {  // no thread can be started: nothing is kept
             const std::lock_guard lock(mutex_);
             running_ = false;
         }
@@ -71,7 +71,7 @@ class Heartbeat {
             if (in_use) last_ = Clock::now();
             if (idle_seconds() >= keep_) break;
         }
-        rest_();  // under the lock: a touch after it begins anew
+        rest_();  // under the lock: a touch after it starts a new thread
         running_ = false;
     }
 

@@ -17,15 +17,15 @@
 
 namespace zinc {
 
-// How long the GPU may complete nothing before it counts as lost.
+// The time without a completion after which the GPU counts as lost.
 struct Patience {
     double seconds;
-    bool from_the_first = true;  // else only after a first completion: that one pays for paging in the whole file
+    bool from_the_first = true;  // else only after a first completion, which includes paging in the whole file
 };
 
-// Gives submissions their tickets, and their command buffers (one or several in a row) their numbers; follows these
-// from commit to completion; and remembers failures. Completion handlers call finished() from threads of Metal's, in
-// any order. Submissions begin and end one after the other.
+// Gives submissions their tickets, and their command buffers (one or several in a row) their numbers. Follows the
+// command buffers from commit to completion, and keeps failures. Completion handlers call finished() from threads of
+// Metal's, in any order. Submissions begin and end one after the other.
 class InFlight {
   public:
     // Command buffers: enough to let the CPU encode ahead of the GPU, and fewer than the 64 at which a Metal queue
@@ -43,7 +43,8 @@ class InFlight {
         throw_lasting();
     }
 
-    // A submission's ticket. After a failure that passes, and where the poll throws, all that is in flight ends first.
+    // Returns a submission's ticket. After a failure that passes, and if the poll throws, all work in flight ends
+    // first.
     uint64_t begin(const Poll& poll = {}) {
         std::unique_lock lock(mutex_);
         throw_lasting();
@@ -58,8 +59,8 @@ class InFlight {
         return last_ticket_;
     }
 
-    // Waits until one more command buffer of this submission, the last one, may be committed; its number. Its place is
-    // number % limit.
+    // Waits until one more command buffer of this submission, the last one, may be committed. Returns its number. Its
+    // place is number % limit.
     uint64_t begin_command_buffer(const Poll& poll = {}) {
         std::unique_lock lock(mutex_);
         Submission& submission = submissions_[last_ticket_ % limit];
@@ -85,7 +86,7 @@ class InFlight {
         wait_unasked(lock, last);
     }
 
-    // The command buffer of a place ended; the failure is empty when it did its work.
+    // The command buffer of a place ended. The failure is empty if it succeeded.
     void finished(uint32_t place, double gpu_start, double gpu_end, const Failure& failure) noexcept {
         const std::lock_guard lock(mutex_);
         Place& ended = places_[place];
@@ -116,16 +117,15 @@ class InFlight {
         return submission.ticket == ticket ? submission.times : RunTimes();
     }
 
-    // Waits for everything in flight; false when the GPU gave up, and so may still write to the buffers.
+    // Waits for everything in flight. False if the GPU is lost, and so may still write to the buffers.
     bool idle() noexcept {
         std::unique_lock lock(mutex_);
-        const uint64_t last = n_committed_;  // others may commit meanwhile
+        const uint64_t last = n_committed_;  // others may commit during the wait
         wait_unasked(lock, last);
         return ended(last);
     }
 
-    // The end of a command buffer, unless it still runs or its place has been taken since. Times that are not known are
-    // zero.
+    // The end of a command buffer, unless it still runs or another has taken its place. Unknown times are zero.
     struct Ended {
         double seconds;
         bool took_too_long;  // for the driver, which stopped it
@@ -140,7 +140,7 @@ class InFlight {
         return State::ended;
     }
 
-    // Whether it goes on failing, so that only a new one is of use.
+    // True if it goes on failing, so that only a new device helps.
     bool failed() {
         const std::lock_guard lock(mutex_);
         return lasting_.has_value();
@@ -169,7 +169,7 @@ class InFlight {
         if (n_committed_ >= limit) wait_until_ended(lock, n_committed_ + 1 - limit, poll);
     }
 
-    // Whether all command buffers up to this one have ended.
+    // True if all command buffers up to this one have ended.
     bool ended(uint64_t number) const noexcept {
         for (uint64_t n = n_committed_ < limit ? 1 : n_committed_ + 1 - limit; n <= number; ++n)
             if (!places_[n % limit].ended) return false;
@@ -182,9 +182,9 @@ class InFlight {
         changed_.notify_all();
     }
 
-    // Asks `poll` now and then, which may throw. Gives up when nothing at all completes for the time of the patience: a
-    // driver that lost a command buffer must not hang us too. That is counted in parts: clocks go on while a machine
-    // sleeps, and its GPU does not, so that a lid which closes must not cost more than one of them.
+    // Calls `poll` now and then; it may throw. Gives up when nothing completes for the time of the patience: a driver
+    // that lost a command buffer must not hang us too. The time is counted in slices. While a machine sleeps, its
+    // clocks go on and its GPU does not. So a lid that closes costs one slice at most.
     void wait_until_ended(Lock& lock, uint64_t number, const Poll& poll, bool always_patient = false) {
         auto next_poll = std::chrono::steady_clock::now() + poll_every;
         const std::chrono::duration<double> part(std::min(0.05, patience_.seconds / 20));
@@ -202,10 +202,10 @@ class InFlight {
         }
     }
 
-    // Where nobody can interrupt, an end is promised.
+    // Without a poll nobody can interrupt, so the wait must end by itself.
     void wait_unasked(Lock& lock, uint64_t number) noexcept { wait_until_ended(lock, number, {}, true); }
 
-    // Where an interrupt ends the wait, all that is in flight ends before that is passed on.
+    // If an interrupt ends the wait, all work in flight ends before the exception is passed on.
     template <class Wait>
     void or_all(Lock& lock, const Wait& wait) {
         try {
@@ -229,7 +229,7 @@ class InFlight {
              "and restart the process");
     }
 
-    // Copying a text can fail where memory is short; a failure must be kept all the same.
+    // Copying a text can fail for lack of memory. The failure must be kept even then.
     void keep(const char* text) noexcept {
         if (lasting_) return;
         try {
@@ -276,7 +276,7 @@ class InFlight {
     std::array<Submission, limit> submissions_;
     uint64_t last_ticket_ = 0;  // given
     uint64_t n_committed_ = 0;  // command buffers begun
-    uint64_t n_ended_ = 0;      // in any order, abandoned ones too
+    uint64_t n_ended_ = 0;      // in any order, also abandoned command buffers
     uint64_t n_completed_ = 0;
     bool lost_ = false, unsettled_ = false;
     std::optional<std::string> lasting_;  // the first failure that lasts

@@ -12,11 +12,11 @@
 
 namespace zinc {
 
-// The state of an encoder, which lasts from dispatch to dispatch: only changes are encoded. Entry 0 of the argument
+// The state of an encoder. It lasts from dispatch to dispatch, and only changes are encoded. Entry 0 of the argument
 // table holds the parameters, which every dispatch sets.
 class EncoderState {
   public:
-    // False where the kernel is set already.
+    // False if the kernel is set already.
     bool set_pipeline(const Pipeline* pipeline) { return std::exchange(pipeline_, pipeline) != pipeline; }
 
     template <class Encoder>
@@ -42,8 +42,8 @@ class EncoderState {
     const Pipeline* pipeline_ = nullptr;
 };
 
-// Encodes dispatches [begin, end), which have passed check_dispatch, into encoders of their own: one, or one for each
-// dispatch. `open` makes an encoder for a dispatch; it ends where it goes. Allocates nothing.
+// Encodes dispatches [begin, end), which have passed check_dispatch, into one new encoder, or into one for each
+// dispatch. `open` makes an encoder for a dispatch. The encoder ends with its scope. Allocates nothing.
 template <class Open>
 void encode_dispatches(const std::vector<Dispatch>& dispatches, size_t begin, size_t end, bool encoder_each,
                        const Open& open) {

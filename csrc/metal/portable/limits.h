@@ -14,7 +14,7 @@ struct MetalFamily {
     const char* chips;  // of an Apple family
 };
 
-// The newest Apple family first; each includes the older ones.
+// The newest Apple family first. Each includes the older families.
 constexpr MetalFamily METAL_FAMILIES[] = {{"Apple10", 1010, "M5"}, {"Apple9", 1009, "M3, M4"}, {"Apple8", 1008, "M2"},
                                           {"Apple7", 1007, "M1"},  {"Mac2", 2002, ""},         {"Metal3", 5001, ""},
                                           {"Metal4", 5002, ""}};

@@ -38,7 +38,7 @@ inline std::vector<std::string> closest_names(const std::string& name, std::vect
     return names;
 }
 
-// broken: the compiler's words, by source that does not compile.
+// broken: the compiler's message, by source that does not compile.
 inline std::string missing_kernel_text(const std::string& name, const std::vector<std::string>& names,
                                        const std::map<std::string, std::string>& broken) {
     if (names.empty()) return "no kernel '" + name + "': the kernel library holds none; reinstall zincmetal";

@@ -1,5 +1,5 @@
-// The names of the kernels in a source, without a compiler: so that only the sources are compiled whose kernels are
-// asked for. Plain C++ without Metal, so that every machine can test it; metal/library.h is the only user.
+// The names of the kernels in a source, without a compiler. So a source is compiled only if its kernels are asked for.
+// Plain C++ without Metal, so that every machine can test it; metal/library.h is the only user.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 
 namespace zinc {
 
-// Reads the names in KERNEL("name", ..) rows, through the macros that write them: the part of a preprocessor that
-// kernel files use. It skips text that it does not understand.
+// Reads the names in KERNEL("name", ..) rows, through the macros that write them. It has the preprocessor's features
+// that kernel files use, and skips text that it does not understand.
 class KernelNames {
   public:
     // Of a source without includes (SourceFlattener); names that are defined from outside are in `defined`.
@@ -129,7 +129,7 @@ class KernelNames {
         if (name != "KERNEL" && name != "KERNEL_UNROLLED") macros_[std::string(name)] = macro;
     }
 
-    // At commas that are in no brackets.
+    // Splits at commas outside brackets.
     static std::vector<std::string> split(std::string_view text) {
         std::vector<std::string> parts(1);
         int depth = 0;
@@ -150,7 +150,7 @@ class KernelNames {
         return parts;
     }
 
-    // Behind the bracket that closes the one at `open`; npos where none does.
+    // The position behind the bracket that closes the bracket at `open`, or npos if none closes it.
     static size_t closing(std::string_view text, size_t open) {
         int depth = 0;
         for (size_t i = open; i < text.size(); ++i) {

@@ -1,4 +1,4 @@
-// Where a recording is cut into command buffers. Plain C++ without Metal, so that every machine can test it;
+// The cuts of a recording into command buffers. Plain C++ without Metal, so that every machine can test it;
 // metal/recording.h is the only user.
 #pragma once
 
@@ -13,9 +13,9 @@
 
 namespace zinc {
 
-// A rough upper bound of the seconds that a dispatch takes on a slow GPU, for use before anything was measured. For a
-// product of two matrices, the root of the product of three sizes is the number of multiplications; other kernels are
-// overestimated, within the number of threads.
+// A rough upper bound of a dispatch's seconds on a slow GPU, for use before anything was measured. For a product of two
+// matrices, the root of the product of three sizes is the number of multiplications. Other kernels are overestimated,
+// within the number of threads.
 inline double guessed_seconds(const Dispatch& d) {
     constexpr double per_product = 1.5e-12, per_thread = 150e-9;  // of an M1
     std::array<double, 3> largest{};
@@ -30,8 +30,8 @@ inline double guessed_seconds(const Dispatch& d) {
 }
 
 // Cuts one recording into command buffers by the times of its dispatches so far. macOS stops a command buffer that
-// keeps the display waiting, and an interrupt waits for the committed ones: so none is to be longer than `longest`,
-// unless a single dispatch is. Threads may submit and wait at once.
+// keeps the display waiting, and an interrupt waits for the committed command buffers. So none is longer than
+// `longest`, unless a single dispatch is. Threads may submit and wait at once.
 class Pieces {
   public:
     static constexpr double longest = 0.1, aim = 0.075;  // seconds
@@ -43,8 +43,8 @@ class Pieces {
 
     size_t size() const { return seconds_.size(); }
 
-    // The end of the command buffer that begins with this dispatch: the rest is divided evenly, or goes as one if it is
-    // short.
+    // The end of the command buffer that begins with this dispatch. The rest is divided evenly, or is one command
+    // buffer if it is short.
     size_t end_of(size_t begin) const {
         const std::lock_guard lock(mutex_);
         const double left = sum(begin, size());
@@ -90,7 +90,7 @@ class Pieces {
 
     // A longer time than expected is believed at once, for the rest of the recording too. A shorter one is believed by
     // half: a step of fewer tokens may have been measured. Less than a sixteenth has another reason: the weights were
-    // read from the disk before. A command buffer that the driver stopped took too long, whatever its times say.
+    // read from the disk before. A command buffer that the driver stopped took too long, for any measured time.
     void learn(size_t begin, size_t end, const InFlight::Ended& ended) {
         constexpr double fewer_tokens = 1. / 16, stopped = 4;
         if (begin == end || (ended.seconds <= 0 && !ended.took_too_long)) return;

@@ -1,5 +1,5 @@
-// Metal compiles a kernel file from one string and has no include path, so the files that a kernel includes are
-// spliced into it here. Plain C++ without Metal, so that every machine can test it.
+// Metal compiles a kernel file from one string and has no include path. So the included files are spliced in here.
+// Plain C++ without Metal, so that every machine can test it.
 #pragma once
 
 #include <algorithm>
@@ -22,13 +22,13 @@ inline std::string read_text(const std::filesystem::path& file) {
     return text;
 }
 
-// Splices `#include "file"` of a kernel folder; `#include <...>` stays, it is the compiler's own.
+// Splices `#include "file"` of a kernel folder. `#include <...>` stays: it is the compiler's own.
 class SourceFlattener {
   public:
     explicit SourceFlattener(std::filesystem::path folder) : folder_(std::move(folder)) {}
 
-    // The text of folder/name with its includes in place and #line marks, so that the compiler's messages name
-    // the file and line that a person can open.
+    // The text of folder/name with its includes in place. With its #line marks the compiler's messages name the file
+    // and line that a person can open.
     std::string flatten(const std::string& name) {
         out_.clear();
         open_.clear();
@@ -37,8 +37,8 @@ class SourceFlattener {
     }
 
   private:
-    // Every splice of a header gets a guard of its own name, instead of being dropped after the first: an include
-    // under a false #if must not hide a later one.
+    // Every splice of a header gets a guard with its name. It is not dropped after the first splice: an include under a
+    // false #if must not hide a later include.
     void splice(const std::string& name) {
         open_.push_back(name);
         const std::string text = read_text(folder_ / name);
@@ -82,7 +82,7 @@ class SourceFlattener {
         out_ += "#line " + std::to_string(number) + " \"" + file + "\"\n";
     }
 
-    // Whether a block comment is open after this line. String literals of kernels hold no comment marks.
+    // True if a block comment is open after this line. String literals of kernels hold no comment marks.
     static bool ends_in_comment(std::string_view text, bool open) {
         for (size_t i = 0; i + 1 < text.size(); ++i) {
             const std::string_view two = text.substr(i, 2);

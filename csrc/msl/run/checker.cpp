@@ -16,7 +16,7 @@
 namespace zinc::msl {
 namespace {
 
-// Where this module lies in memory: its constants are read by kernels.
+// The address range of this module: kernels read its constants.
 ByteRange own_module() {
     static const char here = 0;
     struct Search {
@@ -82,7 +82,7 @@ void Checker::begin_segment(std::vector<ByteRange> written) {
         }
     }
     reserve_cells(n_bytes);
-    if (clock_ > UINT32_MAX / 2) {  // times start over: what the cells remember must go
+    if (clock_ > UINT32_MAX / 2) {  // times start over: the contents of the cells must go
         clock_ = 0;
         std::fill(arena_cells_.begin(), arena_cells_.end(), Cell());
         if (cells_) madvise(static_cast<void*>(cells_), n_cells_ * sizeof(Cell), MADV_DONTNEED);
@@ -184,7 +184,7 @@ void Checker::access_device(const Place& place) {
     }
 }
 
-// Whether a barrier lies between the other thread's access, in this threadgroup, and now.
+// True if a barrier lies between the other thread's access, in this threadgroup, and now.
 bool Checker::ordered(const Touch& other, Space space) const {
     if (other.when < threadgroup_clock_[space]) return true;
     const uint32_t sg = my_simdgroup();
@@ -215,7 +215,7 @@ void Checker::touch(Cell& cell, Space space, const Place& place) {
     cell.write = {my_clock, me, uint16_t(atomic ? by_atomic : 0)};
 }
 
-// Keeps one reader and how far the readers since the last barrier were spread.
+// Keeps one reader, and the spread of the readers since the last barrier.
 void Checker::note_read(Touch& reads, uint32_t my_clock, Space space, bool same_threadgroup, bool same_segment) const {
     const uint16_t me = uint16_t(executor_.thread());
     uint16_t flags = 0;
@@ -234,12 +234,12 @@ void Checker::note_read(Touch& reads, uint32_t my_clock, Space space, bool same_
     reads = {my_clock, me, flags};
 }
 
-// How far the place reaches out of the range; 0 inside.
+// The distance of the place from the range; 0 inside.
 static uintptr_t distance(const ByteRange& range, uintptr_t at, size_t bytes) {
     return at < range.begin ? range.begin - at : at + bytes > range.end ? at + bytes - range.end : 0;
 }
 
-// Says where a place is, relative to the nearest array or binding.
+// Describes a place relative to the nearest array or binding.
 Checker::Words Checker::describe(const Place& place) const {
     Words words;
     const auto n = (unsigned long long)place.bytes;

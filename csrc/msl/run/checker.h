@@ -1,4 +1,4 @@
-// The checked build. Every memory access of a kernel comes here (hooks.cpp) and is compared with the kernel's bindings,
+// The checked build. Every memory access of a kernel comes here (hooks.cpp). It is compared with the kernel's bindings,
 // and with the accesses of other threads that no barrier separates from it.
 #pragma once
 
@@ -30,7 +30,7 @@ class Checker {
     Checker& operator=(const Checker&) = delete;
     ~Checker();
 
-    // Threadgroups that run until the next call are not ordered; `written` is the memory that any of them may write.
+    // Threadgroups that run until the next call have no order. `written` is the memory that any of them may write.
     void begin_segment(std::vector<ByteRange> written);
     void begin_threadgroup(const Job& job, uint64_t threadgroup);
     void array_declared(const char* name, uint32_t offset, uint32_t bytes);
@@ -43,7 +43,8 @@ class Checker {
     // Threadgroup memory and device memory are ordered independently: a barrier names the memory that it orders.
     enum Space { space_threadgroup, space_device, n_spaces };
 
-    // Who touched a byte. `when` is the clock of that thread's simdgroup: the time of the last barrier that it passed.
+    // The thread that touched a byte. `when` is the clock of its simdgroup: the time of the last barrier that it
+    // passed.
     struct Touch {
         uint32_t when = 0;
         uint16_t thread = 0;

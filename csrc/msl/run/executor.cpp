@@ -86,7 +86,7 @@ bool Executor::run_threadgroup() {
 
 void Executor::fibre_entry() { Executor::current()->run_fibre(); }
 
-// Runs the current thread to its end and then, on the same stack, threads that have not begun: a kernel without
+// Runs the current thread to its end. Then, on its stack, it runs threads that have not begun: a kernel without
 // collectives never switches.
 void Executor::run_fibre() {
     for (;;) {
@@ -203,7 +203,7 @@ void Executor::simd_collective(SimdRule rule, uint32_t orders, const Site& site)
 #endif
 }
 
-// Every thread runs the same declarations in the same order, so the same array gets the same place in each.
+// Every thread runs the same declarations in the same order, so an array gets one place for all threads.
 void* Executor::threadgroup_array(size_t bytes, size_t alignment, const char* name) {
     Fibre& fibre = fibres_[thread()];
     const size_t at = (fibre.arena_used + alignment - 1) / alignment * alignment;
@@ -239,7 +239,7 @@ const char* Executor::describe_wait(uint32_t thread, char* text, size_t bytes) c
     return text;
 }
 
-// No thread can run: somebody waits at a collective that somebody else will not reach. Names one of each.
+// No thread can run: one thread waits at a collective, and another will never come to it. Names one of each.
 void Executor::report_stuck() {
     char text[256], other[256];
     for (uint32_t sg = 0; sg < job_.threads / simd_width; sg++) {

@@ -14,7 +14,7 @@ namespace zinc::msl {
 
 const KernelInfo* find_kernel(const char* name);
 std::vector<std::string> kernel_names();
-// Why the kernels of this module cannot be used (two with the same name), or empty.
+// The reason why the kernels of this module cannot be used (two have one name), or empty.
 const std::string& registry_error();
 
 struct Job {
@@ -36,7 +36,7 @@ struct Job {
 class Executor : public Running {
   public:
     Executor();
-    // Runs threadgroups [begin, end), numbered with x fastest. False: one failed, error() says how and which.
+    // Runs threadgroups [begin, end), numbered with x fastest. False: one failed, and error() describes it.
     bool run(const Job& job, uint64_t begin, uint64_t end);
     const char* error() const { return error_; }
     void reserve(uint32_t threads) { stacks_.reserve(threads); }
@@ -53,12 +53,12 @@ class Executor : public Running {
     uint32_t thread() const { return Running::thread; }
     Stack stack() const { return fibres_[thread()].stack; }
     const void* arena() const { return arena_.get(); }
-    // The part of this object that kernel code reads.
+    // The fields of this object that kernel code reads.
     ByteRange face() const {
         const uintptr_t begin = reinterpret_cast<uintptr_t>(static_cast<const Running*>(this));
         return {begin, begin + sizeof(Running)};
     }
-    // Where the values of simdgroup operations lie: kernel code computes their results in place.
+    // The values of simdgroup operations: kernel code computes their results in place.
     ByteRange exchange_area() const {
         const uintptr_t begin = reinterpret_cast<uintptr_t>(simdgroups_.get());
         return {begin, begin + sizeof(Simdgroup) * (max_threads / simd_width)};
@@ -72,7 +72,7 @@ class Executor : public Running {
         Stack stack;
         uint32_t arena_used = 0, arena_asked = 0;
     };
-    // Lanes as bits. A lane is ready, at a simdgroup operation, at a threadgroup barrier, or done.
+    // SIMD lanes as bits. A lane is ready, at a simdgroup operation, at a threadgroup barrier, or done.
     struct Simdgroup {
         uint32_t ready = 0, started = 0, at_simd = 0, at_barrier = 0, done = 0;
         SimdRule rule = nullptr;

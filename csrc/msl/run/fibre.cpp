@@ -16,7 +16,7 @@
 #endif
 
 // Only the registers that a callee must keep are saved: for the compiler a switch is a function call. It ends in a real
-// return: fibres wait at the same place of the same code, so the processor predicts it.
+// return: all fibres wait at one place in the code, so the processor predicts it.
 #if defined(__x86_64__)
 asm(".text\n" HIDE("zinc_msl_switch") ".globl " SYMBOL("zinc_msl_switch") "\n" SYMBOL(
     "zinc_msl_switch") ":\n"
@@ -79,7 +79,7 @@ namespace {
 
 constexpr size_t stack_bytes = 128 * 1024;
 
-// Tops are staggered, or the frames of all fibres would meet in the same few cache sets.
+// Tops are staggered, or the frames of all fibres would share a few cache sets.
 constexpr size_t stagger_bytes = 320, n_staggers = 12;
 
 }  // namespace

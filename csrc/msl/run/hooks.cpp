@@ -1,6 +1,6 @@
-// The compiler's thread-sanitizer instrumentation calls these at every memory access of a kernel in the checked build,
-// and its bounds sanitizer where an index lies outside an array of known size, as a thread's own arrays are. The
-// sanitizers' own libraries are not linked: the checker takes their place.
+// The compiler's thread sanitizer calls these functions at every memory access of a kernel in the checked build. Its
+// bounds sanitizer calls them if an index lies outside an array of known size, such as a thread's own array. The
+// sanitizers' libraries are not linked: the checker takes their place.
 #ifdef ZINC_CHECKED
 
 #include <cstddef>
@@ -91,7 +91,7 @@ void* __tsan_memset(void* to, int value, size_t bytes) {
     return memset(to, value, bytes);
 }
 
-// The operations that atomics.h is made of. One thread runs at a time, but the real ones cost nothing more.
+// The operations that atomics.h uses. One thread runs at a time, but real atomic operations cost nothing more.
 #define ATOMIC_HOOKS(bits, T)                                                                                          \
     T __tsan_atomic##bits##_load(const volatile T* p, int) {                                                           \
         check_aligned(p, sizeof(T), AccessKind::atomic);                                                               \

@@ -13,7 +13,7 @@ struct Registry {
 };
 
 Registry& registry() {
-    static auto& all = *new Registry;  // never destroyed: threads that the end of the process finds at work use it
+    static auto& all = *new Registry;  // never destroyed: threads may still use it at the end of the process
     return all;
 }
 

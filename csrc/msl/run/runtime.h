@@ -1,4 +1,4 @@
-// The calls of a compiled kernel to the executor that runs it, and the record by which it makes itself known.
+// The calls of a compiled kernel to its executor, and the entry by which it registers.
 // Only plain types here: kernel files include this before MSL's keywords become macros.
 #pragma once
 
@@ -7,7 +7,7 @@
 
 namespace zinc::msl {
 
-// Where in a kernel's source a collective stands.
+// The place of a collective in a kernel's source.
 struct Site {
     const char* operation;
     const char* file;
@@ -28,7 +28,7 @@ enum MemoryClass : uint32_t { orders_none = 0, orders_device = 1, orders_threadg
 // Computes all 32 results of a simdgroup operation from the 32 values that the lanes brought.
 using SimdRule = void (*)(const void* values, const uint32_t* arguments, void* results);
 
-// Where the lanes of a simdgroup leave values for each other: arrays with one element per lane.
+// The values that the lanes of a simdgroup leave for each other: arrays with one element per lane.
 struct SimdSlots {
     uint32_t arguments[simd_width];
     alignas(64) unsigned char values[simd_width * max_exchange_bytes];
@@ -47,12 +47,12 @@ extern __thread Running* running;
 
 void threadgroup_barrier(uint32_t orders, Site site);
 void simdgroup_barrier(uint32_t orders, Site site);
-// Waits until every lane has left its value and argument in the slots; the last applies the rule.
+// Waits until every lane has left its value and argument in the slots. The last lane applies the rule.
 void simd_meet(Running& here, SimdRule rule, const Site& site);
-// All lanes come here; only the checked build waits for them.
+// All lanes come here. Only the checked build waits for them.
 void simd_arrive(Site site);
 void* threadgroup_array(size_t bytes, size_t alignment, const char* name);
-// The checked build: a thread asks a vector of n components for one that it does not have.
+// The checked build: a thread asks a vector of n components for a component that it does not have.
 void no_component(uint32_t i, uint32_t n);
 
 struct ThreadArguments {
@@ -62,10 +62,10 @@ struct ThreadArguments {
     uint32_t tid, sg, lane, n_sg;
 };
 
-// CUDA: bytes that a kernel will read and nothing writes, for it to fetch into the cache while it waits for the kernel
+// CUDA: bytes that a kernel reads and no kernel writes. It fetches them into the cache while it waits for the kernel
 // before it. Addresses and sizes are multiples of 16.
 struct Ahead {
-    static constexpr uint32_t N = 4, MAX_BYTES = 32 << 20;  // ranges; the largest that is worth it
+    static constexpr uint32_t N = 4, MAX_BYTES = 32 << 20;  // ranges; the largest size that is worth it
     const void* at[N];
     uint32_t bytes[N];
 };

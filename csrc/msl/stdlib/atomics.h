@@ -1,4 +1,4 @@
-// Atomic integers and floats in device and threadgroup memory; relaxed, as MSL has them. How is the lane's own.
+// Atomic integers and floats in device and threadgroup memory; relaxed, as in MSL. Each lane has its own operations.
 #pragma once
 
 #include "scalar.h"

@@ -27,7 +27,7 @@ METAL_FUNC bool atomic_compare_exchange_weak_explicit(volatile atomic<T>* a, T* 
     return __atomic_compare_exchange(&a->value, expected, &desired, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
 
-// Returns the value before; retries until no other thread came between.
+// Returns the old value. Retries until no other thread came between.
 #define MSL_FETCH(name, expression)                                                                                    \
     template <class T>                                                                                                 \
     METAL_FUNC T atomic_fetch_##name##_explicit(volatile atomic<T>* a, std::type_identity_t<T> y, memory_order) {      \

@@ -1,4 +1,4 @@
-// Scalar and vector functions of MSL. Both the precise:: and the fast:: forms are the exact ones here.
+// Scalar and vector functions of MSL. Both the precise:: and the fast:: forms are exact here.
 #pragma once
 
 #include "vector.h"
@@ -7,13 +7,13 @@ namespace metal {
 
 namespace detail {
 
-// Vectors in, the same function of every component out.
+// Applies a function to every component of vectors.
 #define MSL_COMPONENTS(R, N, expression)                                                                               \
     vec<R, N> out;                                                                                                     \
     for (int i = 0; i < N; i++) out.data[i] = expression;                                                              \
     return out;
 
-// Three operands of which at least one of the first two is a vector, or the third alone.
+// Three operands. At least one of the first two is a vector, or only the third.
 template <class A, class B, class C>
 struct JoinTriple {
     using AB = std::conditional_t<Scalar<A> && Scalar<B>, Join<A, C>, Join<A, B>>;
@@ -25,8 +25,8 @@ concept Operands3 =
 
 }  // namespace detail
 
-// A function that C has too. CUDA and libc++ declare it for floats in the global namespace, where `using namespace
-// metal` would make the two ambiguous: there it is the same function.
+// A function that C has too. CUDA and libc++ declare it for floats in the global namespace. There `using namespace
+// metal` would make the two ambiguous, so metal's is C's function.
 #if defined(__CUDACC__) || defined(_LIBCPP_VERSION)
 #define MSL_C_FUNCTION(R, name, parameters, expression) using ::name;
 #else

@@ -1,6 +1,6 @@
-// The parts of a kernel on every lane: KERNEL, GRID_IDS, memory flags. A kernel registers itself with the facts of its
-// signature, and with the factor by which its loop is unrolled. The lane's own header has Registration, TG_ARRAY and
-// the barriers.
+// The macros of a kernel that all lanes share: KERNEL, GRID_IDS, memory flags. A kernel registers itself with the facts
+// of its signature, and with the factor by which its loop is unrolled. The lane's own header has Registration, TG_ARRAY
+// and the barriers.
 #pragma once
 
 #include <tuple>

@@ -1,4 +1,4 @@
-// TG_ARRAY and barriers for the CPU, and how a thread of a kernel is called there.
+// TG_ARRAY and barriers for the CPU, and the call of a kernel's thread there.
 #pragma once
 
 #include "kernel_common.h"

@@ -1,5 +1,5 @@
-// TG_ARRAY and barriers for CUDA, and the __global__ function through which a kernel is launched there: its parameters
-// are the kernel's params by value, Ahead, then the buffers in order.
+// TG_ARRAY and barriers for CUDA, and the __global__ function that launches a kernel there. Its parameters are the
+// kernel's params by value, Ahead, then the buffers in order.
 #pragma once
 
 #include "kernel_common.h"
@@ -20,8 +20,8 @@ METAL_FUNC void simdgroup_barrier(mem_flags) { __syncwarp(); }
 
 namespace zinc::msl {
 
-// A kernel may have been launched while the one before it still runs. It fetches this threadgroup's share of the
-// weights meanwhile, waits for all before it to have ended, and lets the next one be launched.
+// A kernel may have been launched while the one before it still runs. Then it fetches this threadgroup's share of the
+// weights, waits for the end of all kernels before it, and lets the next kernel be launched.
 __device__ inline void take_turn(const Ahead& ahead) {
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x < Ahead::N) {
@@ -53,15 +53,15 @@ __global__ void global_function(const __grid_constant__ Params params, const __g
     run_in_turn<F>(ahead, params, buffers...);
 }
 
-// Left alone, the compiler spares registers for the sake of occupancy, and puts loads off until their values are used.
-// Given a number of them it loads first.
+// By default the compiler saves registers for occupancy, and delays loads until their values are used. With a given
+// number of registers it loads first.
 template <auto F, uint32_t REGISTERS, class Params, class... Buffers>
 __global__ void ZINC_MAX_REGISTERS(REGISTERS)
     global_function_in(const __grid_constant__ Params params, const __grid_constant__ Ahead ahead, Buffers... buffers) {
     run_in_turn<F>(ahead, params, buffers...);
 }
 
-constexpr uint32_t STEP_REGISTERS = 32;  // of a step of two rows of weights, and the activations that they meet
+constexpr uint32_t STEP_REGISTERS = 32;  // of a step of two rows of weights, and their activations
 
 template <auto F, uint32_t STEPS, class S, size_t... I>
 const void* global_function_of(std::index_sequence<I...>) {

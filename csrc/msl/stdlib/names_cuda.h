@@ -1,4 +1,4 @@
-// Where CUDA and Metal claim the same names. Included before anything of ours and after every header of C++ and CUDA.
+// Names that both CUDA and Metal claim. Included before all our headers and after every header of C++ and CUDA.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -32,6 +32,6 @@
 #define float3 msl_float3
 #define float4 msl_float4
 
-// CUDA spells this one __attribute__((device)), but `device` is a keyword of MSL, and so an empty macro.
+// CUDA spells this attribute __attribute__((device)), but `device` is a keyword of MSL, and so an empty macro.
 #undef __device__
 #define __device__ __attribute__((__device__))

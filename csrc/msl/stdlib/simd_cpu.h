@@ -1,5 +1,5 @@
-// How the lanes of a simdgroup exchange values on the CPU: every lane hands in its value, the last one to come computes
-// all results.
+// The exchange of values between the lanes of a simdgroup on the CPU: every lane hands in its value, and the last lane
+// to come computes all results.
 #pragma once
 
 #include "msl/run/runtime.h"
@@ -49,7 +49,7 @@ struct Prefix {
     }
 };
 
-// From which lane of its group a lane reads; `width` or more: from none.
+// The lane of its group that a lane reads from; `width` or more: none.
 struct FromLane {
     static METAL_FUNC uint source(uint, uint argument, uint) { return argument; }
 };
@@ -71,7 +71,7 @@ struct FromAboveRotating {
     static METAL_FUNC uint source(uint lane, uint argument, uint width) { return (lane + argument) % width; }
 };
 
-// A source outside the group is undefined in MSL: all bits set, NaN for floating point, makes it show.
+// A source outside the group is undefined in MSL. All bits set, NaN for floating point, make it visible.
 template <class From, uint width>
 struct Shuffle {
     template <class T>
@@ -109,7 +109,7 @@ METAL_FUNC T exchange(const T& value, uint argument, const char* operation, cons
     return reinterpret_cast<const T*>(slots.results)[lane];
 }
 
-// Row and first column of a lane's two elements: quads tile the matrix as Apple's hardware has it.
+// Row and first column of a lane's two elements: quads tile the matrix as in Apple's hardware.
 METAL_FUNC constexpr uint matrix_row(uint lane) { return (lane >> 2 & 4) + (lane >> 1 & 3); }
 METAL_FUNC constexpr uint matrix_col(uint lane) { return (lane >> 1 & 4) + (lane << 1 & 2); }
 

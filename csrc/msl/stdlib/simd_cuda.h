@@ -1,4 +1,4 @@
-// How the lanes of a simdgroup exchange values on CUDA: a simdgroup is a warp, and all of its lanes take part.
+// The exchange of values between the lanes of a simdgroup on CUDA: a simdgroup is a warp, and all of its lanes call.
 #pragma once
 
 #include "msl/run/runtime.h"
@@ -14,10 +14,10 @@ constexpr uint all_lanes = 0xffffffffu;
 
 METAL_FUNC uint current_lane() { return threadIdx.x % simd_width; }
 
-// Loads and stores of matrices need no meeting of the lanes.
+// Loads and stores of matrices do not synchronise the lanes.
 METAL_FUNC void arrive(const char*, const char*, uint) {}
 
-// Which lane a lane reads from, for one 32-bit word.
+// The lane that a lane reads from, for one 32-bit word.
 struct FromLane {
     template <uint width>
     static METAL_FUNC uint word(uint w, uint argument) {
@@ -98,7 +98,7 @@ METAL_FUNC T reduce_words(BitXor, T x) {
     return T(__reduce_xor_sync(all_lanes, uint(x)));
 }
 
-// Every lane of a group of `width` gets the result over the group: the tree of the CPU lane, so the same rounding.
+// Every lane of a group of `width` gets the result over the group. The tree is the CPU's, and so is the rounding.
 template <class Op, uint width>
 struct Reduce {
     template <class T>
@@ -136,12 +136,12 @@ struct Ballot {
     }
 };
 
-// Row and first column of a lane's two elements: as the matrix unit has its results.
+// Row and first column of a lane's two elements, as in the matrix unit's results.
 METAL_FUNC constexpr uint matrix_row(uint lane) { return lane / 4; }
 METAL_FUNC constexpr uint matrix_col(uint lane) { return lane % 4 * 2; }
 
-// A lane's share of a matrix: its elements in the layout of results, and, for a loaded matrix, the elements that it
-// must bring if the matrix is the right one of a product. A load that nobody uses costs nothing.
+// A lane's share of a matrix: its elements in the layout of results. A loaded matrix also has the elements that the
+// lane needs if the matrix is the right one of a product. An unused load costs nothing.
 template <class T>
 struct Held {
     vec<T, 2> elements;  // (row, column) and (row, column + 1)
@@ -173,8 +173,8 @@ struct Held {
     }
 };
 
-// Two floats as four numbers that the matrix unit takes, of 11 significant bits each: the error is 2^-21 of a float.
-// Narrower types fit into the high ones. The unit drops the excess bits of the low ones.
+// Two floats as four numbers of the matrix unit, with 11 significant bits each: the error is 2^-21 of a float. Narrower
+// types fit into the high numbers. The unit drops the excess bits of the low numbers.
 struct Split {
     uint2 high, low;
     METAL_FUNC explicit Split(float2 v) {
@@ -185,9 +185,9 @@ struct Split {
     }
 };
 
-// sum += A B by the matrix unit, whose A is two of our matrices, one below the other, and whose result too. Its column
-// q of A is column 2 q of ours, q + 4 is 2 q + 1, and so for the rows of B: a sum does not mind, and A's elements are
-// where they should be.
+// sum += A B by the matrix unit. Its A, and its result, are two of our matrices, one below the other. Its column q of A
+// is our column 2 q, and q + 4 is 2 q + 1. The rows of B are permuted in the same way, so the sum does not change, and
+// A's elements are already in the right lanes.
 METAL_FUNC void multiply_tf32(float4& sum, uint2 upper, uint2 lower, uint2 b) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
@@ -200,8 +200,8 @@ METAL_FUNC float2 as_float2(const vec<T, 2>& v) {
     return float2(float(v.x), float(v.y));
 }
 
-// The matrix unit rounds its sums towards zero: it gets sums of eight products alone. One matrix leaves half of the
-// unit to its low parts.
+// The matrix unit rounds its sums towards zero, so it only gets sums of eight products. A single matrix leaves half of
+// the unit for its low numbers.
 template <class A, class B, class C>
 METAL_FUNC vec<C, 2> multiply_accumulate(const Held<A>& a, const Held<B>& b, const vec<C, 2>& c, const char*, uint) {
     const Split left(as_float2(a.elements)), right(b.right());

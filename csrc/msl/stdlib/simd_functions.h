@@ -1,5 +1,5 @@
-// simdgroup and quadgroup functions. How values travel between lanes (detail::exchange and its rules) is the lane's
-// own.
+// simdgroup and quadgroup functions. The CPU and CUDA each have their own exchange between SIMD lanes (detail::exchange
+// and its rules).
 #pragma once
 
 #ifdef __CUDACC__

@@ -1,4 +1,4 @@
-// simdgroup_matrix: an 8 by 8 matrix spread over the 32 lanes of a simdgroup, two neighbours of a row in each.
+// simdgroup_matrix: an 8 by 8 matrix over the 32 lanes of a simdgroup. Each lane has two neighbours of a row.
 #pragma once
 
 #include "simd_functions.h"
@@ -86,8 +86,8 @@ METAL_FUNC void simdgroup_multiply(simdgroup_matrix<D, rows, cols>& d, const sim
     simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<D, rows, cols>(D(0)), file, line);
 }
 
-// c[i] += a[i] b for all i. MSL has no such function: there it is a loop (kernels/common.h), here a device may do all
-// at once.
+// c[i] += a[i] b for all i. MSL lacks this function: there it is a loop (kernels/common.h), here a device may do all at
+// once.
 template <class A, class B, uint M>
 METAL_FUNC void multiply_accumulate_each(simdgroup_float8x8 (&c)[M], const simdgroup_matrix<A, 8, 8> (&a)[M],
                                          const simdgroup_matrix<B, 8, 8>& b, MSL_SITE) {

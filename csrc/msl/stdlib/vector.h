@@ -1,6 +1,6 @@
-// Vectors of two to four components, with constructors, operators and swizzles as in MSL.
-// Stricter than MSL in one place, so that code which compiles here compiles there: a vector meets only vectors of its
-// own type, or scalars that its component type can hold without losing a fraction.
+// Vectors of two to four components, with constructors, operators and swizzles as in MSL. Stricter than MSL in one
+// place, so that code which compiles here compiles there. A vector combines only with vectors of its own type, or with
+// scalars that its component type holds without losing a fraction.
 #pragma once
 
 #include <new>
@@ -35,8 +35,7 @@ struct Shape<packed_vec<E, N>> : Shape<vec<E, N>> {};
 template <class E, int S, int... I>
 struct Shape<Swizzle<E, S, I...>> : Shape<vec<E, sizeof...(I)>> {};
 
-// An index of n components. Compilers let a reference be one past an array's end, so the checked build looks at it
-// here.
+// An index of n components. Compilers let a reference be one past an array's end, so the checked build checks it here.
 METAL_FUNC uint component(uint i, [[maybe_unused]] uint n) {
 #ifdef ZINC_CHECKED
     if (i >= n) zinc::msl::no_component(i, n);
@@ -51,12 +50,12 @@ concept Vectorial = Shape<A>::n >= 2;
 template <class A>
 concept Arithmetic = Shape<A>::n >= 1;
 
-// Whether scalar S may stand beside a vector of T.
+// True if scalar S may stand beside a vector of T.
 template <class S, class T>
 inline constexpr bool fits =
     std::is_integral_v<S> || std::is_same_v<S, T> || (is_floating_point_v<S> && std::is_same_v<T, float>);
 
-// The vector type in which operands meet, void when they do not.
+// The common vector type of operands, or void.
 template <class A, class B>
 struct JoinPair {
     using type = void;
@@ -223,7 +222,7 @@ struct alignas(4 * sizeof(T)) vec<T, 4> {
     MSL_VEC_MEMBERS(4)
 };
 
-// Components without padding, aligned like one of them: for reading rows that are no multiple of a vector.
+// Components without padding, aligned like one component: for rows that are not a multiple of a vector.
 template <class T, int N>
 struct packed_vec {
     T data[N];

@@ -1,1 +1,1 @@
-"""The calls of users: a loaded model, text in, text out."""
+"""Calls of users: a loaded model, text in, text out."""

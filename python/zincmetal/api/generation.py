@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from .text import ModelText
 
 SAMPLING = tuple(f.name for f in fields(SamplingParams))
-# These do not say how to choose tokens: a chat with no other option has the sampling that the makers advise.
+# These options do not choose tokens. A chat without any other option has the sampling that the makers advise.
 BESIDE = ("seed", "logit_bias", "logits_processors")
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The fields of SamplingParams, as keywords of the calls that generate; None stands for the default."""
+    """Fields of SamplingParams, as keywords of the calls that generate; None stands for the default."""
 
     temperature: float | None
     top_k: int | None
@@ -44,7 +44,7 @@ class SamplingOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of a generation; ``max_tokens`` -1 is until the context is full."""
+    """Arguments of a generation. ``max_tokens`` -1: until the context is full."""
 
     ids: list[int]
     max_tokens: int
@@ -55,7 +55,7 @@ class Request:
 
 
 def sampling_params(call: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> SamplingParams:
-    """Check the options of a ``call``; ``defaults`` where none of them says how to choose. Raises UsageError."""
+    """Check the options of a ``call``. ``defaults`` count if no option chooses the sampling. Raises UsageError."""
     refuse_unknown(call, options, SAMPLING)
     given = {name: value for name, value in options.items() if value is not None}
     if defaults and not given.keys() - set(BESIDE):
@@ -121,7 +121,7 @@ def _forbidding(params: SamplingParams, tokens: Sequence[int]) -> SamplingParams
 
 
 def collect(chunks: Generator[Chunk, None, PromptRead], show: Callable[[Chunk], None] | None = None) -> Result:
-    """All of a stream as one result; ``show`` is called with each chunk as it comes."""
+    """Collect a stream into one result. ``show`` is called with each chunk as it comes."""
     made: list[Chunk] = []
     prompt = PromptRead(0, 0.0)
     while True:

@@ -1,4 +1,4 @@
-"""The Python interface: load a model, then text in, text out."""
+"""Python interface: load a model, then text in, text out."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ Stream: TypeAlias = Generator[Chunk, None, PromptRead]
 
 
 class Model:
-    """A model on a device, with one sequence. Made by :func:`load`; a context manager.
+    """Model on a device, with one sequence. Made by :func:`load`; a context manager.
 
     It has an ``engine``, which runs steps, and a tokenizer and template, which make ids of text. Methods raise
-    UsageError for calls that cannot be carried out, ContextFullError where the context is used up, DeviceError where
-    the device fails. One thread at a time.
+    UsageError for calls that cannot be carried out, and ContextFullError if the context is used up. They raise
+    DeviceError if the device fails. One thread at a time.
     """
 
     def __init__(self, engine: Engine, text: ModelText | None = None) -> None:
@@ -58,7 +58,7 @@ class Model:
 
     @property
     def file(self) -> gguf.File:
-        """The file that was loaded."""
+        """File that was loaded."""
         return self.engine.file
 
     @property
@@ -68,32 +68,32 @@ class Model:
 
     @property
     def device(self) -> _core.Device:
-        """The device that runs the model; ``device.info`` describes it."""
+        """Device that runs the model; ``device.info`` describes it."""
         return self.engine.device
 
     # ---- text ---------------------------------------------------------------------------------------------
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the file, built at first use. Raises TokenizerError where it has none that can be used."""
+        """Tokenizer of the file, built at first use. Raises TokenizerError if it has none that can be used."""
         return self.text.tokenizer
 
     @property
     def chat_template(self) -> ChatTemplate:
-        """The chat template of the file, compiled at first use. Raises ChatTemplateError where it has none."""
+        """Chat template of the file, compiled at first use. Raises ChatTemplateError if it has none."""
         return self.text.chat_template
 
     @property
     def chat_sampling(self) -> dict[str, Any]:
-        """The sampling that the file, or its family's makers, advise: chat's, where no option says how to choose."""
+        """Sampling that the file, or its family's makers, advise. A chat without options of sampling uses it."""
         return dict(self.text.chat_sampling)
 
     @typed_errors
     def tokenize(self, text: str, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
-        """Text to ids, as generate makes them.
+        """Convert text to ids, as generate does.
 
-        They begin with the begin token if the file asks for one, or as ``add_bos`` says. Special tokens in the text
-        count only with ``parse_special``.
+        The ids begin with the begin token if the file asks for one. ``add_bos`` overrides the file. Special tokens in
+        the text count only with ``parse_special``.
         """
         text, parse_special = arguments.text("text", text), arguments.flag("parse_special", parse_special, False)
         if add_bos is None:
@@ -102,7 +102,7 @@ class Model:
 
     @typed_errors
     def detokenize(self, tokens: Sequence[int]) -> str:
-        """Ids to text."""
+        """Convert ids to text."""
         return self.tokenizer.decode(arguments.token_ids(tokens, "tokens"))
 
     # ---- generation ---------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class Model:
         """Generate piece by piece: a :class:`Chunk` per token.
 
         ``max_tokens`` 0 only reads the prompt, -1 goes on until the context is full. ``parse_special`` reads the
-        special tokens in the prompt as such: leave it off for text that is not trusted. ``hide_special`` leaves
+        special tokens in the prompt as tokens: leave it off for text that is not trusted. ``hide_special`` leaves
         control tokens out of the text. Each string of ``stop`` ends the text, and is not part of it.
         ``progress(done, total)`` is called during prefill. Other options are the fields of
         :class:`~zincmetal.sampling.params.SamplingParams`. Stops at an end token, at ``max_tokens``, or when
@@ -189,8 +189,8 @@ class Model:
         ``tools`` are functions that the model may call, as JSON schemas; ``documents`` are sources that it may cite.
         Both are lists of dicts. ``add_generation_prompt=False`` leaves out the opening of an answer.
         ``continue_final_message`` goes on with the last message, the beginning of an answer. Further options: all of
-        :meth:`stream_generate`, and every variable of the model's chat template, such as ``enable_thinking``. Where
-        no option says how to choose tokens, :attr:`chat_sampling` does; a seed, biases and processors do not say it.
+        :meth:`stream_generate`, and every variable of the model's chat template, such as ``enable_thinking``. If
+        no option chooses the sampling, :attr:`chat_sampling` does. A seed, biases and processors do not choose it.
         Raises UsageError for an option that the template does not read.
         """
         params, variables = self._chat_options(options)
@@ -252,22 +252,22 @@ class Model:
         return self.engine.save()
 
     def restore(self, saved: Snapshot) -> None:
-        """Go on from a saved sequence, of this model or another one of the same file and type of K/V cache.
+        """Continue a saved sequence, of this model or of a model with the same file and type of K/V cache.
 
-        Raises UsageError where it does not fit this model, ContextFullError where it is too long; the sequence is
-        then as it was.
+        Raises UsageError if it does not fit this model, ContextFullError if it is too long. Then the sequence is
+        unchanged.
         """
         self.engine.restore(saved)
 
     def fork(self) -> Model:
-        """Another model with the same weights, at the same point of a sequence of its own; close it by itself.
+        """Make another model with the same weights and a copy of the sequence. Close it separately.
 
-        Raises OutOfMemoryError where one more sequence does not fit.
+        Raises OutOfMemoryError if one more sequence does not fit.
         """
         return Model(self.engine.fork(), self.text)
 
     def plan(self, rows: int, output: str = "argmax") -> Plan:
-        """Return the recorded plan for steps of up to ``rows`` tokens; 1 is decode. ``output`` is one of OUTPUTS."""
+        """Return the plan for steps of up to ``rows`` tokens; 1 is decode. ``output`` is one of OUTPUTS."""
         return self.engine.plan(rows, output)
 
     def profile(self) -> dict[str, Any]:
@@ -276,17 +276,17 @@ class Model:
 
     @property
     def words_read(self) -> int:
-        """The 32-bit words that sampling has read from the device since the model was loaded."""
+        """32-bit words that sampling has read from the device since the model was loaded."""
         return self.engine.words_read
 
     def time_dispatches(self, ids: Sequence[int], position: int = 0, copies: int = 1) -> list[tuple[Dispatch, float]]:
-        """Run a step, each dispatch by itself, and time it: :func:`zincmetal.engine.timing.time_dispatches`."""
+        """Time each dispatch of a step: :func:`zincmetal.engine.timing.time_dispatches`."""
         return timing.time_dispatches(self.engine, ids, position, copies)
 
     def close(self) -> None:
         """Give the device memory and the file back; later calls raise UsageError. Closing twice is fine.
 
-        A call or a stream of another thread ends with UsageError, which is waited for.
+        A call or a stream of another thread ends with UsageError. This call waits for its end.
         """
         self.engine.close()
 
@@ -310,9 +310,9 @@ def load(
     """Load a GGUF file.
 
     ``context`` is the most tokens that a sequence may have (default: 4096, or the context of training if less).
-    ``device`` is "metal", "cuda" or "cpu" (default: the best that was built), ``kv`` the type of the KV cache, "f16",
-    "f32" or "q8_0". ``threads`` is for the CPU (0 = all cores). ``progress(done, total)`` is told the bytes of
-    weights that the device has.
+    ``device`` is "metal", "cuda" or "cpu" (default: the best that was built). ``kv`` is the type of the K/V cache:
+    "f16", "f32" or "q8_0". ``threads`` is for the CPU (0 = all cores). ``progress(done, total)`` counts the
+    bytes of weights on the device.
     Raises GGUFError, UnsupportedModelError, OutOfMemoryError, DeviceError, UsageError.
     """
     file = gguf.open(arguments.path(path))

@@ -1,4 +1,4 @@
-"""A loaded model in a few words: "qwen35moe 35B-A3B Q4_K"."""
+"""Loaded model in a few words: "qwen35moe 35B-A3B Q4_K"."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ..errors import quote
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """A generation.
+    """Result of a generation.
 
     ``text`` and ``tokens`` (ids) of the answer; ``finish_reason`` "stop" (an end token or a stop string) or
     "length"; tokens per second of prompt and of generation; ``peak_memory`` bytes resident in this process.
@@ -48,7 +48,7 @@ class Result:
 
 
 class Chunk(NamedTuple):
-    """A piece of a streamed generation: new text (may be empty), its token, and the result so far."""
+    """Piece of a streamed generation: new text (may be empty), its token, and the result so far."""
 
     text: str
     token: int
@@ -61,7 +61,7 @@ class Chunk(NamedTuple):
 
 
 class PromptRead(NamedTuple):
-    """The value that a stream returns at its end: the tokens of the prompt, and the tokens per second of reading it."""
+    """Return value of a stream: the tokens of the prompt, and the tokens per second of reading it."""
 
     tokens: int
     tps: float

@@ -1,4 +1,4 @@
-"""The text side of a model file: tokenizer, chat template, advised sampling. A model and its forks share one."""
+"""Text side of a model file: tokenizer, chat template, advised sampling. A model and its forks share one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..text.chat.template import ChatTemplate
     from ..text.tokenizer import Tokenizer
 
-# Keywords of chat that a template must read; for each, the name of the template that a file may have for it.
+# Keywords of chat that a template must read. For each: the name of the template that a file may have for it.
 ASKED = {"tools": "tool_use", "documents": "rag"}
 CHAT_OPTIONS = (
     *ASKED,
@@ -50,14 +50,14 @@ class AtFirstUse(Generic[T]):
 
 
 class ModelText:
-    """Text to ids and back, as the file says. Each part is built at its first use."""
+    """Converts text to ids and back, by the file's metadata. Each member is built at its first use."""
 
     def __init__(self, file: gguf.File) -> None:
         self._file = file
 
     @AtFirstUse
     def tokenizer(self) -> Tokenizer:
-        """Build the tokenizer of the file. Raises TokenizerError where it has none that can be used."""
+        """Tokenizer of the file. Raises TokenizerError if it has none that can be used."""
         from ..text.tokenizer import Tokenizer
 
         with self._reading():
@@ -65,7 +65,7 @@ class ModelText:
 
     @AtFirstUse
     def id_tokenizer(self) -> Tokenizer:
-        """Build the tokenizer; where the file has none, one that only knows which ids end a text."""
+        """Tokenizer of the file. If the file has none, a tokenizer that only knows the ids that end a text."""
         from ..text.tokenizer import Tokenizer
 
         try:
@@ -76,7 +76,7 @@ class ModelText:
 
     @AtFirstUse
     def chat_template(self) -> ChatTemplate:
-        """Compile the chat template of the file. Raises ChatTemplateError where it has none."""
+        """Chat template of the file. Raises ChatTemplateError if it has none."""
         from ..text.chat.template import ChatTemplate
 
         with self._reading():
@@ -84,13 +84,13 @@ class ModelText:
 
     @AtFirstUse
     def chat_sampling(self) -> Mapping[str, Any]:
-        """Read the sampling that the file, or its family's makers, advise for chat."""
+        """Return the sampling that the file, or its family's makers, advise for chat."""
         with self._reading():
             return dict(chat_defaults(self._file.metadata))
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Metadata are read out of the map, which close() of another thread may take away meanwhile."""
+        """Raise UsageError if close() of another thread takes the map away while metadata is read."""
         try:
             yield
         except ValueError:
@@ -136,7 +136,7 @@ class ModelText:
         return self.tokenizer.prompt(text, parse_special=True)
 
     def _check_read(self, asked: Sequence[str], keywords: Mapping[str, Any]) -> None:
-        """Raise UsageError where the chat template reads no such variable: it would change nothing."""
+        """Raise UsageError for a variable that the chat template does not read: it would change nothing."""
         if not asked and not keywords:
             return
         variables = self.chat_template.variables
@@ -144,6 +144,4 @@ class ModelText:
         refuse_unknown("chat", keywords, {*CHAT_OPTIONS, *SAMPLING, *variables}, why)
         for name in asked:
             if name not in variables and ASKED[name] not in self.chat_template.named:
-                raise UsageError(
-                    f"chat: this model's chat template does not read {name}; say in a message what they are"
-                )
+                raise UsageError(f"chat: this model's chat template does not read {name}; describe them in a message")

@@ -1,4 +1,4 @@
-"""``python -m zincmetal.check``: the same as ``zincmetal check``."""
+"""``python -m zincmetal.check``: runs ``zincmetal check``."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""A small operation for every kernel, with random inputs.
+"""Cases: a small operation for every kernel, with random inputs.
 
-Kernel names, parameters and grids come from the lowering that models use, so a check launches a kernel as a model does.
+Kernel names, parameters and grids come from the lowering that models use. So a check launches a kernel as a model does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .inputs import POISON, Bytes, random_weights
 
 ROWS, N_TOKENS = 40, 37  # of a step with many rows: more than one tile of tokens, then padding
 POS = 70  # of the first row: on the second page of the cache
-LONG_POS = 299  # long enough for divided attention: several parts, and the last one is not full
+LONG_POS = 299  # long enough for divided attention: several shares of the keys, and the last one is not full
 M, K, N_VOCAB = 71, 512, 5000  # rows and columns of a matrix, logits: two blocks of every type, and partial tiles
 
 MakeScene: TypeAlias = "Callable[..., Scene]"  # from the rows and the operations
@@ -37,7 +37,7 @@ MakeScene: TypeAlias = "Callable[..., Scene]"  # from the rows and the operation
 
 @dataclass(frozen=True)
 class Scene:
-    """The launches of some operations, for a step of ``n_tokens`` tokens in ``rows`` rows, from position ``pos`` on."""
+    """Launches of some operations, for a step of ``n_tokens`` tokens in ``rows`` rows, from position ``pos`` on."""
 
     target: Target
     cfg: ModelConfig
@@ -78,30 +78,30 @@ class Scene:
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel in a scene. The launches before it write its inputs."""
+    """Kernel in a scene. The launches before it write its inputs."""
 
     scene: Scene
     index: int
 
     @property
     def launch(self) -> Launch:
-        """The launch of the kernel."""
+        """Launch of the kernel."""
         return self.scene.launches[self.index]
 
     @property
     def seed(self) -> int:
-        """The seed of its inputs. It depends on the kernel's name alone, so a failure can be repeated."""
+        """Seed of its inputs. It depends on the kernel's name alone, so a failure can be repeated."""
         return zlib.crc32(self.launch.kernel.encode())
 
     @property
     def replacements(self) -> list[str]:
-        """The kernels that plans use if a device cannot build this one; none if there are none."""
+        """Kernels that plans use if a device cannot build this one; none if there are none."""
         kernel = self.launch.kernel
         return list(dict.fromkeys(other.kernel for other in self.scene.without(kernel) if kernel in other.replaces))
 
 
 def cases(core: Core, backend: str = "") -> dict[str, Case]:
-    """Make a case for every kernel that a plan can launch, by name. Row counts are those of ``backend`` first."""
+    """Make a case for every kernel that a plan can launch, by name. Row counts of ``backend`` come first."""
     found: dict[str, Case] = {}
     for splits in (tuning.SPLITS.get(backend, {}), {}, *tuning.SPLITS.values()):
         for scene in _scenes(replace(Target.of_kernels(core), splits=splits)):

@@ -1,4 +1,4 @@
-"""Runs one kernel on the device and, from the same inputs, as Metal text on the CPU; reports the largest difference."""
+"""Runs one kernel on the device and as Metal text on the CPU, with equal inputs. Reports the largest difference."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .inputs import Bytes, Guarded
 if TYPE_CHECKING:
     from .. import _core
 
-# The error that is allowed between two orders of float32 operations, as a share of the root mean square: of all values,
-# of one value. A value that is rounded to a narrower type may be one step off.
+# Allowed error between two orders of float32 operations, as a share of the root mean square: of all values, of one
+# value. A value that is rounded to a narrower type may be one step off.
 TOLERANCE = {"f32": (1e-5, 8e-5), "f16": (1e-4, 4e-3), "q8_0": (2e-3, 5e-2)}
 _INTEGERS = {STEP.name, TOKENS.name, "expert_ids", "expert_slots", "expert_tiles", "expert_n_tiles", "argmax.id"}
 _CANDIDATES = {CANDIDATES.name, "candidates.parts"}
 
 
 class Mismatch(Exception):
-    """The device's result differs from the CPU's. The message says where, and by how much."""
+    """Raised if a result of the device differs from the CPU's. The message has the place and the difference."""
 
 
 def largest_difference(
@@ -113,7 +113,7 @@ def _of_floats(name: str, want: NDArray[np.float64], got: NDArray[np.float64], t
 
 
 def _of_candidates(dtype: np.dtype[np.void], want: Bytes, got: Bytes) -> float:
-    """Compare candidates: the same ones in any order; return the error of the sums as a share of the allowed error."""
+    """Compare candidates, in any order. Return the error of the sums as a share of the allowed error."""
     worst = 0.0
     for part, (w, g) in enumerate(zip(want.view(dtype), got.view(dtype), strict=True)):
         name = f"part {part} of the candidates"

@@ -24,7 +24,7 @@ def timed(model: Model, position: int) -> Outcome:
     """Measure the microseconds of every kernel in a decode step of a loaded model."""
     try:
         found = model.time_dispatches([0], position, COPIES)
-    except UsageError as error:  # a model whose experts the host routes has no such step
+    except UsageError as error:  # a model whose experts the host routes has no step on the device alone
         return Outcome(WARN, str(error))
     micros: dict[str, float] = {}
     for dispatch, seconds in found:

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 Bytes = NDArray[np.uint8]
 
 POISON = 0xFF  # NaN in every float type
-GUARD = 256  # bytes of poison on either side of what a kernel may touch
+GUARD = 256  # bytes of poison on either side of the bytes that a kernel may touch
 
 
 # ---- random weights -----------------------------------------------------------------------------------------
 
 
 def random_weights(qtype: QuantType, shape: Sequence[int], rng: np.random.Generator, size: float = 1.0) -> Bytes:
-    """Make finite weights of mean 0 and root mean square of about ``size``: uint8 [*shape[:-1], bytes of a row].
+    """Make finite weights of mean 0 and root mean square near ``size``: uint8 [*shape[:-1], bytes of a row].
 
     Quants and packed scales take every bit pattern. Half scales take either sign and every mantissa, and one in 32 is
-    zero or subnormal. Float types hold normal deviates. Raises UsageError where a row is not whole blocks.
+    zero or subnormal. Float types hold normal deviates. Raises UsageError if a row is not whole blocks.
     """
     *rows, k = shape
     packed = (*rows, qtype.row_bytes(k))
@@ -93,10 +93,10 @@ def _normal(qtype: QuantType, shape: Sequence[int], rng: np.random.Generator, si
 
 
 class Guarded:
-    """A buffer of a device with ``content`` between two bands of poison.
+    """Buffer of a device with ``content`` between two bands of poison.
 
-    ``array`` is the content. If the device shares the host's memory it is a live view, otherwise a copy that
-    :meth:`push` and :meth:`pull` move. The content begins ``align`` bytes after a multiple of 256.
+    ``array`` is the content. It is a live view if the device shares the host's memory, else a copy for
+    :meth:`push` and :meth:`pull`. The content begins ``align`` bytes after a multiple of 256.
     """
 
     def __init__(self, device: _core.Device, content: NDArray[Any], align: int = 0) -> None:
@@ -112,24 +112,24 @@ class Guarded:
 
     @property
     def binding(self) -> tuple[_core.Buffer, int, int]:
-        """The buffer, the offset of the content and its bytes."""
+        """Buffer, the offset of the content and its bytes."""
         return self.buffer, self.offset, self.nbytes
 
     def push(self) -> None:
-        """Copy to the device, if it has memory of its own."""
+        """Copy to the device, if it has its own memory."""
         if not self.buffer.shared:
             self.buffer.write(self._all)
 
     def pull(self) -> None:
-        """Copy from the device, if it has memory of its own."""
+        """Copy from the device, if it has its own memory."""
         if not self.buffer.shared:
             self._all[:] = self.buffer.read()
 
     def is_outside_intact(self) -> bool:
-        """Whether the poison before and after the content is unchanged."""
+        """Return True if the poison before and after the content is unchanged."""
         end = self.offset + self.nbytes
         return bool((self._all[: self.offset] == POISON).all() and (self._all[end:] == POISON).all())
 
     def is_content_intact(self) -> bool:
-        """Whether the content is unchanged."""
+        """Return True if the content is unchanged."""
         return np.array_equal(self._all[self.offset : self.offset + self.nbytes], self._content)

@@ -30,7 +30,7 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Placement:
-    """A matrix at ``offset`` in a file of ``size`` bytes, and the view [start, end) through which a kernel reads it."""
+    """Matrix at ``offset`` in a file of ``size`` bytes, and the view [start, end) through which a kernel reads it."""
 
     name: str
     size: int
@@ -83,7 +83,7 @@ def _beside(place: Placement, page: int) -> list[Placement]:
 
 
 class _Product:
-    """A matrix-vector product of float32 weights, launched as a plan launches it."""
+    """Matrix-vector product of float32 weights, launched as a plan launches it."""
 
     def __init__(self, core: Core, device: _core.Device, x: Bytes) -> None:
         self._device = device

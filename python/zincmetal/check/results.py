@@ -1,4 +1,4 @@
-"""The result of a check, as the worker reports it and the command shows it."""
+"""Result of a check, as the worker reports it and the command shows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a check: PASS, WARN or FAIL, a message, and figures by name."""
+    """End of a check: PASS, WARN or FAIL, a message, and figures by name."""
 
     status: str
     message: str = ""
@@ -20,22 +20,22 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """A check, "group" or "group/subject", and its outcome."""
+    """Name of a check, "group" or "group/subject", and its outcome."""
 
     name: str
     outcome: Outcome
 
     @property
     def group(self) -> str:
-        """The group of checks, such as "pipeline" or "kernel"."""
+        """Group of checks, such as "pipeline" or "kernel"."""
         return self.name.partition("/")[0]
 
     @property
     def kind(self) -> str:
-        """The group without the way in which it ran again: "kernel" of "kernel (validated)"."""
+        """Group without the way in which it ran again: "kernel" of "kernel (validated)"."""
         return self.group.partition(" (")[0]
 
     @property
     def subject(self) -> str:
-        """The thing that was checked: a kernel, a shape."""
+        """Subject that was checked: a kernel, a shape."""
         return self.name.partition("/")[2]

@@ -1,4 +1,4 @@
-"""Runs the checks in a worker process, and continues in a new one when a check ends the process or loses the device."""
+"""Runs the checks in a worker process. If a check ends the process or loses the device, a new process continues."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def run(
 
 
 class Worker:
-    """A process that runs checks.
+    """Process that runs checks.
 
-    It stops when all checks have ``ended``, when the device is lost and another process must continue (``again``), or
-    when a check ends it; ``running`` is the name of that check.
+    It stops when all checks have ``ended``, or when the device is lost and another process must continue (``again``).
+    It also stops when a check ends it; ``running`` is the name of that check.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Worker:
     def _remarks(self, end: int | None = None) -> str:
         """Return the last of the new output on standard error, up to byte ``end``.
 
-        The worker reports ``end`` with each result, because it may have begun the next check meanwhile.
+        The worker reports ``end`` with each result, because it may already have begun the next check.
         """
         # The worker writes at this file's position, so the file is read by offset.
         new = os.pread(self._printed.fileno(), 1 << 24 if end is None else max(0, end - self._read), self._read)

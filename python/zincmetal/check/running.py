@@ -19,7 +19,7 @@ CONTEXT, LONG_CONTEXT = 512, 4096
 N_TOKENS = 48
 PAUSES, LONG_PAUSES = (0.0, 0.5, 1.0, 1.5), (0.0, 0.5, 1.0, 1.5, 3.0, 10.0)  # seconds
 AFTER_A_PAUSE = 10  # tokens
-SLOWED = 2.0  # more than so many times as long for a token after a pause: a warning
+SLOWED = 2.0  # a token after a pause that takes more than this many times as long is a warning
 WINDOW = 10.0  # seconds of a soak for one figure
 GROWN = 64 << 20  # bytes of resident memory that a soak may add without a warning
 
@@ -64,7 +64,7 @@ def seed(model: Model) -> Outcome:
     ids = prompt_of(model)
     first, second = (model.generate(ids, N_TOKENS, temperature=1.0, seed=7).tokens for _ in range(2))
     if first == second:
-        return Outcome(PASS, f"{len(first)} sampled tokens, twice the same")
+        return Outcome(PASS, f"{len(first)} sampled tokens, equal in both runs")
     return Outcome(FAIL, "the same seed gave different tokens", {"first": first, "second": second})
 
 
@@ -128,7 +128,7 @@ def soaked(model: Model, seconds: float) -> Outcome:
 
 
 def captured(path: Path, device: str, trace: str) -> Outcome:
-    """Record a decode step for Xcode in ``trace``, a path that ends in .gputrace."""
+    """Capture a decode step for Xcode in ``trace``, a path that ends in .gputrace."""
     with load(path, context=CONTEXT, device=device) as model:
         ids = prompt_of(model)
         model.generate(ids, 2)

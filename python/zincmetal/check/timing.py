@@ -33,7 +33,7 @@ PLAUSIBLE = {"GB/s": (0.01, 2e4), "GFLOP/s": (0.1, 2e6)}
 
 @dataclass(frozen=True)
 class Shape:
-    """A common operation: ``op(size)`` reads ``size`` rows of a matrix, or keys, for ``rows`` tokens."""
+    """Common operation: ``op(size)`` reads ``size`` rows of a matrix, or keys, for ``rows`` tokens."""
 
     name: str
     op: Callable[[int], Op]
@@ -42,7 +42,7 @@ class Shape:
 
     @property
     def unit(self) -> str:
-        """The unit of its rate: bytes read for one token, operations for many."""
+        """Unit of its rate: bytes read for one token, operations for many."""
         return "GB/s" if self.rows == 1 else "GFLOP/s"
 
 
@@ -58,7 +58,7 @@ def shapes() -> Iterator[Shape]:
 
 
 def measure(core: Core, device: _core.Device, shape: Shape) -> Outcome:
-    """Measure the rate of a shape, or of a part of it if the device is slow. Raises DeviceError."""
+    """Measure the rate of a shape, or of fewer rows of it if the device is slow. Raises DeviceError."""
     size = max(shape.size // 128, 1)
     seconds = _Bench(core, device, shape, size, copies=1).seconds()
     while size < shape.size and seconds < LONG_ENOUGH / 8:
@@ -76,7 +76,7 @@ def measure(core: Core, device: _core.Device, shape: Shape) -> Outcome:
 
 
 class _Bench:
-    """The launches of a shape with their buffers, over several copies of the largest inputs."""
+    """Launches of a shape with their buffers, over several copies of the largest inputs."""
 
     def __init__(self, core: Core, device: _core.Device, shape: Shape, size: int, copies: int) -> None:
         self._device, self._copies = device, copies

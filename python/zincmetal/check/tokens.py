@@ -1,4 +1,4 @@
-"""Compares the first tokens that a model makes on the device with those that it makes on the CPU."""
+"""Compares a model's first tokens on the device with its first tokens on the CPU."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ NEAR_TIE = 0.05  # between two logits: the lanes' rounding, most of it in the ca
 
 
 def first_tokens(path: Path, device: str) -> Outcome:
-    """Compare a file's first greedy tokens with those of the CPU's native kernels.
+    """Compare a file's first greedy tokens with the tokens of the CPU's native kernels.
 
-    If the device is the CPU itself, they are compared with its Metal text. Raises ZincError if the file does not run.
+    If the device is the CPU itself, the tokens are compared with its Metal text. Raises ZincError if the file does not
+    run.
     """
     if device == "cpu" and path.stat().st_size > LARGEST_MSL:
         return Outcome(WARN, f"not compared: {path.name} is too large for the CPU's Metal text, the only other lane")
@@ -60,6 +61,6 @@ def prompt_of(model: Model) -> list[int]:
 
 
 def _margin(model: Model, ids: list[int], best: int, other: int) -> float:
-    """Return the logit of the best token after ``ids`` minus that of another one."""
+    """Return the logit of ``best`` after ``ids`` minus the logit of ``other``."""
     logits = model.logits(ids)[-1].astype(np.float64)
     return float(logits[best] - logits[other])

@@ -1,8 +1,9 @@
-"""The process in which checks run. It reads a request from standard input and writes one JSON object on each line.
+"""Process in which checks run. It reads a request from standard input and writes one JSON object on each line.
 
 - ``{"plan": names}`` when the device is open;
 - for every check ``{"begin": name}``, then an object with its name, status, message and figures;
-- ``{"end": true}`` after the last check, or ``{"again": true}`` if the device is lost and a new process must continue.
+- ``{"end": true}`` after the last check;
+- ``{"again": true}`` if the device is lost and a new process must continue.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def events(request: Mapping[str, Any]) -> Iterator[Event]:
 
 
 class Lab:
-    """The device under test, the CPU with the Metal text as the reference, and the checks.
+    """Device under test, the CPU with the Metal text as the reference, and the checks.
 
     Raises UsageError or DeviceError if one of them does not open.
     """
@@ -194,7 +195,7 @@ def _event(name: str, outcome: Outcome) -> Event:
 
 
 def _wanted(name: str, patterns: list[str]) -> bool:
-    """Whether a check is asked for. A source that does not compile is always reported."""
+    """Return True if a check is asked for. A source that does not compile is always reported."""
     return not patterns or name.startswith("source/") or any(fnmatch(name, pattern) for pattern in patterns)
 
 

@@ -1,4 +1,4 @@
-"""The arguments of the subcommands: the parser, the types of values, and the options that several share."""
+"""Arguments of the subcommands: the parser, the types of values, and the options that several share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST_ERROR = 240  # characters: a wrong argument may be of any length
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line that begins as all errors of the command do."""
+    """Parser whose errors are one line, with the prefix of every error of the command."""
 
     def __init__(self, prog: str, description: str, epilog: str = "") -> None:
         super().__init__(
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Say it, and end with status 2."""
+        """Print the message on standard error, and exit with status 2."""
         line = " ".join(message.split())
         if len(line) > LONGEST_ERROR:
             line = line[:LONGEST_ERROR] + "…"
@@ -51,15 +51,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_model(p: Parser) -> None:
-    """The model, as a positional argument or with -m. :func:`named_model` reads it."""
+    """Add the model, as a positional argument or with -m. :func:`named_model` reads it."""
     p.add_argument(
         "file", nargs="?", metavar="MODEL", help="a GGUF file, or any part of a split one (default: the demo model)"
     )
-    p.add_argument("-m", "--model", metavar="FILE", help="the same as MODEL")
+    p.add_argument("-m", "--model", metavar="FILE", help="another way to write MODEL")
 
 
 def named_model(args: argparse.Namespace) -> Path | None:
-    """The file that the arguments name, or None. Raises UsageError where they name two."""
+    """Return the file that the arguments name, or None. Raises UsageError if they name two."""
     if args.file is not None and args.model is not None:
         raise UsageError(f"two models are named, {quote(args.model)} and {quote(args.file)}: name one")
     named = args.model if args.file is None else args.file
@@ -67,14 +67,14 @@ def named_model(args: argparse.Namespace) -> Path | None:
 
 
 def model_path(args: argparse.Namespace) -> Path:
-    """The file that the arguments name, or the demo model. Raises UsageError where there is none."""
+    """Return the file that the arguments name, or the demo model. Raises UsageError if there is none."""
     from ..hub import demo_model
 
     return named_model(args) or demo_model()
 
 
 def add_sequence(p: Parser) -> None:
-    """The size and the type of a sequence's memory."""
+    """Add the options for the size and the type of a sequence's memory."""
     p.add_argument(
         "-c", "--context", type=integer, metavar="N", help="context in tokens (default: 4096 or the model's)"
     )
@@ -84,18 +84,18 @@ def add_sequence(p: Parser) -> None:
 
 
 def add_device(p: Parser, threads: bool = True) -> None:
-    """The device, and with ``threads`` how many of the CPU's it has."""
+    """Add the option for the device, and with ``threads`` the option for the number of CPU threads."""
     p.add_argument("--device", metavar="NAME", help="metal, cuda or cpu (default: the best that was built)")
     if threads:
         p.add_argument("--threads", type=integer, default=0, metavar="N", help="CPU threads (0 = all cores)")
 
 
 def add_template(group: Group) -> None:
-    """The system message, and the variables of the chat template."""
+    """Add the options for the system message and the variables of the chat template."""
     group.add_argument("--system", metavar="TEXT", help="the system message")
     group.add_argument("--tools", type=Path, metavar="FILE.json", help="tools to offer: a list of JSON schemas")
     group.add_argument("--documents", type=Path, metavar="FILE.json", help="documents to cite: a list of objects")
-    group.add_argument("--no-thinking", action="store_true", help="the same as --template-arg enable_thinking=false")
+    group.add_argument("--no-thinking", action="store_true", help="short for --template-arg enable_thinking=false")
     group.add_argument(
         "--template-arg",
         type=template_arg,
@@ -107,17 +107,17 @@ def add_template(group: Group) -> None:
 
 
 def add_sampling(group: Group) -> None:
-    """How tokens are chosen."""
+    """Add the options of sampling."""
     add = group.add_argument
     add("--temp", "--temperature", dest="temperature", type=number, metavar="T", help="temperature (0 = greedy)")
     add("--top-k", type=integer, metavar="K", help="keep the K most probable tokens (0 = off)")
-    add("--top-p", type=number, metavar="P", help="keep the fewest tokens that reach probability P (1 = off)")
+    add("--top-p", type=number, metavar="P", help="keep the fewest tokens whose probabilities sum to P (1 = off)")
     add("--min-p", type=number, metavar="P", help="keep tokens of at least P times the best (0 = off)")
     add("--typical", dest="typical_p", type=number, metavar="P", help="locally typical sampling (1 = off)")
     add("--repeat-penalty", type=number, metavar="X", help="divide the logits of repeated tokens by X (1 = off)")
     add("--presence-penalty", type=number, metavar="X", help="subtract X from logits of repeated tokens (0 = off)")
-    add("--frequency-penalty", type=number, metavar="X", help="the same for each repetition (0 = off)")
-    add("--repeat-last-n", type=integer, metavar="N", help="tokens that the penalties look back (-1 = all)")
+    add("--frequency-penalty", type=number, metavar="X", help="subtract X for each repetition (0 = off)")
+    add("--repeat-last-n", type=integer, metavar="N", help="number of last tokens that the penalties see (-1 = all)")
     add("--logit-bias", type=bias, action="append", default=[], metavar="ID:X", help="add X to the logit of a token")
     add("--seed", type=integer, metavar="N", help="seed of the draw (default: a new one each time)")
 
@@ -126,7 +126,7 @@ def add_sampling(group: Group) -> None:
 
 
 def integer(text: str) -> int:
-    """An integer in digits."""
+    """Parse an integer in digits. Raises ArgumentTypeError."""
     try:
         return int(text)
     except ValueError:  # also of thousands of digits
@@ -134,7 +134,7 @@ def integer(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """A finite number."""
+    """Parse a finite number. Raises ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:
@@ -145,7 +145,7 @@ def number(text: str) -> float:
 
 
 def positive(text: str) -> float:
-    """A number above 0 and below 1e100, so that products with sizes stay finite."""
+    """Parse a number above 0, 1e100 at most, so that products with sizes stay finite. Raises ArgumentTypeError."""
     value = number(text)
     if not 0 < value <= 1e100:
         raise _wrong(text, "a number above 0")
@@ -153,7 +153,7 @@ def positive(text: str) -> float:
 
 
 def seconds(text: str) -> float:
-    """A time of at least 0."""
+    """Parse a time of at least 0 seconds. Raises ArgumentTypeError."""
     value = number(text)
     if value < 0:
         raise _wrong(text, "a number of seconds")
@@ -161,7 +161,7 @@ def seconds(text: str) -> float:
 
 
 def bias(text: str) -> tuple[int, float]:
-    """ID:X as a token id and a number."""
+    """Parse ID:X as a token id and a number. Raises ArgumentTypeError."""
     token, _, value = text.partition(":")
     try:
         return int(token), float(value)
@@ -170,7 +170,7 @@ def bias(text: str) -> tuple[int, float]:
 
 
 def template_arg(text: str) -> tuple[str, Any]:
-    """KEY=JSON as a name and a value."""
+    """Parse KEY=JSON as a name and a value. Raises ArgumentTypeError."""
     name, equals, value = text.partition("=")
     try:
         if name.isidentifier() and equals:
@@ -181,7 +181,7 @@ def template_arg(text: str) -> tuple[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises UsageError where there is none."""
+    """Read a JSON file and return its value. Raises UsageError if the file cannot be read or holds no JSON."""
     try:
         return json.loads(path.read_bytes())  # in UTF-8, -16 or -32
     except (OSError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""``zincmetal chat``: a conversation on a terminal, or with the lines of a pipe.
+"""``zincmetal chat``: holds a conversation on a terminal, or with the lines of a pipe.
 
 The model keeps its sequence between two answers, so that only the new message is computed.
 """
@@ -54,7 +54,7 @@ def add_arguments(p: Parser) -> None:
         type=integer,
         default=-1,
         metavar="N",
-        help="the most tokens of an answer (default: -1 = until the context is full)",
+        help="tokens of an answer at most (default: -1 = until the context is full)",
     )
     add_sequence(p)
     p.add_argument("--hide-special", action="store_true", help="leave control tokens out of the text")
@@ -64,7 +64,7 @@ def add_arguments(p: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the model and talk."""
+    """Load the model, hold the conversation, and return the exit status."""
     path = model_path(args)
     lines = Lines()
     with load(path, args) as model:
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Chat:
-    """A conversation that goes on: reads messages and commands, prints answers.
+    """Reads messages and commands, and prints answers.
 
     On a terminal an error or Ctrl-C ends an answer. With a pipe it ends the program.
     """
@@ -98,7 +98,7 @@ class Chat:
         }
 
     def talk(self) -> int:
-        """Read and answer until the input ends; the exit status."""
+        """Read and answer messages until the input ends, and return the exit status."""
         while True:
             try:
                 if message := self._lines.message():
@@ -129,7 +129,7 @@ class Chat:
         self._commands[name](rest.strip())
 
     def _answer(self, message: str) -> None:
-        """Print the answer to a message. Both become part of the conversation, or neither."""
+        """Print the answer to a message. The conversation gets both, or neither."""
         made: list[Chunk] = []
         stopped = False
         try:

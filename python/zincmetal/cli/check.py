@@ -1,4 +1,4 @@
-"""``zincmetal check``: does this machine compute what it should?"""
+"""``zincmetal check``: compares this machine's results with reference results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .progress import bar
 
 
 def main(argv: Sequence[str] | None = None, worker: Sequence[str] = runner.WORKER) -> int:
-    """Run ``python -m zincmetal.check``; the exit status. ``worker`` is the command that runs the checks."""
+    """Run ``python -m zincmetal.check`` and return the exit status. ``worker`` is the command that runs the checks."""
     return replace(COMMAND, run=partial(run, worker=worker)).main(argv, "check")
 
 
@@ -36,22 +36,22 @@ def add_arguments(p: Parser) -> None:
     p.add_argument("--json", metavar="FILE", help="write everything to a file, to attach to a report (-: print it)")
     p.add_argument("--only", action="append", default=[], metavar="PATTERN", help="run the checks of these names alone")
     p.add_argument(
-        "--timeout", type=positive, default=runner.TIMEOUT, metavar="S", help="the most seconds of one check"
+        "--timeout", type=positive, default=runner.TIMEOUT, metavar="S", help="time limit of one check, in seconds"
     )
     p.add_argument("--long", action="store_true", help="longer pauses, and a long prompt on every device")
     p.add_argument("--soak", type=seconds, default=0.0, metavar="S", help="also decode for S seconds: memory and speed")
     p.add_argument("--validate", action="store_true", help="run kernels and model once more under Apple's layers")
-    p.add_argument("--capture", metavar="FILE.gputrace", help="record a decode step for Xcode")
+    p.add_argument("--capture", metavar="FILE.gputrace", help="capture a decode step for Xcode")
     p.add_argument("-v", "--verbose", action="store_true", help="a line for every kernel")
 
 
 def run(args: argparse.Namespace, worker: Sequence[str] = runner.WORKER) -> int:
-    """Run the checks and print their results; the exit status is 1 where one failed."""
+    """Run the checks and print their results. The exit status is 1 if a check failed or a pattern chose none."""
     file = _model(args)
     request = {"device": args.device, "file": file, "only": args.only, "long": args.long, "soak": args.soak}
     request["capture"] = args.capture
     if args.json not in (None, "-"):
-        _write(args.json, "")  # a file that cannot be written is said before the work
+        _write(args.json, "")  # complain of a file that cannot be written before the work
     out = sys.stderr if args.json == "-" else sys.stdout
     results = [report.host(file)]
     _say(report.line(results[0]), out)
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, worker: Sequence[str] = runner.WORKER) -> int:
 
 
 def _unmatched(patterns: Sequence[str], results: Sequence[Result]) -> bool:
-    """Whether a pattern chose no check, which is said: a misspelt one must not pass."""
+    """Complain of each pattern that chose no check. Return True if there is one: a misspelt name must not pass."""
     unmatched = [p for p in patterns if not any(fnmatch(r.name, p) for r in results)]
     for pattern in unmatched:
         complain(f"no check is called {quote(pattern)}; with -v every check has a line")
@@ -100,19 +100,19 @@ def _write(path: str, text: str) -> None:
 
 @dataclass(frozen=True)
 class Way:
-    """Another way to run the checks of some kinds: its name, and the environment that makes it so."""
+    """Another way to run the checks of some kinds: its name, and the environment variables that select it."""
 
     name: str
     environment: Mapping[str, str]
     kinds: tuple[str, ...] = ("device", "source", "pipeline", "kernel", "model")
 
     def patterns(self, only: Sequence[str]) -> list[str]:
-        """The patterns of checks to run again: of its kinds, all or as asked for."""
+        """Return the patterns of the checks to run again: all of these kinds, or the patterns in ``only`` of them."""
         asked = only or [f"{kind}/*" for kind in self.kinds]
         return [pattern for pattern in asked if pattern.partition("/")[0] in self.kinds]
 
     def named(self, result: Result) -> Result:
-        """A result with the name of this way."""
+        """Return the result with the name of this way in its own."""
         return replace(result, name=f"{result.group} ({self.name}){result.name.removeprefix(result.group)}")
 
 
@@ -130,7 +130,10 @@ VALIDATED = Way(
 
 
 def ways(results: Sequence[Result], validate: bool) -> Iterator[Way]:
-    """The other ways for a Metal device: kernels from text where they came from a metallib, and Apple's layers."""
+    """Yield the other ways for a Metal device.
+
+    Kernels are compiled from text if they came from a metallib. With ``validate``, Apple's validation layers are on.
+    """
     device: Mapping[str, Any] = next((r.outcome.figures for r in results if r.name == "device"), {})
     if device.get("backend") == "metal":
         if "metallib" in device["features"].get("kernels", ""):
@@ -140,7 +143,7 @@ def ways(results: Sequence[Result], validate: bool) -> Iterator[Way]:
 
 
 def _model(args: argparse.Namespace) -> str | None:
-    """Choose the file that the arguments name, else the demo model if it is installed. Raises UsageError."""
+    """Return the file that the arguments name, else the demo model, else None. Raises UsageError for a missing file."""
     if named := named_model(args):
         if not os.path.isfile(named):
             raise UsageError(f"there is no file {quote(str(named))}")

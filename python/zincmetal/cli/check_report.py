@@ -1,4 +1,4 @@
-"""The report of ``zincmetal check``: lines for people, and an object for ``--json``."""
+"""Report of ``zincmetal check``: lines for people, and an object for ``--json``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VARIANT = re.compile(r"_(f32|f16|bf16|q\d_[01k]|\d+)(?=_|$)")
 
 
 def host(file: str | None = None) -> Result:
-    """The machine, and whether zincmetal runs on its system; ``file`` is the model's."""
+    """Describe the machine, with a warning if its macOS is too old. ``file`` is the path of the model."""
     memory = memory_bytes()
     figures = {
         "system": platform.system(),
@@ -46,7 +46,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def lines(results: Sequence[Result], verbose: bool) -> Iterator[str]:
-    """Make the table. Without ``verbose`` the kernels of a family that passed share a line."""
+    """Yield the lines of the table. Without ``verbose`` the kernels of a family that passed share a line."""
     families: dict[tuple[str, str], list[Result]] = {}
     for r in results:
         families.setdefault((r.group, r.subject if verbose else _family(r)), []).append(r)
@@ -58,7 +58,7 @@ def lines(results: Sequence[Result], verbose: bool) -> Iterator[str]:
 
 
 def line(result: Result) -> str:
-    """Write a check as a line; the words of a compiler may add lines."""
+    """Return a check as a line. A compiler's message may add lines."""
     return _row(result.outcome.status, result.group, result.subject, result.outcome.message)
 
 
@@ -69,7 +69,7 @@ def summary(results: Iterable[Result]) -> dict[str, int]:
 
 
 def as_json(results: Sequence[Result]) -> dict[str, Any]:
-    """Make the object for ``--json``. Its keys stay as they are from version to version."""
+    """Return the object for ``--json``. Its keys do not change from version to version."""
     about = {r.name: dict(r.outcome.figures) for r in results if r.name in ("host", "device")}
     checks = [
         {
@@ -90,11 +90,11 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def occupancy(results: Iterable[Result]) -> Result | None:
-    """The pipelines that take the fewest threads, which shows how many registers they need."""
+    """List the pipelines that take the fewest threads: they need the most registers. None if all take the most."""
     few = {r.subject: dict(r.outcome.figures) for r in results if r.group == "pipeline" and _threads(r) < ALL_THREADS}
     if not few:
         return None
-    lines = [f"{len(few)} kernels take fewer than {ALL_THREADS} threads; those with the fewest:"]
+    lines = [f"{len(few)} kernels take fewer than {ALL_THREADS} threads; the kernels with the fewest:"]
     for name in sorted(few, key=lambda name: int(few[name]["max_threads"]))[:WORST]:
         f = few[name]
         lines.append(f"{name}: {f['max_threads']} threads, {f['threadgroup_bytes']} bytes of threadgroup memory")
@@ -110,7 +110,7 @@ def _row(status: str, group: str, subject: str, message: str) -> str:
 
 
 def _family(result: Result) -> str:
-    """A kernel's name without types and sizes; pipelines are one family."""
+    """Return a kernel's name without types and sizes. Pipelines are one family."""
     if result.kind == "kernel":
         return _VARIANT.sub("", result.subject)
     return "" if result.kind == "pipeline" else result.subject

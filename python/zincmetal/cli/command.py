@@ -1,4 +1,4 @@
-"""A subcommand as data: its words, its options, and the function that runs it."""
+"""Subcommand as data: its words, its options, and the function that runs it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Command:
 
     @property
     def description(self) -> str:
-        """The first lines of the help."""
+        """First lines of the help."""
         return f"{self.summary[0].upper()}{self.summary[1:]}." + (f"\n\n{self.notes}" if self.notes else "")
 
     def prepare(self, parser: Parser) -> Parser:
@@ -39,13 +39,13 @@ class Command:
         return parser
 
     def main(self, argv: Sequence[str] | None, door: str) -> int:
-        """Run as a program of its own, ``python -m zincmetal.<door>``; the exit status."""
+        """Run as a separate program, ``python -m zincmetal.<door>``, and return the exit status."""
         parser = Parser(f"python -m zincmetal.{door}", self.description, examples(self.examples))
         return start(self.prepare(parser), argv)
 
 
 def start(parser: Parser, argv: Sequence[str] | None) -> int:
-    """Parse the arguments and run the subcommand that they choose; the exit status."""
+    """Parse the arguments, run the subcommand that they choose, and return the exit status."""
 
     def parse_and_run() -> int:
         args = parser.parse_args(argv)
@@ -59,6 +59,6 @@ def start(parser: Parser, argv: Sequence[str] | None) -> int:
 
 
 def examples(pairs: Sequence[tuple[str, str]]) -> str:
-    """Make the last lines of a help text: command lines, each below its meaning."""
+    """Return the last lines of a help text: command lines, each below its meaning."""
     lines = [line for words, does in pairs for line in (f"  # {does}", f"  zincmetal {words}")]
     return "\n".join(["examples:", *lines])

@@ -1,4 +1,4 @@
-"""``zincmetal completion``: scripts that complete the command line, made from the parser."""
+"""``zincmetal completion``: shell scripts that complete the command line, made from the parser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROGRAM = "zincmetal"
 
 @dataclass(frozen=True)
 class Option:
-    """An option as shells need it; ``values`` are the words that may follow, where they are known."""
+    """Option as shells need it. ``values`` are the words that may follow, if they are known."""
 
     names: tuple[str, ...]
     help: str
@@ -24,12 +24,12 @@ class Option:
 
 @dataclass(frozen=True)
 class Words:
-    """The words of a subcommand."""
+    """Words of a subcommand: its options, and the values of its positional argument."""
 
     name: str
     help: str
     options: tuple[Option, ...]
-    values: tuple[str, ...]  # of its positional argument; none: a file
+    values: tuple[str, ...]  # of its positional argument; empty if that is a file
 
 
 def add_arguments(p: Parser) -> None:
@@ -38,13 +38,13 @@ def add_arguments(p: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the script."""
+    """Print the script of the chosen shell."""
     print("\n".join(SCRIPTS[args.shell](command_line())))
     return 0
 
 
 def command_line() -> list[Words]:
-    """The words of every subcommand."""
+    """Collect the words of every subcommand."""
     from .main import COMMANDS
 
     found = []
@@ -64,7 +64,7 @@ def _option(action: argparse.Action) -> Option:
 
 
 def _bash(commands: list[Words]) -> Iterator[str]:
-    """A function that fills COMPREPLY; where it does not, bash completes names of files."""
+    """Yield the lines of a function that fills COMPREPLY. If it leaves that empty, bash completes file names."""
     names = " ".join([*(c.name for c in commands), "--help", "--version"])
     yield f"_{PROGRAM}() {{"
     yield "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words="
@@ -96,7 +96,7 @@ def _bash(commands: list[Words]) -> Iterator[str]:
 
 
 def _zsh(commands: list[Words]) -> Iterator[str]:
-    """A function for compinit, to be found in $fpath or sourced."""
+    """Yield the lines of a function for compinit. The script may lie in $fpath or be sourced."""
     yield f"#compdef {PROGRAM}"
     yield f"_{PROGRAM}() {{"
     yield "    if (( CURRENT == 2 )); then"
@@ -135,7 +135,7 @@ def _zsh_values(values: tuple[str, ...]) -> str:
 
 
 def _fish(commands: list[Words]) -> Iterator[str]:
-    """A line for every word; where none fits, fish completes names of files."""
+    """Yield a line for every word. If no word fits, fish completes file names."""
     first = f"complete -c {PROGRAM} -n __fish_use_subcommand"
     yield f"{first} -l help -d 'show the help'"
     yield f"{first} -l version -d 'print the version'"
@@ -152,7 +152,7 @@ def _fish(commands: list[Words]) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    """A string in single quotes, as all three shells read it."""
+    """Put a string in single quotes, as all three shells read it."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 

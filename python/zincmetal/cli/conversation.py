@@ -1,4 +1,4 @@
-"""The messages of a conversation, and the files that keep them."""
+"""Messages of a conversation, and the files that keep them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .arguments import read_json
 
 
 class Conversation:
-    """A system message, if any, and messages of user and assistant in turns."""
+    """System message, if any, and messages of user and assistant in turns."""
 
     def __init__(self, system: str | None = None) -> None:
         self.system = system
@@ -30,11 +30,11 @@ class Conversation:
         self._turns += [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
 
     def reset(self) -> None:
-        """Forget everything but the system message."""
+        """Forget all messages except the system message."""
         self._turns.clear()
 
     def save(self, name: str) -> Path:
-        """Write the messages to a file, as a JSON list; without a name to the file of before.
+        """Write the messages to a file, as a JSON list. An empty ``name`` means the file that was last written or read.
 
         Raises UsageError if the file cannot be written, or exists and is not this conversation's.
         """
@@ -53,7 +53,7 @@ class Conversation:
         return path
 
     def load(self, name: str) -> None:
-        """Replace the messages by those of a file. Raises UsageError if the file holds none."""
+        """Replace the messages by a file's messages. Raises UsageError if the file holds none."""
         if not name:
             raise UsageError("/load needs the name of a file")
         path = _path(name)
@@ -68,7 +68,7 @@ class Conversation:
 
 
 def _path(name: str) -> Path:
-    """The path that a user types. An unknown ``~user`` stays as it is, which Path.expanduser would refuse."""
+    """Make a path of a word that a user types. An unknown ``~user`` stays; Path.expanduser would refuse it."""
     return Path(os.path.expanduser(name))
 
 

@@ -26,7 +26,7 @@ def add_arguments(p: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the facts."""
+    """Print the facts, as a table or as JSON."""
     found = facts()
     if args.json:
         print_json(found)
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def facts() -> dict[str, Any]:
-    """Collect all facts. The keys stay as they are from version to version."""
+    """Collect all facts. The keys do not change from version to version."""
     from ..device import backend
 
     return {
@@ -60,7 +60,7 @@ def facts() -> dict[str, Any]:
 
 
 def version(package: str = "zincmetal") -> str:
-    """The version of a package, or "not installed"."""
+    """Return the version of a package, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -68,7 +68,7 @@ def version(package: str = "zincmetal") -> str:
 
 
 def memory_bytes() -> int:
-    """The memory of the machine in bytes; 0 where the system does not say."""
+    """Return the memory of the machine in bytes, or 0 if the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -76,7 +76,7 @@ def memory_bytes() -> int:
 
 
 def mac_model() -> str:
-    """The model of a Mac, as in "Mac15,9"; empty elsewhere."""
+    """Return the model of a Mac, such as "Mac15,9", or "" on another machine."""
     if sys.platform != "darwin":
         return ""
     asked = subprocess.run(["/usr/sbin/sysctl", "-n", "hw.model"], capture_output=True, text=True, check=False)
@@ -84,7 +84,7 @@ def mac_model() -> str:
 
 
 def _device(name: str) -> dict[str, Any]:
-    """The facts of a device, or the error that it gives."""
+    """Return the facts of a device, or its error under "error"."""
     from ..device import backend
 
     try:
@@ -106,7 +106,7 @@ def _quant_types() -> list[str]:
 
 
 def _limits() -> dict[str, int]:
-    """The largest sizes that the kernels are compiled for; none where no core is built."""
+    """Return the largest sizes that the kernels are compiled for, or {} if no core is built."""
     from ..device import backend
     from ..plan.chunks import PREFILL_ROWS
     from ..plan.target import Target
@@ -144,7 +144,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _environment(variables: Mapping[str, str]) -> Iterator[str]:
-    """The variables that are set; zincmetal marks the one that it has set by a variable of its own."""
+    """Yield NAME=VALUE for each variable that is set, with a note if zincmetal set it."""
     ours = settings.RELAXED.name in variables
     for v in settings.ALL:
         if v.name in variables and not v.own:

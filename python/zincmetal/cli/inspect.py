@@ -1,4 +1,4 @@
-"""``zincmetal inspect``: the metadata, tensors and types of a GGUF file."""
+"""``zincmetal inspect``: prints the metadata, tensors and types of a GGUF file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``python -m zincmetal.gguf``; the exit status."""
+    """Run ``python -m zincmetal.gguf`` and return the exit status."""
     return COMMAND.main(argv, "gguf")
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _describe(file: File) -> Iterator[str]:
-    """The file as tables: parts, keys, tensors, types."""
+    """Describe the file as tables: parts, keys, tensors, types."""
     from ..gguf.file import plain
 
     for part in file.parts:
@@ -51,7 +51,7 @@ def _describe(file: File) -> Iterator[str]:
     yield f"\n{len(file.metadata)} keys"
     for key in file.metadata:
         yield f"  {plain(key):<44} {file.metadata.type_name(key):<14} {abbreviate(file.metadata[key])}"
-    yield f"\n{len(file.tensors)} tensors: type, shape (slowest dimension first), bytes, part, offset in it"
+    yield f"\n{len(file.tensors)} tensors: type, shape (slowest dimension first), bytes, part, offset in the part"
     for t in file.tensors.values():
         shape = "x".join(map(str, t.shape)) or "scalar"
         place = f"{t.nbytes:>14,} {t.part:>3} {t.offset:>14,}"
@@ -63,7 +63,7 @@ def _describe(file: File) -> Iterator[str]:
 
 
 def _types(file: File) -> dict[QuantType, tuple[int, int, int]]:
-    """The types in the file: their tensors, weights and bytes."""
+    """Count the tensors, weights and bytes of each quant type in the file."""
     from ..gguf import quants
 
     found = {}
@@ -75,7 +75,7 @@ def _types(file: File) -> dict[QuantType, tuple[int, int, int]]:
 
 
 def _describe_use(file: File) -> Iterator[str]:
-    """How generation uses the metadata: begin and end tokens, the sampling of chat."""
+    """Describe how generation uses the metadata: begin and end tokens, the sampling of chat."""
     from ..sampling.defaults import chat_defaults
     from ..text.tokenizer import Tokenizer
 
@@ -85,7 +85,7 @@ def _describe_use(file: File) -> Iterator[str]:
     try:
         tokenizer = Tokenizer.from_metadata(file.metadata)
     except TokenizerError as error:
-        yield f"  ids alone: {error}"
+        yield f"  only token ids: {error}"
         return
 
     def named(token: int) -> str:
@@ -93,16 +93,16 @@ def _describe_use(file: File) -> Iterator[str]:
 
     begins = "none" if tokenizer.bos_id is None else named(tokenizer.bos_id)
     if tokenizer.bos_id is not None and not tokenizer.add_bos:
-        begins += ", which a prompt does not get"
+        begins += ", not added to a prompt"
     yield f"  begin token: {begins}"
     yield f"  end tokens: {', '.join(map(named, sorted(tokenizer.eog_ids))) or 'none'}"
     if any(key.startswith("tokenizer.chat_template") for key in file.metadata):
         said = (f"{name} {value:g}" for name, value in chat_defaults(file.metadata).items())
-        yield f"  sampling of chat, where no option says how: {', '.join(said) or 'greedy'}"
+        yield f"  sampling of chat without options: {', '.join(said) or 'greedy'}"
 
 
 def _figures(file: File) -> dict[str, Any]:
-    """The file for ``--json``. Offsets are bytes in the part; shapes have the slowest dimension first."""
+    """Return the file for ``--json``. Offsets are bytes in the part. Shapes have the slowest dimension first."""
     return {
         "parts": [{"path": str(part.path), "bytes": part.size} for part in file.parts],
         "metadata": {

@@ -1,4 +1,4 @@
-"""Where a conversation reads from: a terminal with editing and history, or the lines of a pipe."""
+"""Input of a conversation: a terminal with editing and history, or the lines of a pipe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ class Lines:
             sys.stdin.reconfigure(encoding=None if self.terminal else "utf-8", errors="replace")
 
     def message(self) -> str:
-        """The next message or command without the signs that join its lines; may be empty. Raises EOFError."""
+        """Return the next message or command, without the signs that join its lines.
+
+        It may be empty. Raises EOFError at the end of the input.
+        """
         line = self._line(PROMPT)
         if line.lstrip().startswith(BLOCK):
             return " " + self._block(line.lstrip().removeprefix(BLOCK))
@@ -35,7 +38,7 @@ class Lines:
         return text if text.strip() else ""
 
     def _block(self, line: str) -> str:
-        """The lines up to the sign that ends the block, or to the end of the input."""
+        """Return the lines up to the sign that ends the block, or to the end of the input."""
         lines = []
         while not line.rstrip().endswith(BLOCK):
             lines.append(line)
@@ -48,14 +51,14 @@ class Lines:
         return "\n".join(lines).strip("\n")
 
     def _next_line(self) -> str | None:
-        """A further line of a message; None at the end of the input."""
+        """Return a further line of a message, or None at the end of the input."""
         try:
             return self._line(MORE)
         except EOFError:
             return None
 
     def _line(self, prompt: str) -> str:
-        """A line without its end. Raises EOFError."""
+        """Return a line without its end. Raises EOFError at the end of the input."""
         if self._ended:
             raise EOFError
         if self.terminal and sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""The command ``zincmetal``, and ``python -m zincmetal``: chooses a subcommand."""
+"""Command ``zincmetal``, and ``python -m zincmetal``: chooses a subcommand."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from .arguments import Parser
 from .command import Command, examples, start
 
 COMMANDS: tuple[Command, ...] = tuple(module.COMMAND for module in (run, chat, plan, inspect, check, info, completion))
-DESCRIPTION = "Run large language models from GGUF files. `zincmetal COMMAND --help` says more of each command."
+DESCRIPTION = "Run large language models from GGUF files. `zincmetal COMMAND --help` describes a command."
 EPILOG = """
 exit status:
   0    done
-  1    an error, said on standard error; a failed check; a model that does not fit
+  1    an error, printed on standard error; a failed check; a model that does not fit;
+       without a message, a reader of the output that went away (0 if only facts are printed)
   2    a wrong argument
   130  ended by Ctrl-C"""
 EXAMPLES = (
@@ -27,12 +28,12 @@ EXAMPLES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status."""
+    """Run the command and return the exit status."""
     return start(parser(), argv)
 
 
 def parser() -> Parser:
-    """The whole command line. Making it imports nothing that loads or runs models."""
+    """Return the parser of the whole command line. Making it imports nothing that loads or runs models."""
     p = Parser("zincmetal", DESCRIPTION, f"{examples(EXAMPLES)}\n{EPILOG}")
     p.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     p.set_defaults(command=None)
@@ -46,10 +47,10 @@ def parser() -> Parser:
 
 
 class Version(argparse.Action):
-    """Prints the version, which is looked up only then."""
+    """Prints the version. It is looked up only when asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Print it and exit."""
+        """Print the version and exit."""
         print(f"zincmetal {info.version()}")
         parser.exit()
 

@@ -1,6 +1,7 @@
-"""The streams and the exit status of a command, whatever happens to them.
+"""Streams and exit status of a command.
 
-Pipes that nobody reads, full disks, closed streams, encodings without Unicode; and warnings, errors and text on them.
+Pipes that nobody reads, full disks, closed streams and encodings without Unicode end in one line and a status.
+Warnings, errors and a model's text are printed here too.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from .progress import hidden_bar
 
 FAILED, INTERRUPTED = 1, 130  # the package's docstring has the whole convention
 PREFIX = "zincmetal: "  # of every message
-#: Control characters as escapes, but for the end of a line and the tabulator: a terminal obeys them.
+#: Control characters, which a terminal obeys, as escapes. Line ends and tabs stay.
 _VISIBLE = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if c not in (9, 10)}
 
 
 def command(run: Callable[[], int], reader_gone: int = FAILED) -> int:
     """Run a command, show its warnings, and return its exit status.
 
-    ``reader_gone`` is the status where the reader of standard output has gone away.
+    ``reader_gone`` is the status if the reader of standard output has gone away.
     """
     _open_closed_streams()
     try:
@@ -52,13 +53,13 @@ def command(run: Callable[[], int], reader_gone: int = FAILED) -> int:
     except Exception as error:
         if not memory_ended(error):
             raise
-        complain(OutOfMemoryError("the memory of this machine has ended"))
+        complain(OutOfMemoryError("this machine has no memory left"))
         return _flushed(FAILED)
     return status
 
 
 def _status_of(run: Callable[[], int]) -> int:
-    """The status that a command returns, or exits with as after --help."""
+    """Return the status that a command returns, or exits with, as after --help."""
     try:
         return run()
     except SystemExit as end:
@@ -72,7 +73,7 @@ def say(text: str) -> None:
 
 
 def complain(problem: object) -> None:
-    """Say an error."""
+    """Print an error on standard error, with the prefix of the command."""
     say(f"{PREFIX}{problem}")
 
 
@@ -85,13 +86,13 @@ class _Warnings(logging.Handler):
     """Shows the messages that zincmetal logs at level WARNING and above."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say it in a line."""
+        """Print the message on standard error, as one line."""
         say(f"{PREFIX}{record.levelname.lower()}: {record.getMessage()}")
 
 
 @contextmanager
 def _warnings_shown() -> Iterator[None]:
-    """Show the warnings of the package meanwhile. Nested commands show each once."""
+    """Show the warnings of the package while the block runs. Nested commands show each once."""
     logger = logging.getLogger("zincmetal")
     if any(isinstance(h, _Warnings) for h in logger.handlers):
         yield
@@ -125,7 +126,7 @@ def _finite(value: Any) -> Any:
 
 
 def _flushed(status: int) -> int:
-    """The status, after everything printed before is out, or discarded."""
+    """Flush standard output, or discard it if that fails, and return the status."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -134,7 +135,7 @@ def _flushed(status: int) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Replace streams that were closed before the start; show escapes where the encoding has no Unicode."""
+    """Replace streams that were closed before the start. Show escapes if the encoding has no Unicode."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

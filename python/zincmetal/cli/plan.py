@@ -1,7 +1,7 @@
-"""``zincmetal plan``: a model on paper, before anything is allocated.
+"""``zincmetal plan``: prints the needs of a model. Nothing is allocated.
 
-Without options: the memory that it needs, and the bytes that a token costs. ``--dump``, ``--dot`` and ``--json`` show
-the recorded plan: every dispatch of a step, with its barriers and regions.
+Without options it prints the memory of the model, and the bytes that a token costs. ``--dump``, ``--dot`` and
+``--json`` show the plan: every dispatch of a step, with its barriers and regions.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ OUTPUTS = ("argmax", "candidates", "all")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``python -m zincmetal.plan``; the exit status. Its ``--json`` leaves the recorded plan out, as ever."""
+    """Run ``python -m zincmetal.plan`` and return the exit status. Its ``--json`` leaves the plan out, as before."""
     return OLD_DOOR.main(argv, "plan")
 
 
 def add_arguments(p: Parser) -> None:
     """Add the options of ``plan``."""
-    _add_arguments(p, "print one JSON object: context, memory, token, and plan (the recorded plan)")
+    _add_arguments(p, "print one JSON object: context, memory, token and plan")
     p.set_defaults(json_with_plan=True)
 
 
@@ -47,10 +47,10 @@ def _add_arguments(p: Parser, json_help: str) -> None:
         "--bandwidth",
         type=positive,
         metavar="GB/S",
-        help="say how many tokens per second a memory of this speed allows",
+        help="print the tokens per second that a memory of this speed allows",
     )
-    p.add_argument("--json", action="store_true", help=f"{json_help}; with --dump the recorded plan alone")
-    recorded = p.add_argument_group("the recorded plan")
+    p.add_argument("--json", action="store_true", help=f"{json_help}; with --dump only the plan")
+    recorded = p.add_argument_group("the plan")
     form = recorded.add_mutually_exclusive_group()
     form.add_argument("--dump", action="store_true", help="print it as text, a dispatch a line")
     form.add_argument("--dot", action="store_true", help="print it as a graph, for Graphviz")
@@ -65,7 +65,7 @@ def _add_arguments(p: Parser, json_help: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report or the recorded plan; the exit status is 1 if the model does not fit the device."""
+    """Print the report or the plan. The exit status is 1 if the model does not fit the device."""
     from .. import gguf
     from ..device import backend
     from ..plan.planner import Planner
@@ -85,11 +85,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     if args.dot and args.json:
-        raise UsageError("--dot is a form of its own: leave --json out, or take --dump --json")
+        raise UsageError("--dot and --json are two forms: leave one out, or take --dump --json")
     shown = args.dump or args.dot or (args.json and args.json_with_plan)
     for name in ("rows", "output"):
         if getattr(args, name) is not None and not shown:
-            raise UsageError(f"--{name} is for the recorded plan: add --dump, --dot or --json")
+            raise UsageError(f"--{name} is for the plan itself: add --dump, --dot or --json")
 
 
 def _recorded(planner: Planner, args: argparse.Namespace) -> Plan:
@@ -122,11 +122,11 @@ def _report(planner: Planner, args: argparse.Namespace, model: str, place: str) 
 
 COMMAND = Command(
     "plan",
-    "show the memory of a model, the bytes of a token, the recorded plan",
+    "show the memory of a model, the bytes of a token, and its plan",
     add_arguments,
     run,
     (
-        ("plan MODEL.gguf -c 32768", "the memory of a long context; exit status 1 where it does not fit"),
+        ("plan MODEL.gguf -c 32768", "the memory of a long context; exit status 1 if it does not fit"),
         ("plan MODEL.gguf --bandwidth 400", "the tokens per second that a memory of 400 GB/s allows"),
         ("plan MODEL.gguf --dump --rows 512", "every dispatch of a prefill step"),
         ("plan MODEL.gguf --dot | dot -Tsvg > plan.svg", "the graph of a decode step, drawn by Graphviz"),

@@ -1,4 +1,4 @@
-"""The report of ``zincmetal plan``: the memory that a model needs, and the bytes that a token costs."""
+"""Report of ``zincmetal plan``: the memory that a model needs, and the bytes that a token costs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..plan.plan import Plan
 
 @dataclass(frozen=True)
 class Token:
-    """The bytes that decoding a token moves: its plan's, and ``kv_read`` bytes of K/V at the end of the context."""
+    """Bytes that one token of decoding moves: the plan's, and ``kv_read`` bytes of K/V at the end of the context."""
 
     plan: Plan
     kv_read: int
 
     def speeds(self, bandwidth: float) -> dict[str, float]:
-        """Tokens per second that ``bandwidth`` GB/s allow, at the start of a context and at its end."""
+        """Return the tokens per second that ``bandwidth`` GB/s allow, at the start of a context and at its end."""
         nbytes = sum(self.plan.weight_bytes().values()) + self.plan.recurrent_bytes()
         return {"empty": bandwidth * 1e9 / nbytes, "full": bandwidth * 1e9 / (nbytes + self.kv_read)}
 
     def figures(self, bandwidth: float | None) -> dict[str, Any]:
-        """The token for ``--json``: bytes, unless the name says otherwise."""
+        """Return the token for ``--json``, in bytes unless the key names another unit."""
         reads: dict[str, dict[str, int]] = {}
         for (path, qtype), nbytes in self.plan.weight_reads().items():
             reads.setdefault(path, {})[qtype] = nbytes
@@ -39,7 +39,7 @@ class Token:
         }
 
     def lines(self, bandwidth: float | None) -> Iterator[str]:
-        """A table by path and quant type."""
+        """Yield a table by path and quant type, in MB."""
         reads = self.plan.weight_reads()
         by_path, by_type = Counter[str](), Counter[str]()
         for (path, qtype), nbytes in reads.items():
@@ -61,7 +61,7 @@ class Token:
 
 
 def memory_figures(memory: MemoryEstimate) -> dict[str, Any]:
-    """The estimate for ``--json``: bytes, unless the name says otherwise."""
+    """Return the estimate for ``--json``, in bytes unless the key names another unit."""
     return {
         "weights": memory.weights,
         "kv": memory.kv,
@@ -78,7 +78,7 @@ def memory_figures(memory: MemoryEstimate) -> dict[str, Any]:
 
 
 def memory_lines(memory: MemoryEstimate, kv: str) -> Iterator[str]:
-    """The estimate as a table."""
+    """Yield the estimate as a table, in bytes. ``kv`` is the type of the K/V cache."""
 
     def line(name: str, nbytes: int, note: str = "") -> str:
         return f"  {name:<22}{nbytes:>18,}  {note}".rstrip()
@@ -98,7 +98,7 @@ def memory_lines(memory: MemoryEstimate, kv: str) -> Iterator[str]:
 
 
 def _arenas(memory: MemoryEstimate) -> dict[int, int]:
-    """The arena's bytes by the rows of a plan, for the plans that prompts of this context need."""
+    """Return the arena's bytes by the rows of a plan, for the plans that prompts of this context need."""
     return {rows: memory.arena[rows] for rows in plan_rows(memory.n_ctx)}
 
 

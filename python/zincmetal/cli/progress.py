@@ -1,4 +1,4 @@
-"""A progress bar on a terminal. Only this module knows tqdm."""
+"""Progress bar on a terminal. Only this module knows tqdm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _shown: list[Any] = []  # bars that are on the terminal now
 
 
 def on_terminal() -> bool:
-    """Whether standard error is a terminal."""
+    """Return True if standard error is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 

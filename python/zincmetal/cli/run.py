@@ -1,6 +1,6 @@
-"""``zincmetal run``: text from a prompt, streamed to standard output.
+"""``zincmetal run``: writes text from a prompt, streamed to standard output.
 
-Figures and the progress bar go to standard error; with ``--json`` one object goes to standard output.
+Figures and the progress bar go to standard error. With ``--json`` one object goes to standard output.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``python -m zincmetal.generate``; the exit status."""
+    """Run ``python -m zincmetal.generate`` and return the exit status."""
     return COMMAND.main(argv, "generate")
 
 
@@ -51,16 +51,16 @@ def add_arguments(p: Parser) -> None:
         type=integer,
         default=256,
         metavar="N",
-        help="the most tokens to write (0 = only read the prompt, -1 = until the context is full; default: 256)",
+        help="tokens to write at most (0 = only read the prompt, -1 = until the context is full; default: 256)",
     )
     add_sequence(p)
-    p.add_argument("--special", action="store_true", help="read special tokens in the prompt as such")
+    p.add_argument("--special", action="store_true", help="read special tokens in the prompt as tokens, not as text")
     p.add_argument("--hide-special", action="store_true", help="leave control tokens out of the text")
     add_device(p)
     p.add_argument("--json", action="store_true", help="print one JSON object in place of the streamed text")
     chat = p.add_argument_group("chat")
     chat.add_argument("--chat", action="store_true", help="the prompt is a message: apply the model's chat template")
-    chat.add_argument("--continue", dest="begun", metavar="TEXT", help="go on with an answer that begins so")
+    chat.add_argument("--continue", dest="begun", metavar="TEXT", help="continue an answer that begins with TEXT")
     add_template(chat)
     add_sampling(
         p.add_argument_group("sampling", "Without any: greedy, or with --chat as the file or its authors advise.")
@@ -68,7 +68,7 @@ def add_arguments(p: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the model, generate, report; the exit status."""
+    """Load the model, generate text, print the figures, and return the exit status."""
     check_model_is_no_prompt(args)
     path = model_path(args)
     prompt = args.prompt if args.prompt is not None else read_prompt()
@@ -137,7 +137,7 @@ def chat_options(args: argparse.Namespace, taken: set[str]) -> dict[str, Any]:
 
 
 def write(model: Model, args: argparse.Namespace, chunks: Iterator[Chunk]) -> int:
-    """Print the text as it comes, then the figures; Ctrl-C ends the text, not the report."""
+    """Print the text as it comes, then the figures. Return the exit status. Ctrl-C ends only the text."""
     from ..api.generation import result_of
     from ..api.result import PromptRead
 

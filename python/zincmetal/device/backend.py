@@ -23,7 +23,7 @@ KERNEL_FOLDER: Path | None = None
 
 
 def is_built(name: str) -> bool:
-    """Whether this installation has the core of a device, or "checked", the core that the tests use."""
+    """Return True if this installation has the core of a device, or "checked", the core that the tests use."""
     return importlib.util.find_spec(_MODULES[name]) is not None
 
 

@@ -21,7 +21,7 @@ NamedBuffers: TypeAlias = "dict[str, _core.Buffer]"
 BufferOf: TypeAlias = "Callable[[str], _core.Buffer]"
 Progress: TypeAlias = Callable[[int, int], None]
 FEW = 16  # floats that are copied one by one: for more, one copy of all between them is quicker
-PIECE = 64 << 20  # bytes that are read between two words about progress
+PIECE = 64 << 20  # bytes that are read between two calls of progress
 
 
 def map_weights(
@@ -31,7 +31,7 @@ def map_weights(
 
     A GPU that shares the host's memory would wait for every page in its first command buffer. So the pages are read
     now for a GPU; the CPU reads a page when it needs it. ``progress(done, total)`` counts bytes. Raises DeviceError
-    where the device refuses a buffer.
+    if the device refuses a buffer.
     """
     buffers = {}
     reads_pages = device.info["backend"] == "metal"
@@ -52,9 +52,9 @@ def map_weights(
 
 
 class Buffers:
-    """The buffers of one engine by name: the weights, which engines may share, and its own, made at first use.
+    """Buffers of one engine by name: the weights, which engines may share, and its own, made at first use.
 
-    Raises DeviceError where the device refuses one.
+    Raises DeviceError if the device refuses one.
     """
 
     def __init__(self, device: _core.Device, weights: NamedBuffers, addresses: AddressMap) -> None:
@@ -70,7 +70,7 @@ class Buffers:
         return self._buffers[name]
 
     def alloc(self, name: str, nbytes: int) -> None:
-        """Allocate (anew) ``nbytes`` under a name."""
+        """Allocate ``nbytes`` under a name. A buffer of this name is replaced."""
         self._buffers[name] = self._device.alloc(nbytes)
 
     def sizes(self) -> dict[str, int]:
@@ -78,7 +78,7 @@ class Buffers:
         return {name: buffer.nbytes for name, buffer in self._buffers.items()}
 
     def floats(self, name: str) -> NDArray[np.float32]:
-        """Return the buffer's floats, float32 [n]: the memory itself where the host sees it, else a copy as of now."""
+        """Return the buffer's floats, float32 [n]: the memory itself if the host sees it, else a copy as of now."""
         return np.frombuffer(self._seen(name), np.float32)
 
     def indexable(self, name: str) -> NDArray[np.float32] | DeviceFloats:
@@ -86,7 +86,7 @@ class Buffers:
         return self.floats(name) if self.buffer(name).shared else DeviceFloats(self.buffer(name))
 
     def records(self, name: str, dtype: np.dtype[np.void]) -> NDArray[np.void]:
-        """Return the buffer's structs: the memory itself where the host sees it, else a copy as of now."""
+        """Return the buffer's structs: the memory itself if the host sees it, else a copy as of now."""
         return np.frombuffer(self._seen(name), dtype)
 
     def _seen(self, name: str) -> memoryview | NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""The types of a compiled core: its functions, the facts of a device, and a dispatch as it takes one.
+"""Types of a compiled core: its functions, the facts of a device, and a dispatch bound to memory.
 
 ``_core.pyi`` describes the classes; a core is an extension module that :func:`backend.load` returns.
 """
@@ -20,7 +20,7 @@ Binding: TypeAlias = "tuple[_core.Buffer, int, int]"
 
 
 class BoundDispatch(NamedTuple):
-    """A dispatch on device memory: one launch of a kernel, as a compiled core takes it."""
+    """Dispatch on device memory: one launch of a kernel, as a compiled core takes it."""
 
     kernel: str
     params: bytes
@@ -36,7 +36,7 @@ class BoundDispatch(NamedTuple):
 
 
 class DeviceInfo(TypedDict):
-    """The facts of a device. All sizes are in bytes."""
+    """Facts of a device. All sizes are in bytes."""
 
     name: str
     backend: str  # "metal", "cuda" or "cpu"
@@ -51,27 +51,27 @@ class DeviceInfo(TypedDict):
 
 
 class Core(Protocol):
-    """The module that every backend compiles to: ``zincmetal._core_metal``, ``_core_cuda`` or ``_core_cpu``."""
+    """Module that every backend compiles to: ``zincmetal._core_metal``, ``_core_cuda`` or ``_core_cpu``."""
 
     @property
     def __file__(self) -> str | None:
-        """The path of the extension module; the kernels lie beside it."""
+        """Path of the extension module; the kernels lie beside it."""
 
     @property
     def Buffer(self) -> type[_core.Buffer]:
-        """The class of device memory."""
+        """Class of device memory."""
 
     @property
     def Device(self) -> type[_core.Device]:
-        """The class of an opened device."""
+        """Class of an opened device."""
 
     @property
     def Plan(self) -> type[_core.Plan]:
-        """The class of a compiled plan."""
+        """Class of a compiled plan."""
 
     @property
     def Steps(self) -> type[_core.Steps]:
-        """The class that runs the steps of a sequence."""
+        """Class that runs the steps of a sequence."""
 
     def shapes(self) -> dict[str, int]:
         """Return the launch shapes and limits of kernels/shapes.h, by name."""
@@ -89,10 +89,10 @@ class Core(Protocol):
         """Return the layout of a parameter struct of kernels/params.h."""
 
     def decode_step(self, steps: _core.Steps, plan: _core.Plan, token: int, ahead: bool = False) -> int:
-        """Append a token; the arg max of its logits."""
+        """Append a token; return the arg max of its logits."""
 
     def prefill_step(self, steps: _core.Steps, plan: _core.Plan, ids: NDArray[np.int32]) -> int:
-        """Append int32 ids [n]; the arg max after the last."""
+        """Append int32 ids [n]; return the arg max after the last."""
 
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""General kernels in the place of special ones that a device cannot make.
+"""Fallback from the kernels that a device cannot make to general kernels.
 
-:class:`~zincmetal.device.programs.Programs` asks here when a plan does not compile: the device is asked for each of the
-plan's kernels, and the plan is made again without the refused ones. A plan that compiles at once costs nothing.
+:class:`~zincmetal.device.programs.Programs` asks here when a plan does not compile. Then the device tries each kernel
+of the plan, and the plan is made again without the refused kernels. A plan that compiles at once costs nothing.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _log = logging.getLogger("zincmetal.device")
 
 @dataclass
 class KernelFallbacks:
-    """The kernels that a device refuses to make, by name: its ``messages``, and the ``replacements`` in use."""
+    """Kernels that a device refuses to make, by name: its ``messages``, and the ``replacements`` in use."""
 
     device: _core.Device
     messages: dict[str, str] = field(default_factory=dict)
     replacements: dict[str, list[str]] = field(default_factory=dict)
 
     def refused(self, plan: Plan) -> tuple[str, ...]:
-        """Ask the device for each kernel of a plan: the names of the refused ones, whose messages are kept.
+        """Ask the device for each kernel of a plan. Return the names of the refused kernels, and keep their messages.
 
-        Empty where the device makes no kernel at all: then no kernel is the reason.
+        Empty if the device makes no kernel at all: then no kernel is the reason.
         """
         threads = {d.launch.kernel: d.launch.threads for d in plan.dispatches}
         refused, narrow = dict[str, str](), dict[str, str]()
@@ -41,7 +41,8 @@ class KernelFallbacks:
             except DeviceError as error:
                 refused[kernel] = str(error)
             else:
-                # The device may yet make the kernel anew for as many: blamed only where nothing else is.
+                # The device may still make the kernel again for so many threads: it is blamed only if no other kernel
+                # is.
                 if wanted > most:
                     narrow[kernel] = f"kernel '{kernel}' takes {most} threads, of {wanted}"
         if len(refused) == len(threads):
@@ -51,12 +52,12 @@ class KernelFallbacks:
         return tuple(found)
 
     def use(self, replaced: Mapping[str, Sequence[str]]) -> None:
-        """Remember the kernels used in the place of others; warn once for each kernel replaced."""
+        """Keep the replacements of kernels. Warn once for each replaced kernel."""
         for kernel, used in replaced.items():
             if kernel not in self.replacements:
                 _log.warning("%s; %s in its place, which is slower", self.messages[kernel], ", ".join(used))
             self.replacements[kernel] = list(dict.fromkeys((*self.replacements.get(kernel, ()), *used)))
 
     def profile(self) -> dict[str, dict[str, object]]:
-        """For each kernel that the device cannot make: ``why``, and its replacements ``by``."""
+        """Return for each kernel that the device cannot make the message (``why``) and its replacements (``by``)."""
         return {kernel: {"why": self.messages[kernel], "by": used} for kernel, used in self.replacements.items()}

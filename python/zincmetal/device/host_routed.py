@@ -1,7 +1,7 @@
 """Plans whose experts the host routes, one by one.
 
-For weights of a type that no batched expert kernel takes, and for devices that cannot make the batched kernels. Correct
-and slow: the host must know the chosen experts, so every product of experts is a command buffer of its own, and so are
+They serve types that no batched expert kernel takes, and devices that cannot make the batched kernels. They are correct
+and slow: the host must read the chosen experts. So every product of experts is a separate command buffer, and so are
 the dispatches before it. :class:`HostRoutedPlan` counts the command buffers.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Counters:
-    """The cost of routing by the host so far."""
+    """Cost of routing by the host so far."""
 
     steps: int = 0
     command_buffers: int = 0
@@ -34,7 +34,7 @@ class Counters:
 
 
 class HostRoutedPlan:
-    """A plan compiled in parts, with the products of experts between them.
+    """Plan compiled in pieces, with the products of experts between them.
 
     ``why`` names the first tensor, or the kernels, that made this necessary.
     """
@@ -49,8 +49,8 @@ class HostRoutedPlan:
         self.why = next(_why(d) for d in plan.dispatches if d.launch.routed)
 
     def step(self, steps: _core.Steps, ids: NDArray[np.int32]) -> int:
-        """Append ``ids`` to the sequence; the arg max after the last. Raises as ``prefill_step``."""
-        if steps.length + ids.size <= steps.n_ctx:  # otherwise the last part raises the error
+        """Append ``ids`` to the sequence; return the arg max after the last. Raises as ``prefill_step``."""
+        if steps.length + ids.size <= steps.n_ctx:  # otherwise the last piece raises the error
             self._announce(steps, ids)
             for part in self._parts:
                 self.run_part(part, ids.size)
@@ -61,12 +61,12 @@ class HostRoutedPlan:
         return best
 
     def _announce(self, steps: _core.Steps, ids: NDArray[np.int32]) -> None:
-        """Tell the kernels of the step, as the core will for the last part."""
+        """Write the step buffer for the kernels, as the core does for the last piece."""
         self._buffers(STEP.name).write(step_record(self._core, ids.size, steps.length))
         self._buffers(TOKENS.name).write(ids)
 
     def run_part(self, part: list[Dispatch], n_tokens: int) -> None:
-        """Run a part, or one expert product cut up by expert, in one command buffer, and wait."""
+        """Run a piece, or one expert product cut up by expert, in one command buffer, and wait."""
         if part[0].launch.routed:
             launches = list(self._expert_products(part[0], n_tokens))
         else:

@@ -1,13 +1,13 @@
 """Programs: plans that are ready to run on a device, made at their first use and kept.
 
-:class:`Programs` is the one owner of compiled plans and of their arena, and decides when the device refuses a kernel.
-Making a program goes straight down:
+:class:`Programs` is the one owner of compiled plans and of their arena. It decides when the device refuses a kernel.
+The steps of making a program:
 
-1. ``planner.plan`` gives the plan;
-2. the arena grows if the plan needs more, and programs that were compiled on the old one are dropped;
-3. the device compiles the plan;
-4. where it refuses a kernel, the planner plans without that kernel, and it starts again at 1;
-5. where no other kernel does the same for many rows, steps of one token take the place of the whole program.
+1. ``planner.plan`` makes the plan.
+2. The arena grows if the plan needs more. Programs that were compiled on the old arena are dropped.
+3. The device compiles the plan.
+4. If the device refuses a kernel, the planner plans without that kernel, from 1 on.
+5. If a kernel for many rows has no replacement, steps of one token replace the whole program.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from .host_routed import Compiled, Counters, HostRoutedPlan
 if TYPE_CHECKING:
     from .. import _core
 
-ONE_BY_ONE = ("steps of one token",)  # the replacement of a kernel of many rows that has no other
+ONE_BY_ONE = ("steps of one token",)  # the replacement of a kernel for many rows that has no other replacement
 
 
 @dataclass(frozen=True)
 class Program:
-    """A plan, and the same ``compiled`` for a device. It serves sequences of up to ``max_position`` tokens."""
+    """Plan, and its form ``compiled`` for a device. It serves sequences of up to ``max_position`` tokens."""
 
     plan: Plan
     compiled: Compiled
@@ -41,12 +41,12 @@ class Program:
 
     @property
     def why_host_routed(self) -> str | None:
-        """The first tensor, or the kernels, for which the host must route experts; None where the device does."""
+        """First tensor, or the kernels, for which the host must route experts. None if the device routes them."""
         return self.compiled.why if isinstance(self.compiled, HostRoutedPlan) else None
 
 
 class Programs:
-    """The programs of one planner over one set of buffers, by rows, output and largest position.
+    """Programs of one planner over one set of buffers, by rows, output and maximum position.
 
     ``counters`` count the work of the programs whose experts the host routes.
     """
@@ -63,8 +63,8 @@ class Programs:
     def get(self, rows: int, output: str, position: int) -> Program:
         """Return the program for a step of up to ``rows`` tokens, the first of them at ``position``.
 
-        Its plan has one row where the device cannot make kernels for many. Raises KernelError where a kernel has no
-        other, DeviceError where the device refuses memory.
+        Its plan has one row if the device cannot make kernels for many. Raises KernelError if a kernel has no
+        replacement, DeviceError if the device refuses memory.
         """
         n_ctx = self._planner.config.n_ctx
         # A short sequence has few keys, which a decode plan of its own divides among fewer threadgroups.
@@ -73,17 +73,17 @@ class Programs:
         program = self._made.get(key)
         if program is None:
             program = self._make(rows, output, max_position, position)
-            self._made[key] = program  # growing a buffer has emptied the table meanwhile
+            self._made[key] = program  # _make() may have emptied the table, by growing a buffer
         return program
 
     @property
     def made(self) -> Mapping[tuple[int, str, int], Program]:
-        """The programs there are now, by (rows, output, largest position)."""
+        """Programs that exist now, by (rows, output, maximum position)."""
         return self._made
 
     @property
     def ranked_by_host(self) -> bool:
-        """Whether programs with the output "candidates" leave the ranking of logits to the host."""
+        """True if programs with the output "candidates" leave the ranking of logits to the host."""
         return self._planner.ranked_by_host
 
     def compile(self, plan: Plan) -> Compiled:
@@ -99,7 +99,7 @@ class Programs:
         self.clear()
 
     def clear(self) -> None:
-        """Drop every program; each is made anew when it is next asked for."""
+        """Drop every program. Each is made again at its next use."""
         self._made.clear()
 
     def _make(self, rows: int, output: str, max_position: int, position: int) -> Program:
@@ -115,7 +115,7 @@ class Programs:
             return single
 
     def _planned(self, rows: int, output: str, max_position: int) -> Program:
-        """Plan and compile; without the kernels that the device refuses, where others do the same."""
+        """Plan and compile. Kernels that the device refuses are replaced, if they have a replacement."""
         missing_before = self._planner.missing
         while True:
             plan = self._planner.plan(rows, output, max_position)

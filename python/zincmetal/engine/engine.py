@@ -5,10 +5,10 @@ The life of a token in greedy decode:
 1. ``decode(token, ahead=True)`` takes the program of one row that serves this position (``device/programs.py``).
 2. ``core.decode_step`` writes token and position into the step buffer and submits the program, one command buffer.
 3. The device computes embedding, layers and logits; keys, values and states stay in its buffers.
-4. The last kernel writes the arg max, and the next position, where the next step will read them.
+4. The last kernel writes the arg max, and the next position, to the places that the next step reads.
 5. So the core submits the same program once more (``ahead``) before it waits: the device feeds itself.
 6. The first step ends. Its token joins ``sequence.ids``, and the arg max is returned.
-7. The caller makes text of the arg max. Meanwhile the device works on the next step.
+7. The caller makes text of the arg max, while the device works on the next step.
 8. ``decode(best)`` finds that step in flight and waits for it instead of submitting one. Go on at 5.
 
 A sampled token has no step 5: the host draws it from the logits that the step left (:meth:`Engine.sample`).
@@ -18,12 +18,12 @@ States of a step that runs ahead:
     idle       decode(t)           ->  idle        the step has run
     idle       decode(t, ahead)    ->  in flight   t's step has run, the step of its arg max is submitted
     in flight  decode(that token)  ->  idle        the step in flight was taken over (with ahead: in flight again)
-    in flight  settle()            ->  idle        waits; the token in flight is part of the sequence now
+    in flight  settle()            ->  idle        waits; the token in flight is in the sequence now
     idle       rewind(n)           ->  idle        the tokens from n on are forgotten
     in flight  anything else       ->  UsageError  settle first
 
 A step that fails or is interrupted leaves recurrent states in between two tokens: they are settled and forgotten.
-Every :class:`~zincmetal.engine.turn.Turn` settles at its beginning and its end.
+Every :class:`~zincmetal.engine.turn.Turn` settles the engine at its beginning and its end.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Synced(NamedTuple):
-    """A prompt that was read: the arg max after it (-1 without one), the tokens computed for it, the seconds taken."""
+    """Result of reading a prompt: the arg max after it (-1 if there is none), its computed tokens, its seconds."""
 
     best: int
     computed: int
@@ -76,10 +76,10 @@ class Synced(NamedTuple):
 
 
 class Engine:
-    """A loaded model with one sequence and its memory. One thread at a time.
+    """Loaded model with one sequence and its memory. One thread at a time.
 
-    ``prefill``, ``decode``, ``step``, ``sync``, ``sample``, ``rewind`` and ``settle`` are single steps for a caller who
-    has the engine to himself, by ``with Turn(engine)`` where there may be others. All other calls take a turn.
+    ``prefill``, ``decode``, ``step``, ``sync``, ``sample``, ``rewind`` and ``settle`` are single steps. A caller that
+    shares the engine wraps them in ``with Turn(engine)``. All other calls take a turn.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -126,7 +126,7 @@ class Engine:
 
     @typed_errors
     def prefill(self, ids: list[int], output: str = "argmax", progress: Progress | None = None) -> int:
-        """Append ids in steps of many tokens, the last token alone; the arg max after it, -1 for another output."""
+        """Append ids in steps of many tokens, the last token alone. Return its arg max, or -1 for another output."""
         best, done = -1, 0
         for rows in prompt_rows(len(ids)):
             if progress:
@@ -138,7 +138,7 @@ class Engine:
         return best
 
     def decode(self, token: int, ahead: bool = False, output: str = "argmax") -> int:
-        """Append a token; the arg max after it, -1 for another output.
+        """Append a token. Return the arg max after it, or -1 for another output.
 
         ``ahead``: also submit the next step, which is fed by this step's arg max. Only the output "argmax" can.
         """
@@ -160,9 +160,9 @@ class Engine:
         return best
 
     def step(self, ids: list[int], rows: int, output: str = "argmax") -> int:
-        """Append ids by the program of ``rows`` rows; the arg max after the last, -1 for another output.
+        """Append ids by the program of ``rows`` rows. Return the arg max after the last, or -1 for another output.
 
-        There may be fewer ids than rows: the step buffer tells the kernels how many, and they skip the other rows.
+        There may be fewer ids than rows. The step buffer has their number, and the kernels skip the other rows.
         """
         self.check_usable()  # close() of another thread waits for this call to end
         program = self.program(rows, output)
@@ -181,13 +181,13 @@ class Engine:
         return best
 
     def rewind(self, length: int) -> None:
-        """Take the sequence back to its first ``length`` tokens; with recurrent layers only to 0."""
+        """Shorten the sequence to its first ``length`` tokens. With recurrent layers ``length`` can only be 0."""
         # In this order an interrupt between the two leaves a sequence that can still be rewound.
         self.sequence.cut(length)
         self.steps.rewind(length)
 
     def settle(self) -> None:
-        """End the step in flight: its token becomes part of the sequence, since a state cannot always be rewound."""
+        """End the step in flight. Its token joins the sequence, since a state cannot always be rewound."""
         if self._freed or self._forked:
             return
         known, settled = len(self.sequence), []
@@ -195,11 +195,11 @@ class Engine:
             settled = self.steps.settle()
         if known + len(settled) == self.steps.length:
             self.sequence.ids += settled
-        else:  # an interrupt came between a step and its record here
+        else:  # an interrupt came after a step and before ``ids`` had its token
             self.rewind(0 if self.sequence.recurrent else min(known, self.steps.length))
 
     def _forget_states(self, part_of_a_step: bool = False) -> None:
-        """After a step that did not end: recurrent states may have moved on, or some of them."""
+        """Forget recurrent states after a step that did not end: some of them may have changed."""
         if part_of_a_step or self.sequence.recurrent:
             self.settle()
             self.rewind(0)
@@ -223,7 +223,7 @@ class Engine:
             self._words_read += step.n_read
 
     def program(self, rows: int, output: str = "argmax", position: int | None = None) -> Program:
-        """Return the program for a step of up to ``rows`` tokens at ``position`` (default: where the sequence ends)."""
+        """Return the program for a step of up to ``rows`` tokens at ``position`` (default: the sequence's end)."""
         return self.programs.get(rows, output, self.steps.length if position is None else position)
 
     # ---- calls of their own turn -------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ class Engine:
 
     @typed_errors
     def plan(self, rows: int, output: str = "argmax") -> Plan:
-        """Return the recorded plan for steps of up to ``rows`` tokens; 1 is decode. ``output`` is one of OUTPUTS."""
+        """Return the plan for steps of up to ``rows`` tokens; 1 is decode. ``output`` is one of OUTPUTS."""
         output, rows = arguments.choice("output", output, OUTPUTS), arguments.integer("rows", rows, 1)
         with Turn(self):
             return self.program(rows, output).plan
@@ -267,10 +267,10 @@ class Engine:
 
     @typed_errors
     def restore(self, saved: Snapshot) -> None:
-        """Go on from a saved sequence, of this model or another one of the same file and type of K/V cache.
+        """Continue a saved sequence, of this model or of a model with the same file and type of K/V cache.
 
-        Raises UsageError where states of the snapshot have other sizes, ContextFullError where it is too long; the
-        sequence is then as it was.
+        Raises UsageError if states of the snapshot have other sizes, ContextFullError if it is too long. Then the
+        sequence is unchanged.
         """
         with Turn(self):
             if not isinstance(saved, Snapshot):
@@ -288,9 +288,9 @@ class Engine:
 
     @typed_errors
     def fork(self) -> Engine:
-        """Another engine of the same loaded model, at the same point of a sequence of its own.
+        """Make another engine of this loaded model, with a copy of the sequence.
 
-        Raises OutOfMemoryError where one more sequence does not fit.
+        Raises OutOfMemoryError if one more sequence does not fit.
         """
         saved = self.save()
         self.planner.check_memory(sequences=len(self.loaded.engines) + 1)
@@ -301,18 +301,18 @@ class Engine:
     def profile(self) -> dict[str, Any]:
         """Return the cost of running so far: steps, tokens, command buffers, dispatches, barriers, device seconds.
 
-        ``host_routed`` has the same of steps whose experts the host had to route, ``host_routed_why`` the reason;
-        ``replaced`` the kernels that the device could not make: why, and by what they are replaced.
+        ``host_routed`` counts the steps whose experts the host routed, ``host_routed_why`` names the reason.
+        ``replaced`` has the kernels that the device could not make, with the reason and the replacements.
         """
         routed = {"host_routed": asdict(self.programs.counters), "host_routed_why": self._why_host_routed}
         return {**self.steps.counters, **routed, "replaced": self.loaded.fallbacks.profile()}
 
     @property
     def words_read(self) -> int:
-        """The 32-bit words of logits, ids and sums that sampling has read from the device since the engine was made.
+        """32-bit words of logits, ids and sums that sampling has read from the device since the engine was made.
 
-        If many scattered values are read from memory that the host does not see, their whole range is copied; only
-        the values asked for are counted.
+        If many scattered values are read from memory that the host does not see, their whole range is copied. Only
+        the requested values count.
         """
         return self._words_read
 
@@ -322,7 +322,7 @@ class Engine:
     def close(self) -> None:
         """Give the device memory and the file back; later calls raise UsageError. Closing twice is fine.
 
-        A call or a stream of another thread ends with UsageError, which is waited for.
+        A call or a stream of another thread ends with UsageError. This call waits for its end.
         """
         if self._freed or self._forked:
             self._unusable = self._unusable or (UsageError, CLOSED)
@@ -344,23 +344,23 @@ class Engine:
         self._freed = True
 
     def left_by_fork(self) -> None:
-        """From now on this is the child's copy, of which nothing can be used."""
+        """Mark this engine as the copy in a forked child: every later call raises DeviceError."""
         self._forked = True
         self._unusable = self._unusable or (DeviceError, FORKED)
 
     def check_usable(self) -> None:
-        """Raise UsageError where the model is closed, DeviceError in the child of a fork."""
+        """Raise UsageError if the model is closed, DeviceError in the child of a fork."""
         if self._unusable is not None:
             kind, why = self._unusable
             raise kind(why)
 
     def check_file(self) -> None:
-        """Raise FileChangedError where the mapped file is no longer what was loaded."""
+        """Raise FileChangedError if the mapped file is no longer what was loaded."""
         if not self._freed:
             self.file.check()
 
     def check_prompt(self, ids: AnySequence[int]) -> None:
-        """Raise UsageError where there are no ids, or wrong ones, ContextFullError where there are too many."""
+        """Raise UsageError if there are no ids or wrong ids, ContextFullError if there are too many."""
         if not ids:
             raise UsageError("the prompt has no tokens; pass some text, or a BOS token")
         n_vocab = self.config.n_vocab
@@ -374,7 +374,7 @@ class Engine:
             )
 
     def not_finite(self, words: str = NOT_FINITE) -> DeviceError:
-        """Make the error for logits that are not finite, with the remedy, where the K/V caches show one."""
+        """Make the error for logits that are not finite, with the remedy if the K/V caches show one."""
         kv = self.loaded.kv
         layers = self._states.overflowed(self.steps.length, kv)
         if not layers:
@@ -386,7 +386,7 @@ class Engine:
 
 
 def _forget_all() -> None:
-    """In the child of a fork no model can be used: its device's threads and connections have stayed behind."""
+    """Mark all engines as unusable in the child of a fork: their devices' threads and connections are the parent's."""
     for engine in list(_ENGINES):
         engine.left_by_fork()
 

@@ -1,4 +1,4 @@
-"""A model file on a device, shared by an engine and its forks."""
+"""Model file on a device, shared by an engine and its forks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_THREADS = 1024
 
 
 class Loaded:
-    """A file, the device that runs it, its weights as device buffers, and its planner. Engines share one.
+    """File, the device that runs it, its weights as device buffers, and its planner. Engines share one.
 
     ``engines`` are its users. The last engine to release it gives the weights and the file back. Raises UsageError
     for a wrong argument, UnsupportedModelError, OutOfMemoryError, DeviceError.
@@ -50,7 +50,7 @@ class Loaded:
         self.engines: weakref.WeakSet[Engine] = weakref.WeakSet()  # one that was dropped unclosed does not count
 
     def release(self, engine: Engine) -> None:
-        """Note that an engine does not use it any more."""
+        """Note that an engine does not use the model any more."""
         self.engines.discard(engine)
         if not self.engines:
             self.weights.clear()

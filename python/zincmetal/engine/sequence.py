@@ -1,4 +1,4 @@
-"""A sequence of tokens. Plain data: nothing here knows a device."""
+"""Sequence of tokens. Plain data: nothing here knows a device."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Sequence:
-    """The tokens whose state an engine holds.
+    """Tokens whose state an engine holds.
 
-    ``ids`` grow by the tokens of each step that has ended, and are cut where the sequence is taken back. A step that
-    runs ahead is not in them before it is settled. ``recurrent``: layers keep one state of the whole sequence, which
-    is not there any more for an earlier position.
+    ``ids`` grow by the tokens of each step that has ended. A rewind cuts them. The token of a step that runs ahead
+    joins them when it is settled. ``recurrent``: layers keep one state of the whole sequence, and none of an earlier
+    position.
     """
 
     recurrent: bool
@@ -22,7 +22,7 @@ class Sequence:
         return len(self.ids)
 
     def reusable(self, prompt: AnySequence[int]) -> int:
-        """Return the number of a prompt's first tokens whose state is there.
+        """Return the number of a prompt's first tokens whose state the engine holds.
 
         The last token never counts: it is computed in any case, since its logits are wanted.
         """

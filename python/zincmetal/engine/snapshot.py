@@ -1,4 +1,4 @@
-"""A sequence copied out of an engine, and back in: its tokens, its pages of K/V, its recurrent states."""
+"""Snapshots: a sequence's tokens, pages of K/V and recurrent states, copied out of an engine and back in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..plan.addresses import AddressMap
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A saved sequence: its ``tokens`` (ids), and the bytes of its ``states`` by name of the buffer, uint8 [n]."""
+    """Saved sequence: its ``tokens`` (ids), and the bytes of its ``states`` by name of the buffer, uint8 [n]."""
 
     tokens: tuple[int, ...]
     states: Mapping[str, NDArray[np.uint8]]
@@ -28,7 +28,7 @@ class Snapshot:
 
 
 class States:
-    """The state of a sequence in device memory: recurrent states, and pages of ``page`` positions of K/V."""
+    """State of a sequence in device memory: recurrent states, and pages of ``page`` positions of K/V."""
 
     def __init__(self, buffers: Buffers, addresses: AddressMap, page: int) -> None:
         self._buffers, self._addresses, self._page = buffers, addresses, page
@@ -41,7 +41,7 @@ class States:
         return Snapshot(tuple(tokens), {name: np.concatenate(found) for name, found in parts.items()})
 
     def check(self, snapshot: Snapshot) -> None:
-        """Raise UsageError where the snapshot is of a model with other states."""
+        """Raise UsageError if the snapshot is of a model with other states."""
         sizes: dict[str, int] = {}
         for state, _, nbytes in self._pieces(len(snapshot.tokens)):
             sizes[state.name] = sizes.get(state.name, 0) + nbytes
@@ -59,7 +59,7 @@ class States:
     def overflowed(self, length: int, kv: str) -> list[int]:
         """Return the layers, first to last, whose keys or values are infinite in a cache of type ``kv``.
 
-        Only types that hold less than float32 does are looked at.
+        Only types with a smaller range than float32 are checked.
         """
         if kv == "f32":
             return []
@@ -73,7 +73,7 @@ class States:
         return sorted(found)
 
     def _pieces(self, length: int) -> Iterator[tuple[State, int, int]]:
-        """(state, offset, bytes) of all the state of ``length`` tokens; pages in the order of the sequence."""
+        """Yield (state, offset, bytes) of all the state of ``length`` tokens, pages in the order of the sequence."""
         if length == 0:  # kernels take every state for zero there
             return
         table = self._buffers.buffer(PAGES.name).read().view(np.uint32)

@@ -1,4 +1,4 @@
-"""The device's time for every dispatch of a step."""
+"""Times of a step's dispatches, by the device's clock."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from .turn import Turn
 def time_dispatches(
     engine: Engine, ids: Sequence[int], position: int = 0, copies: int = 1
 ) -> list[tuple[Dispatch, float]]:
-    """Run a greedy step of ``ids`` at ``position``, one dispatch after the other: each, and its seconds on the device.
+    """Run a greedy step of ``ids`` at ``position``, one dispatch after the other. Return each with its device seconds.
 
-    With more ``copies`` than one, each dispatch runs so often in one command buffer, and the mean is given. The mean
-    leaves out the cost of beginning and ending a command buffer, and finds its data in caches. The states before
-    ``position`` are stale memory. Forgets the sequence. Raises UsageError where there is no such step.
+    If ``copies`` is above 1, each dispatch runs so many times in one command buffer, and its mean is returned.
+    The mean leaves out the cost of beginning and ending a command buffer, and finds its data in caches. The states
+    before ``position`` are stale memory. Forgets the sequence. Raises UsageError for ids that do
+    not fit one step, and if the host routes the experts.
     """
     ids = arguments.token_ids(ids)
     position, copies = arguments.integer("position", position), arguments.integer("copies", copies, 1, 1024)

@@ -1,8 +1,8 @@
-"""Whose turn it is to use an engine: one call's at a time, or one stream's from its first token to its last.
+"""Turns: one call at a time uses an engine, or one stream from its first token to its last.
 
-No lock is held. An interrupt may come between any two bytecodes, where no ``finally`` sees it, and would leave a lock
-held for good. Turns form a chain instead, to which one atomic operation adds. The last turn counts, unless its call
-does not run any more.
+No lock is held. An interrupt may come between any two bytecodes, and no ``finally`` sees it. It would leave a lock held
+for good. Turns form a chain instead, to which one atomic operation adds. The last turn counts, unless its call has
+ended.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 CLOSE, RESET = "close()", "reset()"  # calls that end a resting stream
 IN_CALL = "the model is in use by another call; wait for it, or fork() the model for a second sequence"
 IN_STREAM = (
-    "the model is in use by an unfinished stream: end that with its close(), or with reset() of the model, which works "
-    "too where only a traceback still has the stream"
+    "the model is in use by an unfinished stream: end the stream with its close(), or with reset() of the model, which "
+    "also works if only a traceback still has the stream"
 )
 
 
@@ -31,7 +31,7 @@ class InUse(UsageError):
 
 
 class Turns:
-    """The turns of one engine."""
+    """Turns of one engine."""
 
     def __init__(self) -> None:
         self._last = Turn.nobody()
@@ -39,7 +39,7 @@ class Turns:
     def take(self, turn: Turn, ends: str = "") -> None:
         """Give ``turn`` the engine; ``ends``, if any, ends a stream that rests between two tokens.
 
-        Raises InUse where another call or stream has it.
+        Raises InUse if another call or stream has it.
         """
         last = self._last
         while True:
@@ -52,7 +52,7 @@ class Turns:
                 return
 
     def mine(self) -> bool:
-        """Whether a call of this very thread has the engine, so that the asking call comes from a callback."""
+        """Return True if a call of this thread has the engine: then the asking call comes from a callback."""
         last = self._last
         while last.heirs:
             last = last.heirs[0]
@@ -60,7 +60,7 @@ class Turns:
 
 
 class Turn:
-    """A context manager: the use of an engine by the call that enters it, or by the ``stream`` that is set.
+    """Context manager for the use of an engine, by the call that enters it or by the ``stream`` that is set.
 
     ``driver`` is the one call that takes tokens from the stream. ``ended`` names the call that ended the stream.
     """
@@ -117,7 +117,7 @@ class Turn:
         self._frame = self._engine = None
 
     def give_way(self, ends: str) -> None:
-        """Return where this turn is over, left behind by an interrupt, or ended now. Raises InUse otherwise."""
+        """Return if this turn is over, was left behind by an interrupt, or can be ended now. Raises InUse otherwise."""
         if self.over:
             return
         if self.stream is None:
@@ -133,7 +133,7 @@ class Turn:
         raise InUse(IN_CALL if stream.gi_running else IN_STREAM)
 
     def _end(self, by: str) -> bool:
-        """End a stream that rests; False where it does not."""
+        """End a stream that rests between two tokens. Return False if it does not rest."""
         self.ended = by
         try:
             self.rest.pop()
@@ -147,7 +147,7 @@ class Turn:
         return True
 
     def on_this_stack(self) -> bool:
-        """Whether this thread is inside this turn's call or stream."""
+        """Return True if this thread is inside this turn's call or stream."""
         stream = self.stream() if self.stream else None
         wanted = (self._frame, stream.gi_frame if stream is not None and stream.gi_running else None)
         frame: FrameType | None = sys._getframe(1)
@@ -159,7 +159,7 @@ class Turn:
 
 
 def _runs(frame: FrameType) -> bool:
-    """Whether the call of a frame still runs. References to the frame do not matter."""
+    """Return True if the call of a frame still runs. References to the frame do not matter."""
     try:
         frame.clear()
     except RuntimeError:  # of a running frame

@@ -1,4 +1,4 @@
-"""``python -m zincmetal.gguf``: the same as ``zincmetal inspect``."""
+"""``python -m zincmetal.gguf``: runs ``zincmetal inspect``."""
 
 import sys
 

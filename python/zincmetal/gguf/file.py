@@ -42,7 +42,7 @@ class File:
     def data(self, name: str) -> NDArray[np.uint8]:
         """View the bytes of a tensor in place, uint8 [nbytes], read-only. The view keeps the map alive.
 
-        Raises GGUFError where the file has no such tensor, UsageError where the file is closed.
+        Raises GGUFError if the file has no such tensor, UsageError if the file is closed.
         """
         tensor = self.tensors.get(name)
         if tensor is None:
@@ -52,23 +52,23 @@ class File:
         return np.frombuffer(memoryview(self.parts[tensor.part].mmap), np.uint8, tensor.nbytes, tensor.offset)
 
     def check(self) -> None:
-        """Raise FileChangedError where a part was cut or written to after it was mapped."""
+        """Raise FileChangedError if a part was cut or written to after it was mapped."""
         for part in self.parts:
             part.check()
             if part.mmap.changed():
                 raise FileChangedError(f"{part.path} has been changed since it was loaded: load it again")
 
     def get(self, key: str, kind: type[T], default: D) -> T | D:
-        """Read the value of ``key`` as exactly ``kind``, or ``default`` where it is absent.
+        """Read the value of ``key`` as exactly ``kind``, or ``default`` if it is absent.
 
-        An int passes for a float. Raises GGUFError where the value is of another kind.
+        An int passes for a float. Raises GGUFError if the value is of another kind.
         """
         return self._reader.typed(key, kind) if key in self.metadata else default
 
     def require(self, key: str, kind: type[T]) -> T:
         """Read the value of ``key`` as exactly ``kind``.
 
-        An int passes for a float. Raises GGUFError where the value is absent or of another kind.
+        An int passes for a float. Raises GGUFError if the value is absent or of another kind.
         """
         return self._reader.typed(key, kind)
 
@@ -91,8 +91,8 @@ class File:
 def open(path: str | os.PathLike[str]) -> File:
     """Map a GGUF file and read its header. The path of any part of a split file opens all parts.
 
-    Raises GGUFError where a file cannot be opened, or is not a well-formed GGUF of version 2 or 3. Raises UsageError
-    where ``path`` is no path.
+    Raises GGUFError if a file cannot be opened, or is not a well-formed GGUF of version 2 or 3. Raises UsageError
+    if ``path`` is no path.
     """
     try:
         given = Path(path)
@@ -126,7 +126,7 @@ def _read_siblings(given: Header, undo: ExitStack) -> list[Header]:
 
 
 def _split(header: Header, name: str, default: int) -> int:
-    """Read the integer ``split.<name>`` of one part, or ``default`` where it is absent."""
+    """Read the integer ``split.<name>`` of one part, or ``default`` if it is absent."""
     reader = MetadataReader(header.metadata, "split.", header.part.path)
     return reader.typed(name, int) if reader.has(name) else default
 

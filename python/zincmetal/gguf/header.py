@@ -71,7 +71,7 @@ _FOR_PEOPLE = ("key 'general.", "key 'quantize.")
 class Part:
     """File on disk, mapped read-only. ``mmap`` has the buffer protocol over all ``size`` bytes.
 
-    Reading a page that is gone, because the file was cut meanwhile, gives zeros. ``check`` detects it.
+    A page that is gone, because the file was cut, reads as zeros. ``check`` detects it.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class Part:
     mmap: _host.Map = field(repr=False)
 
     def check(self) -> None:
-        """Raise FileChangedError where bytes were read that the file has no more."""
+        """Raise FileChangedError if bytes were read that the file no longer has."""
         if self.mmap.damaged:
             raise FileChangedError(f"{self.path}: it was cut or became unreadable while it was in use; load it again")
 
@@ -104,7 +104,7 @@ class Metadata(Mapping[str, Any]):
     """Mapping of keys to values: int, float, bool, str, NumPy arrays, and list[str] for arrays of strings.
 
     Opening a file checks the size of an array. The first access decodes the array. It raises GGUFError for a string
-    that is not UTF-8, or for a bool that is neither 0 nor 1.
+    that is not UTF-8, or for a bool that is not 0 or 1.
     """
 
     def __init__(self) -> None:
@@ -478,4 +478,4 @@ def _check_overlaps(cursor: _Cursor, tensors: dict[str, TensorInfo]) -> None:
     for a, b in itertools.pairwise(in_file_order):
         if a.offset + a.nbytes > b.offset:
             cursor.subject = f"tensor {quote(b.name)}"
-            raise cursor.error(f"its data overlaps that of {quote(a.name)}", b.offset)
+            raise cursor.error(f"its data overlaps the data of {quote(a.name)}", b.offset)

@@ -76,7 +76,7 @@ class MetadataReader:
     def value(self, key: str) -> Any:
         """Look up a full key: its value without checks, or None. Does not count as reading the key.
 
-        Raises the reader's error for a damaged array, UsageError where the file was closed meanwhile.
+        Raises the reader's error for a damaged array, UsageError if the file was closed during the call.
         """
         try:
             return self.values.get(key)
@@ -90,7 +90,7 @@ class MetadataReader:
             raise UsageError(f"the file was closed while {key} was read: {error}") from error
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Read the value without checks, or ``default``. Raises the reader's error where both are missing."""
+        """Read the value without checks, or ``default``. Raises the reader's error if both are missing."""
         self.note(name)
         value = self.value(self.spelled(name))
         value = default if value is None else value
@@ -103,7 +103,7 @@ class MetadataReader:
         self.read.add(self.prefix + name)
 
     def typed(self, name: str, kind: type[T]) -> T:
-        """Read exactly a ``kind``; an int passes for a float. Raises where the value is absent or of another kind."""
+        """Read exactly a ``kind``; an int passes for a float. Raises the reader's error if it is absent or wrong."""
         value = self.get(name)
         if kind is float and type(value) is int:
             value = float(value)
@@ -290,14 +290,15 @@ IRRELEVANT = frozenset(
         "tensor_data_layout",
         "vision_end_token_id",
         "vision_start_token_id",
-        "vocab_size",  # the embedding table and the tokenizer say it
+        "vocab_size",  # the embedding table and the tokenizer have it
     }
 )
-#: Prefixes of such keys: they describe encoders of images and sounds, which stand before the text model.
+#: Prefixes of irrelevant keys, about encoders of images and sounds, which stand before the text model.
 IRRELEVANT_PREFIXES = ("audio.", "mm.", "vision.")
 
 #: llama.cpp's own saver (``llama-finetune``) writes every key that it knows, for every architecture. A key that the
-#: model does not have gets a default that llama.cpp does not apply. This key of another architecture shows such a file.
+#: model does not have gets a default that llama.cpp does not apply. This key of another architecture shows that the
+#: saver wrote a file.
 SAVER_SIGN = "wkv.head_size"
 SAVER_DEFAULTS: dict[str, Any] = {
     "attn_logit_softcapping": 50.0,
@@ -340,7 +341,7 @@ class Keys(MetadataReader):
         return tuple(found)
 
     def same_size(self, name: str, n_block: int, default: int | None = None, without: bool = False) -> int:
-        """Read a count that is the same for all blocks. The file may list it once for each block.
+        """Read a count that all blocks share. The file may list it once for each block.
 
         ``without``: the list may have a 0 for blocks to which the count does not apply.
         """
@@ -350,7 +351,7 @@ class Keys(MetadataReader):
             raise self.bad(name, f"{abbreviate(self.get(name))} has 0 for every block")
         if any(n != first for n in others):
             shown = abbreviate(self.get(name))
-            raise UnsupportedModelError(f"{self.spelled(name)} is {shown}; zincmetal needs the same for all blocks")
+            raise UnsupportedModelError(f"{self.spelled(name)} is {shown}; zincmetal needs one number for all blocks")
         return first
 
     def must_be(self, name: str, *neutral: Any) -> None:

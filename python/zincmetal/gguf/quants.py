@@ -43,7 +43,7 @@ class QuantType:
         return self.dequantize_blocks is not None
 
     def row_bytes(self, k: int) -> int:
-        """Bytes of a row of ``k`` weights. Raises UsageError where ``k`` is no multiple of the block size."""
+        """Bytes of a row of ``k`` weights. Raises UsageError if ``k`` is no multiple of the block size."""
         if k < 0 or k % self.block_size:
             raise UsageError(f"a row of {k} weights is not whole {self.name} blocks of {self.block_size}")
         return k // self.block_size * self.block_bytes
@@ -59,7 +59,7 @@ def dequantize(qtype: QuantType, raw: U8, shape: Sequence[int]) -> F32Array:
 
     ``raw`` is uint8 of any shape, in row order, of ``qtype.nbytes(shape)`` bytes. Products and sums are rounded to
     float32 one by one, in ggml's order, so the result is bit-equal to ggml's. Raises UnsupportedModelError for a type
-    without a dequantisation, UsageError where the sizes do not fit.
+    without a dequantisation, UsageError if the sizes do not fit.
     """
     if qtype.dequantize_blocks is None or qtype.block is None:
         known = " ".join(t.name for t in SUPPORTED)

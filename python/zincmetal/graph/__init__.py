@@ -1,1 +1,1 @@
-"""The mathematics of a step: operations over activations of T rows, and their fusion."""
+"""Mathematics of a step: operations over activations of T rows, and their fusion."""

@@ -1,8 +1,8 @@
-"""The operations of one step over activations of T rows. No kernel and no memory is known yet.
+"""Operations of one step over activations of T rows. No kernel and no memory is known yet.
 
-A family's ``build`` calls the methods of :class:`Graph` in the order of its equations. Operands are weights (with their
-names in the file), values (rows of float32 that live within the step) and states (memory that outlives it: the K/V
-cache, the logits).
+A family's ``build`` calls the methods of :class:`Graph` in the order of its equations. Operands are weights
+(with their names in the file), values and states. Values are rows of float32 that live within the step. States are
+memory that outlives the step, such as the K/V cache and the logits.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Graph:
     # ---- operands ---------------------------------------------------------------------------------------
 
     def has(self, name: str, n_dims: int | None = None) -> bool:
-        """Whether the file has this tensor (with ``n_dims`` dimensions)."""
+        """Return True if the file has this tensor (with ``n_dims`` dimensions)."""
         weight = self._weight(name)
         return weight is not None and n_dims in (None, len(weight.shape))
 
     def weight(self, name: str, *shape: int) -> Weight:
-        """Return the weight ``name``. Raises UnsupportedModelError where it is missing or has another shape."""
+        """Return the weight ``name``. Raises UnsupportedModelError if it is missing or has another shape."""
         weight = self._weight(name)
         if weight is None:
             raise UnsupportedModelError(f"tensor {name} is missing; a {self.cfg.arch} model needs it")
@@ -76,7 +76,7 @@ class Graph:
     # ---- operations ---------------------------------------------------------------------------------------
 
     def embed(self, name: str) -> Value:
-        """Rows of the table ``name`` for the step's tokens, times the model's embedding scale: [T, n_embd]."""
+        """Look up the rows of table ``name`` for the step's tokens, times the model's embedding scale: [T, n_embd]."""
         table = self.rows(name, self.cfg.n_vocab, self.cfg.n_embd)
         return self._emit("embed", "embd", self.cfg.n_embd, table=table, scale=self.cfg.embedding_scale)
 
@@ -88,7 +88,7 @@ class Graph:
     def linear(self, x: Value, name: str, n_out: int, bias: bool | None = False) -> Value:
         """Compute x Wᵀ with W = ``name`` [n_out, width of x]: [T, n_out].
 
-        ``bias``: its bias [n_out] is added, always or never, or (None) if the file has one.
+        ``bias``: add the bias [n_out] of that name. True: always. False: never. None: if the file has one.
         """
         bias = self.has(f"{name}.bias") if bias is None else bias
         # A weight of one row is stored as a vector.
@@ -98,11 +98,11 @@ class Graph:
         return self.add(self.vector(f"{name}.bias", n_out), out) if bias else out
 
     def swiglu(self, gate: Value, up: Value) -> Value:
-        """silu(gate) · up: [T, width]."""
+        """Compute silu(gate) · up: [T, width]."""
         return self._emit("swiglu", f"{gate.name}.swiglu", gate.width, gate.last, gate=gate, up=up)
 
     def geglu(self, gate: Value, up: Value) -> Value:
-        """gelu(gate) · up: [T, width]. This gelu is the tanh form."""
+        """Compute gelu(gate) · up: [T, width]. This gelu is the tanh form."""
         return self._emit("geglu", f"{gate.name}.geglu", gate.width, gate.last, gate=gate, up=up)
 
     def add(self, a: Value | Weight, b: Value) -> Value:
@@ -117,9 +117,9 @@ class Graph:
     def rope_kv(
         self, layer: int, q: Value, k: Value, v: Value, rope: str, qk_norm: bool = False, freqs: str = "rope_freqs"
     ) -> Value:
-        """Rotated q: [T, n_head · head_dim]. Rotated k, and v, go to the cache of ``layer``.
+        """Rotate q: [T, n_head · head_dim]. Write rotated k, and v, to the caches of ``layer``.
 
-        ``rope`` is "norm" (it turns pairs) or "neox" (halves). A head of q may hold [q | gate]: its gate is left out.
+        ``rope`` is "norm" (it turns pairs) or "neox" (halves). A head of q may hold [q | gate]: the gate is left out.
         """
         cfg, prefix = self.cfg, f"blk.{layer}"
         table = self.vector(freqs, cfg.n_rot // 2)
@@ -130,10 +130,10 @@ class Graph:
         return self._emit("rope_kv", f"{prefix}.q_rope", cfg.n_head * cfg.head_dim, rope=rope, **operands)
 
     def attention(self, layer: int, q: Value, window: int = 0, gate: Value | None = None) -> Value:
-        """Causal softmax attention of q over the cache of ``layer``: [T, n_head · head_dim].
+        """Compute causal softmax attention of q over the cache of ``layer``: [T, n_head · head_dim].
 
-        A ``window`` that is not 0 limits it to the last positions. ``gate`` holds [q | gate] for each head: the head's
-        result is multiplied by sigmoid(gate).
+        A ``window`` that is not 0 limits it to the last positions. ``gate`` holds [q | gate] for each head. The result
+        of the head is multiplied by sigmoid(gate).
         """
         operands = {"q": q, "gate": gate, **self.kv(layer)}
         scale = self.cfg.attention_scale
@@ -156,9 +156,9 @@ class Graph:
         return chosen
 
     def experts(self, route: Route, x: Value, name: str, n_in: int, n_out: int) -> Value:
-        """Compute x Wᵀ for each expert e of a row, with W = ``name``[e] [n_out, n_in]: [T, n_used · n_out].
+        """Compute x Wᵀ for each expert e of a row: [T, n_used · n_out]. W is ``name``[e], [n_out, n_in].
 
-        x is [T, n_in], one row for all experts, or [T, n_used · n_in], one for each.
+        x is [T, n_in], one row for all experts, or [T, n_used · n_in], one row for each.
         """
         experts = self._experts
         weight = self.weight(f"{name}.weight", experts.n, n_out, n_in)
@@ -175,7 +175,7 @@ class Graph:
         return self._emit("add_shared", f"{y.name}.sum", residual.width, **operands)
 
     def ssm(self, layer: int, qkv: Value, z: Value, alpha: Value, beta: Value) -> Value:
-        """Convolution, gated delta rule and gated norm of a recurrent layer: [T, d_inner]. Advances its states."""
+        """Compute a recurrent layer's convolution, delta rule and gated norm: [T, d_inner]. Advances its states."""
         ssm, prefix = self._ssm, f"blk.{layer}"
         weights = {
             "conv_w": self._f32(f"{prefix}.ssm_conv1d.weight", ssm.channels, ssm.d_conv),

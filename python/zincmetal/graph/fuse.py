@@ -27,14 +27,14 @@ from .ops import Op, Operand, Value
 
 
 class Limits(NamedTuple):
-    """The sizes and types that fused kernels take."""
+    """Sizes and types that fused kernels take."""
 
     stack: int  # matrices of one linear_stack
     expert_types: frozenset[str]  # quant types of many experts at once
 
 
 class Fused(NamedTuple):
-    """A fused operation, and the operations that it makes superfluous."""
+    """Fused operation, and the operations that it makes superfluous."""
 
     kind: str
     operands: dict[str, Any]
@@ -51,9 +51,9 @@ def fuse(ops: list[Op], rows: int, limits: Limits) -> list[Op]:
 
 
 def fuse_glu(ops: list[Op], limits: Limits) -> list[Op]:
-    """linear(gate), linear(up), swiglu -> one linear_swiglu, where both weights have one type and shape.
+    """Fuse linear(gate), linear(up), swiglu -> linear_swiglu, if both weights have one type and shape.
 
-    The same for geglu, and for experts.
+    Also fuse geglu, and the products of experts, in this way.
     """
 
     def rewrite(op: Op, producer: Producer) -> Fused | None:
@@ -69,7 +69,7 @@ def fuse_glu(ops: list[Op], limits: Limits) -> list[Op]:
 
 
 def fuse_residual(ops: list[Op]) -> list[Op]:
-    """add(residual or bias, linear(x)) -> linear_add, and add_shared(residual, linear(x)) -> linear_mix."""
+    """Fuse add(residual or bias, linear(x)) -> linear_add, and add_shared(residual, linear(x)) -> linear_mix."""
 
     def rewrite(op: Op, producer: Producer) -> Fused | None:
         linear = producer(op["b"] if op.kind == "add" else op["y"])
@@ -84,7 +84,7 @@ def fuse_residual(ops: list[Op]) -> list[Op]:
 
 
 def fuse_norms(ops: list[Op]) -> list[Op]:
-    """add(residual, rms_norm(x)) -> rms_norm_add, and with rms_norm of the sum right behind it rms_norm_add_norm."""
+    """Fuse add(residual, rms_norm(x)) -> rms_norm_add, or rms_norm_add_norm if rms_norm of the sum follows."""
 
     def rewrite(op: Op, producer: Producer) -> Fused | None:
         residual = op.get("a")
@@ -105,7 +105,7 @@ def fuse_norms(ops: list[Op]) -> list[Op]:
 
 
 def fuse_mix(ops: list[Op], limits: Limits) -> list[Op]:
-    """mix(residual, experts(x)) -> experts_mix, which one row's experts compute in one dispatch."""
+    """Fuse mix(residual, experts(x)) -> experts_mix, which one row's experts compute in one dispatch."""
 
     def rewrite(op: Op, producer: Producer) -> Fused | None:
         experts = producer(op["y"])
@@ -117,7 +117,7 @@ def fuse_mix(ops: list[Op], limits: Limits) -> list[Op]:
 
 
 def fuse_shared(ops: list[Op]) -> list[Op]:
-    """experts_mix(linear_mix(residual, shared expert), …) -> one experts_mix of all, where a kernel has both types."""
+    """Fuse experts_mix(linear_mix(residual, shared expert), …) -> experts_mix of all, if a kernel has both types."""
 
     def rewrite(op: Op, producer: Producer) -> Fused | None:
         shared = producer(op["residual"])
@@ -133,9 +133,9 @@ def fuse_shared(ops: list[Op]) -> list[Op]:
 
 
 def fuse_stack(ops: list[Op], limits: Limits) -> list[Op]:
-    """Products with the same activations -> one linear_stack of matrices of one type and of f32.
+    """Fuse products of one x -> linear_stack, for matrices of one type and of f32.
 
-    A linear_swiglu counts as two matrices. The stack takes the place of the first product: all read the same x alone.
+    A linear_swiglu counts as two matrices. The stack takes the place of the first product: all read only this x.
     """
     stacks: dict[int, Op] = {}
     gone: set[int] = set()
@@ -180,7 +180,7 @@ def _batched(op: Op, limits: Limits) -> bool:
 
 
 def _same_but_weight(a: Op, b: Op) -> bool:
-    """Whether two products have the same x and weights of one type and shape."""
+    """Return True if two products have the same x and weights of one type and shape."""
     if not (a.kind == b.kind in ("linear", "experts")):
         return False
     w_a, w_b = a.weight("weight"), b.weight("weight")

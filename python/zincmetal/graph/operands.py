@@ -1,4 +1,4 @@
-"""The operands of operations: weights, values, states, and a mixture's route."""
+"""Operands of operations: weights, values, states, and a mixture's route."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..gguf.quants import QuantType
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the file, or one that is computed from the metadata (``rope_freqs``)."""
+    """Tensor of the file, or one that is computed from the metadata (``rope_freqs``)."""
 
     name: str
     type: QuantType
@@ -40,7 +40,7 @@ class State:
 
     @property
     def name(self) -> str:
-        """The name of its buffer: "logits", "k_cache.0"."""
+        """Name of its buffer: "logits", "k_cache.0"."""
         return self.kind if self.layer is None else f"{self.kind}.{self.layer}"
 
 
@@ -48,8 +48,8 @@ Operand: TypeAlias = Weight | Value | State
 
 STEP = State("step")  # the number of tokens of a step and its first position: struct Step of kernels/params.h
 TOKENS = State("tokens")  # i32 [T], the ids of the step
-PAGES = State("pages")  # u32 [n_pages], where each page of the K/V caches lies
-LOGITS = State("logits")  # float32 [n_vocab], or [T, n_vocab] where all rows are wanted
+PAGES = State("pages")  # u32 [n_pages], the place of each page of the K/V caches
+LOGITS = State("logits")  # float32 [n_vocab], or [T, n_vocab] if all rows are wanted
 CANDIDATES = State("candidates")  # the largest logits and sums over all of them: struct Candidates
 
 # The states of a layer that attends, and of a recurrent layer.
@@ -58,12 +58,12 @@ RECURRENT = ("ssm_conv", "ssm_state")  # [d_conv, channels] and [d_inner, d_stat
 
 
 class Route(NamedTuple):
-    """The experts of each row of a mixture, as :meth:`Graph.route` gives them. Integers are i32.
+    """Experts of each row of a mixture, as :meth:`Graph.route` gives them. Integers are i32.
 
     A slot is one expert of one row: number ``row * n_used + j``. Only steps of many rows write the last three.
     """
 
-    ids: Value  # [T, n_used], the experts of each row
+    ids: Value  # [T, n_used], the ids of each row's experts
     weights: Value  # float32 [T, n_used + 1], their weights, then the shared expert's
     slots: Value  # [T * n_used], all slots, sorted by expert
     tiles: Value  # [n_tiles, 4]: expert, first and end of a run of ``slots`` that this expert takes, 0

@@ -1,4 +1,4 @@
-"""The operations of a step. The table of all of them comes first.
+"""Operations of a step. The table of all of them comes first.
 
 All code finds an operand by its name in the table: ``Op("linear", weight=w, x=h, out=y)["weight"]``.
 """
@@ -44,7 +44,7 @@ __all__ = [
 
 
 class Form(NamedTuple):
-    """A kind of operation as text: its operands, the first parts of its kernels' names, and its numbers."""
+    """Kind of operation as text: its operands, the beginnings of its kernels' names, and its numbers."""
 
     reads: str
     writes: str
@@ -57,10 +57,10 @@ _CACHES, _HEADS = "k_cache v_cache", "n_head*head_dim"
 
 #: By kind: the operands that an operation reads, the operands that it writes, and its kernels. Numbers have names too.
 #:
-#: ``name[shape]`` is a value where the shape begins with T (the rows of a step) or 1 (its last row), and a weight
-#: otherwise. A name without a shape is the state of that kind; a state of the whole step need not be given. ``?`` marks
-#: an operand that may be left out, ``*`` any number of operands. An add has one of ``a`` and ``bias``. A state may be
-#: where a value is written: the last linear writes LOGITS.
+#: ``name[shape]`` is a value if the shape begins with T (the rows of a step) or 1 (its last row). Otherwise it is a
+#: weight. A name without a shape is the state of that kind. A state of the whole step need not be given. ``?`` marks
+#: an operand that may be left out, ``*`` any number of operands. An add has one of ``a`` and ``bias``. A state may
+#: stand in the place of a written value: the last linear writes LOGITS.
 OPS: Mapping[str, Form] = {
     "embed": Form("step tokens table[n_vocab,n_embd]", "out[T,n_embd]", "embed_", attrs="scale"),
     "rms_norm": Form("step x[T,n] weight[n]", "out[T,n]", "rms_norm", attrs="eps"),
@@ -70,7 +70,7 @@ OPS: Mapping[str, Form] = {
     "add": Form("step a?[T,n] bias?[n] b[T,n]", "out[T,n]", "add"),
     "take_last_row": Form("step x[T,n]", "out[1,n]", "take_last_row"),
     "rope_kv": Form(
-        # q may hold [q | gate] for each head: then it is twice as wide
+        # q may hold [q | gate] for each head; then it is twice as wide
         f"step pages q[T,{_HEADS}] k[T,n_head_kv*head_dim] v[T,n_head_kv*head_dim] freqs[n_rot/2] "
         "q_norm?[head_dim] k_norm?[head_dim]",
         f"out[T,{_HEADS}] {_CACHES}",
@@ -123,7 +123,7 @@ OPS: Mapping[str, Form] = {
 
 
 class Slot(NamedTuple):
-    """The place of an operand in an operation. A name without a shape is the kind of the state that stands there."""
+    """Place of an operand in an operation. A name without a shape is the kind of the state that stands there."""
 
     name: str
     shape: str
@@ -155,7 +155,7 @@ def _slots(text: str, written: bool) -> tuple[Slot, ...]:
 
 
 class Signature:
-    """A form, taken apart."""
+    """Form, parsed: its slots, kernels and numbers."""
 
     def __init__(self, form: Form) -> None:
         self.reads, self.writes = _slots(form.reads, written=False), _slots(form.writes, written=True)
@@ -174,8 +174,8 @@ SIGNATURES = {kind: Signature(form) for kind, form in OPS.items()}
 class Op:
     """One operation: its kind, its operands and numbers by the names of the table, and ``parts``.
 
-    ``parts`` are the operations that a fused one replaces, in order: together they compute the same. Raises TypeError
-    where an operand is missing or wrong by the table.
+    ``parts`` are the operations that a fused operation replaces, in order. Together they have its result. Raises
+    TypeError if an operand is missing or wrong by the table.
     """
 
     __slots__ = ("_named", "attrs", "kind", "parts", "reads", "writes")
@@ -210,15 +210,15 @@ class Op:
         return tuple(taken)
 
     def __getitem__(self, name: str) -> Operand:
-        """Return the operand of this name. Raises KeyError where it was left out."""
+        """Return the operand of this name. Raises KeyError if it was left out."""
         return self._named[name][0]
 
     def get(self, name: str) -> Operand | None:
-        """Return the operand of this name, or None where it was left out."""
+        """Return the operand of this name, or None if it was left out."""
         return self._named[name][0] if name in self._named else None
 
     def all(self, name: str) -> tuple[Operand, ...]:
-        """All operands of this name: several of a ``*``, none where it was left out."""
+        """Return all operands of this name: several for a ``*``, none if it was left out."""
         return self._named.get(name, ())
 
     def value(self, name: str) -> Value:
@@ -235,16 +235,16 @@ class Op:
 
     @property
     def weights(self) -> tuple[Weight, ...]:
-        """The weights among ``reads``, in order."""
+        """Weights among ``reads``, in order."""
         return tuple(o for o in self.reads if isinstance(o, Weight))
 
     @property
     def out(self) -> Operand:
-        """The first result, often the only one."""
+        """First result, often the only one."""
         return self.writes[0]
 
     def but(self, *names: str) -> dict[str, Any]:
-        """Return the operands and numbers as arguments of another operation, without those of these names."""
+        """Return the operands and numbers, except these names, as arguments of another operation."""
         many = SIGNATURES[self.kind].many
         operands = {name: found if name in many else found[0] for name, found in self._named.items()}
         return {name: given for name, given in {**operands, **self.attrs}.items() if name not in names}

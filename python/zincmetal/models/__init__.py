@@ -1,4 +1,4 @@
-"""The model families: one module each, called as ``general.architecture`` calls it, with a ``FAMILY``."""
+"""Model families: a module for each, with the name in ``general.architecture`` and a ``FAMILY``."""
 
 from __future__ import annotations
 

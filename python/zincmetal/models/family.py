@@ -1,4 +1,4 @@
-"""A model family: the builder of its operations, its traits, and the use of its tensors."""
+"""Model family: the builder of its operations, its traits, and the use of its tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DENSE: Paths = (
 
 @dataclass(frozen=True)
 class Family:
-    """A family's ``build(g)``, its traits and the use of its tensors.
+    """Model family: its ``build(g)``, its traits and the use of its tensors.
 
     ``build`` appends a step's operations to a graph and returns the last block's output [T, n_embd].
     """

@@ -26,7 +26,7 @@ def build(g: Graph) -> Value:
 
 
 def attention_scale(n_layer: int, embd_per_head: float, head_dim: int) -> float:
-    """Return the scale of q·k: head_dim^-0.5, but (n_embd / n_head)^-0.5 in the 27B. No file says so."""
+    """Return the scale of q·k: head_dim^-0.5, but (n_embd / n_head)^-0.5 in the 27B. No file holds it."""
     return float((embd_per_head if n_layer == LAYERS_OF_27B else head_dim) ** -0.5)
 
 

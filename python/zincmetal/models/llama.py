@@ -1,4 +1,4 @@
-"""Llama: pre-norm transformer blocks, rotary attention with grouped heads, SwiGLU. Other families vary its parts."""
+"""Llama: pre-norm transformer blocks, rotary attention with grouped heads, SwiGLU. Other families vary it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def build(g: Graph, rope: str = "norm", qk_norm: bool = False, qkv_bias: bool | 
 
 
 def attention(g: Graph, i: int, h: Value, rope: str, qk_norm: bool = False, qkv_bias: bool | None = None) -> Value:
-    """Grouped-head rotary attention of block i, within its window: [T, n_embd].
+    """Compute grouped-head rotary attention of block i, within its window: [T, n_embd].
 
     ``qkv_bias``: q, k and v have biases (True), have none (False), or have the biases of the file (None).
     """
@@ -33,7 +33,7 @@ def attention(g: Graph, i: int, h: Value, rope: str, qk_norm: bool = False, qkv_
 
 
 def ffn(g: Graph, i: int, h: Value, glu: Callable[[Graph, Value, Value], Value] = Graph.swiglu) -> Value:
-    """down(glu(gate(h), up(h))): [T, n_embd]. By default glu is silu(gate) · up."""
+    """Compute down(glu(gate(h), up(h))): [T, n_embd]. By default glu is silu(gate) · up."""
     gate = g.linear(h, f"blk.{i}.ffn_gate", g.cfg.n_ff[i], None)
     up = g.linear(h, f"blk.{i}.ffn_up", g.cfg.n_ff[i], None)
     return g.linear(glu(g, gate, up), f"blk.{i}.ffn_down", g.cfg.n_embd, None)

@@ -24,7 +24,7 @@ def mixer(g: Graph, i: int, h: Value) -> Value:
 
 
 def delta_net(g: Graph, i: int, h: Value) -> Value:
-    """Gated delta rule over the convolved q, k and v; z gates its output (arXiv 2412.06464): [T, n_embd]."""
+    """Compute the gated delta rule over the convolved q, k and v: [T, n_embd]. z gates it (arXiv 2412.06464)."""
     assert g.cfg.ssm
     blk, ssm = f"blk.{i}", g.cfg.ssm
     qkv = g.linear(h, f"{blk}.attn_qkv", ssm.channels)
@@ -35,7 +35,7 @@ def delta_net(g: Graph, i: int, h: Value) -> Value:
 
 
 def gated_attention(g: Graph, i: int, h: Value) -> Value:
-    """Attention with a gate for each head, [T, n_embd]: attn_q gives [q | gate] for each."""
+    """Compute attention with a gate for each head, [T, n_embd]: attn_q gives [q | gate] for each head."""
     blk, cfg = f"blk.{i}", g.cfg
     q_gate = g.linear(h, f"{blk}.attn_q", cfg.n_head * 2 * cfg.head_dim)
     k = g.linear(h, f"{blk}.attn_k", cfg.n_head_kv * cfg.head_dim)

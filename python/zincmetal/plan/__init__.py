@@ -1,1 +1,1 @@
-"""From operations to dispatches: kernels, addresses, barriers, and the memory that they need."""
+"""Plans: kernels, addresses and barriers for operations, and the memory that they need."""

@@ -1,4 +1,4 @@
-"""``python -m zincmetal.plan``: the same as ``zincmetal plan``."""
+"""``python -m zincmetal.plan``: runs ``zincmetal plan``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The buffer, offset and size of every weight and state of a model, before any memory is allocated."""
+"""Buffer, offset and size of every weight and state of a model, before any memory is allocated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..graph.ops import CANDIDATES, KV_CACHES, LOGITS, PAGES, RECURRENT, STEP, T
 from .target import Target
 
 ROPE_FREQS, ROPE_FREQS_LOCAL = "rope_freqs", "rope_freqs_local"
-# Matrices that plans take in windows of rows if they are larger than the largest buffer: a small Mac, many tokens.
+# A matrix larger than the largest buffer (a small Mac, many tokens) is taken in windows of rows. These may be.
 WINDOWED, WINDOW_ROWS = ("token_embd.weight", "output.weight"), 32
 CONVERTED, ALIGN = "converted", 256
 # Names of tensors that kernels read only as float32.
@@ -30,9 +30,9 @@ UPLOAD_BYTES = 512 << 20
 
 
 def state_sizes(cfg: ModelConfig, target: Target, kv_type: str, max_rows: int) -> dict[State, int]:
-    """Bytes of every state that a sequence has.
+    """Return the bytes of every state of a sequence.
 
-    The K/V caches are in pages of KV_PAGE positions. Steps have up to ``max_rows`` rows. Raises UsageError where the
+    The K/V caches are in pages of KV_PAGE positions. Steps have up to ``max_rows`` rows. Raises UsageError if the
     heads do not fit ``kv_type``.
     """
     page = target.page
@@ -75,7 +75,7 @@ class Region:
     nbytes: int
 
     def overlaps(self, other: Region) -> bool:
-        """Whether the two share a byte."""
+        """Return True if the two regions share a byte."""
         return (
             self.buffer == other.buffer
             and self.offset < other.offset + other.nbytes
@@ -85,7 +85,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Map:
-    """A buffer over ``nbytes`` bytes of a part of the file, from byte ``start`` on, which is a page boundary."""
+    """Buffer over ``nbytes`` bytes of a part of the file, from byte ``start`` on, a page boundary."""
 
     buffer: str
     part: int
@@ -94,13 +94,13 @@ class Map:
 
 
 class AddressMap:
-    """Every buffer of a model by name, and the region of every operand.
+    """Buffers of a model by name, and the region of every operand.
 
-    ``maps`` are the buffers over the file's own pages: one for each part of the file. A part has several, which may
-    overlap, if it is larger than the largest buffer or is copied to the device. A matrix with a row for each token may
-    lie in several buffers, as ``windows``. All other buffers are allocated: ``sizes`` has their bytes by name, with the
-    ``states`` among them, and ``initial`` makes the first content of some. Raises DeviceError where a single tensor is
-    larger than the largest buffer.
+    ``maps`` are the buffers over the file's own pages: one for each part of the file. A part has several if it is
+    larger than the largest buffer or is copied to the device. They may overlap. A matrix with a row for each token may
+    lie in several buffers, as ``windows``. All other buffers are allocated. ``sizes`` has their bytes by name, with the
+    ``states`` among them. ``initial`` makes the first content of some. Raises DeviceError if a single tensor is larger
+    than the largest buffer.
     """
 
     def __init__(self, file: gguf.File, cfg: ModelConfig, states: Mapping[State, int], target: Target) -> None:
@@ -111,7 +111,7 @@ class AddressMap:
             PAGES.name: lambda: np.arange(states[PAGES] // 4, dtype=np.uint32)
         }
         self.maps: list[Map] = []
-        #: By the name of a matrix that is larger than a buffer: its rows in several.
+        #: Windows of rows, by the name of a matrix that is larger than a buffer.
         self.windows: dict[str, tuple[Weight, ...]] = {}
         self._weights: dict[str, Weight] = {}
         self._regions: dict[str, Region] = {}
@@ -129,7 +129,7 @@ class AddressMap:
         return self._weights.get(name)
 
     def of_file(self, operand: Operand) -> bool:
-        """Whether an operand is a tensor of the file, as it is or as float32."""
+        """Return True if an operand is a tensor of the file, as it is or as float32."""
         return isinstance(operand, Weight) and operand not in self._computed
 
     def place(self, operand: Operand) -> Region:
@@ -152,9 +152,9 @@ class AddressMap:
                 self._regions[t.name] = Region(name, t.offset - start, t.nbytes)
 
     def _windows_of(self, tensor: gguf.TensorInfo, most: int) -> list[gguf.TensorInfo]:
-        """Return the tensor itself, or its windows where plans can take them and it has more than ``most`` bytes.
+        """Return the tensor itself, or its windows if it has more than ``most`` bytes and plans can take them.
 
-        They begin at multiples of WINDOW_ROWS rows, which keeps their bytes as aligned as the tensor's.
+        Windows begin at multiples of WINDOW_ROWS rows, which keeps their bytes as aligned as the tensor's.
         """
         shape = _shape(tensor)
         n = most // max(1, tensor.type.row_bytes(shape[-1])) // WINDOW_ROWS * WINDOW_ROWS

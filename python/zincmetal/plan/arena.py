@@ -1,4 +1,4 @@
-"""The arena: one buffer for all values of a step, which share its bytes where their lifetimes do not meet."""
+"""Arena: one buffer for all values of a step. Values whose lifetimes do not overlap share bytes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ALIGN = 256  # bytes
 
 
 def lay_out(launches: Sequence[Launch], rows: int) -> tuple[dict[str, int], int]:
-    """Offsets of all values by name, and the size of the arena, in bytes.
+    """Return the offsets of all values by name, and the size of the arena, in bytes.
 
-    A value lives from the launch that writes it to the last one that reads it. The largest values are placed first, and
-    each takes the lowest gap that is free for its lifetime.
+    A value lives from the launch that writes it to the last launch that reads it. The largest values are placed first,
+    and each takes the lowest gap that is free for its lifetime.
     """
     lives: dict[str, list[int]] = {}
     sizes: dict[str, int] = {}

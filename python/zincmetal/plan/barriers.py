@@ -1,4 +1,4 @@
-"""Barriers: a dispatch waits for the earlier ones where they touch the same bytes and one of them writes."""
+"""Barriers: a dispatch waits for earlier dispatches if both touch the same bytes and one of them writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .launch import Dispatch, Launch, touched
 
 
 def place_barriers(launches: Sequence[Launch], regions: Sequence[tuple[Region, ...]]) -> list[Dispatch]:
-    """Each launch with its regions, and a barrier where it conflicts with a launch since the last barrier."""
+    """Return each launch with its regions, and a barrier if it conflicts with a launch since the last barrier."""
     out: list[Dispatch] = []
     read, written = list[Region](), list[Region]()  # since the last barrier
     for launch, at in zip(launches, regions, strict=True):
@@ -24,7 +24,7 @@ def place_barriers(launches: Sequence[Launch], regions: Sequence[tuple[Region, .
 
 
 def hazards(dispatches: Sequence[Dispatch]) -> list[tuple[int, int]]:
-    """Numbers of two dispatches that conflict without a barrier between them. A correct plan has none."""
+    """Return pairs of dispatches that conflict without a barrier between them. A correct plan has none."""
     found, since = [], 0
     for i, d in enumerate(dispatches):
         since = i if d.barrier else since
@@ -33,7 +33,7 @@ def hazards(dispatches: Sequence[Dispatch]) -> list[tuple[int, int]]:
 
 
 def conflict(earlier: Dispatch, later: Dispatch) -> bool:
-    """Whether the order matters: read after write, write after read, or write after write, on a shared byte."""
+    """Return True if the order matters: read after write, write after read, or write after write, on a shared byte."""
     return (
         _any_overlap(earlier.touching("w"), later.touching("r"))
         or _any_overlap(earlier.touching("r"), later.touching("w"))

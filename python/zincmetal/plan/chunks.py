@@ -1,9 +1,9 @@
-"""How many rows steps have, and how a prompt is cut into them."""
+"""Numbers of rows that steps have, and the cut of a prompt into steps."""
 
 from __future__ import annotations
 
 PREFILL_ROWS = (32, 128, 512)  # a chunk takes the smallest plan that holds it
-LOGITS_ROWS = 64  # rows of logits that a step computes where all are wanted
+LOGITS_ROWS = 64  # rows of logits that a step computes if all are wanted
 
 
 def plan_rows(n: int) -> list[int]:
@@ -21,7 +21,7 @@ def chunk_rows(n: int) -> list[int]:
 def prompt_rows(n: int) -> list[int]:
     """Return the rows of the plans that take a prompt of ``n`` tokens.
 
-    The last token is a step of its own. So its logits are the same to the bit whether the tokens before it are
-    computed now or were before, and a seed gives the same text.
+    The last token is a separate step. So no bit of its logits depends on the tokens that were computed before, and a
+    seed gives the same text.
     """
     return [*chunk_rows(n - 1), 1] if n > 0 else []

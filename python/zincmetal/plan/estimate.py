@@ -1,4 +1,4 @@
-"""The memory that a model needs and the memory that a device grants, compared before anything is allocated."""
+"""Memory that a model needs and the memory that a device grants, compared before anything is allocated."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..errors import OutOfMemoryError
 def device_budget(free_bytes: int) -> int:
     """Return the bytes that a model may take: the free bytes of the device's working set, or a lower limit.
 
-    The limit is ``ZINCMETAL_MEMORY_LIMIT``. Raises UsageError where that is not a number of bytes.
+    The limit is ``ZINCMETAL_MEMORY_LIMIT``. Raises UsageError if that is not a number of bytes.
     """
     limit = settings.memory_limit()
     return free_bytes if limit is None else min(free_bytes, limit)
 
 
-_COLORS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860")  # of the parts in a notebook
+_COLORS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860")  # of the sections of the bar in a notebook
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class MemoryEstimate:
 
     @property
     def kv(self) -> int:
-        """The K/V caches of a sequence: whole pages."""
+        """Bytes of the K/V caches of a sequence: whole pages."""
         return -(-self.n_ctx // self.page) * self.kv_page
 
     def arena_of(self, n_ctx: int) -> int:
@@ -52,7 +52,7 @@ class MemoryEstimate:
 
     @property
     def fixed(self) -> int:
-        """Bytes that do not depend on the context: all but the caches and the arena."""
+        """Bytes that do not depend on the context: all except the caches and the arena."""
         return sum(self.weights.values()) + self.recurrent + self.logits + self.other
 
     @property
@@ -62,13 +62,13 @@ class MemoryEstimate:
 
     @property
     def largest_context(self) -> int:
-        """The longest context that fits the budget, up to the trained one or the one asked for; 0 where none fits.
+        """Longest context, in tokens, that fits the budget, or 0. At most the trained context, or the requested one.
 
-        An example: of a budget of 10 GB, 6 GB are fixed, a plan of 512 rows needs an arena of 100 MB, and a page of 64
-        positions takes 2 MB. The other 3.9 GB have room for 1,950 pages, which are 124,800 tokens. Where a smaller
-        plan, with a smaller arena, allows a longer context than this, that one counts.
+        An example: the budget is 10 GB, and 6 GB are fixed. A plan of 512 rows needs an arena of 100 MB, and a page of
+        64 positions takes 2 MB. The other 3.9 GB have room for 1,950 pages, which are 124,800 tokens. If a smaller plan
+        with a smaller arena allows a longer context, that context counts.
 
-        Exact where ``arena`` has the plans of all contexts.
+        The number is exact if ``arena`` has the plans of all contexts.
         """
         longest = max(self.n_ctx, self.n_ctx_train)
         limits = [longest if rows == max(self.arena) else min(rows, longest) for rows in self.arena]
@@ -85,7 +85,7 @@ class MemoryEstimate:
         return f"<MemoryEstimate: {in_units(self.total)} of {in_units(self.budget)} for a context of {self.n_ctx}>"
 
     def _repr_html_(self) -> str:
-        """Draw a bar for notebooks: the parts of the total, and the rest of the budget."""
+        """Draw a bar for notebooks: the sections of the total, and the rest of the budget."""
         parts = {
             "weights": sum(self.weights.values()),
             "K/V": self.kv,
@@ -105,12 +105,12 @@ class MemoryEstimate:
         return f'<div>{text}<div style="border:1px solid;font-size:1em;line-height:1em">{bar}</div>{key}</div>'
 
     def fits(self, sequences: int = 1) -> bool:
-        """Whether so many sequences, which share the weights, are within the budget."""
+        """Return True if so many sequences, which share the weights, are within the budget."""
         weights = sum(self.weights.values())
         return weights + sequences * (self.total - weights) <= self.budget
 
     def check(self, sequences: int = 1) -> None:
-        """Raise OutOfMemoryError, with the numbers, where the total of so many sequences is over the budget."""
+        """Raise OutOfMemoryError, with the numbers, if the total of so many sequences is over the budget."""
         if self.fits(sequences):
             return
         weights = sum(self.weights.values())
@@ -122,7 +122,7 @@ class MemoryEstimate:
             )
         remedy = f"the largest context that fits is {self.largest_context}"
         if not self.largest_context:
-            remedy = "no context fits, whatever its length"
+            remedy = "no context fits, not even the shortest"
         raise OutOfMemoryError(
             f"with a context of {self.n_ctx} tokens the model needs {in_units(self.total)} and this device has "
             f"{in_units(self.budget)} for it: weights {in_units(weights)}, "
@@ -133,7 +133,7 @@ class MemoryEstimate:
 
 
 def in_units(nbytes: int) -> str:
-    """Bytes as people read them: 22.1 GB."""
+    """Format bytes for people: 22.1 GB."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if nbytes >= size:
             return f"{nbytes / size:.4g} {unit}"

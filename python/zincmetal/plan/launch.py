@@ -1,4 +1,4 @@
-"""A launch of a kernel, before and after its operands have addresses."""
+"""Launches (before the operands have addresses) and dispatches (after)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .addresses import Region
 
 
 class Arg(NamedTuple):
-    """An operand that a kernel binds; it reads it ("r"), writes it ("w"), or both ("rw").
+    """Operand that a kernel binds. The kernel reads it ("r"), writes it ("w"), or both ("rw").
 
     The binding begins at float ``first`` of the operand's first row. The kernel does not touch an ``unused`` binding,
     which fills the place of an operand that was left out.
@@ -23,13 +23,13 @@ class Arg(NamedTuple):
 
     @property
     def accesses(self) -> int:
-        """How often its bytes are moved: 2 where they are read and written."""
+        """Number of times that its bytes are moved: 2 if they are read and written, else 1."""
         return ("r" in self.mode) + ("w" in self.mode)
 
 
 @dataclass(frozen=True)
 class Routed:
-    """Sizes of products with single experts: W[e] is [m, k]; slot i (row · n_used + j) takes row i // x_div of x."""
+    """Sizes of products with single experts. W[e] is [m, k]. Slot i (row · n_used + j) takes row i // x_div of x."""
 
     n_used: int
     m: int
@@ -40,7 +40,7 @@ class Routed:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with its parameters, operands, grid (in threadgroups) and threads per threadgroup.
+    """Kernel with its parameters, operands, grid (in threadgroups) and threads per threadgroup.
 
     A ``routed`` launch stands for a product of every row with each of its experts. The host reads their ids from the
     first argument and dispatches the products one by one (``device/host_routed.py``). ``replaces`` names the missing
@@ -59,7 +59,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Dispatch:
-    """A launch with the region of every argument. ``barrier``: it waits for all earlier dispatches."""
+    """Launch with the region of every argument. ``barrier``: it waits for all earlier dispatches."""
 
     launch: Launch
     regions: tuple[Region, ...]

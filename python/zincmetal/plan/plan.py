@@ -1,4 +1,4 @@
-"""A plan: the launches of one step with addresses and barriers, ready to be replayed by ``_core.decode_step``."""
+"""Plan: the launches of one step with addresses and barriers, ready to be replayed by ``_core.decode_step``."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ EMBEDDING = "embedding"
 
 @dataclass(frozen=True)
 class Plan:
-    """The dispatches of a step of up to ``rows`` rows, and the arena that they need.
+    """Dispatches of a step of up to ``rows`` rows, and the arena that they need.
 
-    A plan of 512 rows also serves 37 tokens: kernels read the number of tokens from ``Step.n_tokens`` and leave the
-    other rows alone. ``paths`` are (pattern, use) of weights: see models/family.py.
+    A plan of 512 rows also serves 37 tokens: kernels read the number from ``Step.n_tokens`` and skip the other
+    rows. ``paths`` are (pattern, use) of weights: see models/family.py.
     """
 
     rows: int
@@ -36,21 +36,21 @@ class Plan:
 
     @property
     def n_barriers(self) -> int:
-        """Barriers of one replay."""
+        """Number of barriers in one replay."""
         return sum(d.barrier for d in self.dispatches)
 
     def weight_bytes(self) -> Counter[str]:
-        """Bytes of weights that one step reads, by quant type. See :meth:`weight_reads`."""
+        """Return the bytes of weights that one step reads, by quant type. See :meth:`weight_reads`."""
         total: Counter[str] = Counter()
         for (_, qtype), nbytes in self.weight_reads().items():
             total[qtype] += nbytes
         return total
 
     def weight_reads(self) -> Counter[tuple[str, str]]:
-        """Bytes of weights that one step reads, by (use, quant type): ("LM head", "q8_0").
+        """Return the bytes of weights that one step reads, by (use, quant type), such as ("LM head", "q8_0").
 
         A weight counts for every dispatch that reads it. An embedding counts the rows that it looks up. A mixture
-        counts the experts that it uses, as if all rows chose different ones. Real prompts choose fewer.
+        counts the experts that it uses, as if all rows chose different experts. Real prompts choose fewer.
         """
         total: Counter[tuple[str, str]] = Counter()
         for d in self.dispatches:
@@ -69,7 +69,7 @@ class Plan:
         return {w: _bytes_read(w, d.launch.op, self.rows) for w in weights}
 
     def recurrent_bytes(self) -> int:
-        """Bytes of recurrent state that one step reads and writes."""
+        """Return the bytes of recurrent state that one step reads and writes."""
         return sum(
             arg.accesses * region.nbytes
             for d in self.dispatches
@@ -78,7 +78,7 @@ class Plan:
         )
 
     def replaced(self) -> dict[str, list[str]]:
-        """By missing kernel, the kernels that do its work in this plan."""
+        """Return the replacements of each missing kernel in this plan, by its name."""
         found: dict[str, dict[str, None]] = {}
         for launch in (d.launch for d in self.dispatches):
             for missing in launch.replaces:
@@ -86,7 +86,7 @@ class Plan:
         return {missing: list(used) for missing, used in found.items()}
 
     def hazards(self) -> list[tuple[int, int]]:
-        """Numbers of two dispatches that conflict without a barrier between them. A correct plan has none."""
+        """Return pairs of dispatches that conflict without a barrier between them. A correct plan has none."""
         return hazards(self.dispatches)
 
     def dump(self) -> str:
@@ -119,7 +119,7 @@ def record(
 ) -> Plan:
     """Lower the operations for ``rows`` rows, lay out their values, and place the barriers.
 
-    ``place(operand)`` gives the region of a weight or a state.
+    ``place(operand)`` returns the region of a weight or a state.
     """
     launches = [launch for op in ops for launch in lowering.launches(op, rows)]
     offsets, arena_bytes = lay_out(launches, rows)
@@ -139,7 +139,7 @@ def record(
 
 
 def _bytes_read(weight: Weight, op: Op, rows: int) -> int:
-    """Bytes of a weight that an operation on ``rows`` rows reads."""
+    """Return the bytes of a weight that an operation on ``rows`` rows reads."""
     whole = weight.type.nbytes(weight.shape)
     if op.kind == "embed":
         return rows * weight.row_bytes

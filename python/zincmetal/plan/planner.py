@@ -1,4 +1,4 @@
-"""The planner of a model: its configuration, addresses and plans, and the memory that they need."""
+"""Planner of a model: its configuration, addresses and plans, and the memory that they need."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,9})\.")  # no more digits than a bloc
 # Decode plans are made per maximum position: a plan for short sequences splits attention over fewer threadgroups. The
 # position above which a device begins to split (tuning.DIVIDE_KEYS_ABOVE) and the context are maxima too.
 MAX_POSITIONS = (1024, 4096)
-# The ends of a plan: the id of the last row's largest logit, that row's candidates for sampling, or the logits of all
-# rows.
+# The last row's largest logit (its id), the last row's candidates, or the logits of all rows.
 OUTPUTS = ("argmax", "candidates", "all")
 
 
 class Planner:
     """Makes the plans of a file for a target, and estimates the memory that they need. Allocates none itself.
 
-    Raises GGUFError and UnsupportedModelError for a file that cannot be run, DeviceError for a tensor that is
+    Raises GGUFError and UnsupportedModelError for a file that cannot be run. Raises DeviceError for a tensor that is
     larger than the device's largest buffer.
     """
 
@@ -53,7 +52,7 @@ class Planner:
 
     @property
     def target(self) -> Target:
-        """The device and kernels that plans are for."""
+        """Device and kernels that plans are for."""
         return self._lowering.target
 
     @property
@@ -68,13 +67,13 @@ class Planner:
 
     @property
     def ranked_by_host(self) -> bool:
-        """Whether plans with the output "candidates" leave the candidates to the host."""
+        """True if plans with the output "candidates" leave the candidates to the host."""
         return self.target.ranked_by_host
 
     def plan(self, rows: int, output: str = "argmax", max_position: int | None = None) -> Plan:
         """Make the plan for steps of up to ``rows`` rows before position ``max_position`` (default: the context).
 
-        ``output``, one of OUTPUTS, is its end. Plans are kept.
+        ``output`` is one of OUTPUTS. Plans are kept.
         """
         max_position = max_position or self.config.n_ctx
         key = (rows, output, max_position)
@@ -94,7 +93,7 @@ class Planner:
         needed = (
             1,
             plan_rows(self.config.n_ctx)[-1],
-        )  # the other plans take time, and only tell which context would fit
+        )  # the other plans take time, and only show which context would fit
         if not self.memory(needed).fits(sequences):
             self.memory().check(sequences)
 
@@ -125,10 +124,10 @@ class Planner:
         )
 
     def _arena_bytes(self, rows: int) -> int:
-        """Bytes of the arena that plans of ``rows`` rows need, whatever their output is.
+        """Return the bytes of the arena that plans of ``rows`` rows need, for any output.
 
-        The output comes last, when no other value lives. With a large vocabulary and a small model its scratch can
-        need more than all else. So the candidates are planned alone, which takes less time than a second whole plan.
+        The output comes last, when no other value lives. With a large vocabulary and a small model its scratch memory
+        can be the largest. So the candidates are planned alone, which takes less time than a second whole plan.
         """
         ranking = Graph(self.config, self.addresses.weight)
         ranking.candidates()
@@ -136,7 +135,7 @@ class Planner:
         return max(self.plan(rows).arena_bytes, candidates.arena_bytes)
 
     def kv_read(self) -> int:
-        """Bytes of K/V that the last token of the context reads: in each layer all positions, or its window."""
+        """Return the bytes of K/V that the context's last token reads: in each layer all positions, or its window."""
         n, states = self.config.n_ctx, self.addresses.states
         n_rows = -(-n // self.target.page) * self.target.page
         return sum(
@@ -147,7 +146,7 @@ class Planner:
         )
 
     def _ops(self, rows: int, output: str) -> list[Op]:
-        """Return the fused operations of a step. They are kept, since plans of every max_position have the same."""
+        """Return the fused operations of a step. They are kept, since plans of all maximum positions share them."""
         if (rows, output) not in self._fused:
             self._fused[rows, output] = fuse(self._graph(rows, output), rows, self.target.fusible)
         return self._fused[rows, output]
@@ -165,7 +164,7 @@ class Planner:
         return g.ops
 
     def _refuse_unused(self, plan: Plan) -> None:
-        """Raise UnsupportedModelError if no dispatch reads a tensor: a part of the model would be left out."""
+        """Raise UnsupportedModelError if no dispatch reads a tensor: the plan would leave something out."""
         operands = (arg.operand for d in plan.dispatches for arg in d.launch.args)
         used = {self.addresses.tensor_of(operand) for operand in operands if self.addresses.of_file(operand)}
         unused = sorted(name for name in self.file.tensors.keys() - used if not self._may_be_unused(name))
@@ -177,7 +176,7 @@ class Planner:
             )
 
     def _may_be_unused(self, name: str) -> bool:
-        """Whether a plan need not read the tensor: rope_freqs is computed from it, or its block only drafts tokens."""
+        """Return True for tensors that plans do not read: the source of rope_freqs, and blocks that draft tokens."""
         block, n_layer = _BLOCK.match(name), self.config.n_layer
         drafts = block is not None and n_layer <= int(block[1]) < n_layer + self.config.n_draft
         return drafts or name == "rope_freqs.weight"

@@ -1,4 +1,4 @@
-"""A plan as text, JSON, a graph, and a table for notebooks."""
+"""Plan as text, JSON, a graph, and a table for notebooks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def dump(plan: Plan) -> str:
-    """One dispatch a line: barrier, kernel, grid, and its operands with their regions.
+    """Write one dispatch a line: barrier, kernel, grid, and its operands with their regions.
 
-    ``-`` fills the place of an operand that was left out. A kernel that replaces missing ones names them.
+    ``-`` fills the place of an operand that was left out. A replacement names the missing kernels.
     """
     lines = [
         f"plan for {plan.rows} rows: {len(plan.dispatches)} dispatches, {plan.n_barriers} barriers, "

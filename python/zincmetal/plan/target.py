@@ -1,4 +1,4 @@
-"""The target of plans: the facts of a device and of the kernels, as data.
+"""Target of plans: the facts of a device and of the kernels, as data.
 
 :meth:`Target.of` collects them from a compiled core and a device's info. No other module of this room reads either.
 """
@@ -21,7 +21,7 @@ from .tuning import USUAL, Split
 if TYPE_CHECKING:
     from ..device.core import Core, DeviceInfo
 
-#: The kernels that find the candidates among the logits. Without them the host does.
+#: Kernels that find the candidates among the logits. Without them the host finds the candidates.
 RANKING = ("candidates_partial", "candidates_final")
 SIMDGROUP = 32  # threads
 _NO_LIMIT = 2**63 - 1
@@ -29,7 +29,7 @@ _NO_LIMIT = 2**63 - 1
 
 @dataclass(frozen=True)
 class Target:
-    """The kernels of a core, how this backend launches them, and the memory of a device.
+    """Kernels of a core, how this backend launches them, and the memory of a device.
 
     ``shapes`` are the numbers of ``kernels/shapes.h`` by name; ``struct`` gives the NumPy type of a parameter struct.
     A kernel is compiled for classes of sizes and serves every size up to its class.
@@ -43,7 +43,7 @@ class Target:
     expert_classes: tuple[int, ...]  # experts of a mixture
     expert_types: frozenset[str]  # quant types that kernels of many experts take
     divide_keys_above: int | None  # keys of a row, above which decode divides attention; None: never
-    splits: Mapping[str, Split]  # by kernel, where the usual split is not the best: see tuning.py
+    splits: Mapping[str, Split]  # by kernel, if the usual split is not the best: see tuning.py
     max_buffer_bytes: int = _NO_LIMIT
     page_bytes: int = 4096
     unified_memory: bool = True
@@ -82,21 +82,21 @@ class Target:
     # ---- kernels --------------------------------------------------------------------------------------------
 
     def without(self, kernels: Collection[str]) -> Target:
-        """Return the same target with these kernels missing, and no others."""
+        """Return this target with these kernels missing, and no others."""
         return replace(self, missing=frozenset(kernels))
 
     def has(self, kernel: str) -> bool:
-        """Whether the kernel is not known to be missing."""
+        """Return True if the kernel is not known to be missing."""
         return kernel not in self.missing
 
     @property
     def ranked_by_host(self) -> bool:
-        """Whether the host must find the candidates among the logits."""
+        """True if the host must find the candidates among the logits."""
         return not self.missing.isdisjoint(RANKING)
 
     @property
     def fusible(self) -> Limits:
-        """The limits of fused operations."""
+        """Limits of fused operations."""
         return Limits(self.shapes["STACK_MATRICES"], self.expert_types)
 
     @property
@@ -105,12 +105,12 @@ class Target:
         return self.shapes["KV_PAGE"]
 
     def instance(self, family: str, classes: Sequence[int], size: int) -> str:
-        """Return the kernel of a family for the smallest class that holds ``size``, or the next that is not missing."""
+        """Return the kernel of a family for the smallest class, not missing, that holds ``size``."""
         fitting = [f"{family}_{c}" for c in classes if size <= c]
         return next(filter(self.has, fitting), fitting[0])
 
     def split(self, kernel: str, rows: int, threads: int) -> tuple[str, int, int]:
-        """(name, rows, threads) of a kernel on this backend. ``rows`` and ``threads`` are the usual numbers."""
+        """Return (name, rows, threads) of a kernel on this backend. ``rows`` and ``threads`` are the usual numbers."""
         split = self.splits.get(kernel, USUAL)
         name = kernel if split.rows in (None, rows) else f"{kernel}_r{split.rows}"
         if not self.has(name):
@@ -121,7 +121,7 @@ class Target:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes of the device's working set that nothing has taken yet."""
+        """Bytes of the device's working set that are free."""
         return max(0, self.working_set_bytes - self.allocated_bytes)
 
     # ---- limits ---------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ class Target:
     def check(self, cfg: ModelConfig, path: object) -> None:
         """Refuse a model with sizes that no kernel takes. ``path``, its file, is for the message.
 
-        Raises UnsupportedModelError, or GGUFError where a token takes too many experts.
+        Raises UnsupportedModelError, or GGUFError if a token takes too many experts.
         """
         arch, multiple, largest = cfg.arch, self.shapes["HEAD_MULTIPLE"], self.head_classes[-1]
         if cfg.head_dim % multiple or cfg.head_dim > largest:

@@ -1,4 +1,4 @@
-"""How decode kernels divide their work on each backend, where a measurement showed that it helps.
+"""Tuning of decode kernels: the divisions of their work that a measurement found faster, by backend.
 
 ``pytest bench --sweep`` compares the possible splits on a device, in a build with ``ZINCMETAL_SWEEP=ON``.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 class Split:
     """Rows of weights per simdgroup (of a mix: per threadgroup) and threads per threadgroup. None: the usual number.
 
-    kernels/shapes.h has the usual numbers. Other ``rows`` need an instance of the kernel with the number at the end of
-    its name ("mul_mv_q8_0_r4"): see ROW_VARIANTS in kernels/quant_dot.h. ``threads`` is any multiple of 32.
+    kernels/shapes.h has the usual numbers. Other ``rows`` need an instance of the kernel, with the number at the end
+    of its name ("mul_mv_q8_0_r4"): see ROW_VARIANTS in kernels/quant_dot.h. ``threads`` is any multiple of 32.
     """
 
     rows: int | None = None
@@ -26,6 +26,6 @@ USUAL = Split()
 #: By backend (``info["backend"]`` of a device) and by the kernel's usual name.
 SPLITS: Mapping[str, Mapping[str, Split]] = {"metal": {}, "cuda": {}, "cpu": {}}
 
-#: By backend: decode divides the keys of attention where there are more than this, since one threadgroup for each head
-#: does not fill the device. On an H100 256 saves 2% of a step at position 512 against 1,024.
+#: Number of keys, by backend, above which decode divides them: one threadgroup for each head does not fill the device.
+#: On an H100 256 saves 2% of a step at position 512 against 1,024.
 DIVIDE_KEYS_ABOVE: Mapping[str, int] = {"metal": 1024, "cuda": 256}

@@ -75,7 +75,7 @@ _FAMILIES: list[tuple[str, str, dict[str, Number]]] = [
 def chat_defaults(metadata: Mapping[str, Any]) -> dict[str, Number]:
     """Find the fields of ``SamplingParams`` for a chat whose caller sets none.
 
-    They come from ``general.sampling.*`` of the file, or else from the table of families. Empty (greedy) where neither
+    They come from ``general.sampling.*`` of the file, or else from the table of families. Empty (greedy) if neither
     has a value. A warning names the options of the file that zincmetal does not have. A file with filters but without
     a temperature gets temperature 1.
     """

@@ -1,12 +1,12 @@
-"""Logits of one step: sampling reads a few of them, and all only where it must.
+"""Logits of one step. Sampling reads a few of them, and all only if it must.
 
 1. A step leaves the candidates in a small buffer (``Candidates`` in ``kernels/params.h``): the 256 largest logits, and
    sums over all logits. All logits stay on the device.
 2. ``StepLogits`` reads candidates, single logits, or all logits, and counts the words that it reads.
 3. ``Adjusted`` replaces the logits of the tokens to which a penalty or a bias applies.
-4. ``Adjusted.rankings`` yields a ranking of the candidates first. It ends where a token that is no candidate
-   could follow.
-5. Where a filter cannot be certain with that ranking, the next ones are longer: about 8192 tokens, then all.
+4. ``Adjusted.rankings`` yields a ranking of the candidates first. It ends before the first
+   place that a token outside the candidates could take.
+5. If a filter cannot be certain with that ranking, longer rankings follow: about 8192 tokens, then all tokens.
    They read all logits.
 6. Rankings of every length agree, so the token that is drawn does not depend on the length.
 """
@@ -39,7 +39,7 @@ class Indexable(Protocol):
 class StepLogits:
     """Logits after a step. Each method reads no more of them than it needs.
 
-    ``summary`` is a ``Candidates`` record. ``logits`` is float32 [n_vocab or more]. ``n_read`` counts the 32-bit words
+    ``summary`` is a ``Candidates`` struct. ``logits`` is float32 [n_vocab or more]. ``n_read`` counts the 32-bit words
     that were read.
     """
 
@@ -53,7 +53,7 @@ class StepLogits:
         return cls(_summary_of(logits), logits, logits.size)
 
     def check_finite(self) -> None:
-        """Raise DeviceError where a logit is infinite or NaN."""
+        """Raise DeviceError if a logit is infinite or NaN."""
         self.n_read += 1
         if n := int(self._summary["n_not_finite"]):
             raise DeviceError(
@@ -132,7 +132,7 @@ class Adjusted:
         return Ranking(ids[order], logits[order], floor, totals)
 
     def _totals(self, candidates: Ranking) -> Totals | None:
-        """Replace the shares of the changed tokens in the totals of the device. None where too little is left."""
+        """Replace the shares of the changed tokens in the totals of the device. None if too little is left."""
         known = candidates.known
         if known is None or self._ids.size == 0:
             return known

@@ -25,14 +25,14 @@ _Checked = Iterator[tuple[str, Any]]  # fields with the values to keep
 class SamplingParams:
     """Options for choosing the next token. An option at its default is off. None stands for the default.
 
-    ``temperature`` 0 takes the most probable token, whatever the filters say.
+    ``temperature`` 0 takes the most probable token and ignores the filters.
 
     The filters see probabilities before the temperature:
 
     - ``top_k`` keeps the k most probable tokens. 0 and -1 keep all.
-    - ``typical_p`` keeps the tokens whose surprisal is nearest to the entropy, until they reach probability p
+    - ``typical_p`` keeps the tokens whose surprisal is nearest to the entropy, until their probabilities sum to p
       (arXiv 2202.00666).
-    - ``top_p`` keeps the fewest most probable tokens that reach probability p. 0 keeps the best token alone.
+    - ``top_p`` keeps the fewest most probable tokens whose probabilities sum to p. 0 keeps the best token alone.
     - ``min_p`` keeps the tokens that have at least p times the probability of the best one.
 
     The penalties count the last ``repeat_last_n`` tokens, prompt included. -1 counts all.
@@ -45,7 +45,7 @@ class SamplingParams:
     The ids may be strings of digits, as in JSON. Pairs may replace the mapping.
 
     ``logits_processors`` are functions. Each gets the ids so far and the logits, float32 [vocab], and returns logits
-    of this shape. They run one after another. -inf forbids a token. An exception of a processor reaches the caller.
+    of this shape. They run one after another. -inf forbids a token. An exception of a processor goes to the caller.
 
     The same ``seed`` gives the same tokens for the same logits; ``docs/sampling.md`` has the conditions. None and -1
     give other tokens each time.
@@ -104,7 +104,7 @@ class SamplingParams:
         return name, arguments.integer(name, getattr(self, name), -1, LARGEST_COUNT, default, note)
 
     def check_vocabulary(self, n_vocab: int) -> None:
-        """Raise UsageError where ``logit_bias`` names a token that the model does not have."""
+        """Raise UsageError if ``logit_bias`` names a token that the model does not have."""
         wrong = next((t for t in self.logit_bias if t >= n_vocab), None)
         if wrong is not None:
             raise UsageError(f"logit_bias: token id {wrong} is outside the vocabulary of {n_vocab}")

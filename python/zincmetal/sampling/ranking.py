@@ -46,7 +46,7 @@ class Totals(NamedTuple):
 
     @classmethod
     def of(cls, logits: F64Array) -> Totals:
-        """Sum over ``logits``, of which the first is the largest."""
+        """Sum over ``logits``. The first must be the largest."""
         below = logits - logits[0]
         weights = np.exp(below)
         total = weights.sum()
@@ -72,7 +72,7 @@ class Ranking:
         return self.floor == -np.inf
 
     def totals(self) -> Totals | None:
-        """Totals over all tokens of the vocabulary, or None where they are not known."""
+        """Totals over all tokens of the vocabulary, or None if they are not known."""
         return Totals.of(self.logits) if self.known is None and self.whole else self.known
 
     def only(self, kept: slice | NDArray[np.intp]) -> Ranking:
@@ -87,9 +87,9 @@ def ranked(ids: NDArray[np.intp], logits: F64Array, floor: float, totals: Totals
 
 
 def largest(logits: F64Array, n: int) -> NDArray[np.intp]:
-    """Find the indices of the ``n`` largest logits, or of all if there are fewer. Equal ones: lowest index first."""
+    """Find the indices of the ``n`` largest logits, or of all if there are fewer. Equal logits: lowest index first."""
     n = min(n, logits.size)
-    # Only logits that reach the n-th largest one need to be sorted.
+    # Only logits not below the n-th largest need to be sorted.
     near = np.flatnonzero(logits >= np.partition(logits, -n)[-n])
     return near[np.argsort(-logits[near], kind="stable")][:n]
 
@@ -98,7 +98,7 @@ def largest(logits: F64Array, n: int) -> NDArray[np.intp]:
 
 
 def keep(ranking: Ranking, p: SamplingParams) -> Ranking | None:
-    """Apply all filters, one after another. None where the ranking is too short to be certain."""
+    """Apply all filters, one after another. None if the ranking is too short to be certain."""
     kept: Ranking | None = ranking
     for keep_some in (_keep_top_k, _keep_typical, _keep_top_p_and_min_p):
         kept = None if kept is None else keep_some(kept, p)
@@ -133,7 +133,7 @@ def _keep_typical(ranking: Ranking, p: SamplingParams) -> Ranking | None:
 def _keep_top_p_and_min_p(ranking: Ranking, p: SamplingParams) -> Ranking | None:
     """Apply both filters at once. Both keep the first tokens of the ranking, so the smaller count decides.
 
-    One of the two may be certain of its count where the other one is not.
+    One of the two may be certain of its count although the other is not.
     """
     if p.top_p == 1 and p.min_p == 0:
         return ranking
@@ -163,7 +163,7 @@ def _n_min_p(ranking: Ranking, min_p: float) -> int | None:
 
 
 def _count_to_reach(weights: F64Array, wanted: float, whole: bool) -> int | None:
-    """Count the first weights that sum up to ``wanted``. All of them where rounding keeps the sum of all below it."""
+    """Count the first weights that sum up to ``wanted``. All of them if rounding keeps the total sum below it."""
     n = int(weights.cumsum().searchsorted(wanted)) + 1
     if n <= weights.size:
         return n

@@ -11,10 +11,10 @@ The steps, in their order:
 
 The noise of a token depends on the seed, the position and the token alone (``noise.py``). So the draw depends neither
 on the order of the tokens nor on a running sum over them. Logits that differ in their last bits give another token
-only where the two largest scores were that close.
+only if the two largest scores were that close.
 
 The candidates that the device leaves suffice for most steps (``logits.py``). Without filters, the N_TOP most probable
-tokens have noise of their own, and all other tokens share one noise. All logits are read only where the shared noise
+tokens have noise of their own, and all other tokens share one noise. All logits are read only if the shared noise
 wins; then one of the other tokens is drawn. ``docs/sampling.md`` shows that this is the same distribution.
 """
 
@@ -50,8 +50,8 @@ class Sampler:
     def sample(self, logits: StepLogits | F32Array, history: Sequence[int]) -> int:
         """Choose the token id after ``history``, from the logits of a step or an array float32 [vocab].
 
-        Changes neither of them. Raises DeviceError where a logit is not finite. Raises UsageError where no token is
-        left to choose, or where a processor returns anything but logits.
+        Changes neither of them. Raises DeviceError if a logit is not finite. Raises UsageError if no token is
+        left to choose, or if a processor does not return logits.
         """
         step = StepLogits.of(logits) if isinstance(logits, np.ndarray) else logits
         step.check_finite()
@@ -141,7 +141,7 @@ def _bounded(logits: F64Array) -> F64Array:
 
 
 def choose(adjusted: Adjusted, p: SamplingParams, noise: Noise) -> int:
-    """Choose a token by its logits and the noise. Raises UsageError where no token is left."""
+    """Choose a token by its logits and the noise. Raises UsageError if no token is left."""
     rankings = adjusted.rankings()
     if p.temperature > 0 and not p.filters:
         token = _draw_from_top(next(rankings), p.temperature, noise)
@@ -171,7 +171,7 @@ def _scaled(logits: F64Array, best: float, temperature: float) -> F64Array:
 
 
 def _draw_from_top(ranking: Ranking, temperature: float, noise: Noise) -> int | None:
-    """Draw among the N_TOP most probable tokens. None where another token might win."""
+    """Draw among the N_TOP most probable tokens. None if another token might win."""
     ids, logits = ranking.ids, ranking.logits
     if ids.size < N_TOP and (not ranking.whole or ids.size == 0):
         return None

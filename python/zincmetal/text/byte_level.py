@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def read_merges(meta: TokenizerKeys, vocab: Vocabulary) -> list[str]:
-    """Read ``tokenizer.ggml.merges``. Raises TokenizerError where the vocabulary lacks a token of a merge.
+    """Read ``tokenizer.ggml.merges``. Raises TokenizerError if the vocabulary lacks a token of a merge.
 
-    The library would panic on such a merge.
+    The library would panic on a merge of that kind.
     """
     merges = meta.strings("merges")
     known = vocab.ids.__contains__
@@ -48,7 +48,7 @@ class RankedMerges:
         encoder.add_tokens([AddedToken(text, normalized=pre.spaces) for text in defined])
 
     def encode(self, text: str) -> list[int]:
-        """Encode ``text`` to ids. Raises TokenizerError where the split pattern gives up on it."""
+        """Encode ``text`` to ids. Raises TokenizerError if the split pattern gives up on it."""
         try:
             ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
         except BaseException as error:

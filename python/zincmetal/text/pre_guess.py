@@ -1,4 +1,4 @@
-"""Guesses the kind of a vocabulary and its pre-tokenizer, where a file does not give them or gives wrong ones."""
+"""Guesses the kind of a vocabulary and its pre-tokenizer, if a file lacks them or gives a wrong value."""
 
 from __future__ import annotations
 

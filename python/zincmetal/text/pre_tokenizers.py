@@ -19,7 +19,7 @@ class PreTokenizer:
     """Rules of one pre-tokenizer: its patterns, and other properties that its name implies."""
 
     patterns: tuple[str, ...]
-    ignore_merges: bool = False  # a piece that is a token becomes that token, whatever the merges are
+    ignore_merges: bool = False  # a piece that is a token becomes that token; merges do not matter
     add_bos: bool = False  # the default for files without the key
     nfc: bool = False  # Unicode composition comes first, as in the original tokenizer
     spaces: bool = False  # tokens are plain UTF-8 with "▁" for a space, not bytes in GPT-2's letters
@@ -33,7 +33,7 @@ _LINE_OR_BREAKS = r"[^\n]+|\n+"
 
 
 def _llama3_like(letters: str = r"\p{L}", digits: str = r"\p{N}", rest: str = _LINES) -> str:
-    """Make a pattern like that of Llama 3. Its variants differ in the letters and in the groups of digits."""
+    """Make a pattern like Llama 3's. Its variants differ in the letters and in the groups of digits."""
     word = rf"[^\r\n\p{{L}}\p{{N}}]?[{letters}]+"
     return rf"(?i:{_CONTRACTIONS})|{word}|{digits}| ?[^\s{letters}\p{{N}}]+[\r\n]*|{rest}"
 

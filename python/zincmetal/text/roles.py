@@ -1,4 +1,4 @@
-r"""Finds the roles of tokens: the ids that begin, end and structure a text, whatever their type is.
+r"""Finds the roles of tokens: the ids that begin, end and structure a text, of any type.
 
 Files give these tokens many types, and name only some of them by id. So four things decide together: the type, the
 text of the token, the ids of ``tokenizer.ggml.*``, and the chat template. A token with a role becomes a control token:
@@ -39,7 +39,7 @@ _FILE_END_KEYS = ("fim_pad", "fim_rep", "fim_sep")
 # Vocabularies, known by some of their tokens: further tokens that end a text there, and tokens that do not.
 _FAMILIES = (
     (("<|return|>", "<|call|>"), (), ("<|end|>",)),  # harmony: "<|end|>" only ends a message
-    (("<|flush|>", "<|calls|>"), (), ("<|end|>",)),  # Solar: the same
+    (("<|flush|>", "<|calls|>"), (), ("<|end|>",)),  # Solar: as above
     (("[gMASK]", "<|observation|>"), ("<|user|>", "<|observation|>"), ()),  # GLM: the opening of a turn ends the last
 )
 _HTML = frozenset({"<|tool_response>", "<|plamo:eos|>"})  # tokens of Gemma 4 and PLaMo, where "</s>" is always text
@@ -100,8 +100,8 @@ def find_roles(meta: TokenizerKeys, vocab: Vocabulary, sentencepiece: bool) -> R
         vocab.set_type({named[name] for name in ("bos", "eos") if name in named}, TokenType.CONTROL)
     by_name = _ends_by_name(vocab, ends)
     if (ends | by_name).isdisjoint(written.ids) and not ("eos" in named and "eos_token" in written.source):
-        # The template is of another family. A token that it writes after a content ends a turn. If there is no such
-        # token, the tokens with the name of an end count.
+        # The template is of another family. A token that it writes after a content ends a turn. If there is no
+        # token like that, the tokens with the name of an end count.
         by_name |= written.ends or written.called_ends
     structure = written.turns | infill | {i for name in _OPENINGS for i in vocab.all_ids(name) if _is_added(vocab, i)}
     structure |= {i for name, i in named.items() if name in ("bos", "eos", "eot", "eom")}
@@ -169,7 +169,7 @@ class _Template:
 
     ``ids`` has all of them. ``turns`` has the tokens beside roles and contents. ``ends`` has the ends that stand behind
     a content. ``called_ends`` has tokens with the name of an end that do not stand behind another field of a message.
-    They serve for templates that keep their texts in variables, where the places of ends do not show.
+    They serve for templates that keep their texts in variables, which hide the places of ends.
     """
 
     def __init__(self, source: str, vocab: Vocabulary) -> None:

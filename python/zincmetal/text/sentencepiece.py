@@ -60,10 +60,10 @@ class SentencePiece:
         return ids
 
     def _encode_merged(self, text: str, ids: list[int]) -> None:
-        if self._whole:  # the parts of an unused piece depend on earlier merges anywhere in the text
+        if self._whole:  # the pieces of an unused piece depend on earlier merges anywhere in the text
             ids += self._merged_ids(text)
             return
-        # No piece has both characters of a pair outside ``_inside``. So no merge ever crosses such a pair.
+        # No piece has both characters of a pair outside ``_inside``. So no merge ever crosses that pair.
         pairs = map(operator.add, text, text[1:])
         cuts = [0, *(i for i, pair in enumerate(pairs, 1) if pair not in self._inside), len(text)]
         known = self._known
@@ -79,7 +79,7 @@ class SentencePiece:
             ids += found[1:] if self._fuses and found[:1] == ids[-1:] == [self._unknown] else found
 
     def _merged_ids(self, text: str) -> list[int]:
-        split: dict[str, tuple[str, str]] = {}  # the two parts of each unused piece
+        split: dict[str, tuple[str, str]] = {}  # the two pieces that make each unused piece
         ids: list[int] = []
         for part in self._merge(text, split):
             self._emit(part, split, ids)
@@ -89,7 +89,7 @@ class SentencePiece:
         """Merge the characters of ``text`` into pieces."""
         parts, n = list(text), len(text)
         before, after = list(range(-1, n - 1)), list(range(1, n + 1))
-        heap: list[tuple[float, int, int, int]] = []  # cost, left part, right part and length of each union
+        heap: list[tuple[float, int, int, int]] = []  # cost, left piece, right piece and length of each union
 
         def union(left: int, right: int) -> tuple[float, int, int, int] | None:
             piece = parts[left] + parts[right]
@@ -104,7 +104,7 @@ class SentencePiece:
         while heap:
             _, left, right, length = heappop(heap)
             if not parts[left] or not parts[right] or len(parts[left]) + len(parts[right]) != length:
-                continue  # another union took one of the two parts meanwhile
+                continue  # another union has taken one of the two pieces
             parts[left] += parts[right]
             parts[right] = ""
             after[left] = following = after[right]
@@ -132,7 +132,7 @@ class SentencePiece:
 
 
 def _byte_ids(vocab: Vocabulary) -> list[int]:
-    """Find the ids of "<0x00>" to "<0xFF>". The list is empty where one of them is missing."""
+    """Find the ids of "<0x00>" to "<0xFF>". The list is empty if one of them is missing."""
     ids = [vocab.ids.get(f"<0x{byte:02X}>") for byte in range(256)]
     return [] if None in ids else [i for i in ids if i is not None]
 

@@ -1,4 +1,4 @@
-"""Finds special tokens in text, and obeys the marks that keep text from being such a token."""
+"""Finds special tokens in text, and obeys the marks that keep text from being a special token."""
 
 from __future__ import annotations
 

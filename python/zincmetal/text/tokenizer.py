@@ -55,9 +55,9 @@ class Tokenizer:
 
     #: Number of tokens. Ids run from 0 to ``vocab_size`` - 1.
     vocab_size: int
-    #: Id of the begin token, or None where the file names none.
+    #: Id of the begin token, or None if the file names none.
     bos_id: int | None
-    #: Id of the end token, or None where the file names none.
+    #: Id of the end token, or None if the file names none.
     eos_id: int | None
     #: Every id after which generation is over: ends of a turn, a text, a message.
     eog_ids: frozenset[int]
@@ -71,7 +71,7 @@ class Tokenizer:
     control_texts: tuple[str, ...]
     #: Texts of tokens by their names in templates: ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token``, …
     special_texts: Mapping[str, str]
-    #: Texts of control tokens without such a name.
+    #: Texts of control tokens without a name in templates.
     other_special_texts: tuple[str, ...]
 
     def __init__(self, metadata: Mapping[str, Any], only_ids: bool = False) -> None:
@@ -124,7 +124,7 @@ class Tokenizer:
         vocabulary without any token for a single byte can decode but not encode. Then ``encode`` raises.
 
         Raises TokenizerError for a key that is missing, unknown, or of the wrong type or length. Raises UsageError
-        where the file is closed, or is closed meanwhile.
+        if the file is closed, also during the call.
         """
         return cls(meta)
 
@@ -178,16 +178,16 @@ class Tokenizer:
         """Encode ``text`` to token ids.
 
         ``text`` is any string. A lone surrogate is read as U+FFFD. Some byte-level vocabularies lack tokens for some
-        bytes, such as control characters. Such a byte gives no id, as in the original tokenizers.
+        bytes, such as control characters. That byte gives no id, as in the original tokenizers.
 
         ``add_bos`` puts the begin token in front, ``add_eos`` the end token behind. None follows the file. It adds no
-        second begin token where ``text`` starts with one and ``parse_special`` is on, as with chat templates.
+        second begin token if ``text`` starts with one and ``parse_special`` is on, as with chat templates.
 
         ``parse_special`` reads texts such as "<|im_end|>" as control tokens, unless a MARK is inside. Leave it off for
         untrusted text. Then a MARK is read as U+FFFD. User-defined tokens are matched either way.
 
-        Raises UsageError where ``text`` is no string. Raises TokenizerError where the vocabulary cannot encode, or
-        lacks the begin or end token that is asked for. Raises it too where the split pattern gives up on the text, for
+        Raises UsageError if ``text`` is no string. Raises TokenizerError if the vocabulary cannot encode, or
+        lacks the begin or end token that is asked for. Also raises it if the split pattern gives up on the text, for
         example on about ten million spaces.
         """
         if not isinstance(text, str):
@@ -311,7 +311,7 @@ class _WithoutText(Tokenizer):
         raise TokenizerError(f"{self._why}: pass ids") from self._why
 
     def token_bytes(self, token: SupportsIndex) -> bytes:
-        """Return no bytes, for any id. Raises UsageError where ``token`` is no integer."""
+        """Return no bytes, for any id. Raises UsageError if ``token`` is no integer."""
         if as_integer(token) is None:
             raise UsageError(f"a token id is an integer, not {described(token)}")
         return b""

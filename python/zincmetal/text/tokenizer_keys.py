@@ -121,7 +121,7 @@ class TokenizerKeys(MetadataReader):
         return "\n".join(value for name in names if isinstance(value := self.values[name], str))
 
     def token_id(self, name: str, n_tokens: int) -> int | None:
-        """Read an id from 0 to ``n_tokens`` - 1, or None where the file has no such id."""
+        """Read an id from 0 to ``n_tokens`` - 1, or None if the file lacks it."""
         ids = self.token_ids(name, n_tokens)
         return ids[0] if ids else None
 
@@ -146,7 +146,7 @@ class TokenizerKeys(MetadataReader):
         return ids
 
     def integers_per_token(self, name: str, n: int) -> list[int]:
-        """Read an array of at least ``n`` integers, also ones that the file has as floats, cut to ``n``."""
+        """Read an array of at least ``n`` integers, cut to ``n``. Floats with integral values also count."""
         values = self.numbers_per_token(name, n)
         if set(map(type, values)) <= {int}:  # the usual case, fast
             return cast(list[int], values)

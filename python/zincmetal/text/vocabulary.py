@@ -47,7 +47,7 @@ class Vocabulary:
 
     @classmethod
     def read(cls, meta: TokenizerKeys) -> Vocabulary:
-        """Read ``tokens`` and ``token_type``. Raises TokenizerError where one of them is malformed."""
+        """Read ``tokens`` and ``token_type``. Raises TokenizerError if one of them is malformed."""
         tokens = meta.strings("tokens")
         if not tokens:
             raise TokenizerError(f"{KEY}tokens is empty")
@@ -83,7 +83,7 @@ class Vocabulary:
         return [self.ids[text]] if text in self.ids else []
 
     def set_type(self, ids: Iterable[int], kind: TokenType) -> None:
-        """Correct the type of some tokens, for files that give no types or wrong ones."""
+        """Correct the type of some tokens, for files that give no types or wrong types."""
         for i in ids:
             self.types[i] = kind.value
             self.other.add(i)

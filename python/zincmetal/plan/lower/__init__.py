@@ -1,4 +1,4 @@
-"""From operations to launches: the only place where kernel names, parameters and grids are formed.
+"""Lowering: turns operations into launches. Only this room forms kernel names, parameters and grids.
 
 ``kernels/*.metal`` has the same names and bindings, ``kernels/params.h`` the parameters. One module per family of
 kernels registers a function for each kind of operation.

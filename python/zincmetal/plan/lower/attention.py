@@ -8,13 +8,13 @@ from .shared import Lowering, lowers, or_dummy, reading, tiles, writing
 
 # Simdgroups of a divided attention, at most. 2,048 are enough for the 132 cores of an H100.
 SPLIT_SIMDGROUPS = 2048
-# Simdgroups of a threadgroup then, at most: the registers of more may not fit.
+# Simdgroups of a threadgroup of a divided attention, at most: the registers of more may not fit.
 SPLIT_GROUP = 8
 
 
 @lowers("attention")
 def attention(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Lower to a kernel for one row, one for many rows, or two that divide many keys of one row and merge the parts."""
+    """Lower to one kernel for one or many rows, or to two kernels that divide one row's keys and merge."""
     cfg, target, shapes = lowering.cfg, lowering.target, lowering.target.shapes
     split, decode, prefill = (
         target.instance(f"attention_{family}_{lowering.kv_type}", target.head_classes, cfg.head_dim)
@@ -46,7 +46,7 @@ def attention(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 
 def _divided(lowering: Lowering, op: Op, kernel: str, params: bytes, n_split: int) -> list[Launch]:
-    """Attention to each part of the keys, and the sum over the parts."""
+    """Lower to attention over each share of the keys, and the merge of the shares."""
     cfg = lowering.cfg
     parts = Value(f"{op.out.name}.parts", cfg.n_head * n_split * (cfg.head_dim + 4))
     split = (*_caches_and_query(op), Arg(parts, "w"))
@@ -69,7 +69,7 @@ def _gate(op: Op) -> Arg:
 
 
 def _n_split(lowering: Lowering, window: int) -> int:
-    """Return the number of parts that the keys are divided into: 1 where a row cannot see many."""
+    """Return the number of shares that the keys are divided into: 1 if a row cannot see many keys."""
     end, target = lowering.max_position or lowering.cfg.n_ctx, lowering.target
     n_keys = min(window or end, end)
     if target.divide_keys_above is None or n_keys <= target.divide_keys_above:

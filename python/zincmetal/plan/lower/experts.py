@@ -1,4 +1,4 @@
-"""Mixtures of experts: choosing them, products with the chosen ones, and the weighted sum."""
+"""Mixtures of experts: the choice of experts, their products, and the weighted sum."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def route(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 
 def _max_tiles(lowering: Lowering, rows: int, n_used: int, n_expert: int) -> int:
-    """Return the most tiles of one expert each that a step of so many rows can need."""
+    """Return the largest number of tiles, each of one expert, that a step of ``rows`` rows can need."""
     slots = rows * n_used
     return min(slots, tiles(slots, lowering.target.shapes["MOE_MM_TOKENS"]) + n_expert)
 
@@ -42,7 +42,7 @@ def products(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     x_div = n_used if op.value("x").width == k else 1  # slots that share a row of x
     matrices = len(op.weights)
     batched = f"moe_{'mv' if rows == 1 else 'mm'}{op.kind.removeprefix('experts')}_{weight.type.name}"
-    # The second product of one row is mixed at once (experts_mix): no other kernel takes one row of x per slot.
+    # The second product of one row is experts_mix: no other kernel takes one row of x per slot.
     no_kernel = rows == 1 and (x_div != n_used or not target.has(batched))
     if weight.type.name not in target.expert_types or (matrices == 1 and no_kernel):
         return [_one_by_one(lowering, op, weight, Routed(n_used, m, k, _expert_bytes(weight), x_div))]
@@ -70,7 +70,7 @@ def _one_by_one(lowering: Lowering, op: Op, weight: Weight, sizes: Routed) -> La
 
 @lowers("experts_mix")
 def products_and_mix(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """One row's products with its experts, and with a shared one if there is any, and their weighted sum."""
+    """Lower to the weighted sum of one row's products with its experts, and with the shared expert, if any."""
     assert rows == 1, "many rows mix after their products"
     target, weight, n_used = lowering.target, op.weight("weight"), op.value("ids").width
     args = (*reading(op, "ids", "weights", "weight", "x", "residual"), *writing(op, "out"))
@@ -95,7 +95,7 @@ def _sizes(weight: Weight) -> dict[str, int]:
 
 
 def _expert_bytes(weight: Weight) -> int:
-    """Bytes from one expert to the next. Raises UnsupportedModelError where a kernel cannot step so far."""
+    """Bytes from one expert to the next. Raises UnsupportedModelError if a kernel cannot step so far."""
     nbytes = weight.shape[1] * weight.row_bytes
     if nbytes > MAX_EXPERT_BYTES:
         problem = f"experts of {nbytes} bytes; kernels take up to {MAX_EXPERT_BYTES}"
@@ -111,7 +111,7 @@ def mix(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 @lowers("add_shared")
 def add_shared(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """One row's shared expert: a mix of one expert, with the last of the weights."""
+    """Lower one row's shared expert to a mix of one expert, with the last of the weights."""
     assert rows == 1, "each row has a weight of its own, and moe_mix takes one stride"
     weights = op.value("weights")
     weight = Arg(weights, "r", first=weights.width - 1)

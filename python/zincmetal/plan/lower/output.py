@@ -1,4 +1,4 @@
-"""The end of a plan: the largest logit, or the candidates for sampling, each in two launches."""
+"""End of a plan: the largest logit, or the candidates for sampling, each in two launches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .shared import Lowering, lowers, reading, tiles, writing
 
 @lowers("argmax")
 def argmax(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Find the largest logit of each part, then of all. Its id becomes the token of the next step."""
+    """Find the largest logit of each section of the logits, then of all. Its id becomes the next step's token."""
     n, shapes = lowering.cfg.n_vocab, lowering.target.shapes
     threads = shapes["ARGMAX_THREADS"]
     n_part = min(tiles(n, shapes["ARGMAX_COLUMNS"]), threads)
@@ -25,7 +25,7 @@ def argmax(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 @lowers("candidates")
 def candidates(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Find the candidates of each part, then of all. No launch where the host finds them."""
+    """Find the candidates of each section of the logits, then of all. No launch if the host finds them."""
     if lowering.target.ranked_by_host:
         return []
     n, shapes = lowering.cfg.n_vocab, lowering.target.shapes

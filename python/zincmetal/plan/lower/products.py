@@ -1,4 +1,4 @@
-"""Products of a matrix and activations: matrix-vector kernels for one row (mul_mv), tiled ones for many (mul_mm)."""
+"""Products of a matrix and activations: matrix-vector kernels for one row (mul_mv), tiled kernels for many (mul_mm)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .shared import Lowering, lowers, or_dummy, tiles
 
 @lowers("linear")
 def linear(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """One launch; for a matrix in several windows, one for each window and row."""
+    """Lower to one launch. For a matrix in several windows: a launch for each window and row."""
     weight = op.weight("weight")
     if weight.name not in lowering.windows:
         return [product(lowering, op, rows)]
@@ -63,7 +63,7 @@ def product(lowering: Lowering, op: Op, rows: int) -> Launch:
 
 @lowers("linear_stack")
 def linear_stack(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Products of one row with up to STACK_MATRICES matrices. A pair, gate and up, stands last and has one result."""
+    """Multiply one row by up to STACK_MATRICES matrices. A pair, gate and up, comes last and has one result."""
     assert rows == 1, "stacks are of matrices that meet one row"
     matrices, pair = op.weights, op.get("glu") is not None
     plain, last = (matrices[:-2], matrices[-2:]) if pair else (matrices, ())
@@ -88,12 +88,12 @@ def linear_stack(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 
 def mul_mv(lowering: Lowering, kernel: str) -> tuple[str, int, int]:
-    """(name, rows per simdgroup, threads) of a matrix-vector kernel on this backend."""
+    """Return (name, rows per simdgroup, threads) of a matrix-vector kernel on this backend."""
     shapes = lowering.target.shapes
     return lowering.target.split(kernel, shapes["MUL_MV_ROWS"], 32 * shapes["MUL_MV_SIMDGROUPS"])
 
 
 def matrix(weight: Weight) -> tuple[int, int]:
-    """Rows and columns. A vector is a matrix of one row."""
+    """Return (rows, columns). A vector is a matrix of one row."""
     m, k = weight.shape if len(weight.shape) == 2 else (1, *weight.shape)
     return m, k

@@ -9,7 +9,7 @@ from .shared import Lowering, lowers, reading, tiles, writing
 
 @lowers("ssm")
 def ssm(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """One launch for one row where the device has the kernel, else three."""
+    """Lower to one launch for one row if the device has the kernel, else to three launches."""
     sizes, target = lowering.cfg.ssm, lowering.target
     assert sizes
     params = lowering.params(

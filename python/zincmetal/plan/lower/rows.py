@@ -47,7 +47,7 @@ def elementwise(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 @lowers("rope_kv")
 def rope_kv(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Norms and rotates q and k, and writes k and v to the caches."""
+    """Norm and rotate q and k, and write k and v to the caches."""
     cfg = lowering.cfg
     params = lowering.params(
         "RopeKvParams",

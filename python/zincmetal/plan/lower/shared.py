@@ -1,4 +1,4 @@
-"""The common parts of lowering: its context, the registry of functions, bindings and parameters."""
+"""Lowering's shared code: its context, the registry of functions, bindings and parameters."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..target import Target
 class Lowering:
     """Lowers operations for plans of one target and model, whose K/V caches hold ``kv_type``.
 
-    Steps end before position ``max_position`` (default: the context). ``windows`` has the rows of a tensor, by its
-    name, where they lie in several buffers.
+    Steps end before position ``max_position`` (default: the context). ``windows`` has the
+    rows of a tensor, by its name, if they lie in several buffers.
     """
 
     target: Target
@@ -32,7 +32,7 @@ class Lowering:
     def launches(self, op: Op, rows: int) -> list[Launch]:
         """Lower an operation to its launches in a step of up to ``rows`` rows.
 
-        Other kernels do the work of missing ones: a more general kernel, or the kernels of the operation's parts.
+        Other kernels replace missing kernels: a more general kernel, or the kernels of the operation's ``parts``.
         """
         rows = 1 if _only_last(op) else rows
         if not self.target.missing:
@@ -50,7 +50,7 @@ class Lowering:
         return [launch for part in op.parts for launch in self._with_parts(part, rows)]
 
     def params(self, struct: str, **fields: Any) -> bytes:
-        """Fill a parameter struct; its bytes. Raises UnsupportedModelError where a number does not fit 32 bits."""
+        """Return the bytes of a parameter struct. Raises UnsupportedModelError if a number does not fit 32 bits."""
         dtype = self.target.struct(struct)
         if set(fields) != set(dtype.names or ()):
             raise TypeError(f"{struct} has fields {dtype.names}, not {tuple(fields)}")
@@ -60,7 +60,7 @@ class Lowering:
         return np.array(tuple(fields[name] for name in dtype.names or ()), dtype).tobytes()
 
     def in_windows(self, weight: Weight) -> Iterator[tuple[int, Weight]]:
-        """Iterate over the rows of a matrix as they lie in buffers, each piece with the number of its first row."""
+        """Yield each piece of a matrix as it lies in buffers, with the number of its first row."""
         n, first = weight.shape[0], 0
         for window in self.windows.get(weight.name, (weight,)):
             rows = min(window.shape[0], n - first)
@@ -76,7 +76,7 @@ _LOWERS: dict[str, Lower] = {}
 
 
 def lowers(*kinds: str) -> Callable[[Lower], Lower]:
-    """Register the function that lowers operations of these kinds: ``lower(lowering, op, rows)`` gives launches."""
+    """Register the function that lowers operations of these kinds: ``lower(lowering, op, rows)`` returns launches."""
 
     def register(lower: Lower) -> Lower:
         _LOWERS.update(dict.fromkeys(kinds, lower))
@@ -86,14 +86,14 @@ def lowers(*kinds: str) -> Callable[[Lower], Lower]:
 
 
 def _only_last(op: Op) -> bool:
-    """Whether the operation works on the last row alone."""
+    """Return True if the operation works on the last row alone."""
     return any(isinstance(v, Value) and v.last for v in (*op.reads, *op.writes))
 
 
 def _separable(op: Op, rows: int) -> bool:
-    """Whether the operation can run as its parts.
+    """Return True if the operation can run as its ``parts``.
 
-    With many rows a bias can only be added inside the product, and so can a shared expert's weights be applied.
+    With many rows only the product itself can add a bias, or apply the weights of a shared expert.
     """
     shared = op.kind == "linear_mix" or (op.kind == "linear_add" and op.get("bias") is not None)
     return bool(op.parts) and (rows == 1 or not shared)
@@ -103,22 +103,22 @@ def _separable(op: Op, rows: int) -> bool:
 
 
 def reading(op: Op, *names: str) -> tuple[Arg, ...]:
-    """Bindings that read the operands of these names."""
+    """Bind the operands of these names for reading."""
     return tuple([Arg(op[name], "r") for name in names])
 
 
 def writing(op: Op, *names: str) -> tuple[Arg, ...]:
-    """Bindings that write the operands of these names."""
+    """Bind the operands of these names for writing."""
     return tuple([Arg(op[name], "w") for name in names])
 
 
 def all_args(op: Op) -> tuple[Arg, ...]:
-    """Bindings of everything that the operation reads, then of everything that it writes."""
+    """Bind all operands that the operation reads, then all that it writes."""
     return (*[Arg(r, "r") for r in op.reads], *[Arg(w, "w") for w in op.writes])
 
 
 def or_dummy(operand: Operand | None, dummy: Operand, mode: str = "r") -> Arg:
-    """Bind an operand or, where it was left out, of ``dummy``, which the kernel does not touch."""
+    """Bind an operand. If it was left out, bind ``dummy``, which the kernel does not touch."""
     return Arg(operand, mode) if operand else Arg(dummy, mode, unused=True)
 
 

@@ -1,7 +1,7 @@
 """Marks the texts of control tokens in a caller's messages, so that they stay text.
 
-A mark is the noncharacter U+FDD0, put behind the first character of every such text. Templates pass it through. The
-tokenizer reads a text with a mark inside as plain text, and removes the mark.
+A mark is the noncharacter U+FDD0. It stands behind the first character of each of these texts. Templates pass it
+through. The tokenizer reads a text with a mark inside as plain text, and removes the mark.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FOREIGN = "\ufffd"  # replaces a mark in the caller's own text
 class Marker:
     """Marks the texts ``control_texts`` in JSON values.
 
-    With ``beginnings`` it marks every character with which such a text could begin. Then a template that removes or
+    With ``beginnings`` it marks every character that a control text could begin with. Then a template that removes or
     joins parts of a text cannot make a control text from others.
     """
 
@@ -70,7 +70,7 @@ class Marker:
         return [at for at, found in starts.items() if found or self._beginnings]
 
     def _starts(self, text: str) -> dict[int, list[str]]:
-        """Map each place where a control text could begin to the texts that begin there. They may overlap."""
+        """Map each possible begin of a control text to the texts that begin there. They may overlap."""
         found = {}
         for first in self._first.finditer(text) if self._first else ():
             at = first.start()

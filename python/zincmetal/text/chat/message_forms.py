@@ -217,7 +217,7 @@ class Forms:
     def _asked(
         self, question: Any, trials: Sequence[list[Message]], wanted: Sequence[str], unwanted: Sequence[str]
     ) -> tuple[float, ...]:
-        """Score each trial: -1 if it fails, else the number of shown words, less 0.5 if it shows unwanted ones."""
+        """Score each trial: -1 if it fails, else the number of shown words, less 0.5 if it shows unwanted words."""
         if question not in self._answers:
             self._answers[question] = _scores(self._texts(trials), wanted, unwanted)
         answers: tuple[float, ...] = self._answers[question]

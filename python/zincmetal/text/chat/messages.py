@@ -134,7 +134,7 @@ def _function(where: str, function: dict[str, Any]) -> dict[str, Any]:
 
 
 def arguments_as_object(where: str, arguments: str) -> dict[str, Any]:
-    """Parse the arguments of a tool call that are JSON text. Raises UsageError where they are no JSON object."""
+    """Parse the arguments of a tool call that are JSON text. Raises UsageError if they are no JSON object."""
     try:
         made = json.loads(arguments)
     except (ValueError, RecursionError):

@@ -36,7 +36,7 @@ class Ended(Exception):
 
 
 class Forked:
-    """Child made by fork, with the part of ``subprocess.Popen`` that is needed here."""
+    """Child made by fork, with the methods of ``subprocess.Popen`` that are needed here."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         requests, self_requests = os.pipe()
@@ -109,7 +109,7 @@ class Renderer:
         self.child: Child | None = None
 
     def ask(self, request: dict[str, Any], memory: int) -> Any:
-        """Answer a request. Raises ChatTemplateError where the process ends before its answer."""
+        """Answer a request. Raises ChatTemplateError if the process ends before its answer."""
         with self._lock:
             try:
                 child = self.child = self.child or self._start(memory)
@@ -153,7 +153,7 @@ class Renderer:
 
 
 def _python() -> str | None:
-    """Find the Python to start. None where no executable is surely a Python."""
+    """Find the Python to start. None if no executable is surely a Python."""
     if named := PYTHON.value:
         return named
     is_python = Path(sys.executable or "").name.lower().startswith(("python", "pypy"))
@@ -161,7 +161,7 @@ def _python() -> str | None:
 
 
 def spawn(python: str, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Start ``sandbox.py`` in an isolated Python. Raises ChatTemplateError where the system cannot."""
+    """Start ``sandbox.py`` in an isolated Python. Raises ChatTemplateError if the system cannot."""
     try:
         return subprocess.Popen(
             [python, "-I", "-S", str(Path(sandbox.__file__)), json.dumps(settings)],

@@ -15,7 +15,7 @@ _WORDS = 12
 
 
 def resident(pid: int) -> int | None:
-    """Read the resident bytes of process ``pid``. None where they are unknown, such as after the process ended."""
+    """Read the resident bytes of process ``pid``. None if they are unknown, such as after the process ended."""
     return _way()(pid)
 
 

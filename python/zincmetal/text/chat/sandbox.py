@@ -75,7 +75,7 @@ def is_large(value: object) -> bool:
 
 
 def check_product(left: Any, right: Any) -> None:
-    """Check the size of ``left * right``, of which one may be a sequence. Raises MemoryError."""
+    """Check the size of ``left * right``. One of the two may be a sequence. Raises MemoryError."""
     for sequence, n in ((left, right), (right, left)):
         if isinstance(n, int) and isinstance(sequence, (str, bytes, list, tuple)):
             check_size(len(sequence) * n)

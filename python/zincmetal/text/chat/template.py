@@ -51,7 +51,7 @@ class ChatTemplate:
     - ``source`` is the Jinja source, as in ``tokenizer.chat_template``.
     - ``bos`` and ``eos`` are the texts of the begin and end tokens, ``bos_token`` and ``eos_token`` in templates. The
       name of an empty text is undefined.
-    - ``special`` has more such names and their texts: ``pad_token``, ``unk_token``, …
+    - ``special`` has more of these names and their texts: ``pad_token``, ``unk_token``, …
     - ``named`` has templates by name. Calls with tools use ``tool_use``, calls with documents ``rag``.
     - ``control_texts`` are the texts of control tokens. ``prompt`` marks them in messages.
     """
@@ -90,7 +90,7 @@ class ChatTemplate:
         if default is None:
             raise ChatTemplateError(
                 f"this file has no chat template ({KEY}): write the prompt out and pass it to generate, with "
-                "parse_special=True (--special in a shell) where it has special tokens such as <|im_start|>; or render "
+                "parse_special=True (--special in a shell) if it has special tokens such as <|im_start|>; or render "
                 "the messages with ChatTemplate(zincmetal.text.chat.template.CHATML) if the model knows ChatML"
             )
         return cls(
@@ -143,7 +143,7 @@ class ChatTemplate:
           outside ``variables`` changes nothing.
 
         Messages are brought into the form that the template needs. Raises UsageError for an argument that breaks these
-        rules or that the template has no place for. Raises ChatTemplateError where the template is wrong, refuses the
+        rules or that the template has no place for. Raises ChatTemplateError if the template is wrong, refuses the
         messages, or exceeds TIME_LIMIT seconds, MEMORY_LIMIT bytes or LONGEST characters.
         """
         call = _Call(self._sources, messages, tools, documents, add_generation_prompt, continue_final_message, keywords)
