@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import zincmetal
+from support import text_model
 from support.check_command import KERNEL, MODEL, OTHER, check
 from zincmetal.check import runner, tokens
 from zincmetal.check.cases import cases
@@ -176,6 +177,14 @@ def test_output_of_a_validation_layer_is_a_warning_with_its_words(tmp_path):
     status, _, kernel = two_kernels(tmp_path, "cpu", "prints")
     assert (status, kernel.status) == (0, "WARN")
     assert "Invalid device load at offset 4096" in kernel.message
+
+
+def test_a_logged_warning_is_a_warning_with_its_words(tmp_path):
+    path = text_model.save(tmp_path / "m.gguf", general={"llama.unheard_of": 1})
+    status, _, checks = check(tmp_path, "cpu", str(path), "--only", "model/*")
+    assert status == 0
+    model = checks["model/first tokens"]
+    assert (model.status, "llama.unheard_of" in model.message) == ("WARN", True)
 
 
 def test_one_wrong_number_of_any_kernel_is_seen(tmp_path):

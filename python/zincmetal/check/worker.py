@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -39,6 +40,7 @@ Event: TypeAlias = dict[str, Any]
 
 def main() -> None:
     """Run the checks of a request: {"device", "file", "only", "long", "soak", "capture", "done"}."""
+    logging.getLogger("zincmetal").addHandler(logging.StreamHandler())  # the runner makes a WARN of a warning
     request = json.load(sys.stdin)
     for event in events(request):
         print(json.dumps(event), flush=True)
