@@ -54,7 +54,8 @@ class Model:
 
     def __repr__(self) -> str:
         name, device = model_name(self.file, self.config), self.device.info["name"]
-        return f"<Model {name} on {device}, context {self.config.n_ctx}>"
+        closed = ", closed" if self.engine.closed else ""
+        return f"<Model {name} on {device}, context {self.config.n_ctx}{closed}>"
 
     @property
     def file(self) -> gguf.File:

@@ -336,6 +336,11 @@ class Engine:
                 return
             time.sleep(0.002)
 
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._unusable == (UsageError, CLOSED)
+
     def _free(self) -> None:
         self.steps.close()
         self.programs.clear()
