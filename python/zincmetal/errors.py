@@ -104,8 +104,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return the end of an error about an unknown word: the known word most like it, or nothing."""
     from difflib import get_close_matches  # late: an import of the package costs next to nothing
 
-    near = get_close_matches(word, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    names = {name.lstrip("-"): name for name in known}  # dashes make all options alike
+    near = get_close_matches(word.lstrip("-"), names, 1)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def quote(text: str, limit: int = 80) -> str:
