@@ -41,6 +41,7 @@ Event: TypeAlias = dict[str, Any]
 def main() -> None:
     """Run the checks of a request: {"device", "file", "only", "long", "soak", "capture", "done"}."""
     logging.getLogger("zincmetal").addHandler(logging.StreamHandler())  # the runner makes a WARN of a warning
+    logging.getLogger("zincmetal.device").setLevel(logging.ERROR)  # it warns of replaced kernels; the results name them
     request = json.load(sys.stdin)
     for event in events(request):
         print(json.dumps(event), flush=True)
