@@ -15,8 +15,7 @@ from support.text_model import save
 from zincmetal.cli import arguments, plan
 from zincmetal.cli.main import COMMANDS, main, parser
 from zincmetal.cli.output import command
-from zincmetal.plan.addresses import KV_TYPES
-from zincmetal.plan.planner import OUTPUTS
+from zincmetal.plan.choices import KV_TYPES, OUTPUTS
 
 MODEL = str(DATA / "llama-q4_k_m.gguf")
 NAMES = [c.name for c in COMMANDS]
@@ -130,8 +129,9 @@ def test_a_model_may_be_named_either_way(capsys):
 
 
 def test_words_of_the_options_are_those_of_the_rooms():
-    assert tuple(KV_TYPES) == arguments.KV_TYPES
-    assert plan.OUTPUTS == OUTPUTS
+    offered = {a.dest: a.choices for a in plan.COMMAND.prepare(arguments.Parser("plan", "")).actions}
+    assert offered["kv"] == KV_TYPES
+    assert offered["output"] == OUTPUTS
 
 
 # ---- warnings -------------------------------------------------------------------------------------------------

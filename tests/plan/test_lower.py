@@ -13,9 +13,10 @@ from zincmetal.check.cases import cases
 from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError
 from zincmetal.graph.ops import SIGNATURES, Op, Value, Weight
+from zincmetal.plan.choices import OUTPUTS
 from zincmetal.plan.launch import Launch
 from zincmetal.plan.lower import Lowering
-from zincmetal.plan.planner import OUTPUTS, Planner
+from zincmetal.plan.planner import Planner
 from zincmetal.plan.target import RANKING, Target
 
 FILE = DATA / "qwen35moe-q4k-q5k-q8.gguf"

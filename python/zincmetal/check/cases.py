@@ -21,7 +21,8 @@ from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name
 from ..graph.fuse import fuse, fuse_glu
 from ..graph.ops import KV_CACHES, PAGES, RECURRENT, STEP, TOKENS, Op, Operand, Route, State, Value, Weight
 from ..plan import tuning
-from ..plan.addresses import KV_TYPES, state_sizes
+from ..plan.addresses import state_sizes
+from ..plan.choices import KV_TYPES
 from ..plan.launch import Launch
 from ..plan.lower import Lowering
 from ..plan.target import Target

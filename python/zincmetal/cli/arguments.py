@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import UsageError, did_you_mean, quote
+from ..plan.choices import KV_TYPES
 
 if TYPE_CHECKING:
     from argparse import _ArgumentGroup as Group
 
-KV_TYPES = ("f16", "f32", "q8_0")
 LONGEST_ERROR = 240  # characters: a wrong argument may be of any length
 
 

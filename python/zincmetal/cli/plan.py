@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..plan.choices import OUTPUTS
 from .arguments import Parser, add_device, add_model, add_sequence, integer, model_path, positive
 from .command import Command
 from .output import FAILED, print_json
@@ -19,8 +21,6 @@ from .output import FAILED, print_json
 if TYPE_CHECKING:
     from ..plan.plan import Plan
     from ..plan.planner import Planner
-
-OUTPUTS = ("argmax", "candidates", "all")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,6 +133,4 @@ COMMAND = Command(
     ),
     reader_gone=0,
 )
-OLD_DOOR = Command(
-    COMMAND.name, COMMAND.summary, _add_old_arguments, run, COMMAND.examples, reader_gone=COMMAND.reader_gone
-)
+OLD_DOOR = replace(COMMAND, add_arguments=_add_old_arguments)

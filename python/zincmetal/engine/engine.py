@@ -45,9 +45,9 @@ from ..device.buffers import Buffers, Progress
 from ..device.host_routed import HostRoutedPlan
 from ..device.programs import Program, Programs
 from ..errors import ContextFullError, DeviceError, UsageError, ZincError, abbreviate, typed_errors
+from ..plan.choices import OUTPUTS
 from ..plan.chunks import LOGITS_ROWS, prompt_rows
 from ..plan.plan import Plan
-from ..plan.planner import OUTPUTS
 from ..sampling.logits import StepLogits
 from ..sampling.sampler import Sampler
 from .loaded import Loaded

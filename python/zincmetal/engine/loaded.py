@@ -9,7 +9,7 @@ from .. import arguments, gguf
 from ..device import backend
 from ..device.buffers import Progress, map_weights
 from ..device.fallback import KernelFallbacks
-from ..plan.addresses import KV_TYPES
+from ..plan.choices import KV_TYPES
 from ..plan.planner import Planner
 from ..plan.target import Target
 

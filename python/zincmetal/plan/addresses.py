@@ -24,7 +24,6 @@ WINDOWED, WINDOW_ROWS = ("token_embd.weight", "output.weight"), 32
 CONVERTED, ALIGN = "converted", 256
 # Names of tensors that kernels read only as float32.
 _VECTOR = re.compile(r"(norm\.weight|\.bias|\.ssm_a|\.ssm_conv1d\.weight)\Z")
-KV_TYPES = ("f16", "f32", "q8_0")
 # Copies of weights to a device's own memory go in pieces of about this size, so that progress shows.
 UPLOAD_BYTES = 512 << 20
 

@@ -23,8 +23,6 @@ _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,9})\.")  # no more digits than a bloc
 # Decode plans are made per maximum position: a plan for short sequences splits attention over fewer threadgroups. The
 # position above which a device begins to split (tuning.DIVIDE_KEYS_ABOVE) and the context are maxima too.
 MAX_POSITIONS = (1024, 4096)
-# The last row's largest logit (its id), the last row's candidates, or the logits of all rows.
-OUTPUTS = ("argmax", "candidates", "all")
 
 
 class Planner:
@@ -73,7 +71,7 @@ class Planner:
     def plan(self, rows: int, output: str = "argmax", max_position: int | None = None) -> Plan:
         """Make the plan for steps of up to ``rows`` rows before position ``max_position`` (default: the context).
 
-        ``output`` is one of OUTPUTS. Plans are kept.
+        ``output`` is one of choices.OUTPUTS. Plans are kept.
         """
         max_position = max_position or self.config.n_ctx
         key = (rows, output, max_position)
@@ -90,10 +88,7 @@ class Planner:
 
     def check_memory(self, sequences: int = 1) -> None:
         """Raise OutOfMemoryError, with the numbers, if so many sequences do not fit the device's memory."""
-        needed = (
-            1,
-            plan_rows(self.config.n_ctx)[-1],
-        )  # the other plans take time, and only show which context would fit
+        needed = (1, plan_rows(self.config.n_ctx)[-1])  # other plans take time, and only show which context would fit
         if not self.memory(needed).fits(sequences):
             self.memory().check(sequences)
 
