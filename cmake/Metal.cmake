@@ -24,7 +24,11 @@ set(KERNEL_AIRS)
 foreach(source IN LISTS KERNEL_SOURCES)
   get_filename_component(name ${source} NAME_WE)
   set(air ${CMAKE_CURRENT_BINARY_DIR}/${name}.air)
-  add_custom_command(OUTPUT ${air} DEPENDS ${source} ${KERNEL_HEADERS} VERBATIM
+  set(included ${source} ${KERNEL_HEADERS})
+  if(name MATCHES "^types_")  # includes the sources of families: see kernels/quant_types.h
+    list(APPEND included ${KERNEL_SOURCES})
+  endif()
+  add_custom_command(OUTPUT ${air} DEPENDS ${included} VERBATIM
                      COMMAND ${METAL_XCRUN} metal ${METAL_OPTIONS} -c ${source} -o ${air}
                      COMMENT "Metal ${name}")
   list(APPEND KERNEL_AIRS ${air})

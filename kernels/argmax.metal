@@ -19,43 +19,50 @@ METAL_FUNC ArgmaxBest threadgroup_best(ArgmaxBest mine, threadgroup uint* keys, 
     return simd_best(best);
 }
 
-// Grid: n_part. Threads: ARGMAX_THREADS.
+// The largest logit of each share of an output's logits. O is the most outputs of the plan.
+// Grid: (n_part, O). Threads: ARGMAX_THREADS.
 template <class T>
-kernel void argmax_partial(constant ArgmaxParams& p [[buffer(0)]], device const T* logits [[buffer(1)]],
-                           device float* part_value [[buffer(2)]], device int* part_id [[buffer(3)]], GRID_IDS) {
+kernel void argmax_partial(constant ArgmaxParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                           device const T* logits [[buffer(2)]], device float* part_value [[buffer(3)]],
+                           device int* part_id [[buffer(4)]], GRID_IDS) {
     TG_ARRAY(uint, keys, SIMD);
     TG_ARRAY(uint, ids, SIMD);
+    if (tg.y >= step->n_out) return;
+    device const T* x = logits + ulong(tg.y) * p.n;
     const uint n_threads = n_sg * SIMD;
     ArgmaxBest best;
-    for (uint i = tg.x * n_threads + tid; i < p.n; i += n_tg.x * n_threads) best.offer(argmax_key(logits[i]), i);
+    for (uint i = tg.x * n_threads + tid; i < p.n; i += n_tg.x * n_threads) best.offer(argmax_key(x[i]), i);
     best = threadgroup_best(best, keys, ids, sg, lane, n_sg);
     if (tid == 0) {
-        part_value[tg.x] = value_of_sort_key(best.key);
-        part_id[tg.x] = best.key == 0 ? -1 : int(best.id);  // -1: no logits in this share
+        const uint part = tg.y * p.n_part + tg.x;
+        part_value[part] = value_of_sort_key(best.key);
+        part_id[part] = best.key == 0 ? -1 : int(best.id);  // -1: no logits in this share
     }
 }
 
-// Appends the id to the sequence: stores it for the host, and makes it the only token of the next step.
-METAL_FUNC void choose(device Step* step, device int* tokens, int id) {
-    step->chosen[step->n_chosen % N_CHOSEN][0] = id;
-    step->n_chosen += 1;
-    step->pos += step->n_tokens;
-    step->n_tokens = 1;
-    tokens[0] = id;
-}
-
-// Grid: 1. Threads: ARGMAX_THREADS.
+// The id of an output's largest logit: to `chosen` for the next step, and to `results` for the host.
+// Grid: O. Threads: ARGMAX_THREADS.
 template <class T>
-kernel void argmax_final(constant ArgmaxParams& p [[buffer(0)]], device Step* step [[buffer(1)]],
-                         device int* tokens [[buffer(2)]], device const T* part_value [[buffer(3)]],
-                         device const int* part_id [[buffer(4)]], GRID_IDS) {
+kernel void argmax_final(constant ArgmaxParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                         device const T* part_value [[buffer(2)]], device const int* part_id [[buffer(3)]],
+                         device int* chosen [[buffer(4)]], device Choice* results [[buffer(5)]], GRID_IDS) {
     TG_ARRAY(uint, keys, SIMD);
     TG_ARRAY(uint, ids, SIMD);
+    if (tg.x >= step->n_out) return;
+    const uint first = tg.x * p.n_part;
     ArgmaxBest best;
     for (uint i = tid; i < p.n_part; i += n_sg * SIMD)
-        if (part_id[i] >= 0) best.offer(argmax_key(part_value[i]), uint(part_id[i]));
+        if (part_id[first + i] >= 0) best.offer(argmax_key(part_value[first + i]), uint(part_id[first + i]));
     best = threadgroup_best(best, keys, ids, sg, lane, n_sg);
-    if (tid == 0) choose(step, tokens, best.key == 0 || best.key == NOT_FINITE ? -1 : int(best.id));
+    if (tid == 0) {
+        const int id = best.key == 0 || best.key == NOT_FINITE ? -1 : int(best.id);
+        chosen[tg.x] = id;
+        device Choice* result = results + step->number % STEP_RING * MAX_OUT + tg.x;
+        result->id = id;
+        result->n_not_finite = id < 0 ? 1 : 0;
+        result->logprob = 0.0f;
+        result->flags = 0;
+    }
 }
 
 KERNEL("argmax_partial", argmax_partial<float>)

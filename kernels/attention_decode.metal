@@ -1,5 +1,5 @@
 // Attention for few queries, bound by the bandwidth of the cache.
-#include "attention.h"
+#include "attention_parts.h"
 #include "reduce.h"
 
 constant constexpr uint DECODE_MAX_SIMDGROUPS = ATTENTION_DECODE_THREADS / SIMD;
@@ -40,7 +40,7 @@ METAL_FUNC void merge_groups(thread SoftmaxSum<PIECES>& s) {
 // simdgroup scores GROUPS keys with log2(LANES) shuffles, and keeps KEYS times that many loads in flight.
 template <class KV, uint DIM>
 struct DecodeHead {
-    static constant constexpr uint LANES = DIM <= 128 ? 8 : 16;
+    static constant constexpr uint LANES = DIM <= 128 ? 8 : DIM <= 256 ? 16 : 32;
     static constant constexpr uint PIECES = DIM / 4 / LANES;
     static constant constexpr uint KEYS = 4;
     static constant constexpr uint GROUPS = SIMD / LANES;
@@ -116,14 +116,15 @@ METAL_FUNC void share_sum(thread const SoftmaxSum<PIECES>& s, threadgroup float*
     }
 }
 
-// Writes the output of a head from n sums. Sum i is acc[i * part_stride ..], relative to exp2(max_score[i]).
-METAL_FUNC void write_head(constant AttentionParams& p, threadgroup const float* max_score,
+// Writes the output of a head from n sums and its sink. Sum i is acc[i * part_stride ..], relative to
+// exp2(max_score[i]).
+METAL_FUNC void write_head(constant AttentionParams& p, float sink, threadgroup const float* max_score,
                            threadgroup const float* sum, threadgroup const float4* acc, uint n, uint part_stride,
                            device const float4* gate, device float4* out, ulong row, uint tid, uint n_threads) {
-    float max_all = LOWEST_SCORE;
+    float max_all = sink;
     for (uint i = 0; i < n; i++) max_all = max(max_all, max_score[i]);
     for (uint d = tid; d < p.head_dim / 4; d += n_threads) {
-        float total = 0.0f;
+        float total = p.has_sinks != 0 ? metal::exp2(sink - max_all) : 0.0f;
         float4 x = float4(0.0f);
         for (uint i = 0; i < n; i++) {
             const float weight = metal::exp2(max_score[i] - max_all);
@@ -135,13 +136,15 @@ METAL_FUNC void write_head(constant AttentionParams& p, threadgroup const float*
 }
 
 // One threadgroup per (head, row). Its simdgroups, DECODE_MAX_SIMDGROUPS at most, divide the keys and meet at the end.
+// With `singles` it takes only the first rows, which are runs of one row.
 // Grid: (n_head, T). Threads: ATTENTION_DECODE_THREADS.
 template <class KV, uint DIM>
-kernel void attention_decode(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
-                             device const uint* pages [[buffer(2)]], device const float4* q [[buffer(3)]],
-                             device const typename KV::Unit* k_cache [[buffer(4)]],
-                             device const typename KV::Unit* v_cache [[buffer(5)]],
-                             device const float4* gate [[buffer(6)]], device float4* out [[buffer(7)]], GRID_IDS) {
+kernel void
+attention_decode(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                 device const Row* rows [[buffer(2)]], device const uint* pages [[buffer(3)]],
+                 device const float4* q [[buffer(4)]], device const typename KV::Unit* k_cache [[buffer(5)]],
+                 device const typename KV::Unit* v_cache [[buffer(6)]], device const float4* gate [[buffer(7)]],
+                 device const float* sinks [[buffer(8)]], device float4* out [[buffer(9)]], GRID_IDS) {
     typedef DecodeHead<KV, DIM> Head;
     TG_ARRAY(float, part_max, DECODE_MAX_SIMDGROUPS);
     TG_ARRAY(float, part_sum, DECODE_MAX_SIMDGROUPS);
@@ -149,62 +152,41 @@ kernel void attention_decode(constant AttentionParams& p [[buffer(0)]], device c
 
     const uint head = tg.x;
     const uint t = tg.y;
-    if (t >= step->n_tokens) return;
-    const KeyRange range = visible_keys(p, step->pos + t);
+    // Before the branch: these loads wait for no other.
+    const uint pos = rows[t].pos, table = rows[t].pages, end = rows[t].end;
+    if (t >= (p.singles ? step->n_single : step->n_tokens)) return;
+    const KeyRange range = visible_keys(p, pos, pos + end - t - 1);
     Head h;
     h.load(p, q, t, head, lane);
     SoftmaxSum<Head::PIECES> s;
     s.clear();
     for (uint first = range.begin / Head::TILE * Head::TILE + sg * Head::TILE; first < range.end;
          first += n_sg * Head::TILE)
-        h.attend(s, pages, k_cache, v_cache, first, range);
+        h.attend(s, pages + table, k_cache, v_cache, first, range);
     merge_groups<Head::PIECES, Head::LANES>(s);
     share_sum<Head::PIECES, Head::LANES>(s, part_max, part_sum, part_acc, sg, lane);
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    write_head(p, part_max, part_sum, part_acc, n_sg, Head::PIECES * Head::LANES, gate, out, ulong(t) * p.n_head + head,
-               tid, n_sg * SIMD);
+    write_head(p, sink_score(p, sinks, head), part_max, part_sum, part_acc, n_sg, Head::PIECES * Head::LANES, gate, out,
+               ulong(t) * p.n_head + head, tid, n_sg * SIMD);
 }
 
 // ---- A long context: the keys of a row are divided among threadgroups -----------------------------------------------
 
-// The shares that the keys of a row are divided into, in runs of ATTENTION_SPLIT_KEYS: at most n_split, none empty.
-struct KeyParts {
-    KeyRange range;
-    uint first_run, n_runs, n;
-
-    METAL_FUNC KeyRange part(uint i) {
-        const uint begin = first_run + n_runs * i / n, end = first_run + n_runs * (i + 1) / n;
-        return {max(range.begin, begin * ATTENTION_SPLIT_KEYS), min(range.end, end * ATTENTION_SPLIT_KEYS)};
-    }
-};
-
-METAL_FUNC KeyParts key_parts(constant AttentionParams& p, uint position) {
-    const KeyRange range = visible_keys(p, position);
-    const uint first_run = range.begin / ATTENTION_SPLIT_KEYS,
-               n_runs = (range.end - 1) / ATTENTION_SPLIT_KEYS + 1 - first_run;
-    return {range, first_run, n_runs, min(p.n_split, n_runs)};
-}
-
-// The result of a share, one of [T, n_head, n_split], begins at part_at(...). It is the head vector, unnormalised, and
-// a float4. That has the largest score, the sum of the weights relative to that score, and two unused floats.
-METAL_FUNC ulong part_at(constant AttentionParams& p, uint t, uint head, uint part) {
-    return ((ulong(t) * p.n_head + head) * p.n_split + part) * (p.head_dim / 4 + 1);
-}
-
 // Threadgroups by (key head, share, row), with a simdgroup for each query head. Query heads that share keys read them
 // at about the same time, so most reads hit the cache of the core.
-// Grid: (n_head_kv, n_split). Threads: 32 for each query head of the group, at most 8 of them.
+// Grid: (n_head_kv, n_split, T). Threads: 32 for each query head of the group, at most 8 of them.
 template <class KV, uint DIM>
 kernel void attention_split(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
-                            device const uint* pages [[buffer(2)]], device const float4* q [[buffer(3)]],
-                            device const typename KV::Unit* k_cache [[buffer(4)]],
-                            device const typename KV::Unit* v_cache [[buffer(5)]], device float4* out [[buffer(6)]],
+                            device const Row* rows [[buffer(2)]], device const uint* pages [[buffer(3)]],
+                            device const float4* q [[buffer(4)]], device const typename KV::Unit* k_cache [[buffer(5)]],
+                            device const typename KV::Unit* v_cache [[buffer(6)]], device float4* out [[buffer(7)]],
                             GRID_IDS) {
     typedef DecodeHead<KV, DIM> Head;
     static_assert(ATTENTION_SPLIT_KEYS % Head::TILE == 0, "parts begin with a tile");
     const uint t = tg.z;
+    const uint pos = rows[t].pos, table = rows[t].pages;
     if (t >= step->n_tokens) return;
-    KeyParts parts = key_parts(p, step->pos + t);
+    KeyParts parts = key_parts(visible_keys(p, pos, pos), p.n_split);
     if (tg.y >= parts.n) return;
     const KeyRange range = parts.part(tg.y);
     const uint group = p.n_head / p.n_head_kv;
@@ -214,9 +196,9 @@ kernel void attention_split(constant AttentionParams& p [[buffer(0)]], device co
         SoftmaxSum<Head::PIECES> s;
         s.clear();
         for (uint first = range.begin / Head::TILE * Head::TILE; first < range.end; first += Head::TILE)
-            h.attend(s, pages, k_cache, v_cache, first, range);
+            h.attend(s, pages + table, k_cache, v_cache, first, range);
         merge_groups<Head::PIECES, Head::LANES>(s);
-        device float4* to = out + part_at(p, t, head, tg.y);
+        device float4* to = out + part_at(ulong(t) * p.n_head + head, p.n_split, tg.y, p.head_dim / 4);
         if (lane < Head::LANES) {
             UNROLL for (uint j = 0; j < Head::PIECES; j++) {
                 const uint d = lane + j * Head::LANES;
@@ -228,24 +210,26 @@ kernel void attention_split(constant AttentionParams& p [[buffer(0)]], device co
 }
 
 // Threadgroups by (head, row), whose simdgroups divide the shares. A lane holds every 32nd float4 of the head.
-// Grid: n_head. Threads: ATTENTION_DECODE_THREADS.
+// Grid: (n_head, T). Threads: ATTENTION_DECODE_THREADS.
 template <uint PIECES>
 kernel void attention_merge(constant AttentionParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
-                            device const float4* part [[buffer(2)]], device const float4* gate [[buffer(3)]],
-                            device float4* out [[buffer(4)]], GRID_IDS) {
+                            device const Row* rows [[buffer(2)]], device const float4* part [[buffer(3)]],
+                            device const float4* gate [[buffer(4)]], device const float* sinks [[buffer(5)]],
+                            device float4* out [[buffer(6)]], GRID_IDS) {
     TG_ARRAY(float, part_max, DECODE_MAX_SIMDGROUPS);
     TG_ARRAY(float, part_sum, DECODE_MAX_SIMDGROUPS);
     TG_ARRAY(float4, part_acc, DECODE_MAX_SIMDGROUPS * PIECES * SIMD);
 
     const uint head = tg.x;
     const uint t = tg.y;
+    const uint pos = rows[t].pos;
     if (t >= step->n_tokens) return;
     const uint dim4 = p.head_dim / 4;
-    const uint n_parts = key_parts(p, step->pos + t).n;
+    const uint n_parts = key_parts(visible_keys(p, pos, pos), p.n_split).n;
     SoftmaxSum<PIECES> s;
     s.clear();
     for (uint i = sg; i < n_parts; i += n_sg) {
-        device const float4* from = part + part_at(p, t, head, i);
+        device const float4* from = part + part_at(ulong(t) * p.n_head + head, p.n_split, i, dim4);
         const float max_score = from[dim4].x;
         s.raise_max(max(s.max_score, max_score));
         const float weight = metal::exp2(max_score - s.max_score);
@@ -257,12 +241,13 @@ kernel void attention_merge(constant AttentionParams& p [[buffer(0)]], device co
     }
     share_sum<PIECES, SIMD>(s, part_max, part_sum, part_acc, sg, lane);
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    write_head(p, part_max, part_sum, part_acc, n_sg, PIECES * SIMD, gate, out, ulong(t) * p.n_head + head, tid,
-               n_sg * SIMD);
+    write_head(p, sink_score(p, sinks, head), part_max, part_sum, part_acc, n_sg, PIECES * SIMD, gate, out,
+               ulong(t) * p.n_head + head, tid, n_sg * SIMD);
 }
 
 #define DECODE(kv, KV, dim)                                                                                            \
     KERNEL("attention_decode_" kv "_" #dim, attention_decode<KV, dim>)                                                 \
     KERNEL("attention_split_" kv "_" #dim, attention_split<KV, dim>)
 HEAD_CLASSES(DECODE)
-KERNEL("attention_merge", attention_merge<2>)  // heads of up to 2 * SIMD float4
+KERNEL("attention_merge", attention_merge<2>)      // heads of up to 2 * SIMD float4
+KERNEL("attention_merge_512", attention_merge<4>)  // of up to 4 * SIMD

@@ -52,6 +52,58 @@ METAL_FUNC void multiply_accumulate_each(thread simdgroup_float8x8 (&c)[M], thre
     UNROLL for (uint i = 0; i < M; i++) simdgroup_multiply_accumulate(c[i], a[i], b, c[i]);
 }
 
+// Two bytes of a word, the lower or the upper two, each below the byte `over`. For the stand-in it is one instruction.
+METAL_FUNC uint spread_bytes(uint word, bool upper, uint over) {
+    const uint two = upper ? word >> 16 : word;
+    return (two & 0xFF) | (two << 8 & 0xFF0000) | over << 8 | over << 24;
+}
+
+// Blocks of 8 by 8 N columns, as N matrices: eight rows of a left matrix, or eight columns of a right one, which lie in
+// memory as rows. A device may deal the columns to the matrices in another order, for both sides the same.
+template <class T, uint N>
+METAL_FUNC void load_columns(thread simdgroup_matrix<T, 8, 8> (&m)[N], threadgroup const T* source, ulong stride) {
+    UNROLL for (uint i = 0; i < N; i++) simdgroup_load(m[i], source + 8 * i, stride);
+}
+// The columns of a right matrix are the rows from `first` on of the n rows of x; there must be eight. The stand-in
+// takes fewer: then the last of them stands for those that lack.
+template <class T, uint N>
+METAL_FUNC void load_columns_transposed(thread simdgroup_matrix<T, 8, 8> (&m)[N], device const T* x, ulong stride,
+                                        uint first, uint) {
+    UNROLL for (uint i = 0; i < N; i++) {
+        simdgroup_load(m[i], x + ulong(first) * stride + 8 * i, stride, ulong2(0), true);
+    }
+}
+
+// Copies eight bytes to threadgroup memory. A device may do it later: end_copies makes the copies of a thread since the
+// last a group, and wait_for_copies waits for all groups but the last N.
+METAL_FUNC void copy_eight(threadgroup uint2* to, device const uint2* from) { *to = *from; }
+METAL_FUNC void end_copies() {}
+template <uint N>
+METAL_FUNC void wait_for_copies() {}
+
+// c[i] += the products of blocks, sum of a[i][j] b[j]. And without what c was.
+template <class A, class B, uint M, uint N>
+METAL_FUNC void multiply_accumulate_all(thread simdgroup_float8x8 (&c)[M], thread simdgroup_matrix<A, 8, 8> (&a)[M][N],
+                                        thread simdgroup_matrix<B, 8, 8> (&b)[N]) {
+    UNROLL for (uint i = 0; i < M; i++) {
+        UNROLL for (uint j = 0; j < N; j++) simdgroup_multiply_accumulate(c[i], a[i][j], b[j], c[i]);
+    }
+}
+template <class A, class B, uint M, uint N>
+METAL_FUNC void multiply_all(thread simdgroup_float8x8 (&c)[M], thread simdgroup_matrix<A, 8, 8> (&a)[M][N],
+                             thread simdgroup_matrix<B, 8, 8> (&b)[N]) {
+    UNROLL for (uint i = 0; i < M; i++) c[i] = make_filled_simdgroup_matrix<float, 8>(0.0f);
+    multiply_accumulate_all(c, a, b);
+}
+
+// Every row of c becomes the sums of the columns of a block.
+template <uint N>
+METAL_FUNC void sum_columns(thread simdgroup_float8x8& c, thread simdgroup_float8x8 (&b)[N]) {
+    const simdgroup_float8x8 ones = make_filled_simdgroup_matrix<float, 8>(1.0f);
+    c = make_filled_simdgroup_matrix<float, 8>(0.0f);
+    UNROLL for (uint j = 0; j < N; j++) simdgroup_multiply_accumulate(c, ones, b[j], c);
+}
+
 // An array in threadgroup memory, shared by the threads of a threadgroup; declared in the kernel function itself.
 #define TG_ARRAY(T, name, n) threadgroup T name[n]
 #endif
@@ -62,6 +114,18 @@ METAL_FUNC float silu(float x) { return x / (1.0f + precise::exp(-x)); }
 METAL_FUNC float gelu(float x) {
     const float u = 0.7978845608f * (x + 0.044715f * x * x * x);
     return x / (1.0f + precise::exp(-2.0f * u));
+}
+
+// SwiGLU with clamped factors and a shifted one (gpt-oss).
+METAL_FUNC float swiglu_clamped(float gate, float up) {
+    const float g = min(gate, 7.0f), u = clamp(up, -7.0f, 7.0f);
+    return g / (1.0f + precise::exp(-1.702f * g)) * (u + 1.0f);
+}
+
+// Squared ReLU.
+METAL_FUNC float relu2(float x) {
+    const float positive = max(x, 0.0f);
+    return positive * positive;
 }
 
 // Activations as types, for templates.

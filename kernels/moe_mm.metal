@@ -8,13 +8,12 @@ typedef TileShape<MOE_MM_TOKENS, PER_DEVICE(2, 1), 2> MoeMmShape;
 // Prefill of a mixture of experts: the rows that chose an expert meet its matrices together. A slot is a row's place
 // for one of its n_used experts, t * n_used + j. moe_sort orders the slots by expert and cuts them into tiles.
 
-// A threadgroup per tile of slots (the grid's x) and tile of the expert's rows (y). Y has a row per slot.
+// A threadgroup per tile of slots (the grid's x) and tile of the expert's rows (y). Y has a row per slot. `found` is
+// the tile: expert, first slot, end.
 template <class Q, class Epilogue>
-METAL_FUNC void moe_mm_rows(constant MoeMmParams& p, device const int* slots, device const int4* tiles,
-                            device const int* n_tiles, Matrices<Epilogue::MATRICES> weights, device const float* x,
-                            Epilogue out, threadgroup float4* tile, uint3 tg, uint tid, uint sg) {
-    if (int(tg.x) >= n_tiles[0]) return;  // the whole threadgroup
-    const int4 found = tiles[tg.x];       // expert, first slot, end
+METAL_FUNC void moe_mm_rows(constant MoeMmParams& p, device const int* slots, int4 found,
+                            Matrices<Epilogue::MATRICES> weights, device const float* x, Epilogue out,
+                            threadgroup float4* tile, uint3 tg, uint tid, uint sg) {
     const Gathered tokens{slots + found.y, min(uint(found.z - found.y), uint(MOE_MM_TOKENS)), p.x_div};
     const ulong before = expert_offset(p, found.x);
     UNROLL for (uint i = 0; i < Epilogue::MATRICES; i++) weights.w[i] += before;
@@ -26,42 +25,52 @@ template <class Q>
 kernel void moe_mm(constant MoeMmParams& p [[buffer(0)]], device const int* slots [[buffer(1)]],
                    device const int4* tiles [[buffer(2)]], device const int* n_tiles [[buffer(3)]],
                    device const uchar* w [[buffer(4)]], device const float* x [[buffer(5)]],
-                   device float* y [[buffer(6)]], GRID_IDS) {
+                   device const float* bias [[buffer(6)]], device float* y [[buffer(7)]], GRID_IDS) {
     MUL_MM_TILE(MoeMmShape, tile);
-    moe_mm_rows<Q>(p, slots, tiles, n_tiles, Matrices<1>{{w}}, x, Store{y}, tile, tg, tid, sg);
+    if (int(tg.x) >= n_tiles[0]) return;  // the whole threadgroup
+    const int4 found = tiles[tg.x];
+    moe_mm_rows<Q>(p, slots, found, Matrices<1>{{w}}, x, expert_out(p, found.x, y, bias), tile, tg, tid, sg);
 }
 
 // Grid: (max_tiles of moe_sort, ceil(m / (MUL_MM_ROWS / 2))). Threads: MUL_MM_THREADS.
 template <class Q>
-kernel void moe_mm_swiglu(constant MoeMmParams& p [[buffer(0)]], device const int* slots [[buffer(1)]],
-                          device const int4* tiles [[buffer(2)]], device const int* n_tiles [[buffer(3)]],
-                          device const uchar* gate [[buffer(4)]], device const uchar* up [[buffer(5)]],
-                          device const float* x [[buffer(6)]], device float* y [[buffer(7)]], GRID_IDS) {
+kernel void moe_mm_gated(constant MoeMmParams& p [[buffer(0)]], device const int* slots [[buffer(1)]],
+                         device const int4* tiles [[buffer(2)]], device const int* n_tiles [[buffer(3)]],
+                         device const uchar* gate [[buffer(4)]], device const uchar* up [[buffer(5)]],
+                         device const float* x [[buffer(6)]], device const float* gate_bias [[buffer(7)]],
+                         device const float* up_bias [[buffer(8)]], device float* y [[buffer(9)]], GRID_IDS) {
     MUL_MM_TILE(MoeMmShape, tile);
-    moe_mm_rows<Q>(p, slots, tiles, n_tiles, Matrices<2>{{gate, up}}, x, SwiGlu{y}, tile, tg, tid, sg);
+    if (int(tg.x) >= n_tiles[0]) return;  // the whole threadgroup
+    const int4 found = tiles[tg.x];
+    moe_mm_rows<Q>(p, slots, found, Matrices<2>{{gate, up}}, x, expert_gated(p, found.x, y, gate_bias, up_bias), tile,
+                   tg, tid, sg);
 }
 
-// out[t] = residual[t] + the sum over its experts j of weights[t, j] y[t, j]. residual may be out itself. A row of
-// weights ends with one more, the shared expert's, which this kernel does not read.
-// Grid: (ceil(n / ELEMENTWISE_COLUMNS), T). Threads: ELEMENTWISE_THREADS.
-template <class T>
+#ifndef SOURCE_TYPES
+// out[t] = residual[t], or 0, + the sum over its experts j of weights[t, j] y[t, j]. residual may be out itself. A row
+// of weights ends with one more, the shared expert's, which this kernel does not read. A threadgroup takes COLUMNS of a
+// row: fewer if there are few rows.
+// Grid: (ceil(n / COLUMNS), T). Threads: ELEMENTWISE_THREADS.
+template <class T, uint COLUMNS>
 kernel void moe_mix(constant MoeMixParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                     device const T* weights [[buffer(2)]], device const T* y [[buffer(3)]],
                     device const T* residual [[buffer(4)]], device T* out [[buffer(5)]], GRID_IDS) {
     if (tg.y >= step->n_tokens) return;
     const ulong row = ulong(tg.y) * p.n;
     device const T* mine = weights + ulong(tg.y) * (p.n_used + 1);
-    UNROLL for (uint c = 0; c < ELEMENTWISE_COLUMNS; c += ELEMENTWISE_THREADS) {
-        const uint i = tg.x * ELEMENTWISE_COLUMNS + c + tid;
+    UNROLL for (uint c = 0; c < COLUMNS; c += ELEMENTWISE_THREADS) {
+        const uint i = tg.x * COLUMNS + c + tid;
         if (i >= p.n) continue;
         float sum = 0.0f;
         for (uint j = 0; j < p.n_used; j++) sum += mine[j] * y[row * p.n_used + j * p.n + i];
-        out[row + i] = residual[row + i] + sum;
+        out[row + i] = p.alone != 0 ? sum : residual[row + i] + sum;
     }
 }
+KERNEL("moe_mix", moe_mix<float, ELEMENTWISE_COLUMNS>)
+KERNEL("moe_mix_few", moe_mix<float, ELEMENTWISE_THREADS>)
+#endif
 
 #define MOE_MM(type, Q)                                                                                                \
     KERNEL("moe_mm_" type, moe_mm<Q>)                                                                                  \
-    KERNEL("moe_mm_swiglu_" type, moe_mm_swiglu<Q>)
-EXPERT_TYPES(MOE_MM)
-KERNEL("moe_mix", moe_mix<float>)
+    KERNEL("moe_mm_gated_" type, moe_mm_gated<Q>)
+TENSOR_TYPES(MOE_MM)

@@ -4,23 +4,28 @@
 // A mixture of experts on one row of the step. The experts' matrices of a layer are one tensor, and a few ids name the
 // matrices that count.
 
-// The grid's x is tiles of rows, its y the chosen experts. Row j of out is the products of expert ids[j].
+// The grid's x is tiles of rows, its y the chosen experts. Row j of out is the products of expert ids[j]. Biases are
+// [n_expert, m], and not read without has_bias.
 // Grid: (ceil(m / (R n_sg)), n_used). Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void moe_mv(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
                    device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
-                   device float* out [[buffer(4)]], GRID_IDS) {
-    const ulong at = expert_offset(p, ids[tg.y]);
-    mul_mv_rows<Q, R>(p, Matrices<1>{{w + at}}, x, Store{out + ulong(tg.y) * p.m}, tg.x * n_sg + sg, lane);
+                   device const float* bias [[buffer(4)]], device float* out [[buffer(5)]], GRID_IDS) {
+    const int id = ids[tg.y];
+    mul_mv_rows<Q, R>(p, Matrices<1>{{w + expert_offset(p, id)}}, x, expert_out(p, id, out + ulong(tg.y) * p.m, bias),
+                      tg.x * n_sg + sg, lane);
 }
 
 // Grid: (ceil(m / (R / 2 n_sg)), n_used). Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
 template <class Q, uint R = MUL_MV_ROWS>
-kernel void moe_mv_swiglu(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
-                          device const uchar* gate [[buffer(2)]], device const uchar* up [[buffer(3)]],
-                          device const float* x [[buffer(4)]], device float* out [[buffer(5)]], GRID_IDS) {
-    const ulong at = expert_offset(p, ids[tg.y]);
-    mul_mv_rows<Q, R>(p, Matrices<2>{{gate + at, up + at}}, x, SwiGlu{out + ulong(tg.y) * p.m}, tg.x * n_sg + sg, lane);
+kernel void moe_mv_gated(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
+                         device const uchar* gate [[buffer(2)]], device const uchar* up [[buffer(3)]],
+                         device const float* x [[buffer(4)]], device const float* gate_bias [[buffer(5)]],
+                         device const float* up_bias [[buffer(6)]], device float* out [[buffer(7)]], GRID_IDS) {
+    const int id = ids[tg.y];
+    const ulong at = expert_offset(p, id);
+    mul_mv_rows<Q, R>(p, Matrices<2>{{gate + at, up + at}}, x,
+                      expert_gated(p, id, out + ulong(tg.y) * p.m, gate_bias, up_bias), tg.x * n_sg + sg, lane);
 }
 
 // sums += the sum over the chosen experts j of weights[j] W[ids[j]] x[j], for the rows from `first` on. Only this
@@ -34,34 +39,40 @@ METAL_FUNC void add_experts(thread Sums<R>& sums, constant P& p, device const in
     }
 }
 
-// out = residual + the sums of all simdgroups; residual may be out itself. scratch holds R values per simdgroup.
-template <uint R>
-METAL_FUNC void put_mix(Sums<R> sums, device const float* residual, device float* out, threadgroup float* scratch,
-                        uint first, uint m, uint tid, uint sg, uint lane, uint n_sg) {
+// out = residual, or 0, + the sums of all simdgroups + the weighted biases of the chosen experts; residual may be out
+// itself. scratch holds R values per simdgroup.
+template <uint R, class P>
+METAL_FUNC void put_mix(constant P& p, Sums<R> sums, device const int* ids, device const float* weights,
+                        device const float* bias, device const float* residual, bool alone, device float* out,
+                        threadgroup float* scratch, uint first, uint tid, uint sg, uint lane, uint n_sg) {
     sum_lanes(sums);
     UNROLL for (uint r = 0; r < R; r++) {
         if (lane == 0) scratch[sg * R + r] = sums.of[r];
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (tid >= R || first + tid >= m) return;
-    float sum = residual[first + tid];
+    const uint row = first + tid;
+    if (tid >= R || row >= p.m) return;
+    float sum = alone ? 0.0f : residual[row];
     for (uint i = 0; i < n_sg; i++) sum += scratch[i * R + tid];
-    out[first + tid] = sum;
+    if (p.has_bias != 0) {
+        for (uint j = 0; j < p.n_used; j++) sum += weights[j] * bias[ulong(expert_of(p, ids[j])) * p.m + row];
+    }
+    out[row] = sum;
 }
 
-// out = residual + the weighted products of the chosen experts with their rows of x. A threadgroup takes R rows.
+// out = residual, or 0, + the weighted products of the chosen experts with their rows of x. A threadgroup takes R rows.
 // Grid: ceil(m / R). Threads: MOE_MIX_THREADS, or as tuning.py says.
 template <class Q, uint R = MOE_MIX_ROWS>
 kernel void moe_mv_mix(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
                        device const float* weights [[buffer(2)]], device const uchar* w [[buffer(3)]],
                        device const float* x [[buffer(4)]], device const float* residual [[buffer(5)]],
-                       device float* out [[buffer(6)]], GRID_IDS) {
+                       device const float* bias [[buffer(6)]], device float* out [[buffer(7)]], GRID_IDS) {
     TG_ARRAY(float, scratch, SIMD* R);
     const uint first = tg.x * R;
     Sums<R> sums;
     sums.clear();
     add_experts<Q>(sums, p, ids, weights, w, x, first, sg, lane, n_sg);
-    put_mix(sums, residual, out, scratch, first, p.m, tid, sg, lane, n_sg);
+    put_mix(p, sums, ids, weights, bias, residual, p.alone != 0, out, scratch, first, tid, sg, lane, n_sg);
 }
 
 // moe_mv_mix with a shared expert, whose weight follows the weights of the others.
@@ -71,7 +82,7 @@ kernel void moe_mv_mix2(constant MoeSharedParams& p [[buffer(0)]], device const 
                         device const float* weights [[buffer(2)]], device const uchar* w [[buffer(3)]],
                         device const float* x [[buffer(4)]], device const float* residual [[buffer(5)]],
                         device const uchar* w_shared [[buffer(6)]], device const float* x_shared [[buffer(7)]],
-                        device float* out [[buffer(8)]], GRID_IDS) {
+                        device const float* bias [[buffer(8)]], device float* out [[buffer(9)]], GRID_IDS) {
     TG_ARRAY(float, scratch, SIMD* R);
     const uint first = tg.x * R;
     Sums<R> sums;
@@ -82,21 +93,21 @@ kernel void moe_mv_mix2(constant MoeSharedParams& p [[buffer(0)]], device const 
         add_rows<Shared>(sums, rows_of<R>(shared, first, p.m, p.row_bytes_shared), x_shared, p.k_shared,
                          weights[p.n_used], lane);
     }
-    put_mix(sums, residual, out, scratch, first, p.m, tid, sg, lane, n_sg);
+    put_mix(p, sums, ids, weights, bias, residual, false, out, scratch, first, tid, sg, lane, n_sg);
 }
 
 #define MOE_MV(type, Q)                                                                                                \
     KERNEL("moe_mv_" type, moe_mv<Q>)                                                                                  \
-    KERNEL("moe_mv_swiglu_" type, moe_mv_swiglu<Q>)                                                                    \
+    KERNEL("moe_mv_gated_" type, moe_mv_gated<Q>)                                                                      \
     KERNEL("moe_mv_mix_" type, moe_mv_mix<Q>)                                                                          \
     KERNEL("moe_mv_mix2_" type "_" type, moe_mv_mix2<Q, Q>)
-EXPERT_TYPES(MOE_MV)
+TENSOR_TYPES(MOE_MV)
 
 // Files of few bits keep the shared expert at eight bits: every token meets it.
 #define MOE_MV_SHARED_Q8_0(type, Q) KERNEL("moe_mv_mix2_" type "_q8_0", moe_mv_mix2<Q, Quantised<Q8_0>>)
 LOW_BIT_TYPES(MOE_MV_SHARED_Q8_0)
 
-#define MOE_MV_OF(type, Q, R) KERNEL("moe_mv_swiglu_" type "_r" #R, moe_mv_swiglu<Q, R>)
+#define MOE_MV_OF(type, Q, R) KERNEL("moe_mv_gated_" type "_r" #R, moe_mv_gated<Q, R>)
 PAIR_ROW_VARIANTS(MOE_MV_OF)
 #define MOE_MV_MIX_OF(type, Q, R) KERNEL("moe_mv_mix2_" type "_q8_0_r" #R, moe_mv_mix2<Q, Quantised<Q8_0>, R>)
 ROW_VARIANTS(MOE_MV_MIX_OF)

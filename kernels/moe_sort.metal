@@ -1,4 +1,4 @@
-#include "common.h"
+#include "reduce.h"
 #include "shapes.h"
 
 // Sorts the slots of a step by expert, and the slots of one expert by number. Slot t * n_used + j is row t's place for
@@ -51,17 +51,6 @@ struct PlaceInto {
     device int* slots;
     METAL_FUNC void put(uint slot, uint at) const { slots[at] = int(slot); }
 };
-
-// The sum of x over the threads before this one. sums holds one value per simdgroup. total becomes the sum of all.
-METAL_FUNC uint threadgroup_prefix(uint x, threadgroup uint* sums, thread uint& total, uint sg, uint lane, uint n_sg) {
-    const uint before = simd_prefix_exclusive_sum(x);
-    threadgroup_barrier(mem_flags::mem_threadgroup);  // the last call's sums have been read
-    if (lane == SIMD - 1) sums[sg] = before + x;
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    const uint part = lane < n_sg ? sums[lane] : 0;
-    total = simd_sum(part);
-    return before + simd_sum(lane < sg ? part : 0);
-}
 
 // Grid: 1. Threads: MOE_SORT_THREADS.
 template <uint TILE>

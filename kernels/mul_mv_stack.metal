@@ -1,25 +1,7 @@
-#include "mul_mv_rows.h"
-
-// Up to four matrices on one x in one dispatch. A simdgroup works on rows of one matrix, or of both matrices of a pair.
-// The matrices follow each other in the order of the simdgroups.
+#include "mul_stack.h"
 
 // A larger number would leave room for fewer threadgroups at once, and the widest stacks have many threadgroups.
 constant constexpr uint STACK_UNROLL = PER_DEVICE(1, 2);
-
-METAL_FUNC bool is_pair(constant StackParams& p, uint i) { return p.pair && i == 2; }
-
-// Simdgroups of matrix i. Matrix 3 of a pair has no simdgroups: matrix 2's serve both.
-template <uint R>
-METAL_FUNC uint stack_tiles(constant StackParams& p, uint i) {
-    const uint rows = is_pair(p, i) ? R / 2 : R;
-    return p.pair && i == 3 ? 0 : (p.m[i] + rows - 1) / rows;
-}
-
-// Parameters, not an array: registers have no addresses.
-template <class T>
-METAL_FUNC T one_of(uint i, T a, T b, T c, T d) {
-    return i == 0 ? a : i == 1 ? b : i == 2 ? c : d;
-}
 
 // Grid: ceil(simdgroups / n_sg), by stack_tiles of all matrices. Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
 template <class Q, uint R = MUL_MV_ROWS>

@@ -125,12 +125,16 @@ METAL_FUNC uint run_column(uint i, uint h) {
 // Instances of products with one vector that take another number of rows, T("<type>", <type>, rows). One list is for
 // kernels of single matrices, one for kernels that may divide the rows between a pair. A build for sweeps (ZINC_SWEEP)
 // has all numbers that are worth comparing.
-#ifdef ZINC_SWEEP
+#ifdef SOURCE_TYPES
+#define ROWS_OF_TYPES(T, R)
+#else
 #define ROWS_OF_TYPES(T, R)                                                                                            \
     T("q8_0", Quantised<Q8_0>, R)                                                                                      \
     T("q4_k", Quantised<Q4_K>, R)                                                                                      \
     T("q5_k", Quantised<Q5_K>, R)                                                                                      \
     T("q6_k", Quantised<Q6_K>, R)
+#endif
+#ifdef ZINC_SWEEP
 #define PAIR_ROW_VARIANTS(T) ROWS_OF_TYPES(T, 4) ROWS_OF_TYPES(T, 8)
 #define ROW_VARIANTS(T) ROWS_OF_TYPES(T, 1) PAIR_ROW_VARIANTS(T)
 #else

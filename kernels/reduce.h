@@ -26,3 +26,14 @@ METAL_FUNC uint threadgroup_max(uint value, threadgroup uint* scratch, uint sg, 
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return simd_max(lane < n_sg ? scratch[lane] : 0u);
 }
+
+// The sum of x over the threads before this one. sums holds one value per simdgroup. total becomes the sum of all.
+METAL_FUNC uint threadgroup_prefix(uint x, threadgroup uint* sums, thread uint& total, uint sg, uint lane, uint n_sg) {
+    const uint before = simd_prefix_exclusive_sum(x);
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // the last call's sums have been read
+    if (lane == SIMD - 1) sums[sg] = before + x;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    const uint part = lane < n_sg ? sums[lane] : 0;
+    total = simd_sum(part);
+    return before + simd_sum(lane < sg ? part : 0);
+}

@@ -1,20 +1,23 @@
 // RMSNorm (if the model has one per head) and rotary embedding of the query and key heads. Stores the step's keys and
-// values in the cache.
+// values in the cache. Values may have a norm too, without a weight.
 #include "kv_cache.h"
+#include "temperature.h"
 
-constant constexpr uint MAX_HEAD_DIM = 256;
+constant constexpr uint MAX_HEAD_DIM = 512;
 
-// head = x, normalised or as it is.
+// 1 / sqrt(mean(x^2) + eps) of a head.
+METAL_FUNC float head_scale(constant RopeKvParams& p, device const float* x, uint lane) {
+    float squares = 0.0f;
+    for (uint i = lane; i < p.head_dim; i += SIMD) squares += x[i] * x[i];
+    return precise::rsqrt(simd_sum(squares) / float(p.head_dim) + p.eps);
+}
+
+// head = scale * x, normalised or as it is.
 template <bool QK_NORM>
-METAL_FUNC void load_head(constant RopeKvParams& p, device const float* x, device const float* norm_weight,
+METAL_FUNC void load_head(constant RopeKvParams& p, device const float* x, device const float* norm_weight, float scale,
                           threadgroup float* head, uint lane) {
-    float norm = 1.0f;
-    if (QK_NORM) {
-        float squares = 0.0f;
-        for (uint i = lane; i < p.head_dim; i += SIMD) squares += x[i] * x[i];
-        norm = precise::rsqrt(simd_sum(squares) / float(p.head_dim) + p.eps);
-    }
-    for (uint i = lane; i < p.head_dim; i += SIMD) head[i] = x[i] * (QK_NORM ? norm * norm_weight[i] : 1.0f);
+    if (QK_NORM) scale *= head_scale(p, x, lane);
+    for (uint i = lane; i < p.head_dim; i += SIMD) head[i] = x[i] * (QK_NORM ? scale * norm_weight[i] : scale);
     simdgroup_barrier(mem_flags::mem_threadgroup);
 }
 
@@ -43,39 +46,40 @@ METAL_FUNC void store_head(constant RopeKvParams& p, threadgroup const float* he
     for (uint i = lane; i < p.head_dim; i += SIMD) KV::put(out, i, head[i]);
 }
 
-// One simdgroup per head vector of a row: the q heads, then the k heads, then the v heads, which are only stored. q_out
-// may be q: a lane writes only the elements that it has read.
+// One simdgroup per head vector of a row: the q heads, then the k heads, then the v heads, which do not rotate. q_out
+// may be q: a lane writes only the elements that it has read. k and v may be one.
 // Grid: (n_head + 2 n_head_kv, T). Threads: 32.
 template <class KV, bool NEOX, bool QK_NORM>
 kernel void rope_kv(constant RopeKvParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
-                    device const uint* pages [[buffer(2)]], device const float* q [[buffer(3)]],
-                    device const float* k [[buffer(4)]], device const float* v [[buffer(5)]],
-                    device const float* freqs [[buffer(6)]], device const float* q_norm [[buffer(7)]],
-                    device const float* k_norm [[buffer(8)]], device float4* q_out [[buffer(9)]],
-                    device typename KV::Unit* k_cache [[buffer(10)]], device typename KV::Unit* v_cache [[buffer(11)]],
-                    GRID_IDS) {
+                    device const Row* rows [[buffer(2)]], device const uint* pages [[buffer(3)]],
+                    device const float* q [[buffer(4)]], device const float* k [[buffer(5)]],
+                    device const float* v [[buffer(6)]], device const float* freqs [[buffer(7)]],
+                    device const float* q_norm [[buffer(8)]], device const float* k_norm [[buffer(9)]],
+                    device float4* q_out [[buffer(10)]], device typename KV::Unit* k_cache [[buffer(11)]],
+                    device typename KV::Unit* v_cache [[buffer(12)]], GRID_IDS) {
     TG_ARRAY(float, head, MAX_HEAD_DIM);
     const uint t = tg.y;
+    const uint pos = rows[t].pos, table = rows[t].pages;  // before the branch: these loads wait for no other
     if (t >= step->n_tokens) return;
-    const float position = float(step->pos + t);
+    const float position = float(pos);
 
     if (tg.x < p.n_head) {
         const ulong row = ulong(t) * p.n_head + tg.x;
-        load_head<QK_NORM>(p, q + row * p.q_stride, q_norm, head, lane);
+        load_head<QK_NORM>(p, q + row * p.q_stride, q_norm, q_scale(p, pos), head, lane);
         rotate_head<NEOX>(p, freqs, position, head, lane);
         store_head<CacheF32>(p, head, q_out + row * (p.head_dim / 4), lane);
         return;
     }
     const uint kv_head = (tg.x - p.n_head) % p.n_head_kv;
     const ulong from = (ulong(t) * p.n_head_kv + kv_head) * p.head_dim;
-    const ulong to = (cache_row(pages, step->pos + t) * p.n_head_kv + kv_head) * (p.head_dim / KV::ELEMENTS);
+    const ulong to = (cache_row(pages + table, pos) * p.n_head_kv + kv_head) * (p.head_dim / KV::ELEMENTS);
     if (tg.x < p.n_head + p.n_head_kv) {
-        load_head<QK_NORM>(p, k + from, k_norm, head, lane);
+        load_head<QK_NORM>(p, k + from, k_norm, 1.0f, head, lane);
         rotate_head<NEOX>(p, freqs, position, head, lane);
         store_head<KV>(p, head, k_cache + to, lane);
     } else {
-        load_head<false>(p, v + from, k_norm, head, lane);
-        store_head<KV>(p, head, v_cache + to, lane);
+        const float norm = p.v_norm ? head_scale(p, v + from, lane) : 1.0f;
+        for (uint i = lane; i < p.head_dim; i += SIMD) KV::put(v_cache + to, i, norm * v[from + i]);
     }
 }
 

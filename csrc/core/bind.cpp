@@ -10,6 +10,7 @@
 #include <iterator>
 #include <new>
 #include <optional>
+#include <span>
 #include <system_error>
 
 #include "core/bind.h"
@@ -88,8 +89,9 @@ const FileDamage* damage_of(const py::buffer& owner) {
 
 // Wraps the memory of a Python buffer (a mapped file) from offset on, without a copy. Rounds the end up to a page.
 // The view keeps the owner's memory alive as long as a plan holds the buffer.
-std::shared_ptr<Buffer> wrap(Device& device, const py::buffer& owner, size_t offset, size_t nbytes) {
-    device.process.check();
+std::shared_ptr<Buffer> wrap(const std::shared_ptr<Device>& device, const py::buffer& owner, size_t offset,
+                             size_t nbytes) {
+    device->process.check();
     struct Held {
         py::buffer_info view;
         std::shared_ptr<Buffer> buffer;
@@ -99,16 +101,17 @@ std::shared_ptr<Buffer> wrap(Device& device, const py::buffer& owner, size_t off
     if (offset > total || nbytes > total - offset)
         throw UsageError("wrap: [" + std::to_string(offset) + ", +" + std::to_string(nbytes) +
                          ") is outside the buffer of " + std::to_string(total) + " bytes");
-    const size_t page = device.info().page_bytes;
+    const size_t page = device->info().page_bytes;
     const FileDamage* file = damage_of(owner);
     {
         const Unlocked unlocked;  // a device with its own memory reads all of it
-        held->buffer = device.wrap(static_cast<char*>(held->view.ptr) + offset, (nbytes + page - 1) / page * page);
+        held->buffer = device->wrap(static_cast<char*>(held->view.ptr) + offset, (nbytes + page - 1) / page * page);
         if (file) check_file(*file);
     }
     held->buffer->bytes = nbytes;  // the rest of its last page is not the owner's
     held->buffer->read_only = held->view.readonly;
     held->buffer->file = file;
+    held->buffer->device = device;
     Buffer* buffer = held->buffer.get();
     return std::shared_ptr<Buffer>(buffer, [held = held.release()](Buffer*) {
         const Locked locked;
@@ -126,7 +129,7 @@ void delete_unlocked(Plan* plan) {
     delete plan;
 }
 
-void check_copy(const Buffer& b, size_t offset, size_t nbytes) {
+void check_range(const Buffer& b, size_t offset, size_t nbytes) {
     if (!b.copies()) throw UsageError("this device copies nothing into this buffer or out of it");
     if (offset > b.bytes || nbytes > b.bytes - offset)
         throw UsageError("[" + std::to_string(offset) + ", +" + std::to_string(nbytes) + ") is outside the buffer of " +
@@ -135,7 +138,7 @@ void check_copy(const Buffer& b, size_t offset, size_t nbytes) {
 
 py::array_t<uint8_t> read_buffer(const Buffer& b, size_t offset, std::optional<size_t> nbytes) {
     const size_t n = nbytes ? *nbytes : b.bytes - std::min(offset, b.bytes);
-    check_copy(b, offset, n);
+    check_range(b, offset, n);
     py::array_t<uint8_t> out{py::ssize_t(n)};
     b.read(offset, out.mutable_data(), n);
     return out;
@@ -145,8 +148,45 @@ void write_buffer(Buffer& b, const py::buffer& data, size_t offset) {
     const py::buffer_info from = contiguous(data, "write");
     const size_t n = size_t(from.view()->len);
     if (b.read_only) throw UsageError("write: the buffer is read-only");
-    check_copy(b, offset, n);
+    check_range(b, offset, n);
     b.write(offset, from.ptr, n);
+}
+
+using PyCopy = std::tuple<std::shared_ptr<Buffer>, uint64_t, std::shared_ptr<Buffer>, uint64_t, uint64_t>;
+
+void check_copy(const Device& device, const PyCopy& copy) {
+    const auto& [to, offset, from, from_offset, nbytes] = copy;
+    if (!to || !from) throw UsageError("copy: a buffer is missing");
+    for (const auto& buffer : {to, from})
+        if (buffer->device.lock().get() != &device) throw UsageError("copy: a buffer is another device's");
+    if (to->read_only) throw UsageError("copy: the buffer is read-only");
+    check_range(*to, offset, nbytes);
+    check_range(*from, from_offset, nbytes);
+    if (offset % COPY_MULTIPLE || from_offset % COPY_MULTIPLE || nbytes % COPY_MULTIPLE)
+        throw UsageError("copy: offsets and sizes must be multiples of " + std::to_string(COPY_MULTIPLE) + " bytes");
+    if (to == from && offset < from_offset + nbytes && from_offset < offset + nbytes)
+        throw UsageError("copy: the ranges overlap");
+}
+
+// Bytes between buffers of a device: (to, offset, from, from_offset, nbytes).
+void copy_buffers(Device& device, const std::vector<PyCopy>& from) {
+    device.process.check();
+    std::vector<Copy> copies;
+    for (const PyCopy& copy : from) {
+        check_copy(device, copy);
+        const auto& [to, offset, source, from_offset, nbytes] = copy;
+        if (nbytes > 0) copies.push_back({to, offset, source, from_offset, nbytes});
+    }
+    const Unlocked unlocked;
+    if (!copies.empty()) device.copy(copies);
+}
+
+void copy_from(const std::shared_ptr<Buffer>& to, const std::shared_ptr<Buffer>& source, uint64_t from_offset,
+               uint64_t offset, std::optional<uint64_t> nbytes) {
+    const std::shared_ptr<Device> device = to->device.lock();
+    if (!device) throw UsageError("the device is closed; keep it while its buffers are in use");
+    const uint64_t rest = source->bytes - std::min<uint64_t>(from_offset, source->bytes);
+    copy_buffers(*device, {{to, offset, source, from_offset, nbytes.value_or(rest)}});
 }
 
 py::dict info_dict(const Device& device) {
@@ -182,8 +222,6 @@ void bind_errors() {
             py::set_error(errors.attr("DeviceError"), e.what());
         } catch (const DeviceError& e) {
             py::set_error(errors.attr("DeviceError"), e.what());
-        } catch (const ContextFullError& e) {
-            py::set_error(errors.attr("ContextFullError"), e.what());
         } catch (const UsageError& e) {
             py::set_error(errors.attr("UsageError"), e.what());
         }
@@ -200,24 +238,46 @@ void bind_params(py::module_& m) {
     }                                                                                                                  \
     params[#Struct] = py::dtype::of<Struct>();
 
-    PARAMS(Step, n_tokens, pos, n_chosen, reserved, chosen)
+    PARAMS(Step, n_tokens, n_single, n_out, n_page_writes, number, reserved)
+    PARAMS(Row, pos, begin, end, pages, slot, slot_out, token, reserved)
+    PARAMS(PageWrite, at, page)
+    PARAMS(BeginParams, max_rows, max_page_writes)
+    PARAMS(Choice, id, n_not_finite, logprob, flags)
+    PARAMS(Draw, temperature, top_k, top_p, min_p, typical_p, repeat_penalty, presence_penalty, frequency_penalty,
+           repeat_last_n, key_low, key_high, bias_at, n_bias, mask_at, has_mask, n_logprobs, pos, pages, reserved)
+    PARAMS(Bias, id, value)
     PARAMS(EmbedParams, n_embd, row_bytes, n_vocab, first, n_rows, scale)
-    PARAMS(NormParams, n, eps)
+    PARAMS(NormParams, n, groups, weighted, scaled, eps, next_eps, scale)
     PARAMS(MatMulParams, k, m, row_bytes, residual_stride, scale_stride)
+    PARAMS(MulFewParams, k, m, row_bytes, residual_stride, scale_stride, kind, k_split, rows)
     PARAMS(StackParams, k, pair, m, row_bytes, is_f32)
-    PARAMS(MoeParams, k, m, row_bytes, expert_bytes, n_expert, n_used)
-    PARAMS(MoeSharedParams, k, m, row_bytes, expert_bytes, n_expert, n_used, k_shared, row_bytes_shared)
-    PARAMS(TopKParams, n_expert, n_used, has_shared, scale)
-    PARAMS(MoeMmParams, k, m, row_bytes, expert_bytes, n_expert, x_div)
+    PARAMS(MoeParams, k, m, row_bytes, expert_bytes, n_expert, n_used, kind, has_bias, alone)
+    PARAMS(MoeSharedParams, k, m, row_bytes, expert_bytes, n_expert, n_used, has_bias, k_shared, row_bytes_shared)
+    PARAMS(TopKParams, n_expert, n_used, shared, score, normalised, has_bias, has_scales, n_group, n_group_used, scale)
+    PARAMS(MoeMmParams, k, m, row_bytes, expert_bytes, n_expert, x_div, kind, has_bias)
     PARAMS(MoeSortParams, n_expert, n_used, max_tiles)
-    PARAMS(MoeMixParams, n, n_used)
-    PARAMS(RopeKvParams, n_head, n_head_kv, head_dim, q_stride, n_rot, eps, magnitude)
-    PARAMS(AttentionParams, n_head, n_head_kv, head_dim, window, gate_stride, n_split, scale)
-    PARAMS(SsmParams, n_k_head, n_v_head, d_k, d_v, d_conv, norm_eps, l2_eps)
+    PARAMS(MoeMixParams, n, n_used, alone)
+    PARAMS(RopeKvParams, n_head, n_head_kv, head_dim, q_stride, n_rot, v_norm, eps, magnitude, temperature,
+           temperature_length)
+    PARAMS(AttentionParams, n_head, n_head_kv, head_dim, window, gate_stride, n_split, singles, both_ways, has_sinks,
+           scale)
+    PARAMS(LatentParams, n_head, latent, n_rot, n_split, scale)
+    PARAMS(RopeLatentParams, n_head, n_still, latent, n_rot, eps, magnitude, temperature, temperature_length)
+    PARAMS(HeadsParams, k, m, row_bytes, head_bytes, n_head)
+    PARAMS(SsmParams, n_k_head, n_v_head, repeat, gate_step, d_k, d_v, d_conv, norm_eps, l2_eps)
+    PARAMS(Mamba2Params, n_head, n_group, d_head, d_state, d_conv, norm_eps)
+    PARAMS(ShortConvParams, n, taps)
     PARAMS(ElementwiseParams, n)
+    PARAMS(SliceParams, n, stride)
+    PARAMS(LogitParams, n, scale, cap)
     PARAMS(ArgmaxParams, n, n_part)
-    PARAMS(Candidates, n, n_not_finite, largest, sum_exp, sum_x_exp, logit, id)
-    PARAMS(CandidatesParams, n, n_part)
+    PARAMS(Logprobs, n, reserved, id, logprob)
+    PARAMS(DrawParams, n, n_part, tried)
+    PARAMS(DrawKept, n, floor_key, floor_id, key, id)
+    PARAMS(DrawPart, n_not_finite, before_largest, before_sum, n, largest, sum_exp, sum_x_exp, best_key, best_id, kept,
+           before)
+    PARAMS(DrawState, mode, try_key, try_id, most, wanted, largest, least, log_sum, entropy, log_sum_exp)
+    PARAMS(DrawTry, n, sum, best_score, best_key, best_id)
 #undef PARAMS
 
     m.def(
@@ -235,6 +295,8 @@ void bind_buffer(py::module_& m) {
         .def_property_readonly("shared", [](const Buffer& b) { return b.host != nullptr; })
         .def("read", &read_buffer, py::arg("offset") = 0, py::arg("nbytes") = py::none())
         .def("write", &write_buffer, py::arg("data"), py::arg("offset") = 0)
+        .def("copy_from", &copy_from, py::arg("source").none(false), py::arg("from_offset") = 0, py::arg("offset") = 0,
+             py::arg("nbytes") = py::none())
         .def_buffer([](Buffer& b) -> py::buffer_info {
             if (!b.host) throw UsageError("the host does not see this buffer's memory; use read() and write()");
             return {static_cast<uint8_t*>(b.host), py::ssize_t(b.bytes), b.read_only};
@@ -254,11 +316,14 @@ DeviceClass bind_device(py::module_& m) {
         .def_property_readonly("info", &info_dict)
         .def(
             "alloc",
-            [](Device& d, size_t nbytes) {
-                d.process.check();
-                return d.alloc(nbytes);
+            [](const std::shared_ptr<Device>& d, size_t nbytes, bool shared) {
+                d->process.check();
+                std::shared_ptr<Buffer> buffer = d->alloc(nbytes, shared);
+                buffer->device = d;
+                return buffer;
             },
-            py::arg("nbytes"))
+            py::arg("nbytes"), py::arg("shared") = false)
+        .def("copy", &copy_buffers, py::arg("copies"))
         .def("wrap", &wrap, py::arg("owner"), py::arg("offset"), py::arg("nbytes"))
         .def("kernel_names",
              [](const Device& d) {
@@ -328,62 +393,119 @@ auto interruptible(Call&& call) {
     return call(scope.listens() ? Poll(std::ref(scope)) : Poll());
 }
 
+// The items of an array [n] with the layout of T. They stay where they are.
+template <class T>
+std::span<const T> items(const py::array& array, const char* name) {
+    const bool has_layout =
+        py::detail::npy_api::get().PyArray_EquivTypes_(array.dtype().ptr(), py::dtype::of<T>().ptr());
+    const auto address = reinterpret_cast<uintptr_t>(array.data());
+    if (array.ndim() != 1 || !has_layout || !(array.flags() & py::array::c_style) || address % alignof(T) != 0)
+        throw UsageError(std::string(name) + " must be a contiguous array [n] of " +
+                         std::string(py::str(py::object(py::dtype::of<T>()))));
+    return {static_cast<const T*>(array.data()), size_t(array.size())};
+}
+
+Description described(const py::array& rows, const py::array& outs, const py::array& page_writes,
+                      const std::optional<py::array>& draws, uint32_t n_single) {
+    Description step{items<Row>(rows, "rows"),
+                     items<uint32_t>(outs, "outs"),
+                     items<PageWrite>(page_writes, "page_writes"),
+                     {},
+                     n_single};
+    if (!draws) return step;
+    step.draws = items<Draw>(*draws, "draws");
+    if (step.draws.size() != step.outs.size()) throw UsageError("a step needs one draw for each output, or None");
+    return step;
+}
+
+py::array to_array(const std::vector<Choice>& choices) {
+    return py::array_t<Choice>(py::ssize_t(choices.size()), choices.data());
+}
+
+py::dict counters_dict(const Steps& steps) {
+    const Counters c = steps.counters();
+    py::dict d;
+    d["steps"] = c.steps;
+    d["tokens"] = c.tokens;
+    d["command_buffers"] = c.command_buffers;
+    d["dispatches"] = c.dispatches;
+    d["barriers"] = c.barriers;
+    d["max_in_flight"] = c.max_in_flight;
+    d["gpu_seconds"] = c.gpu_seconds;
+    return d;
+}
+
 void bind_plan(py::module_& m) {
     py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", py::module_local())
         .def(py::init([](std::shared_ptr<Device> device, const std::vector<PyDispatch>& dispatches, uint32_t max_tokens,
-                         bool has_argmax) {
+                         uint32_t n_out) {
                  auto list = to_dispatches(*device, dispatches);
                  const Unlocked unlocked;
-                 return std::shared_ptr<Plan>(new Plan(std::move(device), std::move(list), max_tokens, has_argmax),
+                 return std::shared_ptr<Plan>(new Plan(std::move(device), std::move(list), max_tokens, n_out),
                                               delete_unlocked);
              }),
-             py::arg("device").none(false), py::arg("dispatches"), py::arg("max_tokens"), py::arg("has_argmax") = false)
+             py::arg("device").none(false), py::arg("dispatches"), py::arg("max_tokens"), py::arg("n_out") = 0)
         .def_readonly("max_tokens", &Plan::max_tokens)
+        .def_readonly("n_out", &Plan::n_out)
         .def_readonly("n_dispatches", &Plan::n_dispatches)
         .def_readonly("n_barriers", &Plan::n_barriers);
+}
 
+void bind_steps(py::module_& m) {
+    using Shared = std::shared_ptr<Buffer>;
     py::class_<Steps, std::shared_ptr<Steps>>(m, "Steps", py::module_local())
-        .def(py::init<std::shared_ptr<Buffer>, std::shared_ptr<Buffer>, uint32_t, uint32_t>(),
-             py::arg("step").none(false), py::arg("tokens").none(false), py::arg("n_ctx"), py::arg("n_vocab"))
-        .def_property_readonly("length", &Steps::length)
-        .def_property_readonly("n_ctx", &Steps::n_ctx)
-        .def_property_readonly("counters",
-                               [](const Steps& s) {
-                                   const Counters c = s.counters();
-                                   py::dict d;
-                                   d["steps"] = c.steps;
-                                   d["tokens"] = c.tokens;
-                                   d["command_buffers"] = c.command_buffers;
-                                   d["dispatches"] = c.dispatches;
-                                   d["barriers"] = c.barriers;
-                                   d["max_in_flight"] = c.max_in_flight;
-                                   d["gpu_seconds"] = c.gpu_seconds;
-                                   return d;
-                               })
-        .def("settle",
+        .def(py::init([](std::shared_ptr<Device> device, const Shared& step, const Shared& next_step,
+                         const Shared& next_rows, const Shared& next_outs, const Shared& next_pages,
+                         const Shared& next_draws, const Shared& results, uint32_t n_vocab, uint32_t n_page_entries) {
+                 return std::make_shared<Steps>(
+                     std::move(device),
+                     StepBuffers{step, next_step, next_rows, next_outs, next_pages, next_draws, results}, n_vocab,
+                     n_page_entries);
+             }),
+             py::arg("device").none(false), py::arg("step").none(false), py::arg("next_step").none(false),
+             py::arg("next_rows").none(false), py::arg("next_outs").none(false), py::arg("next_pages").none(false),
+             py::arg("next_draws").none(false), py::arg("results").none(false), py::arg("n_vocab"),
+             py::arg("n_page_entries"))
+        .def_property_readonly("in_flight", &Steps::in_flight)
+        .def_property_readonly("counters", &counters_dict)
+        .def("drop",
              [](Steps& s) {
                  const Unlocked unlocked;
-                 return s.settle();
+                 s.drop();
              })
-        .def("rewind", &Steps::rewind, py::arg("length"))
-        .def("resume", &Steps::resume, py::arg("length"))
         .def("close", &Steps::close);
+}
 
+void bind_step_functions(py::module_& m) {
     m.def(
         "decode_step",
-        [](Steps& steps, const std::shared_ptr<Plan>& plan, int64_t token, bool ahead) {
-            return interruptible([&](const Poll& poll) { return steps.decode(plan, token, ahead, poll); });
+        [](Steps& steps, const std::shared_ptr<Plan>& plan, const py::array& rows, const py::array& outs,
+           const py::array& page_writes, const std::optional<py::array>& draws, uint32_t n_single) {
+            const Description step = described(rows, outs, page_writes, draws, n_single);
+            return interruptible([&](const Poll& poll) { return steps.decode(plan, step, poll); });
         },
-        py::arg("steps"), py::arg("plan").none(false), py::arg("token"), py::arg("ahead") = false);
+        py::arg("steps"), py::arg("plan").none(false), py::arg("rows"), py::arg("outs"), py::arg("page_writes"),
+        py::arg("draws") = py::none(), py::arg("n_single") = 0);
     m.def(
-        "prefill_step",
-        [](Steps& steps, const std::shared_ptr<Plan>& plan, const py::array_t<int32_t, py::array::c_style>& ids) {
-            if (ids.ndim() != 1) throw UsageError("prefill_step: ids must have one dimension");
-            const int32_t* data = ids.data();
-            const size_t n = size_t(ids.size());
-            return interruptible([&](const Poll& poll) { return steps.prefill(plan, data, n, poll); });
+        "collect_step",
+        [](Steps& steps) { return to_array(interruptible([&](const Poll& poll) { return steps.collect(poll); })); },
+        py::arg("steps"));
+    m.def(
+        "describe",
+        [](Steps& steps, const py::array& rows, const py::array& outs, const py::array& page_writes,
+           const std::optional<py::array>& draws, uint32_t n_single) {
+            const Description step = described(rows, outs, page_writes, draws, n_single);
+            const Unlocked unlocked;
+            steps.describe(step);
         },
-        py::arg("steps"), py::arg("plan").none(false), py::arg("ids").noconvert());
+        py::arg("steps"), py::arg("rows"), py::arg("outs"), py::arg("page_writes"), py::arg("draws") = py::none(),
+        py::arg("n_single") = 0);
+    m.def(
+        "submit_described",
+        [](Steps& steps, const std::shared_ptr<Plan>& plan) {
+            return interruptible([&](const Poll& poll) { return steps.submit_described(plan, poll); });
+        },
+        py::arg("steps"), py::arg("plan").none(false));
 }
 
 py::tuple names_in(const char* const* names) {
@@ -398,6 +520,8 @@ void bind_all(py::module_& m) {
     bind_buffer(m);
     bind_running(bind_device(m));
     bind_plan(m);
+    bind_steps(m);
+    bind_step_functions(m);
     m.def("shapes", [] {
         py::dict d;
         for (const Shape* shape = shapes; shape->name; shape++) d[shape->name] = shape->value;

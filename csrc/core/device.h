@@ -71,13 +71,17 @@ struct DeviceOptions {
     std::string kernel_folder;  // Metal: the folder of zincmetal.metallib or the .metal sources
 };
 
-// Device memory. host is null if the host cannot see it: on a device with its own memory. A wrapped buffer borrows its
-// memory, and the owner outlives the buffer.
+class Device;
+
+// Device memory. host is null if the host cannot see it: on a device with its own memory, unless it was allocated as
+// shared. A wrapped buffer borrows its memory, and the owner outlives the buffer.
 class Buffer {
   public:
     virtual ~Buffer() = default;
-    // True if write() and read() work. The caller makes sure that no command buffer in flight uses the bytes, and that
-    // [offset, offset + n) lies in the buffer.
+    // True if write() and read() work. [offset, offset + n) lies in the buffer. Both come after the copies that were
+    // asked for before (Device::copy). The caller makes sure of two things, and may ignore steps in flight otherwise:
+    // no step in flight uses the bytes that write() changes, and none writes the bytes that read() returns. Other bytes
+    // of the same buffer may be in use: a page of a cache is written while steps work on other pages.
     virtual bool copies() const { return host != nullptr; }
     virtual void write(size_t offset, const void* from, size_t n) {
         std::memcpy(static_cast<char*>(host) + offset, from, n);
@@ -89,7 +93,20 @@ class Buffer {
     size_t bytes = 0;
     bool read_only = false;            // a mapped file: the host must not write
     const FileDamage* file = nullptr;  // of the mapped file that it lies in, or null
+    std::weak_ptr<Device> device;      // that copies it; set by the binding
 };
+
+// A copy of bytes from one buffer to another, or within one buffer between ranges that do not overlap.
+struct Copy {
+    std::shared_ptr<Buffer> to;
+    uint64_t offset = 0;
+    std::shared_ptr<const Buffer> from;
+    uint64_t from_offset = 0;
+    uint64_t bytes = 0;
+};
+
+// Metal copies words on macOS: offsets and sizes of a copy are multiples of this, on every device.
+constexpr uint64_t COPY_MULTIPLE = 4;
 
 struct PipelineLimits {
     uint32_t max_threads = 0;        // threads in a threadgroup, for this pipeline on this device
@@ -133,7 +150,8 @@ struct RunTimes {
 };
 
 // Called now and then on the caller's thread while a call waits for the device or does its work. It throws to end the
-// call, for example on Ctrl-C. Then work that has not begun is dropped, and work that has begun ends first.
+// call, for example on Ctrl-C. Then what this call submits is dropped: none of it is in flight, and some of it may have
+// run. What was submitted before stays in flight. It can be waited for again, or dropped.
 using Poll = std::function<void()>;
 
 class Device {
@@ -142,7 +160,8 @@ class Device {
     virtual DeviceInfo info() const = 0;
     const OpeningProcess process{};  // the binding checks it before every call; destructors check it too
 
-    virtual std::shared_ptr<Buffer> alloc(size_t bytes) = 0;
+    // shared: the host sees the memory too. It always does where host and device have one memory (CPU, Metal).
+    virtual std::shared_ptr<Buffer> alloc(size_t bytes, bool shared = false) = 0;
     // No copy: pointer and length are multiples of info().page_bytes.
     virtual std::shared_ptr<Buffer> wrap(void* pointer, size_t bytes) = 0;
     virtual std::shared_ptr<Pipeline> pipeline(const std::string& kernel) = 0;
@@ -159,6 +178,15 @@ class Device {
     // work in flight is lost and the next submission works. Otherwise every later call throws too. The times of the
     // last two recordings are known. The times of older recordings are zero.
     virtual RunTimes wait(uint64_t ticket, const Poll& poll = {}) = 0;
+
+    // Nobody wants the results of this recording, which is in flight or has ended. The rest of its work may be skipped.
+    // The caller still waits for it.
+    virtual void drop(uint64_t ticket) { (void)ticket; }
+    // Copies after all work submitted before, and before all work submitted later. The copies of one call have no
+    // order: none reads or writes what another writes. They are buffers of this device, and ranges are multiples of
+    // COPY_MULTIPLE within them. May return before the copies end. The device keeps the buffers until then. A copy that
+    // fails makes a later submission or wait throw.
+    virtual void copy(const std::vector<Copy>& copies) = 0;
 
     // Runs the dispatches once, each alone after the end of the one before, for a profile. Returns the seconds of each,
     // on the device's clock. Memory holds the results of a usual run.

@@ -22,9 +22,9 @@ std::vector<const FileDamage*> mapped_files(const std::vector<Dispatch>& dispatc
 
 }  // namespace
 
-Plan::Plan(std::shared_ptr<Device> device, std::vector<Dispatch> dispatches, uint32_t max_tokens, bool has_argmax)
-    : device(std::move(device)), max_tokens(max_tokens), n_dispatches(uint32_t(dispatches.size())),
-      n_barriers(count_barriers(dispatches)), has_argmax(has_argmax), files(mapped_files(dispatches)),
+Plan::Plan(std::shared_ptr<Device> device, std::vector<Dispatch> dispatches, uint32_t max_tokens, uint32_t n_out)
+    : device(std::move(device)), max_tokens(max_tokens), n_out(n_out), n_dispatches(uint32_t(dispatches.size())),
+      n_barriers(count_barriers(dispatches)), files(mapped_files(dispatches)),
       recording(this->device->record(std::move(dispatches))) {}
 
 }  // namespace zinc

@@ -8,16 +8,13 @@
 
 namespace zinc {
 
-// One step's dispatches, for up to max_tokens rows, made ready on a device.
+// One step's dispatches, for up to max_tokens rows and n_out outputs, made ready on a device.
 class Plan {
   public:
-    // has_argmax: the last dispatch writes the arg max, and with it the next step, into the step buffer. Then the
-    // plan can follow itself without the host.
-    Plan(std::shared_ptr<Device> device, std::vector<Dispatch> dispatches, uint32_t max_tokens, bool has_argmax);
+    Plan(std::shared_ptr<Device> device, std::vector<Dispatch> dispatches, uint32_t max_tokens, uint32_t n_out);
 
     const std::shared_ptr<Device> device;
-    const uint32_t max_tokens, n_dispatches, n_barriers;
-    const bool has_argmax;
+    const uint32_t max_tokens, n_out, n_dispatches, n_barriers;
     const std::vector<const FileDamage*> files;  // mapped files that it reads
     const std::unique_ptr<Recording> recording;
 };

@@ -153,13 +153,15 @@ class CpuDevice : public Device {
     explicit CpuDevice(const DeviceOptions& options);
 
     DeviceInfo info() const override;
-    std::shared_ptr<Buffer> alloc(size_t bytes) override;
+    std::shared_ptr<Buffer> alloc(size_t bytes, bool shared) override;
     std::shared_ptr<Buffer> wrap(void* pointer, size_t bytes) override;
     std::shared_ptr<Pipeline> pipeline(const std::string& kernel) override;
     std::vector<std::string> kernel_names() const override { return msl::kernel_names(); }
     std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches) override;
     uint64_t submit(Recording& recording, const Poll& poll) override;
     RunTimes wait(uint64_t ticket, const Poll& poll) override;
+    void drop(uint64_t ticket) override { crew_->pool.drop(ticket); }
+    void copy(const std::vector<Copy>& copies) override;
 
   private:
     CpuJob make_job(const Dispatch& dispatch, uint32_t number) const;
@@ -203,7 +205,8 @@ DeviceInfo CpuDevice::info() const {
     return info;
 }
 
-std::shared_ptr<Buffer> CpuDevice::alloc(size_t bytes) { return std::make_shared<CpuBuffer>(bytes); }
+// The host sees all memory.
+std::shared_ptr<Buffer> CpuDevice::alloc(size_t bytes, bool) { return std::make_shared<CpuBuffer>(bytes); }
 
 std::shared_ptr<Buffer> CpuDevice::wrap(void* pointer, size_t bytes) {
     if (reinterpret_cast<uintptr_t>(pointer) % page_bytes() || bytes % page_bytes())
@@ -298,6 +301,17 @@ RunTimes CpuDevice::wait(uint64_t ticket, const Poll& poll) {
     return times;
 }
 
+// The calling thread copies, once all jobs in flight are done.
+void CpuDevice::copy(const std::vector<Copy>& copies) {
+    crew_->failure.check();
+    crew_->pool.alone([&copies] {
+        for (const Copy& c : copies)
+            std::memcpy(static_cast<char*>(c.to->host) + c.offset,
+                        static_cast<const char*>(c.from->host) + c.from_offset, c.bytes);
+    });
+    crew_->failure.check();
+}
+
 // ---- recording
 
 CpuRecording::CpuRecording(std::shared_ptr<Crew> owner, std::vector<CpuJob> jobs, const std::vector<bool>& barrier)
@@ -344,10 +358,10 @@ void CpuRecording::prepare(uint32_t set) {
 void CpuRecording::run(const Pool::Turn& turn) noexcept {
     const WorkspaceScope lent(crew->workspaces[size_t(turn.worker)]);
     if (crew->pool.threads() == 1) return run_alone(turn);
-    for (size_t s = 0; s < segments_.size(); s++) {
+    for (size_t s = 0; s < segments_.size() && !turn.is_over(); s++) {
         walk_segment(s, turn);
         const std::atomic<uint64_t>& n_left = progress_[turn.set].n_left[s].value;
-        for (Backoff backoff; n_left.load(std::memory_order_acquire) != 0; backoff.pause())
+        for (Backoff backoff; n_left.load(std::memory_order_acquire) != 0 && !turn.is_over(); backoff.pause())
             if (turn.inquiry && backoff.exhausted()) turn.inquiry->make();
     }
 }
@@ -359,7 +373,8 @@ void CpuRecording::run_alone(const Pool::Turn& turn) {
 #endif
         for (uint32_t i = segment.begin; i < segment.end; i++) {
             const uint64_t n = jobs_[i].n_threadgroups, chunk = turn.inquiry ? jobs_[i].chunk : n;
-            for (uint64_t at = 0; at < n; at += chunk) run_chunk(jobs_[i], at, std::min(at + chunk, n), turn);
+            for (uint64_t at = 0; at < n && !turn.is_over(); at += chunk)
+                run_chunk(jobs_[i], at, std::min(at + chunk, n), turn);
         }
     }
 }
@@ -370,7 +385,7 @@ void CpuRecording::walk_segment(size_t s, const Pool::Turn& turn) {
     for (uint32_t i = segment.begin; i < segment.end; i++) {
         const CpuJob& job = jobs_[i];
         std::atomic<uint64_t>& next = progress.next[i].value;
-        while (next.load(std::memory_order_relaxed) < job.n_threadgroups) {
+        while (next.load(std::memory_order_relaxed) < job.n_threadgroups && !turn.is_over()) {
             const uint64_t begin = next.fetch_add(job.chunk, std::memory_order_relaxed);
             if (begin >= job.n_threadgroups) break;
             const uint64_t end = std::min(begin + job.chunk, job.n_threadgroups);

@@ -97,14 +97,15 @@ RunTimes Pool::wait(uint64_t ticket, const Poll& poll) {
 
 void Pool::finish(uint64_t ticket, const Poll& poll) {
     if (done_ >= ticket) return;
-    Inquiry inquiry(*this, poll);
-    while (done_ < (inquiry.failed() ? last_.load() : ticket)) work(done_ + 1, 0, poll ? &inquiry : nullptr);
+    Inquiry inquiry(poll);
+    while (done_ < ticket && !inquiry.failed()) work(done_ + 1, 0, poll ? &inquiry : nullptr);
+    if (inquiry.failed() && helpers_.empty()) done_ = ticket;  // nobody goes on with it
     inquiry.rethrow();
 }
 
-// Ends all jobs in flight. Only the thread that waits calls this.
-void Pool::drop() {
-    for (Slot& slot : slots_) slot.dropped.store(true, std::memory_order_relaxed);
+void Pool::drop(uint64_t ticket) {
+    const std::lock_guard lock(caller_);
+    if (slot_of(ticket).ticket == ticket) slot_of(ticket).dropped.store(true, std::memory_order_relaxed);
 }
 
 void Inquiry::make() noexcept {
@@ -113,7 +114,6 @@ void Inquiry::make() noexcept {
         poll_();
     } catch (...) {
         error_ = std::current_exception();
-        pool_.drop();
     }
 }
 
@@ -138,9 +138,12 @@ void Pool::work(uint64_t ticket, int worker, Inquiry* inquiry) {
     slot.n_inside.fetch_add(1);
     if (slot.ticket == ticket) {
         stamp(slot.start);
-        slot.job->run({uint32_t(ticket % depth), worker, slot.dropped, inquiry});
-        stamp(slot.end);
-        raise_to(done_, ticket);
+        const Turn turn{uint32_t(ticket % depth), worker, slot.dropped, inquiry};
+        slot.job->run(turn);
+        if (!turn.is_over()) {
+            stamp(slot.end);
+            raise_to(done_, ticket);
+        }
     }
     slot.n_inside.fetch_sub(1);
 }

@@ -25,12 +25,10 @@ class Backoff {
     uint32_t n_ = 0;
 };
 
-class Pool;
-
-// Calls a poll for a pool. The first exception that it throws drops the jobs in flight and is kept.
+// Calls a poll. The first exception that it throws is kept.
 class Inquiry {
   public:
-    Inquiry(Pool& pool, const Poll& poll) : pool_(pool), poll_(poll) {}
+    explicit Inquiry(const Poll& poll) : poll_(poll) {}
     void make() noexcept;
     bool failed() const { return bool(error_); }
     void rethrow() const {
@@ -38,7 +36,6 @@ class Inquiry {
     }
 
   private:
-    Pool& pool_;
     const Poll& poll_;
     std::exception_ptr error_;
 };
@@ -55,6 +52,8 @@ class Pool {
         int worker;
         const std::atomic<bool>& dropped;  // the rest of the work must be skipped
         Inquiry* inquiry;                  // to call now and then; null if there is none
+
+        bool is_over() const { return inquiry && inquiry->failed(); }  // this thread must leave
     };
 
     class Job {
@@ -62,7 +61,8 @@ class Pool {
         virtual ~Job() = default;
         // Makes a set of counters ready. Nobody is in run() with this set.
         virtual void prepare(uint32_t set) = 0;
-        // Called by every thread that helps. Returns when all threads together have done all of the work.
+        // Called by every thread that helps. Returns when all threads together have done all of the work. If the turn
+        // is over, it ends what it has begun, and leaves the rest to the others.
         virtual void run(const Turn& turn) noexcept = 0;
     };
 
@@ -76,8 +76,10 @@ class Pool {
     // Returns the job's ticket: 1, 2, ... Waits first if depth jobs are in flight. The job stays until alone() returns.
     uint64_t submit(Job& job, const Poll& poll = {});
     // Works until this job and all before it are done. The times of a job are kept until depth others have followed.
-    // If the poll throws, here or in submit(), all jobs in flight are dropped, and no thread is in one.
+    // If the poll throws here, the helpers go on with the jobs. If it throws in submit(), the new job is not in flight.
     RunTimes wait(uint64_t ticket, const Poll& poll = {});
+    // The rest of this job's work is skipped, if it is in flight.
+    void drop(uint64_t ticket);
     // Calls body when all jobs are done and no thread is in one.
     template <class Body>
     void alone(Body body) {
@@ -101,8 +103,6 @@ class Pool {
 
     Slot& slot_of(uint64_t ticket) { return slots_[ticket % depth]; }
     void finish(uint64_t ticket, const Poll& poll = {});
-    void drop();
-    friend class Inquiry;
     void work(uint64_t ticket, int worker, Inquiry* inquiry);
     void close(Slot& slot);
     void help(int worker);

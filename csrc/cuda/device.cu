@@ -1,6 +1,5 @@
-// The CUDA device: weights in device memory, a recording as a CUDA graph whose edges are the plan's barriers. A small
-// shared buffer has a mirror in pinned host memory. A recording that writes the buffer updates the mirror at its end.
-// So the host asks the device for nothing between tokens.
+// The CUDA device: weights in device memory, a recording as a CUDA graph whose edges are the plan's barriers. Shared
+// buffers are pinned host memory, which kernels read and write themselves. So the host copies nothing between tokens.
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -17,7 +16,6 @@ namespace {
 
 using namespace cuda;
 
-constexpr size_t MIRROR_BYTES = 64 << 10;    // a buffer up to this size has a mirror
 constexpr uint64_t MAX_BUFFER = 4ull << 30;  // size of an upload's pieces: the caller can show progress
 constexpr uint32_t MAX_GRID_YZ = 65535;
 
@@ -26,27 +24,18 @@ class CudaRecording : public Recording {
     CudaRecording(std::vector<Dispatch> dispatches, Edges edges, cudaStream_t stream);
     ~CudaRecording() override { synchronize(stream_); }  // work in flight uses the buffers
 
-    cudaError_t launch() const {
-        // From now on the mirrors hold the results of this recording.
-        for (CudaBuffer* buffer : mirrored_) buffer->mirrored = true;
-        for (CudaBuffer* buffer : written_) buffer->mirrored = false;
-        return cudaGraphLaunch(executable_.get(), stream_);
-    }
+    cudaError_t launch() const { return cudaGraphLaunch(executable_.get(), stream_); }
 
   private:
-    void note_written(const Dispatch& d);
     GraphExec build(Edges allowed) const;
 
     cudaStream_t stream_;
-    std::vector<Dispatch> dispatches_;   // keeps the buffers
-    std::vector<CudaBuffer*> mirrored_;  // written, and with a mirror
-    std::vector<CudaBuffer*> written_;   // written, and with no mirror
+    std::vector<Dispatch> dispatches_;  // keeps the buffers
     GraphExec executable_;
 };
 
 CudaRecording::CudaRecording(std::vector<Dispatch> dispatches, Edges edges, cudaStream_t stream)
     : stream_(stream), dispatches_(std::move(dispatches)) {
-    for (const Dispatch& d : dispatches_) note_written(d);
     executable_ = build(edges);
     check(cudaGraphUpload(executable_.get(), stream_), "a graph");
 }
@@ -69,18 +58,7 @@ GraphExec CudaRecording::build(Edges allowed) const {
         // slower.
         graph.add_kernel(d, early && fits_at_once(d) ? Edges::early : Edges::full);
     }
-    graph.barrier();
-    for (const CudaBuffer* buffer : mirrored_) graph.add_copy_to_mirror(*buffer);
     return graph.instantiate();
-}
-
-void CudaRecording::note_written(const Dispatch& d) {
-    for (size_t i = 0; i < d.bindings.size(); i++) {
-        CudaBuffer* buffer = &buffer_of(d.bindings[i]);
-        std::vector<CudaBuffer*>& list = buffer->mirror() ? mirrored_ : written_;
-        if (kernel_of(d).buffers[i].writable && std::find(list.begin(), list.end(), buffer) == list.end())
-            list.push_back(buffer);
-    }
 }
 
 // ---- The device -----------------------------------------------------------------------------------------------------
@@ -91,8 +69,8 @@ class CudaDevice : public Device {
     ~CudaDevice() override { synchronize(stream_.get()); }
 
     DeviceInfo info() const override;
-    std::shared_ptr<Buffer> alloc(size_t bytes) override {
-        return std::make_shared<CudaBuffer>(bytes, bytes <= MIRROR_BYTES, stream_.get());
+    std::shared_ptr<Buffer> alloc(size_t bytes, bool shared) override {
+        return std::make_shared<CudaBuffer>(bytes, shared, stream_.get());
     }
     std::shared_ptr<Buffer> wrap(void* pointer, size_t bytes) override;
     std::shared_ptr<Pipeline> pipeline(const std::string& kernel) override;
@@ -100,6 +78,7 @@ class CudaDevice : public Device {
     std::unique_ptr<Recording> record(std::vector<Dispatch> dispatches) override;
     uint64_t submit(Recording& recording, const Poll& poll) override;
     RunTimes wait(uint64_t ticket, const Poll& poll) override;
+    void copy(const std::vector<Copy>& copies) override;
     std::vector<double> time_each(const std::vector<Dispatch>& dispatches) override;
 
   private:
@@ -210,8 +189,7 @@ std::unique_ptr<Recording> CudaDevice::record(std::vector<Dispatch> dispatches) 
     return std::make_unique<CudaRecording>(std::move(dispatches), edges_, stream_.get());
 }
 
-// Waits for an event as the driver does, by asking for it again and again. A long wait yields the core. If the poll
-// throws, all work in flight ends first.
+// Waits for an event as the driver does, by asking for it again and again. A long wait yields the core.
 cudaError_t CudaDevice::await(cudaEvent_t event, const Poll& poll) {
     if (!poll) return cudaEventSynchronize(event);
     using Clock = std::chrono::steady_clock;
@@ -219,12 +197,7 @@ cudaError_t CudaDevice::await(cudaEvent_t event, const Poll& poll) {
     for (;;) {
         const cudaError_t status = cudaEventQuery(event);
         if (status != cudaErrorNotReady) return status;
-        try {
-            poll();
-        } catch (...) {
-            synchronize(stream_.get());
-            throw;
-        }
+        poll();
         if (Clock::now() > patient) std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
 }
@@ -257,6 +230,22 @@ RunTimes CudaDevice::wait(uint64_t ticket, const Poll& poll) {
     return {0, milliseconds * 1e-3};
 }
 
+// The stream keeps the order, so the host waits for nothing. Buffers that were copied wait when they are released.
+void CudaDevice::copy(const std::vector<Copy>& copies) {
+    const std::lock_guard lock(mutex_);
+    throw_if_failed();
+    for (const Copy& c : copies) {
+        const auto* to = dynamic_cast<const CudaBuffer*>(c.to.get());
+        const auto* from = dynamic_cast<const CudaBuffer*>(c.from.get());
+        if (!to || !from) throw DeviceError("a buffer of a copy is another device's");
+        to->copied = from->copied = true;
+        keep_failure(cudaMemcpyAsync(static_cast<char*>(to->memory()) + c.offset,
+                                     static_cast<const char*>(from->memory()) + c.from_offset, c.bytes,
+                                     cudaMemcpyDefault, stream_.get()),
+                     "a copy");
+    }
+}
+
 std::vector<double> CudaDevice::time_each(const std::vector<Dispatch>& dispatches) {
     check_dispatches(dispatches);
     std::vector<Event> events;
@@ -270,7 +259,6 @@ std::vector<double> CudaDevice::time_each(const std::vector<Dispatch>& dispatche
     for (const Dispatch& d : dispatches) {
         graph.add_kernel(d, Edges::full);
         stamp();
-        for (const Binding& b : d.bindings) buffer_of(b).mirrored = false;
     }
     const GraphExec executable = graph.instantiate();
     const std::lock_guard lock(mutex_);

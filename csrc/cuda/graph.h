@@ -45,7 +45,6 @@ class GraphBuilder {
     }
     // The dispatch lives until the next barrier. Edges are early if exactly one kernel follows exactly one other.
     void add_kernel(const Dispatch& d, Edges edges) { waiting_.push_back({&d, edges}); }
-    void add_copy_to_mirror(const CudaBuffer& buffer);
     void add_event(cudaEvent_t event);
     GraphExec instantiate();
 
@@ -132,14 +131,6 @@ inline void GraphBuilder::connect_early(cudaGraphNode_t node) {
     check(cudaGraphAddDependencies_v2(graph_.get(), before_.data(), &node, &edge, 1), "an early launch");
 #endif
 #endif
-}
-
-inline void GraphBuilder::add_copy_to_mirror(const CudaBuffer& buffer) {
-    cudaGraphNode_t node;
-    check(cudaGraphAddMemcpyNode1D(&node, graph_.get(), before_.data(), before_.size(), buffer.mirror(),
-                                   buffer.memory(), buffer.bytes, cudaMemcpyDeviceToHost),
-          "a mirror");
-    since_.push_back(node);
 }
 
 inline void GraphBuilder::add_event(cudaEvent_t event) {

@@ -68,6 +68,27 @@ inline Graph make_graph() {
     return Graph(graph);
 }
 
+inline DeviceMemory make_memory(size_t nbytes) {
+    void* memory = nullptr;
+    if (cudaMalloc(&memory, nbytes > 0 ? nbytes : 1) == cudaSuccess) return DeviceMemory(memory);
+    cudaGetLastError();
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    throw OutOfMemoryError("the GPU has no room for " + std::to_string(nbytes) + " bytes: " + std::to_string(free) +
+                           " of its " + std::to_string(total) +
+                           " are free; use a smaller context or model, or close other programs");
+}
+
+// Pinned memory of the host that kernels use. It is not write-combined, since the host also reads it.
+inline PinnedMemory make_mapped(size_t nbytes) {
+    void* memory = nullptr;
+    if (cudaHostAlloc(&memory, nbytes > 0 ? nbytes : 1, cudaHostAllocMapped) == cudaSuccess)
+        return PinnedMemory(memory);
+    cudaGetLastError();
+    throw OutOfMemoryError("the system pins no " + std::to_string(nbytes) +
+                           " bytes for the GPU; close other programs, or raise the limit of locked memory");
+}
+
 // Null if the driver gives none.
 inline PinnedMemory make_pinned(size_t nbytes) {
     void* memory = nullptr;

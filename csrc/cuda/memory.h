@@ -14,50 +14,51 @@ namespace zinc::cuda {
 
 constexpr size_t STAGE_BYTES = 64 << 20;  // of either half of the upload's staging memory
 
+// Memory of the device; or pinned memory of the host, which kernels use by the same pointer.
 class CudaBuffer : public Buffer {
   public:
-    CudaBuffer(size_t nbytes, bool with_mirror, cudaStream_t stream) : stream_(stream) {
+    CudaBuffer(size_t nbytes, bool shared, cudaStream_t stream) : stream_(stream) {
         bytes = nbytes;
-        void* pointer = nullptr;
-        if (cudaMalloc(&pointer, std::max<size_t>(nbytes, 1)) != cudaSuccess) {
-            cudaGetLastError();
-            size_t free = 0, total = 0;
-            cudaMemGetInfo(&free, &total);
-            throw OutOfMemoryError("the GPU has no room for " + std::to_string(nbytes) +
-                                   " bytes: " + std::to_string(free) + " of its " + std::to_string(total) +
-                                   " are free; use a smaller context or model, or close other programs");
+        if (shared) {
+            pinned_ = make_mapped(nbytes);
+            host = pinned_.get();
+        } else {
+            memory_ = make_memory(nbytes);
         }
-        memory_.reset(pointer);
-        if (with_mirror) mirror_ = make_pinned(nbytes);  // without one, reads will copy
+    }
+    ~CudaBuffer() override {
+        if (copied) synchronize(stream_);  // steps hold their buffers and wait; copies do not
     }
 
-    void* memory() const { return memory_.get(); }
-    void* mirror() const { return mirror_.get(); }
+    void* memory() const { return host ? host : memory_.get(); }
 
     bool copies() const override { return true; }
+    // Device memory is written and read between the work submitted before and later, so the host waits for that.
+    // Shared memory is written and read at once, after copies.
     void write(size_t offset, const void* from, size_t n) override {
+        if (host) {
+            if (copied) check(cudaStreamSynchronize(stream_), "upload");
+            return Buffer::write(offset, from, n);
+        }
         check(cudaMemcpyAsync(at(offset), from, n, cudaMemcpyHostToDevice, stream_), "upload");
         check(cudaStreamSynchronize(stream_), "upload");
-        mirrored = false;
     }
-    // Reads the mirror if it is up to date. While a step is in flight, the host may read only bytes that the step
-    // before wrote and this step does not write: the places of Step's ring.
     void read(size_t offset, void* to, size_t n) const override {
-        if (mirrored) {
-            std::memcpy(to, static_cast<const char*>(mirror()) + offset, n);
-            return;
+        if (host) {
+            if (copied) check(cudaStreamSynchronize(stream_), "read");
+            return Buffer::read(offset, to, n);
         }
         check(cudaMemcpyAsync(to, at(offset), n, cudaMemcpyDeviceToHost, stream_), "read");
         check(cudaStreamSynchronize(stream_), "read");
     }
 
-    bool mirrored = false;  // the mirror holds the results of the last recording in flight
+    mutable bool copied = false;  // a copy from it or to it was submitted
 
   private:
     char* at(size_t offset) const { return static_cast<char*>(memory()) + offset; }
 
     DeviceMemory memory_;
-    PinnedMemory mirror_;
+    PinnedMemory pinned_;
     cudaStream_t stream_;
 };
 

@@ -168,6 +168,7 @@ struct Queue {
     const id<MTLCommandQueue> metal;
     const bool debug;  // one encoder per dispatch, so that an error names the kernel
     const std::shared_ptr<InFlight> in_flight;
+    std::atomic<uint64_t> last_copies{0};  // the last command buffer of copies; 0 if there was none
     const OpeningProcess process;
 };
 

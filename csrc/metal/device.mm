@@ -74,9 +74,10 @@ class MetalDevice final : public Device {
 
     ~MetalDevice() override {
         if (!queue_->process.is_another()) {
-            queue_->in_flight->idle();
+            if (!queue_->in_flight->idle()) new auto(std::move(copied_));  // a lost GPU may still write to them
             return;
         }
+        new auto(std::move(copied_));
         leave_behind(queue_);
         leave_behind(descriptor_);
         for (MTLCommandBufferHandler handler : on_completed_) leave_behind(handler);
@@ -100,8 +101,10 @@ class MetalDevice final : public Device {
         return info;
     }
 
-    std::shared_ptr<Buffer> alloc(size_t bytes) override {
+    // The host sees all memory: its storage mode is shared.
+    std::shared_ptr<Buffer> alloc(size_t bytes, bool) override {
         queue_->in_flight->check();
+        release_copied();
         std::shared_ptr<Buffer> result;
         guarded([&] {
             check_length(bytes, context_->device.maxBufferLength);
@@ -154,6 +157,7 @@ class MetalDevice final : public Device {
         auto* work = dynamic_cast<MetalRecording*>(&recording);
         if (!work || work->queue != queue_) throw DeviceError("the recording belongs to another device");
         const Context::Use use(*context_);
+        release_copied();
         const std::lock_guard lock(submit_mutex_);  // tickets are given in the order of commits
         const uint64_t ticket = queue_->in_flight->begin(poll);
         try {
@@ -178,6 +182,31 @@ class MetalDevice final : public Device {
             return times;
         } catch (...) {
             if (pieces) pieces->learn(*queue_->in_flight);
+            throw;
+        }
+    }
+
+    void copy(const std::vector<Copy>& copies) override {
+        for (const Copy& c : copies)
+            if (!is_ours(c.to.get()) || !is_ours(c.from.get()))
+                throw DeviceError("a copy uses a buffer of another device");
+        const Context::Use use(*context_);
+        release_copied();
+        const std::lock_guard lock(submit_mutex_);
+        queue_->in_flight->begin({}, false);
+        guarded([&] { context_->residency.commit(); });
+        const uint64_t number = queue_->in_flight->begin_command_buffer();
+        try {
+            keep_copied(number, copies);
+            queue_->last_copies = number;
+            guarded([&] {
+                commit(number, [&](id<MTLCommandBuffer> commands) {
+                    MetalCopier copier(commands);
+                    for (const Copy& c : copies) copier.copy(c);
+                });
+            });
+        } catch (...) {
+            queue_->in_flight->abandon(number);
             throw;
         }
     }
@@ -223,14 +252,16 @@ class MetalDevice final : public Device {
             d.pipeline = context_->pipelines.get(d.pipeline->name, d.threads);
     }
 
+    bool is_ours(const Buffer* buffer) const {
+        const auto* own = dynamic_cast<const MetalBuffer*>(buffer);
+        return own && own->queue == queue_;
+    }
+
     void check(const Dispatch& d, size_t position) const {
         const auto* pipeline = dynamic_cast<const MetalPipeline*>(d.pipeline.get());
         check_dispatch(d, pipeline ? pipeline->arguments : std::vector<BufferArgument>(), position);
         bool ours = pipeline != nullptr;
-        for (const Binding& binding : d.bindings) {
-            const auto* buffer = dynamic_cast<const MetalBuffer*>(binding.buffer.get());
-            ours = ours && buffer && buffer->queue == queue_;
-        }
+        for (const Binding& binding : d.bindings) ours = ours && is_ours(binding.buffer.get());
         if (!ours) {
             throw DeviceError("dispatch " + std::to_string(position) + " uses a kernel or buffer of another device");
         }
@@ -247,6 +278,25 @@ class MetalDevice final : public Device {
         return known == ticket ? pieces : nullptr;
     }
 
+    // Command buffers do not retain the buffers that they copy. A place is used again when its command buffer has
+    // ended.
+    void keep_copied(uint64_t number, const std::vector<Copy>& copies) {
+        const std::lock_guard lock(copied_mutex_);
+        copied_[number % InFlight::limit] = {number, copies};
+    }
+
+    // Buffers are released after the lock: that of a mapped file waits for the interpreter's lock.
+    void release_copied() {
+        std::array<std::vector<Copy>, InFlight::limit> ended;
+        const std::lock_guard lock(copied_mutex_);
+        for (uint32_t place = 0; place < InFlight::limit; ++place) {
+            InFlight::Ended times{};
+            auto& [number, copies] = copied_[place];
+            if (!copies.empty() && queue_->in_flight->state_of(number, times) != InFlight::State::running)
+                ended[place].swap(copies);
+        }
+    }
+
     // One command buffer after another. The poll is called between them.
     void submit_pieces(MetalRecording& work, const Poll& poll) {
         InFlight& in_flight = *queue_->in_flight;
@@ -257,7 +307,8 @@ class MetalDevice final : public Device {
             work.pieces->learn(in_flight);
             const size_t end = work.pieces->end_of(begin);
             try {
-                guarded([&] { commit(work, begin, end, number); });
+                guarded(
+                    [&] { commit(number, [&](id<MTLCommandBuffer> commands) { work.encode(commands, begin, end); }); });
             } catch (...) {
                 in_flight.abandon(number);
                 throw;
@@ -268,10 +319,11 @@ class MetalDevice final : public Device {
     }
 
     // Within a concurrent encoder hazard tracking does not act, and the recording's barriers do.
-    void commit(const MetalRecording& work, size_t begin, size_t end, uint64_t number) {
+    template <class Encode>
+    void commit(uint64_t number, const Encode& encode) {
         id<MTLCommandBuffer> command_buffer = [queue_->metal commandBufferWithDescriptor:descriptor_];
         if (!command_buffer) throw DeviceError("Metal gave no command buffer; close other GPU programs");
-        work.encode(command_buffer, begin, end);
+        encode(command_buffer);
         [command_buffer addCompletedHandler:on_completed_[number % InFlight::limit]];
         [command_buffer commit];
     }
@@ -281,8 +333,9 @@ class MetalDevice final : public Device {
     const std::string watchdog_;
     MTLCommandBufferDescriptor* descriptor_;
     std::array<MTLCommandBufferHandler, InFlight::limit> on_completed_;  // made once, so that a commit allocates none
-    std::mutex submit_mutex_, submitted_mutex_;
+    std::mutex submit_mutex_, submitted_mutex_, copied_mutex_;
     std::array<std::pair<uint64_t, std::shared_ptr<Pieces>>, InFlight::limit> submitted_;
+    std::array<std::pair<uint64_t, std::vector<Copy>>, InFlight::limit> copied_;
 };
 
 id<MTLDevice> select_device() {

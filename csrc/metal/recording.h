@@ -44,10 +44,27 @@ class MetalBuffer final : public Buffer {
         }
     }
 
+    void write(size_t offset, const void* from, size_t n) override {
+        end_copies();
+        Buffer::write(offset, from, n);
+    }
+    void read(size_t offset, void* to, size_t n) const override {
+        end_copies();
+        Buffer::read(offset, to, n);
+    }
+
     const std::shared_ptr<Queue> queue;
     id<MTLBuffer> metal;
 
   private:
+    // Host and GPU share the memory, so the host waits for copies before it touches the bytes itself.
+    void end_copies() const {
+        const uint64_t last = queue->last_copies;
+        if (last == 0) return;
+        queue->in_flight->wait_for(last);
+        queue->in_flight->check();
+    }
+
     const bool resident_;
 };
 
@@ -80,6 +97,29 @@ class MetalEncoder {
 
   private:
     const id<MTLComputeCommandEncoder> encoder_;
+};
+
+// An encoder of copies. Metal runs a command buffer after those before it on the queue that share a buffer with it, and
+// before those after it: all buffers are tracked. So copies need no barrier and no fence.
+class MetalCopier {
+  public:
+    explicit MetalCopier(id<MTLCommandBuffer> command_buffer) : encoder_([command_buffer blitCommandEncoder]) {
+        if (!encoder_) throw DeviceError("Metal gave no blit encoder; close other GPU programs");
+        encoder_.label = @"zincmetal copies";
+    }
+    ~MetalCopier() { [encoder_ endEncoding]; }
+    MetalCopier(const MetalCopier&) = delete;
+
+    void copy(const Copy& c) {
+        [encoder_ copyFromBuffer:static_cast<const MetalBuffer&>(*c.from).metal
+                    sourceOffset:c.from_offset
+                        toBuffer:static_cast<const MetalBuffer&>(*c.to).metal
+               destinationOffset:c.offset
+                            size:c.bytes];
+    }
+
+  private:
+    const id<MTLBlitCommandEncoder> encoder_;
 };
 
 class MetalRecording final : public Recording {

@@ -1,47 +1,50 @@
-// Native causal attention over the KV cache with an online softmax. Decode takes a row at a time, prefill tiles of the
+// Native attention over the KV cache with an online softmax. Decode takes a row at a time, prefill tiles of the
 // queries of all heads that share keys.
+#include "cpu/native/attention.h"
 #include "cpu/native/dot.h"
-#include "cpu/native/register.h"
 #include "cpu/native/tile.h"
-#include "shapes.h"
 
 namespace zinc {
 namespace {
-
-constexpr float LOWEST_SCORE = -1e38f;
-
-// The positions that a row sees.
-struct KeyRange {
-    uint32_t begin, end;
-};
 
 // The operands of a launch. T is the type of the cache: F32, F16 or Q8_0.
 template <class T>
 struct Heads {
     AttentionParams p;
     Step step;
+    const Row* rows;
     const uint32_t* pages;
     const float* q;
     const uint8_t *k_cache, *v_cache;
-    const float* gate;
+    const float *gate, *sinks;
     float* out;
     size_t head_bytes, kv_stride;  // bytes of a head vector in the cache, and from one position to the next
 
     explicit Heads(const NativeLaunch& l)
-        : p(l.as<AttentionParams>()), step(*l.buffer<const Step>(1)), pages(l.buffer<const uint32_t>(2)),
-          q(l.buffer<const float>(3)), k_cache(l.buffer<const uint8_t>(4)), v_cache(l.buffer<const uint8_t>(5)),
-          gate(l.buffer<const float>(6)), out(l.buffer<float>(7)), head_bytes(row_bytes<T>(p.head_dim)),
-          kv_stride(p.n_head_kv * head_bytes) {}
+        : p(l.as<AttentionParams>()), step(*l.buffer<const Step>(1)), rows(l.buffer<const Row>(2)),
+          pages(l.buffer<const uint32_t>(3)), q(l.buffer<const float>(4)), k_cache(l.buffer<const uint8_t>(5)),
+          v_cache(l.buffer<const uint8_t>(6)), gate(l.buffer<const float>(7)), sinks(l.buffer<const float>(8)),
+          out(l.buffer<float>(9)), head_bytes(row_bytes<T>(p.head_dim)), kv_stride(p.n_head_kv * head_bytes) {}
 
     uint32_t group() const { return p.n_head / p.n_head_kv; }
-    // The first byte of the keys (or values) of a page, for this head.
-    size_t page(uint32_t head, uint32_t page) const {
-        return size_t(pages[page]) * KV_PAGE * kv_stride + head / group() * head_bytes;
+    // The first byte of the keys (or values) of a page of row t's sequence, for this head.
+    size_t page(uint32_t head, uint32_t t, uint32_t page) const {
+        return size_t(pages[rows[t].pages + page]) * KV_PAGE * kv_stride + head / group() * head_bytes;
     }
     size_t row(uint32_t head, uint32_t t) const { return (size_t(t) * p.n_head + head) * p.head_dim; }
     KeyRange visible(uint32_t t) const {
-        const uint32_t end = step.pos + t + 1;
+        const uint32_t pos = rows[t].pos, end = pos + 1;
+        if (p.both_ways) {
+            const uint32_t last = pos + rows[t].end - t - 1, reach = p.window ? p.window / 2 : last;
+            return {pos > reach ? pos - reach : 0, std::min(last, pos + reach) + 1};
+        }
         return {p.window && p.window < end ? end - p.window : 0, end};
+    }
+
+    // The softmax of a head before its first key: its sink, if it has one.
+    void begin(uint32_t head, float& max_score, float& sum) const {
+        max_score = p.has_sinks ? sinks[head] : LOWEST_SCORE;
+        sum = p.has_sinks ? 1 : 0;
     }
 
     // The output of a head: sums of weighted values, divided by the sum of the weights, times the gate.
@@ -52,45 +55,10 @@ struct Heads {
             for (uint32_t d = 0; d < p.head_dim; d++) to[d] = values[d] * scale;
             return;
         }
-        const float* gates = gate + (size_t(t) * p.n_head + head) * p.gate_stride + p.head_dim;
+        const float* gates = gate + (size_t(t) * p.n_head + head + 1) * p.gate_stride - p.head_dim;
         map_floats(p.head_dim, to, values, gates, [scale](vf v, vf g) { return v * scale / (1.0f + exp(-g)); });
     }
 };
-
-// Calls f(page, keys) for the pages of a range, with the range's keys in the page, counted from the page's first key.
-template <class F>
-INLINE void for_pages(KeyRange range, F&& f) {
-    for (uint32_t page = range.begin / KV_PAGE; page * KV_PAGE < range.end; page++) {
-        const uint32_t first = page * KV_PAGE;
-        f(page, KeyRange{range.begin > first ? range.begin - first : 0,
-                         range.end - first < KV_PAGE ? range.end - first : KV_PAGE});
-    }
-}
-
-// Turns n scores into weights relative to the running maximum. Returns the factor by which the sums so far shrink.
-INLINE float softmax_step(float* scores, uint32_t n, float& max_score, float& sum) {
-    float top = max_score;
-    for (uint32_t i = 0; i < n; i++) top = scores[i] > top ? scores[i] : top;
-    vf part{};
-    const uint32_t whole = n / W * W;
-    for (uint32_t i = 0; i < whole; i += W) {
-        const vf weight = exp(load<vf>(scores + i) - top);
-        part += weight;
-        store(scores + i, weight);
-    }
-    if (whole < n) {
-        float tail[W];
-        for (uint32_t i = 0; i < W; i++) tail[i] = whole + i < n ? scores[whole + i] : -HUGE_VALF;
-        const vf weight = exp(load<vf>(tail) - top);
-        part += weight;
-        store(tail, weight);
-        std::memcpy(scores + whole, tail, (n - whole) * sizeof(float));
-    }
-    const float factor = exp(splat(max_score - top))[0];
-    sum = sum * factor + sum_lanes(part);
-    max_score = top;
-    return factor;
-}
 
 // ---- decode
 
@@ -150,9 +118,9 @@ void attend_row(const Heads<T>& h, Range heads, uint32_t t) {
     float* acc = thread_scratch().take<float>(size_t(n) * (dim + 2));
     float *max_score = acc + size_t(n) * dim, *sum = max_score + n;
     std::memset(acc, 0, size_t(n) * dim * sizeof(float));
-    for (uint32_t i = 0; i < n; i++) max_score[i] = LOWEST_SCORE, sum[i] = 0;
+    for (uint32_t i = 0; i < n; i++) h.begin(heads.begin + i, max_score[i], sum[i]);
     for_pages(h.visible(t), [&](uint32_t page, KeyRange range) {
-        const size_t at = h.page(heads.begin, page) + range.begin * h.kv_stride;
+        const size_t at = h.page(heads.begin, t, page) + range.begin * h.kv_stride;
         const uint8_t *keys = h.k_cache + at, *values = h.v_cache + at;
         const uint32_t n_keys = range.end - range.begin;
         for (uint32_t i = 0; i < n; i++) {
@@ -184,8 +152,9 @@ INLINE void for_groups(const NativeLaunch& l, uint64_t begin, uint64_t end, uint
 template <class T>
 void attention_decode(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const Heads<T> h(l);
+    const uint32_t n = h.p.singles ? h.step.n_single : h.step.n_tokens;
     for_groups(l, begin, end, h.group(), [&](Range heads, uint32_t t) {
-        if (t < h.step.n_tokens) attend_row(h, heads, t);
+        if (t < n) attend_row(h, heads, t);
     });
 }
 
@@ -194,7 +163,7 @@ void attention_decode(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 constexpr uint32_t TILE_QUERIES = 32;
 static_assert(KV_PAGE % PANEL == 0);
 
-// The queries of rows [t0, t1) and heads [head0, head1), which share their keys, and their running softmax.
+// The queries of rows [t0, t1) of a run and heads [head0, head1), which share their keys, and their running softmax.
 template <class T>
 class QueryTile {
   public:
@@ -213,15 +182,14 @@ class QueryTile {
         for (uint32_t i = 0; i < n; i++) {
             const float* from = h.q + h.row(head_of(i), row_of(i));
             for (uint32_t d = 0; d < dim; d++) q[size_t(i) * dim + d] = from[d] * h.p.scale;
-            max_score[i] = LOWEST_SCORE;
-            sum[i] = 0;
+            h.begin(head_of(i), max_score[i], sum[i]);
         }
         std::memset(acc, 0, size_t(n) * width * sizeof(float));
     }
 
     void attend() {
         for_pages({h.visible(t0).begin, h.visible(row_of(n - 1)).end}, [this](uint32_t page, KeyRange range) {
-            const size_t at = h.page(head0, page);
+            const size_t at = h.page(head0, t0, page);
             score(h.k_cache + at, range);
             weigh(page * KV_PAGE);
             accumulate(h.v_cache + at, range);
@@ -239,7 +207,7 @@ class QueryTile {
         for (uint32_t r = range.begin / PANEL * PANEL; r < range.end; r += PANEL) {
             for (uint32_t j = 0; j < PANEL; j++) {
                 const uint32_t key = r + j < range.begin ? range.begin : r + j < range.end ? r + j : range.end - 1;
-                dequantise<T>(keys + key * h.kv_stride, 0, dim, unpacked + j * width);
+                unpack_head<T>(keys + key * h.kv_stride, dim, unpacked + j * width);
             }
             pack_panel(unpacked, width, int(dim), panels);
             multiply_panel(panels, q, dim, n, int(dim), scores + r, KV_PAGE);
@@ -262,15 +230,11 @@ class QueryTile {
         }
     }
 
-    static uint32_t in_page(uint32_t position, uint32_t first) {
-        return position < first ? 0 : position - first < KV_PAGE ? position - first : KV_PAGE;
-    }
-
     // acc += weights · values
     void accumulate(const uint8_t* values, KeyRange range) {
         const uint32_t n_keys = range.end - range.begin;
         for (uint32_t j = 0; j < n_keys; j++) {
-            dequantise<T>(values + (range.begin + j) * h.kv_stride, 0, dim, unpacked);
+            unpack_head<T>(values + (range.begin + j) * h.kv_stride, dim, unpacked);
             std::memset(unpacked + dim, 0, (width - dim) * sizeof(float));
             for (uint32_t c = 0; c < width; c += PANEL)
                 std::memcpy(panels + c * KV_PAGE + j * PANEL, unpacked + c, PANEL * sizeof(float));
@@ -288,9 +252,14 @@ template <class T>
 void attention_prefill(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const Heads<T> h(l);
     for_groups(l, begin, end, h.group(), [&](Range heads, uint32_t y) {
-        const Range rows = piece(h.step.n_tokens, y, l.grid[1]);
-        for (uint32_t t = rows.begin; t < rows.end; t += TILE_QUERIES)
-            QueryTile<T>(h, {t, t + TILE_QUERIES < rows.end ? t + TILE_QUERIES : rows.end}, heads).attend();
+        const uint32_t skipped = h.p.singles ? h.step.n_single : 0;
+        const Range rows = piece(h.step.n_tokens - skipped, y, l.grid[1]);
+        const uint32_t first = skipped + rows.begin, last = skipped + rows.end;
+        for (uint32_t t = first, stop; t < last; t = stop) {  // a tile ends with its run
+            stop = h.rows[t].end < last ? h.rows[t].end : last;
+            stop = t + TILE_QUERIES < stop ? t + TILE_QUERIES : stop;
+            QueryTile<T>(h, {t, stop}, heads).attend();
+        }
     });
 }
 

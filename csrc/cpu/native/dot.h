@@ -6,6 +6,15 @@
 namespace zinc {
 namespace {
 
+// The number of rows that are read side by side.
+#if defined(NATIVE_AVX512)
+constexpr int ROWS = 4;
+#else
+constexpr int ROWS = 2;
+#endif
+
+constexpr uint32_t STRIP = 64;  // rows whose products are kept until the epilogue
+
 // The blocks of a full group, each with unrolled code. 0 on machines with few vector instructions: more code, no gain.
 #if defined(NATIVE_AVX512) || defined(NATIVE_AVX2) || defined(NATIVE_NEON)
 constexpr int WHOLE_GROUPS = GROUP_BLOCKS;

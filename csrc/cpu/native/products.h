@@ -6,13 +6,6 @@
 namespace zinc {
 namespace {
 
-// The number of rows that are read side by side.
-#if defined(NATIVE_AVX512)
-constexpr int ROWS = 4;
-#else
-constexpr int ROWS = 2;
-#endif
-
 // Rows of k columns each.
 struct Matrix {
     const uint8_t* rows;
@@ -28,8 +21,6 @@ __attribute__((noinline)) void products(const Matrix& w, uint32_t first, uint32_
     for (; i + ROWS <= n; i += ROWS) dot_rows<ROWS, T>(w.row(first + i), w.row_bytes, x, w.k, out + i);
     for (; i < n; i++) dot_rows<1, T>(w.row(first + i), w.row_bytes, x, w.k, out + i);
 }
-
-constexpr uint32_t STRIP = 64;  // rows whose products are kept until the epilogue
 
 // Calls f(first, n) for strips of rows.
 template <class F>

@@ -83,12 +83,26 @@ void mul_mv_stack(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     }
 }
 
+// Rows of a head's matrix along the grid's x; heads of rows of the step, one after the other, along y and z.
+template <class T>
+void mul_heads_mv(const NativeLaunch& l, uint64_t begin, uint64_t end) {
+    const auto& p = l.as<HeadsParams>();
+    const uint32_t n_heads = l.buffer<const Step>(1)->n_tokens * p.n_head;
+    for_lines(l, begin, end, [&](const Line& line) {
+        if (line.y >= n_heads) return;
+        const Range rows = pieces(p.m, line.begin, line.end, l.grid[0]);
+        const Matrix w{l.buffer<const uint8_t>(2) + size_t(line.y % p.n_head) * p.head_bytes, p.row_bytes, p.k};
+        products<T>(w, rows.begin, rows.end - rows.begin, l.buffer<const float>(3) + size_t(line.y) * p.k,
+                    l.buffer<float>(4) + size_t(line.y) * p.m + rows.begin);
+    });
+}
+
 }  // namespace
 
 #define MUL_MV(name, T)                                                                                                \
     {"mul_mv_" name, mul_mv<T>, 1}, {"mul_mv_add_" name, mul_mv_add<T>, 1}, {"mul_mv_mix_" name, mul_mv_mix<T>, 1},    \
         {"mul_mv_swiglu_" name, mul_mv_gated<T, silu>, 1}, {"mul_mv_geglu_" name, mul_mv_gated<T, gelu>, 1},           \
-        {"mul_mv_stack_" name, mul_mv_stack<T>, 1},
+        {"mul_mv_stack_" name, mul_mv_stack<T>, 1}, {"mul_heads_mv_" name, mul_heads_mv<T>, 1},
 
 NATIVE_TABLE(products_mv) = {TENSOR_TYPES(MUL_MV){}};
 

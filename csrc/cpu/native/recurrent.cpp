@@ -1,27 +1,19 @@
-// Native kernels of the gated delta rule with its convolution and norm. kernels/ssm.metal describes each kernel. Head
-// sizes are multiples of 32, so that vectors have no tails.
-#include "shapes.h"
-#include "cpu/native/register.h"
+// Native kernels of the gated delta rule with its convolution and norm. kernels/ssm.metal describes each kernel.
+#include "cpu/native/recurrent.h"
 
 namespace zinc {
 namespace {
-
-INLINE float dot(const float* a, const float* b, uint32_t n) {
-    vf sum{};
-    for (uint32_t i = 0; i < n; i += W) sum += load<vf>(a + i) * load<vf>(b + i);
-    return sum_lanes(sum);
-}
 
 // ---- gates --------------------------------------------------------------------------------------------------------
 
 INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp(-x)); }
 
-// log(1 + e^x) = max(x, 0) + log1p(e^-|x|). log1p(u) = 2 atanh(u / (2 + u)) by its series.
-INLINE vf softplus(vf x) {
-    const vf u = exp(x < 0 ? x : -x), s = u / (2.0f + u), z = s * s;
-    vf series = z * (1.0f / 17) + 1.0f / 15;
-    UNROLL for (int n = 13; n > 0; n -= 2) series = series * z + 1.0f / float(n);
-    return (x > 0 ? x : vf{}) + 2.0f * s * series;
+// The head of q and k that a v head uses.
+uint32_t k_head_of(const SsmParams& p, uint32_t v_head) { return v_head / p.repeat % p.n_k_head; }
+
+// Several v heads share a k head: the first of them stores its inputs.
+bool owns_k_head(const SsmParams& p, uint32_t v_head) {
+    return v_head % p.repeat == 0 && v_head / p.repeat < p.n_k_head;
 }
 
 // Decay and learning rate of one head for W tokens at a time.
@@ -31,7 +23,16 @@ struct Gates {
     float a, dt_bias;
     float decays[W], rates[W];
 
-    // Rows [t, min(t + W, end)).
+    // The arrays are of all heads.
+    Gates(const SsmParams& p, uint32_t head, const float* alphas, const float* betas, const float* as,
+          const float* dt_biases)
+        : stride(p.n_v_head / p.repeat * p.gate_step), a(as[head]), dt_bias(dt_biases[head]) {
+        const uint32_t at = head / p.repeat * p.gate_step + head % p.repeat;
+        alpha = alphas + at;
+        beta = betas + at;
+    }
+
+    // Of rows [t, min(t + W, end)).
     void compute(uint32_t t, uint32_t end) {
         vf x{}, y{};
         for (uint32_t i = 0; i < W && t + i < end; i++) {
@@ -53,65 +54,42 @@ float qk_scale(const SsmParams& p, float squares, bool is_q) {
     return 1.0f / (is_q ? length * std::sqrt(float(p.d_k)) : length);
 }
 
-// One head's channels: their inputs, now and before, and their taps.
-struct HeadInput {
-    const SsmParams& p;
-    const float* qkv;   // of the head, at row 0
-    float* conv_state;  // of the head, in slot 0
-    uint32_t channels, dim, pos;
-    float taps[SSM_MAX_CONV][SSM_MAX_HEAD];  // taps[back]: for the input of `back` positions ago
+// The first channel of a head of q, k or v, in the order of the channels.
+size_t head_begin(const SsmParams& p, uint32_t head) {
+    const uint32_t n_qk = 2 * p.n_k_head;
+    return head < n_qk ? size_t(head) * p.d_k : size_t(n_qk) * p.d_k + size_t(head - n_qk) * p.d_v;
+}
 
-    HeadInput(const SsmParams& params, const Step& step, const float* all_qkv, const float* conv_w, float* ring,
-              uint32_t head)
-        : p(params), channels(n_channels(p)), pos(step.pos) {
-        const uint32_t n_qk = 2 * p.n_k_head;
-        const size_t begin = head < n_qk ? size_t(head) * p.d_k : size_t(n_qk) * p.d_k + size_t(head - n_qk) * p.d_v;
-        dim = head < n_qk ? p.d_k : p.d_v;
-        qkv = all_qkv + begin;
-        conv_state = ring + begin;
-        for (uint32_t c = 0; c < dim; c++)
-            for (uint32_t back = 0; back < p.d_conv; back++)
-                taps[back][c] = conv_w[(begin + c) * p.d_conv + p.d_conv - 1 - back];
-    }
+// The inputs of channels from `first` on.
+ConvInputs inputs_of(const SsmParams& p, const float* qkv, float* rings, size_t first) {
+    const size_t channels = n_channels(p);
+    return {p.d_conv, channels, channels, qkv + first, rings + first};
+}
 
-    float* slot(uint32_t position) const { return conv_state + size_t(position % p.d_conv) * channels; }
-    const float* row(uint32_t t) const { return qkv + size_t(t) * channels; }
+// The convolution of a head of q, k or v.
+Convolution convolution_of(const SsmParams& p, const float* qkv, const float* conv_w, float* rings, uint32_t head) {
+    const size_t first = head_begin(p, head);
+    return {inputs_of(p, qkv, rings, first), conv_w + first * p.d_conv, head < 2 * p.n_k_head ? p.d_k : p.d_v};
+}
 
-    // out[dim] = silu of the convolution at row t.
-    void silu_conv(uint32_t t, float* out) const {
-        const float* x[SSM_MAX_CONV];
-        uint32_t n = 0;  // taps that meet a position of the sequence
-        for (; n < p.d_conv && n <= pos + t; n++) x[n] = n <= t ? row(t - n) : slot(pos + t - n);
-        for (uint32_t c = 0; c < dim; c += W) {
-            vf sum{};
-            for (uint32_t back = 0; back < n; back++) sum += load<vf>(taps[back] + c) * load<vf>(x[back] + c);
-            store(out + c, silu(sum));
-        }
-    }
-
-    void keep(uint32_t t) const { std::memcpy(slot(pos + t), row(t), dim * sizeof(float)); }
-};
-
-// Tokens are divided in whole groups of SSM_MAX_CONV. Only the first piece looks back past the step, so only it has the
-// ring.
 void ssm_conv1d(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<SsmParams>();
-    const Step step = *l.buffer<const Step>(1);
+    const uint32_t n = l.buffer<const Step>(1)->n_tokens;
+    const Row* rows = l.buffer<const Row>(2);
     for (uint64_t i = begin; i < end; i++) {
-        const uint32_t head = uint32_t(i % l.grid[0]), y = uint32_t(i / l.grid[0]), n = step.n_tokens;
-        const Range groups = piece((n + SSM_MAX_CONV - 1) / SSM_MAX_CONV, y, l.grid[1]);
+        const uint32_t head = uint32_t(i % l.grid[0]);
+        const Range groups = piece((n + CONV_TOKENS - 1) / CONV_TOKENS, i / l.grid[0], l.grid[1]);
         if (groups.begin == groups.end) continue;
-        const uint32_t last = groups.end * SSM_MAX_CONV < n ? groups.end * SSM_MAX_CONV : n;
-        const HeadInput input(p, step, l.buffer<const float>(2), l.buffer<const float>(3), l.buffer<float>(4), head);
-        for (uint32_t t = groups.begin * SSM_MAX_CONV; t < last; t++) {
-            float* out = l.buffer<float>(5) + (input.row(t) - l.buffer<const float>(2));
-            input.silu_conv(t, out);
+        const uint32_t last = groups.end * CONV_TOKENS < n ? groups.end * CONV_TOKENS : n;
+        const Convolution conv =
+            convolution_of(p, l.buffer<const float>(3), l.buffer<const float>(4), l.buffer<float>(5), head);
+        for (uint32_t t = groups.begin * CONV_TOKENS; t < last; t++) {
+            float* out = l.buffer<float>(6) + (conv.inputs.row(t) - l.buffer<const float>(3));
+            conv.silu_conv(rows[t], t, nullptr, out);
             if (head >= 2 * p.n_k_head) continue;
             const float scale = qk_scale(p, dot(out, out, p.d_k), head < p.n_k_head);
             for (uint32_t c = 0; c < p.d_k; c += W) store(out + c, load<vf>(out + c) * scale);
         }
-        if (y > 0) continue;
-        for (uint32_t t = n < p.d_conv ? 0 : n - p.d_conv; t < n; t++) input.keep(t);
     }
 }
 
@@ -146,45 +124,65 @@ INLINE void update_columns(float* s, uint32_t d_k, const Token& token, const flo
     }
 }
 
-constexpr uint32_t PREFETCH_TOKENS = 2;  // ahead: rows lie too far apart for the hardware to foresee
-
-INLINE void prefetch(const float* x, uint32_t n) {
-    for (uint32_t i = 0; i < n; i += 64 / sizeof(float)) __builtin_prefetch(x + i);
+// Rows [begin, end) of a run on n columns of a head. q, v and o are of row `begin`. Not inlined: the loop needs all
+// registers.
+__attribute__((noinline)) void delta_rows(const SsmParams& p, Gates& gates, uint32_t begin, uint32_t end,
+                                          const float* q, const float* v, uint32_t n, float* o, float* state) {
+    const size_t channels = n_channels(p), d_inner = size_t(p.n_v_head) * p.d_v, to_k = size_t(p.n_k_head) * p.d_k;
+    const uint32_t d_k = p.d_k;
+    for (uint32_t t = 0; t < end - begin; t++, q += channels, v += channels, o += d_inner) {
+        if (t % W == 0) gates.compute(begin + t, end);
+        const float* k = q + to_k;
+        if (begin + t + PREFETCH_TOKENS < end) {
+            prefetch(q + PREFETCH_TOKENS * channels, d_k);
+            prefetch(k + PREFETCH_TOKENS * channels, d_k);
+            prefetch(v + PREFETCH_TOKENS * channels, n);
+            prefetch(o + PREFETCH_TOKENS * d_inner, n);
+        }
+        const Token token{q, k, dot(k, q, d_k), gates.decays[t % W], gates.rates[t % W]};
+        for (uint32_t c = 0; c < n; c += COLUMNS) update_columns(state + c * d_k, d_k, token, v + c, o + c);
+    }
 }
 
+// Columns [columns.begin, columns.end) COLUMNS of a head, in one run.
+void delta_run(const NativeLaunch& l, const SsmParams& p, const Row& run, uint32_t head, Range columns) {
+    const size_t channels = n_channels(p), d_inner = size_t(p.n_v_head) * p.d_v;
+    const uint32_t first = columns.begin * COLUMNS, n = (columns.end - columns.begin) * COLUMNS;
+    float* state = begin_state(l.buffer<float>(10), run, d_inner, size_t(head) * p.d_v + first, n, p.d_k);
+    const float* q = l.buffer<const float>(4) + run.begin * channels + size_t(k_head_of(p, head)) * p.d_k;
+    const float* v = l.buffer<const float>(4) + run.begin * channels + head_begin(p, 2 * p.n_k_head + head) + first;
+    float* o = l.buffer<float>(11) + run.begin * d_inner + size_t(head) * p.d_v + first;
+    Gates gates(p, head, l.buffer<const float>(5), l.buffer<const float>(6), l.buffer<const float>(7),
+                l.buffer<const float>(8));
+    delta_rows(p, gates, run.begin, run.end, q, v, n, o, state);
+}
+
+// Piece x of `pieces` of a head's inputs.
+void store_inputs(const NativeLaunch& l, const SsmParams& p, const Row& run, uint32_t head, uint32_t x,
+                  uint32_t pieces) {
+    const auto store_head = [&](uint32_t conv_head, uint32_t dim) {
+        const Range range = piece(dim, x, pieces);
+        const size_t first = head_begin(p, conv_head) + range.begin;
+        inputs_of(p, l.buffer<const float>(3), l.buffer<float>(9), first).keep_run(run, range.end - range.begin);
+    };
+    store_head(2 * p.n_k_head + head, p.d_v);
+    if (!owns_k_head(p, head)) return;
+    store_head(k_head_of(p, head), p.d_k);
+    store_head(p.n_k_head + k_head_of(p, head), p.d_k);
+}
+
+// Work is numbered with z fastest, so that neighbours are equally long.
 void ssm_delta(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<SsmParams>();
     const Step step = *l.buffer<const Step>(1);
-    if (step.n_tokens == 0) return;
-    const size_t channels = n_channels(p), d_inner = size_t(p.n_v_head) * p.d_v;
+    const Row* rows = l.buffer<const Row>(2);
+    const uint32_t width = l.grid[0], n_z = l.grid[2];
     for (uint64_t i = begin; i < end; i++) {
-        const uint32_t head = uint32_t(i / l.grid[0]), k_head = head % p.n_k_head;
-        const Range columns = piece(p.d_v / COLUMNS, i % l.grid[0], l.grid[0]);
-        const uint32_t first = columns.begin * COLUMNS, n = (columns.end - columns.begin) * COLUMNS;
-        float* state = l.buffer<float>(7) + (size_t(head) * p.d_v + first) * p.d_k;
-        if (step.pos == 0) std::memset(state, 0, size_t(n) * p.d_k * sizeof(float));
-        const float* q = l.buffer<const float>(2) + size_t(k_head) * p.d_k;
-        const float* v = l.buffer<const float>(2) + 2 * size_t(p.n_k_head) * p.d_k + size_t(head) * p.d_v + first;
-        float* o = l.buffer<float>(8) + size_t(head) * p.d_v + first;
-        Gates gates{l.buffer<const float>(3) + head,
-                    l.buffer<const float>(4) + head,
-                    p.n_v_head,
-                    l.buffer<const float>(5)[head],
-                    l.buffer<const float>(6)[head],
-                    {},
-                    {}};
-        for (uint32_t t = 0; t < step.n_tokens; t++, q += channels, v += channels, o += d_inner) {
-            if (t % W == 0) gates.compute(t, step.n_tokens);
-            const float* k = q + size_t(p.n_k_head) * p.d_k;
-            if (t + PREFETCH_TOKENS < step.n_tokens) {
-                prefetch(q + PREFETCH_TOKENS * channels, p.d_k);
-                prefetch(k + PREFETCH_TOKENS * channels, p.d_k);
-                prefetch(v + PREFETCH_TOKENS * channels, n);
-                prefetch(o + PREFETCH_TOKENS * d_inner, n);
-            }
-            const Token token{q, k, dot(k, q, p.d_k), gates.decays[t % W], gates.rates[t % W]};
-            for (uint32_t c = 0; c < n; c += COLUMNS) update_columns(state + c * p.d_k, p.d_k, token, v + c, o + c);
-        }
+        const uint32_t z = uint32_t(i % n_z), x = uint32_t(i / n_z % width), head = uint32_t(i / n_z / width);
+        for_runs(step, rows, z, n_z, [&](const Row& row) {
+            delta_run(l, p, row, head, piece(p.d_v / COLUMNS, x, width));
+            store_inputs(l, p, row, head, x, width);
+        });
     }
 }
 
@@ -210,20 +208,41 @@ void ssm_norm(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     }
 }
 
-// ---- one token, all in one ----------------------------------------------------------------------------------------
+// ---- the inputs of older files ------------------------------------------------------------------------------------
 
-void step_head(const NativeLaunch& l, const SsmParams& p, const Step& step, uint32_t head) {
+void ssm_ungroup(const NativeLaunch& l, uint64_t begin, uint64_t end) {
+    const auto& p = l.as<SsmParams>();
+    const size_t channels = n_channels(p), d_inner = size_t(p.n_v_head) * p.d_v, d_values = d_inner / p.n_k_head;
+    const uint32_t n_tokens = l.buffer<const Step>(1)->n_tokens;
+    for (uint64_t i = begin; i < end && i / l.grid[0] < n_tokens; i++) {
+        const size_t t = i / l.grid[0];
+        const Range heads = piece(p.n_k_head, i % l.grid[0], l.grid[0]);
+        float *q = l.buffer<float>(3) + t * channels, *k = q + size_t(p.n_k_head) * p.d_k;
+        float *v = k + size_t(p.n_k_head) * p.d_k, *z = l.buffer<float>(4) + t * d_inner;
+        for (size_t head = heads.begin; head < heads.end; head++) {
+            const float* x = l.buffer<const float>(2) + (t * p.n_k_head + head) * 2 * (p.d_k + d_values);
+            std::memcpy(q + head * p.d_k, x, p.d_k * sizeof(float));
+            std::memcpy(k + head * p.d_k, x + p.d_k, p.d_k * sizeof(float));
+            std::memcpy(v + head * d_values, x + 2 * p.d_k, d_values * sizeof(float));
+            std::memcpy(z + head * d_values, x + 2 * p.d_k + d_values, d_values * sizeof(float));
+        }
+    }
+}
+
+// ---- runs of one row, all in one ----------------------------------------------------------------------------------
+
+void step_head(const NativeLaunch& l, const SsmParams& p, const Row& row, uint32_t t, uint32_t head) {
     float q[SSM_MAX_HEAD], k[SSM_MAX_HEAD], v[SSM_MAX_HEAD], o[SSM_MAX_HEAD];
-    const uint32_t k_head = head % p.n_k_head;
-    // Several v heads share a k head. The first of them stores its inputs, in a slot that no v head reads.
+    const uint32_t k_head = k_head_of(p, head);
+    // In place, no v head reads the entry that is stored.
     const auto convolve = [&](uint32_t conv_head, float* out, bool is_owner) {
-        const HeadInput input(p, step, l.buffer<const float>(2), l.buffer<const float>(6), l.buffer<float>(10),
-                              conv_head);
-        input.silu_conv(0, out);
-        if (is_owner) input.keep(0);
+        const Convolution conv =
+            convolution_of(p, l.buffer<const float>(3), l.buffer<const float>(7), l.buffer<float>(11), conv_head);
+        conv.silu_conv(row, t, nullptr, out);
+        if (is_owner) conv.inputs.keep(row, t, conv.n);
     };
-    convolve(k_head, q, head == k_head);
-    convolve(p.n_k_head + k_head, k, head == k_head);
+    convolve(k_head, q, owns_k_head(p, head));
+    convolve(p.n_k_head + k_head, k, owns_k_head(p, head));
     convolve(2 * p.n_k_head + head, v, true);
     const float q_scale = qk_scale(p, dot(q, q, p.d_k), true), k_scale = qk_scale(p, dot(k, k, p.d_k), false);
     for (uint32_t i = 0; i < p.d_k; i += W) {
@@ -231,27 +250,24 @@ void step_head(const NativeLaunch& l, const SsmParams& p, const Step& step, uint
         store(k + i, load<vf>(k + i) * k_scale);
     }
 
-    Gates gates{l.buffer<const float>(4) + head,
-                l.buffer<const float>(5) + head,
-                p.n_v_head,
-                l.buffer<const float>(7)[head],
-                l.buffer<const float>(8)[head],
-                {},
-                {}};
-    gates.compute(0, 1);
+    Gates gates(p, head, l.buffer<const float>(5), l.buffer<const float>(6), l.buffer<const float>(8),
+                l.buffer<const float>(9));
+    gates.compute(t, t + 1);
     const Token token{q, k, dot(k, q, p.d_k), gates.decays[0], gates.rates[0]};
-    float* state = l.buffer<float>(11) + size_t(head) * p.d_v * p.d_k;
-    if (step.pos == 0) std::memset(state, 0, size_t(p.d_v) * p.d_k * sizeof(float));
+    const size_t first = size_t(head) * p.d_v;
+    float* state = begin_state(l.buffer<float>(12), row, size_t(p.n_v_head) * p.d_v, first, p.d_v, p.d_k);
     for (uint32_t c = 0; c < p.d_v; c += COLUMNS) update_columns(state + c * p.d_k, p.d_k, token, v + c, o + c);
-    gated_norm(p, o, l.buffer<const float>(3) + size_t(head) * p.d_v, l.buffer<const float>(9),
-               l.buffer<float>(12) + size_t(head) * p.d_v);
+    const size_t at = (size_t(t) * p.n_v_head + head) * p.d_v;
+    gated_norm(p, o, l.buffer<const float>(4) + at, l.buffer<const float>(10), l.buffer<float>(13) + at);
 }
 
 void ssm_step(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<SsmParams>();
-    const Step step = *l.buffer<const Step>(1);
-    if (step.n_tokens == 0) return;
-    for (uint64_t head = begin; head < end; head++) step_head(l, p, step, uint32_t(head));
+    const uint32_t n_tokens = l.buffer<const Step>(1)->n_tokens;
+    for (uint64_t i = begin; i < end && i / l.grid[0] < n_tokens; i++) {
+        const uint32_t t = uint32_t(i / l.grid[0]);
+        step_head(l, p, l.buffer<const Row>(2)[t], t, uint32_t(i % l.grid[0]));
+    }
 }
 
 }  // namespace
@@ -259,6 +275,7 @@ void ssm_step(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 // One native kernel serves every class of d_k.
 #define SSM(d_k) {"ssm_delta_" #d_k, ssm_delta, 1}, {"ssm_step_" #d_k, ssm_step, 1},
 
-NATIVE_TABLE(recurrent) = {SSM_CLASSES(SSM){"ssm_conv1d", ssm_conv1d, 1}, {"ssm_norm", ssm_norm, 1}, {}};
+NATIVE_TABLE(recurrent) = {
+    SSM_CLASSES(SSM){"ssm_conv1d", ssm_conv1d, 1}, {"ssm_norm", ssm_norm, 1}, {"ssm_ungroup", ssm_ungroup, 1}, {}};
 
 }  // namespace zinc

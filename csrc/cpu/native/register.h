@@ -7,12 +7,15 @@
 #include "cpu/native/kernel.h"
 #include "cpu/native/simd.h"
 
-#define NATIVE_JOIN2(a, b) a##_##b
-#define NATIVE_JOIN(a, b) NATIVE_JOIN2(a, b)
+#define NATIVE_JOIN2(family, group, isa) native_##family##group##_##isa
+#define NATIVE_JOIN(family, group, isa) NATIVE_JOIN2(family, group, isa)
+#ifndef NATIVE_GROUP
+#define NATIVE_GROUP  // of the types of quant_types.h: none
+#endif
 // NATIVE_TABLE(mul_mv) = {{"name", fn, grain}, ...}; ends with a kernel without a name.
 #define NATIVE_TABLE(family)                                                                                           \
-    extern const NativeKernel NATIVE_JOIN(native_##family, NATIVE_ISA)[];                                              \
-    const NativeKernel NATIVE_JOIN(native_##family, NATIVE_ISA)[]
+    extern const NativeKernel NATIVE_JOIN(family, NATIVE_GROUP, NATIVE_ISA)[];                                         \
+    const NativeKernel NATIVE_JOIN(family, NATIVE_GROUP, NATIVE_ISA)[]
 
 namespace zinc {
 namespace {
@@ -43,6 +46,13 @@ INLINE void for_lines(const NativeLaunch& l, uint64_t begin, uint64_t end, F&& f
         f(Line{uint32_t(y), begin - y * width, stop - y * width});
         begin = stop;
     }
+}
+
+// Calls f(x, y) for threadgroups [begin, end) of a grid whose y is rows of the step. Skips rows that are not real.
+template <class F>
+INLINE void for_rows(const NativeLaunch& l, uint64_t begin, uint64_t end, uint32_t n_tokens, F&& f) {
+    for (uint64_t i = begin; i < end; i++)
+        if (i / l.grid[0] < n_tokens) f(uint32_t(i % l.grid[0]), uint32_t(i / l.grid[0]));
 }
 
 // The range of [0, n) for threadgroups [begin, end) of a grid `width` wide.

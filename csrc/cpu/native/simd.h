@@ -120,6 +120,17 @@ INLINE f32x8 floats_of_bytes(uint64_t eight) {
 #endif
 }
 
+// The bits of a number, from the lowest on, at the places of a mask's bits.
+INLINE uint64_t spread_bits(uint64_t bits, uint64_t mask) {
+#if defined(__BMI2__)
+    return _pdep_u64(bits, mask);
+#else
+    uint64_t spread = 0;
+    for (; mask; mask &= mask - 1, bits >>= 1) spread |= (bits & 1) * (mask & -mask);
+    return spread;
+#endif
+}
+
 template <int DISTANCE, class V, size_t... I>
 INLINE V swap_lanes(V v, std::index_sequence<I...>) {
     return __builtin_shufflevector(v, v, int(I ^ DISTANCE)...);
@@ -244,6 +255,19 @@ INLINE vf silu(vf x) { return x / (1.0f + exp(-x)); }
 INLINE vf gelu(vf x) {
     const vf u = 0.7978845608f * (x + 0.044715f * x * x * x);
     return x / (1.0f + exp(-2.0f * u));
+}
+
+// SwiGLU with clamped factors and a shifted one (gpt-oss).
+INLINE vf swiglu_clamped(vf gate, vf up) {
+    const vf g = gate < 7.0f ? gate : splat(7.0f), low = up < -7.0f ? splat(-7.0f) : up;
+    const vf u = low < 7.0f ? low : splat(7.0f);
+    return g / (1.0f + exp(-1.702f * g)) * (u + 1.0f);
+}
+
+// Squared ReLU.
+INLINE vf relu2(vf x) {
+    const vf positive = x > 0.0f ? x : vf{};
+    return positive * positive;
 }
 
 // Applies `apply(vf...) -> vf` to rows of n floats, with a padded last vector.

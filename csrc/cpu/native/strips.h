@@ -3,14 +3,13 @@
 
 #include <algorithm>
 
-#include "cpu/native/quants.h"
+#include "cpu/native/dot.h"
 #include "cpu/native/register.h"
 #include "cpu/native/tile.h"
 
 namespace zinc {
 namespace {
 
-constexpr uint32_t STRIP = 64;        // rows of W
 constexpr size_t FEW_TOKENS = 24;     // up to here, unpacking costs so much that a panel is not worth its packing
 constexpr uint32_t PANEL_PART = 128;  // columns of a panel, which then stays in the L1 cache
 constexpr uint32_t DOT_ROWS = 16;     // rows that dot products take at a time; whole vectors of them

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/device.h"
@@ -43,8 +44,9 @@ class InFlight {
     }
 
     // Returns a submission's ticket. After a failure that passes, and if the poll throws, all work in flight ends
-    // first.
-    uint64_t begin(const Poll& poll = {}) {
+    // first. awaited: somebody will wait for it. Otherwise the next begin() throws its failure, unless wait() does so
+    // for work behind it.
+    uint64_t begin(const Poll& poll = {}, bool awaited = true) {
         std::unique_lock lock(mutex_);
         throw_lasting();
         or_all(lock, [&] {
@@ -53,8 +55,9 @@ class InFlight {
         });
         throw_lasting();
         unsettled_ = false;
+        if (const uint64_t untold = std::exchange(untold_, 0)) throw_failure_of(untold);
         ++last_ticket_;
-        submissions_[last_ticket_ % limit] = {last_ticket_, n_committed_, n_committed_, {}};
+        submissions_[last_ticket_ % limit] = {last_ticket_, n_committed_, n_committed_, awaited, {}};
         return last_ticket_;
     }
 
@@ -110,10 +113,19 @@ class InFlight {
         const bool known = submissions_[ticket % limit].ticket == ticket;
         const uint64_t last = known ? submissions_[ticket % limit].last : n_committed_;
         or_all(lock, [&] { wait_until_ended(lock, last, poll); });
-        if (is_spoilt(ticket)) wait_unasked(lock, n_committed_);
+        if (is_spoilt(ticket)) {
+            wait_unasked(lock, n_committed_);
+            untold_ = 0;
+        }
         throw_failure_of(ticket);
         const Submission& submission = submissions_[ticket % limit];
         return submission.ticket == ticket ? submission.times : RunTimes();
+    }
+
+    // Waits for this command buffer and all before it.
+    void wait_for(uint64_t number) noexcept {
+        std::unique_lock lock(mutex_);
+        wait_unasked(lock, number);
     }
 
     // Waits for everything in flight. False if the GPU is lost, and so may still write to the buffers.
@@ -156,6 +168,7 @@ class InFlight {
     struct Submission {
         uint64_t ticket = 0;
         uint64_t before = 0, last = 0;  // command buffers: the one before its first, and its last
+        bool awaited = true;
         RunTimes times;
     };
     // Submissions that a failure spoiled and the device outlived.
@@ -242,6 +255,7 @@ class InFlight {
     void fail(const Failure& failure, uint64_t ticket) noexcept {
         if (!failure.passes) return keep(failure.text.c_str());
         unsettled_ = true;
+        if (!submissions_[ticket % limit].awaited) untold_ = ticket;
         if (!spoilt_.empty() && spoilt_.back().to >= ticket) {
             spoilt_.back().to = last_ticket_;
             return;
@@ -278,6 +292,7 @@ class InFlight {
     uint64_t n_ended_ = 0;      // in any order, also abandoned command buffers
     uint64_t n_completed_ = 0;
     bool lost_ = false, unsettled_ = false;
+    uint64_t untold_ = 0;                 // a submission that failed and that nobody waits for
     std::optional<std::string> lasting_;  // the first failure that lasts
     std::vector<Spoilt> spoilt_;
 };

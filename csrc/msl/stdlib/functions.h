@@ -154,6 +154,26 @@ MSL_BINARY_T(min, y < x ? y : x)
         MSL_COMPONENTS(typename detail::Shape<V>::T, detail::Shape<V>::n, name(p.data[i], q.data[i], r.data[i]))       \
     }
 MSL_TERNARY_T(fma, std::fma(float(x), float(y), float(z)))
+// Two bytes of a word, the lower or the upper two, each below the byte `over`: see kernels/common.h.
+METAL_FUNC uint spread_bytes(uint word, bool upper, uint over) {
+#ifdef __CUDACC__
+    return __byte_perm(word, over, upper ? 0x4342 : 0x4140);
+#else
+    const uint two = upper ? word >> 16 : word;
+    return (two & 0xFF) | (two << 8 & 0xFF0000) | over << 8 | over << 24;
+#endif
+}
+
+#ifdef __CUDACC__
+// Two at once, rounded once.
+METAL_FUNC vec<half, 2> fma(const vec<half, 2>& a, const vec<half, 2>& b, const vec<half, 2>& c) {
+    uint out;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;"
+        : "=r"(out)
+        : "r"(as_type<uint>(a)), "r"(as_type<uint>(b)), "r"(as_type<uint>(c)));
+    return as_type<vec<half, 2>>(out);
+}
+#endif
 MSL_TERNARY_T(mix, x + (y - x) * z)
 MSL_TERNARY_T(clamp, min(max(x, y), z))
 #undef MSL_TERNARY_T

@@ -13,6 +13,11 @@ METAL_FUNC void simdgroup_barrier(mem_flags flags, const char* file = __builtin_
     zinc::msl::simdgroup_barrier(uint(flags), {"simdgroup_barrier", file, line});
 }
 
+METAL_FUNC void copy_eight(vec<uint, 2>* to, const vec<uint, 2>* from) { *to = *from; }
+METAL_FUNC void end_copies() {}
+template <uint N>
+METAL_FUNC void wait_for_copies() {}
+
 }  // namespace metal
 
 namespace zinc::msl {

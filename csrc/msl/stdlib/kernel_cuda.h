@@ -16,6 +16,17 @@ namespace metal {
 METAL_FUNC void threadgroup_barrier(mem_flags) { __syncthreads(); }
 METAL_FUNC void simdgroup_barrier(mem_flags) { __syncwarp(); }
 
+// Copies to shared memory that need no registers.
+METAL_FUNC void copy_eight(vec<uint, 2>* to, const vec<uint, 2>* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(uint(__cvta_generic_to_shared(to))), "l"(from)
+                 : "memory");
+}
+METAL_FUNC void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <uint N>
+METAL_FUNC void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
 }  // namespace metal
 
 namespace zinc::msl {

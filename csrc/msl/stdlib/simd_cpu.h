@@ -162,5 +162,50 @@ METAL_FUNC void multiply_accumulate_each(C (&c)[M], const A (&a)[M], const B& b,
         c[i].thread_elements() = multiply_accumulate(a[i].held, b.held, c[i].thread_elements(), file, line);
 }
 
+template <class M, class T, uint N>
+METAL_FUNC void load_columns(M (&m)[N], const T* source, ulong stride, const char* file, uint line) {
+    for (uint i = 0; i < N; i++) simdgroup_load(m[i], source + 8 * i, stride, ulong2(0), false, file, line);
+}
+
+template <class M, uint N, class F>
+METAL_FUNC void fill_columns(M (&m)[N], const F& f) {
+    const uint lane = current_lane();
+    for (uint i = 0; i < N; i++) {
+        for (uint j = 0; j < 2; j++) {
+            const uint column = 8 * i + matrix_col(lane) + j;
+            m[i].thread_elements().data[j] = as_type<vec<half, 4>>(f(matrix_row(lane), column / 4)).data[column % 4];
+        }
+    }
+}
+
+template <class M, class T, uint N>
+METAL_FUNC void load_columns_transposed(M (&m)[N], const T* x, ulong stride, uint first, uint n, const char* file,
+                                        uint line) {
+    arrive("load_columns_transposed", file, line);
+    const uint lane = current_lane(), column = matrix_row(lane);
+    for (uint i = 0; i < N; i++) {
+        for (uint j = 0; j < 2; j++) {
+            const uint row = first + matrix_col(lane) + j;
+            m[i].thread_elements().data[j] = x[(row < n ? row : n - 1) * stride + 8 * i + column];
+        }
+    }
+}
+
+template <bool ACCUMULATE, class C, class A, class B, uint M, uint N>
+METAL_FUNC void multiply_all(C (&c)[M], const A (&a)[M][N], const B (&b)[N], const char* file, uint line) {
+    for (uint i = 0; i < M; i++) {
+        if (!ACCUMULATE) c[i].thread_elements() = vec<float, 2>(0.0f);
+        for (uint j = 0; j < N; j++) simdgroup_multiply_accumulate(c[i], a[i][j], b[j], c[i], file, line);
+    }
+}
+
+template <class C, uint N>
+METAL_FUNC void sum_columns(C& c, const C (&b)[N], const char* file, uint line) {
+    C ones;
+    ones.thread_elements() = vec<float, 2>(1.0f);
+    c.thread_elements() = vec<float, 2>(0.0f);
+    for (uint j = 0; j < N; j++) simdgroup_multiply_accumulate(c, ones, b[j], c, file, line);
+}
+
 }  // namespace detail
 }  // namespace metal

@@ -228,6 +228,99 @@ METAL_FUNC void multiply_accumulate_each(C (&c)[M], const A (&a)[M], const B& b,
     }
 }
 
+// Neighbours in memory, as one load.
+template <class T, uint N>
+struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Neighbours {
+    T of[N];
+};
+
+// A lane takes four neighbours of its row for every two matrices.
+template <class T>
+METAL_FUNC vec<T, 2> pair_of(const T* two) {
+    vec<T, 2> pair;
+    pair.data[0] = two[0];
+    pair.data[1] = two[1];
+    return pair;
+}
+
+template <class M, class T, uint N>
+METAL_FUNC void load_columns(M (&m)[N], const T* source, ulong stride, const char*, uint) {
+    static_assert(N % 2 == 0);
+    const T* at = source + matrix_row(current_lane()) * stride + 2 * matrix_col(current_lane());
+#pragma unroll
+    for (uint i = 0; i < N; i++) {
+        const auto four = *reinterpret_cast<const Neighbours<T, 4>*>(at + i / 2 * 16);
+        m[i].held.change() = pair_of(four.of + i % 2 * 2);
+    }
+}
+
+template <class M, class T, uint N>
+METAL_FUNC void load_columns_transposed(M (&m)[N], const T* x, ulong stride, uint first, uint n, const char*, uint) {
+    static_assert(N % 2 == 0);
+    const T* at = x + min(first + matrix_row(current_lane()), n - 1) * stride + 2 * matrix_col(current_lane());
+#pragma unroll
+    for (uint i = 0; i < N; i++) {
+        const auto four = *reinterpret_cast<const Neighbours<T, 4>*>(at + i / 2 * 16);
+        m[i].held.crossed = pair_of(four.of + i % 2 * 2);
+        m[i].held.has_crossed = true;
+    }
+}
+
+template <class M, uint N, class F>
+METAL_FUNC void fill_columns(M (&m)[N], const F& f) {
+    static_assert(N % 2 == 0);
+#pragma unroll
+    for (uint i = 0; i < N; i += 2) {
+        const uint2 four = f(matrix_row(current_lane()), 2 * i + current_lane() % 4);
+        m[i].held.change() = as_type<vec<half, 2>>(four.x);
+        m[i + 1].held.change() = as_type<vec<half, 2>>(four.y);
+    }
+}
+
+METAL_FUNC uint2 bits_of(const vec<half, 2>& v) {
+    return uint2(__float_as_uint(float(v.x)), __float_as_uint(float(v.y)));
+}
+
+// The matrix unit adds the products of up to 32 columns: it rounds few sums. Halves fit into its numbers.
+template <bool ACCUMULATE, class C, class A, class B, uint M, uint N>
+METAL_FUNC void multiply_all(C (&c)[M], const A (&a)[M][N], const B (&b)[N], const char*, uint) {
+    static_assert(M % 2 == 0 && N <= 4);
+#pragma unroll
+    for (uint i = 0; i < M; i += 2) {
+        float4 sum(0.0f);
+#pragma unroll
+        for (uint j = 0; j < N; j++) {
+            const Split right(b[j].held.right());
+            if constexpr (std::is_same_v<decltype(A::held), Held<half>>) {
+                const uint2 upper = bits_of(a[i][j].held.elements), lower = bits_of(a[i + 1][j].held.elements);
+                multiply_tf32(sum, upper, lower, right.low);
+                multiply_tf32(sum, upper, lower, right.high);
+            } else {
+                const Split upper(as_float2(a[i][j].held.elements)), lower(as_float2(a[i + 1][j].held.elements));
+                multiply_tf32(sum, upper.low, lower.low, right.high);
+                multiply_tf32(sum, upper.high, lower.high, right.low);
+                multiply_tf32(sum, upper.high, lower.high, right.high);
+            }
+        }
+        const float2 first(sum.x, sum.y), second(sum.z, sum.w);
+        c[i].held.change() = ACCUMULATE ? c[i].held.elements + first : first;
+        c[i + 1].held.change() = ACCUMULATE ? c[i + 1].held.elements + second : second;
+    }
+}
+
+template <class C, uint N>
+METAL_FUNC void sum_columns(C& c, const C (&b)[N], const char*, uint) {
+    float2 all(0.0f);
+#pragma unroll
+    for (uint j = 0; j < N; j++) all += b[j].held.right();
+    const Split right(all);
+    const uint2 ones(__float_as_uint(1.0f));
+    float4 sum(0.0f);
+    multiply_tf32(sum, ones, ones, right.low);
+    multiply_tf32(sum, ones, ones, right.high);
+    c.held.change() = float2(sum.x, sum.y);
+}
+
 template <class Rule, class T>
 METAL_FUNC T exchange(const T& value, uint argument, const char*, const char*, uint) {
     return Rule::apply(value, argument);

@@ -94,4 +94,62 @@ METAL_FUNC void multiply_accumulate_each(simdgroup_float8x8 (&c)[M], const simdg
     detail::multiply_accumulate_each(c, a, b, file, line);
 }
 
+// Blocks of 8 by 8 N columns, as N matrices: see kernels/common.h, which has these functions for Metal.
+template <class T, uint N>
+METAL_FUNC void load_columns(simdgroup_matrix<T, 8, 8> (&m)[N], const T* source, ulong stride, MSL_SITE) {
+    detail::load_columns(m, source, stride, file, line);
+}
+// A left block of halves, four columns at a time: f(row, i) has the columns from 4 i on of a row, as two words.
+template <uint N, class F>
+METAL_FUNC void fill_columns(simdgroup_half8x8 (&m)[N], const F& f) {
+    detail::fill_columns(m, f);
+}
+template <class T, uint N>
+METAL_FUNC void load_columns_transposed(simdgroup_matrix<T, 8, 8> (&m)[N], const T* x, ulong stride, uint first, uint n,
+                                        MSL_SITE) {
+    detail::load_columns_transposed(m, x, stride, first, n, file, line);
+}
+template <class A, class B, uint M, uint N>
+METAL_FUNC void multiply_accumulate_all(simdgroup_float8x8 (&c)[M], const simdgroup_matrix<A, 8, 8> (&a)[M][N],
+                                        const simdgroup_matrix<B, 8, 8> (&b)[N], MSL_SITE) {
+    detail::multiply_all<true>(c, a, b, file, line);
+}
+template <class A, class B, uint M, uint N>
+METAL_FUNC void multiply_all(simdgroup_float8x8 (&c)[M], const simdgroup_matrix<A, 8, 8> (&a)[M][N],
+                             const simdgroup_matrix<B, 8, 8> (&b)[N], MSL_SITE) {
+    detail::multiply_all<false>(c, a, b, file, line);
+}
+template <uint N>
+METAL_FUNC void sum_columns(simdgroup_float8x8& c, const simdgroup_float8x8 (&b)[N], MSL_SITE) {
+    detail::sum_columns(c, b, file, line);
+}
+
+// A B + c for A of 16 by 16 and B of 16 by 8 bfloats, two a word. Lane 4 g + t has, of A, columns 2 t and 2 t + 1 of
+// row g, then of row g + 8, then columns 8 + 2 t and 9 + 2 t of both; of B the same rows of column g; of c and the
+// result columns 2 t and 2 t + 1 of row g, then of row g + 8. MSL has no such function.
+METAL_FUNC float4 multiply_16x16x8(const uint4& a, const uint2& b, const float4& c) {
+    float4 sum = c;
+#ifdef __CUDACC__
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %11, %12, %13};"
+        : "=f"(sum.x), "=f"(sum.y), "=f"(sum.z), "=f"(sum.w)
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "f"(c.x), "f"(c.y), "f"(c.z), "f"(c.w));
+#else
+    const uint lane = detail::current_lane(), row = lane / 4 * 4, column = lane % 4 * 8;
+    const auto dot = [](uint u, uint v) {
+        return as_type<float>(u << 16) * as_type<float>(v << 16) +
+               as_type<float>(u & 0xFFFF0000u) * as_type<float>(v & 0xFFFF0000u);
+    };
+    for (uint t = 0; t < 4; t++) {
+        const uint4 left = simd_shuffle(a, ushort(row + t));
+        const uint2 first = simd_shuffle(b, ushort(column + t)), second = simd_shuffle(b, ushort(column + 4 + t));
+        sum.x += dot(left.x, first.x) + dot(left.z, first.y);
+        sum.y += dot(left.x, second.x) + dot(left.z, second.y);
+        sum.z += dot(left.y, first.x) + dot(left.w, first.y);
+        sum.w += dot(left.y, second.x) + dot(left.w, second.y);
+    }
+#endif
+    return sum;
+}
+
 }  // namespace metal

@@ -1,0 +1,48 @@
+#include "mul_few_rows.h"
+#include "mul_stack.h"
+
+// Stacks of 2 to 8 rows of activations, as mul_mv_stack is for one: weights are read once for N rows. More rows are
+// more threadgroups, which find the weights in a cache.
+
+// Blocks of two rows of activations that NVIDIA's compiler has on their way at once. More rows lack the registers.
+constant constexpr uint FEW_STACK_UNROLL = PER_DEVICE(1, 4);
+
+// Grid: (ceil(simdgroups / n_sg), ceil(T / N)), simdgroups by stack_tiles of all matrices. Threads: as mul_mv_stack.
+template <class Q, uint N, uint R = FEW_STACK_ROWS>
+kernel void mul_few_stack(constant StackParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                          device const float* x [[buffer(2)]], device const uchar* w0 [[buffer(3)]],
+                          device const uchar* w1 [[buffer(4)]], device const uchar* w2 [[buffer(5)]],
+                          device const uchar* w3 [[buffer(6)]], device float* out0 [[buffer(7)]],
+                          device float* out1 [[buffer(8)]], device float* out2 [[buffer(9)]],
+                          device float* out3 [[buffer(10)]], GRID_IDS) {
+    uint tile = tg.x * n_sg + sg, i = 0;
+    while (i < 4 && tile >= stack_tiles<R>(p, i)) tile -= stack_tiles<R>(p, i++);
+    const uint begin = tg.y * N, n_tokens = step->n_tokens;
+    if (i == 4 || begin >= n_tokens) return;  // all 32 lanes
+
+    const uint m = p.m[i], row_bytes = p.row_bytes[i];
+    const uint first = tile * (is_pair(p, i) ? R / 2 : R);
+    device const uchar* w = one_of(i, w0, w1, w2, w3);
+    const Rows<R> rows = is_pair(p, i) ? rows_of<R>(Matrices<2>{{w2, w3}}, first, m, row_bytes)
+                                       : rows_of<R>(Matrices<1>{{w}}, first, m, row_bytes);
+    constexpr uint STEPS = N == 2 ? FEW_STACK_UNROLL : 1;
+    VectorSums<R, N> sums;
+    if (p.is_f32[i])
+        set_few_rows<Plain<F32>, STEPS>(sums, rows, x, p.k, begin, n_tokens, lane);
+    else
+        set_few_rows<LongRows<Q>, STEPS>(sums, rows, x, p.k, begin, n_tokens, lane);
+    if (is_pair(p, i))
+        put_few_rows(sums, SwiGlu{out2}, first, m, begin, n_tokens, lane);
+    else
+        put_few_rows(sums, Store{one_of(i, out0, out1, out2, out3)}, first, m, begin, n_tokens, lane);
+}
+
+#define MUL_FEW_STACK(type, Q) KERNEL_UNROLLED(FEW_STACK_UNROLL, "mul_few_stack_" type "_n2", mul_few_stack<Q, 2>)
+TENSOR_TYPES(MUL_FEW_STACK)
+
+#ifndef __CUDACC__  // there FEW_STACK_TOKENS is 2
+#define MUL_FEW_STACK_OF_MORE(type, Q)                                                                                 \
+    KERNEL("mul_few_stack_" type "_n4", mul_few_stack<Q, 4>)                                                           \
+    KERNEL("mul_few_stack_" type "_n8", mul_few_stack<Q, 8>)
+TENSOR_TYPES(MUL_FEW_STACK_OF_MORE)
+#endif

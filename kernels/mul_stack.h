@@ -1,0 +1,20 @@
+// The matrices of a stack: up to STACK_MATRICES on the same activations, in one dispatch. A simdgroup works on rows of
+// one matrix, or of both matrices of a pair. The matrices follow each other in the order of the simdgroups.
+#pragma once
+
+#include "mul_mv_rows.h"
+
+METAL_FUNC bool is_pair(constant StackParams& p, uint i) { return p.pair && i == 2; }
+
+// Simdgroups of matrix i. Matrix 3 of a pair has no simdgroups: matrix 2's serve both.
+template <uint R>
+METAL_FUNC uint stack_tiles(constant StackParams& p, uint i) {
+    const uint rows = is_pair(p, i) ? R / 2 : R;
+    return p.pair && i == 3 ? 0 : (p.m[i] + rows - 1) / rows;
+}
+
+// Parameters, not an array: registers have no addresses.
+template <class T>
+METAL_FUNC T one_of(uint i, T a, T b, T c, T d) {
+    return i == 0 ? a : i == 1 ? b : i == 2 ? c : d;
+}

@@ -1,0 +1,3 @@
+#define SOURCE_TYPES(T) IQ2_TYPES(T)
+#include "quant_grid_blocks.h"
+#include "kernels_of_types.h"
