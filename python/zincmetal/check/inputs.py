@@ -39,7 +39,7 @@ def random_weights(qtype: QuantType, shape: Sequence[int], rng: np.random.Genera
     blocks = random_bits(qtype, qtype.nbytes(shape) // qtype.block_bytes, rng)
     deviation, centre = spread(qtype)
     d = _half_scales(blocks.size, size / deviation, rng)
-    blocks["d"] = d
+    qtype.set_scale(blocks, d)
     if minimum := _minimum(qtype):
         blocks[minimum] = d * np.float32(centre) * rng.uniform(0.8, 1.2, blocks.size).astype(np.float32)
     return blocks.view(np.uint8).reshape(packed)
@@ -59,7 +59,7 @@ def spread(qtype: QuantType) -> tuple[float, float]:
     minimum = _minimum(qtype)
 
     def weights(d: float, least: float) -> NDArray[np.float32]:
-        blocks["d"] = d
+        qtype.set_scale(blocks, np.full(blocks.size, d, np.float32))
         if minimum:
             blocks[minimum] = least
         return dequantize(qtype, blocks.view(np.uint8), (blocks.size * qtype.block_size,))

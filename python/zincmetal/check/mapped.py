@@ -89,7 +89,7 @@ class _Product:
         self._device = device
         weight = Weight("w", F32, (M, K))
         op = Op("linear", weight=weight, x=Value("x", K), out=Value("y", M))
-        (self._launch,) = Lowering(Target.of_kernels(core), CFG, "f16").launches(op, 1)
+        (self._launch,) = Lowering(Target.of_kernels(core), CFG, "f16").launches(op)
         step = self._filled(step_record(core, 1).view(np.uint8))
         self._buffers = {"x": self._filled(x), STEP.name: step, "y": device.alloc(4 * M)}
 

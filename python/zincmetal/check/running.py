@@ -115,10 +115,11 @@ def soaked(model: Model, seconds: float) -> Outcome:
     model.generate(ids, N_TOKENS)
     rates: list[float] = []
     memory = [_resident()]
-    while time.perf_counter() < end:
-        began, n = time.perf_counter(), 0
-        while (took := time.perf_counter() - began) < min(WINDOW, seconds):
+    while not rates or time.perf_counter() < end:
+        began, n, took = time.perf_counter(), 0, 0.0
+        while took < min(WINDOW, seconds):
             n += len(model.generate(ids, N_TOKENS).tokens)
+            took = time.perf_counter() - began
         rates.append(n / took)
         memory.append(_resident())
     grown = memory[-1] - memory[len(memory) // 3]

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..config import ModelConfig, Rope
-from ..device.buffers import step_record
+from ..config import Layer, ModelConfig, Rope
+from ..device.buffers import row_records, step_record
 from ..device.core import BoundDispatch, Core
 from ..gguf.quants import by_name
-from ..graph.ops import KV_CACHES, PAGES, STEP, Op, Operand, State, Value, Weight
-from ..plan.addresses import state_sizes
+from ..graph.ops import KV_CACHES, PAGES, ROWS, STEP, Op, Operand, State, Value, Weight
+from ..plan.addresses import Room, pages_of, state_sizes
+from ..plan.chunks import chunk_shape, decode_shape
 from ..plan.lower import Lowering
 from ..plan.target import Target
 from .results import PASS, WARN, Outcome
@@ -81,15 +82,18 @@ class _Bench:
     def __init__(self, core: Core, device: _core.Device, shape: Shape, size: int, copies: int) -> None:
         self._device, self._copies = device, copies
         target = Target.of(core, device.info)
-        self._launches = Lowering(target, CFG, "f16").launches(shape.op(size), shape.rows)
-        sizes = state_sizes(CFG, target, "f16", shape.rows)
+        step_shape = decode_shape(1) if shape.rows == 1 else chunk_shape(shape.rows, 0, 0, "none")
+        self._launches = Lowering(target, CFG, "f16", step_shape).launches(shape.op(size))
+        sizes = state_sizes(CFG, target, "f16", Room(pages_of(CFG, target), 1, 1))
         self._buffers: dict[str, tuple[_core.Buffer, int]] = {}  # and the bytes of one copy
         for operand in {arg.operand for launch in self._launches for arg in launch.args}:
             nbytes = _nbytes(operand, shape.rows, sizes)
             self._buffers[operand.name] = self._filled(nbytes, copies if _is_read_most(operand) else 1), nbytes
-        step = step_record(core, shape.rows, size - 1)
+        step = step_record(core, shape.rows, int(shape.rows == 1))
         self._buffers[STEP.name] = device.alloc(step.nbytes), step.nbytes
         self._buffers[STEP.name][0].write(step)
+        if ROWS.name in self._buffers:
+            self._buffers[ROWS.name][0].write(row_records(core, [(size - 1, shape.rows)]))
         if PAGES.name in self._buffers:
             pages, nbytes = self._buffers[PAGES.name]
             pages.write(np.arange(nbytes // 4, dtype=np.uint32))
@@ -136,7 +140,7 @@ def _work(shape: Shape, size: int) -> int:
         return sum(2 * shape.rows * w.shape[0] * w.shape[1] for w in weights)
     if weights:
         return sum(w.type.nbytes(w.shape) for w in weights)
-    return 2 * size * CFG.n_head_kv * CFG.head_dim * 2  # keys and values in f16
+    return 2 * size * LAYER.n_head_kv * LAYER.head_dim * 2  # keys and values in f16
 
 
 def _product(qtype: str, k: int) -> Callable[[int], Op]:
@@ -152,26 +156,19 @@ def _gate_and_up(m: int) -> Op:
 
 
 def _attention(n_keys: int) -> Op:
-    q = Value("q", CFG.n_head * CFG.head_dim)
+    q = Value("q", LAYER.n_head * LAYER.head_dim)
     caches = {kind: State(kind, 0) for kind in KV_CACHES}
-    return Op("attention", q=q, **caches, out=replace(q, name="y"), scale=CFG.attention_scale, window=0)
+    return Op("attention", q=q, **caches, out=replace(q, name="y"), scale=CFG.attention_scale, window=0, layer=0)
 
 
+LAYER = Layer(n_head=16, n_head_kv=2, head_dim=256, n_rot=64, rope=Rope(10000.0), n_ff=6144)
 CFG = ModelConfig(
     arch="check",
-    n_layer=1,
     n_embd=2048,
-    n_ff=(6144,),
-    n_head=16,
-    n_head_kv=2,
-    head_dim=256,
-    n_rot=64,
     n_vocab=248320,
     n_ctx_train=CONTEXT,
     n_ctx=CONTEXT,
     norm_eps=1e-6,
-    rope=Rope(10000.0),
-    recurrent=(False,),
+    layers=(LAYER,),
     attention_scale=256**-0.5,
-    windows=(0,),
 )

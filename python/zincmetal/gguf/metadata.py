@@ -220,26 +220,20 @@ _CANONICAL = {other: name for name, others in SPELLINGS.items() for other in oth
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "activation_sparsity_scale": (0.0,),
     "altup.num_inputs": (0, 1),
-    "attention.causal": (True,),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
     "attention.output_scale": (0.0, 1.0),
     "attention.shared_kv_layers": (0,),
-    "attention.temperature_scale": (0.0,),
     "attention.value_scale": (0.0, 1.0),
     "attn_logit_softcapping": (0.0,),
     "attn_res.block_size": (0,),
+    "classifier.pooling_type": (0, 3),
     "decoder_sparse_step": (0, 1),
     "embedding_length_per_layer_input": (0,),
     "expert_chunk_feed_forward_length": (0,),
     "expert_count": (0,),  # mixtures read it
-    "expert_gating_func": (1,),  # softmax
-    "expert_group_count": (0, 1),
     "expert_group_scale": (0.0, 1.0),
-    "expert_group_used_count": (0, 1),
     "expert_latent_length": (0,),
-    "expert_shared_count": (0, 1),  # the width of the shared expert tells if there is one
-    "expert_weights_norm": (True,),
     "experts_per_group": (0, 1),
     "final_logit_softcapping": (0.0,),
     "interleave_moe_layer_step": (0, 1),
@@ -253,12 +247,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "residual_scale": (0.0, 1.0),
     "rope.freq_scale": (0.0, 1.0),
     "rope.scaling.alpha": (0.0, 1.0),
-    "rope.scaling.attn_factor": (1.0,),
     "rope.scaling.yarn_attn_factor": (1.0,),
-    "rope.scaling.yarn_beta_fast": (32.0,),
-    "rope.scaling.yarn_beta_slow": (1.0,),
     "rope.scaling.yarn_ext_factor": (1.0, -1.0),  # -1: not set
-    "rope.scaling.yarn_log_multiplier": (0.0,),
     "router_logit_softcapping": (0.0,),
     "ssm.dt_b_c_rms": (False,),
     "ssm.v_head_reordered": (True,),  # value heads in the order of GGUF's usual converter
@@ -274,19 +264,14 @@ USUAL_ACTIVATION = ("silu", "swish")
 #: Keys that cannot change the result.
 IRRELEVANT = frozenset(
     {
-        "attention.layer_norm_epsilon",  # of LayerNorm; all norms of these architectures are RMSNorm
         "attention.group_norm_epsilon",
-        "classifier.output_labels",
-        "classifier.pooling_type",
         "dense_2_feat_in",
         "dense_2_feat_out",
         "dense_3_feat_in",
         "dense_3_feat_out",
         "image_token_id",
-        "pooling_type",
         "rope.mrope_interleaved",
         "router_aux_loss_coef",
-        "rope.scaling.finetuned",
         "tensor_data_layout",
         "vision_end_token_id",
         "vision_start_token_id",

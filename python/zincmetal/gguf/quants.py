@@ -1,57 +1,27 @@
 """Quant types of GGUF files: one row for each type, and the NumPy dequantisation that is the oracle.
 
-A quantised row is a sequence of blocks. Each block has ``block_size`` weights in ``block_bytes`` bytes. ggml
-(``ggml.h``, ``ggml-common.h``) defines the ids, the names and the layouts. There is no I/O here.
+Here are the types whose weight is a number, or a scale times a number plus an offset. ``quant_tables.py`` and
+``grid_quants.py`` have others. There is no I/O here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from math import prod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UnsupportedModelError, UsageError
+from . import grid_quants, quant_tables
+from .grid_quants import IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
+from .quant_tables import IQ4_NL, IQ4_XS, MXFP4, NVFP4, Q1_0, Q2_0, TQ1_0, TQ2_0
+from .quant_type import U8, Blocks, D, F32Array, QuantType, column, nibbles, row
 
-U8 = NDArray[np.uint8]
-F32Array = NDArray[np.float32]
-Blocks = NDArray[Any]  # [n] of a type's block dtype
-
-
-@dataclass(frozen=True)
-class QuantType:
-    """Quant type: the geometry of its blocks, and how to dequantise them.
-
-    ``name`` is ggml's name in lower case and the suffix of kernel names. ``block`` is the dtype of one block.
-    ``dequantize_blocks`` maps blocks [n] to float32 [n, block_size]. The last two are None for a type that zincmetal
-    does not compute with.
-    """
-
-    id: int
-    name: str
-    block_size: int
-    block_bytes: int
-    block: np.dtype[Any] | None = field(default=None, repr=False)
-    dequantize_blocks: Callable[[Blocks], F32Array] | None = field(default=None, repr=False)
-
-    @property
-    def supported(self) -> bool:
-        """True if zincmetal computes with this type."""
-        return self.dequantize_blocks is not None
-
-    def row_bytes(self, k: int) -> int:
-        """Bytes of a row of ``k`` weights. Raises UsageError if ``k`` is no multiple of the block size."""
-        if k < 0 or k % self.block_size:
-            raise UsageError(f"a row of {k} weights is not whole {self.name} blocks of {self.block_size}")
-        return k // self.block_size * self.block_bytes
-
-    def nbytes(self, shape: Sequence[int]) -> int:
-        """Bytes of a tensor of ``shape``, slowest dimension first; () is one weight. Raises as ``row_bytes``."""
-        *rows, k = shape or (1,)
-        return prod(rows) * self.row_bytes(k)
+__all__ = ["ALL", "SUPPORTED", "QuantType", "by_id", "by_name", "dequantize"]
+__all__ += ["BF16", "F16", "F32", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0"]
+__all__ += ["IQ1_M", "IQ1_S", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ3_S", "IQ3_XXS", "Q2_K", "Q3_K"]
+__all__ += ["IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0"]
 
 
 def dequantize(qtype: QuantType, raw: U8, shape: Sequence[int]) -> F32Array:
@@ -88,16 +58,6 @@ def by_name(name: str) -> QuantType:
 # ---- pieces of the block formats --------------------------------------------------------------------------
 
 
-def _column(scale: NDArray[Any]) -> F32Array:
-    """Convert scales [...] to float32 [..., 1], so that they multiply the weights of their blocks."""
-    return scale.astype(np.float32)[..., None]
-
-
-def _nibbles(packed: U8) -> U8:
-    """Unpack bytes [..., b] to 4-bit values [..., 2b]: all low nibbles, then all high nibbles."""
-    return np.concatenate([packed & 15, packed >> 4], axis=-1)
-
-
 def _fifth_bits(qh: NDArray[Any]) -> U8:
     """Unpack the high bits of 32 5-bit weights, from uint32 [n] to uint8 [n, 32] of 0 or 16."""
     bits: U8 = (qh[:, None] >> np.arange(32, dtype=np.uint32) & np.uint32(1)).astype(np.uint8)
@@ -119,8 +79,8 @@ def _k_scales(packed: U8) -> tuple[U8, U8]:
 def _k_affine(b: Blocks, quants: U8) -> F32Array:
     """Compute ``d * scale * q - dmin * minimum`` for 8 sub-blocks of 32 quants: [n, 8, 32] to [n, 256]."""
     scales, minima = _k_scales(b["scales"])
-    step = _column(b["d"]) * scales
-    base = _column(b["dmin"]) * minima
+    step = column(b["d"]) * scales
+    base = column(b["dmin"]) * minima
     return (step[..., None] * quants - base[..., None]).reshape(-1, 256)
 
 
@@ -136,34 +96,59 @@ def _bf16(b: Blocks) -> F32Array:
 
 
 def _q4_0(b: Blocks) -> F32Array:
-    return _column(b["d"]) * (_nibbles(b["qs"]).astype(np.int8) - np.int8(8))
+    return column(b["d"]) * (nibbles(b["qs"]).astype(np.int8) - np.int8(8))
 
 
 def _q4_1(b: Blocks) -> F32Array:
-    return _column(b["d"]) * _nibbles(b["qs"]) + _column(b["m"])
+    return column(b["d"]) * nibbles(b["qs"]) + column(b["m"])
 
 
 def _q5_0(b: Blocks) -> F32Array:
-    quants = _nibbles(b["qs"]) | _fifth_bits(b["qh"])
-    return _column(b["d"]) * (quants.astype(np.int8) - np.int8(16))
+    quants = nibbles(b["qs"]) | _fifth_bits(b["qh"])
+    return column(b["d"]) * (quants.astype(np.int8) - np.int8(16))
 
 
 def _q5_1(b: Blocks) -> F32Array:
-    return _column(b["d"]) * (_nibbles(b["qs"]) | _fifth_bits(b["qh"])) + _column(b["m"])
+    return column(b["d"]) * (nibbles(b["qs"]) | _fifth_bits(b["qh"])) + column(b["m"])
 
 
 def _q8_0(b: Blocks) -> F32Array:
-    weights: F32Array = _column(b["d"]) * b["qs"]
+    weights: F32Array = column(b["d"]) * b["qs"]
     return weights
+
+
+def _two_bits(packed: U8) -> U8:
+    """Unpack bytes [n, 64] to 2-bit values [n, 256]: pair p of byte i of a half is value 32 p + i of the half."""
+    pairs: U8 = packed.reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & np.uint8(3)
+    return pairs.reshape(-1, 256)
+
+
+def _q2_k(b: Blocks) -> F32Array:
+    step: F32Array = column(b["d"]) * (b["scales"] & 15)
+    base: F32Array = column(b["dmin"]) * (b["scales"] >> 4)
+    quants = _two_bits(b["qs"]).reshape(-1, 16, 16)
+    return (step[..., None] * quants - base[..., None]).reshape(-1, 256)
+
+
+def _q3_k(b: Blocks) -> F32Array:
+    # Bit g of byte i of the mask belongs to weight 32 g + i. Bytes 0-7 of the scales have their low bits, of scales 0-7
+    # in the low nibbles, of the others in the high ones. Pair p of byte 8 + i has the top bits of scale 4 p + i.
+    packed, mask = b["scales"], b["hmask"][:, None, :]
+    top: U8 = packed[:, None, 8:] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & np.uint8(3)
+    scales = (nibbles(packed[:, :8]) | top.reshape(-1, 16) << np.uint8(4)).astype(np.int8) - np.int8(32)
+    third: U8 = mask >> np.arange(8, dtype=np.uint8)[:, None] & np.uint8(1)
+    quants = (_two_bits(b["qs"]) | third.reshape(-1, 256) << np.uint8(2)).astype(np.int8) - np.int8(4)
+    step: F32Array = column(b["d"]) * scales
+    return (step[..., None] * quants.reshape(-1, 16, 16)).reshape(-1, 256)
 
 
 def _q4_k(b: Blocks) -> F32Array:
     # 32 bytes hold two sub-blocks: one in the low nibbles, the next one in the high nibbles.
-    return _k_affine(b, _nibbles(b["qs"].reshape(-1, 4, 32)).reshape(-1, 8, 32))
+    return _k_affine(b, nibbles(b["qs"].reshape(-1, 4, 32)).reshape(-1, 8, 32))
 
 
 def _q5_k(b: Blocks) -> F32Array:
-    low = _nibbles(b["qs"].reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    low = nibbles(b["qs"].reshape(-1, 4, 32)).reshape(-1, 8, 32)
     qh: U8 = b["qh"][:, None, :]  # bit s of byte i belongs to quant i of sub-block s
     high = qh >> np.arange(8, dtype=np.uint8)[:, None] & np.uint8(1)
     return _k_affine(b, low | high << np.uint8(4))
@@ -172,70 +157,51 @@ def _q5_k(b: Blocks) -> F32Array:
 def _q6_k(b: Blocks) -> F32Array:
     # Each half of 128 weights has 64 bytes of low nibbles and 32 bytes of four bit pairs.
     # Pair p of byte i has the top bits of weight 32 p + i.
-    low = _nibbles(b["ql"].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
+    low = nibbles(b["ql"].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
     qh: U8 = b["qh"].reshape(-1, 2, 1, 32)
     high = qh >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & np.uint8(3)
     quants = (low | high << np.uint8(4)).astype(np.int8) - np.int8(32)
-    step: F32Array = _column(b["d"]) * b["scales"]
+    step: F32Array = column(b["d"]) * b["scales"]
     return (step[..., None] * quants.reshape(-1, 16, 16)).reshape(-1, 256)
 
 
 # ---- the table --------------------------------------------------------------------------------------------
 
 
-def _row(
-    ggml_id: int, name: str, block_size: int, layout: Any, dequantize_blocks: Callable[[Blocks], F32Array]
-) -> QuantType:
-    block = np.dtype(layout)
-    return QuantType(ggml_id, name, block_size, block.itemsize, block, dequantize_blocks)
+_DM = [D, ("m", "<f2")]
+_K = [D, ("dmin", "<f2"), ("scales", "u1", 12)]
 
-
-_D = ("d", "<f2")
-_DM = [_D, ("m", "<f2")]
-_K = [_D, ("dmin", "<f2"), ("scales", "u1", 12)]
-
-F32 = _row(0, "f32", 1, "<f4", _plain)
-F16 = _row(1, "f16", 1, "<f2", _plain)
-BF16 = _row(30, "bf16", 1, "<u2", _bf16)
-Q4_0 = _row(2, "q4_0", 32, [_D, ("qs", "u1", 16)], _q4_0)
-Q4_1 = _row(3, "q4_1", 32, [*_DM, ("qs", "u1", 16)], _q4_1)
-Q5_0 = _row(6, "q5_0", 32, [_D, ("qh", "<u4"), ("qs", "u1", 16)], _q5_0)
-Q5_1 = _row(7, "q5_1", 32, [*_DM, ("qh", "<u4"), ("qs", "u1", 16)], _q5_1)
-Q8_0 = _row(8, "q8_0", 32, [_D, ("qs", "i1", 32)], _q8_0)
-Q4_K = _row(12, "q4_k", 256, [*_K, ("qs", "u1", 128)], _q4_k)
-Q5_K = _row(13, "q5_k", 256, [*_K, ("qh", "u1", 32), ("qs", "u1", 128)], _q5_k)
-Q6_K = _row(14, "q6_k", 256, [("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), _D], _q6_k)
+F32 = row(0, "f32", 1, "<f4", _plain)
+F16 = row(1, "f16", 1, "<f2", _plain)
+BF16 = row(30, "bf16", 1, "<u2", _bf16)
+Q4_0 = row(2, "q4_0", 32, [D, ("qs", "u1", 16)], _q4_0)
+Q4_1 = row(3, "q4_1", 32, [*_DM, ("qs", "u1", 16)], _q4_1)
+Q5_0 = row(6, "q5_0", 32, [D, ("qh", "<u4"), ("qs", "u1", 16)], _q5_0)
+Q5_1 = row(7, "q5_1", 32, [*_DM, ("qh", "<u4"), ("qs", "u1", 16)], _q5_1)
+Q8_0 = row(8, "q8_0", 32, [D, ("qs", "i1", 32)], _q8_0)
+Q2_K = row(10, "q2_k", 256, [("scales", "u1", 16), ("qs", "u1", 64), D, ("dmin", "<f2")], _q2_k)
+Q3_K = row(11, "q3_k", 256, [("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), D], _q3_k)
+Q4_K = row(12, "q4_k", 256, [*_K, ("qs", "u1", 128)], _q4_k)
+Q5_K = row(13, "q5_k", 256, [*_K, ("qh", "u1", 32), ("qs", "u1", 128)], _q5_k)
+Q6_K = row(14, "q6_k", 256, [("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), D], _q6_k)
 
 #: The types that zincmetal computes with.
-SUPPORTED: tuple[QuantType, ...] = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K)
+SUPPORTED: tuple[QuantType, ...] = (
+    *(F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K),
+    *grid_quants.TYPES,
+    *quant_tables.TYPES,
+)
 
 #: Every type that a file may have. The geometry of unsupported types serves to check and show files.
 ALL: tuple[QuantType, ...] = (
     *SUPPORTED,
     QuantType(9, "q8_1", 32, 36),
-    QuantType(10, "q2_k", 256, 84),
-    QuantType(11, "q3_k", 256, 110),
     QuantType(15, "q8_k", 256, 292),
-    QuantType(16, "iq2_xxs", 256, 66),
-    QuantType(17, "iq2_xs", 256, 74),
-    QuantType(18, "iq3_xxs", 256, 98),
-    QuantType(19, "iq1_s", 256, 50),
-    QuantType(20, "iq4_nl", 32, 18),
-    QuantType(21, "iq3_s", 256, 110),
-    QuantType(22, "iq2_s", 256, 82),
-    QuantType(23, "iq4_xs", 256, 136),
     QuantType(24, "i8", 1, 1),
     QuantType(25, "i16", 1, 2),
     QuantType(26, "i32", 1, 4),
     QuantType(27, "i64", 1, 8),
     QuantType(28, "f64", 1, 8),
-    QuantType(29, "iq1_m", 256, 56),
-    QuantType(34, "tq1_0", 256, 54),
-    QuantType(35, "tq2_0", 256, 66),
-    QuantType(39, "mxfp4", 32, 17),
-    QuantType(40, "nvfp4", 64, 36),
-    QuantType(41, "q1_0", 128, 18),
-    QuantType(42, "q2_0", 64, 18),
 )
 
 _BY_ID = {t.id: t for t in ALL}

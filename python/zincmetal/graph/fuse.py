@@ -13,7 +13,7 @@ A recurrent layer of the 35B-A3B model in decode (one row), 22 operations before
     linear router, shared logit, shared gate and up,
       swiglu                                           linear_stack
     route                                              route
-    experts gate, experts up, swiglu                   experts_swiglu
+    experts gate, experts up, swiglu                   experts_gated
     linear shared down, add_shared, experts down, mix  experts_mix
 """
 
@@ -25,11 +25,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 from .ops import Op, Operand, Value
 
+GLUS = ("swiglu", "geglu", "swiglu_clamped")
+LINEAR_GLUS = GLUS[:2]  # that a product of two matrices can end with
+
 
 class Limits(NamedTuple):
     """Sizes and types that fused kernels take."""
 
     stack: int  # matrices of one linear_stack
+    stack_rows: int  # rows of a step whose products of one x are stacked
     expert_types: frozenset[str]  # quant types of many experts at once
 
 
@@ -46,26 +50,43 @@ Producer: TypeAlias = Callable[[Operand | None], Op | None]
 
 def fuse(ops: list[Op], rows: int, limits: Limits) -> list[Op]:
     """Run all passes for steps of up to ``rows`` rows, in order."""
-    ops = fuse_norms(fuse_residual(fuse_glu(ops, limits)))
-    return fuse_stack(fuse_shared(fuse_mix(ops, limits)), limits) if rows == 1 else ops
+    ops = fuse_norms(fuse_residual(fuse_relu2(fuse_glu(ops, limits), limits)))
+    if rows == 1:
+        ops = fuse_shared(fuse_mix(ops, limits))
+    return fuse_stack(ops, limits) if rows <= limits.stack_rows else ops
 
 
 def fuse_glu(ops: list[Op], limits: Limits) -> list[Op]:
     """Fuse linear(gate), linear(up), swiglu -> linear_swiglu, if both weights have one type and shape.
 
-    Also fuse geglu, and the products of experts, in this way.
+    Also fuse geglu in this way. Products of experts and any gate become experts_gated.
     """
 
     def rewrite(op: Op, producer: Producer) -> Fused | None:
         gate, up = producer(op["gate"]), producer(op["up"])
         if gate is None or up is None or not _same_but_weight(gate, up):
             return None
-        if gate.kind == "experts" and (op.kind == "geglu" or not _batched(gate, limits)):
+        operands = {**gate.but("weight", "bias"), "gate": gate["weight"], "up": up["weight"], "out": op.out}
+        if gate.kind == "linear":
+            return Fused(f"linear_{op.kind}", operands, [gate, up]) if op.kind in LINEAR_GLUS else None
+        if not _batched(gate, limits) or (gate.get("bias") is None) != (up.get("bias") is None):
             return None
-        operands = {**gate.but("weight"), "gate": gate["weight"], "up": up["weight"], "out": op.out}
-        return Fused(f"{gate.kind}_{op.kind}", operands, [gate, up])
+        operands |= {"gate_bias": gate.get("bias"), "up_bias": up.get("bias"), "glu": op.kind}
+        return Fused("experts_gated", operands, [gate, up])
 
-    return _rewrite(ops, ("swiglu", "geglu"), rewrite)
+    return _rewrite(ops, GLUS, rewrite)
+
+
+def fuse_relu2(ops: list[Op], limits: Limits) -> list[Op]:
+    """Fuse relu2(experts(x)) -> experts_relu2."""
+
+    def rewrite(op: Op, producer: Producer) -> Fused | None:
+        experts = producer(op["x"])
+        if experts is None or experts.kind != "experts" or not _batched(experts, limits):
+            return None
+        return Fused("experts_relu2", {**experts.but(), "out": op.out}, [experts])
+
+    return _rewrite(ops, ("relu2",), rewrite)
 
 
 def fuse_residual(ops: list[Op]) -> list[Op]:
@@ -84,24 +105,39 @@ def fuse_residual(ops: list[Op]) -> list[Op]:
 
 
 def fuse_norms(ops: list[Op]) -> list[Op]:
-    """Fuse add(residual, rms_norm(x)) -> rms_norm_add, or rms_norm_add_norm if rms_norm of the sum follows."""
+    """Fuse add(residual, rms_norm(x)) -> rms_norm_add, or rms_norm_add_norm if rms_norm of the sum follows.
 
-    def rewrite(op: Op, producer: Producer) -> Fused | None:
+    A factor of the sum goes with it.
+    """
+
+    def add(op: Op, producer: Producer) -> Fused | None:
         residual = op.get("a")
         norm = producer(op["b"]) if residual else None
         if norm is None or norm.kind != "rms_norm":
             return None
         return Fused("rms_norm_add", {**norm.but("out"), "residual": residual, "sum": op.out}, [norm])
 
+    def scale(op: Op, producer: Producer) -> Fused | None:
+        added = producer(op["x"])
+        if added is None or added.kind != "rms_norm_add":
+            return None
+        return Fused("rms_norm_add", {**added.but("sum"), "factor": op["factor"], "sum": op.out}, [added])
+
     out: list[Op] = []
-    for op in _rewrite(ops, ("add",), rewrite):
+    for op in _rewrite(_rewrite(ops, ("add",), add), ("scale",), scale):
         before = out[-1] if out else op
-        if before.kind == "rms_norm_add" and op.kind == "rms_norm" and op["x"] == before["sum"]:
-            operands = {**before.but(), "next_weight": op["weight"], "out": op.out}
+        if before.kind == "rms_norm_add" and op.kind == "rms_norm" and _is_plain_norm_of(op, before):
+            operands = {**before.but(), "next_weight": op["weight"], "next_eps": op.attrs["eps"], "out": op.out}
             out[-1] = Op("rms_norm_add_norm", (before, op), **operands)
         else:
             out.append(op)
     return out
+
+
+def _is_plain_norm_of(norm: Op, before: Op) -> bool:
+    """Return True if a norm is of the sum of ``before``, with a weight and without a factor."""
+    plain = norm.get("weight") is not None and norm.attrs["scale"] == 1
+    return plain and norm["x"] == before["sum"] and norm.attrs["groups"] == before.attrs["groups"] == 1
 
 
 def fuse_mix(ops: list[Op], limits: Limits) -> list[Op]:
@@ -111,7 +147,7 @@ def fuse_mix(ops: list[Op], limits: Limits) -> list[Op]:
         experts = producer(op["y"])
         if experts is None or experts.kind != "experts" or not _batched(experts, limits):
             return None
-        return Fused("experts_mix", {**experts.but(), "residual": op["residual"], "out": op.out}, [experts])
+        return Fused("experts_mix", {**experts.but(), "residual": op.get("residual"), "out": op.out}, [experts])
 
     return _rewrite(ops, ("mix",), rewrite)
 
@@ -120,11 +156,11 @@ def fuse_shared(ops: list[Op]) -> list[Op]:
     """Fuse experts_mix(linear_mix(residual, shared expert), …) -> experts_mix of all, if a kernel has both types."""
 
     def rewrite(op: Op, producer: Producer) -> Fused | None:
-        shared = producer(op["residual"])
+        shared = producer(op.get("residual"))
         if shared is None or shared.kind != "linear_mix":
             return None
-        types = {w.type.name for w in (*op.weights, *shared.weights)}
-        if len(types) > 1 and (shared.weight("weight").type.name != "q8_0" or "f16" in types):
+        routed, own = op.weight("weight").type, shared.weight("weight").type
+        if routed != own and (own.name != "q8_0" or routed.block_size == 1):
             return None
         of_shared = {"shared_weight": shared["weight"], "shared_x": shared["x"], "residual": shared["residual"]}
         return Fused("experts_mix", {**op.but(), **of_shared}, [shared])
@@ -176,7 +212,8 @@ def _stack(members: list[Op]) -> Op:
 
 
 def _batched(op: Op, limits: Limits) -> bool:
-    return all(w.type.name in limits.expert_types for w in op.weights)
+    """Return True if kernels take this type of experts."""
+    return op.weight("weight").type.name in limits.expert_types
 
 
 def _same_but_weight(a: Op, b: Op) -> bool:

@@ -10,11 +10,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .operands import (
-    CANDIDATES,
+    BIASES,
+    CHOSEN,
+    DRAWS,
+    HIDDEN,
+    HISTORY,
     KV_CACHES,
     LOGITS,
+    LOGPROBS,
+    MASKS,
+    NEXT,
+    NEXT_DRAWS,
+    NEXT_OUTS,
+    NEXT_PAGES,
+    NEXT_ROWS,
+    NEXT_STEP,
+    OUT_ROWS,
     PAGES,
     RECURRENT,
+    RESULTS,
+    ROWS,
     STEP,
     TOKENS,
     Operand,
@@ -22,15 +37,31 @@ from .operands import (
     State,
     Value,
     Weight,
+    caches_of,
 )
 
 __all__ = [
-    "CANDIDATES",
+    "BIASES",
+    "CHOSEN",
+    "DRAWS",
+    "HIDDEN",
+    "HISTORY",
     "KV_CACHES",
     "LOGITS",
+    "LOGPROBS",
+    "MASKS",
+    "NEXT",
+    "NEXT_DRAWS",
+    "NEXT_OUTS",
+    "NEXT_PAGES",
+    "NEXT_ROWS",
+    "NEXT_STEP",
     "OPS",
+    "OUT_ROWS",
     "PAGES",
     "RECURRENT",
+    "RESULTS",
+    "ROWS",
     "SIGNATURES",
     "STEP",
     "TOKENS",
@@ -40,11 +71,15 @@ __all__ = [
     "State",
     "Value",
     "Weight",
+    "caches_of",
 ]
 
 
 class Form(NamedTuple):
-    """Kind of operation as text: its operands, the beginnings of its kernels' names, and its numbers."""
+    """Kind of operation as text: its operands, the beginnings of its kernels' names, and its numbers.
+
+    A number that is usually left out has its usual value behind it: ``scale=1``.
+    """
 
     reads: str
     writes: str
@@ -57,62 +92,128 @@ _CACHES, _HEADS = "k_cache v_cache", "n_head*head_dim"
 
 #: By kind: the operands that an operation reads, the operands that it writes, and its kernels. Numbers have names too.
 #:
-#: ``name[shape]`` is a value if the shape begins with T (the rows of a step) or 1 (its last row). Otherwise it is a
-#: weight. A name without a shape is the state of that kind. A state of the whole step need not be given. ``?`` marks
-#: an operand that may be left out, ``*`` any number of operands. An add has one of ``a`` and ``bias``. A state may
-#: stand in the place of a written value: the last linear writes LOGITS.
+#: ``name[shape]`` is a value if the shape begins with T (the rows of a step, or of a value of outputs its outputs), O
+#: (its outputs) or 1 (a step of one row). Otherwise it is a weight, of one number if the shape is ``unit``. A name
+#: without a shape is the state of that kind. A state of the whole step need not be given. ``?`` marks an operand that
+#: may be left out, ``*`` any number of operands.
+#: An add has one of ``a`` and ``bias``. A state may stand in the place of a written value: the last linear writes
+#: LOGITS.
 OPS: Mapping[str, Form] = {
+    "begin": Form(
+        "next_step next_rows next_outs next_pages next_draws chosen",
+        "step rows tokens out_rows pages draws history",
+        "begin_step",
+    ),
     "embed": Form("step tokens table[n_vocab,n_embd]", "out[T,n_embd]", "embed_", attrs="scale"),
-    "rms_norm": Form("step x[T,n] weight[n]", "out[T,n]", "rms_norm", attrs="eps"),
-    "linear": Form("step weight[m,k] x[T,k]", "out[T,m]", "mul_mv_ mul_mm_"),  # mv: one row; mm: many
+    # Norms of a row, or of ``groups`` vectors of a row. The normalised vector is multiplied by ``scale``.
+    "rms_norm": Form("step x[T,n] weight?[n]", "out[T,n]", "rms_norm", attrs="eps scale=1 groups=1"),
+    "linear": Form("step weight[m,k] x[T,k]", "out[T,m]", "mul_mv_ mul_few_ mul_mm_"),  # one row, few, many
+    "linear_heads": Form("step weight[n_head,m,k] x[T,n_head*k]", "out[T,n_head*m]", "mul_heads_mv_ mul_heads_mm_"),
     "swiglu": Form("step gate[T,n] up[T,n]", "out[T,n]", "swiglu"),
     "geglu": Form("step gate[T,n] up[T,n]", "out[T,n]", "geglu"),
+    "swiglu_clamped": Form("step gate[T,n] up[T,n]", "out[T,n]", "swiglu_clamped"),
+    "relu2": Form("step x[T,n]", "out[T,n]", "relu2"),
+    "geglu_slice": Form(
+        "step gate[T,n] up[T,m]", "out[T,n]", "geglu_slice", attrs="first"
+    ),  # up from column `first` on
+    "scale": Form("step x[T,n] factor[unit]", "out[T,n]", "scale"),
     "add": Form("step a?[T,n] bias?[n] b[T,n]", "out[T,n]", "add"),
-    "take_last_row": Form("step x[T,n]", "out[1,n]", "take_last_row"),
+    "take_rows": Form("step out_rows x[T,n]", "out[O,n]", "take_rows"),
     "rope_kv": Form(
         # q may hold [q | gate] for each head; then it is twice as wide
-        f"step pages q[T,{_HEADS}] k[T,n_head_kv*head_dim] v[T,n_head_kv*head_dim] freqs[n_rot/2] "
+        f"step rows pages q[T,{_HEADS}] k[T,n_head_kv*head_dim] v[T,n_head_kv*head_dim] freqs[n_rot/2] "
         "q_norm?[head_dim] k_norm?[head_dim]",
         f"out[T,{_HEADS}] {_CACHES}",
         "rope_kv_",
-        attrs="rope",
+        attrs="rope layer v_norm=0",
+    ),
+    "rope": Form(
+        f"step rows q[T,{_HEADS}] freqs[n_rot/2] q_norm?[head_dim]", f"out[T,{_HEADS}]", "rope_kv_", attrs="rope layer"
     ),
     "attention": Form(
-        f"step pages q[T,{_HEADS}] {_CACHES} gate?[T,2*{_HEADS}]",
+        # the last head_dim of a stride gate
+        f"step rows pages q[T,{_HEADS}] {_CACHES} gate?[T,n_head*gate_stride] sinks?[n_head]",
         f"out[T,{_HEADS}]",
         "attention_",
-        attrs="scale window",
+        attrs="scale window layer",
     ),
-    "route": Form("step router[T,n_expert] shared?[T,1]", _ROUTE, "moe_topk_ moe_sort", attrs="scale"),
-    "experts": Form(f"{_ROUTE} weight[n_expert,m,k] x[T,k]", "out[T,n_used*m]", "moe_mv_ moe_mm_ mul_mv_"),
-    "mix": Form("step weights[T,n_used+1] y[T,n_used*n] residual[T,n]", "out[T,n]", "moe_mix"),
+    "rope_latent": Form(
+        "step rows pages q[T,n_head*n_key] kv[T,n_latent+n_rot] norm[n_latent] freqs[n_rot/2]",
+        "still[T,n_head*n_still] rot[T,n_head*n_rot] k_cache",
+        "rope_latent_",
+        attrs="layer",
+    ),
+    "attention_latent": Form(
+        "step rows pages q[T,n_head*n_latent] q_rot[T,n_head*n_rot] k_cache",
+        "out[T,n_head*n_latent]",
+        "attention_latent_ attention_merge",
+        attrs="scale layer",
+    ),
+    "route": Form(
+        "step router[T,n_expert] shared?[T,1] bias?[n_expert] scales?[n_expert]",
+        _ROUTE,
+        "moe_topk_ moe_sort moe_route_",
+        attrs="score normalised n_group n_group_used whole_shared scale",
+    ),
+    "experts": Form(
+        f"{_ROUTE} weight[n_expert,m,k] x[T,k] bias?[n_expert,m]", "out[T,n_used*m]", "moe_mv_ moe_few_ moe_mm_ mul_mv_"
+    ),
+    "mix": Form("step weights[T,n_used+1] y[T,n_used*n] residual?[T,n]", "out[T,n]", "moe_mix"),
     "add_shared": Form("step weights[T,n_used+1] y[T,n] residual[T,n]", "out[T,n]", "moe_mix"),
     "ssm": Form(
-        "step qkv[T,channels] z[T,d_inner] alpha[T,n_v_head] beta[T,n_v_head] "
+        "step rows qkv[T,channels] z[T,d_inner] alpha[T,n_v_head] beta[T,n_v_head] "
         "conv_w[channels,d_conv] a[n_v_head] dt_bias[n_v_head] norm_w[d_state]",
         "out[T,d_inner] ssm_conv ssm_state",
         "ssm_",
+        attrs="repeat eps",
+    ),
+    # x: for each k head its q and k, and v and z of its v heads
+    "ssm_ungroup": Form("step x[T,n]", "qkv[T,channels] z[T,d_inner]", "ssm_ungroup"),
+    "mamba2": Form(
+        # inputs: [z | x | B | C | dt]; x, B and C are the channels
+        "step rows inputs[T,d_in] conv_w[channels,d_conv] conv_b[channels] a[n_head,1] d[n_head,1] dt_bias[n_head] "
+        "norm_w[n_group,d_inner/n_group]",
+        "out[T,d_inner] ssm_conv ssm_state",
+        "mamba2_",
         attrs="eps",
     ),
-    "argmax": Form("logits", "step tokens", "argmax_"),
-    "candidates": Form("logits", "candidates", "candidates_"),
+    "short_conv": Form("step rows bcx[T,3*n] conv_w[n,taps]", "out[T,n] short_conv", "short_conv"),
+    "cap_logits": Form("step", "logits", "cap_logits", attrs="scale cap"),  # in place
+    "argmax": Form("step logits", "chosen results", "argmax_"),
+    "draw": Form("step logits draws pages history biases masks", "chosen results logprobs", "draw_"),
     # Fused operations, which graph/fuse.py makes. A stack is of one row, and so is experts_mix.
-    "linear_add": Form("step weight[m,k] x[T,k] residual?[T,m] bias?[m]", "out[T,m]", "mul_mv_add_ mul_mm_add_"),
+    "linear_add": Form(
+        "step weight[m,k] x[T,k] residual?[T,m] bias?[m]", "out[T,m]", "mul_mv_add_ mul_few_ mul_mm_add_"
+    ),
     "linear_mix": Form(
-        "step weight[m,k] x[T,k] residual[T,m] weights[T,n_used+1]", "out[T,m]", "mul_mv_mix_ mul_mm_mix_"
+        "step weight[m,k] x[T,k] residual[T,m] weights[T,n_used+1]", "out[T,m]", "mul_mv_mix_ mul_few_ mul_mm_mix_"
     ),
-    "linear_swiglu": Form("step gate[m,k] up[m,k] x[T,k]", "out[T,m]", "mul_mv_swiglu_ mul_mm_swiglu_"),
-    "linear_geglu": Form("step gate[m,k] up[m,k] x[T,k]", "out[T,m]", "mul_mv_geglu_ mul_mm_geglu_"),
-    "linear_stack": Form("step x[1,k] matrices*[m,k] gate?[m,k] up?[m,k]", "outs*[1,m] glu?[1,m]", "mul_mv_stack_"),
-    "rms_norm_add": Form("step x[T,n] weight[n] residual[T,n]", "sum[T,n]", "rms_norm_add", attrs="eps"),
+    "linear_swiglu": Form("step gate[m,k] up[m,k] x[T,k]", "out[T,m]", "mul_mv_swiglu_ mul_few_gated_ mul_mm_swiglu_"),
+    "linear_geglu": Form("step gate[m,k] up[m,k] x[T,k]", "out[T,m]", "mul_mv_geglu_ mul_few_gated_ mul_mm_geglu_"),
+    "linear_stack": Form(
+        "step x[T,k] matrices*[m,k] gate?[m,k] up?[m,k]", "outs*[T,m] glu?[T,m]", "mul_mv_stack_ mul_few_stack_"
+    ),
+    "rms_norm_add": Form(
+        "step x[T,n] weight?[n] residual[T,n] factor?[unit]", "sum[T,n]", "rms_norm_add", attrs="eps scale=1 groups=1"
+    ),
     "rms_norm_add_norm": Form(
-        "step x[T,n] weight[n] residual[T,n] next_weight[n]", "sum[T,n] out[T,n]", "rms_norm_add_norm", attrs="eps"
+        "step x[T,n] weight?[n] residual[T,n] next_weight[n] factor?[unit]",
+        "sum[T,n] out[T,n]",
+        "rms_norm_add_norm",
+        attrs="eps next_eps scale=1 groups=1",
     ),
-    "experts_swiglu": Form(
-        f"{_ROUTE} gate[n_expert,m,k] up[n_expert,m,k] x[T,k]", "out[T,n_used*m]", "moe_mv_swiglu_ moe_mm_swiglu_"
+    "experts_gated": Form(  # glu: the kind of the gate, such as swiglu
+        f"{_ROUTE} gate[n_expert,m,k] up[n_expert,m,k] x[T,k] gate_bias?[n_expert,m] up_bias?[n_expert,m]",
+        "out[T,n_used*m]",
+        "moe_mv_gated_ moe_few_gated_ moe_mm_gated_",
+        attrs="glu",
+    ),
+    "experts_relu2": Form(
+        f"{_ROUTE} weight[n_expert,m,k] x[T,k] bias?[n_expert,m]", "out[T,n_used*m]", "moe_mv_ moe_few_ moe_mm_"
     ),
     "experts_mix": Form(
-        f"{_ROUTE} weight[n_expert,m,k] x[1,n_used*k] residual[1,m] shared_weight?[m,k_shared] shared_x?[1,k_shared]",
+        f"{_ROUTE} weight[n_expert,m,k] x[1,n_used*k] residual?[1,m] bias?[n_expert,m] "
+        "shared_weight?[m,k_shared] shared_x?[1,k_shared]",
         "out[1,m]",
         "moe_mv_mix",
     ),
@@ -137,7 +238,13 @@ class Slot(NamedTuple):
         return f"{self.name}, a {kinds}" + (f" {self.shape}" if self.shape else "")
 
 
-_OF_A_STEP = {state.kind: state for state in (STEP, TOKENS, PAGES, LOGITS, CANDIDATES)}
+_OF_A_STEP = {
+    state.kind: state
+    for state in (
+        *(STEP, ROWS, TOKENS, OUT_ROWS, PAGES, HISTORY, *NEXT),
+        *(LOGITS, HIDDEN, CHOSEN, RESULTS, DRAWS, LOGPROBS, BIASES, MASKS),
+    )
+}
 
 
 def _slots(text: str, written: bool) -> tuple[Slot, ...]:
@@ -146,7 +253,7 @@ def _slots(text: str, written: bool) -> tuple[Slot, ...]:
         match = re.fullmatch(r"(\w+)([?*]?)(\[\S+\])?", word)
         assert match, word
         name, mark, shape = match[1], match[2], match[3] or ""
-        of_rows = shape.startswith(("[T", "[1"))
+        of_rows = shape.startswith(("[T", "[O", "[1"))
         types: tuple[type, ...] = (Value,) if of_rows else (Weight,) if shape else (State,)
         if written and of_rows:
             types = (Value, State)
@@ -161,7 +268,9 @@ class Signature:
         self.reads, self.writes = _slots(form.reads, written=False), _slots(form.writes, written=True)
         self.slots = (*self.reads, *self.writes)
         self.many = frozenset(slot.name for slot in self.slots if slot.many)
-        self.attrs = dict.fromkeys(form.attrs.split())
+        numbers = (text.partition("=") for text in form.attrs.split())
+        self.attrs = {name: float(usual) if usual else None for name, _, usual in numbers}
+        self.usual = {name: usual for name, usual in self.attrs.items() if usual is not None}
         self.kernels = tuple(form.kernels.split())
 
 
@@ -188,6 +297,7 @@ class Op:
         self.kind, self.parts = kind, tuple(parts)
         self._named: dict[str, tuple[Operand, ...]] = {}
         self.reads, self.writes = self._take(signature.reads, given), self._take(signature.writes, given)
+        given = {**signature.usual, **given}
         if given.keys() != signature.attrs.keys():
             missing, unknown = signature.attrs.keys() - given, given.keys() - signature.attrs
             raise TypeError(f"{kind} " + (f"needs {min(missing)}" if missing else f"takes no {min(unknown)}"))
@@ -237,6 +347,11 @@ class Op:
     def weights(self) -> tuple[Weight, ...]:
         """Weights among ``reads``, in order."""
         return tuple(o for o in self.reads if isinstance(o, Weight))
+
+    @property
+    def layer(self) -> int:
+        """Number of the layer whose sizes an operation has."""
+        return int(self.attrs["layer"])
 
     @property
     def out(self) -> Operand:

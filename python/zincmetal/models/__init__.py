@@ -1,4 +1,7 @@
-"""Model families: a module for each, with the name in ``general.architecture`` and a ``FAMILY``."""
+"""Model families: a module for each, with a ``FAMILY``.
+
+Its name is that in ``general.architecture``. A module has "_" for a "-", and then the family gives its ``name``.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from .family import Family
 def discover() -> dict[str, Family]:
     """Import all modules of this package and return their families, by name."""
     modules = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
-    return {name: module.FAMILY for name, module in modules.items() if hasattr(module, "FAMILY")}
+    families = ((name, module.FAMILY) for name, module in modules.items() if hasattr(module, "FAMILY"))
+    return {family.name or name: family for name, family in families}
 
 
 FAMILIES = discover()

@@ -14,7 +14,7 @@ Paths: TypeAlias = tuple[tuple[str, str], ...]
 
 #: (pattern, use) of a dense transformer's tensors. The first pattern that is found in a name counts.
 DENSE: Paths = (
-    ("attn_[qkv]|attn_output|rope_freqs", "attention"),
+    ("attn_[qkv]|attn_output|rope_f", "attention"),
     ("ffn_(gate|up|down)", "feed-forward"),
     ("norm", "norms"),
     ("output|token_embd", "LM head"),
@@ -31,3 +31,5 @@ class Family:
     build: Callable[[Graph], Value]
     traits: Traits = field(default_factory=Traits)
     paths: Paths = DENSE
+    output_norm: str = "output_norm"  # tensor of the norm before the logits
+    name: str = ""  # in ``general.architecture``, if that is no module's name

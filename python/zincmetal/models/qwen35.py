@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..config import Traits
+from collections.abc import Callable
+
+from ..config import Ssm, Traits
 from ..graph.builder import Graph
 from ..graph.ops import Value
 from . import llama
@@ -18,15 +20,10 @@ def build(g: Graph) -> Value:
     return x
 
 
-def mixer(g: Graph, i: int, h: Value) -> Value:
-    """Compute the half of block i that mixes positions: the delta rule or attention, [T, n_embd]."""
-    return delta_net(g, i, h) if g.cfg.recurrent[i] else gated_attention(g, i, h)
-
-
 def delta_net(g: Graph, i: int, h: Value) -> Value:
     """Compute the gated delta rule over the convolved q, k and v: [T, n_embd]. z gates it (arXiv 2412.06464)."""
-    assert g.cfg.ssm
-    blk, ssm = f"blk.{i}", g.cfg.ssm
+    assert isinstance(g.cfg.recurrence, Ssm)
+    blk, ssm = f"blk.{i}", g.cfg.recurrence
     qkv = g.linear(h, f"{blk}.attn_qkv", ssm.channels)
     z = g.linear(h, f"{blk}.attn_gate", ssm.d_inner)
     alpha = g.linear(h, f"{blk}.ssm_alpha", ssm.n_v_head)
@@ -36,12 +33,17 @@ def delta_net(g: Graph, i: int, h: Value) -> Value:
 
 def gated_attention(g: Graph, i: int, h: Value) -> Value:
     """Compute attention with a gate for each head, [T, n_embd]: attn_q gives [q | gate] for each head."""
-    blk, cfg = f"blk.{i}", g.cfg
-    q_gate = g.linear(h, f"{blk}.attn_q", cfg.n_head * 2 * cfg.head_dim)
-    k = g.linear(h, f"{blk}.attn_k", cfg.n_head_kv * cfg.head_dim)
-    v = g.linear(h, f"{blk}.attn_v", cfg.n_head_kv * cfg.head_dim)
+    layer, blk = g.cfg.layers[i], f"blk.{i}"
+    q_gate = g.linear(h, f"{blk}.attn_q", layer.n_head * 2 * layer.head_dim)
+    k = g.linear(h, f"{blk}.attn_k", layer.n_head_kv * layer.head_dim)
+    v = g.linear(h, f"{blk}.attn_v", layer.n_head_kv * layer.head_dim)
     q = g.rope_kv(i, q_gate, k, v, "neox", qk_norm=True)
-    return g.linear(g.attention(i, q, gate=q_gate), f"{blk}.attn_output", cfg.n_embd)
+    return g.linear(g.attention(i, q, gate=q_gate), f"{blk}.attn_output", g.cfg.n_embd)
+
+
+def mixer(g: Graph, i: int, h: Value, recurrent: Callable[[Graph, int, Value], Value] = delta_net) -> Value:
+    """Compute the half of block i that mixes positions: the delta rule or attention, [T, n_embd]."""
+    return recurrent(g, i, h) if g.cfg.layers[i].mixer == "recurrent" else gated_attention(g, i, h)
 
 
 SSM = ("ssm_|attn_qkv|attn_gate", "SSM")

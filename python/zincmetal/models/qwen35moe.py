@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..config import Traits
 from ..graph.builder import Graph
 from ..graph.ops import Value
@@ -9,11 +11,11 @@ from . import qwen3moe, qwen35
 from .family import Family
 
 
-def build(g: Graph) -> Value:
+def build(g: Graph, recurrent: Callable[[Graph, int, Value], Value] = qwen35.delta_net) -> Value:
     """Append the operations from token ids to the last block's output [T, n_embd]."""
     x = g.embed("token_embd.weight")
     for i in range(g.cfg.n_layer):
-        x = g.add(x, qwen35.mixer(g, i, g.rms_norm(x, f"blk.{i}.attn_norm")))
+        x = g.add(x, qwen35.mixer(g, i, g.rms_norm(x, f"blk.{i}.attn_norm"), recurrent))
         x = qwen3moe.mixture(g, i, x, g.rms_norm(x, f"blk.{i}.post_attention_norm"))
     return x
 

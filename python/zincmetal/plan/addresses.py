@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -12,57 +13,122 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import gguf
-from ..config import ModelConfig
+from ..config import Layer, ModelConfig, Rope
 from ..errors import DeviceError, GGUFError, UsageError
 from ..gguf.quants import BF16, F16, F32, by_name, dequantize
-from ..graph.ops import CANDIDATES, KV_CACHES, LOGITS, PAGES, RECURRENT, STEP, TOKENS, Operand, State, Weight
+from ..graph.ops import (
+    BIASES,
+    CHOSEN,
+    DRAWS,
+    HIDDEN,
+    HISTORY,
+    LOGITS,
+    LOGPROBS,
+    MASKS,
+    NEXT,
+    NEXT_DRAWS,
+    NEXT_OUTS,
+    NEXT_PAGES,
+    NEXT_ROWS,
+    NEXT_STEP,
+    OUT_ROWS,
+    PAGES,
+    RESULTS,
+    ROWS,
+    STEP,
+    TOKENS,
+    Operand,
+    State,
+    Weight,
+    caches_of,
+)
 from .target import Target
 
-ROPE_FREQS, ROPE_FREQS_LOCAL = "rope_freqs", "rope_freqs_local"
 # A matrix larger than the largest buffer (a small Mac, many tokens) is taken in windows of rows. These may be.
-WINDOWED, WINDOW_ROWS = ("token_embd.weight", "output.weight"), 32
+WINDOWED, WINDOW_ROWS = ("token_embd.weight", "output.weight", "per_layer_token_embd.weight"), 32
 CONVERTED, ALIGN = "converted", 256
 # Names of tensors that kernels read only as float32.
-_VECTOR = re.compile(r"(norm\.weight|\.bias|\.ssm_a|\.ssm_conv1d\.weight)\Z")
+_VECTOR = re.compile(
+    r"(norm\.weight|sinks\.weight|\.bias|\.ssm_[ad]|\.ssm_conv1d\.weight|\.shortconv\.conv\.weight|\.scale|_scale\.weight"
+    r"|norm_[12]\.weight)\Z"
+)
+# Tensors of a matrix for each expert or head.
+_STACKED = re.compile(r"(_exps|\.attn_[kv]_b)\.")
 # Copies of weights to a device's own memory go in pieces of about this size, so that progress shows.
 UPLOAD_BYTES = 512 << 20
 
 
-def state_sizes(cfg: ModelConfig, target: Target, kv_type: str, max_rows: int) -> dict[State, int]:
-    """Return the bytes of every state of a sequence.
+@dataclass(frozen=True)
+class Room:
+    """Sizes of the pools that sequences share: pages of K/V, slots of recurrent states, and page tables (seats)."""
 
-    The K/V caches are in pages of KV_PAGE positions. Steps have up to ``max_rows`` rows. Raises UsageError if the
-    heads do not fit ``kv_type``.
+    pages: int
+    slots: int
+    seats: int
+
+
+#: Names of the states that the host writes or reads while the device works.
+SHARED = frozenset(state.name for state in (*NEXT, RESULTS, LOGPROBS, BIASES, MASKS))
+BIAS_ENTRIES = 65536
+
+
+def state_sizes(cfg: ModelConfig, target: Target, kv_type: str, room: Room) -> dict[State, int]:
+    """Return the bytes of every state. Logits are of one output, hidden rows one: both grow for larger plans.
+
+    Raises UsageError if the heads do not fit ``kv_type``.
     """
-    page = target.page
-    n_pages = -(-cfg.n_ctx // page)
+    page, outs, ring, rows = target.page, target.shapes["MAX_OUT"], target.shapes["STEP_RING"], target.max_rows
+    step, row, write, draw, choice, bias = (
+        target.struct(name).itemsize for name in ("Step", "Row", "PageWrite", "Draw", "Choice", "Bias")
+    )
     sizes = {
-        STEP: target.struct("Step").itemsize,
-        TOKENS: 4 * max_rows,
+        STEP: step,
+        ROWS: row * rows,
+        TOKENS: 4 * rows,
+        OUT_ROWS: 4 * outs,
+        PAGES: 4 * room.seats * pages_of(cfg, target),
+        HISTORY: 4 * page * room.pages,
+        NEXT_STEP: ring * step,
+        NEXT_ROWS: ring * rows * row,
+        NEXT_OUTS: ring * outs * 4,
+        NEXT_PAGES: ring * target.max_page_writes(cfg.n_ctx) * write,
+        NEXT_DRAWS: ring * outs * draw,
         LOGITS: 4 * cfg.n_vocab,
-        CANDIDATES: target.struct("Candidates").itemsize,
-        PAGES: 4 * n_pages,
+        HIDDEN: 4 * (cfg.pooling.width if cfg.pooling else cfg.n_embd),
+        CHOSEN: 4 * outs,
+        RESULTS: ring * outs * choice,
+        DRAWS: draw * outs,
+        LOGPROBS: ring * outs * target.struct("Logprobs").itemsize,
+        BIASES: bias * BIAS_ENTRIES,
+        MASKS: 4 * 2 * outs * -(-cfg.n_vocab // 32),
     }
-    for layer, recurrent in enumerate(cfg.recurrent):
-        state = _ssm_sizes(cfg) if recurrent else dict.fromkeys(KV_CACHES, n_pages * page * _kv_row(cfg, kv_type))
-        sizes |= {State(kind, layer): nbytes for kind, nbytes in state.items()}
+    for i, layer in enumerate(cfg.layers):
+        sizes |= {state: room.slots * nbytes for state, nbytes in _slots_of(cfg, i).items()}
+        for kind in caches_of(layer) if layer.kv_layer == i else ():
+            sizes[State(kind, i)] = room.pages * page * _kv_row(layer, kv_type)
     return sizes
 
 
-def _ssm_sizes(cfg: ModelConfig) -> dict[str, int]:
-    assert cfg.ssm
-    sizes = (4 * cfg.ssm.d_conv * cfg.ssm.channels, 4 * cfg.ssm.d_inner * cfg.ssm.d_state)
-    return dict(zip(RECURRENT, sizes, strict=True))
+def pages_of(cfg: ModelConfig, target: Target) -> int:
+    """Pages of a whole context."""
+    return -(-cfg.n_ctx // target.page)
 
 
-def _kv_row(cfg: ModelConfig, kv_type: str) -> int:
+def _slots_of(cfg: ModelConfig, layer: int) -> dict[State, int]:
+    """Return the bytes of a slot of each state of a layer: none if it is not recurrent."""
+    if cfg.layers[layer].mixer != "recurrent" or cfg.recurrence is None:
+        return {}
+    return {State(kind, layer): 4 * n for kind, n in cfg.recurrence.slot_floats.items()}
+
+
+def _kv_row(layer: Layer, kv_type: str) -> int:
     """Bytes of one position in one cache of a layer."""
     kv = by_name(kv_type)
-    if cfg.head_dim % kv.block_size:
+    if layer.head_dim % kv.block_size:
         raise UsageError(
-            f"a {kv_type} KV cache holds heads in blocks of {kv.block_size}, not {cfg.head_dim}: use kv='f16'"
+            f"a {kv_type} KV cache holds heads in blocks of {kv.block_size}, not {layer.head_dim}: use kv='f16'"
         )
-    return cfg.n_head_kv * kv.row_bytes(cfg.head_dim)
+    return layer.n_head_kv * kv.row_bytes(layer.head_dim)
 
 
 @dataclass(frozen=True)
@@ -97,18 +163,20 @@ class AddressMap:
 
     ``maps`` are the buffers over the file's own pages: one for each part of the file. A part has several if it is
     larger than the largest buffer or is copied to the device. They may overlap. A matrix with a row for each token may
-    lie in several buffers, as ``windows``. All other buffers are allocated. ``sizes`` has their bytes by name, with the
-    ``states`` among them. ``initial`` makes the first content of some. Raises DeviceError if a single tensor is larger
-    than the largest buffer.
+    lie in several buffers, as ``windows``. All other buffers are allocated: the computed weights and the states, whose
+    pools have the sizes of ``room``. The buffers of ``shared`` are in memory that the host sees too. ``initial`` makes
+    the first content of some. Raises DeviceError if a single tensor is larger than the largest buffer, UsageError if
+    the heads do not fit ``kv_type``.
     """
 
-    def __init__(self, file: gguf.File, cfg: ModelConfig, states: Mapping[State, int], target: Target) -> None:
-        self.states = dict(states)
-        self.sizes = {state.name: nbytes for state, nbytes in states.items()}
-        self._state_regions = {state: Region(state.name, 0, nbytes) for state, nbytes in states.items()}
-        self.initial: dict[str, Callable[[], NDArray[Any]]] = {
-            PAGES.name: lambda: np.arange(states[PAGES] // 4, dtype=np.uint32)
-        }
+    def __init__(self, file: gguf.File, cfg: ModelConfig, target: Target, kv_type: str, room: Room) -> None:
+        self.shared = SHARED
+        #: Bytes of a slot of each recurrent state.
+        self.slot_bytes = {state: n for i in range(cfg.n_layer) for state, n in _slots_of(cfg, i).items()}
+        self._states_of = partial(state_sizes, cfg, target, kv_type)
+        self._computed_sizes: dict[str, int] = {}
+        self.room = room
+        self.initial: dict[str, Callable[[], NDArray[Any]]] = {}
         self.maps: list[Map] = []
         #: Windows of rows, by the name of a matrix that is larger than a buffer.
         self.windows: dict[str, tuple[Weight, ...]] = {}
@@ -119,9 +187,23 @@ class AddressMap:
             self._map_part(file, part, target)
         self._window_names = {w.name: name for name, windows in self.windows.items() for w in windows}
         self._convert_vectors(file)
-        self._add_vector(ROPE_FREQS, cfg.rope.frequencies(cfg.n_rot, _rope_factors(file, cfg)))
-        if cfg.rope_local:
-            self._add_vector(ROPE_FREQS_LOCAL, cfg.rope_local.frequencies(cfg.n_rot, None))
+        for name, (rope, n_rot) in cfg.rope_tables.items():
+            self._add_vector(name, _frequencies(file, rope, n_rot))
+
+    @property
+    def room(self) -> Room:
+        """Sizes of the pools. Plans that were made before they changed have regions of the old sizes."""
+        return self._room
+
+    @room.setter
+    def room(self, room: Room) -> None:
+        self._room, self.states = room, self._states_of(room)
+        self._state_regions = {state: Region(state.name, 0, nbytes) for state, nbytes in self.states.items()}
+
+    def sizes(self, room: Room | None = None) -> dict[str, int]:
+        """Return the bytes of all buffers that are allocated, by name, with pools of these sizes (default: as now)."""
+        states = self.states if room is None else self._states_of(room)
+        return {**self._computed_sizes, **{state.name: nbytes for state, nbytes in states.items()}}
 
     def weight(self, name: str) -> Weight | None:
         """Return the tensor of this name, or None."""
@@ -134,7 +216,8 @@ class AddressMap:
     def place(self, operand: Operand) -> Region:
         """Return the region of a weight or a state."""
         if isinstance(operand, Weight):
-            return self._regions[operand.name]
+            whole = self._regions[operand.name]
+            return _rows_of(whole, operand) if operand.first or operand.of else whole
         assert isinstance(operand, State), operand
         return self._state_regions[operand]
 
@@ -195,35 +278,53 @@ class AddressMap:
                 whole[at : at + values.size] = values
             return whole
 
-        self.initial[CONVERTED], self.sizes[CONVERTED] = converted, end
+        self.initial[CONVERTED], self._computed_sizes[CONVERTED] = converted, end
 
     def _add_vector(self, name: str, values: NDArray[np.float32]) -> None:
         """Add a weight that is computed from the metadata. It hides a tensor of this name."""
-        self.initial[name], self.sizes[name] = lambda: values, values.nbytes
+        self.initial[name], self._computed_sizes[name] = lambda: values, values.nbytes
         self._weights[name] = Weight(name, F32, values.shape)
         self._computed.add(self._weights[name])
         self._regions[name] = Region(name, 0, values.nbytes)
 
 
+def _rows_of(whole: Region, weight: Weight) -> Region:
+    """Return the region of a weight that is a range of a tensor. No block of weights lies in two rows."""
+    vector = len(weight.shape) == 1
+    skipped = weight.type.row_bytes(weight.first) if vector else weight.first * weight.row_bytes
+    if weight.of:
+        return Region(whole.buffer, whole.offset + skipped, whole.nbytes - skipped)
+    return Region(whole.buffer, whole.offset + skipped, weight.type.nbytes(weight.shape))
+
+
 def _shape(tensor: gguf.TensorInfo) -> tuple[int, ...]:
-    """Return the shape without leading dimensions of 1, which some writers add up to four. Experts keep three."""
-    shape, least = tensor.shape, 3 if "_exps." in tensor.name else 1
+    """Return the shape without leading dimensions of 1, which some writers add up to four. Stacks keep three."""
+    shape, least = tensor.shape, 3 if _STACKED.search(tensor.name) else 1
     while len(shape) > least and shape[0] == 1:
         shape = shape[1:]
     return shape
 
 
-def _rope_factors(file: gguf.File, cfg: ModelConfig) -> NDArray[np.float32] | None:
-    """Return the file's divisors of rotary frequencies, float32 [n_rot / 2], or None."""
-    tensor = file.tensors.get("rope_freqs.weight")
+def _frequencies(file: gguf.File, rope: Rope | None, n_rot: int) -> NDArray[np.float32]:
+    """Return a table of rotary frequencies, float32 [n_rot / 2]. Without a rotary embedding nothing turns."""
+    if rope is None:
+        return np.zeros(n_rot // 2, np.float32)
+    return rope.frequencies(n_rot, _divisors(file, rope.divisors, n_rot))
+
+
+def _divisors(file: gguf.File, name: str, n_rot: int) -> NDArray[np.float32] | None:
+    """Return the divisors of rotary frequencies in a tensor, float32 [n_rot / 2], or None if the file lacks it."""
+    tensor = file.tensors.get(name)
     if tensor is None:
         return None
     if tensor.type not in (F32, F16, BF16):
-        raise GGUFError(f"tensor rope_freqs.weight is {tensor.type.name}; it must be f32, f16 or bf16")
-    factors = dequantize(tensor.type, file.data(tensor.name), tensor.shape).ravel()
-    if factors.size != cfg.n_rot // 2:
-        raise GGUFError(f"tensor rope_freqs.weight has {factors.size} values, not {cfg.n_rot // 2}")
-    return factors
+        raise GGUFError(f"tensor {name} is {tensor.type.name}; it must be f32, f16 or bf16")
+    divisors = dequantize(tensor.type, file.data(name), tensor.shape).ravel()
+    if divisors.size != n_rot // 2:
+        raise GGUFError(f"tensor {name} has {divisors.size} values, not {n_rot // 2}")
+    if not (np.isfinite(divisors) & (divisors > 0)).all():
+        raise GGUFError(f"tensor {name} has values that are not positive numbers: frequencies are divided by them")
+    return divisors
 
 
 def _group(

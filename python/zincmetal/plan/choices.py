@@ -3,5 +3,8 @@
 from __future__ import annotations
 
 KV_TYPES = ("f16", "f32", "q8_0")
-# The last row's largest logit (its id), the last row's candidates, or the logits of all rows.
-OUTPUTS = ("argmax", "candidates", "all")
+# What a step does with the rows whose logits are wanted: there are none; it takes the largest logit of each (its id);
+# it draws a token for each; it leaves all their logits for the host. Or there are no logits, and it leaves all rows
+# after the final norm.
+OUTPUTS = ("none", "argmax", "draw", "all", "hidden")
+WITHOUT_LOGITS = ("none", "hidden")

@@ -26,7 +26,9 @@ class MemoryEstimate:
     """Bytes that one sequence of ``n_ctx`` tokens needs, and the ``budget`` that it has.
 
     ``weights``, mapped from the file, are by quant type. ``kv_page`` is the size of a page, ``page`` positions, in all
-    caches together. ``arena`` is by the rows of a plan. Plans share one arena: the largest that a context needs counts.
+    pools together. ``table_page`` is the size of its entries in page tables, which are allocated for the whole context.
+    ``slot`` is the recurrent state of a sequence. ``arena`` is by the rows of a plan. Plans share one arena: the
+    largest that a context needs counts.
     """
 
     n_ctx: int
@@ -35,15 +37,21 @@ class MemoryEstimate:
     weights: Mapping[str, int]
     page: int
     kv_page: int
-    recurrent: int
+    table_page: int
+    slot: int
     arena: Mapping[int, int]
     logits: int
     other: int
 
     @property
     def kv(self) -> int:
-        """Bytes of the K/V caches of a sequence: whole pages."""
+        """Bytes of the K/V of a sequence: whole pages."""
         return -(-self.n_ctx // self.page) * self.kv_page
+
+    @property
+    def tables(self) -> int:
+        """Bytes of the page tables."""
+        return -(-self.n_ctx // self.page) * self.table_page
 
     def arena_of(self, n_ctx: int) -> int:
         """Bytes of the arena for a context: of the smallest plan that holds its rows, or of the largest plan."""
@@ -52,13 +60,13 @@ class MemoryEstimate:
 
     @property
     def fixed(self) -> int:
-        """Bytes that do not depend on the context: all except the caches and the arena."""
-        return sum(self.weights.values()) + self.recurrent + self.logits + self.other
+        """Bytes that do not depend on the context: all except the pages, their tables and the arena."""
+        return sum(self.weights.values()) + self.slot + self.logits + self.other
 
     @property
     def total(self) -> int:
         """Bytes of everything."""
-        return self.fixed + self.arena_of(self.n_ctx) + self.kv
+        return self.fixed + self.arena_of(self.n_ctx) + self.kv + self.tables
 
     @property
     def largest_context(self) -> int:
@@ -74,12 +82,18 @@ class MemoryEstimate:
         limits = [longest if rows == max(self.arena) else min(rows, longest) for rows in self.arena]
         return max(self._largest_up_to(limit) for limit in limits)
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of all sequences together whose K/V fit the budget, beside a sequence of the context; or 0."""
+        free = (self.budget - self.total) // self.kv_page * self.page
+        return self.n_ctx + free if free >= 0 else 0
+
     def _largest_up_to(self, limit: int) -> int:
         """Return the longest context of up to ``limit`` tokens that fits with the arena of ``limit`` tokens."""
         room = self.budget - self.fixed - self.arena_of(limit)
-        if room < 0 or not self.kv_page:
-            return limit if room >= 0 else 0
-        return min(limit, room // self.kv_page * self.page)
+        if room < 0:
+            return 0
+        return min(limit, room // (self.kv_page + self.table_page) * self.page)
 
     def __repr__(self) -> str:
         return f"<MemoryEstimate: {in_units(self.total)} of {in_units(self.budget)} for a context of {self.n_ctx}>"
@@ -89,9 +103,9 @@ class MemoryEstimate:
         sections = {
             "weights": sum(self.weights.values()),
             "K/V": self.kv,
-            "recurrent state": self.recurrent,
+            "recurrent state": self.slot,
             "arena": self.arena_of(self.n_ctx),
-            "logits and others": self.logits + self.other,
+            "logits and others": self.logits + self.tables + self.other,
         }
         whole = max(self.total, self.budget, 1)
         shown = [(name, n, color) for (name, n), color in zip(sections.items(), _COLORS, strict=True) if n]
@@ -104,30 +118,23 @@ class MemoryEstimate:
         text = f"{in_units(self.total)} of {in_units(self.budget)} for a context of {self.n_ctx} tokens{over}"
         return f'<div>{text}<div style="border:1px solid;font-size:1em;line-height:1em">{bar}</div>{key}</div>'
 
-    def fits(self, sequences: int = 1) -> bool:
-        """Return True if so many sequences, which share the weights, are within the budget."""
-        weights = sum(self.weights.values())
-        return weights + sequences * (self.total - weights) <= self.budget
+    def fits(self) -> bool:
+        """Return True if the total is within the budget."""
+        return self.total <= self.budget
 
-    def check(self, sequences: int = 1) -> None:
-        """Raise OutOfMemoryError, with the numbers, if the total of so many sequences is over the budget."""
-        if self.fits(sequences):
+    def check(self) -> None:
+        """Raise OutOfMemoryError, with the numbers, if the total is over the budget."""
+        if self.fits():
             return
-        weights = sum(self.weights.values())
-        if sequences > 1:
-            raise OutOfMemoryError(
-                f"{sequences} sequences of {self.n_ctx} tokens need {in_units(self.total - weights)} each beside "
-                f"weights of {in_units(weights)}, and this device has {in_units(self.budget)}; close one, or load the "
-                f"model with a smaller context"
-            )
+        others = self.logits + self.tables + self.other
         remedy = f"the largest context that fits is {self.largest_context}"
         if not self.largest_context:
             remedy = "no context fits, not even the shortest"
         raise OutOfMemoryError(
             f"with a context of {self.n_ctx} tokens the model needs {in_units(self.total)} and this device has "
-            f"{in_units(self.budget)} for it: weights {in_units(weights)}, "
-            f"K/V {in_units(self.kv)}, recurrent state {in_units(self.recurrent)}, "
-            f"arena {in_units(self.arena_of(self.n_ctx))}, logits and others {in_units(self.logits + self.other)}; "
+            f"{in_units(self.budget)} for it: weights {in_units(sum(self.weights.values()))}, "
+            f"K/V {in_units(self.kv)}, recurrent state {in_units(self.slot)}, "
+            f"arena {in_units(self.arena_of(self.n_ctx))}, logits and others {in_units(others)}; "
             f"{remedy}"
         )
 

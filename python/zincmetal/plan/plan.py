@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
-from ..graph.ops import RECURRENT, Op, Operand, State, Value, Weight
+from ..graph.ops import Op, Operand, State, Value, Weight
 from . import show
 from .addresses import Region
 from .arena import ARENA, lay_out, value_bytes
 from .barriers import hazards, place_barriers
+from .chunks import StepShape
 from .estimate import in_units
 from .launch import Arg, Dispatch
 from .lower import Lowering
@@ -23,16 +24,22 @@ EMBEDDING = "embedding"
 
 @dataclass(frozen=True)
 class Plan:
-    """Dispatches of a step of up to ``rows`` rows, and the arena that they need.
+    """Dispatches of a step of a shape, and the arena that they need.
 
     A plan of 512 rows also serves 37 tokens: kernels read the number from ``Step.n_tokens`` and skip the other
     rows. ``paths`` are (pattern, use) of weights: see models/family.py.
     """
 
-    rows: int
+    shape: StepShape
     dispatches: tuple[Dispatch, ...]
     arena_bytes: int
     paths: tuple[tuple[str, str], ...] = ()
+    slot_bytes: Mapping[State, int] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Most rows of a step."""
+        return self.shape.rows
 
     @property
     def n_barriers(self) -> int:
@@ -69,12 +76,13 @@ class Plan:
         return {w: _bytes_read(w, d.launch.op, self.rows) for w in weights}
 
     def recurrent_bytes(self) -> int:
-        """Return the bytes of recurrent state that one step reads and writes."""
-        return sum(
-            arg.accesses * region.nbytes
-            for d in self.dispatches
-            for arg, region in zip(d.launch.args, d.regions, strict=True)
-            if isinstance(arg.operand, State) and arg.operand.kind in RECURRENT
+        """Return the bytes of recurrent state that one step reads and writes: a slot for each single row, or one."""
+        slots = self.shape.singles if self.shape.only_singles else 1
+        return slots * sum(
+            arg.accesses * self.slot_bytes[arg.operand]
+            for launch in (d.launch for d in self.dispatches)
+            for arg in launch.args
+            if isinstance(arg.operand, State) and arg.operand in self.slot_bytes
         )
 
     def replaced(self) -> dict[str, list[str]]:
@@ -94,7 +102,7 @@ class Plan:
         return show.dump(self)
 
     def to_json(self) -> str:
-        """Return the plan as a JSON object: rows, arena_bytes, dispatches."""
+        """Return the plan as a JSON object: its shape, arena_bytes, dispatches."""
         return show.to_json(self)
 
     def to_dot(self) -> str:
@@ -105,37 +113,38 @@ class Plan:
         return show.to_html(self)
 
     def __repr__(self) -> str:
-        rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
         n, arena = len(self.dispatches), in_units(self.arena_bytes)
-        return f"<Plan of {rows}: {n} dispatches, {self.n_barriers} barriers, arena {arena}>"
+        return f"<Plan of {self.shape}: {n} dispatches, {self.n_barriers} barriers, arena {arena}>"
 
 
 def record(
     ops: Iterable[Op],
-    rows: int,
+    shape: StepShape,
     lowering: Lowering,
     place: Callable[[Operand], Region],
     paths: tuple[tuple[str, str], ...] = (),
+    slot_bytes: Mapping[State, int] | None = None,
 ) -> Plan:
-    """Lower the operations for ``rows`` rows, lay out their values, and place the barriers.
+    """Lower the operations for a shape, lay out their values, and place the barriers.
 
-    ``place(operand)`` returns the region of a weight or a state.
+    ``place(operand)`` returns the region of a weight or a state. ``slot_bytes`` are those of each recurrent state.
     """
-    launches = [launch for op in ops for launch in lowering.launches(op, rows)]
-    offsets, arena_bytes = lay_out(launches, rows)
+    lowering = replace(lowering, shape=shape)
+    launches = [launch for op in ops for launch in lowering.launches(op)]
+    offsets, arena_bytes = lay_out(launches, shape)
 
     def region(arg: Arg) -> Region:
         operand = arg.operand
         if isinstance(operand, Value):
             at, skipped = offsets[operand.name], 4 * arg.first
-            return Region(ARENA, at + skipped, value_bytes(operand, rows) - skipped)
+            return Region(ARENA, at + skipped, value_bytes(operand, shape) - skipped)
         whole = place(operand)
         if not arg.first:
             return whole
         return replace(whole, offset=whole.offset + 4 * arg.first, nbytes=whole.nbytes - 4 * arg.first)
 
     regions = [tuple(region(arg) for arg in launch.args) for launch in launches]
-    return Plan(rows, tuple(place_barriers(launches, regions)), arena_bytes, paths)
+    return Plan(shape, tuple(place_barriers(launches, regions)), arena_bytes, paths, slot_bytes or {})
 
 
 def _bytes_read(weight: Weight, op: Op, rows: int) -> int:

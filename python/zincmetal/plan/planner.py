@@ -6,23 +6,41 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 
 from .. import config, gguf, models
+from ..config.rope import DIVISORS, LONG_DIVISORS, SHORT_DIVISORS
 from ..errors import UnsupportedModelError
 from ..graph.builder import Graph
 from ..graph.fuse import fuse
-from ..graph.ops import KV_CACHES, LOGITS, PAGES, RECURRENT, Op, Operand, State
-from .addresses import AddressMap, Region, state_sizes
-from .chunks import LOGITS_ROWS, PREFILL_ROWS, plan_rows
+from ..graph.ops import HIDDEN, HISTORY, KV_CACHES, LOGITS, RECURRENT, Op, Operand, State, caches_of
+from .addresses import AddressMap, Region, Room, pages_of
+from .chunks import (
+    CHUNK_ROWS,
+    DECODE_ROWS,
+    LOGITS_ROWS,
+    MAX_SINGLES,
+    ONE_ROW,
+    PROMPT_ROWS,
+    SEATS,
+    StepShape,
+    chunk_shape,
+    decode_shape,
+    rows_for,
+)
 from .estimate import MemoryEstimate, device_budget
 from .lower import Lowering
 from .plan import Plan, record
 from .target import Target
 
 _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,9})\.")  # no more digits than a block's number can have
+_OWN_KV = re.compile(r"attn_(k|v|k_norm)\.weight\Z")
 # Decode plans are made per maximum position: a plan for short sequences splits attention over fewer threadgroups. The
 # position above which a device begins to split (tuning.DIVIDE_KEYS_ABOVE) and the context are maxima too.
 MAX_POSITIONS = (1024, 4096)
+FIRST_TOKENS, FIRST_SLOTS = 4096, 4  # that the pools have room for at first
+LONGER_STEPS = 8  # steps may have more rows than a prompt needs if their arena is at most this share of what is left
+MAX_POOL_BYTES = 2**32 - 1  # of a state: kernels count in 32 bits
 
 
 class Planner:
@@ -37,16 +55,25 @@ class Planner:
         self._family = models.get(file.require("general.architecture", str))
         self.config = config.from_file(file, self._family.traits, context)
         target.check(self.config, file.path)
-        states = state_sizes(self.config, target, kv, max(PREFILL_ROWS))
-        self.addresses = AddressMap(file, self.config, states, target)
+        if not self.config.causal:
+            target = replace(target, least_rows=self.prompt_rows)
+        first = Room(self._first_pages(target), FIRST_SLOTS if self.config.recurrent else 0, SEATS)
+        self.addresses = AddressMap(file, self.config, target, kv, first)
         self.kv = kv
         self._lowering = Lowering(target, self.config, kv, windows=self.addresses.windows)
         divide_above = target.divide_keys_above
         limits = sorted({divide_above, *MAX_POSITIONS}) if divide_above is not None else ()
         self.max_positions = (*(n for n in limits if n < self.config.n_ctx), self.config.n_ctx)  # one plan for each
-        self._plans: dict[tuple[int, str, int], Plan] = {}
-        self._fused: dict[tuple[int, str], list[Op]] = {}
-        self._refuse_unused(self.plan(1))
+        self._plans: dict[tuple[Room, StepShape, int], Plan] = {}
+        self._fused: dict[StepShape, list[Op]] = {}
+        self._arenas: dict[int, int] = {}
+        self._refuse_unused(self.plan(), *([self.plan(decode_shape(1, "hidden"))] if self.config.pooling else []))
+
+    @property
+    def prompt_rows(self) -> int:
+        """Rows of the largest plan that a prompt of the context needs. If tokens see later ones, it is not divided."""
+        n = self.config.n_ctx
+        return rows_for(n) if self.config.causal else next((r for r in CHUNK_ROWS if n <= r), CHUNK_ROWS[-1])
 
     @property
     def target(self) -> Target:
@@ -62,105 +89,198 @@ class Planner:
     def missing(self, kernels: frozenset[str]) -> None:
         self._lowering = replace(self._lowering, target=self.target.without(kernels))
         self._plans.clear()
+        self._arenas.clear()
 
     @property
     def ranked_by_host(self) -> bool:
-        """True if plans with the output "candidates" leave the candidates to the host."""
+        """True if the device cannot draw tokens, so that the host must."""
         return self.target.ranked_by_host
 
-    def plan(self, rows: int, output: str = "argmax", max_position: int | None = None) -> Plan:
-        """Make the plan for steps of up to ``rows`` rows before position ``max_position`` (default: the context).
-
-        ``output`` is one of choices.OUTPUTS. Plans are kept.
-        """
+    def plan(self, shape: StepShape = ONE_ROW, max_position: int | None = None) -> Plan:
+        """Make the plan for steps of a shape before position ``max_position`` (default: the context). They are kept."""
         max_position = max_position or self.config.n_ctx
-        key = (rows, output, max_position)
+        key = (self.addresses.room, shape, max_position)
         if key not in self._plans:
-            logits = Region(LOGITS.name, 0, 4 * self.config.n_vocab * (rows if output == "all" else 1))
+            grown = {LOGITS: self.logits_bytes(shape.outs), HIDDEN: self.hidden_bytes(shape.rows)}
 
             def place(operand: Operand) -> Region:
-                region = self.addresses.place(operand)
-                return logits if region.buffer == logits.buffer else region
+                if isinstance(operand, State) and operand in grown:
+                    return Region(operand.name, 0, grown[operand])
+                return self.addresses.place(operand)
 
             lowering = replace(self._lowering, max_position=max_position)
-            self._plans[key] = record(self._ops(rows, output), rows, lowering, place, self._family.paths)
+            paths, slots = self._family.paths, self.addresses.slot_bytes
+            self._plans[key] = record(self._ops(shape), shape, lowering, place, paths, slots)
         return self._plans[key]
 
-    def check_memory(self, sequences: int = 1) -> None:
-        """Raise OutOfMemoryError, with the numbers, if so many sequences do not fit the device's memory."""
-        needed = (1, plan_rows(self.config.n_ctx)[-1])  # other plans take time, and only show which context would fit
-        if not self.memory(needed).fits(sequences):
-            self.memory().check(sequences)
+    def logits_bytes(self, outs: int) -> int:
+        """Return the bytes of the logits of ``outs`` outputs."""
+        return self.addresses.states[LOGITS] * outs
 
-    def memory(self, rows: Iterable[int] = (1, *PREFILL_ROWS)) -> MemoryEstimate:
-        """Estimate the memory of one sequence, with plans of these numbers of rows."""
-        cfg = self.config
-        kinds = Counter[str]()
-        for state, nbytes in self.addresses.states.items():
-            kinds[state.kind] += nbytes
-        n_pages = -(-cfg.n_ctx // self.target.page)
-        kv = sum(kinds[kind] for kind in (*KV_CACHES, PAGES.kind))
-        recurrent = sum(kinds[kind] for kind in RECURRENT)
-        logits = kinds[LOGITS.kind]
+    def hidden_bytes(self, rows: int) -> int:
+        """Return the bytes of ``rows`` rows after the final norm."""
+        return self.addresses.states[HIDDEN] * rows
+
+    # ---- memory ------------------------------------------------------------------------------------------------
+
+    def check_memory(self) -> None:
+        """Raise OutOfMemoryError, with the numbers, if one sequence of the context does not fit the device's memory."""
+        if not self._needed.fits():
+            self.memory().check()
+
+    def memory(self, rows: Iterable[int] = PROMPT_ROWS) -> MemoryEstimate:
+        """Estimate the memory of one sequence of the context, with plans of these numbers of rows."""
+        cfg, states, n_pages = self.config, self.addresses.states, pages_of(self.config, self.target)
+        pools = {state: n for state, n in states.items() if state.kind in (*KV_CACHES, *RECURRENT, HISTORY.kind)}
+        # Entries of a page of the context: in all tables, and in all descriptions of steps.
+        entries = 4 * self.addresses.room.seats
+        entries += self.target.shapes["STEP_RING"] * self.target.struct("PageWrite").itemsize
         weights = Counter[str]()
         for t in self.file.tensors.values():
             weights[t.type.name] += t.nbytes
+        page_bytes, slot_bytes = self.page_bytes, self.slot_bytes
+        others = sum(self.addresses.sizes().values()) - sum(pools.values()) - states[LOGITS]
         return MemoryEstimate(
             n_ctx=cfg.n_ctx,
             n_ctx_train=cfg.n_ctx_train,
             budget=device_budget(self.target.free_bytes),
             weights=weights,
             page=self.target.page,
-            kv_page=kv // n_pages,
-            recurrent=recurrent,
+            kv_page=page_bytes,
+            table_page=entries,
+            slot=slot_bytes,
             arena={n: self._arena_bytes(n) for n in rows},
-            logits=logits * LOGITS_ROWS,
-            other=sum(self.addresses.sizes.values()) - kv - recurrent - logits,
+            logits=self.logits_bytes(LOGITS_ROWS),
+            other=others - entries * n_pages,
         )
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page in the pools of all layers, and of its tokens' ids."""
+        kinds = (*KV_CACHES, HISTORY.kind)
+        return sum(n for state, n in self.addresses.states.items() if state.kind in kinds) // self.addresses.room.pages
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot in the pools of all recurrent layers: 0 if there are none."""
+        return sum(self.addresses.slot_bytes.values())
+
+    @cached_property
+    def max_rows(self) -> int:
+        """Most rows of a step: as many as a prompt of the context needs, more if the memory has room for the arena."""
+        memory, most = self._needed, self.prompt_rows
+        for rows in CHUNK_ROWS:
+            longer = rows > most and rows <= self.target.max_rows
+            if longer and self._arena_bound(rows) * LONGER_STEPS <= memory.budget - memory.total:
+                most = rows
+        return most
+
+    def first_room(self) -> Room:
+        """Return the sizes of the pools to begin with. They grow when sequences need more."""
+        most = self.most_room()
+        pages = min(self._first_pages(self.target), most.pages)
+        return Room(pages, min(FIRST_SLOTS, most.slots), SEATS)
+
+    def most_room(self, max_sequences: int = 1) -> Room:
+        """Return the sizes of the pools that the device's memory allows, for up to so many sequences at a time.
+
+        Pages take what the budget leaves. On hybrids the slots beyond the first take at most half of what one sequence
+        of the whole context leaves.
+        """
+        memory, page, slot = self._needed, self.page_bytes, self.slot_bytes
+        larger = max(0, self._arena_bound(self.max_rows) - memory.arena_of(memory.n_ctx))
+        free = max(0, memory.budget - memory.total - larger)
+        most_bytes = min(MAX_POOL_BYTES, self.target.max_buffer_bytes)
+        slots = 0
+        if slot:
+            slots = min(1 + free // 2 // slot, most_bytes // max(self.addresses.slot_bytes.values()))
+            free -= (slots - 1) * slot
+        least = pages_of(self.config, self.target)
+        pools = [n for state, n in self.addresses.states.items() if state.kind in (*KV_CACHES, HISTORY.kind)]
+        most = most_bytes // (max(pools) // self.addresses.room.pages)
+        return Room(max(least, min(least + free // page, most)), slots, max(SEATS, max_sequences))
+
+    def resize(self, room: Room) -> None:
+        """Make plans for pools of other sizes from now on."""
+        self.addresses.room = room
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the plans. Each is made again when it is wanted."""
+        self._plans.clear()
+
+    @property
+    def _needed(self) -> MemoryEstimate:
+        """Memory of one sequence. Other plans would take time, and only show which context would fit."""
+        return self.memory((1, self.prompt_rows))
+
+    def _first_pages(self, target: Target) -> int:
+        return -(-min(self.config.n_ctx, FIRST_TOKENS) // target.page) + 1
+
+    def _arena_bound(self, rows: int) -> int:
+        """Return about the bytes of the arena of ``rows`` rows, without a plan: values have a size for each row."""
+        planned = self.prompt_rows
+        return self._arena_bytes(planned) * max(rows, planned) // planned
 
     def _arena_bytes(self, rows: int) -> int:
         """Return the bytes of the arena that plans of ``rows`` rows need, for any output.
 
         The output comes last, when no other value lives. With a large vocabulary and a small model its scratch memory
-        can be the largest. So the candidates are planned alone, which takes less time than a second whole plan.
+        can be the largest. So it is planned alone, which takes less time than a second whole plan.
         """
-        ranking = Graph(self.config, self.addresses.weight)
-        ranking.candidates()
-        candidates = record(ranking.ops, rows, self._lowering, self.addresses.place)
-        return max(self.plan(rows).arena_bytes, candidates.arena_bytes)
+        if rows in self._arenas:
+            return self._arenas[rows]
+        shapes = [decode_shape(rows)] if rows in DECODE_ROWS else []
+        shapes += [chunk_shape(rows, 1, MAX_SINGLES, "argmax")] if rows in CHUNK_ROWS else []
+        found = [self.plan(shape).arena_bytes for shape in shapes]
+        if self.config.pooling and rows in CHUNK_ROWS:
+            found.append(self.plan(chunk_shape(rows, 0, 0, "hidden")).arena_bytes)
+        draw = Graph(self.config, self.addresses.weight)
+        draw.draw()
+        for shape in shapes:
+            ends = record(draw.ops, replace(shape, output="draw"), self._lowering, self.addresses.place)
+            found.append(ends.arena_bytes)
+        self._arenas[rows] = max(found)
+        return self._arenas[rows]
 
     def kv_read(self) -> int:
         """Return the bytes of K/V that the context's last token reads: in each layer all positions, or its window."""
         n, states = self.config.n_ctx, self.addresses.states
-        n_rows = -(-n // self.target.page) * self.target.page
+        n_rows = self.addresses.room.pages * self.target.page
         return sum(
-            states[State(kind, layer)] // n_rows * min(n, window or n)
-            for layer, window in enumerate(self.config.windows)
-            for kind in KV_CACHES
-            if not self.config.recurrent[layer]
+            states[State(kind, layer.kv_layer)] // n_rows * min(n, layer.window or n)
+            for layer in self.config.layers
+            for kind in caches_of(layer)
         )
 
-    def _ops(self, rows: int, output: str) -> list[Op]:
-        """Return the fused operations of a step. They are kept, since plans of all maximum positions share them."""
-        if (rows, output) not in self._fused:
-            self._fused[rows, output] = fuse(self._graph(rows, output), rows, self.target.fusible)
-        return self._fused[rows, output]
+    # ---- operations --------------------------------------------------------------------------------------------
 
-    def _graph(self, rows: int, output: str) -> list[Op]:
+    def _ops(self, shape: StepShape) -> list[Op]:
+        """Return the fused operations of a step. They are kept, since plans of all maximum positions share them."""
+        if shape not in self._fused:
+            self._fused[shape] = fuse(self._graph(shape), shape.rows, self.target.fusible)
+        return self._fused[shape]
+
+    def _graph(self, shape: StepShape) -> list[Op]:
         g = Graph(self.config, self.addresses.weight)
+        g.begin()
         x = self._family.build(g)
-        if rows > 1 and output != "all":
-            x = g.last_row(x)
-        g.logits(g.rms_norm(x, "output_norm"))
-        if output == "argmax":
+        if shape.output == "hidden":
+            g.hidden(g.rms_norm(x, self._family.output_norm))
+        if shape.outs == 0:
+            return g.ops
+        if not shape.outputs_in_order:
+            x = g.out_rows(x)
+        g.logits(g.rms_norm(x, self._family.output_norm))
+        if shape.output == "argmax":
             g.argmax()
-        elif output == "candidates":
-            g.candidates()
+        elif shape.output == "draw":
+            g.draw()
         return g.ops
 
-    def _refuse_unused(self, plan: Plan) -> None:
-        """Raise UnsupportedModelError if no dispatch reads a tensor: the plan would leave something out."""
-        operands = (arg.operand for d in plan.dispatches for arg in d.launch.args)
+    def _refuse_unused(self, *plans: Plan) -> None:
+        """Raise UnsupportedModelError if no dispatch reads a tensor: the plans would leave something out."""
+        operands = (arg.operand for plan in plans for d in plan.dispatches for arg in d.launch.args)
         used = {self.addresses.tensor_of(operand) for operand in operands if self.addresses.of_file(operand)}
         unused = sorted(name for name in self.file.tensors.keys() - used if not self._may_be_unused(name))
         if unused:
@@ -171,7 +291,15 @@ class Planner:
             )
 
     def _may_be_unused(self, name: str) -> bool:
-        """Return True for tensors that plans do not read: the source of rope_freqs, and blocks that draft tokens."""
-        block, n_layer = _BLOCK.match(name), self.config.n_layer
-        drafts = block is not None and n_layer <= int(block[1]) < n_layer + self.config.n_draft
-        return drafts or name == "rope_freqs.weight"
+        """Return True for tensors that plans do not read.
+
+        These are divisors of rotary frequencies, blocks that draft tokens, K/V of blocks that read another block's, and
+        scales for activations in NVFP4: here activations stay floats.
+        """
+        block, layers = _BLOCK.match(name), self.config.layers
+        if block is None:
+            return name in (DIVISORS, SHORT_DIVISORS, LONG_DIVISORS)
+        i = int(block[1])
+        if i >= len(layers):
+            return i < len(layers) + self.config.n_draft
+        return name.endswith(".input_scale") or (layers[i].kv_layer != i and _OWN_KV.search(name) is not None)

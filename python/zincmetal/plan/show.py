@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..graph.ops import SIGNATURES
@@ -22,7 +23,7 @@ def dump(plan: Plan) -> str:
     ``-`` fills the place of an operand that was left out. A replacement names the missing kernels.
     """
     lines = [
-        f"plan for {plan.rows} rows: {len(plan.dispatches)} dispatches, {plan.n_barriers} barriers, "
+        f"plan for {plan.shape}: {len(plan.dispatches)} dispatches, {plan.n_barriers} barriers, "
         f"arena {plan.arena_bytes} bytes"
     ]
     for i, d in enumerate(plan.dispatches):
@@ -41,7 +42,7 @@ def _shown(arg: Arg, region: Region) -> str:
 
 
 def to_json(plan: Plan) -> str:
-    """Write a JSON object: rows, arena_bytes, dispatches (kernel, replaced kernels, grid, threads, barrier, args)."""
+    """Write a JSON object: shape, arena_bytes, dispatches (kernel, replaced kernels, grid, threads, barrier, args)."""
     dispatches = [
         {
             "kernel": d.launch.kernel,
@@ -56,7 +57,7 @@ def to_json(plan: Plan) -> str:
         }
         for d in plan.dispatches
     ]
-    return json.dumps({"rows": plan.rows, "arena_bytes": plan.arena_bytes, "dispatches": dispatches})
+    return json.dumps({**asdict(plan.shape), "arena_bytes": plan.arena_bytes, "dispatches": dispatches})
 
 
 def to_dot(plan: Plan) -> str:

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..config import ModelConfig
+from ..config import Layer, Mamba2, ModelConfig, Recurrence, ShortConv
 from ..errors import GGUFError, UnsupportedModelError
 from ..graph.fuse import Limits
 from . import tuning
+from .chunks import ROWS, USUAL_ROWS
 from .tuning import USUAL, Split
 
 if TYPE_CHECKING:
     from ..device.core import Core, DeviceInfo
 
-#: Kernels that find the candidates among the logits. Without them the host finds the candidates.
-RANKING = ("candidates_partial", "candidates_final")
+#: Kernels that draw tokens. Without them the host does.
+RANKING = ("draw_scan", "draw_choose", "draw_try", "draw_finish")
 SIMDGROUP = 32  # threads
 _NO_LIMIT = 2**63 - 1
 
@@ -39,6 +40,7 @@ class Target:
     struct: Callable[[str], np.dtype[np.void]] = field(repr=False)
     shapes: Mapping[str, int] = field(repr=False)
     head_classes: tuple[int, ...]  # head_dim of attention
+    latent_classes: tuple[int, ...]  # n_latent of latent attention
     ssm_classes: tuple[int, ...]  # d_state of recurrent layers
     expert_classes: tuple[int, ...]  # experts of a mixture
     expert_types: frozenset[str]  # quant types that kernels of many experts take
@@ -50,6 +52,7 @@ class Target:
     working_set_bytes: int = _NO_LIMIT
     allocated_bytes: int = 0
     missing: frozenset[str] = frozenset()  # kernels that the device cannot make
+    least_rows: int = 0  # that a step must be able to have
 
     @classmethod
     def of(cls, core: Core, info: DeviceInfo) -> Target:
@@ -72,6 +75,7 @@ class Target:
             struct=core.params_dtype,
             shapes=MappingProxyType(core.shapes()),
             head_classes=classes["HEAD_CLASSES"],
+            latent_classes=classes["LATENT_CLASSES"],
             ssm_classes=classes["SSM_CLASSES"],
             expert_classes=classes["EXPERT_CLASSES"],
             expert_types=frozenset(core.expert_types()),
@@ -91,18 +95,27 @@ class Target:
 
     @property
     def ranked_by_host(self) -> bool:
-        """True if the host must find the candidates among the logits."""
+        """True if the host must draw tokens."""
         return not self.missing.isdisjoint(RANKING)
 
     @property
     def fusible(self) -> Limits:
         """Limits of fused operations."""
-        return Limits(self.shapes["STACK_MATRICES"], self.expert_types)
+        return Limits(self.shapes["STACK_MATRICES"], self.shapes["FEW_STACK_TOKENS"], self.expert_types)
 
     @property
     def page(self) -> int:
         """Positions in a page of the K/V caches."""
         return self.shapes["KV_PAGE"]
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of a step that its description has places for. More rows save no time on a CPU."""
+        return max(USUAL_ROWS if self.backend == "cpu" else ROWS[-1], self.least_rows)
+
+    def max_page_writes(self, n_ctx: int) -> int:
+        """Page writes of a step that its description has places for: a whole table, and one for each row."""
+        return -(-n_ctx // self.page) + self.max_rows
 
     def instance(self, family: str, classes: Sequence[int], size: int) -> str:
         """Return the kernel of a family for the smallest class, not missing, that holds ``size``."""
@@ -132,9 +145,12 @@ class Target:
         Raises UnsupportedModelError, or GGUFError if a token takes too many experts.
         """
         arch, multiple, largest = cfg.arch, self.shapes["HEAD_MULTIPLE"], self.head_classes[-1]
-        if cfg.head_dim % multiple or cfg.head_dim > largest:
-            known = f"multiples of {multiple} up to {largest} are supported"
-            raise UnsupportedModelError(f"{arch}.attention.key_length is {cfg.head_dim}; {known}")
+        for layer in dict.fromkeys(layer for layer in cfg.layers if layer.latent):
+            self._check_latent(arch, layer)
+        for head_dim in dict.fromkeys(layer.head_dim for layer in cfg.layers if not layer.latent):
+            if head_dim % multiple or head_dim > largest:
+                known = f"multiples of {multiple} up to {largest} are supported"
+                raise UnsupportedModelError(f"{arch}.attention.key_length is {head_dim}; {known}")
         if cfg.experts:
             n, n_used = cfg.experts.n, cfg.experts.n_used
             if n > self.expert_classes[-1]:
@@ -144,11 +160,40 @@ class Target:
             if n_used > most:
                 why = f"{n_used} of {n} experts; at most {most} can be used"
                 raise GGUFError(f"{path}: key {arch}.expert_used_count: {why}")
-        if cfg.ssm:
-            d_state, d_conv = cfg.ssm.d_state, cfg.ssm.d_conv
-            if d_state % SIMDGROUP or d_state > self.ssm_classes[-1]:
-                known = f"multiples of {SIMDGROUP} up to {self.ssm_classes[-1]} are supported"
-                raise UnsupportedModelError(f"{arch}.ssm.state_size is {d_state}; {known}")
-            if not 2 <= d_conv <= self.shapes["SSM_MAX_CONV"]:
-                known = f"2 to {self.shapes['SSM_MAX_CONV']} are supported"
-                raise UnsupportedModelError(f"{arch}.ssm.conv_kernel is {d_conv}; {known}")
+            n_group, most = cfg.experts.router.n_group, self.shapes["MAX_GROUPS"]
+            if n_group > most:
+                raise UnsupportedModelError(f"{arch}.expert_group_count is {n_group}; at most {most} are supported")
+        if cfg.recurrence:
+            self._check_recurrence(arch, cfg.recurrence)
+
+    def _check_recurrence(self, arch: str, sizes: Recurrence) -> None:
+        if isinstance(sizes, ShortConv):
+            _check_taps(f"{arch}.shortconv.l_cache", sizes.taps, self.shapes["SHORT_CONV_TAPS"])
+            return
+        _check_taps(f"{arch}.ssm.conv_kernel", sizes.d_conv, self.shapes["SSM_MAX_CONV"])
+        d_state = sizes.d_state
+        if d_state % SIMDGROUP or d_state > self.ssm_classes[-1]:
+            known = f"multiples of {SIMDGROUP} up to {self.ssm_classes[-1]} are supported"
+            raise UnsupportedModelError(f"{arch}.ssm.state_size is {d_state}; {known}")
+        multiple, most = self.shapes["MAMBA2_HEAD_MULTIPLE"], self.shapes["SSM_MAX_HEAD"]
+        if isinstance(sizes, Mamba2) and (sizes.d_head % multiple or sizes.d_head > most):
+            heads = f"{sizes.n_head} heads (ssm.time_step_rank) of {sizes.d_head}"
+            known = f"multiples of {multiple} up to {most} are supported"
+            raise UnsupportedModelError(f"{arch}.ssm.inner_size is {sizes.d_inner}, {heads}; {known}")
+
+    def _check_latent(self, arch: str, layer: Layer) -> None:
+        assert layer.latent
+        multiple, n_latent = self.shapes["LATENT_MULTIPLE"], layer.latent.n_latent
+        limits = {
+            "attention.kv_lora_rank": (n_latent, self.latent_classes[-1]),
+            "rope.dimension_count": (layer.n_rot, self.shapes["LATENT_MAX_ROT"]),
+        }
+        for name, (n, largest) in limits.items():
+            if n % multiple or n > largest:
+                known = f"multiples of {multiple} up to {largest} are supported with latent attention"
+                raise UnsupportedModelError(f"{arch}.{name} is {n}; {known}")
+
+
+def _check_taps(key: str, taps: int, most: int) -> None:
+    if not 2 <= taps <= most:
+        raise UnsupportedModelError(f"{key} is {taps}; 2 to {most} are supported")

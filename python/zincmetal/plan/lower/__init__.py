@@ -4,7 +4,19 @@
 kernels registers a function for each kind of operation.
 """
 
-from . import attention, experts, output, products, recurrent, rows
+from . import attention, attention_latent, draw, experts, mamba2, output, products, recurrent, rows, step
 from .shared import Lowering
 
-__all__ = ["Lowering", "attention", "experts", "output", "products", "recurrent", "rows"]
+__all__ = [
+    "Lowering",
+    "attention",
+    "attention_latent",
+    "draw",
+    "experts",
+    "mamba2",
+    "output",
+    "products",
+    "recurrent",
+    "rows",
+    "step",
+]

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ...errors import UnsupportedModelError
 from ...graph.ops import STEP, Op, Weight
 from ..launch import Arg, Launch, Routed
 from .products import mul_mv
-from .shared import Lowering, all_args, lowers, or_dummy, reading, tiles, writing
+from .shared import Lowering, lowers, or_dummy, reading, tiles, writing
 
 MAX_EXPERT_BYTES = 2**32 - 1  # kernels step from one expert to the next by a 32-bit number
+SCORES = {"logit": 0, "softmax": 1, "sigmoid": 2}  # SCORE_* of kernels/params.h
+NO_SHARED, SHARED_GATED, SHARED_WHOLE = range(3)  # SHARED_*
+KINDS = {"experts": 0, "experts_relu2": 1, "swiglu": 0, "geglu": 1, "swiglu_clamped": 2}  # EXPERT_*
 
 
 @lowers("route")
 def route(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Choose the experts of each row. For many rows also sort the slots by expert and cut them into tiles."""
+    """Choose the experts of each row. For several rows also sort the slots by expert and cut them into tiles."""
     n_expert, n_used, shapes = op.value("router").width, op.value("ids").width, lowering.target.shapes
-    has_shared = int(op.get("shared") is not None)
-    sizes = {"n_expert": n_expert, "n_used": n_used}
-    params = lowering.params("TopKParams", **sizes, has_shared=has_shared, scale=op.attrs["scale"])
-    args = (*reading(op, "step", "router"), or_dummy(op.get("shared"), op["router"]), *writing(op, "ids", "weights"))
+    sizes, params = {"n_expert": n_expert, "n_used": n_used}, _top_k(lowering, op)
+    optional = (or_dummy(op.get(name), op["router"]) for name in ("shared", "bias", "scales"))
+    args = (*reading(op, "step", "router"), *optional, *writing(op, "ids", "weights"))
+    both = lowering.target.instance("moe_route", lowering.target.expert_classes, n_expert)
+    if _takes_few(lowering, both, rows):
+        args = (*args, *writing(op, "slots", "tiles", "n_tiles"))
+        return [Launch(both, params, args, (1, 1, 1), shapes["MOE_ROUTE_THREADS"], op)]
     top_k = lowering.target.instance("moe_topk", lowering.target.expert_classes, n_expert)
     launches = [Launch(top_k, params, args, (rows, 1, 1), 32, op)]
     if rows > 1:
@@ -28,43 +36,109 @@ def route(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     return launches
 
 
+def _top_k(lowering: Lowering, op: Op) -> bytes:
+    """Return the parameters of the choice."""
+    attrs, biased = op.attrs, op.get("bias") is not None
+    score = attrs["score"]
+    # A softmax over all experts, divided by its sum over the chosen, is a softmax over the chosen.
+    if score == "softmax" and attrs["normalised"] and not biased and attrs["n_group"] == 1:
+        score = "logit"
+    whole = SHARED_WHOLE if attrs["whole_shared"] else NO_SHARED
+    return lowering.params(
+        "TopKParams",
+        n_expert=op.value("router").width,
+        n_used=op.value("ids").width,
+        shared=whole if op.get("shared") is None else SHARED_GATED,
+        score=SCORES[score],
+        normalised=int(attrs["normalised"]),
+        has_bias=int(biased),
+        has_scales=int(op.get("scales") is not None),
+        n_group=attrs["n_group"],
+        n_group_used=attrs["n_group_used"],
+        scale=attrs["scale"],
+    )
+
+
+def _takes_few(lowering: Lowering, kernel: str, rows: int) -> bool:
+    """Return True if this kernel, which serves a step of few single rows, is there and the step is one.
+
+    Steps with longer runs keep to moe_mm: a token of a prompt then meets the same kernels in all of them.
+    """
+    few = lowering.shape.only_singles and 1 < rows <= lowering.target.shapes["MOE_FEW_ROWS"]
+    return few and lowering.target.has(kernel)
+
+
 def _max_tiles(lowering: Lowering, rows: int, n_used: int, n_expert: int) -> int:
     """Return the largest number of tiles, each of one expert, that a step of ``rows`` rows can need."""
     slots = rows * n_used
     return min(slots, tiles(slots, lowering.target.shapes["MOE_MM_TOKENS"]) + n_expert)
 
 
-@lowers("experts", "experts_swiglu")
+@lowers("experts", "experts_gated", "experts_relu2")
 def products(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     """Lower to products of each row with each of its experts."""
-    target, weight, n_used = lowering.target, op.weights[0], op.value("ids").width
+    target, weight, n_used = lowering.target, _matrices(op)[0], op.value("ids").width
     n_expert, m, k = weight.shape
     x_div = n_used if op.value("x").width == k else 1  # slots that share a row of x
-    matrices = len(op.weights)
-    batched = f"moe_{'mv' if rows == 1 else 'mm'}{op.kind.removeprefix('experts')}_{weight.type.name}"
+    matrices, gated = len(_matrices(op)), "_gated" * (op.kind == "experts_gated")
+    batched = f"moe_{'mv' if rows == 1 else 'mm'}{gated}_{weight.type.name}"
     # The second product of one row is experts_mix: no other kernel takes one row of x per slot.
     no_kernel = rows == 1 and (x_div != n_used or not target.has(batched))
-    if weight.type.name not in target.expert_types or (matrices == 1 and no_kernel):
+    if op.kind == "experts" and (weight.type.name not in target.expert_types or no_kernel):
         return [_one_by_one(lowering, op, weight, Routed(n_used, m, k, _expert_bytes(weight), x_div))]
-    operands = (*(Arg(w, "r") for w in op.weights), *reading(op, "x"), *writing(op, "out"))
+    has_bias, biases = _biases(op)
+    operands = (*(Arg(w, "r") for w in _matrices(op)), *reading(op, "x"), *biases, *writing(op, "out"))
+    form = {"kind": KINDS[op.attrs["glu"] if gated else op.kind], "has_bias": has_bias}
     if rows == 1:
-        params = lowering.params("MoeParams", **_sizes(weight), n_used=n_used)
+        params = lowering.params("MoeParams", **_sizes(weight), n_used=n_used, **form, alone=0)
         name, per_simdgroup, threads = mul_mv(lowering, batched)
         grid = (tiles(m, threads // 32 * per_simdgroup // matrices), n_used, 1)
         return [Launch(name, params, (*reading(op, "ids"), *operands), grid, threads, op)]
-    params = lowering.params("MoeMmParams", **_sizes(weight), x_div=x_div)
+    params = lowering.params("MoeMmParams", **_sizes(weight), x_div=x_div, **form)
+    args = (*reading(op, "slots", "tiles", "n_tiles"), *operands)
+    few = batched.replace("moe_mm", "moe_few")
+    if _takes_few(lowering, few, rows):
+        grid = few_grid(target.shapes, min(rows * n_used, n_expert), m, k, matrices)
+        return [Launch(few, params, args, grid, target.shapes["MOE_FEW_THREADS"], op)]
     max_tiles = _max_tiles(lowering, rows, n_used, n_expert)
     grid = (max_tiles, tiles(m, target.shapes["MUL_MM_ROWS"] // matrices), 1)
-    args = (*reading(op, "slots", "tiles", "n_tiles"), *operands)
     return [Launch(batched, params, args, grid, target.shapes["MUL_MM_THREADS"], op)]
+
+
+def _matrices(op: Op) -> tuple[Weight, ...]:
+    """Return the experts' matrices: one tensor, or gate and up."""
+    names = ("gate", "up") if op.kind == "experts_gated" else ("weight",)
+    return tuple(op.weight(name) for name in names)
+
+
+def _biases(op: Op) -> tuple[int, list[Arg]]:
+    """Return 1 if the experts have biases, else 0, and a binding for each matrix's."""
+    names = ("gate_bias", "up_bias") if op.kind == "experts_gated" else ("bias",)
+    return int(op.get(names[0]) is not None), [or_dummy(op.get(name), op["x"]) for name in names]
+
+
+def few_grid(shapes: Mapping[str, int], experts: int, m: int, k: int, matrices: int) -> tuple[int, int, int]:
+    """Return the grid of moe_few for at most ``experts`` experts.
+
+    A share is the rows that the simdgroups of a threadgroup take at a time. They divide the columns first, then rows. A
+    threadgroup takes several shares if they are more than run side by side: it prepares activations once for all. But
+    it takes few, since an expert of many slots needs more time.
+    """
+    simdgroups, splits = shapes["MOE_FEW_THREADS"] // 32, shapes["MOE_FEW_THREADS"] // 32
+    while splits > max(k // shapes["MOE_FEW_MATRIX_COLUMNS"], 1):
+        splits //= 2
+    shares = tiles(m, shapes["MOE_FEW_MATRIX_ROWS"] // matrices * (simdgroups // splits))
+    turns = min(tiles(experts * shares, shapes["MOE_FEW_THREADGROUPS"]), shapes["MOE_FEW_TURNS"])
+    return experts, tiles(shares, turns), 1
 
 
 def _one_by_one(lowering: Lowering, op: Op, weight: Weight, sizes: Routed) -> Launch:
     """Return a launch for one row and one expert, which the host repeats for all of them."""
     no_epilogue = {"residual_stride": 0, "scale_stride": 0}
     params = lowering.params("MatMulParams", k=sizes.k, m=sizes.m, row_bytes=weight.row_bytes, **no_epilogue)
-    args = (*reading(op, "ids"), Arg(weight, "r"), *reading(op, "x"), *writing(op, "out"))
-    name, per_simdgroup, threads = mul_mv(lowering, f"mul_mv_{weight.type.name}")
+    biases = reading(op, "bias") if op.get("bias") else ()
+    args = (*reading(op, "ids"), Arg(weight, "r"), *reading(op, "x"), *biases, *writing(op, "out"))
+    name, per_simdgroup, threads = mul_mv(lowering, f"mul_mv{'_add' if biases else ''}_{weight.type.name}")
     return Launch(name, params, args, (tiles(sizes.m, threads // 32 * per_simdgroup), 1, 1), threads, op, sizes)
 
 
@@ -73,18 +147,22 @@ def products_and_mix(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     """Lower to the weighted sum of one row's products with its experts, and with the shared expert, if any."""
     assert rows == 1, "many rows mix after their products"
     target, weight, n_used = lowering.target, op.weight("weight"), op.value("ids").width
-    args = (*reading(op, "ids", "weights", "weight", "x", "residual"), *writing(op, "out"))
+    has_bias, biases = _biases(op)
+    args = (*reading(op, "ids", "weights", "weight", "x"), or_dummy(op.get("residual"), op["x"]))
     rows_of_group = target.shapes["MOE_MIX_ROWS"]
     if op.get("shared_weight"):
         shared = op.weight("shared_weight")
-        args = (*args[:-1], *reading(op, "shared_weight", "shared_x"), *writing(op, "out"))
-        sizes = {"k_shared": shared.shape[1], "row_bytes_shared": shared.row_bytes}
+        args = (*args, *reading(op, "shared_weight", "shared_x"))
+        sizes = {"has_bias": has_bias, "k_shared": shared.shape[1], "row_bytes_shared": shared.row_bytes}
         params = lowering.params("MoeSharedParams", **_sizes(weight), n_used=n_used, **sizes)
         name, usual = f"moe_mv_mix2_{weight.type.name}_{shared.type.name}", target.shapes["MOE_MIX2_THREADS"]
     else:
-        params = lowering.params("MoeParams", **_sizes(weight), n_used=n_used)
+        params = lowering.params(
+            "MoeParams", **_sizes(weight), n_used=n_used, kind=0, has_bias=has_bias, alone=_alone(op)
+        )
         name, usual = f"moe_mv_mix_{weight.type.name}", target.shapes["MOE_MIX_THREADS"]
     name, per_group, threads = target.split(name, rows_of_group, usual)
+    args = (*args, *biases, *writing(op, "out"))
     return [Launch(name, params, args, (tiles(weight.shape[1], per_group), 1, 1), threads, op)]
 
 
@@ -96,17 +174,23 @@ def _sizes(weight: Weight) -> dict[str, int]:
 
 def _expert_bytes(weight: Weight) -> int:
     """Bytes from one expert to the next. Raises UnsupportedModelError if a kernel cannot step so far."""
-    nbytes = weight.shape[1] * weight.row_bytes
+    nbytes = weight.matrix_bytes
     if nbytes > MAX_EXPERT_BYTES:
         problem = f"experts of {nbytes} bytes; kernels take up to {MAX_EXPERT_BYTES}"
         raise UnsupportedModelError(f"tensor {weight.name} has {problem}")
     return nbytes
 
 
+def _alone(op: Op) -> int:
+    """Return 1 if a sum has no residual, else 0."""
+    return int(op.get("residual") is None)
+
+
 @lowers("mix")
 def mix(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     """Lower to the weighted sum over a row's experts, plus the residual."""
-    return [_mix(lowering, op, all_args(op), op.value("weights").width - 1, rows)]
+    args = (*reading(op, "step", "weights", "y"), or_dummy(op.get("residual"), op["y"]), *writing(op, "out"))
+    return [_mix(lowering, op, args, op.value("weights").width - 1, rows)]
 
 
 @lowers("add_shared")
@@ -121,6 +205,8 @@ def add_shared(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 def _mix(lowering: Lowering, op: Op, args: tuple[Arg, ...], n_used: int, rows: int) -> Launch:
     n, shapes = op.value("out").width, lowering.target.shapes
-    params = lowering.params("MoeMixParams", n=n, n_used=n_used)
-    grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), rows, 1)
-    return Launch("moe_mix", params, args, grid, shapes["ELEMENTWISE_THREADS"], op)
+    params = lowering.params("MoeMixParams", n=n, n_used=n_used, alone=_alone(op))
+    few = _takes_few(lowering, "moe_mix_few", rows)
+    columns = shapes["ELEMENTWISE_THREADS" if few else "ELEMENTWISE_COLUMNS"]
+    grid = (tiles(n, columns), rows, 1)
+    return Launch("moe_mix_few" if few else "moe_mix", params, args, grid, shapes["ELEMENTWISE_THREADS"], op)

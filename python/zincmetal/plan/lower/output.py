@@ -1,4 +1,4 @@
-"""End of a plan: the largest logit, or the candidates for sampling, each in two launches."""
+"""End of a plan: the scale and cap of the logits, and the largest logit of each output."""
 
 from __future__ import annotations
 
@@ -7,33 +7,27 @@ from ..launch import Arg, Launch
 from .shared import Lowering, lowers, reading, tiles, writing
 
 
+@lowers("cap_logits")
+def cap_logits(lowering: Lowering, op: Op, outs: int) -> list[Launch]:
+    """Lower to one kernel, which works in place."""
+    n, shapes = lowering.cfg.n_vocab, lowering.target.shapes
+    params = lowering.params("LogitParams", n=n, scale=op.attrs["scale"], cap=op.attrs["cap"])
+    args = (*reading(op, "step"), Arg(op["logits"], "rw"))
+    grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), outs, 1)
+    return [Launch(op.kind, params, args, grid, shapes["ELEMENTWISE_THREADS"], op)]
+
+
 @lowers("argmax")
-def argmax(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Find the largest logit of each section of the logits, then of all. Its id becomes the next step's token."""
+def argmax(lowering: Lowering, op: Op, outs: int) -> list[Launch]:
+    """Find the largest logit of each section of an output's logits, then of all. Its id is what the output chooses."""
     n, shapes = lowering.cfg.n_vocab, lowering.target.shapes
     threads = shapes["ARGMAX_THREADS"]
     n_part = min(tiles(n, shapes["ARGMAX_COLUMNS"]), threads)
     params = lowering.params("ArgmaxParams", n=n, n_part=n_part)
-    best, ids = Value("argmax.value", n_part, last=True), Value("argmax.id", n_part, last=True)
-    first = (*reading(op, "logits"), Arg(best, "w"), Arg(ids, "w"))
-    second = (Arg(op["step"], "rw"), *writing(op, "tokens"), Arg(best, "r"), Arg(ids, "r"))
+    best, ids = Value("argmax.value", n_part, outs=True), Value("argmax.id", n_part, outs=True)
+    first = (*reading(op, "step", "logits"), Arg(best, "w"), Arg(ids, "w"))
+    second = (*reading(op, "step"), Arg(best, "r"), Arg(ids, "r"), *writing(op, "chosen", "results"))
     return [
-        Launch("argmax_partial", params, first, (n_part, 1, 1), threads, op),
-        Launch("argmax_final", params, second, (1, 1, 1), threads, op),
-    ]
-
-
-@lowers("candidates")
-def candidates(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Find the candidates of each section of the logits, then of all. No launch if the host finds them."""
-    if lowering.target.ranked_by_host:
-        return []
-    n, shapes = lowering.cfg.n_vocab, lowering.target.shapes
-    n_part = tiles(n, shapes["CANDIDATES_COLUMNS"])
-    params = lowering.params("CandidatesParams", n=n, n_part=n_part)
-    sections = Value("candidates.parts", n_part * lowering.target.struct("Candidates").itemsize // 4, last=True)
-    first, second = (*reading(op, "logits"), Arg(sections, "w")), (Arg(sections, "r"), *writing(op, "candidates"))
-    return [
-        Launch("candidates_partial", params, first, (n_part, 1, 1), shapes["CANDIDATES_THREADS"], op),
-        Launch("candidates_final", params, second, (1, 1, 1), shapes["CANDIDATES_FINAL_THREADS"], op),
+        Launch("argmax_partial", params, first, (n_part, outs, 1), threads, op),
+        Launch("argmax_final", params, second, (outs, 1, 1), threads, op),
     ]

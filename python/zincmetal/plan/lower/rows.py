@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ...graph.ops import Op
-from ..launch import Launch
+from ...graph.ops import KV_CACHES, Op
+from ..launch import Arg, Launch
 from .shared import Lowering, all_args, lowers, or_dummy, reading, tiles, writing
 
 
@@ -31,36 +31,65 @@ def embed(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 @lowers("rms_norm", "rms_norm_add", "rms_norm_add_norm")
 def rms_norm(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Lower to a threadgroup for each row. The kernels have the names of the operations."""
-    params = lowering.params("NormParams", n=op.value("x").width, eps=op.attrs["eps"])
-    return [Launch(op.kind, params, all_args(op), (rows, 1, 1), lowering.target.shapes["NORM_THREADS"], op)]
+    """Lower to a threadgroup for each vector. The kernels have the names of the operations."""
+    groups = int(op.attrs["groups"])
+    params = lowering.params(
+        "NormParams",
+        n=op.value("x").width // groups,
+        groups=groups,
+        weighted=int(op.get("weight") is not None),
+        scaled=int(op.get("factor") is not None),
+        eps=op.attrs["eps"],
+        next_eps=op.attrs.get("next_eps", 0.0),
+        scale=op.attrs["scale"],
+    )
+    args = [*reading(op, "step", "x"), or_dummy(op.get("weight"), op["x"])]
+    if op.kind != "rms_norm":
+        following = reading(op, "next_weight") if op.kind == "rms_norm_add_norm" else ()
+        args += [*reading(op, "residual"), *following, or_dummy(op.get("factor"), op["x"])]
+    args += [Arg(written, "w") for written in op.writes]
+    return [Launch(op.kind, params, tuple(args), (rows * groups, 1, 1), lowering.target.shapes["NORM_THREADS"], op)]
 
 
-@lowers("swiglu", "geglu", "add", "take_last_row")
+@lowers("swiglu", "geglu", "swiglu_clamped", "relu2", "add", "scale", "take_rows")
 def elementwise(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Lower to a kernel with the name of the operation."""
+    """Lower to a kernel with the name of the operation. ``rows`` are the rows of its result."""
+    assert rows == 1 or op.get("bias") is None, "products add the biases of several rows: graph/fuse.py fuses them"
     n, shapes = op.value("out").width, lowering.target.shapes
     params = lowering.params("ElementwiseParams", n=n)
     grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), rows, 1)
     return [Launch(op.kind, params, all_args(op), grid, shapes["ELEMENTWISE_THREADS"], op)]
 
 
-@lowers("rope_kv")
+@lowers("geglu_slice")
+def geglu_slice(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
+    """Lower to a kernel that reads one slice of each row of ``up``."""
+    n, shapes, up = op.value("out").width, lowering.target.shapes, op.value("up")
+    params = lowering.params("SliceParams", n=n, stride=up.width)
+    args = (*reading(op, "step", "gate"), Arg(up, "r", first=op.attrs["first"]), *writing(op, "out"))
+    grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), rows, 1)
+    return [Launch(op.kind, params, args, grid, shapes["ELEMENTWISE_THREADS"], op)]
+
+
+@lowers("rope_kv", "rope")
 def rope_kv(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Norm and rotate q and k, and write k and v to the caches."""
-    cfg = lowering.cfg
+    """Norm and rotate q and k, and write k and v to the caches. ``rope`` has only q."""
+    layer, writes_kv = lowering.layer(op), op.kind == "rope_kv"
+    n_head_kv = layer.n_head_kv if writes_kv else 0
     params = lowering.params(
         "RopeKvParams",
-        n_head=cfg.n_head,
-        n_head_kv=cfg.n_head_kv,
-        head_dim=cfg.head_dim,
-        q_stride=op.value("q").width // cfg.n_head,
-        n_rot=cfg.n_rot,
-        eps=cfg.norm_eps,
-        magnitude=cfg.rope.magnitude,
+        n_head=layer.n_head,
+        n_head_kv=n_head_kv,
+        head_dim=layer.head_dim,
+        q_stride=op.value("q").width // layer.n_head,
+        v_norm=int(writes_kv and op.attrs["v_norm"]),
+        eps=lowering.cfg.norm_eps,
+        **lowering.rotation(op),
     )
     name = f"rope_kv_{op.attrs['rope']}_{lowering.kv_type}" + ("_qknorm" if op.get("q_norm") else "")
+    keys = (or_dummy(op.get(operand), op["q"]) for operand in ("k", "v"))
     norms = (or_dummy(op.get(norm), op["freqs"]) for norm in ("q_norm", "k_norm"))
-    reads = reading(op, "step", "pages", "q", "k", "v", "freqs")
-    args = (*reads, *norms, *writing(op, "out", "k_cache", "v_cache"))
-    return [Launch(name, params, args, (cfg.n_head + 2 * cfg.n_head_kv, rows, 1), 32, op)]
+    caches = (or_dummy(op.get(cache), op.out, "w") for cache in KV_CACHES)
+    reads = (*reading(op, "step", "rows"), or_dummy(op.get("pages"), op["rows"]), *reading(op, "q"), *keys)
+    args = (*reads, *reading(op, "freqs"), *norms, *writing(op, "out"), *caches)
+    return [Launch(name, params, args, (layer.n_head + 2 * n_head_kv, rows, 1), 32, op)]

@@ -8,16 +8,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ...config import ModelConfig
+from ...config import Layer, ModelConfig
 from ...errors import UnsupportedModelError
-from ...graph.ops import Op, Operand, Value, Weight
+from ...graph.ops import LOGITS, Op, Operand, Value, Weight
+from ..chunks import ONE_ROW, StepShape
 from ..launch import Arg, Launch
 from ..target import Target
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """Lowers operations for plans of one target and model, whose K/V caches hold ``kv_type``.
+    """Lowers operations for plans of one target, model and shape of steps. K/V caches hold ``kv_type``.
 
     Steps end before position ``max_position`` (default: the context). ``windows`` has the
     rows of a tensor, by its name, if they lie in several buffers.
@@ -26,19 +27,34 @@ class Lowering:
     target: Target
     cfg: ModelConfig
     kv_type: str
+    shape: StepShape = ONE_ROW
     max_position: int | None = None
     windows: Mapping[str, Sequence[Weight]] = field(default_factory=dict)
 
-    def launches(self, op: Op, rows: int) -> list[Launch]:
-        """Lower an operation to its launches in a step of up to ``rows`` rows.
+    def layer(self, op: Op) -> Layer:
+        """Return the sizes of the layer that an operation belongs to."""
+        return self.cfg.layers[op.layer]
+
+    def rotation(self, op: Op) -> dict[str, float]:
+        """Return what kernels need of a layer's rotary embedding: the dimensions that turn, and factors of results."""
+        layer, temperature = self.layer(op), self.cfg.temperature
+        return {
+            "n_rot": layer.n_rot,
+            "magnitude": layer.rope.magnitude if layer.rope else 1.0,
+            "temperature": temperature.scale if temperature else 0.0,
+            "temperature_length": temperature.length if temperature else 1,
+        }
+
+    def launches(self, op: Op) -> list[Launch]:
+        """Lower an operation to its launches in a step of the shape. An operation on outputs has a row for each.
 
         Other kernels replace missing kernels: a more general kernel, or the kernels of the operation's ``parts``.
         """
-        rows = 1 if _only_last(op) else rows
+        rows = self.shape.outs if of_outputs(op) else self.shape.rows
         if not self.target.missing:
             return _LOWERS[op.kind](self, op, rows)
         whole = replace(self, target=self.target.without(()))
-        usual = [launch.kernel for launch in whole.launches(op, rows)]
+        usual = [launch.kernel for launch in whole.launches(op)]
         lost = tuple(kernel for kernel in dict.fromkeys(usual) if not self.target.has(kernel))
         there = self._with_parts(op, rows)
         return [launch if launch.kernel in usual else replace(launch, replaces=lost) for launch in there]
@@ -85,9 +101,9 @@ def lowers(*kinds: str) -> Callable[[Lower], Lower]:
     return register
 
 
-def _only_last(op: Op) -> bool:
-    """Return True if the operation works on the last row alone."""
-    return any(isinstance(v, Value) and v.last for v in (*op.reads, *op.writes))
+def of_outputs(op: Op) -> bool:
+    """Return True if the operation works on the outputs of a step."""
+    return any(v == LOGITS or (isinstance(v, Value) and v.outs) for v in (*op.reads, *op.writes))
 
 
 def _separable(op: Op, rows: int) -> bool:
