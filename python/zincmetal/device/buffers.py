@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import gguf
-from ..plan.addresses import AddressMap
+from ..plan.addresses import AddressMap, Room
 from ..plan.plan import Dispatch, Plan
 from .core import BoundDispatch, Core
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 NamedBuffers: TypeAlias = "dict[str, _core.Buffer]"
 BufferOf: TypeAlias = "Callable[[str], _core.Buffer]"
 Progress: TypeAlias = Callable[[int, int], None]
-FEW = 16  # floats that are copied one by one: for more, one copy of all between them is quicker
 PIECE = 64 << 20  # bytes that are read between two calls of progress
 
 
@@ -52,13 +51,18 @@ def map_weights(
 
 
 class Buffers:
-    """Buffers of one engine by name: the weights, which engines may share, and its own, made at first use.
+    """Buffers of an engine by name: the weights, which engines may share, and its own, made at first use.
 
-    Raises DeviceError if the device refuses one.
+    ``room`` has the sizes of the pools (default: those of ``addresses``). Raises DeviceError if the device refuses a
+    buffer.
     """
 
-    def __init__(self, device: _core.Device, weights: NamedBuffers, addresses: AddressMap) -> None:
-        self._device, self._planned = device, addresses.sizes
+    def __init__(
+        self, device: _core.Device, weights: NamedBuffers, addresses: AddressMap, room: Room | None = None
+    ) -> None:
+        if room is not None:
+            addresses.room = room
+        self._device, self._addresses = device, addresses
         self._buffers = dict(weights)
         for name, values in addresses.initial.items():
             self.buffer(name).write(values())
@@ -66,55 +70,46 @@ class Buffers:
     def buffer(self, name: str) -> _core.Buffer:
         """Return the buffer of this name; allocated at first use."""
         if name not in self._buffers:
-            self.alloc(name, self._planned[name])
+            self.alloc(name, self._addresses.sizes()[name])
         return self._buffers[name]
 
     def alloc(self, name: str, nbytes: int) -> None:
-        """Allocate ``nbytes`` under a name. A buffer of this name is replaced."""
-        self._buffers[name] = self._device.alloc(nbytes)
+        """Allocate ``nbytes`` under a name. A buffer of this name is replaced, without its contents."""
+        self._buffers[name] = self._device.alloc(nbytes, shared=name in self._addresses.shared)
+
+    def grow(self, name: str, nbytes: int) -> None:
+        """Replace a buffer that has fewer than ``nbytes`` bytes by a larger one with its contents.
+
+        Plans that were compiled on the old one are of no use any more. Raises DeviceError if the device refuses the
+        new one: then the old one stays.
+        """
+        old = self.buffer(name)
+        if old.nbytes < nbytes:
+            self.alloc(name, nbytes)
+            self._buffers[name].copy_from(old, 0, 0, old.nbytes)
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every buffer that there is now."""
         return {name: buffer.nbytes for name, buffer in self._buffers.items()}
 
-    def floats(self, name: str) -> NDArray[np.float32]:
-        """Return the buffer's floats, float32 [n]: the memory itself if the host sees it, else a copy as of now."""
-        return np.frombuffer(self._seen(name), np.float32)
+    def floats(self, name: str, count: int | None = None) -> NDArray[np.float32]:
+        """Return the buffer's first ``count`` floats (default: all), float32 [count].
 
-    def indexable(self, name: str) -> NDArray[np.float32] | DeviceFloats:
-        """Return the buffer's floats. Index them by an array of indices, or by [:n]; the host reads only these."""
-        return self.floats(name) if self.buffer(name).shared else DeviceFloats(self.buffer(name))
+        It is the memory itself if the host sees it, else a copy as of now.
+        """
+        return np.frombuffer(self._seen(name, count and 4 * count), np.float32)
 
     def records(self, name: str, dtype: np.dtype[np.void]) -> NDArray[np.void]:
         """Return the buffer's structs, ``dtype`` [n]: the memory itself if the host sees it, else a copy as of now."""
         return np.frombuffer(self._seen(name), dtype)
 
-    def _seen(self, name: str) -> memoryview | NDArray[np.uint8]:
+    def _seen(self, name: str, nbytes: int | None = None) -> memoryview | NDArray[np.uint8]:
         buffer = self.buffer(name)
-        return memoryview(buffer) if buffer.shared else buffer.read()
+        return memoryview(buffer)[:nbytes] if buffer.shared else buffer.read(0, nbytes)
 
     def close(self) -> None:
         """Drop every buffer; the device frees its memory once no plan uses it."""
         self._buffers.clear()
-
-
-class DeviceFloats:
-    """Floats in memory that the host does not see. Indexing copies the indexed floats."""
-
-    def __init__(self, buffer: _core.Buffer) -> None:
-        self._buffer = buffer
-
-    def __getitem__(self, index: Any) -> NDArray[np.float32]:
-        if isinstance(index, slice):
-            return self._read(0, index.stop)[index]
-        if len(index) > FEW:
-            first = int(min(index))
-            picked: NDArray[np.float32] = self._read(first, int(max(index)) + 1)[np.asarray(index) - first]
-            return picked
-        return np.array([self._read(int(i), int(i) + 1)[0] for i in index], np.float32)
-
-    def _read(self, first: int, end: int) -> NDArray[np.float32]:
-        return self._buffer.read(4 * first, 4 * (end - first)).view(np.float32)
 
 
 def bound(dispatch: Dispatch, buffer: BufferOf) -> BoundDispatch:
@@ -125,12 +120,25 @@ def bound(dispatch: Dispatch, buffer: BufferOf) -> BoundDispatch:
 
 def compiled(plan: Plan, core: Core, device: _core.Device, buffer: BufferOf) -> _core.Plan:
     """Compile a plan for a device, over these buffers. Raises DeviceError for a refused kernel or memory."""
-    has_argmax = any(d.launch.op.kind == "argmax" for d in plan.dispatches)
-    return core.Plan(device, [bound(d, buffer) for d in plan.dispatches], plan.rows, has_argmax)
+    return core.Plan(device, [bound(d, buffer) for d in plan.dispatches], plan.shape.rows, plan.shape.outs)
 
 
-def step_record(core: Core, n_tokens: int, pos: int = 0) -> NDArray[np.void]:
-    """Make a step buffer's content [1], a ``Step`` of kernels/params.h; its first token stands at position ``pos``."""
+def step_record(core: Core, n_tokens: int, n_single: int = 0, n_out: int = 0) -> NDArray[np.void]:
+    """Make a step buffer's content [1], a ``Step`` of kernels/params.h."""
     step = np.zeros(1, core.params_dtype("Step"))
-    step["n_tokens"], step["pos"] = n_tokens, pos
+    step["n_tokens"], step["n_single"], step["n_out"] = n_tokens, n_single, n_out
     return step
+
+
+def row_records(core: Core, runs: Sequence[tuple[int, int]], table_length: int = 0) -> NDArray[np.void]:
+    """Make the rows of runs, each (first position, number of rows): ``Row`` of kernels/params.h, [n_tokens].
+
+    Run i has page table i, of ``table_length`` entries, and state slot i.
+    """
+    rows, first = np.zeros(sum(n for _, n in runs), core.params_dtype("Row")), 0
+    for i, (pos, n) in enumerate(runs):
+        run = rows[first : first + n]
+        run["pos"], run["begin"], run["end"] = np.arange(pos, pos + n), first, first + n
+        run["pages"], run["slot"], run["slot_out"] = i * table_length, i, i
+        first += n
+    return rows

@@ -71,7 +71,7 @@ class Core(Protocol):
 
     @property
     def Steps(self) -> type[_core.Steps]:
-        """Class that runs the steps of a sequence."""
+        """Class that submits steps and collects their results."""
 
     def shapes(self) -> dict[str, int]:
         """Return the launch shapes and limits of kernels/shapes.h, by name."""
@@ -88,11 +88,34 @@ class Core(Protocol):
     def params_dtype(self, name: str) -> np.dtype[np.void]:
         """Return the layout of a parameter struct of kernels/params.h."""
 
-    def decode_step(self, steps: _core.Steps, plan: _core.Plan, token: int, ahead: bool = False) -> int:
-        """Append a token; return the arg max of its logits."""
+    def decode_step(
+        self,
+        steps: _core.Steps,
+        plan: _core.Plan,
+        rows: NDArray[np.void],
+        outs: NDArray[np.uint32],
+        page_writes: NDArray[np.void],
+        draws: NDArray[np.void] | None = None,
+        n_single: int = 0,
+    ) -> int:
+        """Submit a step; return its number."""
 
-    def prefill_step(self, steps: _core.Steps, plan: _core.Plan, ids: NDArray[np.int32]) -> int:
-        """Append int32 ids [n]; return the arg max after the last."""
+    def collect_step(self, steps: _core.Steps) -> NDArray[np.void]:
+        """Wait for the oldest step in flight; return a Choice for each output."""
+
+    def describe(
+        self,
+        steps: _core.Steps,
+        rows: NDArray[np.void],
+        outs: NDArray[np.uint32],
+        page_writes: NDArray[np.void],
+        draws: NDArray[np.void] | None = None,
+        n_single: int = 0,
+    ) -> None:
+        """Describe the next step, and submit nothing."""
+
+    def submit_described(self, steps: _core.Steps, plan: _core.Plan) -> int:
+        """Submit the last section of the step that was described; return the step's number."""
 
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.ops import STEP, TOKENS, Weight
+from ..graph.ops import Weight
 from ..plan.addresses import Region
 from ..plan.plan import Dispatch, Plan
-from .buffers import BufferOf, bound, compiled, step_record
+from .buffers import BufferOf, bound, compiled
 from .core import BoundDispatch, Core
 
 if TYPE_CHECKING:
@@ -48,22 +48,31 @@ class HostRoutedPlan:
         self.counters = counters
         self.why = next(_why(d) for d in plan.dispatches if d.launch.routed)
 
-    def step(self, steps: _core.Steps, ids: NDArray[np.int32]) -> int:
-        """Append ``ids`` to the sequence; return the arg max after the last. Raises as ``prefill_step``."""
-        if steps.length + ids.size <= steps.n_ctx:  # otherwise the last section raises the error
-            self._announce(steps, ids)
+    def step(
+        self,
+        steps: _core.Steps,
+        rows: NDArray[np.void],
+        outs: NDArray[np.uint32],
+        page_writes: NDArray[np.void],
+        draws: NDArray[np.void] | None,
+        n_single: int,
+    ) -> tuple[int, NDArray[np.void]]:
+        """Run a step and wait; return its number, and a ``Choice`` for each output. Arguments as ``decode_step``.
+
+        Nothing may be in flight. The first section runs ``begin_step``.
+        """
+        self._core.describe(steps, rows, outs, page_writes, draws, n_single)
+        try:
             for section in self._sections:
-                self.run_section(section, ids.size)
-        best: int = self._core.prefill_step(steps, self._last, ids)
+                self.run_section(section, len(rows))
+            number = self._core.submit_described(steps, self._last)
+        except BaseException:
+            steps.drop()
+            raise
         self.counters.steps += 1
         self.counters.command_buffers += 1
         self.counters.dispatches += self._last.n_dispatches
-        return best
-
-    def _announce(self, steps: _core.Steps, ids: NDArray[np.int32]) -> None:
-        """Write the step buffer for the kernels, as the core does for the last section."""
-        self._buffers(STEP.name).write(step_record(self._core, ids.size, steps.length))
-        self._buffers(TOKENS.name).write(ids)
+        return number, self._core.collect_step(steps)
 
     def run_section(self, section: list[Dispatch], n_tokens: int) -> None:
         """Run a section, or one expert product cut up by expert, in one command buffer, and wait."""
@@ -76,8 +85,8 @@ class HostRoutedPlan:
         self.counters.dispatches += len(launches)
 
     def _expert_products(self, d: Dispatch, n_tokens: int) -> Iterator[BoundDispatch]:
-        """Yield a matrix-vector product for every expert of every row: x · W[e]."""
-        ids_at, weight_at, x_at, out_at = d.regions
+        """Yield a matrix-vector product for every expert of every row: x · W[e], plus the bias of e if there is one."""
+        ids_at, weight_at, x_at, *bias_at, out_at = d.regions
         sizes = d.launch.routed
         assert sizes
         count = n_tokens * sizes.n_used
@@ -86,6 +95,7 @@ class HostRoutedPlan:
             regions = (
                 _piece(weight_at, expert, sizes.expert_bytes),
                 _piece(x_at, slot // sizes.x_div, 4 * sizes.k),
+                *(_piece(at, expert, 4 * sizes.m) for at in bias_at),
                 _piece(out_at, slot, 4 * sizes.m),
             )
             yield bound(replace(d, regions=regions, barrier=False), self._buffers)

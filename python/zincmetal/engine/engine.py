@@ -1,37 +1,27 @@
-"""Runs the steps of one sequence on a device: ids in, logits out. Knows no text.
+"""Runs batches of rows on a device: ids in, chosen tokens out. Knows no text and no queue.
 
-The life of a token in greedy decode:
+The life of a decode step:
 
-1. ``decode(token, ahead=True)`` takes the program of one row that serves this position (``device/programs.py``).
-2. ``core.decode_step`` writes token and position into the step buffer and submits the program, one command buffer.
-3. The device computes embedding, layers and logits; keys, values and states stay in its buffers.
-4. The last kernel writes the arg max, and the next position, to the places that the next step reads.
-5. So the core submits the same program once more (``ahead``) before it waits: the device feeds itself.
-6. The first step ends. Its token joins ``sequence.ids``, and the arg max is returned.
-7. The caller makes text of the arg max, while the device works on the next step.
-8. ``decode(best)`` finds that step in flight and waits for it instead of submitting one. Go on at 5.
+1. ``submit(batch)`` takes the program whose shape holds the batch (``device/programs.py``).
+2. ``core.decode_step`` writes the description of the step, one place of a ring in memory that host and device share,
+   and submits the program, one command buffer.
+3. The first kernel, ``begin_step``, copies the description to the buffers that the other kernels read. A row may name
+   an output of the step before instead of a token: so a step is described before the step before it has ended.
+4. The device computes embedding, layers and logits. Keys and values go to pages, recurrent states to slots.
+5. The last kernel chooses a token for each output. It writes the token where the next step finds it, and the result
+   where the host reads it.
+6. ``collect()`` waits for the oldest step and returns its results.
 
-A sampled token has no step 5: the host draws it from the logits that the step left (:meth:`Engine.sample`).
-
-States of a step that runs ahead:
-
-    idle       decode(t)           ->  idle        the step has run
-    idle       decode(t, ahead)    ->  in flight   t's step has run, the step of its arg max is submitted
-    in flight  decode(that token)  ->  idle        the step in flight was taken over (with ahead: in flight again)
-    in flight  settle()            ->  idle        waits; the token in flight is in the sequence now
-    idle       rewind(n)           ->  idle        the tokens from n on are forgotten
-    in flight  anything else       ->  UsageError  settle first
-
-A step that fails or is interrupted leaves recurrent states in between two tokens: they are settled and forgotten.
-Every :class:`~zincmetal.engine.turn.Turn` settles the engine at its beginning and its end.
+Two steps may be in flight. One thread steps: the thread of :mod:`zincmetal.engine.step_loop`, or the one that took the
+engine by ``exclusive``.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import time
 import weakref
+from collections import deque
 from collections.abc import Sequence as AnySequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -40,263 +30,296 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import arguments
-from ..device.buffers import Buffers, Progress
+from ..device.buffers import Buffers
 from ..device.host_routed import HostRoutedPlan
 from ..device.programs import Program, Programs
-from ..errors import ContextFullError, DeviceError, UsageError, ZincError, abbreviate, typed_errors
-from ..plan.choices import OUTPUTS
-from ..plan.chunks import LOGITS_ROWS, prompt_rows
-from ..plan.plan import Plan
-from ..sampling.logits import StepLogits
-from ..sampling.sampler import Sampler
+from ..errors import CLOSED, FORKED, ContextFullError, DeviceError, UsageError, ZincError, abbreviate
+from ..graph.ops import HIDDEN, HISTORY, KV_CACHES, LOGPROBS, NEXT, RECURRENT, RESULTS, STEP, State
+from ..plan.addresses import Room
+from ..plan.chunks import LOGITS_ROWS, MAX_SINGLES, StepShape, chunk_shape, decode_shape
+from .batch import Batch, Choice, Described, describe
 from .loaded import Loaded
-from .sequence import Sequence
-from .snapshot import Snapshot, States
-from .turn import CLOSE, RESET, InUse, Turn, Turns
+from .pages import PagePool, Seats, StateSlots
+from .places import Places
+from .prefix_cache import PrefixCache
 
 NOT_FINITE = (
     "the model's logits are not finite: the file is damaged, or the device failed; check the file, and load it again"
 )
-CLOSED = "the model is closed; load it again"
-FORKED = (
-    "the model was loaded before a fork, and its device is the parent's: load it in the child, or with Metal start "
-    "processes by multiprocessing's spawn"
-)
+SESSION_SEATS = 8  # page tables for sessions, beside those of requests
+TEXT_SEATS = 24  # page tables for the texts of a step that makes vectors
 _log = logging.getLogger("zincmetal.engine")
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
-class Synced(NamedTuple):
-    """Result of reading a prompt: the arg max after it (-1 if there is none), its computed tokens, its seconds."""
-
-    best: int
-    computed: int
-    seconds: float
-
-
 class Engine:
-    """Loaded model with one sequence and its memory. One thread at a time.
+    """Loaded model with the memory of all its sequences. It is the executor of a scheduler: see ``batch.Executor``.
 
-    ``prefill``, ``decode``, ``step``, ``sync``, ``sample``, ``rewind`` and ``settle`` are single steps. A caller that
-    shares the engine wraps them in ``with Turn(engine)``. All other calls take a turn.
+    ``pages`` and ``slots`` are the pools of K/V pages and of recurrent states, ``free_seats`` the page tables. The
+    pools grow up to what the device's memory allows.
     """
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
         self.core, self.device, self.file, self.planner = loaded.core, loaded.device, loaded.file, loaded.planner
         self.config = loaded.planner.config
+        self._most = loaded.most_room()
+        first, n = self.planner.first_room(), loaded.max_sequences
+        seats = n + SESSION_SEATS + TEXT_SEATS
+        first = Room(min(first.pages, self._most.pages), min(first.slots, self._most.slots), seats)
+        self.planner.resize(first)
         self.buffers = Buffers(self.device, loaded.weights, self.planner.addresses)
         self.programs = Programs(self.core, self.device, self.planner, self.buffers, loaded.fallbacks)
-        self.sequence = Sequence(any(self.config.recurrent))
-        self.steps = self.core.Steps(
-            self.buffers.buffer("step"), self.buffers.buffer("tokens"), self.config.n_ctx, self.config.n_vocab
-        )
-        self.turns = Turns()
-        self._states = States(self.buffers, self.planner.addresses, self.planner.target.page)
-        self._words_read = 0
+        room = self.planner.addresses.room
+        self.pages, self.slots = PagePool(room.pages), StateSlots(room.slots)
+        self.free_seats, self.session_seats = Seats(n), Seats(SESSION_SEATS, first=n)
+        self.text_seats = Seats(TEXT_SEATS, first=n + SESSION_SEATS)
+        self._structs = {name: self.core.params_dtype(name) for name in ("Row", "PageWrite", "Draw")}
+        self._places = Places(self.buffers, self.core, self.config.n_vocab)
+        ranked = self.buffers.records(LOGPROBS.name, self.core.params_dtype("Logprobs"))
+        self._logprobs = ranked.reshape(self.core.shapes()["STEP_RING"], -1)
+        self._submitted = 0
+        self._rows_alone: list[NDArray[np.float32]] = []  # the hidden rows of a step that ran row by row
+        self._ready: deque[_Submitted] = deque()
         self._unusable: tuple[type[ZincError], str] | None = None
         self._freed = self._forked = False
-        loaded.engines.add(self)
+        self._set_facts()
+        step, *described, results = (self.buffers.buffer(state.name) for state in (STEP, *NEXT, RESULTS))
+        rows, outs, pages, draws = described[1:]
+        entries = self.buffers.buffer("pages").nbytes // 4
+        self.steps = self.core.Steps(
+            self.device, step, described[0], rows, outs, pages, draws, results, self.config.n_vocab, entries
+        )
         _ENGINES.add(self)
-        self._why_host_routed = self.programs.get(1, "argmax", 0).why_host_routed
+        self.draws = self.programs.draws
+        self._why_host_routed = self.programs.get(decode_shape(1), 0).why_host_routed
         self.runs_ahead = bool(self.device.info["asynchronous"]) and not self._why_host_routed
         if self._why_host_routed:
             _log.warning("%s: its experts are routed by the host, which is slow", self._why_host_routed)
 
-    # ---- single steps ------------------------------------------------------------------------------------------
+    def _set_facts(self) -> None:
+        """Set the facts that a scheduler asks for."""
+        target, room = self.planner.target, self.planner.addresses.room
+        self.n_ctx, self.page = self.config.n_ctx, target.page
+        self.max_rows, self.max_singles, self.max_outs = self.planner.max_rows, MAX_SINGLES, MAX_SINGLES
+        self.max_page_writes = target.max_page_writes(self.n_ctx)
+        self.max_biases = self._places.biases_each(self.max_outs)
+        self.recurrent = self.config.recurrent
+        self.seats = self.loaded.max_sequences
+        self.pages_now, self.pages_most = room.pages, max(room.pages, self._most.pages)
+        self.slots_now, self.slots_most = room.slots, max(room.slots, self._most.slots)
 
-    @typed_errors
-    def sync(self, ids: list[int], output: str = "argmax", progress: Progress | None = None) -> Synced:
-        """Make ``ids``, the whole prompt, the sequence. Tokens that the sequence begins with are not computed again.
+    # ---- steps -------------------------------------------------------------------------------------------------
 
-        ``progress(done, total)`` counts the tokens to compute. The time of making programs does not count. Raises
-        UsageError for an empty prompt or a wrong id, ContextFullError for too many ids.
-        """
+    def submit(self, batch: Batch) -> None:
+        """Start a step. Raises UsageError if two are in flight, DeviceError if the device fails."""
         self.check_usable()
-        self.check_prompt(ids)
-        kept = self.sequence.reusable(ids)
-        self.rewind(kept)
-        for rows in {*prompt_rows(len(ids) - kept)}:
-            self.program(rows, output, len(ids) - 1)
-        self.program(1, output, len(ids))
-        began = time.perf_counter()
-        best = self.prefill(ids[kept:], output, progress)
-        return Synced(best, len(ids) - kept, time.perf_counter() - began)
-
-    @typed_errors
-    def prefill(self, ids: list[int], output: str = "argmax", progress: Progress | None = None) -> int:
-        """Append ids in steps of many tokens, the last token alone. Return its arg max, or -1 for another output."""
-        best, done = -1, 0
-        for rows in prompt_rows(len(ids)):
-            if progress:
-                progress(done, len(ids))
-            end = min(done + rows, len(ids) - 1) if rows > 1 else done + 1
-            best, done = self.step(ids[done:end], rows, output), end
-        if progress:
-            progress(done, len(ids))
-        return best
-
-    def decode(self, token: int, ahead: bool = False, output: str = "argmax") -> int:
-        """Append a token. Return the arg max after it, or -1 for another output.
-
-        ``ahead``: also submit the next step, which is fed by this step's arg max. Only the output "argmax" can.
-        """
-        if self._unusable is not None:
-            self.check_usable()
-        length = self.steps.length
-        program = self.programs.get(1, output, length)
-        compiled = program.compiled
-        if isinstance(compiled, HostRoutedPlan):
-            return self.step([token], 1, output)
-        try:
-            # A step ahead runs by this step's program.
-            ahead = ahead and length + 2 <= program.max_position
-            best: int = self.core.decode_step(self.steps, compiled, token, ahead)
-        except BaseException:
-            self._forget_states()
-            raise
-        self.sequence.ids.append(token)
-        return best
-
-    def step(self, ids: list[int], rows: int, output: str = "argmax") -> int:
-        """Append ids by the program of ``rows`` rows. Return the arg max after the last, or -1 for another output.
-
-        There may be fewer ids than rows. The step buffer has their number, and the kernels skip the other rows.
-        """
-        self.check_usable()  # close() of another thread waits for this call to end
-        program = self.program(rows, output)
-        if program.plan.rows < rows:
-            return [self.step([token], 1, output) for token in ids][-1]
-        compiled, array = program.compiled, np.asarray(ids, np.int32)
-        try:
-            if isinstance(compiled, HostRoutedPlan):
-                best = compiled.step(self.steps, array)
-            else:
-                best = self.core.prefill_step(self.steps, compiled, array)
-        except BaseException:
-            self._forget_states(isinstance(compiled, HostRoutedPlan))
-            raise
-        self.sequence.ids += ids
-        return best
-
-    def rewind(self, length: int) -> None:
-        """Shorten the sequence to its first ``length`` tokens. With recurrent layers ``length`` can only be 0."""
-        # In this order an interrupt between the two leaves a sequence that can still be rewound.
-        self.sequence.cut(length)
-        self.steps.rewind(length)
-
-    def settle(self) -> None:
-        """End the step in flight. Its token joins the sequence, since a state cannot always be rewound."""
-        if self._freed or self._forked:
-            return
-        known, settled = len(self.sequence), []
-        with suppress(DeviceError):  # the device keeps a failure, and the next step tells it
-            settled = self.steps.settle()
-        if known + len(settled) == self.steps.length:
-            self.sequence.ids += settled
-        else:  # an interrupt came after a step and before ``ids`` had its token
-            self.rewind(0 if self.sequence.recurrent else min(known, self.steps.length))
-
-    def _forget_states(self, inside_a_step: bool = False) -> None:
-        """Forget recurrent states after a step that did not end: some of them may have changed."""
-        if inside_a_step or self.sequence.recurrent:
-            self.settle()
-            self.rewind(0)
-
-    def last_logits(self) -> NDArray[np.float32]:
-        """Return the logits after the last token, float32 [vocab]. Copy them: the next step may overwrite them."""
-        return self.buffers.floats("logits")[: self.config.n_vocab]
-
-    def sample(self, sampler: Sampler) -> int:
-        """Draw the next token from the logits of the last step, whose output must have been "candidates"."""
-        if self.programs.ranked_by_host:
-            step = StepLogits.of(self.last_logits())
+        self._rows_alone = []
+        described = self.describe(batch)
+        program = self.program(shape_of(batch), batch.last_position)
+        n_top = [drawing.n_logprobs for drawing in batch.drawings]
+        n_top = n_top if any(n_top) else []
+        if isinstance(program.compiled, HostRoutedPlan) or program.plan.shape.rows < batch.n_rows:
+            self._ready.append(self._run_now(program, described, n_top))
         else:
-            candidates = self.buffers.records("candidates", self.core.params_dtype("Candidates"))
-            step = StepLogits(candidates[0], self.buffers.indexable("logits"), self.config.n_vocab)
+            number = self.core.decode_step(self.steps, program.compiled, *described)
+            self._ready.append(_Submitted(number, n_top))
+
+    def describe(self, batch: Batch) -> Described:
+        """Write a batch down as ``decode_step`` takes it, with its biases and masks in shared memory."""
+        described = describe(batch, self._structs, self._places.of(self._submitted))
+        self._submitted += 1
+        if batch.output == "all":
+            return described._replace(outs=np.arange(batch.n_rows, dtype=np.uint32))
+        return described
+
+    def collect(self) -> AnySequence[Any]:
+        """Wait for the oldest step in flight. Return a ``Choice`` for each of its outputs: a record, or the tuple.
+
+        If the step fails, all steps in flight are dropped. An interrupt leaves the step in flight.
+        """
+        if not self._ready:
+            raise UsageError("no step is in flight")
+        submitted = self._ready[0]
+        results = submitted.results
+        if results is None:
+            try:
+                results = self._with_top(self.core.collect_step(self.steps), submitted)
+            except ZincError:
+                self._ready.clear()
+                raise
+        self._ready.popleft()
+        return results
+
+    def _with_top(self, results: NDArray[np.void], submitted: _Submitted) -> AnySequence[Any]:
+        """Add the most probable tokens to results, where they are wanted, from the place that the step wrote to."""
+        if not submitted.n_top:
+            return list(results)
+        place = submitted.number % self._logprobs.shape[0]
+        choices = [Choice(*result.item()) for result in results]
+        for i, n in enumerate(submitted.n_top):
+            if n:
+                choices[i] = choices[i]._replace(top=_top(self._logprobs[place, i]))
+        return choices
+
+    def drop(self) -> None:
+        """Wait for all steps in flight and forget their results. Raises nothing."""
+        self._ready.clear()
+        if not (self._freed or self._forked):
+            with suppress(DeviceError):  # the device keeps a failure, and the next step tells it
+                self.steps.drop()
+
+    @property
+    def in_flight(self) -> int:
+        """Steps that were submitted and not collected."""
+        return len(self._ready)
+
+    def program(self, shape: StepShape, position: int = 0) -> Program:
+        """Return the program for steps of a shape whose rows lie at up to ``position``."""
+        return self.programs.get(shape, position)
+
+    def logits(self, n: int = 1) -> NDArray[np.float32]:
+        """Return the logits of the last step's first ``n`` outputs, float32 [n, vocab], before another is submitted."""
+        return self.buffers.floats("logits", n * self.config.n_vocab).reshape(n, self.config.n_vocab)
+
+    @property
+    def hidden_width(self) -> int:
+        """Floats of a row after the final norm and the projections behind it."""
+        return self.planner.hidden_bytes(1) // 4
+
+    def hidden(self, n: int) -> NDArray[np.float32]:
+        """Return the last step's first ``n`` rows after the final norm, float32 [n, width]. Its output was "hidden"."""
+        if self._rows_alone:
+            return np.stack(self._rows_alone)
+        return self.buffers.floats(HIDDEN.name, n * self.hidden_width).reshape(n, self.hidden_width)
+
+    def host_logits(self, output: int) -> NDArray[np.float32]:
+        """Return the logits of an output of the step that was collected last, float32 [vocab]. Nothing is in flight."""
+        found: NDArray[np.float32] = self.logits(output + 1)[output]
+        return found
+
+    def _run_now(self, program: Program, d: Described, n_top: list[int]) -> _Submitted:
+        """Run a step whose experts the host routes, or row by row where the device has no kernels for many rows."""
+        if program.plan.shape.rows >= d.rows.size:
+            return _Submitted(0, n_top, self._run_one(program, d, n_top))
+        if not self.config.causal:
+            raise DeviceError(
+                "this device cannot make kernels for many rows, and this model needs all of a text at once"
+            )
+        found = list[Any]()
+        for i, one in enumerate(_row_by_row(d, program.plan.shape.outs)):
+            found += self._run_one(program, one, n_top[i : i + 1])
+            if program.plan.shape.output == "hidden":
+                self._rows_alone.append(self.buffers.floats(HIDDEN.name, self.hidden_width).copy())
+        return _Submitted(0, n_top, found[: d.outs.size])
+
+    def _run_one(self, program: Program, d: Described, n_top: list[int]) -> AnySequence[Any]:
+        if isinstance(program.compiled, HostRoutedPlan):
+            number, results = program.compiled.step(self.steps, *d)
+        else:
+            number = self.core.decode_step(self.steps, program.compiled, *d)
+            results = self.core.collect_step(self.steps)
+        return self._with_top(results, _Submitted(number, n_top))
+
+    # ---- pages and slots ---------------------------------------------------------------------------------------
+
+    def lacking(self) -> tuple[int, int]:
+        """Return (pages, slots): 1 for a pool that has none left, else 0."""
+        return int(not self.pages.free), int(self.recurrent and not self.slots.free)
+
+    def make_room(self, pages: int, slots: int, cache: PrefixCache | None) -> bool:
+        """Let the pools that lack something grow, or evict so much from the cache. Return False if neither can be."""
+        if self.grow(2 * self.pages_now if pages else 0, 2 * self.slots_now if slots else 0):
+            return True
+        return cache is not None and cache.evict(pages, slots)
+
+    def grow(self, pages: int, slots: int) -> bool:
+        """Let the pools grow to these sizes, or to less. Return False if there is no memory."""
+        room = self.planner.addresses.room
+        wanted = Room(
+            max(room.pages, min(pages, self.pages_most)), max(room.slots, min(slots, self.slots_most)), room.seats
+        )
+        if wanted == room:
+            return False
+        self.programs.clear()
+        self.planner.resize(wanted)
         try:
-            return sampler.sample(step, self.sequence.ids)
-        except DeviceError as error:
-            raise self.not_finite(str(error)) from error
-        finally:
-            self._words_read += step.n_read
+            for state in self._pools():
+                self.buffers.grow(state.name, self.planner.addresses.sizes()[state.name])
+        except BaseException as error:
+            self.planner.resize(room)  # what has grown already is larger than it needs to be
+            if isinstance(error, DeviceError):
+                return False
+            raise
+        self._set_facts()
+        self.pages.grow(wanted.pages)
+        self.slots.grow(wanted.slots)
+        return True
 
-    def program(self, rows: int, output: str = "argmax", position: int | None = None) -> Program:
-        """Return the program for a step of up to ``rows`` tokens at ``position`` (default: the sequence's end)."""
-        return self.programs.get(rows, output, self.steps.length if position is None else position)
+    def copy_page(self, source: int, to: int) -> None:
+        """Copy keys, values and ids of a page."""
+        self._copy(self._of_page(), source, to)
 
-    # ---- calls of their own turn -------------------------------------------------------------------------------
+    def copy_slot(self, source: int, to: int) -> None:
+        """Copy recurrent states."""
+        self._copy(self._of_slot(), source, to)
 
-    @typed_errors
-    def logits(self, ids: AnySequence[int]) -> NDArray[np.float32]:
-        """Return the logits after every position of ``ids``: float32 [len(ids), vocab], from an empty sequence."""
-        ids = arguments.token_ids(ids)
-        self.check_prompt(ids)
-        with Turn(self):
-            self.rewind(0)
-            rows = self.program(min(LOGITS_ROWS, self.config.n_ctx), "all").plan.rows
-            out = np.empty((len(ids), self.config.n_vocab), np.float32)
-            for at in range(0, len(ids), rows):
-                chunk = ids[at : at + rows]
-                self.step(chunk, rows, "all")
-                view = self.buffers.floats("logits")
-                out[at : at + len(chunk)] = view.reshape(-1, self.config.n_vocab)[: len(chunk)]
-                if not np.isfinite(out[at : at + len(chunk)]).all():
-                    raise self.not_finite()
-            return out
+    def read_page(self, page: int) -> bytes:
+        """Return the contents of a page."""
+        return self._read(self._of_page(), page)
 
-    @typed_errors
-    def plan(self, rows: int, output: str = "argmax") -> Plan:
-        """Return the plan for steps of up to ``rows`` tokens; 1 is decode. ``output`` is one of OUTPUTS."""
-        output, rows = arguments.choice("output", output, OUTPUTS), arguments.integer("rows", rows, 1)
-        with Turn(self):
-            return self.program(rows, output).plan
+    def write_page(self, page: int, data: bytes) -> None:
+        """Set the contents of a page."""
+        self._write(self._of_page(), page, data)
 
-    @typed_errors
-    def reset(self) -> None:
-        """Forget the sequence. Ends an unfinished stream: its next token raises UsageError."""
-        with Turn(self, RESET):
-            self.rewind(0)
+    def read_slot(self, slot: int) -> bytes:
+        """Return the contents of a slot."""
+        return self._read(self._of_slot(), slot)
 
-    @typed_errors
-    def save(self) -> Snapshot:
-        """Copy the sequence and its state to host memory, for :meth:`restore`."""
-        with Turn(self):
-            return self._states.take(self.sequence.ids)
+    def write_slot(self, slot: int, data: bytes) -> None:
+        """Set the contents of a slot."""
+        self._write(self._of_slot(), slot, data)
 
-    @typed_errors
-    def restore(self, saved: Snapshot) -> None:
-        """Continue a saved sequence, of this model or of a model with the same file and type of K/V cache.
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of the contents of a page."""
+        return sum(nbytes for _, nbytes in self._of_page())
 
-        Raises UsageError if states of the snapshot have other sizes, ContextFullError if it is too long. Then the
-        sequence is unchanged.
-        """
-        with Turn(self):
-            if not isinstance(saved, Snapshot):
-                arguments.refuse("saved", "a snapshot of save()", saved)
-            if len(saved.tokens) > self.config.n_ctx:
-                raise ContextFullError(
-                    f"the snapshot has {len(saved.tokens)} tokens and the context {self.config.n_ctx}; "
-                    f"load the model with a larger context"
-                )
-            self._states.check(saved)
-            self.rewind(0)
-            self._states.put(saved)
-            self.steps.resume(len(saved.tokens))
-            self.sequence.ids += saved.tokens
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of the contents of a slot."""
+        return sum(nbytes for _, nbytes in self._of_slot())
 
-    @typed_errors
-    def fork(self) -> Engine:
-        """Make another engine of this loaded model, with a copy of the sequence.
+    def _copy(self, pieces: AnySequence[tuple[str, int]], source: int, to: int) -> None:
+        """Copy all pieces at once: Metal does so in one command buffer."""
+        buffers = ((self.buffers.buffer(name), nbytes) for name, nbytes in pieces)
+        self.device.copy([(of, to * nbytes, of, source * nbytes, nbytes) for of, nbytes in buffers])
 
-        Raises OutOfMemoryError if one more sequence does not fit.
-        """
-        saved = self.save()
-        self.planner.check_memory(sequences=len(self.loaded.engines) + 1)
-        twin = Engine(self.loaded)
-        twin.restore(saved)
-        return twin
+    def _read(self, pieces: AnySequence[tuple[str, int]], i: int) -> bytes:
+        return b"".join(self.buffers.buffer(name).read(i * nbytes, nbytes).tobytes() for name, nbytes in pieces)
+
+    def _write(self, pieces: AnySequence[tuple[str, int]], i: int, data: bytes) -> None:
+        view, at = memoryview(data), 0
+        for name, nbytes in pieces:
+            self.buffers.buffer(name).write(np.frombuffer(view[at : at + nbytes], np.uint8), i * nbytes)
+            at += nbytes
+
+    def _pools(self) -> list[State]:
+        """Return the states that pages and slots hold, in the order of their contents."""
+        kinds = (HISTORY.kind, *KV_CACHES, *RECURRENT)
+        return [state for state in self.planner.addresses.states if state.kind in kinds]
+
+    def _of_page(self) -> list[tuple[str, int]]:
+        """Return (buffer, bytes of a page) of all that a page holds."""
+        sizes, n = self.planner.addresses.states, self.planner.addresses.room.pages
+        return [(s.name, sizes[s] // n) for s in self._pools() if s.kind not in RECURRENT]
+
+    def _of_slot(self) -> list[tuple[str, int]]:
+        """Return (buffer, bytes of a slot) of all that a slot holds."""
+        sizes, n = self.planner.addresses.states, self.planner.addresses.room.slots
+        return [(s.name, sizes[s] // n) for s in self._pools() if s.kind in RECURRENT]
+
+    # ---- life --------------------------------------------------------------------------------------------------
 
     def profile(self) -> dict[str, Any]:
         """Return the cost of running so far: steps, tokens, command buffers, dispatches, barriers, device seconds.
@@ -307,46 +330,25 @@ class Engine:
         routed = {"host_routed": asdict(self.programs.counters), "host_routed_why": self._why_host_routed}
         return {**self.steps.counters, **routed, "replaced": self.loaded.fallbacks.profile()}
 
-    @property
-    def words_read(self) -> int:
-        """32-bit words of logits, ids and sums that sampling has read from the device since the engine was made.
-
-        If many scattered values are read from memory that the host does not see, their whole range is copied. Only
-        the requested values count.
-        """
-        return self._words_read
-
-    # ---- life --------------------------------------------------------------------------------------------------
-
-    @typed_errors
-    def close(self) -> None:
-        """Give the device memory and the file back; later calls raise UsageError. Closing twice is fine.
-
-        A call or a stream of another thread ends with UsageError. This call waits for its end.
-        """
+    def free(self) -> None:
+        """Give the device memory and the file back. Nothing may be in flight. Freeing twice is fine."""
+        self._unusable = self._unusable or (UsageError, CLOSED)
         if self._freed or self._forked:
-            self._unusable = self._unusable or (UsageError, CLOSED)
             return
-        if self.turns.mine():
-            raise UsageError("the model cannot be closed by a callback of its own call: raise an exception there")
-        self._unusable = (UsageError, CLOSED)
-        while True:
-            with suppress(InUse), Turn(self, CLOSE):
-                self._free()
-                return
-            time.sleep(0.002)
-
-    @property
-    def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
-        return self._unusable == (UsageError, CLOSED)
-
-    def _free(self) -> None:
+        self._freed = True
         self.steps.close()
         self.programs.clear()
         self.buffers.close()
-        self.loaded.release(self)
-        self._freed = True
+        self.loaded.free()
+
+    def refuse(self) -> None:
+        """Let every later call raise UsageError: the model is being closed."""
+        self._unusable = self._unusable or (UsageError, CLOSED)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the engine was closed."""
+        return self._unusable == (UsageError, CLOSED)
 
     def left_by_fork(self) -> None:
         """Mark this engine as the copy in a forked child: every later call raises DeviceError."""
@@ -378,16 +380,68 @@ class Engine:
                 f"load the model with a larger context"
             )
 
-    def not_finite(self, words: str = NOT_FINITE) -> DeviceError:
-        """Make the error for logits that are not finite, with the remedy if the K/V caches show one."""
-        kv = self.loaded.kv
-        layers = self._states.overflowed(self.steps.length, kv)
-        if not layers:
+    def not_finite(self, pages: AnySequence[int] = (), words: str = NOT_FINITE) -> DeviceError:
+        """Make the error for logits that are not finite, with the remedy if the sequence's ``pages`` show one."""
+        layer = self._overflowed(pages)
+        if layer is None:
             return DeviceError(words)
         return DeviceError(
-            f"{words}; keys or values of layer {layers[0]} are beyond the range of kv={kv!r}: "
+            f"{words}; keys or values of layer {layer} are beyond the range of kv={self.loaded.kv!r}: "
             f"load the model with kv='f32', which holds them"
         )
+
+    def _overflowed(self, pages: AnySequence[int]) -> int | None:
+        """Return the first layer whose keys or values are infinite, in a type with a smaller range than float32."""
+        kv, sizes = self.loaded.kv, dict(self._of_page())
+        if kv == "f32":
+            return None
+        for state in self._pools():
+            if state.kind not in KV_CACHES:
+                continue
+            nbytes = sizes[state.name]
+            for page in pages:
+                held = self.buffers.buffer(state.name).read(page * nbytes, nbytes)
+                halves = held.view(np.float16) if kv == "f16" else held.reshape(-1, 34)[:, :2].copy().view(np.float16)
+                if np.isinf(halves).any():
+                    return state.layer
+        return None
+
+
+class _Submitted(NamedTuple):
+    """Step in flight. ``n_top``: the ranked tokens that its outputs want, or nothing. ``results`` if it ran at once."""
+
+    number: int
+    n_top: AnySequence[int]
+    results: AnySequence[Any] | None = None
+
+
+def _top(found: np.void) -> tuple[tuple[int, float], ...]:
+    """Return the most probable tokens of a ``Logprobs``, (id, log-probability) each."""
+    n = int(found["n"])
+    return tuple(zip(found["id"][:n].tolist(), found["logprob"][:n].tolist(), strict=True))
+
+
+def shape_of(batch: Batch) -> StepShape:
+    """Return the smallest shape that holds a batch."""
+    n, n_out = batch.n_rows, len(batch.drawings)
+    if batch.output == "all":
+        return chunk_shape(n, 0, n, "all")
+    if batch.n_single == n and n_out in (0, n):
+        return decode_shape(n, batch.output)
+    return chunk_shape(n, batch.n_single, n_out, batch.output)
+
+
+def _row_by_row(d: Described, n_out: int) -> list[Described]:
+    """Cut a step into steps of one row, with ``n_out`` outputs each. The outputs of the step are its first rows."""
+    steps = []
+    for i in range(d.rows.size):
+        row = d.rows[i : i + 1].copy()
+        if row["begin"][0] < i:  # the row before has left the states where it goes on
+            row["slot"] = row["slot_out"]
+        row["begin"], row["end"] = 0, 1
+        draws = None if d.draws is None else d.draws[min(i, d.draws.size - 1) :][:1]
+        steps.append(Described(row, np.zeros(n_out, np.uint32), d.page_writes[: None if i == 0 else 0], draws, 1))
+    return steps
 
 
 def _forget_all() -> None:
@@ -397,3 +451,5 @@ def _forget_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_all)
+
+__all__ = ["LOGITS_ROWS", "NOT_FINITE", "Engine", "shape_of"]

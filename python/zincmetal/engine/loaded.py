@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from .. import arguments, gguf
 from ..device import backend
 from ..device.buffers import Progress, map_weights
 from ..device.fallback import KernelFallbacks
+from ..errors import UsageError
+from ..plan.addresses import Room
 from ..plan.choices import KV_TYPES
 from ..plan.planner import Planner
 from ..plan.target import Target
 
-if TYPE_CHECKING:
-    from .engine import Engine
-
 MAX_THREADS = 1024
+MIN_STATES = 2  # slots: of a sequence, and of a step before it can write to it in place
+MAX_SEQUENCES, USUAL_SEQUENCES = 4096, 32  # that run at once
 
 
 class Loaded:
-    """File, the device that runs it, its weights as device buffers, and its planner. Engines share one.
+    """File, the device that runs it, its weights as device buffers, and its planner.
 
-    ``engines`` are its users. The last engine to release it gives the weights and the file back. Raises UsageError
-    for a wrong argument, UnsupportedModelError, OutOfMemoryError, DeviceError.
+    Raises UsageError for a wrong argument, UnsupportedModelError, OutOfMemoryError, DeviceError.
     """
 
     def __init__(
@@ -34,10 +33,16 @@ class Loaded:
         device: str | None = None,
         kv: str | None = "f16",
         threads: int | None = 0,
+        max_sequences: int | None = None,
+        pool_tokens: int | None = None,
+        pool_states: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.kv = arguments.choice("kv", kv, KV_TYPES, "f16")
         threads = arguments.integer("threads", threads, 0, MAX_THREADS, 0, "0 = all cores")
+        self.max_sequences = arguments.integer("max_sequences", max_sequences, 1, MAX_SEQUENCES, USUAL_SEQUENCES)
+        self.pool_tokens = None if pool_tokens is None else arguments.integer("pool_tokens", pool_tokens, 1)
+        self.pool_states = None if pool_states is None else arguments.integer("pool_states", pool_states, MIN_STATES)
         context = None if context is None else arguments.integer("context", context, 1)
         device = None if device is None else arguments.text("device", device)
         arguments.callback("progress", progress)
@@ -45,13 +50,27 @@ class Loaded:
         self.core, self.device = backend.open_device(device, threads)
         self.planner = Planner(file, Target.of(self.core, self.device.info), context, self.kv)
         self.planner.check_memory()
+        self._check_pools()
         self.fallbacks = KernelFallbacks(self.device)
         self.weights = map_weights(self.device, file, self.planner.addresses, progress)
-        self.engines: weakref.WeakSet[Engine] = weakref.WeakSet()  # one that was dropped unclosed does not count
 
-    def release(self, engine: Engine) -> None:
-        """Note that an engine does not use the model any more."""
-        self.engines.discard(engine)
-        if not self.engines:
-            self.weights.clear()
-            self.file.close()
+    def most_room(self) -> Room:
+        """Return the sizes that the pools may grow to: by the device's memory, or less where the caller said so."""
+        most, page = self.planner.most_room(self.max_sequences), self.planner.target.page
+        pages = most.pages if self.pool_tokens is None else min(most.pages, -(-self.pool_tokens // page))
+        slots = most.slots if self.pool_states is None else min(most.slots, self.pool_states)
+        return replace(most, pages=pages, slots=slots)
+
+    def _check_pools(self) -> None:
+        """Raise UsageError for a pool that could not hold one sequence of the context."""
+        n_ctx = self.planner.config.n_ctx
+        if self.pool_tokens is not None and self.pool_tokens < n_ctx:
+            raise UsageError(
+                f"pool_tokens is {self.pool_tokens}, and one sequence may have {n_ctx} tokens: let the pool hold as "
+                "many, or load the model with a smaller context"
+            )
+
+    def free(self) -> None:
+        """Give the weights and the file back."""
+        self.weights.clear()
+        self.file.close()

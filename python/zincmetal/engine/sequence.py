@@ -1,44 +1,77 @@
-"""Sequence of tokens. Plain data: nothing here knows a device."""
+"""Sequence of tokens, and the pages and the state slot that hold their keys, values and states. Plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field
 
+from .pages import PagePool, StateSlots
 
-@dataclass
+
+@dataclass(eq=False)
 class Sequence:
-    """Tokens whose state an engine holds.
+    """Tokens with their place in memory.
 
-    ``ids`` grow by the tokens of each step that has ended. A rewind cuts them. The token of a step that runs ahead
-    joins them when it is settled. ``recurrent``: layers keep one state of the whole sequence, and none of an earlier
-    position.
+    ``ids`` are the tokens that are known. ``computed`` of them have keys and values in ``pages``, and ``slot`` holds
+    the recurrent states after them. ``submitted`` counts the tokens whose rows were submitted: those beyond
+    ``computed`` are in flight, and the id of the last one may not be known yet. ``slot`` is the slot after
+    ``submitted`` tokens.
+
+    Pages and slots may have other owners. Then nobody writes to them: see ``Builder`` in ``batch.py``.
+
+    ``seat`` is the page table of the sequence on the device, whose first ``tabled`` entries are right.
     """
 
-    recurrent: bool
     ids: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    slot: int | None = None
+    seat: int | None = None
+    computed: int = 0
+    submitted: int = 0
+    tabled: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def reusable(self, prompt: AnySequence[int]) -> int:
-        """Return the number of a prompt's first tokens whose state the engine holds.
+    @property
+    def in_flight(self) -> int:
+        """Tokens whose rows are in flight."""
+        return self.submitted - self.computed
 
-        The last token never counts: it is computed in any case, since its logits are wanted.
+    def sit(self, seat: int) -> None:
+        """Take a seat, whose page table has to be written anew."""
+        self.seat, self.tabled = seat, 0
+
+    def fork(self, pages: PagePool, slots: StateSlots, length: int | None = None) -> Sequence:
+        """Return a sequence of the first ``length`` tokens (all that are computed), which shares pages and states.
+
+        States exist at the end alone: a shorter fork has no slot. Nothing may be in flight.
         """
-        kept = min(common(self.ids, prompt), len(prompt) - 1)
-        return 0 if self.recurrent and kept < len(self.ids) else kept
+        assert not self.in_flight, "the states of a sequence in flight are not at its end"
+        length = self.computed if length is None else min(length, self.computed)
+        slot = self.slot if length == self.computed else None
+        return Sequence(
+            ids=self.ids[:length],
+            pages=pages.retain_all(self.pages[: pages.needed(length)]),
+            slot=None if slot is None else slots.retain(slot),
+            computed=length,
+            submitted=length,
+        )
 
-    def cut(self, length: int) -> None:
-        """Forget all tokens from position ``length`` on."""
-        del self.ids[length:]
+    def release(self, pages: PagePool, slots: StateSlots) -> None:
+        """Give the pages and the slot back. The ids stay, and nothing of them is computed."""
+        assert not self.in_flight, "steps in flight still read the pages"
+        held, self.pages = self.pages, []
+        pages.release_all(held)
+        slot, self.slot = self.slot, None
+        if slot is not None:
+            slots.release(slot)
+        self.computed = self.submitted = self.tabled = 0
 
 
 def common(a: AnySequence[int], b: AnySequence[int]) -> int:
     """Return the length of the common prefix."""
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
+    n = min(len(a), len(b))
+    if tuple(a[:n]) == tuple(b[:n]):  # the usual case, in one comparison
+        return n
+    return next(i for i in range(n) if a[i] != b[i])

@@ -69,6 +69,11 @@ _FAMILIES: list[tuple[str, str, dict[str, Number]]] = [
     ("llama", "magistral", {"temperature": 0.7, "top_p": 0.95}),
     ("llama", "mistral-small", {"temperature": 0.15}),
     ("llama", r"llama-?3.*instruct", {"temperature": 0.6, "top_p": 0.9}),
+    ("mistral3", "magistral|reasoning", {"temperature": 0.7, "top_p": 0.95}),
+    ("mistral3", "", {"temperature": 0.15}),
+    ("smollm3", "", {"temperature": 0.6, "top_p": 0.95}),
+    ("seed_oss", "", {"temperature": 1.1, "top_p": 0.95}),
+    ("lfm2(moe)?", r"lfm-?2(?!\.5)", {"temperature": 0.3, "min_p": 0.15, "repeat_penalty": 1.05}),
 ]
 
 

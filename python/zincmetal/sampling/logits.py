@@ -1,92 +1,67 @@
-"""Logits of one step. Sampling reads a few of them, and all only if it must.
+"""Logits of one step, as the host draws from them: the reference of the device's draw.
 
-1. A step leaves the candidates in a small buffer (``Candidates`` in ``kernels/params.h``): the 256 largest logits, and
-   sums over all logits. All logits stay on the device.
-2. ``StepLogits`` reads candidates, single logits, or all logits, and counts the words that it reads.
-3. ``Adjusted`` replaces the logits of the tokens to which a penalty or a bias applies.
-4. ``Adjusted.rankings`` yields a ranking of the candidates first. It ends before the first
+1. ``StepLogits`` ranks the candidates, the 256 largest logits, and sums over all logits.
+2. ``Adjusted`` replaces the logits of the tokens to which a penalty or a bias applies.
+3. ``Adjusted.rankings`` yields a ranking of the candidates first. It ends before the first
    place that a token outside the candidates could take.
-5. If a filter cannot be certain with that ranking, longer rankings follow: about 8192 tokens, then all tokens.
-   They read all logits.
-6. Rankings of every length agree, so the token that is drawn does not depend on the length.
+4. If a filter cannot be certain with that ranking, longer rankings follow: about 8192 tokens, then all tokens.
+5. Rankings of every length agree, so the token that is drawn does not depend on the length. Most steps sort few tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import DeviceError
 from .ranking import F32Array, F64Array, IdArray, Ranking, Totals, largest, ranked
 
-N_CANDIDATES = 256  # candidates of StepLogits.of; a device has as many as its buffer has room for
+N_CANDIDATES = 256  # tokens of the first ranking
 WIDER = 8192  # tokens of the first ranking that is made from all logits
-# Least probability of the unchanged tokens. The sums of the device are float32. Below this share, they are too
-# inaccurate after the changed tokens are subtracted.
+# Least probability of the unchanged tokens. Below this share, their sums are too inaccurate after the changed tokens
+# are subtracted.
 LEAST_UNCHANGED = 0.01
+NO_IDS, NO_LOGITS = np.empty(0, np.int64), np.empty(0, np.float64)
 LARGEST = 1e300  # limit of a changed logit; it is finite, and so are all differences
 
 
-class Indexable(Protocol):
-    """Vector of float32 that is read when it is indexed, by an array of indices or by [:n]."""
-
-    def __getitem__(self, index: Any, /) -> F32Array: ...
-
-
 class StepLogits:
-    """Logits after a step. Each method reads no more of them than it needs.
+    """Logits after a step, float32 [n_vocab]. A token whose logit is not finite cannot be chosen."""
 
-    ``summary`` is a ``Candidates`` struct. ``logits`` is float32 [n_vocab or more]. ``n_read`` counts the 32-bit words
-    that were read.
-    """
-
-    def __init__(self, summary: Any, logits: Indexable, n_vocab: int) -> None:
-        self._summary, self._logits, self._n_vocab = summary, logits, n_vocab
-        self.n_read = 0
-
-    @classmethod
-    def of(cls, logits: F32Array) -> StepLogits:
-        """Make it from logits in memory, float32 [n_vocab]. A token whose logit is not finite cannot be chosen."""
-        return cls(_summary_of(logits), logits, logits.size)
+    def __init__(self, logits: F32Array) -> None:
+        self._logits = logits
+        self._finite = np.flatnonzero(np.isfinite(logits))
 
     def check_finite(self) -> None:
         """Raise DeviceError if a logit is infinite or NaN."""
-        self.n_read += 1
-        if n := int(self._summary["n_not_finite"]):
+        if n := self._logits.size - self._finite.size:
             raise DeviceError(
                 f"{n} of the model's logits are not finite: the file is damaged, or the device failed; "
                 f"check the file, and load it again"
             )
 
     def candidates(self) -> Ranking:
-        """Rank the tokens with the largest logits, with the totals over all tokens."""
-        c = self._summary
-        n = int(c["n"])
-        self.n_read += 4 + 2 * n
-        ids, logits = c["id"][:n].astype(np.int64), c["logit"][:n].astype(np.float64)
-        order = np.lexsort((ids, -logits))
-        ids, logits = ids[order], logits[order]
-        if n == 0:
-            return Ranking(ids, logits, -np.inf)
-        sum_exp, sum_x_exp = float(c["sum_exp"]), float(c["sum_x_exp"])
-        # Logits whose differences exceed float32 make the sums infinite or NaN.
-        known = math.isfinite(sum_exp) and math.isfinite(sum_x_exp)
-        totals = Totals(float(c["largest"]), math.log(sum_exp), sum_x_exp / sum_exp) if known else None
-        every = n == self._n_vocab - int(c["n_not_finite"])
-        return Ranking(ids, logits, -np.inf if every else float(logits[-1]), totals)
+        """Rank the N_CANDIDATES tokens with the largest logits, with the totals over all tokens."""
+        finite = self._finite
+        if not finite.size:
+            return Ranking(NO_IDS, NO_LOGITS, -np.inf)
+        x = self._logits[finite].astype(np.float64)
+        below = x - x.max()
+        weights = np.exp(below)
+        total = float(weights.sum())
+        totals = Totals(float(x.max()), math.log(total), float((below * weights).sum()) / total)
+        best = largest(x, N_CANDIDATES)
+        return Ranking(finite[best], x[best], -np.inf if best.size == finite.size else float(x[best[-1]]), totals)
 
     def at(self, ids: IdArray) -> F64Array:
-        """Read the logits of some tokens, float64 [ids.size]."""
-        self.n_read += ids.size
+        """Return the logits of some tokens, float64 [ids.size]."""
         return self._logits[ids].astype(np.float64)
 
     def all(self) -> F32Array:
         """Copy all logits, float32 [n_vocab]."""
-        self.n_read += self._n_vocab
-        return self._logits[: self._n_vocab].copy()
+        return self._logits.copy()
 
 
 class Adjusted:
@@ -99,7 +74,7 @@ class Adjusted:
         self._step, self._ids, self._before, self._values = step, ids, before, np.minimum(values, LARGEST)
 
     def all(self) -> F64Array:
-        """Read all logits and change them, float64 [n_vocab]."""
+        """Return all logits, changed, float64 [n_vocab]."""
         logits = self._step.all().astype(np.float64)
         logits[self._ids] = self._values
         return logits
@@ -132,7 +107,7 @@ class Adjusted:
         return Ranking(ids[order], logits[order], floor, totals)
 
     def _totals(self, candidates: Ranking) -> Totals | None:
-        """Replace the shares of the changed tokens in the totals of the device. None if too little is left."""
+        """Replace the shares of the changed tokens in the totals. None if too little is left."""
         known = candidates.known
         if known is None or self._ids.size == 0:
             return known
@@ -148,23 +123,3 @@ class Adjusted:
         log_sum = float(np.logaddexp.reduce(np.append(new, log_unchanged)))
         mean = math.exp(log_unchanged - log_sum) * mean_unchanged + float((np.exp(new - log_sum) * new).sum())
         return Totals(base, log_sum, mean)
-
-
-def _summary_of(logits: F32Array) -> dict[str, Any]:
-    """Summarise logits, float32 [n_vocab], as the kernels do: a mapping with the fields of ``Candidates``."""
-    finite = np.flatnonzero(np.isfinite(logits))
-    if finite.size == 0:
-        return {"n": 0, "n_not_finite": logits.size, "id": finite, "logit": logits[finite]}
-    x = logits[finite].astype(np.float64)
-    below = x - x.max()
-    weights = np.exp(below)
-    best = largest(x, N_CANDIDATES)
-    return {
-        "n": best.size,
-        "n_not_finite": logits.size - finite.size,
-        "largest": x.max(),
-        "sum_exp": weights.sum(),
-        "sum_x_exp": (below * weights).sum(),
-        "id": finite[best],
-        "logit": logits[finite[best]],
-    }

@@ -6,7 +6,6 @@ depend on the weights. So a small change of the weights changes the draw only if
 
 from __future__ import annotations
 
-import math
 import secrets
 
 import numpy as np
@@ -20,20 +19,19 @@ MASK = 2**64 - 1
 # SplitMix64 (Steele, Lea and Flood, 2014): it adds a step, then mixes with two multipliers.
 STEP = 0x9E3779B97F4A7C15
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-OTHERS = 2**63  # stands in the place of a token id; no token has it
 
 
 class Noise:
-    """Noise of one draw."""
+    """Noise of one draw, by its 64-bit key."""
 
     def __init__(self, key: int) -> None:
-        self._key = key
+        self.key = key
 
     def of(self, ids: IdArray) -> F64Array:
         """Gumbel noise of the tokens ``ids``, float64 [ids.size]."""
         x = ids.astype(np.uint64)
         x *= np.uint64(STEP)
-        x += np.uint64(self._key)
+        x += np.uint64(self.key)
         x ^= x >> np.uint64(30)
         x *= np.uint64(MIX_1)
         x ^= x >> np.uint64(27)
@@ -43,11 +41,6 @@ class Noise:
         uniform = ((x >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
         result: F64Array = -np.log(-np.log(uniform))
         return result
-
-    def of_others(self) -> float:
-        """Gumbel noise for all other tokens together, as if they were one token with their total weight."""
-        mixed = _mix((OTHERS * STEP + self._key) & MASK)
-        return -math.log(-math.log(((mixed >> 12) + 0.5) * 2.0**-52))
 
 
 class NoiseSource:
@@ -62,7 +55,11 @@ class NoiseSource:
         """Make the noise of the next draw, for the token at ``position``."""
         self._again = self._again + 1 if position == self._position else 0
         self._position = position
-        return Noise(_absorb(_absorb(self._key, position), self._again))
+        return Noise(self.key(position, self._again))
+
+    def key(self, position: int, again: int = 0) -> int:
+        """Return the key of a draw's noise: of the first draw for the token at ``position``, or of another one."""
+        return _absorb(_absorb(self._key, position), again)
 
 
 def _absorb(key: int, value: int) -> int:

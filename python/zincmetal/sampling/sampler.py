@@ -13,30 +13,25 @@ The noise of a token depends on the seed, the position and the token alone (``no
 on the order of the tokens nor on a running sum over them. Logits that differ in their last bits give another token
 only if the two largest scores were that close.
 
-The candidates that the device leaves suffice for most steps (``logits.py``). Without filters, the N_TOP most probable
-tokens have noise of their own, and all other tokens share one noise. All logits are read only if the shared noise
-wins; then one of the other tokens is drawn. ``docs/sampling.md`` shows that this is the same distribution.
+The device draws by the same rule (``draws.py``). This is the reference, and it draws where ``logits_processors`` change
+the logits, where the biases are too many for a step's buffers, and for a device that cannot draw.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import UsageError
-from .logits import LARGEST, Adjusted, StepLogits
+from .logits import LARGEST, NO_IDS, NO_LOGITS, Adjusted, StepLogits
 from .noise import Noise, NoiseSource
 from .params import LogitsProcessor, SamplingParams
-from .ranking import F32Array, F64Array, IdArray, Ranking, keep, largest
+from .ranking import F32Array, F64Array, IdArray, keep
 
-__all__ = ["N_TOP", "Sampler", "choose", "keep"]
+__all__ = ["Sampler", "choose", "keep"]
 
-SUMS_ERROR = 1e-3  # bound of the relative error of float32 sums over all logits
-N_TOP = 128  # fewer than the candidates: some of these may be penalised, and enough stay
-NO_IDS, NO_LOGITS = np.empty(0, np.int64), np.empty(0, np.float64)
 FORBIDDEN = "no token is left to choose: logit_bias or logits_processors forbid them all"
 
 
@@ -53,10 +48,10 @@ class Sampler:
         Changes neither of them. Raises DeviceError if a logit is not finite. Raises UsageError if no token is
         left to choose, or if a processor does not return logits.
         """
-        step = StepLogits.of(logits) if isinstance(logits, np.ndarray) else logits
+        step = StepLogits(logits) if isinstance(logits, np.ndarray) else logits
         step.check_finite()
         if self.params.logits_processors:
-            step = StepLogits.of(processed(step.all(), history, self.params.logits_processors))
+            step = StepLogits(processed(step.all(), history, self.params.logits_processors))
         return choose(Adjusted(step, *changes(step, history, self.params)), self.params, self._noise.at(len(history)))
 
 
@@ -142,26 +137,22 @@ def _bounded(logits: F64Array) -> F64Array:
 
 def choose(adjusted: Adjusted, p: SamplingParams, noise: Noise) -> int:
     """Choose a token by its logits and the noise. Raises UsageError if no token is left."""
-    rankings = adjusted.rankings()
     if p.temperature > 0 and not p.filters:
-        token = _draw_from_top(next(rankings), p.temperature, noise)
-        return _draw_from_all(adjusted.all(), p.temperature, noise) if token is None else token
-    for ranking in rankings:
+        return _draw_from_all(adjusted.all(), p.temperature, noise)
+    for ranking in adjusted.rankings():
         if ranking.ids.size == 0:
             continue
         if p.temperature == 0:
             return int(ranking.ids[0])
         kept = keep(ranking, p)
         if kept is not None:
-            return _draw(kept.ids, kept.logits, p.temperature, noise)[0]
+            return _draw(kept.ids, kept.logits, p.temperature, noise)
     raise UsageError(FORBIDDEN)  # a ranking of all tokens was empty; filters always keep a token
 
 
-def _draw(ids: IdArray, logits: F64Array, temperature: float, noise: Noise) -> tuple[int, float]:
-    """Find the token with the largest score, and its score: (logit - first logit) / temperature + noise."""
-    scores = _scaled(logits, float(logits[0]), temperature) + noise.of(ids)
-    best = int(scores.argmax())
-    return int(ids[best]), float(scores[best])
+def _draw(ids: IdArray, logits: F64Array, temperature: float, noise: Noise) -> int:
+    """Find the token with the largest score: (logit - first logit) / temperature + noise."""
+    return int(ids[(_scaled(logits, float(logits[0]), temperature) + noise.of(ids)).argmax()])
 
 
 def _scaled(logits: F64Array, best: float, temperature: float) -> F64Array:
@@ -170,45 +161,9 @@ def _scaled(logits: F64Array, best: float, temperature: float) -> F64Array:
         return (logits - best) / temperature
 
 
-def _draw_from_top(ranking: Ranking, temperature: float, noise: Noise) -> int | None:
-    """Draw among the N_TOP most probable tokens. None if another token might win."""
-    ids, logits = ranking.ids, ranking.logits
-    if ids.size < N_TOP and (not ranking.whole or ids.size == 0):
-        return None
-    token, score = _draw(ids[:N_TOP], logits[:N_TOP], temperature, noise)
-    others = float(np.exp(_scaled(logits[N_TOP:], float(logits[0]), temperature)).sum())
-    others += _most_weight_of_others(ranking, temperature)
-    return token if score > _log(others) + noise.of_others() else None
-
-
 def _draw_from_all(logits: F64Array, temperature: float, noise: Noise) -> int:
     """Draw among all tokens, with logits float64 [n_vocab]."""
-    top = largest(logits, N_TOP)
-    best = float(logits[top[0]])
+    best = float(logits.max())
     if best == -np.inf:
         raise UsageError(FORBIDDEN)
-    token, score = _draw(top, logits[top], temperature, noise)
-    scaled = _scaled(logits, best, temperature)
-    scaled[top] = -np.inf
-    if score > _log(float(np.exp(scaled).sum())) + noise.of_others():
-        return token
-    return int((scaled + noise.of(np.arange(logits.size))).argmax())
-
-
-def _log(weight: float) -> float:
-    return math.log(weight) if weight > 0 else -math.inf
-
-
-def _most_weight_of_others(ranking: Ranking, temperature: float) -> float:
-    """Upper bound on the total weight of all unranked tokens, relative to the weight of the best token."""
-    if ranking.whole:
-        return 0.0
-    totals = ranking.totals()
-    if totals is None or temperature > 1:
-        return math.inf
-    best = float(ranking.logits[0])
-    all_weights = math.exp(totals.log_sum + (totals.base - best))
-    rest = all_weights * (1 + SUMS_ERROR) - float(np.exp(ranking.logits - best).sum())
-    # So far at temperature 1. At a lower one, a token loses more weight the less probable it is.
-    below = ranking.floor - best
-    return max(rest, 0.0) * math.exp(below / temperature - below)
+    return int((_scaled(logits, best, temperature) + noise.of(np.arange(logits.size))).argmax())

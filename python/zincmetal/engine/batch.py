@@ -1,0 +1,324 @@
+"""Batch: the rows of one step, of many sequences. ``Builder`` makes it, an ``Executor`` runs it.
+
+Two rules keep sequences apart that share pages and states:
+
+1. Nobody writes to a page or a slot with several owners. A run that would takes a page of its own, into which the old
+   one is copied, or a slot of its own: it reads the states from the old slot and leaves them in the new one.
+2. A page or slot that a run has left is released when the step has been collected, and no earlier.
+
+So no step in flight reads what another sequence writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as AnySequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..sampling.draws import draw_records, draw_values
+from ..sampling.params import SamplingParams
+from .pages import PagePool, StateSlots
+from .sequence import Sequence
+
+ARG_MAX = SamplingParams()
+
+
+class Choice(NamedTuple):
+    """Result of one output: ``Choice`` of ``kernels/params.h``. A record of that dtype has the same names but ``top``.
+
+    ``top`` has the most probable tokens, (id, log-probability) each, if the drawing wants them.
+    """
+
+    id: int
+    n_not_finite: int = 0
+    logprob: float = 0.0
+    flags: int = 0
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Executor(Protocol):
+    """Device as the scheduler sees it: steps, pools and copies. One thread calls it.
+
+    ``copy_page`` and ``copy_slot`` take effect after the steps that were submitted before, and before later ones. The
+    scheduler reads and writes pages and slots, and lets the pools grow, only while nothing is in flight.
+    """
+
+    n_ctx: int  # most tokens of a sequence
+    page: int  # positions of a page
+    max_rows: int  # of a step
+    max_singles: int  # runs of one row, of a step
+    max_outs: int  # outputs of a step
+    max_page_writes: int  # of a step; at least the pages of a context
+    max_biases: int  # of an output
+    recurrent: bool  # sequences have states
+    seats: int  # page tables on the device
+    runs_ahead: bool  # two steps may be in flight, and the second takes tokens of the first
+    draws: bool  # the device draws tokens; otherwise the host does unless the token is the arg max
+    pages_now: int
+    pages_most: int
+    slots_now: int
+    slots_most: int
+
+    def submit(self, batch: Batch) -> None:
+        """Start a step. At most two are in flight."""
+
+    def collect(self) -> AnySequence[Any]:
+        """Wait for the oldest step in flight. Return a ``Choice`` for each of its outputs, in their order."""
+
+    def drop(self) -> None:
+        """Wait for all steps in flight and forget their results. Raises nothing."""
+
+    def host_logits(self, output: int) -> NDArray[np.float32]:
+        """Return the logits of an output of the step that was collected last, [n_vocab]. Nothing is in flight."""
+
+    def copy_page(self, source: int, to: int) -> None:
+        """Copy keys, values and ids of a page."""
+
+    def copy_slot(self, source: int, to: int) -> None:
+        """Copy recurrent states."""
+
+    def read_page(self, page: int) -> bytes:
+        """Return the contents of a page."""
+
+    def write_page(self, page: int, data: bytes) -> None:
+        """Set the contents of a page."""
+
+    def read_slot(self, slot: int) -> bytes:
+        """Return the contents of a slot."""
+
+    def write_slot(self, slot: int, data: bytes) -> None:
+        """Set the contents of a slot."""
+
+    def grow(self, pages: int, slots: int) -> bool:
+        """Let the pools grow to these sizes, or to less. Return False if there is no memory. Sets ``*_now``."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the token after a row is chosen.
+
+    ``key`` is that of the draw's noise. ``mask`` has a bit for each token that is allowed, uint32. ``host``: the host
+    chooses, from the logits. ``n_logprobs``: ranked tokens whose log-probabilities are wanted.
+    """
+
+    params: SamplingParams
+    key: int = 0
+    mask: NDArray[np.uint32] | None = None
+    n_logprobs: int = 0
+    host: bool = False
+
+    @property
+    def argmax(self) -> bool:
+        """True if the arg max of the logits is enough."""
+        return self.host or (self.params.greedy and self.mask is None and not self.n_logprobs)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows of one sequence at consecutive positions.
+
+    A token is an id, or -1 - i: the id that output i of the step before chooses. With a ``drawing`` the last row is an
+    output. ``slot`` and ``slot_out``: where its states are read, and where they are left.
+    """
+
+    sequence: Sequence
+    begin: int
+    tokens: AnySequence[int]
+    slot: int
+    slot_out: int
+    drawing: Drawing | None = None
+
+    @property
+    def end(self) -> int:
+        """Position after the last row."""
+        return self.begin + len(self.tokens)
+
+
+@dataclass
+class Batch:
+    """Rows of one step, and what its end sets free.
+
+    Runs of one row come first, those with an output before the others: output i is row i. All outputs are rows of
+    runs of one row, since the last token of a prompt is a run of its own.
+    """
+
+    runs: list[Run]
+    page_writes: list[tuple[int, int]]  # (entry of the buffer ``pages``, page)
+    table: int  # entries of a page table
+    pages: list[int] = field(default_factory=list)  # to release when the step has been collected
+    slots: list[int] = field(default_factory=list)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the step."""
+        return sum(len(run.tokens) for run in self.runs)
+
+    @property
+    def n_single(self) -> int:
+        """Runs of one row."""
+        return sum(len(run.tokens) == 1 for run in self.runs)
+
+    @property
+    def drawings(self) -> list[Drawing]:
+        """How the tokens of the outputs are chosen, in their order."""
+        return [run.drawing for run in self.runs if run.drawing is not None]
+
+    @property
+    def output(self) -> str:
+        """Output that the plan must have: "none", "argmax" or "draw"."""
+        drawings = self.drawings
+        if not drawings:
+            return "none"
+        return "argmax" if all(drawing.argmax for drawing in drawings) else "draw"
+
+    @property
+    def by_host(self) -> bool:
+        """True if the host chooses a token: no step can run ahead of this one."""
+        return any(drawing.host for drawing in self.drawings)
+
+    @property
+    def last_position(self) -> int:
+        """The largest position of the rows."""
+        return max(run.end for run in self.runs) - 1
+
+
+class Builder:
+    """Makes a batch, run by run, and gives every run its pages and its slots."""
+
+    def __init__(self, executor: Executor, pages: PagePool, slots: StateSlots) -> None:
+        self._executor, self._pages, self._slots = executor, pages, slots
+        self._outputs: list[Run] = []
+        self._others: list[Run] = []
+        self._chunks: list[Run] = []
+        self._batch = Batch([], [], pages.needed(executor.n_ctx))
+        self.rows_left, self.singles_left = executor.max_rows, min(executor.max_singles, executor.max_outs)
+
+    def __len__(self) -> int:
+        return len(self._outputs) + len(self._others) + len(self._chunks)
+
+    def add(self, sequence: Sequence, tokens: AnySequence[int], drawing: Drawing | None = None) -> bool:
+        """Add a run after the tokens that were submitted. Return False if it has no room in this step.
+
+        The sequence has a seat. Raises PoolEmptyError if a page or a slot is missing; then there is no run, and the
+        sequence is as it was but for pages that it may have taken already.
+        """
+        n, batch = len(tokens), self._batch
+        assert sequence.seat is not None
+        assert drawing is None or n == 1, "an output is a run of its own"
+        if n > self.rows_left or (n == 1 and not self.singles_left):
+            return False
+        begin, end = sequence.submitted, sequence.submitted + n
+        self._own_pages(sequence, begin, end)
+        if len(batch.page_writes) + len(sequence.pages) - sequence.tabled > self._executor.max_page_writes:
+            return False
+        slot, slot_out = self._own_slot(sequence)
+        at = sequence.seat * batch.table
+        batch.page_writes += [(at + i, sequence.pages[i]) for i in range(sequence.tabled, len(sequence.pages))]
+        sequence.tabled, sequence.submitted = len(sequence.pages), end
+        run = Run(sequence, begin, tokens, slot, slot_out, drawing)
+        (self._outputs if drawing else self._others if n == 1 else self._chunks).append(run)
+        self.rows_left -= n
+        self.singles_left -= n == 1
+        return True
+
+    def batch(self) -> Batch:
+        """Return the batch of all runs."""
+        self._batch.runs = [*self._outputs, *self._others, *self._chunks]
+        return self._batch
+
+    def _own_pages(self, sequence: Sequence, begin: int, end: int) -> None:
+        """Give the sequence pages for positions up to ``end`` that it may write from ``begin`` on."""
+        pool, pages = self._pages, sequence.pages
+        for i in range(begin // pool.PAGE, len(pages)):
+            if pool.shared(pages[i]):
+                own = pool.take()
+                try:
+                    if i * pool.PAGE < begin:
+                        self._executor.copy_page(pages[i], own)
+                except BaseException:
+                    pool.release(own)
+                    raise
+                self._batch.pages.append(pages[i])
+                pages[i] = own
+                sequence.tabled = min(sequence.tabled, i)
+        while len(pages) * pool.PAGE < end:
+            pages.append(pool.take())
+
+    def _own_slot(self, sequence: Sequence) -> tuple[int, int]:
+        """Return the slot to read and the slot to write, which the sequence owns alone."""
+        if not self._executor.recurrent:
+            return 0, 0
+        old = sequence.slot
+        if old is not None and not self._slots.shared(old):
+            return old, old
+        sequence.slot = new = self._slots.take()
+        if old is None:
+            assert sequence.submitted == 0, "the states before this position are lost"
+            return new, new
+        self._batch.slots.append(old)
+        return old, new
+
+
+class Described(NamedTuple):
+    """A batch as ``decode_step`` takes it: records of ``kernels/params.h``."""
+
+    rows: NDArray[np.void]
+    outs: NDArray[np.uint32]
+    page_writes: NDArray[np.void]
+    draws: NDArray[np.void] | None
+    n_single: int
+
+
+#: Writes biases and mask of output i into their buffers; returns where they stand: (bias_at, mask_at or None).
+Place = Callable[[int, Drawing], tuple[int, int | None]]
+
+
+def describe(batch: Batch, dtypes: Mapping[str, np.dtype[Any]], place: Place | None = None) -> Described:
+    """Write a batch down. ``dtypes`` has those of Row, PageWrite and, for the output "draw", Draw."""
+    rows = np.zeros(batch.n_rows, dtypes["Row"])
+    at = 0
+    n_single = batch.n_single
+    singles = batch.runs[:n_single]
+    if singles:
+        head = rows[:n_single]
+        head["pos"] = [run.begin for run in singles]
+        head["begin"] = range(n_single)
+        head["end"] = range(1, n_single + 1)
+        head["pages"] = [run.sequence.seat * batch.table for run in singles]  # type: ignore[operator]
+        head["slot"] = [run.slot for run in singles]
+        head["slot_out"] = [run.slot_out for run in singles]
+        head["token"] = [run.tokens[0] for run in singles]
+        at = n_single
+    for run in batch.runs[n_single:]:
+        end = at + len(run.tokens)
+        part = rows[at:end]
+        part["pos"] = np.arange(run.begin, run.end)
+        part["begin"], part["end"] = at, end
+        part["pages"] = (run.sequence.seat or 0) * batch.table
+        part["slot"], part["slot_out"] = run.slot, run.slot_out
+        part["token"] = run.tokens
+        at = end
+    drawings = batch.drawings
+    draws = None
+    if batch.output == "draw":
+        draws = _draws(batch, drawings, dtypes["Draw"], place)
+    writes = np.array(batch.page_writes, dtypes["PageWrite"])
+    return Described(rows, np.arange(len(drawings), dtype=np.uint32), writes, draws, n_single)
+
+
+def _draws(batch: Batch, drawings: list[Drawing], dtype: np.dtype[Any], place: Place | None) -> NDArray[np.void]:
+    """Write down how tokens are chosen. A token that the host chooses is drawn as an arg max."""
+    draws = []
+    for i, (drawing, run) in enumerate(zip(drawings, batch.runs, strict=False)):
+        pages = (run.sequence.seat or 0) * batch.table
+        if drawing.host:
+            draws.append(draw_values(ARG_MAX, run.begin, 0, pages=pages))
+            continue
+        bias_at, mask_at = place(i, drawing) if place else (0, None)
+        at = {"pages": pages, "bias_at": bias_at, "n_logprobs": drawing.n_logprobs}
+        draws.append(draw_values(drawing.params, run.begin, drawing.key, mask_at=mask_at, **at))
+    return draw_records(dtype, draws)

@@ -1,0 +1,201 @@
+"""Folder of the prefix cache: pages and states in files, for the next process with the same model.
+
+Files are written by a thread of their own, under another name first, so a reader never finds half a file. A file that
+is damaged, cut, of another model or not readable is a miss. The folder tells it by one warning and deletes the file.
+If the disk is full, nothing is written for a while. The least recently used files go when the folder is too large.
+
+The files hold what prompts said, in a form that can be read back. Only their owner may read them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from queue import SimpleQueue
+
+from .cache_keys import DIGEST_BYTES, FORMAT, Digest
+
+MAGIC = b"ZMPC"
+HEADER = struct.Struct(f"<4sIQ{DIGEST_BYTES}s{DIGEST_BYTES}s{DIGEST_BYTES}s")  # .., model, name, contents
+SUFFIXES = (".page", ".state")
+QUEUED_BYTES = 1 << 29  # that wait to be written; what comes beyond is not written
+PAUSE_SECONDS = 60.0  # without writing, after a write has failed
+OLD_SECONDS = 3600.0  # an unfinished file of this age has lost its writer
+KEEP_SHARE = 0.9  # of the budget, after a cleaning
+_log = logging.getLogger("zincmetal.engine")
+
+
+class CacheFolder:
+    """Files of one model in a folder that several models and processes may share.
+
+    ``budget``: bytes of the whole folder. The step thread calls its methods. None raises for what the disk does.
+    """
+
+    def __init__(self, folder: Path, model: Digest, budget: int) -> None:
+        self.root, self.folder, self._model, self._budget = folder, folder / model.hex(), model, budget
+        self.names: set[str] = set()
+        self._queued: dict[str, bytes] = {}
+        self._queued_bytes = 0
+        self._inbox: SimpleQueue[tuple[str, str]] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._paused_until = 0.0
+        self._warned = self._closed = False
+        self._used: int | None = None  # bytes of the whole folder, once the writer has counted
+        try:
+            for each in (self.root, self.folder):
+                each.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.names.update(name for name in os.listdir(self.folder) if name.endswith(SUFFIXES))
+        except OSError as error:
+            self._fail(error)
+
+    def has(self, name: str) -> bool:
+        """Return True if there is a file of this name, or will be."""
+        return name in self.names or name in self._queued
+
+    def write(self, name: str, data: bytes) -> None:
+        """Let the writer make a file. Nothing happens if there is one, or too much waits already."""
+        if self._closed or self.has(name) or self._queued_bytes + len(data) > QUEUED_BYTES:
+            return
+        if len(data) > self._budget or time.monotonic() < self._paused_until:
+            return
+        self._queued[name] = data
+        self._queued_bytes += len(data)
+        self._tell("write", name)
+
+    def read(self, name: str) -> bytes | None:
+        """Return the contents of a file, or None if it is gone or not whole."""
+        data = self._queued.get(name)
+        if data is not None:
+            return data
+        path = self.folder / name
+        try:
+            data = self._checked(name, path.read_bytes())
+        except FileNotFoundError:  # another process has cleaned up
+            self.names.discard(name)
+            return None
+        except (OSError, ValueError) as error:
+            self.names.discard(name)
+            _log.warning("%s is not used and deleted: %s", path, error)
+            with suppress(OSError):
+                path.unlink()
+            return None
+        self._tell("touch", name)
+        return data
+
+    def close(self) -> None:
+        """Write what waits, and end the writer."""
+        self._closed = True
+        thread = self._thread
+        if thread is not None:
+            self._inbox.put(("end", ""))
+            thread.join()
+
+    def _tell(self, what: str, name: str) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="zincmetal-cache-writer", daemon=True)
+            self._thread.start()
+        self._inbox.put((what, name))
+
+    # ---- a file ------------------------------------------------------------------------------------------------
+
+    def _checked(self, name: str, held: bytes) -> bytes:
+        """Return the contents of a file. Raises ValueError if they are not what was written for this name."""
+        if len(held) < HEADER.size:
+            raise ValueError(f"it has {len(held)} bytes, fewer than its header")
+        magic, version, nbytes, model, key, digest = HEADER.unpack_from(held)
+        if magic != MAGIC or version != FORMAT:
+            raise ValueError("it is no file of this version of the cache")
+        if model != self._model or key != _digest(name.encode()):
+            raise ValueError("it is of another model or place")
+        data = held[HEADER.size :]
+        if len(data) != nbytes:
+            raise ValueError(f"it has {len(data)} bytes of {nbytes}")
+        if _digest(data) != digest:
+            raise ValueError("its checksum is wrong")
+        return data
+
+    def _fail(self, error: OSError) -> None:
+        """Write nothing for a while. The first failure is worth a warning."""
+        self._paused_until = time.monotonic() + PAUSE_SECONDS
+        if not self._warned:
+            self._warned = True
+            _log.warning("the cache folder %s cannot be written to: %s", self.root, error)
+
+    # ---- the writer --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            what, name = self._inbox.get()
+            if what == "end":
+                return
+            if what == "touch":
+                with suppress(OSError):
+                    os.utime(self.folder / name)
+                continue
+            data = self._queued[name]
+            try:
+                if time.monotonic() >= self._paused_until:
+                    self._write_now(name, data)
+            except OSError as error:
+                self._fail(error)
+            finally:
+                del self._queued[name]
+                self._queued_bytes -= len(data)
+
+    def _write_now(self, name: str, data: bytes) -> None:
+        """Write a file under another name, then give it its own."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have deleted it
+        if self._used is None:
+            self._used = sum(size for _, size, _ in self._files())
+        header = HEADER.pack(MAGIC, FORMAT, len(data), self._model, _digest(name.encode()), _digest(data))
+        if self._used + len(header) + len(data) > self._budget:
+            self._clean(len(header) + len(data))
+        draft = self.folder / f".{name}.{os.getpid()}.{id(self):x}"
+        try:
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(header)
+                file.write(data)
+            os.replace(draft, self.folder / name)
+        except BaseException:
+            with suppress(OSError):
+                draft.unlink()
+            raise
+        self._used += len(header) + len(data)
+        self.names.add(name)
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """Yield the time of last use, the size and the path of all files, of all models."""
+        for folder in self.root.iterdir():
+            if not folder.is_dir():
+                continue
+            for path in folder.iterdir():
+                with suppress(OSError):
+                    found = path.stat()
+                    if path.name.endswith(SUFFIXES):
+                        yield found.st_mtime, found.st_size, path
+                    elif path.name.startswith(".") and time.time() - found.st_mtime > OLD_SECONDS:
+                        path.unlink()
+
+    def _clean(self, room: int) -> None:
+        """Delete the least recently used files, until there is room for so many bytes and some more."""
+        files = sorted(self._files())
+        used = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if used + room <= KEEP_SHARE * self._budget:
+                break
+            path.unlink(missing_ok=True)
+            used -= size
+            if path.parent == self.folder:
+                self.names.discard(path.name)
+        self._used = used
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=DIGEST_BYTES).digest()

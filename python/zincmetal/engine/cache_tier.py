@@ -1,0 +1,309 @@
+"""Second tier of the prefix cache: pages and states in host memory, and in a folder if there is one.
+
+What the pools of the device evict goes here. With a folder, so does what a turn leaves at its end. A prompt that goes
+on in the tier where it ends in the pools is given fresh pages, and on hybrids a fresh slot.
+
+``Tier`` holds the entries by name (``cache_keys.py``). ``Transfer`` moves them from and to the device.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from .batch import Executor
+from .cache_folder import CacheFolder
+from .cache_keys import (
+    Digest,
+    chain,
+    digest_of_node,
+    page_name,
+    parsed_state,
+    state_name,
+)
+from .pages import PagePool, StateSlots
+from .prefix_cache import PrefixCache
+from .prefix_tree import Checkpoint, Mark, Node
+
+AT_ONCE_BYTES = 64 << 20  # that are copied from the device before the next step
+PENDING = 256  # ends of turns that wait to be copied
+STATES = 3  # the deepest checkpoints of a turn are saved, and those of system prompts
+TRIES = 4  # entries may turn out to be damaged
+_STATE = struct.Struct("<BQ")  # mark, bytes of the page
+
+
+class Tier:
+    """Entries by name: in host memory, up to ``budget`` bytes, and in the folder. The least recently used go first."""
+
+    def __init__(self, model: Digest, budget: int, folder: CacheFolder | None = None) -> None:
+        self.model, self.folder, self._budget = model, folder, budget
+        self._held: OrderedDict[str, bytes] = OrderedDict()
+        self._bytes = 0
+        self._states: dict[str, set[str]] = {}  # by the full page before them
+        for name in folder.names.copy() if folder else ():
+            self._learn(name)
+
+    def has(self, name: str) -> bool:
+        """Return True if there is an entry of this name."""
+        return name in self._held or bool(self.folder and self.folder.has(name))
+
+    def states_after(self, digest: Digest) -> list[tuple[int, str]]:
+        """Return (tokens after the page, name) of all states after a full page, the most tokens first."""
+        names = self._states.get(digest.hex(), set())
+        for name in [name for name in names if not self.has(name)]:
+            names.discard(name)
+        return sorted(((int(name.split("-")[1]), name) for name in names), reverse=True)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Keep an entry."""
+        if self.folder:
+            self.folder.write(name, data)
+        self._hold(name, data)
+        self._learn(name)
+
+    def get(self, name: str) -> tuple[bytes | None, str]:
+        """Return the contents of an entry, or None, and where it was: "host" or "disk"."""
+        data = self._held.get(name)
+        if data is not None:
+            self._held.move_to_end(name)
+            return data, "host"
+        data = self.folder.read(name) if self.folder else None
+        if data is not None:
+            self._hold(name, data)
+        return data, "disk"
+
+    def forget(self, name: str) -> None:
+        """Give up the copy in host memory."""
+        data = self._held.pop(name, None)
+        self._bytes -= len(data or b"")
+
+    def drop(self, name: str) -> None:
+        """Give up an entry that cannot be used."""
+        self.forget(name)
+        if self.folder:
+            self.folder.names.discard(name)
+
+    def close(self) -> None:
+        """Write what is to be written."""
+        if self.folder:
+            self.folder.close()
+
+    def _hold(self, name: str, data: bytes) -> None:
+        self.forget(name)
+        if len(data) > self._budget:
+            return
+        self._held[name] = data
+        self._bytes += len(data)
+        while self._bytes > self._budget:
+            self.forget(next(iter(self._held)))
+
+    def _learn(self, name: str) -> None:
+        state = parsed_state(name)
+        if state:
+            self._states.setdefault(state[0], set()).add(name)
+
+
+class Found(NamedTuple):
+    """Beginning of a prompt that the tier makes whole: ``pages`` full pages, the first ``known`` of them in the pools.
+
+    ``state`` is the name of the states ``tail`` tokens later, on hybrids.
+    """
+
+    names: list[str]
+    known: int
+    pages: int
+    tail: int = 0
+    state: str = ""
+
+
+class Transfer:
+    """Moves pages and states between the pools and a tier, for the thread that steps. The device is idle for it."""
+
+    def __init__(
+        self, executor: Executor, cache: PrefixCache, tier: Tier, page_bytes: int = 0, slot_bytes: int = 0
+    ) -> None:
+        self._executor, self._cache, self.tier = executor, cache, tier
+        self._page_bytes, self._slot_bytes = page_bytes, slot_bytes  # 0: any
+        self._pending: deque[list[int]] = deque(maxlen=PENDING)
+
+    # ---- out of the pools -----------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> bool:
+        """True if a turn has ended that is not copied yet."""
+        return bool(self._pending)
+
+    def note(self, ids: list[int]) -> None:
+        """Remember the end of a turn, whose pages are in the cache. With a folder it is to be copied."""
+        if self.tier.folder:
+            self._pending.append(ids)
+
+    def save(self, most: int = AT_ONCE_BYTES) -> None:
+        """Copy pages and states of turns that have ended, up to about so many bytes."""
+        while self._pending and most > 0:
+            ids = self._pending[0]
+            for copy in self._copies(ids):
+                most -= copy()
+                if most <= 0:
+                    return
+            self._pending.popleft()
+
+    def _copies(self, ids: list[int]) -> list[Callable[[], int]]:
+        """Return the copies to make of what the cache has of ``ids``. Each returns its bytes."""
+        page, path = PagePool.PAGE, self._cache.path(ids)
+        nodes = [node for node, n in path if n == page]
+        points = [(node, c) for node, n in path for c in node.checkpoints.values() if c.length <= node.first + n]
+        points.sort(key=lambda point: -point[1].length)
+        points = [p for i, p in enumerate(points) if i < STATES or p[1].mark == Mark.SYSTEM]
+        copies: list[Callable[[], int]] = [
+            partial(self._copy_page, node) for node in nodes if not self.tier.has(page_name(self._digest(node)))
+        ]
+        return copies + [
+            partial(self._copy_state, node, c) for node, c in points if not self.tier.has(self._name_of(node, c))
+        ]
+
+    def evict(self, pages: int, slots: int) -> bool:
+        """Evict from the cache, and keep a copy of what goes."""
+        self._cache.spill = self.spill
+        try:
+            return self._cache.evict(pages, slots)
+        finally:
+            self._cache.spill = None
+
+    def spill(self, node: Node, checkpoint: Checkpoint | None) -> None:
+        """Copy a page and its checkpoints, or one checkpoint alone, before they are evicted."""
+        full = len(node.tokens) == PagePool.PAGE
+        if checkpoint is None and full and not self.tier.has(page_name(self._digest(node))):
+            self._copy_page(node)
+        for each in node.checkpoints.values() if checkpoint is None else (checkpoint,):
+            if not self.tier.has(self._name_of(node, each)):
+                self._copy_state(node, each)
+
+    def _copy_page(self, node: Node) -> int:
+        data = self._executor.read_page(node.page)
+        self.tier.put(page_name(self._digest(node)), data)
+        return len(data)
+
+    def _copy_state(self, node: Node, checkpoint: Checkpoint) -> int:
+        tail = checkpoint.length - node.first
+        page = self._executor.read_page(node.page) if tail < PagePool.PAGE else b""
+        data = _STATE.pack(int(checkpoint.mark), len(page)) + page + self._executor.read_slot(checkpoint.slot)
+        self.tier.put(self._name_of(node, checkpoint), data)
+        return len(data)
+
+    def _digest(self, node: Node | None) -> Digest:
+        return digest_of_node(self.tier.model, node)
+
+    def _name_of(self, node: Node, checkpoint: Checkpoint) -> str:
+        """Return the name of a checkpoint of a page. Before the page's end it belongs to the page before."""
+        n = checkpoint.length - node.first
+        if n == PagePool.PAGE:
+            return state_name(self._digest(node), ())
+        return state_name(self._digest(node.parent), node.tokens[:n])
+
+    # ---- into the pools -------------------------------------------------------------------------------------
+
+    def find(self, ids: Sequence[int]) -> Found | None:
+        """Return the longest beginning of ``ids`` that tier and pools have together, if the pools have less."""
+        page, length = PagePool.PAGE, self._cache.usable(ids)
+        known = sum(n == page for _, n in self._cache.path(ids))
+        digests = chain(self.tier.model, ids, page)
+        names, reach = [page_name(digest) for digest in digests[1:]], known
+        while reach < len(names) and self.tier.has(names[reach]):
+            reach += 1
+        if not self._executor.recurrent:
+            return Found(names, known, reach) if reach > known and reach * page > length else None
+        for pages in range(reach, length // page - 1, -1):
+            for n, name in self.tier.states_after(digests[pages]):
+                at = pages * page
+                if length < at + n <= len(ids) and name == state_name(digests[pages], ids[at : at + n]):
+                    return Found(names, known, pages, n, name)
+        return None
+
+    def bring(self, ids: Sequence[int], take: Callable[[bool], int | None], pools: tuple[PagePool, StateSlots]) -> str:
+        """Put what :meth:`find` finds into the cache. Return its source, or "" if there is nothing.
+
+        ``take(True)`` gives a page, ``take(False)`` a slot, or None.
+        """
+        sources = set[str]()
+        for _ in range(TRIES):
+            found = self.find(ids)
+            if found is None:
+                return ""
+            read = self._read(found, sources)
+            if read is not None:
+                brought = self._write(ids, found, *read, take, pools)
+                return ("disk" if "disk" in sources else "host") if brought else ""
+        return ""
+
+    def _read(self, found: Found, sources: set[str]) -> tuple[list[bytes], bytes | None] | None:
+        """Return pages and states, or None if one of them is not whole: then it is forgotten. Adds to ``sources``."""
+        wanted = found.names[min(found.known, found.pages) : found.pages] + ([found.state] if found.state else [])
+        held = list[bytes]()
+        for name in wanted:
+            data, source = self.tier.get(name)
+            if data is None or not self._fits(name, data):
+                self.tier.drop(name)  # and look at the others: what is damaged is written anew
+                continue
+            held.append(data)
+            sources.add(source)
+        if len(held) < len(wanted):
+            return None
+        state = held.pop() if found.state else None
+        return held, state
+
+    def _fits(self, name: str, data: bytes) -> bool:
+        if name.endswith(".page"):
+            return self._page_bytes in (0, len(data))
+        if len(data) < _STATE.size:
+            return False
+        page = _STATE.unpack_from(data)[1]
+        tail = (parsed_state(name) or ("", 0))[1]
+        if bool(page) != bool(tail):
+            return False
+        return self._slot_bytes in (0, len(data) - _STATE.size - page) and page in (0, self._page_bytes or page)
+
+    def _write(
+        self,
+        ids: Sequence[int],
+        found: Found,
+        data: list[bytes],
+        state: bytes | None,
+        take: Callable[[bool], int | None],
+        pools: tuple[PagePool, StateSlots],
+    ) -> bool:
+        """Write pages and states to the device, and learn them. Return False if there is no room."""
+        executor, (page_pool, slot_pool), page = self._executor, pools, PagePool.PAGE
+        known = [node.page for node, _ in self._cache.path(ids)[: min(found.known, found.pages)]]
+        pages, slot = page_pool.retain_all(known), None
+        mark, tail_bytes, states = Mark.TURN, b"", b""
+        if state is not None:
+            number, n = _STATE.unpack_from(state)
+            mark, at = Mark(min(number, Mark.SYSTEM)), _STATE.size + n
+            tail_bytes, states = state[_STATE.size : at], state[at:]
+        try:
+            for each in [*data, *([tail_bytes] if found.tail else [])]:
+                new = take(True)
+                if new is None:
+                    break
+                pages.append(new)
+                executor.write_page(new, each)
+            length = min(len(pages) * page, found.pages * page + found.tail)
+            whole = length == found.pages * page + found.tail
+            if state is not None:
+                slot = take(False) if whole else None
+                if slot is None:
+                    return False
+                executor.write_slot(slot, states)
+            begun = list(ids[:length])
+            self._cache.store(begun, pages, length)
+            if slot is not None:
+                self._cache.checkpoint(begun, slot, mark)
+            return length > len(known) * page
+        finally:
+            page_pool.release_all(pages)
+            if slot is not None:
+                slot_pool.release(slot)

@@ -1,0 +1,284 @@
+"""Pools: who owns pages, slots and seats, and the ways to make room: grow, evict, move out.
+
+Nobody is moved out for the sake of the cache: a running job gets back what the cache shares with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from .batch import Executor
+from .cache_tier import Transfer
+from .pages import PagePool, Seats, StateSlots
+from .prefix_cache import Cache, Mark
+from .request import Job, Saved
+from .sequence import Sequence, common
+
+HOST_BYTES = 2 << 30  # of sequences that are moved out
+Clock = Callable[[], float]
+_log = logging.getLogger("zincmetal.engine")
+
+
+class Pools:
+    """Pages, slots and seats of the running jobs. The executor must be idle, unless a method says otherwise."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        cache: Cache,
+        pages: PagePool,
+        slots: StateSlots,
+        seats: Seats,
+        clock: Clock,
+        tier: Transfer | None = None,
+    ) -> None:
+        assert executor.page == PagePool.PAGE
+        self._executor, self._cache, self._clock = executor, cache, clock
+        self.pages, self.slots, self.seats = pages, slots, seats
+        self._tier = tier
+        self._host_bytes = 0
+        self._full_grown = False  # the device had no memory for more
+
+    # ---- room ----------------------------------------------------------------------------------------------------
+
+    def missing(self, sequence: Sequence, end: int) -> tuple[int, int]:
+        """Return the pages and slots that are not free and that rows up to position ``end`` need."""
+        first = sequence.submitted // self.pages.PAGE
+        shared = sum(map(self.pages.shared, sequence.pages[first:]))
+        pages = max(0, self.pages.needed(end) - len(sequence.pages)) + shared
+        has_own = sequence.slot is not None and not self.slots.shared(sequence.slot)
+        slots = int(self._executor.recurrent and not has_own)
+        return max(0, pages - self.pages.free), max(0, slots - self.slots.free)
+
+    def make_room(self, sequence: Sequence, end: int) -> bool:
+        """Let the pools grow, else evict from the cache. Return True if nothing is missing now."""
+        pages, slots = self.missing(sequence, end)
+        if pages or slots:
+            self._grow(pages, slots)
+            pages, slots = self.missing(sequence, end)
+        if pages or slots:
+            self._evict_idle(pages, slots)
+        return self._has_room(sequence, end)
+
+    def _evict_idle(self, pages: int, slots: int) -> bool:
+        """Evict. The device is idle, so a lower tier may copy what goes."""
+        return (self._tier or self._cache).evict(pages, slots)
+
+    def _has_room(self, sequence: Sequence, end: int) -> bool:
+        """Return True if nothing is missing, after the cache has given up what only it shares with the sequence."""
+        if self.missing(sequence, end) == (0, 0):
+            return True
+        shared = [page for page in sequence.pages[sequence.submitted // self.pages.PAGE :] if self.pages.shared(page)]
+        self._cache.let_go(shared, sequence.slot)
+        return self.missing(sequence, end) == (0, 0)
+
+    def evict(self, sequence: Sequence, end: int) -> bool:
+        """Evict for rows up to ``end``, also while steps are in flight. Return False if the device must be idle."""
+        pages, slots = self.missing(sequence, end)
+        if (pages and self._growth_of_pages()) or (slots and self._growth_of_slots()):
+            return False
+        if self._tier is not None:  # it copies what is evicted, from an idle device
+            return (pages, slots) == (0, 0)
+        self._cache.evict(pages, slots)
+        return self._has_room(sequence, end)
+
+    def may_hold(self, mark: Mark) -> bool:
+        """Return True if a checkpoint can have a slot that no running job has. One of a grid evicts no other."""
+        if self.slots.free or self._growth_of_slots():
+            return True
+        return mark > Mark.GRID and self._cache.evict(0, 1)
+
+    def _growth_of_pages(self) -> int:
+        return 0 if self._full_grown else max(0, self._executor.pages_most - self._executor.pages_now)
+
+    def _growth_of_slots(self) -> int:
+        return 0 if self._full_grown else max(0, self._executor.slots_most - self._executor.slots_now)
+
+    def _grow(self, pages: int, slots: int) -> None:
+        """Let the pools grow by at least so many, if there is memory: to twice their size, since growing is slow."""
+        executor = self._executor
+        now = executor.pages_now, executor.slots_now
+        more_pages = min(self._growth_of_pages(), max(now[0], pages)) if pages else 0
+        more_slots = min(self._growth_of_slots(), max(now[1], slots)) if slots else 0
+        if not more_pages and not more_slots:
+            return
+        for more in (more_pages, more_slots), (min(pages, more_pages), min(slots, more_slots)):
+            if executor.grow(now[0] + more[0], now[1] + more[1]):
+                self.pages.grow(executor.pages_now)
+                self.slots.grow(executor.slots_now)
+                return
+        self._full_grown = True
+
+    # ---- in and out ----------------------------------------------------------------------------------------------
+
+    def admit(self, job: Job, running: Iterable[Job], idle: bool = True) -> bool:
+        """Give a job its seat, and the pages and the slot of what is computed of it. Return False if it must wait.
+
+        It waits unless the pages for all its known tokens are free, beside those that running jobs still need. A job
+        that runs alone waits for nobody. Steps may be in flight (not ``idle``), unless ``wants_idle``.
+        """
+        sequence, running = job.sequence, list(running)
+        if job.saved is None:
+            self._reuse(job)
+        if running and not self._fits(sequence, running, idle):
+            sequence.release(self.pages, self.slots)
+            return False
+        if job.saved is None and job.begin is None and self._tier is not None and idle:
+            self._bring(job, self._tier, len(running))
+        if job.saved is not None and not self._bring_back(job):
+            return False
+        sequence.sit(self.seats.take())
+        return True
+
+    def _reuse(self, job: Job) -> None:
+        """Take over the longest beginning of the job's tokens that is computed: of its own start, or of the cache."""
+        sequence, begin = job.sequence, job.begin
+        most = len(sequence.ids) - 1
+        length = 0
+        if begin is not None:
+            length = min(common(begin.ids, sequence.ids), most)
+            if self._executor.recurrent and length < begin.computed:
+                length = 0
+        match = self._cache.match(sequence.ids[:most])
+        if begin is not None and length >= match.length:
+            match.release(self.pages, self.slots)
+            share = begin.fork(self.pages, self.slots, length)
+            pages, slot, source, miss = share.pages, share.slot, "start", None
+        else:
+            length, pages, slot, source, miss = match.length, match.pages, match.slot, match.source, match.miss
+        sequence.pages, sequence.slot = pages, slot
+        sequence.computed = sequence.submitted = length
+        if job.admitted is None:
+            job.stats.reused, job.stats.source, job.stats.miss = length, source if length else "", miss
+
+    def wants_idle(self, job: Job) -> bool:
+        """Return True if what a job needs from host memory or the disk has to be written to an idle device."""
+        if job.saved is not None:
+            return True
+        return self._tier is not None and job.begin is None and self._tier.find(job.sequence.ids[:-1]) is not None
+
+    def _bring(self, job: Job, tier: Transfer, reserve: int) -> None:
+        """Take over what the lower tier has beyond what the job has. Others keep ``reserve`` pages and slots."""
+        ids = job.sequence.ids[:-1]
+        source = tier.bring(ids, lambda page: self._take_idle(page, reserve), (self.pages, self.slots))
+        if source:
+            job.sequence.release(self.pages, self.slots)
+            self._reuse(job)
+            job.stats.source = job.stats.source and source
+
+    def _take_idle(self, page: bool, reserve: int) -> int | None:
+        """Return a new page, or a new slot, if more than ``reserve`` can be free. The device is idle."""
+        pool = self.pages if page else self.slots
+        for make in (self._grow, self._evict_idle):
+            more = reserve + 1 - pool.free
+            if more > 0:
+                make(more if page else 0, 0 if page else more)
+        return pool.take() if pool.free > reserve else None
+
+    def _fits(self, sequence: Sequence, running: list[Job], idle: bool) -> bool:
+        """Return True if the pages and slots are there, or can be, that the sequence and the running jobs need.
+
+        Each running job counts with one page more. So a job that was moved out does not come back too early.
+        """
+        pages, slots = len(running), 0
+        for each in (sequence, *(job.sequence for job in running)):
+            pages += max(0, self.pages.needed(len(each.ids) + 1) - len(each.pages))
+            slots += each.slot is None
+        slots += sequence.slot is not None and self.slots.shared(sequence.slot)  # its first step needs another
+        pages -= self.pages.free + self._growth_of_pages()
+        slots = slots - self.slots.free - self._growth_of_slots() if self._executor.recurrent else 0
+        evict = self._evict_idle if idle else self._cache.evict
+        return (pages <= 0 and slots <= 0) or evict(max(0, pages), max(0, slots))
+
+    def retire(self, sequence: Sequence, store: bool) -> None:
+        """Give back all that a sequence has, first to the cache if ``store``. Steps of others may be in flight."""
+        if store and sequence.computed:
+            ids = sequence.ids[: sequence.computed]
+            self._cache.store(ids, sequence.pages[: self.pages.needed(len(ids))], len(ids))
+            if sequence.slot is not None:
+                self._cache.checkpoint(ids, sequence.slot)
+            if self._tier:
+                self._tier.note(ids)
+        self.leave_seat(sequence)
+        sequence.release(self.pages, self.slots)
+
+    def leave_seat(self, sequence: Sequence) -> None:
+        """Give back the seat alone."""
+        if sequence.seat is not None:
+            self.seats.release(sequence.seat)
+            sequence.seat = None
+
+    def move_out(self, job: Job, seconds_per_row: float | None) -> None:
+        """Take all pages from a job: to host memory if that is the faster way, else to be computed again."""
+        job.stats.moved_out += 1
+        job.saved = self._save(job.sequence, seconds_per_row)
+        self.retire(job.sequence, store=job.saved is None)
+
+    def _save(self, sequence: Sequence, seconds_per_row: float | None) -> Saved | None:
+        """Read pages and states. Return None if computing them again is faster, by the time of the first page."""
+        executor, length = self._executor, sequence.computed
+        numbers = sequence.pages[: self.pages.needed(length)]
+        if not seconds_per_row or len(numbers) < 2:
+            return None
+        began = self._clock()
+        first = executor.read_page(numbers[0])
+        seconds = 2 * (self._clock() - began) * len(numbers)  # out and in
+        if seconds > seconds_per_row * length or self._host_bytes + len(first) * len(numbers) > HOST_BYTES:
+            return None
+        slot = None if sequence.slot is None else executor.read_slot(sequence.slot)
+        saved = Saved(length, [first, *map(executor.read_page, numbers[1:])], slot)
+        self._host_bytes += saved.nbytes
+        return saved
+
+    def _bring_back(self, job: Job) -> bool:
+        """Write saved pages and states into new ones. Return False if there are not enough."""
+        saved, sequence, executor = job.saved, job.sequence, self._executor
+        assert saved is not None
+        if not self.make_room(sequence, saved.length):
+            return False
+        for data in saved.pages:
+            sequence.pages.append(self.pages.take())
+            executor.write_page(sequence.pages[-1], data)
+        if saved.slot is not None:
+            sequence.slot = self.slots.take()
+            executor.write_slot(sequence.slot, saved.slot)
+        sequence.computed = sequence.submitted = saved.length
+        self.forget_saved(job)
+        return True
+
+    def forget_saved(self, job: Job) -> None:
+        """Give up what was moved out to host memory."""
+        if job.saved is not None:
+            self._host_bytes -= job.saved.nbytes
+            job.saved = None
+
+    def forget_cache(self) -> None:
+        """Forget all that is cached: after an error of the device nobody knows what the pages hold."""
+        self._cache.clear()
+
+    # ---- the lower tier ------------------------------------------------------------------------------------------
+
+    @property
+    def saving(self) -> bool:
+        """True if ended turns are to be copied to the lower tier."""
+        return self._tier is not None and self._tier.pending
+
+    def save(self) -> None:
+        """Copy some of what ended turns have left to the lower tier."""
+        if self._tier:
+            self._tier.save()
+
+    def save_all(self) -> None:
+        """Copy all of it, before the pools go. A device that fails now has nothing to copy."""
+        try:
+            while self.saving:
+                self.save()
+        except Exception:
+            _log.exception("the last turns were not copied to the cache's folder")
+
+    def checkpoint(self, sequence: Sequence, length: int, slot: int, mark: Mark) -> None:
+        """Offer a slot with the states after ``length`` tokens to the cache, with its pages."""
+        ids = sequence.ids[:length]
+        self._cache.store(ids, sequence.pages[: self.pages.needed(length)], length)
+        self._cache.checkpoint(ids, slot, mark)

@@ -1,0 +1,122 @@
+"""Tree of cached pages: each node is a page, found by the tokens of its page and of all pages before it.
+
+A node has up to a page of tokens. Only a full node has children. Siblings may begin with the same tokens: the page that
+a sequence filled further is a node of its own, unless it goes on where a node ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+from .sequence import common
+
+
+class Mark(IntEnum):
+    """Why a checkpoint was taken, the first to be evicted first."""
+
+    GRID = 0  # every so many tokens of a long prompt
+    TURN = 1  # the beginning of a turn, the end of a prompt or of an answer
+    SYSTEM = 2  # the end of the system prompt and its tools
+
+
+class Checkpoint:
+    """Copy of the recurrent states after ``length`` tokens, in a state slot."""
+
+    __slots__ = ("length", "mark", "slot", "used")
+
+    def __init__(self, length: int, slot: int, mark: Mark, used: int) -> None:
+        self.length, self.slot, self.mark, self.used = length, slot, mark, used
+
+
+class Node:
+    """Page of K/V, and the ``tokens`` that it holds, from position ``first`` on.
+
+    ``checkpoints`` are by length: the ends of prefixes that end in this page. ``used`` is the time of the last use.
+    ``digest`` names the tokens up to the page's end, for a full page, once a lower tier has asked for it.
+    """
+
+    __slots__ = ("checkpoints", "children", "digest", "first", "key", "page", "parent", "tokens", "used")
+
+    def __init__(self, parent: Node | None, tokens: tuple[int, ...], page: int, used: int) -> None:
+        self.parent, self.tokens, self.page, self.used = parent, tokens, page, used
+        self.first: int = parent.first + len(parent.tokens) if parent else 0
+        self.key: int = hash((parent.key if parent else 0, tokens))
+        self.children: dict[int, list[Node]] = {}
+        self.checkpoints: dict[int, Checkpoint] = {}
+        self.digest: bytes | None = None
+
+    def child(self, tokens: Sequence[int]) -> tuple[Node | None, int]:
+        """Return the child that shares the most of its first tokens with ``tokens``, and the number of these."""
+        best, most = None, 0
+        for node in self.children.get(tokens[0], ()) if tokens else ():
+            n = common(node.tokens, tokens)
+            if n > most:
+                best, most = node, n
+        return best, most
+
+    def add(self, node: Node) -> None:
+        """Make ``node`` a child."""
+        self.children.setdefault(node.tokens[0], []).append(node)
+
+    def remove(self, node: Node) -> None:
+        """Remove a child."""
+        alike = self.children[node.tokens[0]]
+        alike.remove(node)
+        if not alike:
+            del self.children[node.tokens[0]]
+
+    def extend(self, tokens: tuple[int, ...], page: int) -> None:
+        """Replace page and tokens by those of a page that begins with the same tokens and has more."""
+        self.tokens, self.page = tokens, page
+        self.key = hash((self.parent.key if self.parent else 0, tokens))
+        self.digest = None
+
+    def below(self) -> Iterator[Node]:
+        """Yield all nodes below this one, parents first."""
+        left = [node for alike in self.children.values() for node in alike]
+        while left:
+            node = left.pop()
+            yield node
+            left += [child for alike in node.children.values() for child in alike]
+
+
+def deepest_checkpoint(path: Sequence[Step], ids: Sequence[int]) -> Checkpoint | None:
+    """Return the checkpoint of the longest prefix of ``ids`` that has one. Its page may be a sibling of the path's."""
+    for node, _ in reversed(path):
+        parent = node.parent
+        assert parent is not None
+        best = None
+        for sibling in parent.children[node.tokens[0]]:
+            if not sibling.checkpoints:
+                continue
+            agreed = sibling.first + common(sibling.tokens, ids[sibling.first : sibling.first + len(sibling.tokens)])
+            fitting = [length for length in sibling.checkpoints if length <= agreed]
+            if fitting and (best is None or max(fitting) > best.length):
+                best = sibling.checkpoints[max(fitting)]
+        if best:
+            return best
+    return None
+
+
+class Step(NamedTuple):
+    """Node on the way of a prompt, and the number of its tokens that the prompt has."""
+
+    node: Node
+    n: int
+
+
+def walk(root: Node, ids: Sequence[int], page: int) -> list[Step]:
+    """Return the nodes that the ids run through, as far as they agree. Pages hold ``page`` tokens."""
+    path, node, at = list[Step](), root, 0
+    while at < len(ids):
+        child, n = node.child(ids[at : at + page])
+        if child is None:
+            break
+        path.append(Step(child, n))
+        at += n
+        if n < page:
+            break
+        node = child
+    return path

@@ -1,0 +1,80 @@
+"""Running model: its engine, scheduler, prefix cache and step thread. Models and their forks share one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from .. import settings
+from .cache_folder import CacheFolder
+from .cache_keys import fingerprint
+from .cache_tier import Tier, Transfer
+from .engine import Engine
+from .prefix_cache import PrefixCache
+from .scheduler import Scheduler
+from .step_loop import StepLoop
+
+
+class Running:
+    """Engine with its scheduler. The last user to go gives the memory back."""
+
+    def __init__(self, engine: Engine, with_cache: bool = True, cache_dir: Path | str | None = None) -> None:
+        self.engine = engine
+        self.cache = PrefixCache(engine.pages, engine.slots, engine.page, engine.recurrent) if with_cache else None
+        self.tier = _tier(engine, cache_dir) if self.cache else None
+        transfer = None
+        if self.cache and self.tier:
+            transfer = Transfer(engine, self.cache, self.tier, engine.page_bytes, engine.slot_bytes)
+        self.scheduler = Scheduler(
+            engine,
+            self.cache,
+            tier=transfer,
+            pages=engine.pages,
+            slots=engine.slots,
+            seats=engine.free_seats,
+            not_finite=lambda sequence: engine.not_finite(sequence.pages),
+        )
+        self.loop = StepLoop(self.scheduler, at_end=partial(_end, engine, self.tier))
+        # Without a lock, which an interrupt or a finalizer could find held: single calls of a dict are atomic.
+        self._users: dict[object, None] = {}
+
+    def use(self) -> Callable[[], None]:
+        """Count a user. The result, called once, takes it back, and closes everything after the last."""
+        user = object()
+        self._users[user] = None
+        self.engine.check_usable()  # the last user may have gone at this moment
+
+        def leave() -> None:
+            del self._users[user]
+            if not self._users:
+                self.close()
+
+        return leave
+
+    def close(self) -> None:
+        """End all requests. The device memory and the file are given back when no step runs any more.
+
+        This waits for it, except on the step thread or within a session, where it could not end.
+        """
+        self.engine.refuse()
+        self.loop.close()
+
+
+def _tier(engine: Engine, folder: Path | str | None) -> Tier | None:
+    """Make the lower tier of the cache: of a folder, and where the device has memory of its own."""
+    info, host = engine.device.info, settings.host_cache()
+    if folder is None and (info["unified_memory"] or not host):
+        return None
+    facts = engine.loaded.kv, engine.page, engine.page_bytes, engine.slot_bytes, info["backend"]
+    turns = list(engine.config.rope_tables.values())  # some files have others for a longer context
+    model = fingerprint(engine.file, *facts, turns)
+    files = None if folder is None else CacheFolder(Path(folder), model, settings.disk_cache())
+    return Tier(model, host, files)
+
+
+def _end(engine: Engine, tier: Tier | None) -> None:
+    """Give back what a running model has, when no step runs any more."""
+    if tier:
+        tier.close()
+    engine.free()

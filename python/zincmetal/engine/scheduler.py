@@ -1,0 +1,598 @@
+"""Scheduler: which rows of which requests each step has, and what becomes of the results.
+
+The life of a request:
+
+1. ``submit``, on any thread, puts a message into the inbox. The step thread takes it at the beginning of a step.
+2. It waits. Requests are admitted in the order of their arrival, when there is a seat and there are pages for it. The
+   prefix cache gives pages and states for the beginning of its prompt.
+3. Its prompt is computed in slices, beside the decode rows of others (``pace.py``). The last token is a row of its own.
+4. It decodes: a row in every step, or in turns if there are more decoders than a step takes.
+5. It ends: by an end token, its length, its sink, a cancel, its deadline or an error. Each has one last event.
+
+Steps run ahead: while a step runs, the next one is described and submitted. A row whose token the step in flight
+chooses refers to that output. If the token then ends the request, its row in the next step is one too many: the output
+is ignored, and the pages have their owner until that step is collected. Nothing runs ahead of a token that the host
+chooses. A request with a mask runs ahead where the mask allows every token. If the token in flight then begins a part
+where it does not, the row that ran ahead is submitted once more, with the mask.
+
+If pages or slots run out, steps in flight are collected, and then the pools grow. If they cannot, the cache evicts. If
+it cannot, the youngest request is moved out and waits again. The oldest one is never moved out, so all requests end.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from bisect import insort
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ContextFullError, DeadlineError, DeviceError, QueueFullError, UsageError, ZincError, as_typed
+from ..sampling.draws import top_log_probabilities
+from ..sampling.sampler import FORBIDDEN
+from .batch import Batch, Builder, Choice, Drawing, Executor
+from .cache_tier import Transfer
+from .pace import Pace, shares
+from .pages import PagePool, PoolEmptyError, Seats, StateSlots
+from .pools import Clock, Pools
+from .prefix_cache import Cache, NoCache
+from .request import CANCELLED, LENGTH, STOP, Job, Request
+from .sequence import Sequence
+
+QUEUE_LIMIT = 256
+GAP_SECONDS = 0.5
+SAVE_STEPS = 16  # between two pauses in which ended turns are copied to the lower tier of the cache
+MOST_STUCK = 1000  # steps in a row that may do nothing but make room
+NOT_FINITE = "the model's logits are not finite: the file is damaged, or the device failed"
+NO_ROOM = "the K/V cache is full and no other sequence can leave it; load the model with more memory for it"
+_log = logging.getLogger("zincmetal.engine")
+
+
+class State(NamedTuple):
+    """What a scheduler has at a moment: its requests, and a page or slot once for each time that it owns it."""
+
+    running: list[Request]
+    waiting: list[Request]  # in their order; some may have been moved out
+    pages: list[int]
+    slots: list[int]
+    seats: list[int]
+
+
+@dataclass
+class Flight:
+    """Step in flight. ``held`` slots become checkpoints when it has been collected: (job, tokens, slot).
+
+    ``guessed``: the positions of rows whose masks were taken to allow every token, before they were known.
+    """
+
+    batch: Batch
+    jobs: dict[Sequence, Job]
+    outputs: dict[Job, int]
+    began: float
+    held: list[tuple[Job, int, int]] = field(default_factory=list)
+    guessed: dict[Job, int] = field(default_factory=dict)
+    has_slice: bool = False
+
+
+class Scheduler:
+    """Requests over one executor. ``submit``, ``cancel``, ``release`` and ``call`` are for any thread.
+
+    One thread calls ``step``. Events of requests come from within it.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        cache: Cache | None = None,
+        *,
+        tier: Transfer | None = None,
+        pages: PagePool | None = None,
+        slots: StateSlots | None = None,
+        seats: Seats | None = None,
+        queue_limit: int = QUEUE_LIMIT,
+        gap_seconds: float = GAP_SECONDS,
+        clock: Clock = time.perf_counter,
+        not_finite: Callable[[Sequence], ZincError] | None = None,
+    ) -> None:
+        pages = PagePool(executor.pages_now) if pages is None else pages
+        slots = StateSlots(executor.slots_now) if slots is None else slots
+        self._executor, self._cache, self._clock = executor, cache or NoCache(), clock
+        self.pools = Pools(executor, self._cache, pages, slots, seats or Seats(executor.seats), clock, tier)
+        self.pace = Pace(gap_seconds, executor.max_rows)
+        self._not_finite = not_finite or (lambda sequence: DeviceError(NOT_FINITE))
+        self.inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._queue_limit = queue_limit
+        self._places = deque([None] * queue_limit)  # of the queue: pop and append are atomic, a lock is not needed
+        self._jobs: dict[Request, Job] = {}
+        self._waiting: list[Job] = []  # by order
+        self._running: list[Job] = []  # by order
+        self._ending: list[Job] = []  # ended, but with rows in flight
+        self._flights: deque[Flight] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._short: Job | None = None  # for this one there was no page or slot
+        self._drain = False  # a job is to be written back, which needs an idle device
+        self._blocked: tuple[int, int, int, int] | None = None  # state of the pools at which the first job must wait
+        self._arrivals = self._turns = self.steps = self._saved_at = 0
+        self._stuck = 0  # steps in a row that did nothing
+        self._collected = clock()
+
+    # ---- any thread ----------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Put a request into the queue. Raises QueueFullError, UsageError or ContextFullError; then no event comes."""
+        executor, n = self._executor, len(request.ids)
+        if not n:
+            raise UsageError("the prompt has no tokens; pass some text, or a BOS token")
+        if n > executor.n_ctx:
+            raise ContextFullError(
+                f"the prompt has {n} tokens and the context {executor.n_ctx}; load the model with a larger context"
+            )
+        if PagePool.needed(n) > executor.pages_most:
+            raise ContextFullError(f"the prompt has {n} tokens, and {NO_ROOM}")
+        try:
+            self._places.pop()
+        except IndexError:
+            raise QueueFullError(
+                f"{self._queue_limit} requests are waiting already; ask again when some have ended"
+            ) from None
+        now = self._clock()
+        self.inbox.put(lambda: self._arrive(request, now))
+
+    def cancel(self, request: Request, reason: str = CANCELLED) -> None:
+        """End a request before the next step. If it has ended, nothing happens."""
+        self.inbox.put(lambda: self._cancel(request, reason))
+
+    def release(self, sequence: Sequence) -> None:
+        """Give back a sequence of a request with ``keep``. Requests that were submitted before may start from it."""
+        self.inbox.put(lambda: self.pools.retire(sequence, store=False))
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call a function on the step thread, while nothing is in flight. It must not raise."""
+        self.inbox.put(lambda: self._calls.append(function))
+
+    def figures(self) -> dict[str, Any]:
+        """Return the requests, pages and slots of about this moment. The step thread does not wait for the caller."""
+        pages, slots = self.pools.pages, self.pools.slots
+        return {
+            "running": [job.figures() for job in list(self._running)],
+            "waiting": len(self._waiting) + self.inbox.qsize(),
+            "steps": self.steps,
+            "pages": {"all": pages.size, "free": pages.free, "most": self._executor.pages_most},
+            "slots": {"all": slots.size, "free": slots.free, "most": self._executor.slots_most},
+        }
+
+    # ---- the step thread -----------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """True if there is work for ``step``."""
+        work = self._flights or self._running or self._waiting or self._calls or self.pools.saving
+        return bool(work) or not self.inbox.empty()
+
+    def state(self) -> State:
+        """Return what the scheduler has. For its own thread, between two steps."""
+        jobs = [*self._running, *self._waiting, *self._ending]
+        owners = [job.sequence for job in jobs] + [job.begin for job in jobs if job.begin is not None and not job.ended]
+        pages, slots = [page for s in owners for page in s.pages], [s.slot for s in owners if s.slot is not None]
+        for flight in self._flights:
+            pages += flight.batch.pages
+            slots += [*flight.batch.slots, *(slot for _, _, slot in flight.held)]
+        seats = [s.seat for s in owners if s.seat is not None]
+        return State([j.request for j in self._running], [j.request for j in self._waiting], pages, slots, seats)
+
+    def step(self, message: Callable[[], None] | None = None) -> bool:
+        """Take messages, submit a step, and collect the oldest one if no other can be submitted. Return ``busy``.
+
+        ``message`` is one that the caller has taken from the inbox.
+        """
+        try:
+            if message is not None:
+                message()
+            self._take_messages()
+            self._check_deadlines()
+            depth = 2 if self._executor.runs_ahead else 1
+            launched = self._launch()
+            went_on = launched or bool(self._flights)
+            if self._flights and (not launched or len(self._flights) >= depth):
+                self._collect()
+            self._stuck = 0 if went_on or not self._running else self._stuck + 1
+            if self._stuck > MOST_STUCK:
+                raise DeviceError("the scheduler is stuck: no request can go on; please report this")
+        except BaseException as error:
+            self.end_all(as_typed(error))
+            if not isinstance(error, Exception):
+                raise
+        return self.busy
+
+    def end_all(self, error: BaseException) -> None:
+        """End all requests with an error. Nothing is in flight after it, and the prefix cache is empty."""
+        self._executor.drop()
+        while self._flights:
+            self._release(self._flights.popleft())
+        self._take_messages()
+        self._short, self._drain = None, False
+        while self._ending:
+            job = self._ending.pop()
+            job.sequence.submitted = job.sequence.computed
+            job.failure = error
+            self._retire(job)
+        for job in [*self._running, *self._waiting]:
+            job.sequence.submitted = job.sequence.computed
+            self._end(job, "", error)
+        if isinstance(error, UsageError):  # the model is closed, and its device is well
+            self.pools.save_all()
+        self.pools.forget_cache()
+        while self._calls:
+            self._calls.popleft()()
+
+    def _take_messages(self) -> None:
+        while True:
+            try:
+                message = self.inbox.get_nowait()
+            except Empty:
+                return
+            if message is not None:
+                message()
+
+    def _arrive(self, request: Request, now: float) -> None:
+        job = Job(request, self._arrivals, now, self._executor)
+        self._arrivals += 1
+        job.queued = True
+        self._jobs[request] = job
+        self._waiting.append(job)
+        try:
+            if request.start is not None:
+                job.begin = request.start.fork(self.pools.pages, self.pools.slots)
+        except AssertionError:
+            self._end(job, "", UsageError("the sequence to start from was released; keep it until the request ends"))
+
+    def _cancel(self, request: Request, reason: str) -> None:
+        job = self._jobs.get(request)
+        if job is not None:
+            self._end(job, reason)
+
+    def _check_deadlines(self) -> None:
+        late = [job for job in self._jobs.values() if job.deadline is not None and self._clock() > job.deadline]
+        for job in late:
+            where = "in the queue" if job.admitted is None else "in its prompt" if not job.made else "while decoding"
+            words = f"the request had not ended after {job.request.deadline:g} seconds: it was {where}"
+            self._end(job, "", DeadlineError(f"{words}; give it more time, or ask for fewer tokens"))
+
+    # ---- a step begins -------------------------------------------------------------------------------------------
+
+    def _launch(self) -> bool:
+        """Submit a step if one can run now. Return False if none can."""
+        if self._flights:
+            if not self._executor.runs_ahead or self._must_wait():
+                return False
+        else:
+            self._do_idle_work()
+        self._admit()
+        flight = self._build()
+        if not flight.batch.runs:
+            self._release(flight)
+            return False
+        self._flights.append(flight)
+        began = self._clock()
+        self._executor.submit(flight.batch)
+        # A device that runs ahead returns at once, unless it had to make a plan first, which is not the step's time.
+        flight.began = self._clock() if self._executor.runs_ahead else began
+        for output, run in enumerate(flight.batch.runs):
+            if run.drawing is not None:
+                job = flight.jobs[run.sequence]
+                flight.outputs[job] = output
+                job.expected += 1
+        self.steps += 1
+        return True
+
+    def _build(self) -> Flight:
+        """Return the next step, not yet submitted. Without a run there is nothing to do."""
+        builder = Builder(self._executor, self.pools.pages, self.pools.slots)
+        flight = Flight(builder.batch(), {}, {}, 0.0)
+        try:
+            self._add_decoders(builder, flight)
+            self._add_slices(builder, flight)
+        except BaseException:
+            self._release(flight)
+            raise
+        builder.batch()
+        return flight
+
+    def _must_wait(self) -> bool:
+        """Return True if no step may be submitted before the one in flight has been collected."""
+        if self._calls or self._short or self._drain:
+            return True
+        if self.pools.saving and self.steps - self._saved_at >= SAVE_STEPS:
+            return True
+        return any(job.waits and not job.left for job in self._running)
+
+    def _do_idle_work(self) -> None:
+        """Do what needs an idle device: calls, and making room."""
+        self._drain = False
+        while self._calls:
+            self._calls.popleft()()
+        self.pools.save()
+        self._saved_at = self.steps
+        job, self._short = self._short, None
+        if job is None or job.ended:
+            return
+        end = job.sequence.submitted + 1
+        while not self.pools.make_room(job.sequence, end):
+            youngest = self._running[-1]
+            if len(self._running) == 1:
+                if job.made:
+                    self._end(job, LENGTH)
+                else:
+                    self._end(job, "", ContextFullError(f"{job.stats.prompt} tokens of a prompt do not fit: {NO_ROOM}"))
+                return
+            self.pools.move_out(youngest, self.pace.seconds_per_row)
+            self._running.pop()
+            insort(self._waiting, youngest, key=lambda job: job.order)
+            if youngest is job:
+                return
+
+    def _admit(self) -> None:
+        """Let waiting jobs run, in the order of their arrival, as long as there is room.
+
+        A sequence that has ended goes to the cache first: the next request may go on from it.
+        """
+        pools = self.pools
+        while self._waiting and pools.seats.free and not self._ending:
+            job = self._waiting[0]
+            state = (job.order, len(self._running), pools.pages.free, pools.slots.free)
+            if self._running and state == self._blocked:
+                return
+            if self._flights and pools.wants_idle(job):
+                self._drain = True
+                return
+            if not pools.admit(job, self._running, idle=not self._flights):
+                self._blocked = (job.order, len(self._running), pools.pages.free, pools.slots.free)
+                if not self._running:
+                    self._end(job, "", ContextFullError(NO_ROOM))
+                    continue
+                return
+            self._waiting.pop(0)
+            insort(self._running, job, key=lambda job: job.order)
+            self._leave_queue(job)
+            if job.admitted is None:
+                job.admitted = self._clock()
+                self._tell_progress(job)
+
+    def _leave_queue(self, job: Job) -> None:
+        if job.queued:
+            job.queued = False
+            self._places.append(None)
+
+    def _add_decoders(self, builder: Builder, flight: Flight) -> None:
+        """Add a row for each job with one known token, or with a token that the step in flight chooses."""
+        outputs = self._flights[-1].outputs if self._flights else {}
+        ready = [job for job in self._running if job.left <= 1]
+        for job in sorted(ready, key=lambda job: (job.last_turn, job.order)):
+            if not builder.singles_left:
+                return
+            if job.left:
+                token = job.sequence.ids[-1]
+            elif job.wants_output and job in outputs:
+                token = -1 - outputs[job]
+            else:
+                continue
+            drawing = None
+            if job.last:
+                try:
+                    drawing = job.drawing()
+                except Exception as error:  # of the mask: it ends this request alone
+                    self._end(job, "", error)
+                    continue
+            at = job.sequence.submitted
+            if self._add(builder, flight, job, [token], drawing) and token < 0 and job.request.mask is not None:
+                flight.guessed[job] = at
+
+    def _add_slices(self, builder: Builder, flight: Flight) -> None:
+        """Fill the step with slices of prompts."""
+        prompts = [job for job in self._running if job.left > 1]
+        if not prompts or self._short:
+            return
+        decoders = sum(job.left <= 1 for job in self._running)
+        rounds = -(-decoders // self._executor.max_singles)
+        rows = min(self.pace.rows(decoders, rounds), builder.rows_left)
+        for job, share in shares(prompts, rows):
+            sequence, n = job.sequence, job.slice(share)
+            at = sequence.submitted
+            if n > 0 and self._add(builder, flight, job, sequence.ids[at : at + n]):
+                flight.has_slice = True
+
+    def _add(
+        self, builder: Builder, flight: Flight, job: Job, tokens: list[int], drawing: Drawing | None = None
+    ) -> bool:
+        """Add a run of a job. Without room the cache evicts, or the run is shorter, or the job is ``_short``."""
+        sequence, added = job.sequence, False
+        for tried in range(3):
+            try:
+                added = builder.add(sequence, tokens, drawing)
+                break
+            except PoolEmptyError:
+                if tried == 0 and self.pools.evict(sequence, sequence.submitted + len(tokens)):
+                    continue
+                fit = len(sequence.pages) * PagePool.PAGE - sequence.submitted  # it has taken what there was
+                if tried == 2 or not 0 < fit < len(tokens):
+                    self._short = self._short or job
+                    return False
+                tokens = tokens[:fit]
+        if added:
+            flight.jobs[sequence] = job
+            job.last_turn = self._turns
+            self._turns += 1
+            mark = job.marks.get(sequence.submitted)
+            if sequence.slot is not None and mark is not None and self.pools.may_hold(mark):
+                flight.held.append((job, sequence.submitted, self.pools.slots.retain(sequence.slot)))
+        return added
+
+    # ---- a step ends ---------------------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        """Wait for the oldest step, and give its results to the jobs."""
+        flight = self._flights[0]
+        choices = self._executor.collect()
+        self._flights.popleft()
+        now = self._clock()
+        if flight.has_slice:
+            self.pace.measured(flight.batch.n_rows, now - max(flight.began, self._collected))
+        self._collected = now
+        for run in flight.batch.runs:
+            run.sequence.computed = run.end
+            if run.drawing is None and not flight.jobs[run.sequence].ended:
+                self._tell_progress(flight.jobs[run.sequence])
+        try:
+            for job, length, slot in flight.held:
+                if not job.ended:
+                    self.pools.checkpoint(job.sequence, length, slot, job.marks[length])
+        finally:
+            self._release(flight)
+        for job, output in flight.outputs.items():
+            job.expected -= 1
+            if job.ended:
+                self._learn(job, choices[output])
+            elif self._confirmed(job, flight):
+                self._take(job, output, choices[output])
+        for job in [job for job in flight.jobs.values() if not job.last and not job.left and not job.ended]:
+            self._end(job, LENGTH)
+        for job in [job for job in self._ending if not job.sequence.in_flight]:
+            self._ending.remove(job)
+            self._retire(job)
+
+    def _confirmed(self, job: Job, flight: Flight) -> bool:
+        """Return True if the token of an output is one that the job's mask allows."""
+        try:
+            return job not in flight.guessed or job.confirms(flight.guessed[job])
+        except Exception as error:  # of the mask: it ends this request alone
+            self._end(job, "", error)
+            return False
+
+    def _release(self, flight: Flight) -> None:
+        """Release what the runs of a step have left, and the slots that were held for checkpoints."""
+        self.pools.pages.release_all(flight.batch.pages)
+        self.pools.slots.release_all(flight.batch.slots)
+        self.pools.slots.release_all(slot for _, _, slot in flight.held)
+        flight.held.clear()
+
+    def _take(self, job: Job, output: int, choice: Any) -> None:
+        """Take the token of an output: append it, tell the sink, and end the job if it is the last one."""
+        if job.sampler is not None:
+            logits = self._executor.host_logits(output)
+            try:
+                choice = _drawn(job, logits)
+            except Exception as error:
+                self._end(job, "", self._not_finite(job.sequence) if isinstance(error, DeviceError) else error)
+                return
+        token, started = _id_of(choice), False
+        if token < 0:
+            n = choice["n_not_finite"] if hasattr(choice, "dtype") else choice.n_not_finite
+            self._end(job, "", self._not_finite(job.sequence) if n else UsageError(FORBIDDEN))
+            return
+        job.sequence.ids.append(token)
+        job.made += 1
+        if job.first is None:
+            job.first = self._clock()
+            job.finish(job.first)
+            self._share_prompt(job)
+            started = True
+        try:
+            if started:
+                job.request.sink.started(job.stats)
+            reason = job.request.sink.token(token, choice)
+        except Exception:
+            _log.exception("a receiver of tokens failed; its request is cancelled")
+            self._end(job, CANCELLED)
+            return
+        if token in job.request.eog_ids:
+            reason = STOP
+        if reason or job.made == job.last:
+            self._end(job, reason or LENGTH)
+
+    def _tell_progress(self, job: Job) -> None:
+        reused, total = job.stats.reused, job.stats.prompt - job.stats.reused
+        try:
+            job.request.sink.progress(min(max(0, job.sequence.computed - reused), total), total)
+        except Exception:
+            _log.exception("a receiver of progress failed; its request is cancelled")
+            self._end(job, CANCELLED)
+
+    def _learn(self, job: Job, choice: Any) -> None:
+        """Take the token of a job that has ended, if a row of it is in flight: what the pages hold has to be known."""
+        if len(job.sequence.ids) < job.sequence.submitted:
+            job.sequence.ids.append(_id_of(choice))
+            if _id_of(choice) < 0:
+                job.failure = job.failure or self._not_finite(job.sequence)
+
+    def _share_prompt(self, job: Job) -> None:
+        """Let others use the whole pages of a prompt from now on. With recurrent layers marks do that."""
+        whole = job.stats.prompt - job.stats.prompt % PagePool.PAGE
+        if whole and not self._executor.recurrent:
+            self._cache.store(job.sequence.ids[:whole], job.sequence.pages[: whole // PagePool.PAGE], whole)
+
+    # ---- a job ends ----------------------------------------------------------------------------------------------
+
+    def _end(self, job: Job, reason: str, error: BaseException | None = None) -> None:
+        """End a job, by a reason or an error. What it has is released now, or when its last row has been collected.
+
+        The last event comes now. Only a request with ``keep`` waits for it until its last row has been collected.
+        """
+        job.ended, job.reason, job.failure = True, reason, error
+        (self._running if job in self._running else self._waiting).remove(job)
+        del self._jobs[job.request]
+        self._leave_queue(job)
+        self.pools.forget_saved(job)
+        if job.begin is not None:
+            job.begin.release(self.pools.pages, self.pools.slots)
+        job.finish(self._clock())
+        if job.sequence.in_flight:
+            self._ending.append(job)
+        if not job.request.keep:
+            self._tell(job)
+        if not job.sequence.in_flight:
+            self._retire(job)
+
+    def _retire(self, job: Job) -> None:
+        """Release all that a job has, or with ``keep`` give it to the sink."""
+        damaged = job.failure is not None and not isinstance(job.failure, DeadlineError)
+        if not job.request.keep:
+            self.pools.retire(job.sequence, store=not damaged)
+            return
+        if job.failure is None:
+            self.pools.leave_seat(job.sequence)
+            job.stats.sequence = job.sequence
+        else:
+            self.pools.retire(job.sequence, store=not damaged)
+        self._tell(job)
+
+    def _tell(self, job: Job) -> None:
+        """Tell the sink the last event of a job. Errors of sinks are their own."""
+        sink = job.request.sink
+        try:
+            if job.failure is not None:
+                sink.failed(job.failure)
+            else:
+                sink.done(job.reason, job.stats)
+        except Exception:
+            _log.exception("a receiver of the end of request %d failed", job.order)
+
+
+def _drawn(job: Job, logits: NDArray[np.float32]) -> Choice:
+    """Draw a token by the host."""
+    assert job.sampler
+    token, n = job.sampler.sample(logits, job.sequence.ids), job.request.n_logprobs
+    if not n:
+        return Choice(token)
+    logprob, top = top_log_probabilities(logits, token, n)
+    return Choice(token, logprob=logprob, top=top)
+
+
+def _id_of(choice: Any) -> int:
+    """Return the id of a ``Choice``, as a record or as a tuple."""
+    return int(choice["id"] if hasattr(choice, "dtype") else choice.id)
