@@ -15,33 +15,51 @@ from . import watchdog
 from .errors import (
     ChatTemplateError,
     ContextFullError,
+    DeadlineError,
+    DeviceBusyError,
     DeviceError,
+    DownloadError,
     FileChangedError,
     GGUFError,
+    GrammarError,
     KernelError,
+    ModelNotFoundError,
     OutOfMemoryError,
+    QueueFullError,
     TokenizerError,
     UnsupportedModelError,
+    UnsupportedSchemaError,
     UsageError,
     ZincError,
 )
 
 if TYPE_CHECKING:
-    from .api.model import Chunk, Model, Result, load
+    from .api.model import CacheUse, Call, Chunk, Generation, Logprob, Model, Result, load
 
 __all__ = [
+    "CacheUse",
+    "Call",
     "ChatTemplateError",
     "Chunk",
     "ContextFullError",
+    "DeadlineError",
+    "DeviceBusyError",
     "DeviceError",
+    "DownloadError",
     "FileChangedError",
     "GGUFError",
+    "Generation",
+    "GrammarError",
     "KernelError",
+    "Logprob",
     "Model",
+    "ModelNotFoundError",
     "OutOfMemoryError",
+    "QueueFullError",
     "Result",
     "TokenizerError",
     "UnsupportedModelError",
+    "UnsupportedSchemaError",
     "UsageError",
     "ZincError",
     "__version__",
@@ -53,7 +71,7 @@ watchdog.relax()
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # Imported at first use, so that `import zincmetal` costs next to nothing.
-_LAZY = {"Chunk", "Model", "Result", "load"}
+_LAZY = {"CacheUse", "Call", "Chunk", "Generation", "Logprob", "Model", "Result", "load"}
 
 
 def __getattr__(name: str) -> Any:

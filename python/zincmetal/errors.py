@@ -49,6 +49,14 @@ class KernelError(DeviceError):
         self.kernels = kernels
 
 
+class DeviceBusyError(DeviceError):
+    """Raised for a device that another process has locked. ``pid`` is that process, or 0 if it is not known."""
+
+    def __init__(self, message: str, pid: int = 0) -> None:
+        super().__init__(message)
+        self.pid = pid
+
+
 class OutOfMemoryError(DeviceError):
     """Raised for a model that needs more memory than the device can give, before anything is allocated."""
 
@@ -57,9 +65,50 @@ class ContextFullError(ZincError, RuntimeError):
     """Raised for a sequence without room for the tokens that were asked for."""
 
 
-class UsageError(ZincError, ValueError):
-    """Raised for a call that cannot be carried out: a bad token id, a closed model, two threads at once."""
+class QueueFullError(ZincError, RuntimeError):
+    """Raised for a request while the queue is full of waiting ones. Ask again when some have ended."""
 
+
+class DeadlineError(ZincError, TimeoutError):
+    """Raised for a request that did not end within the seconds that it was given."""
+
+
+class DownloadError(ZincError, OSError):
+    """Raised for a download that failed. What has arrived stays, and the next one goes on from there."""
+
+
+class ModelNotFoundError(ZincError, LookupError):
+    """Raised for the name of a model that is neither a file nor known by that name."""
+
+
+class UsageError(ZincError, ValueError):
+    """Raised for a call that cannot be carried out: a bad token id, a closed model, one that would wait for itself."""
+
+
+class UnsupportedSchemaError(UsageError):
+    """Raised for a JSON schema with a ``keyword``, at the JSON pointer ``path``, that no answer can be held to."""
+
+    def __init__(self, keyword: str, path: str, why: str = "") -> None:
+        what = f"{why} ({keyword})" if why else f"the keyword {quote(keyword, 40)}"
+        super().__init__(
+            f"the JSON schema has, at {quote(path, 200)}, {what}, which no answer can be held to: remove it"
+        )
+        self.keyword, self.path, self.why = keyword, path, why
+
+    def __reduce__(self) -> Any:
+        return UnsupportedSchemaError, (self.keyword, self.path, self.why)
+
+
+class GrammarError(ZincError, RuntimeError):
+    """Raised for an answer that its grammar does not let go on: it became too complex, or allows no token."""
+
+
+# Why a model, or the thread that steps, takes no more calls.
+CLOSED = "the model is closed; load it again"
+FORKED = (
+    "the model was loaded before a fork, and its device is the parent's: load it in the child, or with Metal start "
+    "processes by multiprocessing's spawn"
+)
 
 #: Messages of libraries without memory: the loader of shared objects, the C library, Rust, Oniguruma.
 _WORDS = ("cannot allocate memory", "failed to map segment", "fail to memory allocation", "out of memory", "bad_alloc")
@@ -77,6 +126,21 @@ class TypedErrors(ContextDecorator):
 
 
 typed_errors = TypedErrors()
+
+
+def as_typed(error: BaseException) -> BaseException:
+    """Return the error of a step as one of zincmetal's."""
+    try:
+        with typed_errors:
+            raise error
+    except ZincError as typed:
+        return typed
+    except BaseException as other:
+        wrapped = DeviceError(f"a step failed: {type(other).__name__}: {other}")
+        wrapped.__cause__ = other
+        return wrapped
+
+
 REMEDY = "close other models or programs, or load the model with a smaller context"
 _WITHOUT_WORDS = OutOfMemoryError(f"the host is out of memory; {REMEDY}")  # made while there is memory
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from .errors import UsageError, quote
 
@@ -19,7 +20,7 @@ class Variable:
     """One environment variable. ``type``, ``default`` and ``meaning`` are words for people.
 
     ``reader`` is "python", "core" (the compiled core) or "driver" (Apple's). ``own`` marks a variable that
-    zincmetal sets for itself.
+    zincmetal sets for itself, ``secret`` one whose text is not shown.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Variable:
     meaning: str
     reader: str = "python"
     own: bool = False
+    secret: bool = False
 
     @property
     def value(self) -> str:
@@ -59,6 +61,32 @@ ISA = Variable(
 CACHE = Variable(
     "ZINCMETAL_CACHE", "a folder, or 0", "~/Library/Caches/zincmetal", "the folder of compiled Metal kernels", "core"
 )
+HOST_CACHE = Variable(
+    "ZINCMETAL_HOST_CACHE", "bytes", "1 GiB", "the most host memory for prompts that the device's pools gave up"
+)
+DISK_CACHE = Variable("ZINCMETAL_DISK_CACHE", "bytes", "16 GiB", "the most that a folder of cached prompts may take")
+API_KEY = Variable("ZINCMETAL_API_KEY", "a text", "not set", "the key that a server's clients must send", secret=True)
+MODELS = Variable(
+    "ZINCMETAL_MODELS", "a folder", "~/.cache/zincmetal/models", "the folder that `zincmetal pull` writes to"
+)
+OFFLINE = Variable("ZINCMETAL_OFFLINE", "0 or 1", "0", "1: nothing of zincmetal asks the network")
+HF_OFFLINE = Variable("HF_HUB_OFFLINE", "0 or 1", "0", "Hugging Face's: as ZINCMETAL_OFFLINE")
+HF_CACHE = Variable("HF_HUB_CACHE", "a folder", "$HF_HOME/hub", "Hugging Face's: its cache of models")
+HF_HOME = Variable("HF_HOME", "a folder", "~/.cache/huggingface", "Hugging Face's: the folder of all its files")
+HF_ENDPOINT = Variable(
+    "HF_ENDPOINT", "an address", "https://huggingface.co", "Hugging Face's: the hub that `zincmetal pull` asks"
+)
+OLLAMA_MODELS = Variable("OLLAMA_MODELS", "a folder", "~/.ollama/models", "Ollama's: its models")
+XDG_CACHE = Variable("XDG_CACHE_HOME", "a folder", "~/.cache", "the system's: the folder of all caches")
+XDG_RUNTIME = Variable(
+    "XDG_RUNTIME_DIR", "a folder", "a folder of the user in /tmp", "the system's: the folder of locks"
+)
+CUDA_DEVICES = Variable(
+    "CUDA_VISIBLE_DEVICES",
+    "numbers of GPUs",
+    "all",
+    "CUDA's: the GPUs that a process may use; zincmetal takes the first",
+)
 KERNELS = Variable("ZINCMETAL_KERNELS", "a folder", "the package's", "other kernel sources for Metal", "core")
 METALLIB = Variable("ZINCMETAL_METALLIB", "0", "not set", "0: compile Metal kernels from text", "core")
 METAL_DEBUG = Variable(
@@ -87,6 +115,19 @@ ALL = (
     MEMORY_LIMIT,
     PYTHON,
     CACHE,
+    HOST_CACHE,
+    DISK_CACHE,
+    API_KEY,
+    MODELS,
+    OFFLINE,
+    HF_OFFLINE,
+    HF_CACHE,
+    HF_HOME,
+    HF_ENDPOINT,
+    OLLAMA_MODELS,
+    XDG_CACHE,
+    XDG_RUNTIME,
+    CUDA_DEVICES,
     METAL_DEBUG,
     METAL_TIMEOUT,
     METAL_KEEP_WIRED,
@@ -111,17 +152,78 @@ def native() -> bool:
 
 def memory_limit() -> int | None:
     """Return the limit of a model's memory in bytes, or None. Raises UsageError if the text is no number of bytes."""
-    limit = MEMORY_LIMIT.value
-    if not limit:
+    return _bytes(MEMORY_LIMIT)
+
+
+def host_cache() -> int:
+    """Return the bytes of host memory for cached prompts. Raises UsageError as ``memory_limit`` does."""
+    found = _bytes(HOST_CACHE)
+    return 1 << 30 if found is None else found
+
+
+def disk_cache() -> int:
+    """Return the bytes for cached prompts in a folder. Raises UsageError as ``memory_limit`` does."""
+    found = _bytes(DISK_CACHE)
+    return 16 << 30 if found is None else found
+
+
+def models_folder() -> Path:
+    """Return zincmetal's own folder of models. Raises UsageError if the variable is no absolute path."""
+    if MODELS.value and _folder(MODELS) is None:
+        raise UsageError(f"{MODELS.name} must be an absolute path, not {quote(MODELS.value)}")
+    return _folder(MODELS) or _caches() / "zincmetal" / "models"
+
+
+def prompts_folder() -> Path:
+    """Return the folder where servers keep what they have computed of prompts."""
+    return _caches() / "zincmetal" / "prompts"
+
+
+def hugging_face_cache() -> Path:
+    """Return the folder of Hugging Face's cache of models."""
+    return _folder(HF_CACHE) or (_folder(HF_HOME) or _caches() / "huggingface") / "hub"
+
+
+def ollama_folder() -> Path:
+    """Return the folder of Ollama's models."""
+    return _folder(OLLAMA_MODELS) or Path.home() / ".ollama" / "models"
+
+
+def runtime_folder() -> Path | None:
+    """Return the folder of this user's files that end with the session, or None if the system has none."""
+    return _folder(XDG_RUNTIME)
+
+
+def offline_by() -> str:
+    """Return the name of the variable that forbids the network, or ""."""
+    return next((v.name for v in (OFFLINE, HF_OFFLINE) if v.value.upper() in _TRUE), "")
+
+
+_TRUE = ("1", "TRUE", "YES", "ON")
+
+
+def _caches() -> Path:
+    return _folder(XDG_CACHE) or Path.home() / ".cache"
+
+
+def _folder(variable: Variable) -> Path | None:
+    """Return the folder that a variable names, or None if it names no absolute path."""
+    found = os.path.expanduser(variable.value)
+    return Path(found) if os.path.isabs(found) else None
+
+
+def _bytes(variable: Variable) -> int | None:
+    text = variable.value
+    if not text:
         return None
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 20):
-        raise UsageError(f"{MEMORY_LIMIT.name} must be a number of bytes below 2^63, not {quote(limit)}")
-    return int(limit)
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise UsageError(f"{variable.name} must be a number of bytes below 2^63, not {quote(text)}")
+    return int(text)
 
 
 def in_force() -> dict[str, str]:
-    """Return the variables that are set, with their text."""
-    return {v.name: v.value for v in ALL if v.name in os.environ}
+    """Return the variables that are set, with their text. A secret one is only said to be set."""
+    return {v.name: "(set)" if v.secret else v.value for v in ALL if v.name in os.environ}
 
 
 @contextmanager

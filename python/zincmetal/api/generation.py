@@ -1,24 +1,25 @@
-"""Generation: the options of a call, and the loop over tokens."""
+"""Options of a generation, and the request that they make."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..device.buffers import Progress
-from ..engine.engine import Engine
-from ..engine.turn import Turn
-from ..errors import UsageError, did_you_mean, quote, typed_errors
+from ..engine.prefix_cache import Mark
+from ..engine.request import Mask, Request, Stats
+from ..errors import UsageError, did_you_mean, quote
+from ..sampling.constrain.budget import Budget
+from ..sampling.constrain.grammar import Grammar
 from ..sampling.params import LogitsProcessor, SamplingParams
-from ..sampling.sampler import Sampler
-from ..text.stream import TextStream
-from .result import Chunk, PromptRead, Result, peak_memory
+from .cache_text import cache_use
+from .handle import Answer
+from .result import Logprob
 
 if TYPE_CHECKING:
-    from .text import ModelText
+    from ..text.tokenizer import Tokenizer
 
 SAMPLING = tuple(f.name for f in fields(SamplingParams))
 # These options do not choose tokens. A chat without any other option has the sampling that the makers advise.
@@ -42,21 +43,44 @@ class SamplingOptions(TypedDict, total=False):
     logits_processors: Sequence[LogitsProcessor] | None
 
 
+class GenerateOptions(SamplingOptions, total=False):
+    """Keywords of :meth:`Model.submit`, for the calls that pass them on."""
+
+    parse_special: bool | None
+    hide_special: bool | None
+    stop: str | Sequence[str] | None
+    progress: Progress | None
+    logprobs: int | None
+    deadline: float | None
+    schema: Any
+    regex: str | None
+    choices: Sequence[str] | None
+    grammar: str | Grammar | None
+
+
 @dataclass(frozen=True)
-class Request:
-    """Arguments of a generation. ``max_tokens`` -1: until the context is full."""
+class Asked:
+    """Arguments of a generation. ``max_tokens`` -1: until the context is full. ``marks``: see ``Request``.
+
+    ``grammar``: what the answer may be, None for anything. ``reasoning``: how many tokens of reasoning it may have.
+    """
 
     ids: list[int]
     max_tokens: int
     params: SamplingParams
-    stop: tuple[str, ...]
-    hide_special: bool
-    progress: Progress | None
+    stop: tuple[str, ...] = ()
+    hide_special: bool = False
+    progress: Progress | None = None
+    n_logprobs: int | None = None
+    deadline: float | None = None
+    marks: Mapping[int, Mark] | None = None
+    grammar: Grammar | None = None
+    reasoning: Budget | None = None
 
 
 def sampling_params(call: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> SamplingParams:
     """Check the options of a ``call``. ``defaults`` count if no option chooses the sampling. Raises UsageError."""
-    refuse_unknown(call, options, SAMPLING)
+    refuse_unknown(call, [name for name in options if name not in SAMPLING], GenerateOptions.__annotations__)
     given = {name: value for name, value in options.items() if value is not None}
     if defaults and not given.keys() - set(BESIDE):
         given = {**defaults, **given}
@@ -71,46 +95,50 @@ def refuse_unknown(call: str, given: Iterable[str], known: Iterable[str], why: s
             raise UsageError(f"{call}: {quote(name)} {why}{did_you_mean(name, known)}")
 
 
-def stream(engine: Engine, text: ModelText, turn: Turn, asked: Request) -> Generator[Chunk, None, PromptRead]:
-    """Yield a chunk per token; return the cost of reading the prompt. Raises UsageError if another call ends it."""
-    with typed_errors, turn:
-        tokenizer = text.id_tokenizer
-        params = _forbidding(asked.params, [t for t in tokenizer.suppressed if t < engine.config.n_vocab])
-        made, sampler = TextStream(tokenizer, asked.stop, asked.hide_special), Sampler(params)
-        output = "argmax" if params.greedy else "candidates"
-        room = engine.config.n_ctx - len(asked.ids) + 1
-        last = room if asked.max_tokens < 0 else min(asked.max_tokens, room)
-        last_ahead = last - 2 if params.greedy and engine.runs_ahead else 0
-        best, computed, seconds = engine.sync(asked.ids, output, asked.progress)
-        n_prompt, prompt_tps = len(asked.ids), computed / seconds
-        # A step sweeps the CPU's caches, so each object that is touched between two steps costs a miss. Hence locals,
-        # few calls, and tuple.__new__ instead of Chunk(...): 40 to 51 us a token in all (bench/overhead.py).
-        greedy, eog_ids, push = params.greedy, tokenizer.eog_ids, made.push
-        decode, rest, go_on = engine.decode, turn.rest.append, turn.rest.pop
-        clock, new_tuple = time.perf_counter, tuple.__new__
-        began = clock()
-        for n in range(1, last + 1):
-            token = best if greedy else engine.sample(sampler)
-            if token < 0:
-                raise engine.not_finite()
-            ended = token in eog_ids
-            piece = "" if ended else push(token)
-            reason = "stop" if ended or made.stop_string is not None else "length" if n == last else None
-            if reason and made.stop_string is None:
-                piece += made.finish()
-                reason = "stop" if made.stop_string is not None else reason  # the text held back was a stop string
-            tps = (n - 1) / (clock() - began or 1e-9)  # the first token came with the prompt
-            stop_token = token if ended else None
-            rest(None)
-            yield new_tuple(Chunk, (piece, token, reason, n_prompt, prompt_tps, tps, stop_token, made.stop_string))
-            try:
-                go_on()
-            except IndexError:
-                raise UsageError(f"this stream was ended by {turn.ended or 'another call'}") from None
-            if reason:
-                break
-            best = decode(token, n <= last_ahead, output)
-        return PromptRead(n_prompt, prompt_tps)
+def request_of(
+    asked: Asked, tokenizer: Tokenizer, n_ctx: int, n_vocab: int, mask: Mask | None = None
+) -> tuple[Request, Answer]:
+    """Make the request of a call, and the answer that takes its events. ``mask``: what ``asked`` allows."""
+    params = _forbidding(asked.params, [t for t in tokenizer.suppressed if t < n_vocab])
+    room = n_ctx - len(asked.ids) + 1
+    answer = Answer(
+        tokenizer,
+        asked.stop,
+        asked.hide_special,
+        n_prompt=len(asked.ids),
+        max_tokens=room if asked.max_tokens < 0 else min(asked.max_tokens, room),
+        with_progress=asked.progress is not None,
+        explain=_explained(tokenizer),
+        logprob=None if asked.n_logprobs is None else _logprob(asked.n_logprobs),
+    )
+    request = Request(
+        asked.ids,
+        asked.max_tokens,
+        answer,
+        params,
+        eog_ids=tokenizer.eog_ids,
+        deadline=asked.deadline,
+        marks=asked.marks or {},
+        mask=mask,
+        n_logprobs=0 if asked.n_logprobs is None else max(1, asked.n_logprobs),
+    )
+    return request, answer
+
+
+def _explained(tokenizer: Tokenizer) -> Callable[[Stats], Any]:
+    def explain(stats: Stats) -> Any:
+        return cache_use(stats.reused, stats.source, stats.miss, tokenizer.decode)
+
+    return explain
+
+
+def _logprob(n_top: int) -> Callable[[Any], Logprob]:
+    """Return the function that makes the log-probabilities of a token, with ``n_top`` others, of a choice."""
+
+    def logprob(choice: Any) -> Logprob:
+        return Logprob(int(choice.id), float(choice.logprob), tuple(choice.top[:n_top]))
+
+    return logprob
 
 
 def _forbidding(params: SamplingParams, tokens: Sequence[int]) -> SamplingParams:
@@ -118,35 +146,3 @@ def _forbidding(params: SamplingParams, tokens: Sequence[int]) -> SamplingParams
     if not tokens:
         return params
     return replace(params, logit_bias={**params.logit_bias, **dict.fromkeys(tokens, -math.inf)})
-
-
-def collect(chunks: Generator[Chunk, None, PromptRead], show: Callable[[Chunk], None] | None = None) -> Result:
-    """Collect a stream into one result. ``show`` is called with each chunk as it comes."""
-    made: list[Chunk] = []
-    prompt = PromptRead(0, 0.0)
-    while True:
-        try:
-            chunk = next(chunks)
-        except StopIteration as end:
-            prompt = end.value or prompt
-            break
-        made.append(chunk)
-        if show:
-            show(chunk)
-    return result_of(made, prompt)
-
-
-def result_of(made: Sequence[Chunk], prompt: PromptRead) -> Result:
-    """Return the result that chunks make up."""
-    last = made[-1] if made else None
-    return Result(
-        text="".join(c.text for c in made),
-        tokens=[c.token for c in made],
-        finish_reason=last.finish_reason or "length" if last else "length",
-        prompt_tokens=last.prompt_tokens if last else prompt.tokens,
-        prompt_tps=last.prompt_tps if last else prompt.tps,
-        generation_tps=last.generation_tps if last else 0.0,
-        peak_memory=peak_memory(),
-        stop_token=last.stop_token if last else None,
-        stop_string=last.stop_string if last else None,
-    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import weakref
-from collections.abc import Generator, Mapping, Sequence
-from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, overload
 
 from .. import arguments, gguf
 from ..config import ModelConfig
@@ -15,15 +16,24 @@ from ..device.buffers import Progress
 from ..engine import timing
 from ..engine.engine import Engine
 from ..engine.loaded import Loaded
+from ..engine.prefix_cache import Mark
+from ..engine.running import Running
+from ..engine.session import Session
 from ..engine.snapshot import Snapshot
-from ..engine.turn import Turn
-from ..errors import typed_errors
+from ..errors import CLOSED, QueueFullError, UsageError, typed_errors
+from ..hub.lookup import resolve
+from ..plan.choices import OUTPUTS, WITHOUT_LOGITS
+from ..plan.chunks import LOGITS_ROWS, USUAL_ROWS, chunk_shape, decode_shape
 from ..plan.plan import Dispatch, Plan
 from ..sampling.params import SamplingParams
-from .generation import SAMPLING, Request, SamplingOptions, collect, sampling_params, stream
+from . import vectors
+from .generation import SAMPLING, Asked, GenerateOptions, SamplingOptions, request_of, sampling_params
+from .handle import Answer, Generation
 from .naming import model_name
-from .result import Chunk, PromptRead, Result, peak_memory
+from .result import CacheUse, Call, Chunk, Logprob, Result, peak_memory
+from .schema import form_of, with_value
 from .text import ModelText
+from .tools import MAX_ROUNDS, Tool, Tools, converse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,30 +41,39 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .. import _core
+    from ..sampling.constrain.grammar import Grammar
     from ..text.chat.template import ChatTemplate
     from ..text.tokenizer import Tokenizer
 
-__all__ = ["Chunk", "Message", "Model", "Result", "load", "peak_memory"]
+__all__ = ["CacheUse", "Call", "Chunk", "Generation", "Logprob", "Message", "Model", "Result", "load", "peak_memory"]
 
 Message = Mapping[str, Any]
-Stream: TypeAlias = Generator[Chunk, None, PromptRead]
+MAX_LOGPROBS = 20
 
 
 class Model:
-    """Model on a device, with one sequence. Made by :func:`load`; a context manager.
+    """Model on a device, for many callers. Made by :func:`load`; a context manager.
 
-    It has an ``engine``, which runs steps, and a tokenizer and template, which make ids of text. Methods raise
-    UsageError for calls that cannot be carried out, and ContextFullError if the context is used up. They raise
-    DeviceError if the device fails. One thread at a time.
+    Any thread may call it at any time: requests run together, a few rows of each in every step. Prompts that begin as
+    earlier ones did take over what was computed of them. ``last`` has the ids of the sequence that ended last, prompt
+    and answer. :meth:`save` copies it.
+
+    Methods raise UsageError for calls that cannot be carried out, and ContextFullError if the context is used up. They
+    raise DeviceError if the device fails, QueueFullError if too many requests wait.
     """
 
-    def __init__(self, engine: Engine, text: ModelText | None = None) -> None:
-        self.engine = engine
-        self.text = text or ModelText(engine.file)
+    def __init__(self, running: Running, text: ModelText | None = None, last: Sequence[int] = ()) -> None:
+        self.running = running
+        self.engine: Engine = running.engine
+        self.text = text or ModelText(self.engine.file)
+        self.last = list(last)
+        self._handles: dict[weakref.ref[Generation], None] = {}  # of generations, which end with the model
+        self._closed = False
+        self._release = weakref.finalize(self, running.use())
 
     def __repr__(self) -> str:
         name, device = model_name(self.file, self.config), self.device.info["name"]
-        closed = ", closed" if self.engine.closed else ""
+        closed = ", closed" if self._closed else ""
         return f"<Model {name} on {device}, context {self.config.n_ctx}{closed}>"
 
     @property
@@ -108,25 +127,61 @@ class Model:
 
     # ---- generation ---------------------------------------------------------------------------------------
 
-    @typed_errors
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # text is a sequence of strings too
+        self, prompt: str | Sequence[int], max_tokens: int | None = 256, **options: Unpack[GenerateOptions]
+    ) -> Result: ...
+
+    @overload
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: Sequence[str] | Sequence[Sequence[int]],
         max_tokens: int | None = 256,
-        *,
-        parse_special: bool | None = False,
-        hide_special: bool | None = False,
-        stop: str | Sequence[str] | None = (),
-        progress: Progress | None = None,
-        **sampling: Unpack[SamplingOptions],
-    ) -> Result:
-        """Continue a prompt (text or ids). Options as :meth:`stream_generate`."""
-        params = self._params("generate", sampling)
-        ids = self.text.prompt_ids(prompt, parse_special)
-        return collect(self._stream(ids, max_tokens, stop, hide_special, progress, params, sys._getframe()))
+        **options: Unpack[GenerateOptions],
+    ) -> list[Result]: ...
+
+    @typed_errors
+    def generate(
+        self, prompt: Any, max_tokens: int | None = 256, **options: Unpack[GenerateOptions]
+    ) -> Result | list[Result]:
+        """Continue a prompt (text or ids), or several prompts together. Options as :meth:`submit`.
+
+        A list of prompts gives a list of results, in its order. An error of one of them ends all.
+        """
+        prompt, several = _listed(prompt)
+        if several:
+            return self._generate_all(prompt, max_tokens, options)
+        with self.submit(prompt, max_tokens, **options) as one:
+            return one.result()
+
+    def _generate_all(self, prompts: list[Any], max_tokens: int | None, options: GenerateOptions) -> list[Result]:
+        """Submit all prompts, as the queue has room, and wait for them. Cancel the others if one fails."""
+        handles = list[Generation]()
+        try:
+            for prompt in prompts:
+                while True:
+                    try:
+                        handles.append(self.submit(prompt, max_tokens, **options))
+                        break
+                    except QueueFullError:
+                        waiting = next((handle for handle in handles if not handle.done), None)
+                        if waiting is None:
+                            raise
+                        waiting.result()
+            return [handle.result() for handle in handles]
+        finally:
+            for handle in handles:
+                handle.close()
 
     @typed_errors
     def stream_generate(
+        self, prompt: str | Sequence[int], max_tokens: int | None = 256, **options: Unpack[GenerateOptions]
+    ) -> Generation:
+        """Generate piece by piece: a :class:`Chunk` per token. Options as :meth:`submit`."""
+        return self.submit(prompt, max_tokens, **options)
+
+    @typed_errors
+    def submit(
         self,
         prompt: str | Sequence[int],
         max_tokens: int | None = 256,
@@ -135,68 +190,108 @@ class Model:
         hide_special: bool | None = False,
         stop: str | Sequence[str] | None = (),
         progress: Progress | None = None,
+        logprobs: int | None = None,
+        deadline: float | None = None,
+        schema: Any = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
+        grammar: str | Grammar | None = None,
         **sampling: Unpack[SamplingOptions],
-    ) -> Stream:
-        """Generate piece by piece: a :class:`Chunk` per token.
+    ) -> Generation:
+        """Begin a generation, and return its handle: an iterator of chunks, also asynchronous, and a future.
 
         ``max_tokens`` 0 only reads the prompt, -1 goes on until the context is full. ``parse_special`` reads the
         special tokens in the prompt as tokens: leave it off for text that is not trusted. ``hide_special`` leaves
         control tokens out of the text. Each string of ``stop`` ends the text, and is not part of it.
-        ``progress(done, total)`` is called during prefill. Other options are the fields of
-        :class:`~zincmetal.sampling.params.SamplingParams`. Stops at an end token, at ``max_tokens``, or when
-        the context is full. Tokens that the sequence already begins with are not computed again.
+        ``progress(done, total)`` is called during prefill, by whoever reads the handle. ``logprobs`` asks for the
+        log-probability of each token and of so many others in its place, at most 20. ``deadline``: seconds until
+        DeadlineError ends the request. Other options are the fields of
+        :class:`~zincmetal.sampling.params.SamplingParams`. The text ends at an end token, at ``max_tokens``, or when
+        the context is full.
+
+        One of four options gives the answer a form, and the result its ``parsed`` value. ``schema`` is a JSON schema,
+        or a type: a pydantic model, a dataclass, a TypedDict, ``list[int]``. ``regex`` is an expression that the whole
+        answer matches, ``choices`` are texts to choose from, ``grammar`` is one in llguidance's Lark.
         """
         params = self._params("generate", sampling)
+        form = form_of(schema, regex, choices, grammar)
         ids = self.text.prompt_ids(prompt, parse_special)
-        return self._stream(ids, max_tokens, stop, hide_special, progress, params)
+        asked = self._asked(ids, max_tokens, stop, hide_special, progress, params, logprobs, deadline)
+        if form is None:
+            return self.start(asked)
+        handle = self.start(replace(asked, grammar=form.grammar))
+        handle.complete = partial(with_value, form)
+        return handle
 
     @typed_errors
     def chat(
-        self,
-        messages: Sequence[Message],
-        max_tokens: int | None = 256,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool | None = True,
-        continue_final_message: bool | None = False,
-        hide_special: bool | None = False,
-        stop: str | Sequence[str] | None = (),
-        progress: Progress | None = None,
-        **options: Any,
+        self, messages: Sequence[Message], max_tokens: int | None = 256, *, max_rounds: int = MAX_ROUNDS, **options: Any
     ) -> Result:
-        """Answer messages [{"role": …, "content": …}, …]. Options as :meth:`stream_chat`."""
-        params, variables = self._chat_options(options)
-        ids = self.text.chat_ids(messages, tools, documents, add_generation_prompt, continue_final_message, variables)
-        return collect(self._stream(ids, max_tokens, stop, hide_special, progress, params, sys._getframe()))
+        """Answer messages [{"role": …, "content": …}, …]. Options as :meth:`submit_chat`.
+
+        Functions among ``tools`` are called, and the model goes on with their results, for at most ``max_rounds``
+        rounds. The result has all ``calls`` and ``messages``.
+        """
+        tools = Tools(options.get("tools"))
+        if tools.functions:
+            rounds = arguments.integer("max_rounds", max_rounds, 0)
+            return converse(self, messages, tools, rounds, {**options, "max_tokens": max_tokens})
+        with self.submit_chat(messages, max_tokens, **options) as one:
+            return one.result()
 
     @typed_errors
-    def stream_chat(
+    def stream_chat(self, messages: Sequence[Message], max_tokens: int | None = 256, **options: Any) -> Generation:
+        """:meth:`chat`, piece by piece. Options as :meth:`submit_chat`."""
+        return self.submit_chat(messages, max_tokens, **options)
+
+    @typed_errors
+    def submit_chat(
         self,
         messages: Sequence[Message],
         max_tokens: int | None = 256,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Tool] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool | None = True,
         continue_final_message: bool | None = False,
         hide_special: bool | None = False,
         stop: str | Sequence[str] | None = (),
         progress: Progress | None = None,
+        logprobs: int | None = None,
+        deadline: float | None = None,
+        schema: Any = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
+        grammar: str | Grammar | None = None,
+        tool_choice: str | None = None,
+        reasoning_budget: int | None = None,
         **options: Any,
-    ) -> Stream:
-        """:meth:`chat`, piece by piece.
+    ) -> Generation:
+        """Begin the answer to messages, and return its handle.
 
-        ``tools`` are functions that the model may call, as JSON schemas; ``documents`` are sources that it may cite.
-        Both are lists of dicts. ``add_generation_prompt=False`` leaves out the opening of an answer.
+        ``tools`` are Python functions, or JSON schemas of functions, that the model may call; ``documents`` are sources
+        that it may cite, a list of dicts. The result has the ``calls`` of the answer; :meth:`chat` carries them out.
+        ``tool_choice`` is "auto", "none", "required" or the name of a tool. ``reasoning_budget``: the most tokens of
+        reasoning. ``schema``, ``regex``, ``choices`` and ``grammar`` give the text after the reasoning a form, as in
+        :meth:`submit`. ``add_generation_prompt=False`` leaves out the opening of an answer.
         ``continue_final_message`` goes on with the last message, the beginning of an answer. Further options: all of
-        :meth:`stream_generate`, and every variable of the model's chat template, such as ``enable_thinking``. If
+        :meth:`submit`, and every variable of the model's chat template, such as ``enable_thinking``. If
         no option chooses the sampling, :attr:`chat_sampling` does. A seed, biases and processors do not choose it.
         Raises UsageError for an option that the template does not read.
         """
         params, variables = self._chat_options(options)
-        ids = self.text.chat_ids(messages, tools, documents, add_generation_prompt, continue_final_message, variables)
-        return self._stream(ids, max_tokens, stop, hide_special, progress, params)
+        offered, form = Tools(tools), form_of(schema, regex, choices, grammar)
+        ids = self.text.chat_ids(
+            messages, offered.shown, documents, add_generation_prompt, continue_final_message, variables
+        )
+        marks = self.text.marks(ids, with_system=bool(tools) or _begins_with_system(messages))
+        asked = self._asked(ids, max_tokens, stop, hide_special, progress, params, logprobs, deadline, marks)
+        if not (offered.shown or form or tool_choice or reasoning_budget is not None):
+            return self.start(asked)
+        reading = self.text.reading(ids, offered, form)
+        handle = self.start(reading.held(asked, tool_choice, reasoning_budget))
+        handle.complete = reading
+        return handle
 
     def _chat_options(self, options: Mapping[str, Any]) -> tuple[SamplingParams, dict[str, Any]]:
         """Sort other options: the sampling of a chat, and the variables of its template."""
@@ -211,7 +306,7 @@ class Model:
         params.check_vocabulary(self.config.n_vocab)
         return params
 
-    def _stream(
+    def _asked(
         self,
         ids: list[int],
         max_tokens: int | None,
@@ -219,83 +314,238 @@ class Model:
         hide_special: bool | None,
         progress: Progress | None,
         params: SamplingParams,
-        driver: FrameType | None = None,
-    ) -> Stream:
-        """Return a stream of these ids; ``driver`` is the call that takes all of it."""
+        logprobs: int | None,
+        deadline: float | None,
+        marks: Mapping[int, Mark] | None = None,
+    ) -> Asked:
         note = "0: only read the prompt, -1: until the context is full"
-        asked = Request(
+        return Asked(
             ids,
             arguments.integer("max_tokens", max_tokens, -1, default=256, note=note),
             params,
             arguments.texts("stop", stop),
             arguments.flag("hide_special", hide_special, False),
             arguments.callback("progress", progress),
+            None if logprobs is None else arguments.integer("logprobs", logprobs, 0, MAX_LOGPROBS),
+            None if deadline is None else arguments.number("deadline", deadline, 0),
+            marks,
         )
-        self.engine.check_prompt(ids)
-        turn = Turn(self.engine, driver=driver)
-        chunks = stream(self.engine, self.text, turn, asked)
-        turn.stream = weakref.ref(chunks)
-        return chunks
+
+    @typed_errors
+    def start(self, asked: Asked) -> Generation:
+        """Begin a generation of ids with arguments that are checked already, and return its handle."""
+        self._check_causal()
+        self.engine.check_prompt(asked.ids)
+        tokenizer, config = self.text.id_tokenizer, self.config
+        mask = self.text.mask(asked.grammar, asked.reasoning, len(asked.ids), config.n_vocab)
+        request, answer = request_of(asked, tokenizer, config.n_ctx, config.n_vocab, mask)
+        answer.at_end = self._remember(asked.ids)
+        loop = self.running.loop
+        loop.submit(request)
+        handle = Generation(answer, lambda: loop.cancel(request), asked.progress)
+        handles = self._handles
+        handles[weakref.ref(handle, lambda gone: handles.pop(gone, None))] = None
+        return handle
+
+    def _end_handles(self, call: str) -> None:
+        """End all generations of this model; who reads them learns of the ``call``."""
+        for of in list(self._handles):
+            handle = of()
+            if handle is not None:
+                handle.end_by(call)
+
+    def _remember(self, ids: list[int]) -> Any:
+        """Return the function that keeps the ids of an answer that has ended."""
+        of = weakref.ref(self)
+
+        def remember(answer: Answer) -> None:
+            model = of()
+            if model is not None and answer.error is None and not answer.ended_by:
+                model.last = [*ids, *(chunk.token for chunk in answer.chunks)]
+
+        return remember
+
+    # ---- vectors ------------------------------------------------------------------------------------------
+
+    @typed_errors
+    def embed(
+        self,
+        texts: Any,
+        *,
+        normalize: bool | None = True,
+        dimensions: int | None = None,
+        parse_special: bool | None = False,
+    ) -> NDArray[np.float32]:
+        """Return the vectors of texts (a string, strings, ids, or lists of ids): float32 [n, dim], in their order.
+
+        The model's file says how the rows of a text become a vector, and with which tokens a text begins and ends.
+        ``normalize`` scales each vector to a length of 1. ``dimensions`` keeps the first ones, for models that were
+        trained so. Texts run together, in steps between those of other requests. Raises UsageError for a model that
+        makes no vectors.
+        """
+        self._check()
+        texts, several = _listed(texts)
+        several = several or texts == [] or texts == ()
+        special = arguments.flag("parse_special", parse_special, False)
+        ids = vectors.text_ids(self, texts if several else [texts], special)
+        return vectors.embed(self, ids, arguments.flag("normalize", normalize, True), dimensions)
+
+    @typed_errors
+    def rerank(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> NDArray[np.float32]:
+        """Return how relevant each document is to a query: float32 [n], in their order; more is better.
+
+        Most rerankers give probabilities. ``instruction`` says what the query is for, if the model takes one. Raises
+        UsageError for a model that is no reranker.
+        """
+        self._check()
+        query, given = arguments.text("query", query), arguments.texts("documents", documents)
+        instruction = None if instruction is None else arguments.text("instruction", instruction)
+        return vectors.rerank(self, vectors.rerank_ids(self, query, given, instruction))
 
     # ---- the engine ---------------------------------------------------------------------------------------
 
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Take the engine for one sequence that the caller steps. The steps of all other requests wait meanwhile."""
+        self._check_causal()
+        session = Session(self.engine, self.running.cache)
+        with self.running.loop.exclusive(session.end):
+            yield session
+
     @typed_errors
     def logits(self, ids: str | Sequence[int]) -> NDArray[np.float32]:
-        """Return the logits after every position of a prompt: float32 [tokens, vocab], from an empty sequence."""
-        return self.engine.logits(self.text.prompt_ids(ids))
+        """Return the logits after every position of a prompt: float32 [tokens, vocab]. Other requests wait."""
+        with self.session() as session:
+            return session.logits(self.text.prompt_ids(ids))
 
+    @typed_errors
+    def prompt_logprobs(self, prompt: str | Sequence[int]) -> list[float]:
+        """Return the log-probability of each token of a prompt but the first, given those before it."""
+        ids = self.text.prompt_ids(prompt)
+        with self.session() as session:
+            return session.prompt_logprobs(ids)
+
+    @typed_errors
+    def prompt_scores(self, prompt: str | Sequence[int], n_top: int = 0) -> list[Logprob]:
+        """Return :meth:`prompt_logprobs`, each with the ``n_top`` most probable tokens in its place."""
+        ids = self.text.prompt_ids(prompt)
+        n_top = arguments.integer("n_top", n_top, 0, MAX_LOGPROBS)
+        with self.session() as session:
+            return [
+                Logprob(token, *found) for token, found in zip(ids[1:], session.prompt_scores(ids, n_top), strict=True)
+            ]
+
+    @typed_errors
     def reset(self) -> None:
-        """Forget the sequence. Ends an unfinished stream: its next token raises UsageError."""
-        self.engine.reset()
+        """Forget the last sequence. Ends the model's unfinished generations: who reads them gets UsageError."""
+        self._check()
+        self._end_handles("reset()")
+        self.last = []
 
+    @typed_errors
     def save(self) -> Snapshot:
-        """Copy the sequence and its state to host memory, for :meth:`restore`."""
-        return self.engine.save()
+        """Copy the last sequence and its state to host memory, for :meth:`restore`. Other requests wait."""
+        ids = list(self.last)
+        with self.session() as session:
+            if ids:
+                session.extend(ids)
+            return session.save()
 
+    @typed_errors
     def restore(self, saved: Snapshot) -> None:
-        """Continue a saved sequence, of this model or of a model with the same file and type of K/V cache.
+        """Make a saved sequence the last one, of this model or of a model with the same file and type of K/V cache.
 
-        Raises UsageError if it does not fit this model, ContextFullError if it is too long. Then the sequence is
-        unchanged.
+        Raises UsageError if it does not fit this model, ContextFullError if it is too long. Then nothing changes.
         """
-        self.engine.restore(saved)
+        with self.session() as session:
+            session.restore(saved)
+        self.last = list(saved.tokens)
 
+    @typed_errors
     def fork(self) -> Model:
-        """Make another model with the same weights and a copy of the sequence. Close it separately.
+        """Make another model with the same weights and the last sequence, whose memory both share.
 
-        Raises OutOfMemoryError if one more sequence does not fit.
+        Close it separately: the last one that is closed gives the memory back.
         """
-        return Model(self.engine.fork(), self.text)
+        self._check()
+        return Model(self.running, self.text, self.last)
 
+    @typed_errors
     def plan(self, rows: int, output: str = "argmax") -> Plan:
-        """Return the plan for steps of up to ``rows`` tokens; 1 is decode. ``output`` is one of OUTPUTS."""
-        return self.engine.plan(rows, output)
+        """Return the plan for steps of up to ``rows`` tokens of a prompt; 1 is decode. ``output`` is one of OUTPUTS."""
+        output = arguments.choice("output", output, OUTPUTS)
+        rows = arguments.integer("rows", rows, 1, LOGITS_ROWS if output == "all" else USUAL_ROWS)
+        outs = 0 if output in WITHOUT_LOGITS else rows if output == "all" else 1
+        shape = decode_shape(1, output) if rows == 1 else chunk_shape(rows, 0, outs, output)
+        self._check()
+        return self.running.loop.call(lambda: self.engine.program(shape).plan)
 
     def profile(self) -> dict[str, Any]:
         """Return the cost of running so far, see :meth:`zincmetal.engine.engine.Engine.profile`."""
         return self.engine.profile()
 
-    @property
-    def words_read(self) -> int:
-        """32-bit words that sampling has read from the device since the model was loaded."""
-        return self.engine.words_read
+    def figures(self) -> dict[str, Any]:
+        """Return what the engine has at about this moment: requests, pages and slots. Nothing waits for the caller."""
+        return self.running.scheduler.figures()
 
+    @typed_errors
+    def clear_cache(self) -> None:
+        """Forget the prompts that are cached in the device's memory. Those of running sequences stay."""
+        self._check()
+        self.running.loop.call(self.running.scheduler.pools.forget_cache)
+
+    @typed_errors
     def time_dispatches(self, ids: Sequence[int], position: int = 0, copies: int = 1) -> list[tuple[Dispatch, float]]:
         """Time each dispatch of a step: :func:`zincmetal.engine.timing.time_dispatches`."""
-        return timing.time_dispatches(self.engine, ids, position, copies)
+        with self.session() as session:
+            return timing.time_dispatches(session, ids, position, copies)
 
+    def _check(self) -> None:
+        """Raise UsageError if the model is closed, FileChangedError if its file is another."""
+        if self._closed:
+            raise UsageError(CLOSED)
+        self.engine.check_usable()
+        self.engine.check_file()
+
+    def _check_causal(self) -> None:
+        """Raise UsageError if the model is closed, or sees later tokens, so that it cannot go on step by step."""
+        self._check()
+        if not self.config.causal:
+            raise UsageError(
+                f"{model_name(self.file, self.config)} does not generate: it only makes vectors; use embed"
+            )
+
+    @typed_errors
     def close(self) -> None:
-        """Give the device memory and the file back; later calls raise UsageError. Closing twice is fine.
+        """Give the device memory and the file back, unless a fork uses them; later calls raise UsageError.
 
-        A call or a stream of another thread ends with UsageError. This call waits for its end.
+        Ends the model's requests: who waits for them gets UsageError. Waits for the step that runs, so it raises
+        UsageError in a logits processor and within a session. Closing twice is fine.
         """
-        self.engine.close()
+        if not self._closed:
+            self.running.loop.refuse_own_thread()
+        self._closed = True
+        self._end_handles("close()")
+        self._release()
 
     def __enter__(self) -> Model:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _listed(prompt: Any) -> tuple[Any, bool]:
+    """Return a prompt, or a list of prompts and True. What can be read only once comes back as a list."""
+    if isinstance(prompt, (str, bytes, bytearray, Mapping, Set)) or not isinstance(prompt, Iterable):
+        return prompt, False
+    found = list(prompt)
+    several = bool(found) and all(isinstance(p, (str, Sequence)) or getattr(p, "ndim", 0) == 1 for p in found)
+    return (found if several or isinstance(prompt, Iterator) else prompt), several
+
+
+def _begins_with_system(messages: Sequence[Message]) -> bool:
+    return bool(messages) and messages[0].get("role") in ("system", "developer")
 
 
 @typed_errors
@@ -306,20 +556,40 @@ def load(
     device: str | None = None,
     kv: str | None = "f16",
     threads: int | None = 0,
+    max_sequences: int | None = None,
+    pool_tokens: int | None = None,
+    pool_states: int | None = None,
+    cache: bool | None = True,
+    cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Load a GGUF file.
 
+    ``path`` is a file, or the name of a model on this machine, as `zincmetal models` lists them.
     ``context`` is the most tokens that a sequence may have (default: 4096, or the context of training if less).
     ``device`` is "metal", "cuda" or "cpu" (default: the best that was built). ``kv`` is the type of the K/V cache:
-    "f16", "f32" or "q8_0". ``threads`` is for the CPU (0 = all cores). ``progress(done, total)`` counts the
-    bytes of weights on the device.
-    Raises GGUFError, UnsupportedModelError, OutOfMemoryError, DeviceError, UsageError.
+    "f16", "f32" or "q8_0". ``threads`` is for the CPU (0 = all cores). ``max_sequences`` run at once, others wait
+    (default: 32). ``pool_tokens`` is the most tokens that all sequences and the cache have K/V for, ``pool_states`` the
+    most recurrent states of a hybrid (default: what the device's memory allows). ``cache`` keeps what was computed of
+    earlier prompts, as long as there is memory; ``cache_dir`` is a folder where it is kept across restarts.
+    ``progress(done, total)`` counts the bytes of weights on the device.
+    Raises GGUFError, ModelNotFoundError, UnsupportedModelError, OutOfMemoryError, DeviceError, UsageError.
     """
-    file = gguf.open(arguments.path(path))
+    file = gguf.open(resolve(path))
     try:
-        loaded = Loaded(file, context=context, device=device, kv=kv, threads=threads, progress=progress)
-        return Model(Engine(loaded))
+        loaded = Loaded(
+            file,
+            context=context,
+            device=device,
+            kv=kv,
+            threads=threads,
+            max_sequences=max_sequences,
+            pool_tokens=pool_tokens,
+            pool_states=pool_states,
+            progress=progress,
+        )
+        folder = None if cache_dir is None else arguments.path(cache_dir)
+        return Model(Running(Engine(loaded), arguments.flag("cache", cache, True), folder))
     except BaseException:
         file.close()
         raise

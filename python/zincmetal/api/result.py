@@ -5,19 +5,64 @@ from __future__ import annotations
 import html
 import resource
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import quote
+
+if TYPE_CHECKING:
+    from .handle import Answer
+
+
+class Logprob(NamedTuple):
+    """Log-probabilities of a token that was chosen, and of the ``top`` tokens in its place, (id, log-probability) each.
+
+    They are of the model's distribution, before penalties, biases, filters and temperature.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Call(NamedTuple):
+    """Call of a tool, as an answer has it. ``result`` or ``error``: of a function that was called."""
+
+    name: str
+    arguments: dict[str, Any]
+    result: Any = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What a prompt took from the prefix cache: ``reused`` tokens, from ``source``, and ``why`` no more of them.
+
+    ``source`` is "memory", "host" or "disk", and "" if nothing was reused. ``why`` is "" if all of
+    the prompt that could be reused was.
+    """
+
+    reused: int = 0
+    source: str = ""
+    why: str = ""
+
+    def __str__(self) -> str:
+        taken = f"{self.reused} tokens reused" + (f" from {self.source}" if self.source else "")
+        return f"{taken}; {self.why}" if self.why else taken
 
 
 @dataclass(frozen=True, repr=False)
 class Result:
     """Result of a generation.
 
-    ``text`` and ``tokens`` (ids) of the answer; ``finish_reason`` "stop" (an end token or a stop string) or
-    "length"; tokens per second of prompt and of generation; ``peak_memory`` bytes resident in this process.
-    ``stop_token`` is the end token, ``stop_string`` the stop string that ended the text, if one did.
+    ``text`` and ``tokens`` (ids) of the answer; ``finish_reason`` "stop" (an end token or a stop string), "length"
+    or "cancelled"; tokens per second of prompt and of generation; ``peak_memory`` bytes resident in this
+    process. ``stop_token`` is the end token, ``stop_string`` the stop string that ended the text, if one did.
+    ``cache`` says what the prefix cache gave, and why no more. The seconds are of waiting in the queue, of reading the
+    prompt, and of the tokens after the first. ``logprobs`` has an entry for each token, if they were asked for.
+    ``parsed`` is the value of an answer with a form, None if it ended too early. ``calls`` are the calls of tools in a
+    chat. If functions were called, ``messages`` is the conversation with their results, up to the answer.
     """
 
     text: str
@@ -29,6 +74,14 @@ class Result:
     peak_memory: int
     stop_token: int | None = None
     stop_string: str | None = None
+    cache: CacheUse = CacheUse()
+    queue_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    logprobs: tuple[Logprob, ...] | None = None
+    parsed: Any = None
+    calls: tuple[Call, ...] = ()
+    messages: tuple[dict[str, Any], ...] = ()
 
     def __repr__(self) -> str:
         return f"<Result {quote(self.text, 60)}: {self._figures()}>"
@@ -58,13 +111,30 @@ class Chunk(NamedTuple):
     generation_tps: float
     stop_token: int | None = None
     stop_string: str | None = None
+    logprob: Logprob | None = None
 
 
-class PromptRead(NamedTuple):
-    """Return value of a stream: the tokens of the prompt, and the tokens per second of reading it."""
-
-    tokens: int
-    tps: float
+def result_of(answer: Answer) -> Result:
+    """Make the result of an answer that has ended."""
+    chunks: Sequence[Chunk] = answer.chunks
+    last, stats = (chunks[-1] if chunks else None), answer.stats
+    assert stats is not None, "the answer has ended"
+    return Result(
+        text="".join(c.text for c in chunks),
+        tokens=[c.token for c in chunks],
+        finish_reason=(last.finish_reason if last else None) or answer.reason,
+        prompt_tokens=stats.prompt,
+        prompt_tps=(stats.prompt - stats.reused) / (stats.prefill or 1e-9),
+        generation_tps=last.generation_tps if last else 0.0,
+        peak_memory=peak_memory(),
+        stop_token=last.stop_token if last else None,
+        stop_string=last.stop_string if last else None,
+        cache=answer.cache or CacheUse(),
+        queue_seconds=stats.queue,
+        prefill_seconds=stats.prefill,
+        decode_seconds=stats.decode,
+        logprobs=None if answer.logprobs is None else tuple(answer.logprobs),
+    )
 
 
 def peak_memory() -> int:

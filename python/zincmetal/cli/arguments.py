@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,7 +20,12 @@ LONGEST_ERROR = 240  # characters: a wrong argument may be of any length
 
 
 class Parser(argparse.ArgumentParser):
-    """Parser whose errors are one line, with the prefix of every error of the command."""
+    """Parser whose errors are one line, with the prefix of every error of the command.
+
+    ``rest`` names the argument that gets all words behind "--" as they are. argparse would take options for it too.
+    """
+
+    rest = ""
 
     def __init__(self, prog: str, description: str, epilog: str = "") -> None:
         super().__init__(
@@ -33,7 +39,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse all arguments; an unknown one is an error of this subcommand, not of the whole command."""
-        found, unknown = super().parse_known_args(args, namespace)
+        words, behind = list(sys.argv[1:] if args is None else args), []
+        if self.rest and "--" in words:
+            at = words.index("--")
+            words, behind = words[:at], words[at + 1 :]
+        found, unknown = super().parse_known_args(words, namespace)
+        if self.rest:
+            setattr(found, self.rest, behind)
         if unknown:
             hint = did_you_mean(unknown[0].partition("=")[0], self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown)[:LONGEST_ERROR]}{hint}")
@@ -53,24 +65,29 @@ class Parser(argparse.ArgumentParser):
 def add_model(p: Parser) -> None:
     """Add the model, as a positional argument or with -m. :func:`named_model` reads it."""
     p.add_argument(
-        "file", nargs="?", metavar="MODEL", help="a GGUF file, or any part of a split one (default: the demo model)"
+        "file", nargs="?", metavar="MODEL", help="a GGUF file, or the name of a model (default: the demo model)"
     )
     p.add_argument("-m", "--model", metavar="FILE", help="another way to write MODEL")
 
 
-def named_model(args: argparse.Namespace) -> Path | None:
-    """Return the file that the arguments name, or None. Raises UsageError if they name two."""
+def named_model(args: argparse.Namespace) -> str | None:
+    """Return the file or the name that the arguments have, or None. Raises UsageError if they name two models."""
     if args.file is not None and args.model is not None:
         raise UsageError(f"two models are named, {quote(args.model)} and {quote(args.file)}: name one")
-    named = args.model if args.file is None else args.file
-    return None if named is None else Path(named)
+    named: str | None = args.model if args.file is None else args.file
+    return named
 
 
 def model_path(args: argparse.Namespace) -> Path:
-    """Return the file that the arguments name, or the demo model. Raises UsageError if there is none."""
-    from ..hub import demo_model
+    """Return the file of the model that the arguments name, or the demo model.
 
-    return named_model(args) or demo_model()
+    Raises ModelNotFoundError for a name that no file on this machine has, UsageError if there is no demo model.
+    """
+    from ..hub import demo_model
+    from ..hub.lookup import resolve
+
+    named = named_model(args)
+    return demo_model() if named is None else resolve(named)
 
 
 def add_sequence(p: Parser) -> None:

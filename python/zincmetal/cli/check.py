@@ -143,11 +143,17 @@ def ways(results: Sequence[Result], validate: bool) -> Iterator[Way]:
 
 
 def _model(args: argparse.Namespace) -> str | None:
-    """Return the file that the arguments name, else the demo model, else None. Raises UsageError for a missing file."""
+    """Return the file that the arguments name, else the demo model, else None.
+
+    Raises UsageError for a missing file, ModelNotFoundError for a name that no file has.
+    """
     if named := named_model(args):
-        if not os.path.isfile(named):
-            raise UsageError(f"there is no file {quote(str(named))}")
-        return str(named)
+        from ..hub.lookup import resolve
+
+        path = resolve(named)
+        if not os.path.isfile(path):
+            raise UsageError(f"there is no file {quote(str(path))}")
+        return str(path)
     try:
         return str(demo_model())
     except UsageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -16,7 +17,6 @@ from .info import mac_model, memory_bytes, version
 
 ALL_THREADS, WORST = 1024, 10  # of a threadgroup; how many pipelines are named
 OLDEST_MACOS = (14, 0)  # the Metal Shading Language 3.1
-_VARIANT = re.compile(r"_(f32|f16|bf16|q\d_[01k]|\d+)(?=_|$)")
 
 
 def host(file: str | None = None) -> Result:
@@ -112,8 +112,15 @@ def _row(status: str, group: str, subject: str, message: str) -> str:
 def _family(result: Result) -> str:
     """Return a kernel's name without types and sizes. Pipelines are one family."""
     if result.kind == "kernel":
-        return _VARIANT.sub("", result.subject)
+        return _variant().sub("", result.subject)
     return "" if result.kind == "pipeline" else result.subject
+
+
+@functools.cache
+def _variant() -> re.Pattern[str]:
+    from ..gguf import quants  # brings NumPy, which a help text does not need
+
+    return re.compile(rf"_({'|'.join(t.name for t in quants.SUPPORTED)}|\d+)(?=_|$)")
 
 
 def _together(passed: Sequence[Result]) -> str:

@@ -108,7 +108,6 @@ def _quant_types() -> list[str]:
 def _limits() -> dict[str, int]:
     """Return the largest sizes that the kernels are compiled for, or {} if no core is built."""
     from ..device import backend
-    from ..plan.chunks import PREFILL_ROWS
     from ..plan.target import Target
 
     if not backend.built():
@@ -121,7 +120,7 @@ def _limits() -> dict[str, int]:
         "convolution": target.shapes["SSM_MAX_CONV"],
         "experts": target.expert_classes[-1],
         "experts_used": target.shapes["MAX_EXPERTS_USED"],
-        "step_tokens": PREFILL_ROWS[-1],
+        "step_tokens": target.max_rows,
     }
 
 

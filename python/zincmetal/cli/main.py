@@ -7,11 +7,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import chat, check, completion, info, inspect, plan, run
+from . import bench, chat, check, completion, info, inspect, launch, models, plan, pull, run, serve
 from .arguments import Parser
 from .command import Command, examples, start
 
-COMMANDS: tuple[Command, ...] = tuple(module.COMMAND for module in (run, chat, plan, inspect, check, info, completion))
+COMMANDS: tuple[Command, ...] = (
+    *(module.COMMAND for module in (run, chat, serve, launch, bench)),
+    *(models.COMMAND, models.SHOW, pull.COMMAND, pull.RM),
+    *(module.COMMAND for module in (plan, inspect, check, info, completion)),
+)
 DESCRIPTION = "Run large language models from GGUF files. `zincmetal COMMAND --help` describes a command."
 EPILOG = """
 exit status:

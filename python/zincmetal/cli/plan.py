@@ -54,13 +54,13 @@ def _add_arguments(p: Parser, json_help: str) -> None:
     form = recorded.add_mutually_exclusive_group()
     form.add_argument("--dump", action="store_true", help="print it as text, a dispatch a line")
     form.add_argument("--dot", action="store_true", help="print it as a graph, for Graphviz")
-    recorded.add_argument(
-        "--rows", type=integer, metavar="N", help="the tokens of a step (default: 1, which is decode)"
-    )
+    step = recorded.add_mutually_exclusive_group()
+    step.add_argument("--rows", type=integer, metavar="N", help="of a step that takes N tokens of one prompt")
+    step.add_argument("--sequences", type=integer, metavar="N", help="of a decode step of N sequences (default: 1)")
     recorded.add_argument(
         "--output",
         choices=OUTPUTS,
-        help="the end of a step (default: argmax, the best token)",
+        help="the end of a step (default: argmax, the best token of each sequence)",
     )
 
 
@@ -87,17 +87,21 @@ def _check(args: argparse.Namespace) -> None:
     if args.dot and args.json:
         raise UsageError("--dot and --json are two forms: leave one out, or take --dump --json")
     shown = args.dump or args.dot or (args.json and args.json_with_plan)
-    for name in ("rows", "output"):
+    for name in ("rows", "sequences", "output"):
         if getattr(args, name) is not None and not shown:
             raise UsageError(f"--{name} is for the plan itself: add --dump, --dot or --json")
 
 
 def _recorded(planner: Planner, args: argparse.Namespace) -> Plan:
     from .. import arguments
-    from ..plan.chunks import PREFILL_ROWS
+    from ..plan.chunks import LOGITS_ROWS, MAX_SINGLES, chunk_shape, decode_shape
 
-    rows = arguments.integer("--rows", args.rows, 1, PREFILL_ROWS[-1], default=1)
-    return planner.plan(rows, args.output or "argmax")
+    output = args.output or "argmax"
+    if args.rows is None:
+        return planner.plan(decode_shape(arguments.integer("--sequences", args.sequences, 1, MAX_SINGLES, 1), output))
+    rows = arguments.integer("--rows", args.rows, 1, planner.target.max_rows)
+    outs = {"none": 0, "hidden": 0, "all": min(rows, LOGITS_ROWS)}.get(output, 1)
+    return planner.plan(chunk_shape(rows, 0, outs, output))
 
 
 def _report(planner: Planner, args: argparse.Namespace, model: str, place: str) -> int:
@@ -105,7 +109,7 @@ def _report(planner: Planner, args: argparse.Namespace, model: str, place: str) 
     from .plan_report import Token, memory_figures, memory_lines
 
     memory = planner.memory()
-    token = Token(planner.plan(1), planner.kv_read())
+    token = Token(planner.plan(), planner.kv_read())
     if args.json:
         figures = {
             "context": memory.n_ctx,

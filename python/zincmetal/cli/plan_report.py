@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..plan.chunks import plan_rows
+from ..plan.chunks import SEATS, rows_for
 from ..plan.estimate import MemoryEstimate, in_units
 from ..plan.plan import Plan
 
@@ -66,7 +66,8 @@ def memory_figures(memory: MemoryEstimate) -> dict[str, Any]:
         "weights": memory.weights,
         "kv": memory.kv,
         "kv_per_token": memory.kv_page / memory.page,
-        "recurrent": memory.recurrent,
+        "tables": memory.tables,
+        "recurrent": memory.slot,
         "arena_by_rows": _arenas(memory),
         "logits": memory.logits,
         "other": memory.other,
@@ -74,6 +75,7 @@ def memory_figures(memory: MemoryEstimate) -> dict[str, Any]:
         "budget": memory.budget,
         "fits": memory.total <= memory.budget,
         "largest_context": memory.largest_context,
+        "most_tokens": memory.most_tokens,
     }
 
 
@@ -87,7 +89,8 @@ def memory_lines(memory: MemoryEstimate, kv: str) -> Iterator[str]:
     weights = (f"{qtype} {in_units(n)}" for qtype, n in sorted(memory.weights.items()))
     yield line("weights, mapped", sum(memory.weights.values()), ", ".join(weights))
     yield line(f"K/V in {kv}", memory.kv, f"{memory.kv_page // memory.page:,} a token")
-    yield line("recurrent state", memory.recurrent)
+    yield line("page tables", memory.tables, f"for up to {SEATS} sequences")
+    yield line("recurrent state", memory.slot)
     arenas = ", ".join(f"{rows}: {in_units(n)}" for rows, n in _arenas(memory).items())
     yield line("arena", memory.arena_of(memory.n_ctx), f"by rows of a step: {arenas}")
     yield line("logits", memory.logits)
@@ -95,11 +98,12 @@ def memory_lines(memory: MemoryEstimate, kv: str) -> Iterator[str]:
     fits = "fits" if memory.total <= memory.budget else "does not fit"
     yield line("total", memory.total, f"of {memory.budget:,}: {fits}")
     yield line("largest context", memory.largest_context, "tokens")
+    yield line("all sequences", memory.most_tokens, "tokens, at most")
 
 
 def _arenas(memory: MemoryEstimate) -> dict[int, int]:
     """Return the arena's bytes by the rows of a plan, for the plans that prompts of this context need."""
-    return {rows: memory.arena[rows] for rows in plan_rows(memory.n_ctx)}
+    return {rows: nbytes for rows, nbytes in memory.arena.items() if rows <= rows_for(memory.n_ctx)}
 
 
 def _row(name: str, value: str, rest: Sequence[str]) -> str:

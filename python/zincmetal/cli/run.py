@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,8 @@ from .output import INTERRUPTED, print_json, print_piece, say
 from .progress import bar
 
 if TYPE_CHECKING:
+    from ..api.handle import Generation
     from ..api.model import Model
-    from ..api.result import Chunk
     from ..device.buffers import Progress
 
 
@@ -87,11 +87,11 @@ def load(path: Path, args: argparse.Namespace) -> Model:
 def check_model_is_no_prompt(args: argparse.Namespace) -> None:
     """Raise UsageError if the argument MODEL looks like a prompt: -p is easily forgotten."""
     named = named_model(args)
-    if args.prompt is None and named is not None and " " in str(named) and not os.path.exists(named):
-        raise UsageError(f"there is no file {quote(str(named))}; a prompt goes after -p")
+    if args.prompt is None and named is not None and " " in named and not os.path.exists(named):
+        raise UsageError(f"there is no file {quote(named)}; a prompt goes after -p")
 
 
-def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progress) -> Iterator[Chunk]:
+def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progress) -> Generation:
     """Start the generation that the arguments ask for. Raises UsageError for options that contradict each other."""
     options = sampling_options(args) | {"progress": progress, "hide_special": args.hide_special}
     if args.chat:
@@ -100,12 +100,12 @@ def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progre
         chat = chat_options(args, {"self", "messages", "max_tokens", *options})
         if args.begun:
             chat["continue_final_message"] = True
-        return model.stream_chat(conversation(args, prompt), max_tokens=args.max_tokens, **options, **chat)
+        return model.submit_chat(conversation(args, prompt), max_tokens=args.max_tokens, **options, **chat)
     for name in ("system", "tools", "documents", "template_arg", "no_thinking", "begun"):
         if getattr(args, name):
             option = "continue" if name == "begun" else name.replace("_", "-")
             raise UsageError(f"--{option} needs --chat")
-    return model.stream_generate(prompt, max_tokens=args.max_tokens, parse_special=args.special, **options)
+    return model.submit(prompt, max_tokens=args.max_tokens, parse_special=args.special, **options)
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -136,34 +136,27 @@ def chat_options(args: argparse.Namespace, taken: set[str]) -> dict[str, Any]:
     return options
 
 
-def write(model: Model, args: argparse.Namespace, chunks: Iterator[Chunk]) -> int:
+def write(model: Model, args: argparse.Namespace, generation: Generation) -> int:
     """Print the text as it comes, then the figures. Return the exit status. Ctrl-C ends only the text."""
-    from ..api.generation import result_of
-    from ..api.result import PromptRead
-
-    made: list[Chunk] = []
-    code, prompt = 0, PromptRead(0, 0.0)
+    code = 0
     try:
-        while True:
-            chunk = next(chunks)
-            made.append(chunk)
-            if not args.json:
-                print_piece(chunk.text)
-    except StopIteration as end:
-        prompt = end.value or prompt
+        result = generation.result(show=None if args.json else lambda chunk: print_piece(chunk.text))
     except KeyboardInterrupt:
         code = INTERRUPTED
-    figures = asdict(result_of(made, prompt)) | {"device": model.device.info["name"], "model": str(model.file.path)}
-    if code and not (made and made[-1].finish_reason):
+        generation.cancel()
+        result = generation.result(show=lambda chunk: None if args.json else print_piece(chunk.text))
+    figures = asdict(result) | {"device": model.device.info["name"], "model": str(model.file.path)}
+    if result.finish_reason == "cancelled":
         figures["finish_reason"] = "interrupted"
     if args.json:
-        print_json(figures)
+        print_json({name: value for name, value in figures.items() if value is not None or name != "logprobs"})
         return code
     print(flush=True)
+    reused = f" ({result.cache.reused} reused)" if result.cache.reused else ""
     say(
-        f"\nprompt: {figures['prompt_tokens']} tokens, {figures['prompt_tps']:.1f} tokens/s | "
-        f"generation: {len(figures['tokens'])} tokens, {figures['generation_tps']:.1f} tokens/s | "
-        f"peak memory: {figures['peak_memory'] / 2**20:.0f} MiB | {figures['device']} | {figures['finish_reason']}"
+        f"\nprompt: {result.prompt_tokens} tokens{reused}, {result.prompt_tps:.1f} tokens/s | "
+        f"generation: {len(result.tokens)} tokens, {result.generation_tps:.1f} tokens/s | "
+        f"peak memory: {result.peak_memory / 2**20:.0f} MiB | {figures['device']} | {figures['finish_reason']}"
     )
     return code
 

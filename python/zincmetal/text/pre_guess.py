@@ -99,6 +99,7 @@ _BY_ARCHITECTURE = {
     "granite": "refact", "granitemoe": "refact", "granitehybrid": "dbrx", "smollm3": "smaug-bpe", "lfm2": "lfm2",
     "lfm2moe": "lfm2", "hunyuan-moe": "hunyuan", "hunyuan-dense": "hunyuan-dense", "bailingmoe": "bailingmoe",
     "bailingmoe2": "bailingmoe2", "minimax-m2": "minimax-m2", "seed_oss": "seed-coder", "mistral3": "tekken",
+    "nemotron_h": "pixtral", "nemotron_h_moe": "pixtral",
     "gemma4": "gemma4", "afmoe": "afmoe", "grok": "grok-2", "falcon-h1": "falcon-h1", "arcee": "llama-bpe",
 }  # fmt: skip
 _BY_WORD = (

@@ -21,6 +21,7 @@ class PreTokenizer:
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a piece that is a token becomes that token; merges do not matter
     add_bos: bool = False  # the default for files without the key
+    needs_bos: bool = False  # add_bos, also where the file says no: early converters wrote that
     nfc: bool = False  # Unicode composition comes first, as in the original tokenizer
     spaces: bool = False  # tokens are plain UTF-8 with "▁" for a space, not bytes in GPT-2's letters
 
@@ -138,7 +139,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {name: row for names, row in _ROWS for name in names.split()}
 
 SPACED: Mapping[str, PreTokenizer] = {  # of vocabularies that are not byte-level
-    "gemma4": PreTokenizer((), add_bos=True, spaces=True),
+    "gemma4": PreTokenizer((), add_bos=True, needs_bos=True, spaces=True),
     "granite-embed-multi-311m": PreTokenizer((), add_bos=True, spaces=True),
     "sarvam-moe": PreTokenizer((), spaces=True),
 }

@@ -148,6 +148,9 @@ class Tokenizer:
         self.eog_ids = roles.ends
         self.suppressed = frozenset(meta.token_ids("suppress_tokens", len(vocab)))
         self.add_bos, self.add_eos = meta.flag("add_bos_token", pre.add_bos), meta.flag("add_eos_token", False)
+        if pre.needs_bos and not self.add_bos:
+            warn("%sadd_bos_token is false, but these models need the begin token: it is added", KEY)
+            self.add_bos = True
         for name, token, wanted in (("bos", self.bos_id, self.add_bos), ("eos", self.eos_id, self.add_eos)):
             if token is None and wanted and meta.has(f"add_{name}_token"):
                 warn("%sadd_%s_token is set, but there is no %s%s_token_id: none is added", KEY, name, KEY, name)
@@ -161,6 +164,11 @@ class Tokenizer:
         self.special_texts = {f"{name}_token": vocab.tokens[i] for name, i in roles.named.items()}
         unnamed = [t for t in self.control_texts if t not in self.special_texts.values()]
         self.other_special_texts = tuple(t for t in unnamed if vocab.types[vocab.ids[t]] != TokenType.UNKNOWN)
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of all control tokens."""
+        return frozenset(self._special.control.values())
 
     @property
     def bos_text(self) -> str:

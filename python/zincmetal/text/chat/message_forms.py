@@ -135,7 +135,8 @@ class Forms:
             return call | {"function": self._call(f"{where}.function", call["function"])}
         arguments = call.get("arguments")
         as_object, as_text = self._arguments()
-        if isinstance(arguments, str) and as_object > as_text:
+        unknown = max(as_object, as_text) < 0  # all trials failed; most templates want an object
+        if isinstance(arguments, str) and (as_object > as_text or unknown):
             return call | {"arguments": chat_messages.arguments_as_object(where, arguments)}
         if isinstance(arguments, dict) and as_text > as_object:
             return call | {"arguments": json.dumps(arguments, ensure_ascii=False)}

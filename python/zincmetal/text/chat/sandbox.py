@@ -207,17 +207,22 @@ def environment() -> ImmutableSandboxedEnvironment:
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    def strftime_now(pattern: str) -> str:
-        return datetime.now().strftime(pattern)
-
     env = sandbox()(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     env.filters["tojson"] = tojson
     for name, function in env.filters.items():
         env.filters[name] = bounded(name, function)
-    env.globals.update(
-        raise_exception=raise_exception, strftime_now=strftime_now, dict=Dictionary(), namespace=PublicNamespace
-    )
+    env.globals.update(raise_exception=raise_exception, dict=Dictionary(), namespace=PublicNamespace)
+    set_clock(env, None)
     return env
+
+
+def set_clock(env: ImmutableSandboxedEnvironment, now: float | None) -> None:
+    """Set what templates take for the present, in seconds since 1970. None: the present, whenever they ask."""
+
+    def strftime_now(pattern: str) -> str:
+        return (datetime.now() if now is None else datetime.fromtimestamp(now)).strftime(pattern)
+
+    env.globals["strftime_now"] = strftime_now
 
 
 # --- requests
@@ -257,6 +262,7 @@ def names_read(env: ImmutableSandboxedEnvironment, source: str) -> list[str]:
 def answer(env: ImmutableSandboxedEnvironment, compiled: Callable[[str], Template], request: dict[str, Any]) -> Any:
     """Answer a request: one attempt for each of its ``variables``. Without them, the names that the template reads."""
     source, longest = request["source"], request["longest"]
+    set_clock(env, request.get("now"))
 
     def rendered(variables: dict[str, Any]) -> str:
         return render(compiled(source), variables, longest)

@@ -40,6 +40,7 @@ CHATML = (
 """Most common template. It serves for models that were trained on it and whose file has no template."""
 
 KEY = "tokenizer.chat_template"
+XML_TOOLS = "xml_tools"  # another name for "tools" in some templates
 _HERE = "<zincmetal goes on here> "  # ends the content to continue; a template that trims removes its space
 _REWRITES = re.compile(r"\b(replace|join|lower|upper|title|capitalize)\b")  # filters and methods that change text
 _UNDEFINED = re.compile(r"UndefinedError: '(\w+_token)' is undefined")
@@ -117,7 +118,7 @@ class ChatTemplate:
         for source in {self.source, *self.named.values()}:
             reply = _ask({"source": source})
             names.update(_result(reply))
-        return frozenset(names)
+        return frozenset(names | ({"tools"} if names & {XML_TOOLS} else set()))
 
     def render(
         self,
@@ -127,6 +128,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         continue_final_message: bool = False,
+        now: float | None = None,
         **keywords: Any,
     ) -> str:
         """Render the prompt for a conversation, to be read. Use ``prompt`` to get a text to tokenize.
@@ -139,6 +141,8 @@ class ChatTemplate:
         - ``documents`` are the texts that the model may cite.
         - ``continue_final_message`` ends the prompt inside the last message, which must be an answer. The end is right
           after its content, or after its reasoning if it has no content.
+        - ``now`` is the time that the template takes for the present, in seconds since 1970. Without it a prompt with
+          the date changes at midnight, and nothing of the prompt before can be reused.
         - ``keywords`` are more variables of the template, such as ``enable_thinking``. All are JSON values. A keyword
           outside ``variables`` changes nothing.
 
@@ -146,8 +150,28 @@ class ChatTemplate:
         rules or that the template has no place for. Raises ChatTemplateError if the template is wrong, refuses the
         messages, or exceeds TIME_LIMIT seconds, MEMORY_LIMIT bytes or LONGEST characters.
         """
-        call = _Call(self._sources, messages, tools, documents, add_generation_prompt, continue_final_message, keywords)
-        return call.text(Marker(()))
+        opens, continues = add_generation_prompt, continue_final_message
+        return _Call(self._sources, messages, tools, documents, opens, continues, keywords, now).text(Marker(()))
+
+    def attempts(self, calls: Sequence[Mapping[str, Any]], *, now: float | None = None) -> list[str | None]:
+        """Render several conversations, all at once. None for each one that the template refuses.
+
+        Each call has ``messages``, and may have ``tools`` and ``variables``.
+        """
+        texts: list[str | None] = [None] * len(calls)
+        tried: dict[str, dict[int, dict[str, Any]]] = {}  # by source: the variables of calls, by their index
+        for i, asked in enumerate(calls):
+            with suppress(UsageError):
+                call = self._call(asked)
+                tried.setdefault(call.source, {})[i] = call.variables(Marker(()))
+        for source, trials in tried.items():
+            for i, text in zip(trials, self._sources.attempts(source, list(trials.values()), now), strict=True):
+                texts[i] = text
+        return texts
+
+    def _call(self, call: Mapping[str, Any]) -> _Call:
+        variables = dict(call.get("variables", ()))
+        return _Call(self._sources, call["messages"], call.get("tools"), None, True, False, variables, quiet=True)
 
     def prompt(
         self,
@@ -157,6 +181,7 @@ class ChatTemplate:
         documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        now: float | None = None,
         **keywords: Any,
     ) -> str:
         """Render the prompt like ``render``, with marks (``marks.py``) in the texts of the caller.
@@ -167,7 +192,8 @@ class ChatTemplate:
         There is one exception. Some templates search earlier answers for control tokens, to remove old reasoning. If
         marks would hide these tokens from the template, answers keep them unmarked.
         """
-        call = _Call(self._sources, messages, tools, documents, add_generation_prompt, continue_final_message, keywords)
+        opens, continues = add_generation_prompt, continue_final_message
+        call = _Call(self._sources, messages, tools, documents, opens, continues, keywords, now)
         marker = Marker(self._control_texts)
         marked = call.text(marker)
         if _REWRITES.search(call.source):  # the template may make a control text from other text
@@ -217,13 +243,14 @@ class _Sources:
         self._forms: dict[str, Forms] = {}
         self._ignored: set[str] = set()  # "tools" or "documents", once a warning said that the template ignores them
 
-    def choose(self, tools: Any, documents: Any) -> str:
-        """Choose the source for a call. A warning names arguments that it ignores, once for each."""
+    def choose(self, tools: Any, documents: Any, quiet: bool = False) -> str:
+        """Choose the source for a call. A warning, if not ``quiet``, names arguments that it ignores, once for each."""
         given = {name: value for name, value in (("tools", tools), ("documents", documents)) if value}
         names = {"tools": "tool_use", "documents": "rag"}
         source = next((self._named[names[g]] for g in given if names[g] in self._named), self._default)
         for name in given:
-            if not mentions(source, name) and name not in self._ignored:
+            read = mentions(source, name) or (name == "tools" and mentions(source, XML_TOOLS))
+            if not quiet and not read and name not in self._ignored:
                 self._ignored.add(name)
                 _log.warning("this model's chat template has no place for %s: the model does not see them", name)
         return source
@@ -231,22 +258,22 @@ class _Sources:
     def forms(self, source: str) -> Forms:
         """Return the forms of messages that a source needs."""
         if source not in self._forms:
-            self._forms[source] = Forms(source, lambda trials: self._trials(source, trials))
+            self._forms[source] = Forms(source, lambda trials: self.attempts(source, trials))
         return self._forms[source]
 
-    def _trials(self, source: str, trials: list[dict[str, Any]]) -> list[str | None]:
-        """Render the trial conversations of ``message_forms.py``. None for each one that fails."""
+    def attempts(self, source: str, trials: list[dict[str, Any]], now: float | None = None) -> list[str | None]:
+        """Render trials, such as those of ``message_forms.py``. None for each one that fails."""
         base = {"bos_token": "", "eos_token": "", "documents": None, "add_generation_prompt": True} | self._special
         try:
-            replies = _ask({"source": source, "variables": [base | trial for trial in trials]})
+            replies = _ask({"source": source, "variables": [base | trial for trial in trials], "now": now})
         except ChatTemplateError:  # the template exceeds a bound, and will exceed it again in the real call
             return [None] * len(trials)
         return [reply.get("result") for reply in replies]
 
-    def render(self, source: str, variables: dict[str, Any]) -> str:
+    def render(self, source: str, variables: dict[str, Any], now: float | None = None) -> str:
         """Render a source. An undefined name of a token is rendered again as an empty text."""
         while True:
-            (reply,) = _ask({"source": source, "variables": [self._special | variables]})
+            (reply,) = _ask({"source": source, "variables": [self._special | variables], "now": now})
             missing = _UNDEFINED.search(reply.get("error", ""))
             if missing is None or missing[1] in self._special or missing[1] in variables:
                 text: str = _result(reply)
@@ -266,31 +293,38 @@ class _Call:
         add_generation_prompt: bool,
         continues: bool,
         keywords: dict[str, Any],
+        now: float | None = None,
+        quiet: bool = False,
     ) -> None:
-        self._sources = sources
+        self._sources, self._now = sources, now
         checked = conversation(messages)
         if continues and checked[-1]["role"] != "assistant":
             role = quote(checked[-1]["role"])
             raise UsageError(f"continue_final_message: the last message has the role {role}; it must be 'assistant'")
         self._said = {name: checked_list(name, value) for name, value in (("tools", tools), ("documents", documents))}
         self._keywords = {name: plain(name, value) for name, value in keywords.items()}
-        self.source = sources.choose(self._said["tools"], self._said["documents"])
+        self.source = sources.choose(self._said["tools"], self._said["documents"], quiet)
+        if self._said["tools"] and mentions(self.source, XML_TOOLS) and not mentions(self.source, "tools"):
+            self._keywords.setdefault(XML_TOOLS, self._said["tools"])
         self._messages = sources.forms(self.source).prepared(checked)
         self._opens = bool(add_generation_prompt) and not continues
         self._continues = continues
 
     def text(self, marker: Marker, answers: Marker | None = None) -> str:
         """Render with marks by ``marker``. In messages of the assistant, ``answers`` marks instead."""
+        variables, tail = self.variables(marker, answers), ""
+        if self._continues:
+            variables["messages"][-1], tail = _open_end(variables["messages"][-1])
+        text = self._sources.render(self.source, variables, self._now)
+        return _cut(text, tail) if self._continues else text
+
+    def variables(self, marker: Marker, answers: Marker | None = None) -> dict[str, Any]:
+        """Return the variables of the template, marked like ``text``."""
         answers = answers or marker
         messages = [(answers if m["role"] == "assistant" else marker).mark(m) for m in self._messages]
-        tail = ""
-        if self._continues:
-            messages[-1], tail = _open_end(messages[-1])
         # The caller may set the texts of special tokens. They get no marks.
         said = {k: v if k.endswith("_token") else marker.mark(v) for k, v in (self._said | self._keywords).items()}
-        variables = {"messages": messages, "add_generation_prompt": self._opens} | said
-        text = self._sources.render(self.source, variables)
-        return _cut(text, tail) if self._continues else text
+        return {"messages": messages, "add_generation_prompt": self._opens} | said
 
 
 def _special_texts(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Server: the APIs of OpenAI and Anthropic over HTTP, and the chat page."""
