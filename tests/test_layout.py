@@ -12,7 +12,7 @@ from support.paths import ROOT, SUPPORT, TESTS
 
 FILES = sorted(TESTS.rglob("test_*.py"))
 #: The families of kernels: each has tests of its own.
-FAMILIES = ("attention", "experts", "output", "products", "recurrent", "rows")
+FAMILIES = ("attention", "draw", "experts", "mamba2", "output", "products", "recurrent", "rows", "step")
 
 
 def imported(path: Path) -> set[str]:

@@ -7,8 +7,9 @@ import numpy as np
 from support.paths import DATA
 from zincmetal import gguf, models
 from zincmetal.device import backend
-from zincmetal.device.buffers import Buffers, compiled, map_weights
+from zincmetal.device.buffers import Buffers, compiled, map_weights, row_records
 from zincmetal.graph.builder import Graph
+from zincmetal.graph.ops import NEXT, RESULTS, STEP
 from zincmetal.plan.planner import Planner
 from zincmetal.plan.target import Target
 from zincmetal.text.tokenizer import Tokenizer
@@ -22,19 +23,23 @@ def test_a_file_becomes_text() -> None:
     with gguf.open(FILE) as file:
         print("gguf:", len(file.tensors), "tensors, among them", file.tensors["token_embd.weight"])
         print("config:", cfg := models.configure(file, 64))
-        assert cfg.arch == "llama"
-        assert file.tensors["token_embd.weight"].shape == (cfg.n_vocab, cfg.n_embd)
+        assert (cfg.arch, file.tensors["token_embd.weight"].shape) == ("llama", (cfg.n_vocab, cfg.n_embd))
         planner = Planner(file, Target.of(core, device.info), cfg.n_ctx)
         graph = Graph(cfg, planner.addresses.weight)
         graph.logits(graph.rms_norm(models.get(cfg.arch).build(graph), "output_norm"))
         print("graph:", *(op.kind for op in graph.ops))
         assert sum(op.kind == "attention" for op in graph.ops) == cfg.n_layer
-        print("plan:", (plan := planner.plan(1)).dump())
+        print("plan:", (plan := planner.plan()).dump())
         assert (plan.hazards(), len(plan.dispatches) < len(graph.ops)) == ([], True)
         buffers = Buffers(device, map_weights(device, file, planner.addresses), planner.addresses)
         buffers.alloc("arena", plan.arena_bytes)
-        sequence = core.Steps(buffers.buffer("step"), buffers.buffer("tokens"), cfg.n_ctx, cfg.n_vocab)
-        step = compiled(plan, core, device, buffers.buffer)
-        tokens = [core.decode_step(sequence, step, int(given)) for given in exact["tokens"][:N]]
+        memory = [buffers.buffer(state.name) for state in (STEP, *NEXT, RESULTS)]
+        steps, program = core.Steps(device, *memory, cfg.n_vocab, 1), compiled(plan, core, device, buffers.buffer)
+        page, tokens = np.zeros(1, core.params_dtype("PageWrite")), []  # page 0 holds all of this sequence
+        for position, given in enumerate(exact["tokens"][:N]):
+            row = row_records(core, [(position, 1)])
+            row["token"] = given
+            core.decode_step(steps, program, row, np.zeros(1, np.uint32), page, None, 1)
+            tokens.append(int(core.collect_step(steps)["id"][0]))
         print("tokens:", tokens, "text:", text := Tokenizer.from_metadata(file.metadata).decode(tokens))
     assert (tokens[-1], bool(text)) == (exact["logprobs"][[*exact["prefix_lengths"]].index(N)].argmax(), True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -20,9 +21,10 @@ import zincmetal
 from support.paths import DATA
 from support.reference_models import reference_models
 from support.text_model import END, HELLO, START, save
-from zincmetal.api import generation
-from zincmetal.api.generation import SAMPLING, SamplingOptions
-from zincmetal.cli import inspect
+from zincmetal.api import model as api
+from zincmetal.api.generation import SAMPLING, Asked, GenerateOptions, SamplingOptions, request_of
+from zincmetal.api.text import CHAT_OPTIONS
+from zincmetal.cli import inspect as printer
 from zincmetal.device import backend
 from zincmetal.errors import DeviceError, FileChangedError, OutOfMemoryError, UsageError, typed_errors
 from zincmetal.plan.estimate import device_budget
@@ -46,11 +48,24 @@ def test_keywords_are_the_fields_of_sampling() -> None:
     assert set(SamplingOptions.__annotations__) == set(SAMPLING)
 
 
+def test_keywords_that_are_passed_on_are_those_of_submit() -> None:
+    named = {
+        name for name, p in inspect.signature(zincmetal.Model.submit).parameters.items() if p.kind == p.KEYWORD_ONLY
+    }
+    assert set(GenerateOptions.__annotations__) == named | set(SAMPLING)
+    of_chat = {
+        name
+        for name, p in inspect.signature(zincmetal.Model.submit_chat).parameters.items()
+        if p.kind not in (p.VAR_KEYWORD, p.POSITIONAL_ONLY)
+    }
+    assert {"self", "messages", *CHAT_OPTIONS} == of_chat
+
+
 def test_no_token_is_made_of_none(model: Any) -> None:
     result = model.generate(PROMPT, max_tokens=0)
     assert (result.tokens, result.text, result.finish_reason, result.prompt_tokens) == ([], "", "length", 3)
     assert list(model.stream_generate(PROMPT, 0)) == []
-    assert model.engine.sequence.ids == PROMPT
+    assert model.last == PROMPT
 
 
 def test_without_a_limit_the_context_is_filled(model: Any) -> None:
@@ -86,12 +101,15 @@ def test_the_stop_string_is_in_the_result(smollm2: Path) -> None:
         ids = m.tokenize("<|im_start|>user\n", parse_special=True)
         assert m.logits("a b").shape[0] == len(m.tokenize("a b"))
         m.generate("<|im_start|>user\n", max_tokens=0, parse_special=True)
-        assert m.engine.sequence.ids == ids
+        assert m.last == ids
 
 
 def test_a_misspelt_option_is_named(model: Any, smollm2: Path) -> None:
-    with pytest.raises(UsageError, match="'temprature' is no option of it; did you mean temperature"):
-        model.generate(PROMPT, temprature=0.5)
+    for call in (model.generate, model.stream_generate, model.submit):
+        with pytest.raises(UsageError, match="'temprature' is no option of it; did you mean temperature"):
+            call(PROMPT, temprature=0.5)
+        with pytest.raises(UsageError, match="'dedline' is no option of it; did you mean deadline"):
+            call(PROMPT, dedline=5)
     with zincmetal.load(smollm2, device="cpu", context=64) as m:
         hello = [{"role": "user", "content": "hi"}]
         for wrong in ("temprature", "enable_thinking"):
@@ -230,7 +248,7 @@ def test_a_template_keyword_reaches_the_template() -> None:
     with zincmetal.load(CASES / "thinking-switch.gguf", device="cpu") as m:
         for on in (True, False):
             m.chat(HELLO, 0, enable_thinking=on)
-            assert m.detokenize(m.engine.sequence.ids).endswith("</think>\n\n") == (not on)
+            assert m.detokenize(m.last).endswith("</think>\n\n") == (not on)
 
 
 SHOWS_ALL = "{{ tools | tojson }}{{ documents | tojson }}{{ messages[-1].content }}{{ '|' if add_generation_prompt }}"
@@ -246,9 +264,9 @@ def text_model(path: Path, **keys: Any) -> Iterator[Any]:
 def asked(m: Any, messages: list[dict[str, str]] = HELLO, **options: Any) -> str:
     """Returns the prompt that a chat runs, by chat and by stream_chat."""
     m.chat(messages, 0, **options)
-    text: str = m.detokenize(m.engine.sequence.ids)
+    text: str = m.detokenize(m.last)
     list(m.stream_chat(messages, 0, **options))
-    assert m.detokenize(m.engine.sequence.ids) == text
+    assert m.detokenize(m.last) == text
     return text
 
 
@@ -291,12 +309,11 @@ SAMPLED = {"general": {"general.sampling.temp": 0.75, "general.sampling.top_k": 
 def test_a_chat_is_sampled_as_the_file_says_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[SamplingParams] = []
 
-    class Noted(generation.Sampler):
-        def __init__(self, params: SamplingParams) -> None:
-            used.append(params)
-            super().__init__(params)
+    def noted(asked: Asked, *rest: Any) -> Any:
+        used.append(asked.params)
+        return request_of(asked, *rest)
 
-    monkeypatch.setattr(generation, "Sampler", Noted)
+    monkeypatch.setattr(api, "request_of", noted)
     with text_model(tmp_path, template=CHATML, **SAMPLED) as m:
         assert m.chat_sampling == {"temperature": 0.75, "top_k": 5}
         for options in ({}, {"seed": 1}, {"logit_bias": {1: 1.0}}, {"temperature": None}):
@@ -350,7 +367,7 @@ def test_suppressed_tokens_are_never_drawn(tmp_path: Path) -> None:
 def test_the_printer_says_what_stands_around_a_text(
     keys: Any, begin: str, end: str, tmp_path: Path, capsys: Any
 ) -> None:
-    assert inspect.main([str(save(tmp_path / "m.gguf", **keys))]) == 0
+    assert printer.main([str(save(tmp_path / "m.gguf", **keys))]) == 0
     assert capsys.readouterr().out.split("\ntext\n")[1].splitlines() == [
         f"  begin token: {begin}",
         f"  end tokens: {end}",
@@ -359,7 +376,7 @@ def test_the_printer_says_what_stands_around_a_text(
 
 def test_the_printer_says_how_a_chat_is_sampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for general, said in ((SAMPLED["general"], "temperature 0.75, top_k 5"), ({}, "greedy")):
-        assert inspect.main([str(save(tmp_path / "m.gguf", template=CHATML, general=general))]) == 0
+        assert printer.main([str(save(tmp_path / "m.gguf", template=CHATML, general=general))]) == 0
         assert capsys.readouterr().out.endswith(f"\n  sampling of chat without options: {said}\n")
-    assert inspect.main([str(save(tmp_path / "m.gguf", pre="unheard-of"))]) == 0
+    assert printer.main([str(save(tmp_path / "m.gguf", pre="unheard-of"))]) == 0
     assert "\ntext\n  only token ids: tokenizer.ggml.pre" in capsys.readouterr().out

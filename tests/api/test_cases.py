@@ -51,7 +51,7 @@ def test_turn_tokens_of_any_type_are_one_token_and_end_a_turn(kind: int, tmp_pat
     with zincmetal.load(path, device="cpu") as m:
         m.chat(HELLO, 0)
         start, end = 257, 258
-        assert m.engine.sequence.ids == [
+        assert m.last == [
             start,
             *bytes_of("user\nhi"),
             end,
@@ -69,9 +69,9 @@ def test_a_prompt_that_a_template_would_make_is_read_on_request(tmp_path: Path) 
         with pytest.raises(ChatTemplateError, match=r"parse_special=True \(--special in a shell\)"):
             m.chat(HELLO)
         m.generate(prompt, 0, parse_special=True)
-        assert m.engine.sequence.ids == [START, *bytes_of("user\nhi"), END, *bytes_of("\n")]
+        assert m.last == [START, *bytes_of("user\nhi"), END, *bytes_of("\n")]
         m.generate(prompt, 0)
-        assert START not in m.engine.sequence.ids
+        assert START not in m.last
 
 
 def test_an_end_token_that_the_file_does_not_have_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -125,7 +125,7 @@ def test_a_wrong_option_is_refused_before_anything_runs(model: Any, name: str, v
         with pytest.raises(UsageError, match=name) as caught:
             call(PROMPT, **{name: value})
         assert len(str(caught.value)) < 300
-    assert model.engine.sequence.ids == []
+    assert model.last == []
 
 
 @pytest.mark.parametrize(

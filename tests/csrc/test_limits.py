@@ -6,7 +6,9 @@ import re
 
 import pytest
 
+from support.paths import ROOT
 from zincmetal import _core_cpu as core
+from zincmetal.gguf import quants
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +27,14 @@ def found(names: list[str], pattern: str) -> set[str]:
         ("HEAD_CLASSES", r"attention_decode_f16_(\d+)"),
         ("HEAD_CLASSES", r"attention_split_q8_0_(\d+)"),
         ("HEAD_CLASSES", r"attention_prefill_f32_(\d+)"),
+        ("LATENT_CLASSES", r"attention_latent_f16_(\d+)"),
+        ("LATENT_CLASSES", r"attention_latent_split_q8_0_(\d+)"),
         ("SSM_CLASSES", r"ssm_delta_(\d+)"),
         ("SSM_CLASSES", r"ssm_step_(\d+)"),
+        ("SSM_CLASSES", r"mamba2_scan_(\d+)"),
+        ("SSM_CLASSES", r"mamba2_step_(\d+)"),
         ("EXPERT_CLASSES", r"moe_topk_(\d+)"),
+        ("EXPERT_CLASSES", r"moe_route_(\d+)"),
     ],
 )
 def test_size_classes_have_kernels(names: list[str], classes: str, pattern: str) -> None:
@@ -37,19 +44,36 @@ def test_size_classes_have_kernels(names: list[str], classes: str, pattern: str)
 
 
 def test_every_class_is_named() -> None:
-    assert set(core.size_classes()) == {"HEAD_CLASSES", "SSM_CLASSES", "EXPERT_CLASSES"}
+    assert set(core.size_classes()) == {"HEAD_CLASSES", "LATENT_CLASSES", "SSM_CLASSES", "EXPERT_CLASSES"}
+
+
+def of_types(names: list[str], family: str) -> set[str]:
+    """The types, of all that a file may have, for which a family has a kernel."""
+    return {t.name for t in quants.ALL if f"{family}_{t.name}" in names}
 
 
 @pytest.mark.parametrize("family", ["embed", "mul_mv", "mul_mv_stack", "mul_mm"])
 def test_tensor_types_have_kernels(names: list[str], family: str) -> None:
     types = core.tensor_types()
     assert len(types) == len(set(types))
-    assert found(names, rf"{family}_((?:q\d_|b?f\d).*?)(?:_r\d)?") == set(types)
+    assert of_types(names, family) == set(types)
 
 
-@pytest.mark.parametrize("family", ["moe_mv", "moe_mv_mix", "moe_mv_swiglu", "moe_mm", "moe_mm_swiglu"])
+@pytest.mark.parametrize(
+    "family", ["moe_mv", "moe_mv_mix", "moe_mv_gated", "moe_few", "moe_few_gated", "moe_mm", "moe_mm_gated"]
+)
 def test_expert_types_have_kernels(names: list[str], family: str) -> None:
-    assert found(names, rf"{family}_((?:q\d_|b?f\d).*?)(?:_r\d)?") == set(core.expert_types())
+    assert of_types(names, family) == set(core.expert_types())
+
+
+@pytest.mark.parametrize(("folder", "ending"), [("kernels", ".metal"), ("csrc/cpu/native", ".cpp")])
+def test_groups_of_types_have_every_family(folder: str, ending: str) -> None:
+    """A source that makes its kernels from the list of types is included for groups of types too."""
+    sources = [p for p in (ROOT / folder).glob(f"*{ending}") if not p.name.startswith("types_")]
+    families = [p.name for p in sources if re.search(r"\b(TENSOR|EXPERT|LOW_BIT)_TYPES\(", p.read_text())]
+    included = re.findall(r'#include "(?:.*/)?(.+)"', (ROOT / folder / "kernels_of_types.h").read_text())
+    assert families
+    assert sorted(included) == sorted(families)
 
 
 def test_limits_are_those_of_the_parameters() -> None:

@@ -47,10 +47,10 @@ def test_the_protocol_has_the_functions_and_classes_of_the_stub():
 @pytest.mark.parametrize(
     ("said", "drifted", "found"),
     [
-        ("plan: Plan, token: int", "plan: Plan, id: int", "decode_step: the stub has the parameters"),
-        ("token: int, ahead: bool", "ahead: bool, token: int", "decode_step: the stub has the parameters"),
+        ("steps: Steps, plan: Plan)", "steps: Steps, program: Plan)", "submit_described: the stub has the parameters"),
+        ("offset: int = 0, nbytes", "nbytes: int = 0, offset", "Buffer.read: the stub has the parameters"),
         ("native: bool = True", "native: bool = False", "Device.__init__: the default of native"),
-        ("ids: NDArray[np.int32]", "ids: NDArray[np.int64]", "prefill_step: the type of ids"),
+        ("nbytes: int, shared: bool = False", "nbytes: str, shared: bool = False", "Device.alloc: the type of nbytes"),
         ("*, threads", "threads", "Device.__init__: the kind of threads"),
         ("def limits(self, kernel: str) -> tuple[int, int, int]", "def limits(self, kernel: str) -> tuple[int, int]",
          "Device.limits: returns"),
@@ -66,9 +66,9 @@ def test_a_signature_that_drifted_is_named(said, drifted, found):
 
 
 def test_stubtest_names_what_has_drifted():
-    drifted = re.sub(r"\bPlan\b", "Program", STUB.replace("def settle(", "def settled("))
+    drifted = re.sub(r"\bPlan\b", "Program", STUB.replace("def drop(", "def dropped("))
     status, output = core_stub.stubtest(["zincmetal._core_cpu"], drifted)
     assert status == 1
-    for name in ("Steps.settled is not present at runtime", "Steps.settle is not present in stub",
+    for name in ("Steps.dropped is not present at runtime", "Steps.drop is not present in stub",
                  "Program is not present at runtime", "Plan is not present in stub"):  # fmt: skip
         assert f"zincmetal._core_cpu.{name}" in output

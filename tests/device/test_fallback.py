@@ -13,20 +13,25 @@ import pytest
 import zincmetal
 from support.fallbacks import has_other, matches
 from support.paths import DATA
+from support.tiny_dense import Tiny
 from zincmetal import gguf
 from zincmetal.check.cases import cases
 from zincmetal.device import backend
 from zincmetal.errors import DeviceError, KernelError, UsageError
+from zincmetal.gguf.quants import Q8_0, SUPPORTED
+from zincmetal.graph.fuse import GLUS
 from zincmetal.plan import tuning
+from zincmetal.plan.chunks import ONE_ROW, chunk_shape
 from zincmetal.plan.planner import Planner
-from zincmetal.plan.target import Target
+from zincmetal.plan.target import RANKING, Target
 from zincmetal.plan.tuning import Split
 
 HYBRID = DATA / "qwen35moe-q4k-q5k-q8.gguf"
 # Together they have every fusion and every kind of layer.
 MODELS = [HYBRID, *(DATA / f"{name}.gguf" for name in ("gemma3-q4_0", "qwen2-q8_0", "qwen3moe-q4_k_m"))]
 PROMPT, N_TOKENS = list(range(3, 12)), 4
-ONE_BY_ONE = ["steps of one token"]
+CHUNK = chunk_shape(8, 0, 0, "none")  # of the prompt without its last token
+ONE_BY_ONE = ["steps of one row"]
 
 Hide = Callable[..., None]
 
@@ -80,11 +85,11 @@ def usual(path: Path) -> list[int]:
 
 
 def kernels(path: Path) -> tuple[set[str], set[str]]:
-    """Returns the kernels of a greedy step of one token, and of many."""
+    """Returns the kernels of a greedy step of one token, and of many tokens of a prompt."""
     with gguf.open(path) as file:
         core = backend.load("cpu")
         planner = Planner(file, Target.of(core, core.Device(threads=1).info), 64)
-        one, many = ({d.launch.kernel for d in planner.plan(rows).dispatches} for rows in (1, 32))
+        one, many = ({d.launch.kernel for d in planner.plan(shape).dispatches} for shape in (ONE_ROW, CHUNK))
         return one, many
 
 
@@ -157,7 +162,7 @@ def test_what_stands_in_may_have_another_itself(patterns: list[str], lost: str, 
 @pytest.mark.parametrize(
     ("pattern", "lost", "by"),
     [
-        ("moe_mv_*", "moe_mv_swiglu_q4_k", ["mul_mv_q4_k", "swiglu"]),
+        ("moe_mv_*", "moe_mv_gated_q4_k", ["mul_mv_q4_k", "swiglu"]),
         ("moe_mv_mix*", "moe_mv_mix2_q5_k_q8_0", ["mul_mv_mix_q8_0", "mul_mv_q5_k", "moe_mix"]),
     ],
 )
@@ -227,8 +232,8 @@ def test_a_split_of_a_device_that_has_no_instance_of_it(monkeypatch: pytest.Monk
         }
 
 
-@pytest.mark.parametrize("kernel", ["candidates_partial", "candidates_final"])
-def test_the_host_finds_candidates(kernel: str, hide: Hide) -> None:
+@pytest.mark.parametrize("kernel", RANKING)
+def test_the_host_draws(kernel: str, hide: Hide) -> None:
     options = {"temperature": 1.0, "top_p": 0.9, "seed": 7}
     with load(HYBRID) as model:
         want = model.generate(PROMPT, N_TOKENS, **options).tokens
@@ -236,7 +241,7 @@ def test_the_host_finds_candidates(kernel: str, hide: Hide) -> None:
     with load(HYBRID) as model:
         assert model.generate(PROMPT, N_TOKENS, **options).tokens == want
         assert model.generate(PROMPT, N_TOKENS).tokens == usual(HYBRID)
-        assert model.profile()["replaced"][kernel]["by"] == ["the host's ranking of all logits"]
+        assert model.profile()["replaced"][kernel]["by"] == ["draws by the host"]
 
 
 def test_logits_of_many_positions_one_by_one(hide: Hide) -> None:
@@ -249,6 +254,20 @@ def test_logits_of_many_positions_one_by_one(hide: Hide) -> None:
         with pytest.raises(UsageError, match="time one token"):
             model.time_dispatches(PROMPT)
         assert model.time_dispatches(PROMPT[:1])
+
+
+def test_vectors_of_texts_one_row_by_one(hide: Hide, tmp_path: Path) -> None:
+    """Unless tokens see later ones: then the device cannot have one row without the others."""
+    texts = [PROMPT, PROMPT[:1], PROMPT[2:]]
+    with load(DATA / "qwen3-embedding.gguf") as model:
+        want = model.embed(texts)
+    hide("mul_mm_*")
+    with load(DATA / "qwen3-embedding.gguf") as model:
+        assert np.abs(model.embed(texts) - want).max() < 1e-3
+        assert model.profile()["command_buffers"] == sum(map(len, texts))
+    tiny = Tiny("gemma-embedding", keys={"pooling_type": 1}).save(tmp_path / "m.gguf")
+    with load(tiny) as model, pytest.raises(DeviceError, match="needs all of a text at once"):
+        model.embed(texts)
 
 
 def test_a_kernel_for_fewer_threads_than_are_launched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +329,7 @@ def test_check_knows_what_is_used_instead() -> None:
         "mul_mm_geglu_f16": ["mul_mm_f16", "geglu"],
         "mul_mv_stack_q4_k": ["mul_mv_q4_k", "mul_mv_f32", "mul_mv_swiglu_q4_k"],
         "moe_mv_mix2_q5_k_q8_0": ["mul_mv_mix_q8_0", "moe_mv_mix_q5_k"],
-        "moe_mv_swiglu_q8_0": ["moe_mv_q8_0", "swiglu"],
+        "moe_mv_gated_q8_0": ["moe_mv_q8_0", GLUS[SUPPORTED.index(Q8_0) % len(GLUS)]],  # types take turns
         "rms_norm_add_norm": ["rms_norm_add", "rms_norm"],
         "attention_split_q8_0_128": ["attention_split_q8_0_256"],
         "attention_merge": ["attention_decode_f16_32"],

@@ -23,60 +23,17 @@ def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
 
 
-# A step of 2,000 products takes seconds; a step of one follows it.
-INTERRUPTED = """
-import signal, sys
-import numpy as np
-from zincmetal.device import backend
-
-core, device = backend.open_device("cpu", int(sys.argv[1]))
-k, m, rows, shapes = 4096, 64, 512, core.shapes()
-step = device.alloc(core.params_dtype("Step").itemsize)
-many_rows = device.alloc(step.nbytes)
-tokens, w, x, y, last = (device.alloc(n) for n in (64, k * m * 4, k * rows * 4, m * rows * 4, m * rows * 4))
-np.frombuffer(many_rows, np.uint32)[0] = rows
-for buffer in (w, x):
-    np.frombuffer(buffer, np.float32)[:] = 1
-params = np.zeros((), core.params_dtype("MatMulParams"))
-params["k"], params["m"], params["row_bytes"] = k, m, 4 * k
-
-
-def product(out):
-    bindings = [(b, 0, b.nbytes) for b in (many_rows, w, x, out)]
-    grid = (rows // shapes["MUL_MM_TOKENS"], 1, 1)
-    return ("mul_mm_f32", params.tobytes(), bindings, grid, shapes["MUL_MM_THREADS"], True)
-
-
-def heard(*_):
-    raise KeyboardInterrupt
-
-
-signal.signal(signal.SIGALRM, heard)
-long_plan = core.Plan(device, [product(y)] * 2000 + [product(last)], 1)
-session = core.Steps(step, tokens, 64, 100)
-signal.setitimer(signal.ITIMER_REAL, 0.3)
-try:
-    core.decode_step(session, long_plan, 1)
-except KeyboardInterrupt:
-    print("heard", session.length, session.settle(), np.frombuffer(last, np.float32).max())
-core.decode_step(session, core.Plan(device, [product(last)], 1), 1)
-print(session.length, np.frombuffer(last, np.float32)[[0, -1]].tolist())
-"""
-
-
-@pytest.mark.parametrize("threads", ["1", "2"])
-def test_a_step_hears_signals(threads: str) -> None:
-    """An interrupted step is dropped and does not count; the device goes on."""
-    done = run(INTERRUPTED, threads)
-    assert done.stdout == "heard 0 [] 0.0\n1 [4096.0, 4096.0]\n", done.stderr
-
-
 DAEMONS = """
 import sys, threading, zincmetal
+from zincmetal.errors import UsageError
 started = threading.Semaphore(0)
 def work(model):
     while True:
-        model.generate([1, 2, 3], 40)
+        try:
+            model.generate([1, 2, 3], 40)
+        except UsageError as error:  # the models are closed at the end
+            assert "closed" in str(error)
+            return
         started.release()
 for _ in range(4):
     threading.Thread(target=work, args=(zincmetal.load(sys.argv[1], device="cpu", threads=2),), daemon=True).start()
@@ -95,29 +52,33 @@ FORKED = """
 import os, sys, zincmetal
 from zincmetal.errors import DeviceError
 model = zincmetal.load(sys.argv[1], device="cpu", threads=2)
-first = model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, 5, True)
-child = os.fork()
-if child == 0:
-    calls = (
-        model.engine.steps.settle,
-        lambda: model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, first),
-        lambda: model.engine.steps.rewind(0),
-        lambda: model.device.alloc(64),
-        lambda: model.device.limits("argmax_final"),
-    )
-    for call in calls:
-        try:
-            call()
-        except DeviceError as error:
-            assert "before a fork" in str(error)
-        else:
-            os._exit(3)
-    del model, calls, call
-    with zincmetal.load(sys.argv[1], device="cpu", threads=2) as own:
-        own.generate([5], 3)
-    sys.exit(0)
-assert os.waitpid(child, 0)[1] == 0
-assert model.engine.steps.settle() == [first]
+with model.session() as session:
+    first = session.prefill([5, 6])
+    second = session.decode(first, ahead=True)
+    child = os.fork()
+    if child == 0:
+        calls = (
+            lambda: session.decode(second),
+            lambda: session.step([1, 2]),
+            lambda: model.generate([5], 3),
+            lambda: model.device.alloc(64),
+            lambda: model.device.limits("argmax_final"),
+        )
+        for call in calls:
+            try:
+                call()
+            except DeviceError as error:
+                assert "before a fork" in str(error)
+            else:
+                os._exit(3)
+        with zincmetal.load(sys.argv[1], device="cpu", threads=2) as own:
+            own.generate([5], 3)
+        del model, session, calls, call
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    session.settle()
+    assert session.ids == [5, 6, first, second]
+assert model.generate([5, 6], 3).tokens[:2] == [first, second]
 """
 
 

@@ -10,8 +10,10 @@ import pytest
 import zincmetal
 from support.paths import DATA
 from support.reference_models import NOISE, kl
+from support.steps_lab import StepsLab
 from zincmetal.device import backend
 from zincmetal.gguf.quants import SUPPORTED
+from zincmetal.plan.chunks import ONE_ROW
 
 # Gate and up are q4_k in both; down is q4_k, q5_k or q6_k.
 PATHS = [DATA / "qwen35moe-q4k-q5k-q8.gguf", DATA / "qwen3moe-q4_k_m.gguf"]
@@ -39,11 +41,10 @@ def test_distributions_are_as_exact(path, unbatched, caplog):
     ids = exact["tokens"][:33].tolist()
     with caplog.at_level(logging.WARNING, "zincmetal"), zincmetal.load(path, device="cpu", kv="f32") as model:
         logits = model.logits(ids)
-        model.reset()
-        best = model.engine.prefill(ids[:-1])
-        assert best == logits[-2].argmax()
-        assert model.engine.decode(ids[-1]) == logits[-1].argmax()
-        assert np.abs(model.engine.last_logits() - logits[-1]).max() < 1e-3
+        with model.session() as session:
+            assert session.prefill(ids[:-1]) == logits[-2].argmax()
+            assert session.decode(ids[-1]) == logits[-1].argmax()
+            assert np.abs(session.last_logits() - logits[-1]).max() < 1e-3
         profile = model.profile()
     lengths = exact["prefix_lengths"]
     shown = lengths <= len(ids)
@@ -54,6 +55,21 @@ def test_distributions_are_as_exact(path, unbatched, caplog):
     assert counted["steps"] == 4  # the prompt's last token is a step of its own
     # Every product of experts, and what lies before it, is a command buffer.
     assert counted["command_buffers"] > 3 * 2 * model.config.n_layer
+
+
+def test_experts_with_biases_and_an_activation(monkeypatch):
+    """The products that the host starts add the biases; what follows them is a dispatch of its own."""
+    core = backend.load("cpu")
+    batched = tuple(name for name in core.expert_types() if name != "mxfp4")
+    monkeypatch.setattr(core, "expert_types", lambda: batched)
+    path = DATA / "families" / "gpt-oss.gguf"
+    exact = np.load(path.with_suffix(".npz"))
+    with zincmetal.load(path, device="cpu", kv="f32", context=64) as model:
+        logits = model.logits(exact["tokens"][:33].tolist())
+        assert model.profile()["host_routed"]["steps"] > 0
+    lengths = exact["prefix_lengths"]
+    shown = lengths <= 33
+    assert kl(exact["logprobs"][shown], logits[lengths[shown] - 1]).max() <= NOISE
 
 
 def test_generation_is_the_same(unbatched, monkeypatch):
@@ -70,28 +86,27 @@ def test_generation_is_the_same(unbatched, monkeypatch):
         assert model.generate(ids, max_tokens=6, temperature=1.0, top_k=5, seed=1).tokens == sampled
 
 
-def test_an_interrupt_between_two_parts_starts_the_sequence_anew(unbatched, monkeypatch):
-    """The states of a recurrent layer have moved on when a later part never ran."""
-    path = PATHS[-1]
-    ids = np.load(path.with_suffix(".npz"))["tokens"][:9].tolist()
-    with zincmetal.load(path, device="cpu", kv="f32") as model:
-        want = model.generate(ids, max_tokens=6).tokens
-        compiled = model.engine.program(1).compiled
-        run, left = compiled.run_section, [3]
+def test_an_interrupt_between_two_parts_leaves_nothing_in_flight(unbatched, monkeypatch):
+    """The step was described, and its number may have been counted. The next step is as if it had never been."""
+    ids = np.load(PATHS[-1].with_suffix(".npz"))["tokens"][:9].tolist()
+    lab = StepsLab(PATHS[-1], kv="f32", context=64)
+    want = lab.generate(0, ids, 6)
+    compiled = lab.programs.get(ONE_ROW, 0).compiled
+    run, left = compiled.run_section, [3]
 
-        def interrupted(part, n_tokens):
-            left[0] -= 1
-            if left[0] == 0:
-                raise KeyboardInterrupt
-            run(part, n_tokens)
+    def interrupted(part, n_tokens):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        run(part, n_tokens)
 
-        monkeypatch.setattr(compiled, "run_section", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            model.generate([*ids, *want, 5], max_tokens=6)
-        assert model.engine.steps.length == 0
-        monkeypatch.undo()
-        with zincmetal.load(path, device="cpu", kv="f32") as fresh:
-            assert model.generate(ids, max_tokens=6).tokens == fresh.generate(ids, max_tokens=6).tokens == want
+    monkeypatch.setattr(compiled, "run_section", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lab.step([(0, [5])])
+    assert lab.steps.in_flight == 0
+    monkeypatch.undo()
+    assert lab.generate(1, ids, 6) == want
+    lab.close()
 
 
 def test_counters_outlive_a_larger_arena(unbatched):

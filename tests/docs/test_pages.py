@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 import zincmetal
+from support.scripted import ScriptedModels
 from zincmetal import settings
 from zincmetal.cli import main
 from zincmetal.cli.arguments import Parser
-from zincmetal.gguf import header
+from zincmetal.gguf import header, quants
 from zincmetal.text.chat import template
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "python" / "zincmetal"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SOURCES = ("python", "csrc", "kernels", "cmake", "tests", "bench")
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
@@ -74,6 +75,12 @@ def test_every_metal_source_has_its_family():
     assert sorted(sources) == sorted(name(path) for path in (ROOT / "kernels").glob("*.metal"))
 
 
+def test_the_pages_list_the_quant_types():
+    listed = read("docs/models.md").split("Weights are of these types")[1].split("Head sizes")[0]
+    assert sorted(re.findall(r"\w*\d\w*", listed)) == sorted(t.name.upper() for t in quants.SUPPORTED)
+    assert f"Weights of [{len(quants.SUPPORTED)} types]" in read("README.md")
+
+
 def test_the_command_page_has_every_command_and_every_option():
     page = read("docs/command.md")
     assert re.findall(r"^\| \[`(\w+)`\]", page, re.MULTILINE) == [command.name for command in main.COMMANDS]
@@ -103,6 +110,30 @@ def test_limits_in_the_threat_model():
     assert f"| the time to compile and render a template | {template.TIME_LIMIT:g} seconds |" in page
     assert f"| the memory of the template process | {template.MEMORY_LIMIT >> 20} MiB |" in page
     assert f"| the text that a template writes | {template.LONGEST:,} characters |" in page
+
+
+def test_limits_of_the_server_in_the_threat_model():
+    serving = pytest.importorskip("zincmetal.serve.serving")
+    page, limits = read("SECURITY.md"), serving.Limits()
+    assert f"| a body | {limits.body >> 20} MiB, or `--max-body` |" in page
+    assert f"| nested JSON | {limits.depth} levels |" in page
+    assert f"| the head of a request | {limits.headers >> 10} KiB, {limits.header_seconds:g} seconds |" in page
+    assert f"| {limits.body_seconds:g} seconds, {limits.read_seconds:g} between two pieces |" in page
+    assert f"| an answer that lies unread | {limits.write_seconds:g} seconds |" in page
+    assert f"| connections | {limits.connections} |" in page
+    assert f"| answers to one request (`n`) | {limits.choices} |" in page
+
+
+#: The chat page and its files, names for clients that ask for others, and work with files that no option allows yet.
+UNSAID_ROUTES = {"/", "/page/{name}", "/api/hello", "/v1/health", "/models"}
+
+
+def test_the_server_page_has_every_route_and_no_other():
+    app = pytest.importorskip("zincmetal.serve.app")
+    serving = app.Serving(ScriptedModels([]))
+    routes = {re.sub(r"{(\w+):path}", r"{\1}", route.path) for route in app.make_app(serving).routes}
+    section = read("docs/server.md").split("## What it answers")[1].split("\n\n")[1]
+    assert set(re.findall(r"`(?:[A-Z]+ )?(/[^`]*)`", section)) == routes - UNSAID_ROUTES
 
 
 def test_the_api_page_has_every_public_name():

@@ -138,25 +138,32 @@ path, native = sys.argv[1:]
 os.environ["ZINCMETAL_NATIVE"] = native
 model = zincmetal.load(path, device="cpu", threads=2)
 with zincmetal.load(path, device="cpu") as tokens_unread:
-    step = lambda: model.engine.core.decode_step(model.engine.steps, model.engine.program(1).compiled, 5)
-    step()
-    size = os.path.getsize(path)
-    os.truncate(path, 0)
-    for attempt in (step, step, lambda: tokens_unread.tokenizer):
-        try:
-            attempt()
-        except (DeviceError, GGUFError) as error:
-            print(type(error).__name__, "was cut" in str(error), path in str(error))
-    failures = []
-    def elsewhere():
-        try:
-            step()
-        except DeviceError as error:
-            failures.append(error)
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    print(len(failures), model.engine.steps.length)
+    with model.session() as session:
+        step = lambda: session.decode(5)
+        step()
+        other = zincmetal.load(path, device="cpu")
+        stream = other.stream_generate([5], 4000)
+        next(stream)
+        os.truncate(path, 0)
+        for attempt in (step, step, lambda: list(stream), lambda: tokens_unread.tokenizer):
+            try:
+                attempt()
+            except (DeviceError, GGUFError) as error:
+                print(type(error).__name__, "was cut" in str(error), path in str(error))
+        failures = []
+        def elsewhere():
+            try:
+                step()
+            except DeviceError as error:
+                failures.append(error)
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        print(len(failures), session.length)
+    try:
+        model.generate([5])
+    except GGUFError as error:
+        print(type(error).__name__, path in str(error))
 """
 
 
@@ -165,7 +172,8 @@ def test_a_model_whose_file_is_cut(native: str, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     shutil.copy(SOURCE, path)
     done = subprocess.run([sys.executable, "-c", CUT, path, native], capture_output=True, text=True, timeout=60)
-    expected = "DeviceError True True\nDeviceError True True\nFileChangedError True True\n1 1\n"
+    # Steps in a session, a stream in the middle, the tokenizer's text, another thread, a new call.
+    expected = "DeviceError True True\n" * 3 + "FileChangedError True True\n1 1\nFileChangedError True\n"
     assert (done.returncode, done.stdout) == (0, expected), done.stderr
 
 

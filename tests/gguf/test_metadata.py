@@ -56,7 +56,7 @@ def test_the_table_has_what_is_read(monkeypatch):
 
     monkeypatch.setattr(keys.Keys, "get", noted)
     monkeypatch.setattr(keys.Keys, "account", lambda self, activations: None)
-    for path in DATA.glob("*.gguf"):
+    for path in (*DATA.glob("*.gguf"), *DATA.glob("families/*.gguf")):
         with gguf.open(path) as file:
             models.configure(file)
     assert documented("used") == read
@@ -118,7 +118,8 @@ def test_the_activation_is_the_architectures_own(arch, tmp_path, caplog):
 
 @pytest.mark.parametrize("spelled", [other for others in SPELLINGS.values() for other in others])
 def test_other_spellings_are_the_same_key(spelled, tmp_path):
-    wrong = {"rope.mrope_section": [1, 1, 1, 1], "rope.scale_linear": -1.0}.get(spelled, 0.5)
+    wrongs = {"rope.mrope_section": [1, 1, 1, 1], "rope.scaling.beta_fast": 0.0, "rope.scaling.beta_slow": 0.0}
+    wrong = {**wrongs, "rope.scale_linear": -1.0}.get(spelled, 0.5)
     mixture = spelled in SPELLINGS["expert_weights_norm"]
     if mixture:  # of experts, which the model has not
         configured(tmp_path, Tiny("qwen3", keys={spelled: False}))
@@ -131,13 +132,10 @@ def test_other_spellings_are_the_same_key(spelled, tmp_path):
 
 def test_a_mixtures_normalisation_in_another_spelling(tmp_path):
     with gguf.open(DATA / "qwen3moe-q4_k_m.gguf") as file:
-        for value, wrong in ((True, False), (False, True)):
-            other = with_keys(file, {"qwen3moe.norm_top_k_prob": value})
-            if not wrong:
-                models.configure(other)
-                continue
-            with pytest.raises(UnsupportedModelError, match=r"qwen3moe\.norm_top_k_prob is False"):
-                models.configure(other)
+        for value in (True, False):
+            cfg = models.configure(with_keys(file, {"qwen3moe.norm_top_k_prob": value}))
+            assert cfg.experts
+            assert cfg.experts.router.normalised is value
 
 
 def test_what_cannot_matter_says_nothing(tmp_path, caplog):
@@ -221,7 +219,8 @@ def test_the_keys_of_yarn(name, tmp_path):
 )
 def test_patterns_of_windows_as_converters_write_them(pattern, windows, tmp_path):
     keys = {"attention.sliding_window": 9, "attention.sliding_window_pattern": pattern}
-    assert configured(tmp_path, Tiny("gemma3", keys=keys)).windows == windows
+    layers = configured(tmp_path, Tiny("gemma3", keys=keys)).layers
+    assert tuple(layer.window for layer in layers) == windows
 
 
 @pytest.mark.parametrize("wrong", [(b.ARRAY, b.numbers(b.U32, [0, 2])), [True], [0.5, 1.0]], ids=["2", "1", "halves"])
@@ -245,15 +244,18 @@ def hybrid(keys: dict[str, Any]) -> config.ModelConfig:
 
 def test_recurrent_blocks_may_have_no_heads(tmp_path, caplog):
     usual = hybrid({})
-    heads = np.array([0, 0, 0, usual.n_head_kv])
+    heads = np.array([0, 0, 0, usual.layers[3].n_head_kv])
     assert hybrid({"attention.head_count_kv": heads}) == usual
     untold = {"attention.recurrent_layers": None, "full_attention_interval": None}
     assert hybrid(untold | {"attention.head_count_kv": heads}) == usual
-    assert hybrid(untold | {"attention.head_count_kv": heads[::-1]}).recurrent == (False, True, True, True)
+    mixers = [layer.mixer for layer in hybrid(untold | {"attention.head_count_kv": heads[::-1]}).layers]
+    assert mixers == ["attention", "recurrent", "recurrent", "recurrent"]
     assert hybrid({"attention.recurrent_layers": np.array([1, 1, 1, 0], np.uint32)}) == usual
     assert not warnings(caplog)
     with pytest.raises(GGUFError, match="has 0 for every block"):
         hybrid({"attention.head_count_kv": heads * 0})
+    with pytest.raises(GGUFError, match="0 for block 3, which attends"):
+        hybrid({"attention.head_count_kv": heads[::-1]})
     with pytest.raises(GGUFError, match=r"llama\.attention\.head_count_kv"):
         configured(tmp_path, Tiny("llama", keys={"attention.head_count_kv": [0, 1]}))
 

@@ -12,14 +12,31 @@ from numpy.typing import NDArray
 from zincmetal.check.inputs import random_weights
 from zincmetal.errors import UnsupportedModelError, UsageError
 from zincmetal.gguf import quants
+from zincmetal.gguf.grids import grid
 from zincmetal.gguf.quants import QuantType
 
 SEED = secrets.randbits(32)
 by_name = pytest.mark.parametrize("qtype", quants.SUPPORTED, ids=lambda t: t.name)
 
 
+def of_bits(qtype: QuantType, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Dequantises weight by weight, as ggml's ``dequantize_row_q1_0`` and ``_q2_0`` do. The package has neither."""
+    blocks = raw.reshape(-1, qtype.block_bytes)
+    d, bits = blocks[:, :2].copy().view(np.float16).astype(np.float32)[:, 0], np.unpackbits(blocks[:, 2:], axis=1)
+    weights = np.empty((len(blocks), qtype.block_size), np.float32)
+    for i in range(qtype.block_size):
+        if qtype is quants.Q1_0:
+            weights[:, i] = np.where(bits[:, i // 8 * 8 + 7 - i % 8], d, -d)
+        else:
+            low = i // 4 * 8 + 7 - i % 4 * 2
+            weights[:, i] = d * (bits[:, low] + 2 * bits[:, low - 1].astype(np.float32) - 1)
+    return weights.reshape(*raw.shape[:-1], -1)
+
+
 def reference(qtype: QuantType, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Dequantises raw rows with the `gguf` package, which takes float types as floats."""
+    if qtype in (quants.Q1_0, quants.Q2_0):
+        return of_bits(qtype, raw)
     typed = raw.view(qtype.block) if qtype in (quants.F32, quants.F16) else raw
     return gguf.quants.dequantize(typed, gguf.GGMLQuantizationType(qtype.id)).astype(np.float32)
 
@@ -98,5 +115,15 @@ def test_wrong_requests_are_typed_errors() -> None:
         quants.dequantize(quants.Q4_K, np.zeros(143, np.uint8), (256,))
     with pytest.raises(UsageError, match="not 144 of int8"):
         quants.dequantize(quants.Q4_K, np.zeros(144, np.int8), (256,))
-    with pytest.raises(UnsupportedModelError, match=r"iq4_xs.*q4_k"):
-        quants.dequantize(quants.by_name("iq4_xs"), np.zeros(136, np.uint8), (256,))
+    with pytest.raises(UnsupportedModelError, match=r"q8_k.*q4_k"):
+        quants.dequantize(quants.by_name("q8_k"), np.zeros(292, np.uint8), (256,))
+
+
+@pytest.mark.parametrize("name", ["iq1_s", "iq2_s", "iq2_xs", "iq2_xxs", "iq3_s", "iq3_xxs"])
+def test_grid_equals_the_reference(name: str) -> None:
+    """Random bits do not meet every point."""
+    theirs = getattr(gguf.quants, name.upper())
+    theirs.init_grid()
+    ours = grid(name)
+    assert ours.shape == theirs.grid_shape
+    np.testing.assert_array_equal(ours, theirs.grid.reshape(ours.shape))

@@ -10,7 +10,7 @@ from zincmetal.graph.fuse import Limits
 from zincmetal.graph.ops import LOGITS, Op, Operand, Route, Value, Weight
 
 X = Value("x", 64)
-LIMITS = Limits(stack=4, expert_types=frozenset({"q4_k", "q8_0"}))
+LIMITS = Limits(stack=4, stack_rows=8, expert_types=frozenset({"q4_k", "q8_0"}))
 
 
 def fuse(ops: list[Op], rows: int) -> list[Op]:
@@ -89,13 +89,13 @@ def test_gate_and_up_of_one_form_are_one_product(kind):
 
 def test_gate_and_up_of_two_types_stay_apart():
     ops = gated("swiglu", linear(weight("g")), linear(weight("u", 32, "q4_0")))
-    assert kinds(fuse(ops, rows=8)) == ["linear", "linear", "swiglu"]
+    assert kinds(fuse(ops, rows=32)) == ["linear", "linear", "swiglu"]
 
 
 def test_a_product_that_something_else_reads_is_kept():
     ops = gated("swiglu", linear(weight("g")), linear(weight("u")))
     ops.append(Op("add", a=X, b=ops[0].out, out=Value("y", 32)))
-    assert "linear" in kinds(fuse(ops, rows=8))
+    assert "linear" in kinds(fuse(ops, rows=32))
 
 
 def test_a_bias_is_added_by_the_product():
@@ -109,39 +109,74 @@ def test_a_bias_is_added_by_the_product():
 ROUTE = Route(*(Value(f"route.{i}", 2) for i in range(5)))
 
 
-def mixture(qtype: str) -> list[Op]:
-    def product(name: str, x: Operand) -> Op:
-        w = weight(name, 64, qtype, experts=4)
-        return Op("experts", **ROUTE._asdict(), weight=w, x=x, out=Value(f"{name}.out", 128))
+def product_of_experts(name: str, x: Operand, qtype: str = "q4_k", bias: bool = False) -> Op:
+    w = weight(name, 64, qtype, experts=4)
+    biases = Weight(f"{name}.bias", by_name("f32"), (4, 64)) if bias else None
+    return Op("experts", **ROUTE._asdict(), weight=w, bias=biases, x=x, out=Value(f"{name}.out", 128))
 
-    gate, up = product("g", X), product("u", X)
-    act = Op("swiglu", gate=gate.out, up=up.out, out=Value("act", 128))
-    down = product("d", act.out)
+
+def mixture(qtype: str, glu: str = "swiglu", biases: str = "") -> list[Op]:
+    """A mixture of two of four experts. ``biases``: the first letters of the matrices that have some."""
+    gate, up = (product_of_experts(name, X, qtype, name in biases) for name in "gu")
+    act = Op(glu, gate=gate.out, up=up.out, out=Value("act", 128))
+    down = product_of_experts("d", act.out, qtype, "d" in biases)
     return [gate, up, act, down, Op("mix", weights=ROUTE.weights, y=down.out, residual=X, out=Value("y", 64))]
 
 
 def test_one_row_takes_two_dispatches_for_its_experts():
-    assert kinds(fuse(mixture("q4_k"), rows=1)) == ["experts_swiglu", "experts_mix"]
+    assert kinds(fuse(mixture("q4_k"), rows=1)) == ["experts_gated", "experts_mix"]
 
 
 def test_many_rows_mix_after_the_products():
-    assert kinds(fuse(mixture("q4_k"), rows=8)) == ["experts_swiglu", "experts", "mix"]
+    assert kinds(fuse(mixture("q4_k"), rows=8)) == ["experts_gated", "experts", "mix"]
 
 
 def test_experts_without_a_batched_kernel_are_not_fused():
     assert kinds(fuse(mixture("f32"), rows=1)) == ["experts", "experts", "swiglu", "experts", "mix"]
 
 
-def norm(x: Value, name: str) -> Op:
-    return Op("rms_norm", x=x, weight=Weight(name, by_name("f32"), (64,)), out=Value(name, 64), eps=1e-6)
+@pytest.mark.parametrize("glu", ["swiglu", "geglu", "swiglu_clamped"])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_biases_and_any_gate_cost_no_dispatch(glu: str, rows: int):
+    gated, *down = fuse(mixture("q4_k", glu, "gud"), rows)
+    assert kinds([gated, *down]) == ["experts_gated", *(["experts_mix"] if rows == 1 else ["experts", "mix"])]
+    assert gated.attrs["glu"] == glu
+    assert [gated[name].name for name in ("gate", "gate_bias", "up", "up_bias")] == ["g", "g.bias", "u", "u.bias"]
+    assert down[0]["bias"].name == "d.bias"
+    assert kinds(list(gated.parts)) == ["experts", "experts", glu]
+
+
+def test_one_bias_of_two_is_left_to_its_product():
+    assert kinds(fuse(mixture("q4_k", biases="u"), rows=1)) == ["experts", "experts", "swiglu", "experts_mix"]
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_experts_without_a_gate_take_their_activation(rows: int):
+    up = product_of_experts("u", X, bias=True)
+    act = Op("relu2", x=up.out, out=Value("act", 128))
+    down = product_of_experts("d", act.out)
+    mix = Op("mix", weights=ROUTE.weights, y=down.out, residual=X, out=Value("y", 64))
+    squared, *others = fuse([up, act, down, mix], rows)
+    assert kinds([squared, *others]) == ["experts_relu2", *(["experts_mix"] if rows == 1 else ["experts", "mix"])]
+    assert (squared["bias"], squared["x"], squared.out) == (up["bias"], X, act.out)
+
+
+def test_a_clamped_gate_of_plain_products_is_a_dispatch():
+    ops = gated("swiglu_clamped", linear(weight("g")), linear(weight("u")))
+    assert kinds(fuse(ops, rows=32)) == ["linear", "linear", "swiglu_clamped"]
+
+
+def norm(x: Value, name: str, eps: float = 1e-6) -> Op:
+    return Op("rms_norm", x=x, weight=Weight(name, by_name("f32"), (64,)), out=Value(name, 64), eps=eps)
 
 
 def test_a_norm_before_and_after_a_sum_is_one_dispatch():
     post = norm(Value("h", 64), "post")
     add = Op("add", a=X, b=post.out, out=Value("sum", 64))
-    following = norm(add.value("out"), "next")
+    following = norm(add.value("out"), "next", eps=1e-5)
     (both,) = fuse([post, add, following], rows=8)
     assert both.kind == "rms_norm_add_norm"
+    assert (both.attrs["eps"], both.attrs["next_eps"]) == (1e-6, 1e-5)
     names = ("x", "weight", "residual", "next_weight", "sum", "out")
     assert [both[name].name for name in names] == ["h", "post", "x", "next", "sum", "next"]
     assert kinds(fuse([post, add], rows=8)) == ["rms_norm_add"]
@@ -159,3 +194,32 @@ def test_only_the_norm_of_the_sum_joins_it():
     add = Op("add", a=X, b=post.out, out=Value("sum", 64))
     other = norm(X, "other")
     assert kinds(fuse([post, add, other], rows=8)) == ["rms_norm_add", "rms_norm"]
+
+
+def test_a_factor_of_the_sum_goes_with_its_norm():
+    """As at the end of a block that has a factor, where the next one begins with a norm."""
+    post = norm(Value("h", 64), "post")
+    add = Op("add", a=X, b=post.out, out=Value("sum", 64))
+    factor = Weight("factor", by_name("f32"), (1,))
+    scaled = Op("scale", x=add.out, factor=factor, out=Value("scaled", 64))
+    following = norm(scaled.value("out"), "next")
+    (both,) = fuse([post, add, scaled, following], rows=8)
+    assert (both.kind, both["factor"], both["sum"].name) == ("rms_norm_add_norm", factor, "scaled")
+    also = Op("add", a=add.out, b=scaled.out, out=Value("y", 64))  # reads the sum as it was
+    assert kinds(fuse([post, add, scaled, also], rows=8)) == ["rms_norm_add", "scale", "add"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "of_next"),
+    [({"scale": 2.0}, True), ({"groups": 2.0}, True), ({"groups": 2.0}, False)],
+)
+def test_a_following_norm_of_another_kind_stays_apart(changed: dict[str, float], of_next: bool):
+    post = norm(Value("h", 64), "post")
+    add = Op("add", a=X, b=post.out, out=Value("sum", 64))
+    following = norm(add.value("out"), "next")
+    ops = [post, add, Op("rms_norm", **{**following.but(), **changed})]
+    if not of_next:
+        ops = [Op("rms_norm", **{**post.but(), **changed}), add, following]
+    assert kinds(fuse(ops, rows=8)) == ["rms_norm_add", "rms_norm"]
+    plain = Op("rms_norm", **following.but("weight"))
+    assert kinds(fuse([post, add, plain], rows=8)) == ["rms_norm_add", "rms_norm"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from zincmetal.gguf.quants import F32
-from zincmetal.graph.ops import LOGITS, PAGES, SIGNATURES, STEP, TOKENS, Op, State, Value, Weight
+from zincmetal.graph.ops import CHOSEN, LOGITS, PAGES, RESULTS, SIGNATURES, STEP, Op, State, Value, Weight
 
 X, Y, W = Value("x", 8), Value("y", 4), Weight("w", F32, (4, 8))
 
@@ -17,7 +17,7 @@ def test_operands_are_found_by_name():
     assert (op["step"], op["weight"], op["x"], op["out"]) == (STEP, W, X, Y)
     assert (op.reads, op.writes) == ((STEP, W, X), (Y,))
     assert op.replace(x=Value("other", 8)).value("x").name == "other"
-    assert Op("argmax").writes == (STEP, TOKENS)
+    assert Op("argmax").writes == (CHOSEN, RESULTS)
 
 
 def test_an_operand_that_was_left_out():

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from support.kernel_lab import MSL, Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
-from support.kernels.experts import TYPES, every_type
-from support.kernels.experts_mm import Experts, MoeMm, Route, random_route, run_moe_mix
-from support.kernels.products import TOLERANCE, block_of, silu
+from support.kernels.experts import TYPES, every_form
+from support.kernels.experts_mm import Experts, MoeMm, Route, layer_of_experts, random_route, run_moe_mix
+from support.kernels.products import TOLERANCE, block_of, every_type_on
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 
@@ -110,14 +110,22 @@ MM_SHAPES = [(9, 12, 5, 2, 67, 2), (33, 33, 2, 1, 5, 1), (1, 4, 16, 3, 64, 1)]
 
 
 @every_lane
-@every_type
+@every_type_on(MM_SHAPES, types=TYPES)
 @epilogues
-@pytest.mark.parametrize("shape", MM_SHAPES, ids=lambda s: "-".join(map(str, s)))
 def test_moe_mm(lane: str, qtype: QuantType, epilogue: str, shape: tuple[int, int, int, int, int, int]) -> None:
     tokens, rows, n_expert, n_used, m, blocks = shape
     lab = Lab(lane)
     route = random_route(lab, rows, tokens, n_expert, n_used)
     MoeMm(lab, qtype, epilogue, route, m, blocks * block_of(qtype)[0], shared_x=bool(epilogue)).check(lab)
+
+
+@every_lane
+@every_form
+def test_biases_and_activations(lane: str, form: str, bias: bool) -> None:
+    lab = Lab(lane)
+    route = random_route(lab, 9, 7, 4, 2)
+    for qtype, m, k in ((quants.Q4_K, 67, 256), (quants.Q8_0, 35, 96), (quants.F16, 5, 33)):
+        MoeMm(lab, qtype, form, route, m, k, shared_x=form != "", bias=bias).check(lab)
 
 
 @every_lane
@@ -145,7 +153,7 @@ def test_moe_mm_of_a_wild_expert_reads_no_other_memory(lane: str) -> None:
     slots = lab.input(np.arange(3, dtype=np.int32), align=4)
     for wild in (-1, 5, 2**31 - 1):
         tile, out = lab.input(np.array([[wild, 0, 3, 0]], np.int32)), lab.output(3, 5)
-        bindings = [slots, tile, lab.input(np.array([1], np.int32), align=4), *case.inputs, out]
+        bindings = [slots, tile, lab.input(np.array([1], np.int32), align=4), *case.operands, out]
         lab.run(case.name, case.params, "MoeMmParams", bindings, (1, 1), lab.core.shapes()["MUL_MM_THREADS"])
         assert_close(out.array, case.want, TOLERANCE, case.scale)
 
@@ -159,7 +167,7 @@ def test_moe_mm_of_a_tile_that_is_too_long_takes_its_first_slots() -> None:
     )
     slots, out = lab.input(np.arange(tokens + 8, dtype=np.int32), align=4), lab.output(tokens + 8, 5)
     tile = lab.input(np.array([[2, 0, tokens + 8, 0]], np.int32))
-    bindings = [slots, tile, lab.input(np.array([1], np.int32), align=4), *case.inputs, out]
+    bindings = [slots, tile, lab.input(np.array([1], np.int32), align=4), *case.operands, out]
     lab.run(case.name, case.params, "MoeMmParams", bindings, (1, 1), lab.core.shapes()["MUL_MM_THREADS"])
     assert_close(out.array[:tokens], case.want[:tokens], TOLERANCE, case.scale[:tokens])
     assert_untouched(out.array[tokens:])
@@ -173,6 +181,7 @@ def test_moe_mm_of_a_tile_that_is_too_long_takes_its_first_slots() -> None:
 def test_moe_mix(lane: str, rows: int, n_tokens: int, n: int, n_used: int) -> None:
     run_moe_mix(Lab(lane), rows, n_tokens, n, n_used)
     run_moe_mix(Lab(lane), rows, n_tokens, n, n_used, alias=True)
+    run_moe_mix(Lab(lane), rows, n_tokens, n, n_used, alone=True)
 
 
 # ---- together -----------------------------------------------------------------------------------------------
@@ -190,30 +199,27 @@ def test_a_layer_of_experts(lane: str) -> None:
     hidden, y, out = lab.output(2 * tokens, m), lab.output(2 * tokens, k), lab.output(tokens, k)
     list_x, threads = lab.input(x), shapes["MUL_MM_THREADS"]
 
-    def params(e: Experts, x_div: int) -> dict[str, int]:
-        n_expert, rows, columns = e.values.shape
-        sizes = {"row_bytes": e.row_bytes, "expert_bytes": e.expert_bytes}
-        return {"k": columns, "m": rows, **sizes, "n_expert": n_expert, "x_div": x_div}
-
     sort = [slots, cut, n_tiles]
     grid = (len(cut.array), tiles(m, shapes["MUL_MM_ROWS"] // 2))
-    bindings = [*sort, gate.buffer, up.buffer, list_x, hidden]
-    lab.run("moe_mm_swiglu_q8_0", params(gate, 2), "MoeMmParams", bindings, grid, threads)
+    bindings = [*sort, gate.buffer, up.buffer, *[list_x] * 3, hidden]
+    lab.run("moe_mm_gated_q8_0", gate.params(2), "MoeMmParams", bindings, grid, threads)
     grid = (len(cut.array), tiles(k, shapes["MUL_MM_ROWS"]))
-    lab.run("moe_mm_q8_0", params(down, 1), "MoeMmParams", [*sort, down.buffer, hidden, y], grid, threads)
+    lab.run("moe_mm_q8_0", down.params(1), "MoeMmParams", [*sort, down.buffer, hidden, hidden, y], grid, threads)
     bindings = [lab.step(tokens), lab.input(weights), y, list_x, out]
-    lab.run("moe_mix", {"n": k, "n_used": 2}, "MoeMixParams", bindings, (1, tokens), shapes["ELEMENTWISE_THREADS"])
+    lab.run(
+        "moe_mix",
+        {"n": k, "n_used": 2, "alone": 0},
+        "MoeMixParams",
+        bindings,
+        (1, tokens),
+        shapes["ELEMENTWISE_THREADS"],
+    )
 
-    want = x.astype(np.float64)
-    for t in range(tokens):
-        for j in range(2):
-            e, x64 = route.ids[t, j], x[t].astype(np.float64)
-            h = silu(gate.values[e] @ x64) * (up.values[e] @ x64)
-            want[t] += weights[t, j].astype(np.float64) * (down.values[e] @ h)
+    want = layer_of_experts(x, route.ids, weights, gate, up, down)
     assert_close(out.array, want, 1e-6)
 
 
 @every_lane
 def test_every_type_has_every_kernel(lane: str) -> None:
-    want = {f"moe_mm{e}_{t.name}" for e in ("", "_swiglu") for t in TYPES} | {"moe_sort", "moe_mix"}
+    want = {f"moe_mm{e}_{t.name}" for e in ("", "_gated") for t in TYPES} | {"moe_sort", "moe_mix"}
     assert want <= set(Lab(lane).device.kernel_names())

@@ -1,11 +1,11 @@
-"""The arg max kernels against NumPy."""
+"""The kernels that end a plan, the cap of logits and their arg max, against NumPy."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from support.kernel_lab import Guarded, Lab, every_lane, tiles
+from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
 from support.kernels.rows import F32
 
 
@@ -14,42 +14,68 @@ def argmax(logits: F32) -> int:
     return int(np.argmax(logits)) if np.isfinite(logits).all() else -1
 
 
-def run_argmax(lab: Lab, logits: F32, n_part: int | None = None, n_chosen: int = 0) -> int:
-    """Runs both kernels; returns the arg max."""
-    shapes = lab.core.shapes()
+def run_argmax(lab: Lab, logits: F32, n_part: int | None = None, number: int = 0) -> int:
+    """Runs both kernels for one row of logits; returns the arg max."""
+    return run_rows(lab, logits[None], n_part, number)[0]
+
+
+def run_rows(lab: Lab, logits: F32, n_part: int | None = None, number: int = 0, outs: int | None = None) -> list[int]:
+    """Runs both kernels for rows of logits [O, n], of which ``outs`` are real; returns the arg max of these."""
+    shapes, (rows, n) = lab.core.shapes(), logits.shape
     threads = shapes["ARGMAX_THREADS"]
-    n_part = n_part or min(tiles(len(logits), shapes["ARGMAX_COLUMNS"]), threads)
-    value, ids = lab.output(n_part), lab.output(n_part, dtype=np.int32, align=4)
-    params = {"n": len(logits), "n_part": n_part}
-    first = [lab.input(logits, align=4), value, ids]
-    lab.run("argmax_partial", params, "ArgmaxParams", first, (n_part,), threads)
-    return run_argmax_final(lab, value, ids, n_chosen)
+    n_part = n_part or min(tiles(n, shapes["ARGMAX_COLUMNS"]), threads)
+    value, ids = lab.output(rows, n_part), lab.output(rows, n_part, dtype=np.int32, align=4)
+    params, outs = {"n": n, "n_part": n_part}, rows if outs is None else outs
+    first = [lab.step(rows, outs), lab.input(logits, align=4), value, ids]
+    lab.run("argmax_partial", params, "ArgmaxParams", first, (n_part, rows), threads)
+    for part in (value, ids):
+        assert_untouched(part.array[outs:])
+    return run_argmax_final(lab, value, ids, number, outs)
 
 
-def run_argmax_final(lab: Lab, value: Guarded, ids: Guarded, n_chosen: int = 0) -> int:
-    """Runs argmax_final after a step of 3 rows; returns the arg max, and checks the step buffer for the next step."""
-    step, tokens = lab.step(3, 7, writable=True), lab.in_out(np.arange(5, dtype=np.int32), align=4)
-    step.array["n_chosen"], step.array["chosen"] = n_chosen, -1
-    params = {"n": 10**6, "n_part": len(value.array)}
-    bindings, threads = [step, tokens, value, ids], lab.core.shapes()["ARGMAX_THREADS"]
-    lab.run("argmax_final", params, "ArgmaxParams", bindings, (1,), threads)
-    written = step.array[0]
-    best = int(tokens.array[0])
-    assert list(tokens.array[1:]) == [1, 2, 3, 4]
-    assert [written[name] for name in ("n_tokens", "pos", "n_chosen")] == [1, 10, n_chosen + 1]
-    assert not written["reserved"].any()
-    assert list(written["chosen"][:, 0]) == [best if i == n_chosen % 4 else -1 for i in range(4)]
-    assert np.all(written["chosen"][:, 1:] == -1)
+def run_argmax_final(lab: Lab, value: Guarded, ids: Guarded, number: int = 0, outs: int | None = None) -> list[int]:
+    """Runs argmax_final over parts [O, n_part]; returns the arg max of each output, and checks both places of it."""
+    shapes, (rows, n_part) = lab.core.shapes(), value.array.shape
+    outs = rows if outs is None else outs
+    step = lab.step(rows, outs)
+    step.array["number"] = number
+    step = lab.input(step.array)
+    chosen = lab.output(rows, dtype=np.int32, align=4)
+    results = lab.output(shapes["STEP_RING"], shapes["MAX_OUT"], dtype=lab.core.params_dtype("Choice"))
+    params, threads = {"n": 10**6, "n_part": n_part}, shapes["ARGMAX_THREADS"]
+    lab.run("argmax_final", params, "ArgmaxParams", [step, value, ids, chosen, results], (rows,), threads)
+    place = number % shapes["STEP_RING"]
+    written = results.array[place, :outs]
+    best = chosen.array[:outs].tolist()
+    assert written["id"].tolist() == best
+    assert written["n_not_finite"].tolist() == [int(id == -1) for id in best]
+    assert not written["logprob"].any()
+    assert not written["flags"].any()
+    assert_untouched(chosen.array[outs:])
+    assert_untouched(results.array[place, outs:])
+    assert_untouched(np.delete(results.array, place, axis=0))
     return best
+
+
+@every_lane
+@pytest.mark.parametrize("number", [0, 6, 2**32 - 1])
+def test_argmax_of_rows(lane: str, number: int) -> None:
+    """Each output as if it were alone. Rows past the outputs are not touched."""
+    lab = Lab(lane)
+    logits = lab.normal(7, 5001)
+    logits[2] = np.nan
+    logits[4, [17, 4000]] = 9.5
+    got = run_rows(lab, logits, number=number, outs=6)
+    assert got == [argmax(row) for row in logits[:6]]
 
 
 @every_lane
 @pytest.mark.parametrize("n", [1, 2, 31, 257, 4096, 4097, 20_011])
 def test_argmax(lane: str, n: int) -> None:
     lab = Lab(lane)
-    for n_chosen, n_part in enumerate((None, 1, 3, None, 2)):
+    for number, n_part in enumerate((None, 1, 3, None, 2)):
         logits = lab.normal(n)
-        assert run_argmax(lab, logits, n_part, n_chosen) == argmax(logits)
+        assert run_argmax(lab, logits, n_part, number) == argmax(logits)
 
 
 @every_lane
@@ -69,8 +95,8 @@ def test_argmax_of_more_parts_than_threads(lane: str) -> None:
     value = lab.rng.integers(-3, 4, 700).astype(np.float32)
     for ids in (lab.rng.permutation(700).astype(np.int32), np.arange(700, dtype=np.int32)[::-1]):
         want = ids[value == value.max()].min()
-        assert run_argmax_final(lab, lab.input(value), lab.input(ids, align=4)) == want
-        assert run_argmax_final(lab, lab.input(np.zeros_like(value)), lab.input(ids, align=4)) == 0
+        assert run_argmax_final(lab, lab.input(value[None]), lab.input(ids[None], align=4)) == [want]
+        assert run_argmax_final(lab, lab.input(np.zeros_like(value[None])), lab.input(ids[None], align=4)) == [0]
 
 
 @every_lane
@@ -120,3 +146,23 @@ def test_argmax_of_odd_floats(lane: str, background: float) -> None:
         assert run_argmax(lab, logits) == argmax(logits)
         logits[nan_where] = np.nan
         assert run_argmax(lab, logits) == -1
+
+
+@every_lane
+@pytest.mark.parametrize("cap", [0.0, 30.0])
+@pytest.mark.parametrize("n", [1, 255, 1025, 5003])
+def test_logits_are_scaled_and_capped(lane: str, n: int, cap: float) -> None:
+    """In place, for the outputs of the step. What is not finite stays: the host refuses it."""
+    lab, scale, shapes = Lab(lane), 0.7, Lab(lane).core.shapes()
+    logits = lab.normal(3, n, scale=40)
+    logits[0, : min(n, 4)] = [np.nan, np.inf, -np.inf, 1e30][: min(n, 4)]
+    logits[1, 0] = -1e30
+    out = lab.in_out(logits, align=4)
+    grid, params = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), 3), {"n": n, "scale": scale, "cap": cap}
+    lab.run("cap_logits", params, "LogitParams", [lab.step(3, 2), out], grid, shapes["ELEMENTWISE_THREADS"])
+    finite = np.isfinite(logits[:2])
+    x = logits[:2].astype(np.float64) * np.float32(scale)
+    want = (cap * np.tanh(x / cap) if cap else x)[finite]
+    assert_close(out.array[:2][finite], want, 1e-6, np.maximum(np.abs(want), cap or 0))
+    assert np.array_equal(out.array[:2][~finite], logits[:2][~finite], equal_nan=True)
+    assert np.array_equal(out.array[2], logits[2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support.kernel_lab import Lab, every_lane
-from support.kernels.products import every_type
+from support.kernels.products import every_type_on
 from support.kernels.products_stack import Stack
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
@@ -20,16 +20,12 @@ STACKS = [
     ((3, 0, 7, 7), (0, 0, 1, 1), True),
     ((1, 1, 1, 1), (1, 0, 1, 0), False),
 ]
-every_stack = pytest.mark.parametrize(
-    "stack", STACKS, ids=lambda s: "-".join(f"{m}{'f' * f}" for m, f in zip(s[0], s[1], strict=True)) + "p" * s[2]
-)
 
 
 @every_lane
-@every_type
-@every_stack
-def test_stack(lane: str, qtype: QuantType, stack: tuple[tuple[int, ...], tuple[int, ...], bool]) -> None:
-    Stack(Lab(lane), qtype, 512, *stack).check()
+@every_type_on(STACKS, other=5)
+def test_stack(lane: str, qtype: QuantType, shape: tuple[tuple[int, ...], tuple[int, ...], bool]) -> None:
+    Stack(Lab(lane), qtype, 512, *shape).check()
 
 
 @every_lane

@@ -41,11 +41,11 @@ def test_a_family_is_one_new_file(made_up: str, tmp_path: Path):
 
 
 def test_without_its_file_the_family_is_not_known(tmp_path: Path):
-    with pytest.raises(UnsupportedModelError, match="'made_up' is not supported; supported: gemma3, llama, qwen2"):
+    with pytest.raises(UnsupportedModelError, match="'made_up' is not supported; supported: "):
         zincmetal.load(Tiny("made_up").save(tmp_path / "m.gguf"), device="cpu")
 
 
 def test_every_module_with_a_family_is_found():
     names = {p.stem for p in Path(models.__file__).parent.glob("*.py") if "FAMILY = " in p.read_text()}
-    assert names == models.FAMILIES.keys()
+    assert names == {name.replace("-", "_") for name in models.FAMILIES}
     assert len(names) >= 7

@@ -17,11 +17,13 @@ from support.model_files import with_keys, write
 from support.paths import DATA
 from support.tiny_dense import Meaning, Tensor, Tiny
 from zincmetal import config, gguf, models
+from zincmetal.check.inputs import random_weights
 from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError, UsageError
 from zincmetal.gguf import quants
 from zincmetal.graph.ops import Op, Value, Weight
 from zincmetal.plan.arena import lay_out
+from zincmetal.plan.chunks import ONE_ROW
 from zincmetal.plan.launch import Arg, Launch
 from zincmetal.plan.lower import Lowering
 from zincmetal.plan.target import Target
@@ -80,8 +82,8 @@ def test_heads_of_any_multiple_of_4(arch, head_dim, lane, tmp_path):
 
 def test_heads_of_other_sizes_are_refused(tmp_path):
     for head_dim, kv, error, problem in [
-        (18, "f32", UnsupportedModelError, "key_length is 18; multiples of 4 up to 256"),
-        (260, "f32", UnsupportedModelError, "key_length is 260; multiples of 4 up to 256"),
+        (18, "f32", UnsupportedModelError, "key_length is 18; multiples of 4 up to 512"),
+        (516, "f32", UnsupportedModelError, "key_length is 516; multiples of 4 up to 512"),
         (20, "q8_0", UsageError, "blocks of 32, not 20: use kv='f16'"),
     ]:
         with pytest.raises(error, match=problem):
@@ -106,8 +108,8 @@ def test_numbers_may_be_lists_of_equal_ones(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["attention.head_count", "attention.head_count_kv"])
-@pytest.mark.parametrize("entries", [[3, 1], [3], [3, 3, 3], [0, 3], [-1, -1], [1.0, 1.0], ["3", "3"]])
-def test_lists_that_differ_or_do_not_fit_are_refused(name, entries, tmp_path):
+@pytest.mark.parametrize("entries", [[3], [3, 3, 3], [0, 3], [-1, -1], [1.0, 1.0], ["3", "3"]])
+def test_lists_that_do_not_fit_are_refused(name, entries, tmp_path):
     with pytest.raises((GGUFError, UnsupportedModelError), match=f"llama.{name}"):
         zincmetal.load(Tiny("llama", keys={name: entries}).save(tmp_path / "m.gguf"), device="cpu")
 
@@ -235,6 +237,42 @@ def test_qwen2_must_have_its_biases(tmp_path):
         zincmetal.load(tiny.save(tmp_path / "m.gguf"), device="cpu")
 
 
+# ---- scales of whole matrices ---------------------------------------------------------------------------------------
+
+
+class Packed(Tensor):
+    """A matrix in NVFP4, whose values are those of its blocks times the scale that the file has beside it."""
+
+    def __init__(self, m: int, k: int, scale: float, rng: np.random.Generator) -> None:
+        self.packed = random_weights(quants.NVFP4, (m, k), rng, size=k**-0.5 / scale)
+        super().__init__(quants.dequantize(quants.NVFP4, self.packed, (m, k)) * np.float32(scale), "nvfp4")
+
+    def raw(self) -> bytes:
+        return self.packed.tobytes()
+
+
+def test_scales_of_nvfp4(lane, tmp_path):
+    """The scale of a matrix multiplies its products. The scale for activations has no use."""
+    tiny, rng = Tiny("llama", n_embd=64, n_head=8, n_ff=(64, 128)), np.random.default_rng(0)
+    for name, plain in list(tiny.tensors.items()):
+        if name.startswith("blk.") and plain.values.ndim == 2 and "attn_k" not in name:
+            scale = float(np.float32(rng.uniform(0.02, 0.2)))
+            tiny.tensors[name] = Packed(*plain.values.shape, scale, rng)
+            tiny.tensors[name.replace("weight", "scale")] = Tensor(np.array([scale], np.float32))
+            tiny.tensors[name.replace("weight", "input_scale")] = Tensor(np.array([3], np.float32))
+    check(tmp_path, tiny, Meaning())
+    tiny.add_biases("attn_q")
+    with pytest.raises(UnsupportedModelError, match=r"attn_q.scale: .* no product that has a bias"):
+        zincmetal.load(tiny.save(tmp_path / "biased.gguf"), device="cpu")
+
+
+def test_a_scale_of_another_type_is_refused(tmp_path):
+    tiny = Tiny("llama")
+    tiny.tensors["blk.1.ffn_up.scale"] = Tensor(np.array([2], np.float32))
+    with pytest.raises(UnsupportedModelError, match=r"no use for 1 tensors .*blk.1.ffn_up.scale"):
+        zincmetal.load(tiny.save(tmp_path / "m.gguf"), device="cpu")
+
+
 # ---- rotary scaling and windows -------------------------------------------------------------------------------------
 
 
@@ -263,7 +301,30 @@ def test_a_rotary_factor_however_it_is_said(arch, said, factor, tmp_path):
 def test_a_factor_of_yarn_in_either_spelling(key, tmp_path):
     said = {"rope.scaling.type": "yarn", "rope.scaling.original_context_length": 32}
     with gguf.open(Tiny("llama", keys={**said, key: 4.0}).save(tmp_path / "m.gguf")) as file:
-        assert models.configure(file).rope == config.Rope(10000.0, "yarn", 4.0, 32)
+        assert models.configure(file).layers[0].rope == config.Rope(10000.0, "yarn", 4.0, 32)
+
+
+def test_yarn_turns_blocks_with_a_window_too(tmp_path):
+    yarn = {"type": "yarn", "factor": 4.0, "original_context_length": 32, "yarn_beta_fast": 16.0}
+    said = {"attention.sliding_window": 8, "attention.sliding_window_pattern": 2}
+    said |= {f"rope.scaling.{name}": value for name, value in yarn.items()}
+    with gguf.open(Tiny("llama", keys=said).save(tmp_path / "m.gguf")) as file:
+        layers = models.configure(file).layers
+    assert [layer.window for layer in layers] == [8, 0]
+    assert {layer.rope for layer in layers} == {config.Rope(10000.0, "yarn", 4.0, 32, beta_fast=16.0)}
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_q_k_and_v_in_one_matrix(arch, tmp_path):
+    """With one bias too, if there is one."""
+    tiny = Tiny(arch)
+    want = tiny.logits(IDS, meaning(arch))
+    for name in [f"blk.{i}.attn_{{}}.{end}" for i in range(tiny.n_layer) for end in ("weight", "bias")]:
+        parts = [tiny.tensors.pop(name.format(of)).values for of in "qkv" if name.format(of) in tiny.tensors]
+        if parts:
+            tiny.tensors[name.format("qkv")] = Tensor(np.concatenate(parts))
+    with zincmetal.load(tiny.save(tmp_path / "m.gguf"), device="cpu", kv="f32") as model:
+        np.testing.assert_allclose(model.logits(IDS), want, atol=3e-5 * max(1.0, np.abs(want).max()))
 
 
 WINDOWS = [
@@ -367,15 +428,17 @@ ENGINES = [
     "tokens",
     "pages",
     "logits",
-    "candidates",
+    "next_rows",
+    "history",
+    "results",
     "arena",
     "converted",
     "weights.0",
     "k_cache.0",
     "v_cache.1",
     "ssm_state.0",
-    "rope_freqs",
-    "rope_freqs_local",
+    "rope_freqs.0",
+    "rope_freqs.1",
     "argmax.id",
     "embd",
     "blk.0.attn_norm",
@@ -383,7 +446,7 @@ ENGINES = [
     "blk.1.ffn_gate.swiglu",
     "blk.0.kqv",
     "output.weight.out",
-    "candidates.parts",
+    "draw.parts",
     "attn_q.weight",
 ]
 
@@ -446,12 +509,12 @@ def test_a_row_of_more_than_32_bits(tmp_path):
     with gguf.open(Tiny("llama").save(tmp_path / "m.gguf")) as file:
         lowering = Lowering(Target.of_kernels(backend.load("cpu")), models.configure(file), "f16")
     with pytest.raises(UnsupportedModelError, match=r"too large for MatMulParams: row_bytes 4294967296"):
-        lowering.launches(Op("linear", weight=weight, x=x, out=Value("y", 4)), 1)
+        lowering.launches(Op("linear", weight=weight, x=x, out=Value("y", 4)))
 
 
 def test_the_work_of_laying_out_grows_with_the_layers():
     """Counts lines run, not seconds: twice the layers run about twice the lines."""
-    lines = [lines_run(lay_out, launches(n), 1) for n in (40, 80)]
+    lines = [lines_run(lay_out, launches(n), ONE_ROW) for n in (40, 80)]
     assert lines[0] < lines[1] < 2.5 * lines[0]
 
 

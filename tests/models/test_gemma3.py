@@ -32,11 +32,11 @@ def tokenizer(gemma3: Path) -> Tokenizer:
 
 def logits_at(model: Model, ids: list[int], rows: list[int]) -> np.ndarray:
     """Logits after some positions, [len(rows), vocab]: chunks of prefill end there."""
-    model.reset()
     out, at = np.empty((len(rows), model.config.n_vocab), np.float32), 0
-    for i, row in enumerate(rows):
-        model.engine.prefill(ids[at : row + 1])
-        out[i], at = model.engine.last_logits(), row + 1
+    with model.session() as session:
+        for i, row in enumerate(rows):
+            session.prefill(ids[at : row + 1])
+            out[i], at = session.last_logits(), row + 1
     return out
 
 
@@ -55,7 +55,7 @@ def assert_equal(logits: np.ndarray, reference, i: int, rows: slice) -> None:
 def test_gemma3_logits_equal_hugging_face(gemma3: Path, reference, lane, i, monkeypatch):
     ids, rows = reference[f"ids_{i}"].tolist(), reference[f"rows_{i}"].tolist()
     with load(gemma3, lane, monkeypatch, kv="f32", context=1024) as model:
-        assert model.config.windows[:6] == (512, 512, 512, 512, 512, 0)
+        assert [layer.window for layer in model.config.layers[:6]] == [512, 512, 512, 512, 512, 0]
         assert (len(ids) > 512) == (i == LONG)
         assert_equal(logits_at(model, ids, rows), reference, i, slice(None))
 

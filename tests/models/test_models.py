@@ -9,12 +9,22 @@ import pytest
 
 import zincmetal
 from support.paths import DATA
-from support.reference_models import GPUS, NOISE, kl, load, log_softmax, reference_models
+from support.reference_models import (
+    GPUS,
+    NOISE,
+    NOISE_OF_SPECIAL,
+    check_divided_keys,
+    kl,
+    load,
+    log_softmax,
+    reference_models,
+    special_models,
+)
 from zincmetal import gguf, models
 from zincmetal.device import backend
+from zincmetal.engine.pages import PagePool
 from zincmetal.errors import UsageError
-from zincmetal.plan.addresses import state_sizes
-from zincmetal.plan.planner import Planner
+from zincmetal.plan.addresses import Room, state_sizes
 from zincmetal.plan.target import Target
 
 ARCHITECTURES = ("gemma3", "llama", "qwen2", "qwen3", "qwen35", "qwen35moe", "qwen3moe")
@@ -26,7 +36,7 @@ def test_there_are_reference_files_of_every_architecture():
     assert {p.stem.split("-")[0] for p in REFERENCE} == set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*REFERENCE, *special_models()], ids=lambda p: p.stem)
 @pytest.mark.parametrize("lane", LANES)
 def test_distribution_at_every_prefix(path, lane, monkeypatch):
     exact = np.load(path.with_suffix(".npz"))
@@ -34,7 +44,7 @@ def test_distribution_at_every_prefix(path, lane, monkeypatch):
         logits = model.logits(exact["tokens"])
     got = kl(exact["logprobs"], logits[exact["prefix_lengths"] - 1])
     # The CPU lanes are far better than the 1e-5 that is asked for; a GPU sums in another order.
-    bound = 1e-5 if lane in GPUS else NOISE
+    bound = 1e-5 if lane in GPUS else NOISE if path in REFERENCE else NOISE_OF_SPECIAL
     assert (got <= bound).all(), f"KL {got}"
 
 
@@ -54,17 +64,8 @@ def test_attention_split_over_its_keys_is_the_same(path, monkeypatch):
     """The plan of a wide device for a long context, on this one. Layers with a small window are not split."""
     ids = (np.arange(300) * 37 % 256).tolist()
     with load(path, "native", monkeypatch, context=2048) as model:
-        gpu = {**model.device.info, "backend": "metal"}
-        plan = Planner(model.file, Target.of(model.engine.core, gpu), 2048).plan(1)
-        assert plan.hazards() == []
-        merges = sum(d.launch.kernel == "attention_merge" for d in plan.dispatches)
-        assert merges == model.config.windows.count(0)
-        model.engine.prefill(ids)
-        model.engine.decode(7)
-        want = log_softmax(model.engine.last_logits())
-        model.engine.rewind(len(ids))
-        model.engine.core.decode_step(model.engine.steps, model.engine.programs.compile(plan), 7)
-        assert np.abs(log_softmax(model.engine.last_logits()) - want).max() < 1e-4
+        merges = sum(layer.window == 0 for layer in model.config.layers)
+        check_divided_keys(model, ids, merges, monkeypatch)
 
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0"])
@@ -72,22 +73,33 @@ def test_pages_may_lie_anywhere(kv, monkeypatch):
     """A context of 300 is five pages, the last of them not whole."""
     ids = (np.arange(290) * 37 % 256).tolist()
     results = []
-    with load(REFERENCE[0], "native", monkeypatch, kv=kv, context=300) as model:
-        for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1]):
-            model.engine.buffers.buffer("pages").write(np.array(order, np.uint32))
-            model.reset()
-            model.engine.prefill(ids)
-            for token in (5, 6, 7):
-                model.engine.decode(token)
-            results.append(model.engine.last_logits().copy())
-    assert np.array_equal(*results)
+    with load(REFERENCE[0], "native", monkeypatch, kv=kv, context=300, cache=False) as model:
+        for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1], [12, 7, 5, 15, 9]):
+            with model.session() as session:
+                model.engine.grow(16, 0)
+                put_first(model.engine.pages, order)
+                session.prefill(ids)
+                for token in (5, 6, 7):
+                    session.decode(token)
+                assert session.sequence.pages == order
+                results.append(session.last_logits().copy())
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+
+
+def put_first(pool: PagePool, order: list[int]) -> None:
+    """Makes these pages the next ones that a pool gives, in this order."""
+    held = [pool.take() for _ in range(pool.free)]
+    pool.release_all(page for page in held if page not in order)
+    pool.release_all(reversed(order))
 
 
 def test_a_cache_of_blocks_needs_heads_of_whole_blocks():
     with gguf.open(REFERENCE[0]) as file:
-        cfg = replace(models.configure(file), head_dim=80)
+        cfg = models.configure(file)
+        cfg = replace(cfg, layers=tuple(replace(layer, head_dim=80) for layer in cfg.layers))
     with pytest.raises(UsageError, match=r"q8_0 KV cache holds heads in blocks of 32, not 80: use kv='f16'"):
-        state_sizes(cfg, Target.of_kernels(backend.load("cpu")), "q8_0", 512)
+        state_sizes(cfg, Target.of_kernels(backend.load("cpu")), "q8_0", Room(1, 0, 1))
 
 
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)
@@ -98,15 +110,17 @@ def test_token_by_token_equals_prefill(path, lane, monkeypatch):
     ids = np.load(path.with_suffix(".npz"))["tokens"][: 24 if lane == "msl" else 96].tolist()
     with load(path, lane, monkeypatch, kv="f32", context=128) as model:
         whole = log_softmax(model.logits(ids))
-        for chunk in (1, 7, 64):
-            model.reset()
-            for at in range(0, len(ids), chunk):
-                model.engine.prefill(ids[at : at + chunk])
-                n = min(at + chunk, len(ids))
-                assert np.abs(log_softmax(model.engine.last_logits()) - whole[n - 1]).max() < 1e-4, (chunk, n)
-        model.reset()
-        model.engine.step(ids, 512)  # all of them in the largest plan
-        assert np.abs(log_softmax(model.engine.last_logits()) - whole[-1]).max() < 1e-4
+        with model.session() as session:
+            for chunk in (1, 7, 64):
+                session.rewind(0)
+                for at in range(0, len(ids), chunk):
+                    session.prefill(ids[at : at + chunk])
+                    n = min(at + chunk, len(ids))
+                    assert np.abs(log_softmax(session.last_logits()) - whole[n - 1]).max() < 1e-4, (chunk, n)
+            session.rewind(0)
+            session.step(ids[:-1])  # all of them in one step
+            session.step(ids[-1:])
+            assert np.abs(log_softmax(session.last_logits()) - whole[-1]).max() < 1e-4
 
 
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)
@@ -114,14 +128,14 @@ def test_greedy_continuation_follows_the_exact_one(path, monkeypatch):
     """Every greedy choice is the exact arithmetic's, which never ends the text, or as good as it."""
     exact = np.load(path.with_suffix(".npz"))
     prompt, answer = exact["tokens"][:16].tolist(), exact["greedy_from_16"].tolist()
-    with load(path, "native", monkeypatch, kv="f32", context=128) as model:
-        best, eos = model.engine.prefill(prompt), model.file.get("tokenizer.ggml.eos_token_id", int, -1)
+    with load(path, "native", monkeypatch, kv="f32", context=128) as model, model.session() as session:
+        best, eos = session.prefill(prompt), model.file.get("tokenizer.ggml.eos_token_id", int, -1)
         for token in answer:
-            logits = model.engine.last_logits()
+            logits = session.last_logits()
             assert best == logits.argmax()
             going_on = np.delete(logits, [eos] if eos >= 0 else [])
             assert going_on.max() - logits[token] < 1e-2, "the exact choice is not among the best"
-            best = model.engine.decode(token)
+            best = session.decode(token)
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +161,12 @@ def test_smollm2_logits_on_the_msl_lane(smollm2, reference, monkeypatch):
 
 @pytest.mark.parametrize("i", range(3))
 def test_smollm2_writes_what_hugging_face_writes(smollm2, reference, i, monkeypatch):
-    with load(smollm2, "native", monkeypatch, context=256) as model:
+    with load(smollm2, "native", monkeypatch, context=256) as model, model.session() as session:
         greedy = reference[f"greedy_{i}"].tolist()
-        best, made = model.engine.prefill(reference[f"ids_{i}"].tolist()), []
+        best, made = session.prefill(reference[f"ids_{i}"].tolist()), []
         for _ in greedy:
             made.append(best)
-            best = model.engine.decode(best)
+            best = session.decode(best)
     assert made == greedy
 
 

@@ -14,6 +14,7 @@ from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError
 from zincmetal.graph.ops import SIGNATURES, Op, Value, Weight
 from zincmetal.plan.choices import OUTPUTS
+from zincmetal.plan.chunks import decode_shape
 from zincmetal.plan.launch import Launch
 from zincmetal.plan.lower import Lowering
 from zincmetal.plan.planner import Planner
@@ -46,6 +47,13 @@ def test_kernels_are_those_of_the_table():
         assert launch.kernel.startswith(SIGNATURES[launch.op.kind].kernels), launch.op.kind
     launched = {kind: {launch.kernel for launch in found if launch.op.kind == kind} for kind in SIGNATURES}
     launched["experts"].add("mul_mv_")  # for types that no kernel of experts takes
+    for kind, kernel in (
+        ("linear_add", "mul_few_"),
+        ("linear_mix", "mul_few_"),
+        ("linear_geglu", "mul_few_gated_"),
+        ("linear_stack", "mul_few_stack_"),
+    ):
+        launched[kind].add(kernel)  # whose case is a product of another kind
     for kind, signature in SIGNATURES.items():
         assert all(any(k.startswith(name) for k in launched[kind]) for name in signature.kernels), kind
 
@@ -54,7 +62,7 @@ def test_a_family_of_kernels_has_one_name():
     """On the host's side, on the CPU's native side, and among the tests."""
     root = Path(__file__).parents[2]
     families = {p.stem for p in (root / "python/zincmetal/plan/lower").glob("*.py")} - {"__init__", "shared"}
-    assert len(families) == 6
+    assert len(families) == 10
     for family in families:
         assert list((root / "csrc/cpu/native").glob(f"{family}*.cpp")), family
         assert list((root / "tests/kernels").glob(f"test_{family}*.py")), family
@@ -64,7 +72,7 @@ def test_a_place_without_an_operand_is_marked(target: Target, cfg: config.ModelC
     x, out = Value("x", 64), [Value(f"y{i}", 8) for i in range(2)]
     weights = [Weight(f"w{i}", gguf.quants.F32, (8, 64)) for i in range(2)]
     op = Op("linear_stack", x=x, matrices=weights, outs=out)
-    (launch,) = Lowering(target, cfg, "f16").launches(op, 1)
+    (launch,) = Lowering(target, cfg, "f16").launches(op)
     used = [arg.operand for arg in launch.args if not arg.unused]
     assert used == [x, *weights, *out]
     assert len(launch.args) - len(used) == 4
@@ -73,15 +81,17 @@ def test_a_place_without_an_operand_is_marked(target: Target, cfg: config.ModelC
 @pytest.mark.parametrize(
     ("part", "sizes", "error"),
     [
-        (None, {"head_dim": 260}, "attention.key_length is 260; multiples of 4 up to 256 are supported"),
-        (None, {"head_dim": 62}, "attention.key_length is 62; multiples of 4"),
+        ("layers", {"head_dim": 516}, "attention.key_length is 516; multiples of 4 up to 512 are supported"),
+        ("layers", {"head_dim": 62}, "attention.key_length is 62; multiples of 4"),
         ("experts", {"n": 1025}, "expert_count is 1025; at most 1024 are supported"),
-        ("ssm", {"d_state": 48}, "ssm.state_size is 48; multiples of 32 up to 256 are supported"),
-        ("ssm", {"d_conv": 9}, "ssm.conv_kernel is 9; 2 to 8 are supported"),
+        ("recurrence", {"d_state": 48}, "ssm.state_size is 48; multiples of 32 up to 256 are supported"),
+        ("recurrence", {"d_conv": 9}, "ssm.conv_kernel is 9; 2 to 8 are supported"),
     ],
 )
 def test_sizes_that_no_kernel_takes(target: Target, cfg: config.ModelConfig, part, sizes, error):
-    bad = replace(cfg, **({part: replace(getattr(cfg, part), **sizes)} if part else sizes))
+    found = getattr(cfg, part)
+    changed = tuple(replace(layer, **sizes) for layer in found) if part == "layers" else replace(found, **sizes)
+    bad = replace(cfg, **{part: changed})
     with pytest.raises(UnsupportedModelError, match=f"^qwen35moe.{error}"):
         target.check(bad, "m.gguf")
     target.check(cfg, "m.gguf")
@@ -99,7 +109,7 @@ def test_without_ranking_the_host_does_it(target: Target):
         assert target.without({kernel}).ranked_by_host
     with gguf.open(FILE) as file:
         planner = Planner(file, target, 64)
-        ends = {output: planner.plan(1, output).dispatches[-1].launch.op.kind for output in OUTPUTS}
+        ends = {output: planner.plan(decode_shape(1, output)).dispatches[-1].launch.op.kind for output in OUTPUTS}
         planner.missing = frozenset(RANKING)
-        assert planner.plan(1, "candidates").dispatches[-1].launch.op.kind == "linear"
-    assert ends == {"argmax": "argmax", "candidates": "candidates", "all": "linear"}
+        assert planner.plan(decode_shape(1, "draw")).dispatches[-1].launch.op.kind == "linear"
+    assert ends == {"none": "experts_mix", "argmax": "argmax", "draw": "draw", "all": "linear", "hidden": "rms_norm"}

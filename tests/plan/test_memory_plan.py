@@ -15,21 +15,21 @@ import pytest
 import synthetic
 import zincmetal
 from support.paths import DATA
-from support.reference_models import reference_models
+from support.steps_lab import StepsLab
 from zincmetal import gguf
 from zincmetal.cli import plan as report
 from zincmetal.device import backend
 from zincmetal.engine import engine, loaded
 from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
 from zincmetal.plan import addresses
-from zincmetal.plan.addresses import UPLOAD_BYTES
-from zincmetal.plan.chunks import PREFILL_ROWS, plan_rows
+from zincmetal.plan.addresses import UPLOAD_BYTES, Room
+from zincmetal.plan.chunks import ONE_ROW, PROMPT_ROWS, SEATS, chunk_shape, decode_shape, rows_for
 from zincmetal.plan.estimate import MemoryEstimate
 from zincmetal.plan.planner import Planner
 from zincmetal.plan.target import Target
 from zincmetal.settings import MEMORY_LIMIT
 
-PATH = reference_models("qwen3")[0]
+PATH, HYBRID = DATA / "qwen3-q8_0.gguf", DATA / "qwen35moe-q4k-q5k-q8.gguf"
 SEED = secrets.randbits(32)
 
 
@@ -56,35 +56,49 @@ def planner(file, device, **options):
 
 
 @pytest.mark.parametrize("kv", ["f32", "f16", "q8_0"])
-def test_a_loaded_model_takes_what_was_planned(kv):
-    with zincmetal.load(PATH, device="cpu", kv=kv, context=1000) as model:
-        plan = model.engine.planner.memory()
-        model.generate(np.arange(600) % 512, max_tokens=3)  # the largest plans, a small one, decode
-        model.generate([1, 2, 3], max_tokens=3, temperature=1.0)  # the candidates, for sampling
-        model.logits(range(100))  # and many rows of logits
-        sizes = model.engine.buffers.sizes()
-        allocated = sum(n for name, n in sizes.items() if not name.startswith("weights."))
-        mapped = sum(n for name, n in sizes.items() if name.startswith("weights."))
-    assert allocated == plan.total - sum(plan.weights.values())
-    slack = 32 * len(model.file.tensors) + 2 * model.device.info["page_bytes"]  # alignment; whole pages
+def test_a_model_in_memory_takes_what_was_planned(kv):
+    """One sequence of the whole context, with the largest plans of every output."""
+    lab = StepsLab(PATH, kv=kv, context=1000)
+    plan = lab.planner.memory()
+    room = Room(-(-1000 // 64), 0, SEATS)
+    for name, nbytes in lab.planner.addresses.sizes(room).items():
+        lab.buffers.alloc(name, nbytes)
+    lab.planner.resize(room)
+    for output in ("argmax", "draw", "all"):
+        for shape in (
+            ONE_ROW,
+            decode_shape(32, output),
+            chunk_shape(512, 32, 32, output),
+            chunk_shape(512, 0, 64, output),
+        ):
+            lab.programs.get(shape, 0)
+    sizes = lab.buffers.sizes()
+    allocated = sum(n for name, n in sizes.items() if not name.startswith("weights."))
+    mapped = sum(n for name, n in sizes.items() if name.startswith("weights."))
+    spare = plan.arena_of(1000) - sizes["arena"]  # the estimate is of 64 outputs, whose draws need a little more
+    assert 0 <= spare <= 0.01 * plan.arena_of(1000)
+    assert allocated + spare == plan.total - sum(plan.weights.values())
+    slack = 32 * len(lab.file.tensors) + 2 * lab.device.info["page_bytes"]  # alignment; whole pages
     assert 0 <= mapped - sum(plan.weights.values()) < slack
+    lab.close()
 
 
 def test_sizes_of_the_full_model(whole, device):
     """The sizes follow from the geometry. llama.cpp reports the same: 42.50 MiB of q8_0 K/V for 4096 tokens."""
     plan = planner(whole, device, context=4096, kv="q8_0").memory()
-    assert plan.kv - 4 * 4096 // 64 == 42.5 * 2**20
-    assert plan.recurrent == 30 * 4 * (32 * 128 * 128 + 4 * 8192)
+    assert plan.kv - 4 * 4096 == 42.5 * 2**20  # the pool has the ids of its tokens beside
+    assert plan.slot == 30 * 4 * (32 * 128 * 128 + 4 * 8192)
+    assert plan.tables == (4 * SEATS + 4 * 8) * 4096 // 64  # entries of all tables, and four descriptions of writes
     assert plan.logits == 64 * 4 * 248320
     assert sum(plan.weights.values()) == pytest.approx(22.13e9, rel=1e-3)
-    per_token = {kv: planner(whole, device, context=64, kv=kv).memory().kv - 4 for kv in ("f32", "f16")}
+    per_token = {kv: planner(whole, device, context=64, kv=kv).memory().kv - 4 * 64 for kv in ("f32", "f16")}
     assert per_token == {"f32": 64 * 10 * 2 * 2 * 256 * 4, "f16": 64 * 10 * 2 * 2 * 256 * 2}
 
 
 def test_dispatches_of_a_token_of_the_full_model(whole, device):
-    """9 for a recurrent layer, 10 for one with attention (llama.cpp: 38 and 33), and 5 outside layers."""
-    plan = planner(whole, device).plan(1)
-    assert len(plan.dispatches) == 30 * 9 + 10 * 10 + 5 <= 450
+    """9 for a recurrent layer, 10 for one with attention (llama.cpp: 38 and 33), and 6 outside layers."""
+    plan = planner(whole, device).plan()
+    assert len(plan.dispatches) == 30 * 9 + 10 * 10 + 6 <= 450
     assert not any(d.launch.routed for d in plan.dispatches)
 
 
@@ -128,8 +142,8 @@ def test_the_largest_context_is_the_largest():
     found = Counter()
     for _ in range(300):
         fixed, kv_page, budget, n_ctx, trained = (int(rng.integers(1, 2**b)) for b in (20, 16, 22, 14, 14))
-        arena = dict(zip((1, *PREFILL_ROWS), np.sort(rng.integers(0, 2**20, 4)).tolist(), strict=True))
-        plan = MemoryEstimate(n_ctx, trained, budget, {"f32": fixed}, 64, kv_page, 0, arena, 0, 0)
+        arena = dict(zip(PROMPT_ROWS, np.sort(rng.integers(0, 2**20, 4)).tolist(), strict=True))
+        plan = MemoryEstimate(n_ctx, trained, budget, {"f32": fixed}, 64, kv_page, kv_page // 8, 0, arena, 0, 0)
         best, limit = plan.largest_context, max(n_ctx, trained)
         found["none" if best == 0 else "all" if best == limit else "some"] += 1
         assert best == 0 or replace(plan, n_ctx=best).total <= budget, SEED
@@ -146,7 +160,8 @@ def test_the_example_of_the_largest_context():
         weights={"q4_k": 6 * 10**9},
         page=64,
         kv_page=2 * 10**6,
-        recurrent=0,
+        table_page=0,
+        slot=0,
         arena={1: 10**6, 512: 100 * 10**6},
         logits=0,
         other=0,
@@ -155,7 +170,7 @@ def test_the_example_of_the_largest_context():
 
 
 def test_an_estimate_is_shown_in_a_line_and_as_a_bar():
-    plan = MemoryEstimate(64, 64, 1000, {"f32": 500}, 64, 250, 0, {1: 50}, 100, 50)
+    plan = MemoryEstimate(64, 64, 1000, {"f32": 500}, 64, 250, 10, 0, {1: 50}, 90, 50)
     assert repr(plan) == "<MemoryEstimate: 950 bytes of 1 kB for a context of 64>"
     shown = plan._repr_html_()
     assert re.findall(r"width:([\d.]+)%", shown) == ["50.00", "25.00", "5.00", "15.00"]
@@ -166,10 +181,10 @@ def test_an_estimate_is_shown_in_a_line_and_as_a_bar():
     assert sum(map(float, re.findall(r"width:([\d.]+)%", over))) == pytest.approx(100, abs=0.1)
 
 
-def test_a_small_context_that_is_refused_does_not_promise_a_larger_one(monkeypatch):
+def test_a_small_context_that_is_refused_does_not_promise_a_larger_one(monkeypatch, device):
     """A context of 20 needs no plan of 512 rows. The bytes saved so are no room for more positions."""
-    with zincmetal.load(PATH, device="cpu", context=20) as model:
-        plan = model.engine.planner.memory()
+    with gguf.open(PATH) as file:
+        plan = planner(file, device, context=20).memory()
     monkeypatch.setenv(MEMORY_LIMIT.name, str(plan.total - 1))
     with pytest.raises(OutOfMemoryError, match="that fits is") as refused:
         zincmetal.load(PATH, device="cpu", context=20)
@@ -186,14 +201,88 @@ def test_a_small_context_that_is_refused_does_not_promise_a_larger_one(monkeypat
         zincmetal.load(PATH, device="cpu", context=largest + 1)
 
 
-def test_a_model_without_a_cache_has_no_largest_context():
-    plan = MemoryEstimate(100, 1000, 50, {"f32": 40}, 64, 0, 5, {1: 1}, 1, 1)
-    assert plan.largest_context == 1000
-    assert replace(plan, budget=47).largest_context == 0
+def test_tokens_of_all_sequences():
+    plan = MemoryEstimate(100, 1000, 5000, {"f32": 1000}, 64, 100, 5, 50, {1: 1, 32: 2, 128: 3}, 1, 1)
+    assert plan.total == 1000 + 50 + 3 + 2 + 2 * 105
+    assert plan.most_tokens == 100 + (5000 - plan.total) // 100 * 64
+    assert replace(plan, budget=plan.total).most_tokens == 100
+    assert replace(plan, budget=plan.total - 1).most_tokens == 0
 
 
-def test_plans_that_prompts_need():
-    assert [plan_rows(n)[-1] for n in (1, 2, 32, 33, 128, 129, 512, 513, 10**6)] == [1, 32, 32, 128, 128, *[512] * 4]
+# ---- pools ------------------------------------------------------------------------------------------------------
+
+
+def room_on(path, device, context, budget_of=lambda total: total, sequences=1, **info):
+    """The planner of a file on a device that grants ``budget_of(total)`` bytes, and its first and largest rooms."""
+    core, known = device
+    with gguf.open(path) as file:
+        total = planner(file, device, context=context).memory().total
+        target = Target.of(core, {**known, "allocated_bytes": 0, "working_set_bytes": budget_of(total), **info})
+        made = Planner(file, target, context)
+        return made, made.first_room(), made.most_room(sequences)
+
+
+@pytest.mark.parametrize("path", [PATH, HYBRID], ids=["attention", "hybrid"])
+@pytest.mark.parametrize("context", [40, 1000, 100_000])
+def test_a_budget_for_one_sequence_has_room_for_it_alone(path, device, context):
+    made, first, most = room_on(path, device, context)
+    made.check_memory()
+    assert most == Room(-(-context // 64), int(path == HYBRID), SEATS)
+    assert first.pages == min(4096 // 64 + 1, most.pages)
+    assert first.slots == most.slots
+    assert made.max_rows == rows_for(context)
+
+
+def test_pools_take_what_the_budget_leaves(device):
+    """Half of it for checkpoints of states, the rest for pages."""
+    spare = 10 * 10**6
+    made, first, most = room_on(HYBRID, device, 600, lambda total: total + spare, 100)
+    assert first == Room(11, 4, SEATS)
+    assert (made.max_rows, most.seats) == (512, 100)
+    assert (most.slots - 1) * made.slot_bytes <= spare / 2 < most.slots * made.slot_bytes
+    used = (most.slots - 1) * made.slot_bytes + (most.pages - 10) * made.page_bytes
+    assert 0 <= spare - used < made.page_bytes
+
+
+def test_a_pool_is_within_a_buffer_and_within_32_bits(device):
+    made, _, most = room_on(PATH, device, 40, lambda total: 10**13)
+    largest = max(n for state, n in made.addresses.states.items() if state.kind in ("k_cache", "history"))
+    each = largest // made.addresses.room.pages
+    assert most.pages * each < 2**32 <= (most.pages + 1) * each
+    made, _, most = room_on(PATH, device, 40, lambda total: 10**13, max_buffer_bytes=10**7)
+    assert most.pages == 10**7 // each
+
+
+def test_steps_have_more_rows_where_memory_allows(device):
+    """2,048 on a GPU whose memory is eight times their arena; never on the CPU."""
+    for backend_name, most in (("cuda", 2048), ("cpu", 512)):
+        made, *_ = room_on(PATH, device, 4000, lambda total: 10**12, backend=backend_name)
+        assert made.max_rows == most
+    arena = made.memory((512,)).arena[512] * 4
+    for share, rows in ((1.1, 2048), (0.9, 512)):
+        made, *_ = room_on(PATH, device, 4000, lambda total, s=share: total + int(8 * s * arena), backend="cuda")
+        assert made.max_rows == rows
+
+
+def test_a_context_of_millions_costs_nothing_until_it_is_used(device):
+    made, first, _ = room_on(PATH, device, 2**20, lambda total: 10**12)
+    assert first.pages == 65
+    own = sum(made.addresses.sizes(first).values())
+    assert own < 20e6 < made.memory().kv
+
+
+def test_another_room_makes_other_plans(device):
+    with gguf.open(PATH) as file:
+        made = planner(file, device, context=256)
+        small, before = made.plan(), made.addresses.room
+        made.resize(Room(50, 0, SEATS))
+        large = made.plan()
+        made.resize(before)
+        assert made.plan() == small != large
+    regions = [{r.buffer: r.nbytes for d in plan.dispatches for r in d.regions} for plan in (small, large)]
+    grown = {name for name in regions[0] if regions[0][name] != regions[1][name]}
+    assert grown == {"history", *(f"{kind}.{i}" for kind in ("k_cache", "v_cache") for i in range(made.config.n_layer))}
+    assert {regions[1][name] * before.pages / regions[0][name] for name in grown} == {50.0}
 
 
 # ---- the file as buffers ------------------------------------------------------------------------------------------
@@ -300,7 +389,7 @@ PROFILE = {"q8_0": 130.93, "q4_k": 23.65, "q5_k": 15.19, "q6_k": 0.44}
 
 
 def test_bytes_per_token_by_path(whole, device):
-    token = planner(whole, device).plan(1)
+    token = planner(whole, device).plan()
     by_path = Counter()
     for (path, _), nbytes in token.weight_reads().items():
         by_path[path] += nbytes / 1e6
@@ -314,14 +403,15 @@ def test_bytes_per_token_by_type(tmp_path, device):
     path = tmp_path / "mixed.gguf"
     synthetic.write(path, replace(synthetic.Sizes(), mixed_layers=1), empty=True)
     with gguf.open(path) as file:
-        by_type = planner(file, device).plan(1).weight_bytes()
+        by_type = planner(file, device).plan().weight_bytes()
     assert {t: 69 * by_type[t] / 2**30 for t in PROFILE} == pytest.approx(PROFILE, rel=0.02)
 
 
 def test_a_step_of_many_rows_reads_each_expert_once(whole, device):
-    model = planner(whole, device)
-    experts = {rows: sum(n for (p, _), n in model.plan(rows).weight_reads().items() if p == "routed experts")
-               for rows in (1, 16, 32, 512)}  # fmt: skip
+    model, shapes = planner(whole, device), {n: decode_shape(n) for n in (1, 16, 32)}
+    shapes[512] = chunk_shape(512, 0, 1, "argmax")
+    experts = {rows: sum(n for (p, _), n in model.plan(shape).weight_reads().items() if p == "routed experts")
+               for rows, shape in shapes.items()}  # fmt: skip
     assert experts[16] == 16 * experts[1]
     assert experts[32] == experts[512] == 32 * experts[1]  # 256 experts, of which a row uses 8
 
@@ -330,8 +420,8 @@ def test_a_windowed_layer_reads_its_window(device):
     with gguf.open(DATA / "gemma3-q4_0.gguf") as file:
         short, long = (planner(file, device, context=n, kv="f32") for n in (10, 100))
     cfg = long.config
-    assert cfg.windows == (16, 16, 16, 16, 16, 0, 16)
-    row = 2 * 4 * cfg.n_head_kv * cfg.head_dim
+    assert [layer.window for layer in cfg.layers] == [16, 16, 16, 16, 16, 0, 16]
+    row = 2 * 4 * cfg.layers[0].n_head_kv * cfg.layers[0].head_dim
     assert short.kv_read() == 7 * 10 * row
     assert long.kv_read() == (6 * 16 + 100) * row
 
@@ -351,7 +441,7 @@ def test_the_command_as_json(capsys, device):
     printed = json.loads(capsys.readouterr().out)
     with gguf.open(PATH) as file:
         model = planner(file, device, context=300)
-        plan, token = model.memory(plan_rows(300)), model.plan(1)
+        plan, token = model.memory(), model.plan()
     assert printed["memory"]["total"] == plan.total
     assert printed["memory"]["fits"]
     assert set(printed["memory"]["arena_by_rows"]) == {"1", "32", "128", "512"}

@@ -5,29 +5,44 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-import zincmetal
-from support.reference_models import reference_models
+from support.paths import DATA
+from support.steps_lab import StepsLab
 from zincmetal.plan.addresses import Region
-from zincmetal.plan.barriers import place_barriers
+from zincmetal.plan.barriers import hazards, place_barriers
+from zincmetal.plan.chunks import ONE_ROW, chunk_shape, decode_shape
 from zincmetal.plan.estimate import in_units
 from zincmetal.plan.plan import Plan
 
-PATH = reference_models("qwen3")[0]
+PATH = DATA / "qwen3-q8_0.gguf"
+
+
+SHAPES = [
+    ONE_ROW,
+    decode_shape(8),
+    chunk_shape(32, 0, 1, "argmax"),
+    chunk_shape(64, 9, 9, "argmax"),
+    chunk_shape(33, 0, 33, "all"),
+    chunk_shape(512, 0, 0, "none"),
+]
+MANY = chunk_shape(32, 0, 1, "argmax")
 
 
 @pytest.fixture(scope="module")
-def model():
-    with zincmetal.load(PATH, device="cpu", kv="f32", context=128) as m:
-        yield m
+def lab():
+    lab = StepsLab(PATH, kv="f32", context=128)
+    yield lab
+    lab.close()
 
 
-@pytest.fixture(params=[1, 32, 512])
-def plan(model, request) -> Plan:
-    return model.plan(request.param)
+@pytest.fixture(params=SHAPES, ids=str)
+def plan(lab, request) -> Plan:
+    return lab.programs.get(request.param, 0).plan
 
 
 def test_no_hazard_is_left(plan):
@@ -57,48 +72,47 @@ def test_live_values_do_not_share_bytes(plan):
                 owner[region] = arg.operand.name
 
 
-def test_every_region_fits_its_buffer(model, plan):
+def test_every_region_fits_its_buffer(lab, plan):
     for d in plan.dispatches:
         for region in d.regions:
-            assert region.offset + region.nbytes <= model.engine.buffers.buffer(region.buffer).nbytes
+            assert region.offset + region.nbytes <= lab.buffers.buffer(region.buffer).nbytes
 
 
-def test_serial_order_equals_concurrent_order(model):
+def test_serial_order_equals_concurrent_order(lab):
     """The plan's barriers suffice: more barriers change no bit of the result."""
-    plan = model.plan(32)
+    plan = lab.planner.plan(MANY)
     everywhere = replace(plan, dispatches=tuple(replace(d, barrier=True) for d in plan.dispatches))
-    ids = np.arange(30, dtype=np.int32)
     results = []
     for p in (plan, everywhere):
-        compiled = model.engine.programs.compile(p)
-        model.reset()
-        model.engine.core.prefill_step(model.engine.steps, compiled, ids)
-        results.append(model.engine.last_logits().copy())
-        model.engine.steps.rewind(0)
+        compiled = lab.programs.compile(p)
+        lab.lengths[0] = 0
+        rows, writes, n_single = lab.describe([(0, range(30))])
+        lab.core.decode_step(lab.steps, compiled, rows, np.uint32([29]), writes, None, n_single)
+        lab.core.collect_step(lab.steps)
+        results.append(lab.logits())
     assert (results[0] == results[1]).all()
 
 
-def test_one_command_buffer_per_token(model):
-    model.reset()
-    before = model.engine.steps.counters
-    n = len(model.generate([1, 2, 3], max_tokens=9).tokens)
-    after = model.engine.steps.counters
+def test_one_command_buffer_per_token(lab):
+    lab.lengths[0] = 0
+    before, n = lab.steps.counters, 9
+    lab.generate(0, [1, 2, 3], n)
+    after = lab.steps.counters
     # Two for the prompt, whose last token is a step of its own; the last token is chosen but not run.
     assert after["command_buffers"] - before["command_buffers"] == n + 1
     assert after["tokens"] - before["tokens"] == 3 + n - 1
-    prompt, token = model.plan(32), model.plan(1)
-    dispatches = len(prompt.dispatches) + n * len(token.dispatches)
-    assert after["dispatches"] - before["dispatches"] == dispatches
+    prompt, token = lab.planner.plan(chunk_shape(2, 0, 0, "none")), lab.planner.plan(ONE_ROW)
+    assert after["dispatches"] - before["dispatches"] == len(prompt.dispatches) + n * len(token.dispatches)
     assert after["barriers"] - before["barriers"] == prompt.n_barriers + n * token.n_barriers
 
 
-def test_weight_bytes_of_decode_are_the_files(model):
+def test_weight_bytes_of_decode_are_the_files(lab):
     """A decode step reads every matrix once, and one row of the embedding."""
-    read = sum(model.plan(1).weight_bytes().values())
-    embd = model.file.tensors["token_embd.weight"]
-    all_bytes = sum(t.nbytes for t in model.file.tensors.values())
+    read = sum(lab.planner.plan().weight_bytes().values())
+    embd = lab.file.tensors["token_embd.weight"]
+    all_bytes = sum(t.nbytes for t in lab.file.tensors.values())
     row = embd.nbytes // embd.shape[0]
-    rope = model.config.n_layer * 4 * model.config.n_rot // 2
+    rope = lab.planner.config.n_layer * 4 * lab.planner.config.layers[-1].n_rot // 2
     assert read == all_bytes - embd.nbytes + row + rope
 
 
@@ -125,21 +139,29 @@ def test_a_table_for_notebooks_counts_every_dispatch_and_byte(plan):
     assert f"<th>{in_units(sum(plan.weight_bytes().values()))}</th></tr></table>" in shown
 
 
-def test_a_place_without_an_operand_is_a_dash_in_the_dump(model):
-    lines = model.plan(1).dump().splitlines()[1:]
-    for line, d in zip(lines, model.plan(1).dispatches, strict=True):
+def test_a_place_without_an_operand_is_a_dash_in_the_dump(lab):
+    lines = lab.planner.plan().dump().splitlines()[1:]
+    for line, d in zip(lines, lab.planner.plan().dispatches, strict=True):
         assert line.split().count("-") == sum(arg.unused for arg in d.launch.args)
     assert any(" - " in line for line in lines if "mul_mv_stack" in line)
     assert " - " not in next(line for line in lines if "mul_mv_swiglu" in line)
 
 
+def launch(op: object, *modes: str) -> Any:
+    """A launch of ``op`` with arguments of these modes."""
+    return SimpleNamespace(op=op, args=[SimpleNamespace(mode=mode) for mode in modes])
+
+
+def placed(launches: list[Any], regions: list[tuple[Region, ...]]) -> list[bool]:
+    found = place_barriers(launches, regions)
+    assert hazards(found) == []
+    return [d.barrier for d in found]
+
+
+X, Y, Z = (Region("arena", at, 16) for at in (0, 16, 32))
+
+
 def test_placing_barriers_by_hand():
     """a writes x, b reads x, c reads y: one barrier, before b. Then d overwrites y: another barrier."""
-
-    class L:
-        def __init__(self, *modes):
-            self.args = tuple(type("A", (), {"mode": m}) for m in modes)
-
-    x, y, z = (Region("arena", at, 16) for at in (0, 16, 32))
-    placed = place_barriers([L("w"), L("r", "w"), L("r"), L("w")], [(x,), (x, z), (y,), (y,)])
-    assert [d.barrier for d in placed] == [False, True, False, True]
+    launches = [launch(op, *modes) for op, modes in zip("abcd", (["w"], ["r", "w"], ["r"], ["w"]), strict=True)]
+    assert placed(launches, [(X,), (X, Z), (Y,), (Y,)]) == [False, True, False, True]

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 import zincmetal
-from support.kernel_lab import Lab
-from support.kernels.output import run
 from support.reference_models import reference_models
 from support.sampling_definitions import distribution, excess, probabilities
 from zincmetal.errors import DeviceError
@@ -17,7 +15,7 @@ from zincmetal.sampling.logits import StepLogits
 from zincmetal.sampling.noise import MASK, STEP, Noise, NoiseSource, _mix
 from zincmetal.sampling.params import SamplingParams
 from zincmetal.sampling.ranking import Totals
-from zincmetal.sampling.sampler import N_TOP, Sampler
+from zincmetal.sampling.sampler import Sampler
 
 SETTINGS = {
     "nothing": {},
@@ -45,7 +43,7 @@ every_setting = pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTIN
 
 
 def flat_logits(seed, n=600):
-    """Logits so flat that the tokens beyond the N_TOP most probable have half of the probability."""
+    """Logits so flat that the tokens beyond the 128 most probable have half of the probability."""
     return np.random.default_rng(seed).standard_normal(n).astype(np.float32)
 
 
@@ -57,7 +55,7 @@ def test_the_distribution_is_the_one_of_the_definition(options):
     """Chi-square over 12,000 draws at as many positions. A temperature that is a fifth off would fail."""
     params = SamplingParams(**{"temperature": 1.0, "seed": 11, **options})
     logits, recent = flat_logits(3), [7, 9, 9, 500]
-    sampler, step, n = Sampler(params), StepLogits.of(logits), 12_000
+    sampler, step, n = Sampler(params), StepLogits(logits), 12_000
     history = recent * 16  # penalties see the same history at every position
     drawn = [sampler.sample(step, [0] * i + history) for i in range(n)]
     counts = np.bincount(drawn, minlength=logits.size)
@@ -70,13 +68,13 @@ def test_the_distribution_is_the_one_of_the_definition(options):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
 def test_the_distribution_over_seeds(temperature):
-    """The first draw of every seed, without filters: tokens beyond N_TOP are drawn too."""
+    """The first draw of every seed, without filters: improbable tokens are drawn too."""
     logits, n = flat_logits(4, 300), 12_000
-    step = StepLogits.of(logits)
+    step = StepLogits(logits)
     drawn = [Sampler(SamplingParams(temperature, seed=seed)).sample(step, [1, 2, 3]) for seed in range(n)]
     counts, want = np.bincount(drawn, minlength=300), distribution(logits, [], SamplingParams(temperature))
     assert excess(counts, want) < 4
-    others = np.argsort(-logits)[N_TOP:]
+    others = np.argsort(-logits)[128:]
     assert counts[others].sum() > 1000
     assert excess(counts[others], want[others] / want[others].sum()) < 4
     assert abs(counts[others].sum() - n * want[others].sum()) < 4 * math.sqrt(n / 4)
@@ -115,7 +113,6 @@ def test_noise_is_a_function_of_seed_position_and_token():
     others = [NoiseSource(5).at(8), NoiseSource(6).at(7), NoiseSource(5 + 2**64).at(7), source.at(7)]
     for other in others:
         assert (other.of(ids) != noise).all()
-    assert {n.of_others() for n in others}.isdisjoint({NoiseSource(5).at(7).of_others()})
 
 
 @pytest.mark.parametrize("over", ["tokens", "positions", "seeds"])
@@ -182,19 +179,16 @@ EXTREMES = [
 @pytest.mark.parametrize(("few", "want"), EXTREMES)
 @pytest.mark.parametrize("n", [1, 100])
 def test_logits_over_the_whole_range_of_float32(few, want, n):
-    """Differences of logits that float32 cannot hold: from exact sums, and from the kernels' sums."""
+    """Differences of logits that float32 cannot hold."""
     logits, want = np.repeat(np.array(few, np.float32), n), np.repeat(want, n) / n
-    summaries = [run(Lab(lane), logits) for lane in ("native", "msl")]
-    steps = [StepLogits.of(logits), *(StepLogits(summary, logits, logits.size) for summary in summaries)]
-    assert few[0] - few[2] < 4e38 or {s.candidates().known for s in steps[1:]} == {None}
+    step = StepLogits(logits)
     for options in ({}, {"top_p": 0.9999}, {"typical_p": 1 - 1e-9}, {"min_p": 1e-6}, {"top_k": 350}):
         for temperature in (1e-20, 0.7, 1.0, 2.0):
             with np.errstate(all="raise", under="ignore"):
-                for step in steps:
-                    sampler = Sampler(SamplingParams(temperature, seed=1, **options))
-                    drawn = [sampler.sample(step, []) for _ in range(60)]
-                    assert want[drawn].min() > 0
-                    assert len(set(drawn)) > 1 or max(want) == 1
+                sampler = Sampler(SamplingParams(temperature, seed=1, **options))
+                drawn = [sampler.sample(step, []) for _ in range(60)]
+                assert want[drawn].min() > 0
+                assert len(set(drawn)) > 1 or max(want) == 1
 
 
 def test_one_token_alone():

@@ -135,7 +135,7 @@ def _parameters(of: ast.FunctionDef) -> Iterator[Parameter]:
 
 
 _UNSAID = "not said"  # pybind11 gives no more than "dict", or names a protocol that is wider than the stub
-_HIDDEN = re.compile(r"dict|tuple|object|(typing_extensions|collections\.abc)\.Buffer")
+_HIDDEN = re.compile(r"dict|tuple|object|numpy\.ndarray( \| None)?|(typing_extensions|collections\.abc)\.Buffer")
 _FIELDS = ", ".join(getattr(t, "__forward_arg__", str(t)) for t in BoundDispatch.__annotations__.values())
 # In this order: what stands for what.
 _SPELLINGS = (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 # Kernels that no other replaces: in any step, and in steps of one token.
-ALWAYS = ("embed_*", "rope_kv_*", "argmax_*", "rms_norm")
+ALWAYS = ("begin_step", "embed_*", "rope_kv_*", "argmax_*", "rms_norm")
 ONE_TOKEN = ("mul_mv_f32", "mul_mv_q?_?")
 
 

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from zincmetal.check import inputs
 from zincmetal.check.inputs import POISON
 from zincmetal.device import backend
-from zincmetal.device.buffers import step_record
 from zincmetal.device.core import BoundDispatch, Core
 
 if TYPE_CHECKING:
@@ -84,10 +83,11 @@ class Lab:
         """Makes a binding that a kernel reads and writes."""
         return Guarded(self.device, np.ascontiguousarray(content), align, writable=True)
 
-    def step(self, n_tokens: int, pos: int = 0, *, writable: bool = False) -> Guarded:
-        """Makes a step buffer (``Step`` in kernels/params.h)."""
-        content = step_record(self.core, n_tokens, pos)
-        return self.in_out(content) if writable else self.input(content)
+    def step(self, n_tokens: int, n_out: int = 0) -> Guarded:
+        """Makes a step buffer (``Step`` in kernels/params.h). Rows with positions: ``support.step_rows``."""
+        content = np.zeros(1, self.core.params_dtype("Step"))
+        content["n_tokens"], content["n_out"] = n_tokens, n_out
+        return self.input(content)
 
     def run(
         self,

@@ -1,4 +1,4 @@
-"""Makes K/V caches for kernel tests: their stored forms, and tables of shuffled pages."""
+"""Makes K/V caches for kernel tests, in their stored forms. Their page tables: ``support.step_rows``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from support.kernel_lab import Lab, tiles
+from support.kernel_lab import Lab
 from zincmetal.check.inputs import POISON, random_weights
 from zincmetal.gguf import quants
 
@@ -47,18 +47,3 @@ def decoded(kv: str, stored: Array) -> F64:
     head_dim = stored.shape[-1] // quants.Q8_0.block_bytes * quants.Q8_0.block_size
     raw = np.ascontiguousarray(stored)
     return quants.dequantize(quants.Q8_0, raw, (*stored.shape[:-1], head_dim)).astype(np.float64)
-
-
-class Pages:
-    """A table of shuffled pages for ``positions`` positions, among ``spare`` pages more."""
-
-    def __init__(self, lab: Lab, positions: int, spare: int = 2) -> None:
-        self.page: int = lab.core.shapes()["KV_PAGE"]
-        n_pages = tiles(positions, self.page)
-        self.table = lab.rng.permutation(n_pages + spare)[:n_pages].astype(np.uint32)
-        self.cache_rows = (n_pages + spare) * self.page
-
-    def rows(self, first: int, end: int) -> NDArray[np.int64]:
-        """Returns the rows of the cache that hold the positions [first, end)."""
-        position = np.arange(first, end)
-        return self.table[position // self.page].astype(np.int64) * self.page + position % self.page

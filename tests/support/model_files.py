@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from support import gguf_builder as b
 from zincmetal import gguf
@@ -51,3 +52,25 @@ def with_keys(file: gguf.File, keys: Mapping[str, Any]) -> gguf.File:
         if value is not None:
             metadata.add(name, "any" if name in keys else file.metadata.type_name(name), value)
     return gguf.File(file.path, file.parts, metadata, file.tensors)
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Weight], dict[str, NDArray[np.uint8]]]:
+    """Reads the keys of a file but the tokenizer's, its tensors, and their bytes, [rows, bytes of a row]."""
+    with gguf.open(path) as file:
+        keys = {name: file.metadata[name] for name in file.metadata if not name.startswith("tokenizer.")}
+        tensors = {t.name: Weight(t.name, t.type, t.shape) for t in file.tensors.values()}
+        rows = {w.name: np.array(file.data(w.name)).view(np.uint8).reshape(-1, w.row_bytes) for w in tensors.values()}
+    return keys, tensors, rows
+
+
+def write_with_weights(
+    path: Path, keys: Mapping[str, Any], tensors: Mapping[str, Weight], rows: Mapping[str, NDArray[np.uint8]]
+) -> None:
+    """Writes a file with these keys and tensors, whose bytes are ``rows``."""
+    write(path, keys, tensors)
+    with gguf.open(path) as file:
+        offsets = {name: tensor.offset for name, tensor in file.tensors.items()}
+    with path.open("r+b") as out:
+        for name, offset in offsets.items():
+            out.seek(offset)
+            out.write(rows[name].tobytes())

@@ -9,5 +9,7 @@ TESTS = ROOT / "tests"
 SUPPORT = TESTS / "support"
 DATA = TESTS / "data"
 KERNELS = ROOT / "kernels"
-#: More reference models than DATA holds, in a folder beside the checkout; tests must pass without it.
+#: More reference models than DATA holds, in folders beside the checkout; tests must pass without them. The second has
+#: quant types and architectures beyond the first.
 SHARED = ROOT.parent / "shared" / "fixtures"
+MORE_SHARED = ROOT.parent / "shared" / "fixtures2"

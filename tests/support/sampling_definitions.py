@@ -66,7 +66,7 @@ def distribution(logits: Logits, history: Sequence[int], p: SamplingParams) -> F
 
 def probabilities(logits: Logits, history: Sequence[int], params: SamplingParams) -> F64:
     """Computes the package's own probability of every token, after its filters and the temperature: float64 [vocab]."""
-    step = StepLogits.of(sampling.processed(logits.copy(), history, params.logits_processors))
+    step = StepLogits(sampling.processed(logits.copy(), history, params.logits_processors))
     rankings = Adjusted(step, *sampling.changes(step, history, params)).rankings()
     kept = next(k for k in (sampling.keep(r, params) for r in rankings) if k and k.whole)
     out = np.zeros(logits.size)

@@ -16,7 +16,8 @@ from support import gguf_builder as b
 
 F64 = NDArray[np.float64]
 Raw = bytes  # a key's type and value as the file has them: see value()
-TYPES = {"f32": 0, "f16": 1, "bf16": 30}
+GEMMAS = ("gemma3", "gemma-embedding")
+TYPES = {"f32": 0, "f16": 1, "bf16": 30, "nvfp4": 40}
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Meaning:
     rope_base_local: float | None = None  # in layers with a window
     attention_scale: float | None = None
     embedding_scale: float = 1.0
+    both_ways: bool = False  # tokens see later ones too, and a window reaches half of it to each side
 
 
 @dataclass
@@ -100,10 +102,10 @@ class Tiny:
             ("ffn_down", self.n_embd, n_ff),
         ]:
             self.matrix(f"{blk}.{name}", m, k, scale=1.5 if name in ("attn_q", "attn_k") else 1.0)
-        gemma = ("post_attention_norm", "post_ffw_norm") if self.arch == "gemma3" else ()
+        gemma = ("post_attention_norm", "post_ffw_norm") if self.arch in GEMMAS else ()
         for name in ("attn_norm", "ffn_norm", *gemma):
             self.norm(f"{blk}.{name}", self.n_embd)
-        if self.arch in ("qwen3", "gemma3"):
+        if self.arch in ("qwen3", *GEMMAS):
             for name in ("attn_q_norm", "attn_k_norm"):
                 self.norm(f"{blk}.{name}", self.head_dim)
         if self.arch == "qwen2":
@@ -154,6 +156,10 @@ class Tiny:
     def _full(self, name: str) -> str:
         return name if name.startswith(("general.", "tokenizer.", "other.")) else f"{self.arch}.{name}"
 
+    def hidden(self, ids: list[int], meaning: Meaning | None = None) -> F64:
+        """Computes the rows after the final norm, float64 [T, n_embd]."""
+        return _Reference(self, meaning or Meaning()).hidden(ids)
+
     def logits(self, ids: list[int], meaning: Meaning | None = None) -> F64:
         """Computes the logits after every id, float64 [T, n_vocab]."""
         return _Reference(self, meaning or Meaning()).logits(ids)
@@ -181,7 +187,7 @@ def value(v: Any) -> tuple[int, bytes]:
 
 class _Reference:
     def __init__(self, tiny: Tiny, meaning: Meaning) -> None:
-        self.tiny, self.meaning, self.gemma = tiny, meaning, tiny.arch == "gemma3"
+        self.tiny, self.meaning, self.gemma = tiny, meaning, tiny.arch in GEMMAS
 
     def weight(self, name: str) -> F64 | None:
         t = self.tiny.tensors.get(name)
@@ -225,7 +231,11 @@ class _Reference:
         scale = self.meaning.attention_scale or t.head_dim**-0.5
         scores = np.einsum("thd,khd->htk", q, k) * scale
         age = np.arange(n)[:, None] - np.arange(n)
-        scores = np.where((age >= 0) & ((age < window) | (window == 0)), scores, -np.inf)
+        if self.meaning.both_ways:
+            seen = (np.abs(age) <= window // 2) | (window == 0)
+        else:
+            seen = (age >= 0) & ((age < window) | (window == 0))
+        scores = np.where(seen, scores, -np.inf)
         p = np.exp(scores - scores.max(axis=-1, keepdims=True))
         out = np.einsum("htk,khd->thd", p / p.sum(axis=-1, keepdims=True), v)
         return self.linear(out.reshape(n, -1), f"{blk}.attn_output")
@@ -239,6 +249,11 @@ class _Reference:
         return self.linear(act * up, f"blk.{i}.ffn_down")
 
     def logits(self, ids: list[int]) -> F64:
+        output = self.weight("output.weight")
+        assert output is not None
+        return self.hidden(ids) @ output.T
+
+    def hidden(self, ids: list[int]) -> F64:
         table = self.weight("token_embd.weight")
         assert table is not None
         x = table[ids] * self.meaning.embedding_scale
@@ -248,6 +263,4 @@ class _Reference:
             x = x + (self.norm(h, f"{blk}.post_attention_norm") if self.gemma else h)
             h = self.feed_forward(i, self.norm(x, f"{blk}.ffn_norm"))
             x = x + (self.norm(h, f"{blk}.post_ffw_norm") if self.gemma else h)
-        output = self.weight("output.weight")
-        assert output is not None
-        return self.norm(x, "output_norm") @ output.T
+        return self.norm(x, "output_norm")

@@ -81,6 +81,16 @@ def test_merges_over_plain_text_with_marked_spaces(keys: dict[str, str]) -> None
     assert tokenizer.decode(ids[1:]) == "ab ab\n\né🦙"
 
 
+def test_gemma_4_needs_its_begin_token_whatever_the_file_says(caplog: pytest.LogCaptureFixture) -> None:
+    """As llama.cpp #21500: early files deny it, and the model writes nonsense without it."""
+    keys = MARKED_SPACES | {"model": "gemma4", "add_bos_token": False}
+    tokenizer = Tokenizer.from_metadata({f"tokenizer.ggml.{k}": v for k, v in keys.items()})
+    assert (
+        tokenizer.prompt("ab") == tokenizer.prompt("<bos>ab", parse_special=True) == [1, *tokenizer.encode("ab", False)]
+    )
+    assert "add_bos_token is false" in warnings_of(caplog)
+
+
 # --- what is not said
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,31 +15,46 @@ from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, tiles
 from support.kernels.attention import Attention, Shape
+from support.kernels.attention_latent import LatentAttention
+from support.kernels.attention_latent import Shape as LatentShape
 from support.kernels.experts import TYPES as EXPERT_TYPES
+from support.kernels.experts_few import MoeFew
 from support.kernels.experts_mm import MoeMm, Route, random_route, run_moe_mix
 from support.kernels.experts_mv import run_mix, run_moe_mv, shared_types
-from support.kernels.output import run_partial
-from support.kernels.products import EPILOGUES, MatMul
+from support.kernels.mamba2 import SHAPES as MAMBA2_SHAPES
+from support.kernels.mamba2 import Layer as Mamba2Layer
+from support.kernels.products import EPILOGUES, SWEPT, MatMul
+from support.kernels.products_few import CLASSES as FEW
+from support.kernels.products_heads import Heads
 from support.kernels.products_stack import Stack
 from support.kernels.recurrent import CLASSES, SHAPES, Layer
 from support.kernels.rows import ROPES, RopeKv, run_elementwise
 from support.kv_cache import KV_TYPES
 from support.paths import ROOT, TESTS
+from support.step_rows import Run, StepRows
 from zincmetal.gguf import quants
 
 TYPES = [t.name for t in quants.SUPPORTED]
-HEADS = (32, 64, 96, 128, 256)
+HEADS = (32, 64, 96, 128, 256, 512)
 
 #: Every kernel that has a native version.
 NATIVE = {
     *(f"mul_{shape}{epilogue}_{t}" for shape in ("mv", "mm") for epilogue in EPILOGUES for t in TYPES),
-    *(f"moe_mm{epilogue}_{t.name}" for epilogue in ("", "_swiglu") for t in EXPERT_TYPES),
-    *("moe_topk_256", "moe_topk_1024", "moe_sort", "moe_mix"),
+    *(f"mul_few{gate}_{t}_n{n}" for gate in ("", "_gated") for t in TYPES for n in FEW),
+    *(f"moe_mm{gate}_{t.name}" for gate in ("", "_gated") for t in EXPERT_TYPES),
+    *(f"moe_few{gate}_{t.name}" for gate in ("", "_gated") for t in EXPERT_TYPES),
+    *("moe_topk_256", "moe_topk_1024", "moe_route_256", "moe_route_1024", "moe_sort", "moe_mix", "moe_mix_few"),
     *(f"embed_{t}" for t in TYPES),
     *(f"attention_{phase}_{kv}_{dim}" for phase in ("decode", "prefill") for kv in KV_TYPES for dim in HEADS),
+    *(f"attention_latent_{kv}_{size}" for kv in KV_TYPES for size in (128, 512)),
+    *(f"rope_latent_{kv}" for kv in KV_TYPES),
+    *(f"mul_heads_{shape}_{t}" for shape in ("mv", "mm") for t in TYPES),
     *(f"rope_kv_{kind}_{kv}{norm}" for kind in ("norm", "neox") for kv in KV_TYPES for norm in ("", "_qknorm")),
     *(f"ssm_{kernel}_{d_k}" for kernel in ("delta", "step") for d_k in CLASSES),
-    *("ssm_conv1d", "ssm_norm"),
+    *("ssm_conv1d", "ssm_norm", "ssm_ungroup", "short_conv"),
+    *(f"mamba2_{kernel}_{d_state}" for kernel in ("scan", "step") for d_state in CLASSES),
+    *("mamba2_conv1d", "mamba2_norm"),
+    *(f"draw_{part}" for part in ("scan", "choose", "try", "finish")),
     *(
         "rms_norm",
         "rms_norm_add",
@@ -46,14 +62,19 @@ NATIVE = {
         "add",
         "swiglu",
         "geglu",
-        "take_last_row",
+        "swiglu_clamped",
+        "relu2",
+        "geglu_slice",
+        "scale",
+        "cap_logits",
+        "begin_step",
+        "take_rows",
         "argmax_partial",
         "argmax_final",
-        "candidates_partial",
-        "candidates_final",
     ),
     *(f"mul_mv_stack_{t}" for t in TYPES),
-    *(f"moe_mv{epilogue}_{t.name}" for epilogue in ("", "_swiglu", "_mix") for t in EXPERT_TYPES),
+    *(f"mul_few_stack_{t}_n{n}" for t in TYPES for n in (2, 4, 8)),
+    *(f"moe_mv{epilogue}_{t.name}" for epilogue in ("", "_gated", "_mix") for t in EXPERT_TYPES),
     *(f"moe_mv_mix2_{t.name}_{s.name}" for t in EXPERT_TYPES for s in shared_types(t)),
 }
 
@@ -116,7 +137,16 @@ def run_matmul(kernel: str, qtype: quants.QuantType, epilogue: str, lab: Lab) ->
 
 
 def run_attention(kernel: str, kv: str, lab: Lab) -> list[Guarded]:
-    return [Attention(lab, Shape(80, 2, 3, 90, 83, 37), kv).run(kernel)]
+    return [Attention(lab, Shape.of_one(80, 2, 3, 90, 83, 37), kv).run(kernel)]
+
+
+def run_latent(lab: Lab) -> list[Guarded]:
+    runs = (Run(1, 70), Run(0, 127, 17), Run(3, 1, 6))
+    return [LatentAttention(lab, LatentShape(160, 32, 5, 26, runs), "f16").run()]
+
+
+def run_heads(kernel: str, lab: Lab) -> list[Guarded]:
+    return [Heads(lab, quants.Q5_0, 3, 70, 40, 43).run(kernel)]
 
 
 def run_rope(kv: str, lab: Lab) -> list[Guarded]:
@@ -132,10 +162,10 @@ def run_swiglu(lab: Lab) -> list[Guarded]:
 
 
 def run_argmax_partial(lab: Lab) -> list[Guarded]:
-    n, n_part = 50_021, 13
-    values, ids = lab.output(n_part), lab.output(n_part, dtype=np.int32)
-    bindings = [lab.input(lab.normal(n)), values, ids]
-    lab.run("argmax_partial", {"n": n, "n_part": n_part}, "ArgmaxParams", bindings, (n_part,), 256)
+    n, n_part, outs = 20_021, 13, 3
+    values, ids = lab.output(outs, n_part), lab.output(outs, n_part, dtype=np.int32)
+    bindings = [lab.step(outs, outs), lab.input(lab.normal(outs, n)), values, ids]
+    lab.run("argmax_partial", {"n": n, "n_part": n_part}, "ArgmaxParams", bindings, (n_part, outs), 256)
     return [values, ids]
 
 
@@ -146,18 +176,32 @@ def run_moe_mm(epilogue: str, lab: Lab) -> list[Guarded]:
     return [MoeMm(lab, quants.Q4_K, epilogue, Route(ids, 75, 9), 203, 512, shared_x=True).run(lab)]
 
 
+def run_moe_few(epilogue: str, lab: Lab) -> list[Guarded]:
+    """Runs moe_few with one expert of all rows, and others of one slot or two, which take another path."""
+    ids = random_route(lab, 11, 11, 9, 2).ids
+    ids[:, 0] = 4
+    return [MoeFew(lab, quants.Q4_K, epilogue, Route(ids, 11, 9), 203, 512, shared_x=True).launch(lab)]
+
+
 def run_ssm(lab: Lab) -> list[Guarded]:
-    layer = Layer(lab, SHAPES[4], 76)
-    conv_state, state = layer.poisoned()
-    qkv = layer.conv1d(0, 75, 75, conv_state)
-    o = layer.delta(0, 75, qkv, state)
-    out = layer.norm(0, 75, o)
-    layer.step(75, conv_state, state)
-    return [conv_state, state, qkv, o, out]
+    layer = Layer(lab, SHAPES[4], 5, 76, 21)
+    return run_recurrent(layer, layer.delta)
 
 
-def run_candidates_partial(lab: Lab) -> list[Guarded]:
-    return [run_partial(lab, lab.normal(50_021), 13)]
+def run_mamba2(lab: Lab) -> list[Guarded]:
+    layer = Mamba2Layer(lab, MAMBA2_SHAPES[2], 5, 76, 21)
+    return run_recurrent(layer, layer.scan)
+
+
+def run_recurrent(layer: Layer | Mamba2Layer, recur: Callable[..., Guarded]) -> list[Guarded]:
+    """Runs a step of two long runs beside a single one, then a step of single rows, of which one moves."""
+    conv_state, state = layer.poisoned(4)
+    batch = StepRows(layer.lab, [Run(0, 0, 1, 0, 0), Run(1, 0, 75, 1, 1), Run(2, 0, 20, 2, 2)])
+    convolved = layer.conv1d(batch, conv_state)
+    o = recur(batch, convolved, conv_state, state, n_z=3)
+    out = layer.norm(batch, o)
+    layer.step(StepRows(layer.lab, [Run(2, 20, 1, 2, 3), Run(1, 75, 1, 1, 1)]), conv_state, state)
+    return [conv_state, state, convolved, o, out]
 
 
 def matmul_case(kernel: str, qtype: quants.QuantType, epilogue: str) -> Callable[[Lab], list[Guarded]]:
@@ -165,25 +209,31 @@ def matmul_case(kernel: str, qtype: quants.QuantType, epilogue: str) -> Callable
 
 
 DIVIDED: dict[str, Callable[[Lab], list[Guarded]]] = {
-    **{f"mul_mv-{t.name}": matmul_case("mul_mv", t, "") for t in quants.SUPPORTED},
-    **{f"mul_mm-{t.name}": matmul_case("mul_mm", t, "") for t in quants.SUPPORTED},
+    **{f"mul_mv-{t.name}": matmul_case("mul_mv", t, "") for t in (*SWEPT, quants.IQ4_XS, quants.Q2_0)},
+    **{f"mul_mm-{t.name}": matmul_case("mul_mm", t, "") for t in (*SWEPT, quants.IQ4_XS, quants.Q2_0)},
     **{f"{k}-add": matmul_case(k, quants.Q4_K, "_add") for k in ("mul_mv", "mul_mm")},
     **{f"{k}-swiglu": matmul_case(k, quants.Q6_K, "_swiglu") for k in ("mul_mv", "mul_mm")},
     "moe_mm": lambda lab: run_moe_mm("", lab),
     "moe_mm-swiglu": lambda lab: run_moe_mm("_swiglu", lab),
+    "moe_few": lambda lab: run_moe_few("", lab),
+    "moe_few-swiglu": lambda lab: run_moe_few("_swiglu", lab),
     "moe_mix": lambda lab: [run_moe_mix(lab, 9, 7, 5003, 8)],
-    "moe_mv": lambda lab: [run_moe_mv(lab, quants.Q4_K, 203, 512, 9, [8, 0, 3, 3, 5], swiglu=False)],
-    "moe_mv-swiglu": lambda lab: [run_moe_mv(lab, quants.Q8_0, 203, 512, 9, [8, 0, 3, 3, 5], swiglu=True)],
+    "moe_mv": lambda lab: [run_moe_mv(lab, quants.Q4_K, 203, 512, 9, [8, 0, 3, 3, 5])],
+    "moe_mv-swiglu": lambda lab: [
+        run_moe_mv(lab, quants.Q8_0, 203, 512, 9, [8, 0, 3, 3, 5], form="_swiglu", bias=True)
+    ],
     "moe_mv-mix": lambda lab: [run_mix(lab, quants.Q5_K, 203, 512, 9, [8, 0, 3, 3, 5])],
     "moe_mv-mix2": lambda lab: [run_mix(lab, quants.Q6_K, 203, 512, 9, [8, 0, 3], shared=(quants.Q8_0, 256))],
     "mul_mv-stack": lambda lab: Stack(lab, quants.Q5_K, 512, (67, 5, 103, 103), (0, 1, 0, 0), True).run(),
     "attention_decode": lambda lab: run_attention("attention_decode", "f16", lab),
     "attention_prefill": lambda lab: run_attention("attention_prefill", "f32", lab),
+    "attention_latent": run_latent,
+    **{kernel: partial(run_heads, kernel) for kernel in ("mul_heads_mv", "mul_heads_mm")},
     "rope_kv": lambda lab: run_rope("f16", lab),
     "ssm": run_ssm,
+    "mamba2": run_mamba2,
     "swiglu": run_swiglu,
     "argmax_partial": run_argmax_partial,
-    "candidates_partial": run_candidates_partial,
 }
 
 

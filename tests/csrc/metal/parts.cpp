@@ -304,6 +304,26 @@ void passing_within(const Arguments&) {
     std::cout << " " << caught([&] { in_flight.wait(2); });
 }
 
+// Nobody waits for it. What fails is told once: by a wait for what is behind it, or else by the next begin().
+void unawaited(const Arguments&) {
+    InFlight in_flight({60});
+    const auto begin = [&] {
+        in_flight.begin({}, false);
+        return in_flight.begin_command_buffer();
+    };
+    end(in_flight, begin(), 1, 2);
+    end(in_flight, begin(), 0, 0, PASSES);
+    std::cout << caught([&] { in_flight.begin(); }) << " ";
+    end(in_flight, submit(in_flight), 3, 4);
+    std::cout << in_flight.wait(3).gpu_end << " ";
+    const uint64_t alone = begin(), behind = submit(in_flight);
+    end(in_flight, alone, 0, 0, MEMORY);
+    end(in_flight, behind, 5, 6);
+    std::cout << caught([&] { in_flight.wait(5); }) << " ";
+    end(in_flight, submit(in_flight), 7, 8);
+    std::cout << in_flight.wait(6).gpu_end;
+}
+
 // Each wait asks, about every 50 ms, and ends when the answer is a throw: after what was committed.
 void polled(const Arguments&) {
     InFlight in_flight({60});
@@ -474,12 +494,12 @@ void cache(const Arguments& a) {
 
 int main(int argc, char** argv) {
     const std::pair<const char*, void (*)(const Arguments&)> commands[] = {
-        {"flatten", flatten},     {"dispatch", dispatch}, {"wrap", wrap},       {"failure", failure},
-        {"missing", missing},     {"launches", launches}, {"bounded", bounded}, {"tickets", tickets},
-        {"several", several},     {"sticky", sticky},     {"passing", passing}, {"passing_within", passing_within},
-        {"throwing", throwing},   {"polled", polled},     {"asleep", asleep},   {"lost", lost},
-        {"first", first},         {"pieces", pieces},     {"guess", guess},     {"names", names},
-        {"heartbeat", heartbeat}, {"cache", cache},       {"idle", idle}};
+        {"flatten", flatten},   {"dispatch", dispatch},   {"wrap", wrap},       {"failure", failure},
+        {"missing", missing},   {"launches", launches},   {"bounded", bounded}, {"tickets", tickets},
+        {"several", several},   {"sticky", sticky},       {"passing", passing}, {"passing_within", passing_within},
+        {"throwing", throwing}, {"unawaited", unawaited}, {"polled", polled},   {"asleep", asleep},
+        {"lost", lost},         {"first", first},         {"pieces", pieces},   {"guess", guess},
+        {"names", names},       {"heartbeat", heartbeat}, {"cache", cache},     {"idle", idle}};
     const Arguments arguments(argv + std::min(argc, 2), argv + argc);
     for (const auto& [name, run] : commands) {
         if (argc < 2 || std::strcmp(name, argv[1]) != 0) continue;

@@ -59,21 +59,26 @@ def more(double: lane.Double, before: dict[str, Any], *names: str) -> list[int]:
 def test_only_sources_whose_kernels_are_asked_for_are_compiled(double: lane.Double) -> None:
     before = double.report()
     device = opened()
-    assert device.info["features"]["kernels"] == "274 from 16 source files"
+    n_files, names = len(list(lane.KERNELS.glob("*.metal"))), set(backend.load("cpu").Device().kernel_names())
+    assert device.info["features"]["kernels"] == f"{len(names)} from {n_files} source files"
     assert more(double, before, "compiled") == [0]
     device.limits("add")
     device.limits("swiglu")
     assert more(double, before, "compiled") == [1]
     device.prepare(["rms_norm", "add", "argmax_final"])
     assert more(double, before, "compiled", "built") == [3, 4]
-    assert set(device.kernel_names()) == set(backend.load("cpu").Device().kernel_names())
-    assert more(double, before, "compiled") == [16]
+    assert set(device.kernel_names()) == names
+    assert more(double, before, "compiled") == [n_files]
 
 
 def test_a_model_compiles_no_more_than_it_runs(double: lane.Double) -> None:
+    """Prompts, decode steps and draws. Neither experts nor recurrent layers."""
     before = double.report()
     assert generate() == generate("cpu")
-    assert 3 <= more(double, before, "compiled")[0] < 12
+    others = [p for p in lane.KERNELS.glob("*.metal") if p.stem.startswith(("moe", "ssm"))]
+    assert len(others) > 5
+    n_files = len(list(lane.KERNELS.glob("*.metal")))
+    assert 3 <= more(double, before, "compiled")[0] <= n_files - len(others)
 
 
 def test_a_kernel_whose_name_is_written_in_another_way_is_found(double: lane.Double, tmp_path: Path) -> None:
@@ -292,7 +297,7 @@ def test_a_step_is_captured(double: lane.Double, tmp_path: Path) -> None:
         model.generate(PROMPT, max_tokens=2)
         before = double.report()
         model.device.start_capture(str(tmp_path / "step.gputrace"))
-        model.generate([*PROMPT, 8], max_tokens=1)
+        model.generate([8], max_tokens=1)
         other.generate(PROMPT, max_tokens=1)  # on another queue
         with pytest.raises(DeviceError, match="being written already"):
             other.device.start_capture(str(tmp_path / "other.gputrace"))

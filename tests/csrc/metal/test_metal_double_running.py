@@ -32,7 +32,7 @@ def double() -> Iterator[lane.Double]:
 
 
 def load(path: Path = MODEL, device: str = "metal") -> zincmetal.Model:
-    return zincmetal.load(path, device=device, context=128)
+    return zincmetal.load(path, device=device, context=128, cache=False)
 
 
 def tokens(path: Path) -> list[int]:
@@ -245,7 +245,7 @@ def test_other_kernels_are_another_context(double: lane.Double, tmp_path: Path) 
     core = backend.load("metal")
     usual = core.Device(kernel_folder=str(lane.KERNELS))
     other = core.Device(kernel_folder=str(tmp_path))
-    assert usual.info["features"]["kernels"].startswith("274 from ")
+    assert usual.info["features"]["kernels"].startswith(f"{len(usual.kernel_names())} from ")
     assert other.info["features"]["kernels"].startswith("1 from 1 source files")
 
 

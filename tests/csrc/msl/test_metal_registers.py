@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.msl_front import source
 from support.msl_front.clang import NO_WARNING, Program, Violation, is_available
 from support.msl_front.registers import register_violations
 from support.paths import KERNELS
@@ -21,7 +22,8 @@ FILES = sorted(path.name for path in KERNELS.glob("*.metal"))
 
 @pytest.mark.parametrize("file", FILES)
 def test_arrays_stay_in_registers(file: str, tmp_path: Path) -> None:
-    program = Program(KERNELS / file, tmp_path, [KERNELS], NO_WARNING)
+    path = source.of_group(KERNELS / file, tmp_path) or KERNELS / file
+    program = Program(path, tmp_path, [KERNELS], NO_WARNING)
     assert program.errors == []
     assert register_violations(program) == []
 
@@ -35,7 +37,7 @@ def changed_kernels(folder: Path, file: str, old: str, new: str) -> Path:
     return kernels
 
 
-MATRIX_KERNELS = {"attention_prefill.metal": ["attention_prefill"], "moe_mm.metal": ["moe_mm", "moe_mm_swiglu"]}
+MATRIX_KERNELS = {"attention_prefill.metal": ["attention_prefill"], "moe_mm.metal": ["moe_mm", "moe_mm_gated"]}
 
 
 @pytest.mark.parametrize("file", MATRIX_KERNELS)

@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
-from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, block_of, gated
+from support.kernels.experts import Biases, finished, kernel, matrices
+from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, block_of, silu
 from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 
+F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 
@@ -70,6 +72,23 @@ class Experts:
         raw[:, : self.expert_bytes - gap] = packed.reshape(n_expert, -1)
         self.buffer = lab.input(raw.reshape(-1)[: raw.size - gap], align=WEIGHT_ALIGN)
 
+    def params(self, x_div: int) -> dict[str, int]:
+        """MoeMmParams, without biases. Slot s reads row s / ``x_div`` of X."""
+        n_expert, m, k = self.values.shape
+        sizes = {"row_bytes": self.row_bytes, "expert_bytes": self.expert_bytes}
+        return {"k": k, "m": m, **sizes, "n_expert": n_expert, "x_div": x_div, "kind": 0, "has_bias": 0}
+
+
+def layer_of_experts(x: F32, ids: I32, weights: F32, gate: Experts, up: Experts, down: Experts) -> F64:
+    """x plus the weighted sum of each row's experts, in float64. ``ids``: [tokens, n_used]."""
+    want = x.astype(np.float64)
+    for t, chosen in enumerate(ids):
+        for j, e in enumerate(chosen):
+            x64 = x[t].astype(np.float64)
+            h = silu(gate.values[e] @ x64) * (up.values[e] @ x64)
+            want[t] += weights[t, j].astype(np.float64) * (down.values[e] @ h)
+    return want
+
 
 class MoeMm:
     """Products of the rows of X with the matrices of their experts.
@@ -78,10 +97,20 @@ class MoeMm:
     """
 
     def __init__(
-        self, lab: Lab, qtype: QuantType, epilogue: str, route: Route, m: int, k: int, *, shared_x: bool
+        self,
+        lab: Lab,
+        qtype: QuantType,
+        form: str,
+        route: Route,
+        m: int,
+        k: int,
+        *,
+        shared_x: bool,
+        bias: bool = False,
     ) -> None:
-        self.name, self.route, self.m = f"moe_mm{epilogue}_{qtype.name}", route, m
-        experts = [Experts(lab, qtype, route.n_expert, m, k) for _ in range(2 if epilogue else 1)]
+        self.name, self.route, self.m = kernel("moe_mm", form) + qtype.name, route, m
+        self.matrices = matrices(form)
+        experts = [Experts(lab, qtype, route.n_expert, m, k) for _ in range(self.matrices)]
         x_div = route.n_used if shared_x else 1
         n_slots = len(route.experts)
         x = np.full((route.ids.size // x_div, k), np.nan, np.float32)  # rows past the step's tokens must not be read
@@ -91,16 +120,18 @@ class MoeMm:
         scales = [np.sqrt(np.einsum("smk,sk->sm", e.values[route.experts] ** 2, x64**2)) for e in experts]
         self.want: F64
         self.scale: F64
-        self.want, self.scale = gated(epilogue, products, scales) if epilogue else (products[0], scales[0])
-        self.params = {
-            "k": k,
-            "m": m,
-            "row_bytes": experts[0].row_bytes,
-            "expert_bytes": experts[0].expert_bytes,
-            "n_expert": route.n_expert,
-            "x_div": x_div,
-        }
+        self.x = x
         self.inputs = [*(e.buffer for e in experts), lab.input(x)]
+        self.biases = Biases(lab, form, route.n_expert, m, bias, self.inputs[-1])
+        chosen = [b[route.experts] for b in self.biases.values]
+        biased = [p + b for p, b in zip(products, chosen, strict=True)]
+        self.want, self.scale = finished(form, biased, [s + np.abs(b) for s, b in zip(scales, chosen, strict=True)])
+        self.params = {**experts[0].params(x_div), **self.biases.params(form)}
+
+    @property
+    def operands(self) -> list[Guarded]:
+        """The bindings between the sorted slots and the output."""
+        return [*self.inputs, *(self.biases.buffers if self.biases.given else self.inputs[-1:] * self.matrices)]
 
     def run(self, lab: Lab) -> Guarded:
         """Runs the kernel on slots and tiles as moe_sort writes them; returns the output [slots, m]."""
@@ -116,8 +147,8 @@ class MoeMm:
             lab.input(np.array([len(cut)], np.int32), align=4),
         ]
         out = lab.output(route.ids.size, self.m)
-        grid = (len(list_of_tiles), tiles(self.m, shapes["MUL_MM_ROWS"] // (len(self.inputs) - 1)))
-        lab.run(self.name, self.params, "MoeMmParams", [*sort, *self.inputs, out], grid, shapes["MUL_MM_THREADS"])
+        grid = (len(list_of_tiles), tiles(self.m, shapes["MUL_MM_ROWS"] // self.matrices))
+        lab.run(self.name, self.params, "MoeMmParams", [*sort, *self.operands, out], grid, shapes["MUL_MM_THREADS"])
         return out
 
     def check(self, lab: Lab) -> None:
@@ -126,16 +157,36 @@ class MoeMm:
         assert_untouched(out.array[len(self.want) :])
 
 
-def run_moe_mix(lab: Lab, rows: int, n_tokens: int, n: int, n_used: int, *, alias: bool = False) -> Guarded:
+def run_moe_mix(
+    lab: Lab,
+    rows: int,
+    n_tokens: int,
+    n: int,
+    n_used: int,
+    *,
+    alias: bool = False,
+    few: bool = False,
+    alone: bool = False,
+) -> Guarded:
+    """Runs moe_mix and checks it; returns its output. ``alone``: there is no residual, and its place is not read."""
     y, residual, weights = (np.full((rows, *s), np.nan, np.float32) for s in ((n_used, n), (n,), (n_used + 1,)))
     y[:n_tokens], residual[:n_tokens] = lab.normal(n_tokens, n_used, n), lab.normal(n_tokens, n)
     # The last weight of a row is the shared expert's, which the kernel must not read.
     weights[:n_tokens, :n_used] = lab.normal(n_tokens, n_used)
     shapes, out = lab.core.shapes(), lab.in_out(residual) if alias else lab.output(rows, n)
-    bindings = [lab.step(n_tokens), lab.input(weights), lab.input(y), out if alias else lab.input(residual), out]
-    grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), rows)
-    lab.run("moe_mix", {"n": n, "n_used": n_used}, "MoeMixParams", bindings, grid, shapes["ELEMENTWISE_THREADS"])
+    given = lab.input(np.full(1, np.nan, np.float32) if alone else residual)
+    bindings = [lab.step(n_tokens), lab.input(weights), lab.input(y), out if alias else given, out]
+    grid = (tiles(n, shapes["ELEMENTWISE_THREADS" if few else "ELEMENTWISE_COLUMNS"]), rows)
+    lab.run(
+        "moe_mix_few" if few else "moe_mix",
+        {"n": n, "n_used": n_used, "alone": int(alone)},
+        "MoeMixParams",
+        bindings,
+        grid,
+        shapes["ELEMENTWISE_THREADS"],
+    )
     w64, y64 = weights[:n_tokens, :n_used].astype(np.float64), y[:n_tokens].astype(np.float64)
+    residual[:n_tokens] *= not alone
     want = residual[:n_tokens] + np.einsum("tj,tjn->tn", w64, y64)
     scale = np.sqrt(residual[:n_tokens].astype(np.float64) ** 2 + np.einsum("tj,tjn->tn", w64**2, y64**2))
     assert_close(out.array[:n_tokens], want, 3e-7, scale)

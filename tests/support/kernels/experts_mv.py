@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, tiles
-from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, Weights, gated
+from support.kernels.experts import Biases, finished, kernel, matrices
+from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, Weights
 from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
@@ -42,8 +43,12 @@ class Experts:
 
     def chosen(self, ids: list[int]) -> F64:
         """Returns the matrices of these experts. An id out of range means the last expert."""
+        return self.values[self.numbers(ids)]
+
+    def numbers(self, ids: list[int]) -> list[int]:
+        """Returns the experts that these ids mean."""
         n_expert = len(self.values)
-        return self.values[[i if 0 <= i < n_expert else n_expert - 1 for i in ids]]
+        return [i if 0 <= i < n_expert else n_expert - 1 for i in ids]
 
 
 def id_input(lab: Lab, ids: list[int]) -> Guarded:
@@ -56,17 +61,31 @@ def products(w: F64, x: F64) -> tuple[F64, F64]:
     return np.einsum("jmk,jk->jm", w, x), np.sqrt(np.einsum("jmk,jk->jm", w**2, x**2))
 
 
-def run_moe_mv(lab: Lab, qtype: QuantType, m: int, k: int, n_expert: int, ids: list[int], *, swiglu: bool) -> Guarded:
-    experts = [Experts(lab, qtype, m, k, n_expert) for _ in range(2 if swiglu else 1)]
+def run_moe_mv(
+    lab: Lab,
+    qtype: QuantType,
+    m: int,
+    k: int,
+    n_expert: int,
+    ids: list[int],
+    *,
+    form: str = "",
+    bias: bool = False,
+) -> Guarded:
+    experts = [Experts(lab, qtype, m, k, n_expert) for _ in range(matrices(form))]
     x, out = lab.normal(k, scale=k**-0.5), lab.output(len(ids), m)
-    bindings = [id_input(lab, ids), *(e.buffer for e in experts), lab.input(x), out]
+    x_input = lab.input(x)
+    biases = Biases(lab, form, n_expert, m, bias, x_input)
+    bindings = [id_input(lab, ids), *(e.buffer for e in experts), x_input, *biases.buffers, out]
     shapes = lab.core.shapes()
     per_group = shapes["MUL_MV_SIMDGROUPS"] * shapes["MUL_MV_ROWS"] // len(experts)
-    kernel = f"moe_mv{'_swiglu' if swiglu else ''}_{qtype.name}"
-    params = experts[0].params(len(ids))
-    lab.run(kernel, params, "MoeParams", bindings, (tiles(m, per_group), len(ids)), 32 * shapes["MUL_MV_SIMDGROUPS"])
-    results = [products(e.chosen(ids), x.astype(np.float64)) for e in experts]
-    want, scale = gated("_swiglu", *zip(*results, strict=True)) if swiglu else results[0]
+    params = {**experts[0].params(len(ids)), **biases.params(form), "alone": 0}
+    grid, threads = (tiles(m, per_group), len(ids)), 32 * shapes["MUL_MV_SIMDGROUPS"]
+    lab.run(kernel("moe_mv", form) + qtype.name, params, "MoeParams", bindings, grid, threads)
+    unbiased, scales = zip(*(products(e.chosen(ids), x.astype(np.float64)) for e in experts), strict=True)
+    chosen = [b[experts[0].numbers(ids)] for b in biases.values]
+    biased = [w + b for w, b in zip(unbiased, chosen, strict=True)]
+    want, scale = finished(form, biased, [s + np.abs(b) for s, b in zip(scales, chosen, strict=True)])
     assert_close(out.array, want, TOLERANCE, scale)
     return out
 
@@ -81,30 +100,39 @@ def run_mix(
     *,
     shared: tuple[QuantType, int] | None = None,
     alias: bool = False,
+    bias: bool = False,
+    alone: bool = False,
 ) -> Guarded:
     """Runs moe_mv_mix and checks it; returns its output.
 
     ``shared``: type and columns of the shared expert's matrix. ``alias``: the output is the residual's buffer.
+    ``bias``: the experts have biases. ``alone``: there is no residual, and its place is not read.
     """
     experts, n = Experts(lab, qtype, m, k, n_expert), len(ids)
     x, weights, residual = lab.normal(n, k, scale=k**-0.5), lab.normal(n + 1), lab.normal(m)
+    residual = residual * 0 if alone else residual
     out = lab.in_out(residual) if alias else lab.output(m)
     w64 = weights.astype(np.float64)
     parts, scales = products(experts.chosen(ids), x.astype(np.float64))
-    parts, scales = w64[:n, None] * parts, np.abs(w64[:n, None]) * scales
-    kernel, struct, params = f"moe_mv_mix_{qtype.name}", "MoeParams", experts.params(n)
-    bindings = [id_input(lab, ids), lab.input(weights, align=4), experts.buffer, lab.input(x)]
-    bindings.append(out if alias else lab.input(residual))
+    x_input = lab.input(x)
+    biases = Biases(lab, "", n_expert, m, bias, x_input)
+    added = biases.values[0][experts.numbers(ids)]
+    parts, scales = w64[:n, None] * (parts + added), np.abs(w64[:n, None]) * (scales + np.abs(added))
+    name, struct = f"moe_mv_mix_{qtype.name}", "MoeParams"
+    params = {**experts.params(n), **biases.params(""), "alone": int(alone)}
+    bindings = [id_input(lab, ids), lab.input(weights, align=4), experts.buffer, x_input]
+    bindings.append(out if alias else lab.input(np.full(1, np.nan, np.float32) if alone else residual))
     if shared:
         w, x_shared = Weights(lab, shared[0], m, shared[1]), lab.normal(shared[1], scale=shared[1] ** -0.5)
         part, scale = products(w.values[None], x_shared.astype(np.float64))
         parts, scales = np.vstack([parts, w64[n] * part]), np.vstack([scales, np.abs(w64[n]) * scale])
         bindings += [w.buffer, lab.input(x_shared)]
+        del params["kind"], params["alone"]
         params |= {"k_shared": shared[1], "row_bytes_shared": w.row_bytes}
-        kernel, struct = f"moe_mv_mix2_{qtype.name}_{shared[0].name}", "MoeSharedParams"
+        name, struct = f"moe_mv_mix2_{qtype.name}_{shared[0].name}", "MoeSharedParams"
     shapes = lab.core.shapes()
     grid, threads = (tiles(m, shapes["MOE_MIX_ROWS"]),), shapes["MOE_MIX2_THREADS" if shared else "MOE_MIX_THREADS"]
-    lab.run(kernel, params, struct, [*bindings, out], grid, threads)
+    lab.run(name, params, struct, [*bindings, *biases.buffers, out], grid, threads)
     scale = np.sqrt((scales**2).sum(axis=0) + residual.astype(np.float64) ** 2)
     assert_close(out.array, parts.sum(axis=0) + residual, TOLERANCE, scale)
     return out
@@ -112,4 +140,4 @@ def run_mix(
 
 def shared_types(qtype: QuantType) -> list[QuantType]:
     """Lists the types of a shared expert that moe_mv_mix2 takes beside routed experts of this type."""
-    return [qtype] if qtype in (quants.F16, quants.Q8_0) else [qtype, quants.Q8_0]
+    return [qtype] if qtype.block_size == 1 or qtype is quants.Q8_0 else [qtype, quants.Q8_0]

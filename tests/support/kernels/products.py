@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -14,9 +15,32 @@ from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 
 F64 = NDArray[np.float64]
+T = TypeVar("T")
 
 
 every_type = pytest.mark.parametrize("qtype", quants.SUPPORTED, ids=lambda t: t.name)
+
+#: Types that meet every shape of a sweep: no two have one layout. The kernels of other types are the same text with
+#: another block, and meet one shape.
+SWEPT = [
+    *(quants.F32, quants.F16, quants.BF16, quants.Q4_0, quants.Q4_1, quants.Q5_0, quants.Q5_1, quants.Q8_0),
+    *(quants.Q4_K, quants.Q5_K, quants.Q6_K),
+]
+
+
+def every_type_on(
+    shapes: Sequence[Any], other: int = 0, types: Sequence[QuantType] = quants.SUPPORTED
+) -> pytest.MarkDecorator:
+    """Parametrises a test by ``qtype`` and ``shape``: types beyond SWEPT meet the shape at ``other`` alone."""
+    cases = [
+        pytest.param(t, s, id=f"{t.name}-{i}") for t in types for i, s in enumerate(shapes) if t in SWEPT or i == other
+    ]
+    return pytest.mark.parametrize(("qtype", "shape"), cases)
+
+
+def for_block(qtype: QuantType, values: Mapping[int, T]) -> T:
+    """Returns the value for the type's size of blocks, or for the next smaller size."""
+    return values[max(size for size in values if size <= block_of(qtype)[0])]
 
 
 EPILOGUES = ["", "_add", "_mix", "_swiglu", "_geglu"]
@@ -52,6 +76,12 @@ def gelu(x: F64) -> F64:
     return np.asarray(x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
 
 
+def silu_clamped(x: F64) -> F64:
+    """Computes gpt-oss's activation of a gate."""
+    x = np.minimum(x, 7)
+    return np.asarray(x / (1 + np.exp(-1.702 * x)))
+
+
 #: The activation of the first of two products, by epilogue.
 GATES = {"_swiglu": silu, "_geglu": gelu}
 SCALE_STRIDE = 3  # elements between the factors of two rows, in tests of the epilogue mix
@@ -71,6 +101,8 @@ def mat_mul_params(k: int, m: int, row_bytes: int, *, bias: bool = False) -> dic
 def gated(epilogue: str, products: Sequence[F64], scales: Sequence[F64]) -> tuple[F64, F64]:
     """Applies a gate to two products; returns the result and its error bound, computed from theirs."""
     gate, up = products
+    if epilogue == "_clamped":
+        return silu_clamped(gate) * (np.clip(up, -7, 7) + 1), scales[0] * (np.abs(up) + 1) + np.abs(gate) * scales[1]
     scale = scales[0] * (np.abs(up) + scales[1]) + (np.abs(gate) + scales[0]) * scales[1]
     return GATES[epilogue](gate) * up, scale
 

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
-from support.kv_cache import ALIGN, Array, Pages, decoded, poisoned
+from support.kv_cache import ALIGN, Array, decoded, poisoned
+from support.step_rows import Run, StepRows
+from zincmetal.check.inputs import POISON
 from zincmetal.gguf import quants
 
 F32 = NDArray[np.float32]
@@ -26,9 +28,16 @@ def rms_norm(x: F64, weight: F64, eps: float) -> F64:
     return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight)
 
 
+TEMPERATURE_LENGTH = 64
+
+
 @dataclass(frozen=True)
 class Rope:
-    """Sizes of a rope_kv dispatch of ``rows`` rows, ``n_tokens`` of them tokens. ``gated``: each head is [q | gate]."""
+    """Sizes of a rope_kv dispatch of ``rows`` rows: a run of ``n_tokens`` from ``pos`` on.
+
+    ``others``: the runs before it. ``gated``: each head is [q | gate]. ``temperature``: of q, which grows every
+    TEMPERATURE_LENGTH positions.
+    """
 
     head_dim: int
     n_rot: int
@@ -39,6 +48,12 @@ class Rope:
     pos: int
     magnitude: float = 1.0
     gated: bool = False
+    others: tuple[Run, ...] = ()
+    temperature: float = 0.0
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return (*self.others, Run(0, self.pos, self.n_tokens))
 
 
 ROPES = [
@@ -56,6 +71,9 @@ ROPES = [
     Rope(20, 20, 3, 1, 5, 4, 62),
     Rope(36, 34, 2, 2, 3, 3, 9, gated=True),
     Rope(252, 62, 1, 3, 2, 2, 515),
+    Rope(32, 16, 2, 1, 4, 4, 126, magnitude=1.25, temperature=0.1),  # q grows within the run
+    Rope(48, 32, 2, 1, 4, 3, 62, gated=True, temperature=0.5),
+    Rope(64, 64, 2, 1, 12, 5, 62, others=(Run(3, 700), Run(1, 0), Run(4, 63), Run(2, 126, 3))),
 ]
 
 
@@ -87,15 +105,18 @@ def assert_quantised(stored: Array, want: F64, error: float) -> None:
 class RopeKv:
     """One dispatch of rope_kv: random inputs on a device, poisoned outputs, and their expected values."""
 
-    def __init__(self, lab: Lab, rope: Rope, kind: str, kv: str, qk_norm: bool, in_place: bool = False) -> None:
-        self.lab, self.rope, self.kv = lab, rope, kv
+    def __init__(
+        self, lab: Lab, rope: Rope, kind: str, kv: str, qk_norm: bool, in_place: bool = False, v_norm: bool = False
+    ) -> None:
+        self.lab, self.rope, self.kv, self.v_norm = lab, rope, kv, v_norm
         self.kernel = f"rope_kv_{kind}_{kv}" + ("_qknorm" if qk_norm else "")
-        n, hd, pos = rope.n_tokens, rope.head_dim, rope.pos
+        self.batch = StepRows(lab, rope.runs, rope.rows)
+        n, hd = self.batch.n_tokens, rope.head_dim
         q, k, v = (padded(lab, rope.rows, n, heads, hd) for heads in (rope.n_head, rope.n_head_kv, rope.n_head_kv))
         freqs = (10_000.0 ** (-np.arange(rope.n_rot // 2) * 2 / rope.n_rot)).astype(np.float32)
         norms = [lab.normal(hd) if qk_norm else lab.normal(1) for _ in range(2)]
         # Angles are float32 by contract: at large positions their rounding changes the result.
-        angles = (np.arange(pos, pos + n).astype(np.float32)[:, None] * freqs).astype(np.float64)
+        angles = (self.batch.positions.astype(np.float32)[:, None] * freqs).astype(np.float64)
 
         def expected(x: F32, norm: F32) -> F64:
             x64 = x[:n].astype(np.float64)
@@ -104,49 +125,84 @@ class RopeKv:
             return rotate(x64, angles, kind, rope.magnitude)
 
         self.want_q, self.want_k, self.v = expected(q, norms[0]), expected(k, norms[1]), v
+        self.want_q *= 1 + rope.temperature * np.log(1 + self.batch.positions // TEMPERATURE_LENGTH)[:, None, None]
         with_gates = np.concatenate([q, np.full_like(q, np.nan)], axis=2) if rope.gated else q
         self.q = lab.in_out(with_gates) if in_place else lab.input(with_gates)
         self.q_out = self.q if in_place else lab.output(*q.shape)
-        self.pages = Pages(lab, pos + n)
-        cache = poisoned(kv, self.pages.cache_rows, rope.n_head_kv, hd)
+        cache = poisoned(kv, self.batch.cache_rows, rope.n_head_kv, hd)
         self.caches = [lab.in_out(cache, align=ALIGN[kv]) for _ in range(2)]
-        pages = lab.input(self.pages.table, align=4)
-        inputs = [lab.step(n, pos), pages, self.q, lab.input(k), lab.input(v), lab.input(freqs, align=4)]
+        step = [self.batch.input(lab, name) for name in ("step", "rows", "pages")]
+        inputs = [*step, self.q, lab.input(k), lab.input(v), lab.input(freqs, align=4)]
         self.bindings = [*inputs, *(lab.input(w, align=4) for w in norms), self.q_out, *self.caches]
 
-    def run(self) -> None:
+    def run_alone(self, t: int) -> tuple[Guarded, list[Guarded]]:
+        """Runs row t alone into other caches; returns q and the caches."""
+        lab, alone, (_, _, pages, *rest) = self.lab, self.batch.alone(t), self.bindings
+        q, k, v, *weights = rest[:-3]
+        row = [lab.input(x.array[t : t + 1]) for x in (q, k, v)]
+        q_out = lab.output(1, *self.q_out.array.shape[1:])
+        caches = [
+            lab.in_out(np.full_like(c.array.view(np.uint8), POISON).view(c.array.dtype), align=ALIGN[self.kv])
+            for c in self.caches
+        ]
+        self.launch([alone.input(lab, "step"), alone.input(lab, "rows"), pages, *row, *weights, q_out, *caches], 1)
+        return q_out, caches
+
+    def run(self, alone: bool = False) -> None:
+        """Runs the dispatch. ``alone``: without key heads."""
+        self.launch(self.bindings, self.rope.rows, 0 if alone else self.rope.n_head_kv)
+
+    def launch(self, bindings: list[Guarded], rows: int, n_head_kv: int | None = None) -> None:
         r = self.rope
+        n_head_kv = r.n_head_kv if n_head_kv is None else n_head_kv
         params = {
             "n_head": r.n_head,
-            "n_head_kv": r.n_head_kv,
+            "n_head_kv": n_head_kv,
             "head_dim": r.head_dim,
             "q_stride": 2 * r.head_dim if r.gated else r.head_dim,
             "n_rot": r.n_rot,
+            "v_norm": int(self.v_norm),
             "eps": 1e-6,
             "magnitude": r.magnitude,
+            "temperature": r.temperature,
+            "temperature_length": TEMPERATURE_LENGTH,
         }
-        self.lab.run(self.kernel, params, "RopeKvParams", self.bindings, (r.n_head + 2 * r.n_head_kv, r.rows), 32)
+        self.lab.run(self.kernel, params, "RopeKvParams", bindings, (r.n_head + 2 * n_head_kv, rows), 32)
 
     def check(self) -> None:
-        n, new = self.rope.n_tokens, self.pages.rows(self.rope.pos, self.rope.pos + self.rope.n_tokens)
+        n, new = self.batch.n_tokens, self.batch.new_places
         k_cache, v_cache = (c.array for c in self.caches)
         assert_close(self.q_out.array[:n], self.want_q, 1e-6)
+        self._check_stored(k_cache[new], self.want_k)
         v = self.v[:n]
-        if self.kv == "q8_0":
-            assert_quantised(k_cache[new], self.want_k, 2e-6)
+        if self.v_norm:
+            self._check_stored(v_cache[new], rms_norm(v.astype(np.float64), np.ones(1), float(np.float32(1e-6))))
+        elif self.kv == "q8_0":
             assert_quantised(v_cache[new], v.astype(np.float64), 1e-7)
         else:
-            # f16 rounds relative to each element.
-            k_scale = np.maximum(np.abs(self.want_k), 1.0)
-            assert_close(k_cache[new], self.want_k, 1e-6 if self.kv == "f32" else 5e-4, k_scale)
             assert np.array_equal(v_cache[new], v.astype(v_cache.dtype))
         for cache in (k_cache, v_cache):
             assert_untouched(np.delete(cache, new, axis=0))
+
+    def _check_stored(self, stored: Array, want: F64) -> None:
+        if self.kv == "q8_0":
+            assert_quantised(stored, want, 2e-6)
+        else:  # f16 rounds relative to each element
+            assert_close(stored, want, 1e-6 if self.kv == "f32" else 5e-4, np.maximum(np.abs(want), 1.0))
 
 
 def run_elementwise(lab: Lab, kernel: str, inputs: list[F32], n_tokens: int, out: Guarded) -> None:
     """Runs an element-wise kernel over inputs [rows, n]."""
     shapes, (rows, n) = lab.core.shapes(), inputs[0].shape
     bindings = [lab.step(n_tokens), *map(lab.input, inputs), out]
-    grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), 1 if kernel == "take_last_row" else rows)
+    grid = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), rows)
     lab.run(kernel, {"n": n}, "ElementwiseParams", bindings, grid, shapes["ELEMENTWISE_THREADS"])
+
+
+def run_take_rows(lab: Lab, x: F32, outs: list[int], n_tokens: int, out: Guarded) -> None:
+    """Runs take_rows for these rows of x [rows, n]; ``out`` may have more rows."""
+    shapes, out_rows = lab.core.shapes(), np.full(len(out.array), 0xFFFFFFFF, np.uint32)
+    out_rows[: len(outs)] = outs
+    bindings = [lab.step(n_tokens, len(outs)), lab.input(out_rows, align=4), lab.input(x), out]
+    grid = (tiles(x.shape[1], shapes["ELEMENTWISE_COLUMNS"]), len(out.array))
+    lab.run("take_rows", {"n": x.shape[1]}, "ElementwiseParams", bindings, grid, shapes["ELEMENTWISE_THREADS"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ SCALAR_BYTES = {
     "long": 8, "ulong": 8,
 }  # fmt: skip
 TYPE = re.compile(r"(?P<scalar>[a-z]+)(?P<n>[234])?(?P<extents>(?:\[\d+\])*)")
+Structures = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,11 @@ class Layout:
     offsets: dict[str, int]
 
 
-def size_and_alignment(type_: str) -> tuple[int, int]:
-    """Returns size and alignment of a scalar, vector or array. A vector of three takes the room of four."""
+def size_and_alignment(type_: str, structures: Structures) -> tuple[int, int]:
+    """Returns size and alignment of a scalar, vector, array or structure. A vector of three takes the room of four."""
+    if type_ in structures:
+        of = by_rules(structures[type_], structures)
+        return of.size, of.alignment
     match = TYPE.fullmatch(type_)
     if match is None or match["scalar"] not in SCALAR_BYTES:
         raise ValueError(f"{type_}: no rule for the layout of this type")
@@ -37,11 +42,11 @@ def size_and_alignment(type_: str) -> tuple[int, int]:
     return size * count, size
 
 
-def by_rules(fields: dict[str, str]) -> Layout:
+def by_rules(fields: Mapping[str, str], structures: Structures) -> Layout:
     """Places each field at the next multiple of its alignment; the size is a multiple of the largest alignment."""
     at, largest, offsets = 0, 1, {}
     for name, type_ in fields.items():
-        size, alignment = size_and_alignment(type_)
+        size, alignment = size_and_alignment(type_, structures)
         at = -(-at // alignment) * alignment
         offsets[name] = at
         at += size

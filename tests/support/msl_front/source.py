@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .tokens import SPACES, Token, closing, joined, segments, split, tokenize
 
@@ -56,6 +57,20 @@ class Source:
     attributes: list[Attribute] = field(default_factory=list)
     kernels: list[Kernel] = field(default_factory=list)
     instances: list[Instance] = field(default_factory=list)
+
+
+def of_group(path: Path, folder: Path) -> Path | None:
+    """Writes a short form of a source of a group of types into ``folder``; None if it is no such source.
+
+    Such a source has all kernels of its types, whose texts other sources show. Here it has a few, which read all
+    blocks.
+    """
+    text, every = path.read_text(), '#include "kernels_of_types.h"'
+    if every not in text:
+        return None
+    few = "\n".join(f'#include "{name}.metal"' for name in ("mul_mv", "mul_mm", "embed"))
+    (folder / path.name).write_text(text.replace(every, few))
+    return folder / path.name
 
 
 def read(preprocessed: str, standard_folder: str) -> Source:

@@ -64,6 +64,19 @@ const Programs KEPT = {
          t.run();
          require(t.floats(t.a)[5] == 7, "a = a + b + b");
      }},
+    {"kept/a copy, and a sum of it",
+     [](Bench& t) {
+         t.commands = [t.queue commandBuffer];
+         id<MTLBlitCommandEncoder> copier = [t.commands blitCommandEncoder];
+         [copier copyFromBuffer:t.a sourceOffset:16 toBuffer:t.b destinationOffset:0 size:64];
+         [copier copyFromBuffer:t.b sourceOffset:0 toBuffer:t.b destinationOffset:64 size:64];
+         [copier endEncoding];
+         t.encoder = [t.commands computeCommandEncoderWithDispatchType:MTLDispatchTypeConcurrent];
+         t.bind();
+         t.dispatch();
+         t.run();
+         require(t.floats(t.out)[0] == 4 && t.floats(t.out)[16] == 20, "a + the copy of a");
+     }},
     {"kept/readers of one buffer need no order",
      [](Bench& t) {
          t.begin();

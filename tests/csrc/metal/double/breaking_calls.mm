@@ -103,6 +103,25 @@ const Programs ARGUMENTS = {
          t.begin();
          [t.encoder setComputePipelineState:other.pipeline(@"add")];
      }},
+    {"copy/half a word",
+     [](Bench& t) {
+         t.commands = [t.queue commandBuffer];
+         [[t.commands blitCommandEncoder] copyFromBuffer:t.a sourceOffset:0 toBuffer:t.b destinationOffset:2 size:4];
+     }},
+    {"copy/beyond the end",
+     [](Bench& t) {
+         t.commands = [t.queue commandBuffer];
+         [[t.commands blitCommandEncoder] copyFromBuffer:t.a
+                                            sourceOffset:8
+                                                toBuffer:t.b
+                                       destinationOffset:0
+                                                    size:BYTES - 4];
+     }},
+    {"copy/onto itself",
+     [](Bench& t) {
+         t.commands = [t.queue commandBuffer];
+         [[t.commands blitCommandEncoder] copyFromBuffer:t.a sourceOffset:0 toBuffer:t.a destinationOffset:4 size:8];
+     }},
     {"untracked/buffer",
      [](Bench& t) {
          t.begin();

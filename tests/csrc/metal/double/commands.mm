@@ -237,6 +237,16 @@ static const char* rule_of(const std::string& failure) {
     return encoder;
 }
 
+- (id<MTLBlitCommandEncoder>)blitCommandEncoder {
+    [self checkOpen:"an encoder of"];
+    if (open_encoder) broken("two-encoders", "an encoder begins before the one before it ended");
+    if (is_due("encoder")) return nil;
+    DoubleCopier* copier = [[DoubleCopier alloc] initWithCommandBuffer:self];
+    open_encoder = copier;
+    count(&Totals::encoders);
+    return copier;
+}
+
 - (void)addCompletedHandler:(MTLCommandBufferHandler)block {
     [self checkOpen:"a completion handler for"];
     handlers.push_back(block);
@@ -510,5 +520,60 @@ struct Access {
                 broken("missing-barrier", "%s and %s share a buffer that one of them writes, with no barrier between",
                        before.kernel.c_str(), access.kernel.c_str());
     unordered.insert(unordered.end(), mine.begin(), mine.end());
+}
+@end
+
+@implementation DoubleCopier {
+    DoubleCommandBuffer* commands;
+    bool ended;
+}
+@synthesize label;
+
+- (instancetype)initWithCommandBuffer:(DoubleCommandBuffer*)buffer {
+    commands = buffer;
+    return self;
+}
+- (void)dealloc {
+    if (!ended) broken("encoder-not-ended", "an encoder goes without endEncoding");
+}
+- (id<MTLDevice>)device {
+    return commands.queue.device;
+}
+- (void)checkOpen:(const char*)what {
+    if (ended) broken("after-end-encoding", "%s an encoder that has ended", what);
+}
+- (void)endEncoding {
+    [self checkOpen:"endEncoding of"];
+    ended = true;
+    commands->open_encoder = nil;
+    commands->encoder_labels.push_back(text(self.label));
+}
+
+- (uint8_t*)use:(id<MTLBuffer>)any from:(NSUInteger)offset size:(NSUInteger)size {
+    if (!any) broken("copy", "a copy of no buffer");
+    auto* buffer = static_cast<DoubleBuffer*>(any);
+    if (buffer.device != commands.queue.device) broken("other-device", "a buffer of another device");
+    if (offset % 4 || size % 4 || size == 0) broken("copy", "%lu bytes at %lu: no whole words", size, offset);
+    if (size > buffer.length || offset > buffer.length - size)
+        broken("copy", "%lu bytes at %lu of a buffer of %lu", size, offset, buffer.length);
+    if (buffer.hazardTrackingMode != MTLHazardTrackingModeTracked)
+        broken("untracked", "a copy of an untracked buffer, and no fence orders command buffers");
+    [commands use:buffer in:commands->buffers];
+    return buffer->memory + offset;
+}
+
+- (void)copyFromBuffer:(id<MTLBuffer>)source
+          sourceOffset:(NSUInteger)from
+              toBuffer:(id<MTLBuffer>)destination
+     destinationOffset:(NSUInteger)offset
+                  size:(NSUInteger)size {
+    [self checkOpen:"a copy of"];
+    Work work;
+    work.buffers = {[self use:source from:from size:size], [self use:destination from:offset size:size]};
+    work.bytes = {size, size};
+    work.after_barrier = true;
+    if (source == destination && from < offset + size && offset < from + size)
+        broken("copy", "bytes %lu and %lu of one buffer overlap", from, offset);
+    commands->work.push_back(std::move(work));
 }
 @end

@@ -6,7 +6,8 @@
 //   exception=N                                  the N-th allocation from now raises an NSException
 //   archive=N  archive_written=N                 the same of the N-th archive that is opened, or written
 //   archive_add=none                             archives take no kernel
-//   library=TEXT  pipeline=NAME                  a source that holds TEXT, or this kernel, does not compile
+//   library=TEXT  pipeline=NAME                  a source that holds TEXT or is called so (NAME.metal), or this kernel,
+//                                                does not compile
 //   threads=NAME:N                               this kernel's registers leave it N threads, unless it asks for more
 //   threads_at_most=NAME:N                       the same, whatever it asks for
 //   gpu=N:CODE  hang=N                           the N-th command buffer from now fails with this code, or never ends;

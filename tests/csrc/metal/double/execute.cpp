@@ -4,6 +4,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <utility>
 
@@ -24,6 +25,10 @@ struct Runner::State {
     const bool native = condition("native").value_or("1") != "0";
 
     std::string run(const Work& work, uint32_t number) {
+        if (!work.kernel) {
+            std::memcpy(work.buffers[1], work.buffers[0], work.bytes[0]);
+            return "";
+        }
         const uint64_t n = uint64_t(work.grid[0]) * work.grid[1] * work.grid[2];
         if (const NativeKernel* kernel = native ? find_native(work.kernel->name) : nullptr) {
             const WorkspaceScope lent(workspace);
@@ -51,7 +56,7 @@ struct Runner::State {
     void begin_segment(const std::vector<Work>& work, size_t begin) {
         std::vector<msl::ByteRange> written;
         for (size_t i = begin; i < work.size() && (i == begin || !work[i].after_barrier); i++)
-            for (uint32_t b = 0; b < work[i].kernel->n_buffers; b++) {
+            for (uint32_t b = 0; work[i].kernel && b < work[i].kernel->n_buffers; b++) {
                 const auto at = reinterpret_cast<uintptr_t>(work[i].buffers[b]);
                 if (work[i].kernel->buffers[b].writable) written.push_back({at, at + work[i].bytes[b]});
             }

@@ -16,8 +16,9 @@ using zinc::msl::KernelInfo;
 const KernelInfo* find_kernel(const std::string& name);
 
 // One dispatch. Every argument's memory is known up to the end of its buffer, which is all that Metal is told.
+// Or a copy: from buffers[0] to buffers[1].
 struct Work {
-    const KernelInfo* kernel = nullptr;
+    const KernelInfo* kernel = nullptr;  // of a dispatch
     std::vector<uint8_t> params;
     std::vector<void*> buffers;
     std::vector<uint64_t> bytes;

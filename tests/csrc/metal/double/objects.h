@@ -95,8 +95,6 @@ class Timeline;
 @property(readwrite, strong) DoubleDevice* device;
 @end
 
-@class DoubleEncoder;
-
 @interface DoubleCommandBuffer : NSObject <MTLCommandBuffer> {
   @public
     std::vector<metal_double::Work> work;
@@ -107,7 +105,7 @@ class Timeline;
     std::vector<id> retained;
     std::vector<MTLCommandBufferHandler> handlers;
     MTLCommandBufferErrorOption options;
-    __unsafe_unretained DoubleEncoder* open_encoder;
+    __unsafe_unretained id open_encoder;
 }
 @property(readwrite, strong) DoubleQueue* queue;
 @property(readwrite) BOOL retainedReferences;
@@ -121,4 +119,8 @@ class Timeline;
 
 @interface DoubleEncoder : NSObject <MTLComputeCommandEncoder>
 - (instancetype)initWithCommandBuffer:(DoubleCommandBuffer*)buffer type:(MTLDispatchType)type;
+@end
+
+@interface DoubleCopier : NSObject <MTLBlitCommandEncoder>
+- (instancetype)initWithCommandBuffer:(DoubleCommandBuffer*)buffer;
 @end

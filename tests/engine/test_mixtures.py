@@ -1,0 +1,59 @@
+"""Sequences that run together: each has the tokens that it has alone, whatever the others do.
+
+``ZINCMETAL_MIXTURES=100`` runs so many mixtures of each kind, larger ones. The seed of a mixture is its number.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from support.mixtures import Mixture, engine, few_pages
+from support.paths import DATA
+
+MORE = int(os.environ.get("ZINCMETAL_MIXTURES", "0"))
+SMALL, LARGE = (16, 300, 16), (32, 512, 40)
+SMALL_ON_FIBRES, LARGE_ON_FIBRES = (6, 40, 5), (8, 100, 8)
+FILES = [DATA / f"{name}.gguf" for name in ("llama-q4_k_m", "qwen35-q4_k_m", "gemma3-q4_0", "qwen35moe-q4k-q5k-q8")]
+MODELS = [*((path, kv) for path in FILES for kv in ("f32", "f16", "q8_0"))]
+FAMILIES = [(DATA / "families" / f"{name}.gguf", "f16") for name in ("lfm2", "granitehybrid")]
+USUAL = [(FILES[0], "f32"), (FILES[1], "f16"), (FILES[0], "q8_0"), *FAMILIES]
+
+
+def check(mixture: Mixture) -> None:
+    engine = mixture.engine
+    before = engine.pages.size - engine.pages.free, engine.slots.size - engine.slots.free
+    mixture.run()
+    for i, member in enumerate(mixture.members):
+        assert not isinstance(member.ended, BaseException), member.ended
+        about = f"member {i} of {len(mixture.members)}: {len(member.ids)} ids, {member.params}"
+        assert member.tokens == member.expected, about
+    assert mixture.together > 1
+    assert (engine.pages.size - engine.pages.free, engine.slots.size - engine.slots.free) == before
+
+
+@pytest.mark.parametrize(("path", "kv"), MODELS if MORE else USUAL, ids=lambda x: getattr(x, "stem", x))
+@pytest.mark.parametrize("lane", ["native", "msl"])
+def test_a_mixture_equals_its_members(path: Path, kv: str, lane: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZINCMETAL_NATIVE", "0" if lane == "msl" else "1")
+    small, large = (SMALL, LARGE) if lane == "native" else (SMALL_ON_FIBRES, LARGE_ON_FIBRES)
+    with engine(path, kv, threads=2) as opened:
+        for seed in range(MORE or 1):
+            print("seed", seed)
+            check(Mixture(opened, seed, large if MORE else small))
+
+
+@pytest.mark.parametrize("path", FILES[:2], ids=lambda p: p.stem)
+def test_a_mixture_that_has_few_pages_equals_its_members(path: Path) -> None:
+    """Sequences leave their pages to older ones, and go on later."""
+    moved_out = 0
+    with engine(path, "f32", threads=2) as opened:
+        for seed in (2, 3, *range(4, MORE)):
+            print("seed", seed)
+            mixture = Mixture(opened, seed, (16, 40, 150))
+            with few_pages(opened, 7):
+                check(mixture)
+            moved_out += sum(member.stats.moved_out for member in mixture.members if member.stats)
+    assert moved_out

@@ -1,0 +1,130 @@
+"""Which kernel multiplies few rows: mul_few in steps of single rows and for outputs, mul_mm elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+
+from zincmetal.check.cases import _config
+from zincmetal.device import backend
+from zincmetal.gguf import quants
+from zincmetal.graph.ops import Op, Value, Weight
+from zincmetal.plan.chunks import DECODE_ROWS, StepShape, chunk_shape, decode_shape
+from zincmetal.plan.launch import Launch
+from zincmetal.plan.lower import Lowering
+from zincmetal.plan.lower.products import FEW_CLASSES
+from zincmetal.plan.target import Target
+
+W, UP = (Weight(name, quants.Q4_K, (71, 512)) for name in ("w", "up"))
+X, Y, RESIDUAL, SCALE, BIAS = (
+    Value("x", 512),
+    Value("y", 71),
+    Value("r", 71),
+    Value("s", 9),
+    Weight("b", quants.F32, (71,)),
+)
+LINEAR = Op("linear", weight=W, x=X, out=Y)
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return Target.of_kernels(backend.load("cpu"))
+
+
+def of_any_rows(target: Target, any_rows: int) -> Target:
+    return replace(target, shapes=MappingProxyType({**target.shapes, "FEW_ANY_ROWS": any_rows}))
+
+
+def lower(target: Target, op: Op, shape: StepShape) -> Launch:
+    (launch,) = Lowering(target, _config(), "f16", shape).launches(op)
+    return launch
+
+
+def params(target: Target, launch: Launch) -> np.void:
+    made: np.void = np.frombuffer(launch.params, target.struct("MulFewParams"))[0]
+    return made
+
+
+def test_there_is_a_class_for_every_step_of_single_rows():
+    assert DECODE_ROWS[1:] == FEW_CLASSES
+
+
+@pytest.mark.parametrize("n", FEW_CLASSES)
+def test_single_rows(target: Target, n: int):
+    launch = lower(of_any_rows(target, 0), LINEAR, decode_shape(n))
+    assert launch.kernel == f"mul_few_q4_k_n{n}"
+    assert params(target, launch)["rows"] == n
+    # The matrix is small: 2 and 4 rows are vectors.
+    assert lower(of_any_rows(target, 1), LINEAR, decode_shape(n)).kernel == f"mul_few_q4_k_n{n}"
+
+
+def test_steps_with_longer_runs_keep_to_mul_mm(target: Target):
+    assert lower(target, LINEAR, chunk_shape(32, 0, 0, "none")).kernel == "mul_mm_q4_k"
+    outputs = Op("linear", weight=W, x=Value("x", 512, outs=True), out=Value("y", 71, outs=True))
+    assert lower(target, outputs, chunk_shape(128, 8, 32, "argmax")).kernel == "mul_few_q4_k_n32"
+    assert lower(target, outputs, chunk_shape(128, 0, 1, "argmax")).kernel == "mul_mv_q4_k"
+
+
+def test_other_numbers_of_rows(target: Target):
+    """A class above FEW_VECTORS reads as many rows as it has, except where the device takes any number."""
+    kernels = [lower(of_any_rows(target, 0), LINEAR, StepShape(n, n, 0, "none")).kernel for n in (3, 5, 12, 33)]
+    assert kernels == ["mul_few_q4_k_n4", "mul_mm_q4_k", "mul_mm_q4_k", "mul_mm_q4_k"]
+    kernels = [lower(of_any_rows(target, 1), LINEAR, StepShape(n, n, 0, "none")).kernel for n in (3, 5, 12, 33)]
+    assert kernels == ["mul_few_q4_k_n4", "mul_few_q4_k_n8", "mul_few_q4_k_n16", "mul_mm_q4_k"]
+
+
+def test_missing_kernels_are_replaced(target: Target):
+    missing = target.without({"mul_few_q4_k_n8"})
+    launch = lower(of_any_rows(missing, 0), LINEAR, decode_shape(8))
+    assert (launch.kernel, launch.replaces) == ("mul_mm_q4_k", ("mul_few_q4_k_n8",))
+    assert lower(of_any_rows(missing, 1), LINEAR, decode_shape(8)).kernel == "mul_few_q4_k_n16"
+
+
+def test_epilogues(target: Target):
+    """Operands that an epilogue lacks are bound, but not used."""
+    shape = decode_shape(8)
+    operands = {"weight": W, "x": X, "out": Y}
+    for op, kind, unused, residual_stride in (
+        (LINEAR, 0, 2, 0),
+        (Op("linear_add", residual=RESIDUAL, **operands), 1, 1, 71),
+        (Op("linear_add", bias=BIAS, **operands), 1, 1, 0),
+        (Op("linear_mix", residual=RESIDUAL, weights=SCALE, **operands), 2, 0, 71),
+    ):
+        launch = lower(target, op, shape)
+        made = params(target, launch)
+        assert launch.kernel == "mul_few_q4_k_n8"
+        assert (made["kind"], made["residual_stride"]) == (kind, residual_stride)
+        assert sum(arg.unused for arg in launch.args) == unused
+    assert launch.args[-2].first == SCALE.width - 1
+    gated = [lower(target, Op(f"linear_{g}", gate=W, up=UP, x=X, out=Y), shape) for g in ("swiglu", "geglu")]
+    assert [launch.kernel for launch in gated] == ["mul_few_gated_q4_k_n8"] * 2
+    assert [params(target, launch)["kind"] for launch in gated] == [0, 1]
+
+
+@pytest.mark.parametrize(("m", "k_split"), [(248320, 1), (8192, 2), (2048, 4), (65, 4)])
+def test_simdgroups_share_the_columns_of_few_rows(target: Target, m: int, k_split: int):
+    op = Op("linear", weight=Weight("w", quants.Q8_0, (m, 2048)), x=Value("x", 2048), out=Value("y", m))
+    assert params(target, lower(target, op, decode_shape(8)))["k_split"] == k_split
+
+
+@pytest.mark.parametrize(("n", "kernel", "groups"), [(2, "n2", 1), (4, "n4", 1), (8, "n4", 2), (32, "n4", 8)])
+def test_few_rows_of_weights_meet_vectors(target: Target, n: int, kernel: str, groups: int):
+    op = Op("linear", weight=Weight("w", quants.F32, (1024, 512)), x=X, out=Value("y", 1024))
+    launch = lower(of_any_rows(target, 1), op, decode_shape(n))
+    assert (launch.kernel, launch.grid[1]) == (f"mul_few_f32_{kernel}", groups)
+
+
+def test_small_matrices_have_tiles_of_their_own(target: Target):
+    shapes = MappingProxyType({**target.shapes, "FEW_ROWS": 32, "FEW_SMALL_ROWS": 16, "FEW_SIMDGROUPS": 4})
+    target = replace(target, shapes=shapes)
+    large, small = (
+        Op("linear", weight=Weight("w", quants.Q8_0, (m, 512)), x=X, out=Value("y", m)) for m in (8192, 8000)
+    )
+    assert lower(target, large, decode_shape(8)).kernel == "mul_few_q8_0_n8"
+    launch = lower(target, small, decode_shape(8))
+    assert (launch.kernel, launch.threads, launch.grid) == ("mul_few_q8_0_n8_r16", 256, (500, 1, 1))
+    assert params(target, launch)["k_split"] == 8
+    assert lower(target.without({launch.kernel}), small, decode_shape(8)).kernel == "mul_few_q8_0_n8"
