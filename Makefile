@@ -5,20 +5,32 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROMPT ?= The capital of France is
 DOUBLE := $(if $(filter Linux,$(shell uname -s)),$(VENV)/.double)
+SERVER := tests/serve tests/hub tests/text/chat tests/text/tools tests/sampling/constrain
+KERNELS := tests/kernels tests/csrc tests/check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/csrc/msl/probes -type f -not -name '*.pyc')
 
-.PHONY: demo test test-metal-double test-metal-kernels test-msl-third-party test-gemma3 test-cuda sanitize-cuda mutants lint types \
-  kernels-cuda bench docs notebooks clean help
+.PHONY: demo test test-metal-double test-metal-kernels test-msl-third-party test-schemas test-gemma3 test-page \
+  test-clients test-agents test-ray test-soak test-cuda sanitize-cuda mutants lint types kernels-cuda bench docs \
+  notebooks clean help test-templates test-serve test-kernels
 
 help:
 	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
-	@echo "make test   build, install, run all tests"
-	@echo "make test-metal-double   run the Metal lane on Metal's double: rules, faults, whole models (make test runs it too)"
+	@echo "make test   build, install, run all tests but those of kernels and of the server"
+	@echo "make test-kernels  run the tests of kernels on both CPU lanes, of the core, and of the Metal lane on its double"
+	@echo "make test-serve   run the tests of the server: HTTP, models by name, messages, formats and grammars of answers"
+	@echo "make test-metal-double   run the Metal lane on Metal's double: rules, faults, whole models (test-kernels runs it too)"
 	@echo "make test-metal-kernels  run every test of kernels and models once more, on that lane"
+	@echo "make test-clients  ask the server through the AI SDK in node, LangChain, LlamaIndex and Aider, which it fetches"
+	@echo "make test-schemas  let random answers to 2,000 random JSON schemas be judged by an independent validator (a minute)"
 	@echo "make test-gemma3   run the tests on the real Gemma 3 270M, which it fetches (250 MB, Gemma Terms of Use)"
+	@echo "make test-templates         read back what chat templates of llama.cpp show, which it fetches (120 MB)"
 	@echo "make test-msl-third-party   check Metal sources of llama.cpp and MLX, which it fetches (120 MB)"
+	@echo "make test-page     use the chat page in Debian's Chromium (apt install chromium)"
+	@echo "make test-agents   let Claude Code, Codex and opencode edit a file against a scripted model (npm, 1.2 GB)"
+	@echo "make test-ray      run replicas of the server on a Ray cluster of this machine"
 	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
 	@echo "make sanitize-cuda run compute-sanitizer over every kernel family, and over faults that it must find"
+	@echo "make test-soak     send a million requests to the server (SOAK=N for another number)"
 	@echo "make mutants       list the barriers and bounds of kernels whose removal no test detects (an hour)"
 	@echo "make docs          build the documentation as a site in build/site; a broken link is an error"
 	@echo "make notebooks     run the notebooks in examples/; stop at an error in one"
@@ -28,8 +40,27 @@ demo: $(VENV)/.installed $(VENV)/.demo
 	@echo "== $(PROMPT)"
 	@$(BIN)/zincmetal run -p "$(PROMPT)" -n 64 -c 2048
 
-test: $(DOUBLE) $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+test: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(foreach folder,$(SERVER) $(KERNELS),--ignore=$(folder))
+
+# Kernels and the cores. Apart, so that `make test` stays below ten minutes. ONLY='q4_k' chooses tests, as -k does.
+test-kernels: $(DOUBLE) $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(KERNELS) $(if $(ONLY),-k "$(ONLY)")
+
+# The server's rooms: HTTP, models by name, messages, formats and grammars of answers. Apart, as kernels
+# are.
+test-serve: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(SERVER)
+
+# The AI SDK in node, on a real server: node 18 or later, and npm. The lock file says which versions. And what the pages of
+# clients say of LangChain, LlamaIndex and Aider.
+test-clients: build/clients/.installed $(VENV)/.installed $(VENV)/.dev $(VENV)/.clients
+	ZINCMETAL_CLIENTS=$(abspath $(VENV)/clients) $(BIN)/python -m pytest -q tests/serve/test_sdk_ai.py tests/serve/clients
+
+build/clients/.installed: tests/serve/clients/package.json tests/serve/clients/package-lock.json
+	mkdir -p build/clients && cp $^ build/clients/
+	cd build/clients && npm ci --no-audit --no-fund
+	touch $@
 
 test-metal-double: $(VENV)/.double $(VENV)/.demo
 	$(BIN)/python -m pytest -q -n 2 tests/csrc/metal/test_metal_double*.py
@@ -41,9 +72,29 @@ test-metal-kernels: $(VENV)/.double $(VENV)/.demo
 test-gemma3: $(VENV)/.installed $(VENV)/.demo $(VENV)/.gemma $(VENV)/.dev
 	$(BIN)/python -m pytest -q -k gemma3
 
+test-schemas: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
+	ZINCMETAL_SCHEMAS=2000 $(BIN)/python -m pytest -q tests/sampling/constrain/test_schemas.py
+
 # The front end that checks our kernels must also take Metal sources that others compile on Macs.
 test-msl-third-party: $(VENV)/.dev $(VENV)/.third-party-msl
 	ZINCMETAL_THIRD_PARTY_MSL=$(abspath $(VENV)/third-party-msl) $(BIN)/python -m pytest -q tests/csrc/msl/test_msl_third_party.py
+
+# The chat page in a browser. Needs chromium.
+test-page: $(VENV)/.installed $(VENV)/.dev $(VENV)/.page
+	$(BIN)/python -m pytest -q tests/serve/page
+
+# Coding agents as their makers ship them, with a scripted model.
+test-agents: $(VENV)/.installed $(VENV)/.dev $(VENV)/.agents
+	ZINCMETAL_AGENTS=$(abspath $(VENV)/agents/node_modules/.bin) $(BIN)/python -m pytest -q tests/serve/agents \
+	  tests/serve/clients
+
+# Replicas of the server on a cluster of this machine.
+test-ray: $(VENV)/.installed $(VENV)/.dev $(VENV)/.ray
+	ZINCMETAL_RAY=1 $(BIN)/python -m pytest -q tests/serve/ray_cluster
+
+# The formats of answers against the chat templates that llama.cpp has for its own tests.
+test-templates: $(VENV)/.dev $(VENV)/.third-party-msl
+	ZINCMETAL_TEMPLATES=$(abspath $(VENV)/third-party-msl) $(BIN)/python -m pytest -q tests/text/tools/test_tool_templates.py tests/text/chat/test_templates.py
 
 # Needs an NVIDIA GPU and nvcc. CUDA_ARCHITECTURES=90 builds for one GPU alone, in a fraction of the time.
 test-cuda: $(VENV)/.build $(VENV)/.demo $(VENV)/.dev
@@ -56,6 +107,11 @@ sanitize-cuda: $(VENV)/.build $(VENV)/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.ZINCMETAL_CUDA=ON \
 	  -C cmake.define.ZINCMETAL_PROBES=ON -C cmake.define.ZINCMETAL_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" .
 	$(BIN)/python bench/sanitize.py
+
+# Many requests with hang-ups, faults and loads: nothing may be wrong, lost or left behind. About an hour of one core.
+SOAK ?= 1000000
+test-soak: $(VENV)/.installed $(VENV)/.dev
+	ZINCMETAL_SOAK=$(SOAK) $(BIN)/python -m pytest -q -s tests/serve/test_soak.py
 
 # Deletes each barrier and moves each bound of the kernels by one. Every change must fail a test, or be listed.
 mutants: $(VENV)/.installed $(VENV)/.dev
@@ -156,6 +212,27 @@ $(VENV)/.dev: $(VENV)/.build pyproject.toml
 $(VENV)/.docs: $(VENV)/.venv pyproject.toml
 	@echo "== tools for the documentation"
 	$(call INSTALL_EXTRA,docs)
+
+$(VENV)/.agents: $(VENV)/.venv
+	@echo "== Claude Code, Codex and opencode"
+	@npm install --silent --prefix $(VENV)/agents @anthropic-ai/claude-code@2.1.332 @openai/codex@0.171.0 opencode-ai@1.18.33
+	@touch $@
+
+# Each in an environment of its own: they want other versions of the SDKs than the tests.
+$(VENV)/.clients: $(VENV)/.venv
+	@echo "== LangChain, LlamaIndex and Aider"
+	@$(PYTHON) -m venv $(VENV)/clients/libraries && $(PYTHON) -m venv $(VENV)/clients/aider
+	@$(VENV)/clients/libraries/bin/pip install -q langchain-openai==1.7.4 llama-index-llms-openai-like==0.8.1
+	@$(VENV)/clients/aider/bin/pip install -q aider-chat==0.86.2
+	@touch $@
+
+$(VENV)/.ray: $(VENV)/.build pyproject.toml
+	@echo "== Ray"
+	$(call INSTALL_EXTRA,ray)
+
+$(VENV)/.page: $(VENV)/.build pyproject.toml
+	@echo "== tools for the chat page"
+	$(call INSTALL_EXTRA,page)
 
 $(VENV)/.notebooks: $(VENV)/.build pyproject.toml
 	@echo "== tools for the notebooks"

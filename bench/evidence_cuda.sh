@@ -95,7 +95,7 @@ roofline() { on product "$python" bench/roofline.py "$model" --out "$results"; }
 
 splits() {
     on sweep "$python" bench/splits.py "$model" --together --json "$results/splits.json" \
-        ${SPLITS:-mul_mv_add_q8_0:rows=1 moe_mv_swiglu_q4_k:threads=128}
+        ${SPLITS:-mul_mv_add_q8_0:rows=1 moe_mv_gated_q4_k:threads=128}
 }
 
 export -f configure build on tests sanitize shapes synthetic roofline splits

@@ -1,4 +1,4 @@
-"""Measures Python's cost of a token: stream_generate beside a bare loop of decode_step, in one process.
+"""Measures Python's cost of a token: stream_generate beside a bare loop over one session, in one process.
 
     python bench/overhead.py [FILE.gguf] [--threads 2] [--rounds 15] [--tokens 96] [--json]
 
@@ -27,7 +27,7 @@ PROMPT = "Once upon a time there was"
 
 
 class TimedCore:
-    """Core that notes the times of calls and returns of decode_step."""
+    """Core that notes the times of calls and returns of collect_step, which waits for a step."""
 
     def __init__(self, core: Any) -> None:
         self._core, self.called, self.returned = core, list[float](), list[float]()
@@ -35,20 +35,19 @@ class TimedCore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
 
-    def decode_step(self, steps: Any, plan: Any, token: int, ahead: bool) -> int:
+    def collect_step(self, steps: Any) -> Any:
         self.called.append(time.perf_counter())
-        best: int = self._core.decode_step(steps, plan, token, ahead)
+        results = self._core.collect_step(steps)
         self.returned.append(time.perf_counter())
-        return best
+        return results
 
 
 def bare(model: zincmetal.Model, ids: list[int], n: int, ahead: bool) -> None:
-    """Makes the first n tokens after the prompt by decode_step alone."""
-    engine = model.engine
-    token, step = engine.prefill(ids), engine.core.decode_step
-    steps, plan = engine.steps, cast(Any, engine.program(1).compiled)
-    for left in range(n, 0, -1):
-        token = step(steps, plan, token, ahead and left > 1)
+    """Makes the first n tokens after the prompt by a session alone."""
+    with model.session() as session:
+        token = session.prefill(ids)
+        for left in range(n, 0, -1):
+            token = session.decode(token, ahead and left > 1)
 
 
 def streamed(model: zincmetal.Model, ids: list[int], n: int) -> None:

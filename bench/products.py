@@ -24,6 +24,7 @@ from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 from zincmetal.graph.ops import STEP, Op, Operand, Route, State, Value, Weight
 from zincmetal.plan.addresses import Region
+from zincmetal.plan.chunks import ONE_ROW
 from zincmetal.plan.lower import Lowering
 from zincmetal.plan.plan import ARENA, Plan, record
 from zincmetal.plan.target import Target
@@ -106,7 +107,7 @@ class GateUp(Product):
     def ops(self, copy: int, turn: int) -> list[Op]:
         gate, up = self._copy(copy)
         x = Value(X, gate.shape[-1])
-        return [Op("experts_swiglu", **_route(turn)._asdict(), gate=gate, up=up, x=x, out=State(OUT, 0))]
+        return [Op("experts_gated", **_route(turn)._asdict(), gate=gate, up=up, x=x, out=State(OUT, 0), glu="swiglu")]
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def stack(qtype: QuantType, *ms: int, k: int) -> Stack:
 def gate_up(qtype: QuantType, n_expert: int, m: int, k: int) -> GateUp:
     """Makes gate and up of 8 of ``n_expert`` experts."""
     weights = tuple(Weight(name, qtype, (n_expert, m, k)) for name in ("gate", "up"))
-    return GateUp(_id(qtype, f"{N_USED}of{n_expert}x{m}x{k}", "gate/up"), f"moe_mv_swiglu_{qtype.name}", weights)
+    return GateUp(_id(qtype, f"{N_USED}of{n_expert}x{m}x{k}", "gate/up"), f"moe_mv_gated_{qtype.name}", weights)
 
 
 def down_mix(qtype: QuantType, n_expert: int, m: int, k: int, shared: QuantType | None = None) -> DownMix:
@@ -225,7 +226,7 @@ class Loaded:
         places = [(c, t) for t in range(self.product.turns()) for c in range(self.copies)]
         n = n or -(-MIN_DISPATCHES // len(places)) * len(places)
         ops = [op for i in range(n) for op in self.product.ops(*places[i % len(places)])]
-        return record(ops, 1, lowering, self._place)
+        return record(ops, ONE_ROW, lowering, self._place)
 
     def _place(self, operand: Operand) -> Region:
         if operand == STEP:
@@ -320,6 +321,14 @@ def summary(recording: Recording, seconds: Sequence[float], copy: float, outputs
         "dispatches": len(recording.dispatches),
         "outputs": outputs,
     }
+
+
+def shapes_types() -> Iterator[Product]:
+    """Makes products of every quantised type on one shape: a matrix, and both products of a mixture."""
+    for qtype in (t for t in quants.SUPPORTED if t.block_size > 1):
+        yield linear(qtype, 4096, k=4096)
+        yield gate_up(qtype, 64, 768, 2048)
+        yield down_mix(qtype, 64, 2048, 768)
 
 
 def shapes_35b() -> Iterator[Product]:

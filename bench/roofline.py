@@ -72,7 +72,8 @@ class Class:
 def classes(model: zincmetal.Model, plan: Plan, pos: int, ids: list[int]) -> list[Class]:
     """Times each dispatch of the plan in a step of ``ids`` at ``pos``; sums by kernel and shape, longest first."""
     passes = [model.time_dispatches(ids, pos) for _ in range(PASSES + 1)][1:]
-    costs, found = Costs(plan, model.config, model.engine.planner.target.page, pos), dict[tuple[str, str], Class]()
+    planner, found = model.engine.planner, dict[tuple[str, str], Class]()
+    costs = Costs(plan, model.config, planner.addresses.room.pages * planner.target.page, pos)
     for timed in zip(*passes, strict=True):
         d, seconds = timed[0][0], median(seconds for _, seconds in timed)
         key = (d.launch.kernel, shape_of(plan, d))
@@ -88,10 +89,10 @@ def timed_prefill(model: zincmetal.Model, ids: list[int]) -> dict[str, float]:
     """Times the prompt: median seconds of the host and of the device."""
 
     def once() -> tuple[float, float]:
-        model.reset()
-        worked, began = model.profile()["gpu_seconds"], time.perf_counter()
-        model.engine.prefill(ids)
-        return time.perf_counter() - began, model.profile()["gpu_seconds"] - worked
+        with model.session() as session:
+            worked, began = model.profile()["gpu_seconds"], time.perf_counter()
+            session.prefill(ids)
+            return time.perf_counter() - began, model.profile()["gpu_seconds"] - worked
 
     once()
     wall, gpu = (median(column) for column in zip(*(once() for _ in range(PASSES)), strict=True))
@@ -100,14 +101,14 @@ def timed_prefill(model: zincmetal.Model, ids: list[int]) -> dict[str, float]:
 
 def decode(model: zincmetal.Model, ids: list[int], n: int) -> tuple[float, float]:
     """Times ``n`` greedy tokens after the prompt, as generation makes them: seconds of the host and of the device."""
-    model.reset()
-    engine = model.engine
-    token = engine.prefill(ids)
-    token = engine.decode(token, engine.runs_ahead)
-    worked, began = model.profile()["gpu_seconds"], time.perf_counter()
-    for left in range(n, 0, -1):
-        token = engine.decode(token, engine.runs_ahead and left > 1)
-    return time.perf_counter() - began, model.profile()["gpu_seconds"] - worked
+    ahead = model.engine.runs_ahead
+    with model.session() as session:
+        token = session.prefill(ids)
+        token = session.decode(token, ahead)
+        worked, began = model.profile()["gpu_seconds"], time.perf_counter()
+        for left in range(n, 0, -1):
+            token = session.decode(token, ahead and left > 1)
+        return time.perf_counter() - began, model.profile()["gpu_seconds"] - worked
 
 
 def timed_decode(model: zincmetal.Model, ids: list[int], n: int) -> dict[str, float]:
@@ -125,9 +126,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         ids: list[int] = rng.integers(0, model.config.n_vocab, args.prompt).tolist()
         prefill = timed_prefill(model, ids)
         after = {n: timed_decode(model, ids[:n], args.tokens) for n in (START, args.prompt)}
-        model.reset()
-        model.engine.prefill(ids)  # states and caches as decode finds them
-        decode_plan, prefill_plan = model.engine.program(1).plan, model.engine.program(args.prompt).plan
+        with model.session() as session:
+            session.prefill(ids)  # states and caches as decode finds them
+        decode_plan, prefill_plan = model.plan(1), model.plan(args.prompt)
         phases = {
             "decode": (after[args.prompt], decode_plan, classes(model, decode_plan, args.prompt, ids[:1])),
             "prefill": (prefill, prefill_plan, classes(model, prefill_plan, 0, ids)),

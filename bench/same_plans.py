@@ -1,7 +1,8 @@
 """Compares the plans of two checkouts, byte for byte: ``python bench/same_plans.py OLD NEW FILE.gguf ...``.
 
-Each checkout needs its compiled modules (in ``python/zincmetal/`` or installed). Every file is planned for 1, 32 and
-512 rows, for every output, K/V type and backend. Exit status 1: ``plan.to_json()`` differs for one of them.
+Each checkout needs its compiled modules (in ``python/zincmetal/`` or installed), and shapes of steps (after 0.1.0).
+Every file is planned for steps of 1 and 8 single rows, and of 32 and 512 rows with and without single rows, for every
+output, K/V type and backend. Exit status 1: ``plan.to_json()`` differs for one of them.
 """
 
 from __future__ import annotations
@@ -11,33 +12,30 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-ROWS, OUTPUTS, KV_TYPES, BACKENDS = (
-    (1, 32, 512),
-    ("argmax", "candidates", "all"),
-    ("f16", "q8_0"),
-    ("cpu", "metal", "cuda"),
-)
+OUTPUTS, KV_TYPES, BACKENDS = ("none", "argmax", "draw", "all"), ("f16", "q8_0"), ("cpu", "metal", "cuda")
+
+
+def shapes() -> Iterator[Any]:
+    """Yields the shapes of steps to plan."""
+    chunks = import_module("zincmetal.plan.chunks")
+    for output in OUTPUTS:
+        yield from (chunks.decode_shape(n, output) for n in (1, 8))
+        for rows in (32, 512):
+            outs = {"none": 0, "all": 32}.get(output, 1)
+            yield from (chunks.chunk_shape(rows, singles, outs, output) for singles in (0, 5))
 
 
 def planner(path: str, backend_name: str, kv: str) -> Any:
     """Makes the planner of a file for another backend: the CPU's info, with that backend's name."""
-    try:
-        backend, module = import_module("zincmetal.device.backend"), import_module("zincmetal.plan.planner")
-    except ImportError:  # 0.1.0 has no rooms
-        backend, module = import_module("zincmetal.backend"), import_module("zincmetal.blueprint")
-    make = getattr(module, "Planner", None) or module.Blueprint
-    core, device = backend.open_device("cpu", 1)
+    core, device = import_module("zincmetal.device.backend").open_device("cpu", 1)
     file = import_module("zincmetal.gguf").open(path)
-    info = {**device.info, "backend": backend_name}
-    try:
-        target = import_module("zincmetal.plan.target").Target.of(core, info)
-    except ImportError:  # planners took the core and the facts by themselves
-        return make(file, core, info, 2048, kv)
-    return make(file, target, 2048, kv)
+    target = import_module("zincmetal.plan.target").Target.of(core, {**device.info, "backend": backend_name})
+    return import_module("zincmetal.plan.planner").Planner(file, target, 2048, kv)
 
 
 def write_plans(folder: Path, paths: list[str]) -> None:
@@ -51,9 +49,8 @@ def write_plans(folder: Path, paths: list[str]) -> None:
                 except Exception as error:
                     (folder / f"{name}.error").write_text(f"{type(error).__name__}: {error}")
                     continue
-                for rows in ROWS:
-                    for output in OUTPUTS:
-                        (folder / f"{name}.{rows}.{output}.json").write_text(made.plan(rows, output).to_json())
+                for shape in shapes():
+                    (folder / f"{name}.{shape}.json").write_text(made.plan(shape).to_json())
 
 
 def plans_of(checkout: Path, paths: list[str], folder: Path) -> dict[str, str]:

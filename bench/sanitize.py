@@ -4,10 +4,10 @@
 
 Each tool (memcheck, racecheck, synccheck, initcheck) watches three workloads, at once in separate processes. "kernels"
 runs every kernel that a plan can launch, in the small cases of `zincmetal check`. The buffers have exactly the bytes
-that it may touch, and outputs are unwritten. "model" runs a prefill of 17 tokens and two decoded tokens of the hybrid
-fixture. "planted" runs a faulty kernel of tests/csrc/msl/probes/probe_faults.metal, which the tool must report. It
-needs a build with ZINCMETAL_PROBES=ON. The exit status is 1 if a tool reports anything on the first two workloads, or
-misses a planted fault, or if a kernel did not run.
+that it may touch, and outputs are unwritten. "model" runs a prefill of 70 tokens, two decoded tokens, and three sampled
+sequences at once, of the hybrid fixture. "planted" runs a faulty kernel of tests/csrc/msl/probes/probe_faults.metal,
+which the tool must report. It needs a build with ZINCMETAL_PROBES=ON. The exit status is 1 if a tool reports anything
+on the first two workloads, or misses a planted fault, or if a kernel did not run.
 """
 
 from __future__ import annotations
@@ -85,14 +85,17 @@ def run_scene(core: Core, opened: _core.Device, scene: Scene, seed: int) -> None
 
 
 def run_model(device: str) -> set[str]:
-    """Runs a prefill and two tokens of the fixture; returns the names of the kernels in both plans."""
+    """Runs a prefill and two tokens of the fixture, and three sequences at once; returns the kernels of all plans."""
     import zincmetal
 
-    with zincmetal.load(FIXTURE, context=64, device=device) as model:
-        ids = (np.arange(17) * 31 % model.config.n_vocab).tolist()
-        token = model.engine.prefill(ids)
-        tokens = [token := model.engine.decode(token) for _ in range(2)]
-        print(f"tokens {tokens}")
+    with zincmetal.load(FIXTURE, context=128, device=device) as model:
+        ids = (np.arange(70) * 31 % model.config.n_vocab).tolist()
+        with model.session() as session:
+            token = session.prefill(ids)
+            tokens = [token := session.decode(token) for _ in range(2)]
+        prompts = [ids[:n] for n in (5, 20, 41)]
+        sampled = model.generate(prompts, 3, temperature=0.9, top_p=0.95, repeat_penalty=1.1, seed=1)
+        print(f"tokens {tokens} {[result.tokens for result in sampled]}")
         return {d.launch.kernel for program in model.engine.programs.made.values() for d in program.plan.dispatches}
 
 

@@ -1,6 +1,6 @@
 """Measures whether another split of a kernel's work makes a whole model decode faster: then it belongs in tuning.py.
 
-    python bench/splits.py FILE.gguf mul_mv_add_q8_0:rows=1,threads=512 moe_mv_swiglu_q4_k:threads=512 [--together]
+    python bench/splits.py FILE.gguf mul_mv_add_q8_0:rows=1,threads=512 moe_mv_gated_q4_k:threads=512 [--together]
 
 `pytest bench --sweep` finds splits that win by themselves. Here each split is tried in the model, on its backend,
 against the usual plans. All share the weights and take turns in a rotating order. The usual plans run twice a round:
@@ -40,38 +40,38 @@ def parse(text: str) -> tuple[str, Split]:
         raise argparse.ArgumentTypeError(f"{text!r} is not as in mul_mv_q8_0:rows=1,threads=512") from None
 
 
-def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> zincmetal.Model:
-    """Forks the model with these splits added to its backend's.
+def tuned(model: zincmetal.Model, splits: Mapping[str, Split]) -> Planner:
+    """Makes a planner with other splits for the model's engine.
 
     Raises UsageError if decode's plan does not change, or the build lacks the kernel.
     """
-    backend = model.device.info["backend"]
-    rows = {**tuning.SPLITS.get(backend, {}), **splits}
-    engine = model.engine
-    target = replace(engine.planner.target, splits=rows)
-    planner = Planner(model.file, target, model.config.n_ctx, engine.loaded.kv)
+    engine, backend = model.engine, model.device.info["backend"]
+    target = replace(engine.planner.target, splits={**tuning.SPLITS.get(backend, {}), **splits})
+    planner = Planner(model.file, target, model.config.n_ctx, engine.planner.kv)
+    planner.resize(engine.planner.addresses.room)
     here, there = (
-        [(d.launch.kernel, d.launch.grid, d.launch.threads) for d in b.plan(1).dispatches]
+        [(d.launch.kernel, d.launch.grid, d.launch.threads) for d in b.plan().dispatches]
         for b in (planner, engine.planner)
     )
     if here == there:
         raise zincmetal.UsageError(f"{', '.join(splits)}: with or without these splits decode's plan does not change")
-    twin = model.fork()
-    twin.engine.programs.plan_by(planner)
-    if missing := twin.plan(1).replaced():
+    engine.programs.plan_by(planner)
+    if missing := model.plan(1).replaced():
         raise zincmetal.UsageError(f"this build has no {', '.join(missing)}: build with ZINCMETAL_SWEEP=ON")
-    return twin
+    return planner
 
 
 def measure(model: zincmetal.Model, tried: Mapping[str, Mapping[str, Split]], args: argparse.Namespace) -> list[Any]:
     """Returns a row for each side: microseconds of a token, and the ratio to the usual plans round by round."""
-    sides = {USUAL: model, NOISE: model, **{name: tuned(model, splits) for name, splits in tried.items()}}
+    usual_planner = model.engine.planner
+    sides = {USUAL: usual_planner, NOISE: usual_planner, **{name: tuned(model, s) for name, s in tried.items()}}
     ids = [i * 7919 % model.config.n_vocab for i in range(args.prompt)]
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(args.rounds + 1):  # the first round is not counted
         order = list(sides)[turn % len(sides) :] + list(sides)[: turn % len(sides)]
         for name in order:
-            wall, _ = decode(sides[name], ids, args.tokens)
+            model.engine.programs.plan_by(sides[name])
+            wall, _ = decode(model, ids, args.tokens)
             seconds[name].append(wall / args.tokens)
     rows: list[dict[str, Any]] = []
     for name, column in seconds.items():

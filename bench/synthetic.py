@@ -3,7 +3,9 @@
     python bench/synthetic.py OUT.gguf --layers 4        # 3.2 GB; all 40 layers are 22.1 GB
     python bench/synthetic.py OUT.gguf --empty           # 40 layers that take no disk space, for memory plans
     python bench/synthetic.py OUT.gguf --tiny            # the same structure in a megabyte or two, for tests
+    python bench/synthetic.py OUT.gguf --model gpt-oss-20b --quant MXFP4 --layers 4
 
+``--model`` takes a model of the catalogue (``hub/catalogue.py``), with the types that its files are known to have.
 Speed and memory are the real model's; the text is not. Weights are scaled so that activations keep size one through
 any number of layers. The same seed gives the same bytes, and a tensor's bytes do not depend on the number
 of layers. Needs the package `gguf`, which writes the header.
@@ -19,15 +21,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
-from zincmetal.check.inputs import random_bits, spread
+from zincmetal.check.inputs import random_bits, random_weights, spread
 from zincmetal.gguf.quants import F32, Q4_K, Q5_K, Q6_K, Q8_0, QuantType
 from zincmetal.graph.ops import Weight
+from zincmetal.hub.catalogue import ENTRIES
+from zincmetal.hub.mixes import types_of
+from zincmetal.hub.shape import Shape, keys_of
+from zincmetal.hub.tensors import tensors as shape_tensors
 from zincmetal.text.vocabulary import BYTE_OF_LETTER, TokenType
 
 ARCH = "qwen35moe"
@@ -238,8 +244,10 @@ def _vector_maker(w: Weight) -> Maker:
             values = -rng.uniform(0.5, 8.0, n)
         elif w.name.endswith("ssm_dt.bias"):
             values = rng.uniform(-6.0, -2.0, n)
-        elif w.name.endswith("norm.weight"):
+        elif w.name.endswith(("norm.weight", "norm_1.weight", "norm_2.weight", ".scale", "output_scale.weight")):
             values = rng.uniform(0.8, 1.2, n)
+        elif w.name == "rope_freqs.weight":
+            values = np.ones(n)
         else:
             values = rng.standard_normal(n, np.float32) / np.sqrt(w.shape[-1])
         return values.astype("<f4").view(np.uint8)
@@ -254,6 +262,8 @@ def _block_maker(w: Weight) -> Maker:
     would stand out.
     """
     size = (4.0 if w.name == "output.weight" else 1.0) / np.sqrt(w.shape[-1])
+    if w.type.block is None or "d" not in (w.type.block.names or ()) or w.type.block["d"] != np.dtype("<f2"):
+        return lambda rng, n: random_weights(w.type, (n, w.type.block_size), rng, size).ravel()
     deviation, centre = spread(w.type)
     scales = np.linspace(0.5, 1.5, 256) * size / deviation
     fields = (w.type.block.names or ()) if w.type.block is not None else ()
@@ -275,10 +285,52 @@ def _block_maker(w: Weight) -> Maker:
 
 def write(path: str | os.PathLike[str], s: Sizes, seed: int = 0, empty: bool = False) -> int:
     """Writes the file; returns its size in bytes. ``empty``: weights are zeros, and a hole if the disk allows."""
-    path = Path(path)
     header = GGUFWriter(path, ARCH)
     add_metadata(header, s)
-    for w in tensors(s):
+    return _write(Path(path), header, list(tensors(s)), seed, empty)
+
+
+def write_shape(path: str | os.PathLike[str], s: Shape, quant: str, seed: int = 0, empty: bool = False) -> int:
+    """Writes a file of a catalogue's shape, as :func:`write` does. ``quant`` is one of ``hub.mixes.QUANTS``."""
+    header = GGUFWriter(path, s.arch)
+    header.add_name(f"synthetic {s.arch} shapes, random weights")
+    header.add_quantization_version(2)
+    for key, value in keys_of(s).items():
+        if key != "general.architecture":  # the writer has it
+            add_key(header, key, value)
+    n_text = s.n_vocab - len(SPECIAL)
+    add_vocabulary(header, Sizes(n_vocab=s.n_vocab, n_text=n_text))
+    types = types_of(s, quant)
+    weights = [Weight(name, types[name], shape) for name, shape in shape_tensors(s)]
+    return _write(Path(path), header, weights, seed, empty)
+
+
+def add_key(w: GGUFWriter, key: str, value: Any) -> None:
+    """Adds a key with the type that converters give it."""
+    first = value[0] if isinstance(value, list) else value
+    kinds = {
+        bool: GGUFValueType.BOOL,
+        int: GGUFValueType.UINT32,
+        float: GGUFValueType.FLOAT32,
+        str: GGUFValueType.STRING,
+    }
+    if isinstance(value, list):
+        w.add_array(key, value)
+    else:
+        w.add_key_value(key, value, kinds[type(first)])
+
+
+def cut(s: Shape, n_layer: int) -> Shape:
+    """Returns the shape with fewer layers, of every kind that it has, and no drafts."""
+    short = replace(s, n_layer=n_layer, n_draft=0)
+    if s.gemma4:
+        kept = s.gemma4._replace(period=2, n_shared=n_layer // 2 if s.gemma4.n_shared else 0)
+        return replace(short, gemma4=kept)
+    return short
+
+
+def _write(path: Path, header: GGUFWriter, weights: list[Weight], seed: int, empty: bool) -> int:
+    for w in weights:
         nbytes, raw = w.type.nbytes(w.shape), GGMLQuantizationType(w.type.id)
         header.add_tensor_info(w.name, w.shape, np.dtype(np.float32), nbytes, raw)
     header.write_header_to_file()
@@ -287,7 +339,7 @@ def write(path: str | os.PathLike[str], s: Sizes, seed: int = 0, empty: bool = F
     header.close()
     with path.open("r+b") as file:
         file.seek(0, os.SEEK_END)
-        for w in tensors(s):
+        for w in weights:
             _write_tensor(file, w, seed, empty)
         file.truncate()
         return file.tell()
@@ -295,7 +347,7 @@ def write(path: str | os.PathLike[str], s: Sizes, seed: int = 0, empty: bool = F
 
 def _write_tensor(file: BinaryIO, w: Weight, seed: int, empty: bool) -> None:
     file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
-    if empty:
+    if empty and w.name != "rope_freqs.weight":  # frequencies are divided by these
         file.seek(w.type.nbytes(w.shape), os.SEEK_CUR)
         return
     for chunk in chunks(w, seed):
@@ -306,12 +358,21 @@ def main() -> None:
     """Writes a file and prints its size."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("out", type=Path)
-    p.add_argument("--layers", type=int, help="how many (default: 40; with --tiny 4); every 4th is full attention")
+    p.add_argument("--layers", type=int, help="how many (default: all; with --tiny 4)")
+    p.add_argument("--model", metavar="NAME", help="a model of the catalogue")
+    p.add_argument("--quant", metavar="TYPE", help="with --model: the type of the file (default: its usual one)")
     p.add_argument("--mixed", type=int, default=0, metavar="N", help="q5_K and q6_K experts in the last N layers")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--empty", action="store_true", help="no weights: the header and a hole")
     p.add_argument("--tiny", action="store_true", help="small sizes, for tests")
     args = p.parse_args()
+    if args.model:
+        entry = next((e for e in ENTRIES if e.name == args.model), None) or p.error(f"no model is {args.model}")
+        shape = cut(entry.shape, args.layers) if args.layers else entry.shape
+        print(
+            f"{args.out}: {write_shape(args.out, shape, args.quant or entry.quants[0], args.seed, args.empty):,} bytes"
+        )
+        return
     sizes = TINY if args.tiny else Sizes()
     sizes = replace(sizes, n_layer=args.layers or sizes.n_layer, mixed_layers=args.mixed)
     began = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ def best(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return shown
 
 
-def table(rows: list[Mapping[str, Any]]) -> list[str]:
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Formats a table: columns as wide as their content, text to the left, numbers to the right."""
     names = list(rows[0])
     cells = [names, *([str(row[name]) for name in names] for row in rows)]

@@ -1,6 +1,7 @@
 """Times products with one row on the shapes of real models: `pytest bench --benchmark-json=out.json`.
 
     pytest bench -k 35b                          # the shapes of Qwen3.6-35B-A3B; or 8b, smollm2
+    pytest bench -k types                        # one shape in every type
     pytest bench -k 35b --sweep --table t.json   # every number of rows that was built (ZINCMETAL_SWEEP) and of threads
 
 Times are of the device's clock. A recording has many dispatches behind barriers, on weights that no cache holds
@@ -17,11 +18,11 @@ import numpy as np
 import pytest
 
 import ceilings
-from products import REPEATS, Lab, Loaded, Product, shapes_8b, shapes_35b, shapes_smollm2, summary
+from products import REPEATS, Lab, Loaded, Product, shapes_8b, shapes_35b, shapes_smollm2, shapes_types, summary
 from tables import HEADING, ROWS
 from zincmetal.plan.tuning import Split
 
-SHAPES = {"35b": shapes_35b(), "8b": shapes_8b(), "smollm2": shapes_smollm2()}
+SHAPES = {"types": shapes_types(), "35b": shapes_35b(), "8b": shapes_8b(), "smollm2": shapes_smollm2()}
 PRODUCTS = [(model, product) for model, products in SHAPES.items() for product in products]
 SWEPT_ROWS = (1, 2, 4, 8)
 SWEPT_THREADS = (32, 64, 128, 256, 512, 1024)

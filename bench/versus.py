@@ -40,18 +40,19 @@ def timed_zincmetal(args: argparse.Namespace) -> dict[str, float]:
     context = args.prompt + args.tokens + 8
     model = zincmetal.load(args.file, context=context, threads=args.threads, device="cpu", kv=args.kv)
     ids = (np.arange(args.prompt) * 7919 % model.config.n_vocab).astype(np.int32)
-    model.engine.prefill(ids[:1].tolist())
+    with model.session() as session:
+        session.prefill(ids[:1].tolist())
     loaded = time.perf_counter()
 
-    model.reset()
-    model.engine.prefill(ids.tolist())  # makes the plan
-    model.reset()
-    started = time.perf_counter()
-    token = model.engine.prefill(ids.tolist())
-    prefilled = time.perf_counter()
-    for _ in range(args.tokens):
-        token = model.engine.decode(token)
-    decoded = time.perf_counter()
+    with model.session() as session:
+        session.prefill(ids.tolist())  # makes the plan
+    with model.session() as session:
+        started = time.perf_counter()
+        token = session.prefill(ids.tolist())
+        prefilled = time.perf_counter()
+        for _ in range(args.tokens):
+            token = session.decode(token)
+        decoded = time.perf_counter()
     return figures(args, began, loaded, started, prefilled, decoded)
 
 
