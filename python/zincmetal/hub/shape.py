@@ -175,6 +175,8 @@ def keys_of(s: Shape) -> dict[str, Any]:
         keys |= {f"{a}.ssm.state_size": d.d_state, f"{a}.ssm.inner_size": d.n_v_head * d.d_state}
         keys |= {f"{a}.ssm.conv_kernel": d.d_conv, f"{a}.full_attention_interval": d.interval}
         keys[f"{a}.rope.dimension_count"] = 64 if s.head_dim > 64 else s.head_dim // 2
+    if a.startswith("qwen35"):  # for text, any sections give the same; llama.cpp wants them
+        keys[f"{a}.rope.dimension_sections"] = [11, 11, 10, 0]
     if a in ("glm4moe", "minimax-m2"):
         keys |= {f"{a}.expert_gating_func": 2, f"{a}.feed_forward_length": s.n_ff}
         keys[f"{a}.rope.dimension_count"] = s.head_dim // 2
