@@ -203,7 +203,7 @@ def test_an_end_token_stops_within_one_step(model: Any) -> None:
     follows_like_fresh(model)
 
 
-@pytest.mark.parametrize("end", ["close", "drop", "throw", "cancel", "reset", "close of the model"])
+@pytest.mark.parametrize("end", ["close", "drop", "throw", "cancel"])
 def test_an_abandoned_stream_ends(model: Any, end: str) -> None:
     stream = model.stream_generate(PROMPT, max_tokens=-1)
     tokens = [next(stream).token for _ in range(4)]
@@ -217,20 +217,25 @@ def test_an_abandoned_stream_ends(model: Any, end: str) -> None:
     elif end == "throw":
         with pytest.raises(KeyError):
             stream.throw(KeyError("the caller's"))
-    elif end == "cancel":
+    else:
         stream.cancel()
         made = [*tokens, *(chunk.token for chunk in stream)]
         assert made == fresh(PROMPT, 60)[: len(made)]
-    elif end == "reset":
-        model.reset()
-        with pytest.raises(UsageError, match=r"ended by reset\(\)"):
-            list(stream)
-    else:
-        model.close()
-        with pytest.raises(UsageError, match=r"close"):
-            list(stream)
-        return
     follows_like_fresh(model)
+
+
+@pytest.mark.parametrize("threads", [1, 2], ids=["inline", "asynchronous"])
+@pytest.mark.parametrize("end", ["reset", "close"])
+def test_a_stream_learns_of_the_end_of_its_model(threads: int, end: str) -> None:
+    """The context is so long that the stream cannot be at its end before."""
+    with zincmetal.load(PATH, device="cpu", context=8192, threads=threads) as model:
+        stream = model.stream_generate(PROMPT, max_tokens=-1)
+        assert [next(stream).token for _ in range(4)] == fresh(PROMPT, 4)
+        getattr(model, end)()
+        with pytest.raises(UsageError, match=r"ended by reset\(\)" if end == "reset" else r"close"):
+            list(stream)
+        if end == "reset":
+            follows_like_fresh(model)
 
 
 def test_a_stream_that_only_a_traceback_has_is_ended_by_reset(model: Any) -> None:

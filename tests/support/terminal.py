@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -18,6 +19,11 @@ from types import TracebackType
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 ZINCMETAL = (sys.executable, "-m", "zincmetal")
 PATIENCE = 60.0  # seconds; a test that waits so long fails
+
+
+def _own_terminal() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests may ignore it
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class Terminal:
@@ -34,7 +40,7 @@ class Terminal:
             stdout=theirs if stdout is None else stdout,
             stderr=theirs,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_own_terminal,
             env={**os.environ, "TERM": "xterm"},
         )
         os.close(theirs)
