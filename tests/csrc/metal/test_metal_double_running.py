@@ -124,6 +124,7 @@ def test_an_interrupt_ends_what_is_committed_and_drops_the_rest() -> None:
 
 CTRL_C = """
 import os, signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 model = zincmetal.load(MODEL, device="metal", context=128)
 expected = model.generate(PROMPT, max_tokens=8).tokens
 double.set("slow=300")
