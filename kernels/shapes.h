@@ -29,8 +29,9 @@
     S(FEW_SIMDGROUPS, 4)                  /* of a threadgroup with tiles of FEW_ROWS */                                \
     S(FEW_SMALL_ROWS, PER_DEVICE(0, 16))  /* of a tile of a small matrix, with more simdgroups; 0: there are none */   \
     S(FEW_COLUMNS, 64)                    /* staged at a time */                                                       \
-    S(FEW_ANY_ROWS, PER_DEVICE(0, 1))     /* 1: mul_few of 8 and more takes any number of rows */                      \
-    S(MOE_MM_TOKENS, 32)                  /* slots of an expert per threadgroup */                                     \
+    S(FEW_THREADGROUPS, PER_DEVICE(256, 512)) /* that fill a device: below, simdgroups share rows of weights */        \
+    S(FEW_ANY_ROWS, PER_DEVICE(0, 1))         /* 1: mul_few of 8 and more takes any number of rows */                  \
+    S(MOE_MM_TOKENS, 32)                      /* slots of an expert per threadgroup */                                 \
     S(MOE_SORT_THREADS, 512)                                                                                           \
     S(MOE_FEW_ROWS, 32)                            /* most rows of a step for moe_route and moe_few */                 \
     S(MOE_FEW_THREADGROUPS, PER_DEVICE(1024, 256)) /* that run side by side, about */                                  \
@@ -40,6 +41,7 @@
     S(MOE_FEW_MATRIX_COLUMNS, 256)                 /* of these, at a time */                                           \
     S(MOE_FEW_THREADS, PER_DEVICE(128, 256))                                                                           \
     S(MOE_ROUTE_THREADS, PER_DEVICE(512, 1024))                                                                        \
+    S(SSM_STEP_LEAST_THREADS, PER_DEVICE(512, 128))                                                                    \
     S(KV_PAGE, 64)                       /* positions in a page of the KV cache */                                     \
     S(ATTENTION_DECODE_THREADS, 256)     /* at most: any whole number of simdgroups will do */                         \
     S(ATTENTION_PREFILL_THREADS, 128)    /* exactly */                                                                 \

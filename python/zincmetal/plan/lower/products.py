@@ -13,9 +13,7 @@ FEW_CLASSES = (2, 4, 8, 16, 32)
 FEW_VECTORS = 4  # the largest class that takes rows as vectors: any number of them
 #: Rows of weights that do not fill a device: rows of activations are divided too, as vectors. Floats need no decoding.
 FEW_SMALL, FEW_SMALL_FLOATS = 64, 1024
-FEW_MIDDLE = 4096  # rows of weights up to which 4 rows of activations are quicker as vectors
 HEADS_FEW = 8  # rows up to which heads with matrices of their own are vectors
-FEW_GROUPS = 256  # threadgroups that fill a device: below, simdgroups share rows of weights
 FEW_KINDS = {"": 0, "_add": 1, "_mix": 2, "_swiglu": 0, "_geglu": 1}  # FEW_* of kernels/params.h
 
 
@@ -80,17 +78,18 @@ def _few_class(lowering: Lowering, op: Op, rows: int) -> int | None:
     """
     if not (lowering.shape.only_singles or of_outputs(op)):
         return None
-    vectors, matrices = (n for n in FEW_CLASSES if n <= FEW_VECTORS), (n for n in FEW_CLASSES if n > FEW_VECTORS)
     if rows > FEW_CLASSES[-1]:
         return None
-    weight = op.weights[0]
-    if matrix(weight)[0] <= (FEW_SMALL_FLOATS if weight.type.block_size == 1 else FEW_SMALL):
-        fitting = [n for n in vectors if rows <= n] or [FEW_VECTORS]
-    elif lowering.target.shapes["FEW_ANY_ROWS"]:
-        # Measured on an H200: vectors take 2 rows in the time of one, and 4 rows of a small matrix.
-        first, second = (
-            (vectors, matrices) if rows <= 2 or matrix(op.weights[0])[0] <= FEW_MIDDLE else (matrices, vectors)
-        )
+    weight, any_rows = op.weights[0], lowering.target.shapes["FEW_ANY_ROWS"]
+    floats = weight.type.block_size == 1
+    vectors = [n for n in FEW_CLASSES if n <= FEW_VECTORS]
+    matrices = [n for n in FEW_CLASSES if n > FEW_VECTORS]
+    if matrix(weight)[0] <= (FEW_SMALL_FLOATS if floats else FEW_SMALL) and (floats or not any_rows):
+        # Measured on an H200: two rows at a time take half the time of four.
+        fitting = vectors[:1] if any_rows else [n for n in vectors if rows <= n] or vectors[-1:]
+    elif any_rows:
+        # Measured on an H200: vectors take 2 rows in the time of one, and 4 rows take longer than 8 as a matrix.
+        first, second = (vectors, matrices) if rows <= 2 else (matrices, vectors)
         fitting = [n for n in (*first, *second) if rows <= n]
     else:  # classes that take rows as matrices read as many rows as the class has
         fitting = [*(n for n in vectors if rows <= n), *(n for n in matrices if rows == n)]
@@ -111,7 +110,8 @@ def _few(lowering: Lowering, op: Op, rows: int, n: int) -> Launch:
         grid = (tiles(m, threads // 32 * per_simdgroup // matrices), tiles(rows, n), 1)
     else:
         name, per_tile, simdgroups = _few_tile(lowering, _few_kernel(op, n), m * matrices)
-        while k_split < simdgroups and tiles(m * matrices, per_tile) * k_split < FEW_GROUPS * simdgroups:
+        full = shapes["FEW_THREADGROUPS"] * simdgroups
+        while k_split < simdgroups and tiles(m * matrices, per_tile) * k_split < full:
             k_split *= 2
         threads, grid = 32 * simdgroups, (tiles(m * matrices, per_tile * simdgroups // k_split), 1, 1)
     scale = op.value("weights") if epilogue == "_mix" else None
@@ -138,7 +138,7 @@ def _few_tile(lowering: Lowering, kernel: str, m: int) -> tuple[str, int, int]:
     """Return (name, rows of a tile, simdgroups) of a kernel that takes rows as matrices, for ``m`` rows of weights."""
     shapes = lowering.target.shapes
     usual, small = shapes["FEW_ROWS"], shapes["FEW_SMALL_ROWS"]
-    if small and tiles(m, usual) < FEW_GROUPS and lowering.target.has(f"{kernel}_r{small}"):
+    if small and tiles(m, usual) < shapes["FEW_THREADGROUPS"] and lowering.target.has(f"{kernel}_r{small}"):
         return f"{kernel}_r{small}", small, shapes["FEW_SIMDGROUPS"] * usual // small
     return kernel, usual, shapes["FEW_SIMDGROUPS"]
 
