@@ -7,14 +7,14 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
-
 import products
-import sanitize
+import pytest
 import splits
-import zincmetal
 from costs import Costs
 from products import N_USED, Lab, Loaded, down_mix, gate_up, linear, stack
+
+import sanitize
+import zincmetal
 from support.paths import DATA, TESTS
 from zincmetal import gguf
 from zincmetal.check.inputs import random_weights
