@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -121,9 +120,8 @@ def _empty_dispatch(core: Core, device: _core.Device) -> float:
 
 
 def _device_seconds(device: _core.Device, dispatches: list[BoundDispatch]) -> float:
-    """Return the seconds of the dispatches on the device, the median of several runs."""
-    times = [device.run(dispatches) for _ in range(REPEATS)]
-    return median(times)
+    """Return the seconds of the dispatches on the device, the least of several runs."""
+    return min(device.run(dispatches) for _ in range(REPEATS))
 
 
 def _add(core: Core, device: _core.Device, buffers: list[_core.Buffer], rows: int, width: int) -> BoundDispatch:
@@ -145,12 +143,12 @@ def _numpy_copy(nbytes: int) -> float:
 
 def _host_seconds(run: Callable[[], Any]) -> float:
     run()
-    times = []
+    times: list[float] = []
     for _ in range(REPEATS):
         began = perf_counter()
         run()
         times.append(perf_counter() - began)
-    return median(times)
+    return min(times)
 
 
 # ---- PyTorch ----------------------------------------------------------------------------------------------------
@@ -176,7 +174,7 @@ def _torch_seconds(torch: Any, on_gpu: bool, run: Callable[[], Any]) -> float:
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) * 1e-3)
-    return median(times)
+    return min(times)
 
 
 def _torch_copy(torch: Any, nbytes: int, on_gpu: bool) -> float:

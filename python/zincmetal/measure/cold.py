@@ -184,7 +184,7 @@ def agreement(want: NDArray[np.float32], got: NDArray[np.float32], may_round: bo
         return "not finite", False
     if np.array_equal(want.view(np.uint32), got.view(np.uint32)):
         return "identical", True
-    error = float(np.linalg.norm(got.astype(np.float64) - want) / np.linalg.norm(want.astype(np.float64)))
+    error = float(np.linalg.norm(got.astype(np.float64) - want) / (np.linalg.norm(want.astype(np.float64)) or 1.0))
     return f"{error:.0e}", may_round and error < ROUNDING
 
 

@@ -55,9 +55,10 @@ def take_turns(sides: tuple[Side, Side], words: Words, runs: int, run: Run, tell
 
     Every second round begins with the second side. Raises UsageError if a run fails.
     """
-    found: dict[Side, list[dict[str, Any]]] = {side: [] for side in sides}
+    found: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for turn in range(runs):
-        for side in sides if turn % 2 == 0 else sides[::-1]:
+        for number in (0, 1) if turn % 2 == 0 else (1, 0):
+            side = sides[number]
             tell(f"run {turn + 1} of {runs}: {side.name}")
             command = [sys.executable, "-m", "zincmetal", "bench", side.file, "--output", "json", *words]
             text = run(command, side.environment)
@@ -68,8 +69,8 @@ def take_turns(sides: tuple[Side, Side], words: Words, runs: int, run: Run, tell
                     f"{side.name} printed no report; does its version have `zincmetal bench FILE`?"
                 ) from None
             side.check(report.checked(told, side.name))
-            found[side].append(told)
-    return tuple(report.merged(found[side]) for side in sides)
+            found[number].append(told)
+    return tuple(map(report.merged, found))
 
 
 def run_process(command: Words, environment: Mapping[str, str]) -> str:

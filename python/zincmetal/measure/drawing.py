@@ -17,7 +17,7 @@ from .roofline import points
 COLOURS = {"decode": "#2b6cb0", "prefill": "#b7791f"}
 INK, PALE = "#1a202c", "#cbd5e0"
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 860, 520, 76, 56, 24, 58
-LABELLED = 0.05  # share of a step's time, from which on a point has its name
+LABELLED = 0.1  # share of a step's time, from which on a point has its name
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ class Roofline:
     @property
     def up(self) -> tuple[float, float]:
         """Whole decades of operations per second that the plot spans."""
-        low, _ = _decades([y for _, _, _, y, _ in self.found])
-        return low, _decades([self.flops])[1]
+        return _decades([self.flops, *(y for _, _, _, y, _ in self.found)])
 
     @property
     def caption(self) -> str:
