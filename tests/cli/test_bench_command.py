@@ -136,7 +136,7 @@ def test_a_peer_is_in_the_same_report(capsys, tmp_path):
         ([MODEL, "--case", "lm_hed"], "did you mean lm_head"),
         ([MODEL, "--versus", "llama.cpp", "--llama-bench", "/no/such"], "has no llama-bench"),
         (["--case", "ssm_out", "--versus", "llama.cpp", "--llama-bench", "/bin/true"], "--versus measures a model"),
-        ([MODEL, "-p", "9999999"], "context"),
+        ([MODEL, "-p", "99999999999"], "context"),
     ],
     ids=range(11),
 )

@@ -165,6 +165,8 @@ def test_the_verdict_is_the_exit_status(tmp_path, capsys):
         (["a.json", "b.json", "--", "-n", "8"], "measured already"),
         (["a.json", "b.json", "--runs", "2"], "from 3 to"),
         (["a.json", "b.json", "--error", "-1"], "0 or more nats"),
+        (["a.json"], "a second side"),
+        (["a.json", "--set", "q8-tg=64"], "measured already"),
         (["no-commit", "HEAD"], "no commit of this folder"),
     ],
 )
@@ -172,6 +174,20 @@ def test_wrong_arguments(words, said, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "compare", *words]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_row_is_for_the_changed_side_alone(monkeypatch, capsys):
+    ran = []
+
+    def run(command, environment):
+        ran.append(command[command.index("json") + 1 :])
+        return json.dumps(of(10.0 + 5 * ("--set" in command)))
+
+    monkeypatch.setattr(compare, "run_process", run)
+    assert main(["bench", "compare", "m.gguf", "--set", "q8-tg=64", "--", "-n", "8"]) == 0
+    assert ran[:2] == [["-r", "1", "-n", "8"], ["-r", "1", "-n", "8", "--set", "q8-tg=64"]]
+    assert len(ran) == 6
+    assert "B: m.gguf --set q8-tg=64" in capsys.readouterr().out
 
 
 def test_the_help_has_the_rule(capsys):

@@ -26,6 +26,9 @@ SMALL = {
 }
 
 
+USUAL = exact.Sweep()
+
+
 @pytest.fixture(scope="module")
 def lab():
     lab = Lab(*backend.open_device("cpu"))
@@ -33,7 +36,7 @@ def lab():
     return lab
 
 
-def measured(lab, variant=BOTH, splits=None, sweep=(), cases=SMALL):
+def measured(lab, variant=BOTH, splits=None, sweep=USUAL, cases=SMALL):
     return exact.measure(lab, cases, variant, splits or {}, sweep, 3, 1e9)
 
 
@@ -73,12 +76,20 @@ def test_variants_are_rows_with_their_figures(lab):
 
 
 def test_a_sweep_tries_every_number_of_threads(lab):
-    rows = measured(lab, "single", sweep=(32, 96))
+    rows = measured(lab, "single", sweep=exact.Sweep((32, 96)))
     assert [(row["threads"], row["swept"]) for row in rows if row["swept"]] == [(32, True), (96, True)]
     assert not rows[0]["swept"]
     assert all(row["allowed"] for row in rows)
     with pytest.raises(UsageError, match=r"takes [0-9]+ threads at most"):
-        measured(lab, "single", sweep=(1 << 20,))
+        measured(lab, "single", sweep=exact.Sweep((1 << 20,)))
+
+
+def test_a_sweep_takes_all_that_was_built(lab, monkeypatch):
+    rows = [row["threads"] for row in measured(lab, "single", sweep=exact.Sweep(rows=True)) if row["swept"]]
+    assert rows == list(exact.THREADS)
+    monkeypatch.setattr(lab, "row_variants", lambda kernel: [1, 8])
+    assert exact.Sweep((64,), True).splits(lab, "mul_mv_q8_0") == [Split(None, 64), Split(1, 64), Split(8, 64)]
+    assert [s.threads for s in exact.Sweep(rows=True).splits(lab, "moe_mv_mix_q4_k")[:4]] == list(exact.MIX_THREADS)
 
 
 def test_a_split_is_that_of_the_row(lab):

@@ -55,6 +55,7 @@ def add_tasks(group: Any) -> None:
     add("--warmup", type=integer, default=1, metavar="N", help="runs before these (default: 1)")
     add("--case", action="append", default=[], metavar="NAME", help="an exact shape, such as ssm_dual, or a group, 35b")
     add("--variant", default=BOTH, metavar="NAME", help="a variant of the cases (default: both, which is all)")
+    add("--sweep", action="store_true", help="try all rows that were built, and numbers of threads, in cases")
     add("--threadgroups", type=integers, default=[], metavar="LIST", help="threads of a threadgroup, to try in cases")
 
 
@@ -164,7 +165,8 @@ def _cases(args: argparse.Namespace, asked: Asked) -> dict[str, Any]:
     found, lab = exact.chosen(args.case), Lab(core, device)
     say("exact shapes: " + ", ".join(found))
     copy = ceilings.measure(core, device).copy
-    rows = exact.measure(lab, found, args.variant, asked.rows.splits, args.threadgroups, asked.repetitions, copy)
+    sweep = exact.Sweep(tuple(args.threadgroups), args.sweep)
+    rows = exact.measure(lab, found, args.variant, asked.rows.splits, sweep, asked.repetitions, copy)
     return {"device": facts, "cases": rows}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,9 @@ def add_arguments(p: Parser) -> None:
     p.rest = "words"
     add = p.add_argument
     add("a", metavar="A", help="the usual side: a report (.json), a model file or name, or a commit")
-    add("b", metavar="B", help="the changed side, of the same kind")
+    add("b", nargs="?", metavar="B", help="the changed side, of the same kind (default: A, with --set)")
     add("-m", "--model", dest="model", metavar="FILE", help="the model that two commits run (default: the demo model)")
+    add("--set", action="append", default=[], metavar="KEY=ROW", help="a row of the tuning table, for B alone")
     add("--runs", type=integer, default=LEAST_RUNS, metavar="N", help="runs of each side, in turns (default: 3)")
     add(
         "--error",
@@ -63,13 +65,16 @@ def _reports(args: argparse.Namespace) -> tuple[list[str], Any]:
     """Return the names and the reports of both sides: read, or measured now, in turns."""
     from ..measure import compare, report
 
-    names = [args.a, args.b]
+    if args.b is None and not args.set:
+        raise UsageError("name a second side, or a row of the tuning table by --set")
+    names = [args.a, args.a if args.b is None else args.b]
     if all(name.endswith(".json") for name in names):
-        if args.words:
-            raise UsageError("reports were measured already: options behind -- are for files and commits")
+        if args.words or args.set:
+            raise UsageError("reports were measured already: --set and options behind -- are for files and commits")
         return names, [report.read(Path(name)) for name in names]
     with ExitStack() as stack:
-        sides = _files(names) or _commits(args, stack)
+        usual, changed = _files(names) or _commits(names, args, stack)
+        sides = usual, _with_rows(changed, args.set)
         turns = compare.take_turns(sides, _words(args.words), args.runs, compare.run_process, say)
         return [side.name for side in sides], turns
 
@@ -89,14 +94,19 @@ def _files(names: list[str]) -> tuple[Side, Side] | None:
     return one, other
 
 
-def _commits(args: argparse.Namespace, stack: ExitStack) -> tuple[Side, Side]:
+def _commits(names: list[str], args: argparse.Namespace, stack: ExitStack) -> tuple[Side, Side]:
     from ..measure.compare import Side, commit_of, packages
 
-    commits = [commit_of(name) for name in (args.a, args.b)]
-    file = str(model_path(args).resolve())
+    commits, file = [commit_of(name) for name in names], str(model_path(args).resolve())
     folders = stack.enter_context(packages(commits, say))
-    one, other = (Side(name, file, folder) for name, folder in zip((args.a, args.b), folders, strict=True))
+    one, other = (Side(name, file, folder) for name, folder in zip(names, folders, strict=True))
     return one, other
+
+
+def _with_rows(side: Side, rows: list[str]) -> Side:
+    """Return a side with rows of the tuning table of its own."""
+    words = tuple(word for row in rows for word in ("--set", row))
+    return replace(side, name=" ".join([side.name, *words]), words=words)
 
 
 def _words(words: list[str]) -> list[str]:
@@ -112,7 +122,8 @@ COMMAND = Command(
     (
         ("bench compare a.json b.json", "two reports of `zincmetal bench -o json`, each with three runs or more"),
         ("bench compare main HEAD -m MODEL.gguf -- -p 512 -n 128", "two commits; options behind -- are those of bench"),
-        ("bench compare HEAD~1 HEAD -- --case lm_head --set q8-tg=512", "an exact shape first, then the whole model"),
+        ("bench compare HEAD~1 HEAD -- --case lm_head", "an exact shape first, then the whole model"),
+        ("bench compare MODEL.gguf --set q8-tg=512 -- --case lm_head", "a row of the tuning table, and without it"),
         ("bench compare Q4_0.gguf Q4_K_M.gguf --error 0.5", "two files, whose log-probabilities may differ"),
     ),
     notes=textwrap.fill(RULE, 110) + "\n\nThe exit status is 0 for keep, 1 for revert and for errors.",

@@ -30,11 +30,12 @@ Run = Callable[[Words, Mapping[str, str]], str]
 
 @dataclass(frozen=True)
 class Side:
-    """One side: its name, the model that it measures, and the folder of its package ("" for this one)."""
+    """One side: its name, the model that it measures, the folder of its package ("" for this one), its own options."""
 
     name: str
     file: str
     package: str = ""
+    words: tuple[str, ...] = ()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -60,7 +61,7 @@ def take_turns(sides: tuple[Side, Side], words: Words, runs: int, run: Run, tell
         for number in (0, 1) if turn % 2 == 0 else (1, 0):
             side = sides[number]
             tell(f"run {turn + 1} of {runs}: {side.name}")
-            command = [sys.executable, "-m", "zincmetal", "bench", side.file, "--output", "json", *words]
+            command = [sys.executable, "-m", "zincmetal", "bench", side.file, "--output", "json", *words, *side.words]
             text = run(command, side.environment)
             try:
                 told = json.loads(text)

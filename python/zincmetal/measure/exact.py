@@ -87,6 +87,26 @@ def _of_types() -> Iterator[tuple[str, dict[str, Product]]]:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Splits to try beside the usual one: these numbers of threads, and with ``rows`` all rows that were built.
+
+    ``rows`` without threads tries all usual numbers of threads.
+    """
+
+    threads: tuple[int, ...] = ()
+    rows: bool = False
+
+    def splits(self, lab: Lab, kernel: str) -> list[Split]:
+        """Return the splits for a kernel."""
+        if not self.rows:
+            return [Split(threads=n) for n in self.threads]
+        most = lab.device.limits(kernel)[0]
+        usual = MIX_THREADS if "_mix" in kernel else THREADS
+        threads = self.threads or tuple(n for n in usual if n <= most)
+        return [Split(rows, n) for rows in (None, *lab.row_variants(kernel)) for n in threads]
+
+
+@dataclass(frozen=True)
 class Candidate:
     """Variant of a case with a split of its work. ``outputs``: how they compare with those of the usual variant."""
 
@@ -124,13 +144,13 @@ def measure(
     found: Cases,
     variant: str,
     splits: Mapping[str, Split],
-    sweep: Sequence[int],
+    sweep: Sweep,
     repetitions: int,
     copy: float,
 ) -> list[dict[str, Any]]:
     """Time the variants of each case in turns; return a row for each. ``splits`` are those of :mod:`.tuned`.
 
-    ``sweep``: numbers of threads to try, beside the usual number. Outputs are compared with those of the usual variant.
+    Outputs are compared with those of the usual variant.
     Raises UsageError for a variant that no case has, and for a split that was not built.
     """
     known = {name for variants in found.values() for name in variants}
@@ -154,12 +174,12 @@ def _candidates(
     variants: Mapping[str, Product],
     variant: str,
     splits: Mapping[str, Split],
-    sweep: Sequence[int],
+    sweep: Sweep,
 ) -> Iterator[Candidate]:
     """Make the usual split of a variant ready, and those that are to be tried."""
     loaded, usual = Loaded(lab, variants[variant]), next(iter(variants))
     kernel = loaded.product.kernel
-    tried = [(splits.get(kernel), False), *((Split(threads=n), True) for n in sweep)]
+    tried = [(splits.get(kernel), False), *((split, True) for split in sweep.splits(lab, kernel))]
     comparable = usual == variant or _same_work(variants[usual], variants[variant])
     want = loaded.usual_outputs if usual == variant or not comparable else Loaded(lab, variants[usual]).usual_outputs
     for split, swept in tried:

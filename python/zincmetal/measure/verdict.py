@@ -142,4 +142,5 @@ def _test_name(row: Mapping[str, Any]) -> str:
 
 
 def _case_name(row: Mapping[str, Any]) -> str:
-    return f"{row['case']} {row['variant']}" + (f" {row['threads']} threads" if row.get("swept") else "")
+    of = f", {row['kernel']} by {row['threads']}" if row["swept"] else ""
+    return f"{row['case']} {row['variant']}{of}"

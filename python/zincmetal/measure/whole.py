@@ -42,14 +42,15 @@ class Asked:
 
 @contextmanager
 def loaded(path: Path, asked: Asked) -> Iterator[Running]:
-    """Load a file for tasks, without a prefix cache; give its memory back at the end."""
+    """Load a file for tasks, without a prefix cache; give its memory back at the end.
+
+    The context is that of the tasks, even if the model was trained for less: its speed does not depend on that.
+    """
     file = gguf.open(path)
     try:
-        n_train = file.metadata.get(f"{file.metadata.get('general.architecture')}.context_length")
-        context = asked.context if not isinstance(n_train, int) else min(asked.context, n_train)
         most = max(task.sequences for task in asked.tasks)
         made = Loaded(
-            file, context=context, device=asked.device, kv=asked.kv, threads=asked.threads, max_sequences=most
+            file, context=asked.context, device=asked.device, kv=asked.kv, threads=asked.threads, max_sequences=most
         )
         if asked.rows:
             tune(made, asked.rows)
