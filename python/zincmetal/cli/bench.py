@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, and print the report. The exit status is 1 if the outputs of an exact shape are wrong."""
     from ..measure import report
 
+    if args.svg and not args.svg.parent.is_dir():
+        raise UsageError(f"--svg {args.svg}: there is no folder {args.svg.parent}")
     made = _measured(args)
     if args.svg:
         _draw(made, args.svg)
