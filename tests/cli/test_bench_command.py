@@ -62,9 +62,16 @@ def test_forms_have_the_same_tests(form, capsys):
 
 def test_a_profile_and_its_picture(capsys, tmp_path):
     path = tmp_path / "roofline.svg"
-    assert main(["bench", MODEL, *SHORT, "-r", "1", "--profile", "--svg", str(path)]) == 0
+    assert main(["bench", MODEL, *SHORT, "-r", "1", "-d", "0,24", "--profile", "--svg", str(path)]) == 0
     out = capsys.readouterr().out
-    for words in ("in one command buffer", "hottest shapes", "of roofline", "routed experts", "layers: 3 recurrent"):
+    for words in (
+        "in one command buffer",
+        "hottest shapes",
+        "of roofline",
+        "routed experts",
+        "layers: 3 recurrent",
+        "1 rows at 24",
+    ):
         assert words in out
     assert ET.parse(path).getroot().tag.endswith("svg")
 

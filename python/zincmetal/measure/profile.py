@@ -89,25 +89,10 @@ class Profile(Mapping[str, Any]):
         """Device time by kernel and shape, of a decode step and of a prefill step, beside the device's rates.
 
         Measured at first use, which takes seconds: every dispatch runs alone, several times. Other requests wait. The
-        steps stand where the profile's request ended. Raises UsageError if the host routes the experts.
+        decode step stands where the profile's request ended. Raises UsageError if the host routes the experts.
         """
-        subject = self._subject
-        with subject.session() as session:
-            engine, n_ctx = session.engine, subject.config.n_ctx
-            roof = ceilings.measure(engine.core, engine.device)
-            stats = self._stats or (self._spent.stats if self._spent else Stats())
-            position, rows = stats.prompt + stats.generated, min(USUAL_ROWS, n_ctx)
-            steps = {
-                "decode": profiled(session, roof, 1, min(position, n_ctx - 1)),
-                "prefill": profiled(session, roof, rows, 0),
-            }
-            return {
-                "model": subject.name,
-                "device": engine.device.info["name"],
-                "ceilings": {**asdict(roof), "copy": roof.copy, "flops": roof.flops},
-                "measured": roof.lines(),
-                "steps": steps,
-            }
+        stats = self._stats or (self._spent.stats if self._spent else Stats())
+        return measured(self._subject, stats.prompt + stats.generated)
 
     def plot(self) -> Any:
         """Draw the roofline with matplotlib; return the figure for a notebook. Raises UsageError without it."""
@@ -123,6 +108,23 @@ class Profile(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<Profile of {self._subject.name}: {self['steps']} steps, {self['gpu_seconds']:.3f} s of the device>"
+
+
+def measured(subject: Subject, position: int) -> dict[str, Any]:
+    """Time a decode step at ``position`` and a prefill step at 0 by kernel: figures as JSON has them."""
+    with subject.session() as session:
+        engine, n_ctx = session.engine, subject.config.n_ctx
+        roof = ceilings.measure(engine.core, engine.device)
+        return {
+            "model": subject.name,
+            "device": engine.device.info["name"],
+            "ceilings": {**asdict(roof), "copy": roof.copy, "flops": roof.flops},
+            "measured": roof.lines(),
+            "steps": {
+                "decode": profiled(session, roof, 1, min(position, n_ctx - 1)),
+                "prefill": profiled(session, roof, min(USUAL_ROWS, n_ctx), 0),
+            },
+        }
 
 
 def layer_mix(config: ModelConfig) -> dict[str, int]:

@@ -14,7 +14,7 @@ from ..engine.loaded import Loaded
 from ..engine.running import Running
 from ..engine.session import Session
 from ..plan.chunks import USUAL_ROWS
-from .profile import Profile, Subject
+from .profile import Profile, Subject, measured
 from .running import REFERENCE_TOKENS, Bench
 from .tasks import Task
 from .tuned import Rows, tune
@@ -80,8 +80,10 @@ def measure(running: Running, asked: Asked, name: str, tell: Callable[[str], Non
     }
     if asked.profile:
         tell("profile")
-        profile = Profile(engine.profile(), Subject(name, engine.config, lambda: _alone(running)))
-        parts["profile"] = {**profile.measured, "counts": dict(profile)}
+        subject = Subject(name, engine.config, lambda: _alone(running))
+        counts = dict(Profile(engine.profile(), subject))
+        deepest = max(task.depth for task in asked.tasks)
+        parts["profile"] = {**measured(subject, deepest), "counts": counts}
     return parts
 
 
