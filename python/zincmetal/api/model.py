@@ -358,7 +358,7 @@ class Model:
 
     def _remember(self, ids: list[int]) -> Any:
         """Return the function that keeps the ids and the cost of an answer that has ended."""
-        of, before = weakref.ref(self), self.engine.profile()
+        of, before = weakref.ref(self), self.engine.counts()
 
         def remember(answer: Answer) -> None:
             model = of()

@@ -339,8 +339,16 @@ class Engine:
         host routed, ``host_routed_why`` names the reason.
         ``replaced`` has the kernels that the device could not make, with the reason and the replacements.
         """
-        routed = {"host_routed": asdict(self.programs.counters), "host_routed_why": self._why_host_routed}
-        return {**self.steps.counters, **self.host_times.facts(), **routed, "replaced": self.loaded.fallbacks.profile()}
+        replaced = self.loaded.fallbacks.profile()
+        return {**self.counts(), "host_routed_why": self._why_host_routed, "replaced": replaced}
+
+    def counts(self) -> dict[str, Any]:
+        """Return the numbers of :meth:`profile` alone. Any thread may ask at any moment."""
+        return {
+            **self.steps.counters,
+            **self.host_times.facts(),
+            "host_routed": asdict(self.programs.counters),
+        }
 
     def free(self) -> None:
         """Give the device memory and the file back. Nothing may be in flight. Freeing twice is fine."""
