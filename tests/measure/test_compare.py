@@ -23,7 +23,7 @@ def of(speed, package="/p/zincmetal", digest="d"):
         "model": {"name": "m", "file": "m.gguf", "bytes": 1},
         "device": {"name": "CPU", "backend": "cpu"},
         "settings": {},
-        "state": {},
+        "state": {"before": {"cores": 8, "load": 0.5}},
         "tests": [{"test": "tg8", "samples_ts": [speed], "samples_ns": [1], "digest": digest}],
         "cases": [],
         "logprobs": [-1.0],
@@ -47,6 +47,14 @@ def test_sides_take_turns_in_a_changing_order():
     assert a["tests"][0]["samples_ts"] == [10.0] * 3
     assert b["tests"][0]["samples_ts"] == [22.0, 23.0, 26.0]
     assert told[0] == "run 1 of 3: usual"
+
+
+def test_the_worst_state_of_a_side_is_told():
+    reports = [of(1.0) for _ in range(6)]
+    reports[3]["state"]["before"]["load"] = 7.0
+    queue = [json.dumps(report) for report in reports]
+    told = take_turns(SIDES[:1] * 2, [], 3, lambda *_: queue.pop(0), lambda _: None)
+    assert compare.doubts(told) == ["A: other work runs: load 7 on 8 cores"]  # the second round begins with B
 
 
 def test_equal_sides_do_not_share_their_runs():

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     names, reports = _reports(args)
     shapes, whole, outputs = figures(*reports)
     verdict = decide(shapes, whole, outputs, args.error)
-    found = compare.facts(names, [*shapes, *whole], outputs, verdict)
+    found = compare.facts(names, [*shapes, *whole], outputs, verdict, compare.doubts(reports))
     if args.json:
         print_json(found)
     else:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, quote
-from . import report
+from . import machine, report
 from .tables import markdown
 from .verdict import Figure, Outputs, Verdict
 
@@ -147,7 +147,15 @@ def _package(root: Path, tree: Path, commit: str, tell: Callable[[str], None]) -
 # ---- telling ----------------------------------------------------------------------------------------------------
 
 
-def facts(names: Words, figures: Sequence[Figure], outputs: Outputs, verdict: Verdict) -> dict[str, Any]:
+def doubts(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what makes the figures of the sides doubtful, each with its side."""
+    sides = zip("AB", (of["state"]["before"] for of in reports), strict=True)
+    return [f"{side}: {text}" for side, state in sides for text in machine.warnings(state)]
+
+
+def facts(
+    names: Words, figures: Sequence[Figure], outputs: Outputs, verdict: Verdict, doubtful: Words = ()
+) -> dict[str, Any]:
     """Return the comparison as JSON has it."""
     return {
         "a": names[0],
@@ -156,6 +164,7 @@ def facts(names: Words, figures: Sequence[Figure], outputs: Outputs, verdict: Ve
             {"name": f.name, "a": f.a, "b": f.b, "gain": f.gain, "noise": f.noise, "judged": f.judged} for f in figures
         ],
         "outputs": {"identical": outputs.identical, "nats": outputs.nats},
+        "doubtful": list(doubtful),
         "verdict": verdict.word,
         "why": verdict.why,
     }
@@ -168,6 +177,7 @@ def lines(compared: Mapping[str, Any]) -> Iterator[str]:
     yield from markdown([_row(figure) for figure in compared["figures"]])
     outputs = compared["outputs"]
     yield "outputs: identical" if outputs["identical"] else f"outputs: differ by {outputs['nats']:.2g} nats at most"
+    yield from (f"doubtful, {text}" for text in compared["doubtful"])
     yield f"**{compared['verdict']}**: {compared['why']}"
 
 

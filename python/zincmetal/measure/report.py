@@ -37,7 +37,7 @@ def checked(found: Any, source: str) -> dict[str, Any]:
 
 
 def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join the reports of one side's runs: all samples, and the outputs of the first if all have the same.
+    """Join the reports of one side's runs: all samples, the outputs of the first if all have the same, the worst state.
 
     Raises UsageError for reports that measured different things.
     """
@@ -46,6 +46,7 @@ def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
         if [t["test"] for t in other["tests"]] != [t["test"] for t in first["tests"]]:
             raise UsageError("the runs of one side measured different things")
     joined = json.loads(json.dumps(first))
+    joined["state"] = max((of["state"] for of in reports), key=lambda of: of["before"].get("load", 0.0))
     for other in others:
         for part, keys in (("tests", ("samples_ts", "samples_ns")), ("cases", ("samples_us",))):
             for mine, theirs in zip(joined[part], other[part], strict=True):
