@@ -6,10 +6,8 @@ other experts of one tensor. So every byte comes from memory. The launches are a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -173,11 +171,6 @@ class Recording:
         return seconds
 
 
-def compare(lab: Lab, loaded: Loaded, split: Split) -> tuple[str, bool]:
-    """Compare a split's outputs with the usual ones. Return the result as text, and whether it is allowed."""
-    return agreement(loaded.usual_outputs, loaded.outputs(split), lab.may_round_otherwise(loaded.product.kernel))
-
-
 def agreement(want: NDArray[np.float32], got: NDArray[np.float32], may_round: bool) -> tuple[str, bool]:
     """Compare outputs: "identical", or their relative error, which is allowed up to ROUNDING with ``may_round``."""
     if not (np.isfinite(want).all() and np.isfinite(got).all()):
@@ -186,22 +179,3 @@ def agreement(want: NDArray[np.float32], got: NDArray[np.float32], may_round: bo
         return "identical", True
     error = float(np.linalg.norm(got.astype(np.float64) - want) / (np.linalg.norm(want.astype(np.float64)) or 1.0))
     return f"{error:.0e}", may_round and error < ROUNDING
-
-
-def summary(recording: Recording, seconds: Sequence[float], copy: float, outputs: str) -> dict[str, Any]:
-    """Make a row of the table: microseconds of a product, GB/s of weights, and their share of a copy's."""
-    launch, product = recording.plan.dispatches[0].launch, recording.of.product
-    each = median(seconds) / recording.n
-    rate = recording.nbytes / each
-    return {
-        "product": product.id,
-        "kernel": launch.kernel,
-        "threads": launch.threads,
-        "us": round(each * 1e6, 2),
-        "spread": round((max(seconds) - min(seconds)) / median(seconds), 3),
-        "MB": round(recording.nbytes / 1e6, 2),
-        "GB/s": round(rate / 1e9, 1),
-        "share of copy": round(rate / copy, 3),
-        "dispatches": len(recording.dispatches),
-        "outputs": outputs,
-    }
