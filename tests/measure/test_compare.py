@@ -24,7 +24,7 @@ def of(speed, package="/p/zincmetal", digest="d"):
         "device": {"name": "CPU", "backend": "cpu"},
         "settings": {},
         "state": {"before": {"cores": 8, "load": 0.5}},
-        "tests": [{"test": "tg8", "samples_ts": [speed], "samples_ns": [1], "digest": digest}],
+        "tests": [{"test": "tg8", "samples_ts": [speed], "samples_ns": [1], "samples_tokens": [1], "digest": digest}],
         "cases": [],
         "logprobs": [-1.0],
     }

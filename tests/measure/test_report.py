@@ -34,8 +34,8 @@ def made(*timed, cases=(), **parts):
     }
 
 
-PROMPT = Timed(Task(n_prompt=100), 100, (0.5, 0.25, 0.125), "a")
-DECODE = Timed(Task(n_gen=8, depth=32, sequences=2), 16, (1.0, 1.0, 1.0), "b")
+PROMPT = Timed(Task(n_prompt=100), (100,) * 3, (0.5, 0.25, 0.125), "a")
+DECODE = Timed(Task(n_gen=8, depth=32, sequences=2), (16,) * 3, (1.0, 1.0, 1.0), "b")
 CASE = {
     "case": "35b.ssm_dual",
     "variant": "dual",
@@ -218,7 +218,7 @@ def test_the_peer_runs_the_same_tests(tmp_path):
 
 
 def test_a_peer_stands_beside_ours():
-    ours = made(Timed(Task(n_prompt=64), 64, (1.0,), ""), DECODE)
+    ours = made(Timed(Task(n_prompt=64), (64,), (1.0,), ""), DECODE)
     ours["peer"] = peer.read(json.dumps([ENTRY]), TASKS, "llama-bench")
     rows = report.test_rows(ours)
     assert [(row["engine"], row["test"]) for row in rows] == [

@@ -48,7 +48,7 @@ def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
     joined = json.loads(json.dumps(first))
     joined["state"] = max((of["state"] for of in reports), key=lambda of: of["before"].get("load", 0.0))
     for other in others:
-        for part, keys in (("tests", ("samples_ts", "samples_ns")), ("cases", ("samples_us",))):
+        for part, keys in (("tests", ("samples_ts", "samples_ns", "samples_tokens")), ("cases", ("samples_us",))):
             for mine, theirs in zip(joined[part], other[part], strict=True):
                 for key in keys:
                     mine[key] += theirs[key]

@@ -88,9 +88,8 @@ class Bench:
             self.run(task)
         runs = [self.run(task) for _ in range(repetitions)]
         digests = {digest_of(run.ids) for run in runs}
-        return Timed(
-            task, runs[0].tokens, tuple(run.seconds for run in runs), digests.pop() if len(digests) == 1 else "varies"
-        )
+        tokens, seconds = tuple(run.tokens for run in runs), tuple(run.seconds for run in runs)
+        return Timed(task, tokens, seconds, digests.pop() if len(digests) == 1 else "varies")
 
     def run(self, task: Task) -> Ran:
         """Run a task once.
@@ -99,12 +98,10 @@ class Bench:
         token, and ends when the first one has its last.
         """
         starts = self._sequences(task.depth, task.sequences)
-        sinks, began = [Sink(self._clock) for _ in range(task.sequences)], self._clock()
-        for number, sink in enumerate(sinks):
-            start = starts[number] if starts else None
-            ids = [*self.ids(task.depth, number), *self.ids(task.n_prompt or 1, number, task.depth + 1)]
-            made = task.n_gen + 1 if task.n_gen else 1
-            self._running.loop.submit(Request(ids, made, sink, task.params(number), start=start))
+        sinks = [Sink(self._clock) for _ in range(task.sequences)]
+        requests = [self._request(task, n, sink, starts[n] if starts else None) for n, sink in enumerate(sinks)]
+        began = self._clock()
+        self._submit(requests)
         for sink in sinks:
             sink.wait()
         made_ids = [sink.ids for sink in sinks]
@@ -132,6 +129,20 @@ class Bench:
         for sequence in (sequence for kept in self._kept.values() for sequence in kept):
             self._running.loop.release(sequence)
         self._kept.clear()
+
+    def _request(self, task: Task, number: int, sink: Sink, start: Kept | None) -> Request:
+        ids = [*self.ids(task.depth, number), *self.ids(task.n_prompt or 1, number, task.depth + 1)]
+        return Request(ids, task.n_gen + 1 if task.n_gen else 1, sink, task.params(number), start=start)
+
+    def _submit(self, requests: Sequence[Request]) -> None:
+        """Submit requests between two steps, so that all of them are in the next one."""
+        scheduler = self._running.scheduler
+
+        def submit() -> None:
+            for request in requests:
+                scheduler.submit(request)
+
+        self._running.loop.call(submit)
 
     def _sequences(self, depth: int, n: int) -> list[Kept]:
         """Return ``n`` sequences of ``depth`` tokens. Those of another depth are released."""

@@ -50,17 +50,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Timed:
-    """Runs of a task: tokens of one run, the seconds of each run, and a digest of the tokens that it made."""
+    """Runs of a task: the tokens and the seconds of each run, and a digest of the tokens that all of them made."""
 
     task: Task
-    tokens: int
+    tokens: tuple[int, ...]
     seconds: tuple[float, ...]
     digest: str = ""
 
     @property
     def speeds(self) -> tuple[float, ...]:
         """Tokens a second of each run, of all sequences together."""
-        return tuple(self.tokens / seconds for seconds in self.seconds)
+        return tuple(n / seconds for n, seconds in zip(self.tokens, self.seconds, strict=True))
 
     def facts(self) -> dict[str, Any]:
         """Return the figures as JSON has them. Names are llama-bench's where it has the same figure."""
@@ -77,7 +77,7 @@ class Timed:
             "avg_ts": sum(speeds) / len(speeds),
             "samples_ns": [round(s * 1e9) for s in self.seconds],
             "samples_ts": list(speeds),
-            "tokens": self.tokens,
+            "samples_tokens": list(self.tokens),
             "digest": self.digest,
         }
 
