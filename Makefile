@@ -137,8 +137,8 @@ kernels-cuda:
 	@command -v nvcc >/dev/null || { echo "nvcc not found: kernels not compiled for CUDA"; exit 0; }; \
 	ls kernels/*.metal | xargs -P 2 -I% sh -c 'echo nvcc %; nvcc $(NVCC_FLAGS) -x cu -c -o /dev/null %'
 
-bench: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
-	$(BIN)/python -m pytest bench --benchmark-json=bench.json
+bench: $(VENV)/.installed $(VENV)/.demo
+	$(BIN)/zincmetal bench -d 0,1024 --profile
 
 # API pages are made from the docstrings in the sources, so that the package itself is not needed.
 docs: $(VENV)/.docs

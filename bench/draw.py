@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from tables import table
 from zincmetal.check.timing import CFG
 from zincmetal.device import backend
 from zincmetal.device.buffers import step_record
 from zincmetal.device.core import BoundDispatch
 from zincmetal.graph.ops import DRAWS, HISTORY, LOGITS, PAGES, STEP, Op, Operand, Value
+from zincmetal.measure.tables import table
 from zincmetal.plan.addresses import Room, pages_of, state_sizes
 from zincmetal.plan.chunks import decode_shape
 from zincmetal.plan.launch import Launch

@@ -5,17 +5,17 @@
 #
 # It builds the lane for that GPU, as it is and again with the row variants of sweeps and the planted faults. Then it
 # runs all tests of the lane; compute-sanitizer; the exact shapes, with sweeps of rows and threads; and, on a file of
-# random weights with the shapes of Qwen3.6-35B-A3B, prefill and decode, every kernel against its roofline, and decode
-# with the splits that win by themselves. RESULTS gets summary.txt, shapes.json, benchmark.json, roofline.json,
-# roofline.png, splits.json and logs.tar.gz. It needs nvcc, cmake, ninja, and
-# a Python with pybind11, numpy, pytest, pytest-benchmark and gguf (matplotlib for the plot; torch, pytest-xdist help).
+# random weights with the shapes of Qwen3.6-35B-A3B, prefill and decode, every kernel against its roofline, and the
+# verdicts on splits that win by themselves. RESULTS gets summary.txt, shapes.json, roofline.json, roofline.svg,
+# splits.txt and logs.tar.gz. It needs nvcc, cmake, ninja, and a Python with pybind11, numpy, pytest and gguf (torch,
+# pytest-xdist help). LLAMA_BENCH names a built llama-bench, which is then measured beside.
 #
 # Environment:
 #   SKIP    steps to leave out, of: build tests sanitize shapes synthetic roofline splits
 #   PYTHON  the interpreter (python3)          WORK    folder for the build and the model (a temporary one)
 #   ARCH    CUDA architecture (90)             LAYERS  of the model (40, 22.7 GB; 4 take 3.2 GB)
-#   DEVICE  cuda, or cpu to try the script     SHAPES  what `pytest bench` selects (35b)
-#   SPLITS  what bench/splits.py tries
+#   DEVICE  cuda, or cpu to try the script     SHAPES  cases of `zincmetal bench` (35b)
+#   SPLITS  rows of the tuning table to try, as `--set` takes them
 #   PATIENCE  how many times longer than on 16 cores and an H100 a step may take (1)
 set -u
 results=$(realpath -m "${1:?usage: bench/evidence_cuda.sh RESULTS}")
@@ -84,21 +84,34 @@ tests() {
 
 sanitize() { on sweep "$python" bench/sanitize.py --out "$logs/sanitizer" --limit 150; }
 
-shapes() {
-    on sweep "$python" -m pytest -q bench -k "${SHAPES:-35b}" --sweep --table "$results/shapes.json" --benchmark-quiet \
-        "--benchmark-json=$results/benchmark.json"
+# bench FILE OPTION...: measures, writes the report as JSON, and prints it.
+bench() {
+    local file=$1
+    shift
+    "$python" -m zincmetal bench "$@" -o json > "$file" || return
+    "$python" -c 'import sys, pathlib; from zincmetal.measure import report as r
+print(*r.lines(r.read(pathlib.Path(sys.argv[1]))), sep="\n")' "$file"
 }
+
+shapes() { on sweep bench "$results/shapes.json" --case "${SHAPES:-35b}" --sweep; }
 
 synthetic() { [ -f "$model" ] || on product "$python" bench/synthetic.py "$model" --layers "$layers"; }
 
-roofline() { on product "$python" bench/roofline.py "$model" --out "$results"; }
-
-splits() {
-    on sweep "$python" bench/splits.py "$model" --together --json "$results/splits.json" \
-        ${SPLITS:-mul_mv_add_q8_0:rows=1 moe_mv_gated_q4_k:threads=128}
+roofline() {
+    local peer=()
+    [ -n "${LLAMA_BENCH:-}" ] && peer=(--versus llama.cpp --llama-bench "$LLAMA_BENCH")
+    on product bench "$results/roofline.json" "$model" -d 0,512,4096 --profile --svg "$results/roofline.svg" "${peer[@]}"
 }
 
-export -f configure build on tests sanitize shapes synthetic roofline splits
+splits() {
+    local row
+    for row in ${SPLITS:-mul_mv_add_q8_0=rows:1 moe_mv_gated_q4_k=threads:128}; do
+        on sweep "$python" -m zincmetal bench compare "$model" --set "$row" -- -p 0 -n 128
+        [ $? -le 1 ] || return # 1 is the verdict revert
+    done | tee "$results/splits.txt"
+}
+
+export -f configure build on tests sanitize bench shapes synthetic roofline splits
 export python device layers work logs model results PYTHONPATH=$root/tests${PYTHONPATH:+:$PYTHONPATH}
 
 step build 300 bash -c build
@@ -106,15 +119,15 @@ step synthetic 200 bash -c synthetic & # one core, meanwhile
 [ "$device" = cuda ] && step sanitize 200 bash -c sanitize &
 step tests 240 bash -c tests
 wait # nothing runs beside what is timed
-step roofline 150 bash -c roofline
+step roofline 240 bash -c roofline
 step shapes 150 bash -c shapes
-step splits 120 bash -c splits
+step splits 300 bash -c splits
 
 tar -C "$work" -czf "$results/logs.tar.gz" logs
 show tests 3
 show sanitize 20
 show shapes 70
 show roofline 60
-show splits 8
+show splits 20
 [ -n "${WORK:-}" ] || rm -rf "$work"
 ! grep -q FAILED "$results/summary.txt"

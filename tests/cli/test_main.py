@@ -19,6 +19,8 @@ from zincmetal.plan.choices import KV_TYPES, OUTPUTS
 
 MODEL = str(DATA / "llama-q4_k_m.gguf")
 NAMES = [c.name for c in COMMANDS]
+#: Commands of two words.
+INNER = [(c.name, inner.name) for c in COMMANDS for inner in c.inner]
 HEAVY = ("numpy", "tokenizers", "jinja2", "tqdm", "zincmetal.engine", "zincmetal.gguf.header")
 
 
@@ -66,8 +68,27 @@ def test_examples_are_right(name, words):
     assert args.command.name == name
 
 
+@pytest.mark.parametrize(("of", "name"), INNER)
+def test_commands_of_two_words(of, name, capsys):
+    assert main([of, name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: zincmetal {of} {name}")
+    assert "examples:\n  # " in said
+    (inner,) = (i for c in COMMANDS for i in c.inner if (c.name, i.name) == (of, name))
+    for words, _ in inner.examples:
+        args = parser().parse_args(shlex.split(re.split(r" [|<>] ", words)[0]))
+        assert args.command is inner
+
+
 @pytest.mark.parametrize(
-    "args", [("--help",), ("--version",), *((name, "--help") for name in NAMES), ("completion", "bash")]
+    "args",
+    [
+        ("--help",),
+        ("--version",),
+        *((name, "--help") for name in NAMES),
+        *((*names, "--help") for names in INNER),
+        ("completion", "bash"),
+    ],
 )
 def test_help_imports_no_heavy_room(args):
     code = f"import sys; from zincmetal.cli.main import main; main({args!r}); print(*sys.modules, file=sys.stderr)"
@@ -85,6 +106,8 @@ def test_help_imports_no_heavy_room(args):
         (("plan", MODEL, "--kv", "f8"), 2, "invalid choice: 'f8'"),
         (("plan", "a\nb", "--" + "x" * 9999), 2, "unrecognized arguments"),
         (("info", "--json", "more"), 2, "unrecognized arguments: more"),
+        (("bench", "serve", "--romote"), 2, "did you mean --remote? (see zincmetal bench serve --help)"),
+        (("bench", "--promt", "1"), 2, "did you mean --prompt? (see zincmetal bench --help)"),
         (("plan", "/no/such.gguf"), 1, "/no/such.gguf"),
         (("inspect", str(DATA)), 1, "is not a regular file"),
         (("chat", MODEL), 1, "chat template"),
@@ -94,7 +117,7 @@ def test_help_imports_no_heavy_room(args):
         (("run", "Why is the sky blue? " * 20), 1, "a prompt goes after -p"),
         (("check", "n" * 300), 1, "there is no file"),
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_errors_are_one_line_with_one_prefix(args, status, said, capsys):
     assert main(args) == status

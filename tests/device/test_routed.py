@@ -52,6 +52,7 @@ def test_distributions_are_as_exact(path, unbatched, caplog):
     assert "a type with no batched expert kernel" in profile["host_routed_why"]
     assert profile["host_routed_why"] in caplog.text
     counted = profile["host_routed"]
+    assert profile["shared_command_steps"] == 0
     assert counted["steps"] == 4  # the prompt's last token is a step of its own
     # Every product of experts, and what lies before it, is a command buffer.
     assert counted["command_buffers"] > 3 * 2 * model.config.n_layer

@@ -85,7 +85,8 @@ def test_the_command_page_has_every_command_and_every_option():
     page = read("docs/command.md")
     assert re.findall(r"^\| \[`(\w+)`\]", page, re.MULTILINE) == [command.name for command in main.COMMANDS]
     for command in main.COMMANDS:
-        help_text = command.prepare(Parser(command.name, "")).format_help().split("\nexamples")[0]
+        parser = command.prepare(Parser(command.name, ""))
+        help_text = "".join(p.format_help().split("\nexamples")[0] for p in (parser, *parser.inner.values()))
         options = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", help_text)) - {"-h", "--help"}
         section = re.search(rf"^## {command.name}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
         assert section, command.name

@@ -15,7 +15,7 @@ import pytest
 from support.live_server import served
 from support.scripted import Reply as Answer
 from support.scripted import ScriptedBackend, ScriptedModels, scripted
-from zincmetal.cli import bench as command
+from zincmetal.cli import bench_serve as command
 from zincmetal.cli.main import main
 from zincmetal.errors import DeviceError, UsageError
 from zincmetal.serve.bench import chat as chats
@@ -555,7 +555,7 @@ def test_the_command_needs_no_server_packages() -> None:
     import sys
 
     code = (
-        "import sys, zincmetal.cli.bench, zincmetal.serve.bench.run; "
+        "import sys, zincmetal.cli.bench_serve, zincmetal.serve.bench.run; "
         "print([m for m in ('starlette', 'uvicorn', 'msgspec', 'prometheus_client') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

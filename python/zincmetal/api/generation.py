@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -123,6 +123,15 @@ def request_of(
         n_logprobs=0 if asked.n_logprobs is None else max(1, asked.n_logprobs),
     )
     return request, answer
+
+
+def listed(prompt: Any) -> tuple[Any, bool]:
+    """Return a prompt, or a list of prompts and True. What can be read only once comes back as a list."""
+    if isinstance(prompt, (str, bytes, bytearray, Mapping, Set)) or not isinstance(prompt, Iterable):
+        return prompt, False
+    found = list(prompt)
+    several = bool(found) and all(isinstance(p, (str, Sequence)) or getattr(p, "ndim", 0) == 1 for p in found)
+    return (found if several or isinstance(prompt, Iterator) else prompt), several
 
 
 def _explained(tokenizer: Tokenizer) -> Callable[[Stats], Any]:

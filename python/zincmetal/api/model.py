@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,12 +22,13 @@ from ..engine.session import Session
 from ..engine.snapshot import Snapshot
 from ..errors import CLOSED, QueueFullError, UsageError, typed_errors
 from ..hub.lookup import resolve
+from ..measure.profile import Profile, Spent, Subject
 from ..plan.choices import OUTPUTS, WITHOUT_LOGITS
 from ..plan.chunks import LOGITS_ROWS, USUAL_ROWS, chunk_shape, decode_shape
 from ..plan.plan import Dispatch, Plan
 from ..sampling.params import SamplingParams
 from . import vectors
-from .generation import SAMPLING, Asked, GenerateOptions, SamplingOptions, request_of, sampling_params
+from .generation import SAMPLING, Asked, GenerateOptions, SamplingOptions, listed, request_of, sampling_params
 from .handle import Answer, Generation
 from .naming import model_name
 from .result import CacheUse, Call, Chunk, Logprob, Result, peak_memory
@@ -67,6 +68,7 @@ class Model:
         self.engine: Engine = running.engine
         self.text = text or ModelText(self.engine.file)
         self.last = list(last)
+        self.spent: Spent | None = None  # by the request that ended last
         self._handles: dict[weakref.ref[Generation], None] = {}  # of generations, which end with the model
         self._closed = False
         self._release = weakref.finalize(self, running.use())
@@ -148,7 +150,7 @@ class Model:
 
         A list of prompts gives a list of results, in its order. An error of one of them ends all.
         """
-        prompt, several = _listed(prompt)
+        prompt, several = listed(prompt)
         if several:
             return self._generate_all(prompt, max_tokens, options)
         with self.submit(prompt, max_tokens, **options) as one:
@@ -355,11 +357,13 @@ class Model:
                 handle.end_by(call)
 
     def _remember(self, ids: list[int]) -> Any:
-        """Return the function that keeps the ids of an answer that has ended."""
-        of = weakref.ref(self)
+        """Return the function that keeps the ids and the cost of an answer that has ended."""
+        of, before = weakref.ref(self), self.engine.counts()
 
         def remember(answer: Answer) -> None:
             model = of()
+            if model is not None and answer.stats is not None:
+                model.spent = Spent(before, model.engine.profile(), answer.stats)
             if model is not None and answer.error is None and not answer.ended_by:
                 model.last = [*ids, *(chunk.token for chunk in answer.chunks)]
 
@@ -384,7 +388,7 @@ class Model:
         makes no vectors.
         """
         self._check()
-        texts, several = _listed(texts)
+        texts, several = listed(texts)
         several = several or texts == [] or texts == ()
         special = arguments.flag("parse_special", parse_special, False)
         ids = vectors.text_ids(self, texts if several else [texts], special)
@@ -480,9 +484,10 @@ class Model:
         self._check()
         return self.running.loop.call(lambda: self.engine.program(shape).plan)
 
-    def profile(self) -> dict[str, Any]:
-        """Return the cost of running so far, see :meth:`zincmetal.engine.engine.Engine.profile`."""
-        return self.engine.profile()
+    def profile(self) -> Profile:
+        """Return the cost of running so far; ``request`` of it is that of the request that ended last."""
+        subject = Subject(model_name(self.file, self.config), self.config, self.session)
+        return Profile(self.engine.profile(), subject, self.spent)
 
     def figures(self) -> dict[str, Any]:
         """Return what the engine has at about this moment: requests, pages and slots. Nothing waits for the caller."""
@@ -533,15 +538,6 @@ class Model:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _listed(prompt: Any) -> tuple[Any, bool]:
-    """Return a prompt, or a list of prompts and True. What can be read only once comes back as a list."""
-    if isinstance(prompt, (str, bytes, bytearray, Mapping, Set)) or not isinstance(prompt, Iterable):
-        return prompt, False
-    found = list(prompt)
-    several = bool(found) and all(isinstance(p, (str, Sequence)) or getattr(p, "ndim", 0) == 1 for p in found)
-    return (found if several or isinstance(prompt, Iterator) else prompt), several
 
 
 def _begins_with_system(messages: Sequence[Message]) -> bool:

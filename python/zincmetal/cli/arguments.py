@@ -22,12 +22,14 @@ LONGEST_ERROR = 240  # characters: a wrong argument may be of any length
 class Parser(argparse.ArgumentParser):
     """Parser whose errors are one line, with the prefix of every error of the command.
 
+    ``inner`` are parsers of what follows a first word, such as "serve" in ``zincmetal bench serve``.
     ``rest`` names the argument that gets all words behind "--" as they are. argparse would take options for it too.
     """
 
     rest = ""
 
     def __init__(self, prog: str, description: str, epilog: str = "") -> None:
+        self.inner: dict[str, Parser] = {}
         super().__init__(
             prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
@@ -40,6 +42,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse all arguments; an unknown one is an error of this subcommand, not of the whole command."""
         words, behind = list(sys.argv[1:] if args is None else args), []
+        if words and words[0] in self.inner:
+            return self.inner[words[0]].parse_known_args(words[1:], namespace)
         if self.rest and "--" in words:
             at = words.index("--")
             words, behind = words[:at], words[at + 1 :]
@@ -148,6 +152,11 @@ def integer(text: str) -> int:
         return int(text)
     except ValueError:  # also of thousands of digits
         raise _wrong(text, "an integer") from None
+
+
+def integers(text: str) -> list[int]:
+    """Parse integers with commas between them. Raises ArgumentTypeError."""
+    return [integer(part.strip()) for part in text.split(",")]
 
 
 def number(text: str) -> float:

@@ -1,149 +1,222 @@
-"""``zincmetal bench``: measures. ``bench serve`` asks servers as clients and agents do."""
+"""``zincmetal bench``: measures a model as llama-bench does, exact shapes by name, and the share of the roofline."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..device.lock import NO_LOCK
 from ..errors import UsageError
-from .arguments import Parser, integer, positive, seconds
+from ..measure.choices import BOTH, GREEDY, OUTPUTS, PEERS, SAMPLED
+from ..plan.choices import KV_TYPES
+from . import bench_compare, bench_serve
+from .arguments import Parser, add_device, add_model, integer, integers, model_path, named_model
 from .command import Command
-from .output import FAILED, print_json, say
+from .output import FAILED, as_json, say
 
 if TYPE_CHECKING:
-    from ..serve.bench.scenarios import Load
+    from ..measure.whole import Asked
 
-STOP_SECONDS = 40.0  # for a server that was started here
-KINDS = ("single", "clients", "agents", "mixed", "storm", "soak")
+MOST_RUNS = 1000
 
 
 def add_arguments(p: Parser) -> None:
     """Add the options of ``bench``."""
+    add_model(p)
+    add_tasks(
+        p.add_argument_group("tests", "Lists have commas. A prompt is read, or an answer decoded, at each depth.")
+    )
+    add_load(p.add_argument_group("how the model runs"))
+    add_device(p)
     add = p.add_argument
-    add("what", choices=["serve"], help="serve: servers of OpenAI's chat API")
-    add(
-        "urls",
-        nargs="*",
-        metavar="URL",
-        help="servers that run, such as http://127.0.0.1:9462; they take turns; name them before the options",
+    add("-o", "--output", choices=OUTPUTS, default="md", help="form of the report (default: md)")
+    add("--no-lock", action="store_true", help=NO_LOCK)
+    more = p.add_argument_group("more figures").add_argument
+    more(
+        "--profile", action="store_true", help="time by kernel, share of the roofline, bytes by use and type, counters"
     )
-    add("--model", action="append", default=[], metavar="FILE", help="start `zincmetal serve FILE` and measure it too")
-    add("--name", action="append", default=[], metavar="NAME", help="a name for each URL, in the reports")
-    add("--only", action="append", default=[], choices=KINDS, help="this kind of scenario (default: all but soak)")
-    add("--remote", action="store_true", help="allow servers on other machines")
-    add("--json", action="store_true", help="print one JSON object")
-    add("--limit", type=seconds, default=900.0, metavar="S", help="end after S seconds (default: 900)")
-    _add_load(p.add_argument_group("load", "Lengths are in tokens."))
-    goals = p.add_argument_group("goals", "A good reply meets both; see goodput.")
-    goals.add_argument("--ttft", type=seconds, default=2.0, metavar="S", help="time to the first token (default: 2)")
-    goals.add_argument(
-        "--tpot", type=positive, default=0.1, metavar="S", help="time of each token after (default: 0.1)"
-    )
+    more("--svg", type=Path, metavar="FILE", help="write the roofline as a picture; it makes the profile too")
+    more("--versus", choices=PEERS, help="measure this engine too, on the same file, by its own bench")
+    more("--llama-bench", metavar="FILE", help="the program of llama.cpp (default: llama-bench on PATH)")
 
 
-def _add_load(group: Any) -> None:
+def add_tasks(group: Any) -> None:
+    """Add the options that say what is timed."""
     add = group.add_argument
-    add("--seed", type=integer, default=1, metavar="N", help="seed of prompts and times (default: 1)")
-    add("--rounds", type=integer, default=3, metavar="N", help="rounds of each scenario (default: 3)")
-    add("-n", "--answer", type=integer, default=64, metavar="N", help="length of an answer (default: 64)")
-    add("--prompt", action="append", type=integer, metavar="N", help="length of single prompts (default: 128 and 1024)")
-    add("--clients", action="append", type=integer, metavar="N", help="clients at once (default: 1, 4 and 8)")
-    add("--each", type=integer, default=3, metavar="N", help="requests of each client (default: 3)")
-    add("--long", type=integer, default=2048, metavar="N", help="the prompt that meets 4 decoders (default: 2048)")
-    add("--turns", type=integer, default=5, metavar="N", help="turns of an agent (default: 5)")
-    add("--system", type=integer, default=1000, metavar="N", help="system prompt of an agent (default: 1000)")
-    add("--storm", type=integer, default=100, metavar="N", help="clients that hang up (default: 100)")
-    add("--soak", type=seconds, default=60.0, metavar="S", help="seconds of the soak (default: 60)")
+    add("-p", "--prompt", type=integers, default=[512], metavar="LIST", help="tokens of a prompt (default: 512)")
+    add("-n", "--tokens", type=integers, default=[128], metavar="LIST", help="tokens to decode (default: 128)")
+    add("-d", "--depth", type=integers, default=[0], metavar="LIST", help="tokens before these (default: 0)")
+    add("-s", "--sequences", type=integers, default=[1], metavar="LIST", help="sequences that decode at once, 1 to 32")
+    add("--sampling", choices=(GREEDY, SAMPLED, BOTH), default=GREEDY, help="of the decoded tokens (default: greedy)")
+    add("-r", "--repetitions", type=integer, default=5, metavar="N", help="counted runs of each test (default: 5)")
+    add("--warmup", type=integer, default=1, metavar="N", help="runs before these (default: 1)")
+    add("--case", action="append", default=[], metavar="NAME", help="an exact shape, such as ssm_dual, or a group, 35b")
+    add("--variant", default=BOTH, metavar="NAME", help="a variant of the cases (default: both, which is all)")
+    add("--sweep", action="store_true", help="try all rows that were built, and numbers of threads, in cases")
+    add("--threadgroups", type=integers, default=[], metavar="LIST", help="threads of a threadgroup, to try in cases")
+
+
+def add_load(group: Any) -> None:
+    """Add the options that change how a model runs."""
+    add = group.add_argument
+    add("--kv", default="f16", choices=KV_TYPES, help="type of the KV cache (default: f16)")
+    help_text = "a row of the tuning table: KERNEL=rows:N,threads:N, q8-tg=N, q8-dual-tg=N, divide_keys_above=N"
+    add("--set", action="append", default=[], metavar="KEY=ROW", help=help_text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and print the report. The exit status is 1 if a request failed."""
-    import asyncio
+    """Measure, and print the report. The exit status is 1 if the outputs of an exact shape are wrong."""
+    from ..measure import report
 
-    from .. import settings
-    from ..serve.bench.measures import Goals
-    from ..serve.bench.run import measure, named
-    from ..serve.bench.scenarios import USUAL
-
-    if not args.urls and not args.model:
-        raise UsageError("name a server by its URL, or a file by --model")
-    targets = named(args.urls, args.name, args.remote, settings.API_KEY.value) if args.urls else []
-    with ExitStack() as stack:
-        pid = None
-        for file in args.model:
-            url, pid = stack.enter_context(_served(file))
-            targets += named([url], [os.path.basename(file)], False, settings.API_KEY.value)
-        goals, kinds = Goals(args.ttft, args.tpot), args.only or USUAL
-        load = _load(args, pid if len(targets) == 1 else None)
-        report = asyncio.run(measure(targets, load, goals, kinds, args.limit, say))
-    if args.json:
-        print_json(report.facts())
+    if args.svg and not args.svg.parent.is_dir():
+        raise UsageError(f"--svg {args.svg}: there is no folder {args.svg.parent}")
+    made = _measured(args)
+    if args.svg:
+        _draw(made, args.svg)
+    if args.output == "json":
+        print(as_json(made, ascii_only=True, indent=1))
+    elif args.output == "csv":
+        print(report.csv_text(made), end="")
     else:
-        print("\n".join(report.lines()))
-    return FAILED if report.failed else 0
+        print("\n".join(report.lines(made)))
+    return 0 if all(case["allowed"] for case in made["cases"]) else FAILED
 
 
-def _load(args: argparse.Namespace, pid: int | None) -> Load:
-    from ..serve.bench.scenarios import Load
+def _measured(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure what the arguments ask for, alone on the device, and return the report."""
+    from .. import measure
+    from ..device import backend
+    from ..measure import machine, peer, report
+    from .info import version
 
-    least = {"rounds": 1, "answer": 2, "each": 1, "long": 1, "turns": 2, "system": 1, "storm": 1}
-    for name, low in least.items():
-        if not low <= getattr(args, name) <= 1_000_000:
-            raise UsageError(f"--{name} must be from {low} to 1,000,000")
-    prompts, clients = tuple(args.prompt or (128, 1024)), tuple(args.clients or (1, 4, 8))
-    if any(not 1 <= value <= 1_000_000 for value in (*prompts, *clients)):
-        raise UsageError("--prompt and --clients must be from 1 to 1,000,000")
-    numbers = {name: getattr(args, name) for name in least}
-    return Load(seed=args.seed, prompts=prompts, clients=clients, soak=args.soak, pid=pid, **numbers)
+    asked = _asked(args)
+    program = peer.find(args.llama_bench) if args.versus else ""
+    path = None if args.case and named_model(args) is None else model_path(args)
+    if program and not path:
+        raise UsageError("--versus measures a model: name its file")
+    name = backend.choose(args.device)
+    with _alone(name, not args.no_lock):
+        before = machine.state(name)
+        for text in machine.warnings(before):
+            say(f"doubtful: {text}")
+        parts = {**_cases(args, asked), **(_model(path, asked) if path else _NO_MODEL)}
+        if program and path:
+            say(program)
+            settings = {"repetitions": asked.repetitions, "kv": asked.kv, "backend": name, "threads": asked.threads}
+            parts["peer"] = peer.measure(program, path, asked.tasks, settings)
+        after = machine.state(name)
+    return {
+        "format": report.FORMAT,
+        "version": version(),
+        "package": str(Path(measure.__path__[0]).parent),
+        "settings": _settings(asked),
+        "state": {"before": before, "after": after},
+        **parts,
+    }
+
+
+_NO_MODEL: dict[str, Any] = {"model": {"name": "", "file": "", "bytes": 0}, "tests": [], "logprobs": []}
+
+
+def _asked(args: argparse.Namespace) -> Asked:
+    """Return what the arguments ask for. Raises UsageError for numbers that make no sense."""
+    from ..measure.tasks import tasks
+    from ..measure.tuned import rows
+    from ..measure.whole import Asked
+
+    for name, least in (("repetitions", 1), ("warmup", 0)):
+        if not least <= getattr(args, name) <= MOST_RUNS:
+            raise UsageError(f"--{name} must be from {least} to {MOST_RUNS}")
+    sampling = (GREEDY, SAMPLED) if args.sampling == BOTH else (args.sampling,)
+    return Asked(
+        tuple(tasks(args.prompt, args.tokens, args.depth, args.sequences, sampling)),
+        args.repetitions,
+        args.warmup,
+        args.kv,
+        args.device,
+        args.threads,
+        rows(args.set),
+        args.profile or args.svg is not None,
+    )
 
 
 @contextmanager
-def _served(file: str) -> Iterator[tuple[str, int]]:
-    """Start a server with a model; give its address and its process."""
-    command = [sys.executable, "-m", "zincmetal", "serve", file, "--port", "0", "--json", "--no-cache-dir"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            told = process.stdout.read(1) and _whole_object(process.stdout)
-            if not told:
-                raise UsageError(f"the server of {file} did not start: see above")
-            yield str(told["url"]), process.pid
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+def _alone(device: str, lock: bool) -> Iterator[None]:
+    """Hold the lock of the device, unless it is not wanted."""
+    from ..device.lock import lock_device
+
+    with ExitStack() as stack:
+        if lock:
+            stack.enter_context(lock_device(device))
+        yield
 
 
-def _whole_object(lines: Any) -> dict[str, Any]:
-    """Read the rest of one JSON object, whose first character was read."""
-    text = "{"
-    for line in lines:
-        text += line
-        try:
-            found: dict[str, Any] = json.loads(text)
-        except ValueError:
-            continue
-        return found
-    return {}
+def _cases(args: argparse.Namespace, asked: Asked) -> dict[str, Any]:
+    """Measure the exact shapes; return the parts of the report about them, and about the device."""
+    from ..device import backend
+    from ..measure import ceilings, exact
+    from ..measure.cold import Lab
+
+    core, device = backend.open_device(args.device, args.threads)
+    facts = {"name": device.info["name"], "backend": device.info["backend"]}
+    if not args.case:
+        return {"device": facts, "cases": []}
+    found, lab = exact.chosen(args.case), Lab(core, device)
+    say("exact shapes: " + ", ".join(found))
+    copy = ceilings.measure(core, device).copy
+    sweep = exact.Sweep(tuple(args.threadgroups), args.sweep)
+    rows = exact.measure(lab, found, args.variant, asked.rows.splits, sweep, asked.repetitions, copy)
+    return {"device": facts, "cases": rows}
+
+
+def _model(path: Path, asked: Asked) -> dict[str, Any]:
+    from ..api.naming import model_name
+    from ..measure import whole
+
+    with whole.loaded(path, asked) as running:
+        return whole.measure(running, asked, model_name(running.engine.file, running.engine.config), say)
+
+
+def _settings(asked: Asked) -> dict[str, Any]:
+    return {
+        "repetitions": asked.repetitions,
+        "warmup": asked.warmup,
+        "kv": asked.kv,
+        "threads": asked.threads,
+        "set": asked.rows.facts(),
+    }
+
+
+def _draw(made: dict[str, Any], path: Path) -> None:
+    from ..measure.drawing import Roofline, svg
+
+    if "profile" not in made:
+        raise UsageError("--svg draws the roofline of a model: name its file")
+    try:
+        path.write_text(svg(Roofline.of(made["profile"])), "utf-8")
+    except OSError as error:
+        raise UsageError(f"--svg {path}: {error.strerror}") from None
 
 
 COMMAND = Command(
     "bench",
-    "measure servers as clients and agents use them",
+    "measure a model, exact shapes or servers, and compare two sides",
     add_arguments,
     run,
     (
-        ("bench serve http://127.0.0.1:9462", "measure a server that runs"),
-        ("bench serve http://127.0.0.1:8080 --name llama --model MODEL.gguf", "start one, and compare it with another"),
-        ("bench serve http://127.0.0.1:9462 --only soak --soak 3600", "an hour of clients that come and go"),
+        ("bench MODEL.gguf", "a prompt of 512 tokens, and 128 decoded, five times each"),
+        ("bench MODEL.gguf -d 0,4096,16384 -s 1,4,32 --sampling both", "at depths, many sequences, sampled and greedy"),
+        ("bench MODEL.gguf --profile --svg roofline.svg", "every kernel beside its roofline"),
+        ("bench --case ssm_dual --variant both --threadgroups 256,512,1024", "an exact shape, on random weights"),
+        ("bench MODEL.gguf --set q8-tg=512 -o json > b.json", "another row of the tuning table, for `bench compare`"),
+        ("bench MODEL.gguf --versus llama.cpp", "with llama-bench beside it"),
     ),
-    notes="Prompts are words in an order that the seed fixes. Nothing but the servers that you name is asked.",
+    notes=(
+        "`bench compare` decides between two sides, `bench serve` measures servers; each has a --help of its own.\n"
+        "A line of the table is the median of the runs and half the distance from the slowest to the fastest."
+    ),
+    inner=(bench_compare.COMMAND, bench_serve.COMMAND),
 )

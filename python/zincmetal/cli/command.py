@@ -16,7 +16,7 @@ class Command:
     """One subcommand of ``zincmetal``.
 
     ``examples`` are pairs: the words after "zincmetal", and their meaning. ``reader_gone`` is the exit status if the
-    reader of standard output goes away.
+    reader of standard output goes away. ``inner`` are subcommands of this one, by their first word.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Command:
     examples: tuple[tuple[str, str], ...]
     notes: str = ""
     reader_gone: int = FAILED
+    inner: tuple[Command, ...] = ()
 
     @property
     def description(self) -> str:
@@ -36,6 +37,8 @@ class Command:
         """Give a parser the options of this subcommand."""
         self.add_arguments(parser)
         parser.set_defaults(command=self)
+        for c in self.inner:
+            parser.inner[c.name] = c.prepare(Parser(f"{parser.prog} {c.name}", c.description, examples(c.examples)))
         return parser
 
     def main(self, argv: Sequence[str] | None, door: str) -> int:

@@ -50,9 +50,10 @@ def command_line() -> list[Words]:
     found = []
     for c in COMMANDS:
         parser = c.prepare(Parser(c.name, c.summary))
-        options = [_option(a) for a in parser.actions if a.option_strings]
-        places = [v for a in parser.actions if not a.option_strings for v in a.choices or ()]
-        found.append(Words(c.name, c.summary, tuple(options), tuple(places)))
+        actions = [a for of in (parser, *parser.inner.values()) for a in of.actions]
+        options = {a.option_strings[-1]: _option(a) for a in reversed(actions) if a.option_strings}
+        places = [*parser.inner, *(v for a in actions if not a.option_strings for v in a.choices or ())]
+        found.append(Words(c.name, c.summary, tuple(reversed(options.values())), tuple(places)))
     return found
 
 

@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Sequence as AnySequence
 from contextlib import suppress
 from dataclasses import asdict
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,7 @@ from ..graph.ops import HIDDEN, HISTORY, KV_CACHES, LOGPROBS, NEXT, RECURRENT, R
 from ..plan.addresses import Room
 from ..plan.chunks import LOGITS_ROWS, MAX_SINGLES, StepShape, chunk_shape, decode_shape
 from .batch import Batch, Choice, Described, describe
+from .host_times import HostTimes
 from .loaded import Loaded
 from .pages import PagePool, Seats, StateSlots
 from .places import Places
@@ -79,6 +81,7 @@ class Engine:
         ranked = self.buffers.records(LOGPROBS.name, self.core.params_dtype("Logprobs"))
         self._logprobs = ranked.reshape(self.core.shapes()["STEP_RING"], -1)
         self._submitted = 0
+        self.host_times = HostTimes()
         self._rows_alone: list[NDArray[np.float32]] = []  # the hidden rows of a step that ran row by row
         self._ready: deque[_Submitted] = deque()
         self._unusable: tuple[type[ZincError], str] | None = None
@@ -115,8 +118,11 @@ class Engine:
         """Start a step. Raises UsageError if two are in flight, DeviceError if the device fails."""
         self.check_usable()
         self._rows_alone = []
+        at = perf_counter()
         described = self.describe(batch)
+        at = self.host_times.add("record", at)
         program = self.program(shape_of(batch), batch.last_position)
+        at = self.host_times.add("plan", at)
         n_top = [drawing.n_logprobs for drawing in batch.drawings]
         n_top = n_top if any(n_top) else []
         if isinstance(program.compiled, HostRoutedPlan) or program.plan.shape.rows < batch.n_rows:
@@ -124,6 +130,7 @@ class Engine:
         else:
             number = self.core.decode_step(self.steps, program.compiled, *described)
             self._ready.append(_Submitted(number, n_top))
+        self.host_times.add("submit", at)
 
     def describe(self, batch: Batch) -> Described:
         """Write a batch down as ``decode_step`` takes it, with its biases and masks in shared memory."""
@@ -144,7 +151,11 @@ class Engine:
         results = submitted.results
         if results is None:
             try:
-                results = self._with_top(self.core.collect_step(self.steps), submitted)
+                at = perf_counter()
+                found = self.core.collect_step(self.steps)
+                self.host_times.add("wait", at)
+                self.host_times.waits += 1
+                results = self._with_top(found, submitted)
             except ZincError:
                 self._ready.clear()
                 raise
@@ -324,11 +335,20 @@ class Engine:
     def profile(self) -> dict[str, Any]:
         """Return the cost of running so far: steps, tokens, command buffers, dispatches, barriers, device seconds.
 
-        ``host_routed`` counts the steps whose experts the host routed, ``host_routed_why`` names the reason.
+        The host's seconds and waits are those of :class:`HostTimes`. ``host_routed`` counts the steps whose experts the
+        host routed, ``host_routed_why`` names the reason.
         ``replaced`` has the kernels that the device could not make, with the reason and the replacements.
         """
-        routed = {"host_routed": asdict(self.programs.counters), "host_routed_why": self._why_host_routed}
-        return {**self.steps.counters, **routed, "replaced": self.loaded.fallbacks.profile()}
+        replaced = self.loaded.fallbacks.profile()
+        return {**self.counts(), "host_routed_why": self._why_host_routed, "replaced": replaced}
+
+    def counts(self) -> dict[str, Any]:
+        """Return the numbers of :meth:`profile` alone. Any thread may ask at any moment."""
+        return {
+            **self.steps.counters,
+            **self.host_times.facts(),
+            "host_routed": asdict(self.programs.counters),
+        }
 
     def free(self) -> None:
         """Give the device memory and the file back. Nothing may be in flight. Freeing twice is fine."""

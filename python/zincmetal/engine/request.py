@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..sampling.draws import unpacked
+from ..sampling.draws import top_log_probabilities, unpacked
 from ..sampling.noise import NoiseSource
 from ..sampling.params import SamplingParams
 from ..sampling.sampler import Sampler
-from .batch import Drawing, Executor
+from .batch import Choice, Drawing, Executor
 from .prefix_cache import Mark, Miss
 from .sequence import Sequence
 
@@ -32,7 +33,8 @@ class Stats:
     """Cost of a request. ``reused`` tokens of the prompt came from ``source``, and ``miss`` says why no more.
 
     Seconds: ``queue`` until it was admitted, ``prefill`` from there to its first token, ``decode`` from there to its
-    end. ``moved_out`` counts how often it had to leave its pages to others. ``sequence``: of a request with ``keep``.
+    end; ``sampling`` of these, if the host draws. ``moved_out`` counts how often it had to leave its pages to others.
+    ``sequence``: of a request with ``keep``.
     """
 
     prompt: int = 0
@@ -43,6 +45,7 @@ class Stats:
     queue: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
+    sampling: float = 0.0
     moved_out: int = 0
     sequence: Sequence | None = None
 
@@ -194,6 +197,15 @@ class Job:
         if self._noise and self._key[0] != position:  # a position has one key, however often a step is tried
             self._key = (position, self._noise.at(position).key)
         return Drawing(request.params, self._key[1], self._mask(), request.n_logprobs, self.host)
+
+    def drawn(self, logits: NDArray[np.float32]) -> Choice:
+        """Draw a token by the host. Processors and masks may raise anything."""
+        assert self.sampler
+        began = perf_counter()
+        token, n = self.sampler.sample(logits, self.sequence.ids), self.request.n_logprobs
+        logprob, top = top_log_probabilities(logits, token, n) if n else (0.0, ())
+        self.stats.sampling += perf_counter() - began
+        return Choice(token, logprob=logprob, top=top)
 
     def _mask(self) -> NDArray[np.uint32] | None:
         """Return the mask of the token after the ids that are known. The request's is called once for each token."""

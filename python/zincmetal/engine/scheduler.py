@@ -30,13 +30,9 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import ContextFullError, DeadlineError, DeviceError, QueueFullError, UsageError, ZincError, as_typed
-from ..sampling.draws import top_log_probabilities
 from ..sampling.sampler import FORBIDDEN
-from .batch import Batch, Builder, Choice, Drawing, Executor
+from .batch import Batch, Builder, Drawing, Executor
 from .cache_tier import Transfer
 from .pace import Pace, shares
 from .pages import PagePool, PoolEmptyError, Seats, StateSlots
@@ -486,7 +482,7 @@ class Scheduler:
         if job.sampler is not None:
             logits = self._executor.host_logits(output)
             try:
-                choice = _drawn(job, logits)
+                choice = job.drawn(logits)
             except Exception as error:
                 self._end(job, "", self._not_finite(job.sequence) if isinstance(error, DeviceError) else error)
                 return
@@ -581,16 +577,6 @@ class Scheduler:
                 sink.done(job.reason, job.stats)
         except Exception:
             _log.exception("a receiver of the end of request %d failed", job.order)
-
-
-def _drawn(job: Job, logits: NDArray[np.float32]) -> Choice:
-    """Draw a token by the host."""
-    assert job.sampler
-    token, n = job.sampler.sample(logits, job.sequence.ids), job.request.n_logprobs
-    if not n:
-        return Choice(token)
-    logprob, top = top_log_probabilities(logits, token, n)
-    return Choice(token, logprob=logprob, top=top)
 
 
 def _id_of(choice: Any) -> int:

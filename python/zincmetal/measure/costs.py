@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from zincmetal.config import Mamba2, ModelConfig, Ssm
-from zincmetal.graph.ops import KV_CACHES, LOGITS, Op, State, Value, Weight
-from zincmetal.plan.plan import Dispatch, Plan
+from ..config import Mamba2, ModelConfig, Ssm
+from ..graph.ops import KV_CACHES, LOGITS, Op, State, Value, Weight
+from ..plan.plan import Dispatch, Plan
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Costs:
         self._plan, self._cfg, self._pool, self._pos = plan, cfg, pool, pos
 
     def of(self, d: Dispatch) -> Cost:
-        """Returns the cost of one dispatch.
+        """Return the cost of one dispatch.
 
         Weights count as in :meth:`Plan.weight_reads`. Activations, logits and routing's index arrays count whole, of
         recurrent states one slot. A K/V cache counts the positions that the rows see or write.
@@ -38,7 +38,7 @@ class Costs:
         return Cost(sum(weights.values()) + sum(self._moved(d)), self._flops(d, weights))
 
     def _moved(self, d: Dispatch) -> Iterator[int]:
-        """Counts the bytes of operands that are no weights, once for reading and once for writing."""
+        """Count the bytes of operands that are no weights, once for reading and once for writing."""
         seen = {(a.operand, a.mode): r for a, r in zip(d.launch.args, d.regions, strict=True)}
         for (operand, mode), region in seen.items():
             if isinstance(operand, Value):
@@ -77,19 +77,19 @@ class Costs:
         return 0
 
     def _pairs(self, window: int) -> int:
-        """Counts the (row, key) pairs that attention sees."""
+        """Count the (row, key) pairs that attention sees."""
         return sum(min(self._pos + t + 1, window or self._length) for t in range(self._plan.rows))
 
 
 def _used(op: Op, w: Weight) -> int:
-    """Counts the weights of a matrix, of the matrices of all heads, or of a row's experts."""
+    """Count the weights of a matrix, of the matrices of all heads, or of a row's experts."""
     if len(w.shape) < 3 or op.kind == "linear_heads":
         return prod(w.shape)
     return prod(w.shape[1:]) * op.value("ids").width
 
 
 def shape_of(plan: Plan, d: Dispatch) -> str:
-    """Formats a product's shape: "8192+4096x2048", "8of256x512x2048"; "" for other dispatches."""
+    """Format a product's shape: "8192+4096x2048", "8of256x512x2048"; "" for other dispatches."""
     matrices = [w for w in plan.weights_of(d) if len(w.shape) > 1]
     if not d.launch.kernel.startswith(("mul_", "moe_m")) or not matrices:
         return ""

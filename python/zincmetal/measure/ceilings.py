@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zincmetal.device.buffers import step_record
-from zincmetal.device.core import BoundDispatch, Core
+from ..device.buffers import bound, step_record
+from ..device.core import BoundDispatch, Core
+from ..gguf.quants import F16, Q8_0, QuantType
+from ..gguf.random_weights import random_weights
+from ..graph.ops import STEP, Op, Operand, State, Value, Weight
+from ..plan.addresses import Region
+from ..plan.chunks import USUAL_ROWS, chunk_shape
+from ..plan.lower import Lowering
+from ..plan.plan import ARENA, record
+from ..plan.target import Target
 
 if TYPE_CHECKING:
-    from zincmetal import _core
+    from .. import _core
 
 REPEATS = 7
 
@@ -29,27 +36,27 @@ class Ceilings:
 
     @property
     def copy(self) -> float:
-        """Returns the bytes per second that a large copy reads and writes."""
+        """Return the bytes per second that a large copy reads and writes."""
         return max(self.copies.values())
 
     @property
     def flops(self) -> float:
-        """Returns the operations per second of a large product, in tf32 if there are matrix units."""
-        return self.products.get("torch tf32") or max(self.products.values())
+        """Return the operations per second of the fastest large product that was measured."""
+        return max(self.products.values())
 
     def lines(self) -> list[str]:
-        """Formats the rates as text."""
+        """Format the rates as text."""
         copies = ", ".join(f"{rate / 1e9:,.0f} by {name}" for name, rate in self.copies.items())
         products = ", ".join(f"{rate / 1e12:,.2f} by {name}" for name, rate in self.products.items())
         return [
             f"copy, GB/s read and written: {copies}",
-            f"matrix product, TFLOP/s: {products or 'not measured'}",
+            f"matrix product, TFLOP/s: {products}",
             f"a dispatch that does nothing, behind a barrier: {self.dispatch * 1e6:.2f} us",
         ]
 
 
-def measure(core: Core, device: _core.Device, products: bool = True) -> Ceilings:
-    """Measures an open device; also by PyTorch, if that is installed and knows the device."""
+def measure(core: Core, device: _core.Device) -> Ceilings:
+    """Measure an open device; also by NumPy on a CPU, and by PyTorch if that is installed and knows the device."""
     on_gpu = device.info["backend"] != "cpu"
     nbytes = (512 if on_gpu else 64) << 20
     copies = {"zincmetal's add kernel": _add_rate(core, device, nbytes)}
@@ -58,12 +65,16 @@ def measure(core: Core, device: _core.Device, products: bool = True) -> Ceilings
     torch = _torch(on_gpu)
     if torch:
         copies["torch's copy"] = _torch_copy(torch, nbytes, on_gpu)
-    rates = _torch_products(torch, on_gpu) if torch and products else {}
+    n = 2048 if on_gpu else 1024
+    rates = {f"zincmetal's kernel of {of.name}": _product_rate(core, device, of, n) for of in (F16, Q8_0)}
+    if not on_gpu:
+        rates["numpy's product"] = _numpy_product(1024)
+    rates |= _torch_products(torch, on_gpu) if torch else {}
     return Ceilings(copies, rates, _empty_dispatch(core, device))
 
 
 def _add_rate(core: Core, device: _core.Device, nbytes: int) -> float:
-    """Measures the bytes per second of c = a + b, each of ``nbytes`` bytes."""
+    """Measure the bytes per second of c = a + b, each of ``nbytes`` bytes."""
     width = 65536
     buffers = [device.alloc(nbytes) for _ in range(3)]
     values = np.random.default_rng(1).standard_normal(nbytes // 4, np.float32)
@@ -72,6 +83,32 @@ def _add_rate(core: Core, device: _core.Device, nbytes: int) -> float:
     launch = _add(core, device, buffers, nbytes // (4 * width), width)
     n = 8
     return n * 3 * nbytes / _device_seconds(device, [launch] * n)
+
+
+def _product_rate(core: Core, device: _core.Device, qtype: QuantType, n: int) -> float:
+    """Measure the operations per second of weights [n, n] of a type with many rows, by the kernel of prompts."""
+    rows, target = USUAL_ROWS, Target.of_kernels(core, device.info["backend"])
+    step, weights = step_record(core, rows), random_weights(qtype, (n, n), np.random.default_rng(1))
+    sizes = {"step": step.nbytes, "weights": weights.nbytes, "out": 4 * rows * n}
+    buffers = {name: device.alloc(nbytes) for name, nbytes in sizes.items()}
+    buffers["step"].write(step)
+    buffers["weights"].write(weights)
+
+    def place(operand: Operand) -> Region:
+        name = "step" if operand == STEP else "out" if isinstance(operand, State) else "weights"
+        return Region(name, 0, buffers[name].nbytes)
+
+    op = Op("linear", weight=Weight("w", qtype, (n, n)), x=Value("x", n), out=State("out", 0))
+    lowering = Lowering(target, None, "f16")  # type: ignore[arg-type]  # a product does not ask for the configuration
+    plan = record([op], chunk_shape(rows, 0, 0, "none"), lowering, place)
+    buffers[ARENA] = device.alloc(plan.arena_bytes)
+    buffers[ARENA].write(np.full(plan.arena_bytes // 4, 0.5, np.float32))
+    return 2 * rows * n * n / _device_seconds(device, [bound(d, buffers.__getitem__) for d in plan.dispatches])
+
+
+def _numpy_product(n: int) -> float:
+    a, b = (np.ones((n, n), np.float32) for _ in range(2))
+    return 2 * n**3 / _host_seconds(lambda: a @ b)
 
 
 def _empty_dispatch(core: Core, device: _core.Device) -> float:
@@ -83,9 +120,8 @@ def _empty_dispatch(core: Core, device: _core.Device) -> float:
 
 
 def _device_seconds(device: _core.Device, dispatches: list[BoundDispatch]) -> float:
-    """Returns the seconds of the dispatches on the device, the median of several runs."""
-    times = [device.run(dispatches) for _ in range(REPEATS)]
-    return median(times)
+    """Return the seconds of the dispatches on the device, the least of several runs."""
+    return min(device.run(dispatches) for _ in range(REPEATS))
 
 
 def _add(core: Core, device: _core.Device, buffers: list[_core.Buffer], rows: int, width: int) -> BoundDispatch:
@@ -107,12 +143,12 @@ def _numpy_copy(nbytes: int) -> float:
 
 def _host_seconds(run: Callable[[], Any]) -> float:
     run()
-    times = []
+    times: list[float] = []
     for _ in range(REPEATS):
         began = perf_counter()
         run()
         times.append(perf_counter() - began)
-    return median(times)
+    return min(times)
 
 
 # ---- PyTorch ----------------------------------------------------------------------------------------------------
@@ -138,7 +174,7 @@ def _torch_seconds(torch: Any, on_gpu: bool, run: Callable[[], Any]) -> float:
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) * 1e-3)
-    return median(times)
+    return min(times)
 
 
 def _torch_copy(torch: Any, nbytes: int, on_gpu: bool) -> float:
