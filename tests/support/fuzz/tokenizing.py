@@ -11,7 +11,7 @@ import numpy as np
 from support.fuzz.reading import Reading, check_message
 from support.vocab_builder import CONTROL, USER_DEFINED, byte_level, sentencepiece
 from zincmetal.errors import ZincError
-from zincmetal.text.tokenizer import Tokenizer
+from zincmetal.text.tokenizer import MARK, Tokenizer
 
 KEYS = (
     *("model", "pre", "tokens", "token_type", "scores", "merges", "bos_token_id", "eos_token_id", "eot_token_id"),
@@ -40,7 +40,8 @@ def _good() -> tuple[Tokenizer, ...]:
 
 
 def _kept(which: int, text: str) -> str:
-    """What a tokenizer keeps of a text: Qwen2's is in form NFC, and SentencePiece's letter for a space is "▁"."""
+    """What a tokenizer keeps of a text: no MARK; Qwen2's is in form NFC; SentencePiece's letter for a space is "▁"."""
+    text = text.replace(MARK, "\ufffd")
     if which == QWEN2:
         return unicodedata.normalize("NFC", text)
     return text.replace("▁", " ") if which >= SENTENCEPIECE else text

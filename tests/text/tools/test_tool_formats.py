@@ -160,6 +160,7 @@ def _calls(made: Format, text: str, tail: str = "") -> list[tuple[str, object]]:
         ),
         ('{"name": "now", "arguments": null}\n</tool_call>', {}),
         ('{"name": "now"}\n</tool_call>', {}),
+        ('{"name": "now", "arguments": {"zone": "UTC"}, "arguments": {"zone": "CET"}}\n</tool_call>', {"zone": "UTC"}),
         ('{"name": "now", "arguments": {"zone": 5\u00a0, "x": 1\x1c}}\n</tool_call>', {"zone": 5, "x": 1}),
         ('{"name": "now", "arguments": "UTC"}\n</tool_call>', {"zone": "UTC"}),
         ('[{"name": "now", "arguments": {"zone": "UTC"}}]\n</tool_call>', {"zone": "UTC"}),
