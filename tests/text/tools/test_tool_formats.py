@@ -220,8 +220,8 @@ def test_faults_in_tags_are_mended(written: str, arguments: object) -> None:
 def test_a_key_may_be_cut_inside_of_its_end() -> None:
     """A key after a value without its end: what ends the key comes in pieces, and is no text of the value."""
     glm = next(_format(form) for form in FORMS if form.name == "glm")
-    text = "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>a\n<arg_key>days</arg_key>\n<arg_value>2</arg_value>"
-    assert _calls(glm, f"{text}\n</tool_call>") == [("get_weather", {"city": "a\n", "days": 2})]
+    text = "<arg_key>city</arg_key>\n<arg_value>a\n<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>"
+    assert _calls(glm, f"<tool_call>get_weather\n{text}") == [("get_weather", {"city": "a\n", "days": 2})]
 
 
 def test_a_call_in_open_reasoning_ends_it() -> None:
