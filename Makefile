@@ -10,7 +10,7 @@ KERNELS := tests/kernels tests/csrc tests/check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/csrc/msl/probes -type f -not -name '*.pyc')
 
 .PHONY: demo test test-metal-double test-metal-kernels test-msl-third-party test-schemas test-gemma3 test-page \
-  test-clients test-agents test-ray test-soak test-cuda sanitize-cuda mutants lint types kernels-cuda bench docs \
+  test-clients test-agents test-ray test-soak test-cuda fuzz sanitize sbom audit sdist sanitize-cuda mutants lint types kernels-cuda bench docs \
   notebooks clean help test-templates test-serve test-kernels
 
 help:
@@ -30,6 +30,9 @@ help:
 	@echo "make test-ray      run replicas of the server on a Ray cluster of this machine"
 	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
 	@echo "make sanitize-cuda run compute-sanitizer over every kernel family, and over faults that it must find"
+	@echo "make fuzz          fuzz what strangers give (files, plans, text, templates, calls, bodies) for ten minutes (FUZZ=N seconds)"
+	@echo "make sanitize      run tests of core, scheduler and models under AddressSanitizer, UBSan, LeakSanitizer and ThreadSanitizer"
+	@echo "make sbom audit sdist   list what is shipped; look for known faults in it; build the source twice, byte for byte"
 	@echo "make test-soak     send a million requests to the server (SOAK=N for another number)"
 	@echo "make mutants       list the barriers and bounds of kernels whose removal no test detects (an hour)"
 	@echo "make docs          build the documentation as a site in build/site; a broken link is an error"
@@ -107,6 +110,28 @@ sanitize-cuda: $(VENV)/.build $(VENV)/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.ZINCMETAL_CUDA=ON \
 	  -C cmake.define.ZINCMETAL_PROBES=ON -C cmake.define.ZINCMETAL_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" .
 	$(BIN)/python bench/sanitize.py
+
+# Coverage-guided, by atheris, and libFuzzer if there is a clang++. Inputs and counts stay in build/fuzz.
+FUZZ ?= 600
+fuzz: $(VENV)/.installed $(VENV)/.dev $(VENV)/.fuzz
+	$(BIN)/python .ci/fuzz.py $(FUZZ)
+
+# Builds of their own in build/sanitize-*; the installed package stays as it is. A quarter of an hour each at first.
+KIND ?= address thread
+sanitize: $(VENV)/.demo $(VENV)/.dev
+	@for kind in $(KIND); do PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/sanitize.py $$kind || exit 1; done
+
+# CycloneDX: the package, what it needs at run time, and the libraries of the chat page.
+sbom: $(VENV)/.installed
+	$(BIN)/python .ci/sbom.py build/sbom.cdx.json
+
+# Asks PyPI for known faults of what a user installs. Needs the network.
+audit: $(VENV)/.installed $(VENV)/.audit
+	$(BIN)/python .ci/sbom.py --requirements > build/requirements.txt
+	$(BIN)/pip-audit --disable-pip --no-deps -r build/requirements.txt
+
+sdist: $(VENV)/.build
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/sdist_twice.py
 
 # Many requests with hang-ups, faults and loads: nothing may be wrong, lost or left behind. About an hour of one core.
 SOAK ?= 1000000
@@ -229,6 +254,15 @@ $(VENV)/.clients: $(VENV)/.venv
 $(VENV)/.ray: $(VENV)/.build pyproject.toml
 	@echo "== Ray"
 	$(call INSTALL_EXTRA,ray)
+
+$(VENV)/.fuzz: $(VENV)/.build pyproject.toml
+	@echo "== atheris"
+	$(call INSTALL_EXTRA,fuzz)
+
+$(VENV)/.audit: $(VENV)/.build
+	@echo "== pip-audit"
+	@$(PIP) install 'pip-audit>=2.9'
+	@touch $@
 
 $(VENV)/.page: $(VENV)/.build pyproject.toml
 	@echo "== tools for the chat page"

@@ -55,6 +55,12 @@ class ListCache:
         for i in [i for i, (_, held) in enumerate(self.points) if held == slot][::-1]:
             self.slot_pool.release(self.points.pop(i)[1])
 
+    def forget(self, ids: Sequence[int]) -> None:
+        for i in [i for i, (known, _) in enumerate(self.stored) if common(known, ids)][::-1]:
+            self.pool.release_all(self.stored.pop(i)[1])
+        for i in [i for i, (known, _) in enumerate(self.points) if common(known, ids)][::-1]:
+            self.slot_pool.release(self.points.pop(i)[1])
+
     def clear(self) -> None:
         self.evict(self.pool.size, self.slot_pool.size)
 

@@ -76,7 +76,8 @@ INLINE Bytes bytes_where(uint32_t bits) {
 #else
     uint64_t words[4];
     UNROLL for (int i = 0; i < 4; i++) {
-        const uint64_t one = (bits >> (8 * i) & 0xFF) * 0x0101010101010101 & 0x8040201008040201;
+        const uint64_t byte = bits >> (8 * i) & 0xFF;
+        const uint64_t one = byte * 0x0101010101010101 & 0x8040201008040201;
         const uint64_t lower = (one & 0x7F7F7F7F7F7F7F7F) + 0x7F7F7F7F7F7F7F7F;  // sets the top bit of a byte
         words[i] = ((one | lower) >> 7 & 0x0101010101010101) * 255;
     }

@@ -43,7 +43,8 @@ namespace zinc {
 #define REGISTER(isa) FAMILIES(REGISTER_TABLE, isa)
 
 TABLES(plain)
-#if defined(__x86_64__)
+#if defined(NATIVE_ONLY_PLAIN)  // a build with sanitizers, which takes long to compile
+#elif defined(__x86_64__)
 TABLES(avx2)
 TABLES(avx512)
 #elif defined(__aarch64__)
@@ -58,7 +59,8 @@ void register_table(const NativeKernel* table, Isa isa) {
 
 [[maybe_unused]] const bool registered = [] {
     REGISTER(plain)
-#if defined(__x86_64__)
+#if defined(NATIVE_ONLY_PLAIN)
+#elif defined(__x86_64__)
     REGISTER(avx2)
     REGISTER(avx512)
 #elif defined(__aarch64__)

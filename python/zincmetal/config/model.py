@@ -132,7 +132,7 @@ def from_file(file: File, traits: Traits, n_ctx: int | None = None) -> ModelConf
 
 def _refuse_what_is_no_model(file: File) -> None:
     kind = file.metadata.get("general.type", "model")
-    if kind in ("adapter", "imatrix", "mmproj"):
+    if isinstance(kind, str) and kind in ("adapter", "imatrix", "mmproj"):  # an array is neither equal nor different
         raise UnsupportedModelError(f"general.type is {abbreviate(kind)}: this file is not a model by itself")
 
 

@@ -63,11 +63,11 @@ class CacheFolder:
         """Let the writer make a file. Nothing happens if there is one, or too much waits already."""
         if self._closed or self.has(name) or self._queued_bytes + len(data) > QUEUED_BYTES:
             return
-        if len(data) > self._budget or time.monotonic() < self._paused_until:
+        if len(data) > self._budget or time.monotonic() < self._paused_until or not self._has_writer():
             return
         self._queued[name] = data
         self._queued_bytes += len(data)
-        self._tell("write", name)
+        self._inbox.put(("write", name))
 
     def read(self, name: str) -> bytes | None:
         """Return the contents of a file, or None if it is gone or not whole."""
@@ -86,8 +86,17 @@ class CacheFolder:
             with suppress(OSError):
                 path.unlink()
             return None
-        self._tell("touch", name)
+        if self._has_writer():
+            self._inbox.put(("touch", name))
         return data
+
+    def delete(self, name: str) -> None:
+        """Delete a file, now or once it is written."""
+        self.names.discard(name)
+        if name in self._queued:
+            self._inbox.put(("delete", name))
+        else:
+            self._unlink(name)
 
     def close(self) -> None:
         """Write what waits, and end the writer."""
@@ -97,11 +106,17 @@ class CacheFolder:
             self._inbox.put(("end", ""))
             thread.join()
 
-    def _tell(self, what: str, name: str) -> None:
+    def _has_writer(self) -> bool:
+        """Start the writer, once. Return False if the system starts no thread now."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="zincmetal-cache-writer", daemon=True)
-            self._thread.start()
-        self._inbox.put((what, name))
+            thread = threading.Thread(target=self._run, name="zincmetal-cache-writer", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._fail(error)
+                return False
+            self._thread = thread
+        return True
 
     # ---- a file ------------------------------------------------------------------------------------------------
 
@@ -121,7 +136,7 @@ class CacheFolder:
             raise ValueError("its checksum is wrong")
         return data
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, error: OSError | RuntimeError) -> None:
         """Write nothing for a while. The first failure is worth a warning."""
         self._paused_until = time.monotonic() + PAUSE_SECONDS
         if not self._warned:
@@ -138,6 +153,9 @@ class CacheFolder:
             if what == "touch":
                 with suppress(OSError):
                     os.utime(self.folder / name)
+                continue
+            if what == "delete":
+                self._unlink(name)
                 continue
             data = self._queued[name]
             try:
@@ -169,6 +187,11 @@ class CacheFolder:
             raise
         self._used += len(header) + len(data)
         self.names.add(name)
+
+    def _unlink(self, name: str) -> None:
+        self.names.discard(name)
+        with suppress(OSError):
+            (self.folder / name).unlink()
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Yield the time of last use, the size and the path of all files, of all models."""

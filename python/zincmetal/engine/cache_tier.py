@@ -86,6 +86,12 @@ class Tier:
         if self.folder:
             self.folder.names.discard(name)
 
+    def delete(self, name: str) -> None:
+        """Give up an entry, and its file."""
+        self.forget(name)
+        if self.folder:
+            self.folder.delete(name)
+
     def close(self) -> None:
         """Write what is to be written."""
         if self.folder:
@@ -203,6 +209,12 @@ class Transfer:
         if n == PagePool.PAGE:
             return state_name(self._digest(node), ())
         return state_name(self._digest(node.parent), node.tokens[:n])
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """Give up all pages and states of ``ids``, also for later processes."""
+        for digest in chain(self.tier.model, ids, PagePool.PAGE):
+            for name in (page_name(digest), *(name for _, name in self.tier.states_after(digest))):
+                self.tier.delete(name)
 
     # ---- into the pools -------------------------------------------------------------------------------------
 

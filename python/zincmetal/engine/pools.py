@@ -253,6 +253,13 @@ class Pools:
             self._host_bytes -= job.saved.nbytes
             job.saved = None
 
+    def forget(self, sequence: Sequence) -> Sequence:
+        """Forget what is cached of a sequence whose numbers are not finite: others would reuse them. Return it."""
+        self._cache.forget(sequence.ids)
+        if self._tier:
+            self._tier.forget(sequence.ids)
+        return sequence
+
     def forget_cache(self) -> None:
         """Forget all that is cached: after an error of the device nobody knows what the pages hold."""
         self._cache.clear()

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from .prefix_tree import Checkpoint, Mark, Node, Step, deepest_checkpoint, walk
+from .sequence import common
 
 if TYPE_CHECKING:
     from .pages import PagePool, StateSlots
@@ -86,6 +87,9 @@ class Cache(Protocol):
     def let_go(self, pages: Sequence[int], slot: int | None) -> None:
         """Give up these pages and this slot as far as possible, so that their other owner may write to them."""
 
+    def forget(self, ids: Sequence[int]) -> None:
+        """Forget the pages and states that ``ids`` may have reused, and what follows them."""
+
     def clear(self) -> None:
         """Forget everything."""
 
@@ -109,6 +113,9 @@ class NoCache:
 
     def let_go(self, pages: Sequence[int], slot: int | None) -> None:
         """Give up nothing."""
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """Forget nothing."""
 
     def clear(self) -> None:
         """Forget nothing."""
@@ -224,6 +231,14 @@ class PrefixCache:
             for checkpoint in [c for c in node.checkpoints.values() if c.slot == slot]:
                 self._slots.release(node.checkpoints.pop(checkpoint.length).slot)
             if node.page in pages and not node.children:
+                self._drop(node)
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """Forget the pages that begin as ``ids`` do, with all that follows them. Nothing is spilled."""
+        for node in list(self._root.children.get(ids[0], ())):
+            if common(node.tokens, ids) == min(len(node.tokens), len(ids)):
+                for each in [*node.below()][::-1]:  # a child comes before its parent
+                    self._drop(each)
                 self._drop(node)
 
     def clear(self) -> None:

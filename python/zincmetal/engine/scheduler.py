@@ -484,12 +484,13 @@ class Scheduler:
             try:
                 choice = job.drawn(logits)
             except Exception as error:
-                self._end(job, "", self._not_finite(job.sequence) if isinstance(error, DeviceError) else error)
+                failed = isinstance(error, DeviceError)
+                self._end(job, "", self._not_finite(self.pools.forget(job.sequence)) if failed else error)
                 return
         token, started = _id_of(choice), False
         if token < 0:
             n = choice["n_not_finite"] if hasattr(choice, "dtype") else choice.n_not_finite
-            self._end(job, "", self._not_finite(job.sequence) if n else UsageError(FORBIDDEN))
+            self._end(job, "", self._not_finite(self.pools.forget(job.sequence)) if n else UsageError(FORBIDDEN))
             return
         job.sequence.ids.append(token)
         job.made += 1
@@ -524,7 +525,7 @@ class Scheduler:
         if len(job.sequence.ids) < job.sequence.submitted:
             job.sequence.ids.append(_id_of(choice))
             if _id_of(choice) < 0:
-                job.failure = job.failure or self._not_finite(job.sequence)
+                job.failure = job.failure or self._not_finite(self.pools.forget(job.sequence))
 
     def _share_prompt(self, job: Job) -> None:
         """Let others use the whole pages of a prompt from now on. With recurrent layers marks do that."""

@@ -62,8 +62,9 @@ class StepLoop:
     def submit(self, request: Request) -> None:
         """Put a request into the queue. See ``Scheduler.submit``."""
         self._check_thread()
+        self._start()
         self.scheduler.submit(request)
-        self._wake()
+        self._answer_late()
 
     def cancel(self, request: Request, reason: str = CANCELLED) -> None:
         """End a request before the next step. If it has ended, nothing happens."""
@@ -78,6 +79,7 @@ class StepLoop:
     def call(self, function: Callable[[], T]) -> T:
         """Call a function on the step thread, while nothing is in flight. Return its result, or raise its error."""
         self._check_thread()
+        self._start()
         answer: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 
         def run() -> None:
@@ -87,7 +89,7 @@ class StepLoop:
                 answer.put((None, error))
 
         self.scheduler.call(run)
-        self._wake()
+        self._answer_late()
         result, error = answer.get()
         if error is not None:
             raise error
@@ -100,6 +102,7 @@ class StepLoop:
         ``at_end`` is called after the block, on the step thread, where no interrupt reaches it.
         """
         self._check_thread()
+        self._start()
         ready, over = SimpleQueue[None](), SimpleQueue[Any]()
         mine = _Hold()
         holder = weakref.ref(mine, over.put)  # an interrupt may come at any moment, even in the `finally`
@@ -117,7 +120,7 @@ class StepLoop:
 
         try:
             self.scheduler.call(hold)
-            self._wake()
+            self._answer_late()
             while True:
                 self.check_usable()
                 with suppress(Empty):
@@ -199,19 +202,25 @@ class StepLoop:
             return False
         return True
 
-    def _wake(self) -> None:
-        """Start the thread, once. If it has ended meanwhile, answer the message that came too late."""
-        if self._may_start():
-            thread = threading.Thread(
-                target=_run, args=(weakref.ref(self), self.scheduler.inbox), name="zincmetal-steps", daemon=True
-            )
-            self._thread = thread  # before it runs: a sink on it may ask whose thread this is
-            try:
-                thread.start()
-            except BaseException:
-                self._thread = None
-                self._starts.append(None)
-                raise
+    def _start(self) -> None:
+        """Start the thread, once, before there is a message for it. Raises DeviceError if the system starts none."""
+        if not self._may_start():
+            return
+        thread = threading.Thread(
+            target=_run, args=(weakref.ref(self), self.scheduler.inbox), name="zincmetal-steps", daemon=True
+        )
+        self._thread = thread  # before it runs: a sink on it may ask whose thread this is
+        try:
+            thread.start()
+        except BaseException as error:
+            self._thread = None
+            self._starts.append(None)
+            if isinstance(error, RuntimeError):
+                raise DeviceError(f"{error}: end other programs, or raise the limit of threads") from error
+            raise
+
+    def _answer_late(self) -> None:
+        """Answer a message that came after the thread had ended."""
         if self._finished:
             self.finish()
 

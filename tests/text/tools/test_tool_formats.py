@@ -160,6 +160,8 @@ def _calls(made: Format, text: str, tail: str = "") -> list[tuple[str, object]]:
         ),
         ('{"name": "now", "arguments": null}\n</tool_call>', {}),
         ('{"name": "now"}\n</tool_call>', {}),
+        ('{"name": "now", "arguments": {"zone": "UTC"}, "arguments": {"zone": "CET"}}\n</tool_call>', {"zone": "UTC"}),
+        ('{"name": "now", "arguments": {"zone": 5\u00a0, "x": 1\x1c}}\n</tool_call>', {"zone": 5, "x": 1}),
         ('{"name": "now", "arguments": "UTC"}\n</tool_call>', {"zone": "UTC"}),
         ('[{"name": "now", "arguments": {"zone": "UTC"}}]\n</tool_call>', {"zone": "UTC"}),
         ('{"name": "now", "arguments": {"zone": "UTC"}}\n</tool_call>\n</tool_call>', {"zone": "UTC"}),
@@ -213,6 +215,13 @@ def test_a_text_without_quotes_stays_as_it_is(city: str) -> None:
 def test_faults_in_tags_are_mended(written: str, arguments: object) -> None:
     assert _calls(XML, f"<tool_call>\n<function=get_weather>\n{written}") == [("get_weather", arguments)]
     assert _calls(XML, f"So:\n<function=get_weather>\n{written}") == [("get_weather", arguments)]
+
+
+def test_a_key_may_be_cut_inside_of_its_end() -> None:
+    """A key after a value without its end: what ends the key comes in pieces, and is no text of the value."""
+    glm = next(_format(form) for form in FORMS if form.name == "glm")
+    text = "<arg_key>city</arg_key>\n<arg_value>a\n<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>"
+    assert _calls(glm, f"<tool_call>get_weather\n{text}") == [("get_weather", {"city": "a\n", "days": 2})]
 
 
 def test_a_call_in_open_reasoning_ends_it() -> None:

@@ -67,9 +67,9 @@ class HarmonyAnswer:
     # --- states
 
     def _head(self, text: str) -> str:
-        at, marker = self._in_head.find(text)
+        at, marker = self._in_head.find(text[:_LONGEST])  # however much of the text is there already
         bare = text.lstrip()
-        if not bare or (not marker and len(text) <= _LONGEST and _may_be_head(bare)):
+        if not bare or (not marker and len(text) < _LONGEST and _may_be_head(bare)):
             self._held = text
             return ""
         if marker == START or marker in ENDS:

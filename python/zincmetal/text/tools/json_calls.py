@@ -89,6 +89,7 @@ class JsonCall:
             if first == "{" and self._name:
                 self._begin()
                 self._streams = self._calls.n > self._n
+                self._arguments = ""  # a second member of this name is none
         elif self._key not in _NAMES or first != "{":  # else {"function": {"name": …}}
             self._reads = "other"
 

@@ -231,7 +231,8 @@ class JsonText:
         deep = bool(self._stack)
         self._ended(shown[1:-1])
         if deep:
-            self._observer.write(whole[len(word) :])
+            # A no-break space is no space of JSON.
+            self._observer.write("".join(char for char in whole[len(word) :] if char in SPACE))
 
     def _ended(self, name: str) -> None:
         """End a name or a value."""

@@ -39,11 +39,11 @@ class NamedCall:
             self._calls.end(True)
 
     def _in_head(self, text: str) -> str | None:
-        at, marker = self._head_ends.find(text)
-        if not marker and len(text) <= _LONGEST and "\n\n" not in text:
+        at, marker = self._head_ends.find(text[:_LONGEST])  # however much of the text is there already
+        if not marker and len(text) < _LONGEST and "\n\n" not in text:
             self._held = text
             return None
-        found = self._head.fullmatch(text[:at])
+        found = self._head.fullmatch(text[:at]) if "\n\n" not in text[:at] else None
         name = found["name"].strip() if found and marker else ""
         if not name or (self._bare and name not in self._calls.tools):
             return text

@@ -126,8 +126,9 @@ class TaggedCall:
         return self._stop(rest if marker == self._shape.item_end else text)
 
     def _in_key(self, text: str) -> str | None:
-        at = text.find(self._tags.key_end)
-        if at < 0 and len(text) <= _LONGEST_KEY:
+        longest = _LONGEST_KEY + len(self._tags.key_end)
+        at = text.find(self._tags.key_end, 0, longest)
+        if at < 0 and len(text) < longest:
             self._held = text
             return None
         at = at if at >= 0 else _LONGEST_KEY
@@ -208,9 +209,9 @@ class TaggedCall:
         tags, shape = self._tags, self._shape
         rest = text[at + len(marker) :]
         if marker == tags.key:  # without the end of the value before
-            end = rest.find(tags.key_end)
+            end = rest.find(tags.key_end, 0, _LONGEST_KEY + len(tags.key_end))
             if end < 0:
-                return None if _KEY.fullmatch(rest) and not self._final else False
+                return None if self._may_be_key(rest) and not self._final else False
             own_line = not tags.lines or (self._ending + text[:at]).endswith("\n")
             return own_line and rest[:end].strip() in self._calls.properties(self._name)
         next_ones = [shape.close, shape.item or shape.open]
@@ -221,6 +222,12 @@ class TaggedCall:
             return None if len(rest) <= _MOST_SPACE else False
         found = [begins(after, one) for one in next_ones if one]
         return True if True in found else None if None in found else False
+
+    def _may_be_key(self, text: str) -> bool:
+        """Return True for the beginning of a key, maybe with a part of what ends it."""
+        end = self._tags.key_end
+        key, first, _ = text.partition(end[0])
+        return _KEY.fullmatch(key) is not None and (not first or begins(text[len(key) :], end) is None)
 
     def _open_value(self, marker: str) -> None:
         tags = self._tags
