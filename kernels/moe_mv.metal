@@ -13,7 +13,7 @@ kernel void moe_mv(constant MoeParams& p [[buffer(0)]], device const int* ids [[
                    device const float* bias [[buffer(4)]], device float* out [[buffer(5)]], GRID_IDS) {
     const int id = ids[tg.y];
     mul_mv_rows<Q, R>(p, Matrices<1>{{w + expert_offset(p, id)}}, x, expert_out(p, id, out + ulong(tg.y) * p.m, bias),
-                      tg.x * n_sg + sg, lane);
+                      tg.x, sg, n_sg, lane);
 }
 
 // Grid: (ceil(m / (R / 2 n_sg)), n_used). Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
@@ -25,7 +25,7 @@ kernel void moe_mv_gated(constant MoeParams& p [[buffer(0)]], device const int* 
     const int id = ids[tg.y];
     const ulong at = expert_offset(p, id);
     mul_mv_rows<Q, R>(p, Matrices<2>{{gate + at, up + at}}, x,
-                      expert_gated(p, id, out + ulong(tg.y) * p.m, gate_bias, up_bias), tg.x * n_sg + sg, lane);
+                      expert_gated(p, id, out + ulong(tg.y) * p.m, gate_bias, up_bias), tg.x, sg, n_sg, lane);
 }
 
 // sums += the sum over the chosen experts j of weights[j] W[ids[j]] x[j], for the rows from `first` on. Only this

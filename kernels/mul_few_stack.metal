@@ -12,9 +12,11 @@ template <class Q, uint N, uint R = FEW_STACK_ROWS>
 kernel void mul_few_stack(constant StackParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                           device const float* x [[buffer(2)]], device const uchar* w0 [[buffer(3)]],
                           device const uchar* w1 [[buffer(4)]], device const uchar* w2 [[buffer(5)]],
-                          device const uchar* w3 [[buffer(6)]], device float* out0 [[buffer(7)]],
-                          device float* out1 [[buffer(8)]], device float* out2 [[buffer(9)]],
-                          device float* out3 [[buffer(10)]], GRID_IDS) {
+                          device const uchar* w3 [[buffer(6)]], device const float* bias0 [[buffer(7)]],
+                          device const float* bias1 [[buffer(8)]], device const float* bias2 [[buffer(9)]],
+                          device const float* bias3 [[buffer(10)]], device float* out0 [[buffer(11)]],
+                          device float* out1 [[buffer(12)]], device float* out2 [[buffer(13)]],
+                          device float* out3 [[buffer(14)]], GRID_IDS) {
     uint tile = tg.x * n_sg + sg, i = 0;
     while (i < 4 && tile >= stack_tiles<R>(p, i)) tile -= stack_tiles<R>(p, i++);
     const uint begin = tg.y * N, n_tokens = step->n_tokens;
@@ -34,7 +36,9 @@ kernel void mul_few_stack(constant StackParams& p [[buffer(0)]], device const St
     if (is_pair(p, i))
         put_few_rows(sums, SwiGlu{out2}, first, m, begin, n_tokens, lane);
     else
-        put_few_rows(sums, Store{one_of(i, out0, out1, out2, out3)}, first, m, begin, n_tokens, lane);
+        put_few_rows(sums,
+                     StackOut{one_of(i, out0, out1, out2, out3), one_of(i, bias0, bias1, bias2, bias3), p.has_bias},
+                     first, m, begin, n_tokens, lane);
 }
 
 #define MUL_FEW_STACK(type, Q) KERNEL_UNROLLED(FEW_STACK_UNROLL, "mul_few_stack_" type "_n2", mul_few_stack<Q, 2>)

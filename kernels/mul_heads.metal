@@ -11,7 +11,7 @@ kernel void mul_heads_mv(constant HeadsParams& p [[buffer(0)]], device const Ste
     if (tg.z >= step->n_tokens) return;
     const ulong head = ulong(tg.z) * p.n_head + tg.y;
     mul_mv_rows<LongRows<Q>, R>(p, Matrices<1>{{w + ulong(tg.y) * p.head_bytes}}, x + head * p.k,
-                                Store{out + head * p.m}, tg.x * n_sg + sg, lane);
+                                Store{out + head * p.m}, tg.x, sg, n_sg, lane);
 }
 
 // Tokens of a tile, at least one, of one head.

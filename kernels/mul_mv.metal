@@ -1,6 +1,19 @@
 #include "mul_mv_rows.h"
 
-// out[m] = W[m, k] x[k], then an epilogue: + residual, scaled, or under a gate.
+// out[m] = W[m, k] x[k], then an epilogue: + residual (and biases), scaled, or under a gate.
+
+// residual may be out itself.
+struct AddBoth {
+    static constant constexpr uint MATRICES = 1;
+    device const float* residual;
+    device const float* bias;
+    uint has_bias;
+    device float* out;
+
+    METAL_FUNC void put(Place p, float a, float) const {
+        out[p.at] = residual[p.row] + (has_bias != 0 ? bias[p.row] + a : a);
+    }
+};
 
 // Products that are added have few rows: their speed depends on how much of each row is loaded at a time.
 constant constexpr uint ADD_UNROLL = PER_DEVICE(1, 4);
@@ -9,16 +22,16 @@ constant constexpr uint ADD_UNROLL = PER_DEVICE(1, 4);
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv(constant MatMulParams& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
                    device const float* x [[buffer(2)]], device float* out [[buffer(3)]], GRID_IDS) {
-    mul_mv_rows<LongRows<Q>, R>(p, Matrices<1>{{w}}, x, Store{out}, tg.x * n_sg + sg, lane);
+    mul_mv_rows<LongRows<Q>, R>(p, Matrices<1>{{w}}, x, Store{out}, tg.x, sg, n_sg, lane);
 }
 
 // Grid and threads: as mul_mv.
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv_add(constant MatMulParams& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
                        device const float* x [[buffer(2)]], device const float* residual [[buffer(3)]],
-                       device float* out [[buffer(4)]], GRID_IDS) {
-    mul_mv_rows<LongRows<Q>, R, ADD_UNROLL>(p, Matrices<1>{{w}}, x, AddResidual{residual, 0, out}, tg.x * n_sg + sg,
-                                            lane);
+                       device const float* bias [[buffer(4)]], device float* out [[buffer(5)]], GRID_IDS) {
+    mul_mv_rows<LongRows<Q>, R, ADD_UNROLL>(p, Matrices<1>{{w}}, x, AddBoth{residual, bias, p.has_bias, out}, tg.x, sg,
+                                            n_sg, lane);
 }
 
 // Grid and threads: as mul_mv.
@@ -26,8 +39,7 @@ template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv_mix(constant MatMulParams& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
                        device const float* x [[buffer(2)]], device const float* residual [[buffer(3)]],
                        device const float* scale [[buffer(4)]], device float* out [[buffer(5)]], GRID_IDS) {
-    mul_mv_rows<LongRows<Q>, R>(p, Matrices<1>{{w}}, x, AddScaled{{residual, 0, out}, scale, 0}, tg.x * n_sg + sg,
-                                lane);
+    mul_mv_rows<LongRows<Q>, R>(p, Matrices<1>{{w}}, x, AddScaled{{residual, 0, out}, scale, 0}, tg.x, sg, n_sg, lane);
 }
 
 // Grid: ceil(m / (R / 2 n_sg)): R rows are of two matrices. Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
@@ -35,7 +47,7 @@ template <class Q, class Activation, uint R = MUL_MV_ROWS>
 kernel void mul_mv_gated(constant MatMulParams& p [[buffer(0)]], device const uchar* gate [[buffer(1)]],
                          device const uchar* up [[buffer(2)]], device const float* x [[buffer(3)]],
                          device float* out [[buffer(4)]], GRID_IDS) {
-    mul_mv_rows<LongRows<Q>, R>(p, Matrices<2>{{gate, up}}, x, Gated<Activation>{out}, tg.x * n_sg + sg, lane);
+    mul_mv_rows<LongRows<Q>, R>(p, Matrices<2>{{gate, up}}, x, Gated<Activation>{out}, tg.x, sg, n_sg, lane);
 }
 
 #define MUL_MV(type, Q)                                                                                                \

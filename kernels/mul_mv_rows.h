@@ -97,11 +97,11 @@ METAL_FUNC void put_rows(Sums<R> sums, Epilogue out, uint first, uint m, uint la
     }
 }
 
-// W x for the simdgroup's R rows of one matrix or of two. P has k, m and row_bytes.
+// W x for R rows of one matrix or of two for each simdgroup of threadgroup `group`. P has k, m and row_bytes.
 template <class Q, uint R, uint STEPS = 1, class Epilogue, class P>
 METAL_FUNC void mul_mv_rows(constant P& p, Matrices<Epilogue::MATRICES> w, device const float* x, Epilogue out,
-                            uint simdgroup, uint lane) {
-    const uint first = simdgroup * (R / Epilogue::MATRICES);
+                            uint group, uint sg, uint n_sg, uint lane) {
+    const uint first = (group * n_sg + sg) * (R / Epilogue::MATRICES);
     if (first >= p.m) return;  // all 32 lanes
     Sums<R> sums;
     sums.clear();

@@ -8,8 +8,10 @@ template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv_stack(constant StackParams& p [[buffer(0)]], device const float* x [[buffer(1)]],
                          device const uchar* w0 [[buffer(2)]], device const uchar* w1 [[buffer(3)]],
                          device const uchar* w2 [[buffer(4)]], device const uchar* w3 [[buffer(5)]],
-                         device float* out0 [[buffer(6)]], device float* out1 [[buffer(7)]],
-                         device float* out2 [[buffer(8)]], device float* out3 [[buffer(9)]], GRID_IDS) {
+                         device const float* bias0 [[buffer(6)]], device const float* bias1 [[buffer(7)]],
+                         device const float* bias2 [[buffer(8)]], device const float* bias3 [[buffer(9)]],
+                         device float* out0 [[buffer(10)]], device float* out1 [[buffer(11)]],
+                         device float* out2 [[buffer(12)]], device float* out3 [[buffer(13)]], GRID_IDS) {
     uint tile = tg.x * n_sg + sg, i = 0;
     while (i < 4 && tile >= stack_tiles<R>(p, i)) tile -= stack_tiles<R>(p, i++);
     if (i == 4) return;  // all 32 lanes
@@ -28,7 +30,8 @@ kernel void mul_mv_stack(constant StackParams& p [[buffer(0)]], device const flo
     if (is_pair(p, i))
         put_rows(sums, SwiGlu{out2}, first, m, lane);
     else
-        put_rows(sums, Store{one_of(i, out0, out1, out2, out3)}, first, m, lane);
+        put_rows(sums, StackOut{one_of(i, out0, out1, out2, out3), one_of(i, bias0, bias1, bias2, bias3), p.has_bias},
+                 first, m, lane);
 }
 
 #define MUL_MV_STACK(type, Q) KERNEL_UNROLLED(STACK_UNROLL, "mul_mv_stack_" type, mul_mv_stack<Q>)

@@ -18,3 +18,13 @@ template <class T>
 METAL_FUNC T one_of(uint i, T a, T b, T c, T d) {
     return i == 0 ? a : i == 1 ? b : i == 2 ? c : d;
 }
+
+// Stores the products of a matrix, after its biases.
+struct StackOut {
+    static constant constexpr uint MATRICES = 1;
+    device float* out;
+    device const float* bias;
+    uint has_bias;
+
+    METAL_FUNC void put(Place p, float a, float) const { out[p.at] = has_bias != 0 ? bias[p.row] + a : a; }
+};

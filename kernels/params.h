@@ -100,6 +100,7 @@ struct MatMulParams {
     // Floats from one token's values to the next token's, if an epilogue reads them:
     u32 residual_stride;  // m, or 0 for one vector (a bias) that is added to every token
     u32 scale_stride;     // of the factors of mix
+    u32 has_bias;         // of mul_mv_add: 1: m biases are added, too
 };
 
 enum : u32 { FEW_STORE, FEW_ADD, FEW_MIX, FEW_SILU = 0, FEW_GELU };  // what mul_few does with its products
@@ -122,6 +123,7 @@ struct StackParams {
     u32 m[STACK_MATRICES];          // rows; 0 if there is no matrix i
     u32 row_bytes[STACK_MATRICES];  // bytes from one row to the next
     u32 is_f32[STACK_MATRICES];
+    u32 has_bias;  // 1: a bias is added to the products of each matrix, m[i] of them; there is no pair then
 };
 
 enum : u32 {

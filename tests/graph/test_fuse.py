@@ -58,9 +58,47 @@ def test_another_type_stays_out_of_a_stack():
 
 
 def test_a_stack_has_four_matrices_at_most():
-    ops = fuse_stack([linear(weight(f"w{i}")) for i in range(6)])
-    assert len(ops[0].writes) == 4
-    assert kinds(ops) == ["linear_stack", "linear", "linear"]
+    ops = fuse_stack([linear(weight(f"w{i}")) for i in range(7)])
+    assert [len(op.writes) for op in ops] == [4, 3]
+    assert kinds(fuse_stack([linear(weight(f"w{i}")) for i in range(5)])) == ["linear_stack", "linear"]
+
+
+def test_products_that_add_a_bias_are_stacked_apart_from_the_others():
+    products = [linear(weight(name, m)) for name, m in (("q", 96), ("k", 8), ("v", 8), ("z", 4), ("g", 4))]
+    biases = [Weight(f"{op.weight('weight').name}.bias", by_name("f32"), (op.value("out").width,)) for op in products]
+    sums = [
+        Op("add", bias=b, b=op.out, out=Value(f"{b.name}.sum", b.shape[0]))
+        for op, b in zip(products[:3], biases[:3], strict=True)
+    ]
+    plain, biased = fuse([*products, *sums], rows=1)
+    assert [w.name for w in biased.weights] == ["q", "k", "v", "q.bias", "k.bias", "v.bias"]
+    assert written([biased]) == written(sums)
+    assert [w.name for w in plain.weights] == ["z", "g"]
+    assert kinds(list(biased.parts)) == ["linear_add"] * 3
+
+
+def test_a_bias_and_a_residual_are_added_by_the_product_of_one_row():
+    product, residual = linear(weight("o")), Value("r", 32)
+    biased = Op("add", bias=Weight("o.bias", by_name("f32"), (32,)), b=product.out, out=Value("biased", 32))
+    ops = [product, biased, Op("add", a=residual, b=biased.out, out=Value("sum", 32))]
+    (fused,) = fuse(ops, rows=1)
+    assert (fused.kind, fused["residual"], fused.weight("bias").name) == ("linear_add", residual, "o.bias")
+    assert fused.out.name == "sum"
+    assert kinds(fuse(ops, rows=2)) == ["linear_add", "add"]
+
+
+def test_a_product_that_adds_a_value_is_not_stacked():
+    products = [linear(weight("a")), linear(weight("b"))]
+    ops = [*products, *(Op("add", a=Value("r", 32), b=op.out, out=Value(f"s{i}", 32)) for i, op in enumerate(products))]
+    assert kinds(fuse(ops, rows=1)) == ["linear_add"] * 2
+
+
+def test_every_type_has_a_stack_of_its_own():
+    types = ["q5_0", "q4_0", "q4_0", "q4_0", "f32"]
+    ops = [linear(weight(f"w{i}", 96 if i == 0 else 8, t)) for i, t in enumerate(types)]
+    stacks = fuse_stack(ops)
+    assert [[w.type.name for w in op.weights] for op in stacks] == [["q5_0", "f32"], ["q4_0"] * 3]
+    assert written(stacks) == written(ops)
 
 
 def test_products_of_other_inputs_and_the_logits_are_not_stacked():

@@ -54,10 +54,18 @@ def on_shapes(shapes: Mapping[int, Sequence[tuple[int, ...]]]) -> pytest.MarkDec
 
 
 def run_mul_mv(
-    lane: str, qtype: QuantType, epilogue: str, m: int, k: int, gap: int = 0, *, alias: bool = False
+    lane: str,
+    qtype: QuantType,
+    epilogue: str,
+    m: int,
+    k: int,
+    gap: int = 0,
+    *,
+    alias: bool = False,
+    both: bool = False,
 ) -> None:
     lab = Lab(lane)
-    case = MatMul(lab, qtype, epilogue, m, k, 1, 1, gap)
+    case = MatMul(lab, qtype, epilogue, m, k, 1, 1, gap, both=both)
     case.run(lab, f"mul_mv{epilogue}_{qtype.name}", (1, m), alias=alias)
 
 
@@ -121,6 +129,13 @@ def test_the_residual_may_be_the_output(lane: str) -> None:
     run_mul_mv(lane, quants.Q5_K, "_mix", 67, 512, alias=True)
     run_mul_mm(lane, quants.Q8_0, "_add", 67, 64, 33, 40, alias=True)
     run_mul_mm(lane, quants.Q4_K, "_mix", 67, 256, 33, 40, alias=True)
+
+
+@every_lane
+@every_type_on([67, 64, 1], other=0)
+def test_biases_and_a_residual_are_added(lane: str, qtype: QuantType, shape: int) -> None:
+    run_mul_mv(lane, qtype, "_add", shape, 512, both=True)
+    run_mul_mv(lane, qtype, "_add", shape, 512, alias=True, both=True)
 
 
 @every_lane

@@ -1,4 +1,4 @@
-"""mul_mv_stack of every type, also beside f32, against float64 NumPy."""
+"""mul_mv_stack and mul_few_stack of every type, also beside f32, against float64 NumPy."""
 
 from __future__ import annotations
 
@@ -40,6 +40,22 @@ def test_stack_of_rows_of_any_length(lane: str, k: int) -> None:
 def test_stack_of_float_rows_of_any_length(lane: str, k: int) -> None:
     Stack(Lab(lane), quants.BF16, k, *STACKS[0]).check()
     Stack(Lab(lane), quants.F16, k, *STACKS[1]).check()
+
+
+@every_lane
+@every_type_on([STACKS[0], STACKS[2], STACKS[6]], other=1)
+def test_biases_are_added(lane: str, qtype: QuantType, shape: tuple[tuple[int, ...], tuple[int, ...], bool]) -> None:
+    Stack(Lab(lane), qtype, 512, *shape, biased=True).check()
+
+
+@every_lane
+@pytest.mark.parametrize("biased", [False, True])
+@every_type_on([STACKS[0], STACKS[2]], other=1)
+def test_a_stack_of_two_rows(
+    lane: str, qtype: QuantType, shape: tuple[tuple[int, ...], tuple[int, ...], bool], biased: bool
+) -> None:
+    for tokens in (1, 2, 3):
+        Stack(Lab(lane), qtype, 512, *shape, biased=biased, few=2, tokens=tokens).check()
 
 
 @every_lane

@@ -14,7 +14,7 @@ import pytest
 from support.paths import DATA
 from support.steps_lab import StepsLab
 from zincmetal.plan.addresses import Region
-from zincmetal.plan.barriers import hazards, place_barriers
+from zincmetal.plan.barriers import conflict, hazards, longest_chain, place_barriers
 from zincmetal.plan.chunks import ONE_ROW, chunk_shape, decode_shape
 from zincmetal.plan.estimate import in_units
 from zincmetal.plan.plan import Plan
@@ -165,3 +165,23 @@ def test_placing_barriers_by_hand():
     """a writes x, b reads x, c reads y: one barrier, before b. Then d overwrites y: another barrier."""
     launches = [launch(op, *modes) for op, modes in zip("abcd", (["w"], ["r", "w"], ["r"], ["w"]), strict=True)]
     assert placed(launches, [(X,), (X, Z), (Y,), (Y,)]) == [False, True, False, True]
+
+
+def test_the_longest_chain_by_hand():
+    """a and b write x and y side by side; c reads both; d reads z, as e does, which then overwrites it."""
+    launches = [launch(op, *modes) for op, modes in zip("abcde", ("w", "w", "rr", "r", "rw"), strict=True)]
+    both = Region("arena", 0, 32)
+    dispatches = place_barriers(launches, [(X,), (Y,), (both, Z), (Z,), (Z, Z)])
+    assert longest_chain(dispatches[:1]) == 1
+    assert longest_chain(dispatches[:4]) == 2
+    assert longest_chain(dispatches) == 3
+    assert longest_chain([]) == 0
+
+
+def test_the_longest_chain_of_a_plan_follows_its_conflicts(lab):
+    dispatches = lab.planner.plan().dispatches
+    chains: list[int] = []
+    for i, d in enumerate(dispatches):
+        chains.append(1 + max((chains[j] for j in range(i) if conflict(dispatches[j], d)), default=0))
+    assert lab.planner.plan().longest_chain == max(chains)
+    assert f"longest chain {max(chains)}" in lab.planner.plan().dump()

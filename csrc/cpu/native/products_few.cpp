@@ -38,7 +38,8 @@ void stack_rows(const NativeLaunch& l, int i, Range rows, uint32_t first, uint32
     const float *x = l.buffer<const float>(2), *list[N];
     for (uint32_t t = 0; t < n_tokens; t++) list[t] = x + size_t(first + t) * p.k;
     const Tokens tokens(list, n_tokens, N);
-    float* out = l.buffer<float>(7 + i);
+    float* out = l.buffer<float>(11 + i);
+    const float* bias = p.has_bias ? l.buffer<const float>(7 + i) : nullptr;
     const bool pair = p.pair && i == 2;
     for (uint32_t r = rows.begin; r < rows.end; r += STRIP) {
         const uint32_t n_rows = std::min(rows.end - r, STRIP);
@@ -49,6 +50,8 @@ void stack_rows(const NativeLaunch& l, int i, Range rows, uint32_t first, uint32
             float* const to = out + (first + t) * p.m[i] + r;
             if (pair)
                 map_floats(n, to, a, b, [](vf g, vf u) { return silu(g) * u; });
+            else if (bias)
+                map_floats(n, to, bias + r, a, [](vf x, vf y) { return x + y; });
             else
                 std::memcpy(to, a, n * sizeof(float));
         };

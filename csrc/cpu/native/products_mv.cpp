@@ -36,7 +36,16 @@ INLINE void with_residual(const NativeLaunch& l, Range rows, float* out, Apply a
 
 template <class T>
 void mul_mv_add(const NativeLaunch& l, uint64_t begin, uint64_t end) {
-    with_residual<T>(l, rows_of(l, begin, end), l.buffer<float>(4), [](vf a, vf b) { return a + b; });
+    const Range rows = rows_of(l, begin, end);
+    float* out = l.buffer<float>(5);
+    if (!l.as<MatMulParams>().has_bias) return with_residual<T>(l, rows, out, [](vf a, vf b) { return a + b; });
+    const float *residual = l.buffer<const float>(3), *bias = l.buffer<const float>(4);
+    for_strips(rows.begin, rows.end, [&](uint32_t r, uint32_t n) {
+        float y[STRIP];
+        products<T>(matrix_of(l, 1), r, n, l.buffer<const float>(2), y);
+        map_floats(n, y, bias + r, y, [](vf a, vf b) { return a + b; });
+        map_floats(n, out + r, residual + r, y, [](vf a, vf b) { return a + b; });
+    });
 }
 
 template <class T>
@@ -52,18 +61,23 @@ void mul_mv_gated(const NativeLaunch& l, uint64_t begin, uint64_t end) {
                                   l.buffer<float>(4));
 }
 
+void add_bias(const float* bias, Range rows, float* out) {
+    for (uint32_t r = rows.begin; r < rows.end; r++) out[r] += bias[r];
+}
+
 // Rows of matrix i of a stack, or of the pair that begins with it.
 template <class T>
 void stack_rows(const NativeLaunch& l, int i, Range rows) {
     const auto& p = l.as<StackParams>();
     const float* x = l.buffer<const float>(1);
     const Matrix w{l.buffer<const uint8_t>(2 + i), p.row_bytes[i], p.k};
-    float* out = l.buffer<float>(6 + i);
+    float* out = l.buffer<float>(10 + i);
     if (p.pair && i == 2) {
         const Matrix up{l.buffer<const uint8_t>(5), p.row_bytes[i], p.k};
         gated_products<T, silu>(w, up, rows.begin, rows.end, x, out);
     } else {
         products<T>(w, rows.begin, rows.end - rows.begin, x, out + rows.begin);
+        if (p.has_bias) add_bias(l.buffer<const float>(6 + i), rows, out);
     }
 }
 

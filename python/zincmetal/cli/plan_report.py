@@ -35,6 +35,7 @@ class Token:
             "kv": self.kv_read,
             "dispatches": len(self.plan.dispatches),
             "barriers": self.plan.n_barriers,
+            "longest_chain": self.plan.longest_chain,
             "tokens_per_second": self.speeds(bandwidth) if bandwidth else None,
         }
 
@@ -46,7 +47,9 @@ class Token:
             by_path[path] += nbytes
             by_type[qtype] += nbytes
         types = [qtype for qtype, _ in by_type.most_common()]
-        yield f"bytes of a token, in MB: {len(self.plan.dispatches)} dispatches, {self.plan.n_barriers} barriers"
+        plan = self.plan
+        steps = f"{plan.n_barriers} barriers, longest chain {plan.longest_chain}"
+        yield f"bytes of a token, in MB: {len(plan.dispatches)} dispatches, {steps}"
         yield _row("weights", "all", types)
         for path, total in by_path.most_common():
             yield _row(path, _mb(total), [_mb(reads[path, qtype]) for qtype in types])

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
-from .ops import Op, Operand, Value
+from .ops import Op, Operand, Value, Weight
 
 GLUS = ("swiglu", "geglu", "swiglu_clamped")
 LINEAR_GLUS = GLUS[:2]  # that a product of two matrices can end with
@@ -50,7 +50,8 @@ Producer: TypeAlias = Callable[[Operand | None], Op | None]
 
 def fuse(ops: list[Op], rows: int, limits: Limits) -> list[Op]:
     """Run all passes for steps of up to ``rows`` rows, in order."""
-    ops = fuse_norms(fuse_residual(fuse_relu2(fuse_glu(ops, limits), limits)))
+    ops = fuse_residual(fuse_relu2(fuse_glu(ops, limits), limits))
+    ops = fuse_norms(fuse_bias_and_residual(ops) if rows == 1 else ops)
     if rows == 1:
         ops = fuse_shared(fuse_mix(ops, limits))
     return fuse_stack(ops, limits) if rows <= limits.stack_rows else ops
@@ -102,6 +103,18 @@ def fuse_residual(ops: list[Op]) -> list[Op]:
         return Fused("linear_mix", {**operands, "residual": op["residual"], "weights": op["weights"]}, [linear])
 
     return _rewrite(ops, ("add", "add_shared"), rewrite)
+
+
+def fuse_bias_and_residual(ops: list[Op]) -> list[Op]:
+    """Fuse add(residual, linear_add(bias, x)) -> linear_add of both, which one row's products take."""
+
+    def rewrite(op: Op, producer: Producer) -> Fused | None:
+        biased = producer(op["b"]) if op.get("a") else None
+        if biased is None or biased.kind != "linear_add" or biased.get("residual"):
+            return None
+        return Fused("linear_add", {**biased.but(), "residual": op["a"], "out": op.out}, [biased])
+
+    return _rewrite(ops, ("add",), rewrite)
 
 
 def fuse_norms(ops: list[Op]) -> list[Op]:
@@ -169,43 +182,53 @@ def fuse_shared(ops: list[Op]) -> list[Op]:
 
 
 def fuse_stack(ops: list[Op], limits: Limits) -> list[Op]:
-    """Fuse products of one x -> linear_stack, for matrices of one type and of f32.
+    """Fuse products of one x -> linear_stack, for matrices of one type and of f32; another type makes another stack.
 
     A linear_swiglu counts as two matrices. The stack takes the place of the first product: all read only this x.
     """
     stacks: dict[int, Op] = {}
     gone: set[int] = set()
     for group in _by_input(ops):
-        members = _stackable(group, limits.stack)
-        if len(members) > 1:
-            stacks[id(members[0])] = _stack(members)
-            gone |= {id(op) for op in members[1:]}
+        while len(group) > 1:
+            members = _stackable(group, limits.stack)
+            group = [op for op in group if not any(op is member for member in members)]
+            if len(members) > 1:
+                stacks[id(members[0])] = _stack(members)
+                gone |= {id(op) for op in members[1:]}
     return [stacks.get(id(op), op) for op in ops if id(op) not in gone]
 
 
 def _by_input(ops: list[Op]) -> Iterator[list[Op]]:
-    groups: dict[Operand, list[Op]] = {}
+    """Yield the products of each x that a stack could take: those without a bias, and those that add only a bias."""
+    groups: dict[tuple[Operand, bool], list[Op]] = {}
     for op in ops:
-        if op.kind in ("linear", "linear_swiglu") and isinstance(op.out, Value):
-            groups.setdefault(op["x"], []).append(op)
+        biased = op.kind == "linear_add" and op.get("residual") is None
+        if (biased or op.kind in ("linear", "linear_swiglu")) and isinstance(op.out, Value):
+            groups.setdefault((op["x"], biased), []).append(op)
     yield from groups.values()
+
+
+def _matrices(op: Op) -> list[Weight]:
+    """Return the matrices of a product: one, or gate and up."""
+    return [op.weight(name) for name in ("weight", "gate", "up") if op.get(name)]
 
 
 def _stackable(group: list[Op], most: int) -> list[Op]:
     """Choose the members that fit one stack: the type with the most bytes beside f32, and at most one pair."""
     nbytes: Counter[str] = Counter()
-    for w in (w for op in group for w in op.weights if w.type.name != "f32"):
+    for w in (w for op in group for w in _matrices(op) if w.type.name != "f32"):
         nbytes[w.type.name] += w.type.nbytes(w.shape)
     types = {"f32", *(name for name, _ in nbytes.most_common(1))}
-    fitting = [op for op in group if all(w.type.name in types for w in op.weights)]
+    fitting = [op for op in group if all(w.type.name in types for w in _matrices(op))]
     pairs = [op for op in fitting if op.kind == "linear_swiglu"][:1]
-    plain = [op for op in fitting if op.kind == "linear"][: most - 2 * len(pairs)]
+    plain = [op for op in fitting if op.kind != "linear_swiglu"][: most - 2 * len(pairs)]
     return [op for op in group if any(op is member for member in plain + pairs)]
 
 
 def _stack(members: list[Op]) -> Op:
-    plain = [op for op in members if op.kind == "linear"]
+    plain = [op for op in members if op.kind != "linear_swiglu"]
     operands: dict[str, Any] = {"matrices": [op["weight"] for op in plain], "outs": [op.out for op in plain]}
+    operands["biases"] = [op["bias"] for op in plain if op.get("bias")]
     for pair in (op for op in members if op.kind == "linear_swiglu"):
         operands |= {"gate": pair["gate"], "up": pair["up"], "glu": pair.out}
     return Op("linear_stack", members, x=members[0]["x"], **operands)

@@ -181,7 +181,8 @@ OPS: Mapping[str, Form] = {
     "cap_logits": Form("step", "logits", "cap_logits", attrs="scale cap"),  # in place
     "argmax": Form("step logits", "chosen results", "argmax_"),
     "draw": Form("step logits draws pages history biases masks", "chosen results logprobs", "draw_"),
-    # Fused operations, which graph/fuse.py makes. A stack is of one row, and so is experts_mix.
+    # Fused operations, which graph/fuse.py makes. A stack is of one row, and so is experts_mix. Of a stack's matrices
+    # all have a bias, or none has.
     "linear_add": Form(
         "step weight[m,k] x[T,k] residual?[T,m] bias?[m]", "out[T,m]", "mul_mv_add_ mul_few_ mul_mm_add_"
     ),
@@ -191,7 +192,9 @@ OPS: Mapping[str, Form] = {
     "linear_swiglu": Form("step gate[m,k] up[m,k] x[T,k]", "out[T,m]", "mul_mv_swiglu_ mul_few_gated_ mul_mm_swiglu_"),
     "linear_geglu": Form("step gate[m,k] up[m,k] x[T,k]", "out[T,m]", "mul_mv_geglu_ mul_few_gated_ mul_mm_geglu_"),
     "linear_stack": Form(
-        "step x[T,k] matrices*[m,k] gate?[m,k] up?[m,k]", "outs*[T,m] glu?[T,m]", "mul_mv_stack_ mul_few_stack_"
+        "step x[T,k] matrices*[m,k] gate?[m,k] up?[m,k] biases*[m]",
+        "outs*[T,m] glu?[T,m]",
+        "mul_mv_stack_ mul_few_stack_",
     ),
     "rms_norm_add": Form(
         "step x[T,n] weight?[n] residual[T,n] factor?[unit]", "sum[T,n]", "rms_norm_add", attrs="eps scale=1 groups=1"

@@ -41,5 +41,32 @@ def conflict(earlier: Dispatch, later: Dispatch) -> bool:
     )
 
 
+def longest_chain(dispatches: Sequence[Dispatch]) -> int:
+    """Return the number of dispatches in the longest chain in which each conflicts with the one before it.
+
+    A device that runs all other dispatches side by side still runs these one after the other.
+    """
+    longest = 0
+    before: dict[str, list[tuple[Region, bool, int]]] = {}  # by buffer: a region, whether it was written, its chain
+    written = {region.buffer for d in dispatches for region in d.touching("w")}
+    for d in dispatches:
+        touching = [(r, mode == "w") for mode in "rw" for r in d.touching(mode) if r.buffer in written]
+        chain = 1 + max(
+            (n for r, w in touching for other, v, n in before.get(r.buffer, ()) if (w or v) and r.overlaps(other)),
+            default=0,
+        )
+        for region, w in touching:
+            entries = before.setdefault(region.buffer, [])
+            if w:  # who touches a byte of a region later follows this dispatch, and so what it hides
+                entries[:] = [entry for entry in entries if not _within(entry[0], region)]
+            entries.append((region, w, chain))
+        longest = max(longest, chain)
+    return longest
+
+
+def _within(inner: Region, outer: Region) -> bool:
+    return outer.offset <= inner.offset and inner.offset + inner.nbytes <= outer.offset + outer.nbytes
+
+
 def _any_overlap(a: Sequence[Region], b: Sequence[Region]) -> bool:
     return any(x.overlaps(y) for x in a for y in b)

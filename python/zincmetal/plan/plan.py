@@ -11,7 +11,7 @@ from ..graph.ops import Op, Operand, State, Value, Weight
 from . import show
 from .addresses import Region
 from .arena import ARENA, lay_out, value_bytes
-from .barriers import hazards, place_barriers
+from .barriers import hazards, longest_chain, place_barriers
 from .chunks import StepShape
 from .estimate import in_units
 from .launch import Arg, Dispatch
@@ -45,6 +45,11 @@ class Plan:
     def n_barriers(self) -> int:
         """Number of barriers in one replay."""
         return sum(d.barrier for d in self.dispatches)
+
+    @property
+    def longest_chain(self) -> int:
+        """Number of dispatches that must run one after the other, on any device."""
+        return longest_chain(self.dispatches)
 
     def weight_bytes(self) -> Counter[str]:
         """Return the bytes of weights that one step reads, by quant type. See :meth:`weight_reads`."""
@@ -114,7 +119,8 @@ class Plan:
 
     def __repr__(self) -> str:
         n, arena = len(self.dispatches), in_units(self.arena_bytes)
-        return f"<Plan of {self.shape}: {n} dispatches, {self.n_barriers} barriers, arena {arena}>"
+        chain = f"{self.n_barriers} barriers, chain {self.longest_chain}"
+        return f"<Plan of {self.shape}: {n} dispatches, {chain}, arena {arena}>"
 
 
 def record(

@@ -24,7 +24,7 @@ def dump(plan: Plan) -> str:
     """
     lines = [
         f"plan for {plan.shape}: {len(plan.dispatches)} dispatches, {plan.n_barriers} barriers, "
-        f"arena {plan.arena_bytes} bytes"
+        f"longest chain {plan.longest_chain}, arena {plan.arena_bytes} bytes"
     ]
     for i, d in enumerate(plan.dispatches):
         args = " ".join(_shown(arg, region) for arg, region in zip(d.launch.args, d.regions, strict=True))

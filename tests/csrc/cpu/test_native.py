@@ -129,6 +129,8 @@ def run_matmul(kernel: str, qtype: quants.QuantType, epilogue: str, lab: Lab) ->
     bindings = [*case.inputs]
     if case.residual is not None:
         bindings.append(lab.input(case.residual))
+    if kernel + epilogue == "mul_mv_add":
+        bindings.append(case.bias)
     out = lab.output(tokens, m)
     name = f"{kernel}{epilogue}_{qtype.name}"
     step, grid, threads = case.launch(lab, name, (tokens, m))

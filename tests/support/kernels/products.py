@@ -95,6 +95,7 @@ def mat_mul_params(k: int, m: int, row_bytes: int, *, bias: bool = False) -> dic
         "row_bytes": row_bytes,
         "residual_stride": residual_stride,
         "scale_stride": SCALE_STRIDE,
+        "has_bias": 0,
     }
 
 
@@ -122,6 +123,7 @@ class MatMul:
         gap: int,
         *,
         bias: bool = False,
+        both: bool = False,
     ):
         weights = [Weights(lab, qtype, m, k, gap) for _ in range(2 if epilogue in GATES else 1)]
         x = np.full((rows, k), np.nan, np.float32)  # rows past the step's tokens must not be read
@@ -149,6 +151,11 @@ class MatMul:
             self.residual[:tokens] = lab.normal(min(tokens, len(self.residual)), m)
             self.want = self.want + self.residual[:tokens]
             self.scale = np.hypot(self.scale, self.residual[:tokens])
+        self.bias = lab.input(lab.normal(m)) if both else lab.input(np.full(m, np.nan, np.float32))
+        if both:
+            self.params["has_bias"] = 1
+            self.want = self.want + self.bias.array
+            self.scale = np.hypot(self.scale, self.bias.array)
 
     def run(self, lab: Lab, kernel: str, shape: tuple[int, int], *, alias: bool = False) -> None:
         """Runs the kernel for outputs of ``shape`` and checks them. ``alias``: the output is the residual's buffer."""
@@ -159,6 +166,8 @@ class MatMul:
             bindings.append(out)
         elif self.residual is not None:
             bindings.append(lab.input(self.residual))
+        if kernel.startswith("mul_mv_add"):
+            bindings.append(self.bias)
         if self.factors is not None:
             bindings.append(self.factors)
         bindings.append(out)

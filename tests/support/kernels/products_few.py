@@ -42,7 +42,7 @@ class Few(MatMul):
         if small:
             self.kernel += f"_r{lab.core.shapes()['FEW_SMALL_ROWS']}"
         self.epilogue, self.m, self.n, self.tokens = epilogue, m, n, tokens
-        del self.params["scale_stride"]
+        del self.params["scale_stride"], self.params["has_bias"]
 
     def outputs(
         self, lab: Lab, *, k_split: int = 1, alias: bool = False, step_tokens: int | None = None

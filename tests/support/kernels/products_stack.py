@@ -1,4 +1,4 @@
-"""Stacks of products of one row: launches, and the expected outputs in float64 NumPy."""
+"""Stacks of products of one row or a few: launches, and the expected outputs in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -14,19 +14,33 @@ F64 = NDArray[np.float64]
 
 
 def product(w: Weights, x: NDArray[np.float32]) -> tuple[F64, F64]:
-    """Computes W x, and the root of the sum of the squares of each sum's terms."""
+    """Computes W x for each row of x, and the root of the sum of the squares of each sum's terms."""
     x64 = x.astype(np.float64)
-    return w.values @ x64, np.sqrt(w.values**2 @ x64**2)
+    return x64 @ w.values.T, np.sqrt(x64**2 @ w.values.T**2)
 
 
 class Stack:
-    """A stack on random activations, and its expected outputs."""
+    """A stack on random activations, and its expected outputs.
+
+    ``biased``: every matrix has a bias. ``few``: the class of mul_few_stack; 0: mul_mv_stack. ``tokens`` rows of x.
+    """
 
     def __init__(
-        self, lab: Lab, qtype: QuantType, k: int, m: tuple[int, ...], is_f32: tuple[int, ...], pair: bool
+        self,
+        lab: Lab,
+        qtype: QuantType,
+        k: int,
+        m: tuple[int, ...],
+        is_f32: tuple[int, ...],
+        pair: bool,
+        *,
+        biased: bool = False,
+        few: int = 0,
+        tokens: int = 1,
     ) -> None:
-        self.lab, self.kernel = lab, f"mul_mv_stack_{qtype.name}"
-        self.x = lab.normal(k, scale=k**-0.5)
+        self.lab, self.few, self.tokens = lab, few, tokens
+        self.kernel = f"mul_few_stack_{qtype.name}_n{few}" if few else f"mul_mv_stack_{qtype.name}"
+        self.x = lab.normal(tokens, k, scale=k**-0.5)
         types = [quants.F32 if f else qtype for f in is_f32]
         weights = [Weights(lab, t, n, k, t.row_bytes(k)) if n else None for t, n in zip(types, m, strict=True)]
         self.params = {
@@ -35,27 +49,35 @@ class Stack:
             "m": m,
             "row_bytes": [w.row_bytes if w else 0 for w in weights],
             "is_f32": is_f32,
+            "has_bias": int(biased),
         }
         something = next(w for w in weights if w)
         self.weights = [(w or something).buffer for w in weights]
         self.want = [product(w, self.x) if w else None for w in weights]
+        self.biases = [lab.normal(n) for n in m if biased]
+        if biased:
+            self.want = [w and (w[0] + b, np.hypot(w[1], b)) for w, b in zip(self.want, self.biases, strict=True)]
         shapes = lab.core.shapes()
-        simdgroups = [tiles(n, shapes["MUL_MV_ROWS"]) for n in m]
+        rows = shapes["FEW_STACK_ROWS"] if few else shapes["MUL_MV_ROWS"]
+        simdgroups = [tiles(n, rows) for n in m]
         if pair:
             gate, up = self.want[2:]
             assert gate
             assert up
             self.want[2:] = [gated("_swiglu", *zip(gate, up, strict=True)), None]
-            simdgroups[2:] = [tiles(m[2], shapes["MUL_MV_ROWS"] // 2)]
-        self.grid = (tiles(sum(simdgroups), shapes["MUL_MV_SIMDGROUPS"]),)
+            simdgroups[2:] = [tiles(m[2], rows // 2)]
+        self.grid = (tiles(sum(simdgroups), shapes["MUL_MV_SIMDGROUPS"]), tiles(tokens, few or 1))
         self.threads = 32 * shapes["MUL_MV_SIMDGROUPS"]
 
     def run(self) -> list[Guarded]:
         """Runs the kernel; returns the outputs. A slot without a matrix is bound to another's output."""
-        outs = [self.lab.output(len(w[0])) if w else None for w in self.want]
+        outs = [self.lab.output(*w[0].shape) if w else None for w in self.want]
         something = next(o for o in outs if o)
-        bindings = [self.lab.input(self.x), *self.weights, *(o or something for o in outs)]
-        self.lab.run(self.kernel, self.params, "StackParams", bindings, self.grid, self.threads)
+        x = self.lab.input(self.x)
+        biases = [self.lab.input(b) if b.size else x for b in self.biases] or [x] * len(outs)
+        bindings = [x, *self.weights, *biases, *(o or something for o in outs)]
+        step = [self.lab.step(self.tokens)] if self.few else []
+        self.lab.run(self.kernel, self.params, "StackParams", [*step, *bindings], self.grid, self.threads)
         return [o for o in outs if o]
 
     def check(self) -> None:

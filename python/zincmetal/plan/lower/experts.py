@@ -134,9 +134,9 @@ def few_grid(shapes: Mapping[str, int], experts: int, m: int, k: int, matrices: 
 
 def _one_by_one(lowering: Lowering, op: Op, weight: Weight, sizes: Routed) -> Launch:
     """Return a launch for one row and one expert, which the host repeats for all of them."""
-    no_epilogue = {"residual_stride": 0, "scale_stride": 0}
+    no_epilogue = {"residual_stride": 0, "scale_stride": 0, "has_bias": 0}
     params = lowering.params("MatMulParams", k=sizes.k, m=sizes.m, row_bytes=weight.row_bytes, **no_epilogue)
-    biases = reading(op, "bias") if op.get("bias") else ()
+    biases = (*reading(op, "bias"), or_dummy(None, op["bias"])) if op.get("bias") else ()
     args = (*reading(op, "ids"), Arg(weight, "r"), *reading(op, "x"), *biases, *writing(op, "out"))
     name, per_simdgroup, threads = mul_mv(lowering, f"mul_mv{'_add' if biases else ''}_{weight.type.name}")
     return Launch(name, params, args, (tiles(sizes.m, threads // 32 * per_simdgroup), 1, 1), threads, op, sizes)

@@ -57,10 +57,13 @@ def product(lowering: Lowering, op: Op, rows: int) -> Launch:
         row_bytes=weight.row_bytes,
         residual_stride=m if op.get("residual") else 0,
         scale_stride=scale.width if scale else 0,
+        has_bias=int(bool(op.get("residual") and op.get("bias"))),
     )
     last = scale.width - 1 if scale else 0  # the last weight of a row is the shared expert's
     args = (*(Arg(r, "r", first=last if r is scale else 0) for r in op.reads), Arg(op.out, "w"))
     if rows == 1:  # one row needs no step
+        if epilogue == "_add" and not (op.get("residual") and op.get("bias")):
+            args = (*args[:-1], or_dummy(None, op["x"]), args[-1])
         name, per_simdgroup, threads = mul_mv(lowering, f"mul_mv{epilogue}_{weight.type.name}")
         grid = (tiles(m, threads // 32 * per_simdgroup // matrices), 1, 1)
         return Launch(name, params, tuple(a for a in args if a.operand != STEP), grid, threads, op)
@@ -165,7 +168,8 @@ def linear_heads(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 @lowers("linear_stack")
 def linear_stack(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     """Multiply a row, or a few, by up to STACK_MATRICES matrices. A pair, gate and up, comes last with one result."""
-    matrices, pair = op.weights, op.get("glu") is not None
+    biases, pair = op.all("biases"), op.get("glu") is not None
+    matrices = op.weights[: len(op.weights) - len(biases)]
     plain, last = (matrices[:-2], matrices[-2:]) if pair else (matrices, ())
     unused = [None] * (lowering.target.shapes["STACK_MATRICES"] - len(matrices))
     places: list[Weight | None] = [*plain, *unused, *last]
@@ -178,9 +182,11 @@ def linear_stack(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
         m=tuple(matrix(w)[0] if w else 0 for w in places),
         row_bytes=tuple(w.row_bytes if w else 0 for w in places),
         is_f32=tuple(int(w is not None and w.type.name == "f32") for w in places),
+        has_bias=int(bool(biases)),
     )
     weights = (or_dummy(w, matrices[0]) for w in places)
-    args = (Arg(op["x"], "r"), *weights, *(or_dummy(o, op.out, "w") for o in outs))
+    added = (or_dummy(b, op["x"]) for b in (*biases, *[None] * (len(places) - len(biases))))
+    args = (Arg(op["x"], "r"), *weights, *added, *(or_dummy(o, op.out, "w") for o in outs))
     few = min(rows, lowering.target.shapes["FEW_STACK_TOKENS"])  # a class: 2, 4 or 8 rows of activations
     if rows == 1:
         name, per_simdgroup, threads = mul_mv(lowering, f"mul_mv_stack_{main}")
