@@ -64,6 +64,17 @@ template <class T, uint N>
 METAL_FUNC void load_columns(thread simdgroup_matrix<T, 8, 8> (&m)[N], threadgroup const T* source, ulong stride) {
     UNROLL for (uint i = 0; i < N; i++) simdgroup_load(m[i], source + 8 * i, stride);
 }
+// The same from matrices that lie one after the other, rows by rows. stride: from eight columns to the next eight.
+template <class T, uint M, uint N>
+METAL_FUNC void load_left(thread simdgroup_matrix<T, 8, 8> (&m)[M][N], threadgroup const T* source, uint stride) {
+    UNROLL for (uint i = 0; i < M; i++) {
+        UNROLL for (uint j = 0; j < N; j++) simdgroup_load(m[i][j], source + j * stride + 64 * i, 8);
+    }
+}
+template <class T, uint N>
+METAL_FUNC void load_right(thread simdgroup_matrix<T, 8, 8> (&m)[N], threadgroup const T* source, uint stride) {
+    UNROLL for (uint j = 0; j < N; j++) simdgroup_load(m[j], source + j * stride, 8, ulong2(0), true);
+}
 // The columns of a right matrix are the rows from `first` on of the n rows of x; there must be eight. The stand-in
 // takes fewer: then the last of them stands for those that lack.
 template <class T, uint N>

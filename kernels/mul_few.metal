@@ -33,7 +33,7 @@ kernel void mul_few_gated(constant MulFewParams& p [[buffer(0)]], device const S
                                                         begin, n_tokens, lane);
 }
 
-// Grid: ceil(m / (R SG / k_split)). Threads: 32 SG, where SG = FEW_SIMDGROUPS FEW_ROWS / R.
+// Grid: (ceil(m / (R SG / k_split)), ceil(T / N)). Threads: 32 SG, where SG = FEW_SIMDGROUPS FEW_ROWS / R.
 template <class Q, uint N, uint R = FEW_ROWS>
 kernel void mul_few_tile(constant MulFewParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                          device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
@@ -45,7 +45,7 @@ kernel void mul_few_tile(constant MulFewParams& p [[buffer(0)]], device const St
     mul_few_tiles<Q, Shape>(p, min(step->n_tokens, p.rows), Matrices<1>{{w}}, x, out, memory, tg, tid, sg, lane);
 }
 
-// Grid: ceil(m / (R / 2 SG / k_split)): R rows are of two matrices. Threads: 32 SG.
+// Grid: (ceil(m / (R / 2 SG / k_split)), ceil(T / N)): R rows are of two matrices. Threads: 32 SG.
 template <class Q, uint N, uint R = FEW_ROWS>
 kernel void mul_few_gated_tile(constant MulFewParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                                device const uchar* gate [[buffer(2)]], device const uchar* up [[buffer(3)]],

@@ -149,18 +149,22 @@ METAL_FUNC void few_sums(constant MulFewParams& p, uint n_tokens, Matrices<Epilo
     sums.store(memory);
 }
 
-// The products of the tiles of a threadgroup, with their epilogue. x has Shape::N rows, unless
+// The products of the tiles of a threadgroup, with their epilogue, for Shape::N of all tokens: less at the end only if
 // FEW_ANY_ROWS is 1 or rows are not whole blocks.
 template <class Q, class Shape, class Epilogue>
-METAL_FUNC void mul_few_tiles(constant MulFewParams& p, uint n_tokens, Matrices<Epilogue::MATRICES> weights,
-                              device const float* x, Epilogue out, threadgroup float4* memory, uint3 tg, uint tid,
+METAL_FUNC void mul_few_tiles(constant MulFewParams& p, uint all_tokens, Matrices<Epilogue::MATRICES> weights,
+                              device const float* all_x, Epilogue out, threadgroup float4* memory, uint3 tg, uint tid,
                               uint sg, uint lane) {
+    const uint begin = tg.y * Shape::N;
+    if (begin > 0 && begin >= all_tokens) return;  // the whole threadgroup
+    const uint n_tokens = min(all_tokens - begin, uint(Shape::N));
+    device const float* x = all_x + ulong(begin) * p.k;
     const uint n_rows = Shape::R / Epilogue::MATRICES, n_tiles = Shape::SIMDGROUPS / p.k_split;
     const uint first = tg.x * n_tiles * n_rows, end = min(first + n_tiles * n_rows, p.m);
     if (!Q::is_whole(p.k)) {
         for (uint row = first + sg; row < end; row += Shape::SIMDGROUPS) {
-            for (uint t = 0; t < n_tokens; t += 2) {
-                mul_few_rows<Q, Epilogue::MATRICES, 2>(p, weights, x, out, row, t, n_tokens, lane);
+            for (uint t = begin; t < begin + n_tokens; t += 2) {
+                mul_few_rows<Q, Epilogue::MATRICES, 2>(p, weights, all_x, out, row, t, all_tokens, lane);
             }
         }
         return;
@@ -181,6 +185,7 @@ METAL_FUNC void mul_few_tiles(constant MulFewParams& p, uint n_tokens, Matrices<
             a += y[part * Shape::FLOATS];
             b += y[part * Shape::FLOATS + Shape::R - n_rows];
         }
-        out.put({token, first + row, ulong(token) * p.m + first + row}, a, b);
+        const uint to = begin + token;
+        out.put({to, first + row, ulong(to) * p.m + first + row}, a, b);
     }
 }

@@ -22,22 +22,20 @@ struct OfHead {
     METAL_FUNC uint y_row(uint i) const { return x_row(i); }
 };
 
-typedef TileShape<MUL_MM_TOKENS, 2, MUL_MM_TOKENS / 16> HeadsShape;
-
 // Grid: (ceil(T / MUL_MM_TOKENS), ceil(m / MUL_MM_ROWS), n_head). Threads: MUL_MM_THREADS.
 template <class Q>
 kernel void mul_heads_mm(constant HeadsParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                          device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
                          device float* out [[buffer(4)]], GRID_IDS) {
-    MUL_MM_TILE(HeadsShape, tile);
+    MUL_MM_TILE(MulMmShape<Q>, tile);
     const uint first = tg.x * MUL_MM_TOKENS, n_tokens = step->n_tokens;
     if (first >= n_tokens) return;  // the whole threadgroup
     const OfHead tokens{first, min(n_tokens - first, uint(MUL_MM_TOKENS)), tg.z, p.n_head};
-    mul_mm_tile<Q, HeadsShape>(p, tokens, tg.y, Matrices<1>{{w + ulong(tg.z) * p.head_bytes}}, x, Store{out}, tile, tid,
-                               sg);
+    mul_mm_tile<Q, MulMmShape<Q>>(p, tokens, tg.y, Matrices<1>{{w + ulong(tg.z) * p.head_bytes}}, x, Store{out}, tile,
+                                  tid, sg);
 }
 
 #define MUL_HEADS(type, Q)                                                                                             \
     KERNEL("mul_heads_mv_" type, mul_heads_mv<Q>)                                                                      \
-    KERNEL("mul_heads_mm_" type, mul_heads_mm<Q>)
+    KERNEL_UNROLLED(TILE_STEPS, "mul_heads_mm_" type, mul_heads_mm<Q>)
 TENSOR_TYPES(MUL_HEADS)

@@ -87,12 +87,15 @@ struct KScales {
     static METAL_FUNC void read(device const KScales* s, uint pair, thread float2& scale, thread float2& offset) {
         decode(s->words[0], s->words[1], pair, scale, offset);
     }
-    static METAL_FUNC void decode(uint2 start, uint2 end, uint pair, thread float2& scale, thread float2& offset) {
+    static METAL_FUNC uint bytes(uint2 start, uint2 end, uint pair) {
         const uint shift = pair % 2 * 16;
         const uint first = (start.y >> shift & 0xFFFF) | end.x >> shift << 16, nibbles = end.y >> shift & 0xFFFF;
         const uint lower = first & 0x3F3F3F3F;
         const uint upper = ((nibbles | nibbles << 12) & 0x0F0F0F0F) | (first >> 2 & 0x30303030);
-        const float4 v = float4(as_type<uchar4>(pair < 2 ? lower : upper));
+        return pair < 2 ? lower : upper;
+    }
+    static METAL_FUNC void decode(uint2 start, uint2 end, uint pair, thread float2& scale, thread float2& offset) {
+        const float4 v = float4(as_type<uchar4>(bytes(start, end, pair)));
         const half2 d = as_type<half2>(start.x);
         scale = float(d.x) * v.xy;
         offset = -float(d.y) * v.zw;

@@ -19,10 +19,11 @@
     S(MOE_MIX_THREADS, 128) /* share MOE_MIX_ROWS rows of all chosen experts */                                        \
     S(MOE_MIX2_THREADS, 96) /* of moe_mv_mix with a shared expert: nine divide by three */                             \
     S(MOE_MIX_ROWS, 2)                                                                                                 \
-    S(MUL_MM_THREADS, 128)                                                                                             \
-    S(MUL_MM_ROWS, 64)                    /* rows of weights per threadgroup, of both matrices together for swiglu */  \
+    S(MUL_MM_THREADS, PER_DEVICE(128, 256))                                                                            \
+    S(MUL_MM_ROWS, PER_DEVICE(64, 128))   /* rows of weights per threadgroup, of both matrices together for swiglu */  \
     S(MUL_MM_TOKENS, PER_DEVICE(32, 64))  /* tokens per threadgroup */                                                 \
-    S(MUL_MM_COLUMNS, PER_DEVICE(32, 64)) /* columns of either staged at a time */                                     \
+    S(MUL_MM_COLUMNS, PER_DEVICE(32, 64)) /* columns of either staged at a time, as halves; as floats 32 */            \
+    S(MUL_MM_DEEP, PER_DEVICE(1, 4))      /* 8x8 matrices along the columns that are multiplied at a time */           \
     S(FEW_ROWS, PER_DEVICE(16, 32))       /* rows of weights per tile of mul_few, of both matrices together */         \
     S(FEW_STACK_ROWS, 2)                  /* rows of weights per simdgroup of mul_few_stack */                         \
     S(FEW_STACK_TOKENS, PER_DEVICE(8, 2)) /* the largest class of mul_few_stack */                                     \
@@ -31,7 +32,9 @@
     S(FEW_COLUMNS, 64)                    /* staged at a time */                                                       \
     S(FEW_THREADGROUPS, PER_DEVICE(256, 512)) /* that fill a device: below, simdgroups share rows of weights */        \
     S(FEW_ANY_ROWS, PER_DEVICE(0, 1))         /* 1: mul_few of 8 and more takes any number of rows */                  \
-    S(MOE_MM_TOKENS, 32)                      /* slots of an expert per threadgroup */                                 \
+    S(MOE_MM_THREADS, 128)                                                                                             \
+    S(MOE_MM_ROWS, PER_DEVICE(64, 128)) /* as MUL_MM_ROWS */                                                           \
+    S(MOE_MM_TOKENS, 32)                /* slots of an expert per threadgroup */                                       \
     S(MOE_SORT_THREADS, 512)                                                                                           \
     S(MOE_FEW_ROWS, 32)                            /* most rows of a step for moe_route and moe_few */                 \
     S(MOE_FEW_THREADGROUPS, PER_DEVICE(1024, 256)) /* that run side by side, about */                                  \

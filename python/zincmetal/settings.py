@@ -46,6 +46,7 @@ MEMORY_LIMIT = Variable(
 PYTHON = Variable(
     "ZINCMETAL_PYTHON", "path of a Python 3.10 or later", "this Python", "the Python that renders chat templates"
 )
+EXACT = Variable("ZINCMETAL_EXACT", "0 or 1", "0", "1: GPUs multiply prompts in floats, slowly, if a call does not say")
 NATIVE = Variable("ZINCMETAL_NATIVE", "0 or 1", "1", "0: the CPU runs every kernel from its Metal source, slowly")
 RELAXED = Variable(
     "ZINCMETAL_RELAXED",
@@ -113,6 +114,7 @@ DRIVER_TIMEOUT = Variable(
 ALL = (
     DEVICE,
     MEMORY_LIMIT,
+    EXACT,
     PYTHON,
     CACHE,
     HOST_CACHE,
@@ -143,6 +145,11 @@ ALL = (
 def device() -> str | None:
     """Return the name of the device that the environment chooses, or None."""
     return DEVICE.value or None
+
+
+def exact() -> bool:
+    """Return True if the environment asks for exact products."""
+    return EXACT.value == "1"
 
 
 def native() -> bool:

@@ -6,21 +6,26 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from support.kernel_lab import MSL, Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
+from support.kernel_lab import MSL, SEED, Guarded, Lab, assert_close, assert_untouched, every_lane, tiles
 from support.kernels.products import (
     EPILOGUES,
     F64,
     SWEPT,
+    TOLERANCE,
     MatMul,
     Weights,
     block_of,
     every_type_on,
     for_block,
     mat_mul_params,
+    tolerance,
 )
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
+
+F32 = NDArray[np.float32]
 
 FLOATS = [quants.F32, quants.F16, quants.BF16]
 
@@ -159,6 +164,72 @@ def test_a_step_without_tokens_writes_nothing(lane: str) -> None:
     bindings = [lab.step(0), w.buffer, lab.input(lab.normal(33, 64)), out]
     lab.run("mul_mm_q4_0", params, "MatMulParams", bindings, (2, 1), lab.core.shapes()["MUL_MM_THREADS"])
     assert_untouched(out.array)
+
+
+# ---- numbers beyond a half ---------------------------------------------------------------------------------
+
+
+def run_with(lane: str, qtype: QuantType, x: F32) -> tuple[F32, F64, F64]:
+    """Multiplies rows of x with random weights; returns the output, the exact one, and the scale of its error."""
+    lab = Lab(lane)
+    w = Weights(lab, qtype, 67, x.shape[1])
+    out = lab.output(len(x), 67)
+    bindings = [lab.step(len(x)), w.buffer, lab.input(x), out]
+    shapes = lab.core.shapes()
+    grid = (tiles(len(x), shapes["MUL_MM_TOKENS"]), tiles(67, shapes["MUL_MM_ROWS"]))
+    params = mat_mul_params(x.shape[1], 67, w.row_bytes)
+    lab.run(f"mul_mm_{qtype.name}", params, "MatMulParams", bindings, grid, shapes["MUL_MM_THREADS"])
+    x64 = x.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return out.array, x64 @ w.values.T, np.sqrt(x64**2 @ w.values.T**2)
+
+
+@every_lane
+@pytest.mark.parametrize(
+    "qtype", [quants.Q4_K, quants.Q5_K, quants.Q6_K, quants.Q8_0, quants.BF16], ids=lambda t: t.name
+)
+@pytest.mark.parametrize("largest", [65504.0, 65600.0, 1e6, 1e20])
+def test_activations_beyond_a_half(lane: str, qtype: QuantType, largest: float) -> None:
+    """A row with such a number is as exact as floats. Its neighbours are as they would be without it."""
+    x = np.random.default_rng(SEED).standard_normal((33, 512)).astype(np.float32)
+    x[5, 77], x[32, 511] = largest, -largest
+    out, want, scale = run_with(lane, qtype, x)
+    beyond = np.isin(np.arange(33), [5, 32]) & (largest > 65504)
+    # One term outweighs the others. Its weight is rounded as the largest of its block, not as itself.
+    size = np.where(np.isin(np.arange(33), [5, 32])[:, None], scale.max(axis=1, keepdims=True), scale)
+    assert_close(out[~beyond], want[~beyond], tolerance(lane, qtype), size[~beyond])
+    if beyond.any():
+        assert_close(out[beyond], want[beyond], TOLERANCE, scale[beyond])
+
+
+@every_lane
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_activations_that_are_no_numbers_stay_visible(lane: str, wrong: float) -> None:
+    x = np.random.default_rng(SEED).standard_normal((9, 256)).astype(np.float32)
+    x[3, 100] = wrong
+    out, want, scale = run_with(lane, quants.Q5_K, x)
+    others = np.arange(9) != 3
+    assert not np.isfinite(out[3]).any()
+    assert_close(out[others], want[others], tolerance(lane, quants.Q5_K), scale[others])
+
+
+@every_lane
+def test_weights_beyond_a_half(lane: str) -> None:
+    """Weights are staged larger than they are. Those that leave a half's range are multiplied as floats."""
+    lab, k = Lab(lane), 64
+    w = lab.normal(5, k)
+    w[1, 3], w[2, 4], w[4, 63] = 255.0, 257.0, -3e38
+    x = lab.normal(3, k, scale=1e-3)
+    bits = w.view(np.uint32) & 0xFFFF0000
+    out = lab.output(3, 5)
+    shapes, bindings = lab.core.shapes(), [lab.step(3), lab.input((bits >> 16).astype(np.uint16)), lab.input(x), out]
+    params = mat_mul_params(k, 5, 2 * k)
+    lab.run("mul_mm_bf16", params, "MatMulParams", bindings, (1, 1), shapes["MUL_MM_THREADS"])
+    x64, w64 = x.astype(np.float64), bits.view(np.float32).astype(np.float64)
+    want, scale = x64 @ w64.T, np.sqrt(x64**2 @ w64.T**2)
+    for row in range(5):
+        rel = TOLERANCE if row in (2, 4) else tolerance(lane, quants.BF16)
+        assert_close(out.array[:, row], want[:, row], rel, scale[:, row])
 
 
 # ---- embed ------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from support.kernel_lab import Lab, assert_untouched, every_lane
+from support.kernel_lab import LANES, Lab, assert_untouched, every_lane
 from support.kernels.products import EPILOGUES, block_of, every_type, for_block
 from support.kernels.products_few import CLASSES, VECTORS, Few
 from zincmetal.gguf import quants
@@ -61,6 +61,18 @@ def test_shared_columns(lane: str, n: int, k_split: int) -> None:
     Few(lab, quants.Q5_K, "", 33, 768, n, n).check(lab, k_split=k_split)
     Few(lab, quants.Q6_K, "_geglu", 9, 256, n, n).check(lab, k_split=k_split)
     Few(lab, quants.Q5_1, "", 65, 32, n, n).check(lab, k_split=k_split)
+
+
+@pytest.mark.parametrize("lane", [lane for lane in LANES if lane != "native"])
+@pytest.mark.parametrize("n", [n for n in CLASSES if n > VECTORS])
+def test_more_rows_than_the_class_has(lane: str, n: int) -> None:
+    """Threadgroups side by side take N rows each: so prompts meet small matrices on devices that take any number."""
+    lab = Lab(lane)
+    tokens = 3 * n - (n // 2 if lab.core.shapes()["FEW_ANY_ROWS"] else 0)
+    Few(lab, quants.F32, "", 33, 256, tokens, n, rows=3 * n).check(lab, k_split=4)
+    Few(lab, quants.Q8_0, "_mix", 67, 96, tokens, n, rows=3 * n).check(lab, k_split=2)
+    Few(lab, quants.Q4_K, "_swiglu", 9, 256, tokens, n, rows=3 * n).check(lab)
+    Few(lab, quants.F16, "_add", 5, 33, 3 * n - 1, n, rows=3 * n).check(lab)  # rows that are not whole blocks
 
 
 @every_lane

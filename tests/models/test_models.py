@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,7 +44,29 @@ def test_distribution_at_every_prefix(path, lane, monkeypatch):
     with load(path, lane, monkeypatch, kv="f32", context=128) as model:
         logits = model.logits(exact["tokens"])
     got = kl(exact["logprobs"], logits[exact["prefix_lengths"] - 1])
-    # The CPU lanes are far better than the 1e-5 that is asked for; a GPU sums in another order.
+    assert (got <= bound_of(path, lane)).all(), f"KL {got}"
+    if "llamacpp_kl" in exact:
+        assert got.max() <= exact["llamacpp_kl"].max()
+
+
+def bound_of(path: Path, lane: str) -> float:
+    """Returns the largest KL. The Metal text and GPUs multiply prompts in halves, the native lane in floats.
+
+    The special files lie where a small difference of logits counts for much; llama.cpp's KL is 1e-3 to 5e-2 there.
+    """
+    if lane == "native":
+        return NOISE if path in REFERENCE else NOISE_OF_SPECIAL
+    return 1e-5 if path in REFERENCE else 2e-4
+
+
+@pytest.mark.parametrize("path", [*REFERENCE, *special_models()], ids=lambda p: p.stem)
+@pytest.mark.parametrize("lane", ["msl", *GPUS])
+def test_exact_products(path, lane, monkeypatch):
+    """The same with products of floats alone: the CPU lanes are far better than 1e-5, a GPU sums in another order."""
+    exact = np.load(path.with_suffix(".npz"))
+    with load(path, lane, monkeypatch, kv="f32", context=128, exact=True) as model:
+        logits = model.logits(exact["tokens"])
+    got = kl(exact["logprobs"], logits[exact["prefix_lengths"] - 1])
     bound = 1e-5 if lane in GPUS else NOISE if path in REFERENCE else NOISE_OF_SPECIAL
     assert (got <= bound).all(), f"KL {got}"
 
@@ -105,7 +128,8 @@ def test_a_cache_of_blocks_needs_heads_of_whole_blocks():
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)
 @pytest.mark.parametrize("lane", LANES)
 def test_token_by_token_equals_prefill(path, lane, monkeypatch):
-    """Decode plans and prefill plans of every chunk size give one distribution."""
+    """Decode plans and prefill plans of every chunk size give one distribution, but for what halves round."""
+    near = 1e-4 if lane == "native" else 0.05
     # Fibres are slow: fewer tokens there.
     ids = np.load(path.with_suffix(".npz"))["tokens"][: 24 if lane == "msl" else 96].tolist()
     with load(path, lane, monkeypatch, kv="f32", context=128) as model:
@@ -116,11 +140,11 @@ def test_token_by_token_equals_prefill(path, lane, monkeypatch):
                 for at in range(0, len(ids), chunk):
                     session.prefill(ids[at : at + chunk])
                     n = min(at + chunk, len(ids))
-                    assert np.abs(log_softmax(session.last_logits()) - whole[n - 1]).max() < 1e-4, (chunk, n)
+                    assert np.abs(log_softmax(session.last_logits()) - whole[n - 1]).max() < near, (chunk, n)
             session.rewind(0)
             session.step(ids[:-1])  # all of them in one step
             session.step(ids[-1:])
-            assert np.abs(log_softmax(session.last_logits()) - whole[-1]).max() < 1e-4
+            assert np.abs(log_softmax(session.last_logits()) - whole[-1]).max() < near
 
 
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)
@@ -146,7 +170,7 @@ def reference():
 @pytest.mark.parametrize("i", range(3))
 @pytest.mark.parametrize("lane", ["native", *GPUS])
 def test_smollm2_logits_equal_hugging_face(smollm2, reference, lane, i, monkeypatch):
-    with load(smollm2, lane, monkeypatch, kv="f32", context=256) as model:
+    with load(smollm2, lane, monkeypatch, kv="f32", context=256, exact=True) as model:
         assert model.tokenize(str(reference["prompts"][i])) == reference[f"ids_{i}"].tolist()
         logits = model.logits(reference[f"ids_{i}"])
     assert np.abs(logits[:, reference["columns"]] - reference[f"logits_{i}"]).max() < 1e-3
@@ -154,7 +178,7 @@ def test_smollm2_logits_equal_hugging_face(smollm2, reference, lane, i, monkeypa
 
 
 def test_smollm2_logits_on_the_msl_lane(smollm2, reference, monkeypatch):
-    with load(smollm2, "msl", monkeypatch, kv="f32", context=256) as model:
+    with load(smollm2, "msl", monkeypatch, kv="f32", context=256, exact=True) as model:
         logits = model.logits(reference["ids_0"])
     assert np.abs(logits[-1] - reference["last_0"]).max() < 1e-3
 

@@ -36,7 +36,7 @@ def test_vectors_of_qwen3_embedding(lane: str, monkeypatch: pytest.MonkeyPatch) 
     """All texts in one step, and each alone."""
     exact = np.load(QWEN3.with_suffix(".npz"))
     texts = [exact["tokens"][:n].tolist() for n in exact["prefix_lengths"]]
-    with load(QWEN3, lane, monkeypatch, kv="f32", context=128) as model:
+    with load(QWEN3, lane, monkeypatch, kv="f32", context=128, exact=lane != "native") as model:
         assert model.config.pooling
         close(model.embed(texts), exact["embeddings"])
         close(model.embed(texts, normalize=False), exact["embeddings_raw"])

@@ -68,6 +68,31 @@ def test_steps_with_longer_runs_keep_to_mul_mm(target: Target):
     assert lower(target, outputs, chunk_shape(128, 0, 1, "argmax")).kernel == "mul_mv_q4_k"
 
 
+@pytest.mark.parametrize("rows", [32, 128, 512])
+def test_exact_products_never_meet_mul_mm(target: Target, rows: int):
+    """Vectors of floats take any number of rows. Matrices of floats keep to mul_mm, which is exact for them."""
+    launch = lower(replace(target, exact=True), LINEAR, chunk_shape(rows, 0, 0, "none"))
+    assert launch.kernel == "mul_few_q4_k_n4"
+    assert (launch.grid[1], params(target, launch)["rows"]) == (-(-rows // 4), rows)
+    floats = LINEAR.replace(weight=Weight("w", quants.F32, (71, 512)))
+    assert lower(replace(target, exact=True), floats, chunk_shape(rows, 0, 0, "none")).kernel == "mul_mm_f32"
+    single = lower(of_any_rows(replace(target, exact=True), 0), LINEAR, StepShape(5, 5, 0, "none"))
+    assert single.kernel == "mul_few_q4_k_n4"
+
+
+@pytest.mark.parametrize("rows", [32, 512])
+def test_prompts_meet_small_matrices_of_floats_by_columns(target: Target, rows: int):
+    """Where rows of activations may be any number: other devices would read beyond them."""
+    shape = chunk_shape(rows, 0, 0, "none")
+    for m, kernel in ((32, "mul_few_f32_n32"), (256, "mul_few_f32_n32"), (257, "mul_mm_f32")):
+        op = Op("linear", weight=Weight("w", quants.F32, (m, 512)), x=X, out=Value("y", m))
+        assert lower(of_any_rows(target, 0), op, shape).kernel == "mul_mm_f32"
+        launch = lower(of_any_rows(target, 1), op, shape)
+        assert launch.kernel == kernel
+        if m <= 256:
+            assert launch.grid[1] == rows // 32
+
+
 def test_other_numbers_of_rows(target: Target):
     """A class above FEW_VECTORS reads as many rows as it has, except where the device takes any number."""
     kernels = [lower(of_any_rows(target, 0), LINEAR, StepShape(n, n, 0, "none")).kernel for n in (3, 5, 12, 33)]

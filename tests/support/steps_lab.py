@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,12 +34,18 @@ class StepsLab:
     """
 
     def __init__(
-        self, path: Path, device: str = "cpu", *, target: dict[str, Any] | None = None, **options: Any
+        self,
+        path: Path,
+        device: str = "cpu",
+        *,
+        target: dict[str, Any] | None = None,
+        exact: bool = False,
+        **options: Any,
     ) -> None:
         self.file = gguf.open(path)
         self.core, self.device = backend.open_device(device)
         info = cast(DeviceInfo, {**self.device.info, **(target or {})})
-        self.planner = Planner(self.file, Target.of(self.core, info), **options)
+        self.planner = Planner(self.file, replace(Target.of(self.core, info), exact=exact), **options)
         self.fallbacks = KernelFallbacks(self.device)
         self.page = self.planner.target.page
         self.table = -(-self.planner.config.n_ctx // self.page)

@@ -167,6 +167,18 @@ METAL_FUNC void load_columns(M (&m)[N], const T* source, ulong stride, const cha
     for (uint i = 0; i < N; i++) simdgroup_load(m[i], source + 8 * i, stride, ulong2(0), false, file, line);
 }
 
+template <class Matrix, class T, uint M, uint N>
+METAL_FUNC void load_left(Matrix (&m)[M][N], const T* source, uint stride, const char* file, uint line) {
+    for (uint i = 0; i < M; i++)
+        for (uint j = 0; j < N; j++)
+            simdgroup_load(m[i][j], source + j * stride + 64 * i, 8, ulong2(0), false, file, line);
+}
+
+template <class M, class T, uint N>
+METAL_FUNC void load_right(M (&m)[N], const T* source, uint stride, const char* file, uint line) {
+    for (uint j = 0; j < N; j++) simdgroup_load(m[j], source + j * stride, 8, ulong2(0), true, file, line);
+}
+
 template <class M, uint N, class F>
 METAL_FUNC void fill_columns(M (&m)[N], const F& f) {
     const uint lane = current_lane();

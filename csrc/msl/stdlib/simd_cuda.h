@@ -158,6 +158,10 @@ struct Held {
         crossed = source(!transpose);
         has_crossed = true;
     }
+    METAL_FUNC void cross(const vec<T, 2>& pair) {
+        crossed = pair;
+        has_crossed = true;
+    }
     METAL_FUNC float2 right() const {
         if (has_crossed) return float2(float(crossed.x), float(crossed.y));
         const uint row = matrix_col(current_lane());
@@ -254,6 +258,56 @@ METAL_FUNC void load_columns(M (&m)[N], const T* source, ulong stride, const cha
     }
 }
 
+// Four matrices of halves, a lane's elements as in results. The address is that of row lane % 8 of matrix lane / 8.
+METAL_FUNC void load_four(uint (&words)[4], const half* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(uint(__cvta_generic_to_shared(row)))
+                 : "memory");
+}
+
+// In the order of multiply_halves: a lane gets neighbours among its registers.
+template <class Matrix, class T, uint M, uint N>
+METAL_FUNC void load_left(Matrix (&m)[M][N], const T* source, uint stride, const char*, uint) {
+    const uint lane = current_lane();
+    if constexpr (std::is_same_v<T, half> && M % 2 == 0 && N % 2 == 0) {
+        const T* row = source + lane / 16 * stride + lane % 16 * 8;
+#pragma unroll
+        for (uint j = 0; j < N; j += 2) {
+#pragma unroll
+            for (uint i = 0; i < M; i += 2) {
+                uint words[4];
+                load_four(words, row + j * stride + 64 * i);
+#pragma unroll
+                for (uint w = 0; w < 4; w++) {
+                    m[i + w % 2][j + w / 2].held.change() = as_type<vec<half, 2>>(words[w]);
+                }
+            }
+        }
+    } else {
+        const T* at = source + 2 * lane;
+        for (uint i = 0; i < M; i++)
+            for (uint j = 0; j < N; j++) m[i][j].held.change() = pair_of(at + j * stride + 64 * i);
+    }
+}
+
+template <class M, class T, uint N>
+METAL_FUNC void load_right(M (&m)[N], const T* source, uint stride, const char*, uint) {
+    const uint lane = current_lane();
+    if constexpr (std::is_same_v<T, half> && N % 4 == 0) {
+        const T* row = source + lane / 8 * stride + lane % 8 * 8;
+#pragma unroll
+        for (uint j = 0; j < N; j += 4) {
+            uint words[4];
+            load_four(words, row + j * stride);
+#pragma unroll
+            for (uint w = 0; w < 4; w++) m[j + w].held.cross(as_type<vec<half, 2>>(words[w]));
+        }
+    } else {
+        for (uint j = 0; j < N; j++) m[j].held.cross(pair_of(source + j * stride + 2 * lane));
+    }
+}
+
 template <class M, class T, uint N>
 METAL_FUNC void load_columns_transposed(M (&m)[N], const T* x, ulong stride, uint first, uint n, const char*, uint) {
     static_assert(N % 2 == 0);
@@ -281,6 +335,19 @@ METAL_FUNC uint2 bits_of(const vec<half, 2>& v) {
     return uint2(__float_as_uint(float(v.x)), __float_as_uint(float(v.y)));
 }
 
+// c += A B of halves, for two left matrices one below the other and 16 columns. The numbers of a lane are those that
+// the matrix unit expects, but for the order of the columns, which A and B share.
+template <class C, class A, class B>
+METAL_FUNC void multiply_halves(C& upper, C& lower, const A* a, const A* b, const B* right) {
+    vec<float, 2>&c = upper.held.change(), &d = lower.held.change();
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c.data[0]), "+f"(c.data[1]), "+f"(d.data[0]), "+f"(d.data[1])
+        : "r"(as_type<uint>(a[0].held.elements)), "r"(as_type<uint>(b[0].held.elements)),
+          "r"(as_type<uint>(a[1].held.elements)), "r"(as_type<uint>(b[1].held.elements)),
+          "r"(as_type<uint>(right[0].held.crossed)), "r"(as_type<uint>(right[1].held.crossed)));
+}
+
 // The matrix unit adds the products of up to 32 columns: it rounds few sums. Halves fit into its numbers.
 template <bool ACCUMULATE, class C, class A, class B, uint M, uint N>
 METAL_FUNC void multiply_all(C (&c)[M], const A (&a)[M][N], const B (&b)[N], const char*, uint) {
@@ -305,6 +372,19 @@ METAL_FUNC void multiply_all(C (&c)[M], const A (&a)[M][N], const B (&b)[N], con
         const float2 first(sum.x, sum.y), second(sum.z, sum.w);
         c[i].held.change() = ACCUMULATE ? c[i].held.elements + first : first;
         c[i + 1].held.change() = ACCUMULATE ? c[i + 1].held.elements + second : second;
+    }
+}
+
+// Halves by halves, for 16 columns at a time.
+template <class M>
+concept OfHalves = std::is_same_v<decltype(M::held), Held<half>>;
+template <bool ACCUMULATE, class C, OfHalves A, OfHalves B, uint M, uint N>
+METAL_FUNC void multiply_all(C (&c)[M], const A (&a)[M][N], const B (&b)[N], const char*, uint) {
+    static_assert(ACCUMULATE && M % 2 == 0 && N % 2 == 0);
+#pragma unroll
+    for (uint j = 0; j < N; j += 2) {
+#pragma unroll
+        for (uint i = 0; i < M; i += 2) multiply_halves(c[i], c[i + 1], a[i] + j, a[i + 1] + j, b + j);
     }
 }
 

@@ -99,6 +99,14 @@ template <class T, uint N>
 METAL_FUNC void load_columns(simdgroup_matrix<T, 8, 8> (&m)[N], const T* source, ulong stride, MSL_SITE) {
     detail::load_columns(m, source, stride, file, line);
 }
+template <class T, uint M, uint N>
+METAL_FUNC void load_left(simdgroup_matrix<T, 8, 8> (&m)[M][N], const T* source, uint stride, MSL_SITE) {
+    detail::load_left(m, source, stride, file, line);
+}
+template <class T, uint N>
+METAL_FUNC void load_right(simdgroup_matrix<T, 8, 8> (&m)[N], const T* source, uint stride, MSL_SITE) {
+    detail::load_right(m, source, stride, file, line);
+}
 // A left block of halves, four columns at a time: f(row, i) has the columns from 4 i on of a row, as two words.
 template <uint N, class F>
 METAL_FUNC void fill_columns(simdgroup_half8x8 (&m)[N], const F& f) {

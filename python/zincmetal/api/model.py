@@ -557,6 +557,7 @@ def load(
     pool_states: int | None = None,
     cache: bool | None = True,
     cache_dir: str | os.PathLike[str] | None = None,
+    exact: bool | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Load a GGUF file.
@@ -568,7 +569,8 @@ def load(
     (default: 32). ``pool_tokens`` is the most tokens that all sequences and the cache have K/V for, ``pool_states`` the
     most recurrent states of a hybrid (default: what the device's memory allows). ``cache`` keeps what was computed of
     earlier prompts, as long as there is memory; ``cache_dir`` is a folder where it is kept across restarts.
-    ``progress(done, total)`` counts the bytes of weights on the device.
+    ``exact`` multiplies prompts in floats as well, slowly: GPUs round their operands to halves (default: False, or
+    what ``ZINCMETAL_EXACT`` says). ``progress(done, total)`` counts the bytes of weights on the device.
     Raises GGUFError, ModelNotFoundError, UnsupportedModelError, OutOfMemoryError, DeviceError, UsageError.
     """
     file = gguf.open(resolve(path))
@@ -582,6 +584,7 @@ def load(
             max_sequences=max_sequences,
             pool_tokens=pool_tokens,
             pool_states=pool_states,
+            exact=exact,
             progress=progress,
         )
         folder = None if cache_dir is None else arguments.path(cache_dir)

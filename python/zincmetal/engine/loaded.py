@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .. import arguments, gguf
+from .. import arguments, gguf, settings
 from ..device import backend
 from ..device.buffers import Progress, map_weights
 from ..device.fallback import KernelFallbacks
@@ -36,6 +36,7 @@ class Loaded:
         max_sequences: int | None = None,
         pool_tokens: int | None = None,
         pool_states: int | None = None,
+        exact: bool | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.kv = arguments.choice("kv", kv, KV_TYPES, "f16")
@@ -43,12 +44,14 @@ class Loaded:
         self.max_sequences = arguments.integer("max_sequences", max_sequences, 1, MAX_SEQUENCES, USUAL_SEQUENCES)
         self.pool_tokens = None if pool_tokens is None else arguments.integer("pool_tokens", pool_tokens, 1)
         self.pool_states = None if pool_states is None else arguments.integer("pool_states", pool_states, MIN_STATES)
+        exact = arguments.flag("exact", exact, settings.exact())
         context = None if context is None else arguments.integer("context", context, 1)
         device = None if device is None else arguments.text("device", device)
         arguments.callback("progress", progress)
         self.file = file
         self.core, self.device = backend.open_device(device, threads)
-        self.planner = Planner(file, Target.of(self.core, self.device.info), context, self.kv)
+        target = replace(Target.of(self.core, self.device.info), exact=exact)
+        self.planner = Planner(file, target, context, self.kv)
         self.planner.check_memory()
         self._check_pools()
         self.fallbacks = KernelFallbacks(self.device)

@@ -53,6 +53,7 @@ class Target:
     allocated_bytes: int = 0
     missing: frozenset[str] = frozenset()  # kernels that the device cannot make
     least_rows: int = 0  # that a step must be able to have
+    exact: bool = False  # products of many rows too are of floats, not of halves: slower
 
     @classmethod
     def of(cls, core: Core, info: DeviceInfo) -> Target:

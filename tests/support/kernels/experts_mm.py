@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
 from support.kernels.experts import Biases, finished, kernel, matrices
-from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, block_of, silu
+from support.kernels.products import WEIGHT_ALIGN, block_of, silu, tolerance
 from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
@@ -109,6 +109,7 @@ class MoeMm:
         bias: bool = False,
     ) -> None:
         self.name, self.route, self.m = kernel("moe_mm", form) + qtype.name, route, m
+        self.tolerance = tolerance(lab.lane, qtype)
         self.matrices = matrices(form)
         experts = [Experts(lab, qtype, route.n_expert, m, k) for _ in range(self.matrices)]
         x_div = route.n_used if shared_x else 1
@@ -147,13 +148,13 @@ class MoeMm:
             lab.input(np.array([len(cut)], np.int32), align=4),
         ]
         out = lab.output(route.ids.size, self.m)
-        grid = (len(list_of_tiles), tiles(self.m, shapes["MUL_MM_ROWS"] // self.matrices))
-        lab.run(self.name, self.params, "MoeMmParams", [*sort, *self.operands, out], grid, shapes["MUL_MM_THREADS"])
+        grid = (len(list_of_tiles), tiles(self.m, shapes["MOE_MM_ROWS"] // self.matrices))
+        lab.run(self.name, self.params, "MoeMmParams", [*sort, *self.operands, out], grid, shapes["MOE_MM_THREADS"])
         return out
 
     def check(self, lab: Lab) -> None:
         out = self.run(lab)
-        assert_close(out.array[: len(self.want)], self.want, TOLERANCE, self.scale)
+        assert_close(out.array[: len(self.want)], self.want, self.tolerance, self.scale)
         assert_untouched(out.array[len(self.want) :])
 
 

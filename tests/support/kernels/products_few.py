@@ -81,4 +81,4 @@ class Few(MatMul):
         tile, simdgroups = shapes["FEW_ROWS"], shapes["FEW_SIMDGROUPS"]
         if self.small:
             tile, simdgroups = shapes["FEW_SMALL_ROWS"], simdgroups * tile // shapes["FEW_SMALL_ROWS"]
-        return (tiles(self.m, tile // matrices * simdgroups // k_split), 1), 32 * simdgroups
+        return (tiles(self.m, tile // matrices * simdgroups // k_split), tiles(self.rows, self.n)), 32 * simdgroups

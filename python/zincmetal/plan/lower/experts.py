@@ -97,12 +97,12 @@ def products(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     params = lowering.params("MoeMmParams", **_sizes(weight), x_div=x_div, **form)
     args = (*reading(op, "slots", "tiles", "n_tiles"), *operands)
     few = batched.replace("moe_mm", "moe_few")
-    if _takes_few(lowering, few, rows):
-        grid = few_grid(target.shapes, min(rows * n_used, n_expert), m, k, matrices)
+    is_few, max_tiles = _takes_few(lowering, few, rows), _max_tiles(lowering, rows, n_used, n_expert)
+    if is_few or (target.exact and target.has(few)):  # moe_few multiplies floats, and takes any number of slots
+        grid = few_grid(target.shapes, min(rows * n_used, n_expert) if is_few else max_tiles, m, k, matrices)
         return [Launch(few, params, args, grid, target.shapes["MOE_FEW_THREADS"], op)]
-    max_tiles = _max_tiles(lowering, rows, n_used, n_expert)
-    grid = (max_tiles, tiles(m, target.shapes["MUL_MM_ROWS"] // matrices), 1)
-    return [Launch(batched, params, args, grid, target.shapes["MUL_MM_THREADS"], op)]
+    grid = (max_tiles, tiles(m, target.shapes["MOE_MM_ROWS"] // matrices), 1)
+    return [Launch(batched, params, args, grid, target.shapes["MOE_MM_THREADS"], op)]
 
 
 def _matrices(op: Op) -> tuple[Weight, ...]:

@@ -13,6 +13,8 @@ FEW_CLASSES = (2, 4, 8, 16, 32)
 FEW_VECTORS = 4  # the largest class that takes rows as vectors: any number of them
 #: Rows of weights that do not fill a device: rows of activations are divided too, as vectors. Floats need no decoding.
 FEW_SMALL, FEW_SMALL_FLOATS = 64, 1024
+FEW_EXACT = 4  # the class for any number of rows, if products are to be exact
+FEW_PROMPT = 256  # rows of float weights up to which prompts meet mul_few too: simdgroups divide the columns
 HEADS_FEW = 8  # rows up to which heads with matrices of their own are vectors
 FEW_KINDS = {"": 0, "_add": 1, "_mix": 2, "_swiglu": 0, "_geglu": 1}  # FEW_* of kernels/params.h
 
@@ -79,10 +81,8 @@ def _few_class(lowering: Lowering, op: Op, rows: int) -> int | None:
 
     Steps with longer runs keep to mul_mm: a token of a prompt then meets the same kernels in all of them.
     """
-    if not (lowering.shape.only_singles or of_outputs(op)):
-        return None
-    if rows > FEW_CLASSES[-1]:
-        return None
+    if not (lowering.shape.only_singles or of_outputs(op)) or rows > FEW_CLASSES[-1]:
+        return _few_of_prompt(lowering, op)
     weight, any_rows = op.weights[0], lowering.target.shapes["FEW_ANY_ROWS"]
     floats = weight.type.block_size == 1
     vectors = [n for n in FEW_CLASSES if n <= FEW_VECTORS]
@@ -96,7 +96,23 @@ def _few_class(lowering: Lowering, op: Op, rows: int) -> int | None:
         fitting = [n for n in (*first, *second) if rows <= n]
     else:  # classes that take rows as matrices read as many rows as the class has
         fitting = [*(n for n in vectors if rows <= n), *(n for n in matrices if rows == n)]
+    if lowering.target.exact:
+        fitting.append(FEW_EXACT)
     return next((n for n in fitting if lowering.target.has(_few_kernel(op, n))), None)
+
+
+def _few_of_prompt(lowering: Lowering, op: Op) -> int | None:
+    """Return the class for a prompt: of exact products, and of small matrices of floats, such as those of routers.
+
+    Vectors take any number of rows, and sum floats. Matrices of floats are exact in mul_mm too, but its tiles of a
+    small one would leave most of a device idle.
+    """
+    weight, target = op.weights[0], lowering.target
+    if weight.type.name == "f32":
+        n = FEW_CLASSES[-1] if target.shapes["FEW_ANY_ROWS"] and matrix(weight)[0] <= FEW_PROMPT else None
+    else:
+        n = FEW_EXACT if target.exact else None
+    return n if n and target.has(_few_kernel(op, n)) else None
 
 
 def _few_kernel(op: Op, n: int) -> str:
@@ -113,10 +129,10 @@ def _few(lowering: Lowering, op: Op, rows: int, n: int) -> Launch:
         grid = (tiles(m, threads // 32 * per_simdgroup // matrices), tiles(rows, n), 1)
     else:
         name, per_tile, simdgroups = _few_tile(lowering, _few_kernel(op, n), m * matrices)
-        full = shapes["FEW_THREADGROUPS"] * simdgroups
-        while k_split < simdgroups and tiles(m * matrices, per_tile) * k_split < full:
+        of_tokens, full = tiles(rows, n), lowering.target.shapes["FEW_THREADGROUPS"] * simdgroups
+        while k_split < simdgroups and tiles(m * matrices, per_tile) * of_tokens * k_split < full:
             k_split *= 2
-        threads, grid = 32 * simdgroups, (tiles(m * matrices, per_tile * simdgroups // k_split), 1, 1)
+        threads, grid = 32 * simdgroups, (tiles(m * matrices, per_tile * simdgroups // k_split), of_tokens, 1)
     scale = op.value("weights") if epilogue == "_mix" else None
     params = lowering.params(
         "MulFewParams",
@@ -155,7 +171,7 @@ def linear_heads(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
         "HeadsParams", k=k, m=m, row_bytes=weight.row_bytes, head_bytes=m * weight.row_bytes, n_head=n_head
     )
     vectors, matrices = f"mul_heads_mv_{weight.type.name}", f"mul_heads_mm_{weight.type.name}"
-    few = lowering.shape.only_singles and rows <= HEADS_FEW
+    few = (lowering.shape.only_singles and rows <= HEADS_FEW) or target.exact
     if target.has(vectors) if few else not target.has(matrices):
         name, per_simdgroup, threads = mul_mv(lowering, vectors)
         grid = (tiles(m, threads // 32 * per_simdgroup), n_head, rows)
