@@ -50,9 +50,10 @@ kernel void mul_mv_gated(constant MatMulParams& p [[buffer(0)]], device const uc
     mul_mv_rows<LongRows<Q>, R>(p, Matrices<2>{{gate, up}}, x, Gated<Activation>{out}, tg.x, sg, n_sg, lane);
 }
 
+#define ADD_UNROLL_OF(Q) (StepsOf<Q, ADD_UNROLL>::N)
 #define MUL_MV(type, Q)                                                                                                \
     KERNEL("mul_mv_" type, mul_mv<Q>)                                                                                  \
-    KERNEL_UNROLLED(ADD_UNROLL, "mul_mv_add_" type, mul_mv_add<Q>)                                                     \
+    KERNEL_UNROLLED(ADD_UNROLL_OF(Q), "mul_mv_add_" type, mul_mv_add<Q>)                                               \
     KERNEL("mul_mv_mix_" type, mul_mv_mix<Q>)                                                                          \
     KERNEL("mul_mv_swiglu_" type, mul_mv_gated<Q, Silu>)                                                               \
     KERNEL("mul_mv_geglu_" type, mul_mv_gated<Q, Gelu>)

@@ -4,6 +4,9 @@
 #include "matmul_epilogue.h"
 #include "quant_dot.h"
 #include "shapes.h"
+#ifdef __CUDACC__
+#include "mul_mv_tile.h"
+#endif
 
 // Q8_0 with a lane for every run of 8 weights. Neighbouring lanes read neighbouring bytes and activations, and so fewer
 // cache lines at a time.
@@ -97,10 +100,34 @@ METAL_FUNC void put_rows(Sums<R> sums, Epilogue out, uint first, uint m, uint la
     }
 }
 
+// For KERNEL_UNROLLED: the steps of a kernel's loop. A tile needs no registers for them.
+template <class Q, uint STEPS>
+struct StepsOf {
+    static constant constexpr uint N = STEPS;
+};
+
+#ifdef __CUDACC__
+template <class Q, uint R>
+struct IsTiled {
+    static constant constexpr bool VALUE = R == MUL_MV_ROWS && LaneShare<typename Q::Block>::KNOWN;
+};
+
+template <class Q, uint STEPS>
+    requires(IsTiled<Q, MUL_MV_ROWS>::VALUE)
+struct StepsOf<Q, STEPS> {
+    static constant constexpr uint N = 1;
+};
+#endif
+
 // W x for R rows of one matrix or of two for each simdgroup of threadgroup `group`. P has k, m and row_bytes.
 template <class Q, uint R, uint STEPS = 1, class Epilogue, class P>
 METAL_FUNC void mul_mv_rows(constant P& p, Matrices<Epilogue::MATRICES> w, device const float* x, Epilogue out,
                             uint group, uint sg, uint n_sg, uint lane) {
+#ifdef __CUDACC__
+    if constexpr (IsTiled<Q, R>::VALUE) {
+        if (n_sg == TILE_SIMDGROUPS) return mul_mv_tile<typename Q::Block>(p, w, x, out, group, sg, lane);
+    }
+#endif
     const uint first = (group * n_sg + sg) * (R / Epilogue::MATRICES);
     if (first >= p.m) return;  // all 32 lanes
     Sums<R> sums;

@@ -13,6 +13,12 @@ METAL_FUNC uint stack_tiles(constant StackParams& p, uint i) {
     return p.pair && i == 3 ? 0 : (p.m[i] + rows - 1) / rows;
 }
 
+// Threadgroups of matrix i, each of n_sg simdgroups: a threadgroup has rows of one matrix.
+template <uint R>
+METAL_FUNC uint stack_groups(constant StackParams& p, uint i, uint n_sg) {
+    return (stack_tiles<R>(p, i) + n_sg - 1) / n_sg;
+}
+
 // Parameters, not an array: registers have no addresses.
 template <class T>
 METAL_FUNC T one_of(uint i, T a, T b, T c, T d) {

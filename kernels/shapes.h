@@ -14,7 +14,7 @@
     S(BEGIN_THREADS, 256)                                                                                              \
     S(EMBED_THREADS, 64)                                                                                               \
     S(EMBED_COLUMNS, 1024) /* of a threadgroup: 16 per thread */                                                       \
-    S(MUL_MV_SIMDGROUPS, 2)                                                                                            \
+    S(MUL_MV_SIMDGROUPS, PER_DEVICE(2, 8))                                                                             \
     S(MUL_MV_ROWS, 2)       /* rows of weights per simdgroup, of both matrices together for swiglu */                  \
     S(MOE_MIX_THREADS, 128) /* share MOE_MIX_ROWS rows of all chosen experts */                                        \
     S(MOE_MIX2_THREADS, 96) /* of moe_mv_mix with a shared expert: nine divide by three */                             \

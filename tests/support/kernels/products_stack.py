@@ -66,7 +66,9 @@ class Stack:
             assert up
             self.want[2:] = [gated("_swiglu", *zip(gate, up, strict=True)), None]
             simdgroups[2:] = [tiles(m[2], rows // 2)]
-        self.grid = (tiles(sum(simdgroups), shapes["MUL_MV_SIMDGROUPS"]), tiles(tokens, few or 1))
+        each = shapes["MUL_MV_SIMDGROUPS"]
+        groups = tiles(sum(simdgroups), each) if few else sum(tiles(n, each) for n in simdgroups)
+        self.grid = (groups, tiles(tokens, few or 1))
         self.threads = 32 * shapes["MUL_MV_SIMDGROUPS"]
 
     def run(self) -> list[Guarded]:

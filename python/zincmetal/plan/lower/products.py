@@ -210,9 +210,11 @@ def linear_stack(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
         name, usual = f"mul_few_stack_{main}_n{few}", 32 * lowering.target.shapes["MUL_MV_SIMDGROUPS"]
         name, per_simdgroup, threads = lowering.target.split(name, lowering.target.shapes["FEW_STACK_ROWS"], usual)
         args = (*reading(op, "step"), *args)
-    simdgroups = sum(tiles(matrix(w)[0], per_simdgroup) for w in plain)
-    simdgroups += sum(tiles(matrix(w)[0], per_simdgroup // 2) for w in last[:1])
-    return [Launch(name, params, args, (tiles(simdgroups, threads // 32), tiles(rows, few), 1), threads, op)]
+    simdgroups = [tiles(matrix(w)[0], per_simdgroup) for w in plain]
+    simdgroups += [tiles(matrix(w)[0], per_simdgroup // 2) for w in last[:1]]
+    # A threadgroup has rows of one matrix; of a few rows of activations each of its simdgroups has its own.
+    groups = sum(tiles(n, threads // 32) for n in simdgroups) if rows == 1 else tiles(sum(simdgroups), threads // 32)
+    return [Launch(name, params, args, (groups, tiles(rows, few), 1), threads, op)]
 
 
 def mul_mv(lowering: Lowering, kernel: str) -> tuple[str, int, int]:
