@@ -26,18 +26,14 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from ..errors import ContextFullError, DeadlineError, DeviceError, QueueFullError, UsageError, ZincError, as_typed
-from ..sampling.draws import top_log_probabilities
 from ..sampling.sampler import FORBIDDEN
-from .batch import Batch, Builder, Choice, Drawing, Executor
+from .batch import Builder, Drawing, Executor
 from .cache_tier import Transfer
+from .flight import Flight, State, drawn, id_of
 from .pace import Pace, shares
 from .pages import PagePool, PoolEmptyError, Seats, StateSlots
 from .pools import Clock, Pools
@@ -52,32 +48,6 @@ MOST_STUCK = 1000  # steps in a row that may do nothing but make room
 NOT_FINITE = "the model's logits are not finite: the file is damaged, or the device failed"
 NO_ROOM = "the K/V cache is full and no other sequence can leave it; load the model with more memory for it"
 _log = logging.getLogger("zincmetal.engine")
-
-
-class State(NamedTuple):
-    """What a scheduler has at a moment: its requests, and a page or slot once for each time that it owns it."""
-
-    running: list[Request]
-    waiting: list[Request]  # in their order; some may have been moved out
-    pages: list[int]
-    slots: list[int]
-    seats: list[int]
-
-
-@dataclass
-class Flight:
-    """Step in flight. ``held`` slots become checkpoints when it has been collected: (job, tokens, slot).
-
-    ``guessed``: the positions of rows whose masks were taken to allow every token, before they were known.
-    """
-
-    batch: Batch
-    jobs: dict[Sequence, Job]
-    outputs: dict[Job, int]
-    began: float
-    held: list[tuple[Job, int, int]] = field(default_factory=list)
-    guessed: dict[Job, int] = field(default_factory=dict)
-    has_slice: bool = False
 
 
 class Scheduler:
@@ -486,11 +456,11 @@ class Scheduler:
         if job.sampler is not None:
             logits = self._executor.host_logits(output)
             try:
-                choice = _drawn(job, logits)
+                choice = drawn(job, logits)
             except Exception as error:
                 self._end(job, "", self._not_finite(job.sequence) if isinstance(error, DeviceError) else error)
                 return
-        token, started = _id_of(choice), False
+        token, started = id_of(choice), False
         if token < 0:
             n = choice["n_not_finite"] if hasattr(choice, "dtype") else choice.n_not_finite
             self._end(job, "", self._not_finite(job.sequence) if n else UsageError(FORBIDDEN))
@@ -526,8 +496,8 @@ class Scheduler:
     def _learn(self, job: Job, choice: Any) -> None:
         """Take the token of a job that has ended, if a row of it is in flight: what the pages hold has to be known."""
         if len(job.sequence.ids) < job.sequence.submitted:
-            job.sequence.ids.append(_id_of(choice))
-            if _id_of(choice) < 0:
+            job.sequence.ids.append(id_of(choice))
+            if id_of(choice) < 0:
                 job.failure = job.failure or self._not_finite(job.sequence)
 
     def _share_prompt(self, job: Job) -> None:
@@ -581,18 +551,3 @@ class Scheduler:
                 sink.done(job.reason, job.stats)
         except Exception:
             _log.exception("a receiver of the end of request %d failed", job.order)
-
-
-def _drawn(job: Job, logits: NDArray[np.float32]) -> Choice:
-    """Draw a token by the host."""
-    assert job.sampler
-    token, n = job.sampler.sample(logits, job.sequence.ids), job.request.n_logprobs
-    if not n:
-        return Choice(token)
-    logprob, top = top_log_probabilities(logits, token, n)
-    return Choice(token, logprob=logprob, top=top)
-
-
-def _id_of(choice: Any) -> int:
-    """Return the id of a ``Choice``, as a record or as a tuple."""
-    return int(choice["id"] if hasattr(choice, "dtype") else choice.id)
