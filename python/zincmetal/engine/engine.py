@@ -36,7 +36,7 @@ from ..device.programs import Program, Programs
 from ..errors import CLOSED, FORKED, ContextFullError, DeviceError, UsageError, ZincError, abbreviate
 from ..graph.ops import HIDDEN, HISTORY, KV_CACHES, LOGPROBS, NEXT, RECURRENT, RESULTS, STEP, State
 from ..plan.addresses import Room
-from ..plan.chunks import LOGITS_ROWS, MAX_SINGLES, StepShape, chunk_shape, decode_shape
+from ..plan.chunks import LOGITS_ROWS, MAX_SINGLES, VERIFY_ROWS, StepShape, chunk_shape, decode_shape, verify_shape
 from .batch import Batch, Choice, Described, describe
 from .loaded import Loaded
 from .pages import PagePool, Seats, StateSlots
@@ -428,6 +428,8 @@ def shape_of(batch: Batch) -> StepShape:
         return chunk_shape(n, 0, n, "all")
     if batch.n_single == n and n_out in (0, n):
         return decode_shape(n, batch.output)
+    if batch.verifies and n <= VERIFY_ROWS[-1]:
+        return verify_shape(n, batch.output)
     return chunk_shape(n, batch.n_single, n_out, batch.output)
 
 

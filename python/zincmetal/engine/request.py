@@ -137,7 +137,6 @@ class Job:
         self._guess_from = room if executor.recurrent else 0
         self.sampler = Sampler(_with_mask(params, request.mask)) if self.host else None
         self._noise = None if self.host or params.temperature == 0 else NoiseSource(params.seed)
-        self._key = (-1, 0)
 
     def _needs_host(self, executor: Executor) -> bool:
         """Return True if the host must draw: after the processors, for many biases, or where the device cannot."""
@@ -149,7 +148,7 @@ class Job:
     @property
     def left(self) -> int:
         """Known tokens whose rows are not submitted."""
-        return len(self.sequence.ids) - self.sequence.submitted
+        return max(0, len(self.sequence.ids) - self.sequence.submitted)
 
     @property
     def waits(self) -> bool:
@@ -188,12 +187,15 @@ class Job:
         end = min(at + rows, known - 1 if self.last else known)
         return min([end, *(mark for mark in self.marks if at < mark < end)]) - at
 
-    def drawing(self) -> Drawing:
-        """Return how the token after the next row is chosen. Calls the mask, which may raise anything."""
-        request, position = self.request, self.sequence.submitted + 1
-        if self._noise and self._key[0] != position:  # a position has one key, however often a step is tried
-            self._key = (position, self._noise.at(position).key)
-        return Drawing(request.params, self._key[1], self._mask(), request.n_logprobs, self.host)
+    def drawings(self, n: int = 1) -> list[Drawing]:
+        """Return how the token after the known ones is chosen, and the ``n`` - 1 tokens after drafts.
+
+        A position has one key of noise, however often its token is drawn. Calls the mask, which may raise anything.
+        """
+        request, first = self.request, self.sequence.submitted + max(1, self.left)
+        keys = [self._noise.key(position) if self._noise else 0 for position in range(first, first + n)]
+        mask = self._mask()
+        return [Drawing(request.params, key, mask, request.n_logprobs, self.host) for key in keys]
 
     def _mask(self) -> NDArray[np.uint32] | None:
         """Return the mask of the token after the ids that are known. The request's is called once for each token."""

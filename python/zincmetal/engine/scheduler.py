@@ -253,11 +253,13 @@ class Scheduler:
         self._executor.submit(flight.batch)
         # A device that runs ahead returns at once, unless it had to make a plan first, which is not the step's time.
         flight.began = self._clock() if self._executor.runs_ahead else began
-        for output, run in enumerate(flight.batch.runs):
-            if run.drawing is not None:
+        output = 0
+        for run in flight.batch.runs:
+            if run.drawings:
                 job = flight.jobs[run.sequence]
                 flight.outputs[job] = output
                 job.expected += 1
+                output += len(run.drawings)
         self.steps += 1
         return True
 
@@ -352,15 +354,15 @@ class Scheduler:
                 token = -1 - outputs[job]
             else:
                 continue
-            drawing = None
+            drawings = []
             if job.last:
                 try:
-                    drawing = job.drawing()
+                    drawings = job.drawings()
                 except Exception as error:  # of the mask: it ends this request alone
                     self._end(job, "", error)
                     continue
             at = job.sequence.submitted
-            if self._add(builder, flight, job, [token], drawing) and token < 0 and job.request.mask is not None:
+            if self._add(builder, flight, job, [token], *drawings) and token < 0 and job.request.mask is not None:
                 flight.guessed[job] = at
 
     def _add_slices(self, builder: Builder, flight: Flight) -> None:
@@ -377,20 +379,18 @@ class Scheduler:
             if n > 0 and self._add(builder, flight, job, sequence.ids[at : at + n]):
                 flight.has_slice = True
 
-    def _add(
-        self, builder: Builder, flight: Flight, job: Job, tokens: list[int], drawing: Drawing | None = None
-    ) -> bool:
+    def _add(self, builder: Builder, flight: Flight, job: Job, tokens: list[int], *drawings: Drawing) -> bool:
         """Add a run of a job. Without room the cache evicts, or the run is shorter, or the job is ``_short``."""
         sequence, added = job.sequence, False
         for tried in range(3):
             try:
-                added = builder.add(sequence, tokens, drawing)
+                added = builder.add(sequence, tokens, *drawings)
                 break
             except PoolEmptyError:
                 if tried == 0 and self.pools.evict(sequence, sequence.submitted + len(tokens)):
                     continue
                 fit = len(sequence.pages) * PagePool.PAGE - sequence.submitted  # it has taken what there was
-                if tried == 2 or not 0 < fit < len(tokens):
+                if drawings or tried == 2 or not 0 < fit < len(tokens):
                     self._short = self._short or job
                     return False
                 tokens = tokens[:fit]
@@ -416,7 +416,7 @@ class Scheduler:
         self._collected = now
         for run in flight.batch.runs:
             run.sequence.computed = run.end
-            if run.drawing is None and not flight.jobs[run.sequence].ended:
+            if not run.drawings and not flight.jobs[run.sequence].ended:
                 self._tell_progress(flight.jobs[run.sequence])
         try:
             for job, length, slot in flight.held:

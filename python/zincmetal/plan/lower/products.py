@@ -78,7 +78,7 @@ def _few_class(lowering: Lowering, op: Op, rows: int) -> int | None:
 
     Steps with longer runs keep to mul_mm: a token of a prompt then meets the same kernels in all of them.
     """
-    if not (lowering.shape.only_singles or of_outputs(op)):
+    if not (lowering.shape.decodes or of_outputs(op)):
         return None
     vectors, matrices = (n for n in FEW_CLASSES if n <= FEW_VECTORS), (n for n in FEW_CLASSES if n > FEW_VECTORS)
     if rows > FEW_CLASSES[-1]:
@@ -152,7 +152,7 @@ def linear_heads(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
         "HeadsParams", k=k, m=m, row_bytes=weight.row_bytes, head_bytes=m * weight.row_bytes, n_head=n_head
     )
     vectors, matrices = f"mul_heads_mv_{weight.type.name}", f"mul_heads_mm_{weight.type.name}"
-    few = lowering.shape.only_singles and rows <= HEADS_FEW
+    few = lowering.shape.decodes and rows <= HEADS_FEW
     if target.has(vectors) if few else not target.has(matrices):
         name, per_simdgroup, threads = mul_mv(lowering, vectors)
         grid = (tiles(m, threads // 32 * per_simdgroup), n_head, rows)
