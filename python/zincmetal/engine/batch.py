@@ -210,9 +210,7 @@ class Builder:
     def __len__(self) -> int:
         return len(self._outputs) + len(self._others) + len(self._chunks)
 
-    def add(
-        self, sequence: Sequence, tokens: AnySequence[int], *drawings: Drawing, keep_states: bool = False
-    ) -> bool:
+    def add(self, sequence: Sequence, tokens: AnySequence[int], *drawings: Drawing, keep_states: bool = False) -> bool:
         """Add a run after the tokens that were submitted. Return False if it has no room in this step.
 
         The last rows are outputs, one for each of the ``drawings``. With ``keep_states`` the run leaves the states in

@@ -12,6 +12,7 @@ from ..sampling.draws import top_log_probabilities
 from .batch import Batch, Choice
 from .request import Job, Request
 from .sequence import Sequence
+from .speculate import Verify
 
 
 class State(NamedTuple):
@@ -28,7 +29,8 @@ class State(NamedTuple):
 class Flight:
     """Step in flight. ``held`` slots become checkpoints when it has been collected: (job, tokens, slot).
 
-    ``guessed``: the positions of rows whose masks were taken to allow every token, before they were known.
+    ``guessed``: the positions of rows whose masks were taken to allow every token, before they were known. ``outputs``
+    has the first output of each job, ``verifies`` the drafts.
     """
 
     batch: Batch
@@ -37,6 +39,7 @@ class Flight:
     began: float
     held: list[tuple[Job, int, int]] = field(default_factory=list)
     guessed: dict[Job, int] = field(default_factory=dict)
+    verifies: dict[Job, Verify] = field(default_factory=dict)
     has_slice: bool = False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field, replace
@@ -10,11 +11,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..plan.chunks import VERIFY_ROWS
 from ..sampling.draws import unpacked
 from ..sampling.noise import NoiseSource
 from ..sampling.params import SamplingParams
 from ..sampling.sampler import Sampler
 from .batch import Drawing, Executor
+from .drafters import DRAFT_TOKENS, NO_DRAFT, Drafter
+from .governor import Account
 from .prefix_cache import Mark, Miss
 from .sequence import Sequence
 
@@ -23,7 +27,9 @@ from .sequence import Sequence
 Mask = Callable[[AnySequence[int]], NDArray[np.uint32] | None]
 
 PAUSE = 8  # tokens after a wrong guess: where a mask begins, it goes on for some
+REPLAYED = VERIFY_ROWS[-1]  # tokens that may be rows of a decode step once more, after a draft was rejected
 GRID = 4096  # tokens between checkpoints of a long prompt: a multiple of a page
+_log = logging.getLogger("zincmetal.engine")
 STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"  # reasons of an end
 
 
@@ -33,6 +39,7 @@ class Stats:
 
     Seconds: ``queue`` until it was admitted, ``prefill`` from there to its first token, ``decode`` from there to its
     end. ``moved_out`` counts how often it had to leave its pages to others. ``sequence``: of a request with ``keep``.
+    ``drafts``: (drafted, accepted) tokens, by their place in a draft.
     """
 
     prompt: int = 0
@@ -45,6 +52,14 @@ class Stats:
     decode: float = 0.0
     moved_out: int = 0
     sequence: Sequence | None = None
+    drafts: list[tuple[int, int]] = field(default_factory=list)
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """Count a draft that was verified."""
+        self.drafts += [(0, 0)] * (drafted - len(self.drafts))
+        for i in range(drafted):
+            tried, right = self.drafts[i]
+            self.drafts[i] = tried + 1, right + (i < accepted)
 
 
 class Sink(Protocol):
@@ -78,6 +93,8 @@ class Request:
     - ``mask``: called before each token, with all ids so far. An error of it ends this request alone.
     - ``start``: a sequence whose common beginning with the prompt is not computed again. The caller keeps it.
     - ``keep``: the sequence is not released at the end. ``Stats.sequence`` has it, for ``Scheduler.release``.
+    - ``drafter``: proposes at most ``draft_tokens`` tokens, which a step verifies. Not used with a mask, nor where the
+      host draws: the token after a draft depends on calls that cannot be taken back.
 
     With ``max_tokens`` 0 the prompt is computed and nothing is drawn.
     """
@@ -93,6 +110,8 @@ class Request:
     n_logprobs: int = 0
     start: Sequence | None = None
     keep: bool = False
+    drafter: Drafter | None = None
+    draft_tokens: int = DRAFT_TOKENS
 
 
 class Saved(NamedTuple):
@@ -136,6 +155,12 @@ class Job:
         # Tokens from which on a mask may be guessed. A row can only be repeated if it has changed no recurrent state.
         self._guess_from = room if executor.recurrent else 0
         self.sampler = Sampler(_with_mask(params, request.mask)) if self.host else None
+        may_draft = request.drafter and not self.host and not request.mask
+        self.drafter = request.drafter if may_draft else None
+        self.draft, self.drafted_at = NO_DRAFT, -1  # the draft after so many ids
+        self.account = Account()
+        self.verifying = False  # a draft is in flight
+        self._most_replayed = min(REPLAYED, executor.max_rows)
         self._noise = None if self.host or params.temperature == 0 else NoiseSource(params.seed)
 
     def _needs_host(self, executor: Executor) -> bool:
@@ -149,6 +174,17 @@ class Job:
     def left(self) -> int:
         """Known tokens whose rows are not submitted."""
         return max(0, len(self.sequence.ids) - self.sequence.submitted)
+
+    @property
+    def decodes(self) -> bool:
+        """True if its next rows are of a decode step: its last token, or some tokens after a draft was rejected."""
+        return self.left <= 1 or (self.drafter is not None and self.made > 0 and self.left <= self._most_replayed)
+
+    @property
+    def argmax(self) -> bool:
+        """True if the arg max of the logits is enough for each token."""
+        request = self.request
+        return self.host or (request.params.greedy and request.mask is None and not request.n_logprobs)
 
     @property
     def waits(self) -> bool:
@@ -223,6 +259,17 @@ class Job:
         first = now if self.first is None else self.first
         stats.queue, stats.prefill, stats.decode = admitted - self.arrived, first - admitted, now - first
         stats.generated = self.made
+
+    def tell_end(self) -> None:
+        """Tell the sink the last event. Errors of sinks are their own."""
+        sink = self.request.sink
+        try:
+            if self.failure is not None:
+                sink.failed(self.failure)
+            else:
+                sink.done(self.reason, self.stats)
+        except Exception:
+            _log.exception("a receiver of the end of request %d failed", self.order)
 
 
 def _with_mask(params: SamplingParams, mask: Mask | None) -> SamplingParams:

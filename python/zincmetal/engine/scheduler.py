@@ -6,14 +6,15 @@ The life of a request:
 2. It waits. Requests are admitted in the order of their arrival, when there is a seat and there are pages for it. The
    prefix cache gives pages and states for the beginning of its prompt.
 3. Its prompt is computed in slices, beside the decode rows of others (``pace.py``). The last token is a row of its own.
-4. It decodes: a row in every step, or in turns if there are more decoders than a step takes.
+4. It decodes: a row in every step, or in turns if there are more decoders than a step takes. With drafts it may have
+   several rows (``speculate.py``).
 5. It ends: by an end token, its length, its sink, a cancel, its deadline or an error. Each has one last event.
 
 Steps run ahead: while a step runs, the next one is described and submitted. A row whose token the step in flight
 chooses refers to that output. If the token then ends the request, its row in the next step is one too many: the output
 is ignored, and the pages have their owner until that step is collected. Nothing runs ahead of a token that the host
-chooses. A request with a mask runs ahead where the mask allows every token. If the token in flight then begins a part
-where it does not, the row that ran ahead is submitted once more, with the mask.
+chooses, nor of a draft. A request with a mask runs ahead where the mask allows every token. If the token in flight then
+begins a part where it does not, the row that ran ahead is submitted once more, with the mask.
 
 If pages or slots run out, steps in flight are collected, and then the pools grow. If they cannot, the cache evicts. If
 it cannot, the youngest request is moved out and waits again. The oldest one is never moved out, so all requests end.
@@ -26,6 +27,7 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as AnySequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -33,6 +35,7 @@ from ..errors import ContextFullError, DeadlineError, DeviceError, QueueFullErro
 from ..sampling.sampler import FORBIDDEN
 from .batch import Builder, Drawing, Executor
 from .cache_tier import Transfer
+from .drafters import Draft
 from .flight import Flight, State, drawn, id_of
 from .pace import Pace, shares
 from .pages import PagePool, PoolEmptyError, Seats, StateSlots
@@ -40,6 +43,7 @@ from .pools import Clock, Pools
 from .prefix_cache import Cache, NoCache
 from .request import CANCELLED, LENGTH, STOP, Job, Request
 from .sequence import Sequence
+from .speculate import Chooser, Speculation, Verify
 
 QUEUE_LIMIT = 256
 GAP_SECONDS = 0.5
@@ -69,12 +73,14 @@ class Scheduler:
         gap_seconds: float = GAP_SECONDS,
         clock: Clock = time.perf_counter,
         not_finite: Callable[[Sequence], ZincError] | None = None,
+        governor: Chooser | None = None,
     ) -> None:
         pages = PagePool(executor.pages_now) if pages is None else pages
         slots = StateSlots(executor.slots_now) if slots is None else slots
         self._executor, self._cache, self._clock = executor, cache or NoCache(), clock
         self.pools = Pools(executor, self._cache, pages, slots, seats or Seats(executor.seats), clock, tier)
         self.pace = Pace(gap_seconds, executor.max_rows)
+        self.speculation = Speculation(executor, self.pools, governor)
         self._not_finite = not_finite or (lambda sequence: DeviceError(NOT_FINITE))
         self.inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._queue_limit = queue_limit
@@ -153,6 +159,7 @@ class Scheduler:
         for flight in self._flights:
             pages += flight.batch.pages
             slots += [*flight.batch.slots, *(slot for _, _, slot in flight.held)]
+            slots += [v.before for v in flight.verifies.values() if v.before is not None]
         seats = [s.seat for s in owners if s.seat is not None]
         return State([j.request for j in self._running], [j.request for j in self._waiting], pages, slots, seats)
 
@@ -282,7 +289,14 @@ class Scheduler:
             return True
         if self.pools.saving and self.steps - self._saved_at >= SAVE_STEPS:
             return True
-        return any(job.waits and not job.left for job in self._running)
+        if any((job.waits and not job.left) or job.verifying for job in self._running):
+            return True
+        return bool(self._drafts(self._decoders()))
+
+    def _decoders(self) -> list[Job]:
+        """Return the jobs that may have a row of a decode step, those that had none for longest first. Empty: none."""
+        ready = [job for job in self._running if job.decodes]
+        return sorted(ready, key=lambda job: (job.last_turn, job.order))
 
     def _do_idle_work(self) -> None:
         """Do what needs an idle device: calls, and making room."""
@@ -294,7 +308,7 @@ class Scheduler:
         job, self._short = self._short, None
         if job is None or job.ended:
             return
-        end = job.sequence.submitted + 1
+        end = job.sequence.submitted + (max(1, job.left) if job.decodes else 1)
         while not self.pools.make_room(job.sequence, end):
             youngest = self._running[-1]
             if len(self._running) == 1:
@@ -344,15 +358,21 @@ class Scheduler:
     def _add_decoders(self, builder: Builder, flight: Flight) -> None:
         """Add a row for each job with one known token, or with a token that the step in flight chooses."""
         outputs = self._flights[-1].outputs if self._flights else {}
-        ready = [job for job in self._running if job.left <= 1]
-        for job in sorted(ready, key=lambda job: (job.last_turn, job.order)):
+        ready = self._decoders()
+        drafts = {} if self._flights else self._drafts(ready)
+        for job in ready:
             if not builder.singles_left:
                 return
+            at = job.sequence.submitted
             if job.left:
-                token = job.sequence.ids[-1]
+                tokens = job.sequence.ids[at:]
             elif job.wants_output and job in outputs:
-                token = -1 - outputs[job]
+                tokens = [-1 - outputs[job]]
             else:
+                continue
+            if job in drafts and (verify := self.speculation.add(builder, job, tokens, drafts[job])):
+                flight.verifies[job] = verify
+                self._note_turn(flight, job)
                 continue
             drawings = []
             if job.last:
@@ -361,16 +381,22 @@ class Scheduler:
                 except Exception as error:  # of the mask: it ends this request alone
                     self._end(job, "", error)
                     continue
-            at = job.sequence.submitted
-            if self._add(builder, flight, job, [token], *drawings) and token < 0 and job.request.mask is not None:
+            added = self._add(builder, flight, job, tokens, *drawings)
+            if added and tokens[0] < 0 and job.request.mask is not None:
                 flight.guessed[job] = at
+
+    def _drafts(self, ready: list[Job]) -> dict[Job, Draft]:
+        """Return the drafts that the next step should verify. It must not have rows of prompts."""
+        if len(ready) < len(self._running) or len(ready) > self._executor.max_singles:
+            return {}
+        return self.speculation.choose(ready)
 
     def _add_slices(self, builder: Builder, flight: Flight) -> None:
         """Fill the step with slices of prompts."""
-        prompts = [job for job in self._running if job.left > 1]
+        prompts = [job for job in self._running if not job.decodes]
         if not prompts or self._short:
             return
-        decoders = sum(job.left <= 1 for job in self._running)
+        decoders = len(self._running) - len(prompts)
         rounds = -(-decoders // self._executor.max_singles)
         rows = min(self.pace.rows(decoders, rounds), builder.rows_left)
         for job, share in shares(prompts, rows):
@@ -395,13 +421,16 @@ class Scheduler:
                     return False
                 tokens = tokens[:fit]
         if added:
-            flight.jobs[sequence] = job
-            job.last_turn = self._turns
-            self._turns += 1
+            self._note_turn(flight, job)
             mark = job.marks.get(sequence.submitted)
             if sequence.slot is not None and mark is not None and self.pools.may_hold(mark):
                 flight.held.append((job, sequence.submitted, self.pools.slots.retain(sequence.slot)))
         return added
+
+    def _note_turn(self, flight: Flight, job: Job) -> None:
+        flight.jobs[job.sequence] = job
+        job.last_turn = self._turns
+        self._turns += 1
 
     # ---- a step ends ---------------------------------------------------------------------------------------------
 
@@ -413,7 +442,10 @@ class Scheduler:
         now = self._clock()
         if flight.has_slice:
             self.pace.measured(flight.batch.n_rows, now - max(flight.began, self._collected))
+        seconds = None if flight.has_slice or len(flight.outputs) < len(flight.jobs) else now - self._collected
         self._collected = now
+        verifies, flight.verifies = flight.verifies, {}
+        made = dict.fromkeys(flight.outputs, 1)
         for run in flight.batch.runs:
             run.sequence.computed = run.end
             if not run.drawings and not flight.jobs[run.sequence].ended:
@@ -426,15 +458,32 @@ class Scheduler:
             self._release(flight)
         for job, output in flight.outputs.items():
             job.expected -= 1
-            if job.ended:
+            if job in verifies:
+                made[job] = self._take_verified(job, output, verifies[job], choices)
+            elif job.ended:
                 self._learn(job, choices[output])
             elif self._confirmed(job, flight):
                 self._take(job, output, choices[output])
+        self.speculation.measured(made, flight.batch.n_rows, flight.batch.verifies, seconds)
         for job in [job for job in flight.jobs.values() if not job.last and not job.left and not job.ended]:
             self._end(job, LENGTH)
         for job in [job for job in self._ending if not job.sequence.in_flight]:
             self._ending.remove(job)
             self._retire(job)
+
+    def _take_verified(self, job: Job, output: int, verify: Verify, choices: AnySequence[Any]) -> int:
+        """Take the tokens that were drawn up to the first that was not drafted. Return their number."""
+        drawn_ids = [id_of(choice) for choice in choices[output : output + len(verify.draft.tokens)]]
+        n = self.speculation.accepted(job, verify, drawn_ids)
+        verify.rewind(job, 0)
+        for i in range(n + 1):
+            if job.ended:  # by another call, or by the token before
+                break
+            verify.rewind(job, i)
+            self._take(job, output + i, choices[output + i])
+        if verify.left is not None:
+            self.pools.slots.release(verify.left)
+        return n + 1
 
     def _confirmed(self, job: Job, flight: Flight) -> bool:
         """Return True if the token of an output is one that the job's mask allows."""
@@ -449,7 +498,9 @@ class Scheduler:
         self.pools.pages.release_all(flight.batch.pages)
         self.pools.slots.release_all(flight.batch.slots)
         self.pools.slots.release_all(slot for _, _, slot in flight.held)
+        self.pools.slots.release_all(v.before for v in flight.verifies.values() if v.before is not None)
         flight.held.clear()
+        flight.verifies.clear()
 
     def _take(self, job: Job, output: int, choice: Any) -> None:
         """Take the token of an output: append it, tell the sink, and end the job if it is the last one."""
@@ -524,7 +575,7 @@ class Scheduler:
         if job.sequence.in_flight:
             self._ending.append(job)
         if not job.request.keep:
-            self._tell(job)
+            job.tell_end()
         if not job.sequence.in_flight:
             self._retire(job)
 
@@ -539,15 +590,4 @@ class Scheduler:
             job.stats.sequence = job.sequence
         else:
             self.pools.retire(job.sequence, store=not damaged)
-        self._tell(job)
-
-    def _tell(self, job: Job) -> None:
-        """Tell the sink the last event of a job. Errors of sinks are their own."""
-        sink = job.request.sink
-        try:
-            if job.failure is not None:
-                sink.failed(job.failure)
-            else:
-                sink.done(job.reason, job.stats)
-        except Exception:
-            _log.exception("a receiver of the end of request %d failed", job.order)
+        job.tell_end()
