@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -15,6 +15,7 @@ from ..sampling.constrain.budget import Budget
 from ..sampling.constrain.grammar import Grammar
 from ..sampling.params import LogitsProcessor, SamplingParams
 from .cache_text import cache_use
+from .drafting import NO_DRAFTS, Drafting, DraftOptions
 from .handle import Answer
 from .result import Logprob
 
@@ -43,7 +44,11 @@ class SamplingOptions(TypedDict, total=False):
     logits_processors: Sequence[LogitsProcessor] | None
 
 
-class GenerateOptions(SamplingOptions, total=False):
+class MoreOptions(SamplingOptions, DraftOptions, total=False):
+    """Options of sampling and of drafts."""
+
+
+class GenerateOptions(MoreOptions, total=False):
     """Keywords of :meth:`Model.submit`, for the calls that pass them on."""
 
     parse_special: bool | None
@@ -76,6 +81,7 @@ class Asked:
     marks: Mapping[int, Mark] | None = None
     grammar: Grammar | None = None
     reasoning: Budget | None = None
+    drafting: Drafting = NO_DRAFTS
 
 
 def sampling_params(call: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> SamplingParams:
@@ -121,8 +127,19 @@ def request_of(
         marks=asked.marks or {},
         mask=mask,
         n_logprobs=0 if asked.n_logprobs is None else max(1, asked.n_logprobs),
+        drafter=asked.drafting.drafter(),
+        draft_tokens=asked.drafting.tokens,
     )
     return request, answer
+
+
+def listed(prompt: Any) -> tuple[Any, bool]:
+    """Return a prompt, or a list of prompts and True. What can be read only once comes back as a list."""
+    if isinstance(prompt, (str, bytes, bytearray, Mapping, Set)) or not isinstance(prompt, Iterable):
+        return prompt, False
+    found = list(prompt)
+    several = bool(found) and all(isinstance(p, (str, Sequence)) or getattr(p, "ndim", 0) == 1 for p in found)
+    return (found if several or isinstance(prompt, Iterator) else prompt), several
 
 
 def _explained(tokenizer: Tokenizer) -> Callable[[Stats], Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,8 @@ from ..plan.chunks import LOGITS_ROWS, USUAL_ROWS, chunk_shape, decode_shape
 from ..plan.plan import Dispatch, Plan
 from ..sampling.params import SamplingParams
 from . import vectors
-from .generation import SAMPLING, Asked, GenerateOptions, SamplingOptions, request_of, sampling_params
+from .drafting import Drafting, drafting_of
+from .generation import SAMPLING, Asked, GenerateOptions, MoreOptions, listed, request_of, sampling_params
 from .handle import Answer, Generation
 from .naming import model_name
 from .result import CacheUse, Call, Chunk, Logprob, Result, peak_memory
@@ -148,7 +149,7 @@ class Model:
 
         A list of prompts gives a list of results, in its order. An error of one of them ends all.
         """
-        prompt, several = _listed(prompt)
+        prompt, several = listed(prompt)
         if several:
             return self._generate_all(prompt, max_tokens, options)
         with self.submit(prompt, max_tokens, **options) as one:
@@ -196,7 +197,7 @@ class Model:
         regex: str | None = None,
         choices: Sequence[str] | None = None,
         grammar: str | Grammar | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[MoreOptions],
     ) -> Generation:
         """Begin a generation, and return its handle: an iterator of chunks, also asynchronous, and a future.
 
@@ -205,18 +206,20 @@ class Model:
         control tokens out of the text. Each string of ``stop`` ends the text, and is not part of it.
         ``progress(done, total)`` is called during prefill, by whoever reads the handle. ``logprobs`` asks for the
         log-probability of each token and of so many others in its place, at most 20. ``deadline``: seconds until
-        DeadlineError ends the request. Other options are the fields of
-        :class:`~zincmetal.sampling.params.SamplingParams`. The text ends at an end token, at ``max_tokens``, or when
+        DeadlineError ends the request. ``draft`` "auto" or "lookup" lets drafts of up to ``draft_tokens`` tokens be
+        verified where that is faster; the text is the same, see ``docs/speculation.md``. Other options are the fields
+        of :class:`~zincmetal.sampling.params.SamplingParams`. The text ends at an end token, at ``max_tokens``, or when
         the context is full.
 
         One of four options gives the answer a form, and the result its ``parsed`` value. ``schema`` is a JSON schema,
         or a type: a pydantic model, a dataclass, a TypedDict, ``list[int]``. ``regex`` is an expression that the whole
         answer matches, ``choices`` are texts to choose from, ``grammar`` is one in llguidance's Lark.
         """
+        drafting, sampling = drafting_of(options)
         params = self._params("generate", sampling)
         form = form_of(schema, regex, choices, grammar)
         ids = self.text.prompt_ids(prompt, parse_special)
-        asked = self._asked(ids, max_tokens, stop, hide_special, progress, params, logprobs, deadline)
+        asked = self._asked(ids, max_tokens, stop, hide_special, progress, params, logprobs, deadline, drafting)
         if form is None:
             return self.start(asked)
         handle = self.start(replace(asked, grammar=form.grammar))
@@ -279,13 +282,14 @@ class Model:
         no option chooses the sampling, :attr:`chat_sampling` does. A seed, biases and processors do not choose it.
         Raises UsageError for an option that the template does not read.
         """
+        drafting, options = drafting_of(options)
         params, variables = self._chat_options(options)
         offered, form = Tools(tools), form_of(schema, regex, choices, grammar)
         ids = self.text.chat_ids(
             messages, offered.shown, documents, add_generation_prompt, continue_final_message, variables
         )
         marks = self.text.marks(ids, with_system=bool(tools) or _begins_with_system(messages))
-        asked = self._asked(ids, max_tokens, stop, hide_special, progress, params, logprobs, deadline, marks)
+        asked = self._asked(ids, max_tokens, stop, hide_special, progress, params, logprobs, deadline, drafting, marks)
         if not (offered.shown or form or tool_choice or reasoning_budget is not None):
             return self.start(asked)
         reading = self.text.reading(ids, offered, form)
@@ -316,6 +320,7 @@ class Model:
         params: SamplingParams,
         logprobs: int | None,
         deadline: float | None,
+        drafting: Drafting,
         marks: Mapping[int, Mark] | None = None,
     ) -> Asked:
         note = "0: only read the prompt, -1: until the context is full"
@@ -329,6 +334,7 @@ class Model:
             None if logprobs is None else arguments.integer("logprobs", logprobs, 0, MAX_LOGPROBS),
             None if deadline is None else arguments.number("deadline", deadline, 0),
             marks,
+            drafting=drafting,
         )
 
     @typed_errors
@@ -384,7 +390,7 @@ class Model:
         makes no vectors.
         """
         self._check()
-        texts, several = _listed(texts)
+        texts, several = listed(texts)
         several = several or texts == [] or texts == ()
         special = arguments.flag("parse_special", parse_special, False)
         ids = vectors.text_ids(self, texts if several else [texts], special)
@@ -533,15 +539,6 @@ class Model:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _listed(prompt: Any) -> tuple[Any, bool]:
-    """Return a prompt, or a list of prompts and True. What can be read only once comes back as a list."""
-    if isinstance(prompt, (str, bytes, bytearray, Mapping, Set)) or not isinstance(prompt, Iterable):
-        return prompt, False
-    found = list(prompt)
-    several = bool(found) and all(isinstance(p, (str, Sequence)) or getattr(p, "ndim", 0) == 1 for p in found)
-    return (found if several or isinstance(prompt, Iterator) else prompt), several
 
 
 def _begins_with_system(messages: Sequence[Message]) -> bool:
