@@ -20,7 +20,7 @@ from statistics import median
 
 import zincmetal
 from zincmetal.api.generation import SamplingOptions
-from zincmetal.engine.drafters import Draft
+from zincmetal.engine.drafters import Draft, Drafter
 from zincmetal.engine.governor import Bid, Governor, Kind
 from zincmetal.engine.request import Request, Stats
 from zincmetal.hub import demo_model
@@ -53,7 +53,7 @@ def compare(model: zincmetal.Model, task: str, args: argparse.Namespace) -> None
 # ---- forced acceptance ----------------------------------------------------------------------------------------------
 
 
-class Forced:
+class Forced(Drafter):
     """Drafter that proposes a known text, of which each token is wrong with a probability of 1 - ``rate``."""
 
     def __init__(self, known: Sequence[int], rate: float) -> None:

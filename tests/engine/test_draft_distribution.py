@@ -37,7 +37,7 @@ TOGETHER = 8
 LIMIT = BINS - 1 + 5 * (2 * (BINS - 1)) ** 0.5  # five standard deviations above the mean of chi-square
 
 
-class Likely:
+class Likely(Drafter):
     """Drafter that proposes tokens of the whole text so far, which says little: most are rejected."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Likely:
         return Draft([self._rng.choice(ids) for _ in range(n)])
 
 
-class Recorded:
+class Recorded(Drafter):
     """Drafter that remembers the last token that another one proposed for each position."""
 
     def __init__(self, drafter: Drafter) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from zincmetal.engine.drafters import NO_DRAFT, Draft
+from zincmetal.engine.drafters import NO_DRAFT, Draft, Drafter
 
 
-class Guesses:
+class Guesses(Drafter):
     """Drafter that proposes the tokens of an answer, each of them right with the probability ``rate``.
 
     ``answer()`` returns the tokens after the first ``n_prompt`` ids, as far as they are known. Beyond them, and where

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..device.buffers import Progress
+from ..engine.drafters import Drafter
 from ..engine.prefix_cache import Mark
 from ..engine.request import Mask, Request, Stats
 from ..errors import UsageError, did_you_mean, quote
@@ -102,7 +103,12 @@ def refuse_unknown(call: str, given: Iterable[str], known: Iterable[str], why: s
 
 
 def request_of(
-    asked: Asked, tokenizer: Tokenizer, n_ctx: int, n_vocab: int, mask: Mask | None = None
+    asked: Asked,
+    tokenizer: Tokenizer,
+    n_ctx: int,
+    n_vocab: int,
+    mask: Mask | None = None,
+    drafter: Drafter | None = None,
 ) -> tuple[Request, Answer]:
     """Make the request of a call, and the answer that takes its events. ``mask``: what ``asked`` allows."""
     params = _forbidding(asked.params, [t for t in tokenizer.suppressed if t < n_vocab])
@@ -127,7 +133,7 @@ def request_of(
         marks=asked.marks or {},
         mask=mask,
         n_logprobs=0 if asked.n_logprobs is None else max(1, asked.n_logprobs),
-        drafter=asked.drafting.drafter(),
+        drafter=drafter,
         draft_tokens=asked.drafting.tokens,
     )
     return request, answer

@@ -344,7 +344,8 @@ class Model:
         self.engine.check_prompt(asked.ids)
         tokenizer, config = self.text.id_tokenizer, self.config
         mask = self.text.mask(asked.grammar, asked.reasoning, len(asked.ids), config.n_vocab)
-        request, answer = request_of(asked, tokenizer, config.n_ctx, config.n_vocab, mask)
+        drafter = asked.drafting.drafter(self.running)
+        request, answer = request_of(asked, tokenizer, config.n_ctx, config.n_vocab, mask, drafter)
         answer.at_end = self._remember(asked.ids)
         loop = self.running.loop
         loop.submit(request)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 TAIL = 3  # tokens that must have stood before
 MOST_PLACES = 16  # earlier places that are compared
@@ -27,14 +27,20 @@ class Draft(NamedTuple):
 NO_DRAFT = Draft([])
 
 
-class Drafter(Protocol):
-    """Drafter of one sequence."""
+class Drafter:
+    """Drafter of one sequence. A ``costly`` one is only asked for what will be verified."""
+
+    costly = False
 
     def propose(self, ids: Sequence[int], n: int) -> Draft:
         """Return at most ``n`` tokens that may follow ``ids``. The ids of a later call begin with those of this one."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back what it has. The sequence has ended."""
 
 
-class Lookup:
+class Lookup(Drafter):
     """Prompt lookup over the tokens of one sequence.
 
     Each place after ``TAIL`` tokens is linked to the last place before it after the same tokens. Of these places the

@@ -29,18 +29,22 @@ TRUST = 3.0  # drafts that the share at first counts for
 
 
 class Kind(NamedTuple):
-    """Kind of a step, whose cost is measured: class of its rows, whether it has drafts, output of its plan."""
+    """Kind of a step, whose cost is measured: class of its rows, whether it has drafts, output of its plan.
+
+    ``costly``: a drafter took its time for it.
+    """
 
     rows: int
     verifies: bool
     output: str
+    costly: bool = False
 
 
-def kind_of(rows: int, verifies: bool, output: str) -> Kind | None:
+def kind_of(rows: int, verifies: bool, output: str, costly: bool = False) -> Kind | None:
     """Return the kind of a step, None for one that is too large."""
     classes = VERIFY_ROWS if verifies else DECODE_ROWS
     fitting = next((n for n in classes if rows <= n), None)
-    return None if fitting is None else Kind(fitting, verifies, output)
+    return None if fitting is None else Kind(fitting, verifies, output, verifies and costly)
 
 
 class Costs:
@@ -70,24 +74,24 @@ class Costs:
             return None
         return self._seconds.get(kind)
 
-    def at_most(self, rows: int, plain: Kind) -> float:
+    def at_most(self, rows: int, plain: Kind, costly: bool = False) -> float:
         """Return the most seconds that a step with drafts can be expected to take. The plain step's are known.
 
         If it was not measured: a step of twice the rows takes at most twice the time, that of two steps.
         """
-        known = self._smaller(rows, plain.output)
+        known = self._smaller(rows, plain.output, costly)
         if rows in known:
             return known[rows]
         bounds = [seconds * rows / n for n, seconds in known.items()]
         return min([*bounds, self._seconds[plain] * max(2, rows / plain.rows)])
 
-    def likely(self, rows: int, plain: Kind) -> float:
+    def likely(self, rows: int, plain: Kind, costly: bool = False) -> float:
         """Return the seconds to expect: measured, or else no more than fewer rows take, so that they are measured."""
-        return max([self._seconds[plain], *self._smaller(rows, plain.output).values()])
+        return max([self._seconds[plain], *self._smaller(rows, plain.output, costly).values()])
 
-    def _smaller(self, rows: int, output: str) -> dict[int, float]:
+    def _smaller(self, rows: int, output: str, costly: bool) -> dict[int, float]:
         """Return the seconds of steps with drafts of up to so many rows, as far as they are known."""
-        found = {n: self.of(Kind(n, True, output)) for n in VERIFY_ROWS if n <= rows}
+        found = {n: self.of(Kind(n, True, output, costly)) for n in VERIFY_ROWS if n <= rows}
         return {n: seconds for n, seconds in found.items() if seconds is not None}
 
 
@@ -121,12 +125,16 @@ def _class_of(match: int) -> int:
 
 
 class Bid(NamedTuple):
-    """Sequence that could be in the next step: its known tokens, and the draft that may follow them."""
+    """Sequence that could be in the next step: its known tokens, and the draft that may follow them.
+
+    A ``costly`` draft is not made yet.
+    """
 
     account: Account
     known: int
     drafted: int
     match: int
+    costly: bool = False
 
 
 class Governor:
@@ -150,11 +158,12 @@ class Governor:
             lengths, expected, all_of_it = _dealt(bids, rows - sum(bid.known for bid in bids))
             if not any(lengths):
                 continue
+            costly = any(bid.costly and n for bid, n in zip(bids, lengths, strict=True))
             again = costs.at_most(VERIFY_ROWS[0], kind) - plain if self._replays else 0.0
-            worst = (costs.at_most(rows, kind) - plain + again) / plain
+            worst = (costs.at_most(rows, kind, costly) - plain + again) / plain
             if any(bid.account.credit < worst for bid in bids):
                 continue
-            cost = (costs.likely(rows, kind) + (1 - all_of_it) * again) / plain
+            cost = (costs.likely(rows, kind, costly) + (1 - all_of_it) * again) / plain
             gain = (len(bids) + expected) / len(bids) / cost
             if gain > most:
                 best, most = lengths, gain
@@ -165,7 +174,7 @@ class Governor:
         plain = kind_of(len(accounts), False, kind.output)
         self.costs.measured(kind, seconds)
         base = self.costs.of(plain) if plain else None
-        cost = self.costs.at_most(kind.rows, plain) / base if plain and base and kind.verifies else 1.0
+        cost = self.costs.at_most(kind.rows, plain, kind.costly) / base if plain and base and kind.verifies else 1.0
         for account, tokens in accounts:
             account.pay(cost, tokens)
 

@@ -260,6 +260,15 @@ class Job:
         stats.queue, stats.prefill, stats.decode = admitted - self.arrived, first - admitted, now - first
         stats.generated = self.made
 
+    def close_drafter(self) -> None:
+        """Let the drafter give back what it has."""
+        drafter, self.drafter = self.drafter, None
+        try:
+            if drafter:
+                drafter.close()
+        except Exception:
+            _log.exception("the drafter of request %d did not close", self.order)
+
     def tell_end(self) -> None:
         """Tell the sink the last event. Errors of sinks are their own."""
         sink = self.request.sink

@@ -35,7 +35,6 @@ from ..errors import ContextFullError, DeadlineError, DeviceError, QueueFullErro
 from ..sampling.sampler import FORBIDDEN
 from .batch import Builder, Drawing, Executor
 from .cache_tier import Transfer
-from .drafters import Draft
 from .flight import Flight, State, drawn, id_of
 from .pace import Pace, shares
 from .pages import PagePool, PoolEmptyError, Seats, StateSlots
@@ -291,7 +290,7 @@ class Scheduler:
             return True
         if any((job.waits and not job.left) or job.verifying for job in self._running):
             return True
-        return bool(self._drafts(self._decoders()))
+        return self._may_draft(ready := self._decoders()) and bool(self.speculation.wanted(ready))
 
     def _decoders(self) -> list[Job]:
         """Return the jobs that may have a row of a decode step, those that had none for longest first. Empty: none."""
@@ -359,7 +358,7 @@ class Scheduler:
         """Add a row for each job with one known token, or with a token that the step in flight chooses."""
         outputs = self._flights[-1].outputs if self._flights else {}
         ready = self._decoders()
-        drafts = {} if self._flights else self._drafts(ready)
+        drafts = self.speculation.choose(ready) if self._may_draft(ready) and not self._flights else {}
         for job in ready:
             if not builder.singles_left:
                 return
@@ -385,11 +384,9 @@ class Scheduler:
             if added and tokens[0] < 0 and job.request.mask is not None:
                 flight.guessed[job] = at
 
-    def _drafts(self, ready: list[Job]) -> dict[Job, Draft]:
-        """Return the drafts that the next step should verify. It must not have rows of prompts."""
-        if len(ready) < len(self._running) or len(ready) > self._executor.max_singles:
-            return {}
-        return self.speculation.choose(ready)
+    def _may_draft(self, ready: list[Job]) -> bool:
+        """Return True if a step of these jobs has no rows of prompts, and room for all."""
+        return len(self._running) == len(ready) <= self._executor.max_singles
 
     def _add_slices(self, builder: Builder, flight: Flight) -> None:
         """Fill the step with slices of prompts."""
@@ -572,6 +569,7 @@ class Scheduler:
         if job.begin is not None:
             job.begin.release(self.pools.pages, self.pools.slots)
         job.finish(self._clock())
+        job.close_drafter()
         if job.sequence.in_flight:
             self._ending.append(job)
         if not job.request.keep:

@@ -18,6 +18,7 @@ old one, and its accepted tokens are rows of the next step once more. No state i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +29,8 @@ from .governor import Account, Bid, Governor, Kind, kind_of
 from .pages import PoolEmptyError
 from .pools import Pools
 from .request import Job
+
+_log = logging.getLogger("zincmetal.engine")
 
 
 class Chooser(Protocol):
@@ -73,26 +76,41 @@ class Speculation:
         self.governor = governor or Governor(executor.recurrent)
         self._before: set[Job] = set()  # the jobs of the step that was collected last
 
-    def choose(self, jobs: Sequence[Job]) -> dict[Job, Draft]:
-        """Return the drafts that the next step of these jobs, each of which has a row in it, should verify."""
+    def wanted(self, jobs: Sequence[Job]) -> dict[Job, int]:
+        """Return how many tokens of drafts the next step of these jobs, each with a row in it, should verify."""
         if not any(job.drafter for job in jobs):
             return {}
-        drafts = [self._draft(job) for job in jobs]
-        bids = [Bid(job.account, max(1, job.left), len(d.tokens), d.match) for job, d in zip(jobs, drafts, strict=True)]
+        bids = [self._bid(job) for job in jobs]
         if not any(bid.drafted for bid in bids):
             return {}
         lengths = self.governor.lengths(bids, output_of(jobs))
-        chosen = zip(jobs, drafts, lengths, strict=True)
-        return {job: draft._replace(tokens=draft.tokens[:n]) for job, draft, n in chosen if n}
+        return {job: n for job, n in zip(jobs, lengths, strict=True) if n}
 
-    def _draft(self, job: Job) -> Draft:
-        """Return the draft of a job, as long as it may be. It is made once for the ids that are known."""
-        n = min(job.request.draft_tokens, job.last - job.made - 1)
-        if job.drafter is None or n < 1 or not job.sequence.computed:
-            return NO_DRAFT
+    def choose(self, jobs: Sequence[Job]) -> dict[Job, Draft]:
+        """Return the drafts that the next step of these jobs should verify."""
+        drafts = {job: self._draft(job, n) for job, n in self.wanted(jobs).items()}
+        return {job: draft for job, draft in drafts.items() if draft.tokens}
+
+    def _bid(self, job: Job) -> Bid:
+        most = min(job.request.draft_tokens, job.last - job.made - 1) if job.sequence.computed else 0
+        if job.drafter is None or most < 1:
+            return Bid(job.account, max(1, job.left), 0, 0)
+        if job.drafter.costly:
+            return Bid(job.account, max(1, job.left), most, 0, costly=True)
+        draft = self._draft(job, most)
+        return Bid(job.account, max(1, job.left), len(draft.tokens), draft.match)
+
+    def _draft(self, job: Job, n: int) -> Draft:
+        """Return a draft of at most ``n`` tokens. It is made once for the ids that are known, and ends at an end."""
         ids = job.sequence.ids
-        if job.drafted_at != len(ids):
-            job.draft, job.drafted_at = job.drafter.propose(ids, n), len(ids)
+        if job.drafter and job.drafted_at != len(ids):
+            job.drafted_at = len(ids)
+            try:
+                job.draft = job.drafter.propose(ids, n)
+            except Exception:
+                _log.exception("a drafter failed; its request goes on without drafts")
+                job.draft = NO_DRAFT
+                job.close_drafter()
         tokens = job.draft.tokens[:n]
         ends = [i for i, token in enumerate(tokens) if token in job.request.eog_ids]
         return job.draft._replace(tokens=tokens[: ends[0] + 1] if ends else tokens)
@@ -128,7 +146,8 @@ class Speculation:
         before, self._before = self._before, set(made) if seconds is not None else set()
         if seconds is None or before != self._before or not any(job.drafter for job in made):
             return
-        kind = kind_of(rows, drafts, output_of(made))
+        costly = any(job.drafter.costly for job in made if job.drafter)
+        kind = kind_of(rows, drafts, output_of(made), costly)
         if kind is not None:
             self.governor.measured([(job.account, n) for job, n in made.items()], kind, seconds)
 
