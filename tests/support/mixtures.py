@@ -41,12 +41,27 @@ class Mask:
 
     def __init__(self, seed: int, n_vocab: int) -> None:
         self.seed, self.n_vocab = seed, n_vocab
+        self._ids: list[int] = []
 
     def allowed(self, ids: Sequence[int]) -> NDArray[np.bool_]:
         return np.random.default_rng([self.seed, len(ids)]).random(self.n_vocab) < 0.5
 
     def __call__(self, ids: Sequence[int]) -> NDArray[np.uint32]:
         """Returns the bits of the allowed tokens."""
+        self._ids = list(ids)
+        return self._bits(ids)
+
+    def draft(self, tokens: Sequence[int]) -> list[NDArray[np.uint32]]:
+        """Returns the bits after each token, up to the first that is not allowed."""
+        found, ids = list[NDArray[np.uint32]](), list(self._ids)
+        for token in tokens:
+            if not self.allowed(ids)[token]:
+                break
+            ids.append(token)
+            found.append(self._bits(ids))
+        return found
+
+    def _bits(self, ids: Sequence[int]) -> NDArray[np.uint32]:
         bits = np.zeros(-(-self.n_vocab // 32) * 32, np.bool_)
         bits[: self.n_vocab] = self.allowed(ids)
         return np.packbits(bits, bitorder="little").view(np.uint32)

@@ -24,6 +24,8 @@ from .sequence import Sequence
 
 #: Returns the bits of the tokens that may follow the ids, uint32, or None if all may. If it has a method ``ahead`` that
 #: returns True for the ids, then it also returns None one token later, whichever that is: steps may run ahead of it.
+#: If it has a method ``draft``, that returns the masks after each of some tokens that may follow the ids of the last
+#: call, up to the first that may not, and changes nothing.
 Mask = Callable[[AnySequence[int]], NDArray[np.uint32] | None]
 
 PAUSE = 8  # tokens after a wrong guess: where a mask begins, it goes on for some
@@ -93,8 +95,8 @@ class Request:
     - ``mask``: called before each token, with all ids so far. An error of it ends this request alone.
     - ``start``: a sequence whose common beginning with the prompt is not computed again. The caller keeps it.
     - ``keep``: the sequence is not released at the end. ``Stats.sequence`` has it, for ``Scheduler.release``.
-    - ``drafter``: proposes at most ``draft_tokens`` tokens, which a step verifies. Not used with a mask, nor where the
-      host draws: the token after a draft depends on calls that cannot be taken back.
+    - ``drafter``: proposes at most ``draft_tokens`` tokens, which a step verifies. Not used with a mask that has no
+      ``draft``, nor where the host draws: the token after a draft depends on calls that cannot be taken back.
 
     With ``max_tokens`` 0 the prompt is computed and nothing is drawn.
     """
@@ -155,8 +157,8 @@ class Job:
         # Tokens from which on a mask may be guessed. A row can only be repeated if it has changed no recurrent state.
         self._guess_from = room if executor.recurrent else 0
         self.sampler = Sampler(_with_mask(params, request.mask)) if self.host else None
-        may_draft = request.drafter and not self.host and not request.mask
-        self.drafter = request.drafter if may_draft else None
+        self._mask_of_draft = getattr(request.mask, "draft", None)
+        self.drafter = None if self.host or (request.mask and not self._mask_of_draft) else request.drafter
         self.draft, self.drafted_at = NO_DRAFT, -1  # the draft after so many ids
         self.account = Account()
         self.verifying = False  # a draft is in flight
@@ -223,15 +225,25 @@ class Job:
         end = min(at + rows, known - 1 if self.last else known)
         return min([end, *(mark for mark in self.marks if at < mark < end)]) - at
 
-    def drawings(self, n: int = 1) -> list[Drawing]:
-        """Return how the token after the known ones is chosen, and the ``n`` - 1 tokens after drafts.
+    def drawings(self, draft: AnySequence[int] = ()) -> list[Drawing]:
+        """Return how the token after the known ones is chosen, and the tokens after each of a draft.
 
-        A position has one key of noise, however often its token is drawn. Calls the mask, which may raise anything.
+        There are fewer if a mask forbids a token of the draft. A position has one key of noise, however often its token
+        is drawn. Calls the mask, which may raise anything.
         """
         request, first = self.request, self.sequence.submitted + max(1, self.left)
-        keys = [self._noise.key(position) if self._noise else 0 for position in range(first, first + n)]
-        mask = self._mask()
-        return [Drawing(request.params, key, mask, request.n_logprobs, self.host) for key in keys]
+        masks = [self._mask(), *self._masks_of(draft)]
+        keys = [self._noise.key(first + i) if self._noise else 0 for i in range(len(masks))]
+        each = zip(keys, masks, strict=True)
+        return [Drawing(request.params, key, mask, request.n_logprobs, self.host) for key, mask in each]
+
+    def _masks_of(self, draft: AnySequence[int]) -> AnySequence[NDArray[np.uint32] | None]:
+        """Return the mask after each token of a draft, up to the first that the mask before it forbids."""
+        if not self._mask_of_draft or not draft:
+            return [None] * len(draft)
+        ends = [i for i, token in enumerate(draft) if token in self.request.eog_ids]
+        masks: AnySequence[NDArray[np.uint32] | None] = self._mask_of_draft(draft[: ends[0]] if ends else draft)
+        return masks
 
     def _mask(self) -> NDArray[np.uint32] | None:
         """Return the mask of the token after the ids that are known. The request's is called once for each token."""

@@ -116,10 +116,20 @@ class Speculation:
         return job.draft._replace(tokens=tokens[: ends[0] + 1] if ends else tokens)
 
     def add(self, builder: Builder, job: Job, tokens: Sequence[int], draft: Draft) -> Verify | None:
-        """Add known tokens and a draft to a step, while none is in flight. Return None if there is no room."""
-        sequence, rows = job.sequence, [*tokens, *draft.tokens]
+        """Add known tokens and a draft to a step, while none is in flight. Return None if there is no room.
+
+        The draft ends before a token that the mask forbids.
+        """
+        sequence, keep = job.sequence, job.sequence.slot is not None
+        try:
+            drawings = job.drawings(draft.tokens)
+        except Exception:  # of the mask: it comes again without the draft, and ends the request
+            return None
+        if len(drawings) == 1:
+            return None
+        draft = draft._replace(tokens=draft.tokens[: len(drawings) - 1])
+        rows = [*tokens, *draft.tokens]
         verify = Verify(draft, sequence.submitted, len(tokens), sequence.slot)
-        drawings, keep = job.drawings(len(draft.tokens) + 1), sequence.slot is not None
         try:
             added = builder.add(sequence, rows, *drawings, keep_states=keep)
         except PoolEmptyError:
