@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -34,17 +35,22 @@ def compare(model: zincmetal.Model, task: str, args: argparse.Namespace) -> None
     """Prints both sides of a task, round by round."""
     prompt = (DATA / f"{task}.txt").read_text("utf-8").rstrip("\n ")
     seconds: dict[str, list[float]] = {"off": [], "auto": []}
+    of_cpu: dict[str, list[float]] = {"off": [], "auto": []}  # on a machine that others use too, they vary less
     texts = {}
     for round_ in range(args.rounds + 1):  # the first one makes plans and fills the cache
         for draft in ("off", "auto") if round_ % 2 else ("auto", "off"):
+            began = time.process_time()
             result = model.generate(prompt, args.tokens, draft=draft, **TASKS[task])
             texts[draft] = result
             if round_:
+                of_cpu[draft].append(time.process_time() - began)
                 seconds[draft].append(result.decode_seconds / max(1, len(result.tokens) - 1))
+    in_cpu = sorted(round(plain / drafted, 3) for plain, drafted in zip(of_cpu["off"], of_cpu["auto"], strict=True))
     ratios = [plain / drafted for plain, drafted in zip(seconds["off"], seconds["auto"], strict=True)]
     rates = {draft: 1 / median(found) for draft, found in seconds.items()}
     print(f"{task}: {rates['off']:.1f} -> {rates['auto']:.1f} tokens/s, ratios {sorted(round(r, 3) for r in ratios)}")
-    print(f"  median ratio {median(ratios):.3f}; by place (drafted, accepted) {texts['auto'].drafts}")
+    print(f"  median ratio {median(ratios):.3f}; of CPU time {in_cpu}, median {median(in_cpu):.3f}")
+    print(f"  by place (drafted, accepted) {texts['auto'].drafts}")
     print(f"  texts are {'the same' if texts['off'].tokens == texts['auto'].tokens else 'different'}")
     if args.show:
         print(texts["auto"].text)
