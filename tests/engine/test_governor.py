@@ -103,6 +103,19 @@ def test_rows_of_a_plan_that_are_empty_are_taken() -> None:
     assert 4 in run.rows_seen
 
 
+def test_a_step_that_waited_for_a_draft_is_paid_for() -> None:
+    governor, account = Governor(replays=False), Account()
+    plain, waited = (kind_of(1, False, "argmax", costly) for costly in (False, True))
+    assert plain
+    assert waited
+    for seconds in (5.0, 1.0):
+        governor.measured([(account, 1)], plain, seconds)
+    for _ in range(3):
+        governor.measured([(account, 1)], waited, 1.5)
+    assert governor.costs.of(plain) == 1.0
+    assert account.credit == pytest.approx(LOSS * WINDOW / 2 - 2 * 0.5 + 2 * 0.01)
+
+
 def test_costs_forget_and_bound() -> None:
     governor = Governor(replays=False)
     costs = governor.costs

@@ -30,7 +30,7 @@ class Flight:
     """Step in flight. ``held`` slots become checkpoints when it has been collected: (job, tokens, slot).
 
     ``guessed``: the positions of rows whose masks were taken to allow every token, before they were known. ``outputs``
-    has the first output of each job, ``verifies`` the drafts.
+    has the first output of each job, ``verifies`` the drafts. ``waited``: for a draft, where it could have run ahead.
     """
 
     batch: Batch
@@ -41,6 +41,7 @@ class Flight:
     guessed: dict[Job, int] = field(default_factory=dict)
     verifies: dict[Job, Verify] = field(default_factory=dict)
     has_slice: bool = False
+    waited: bool = False
 
 
 def drawn(job: Job, logits: NDArray[np.float32]) -> Choice:

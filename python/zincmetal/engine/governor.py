@@ -31,7 +31,7 @@ TRUST = 3.0  # drafts that the share at first counts for
 class Kind(NamedTuple):
     """Kind of a step, whose cost is measured: class of its rows, whether it has drafts, output of its plan.
 
-    ``costly``: a drafter took its time for it.
+    ``costly``: a drafter took its time for it. Or, without drafts: it did not run ahead, since a draft was to come.
     """
 
     rows: int
@@ -44,7 +44,7 @@ def kind_of(rows: int, verifies: bool, output: str, costly: bool = False) -> Kin
     """Return the kind of a step, None for one that is too large."""
     classes = VERIFY_ROWS if verifies else DECODE_ROWS
     fitting = next((n for n in classes if rows <= n), None)
-    return None if fitting is None else Kind(fitting, verifies, output, verifies and costly)
+    return None if fitting is None else Kind(fitting, verifies, output, costly)
 
 
 class Costs:
@@ -174,7 +174,10 @@ class Governor:
         plain = kind_of(len(accounts), False, kind.output)
         self.costs.measured(kind, seconds)
         base = self.costs.of(plain) if plain else None
-        cost = self.costs.at_most(kind.rows, plain, kind.costly) / base if plain and base and kind.verifies else 1.0
+        cost = 1.0
+        if plain and base and kind != plain:
+            known = self.costs.at_most(kind.rows, plain, kind.costly) if kind.verifies else self.costs.of(kind)
+            cost = (known or base) / base
         for account, tokens in accounts:
             account.pay(cost, tokens)
 

@@ -95,6 +95,7 @@ class Scheduler:
         self._blocked: tuple[int, int, int, int] | None = None  # state of the pools at which the first job must wait
         self._arrivals = self._turns = self.steps = self._saved_at = 0
         self._stuck = 0  # steps in a row that did nothing
+        self._waited = False  # the next step could have run ahead, and waits for a draft
         self._collected = clock()
 
     # ---- any thread ----------------------------------------------------------------------------------------------
@@ -272,7 +273,8 @@ class Scheduler:
     def _build(self) -> Flight:
         """Return the next step, not yet submitted. Without a run there is nothing to do."""
         builder = Builder(self._executor, self.pools.pages, self.pools.slots)
-        flight = Flight(builder.batch(), {}, {}, 0.0)
+        flight = Flight(builder.batch(), {}, {}, 0.0, waited=self._waited)
+        self._waited = False
         try:
             self._add_decoders(builder, flight)
             self._add_slices(builder, flight)
@@ -290,7 +292,9 @@ class Scheduler:
             return True
         if any((job.waits and not job.left) or job.verifying for job in self._running):
             return True
-        return self._may_draft(ready := self._decoders()) and bool(self.speculation.wanted(ready))
+        if self._may_draft(ready := self._decoders()) and self.speculation.wanted(ready):
+            self._waited = True
+        return self._waited
 
     def _decoders(self) -> list[Job]:
         """Return the jobs that may have a row of a decode step, those that had none for longest first. Empty: none."""
@@ -461,7 +465,7 @@ class Scheduler:
                 self._learn(job, choices[output])
             elif self._confirmed(job, flight):
                 self._take(job, output, choices[output])
-        self.speculation.measured(made, flight.batch.n_rows, flight.batch.verifies, seconds)
+        self.speculation.measured(made, flight.batch.n_rows, flight.batch.verifies, seconds, flight.waited)
         for job in [job for job in flight.jobs.values() if not job.last and not job.left and not job.ended]:
             self._end(job, LENGTH)
         for job in [job for job in self._ending if not job.sequence.in_flight]:

@@ -148,15 +148,18 @@ class Speculation:
         job.stats.count(len(tokens), n)
         return n
 
-    def measured(self, made: Mapping[Job, int], rows: int, drafts: bool, seconds: float | None) -> None:
+    def measured(
+        self, made: Mapping[Job, int], rows: int, drafts: bool, seconds: float | None, waited: bool = False
+    ) -> None:
         """Learn from a step that made so many tokens for each job. ``seconds``: since the step before it ended.
 
-        They count if both steps had the same jobs, and no row of a prompt. If not, ``seconds`` is None.
+        They count if both steps had the same jobs, and no row of a prompt. If not, ``seconds`` is None. ``waited``: the
+        step could have run ahead, and waited for a draft.
         """
         before, self._before = self._before, set(made) if seconds is not None else set()
         if seconds is None or before != self._before or not any(job.drafter for job in made):
             return
-        costly = any(job.drafter.costly for job in made if job.drafter)
+        costly = any(job.drafter.costly for job in made if job.drafter) if drafts else waited
         kind = kind_of(rows, drafts, output_of(made), costly)
         if kind is not None:
             self.governor.measured([(job.account, n) for job, n in made.items()], kind, seconds)
