@@ -130,14 +130,15 @@ class Speculation:
         draft = draft._replace(tokens=draft.tokens[: len(drawings) - 1])
         rows = [*tokens, *draft.tokens]
         verify = Verify(draft, sequence.submitted, len(tokens), sequence.slot)
-        try:
-            added = builder.add(sequence, rows, *drawings, keep_states=keep)
-        except PoolEmptyError:
-            if not self._pools.make_room_for_draft(sequence, sequence.submitted + len(rows)):
-                return None
-            added = builder.add(sequence, rows, *drawings, keep_states=keep)
-        verify.after, job.verifying = sequence.slot, added
-        return verify if added else None
+        for has_room in (False, True):
+            try:
+                job.verifying = builder.add(sequence, rows, *drawings, keep_states=keep)
+                break
+            except PoolEmptyError:
+                if has_room or not self._pools.make_room_for_draft(sequence, sequence.submitted + len(rows)):
+                    return None
+        verify.after = sequence.slot
+        return verify if job.verifying else None
 
     def accepted(self, job: Job, verify: Verify, drawn: Sequence[int]) -> int:
         """Return how many drafted tokens are those that were drawn, and learn from it."""
