@@ -9,7 +9,7 @@ SERVER := tests/serve tests/hub tests/text/chat tests/text/tools tests/sampling/
 KERNELS := tests/kernels tests/csrc tests/check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/csrc/msl/probes -type f -not -name '*.pyc')
 
-.PHONY: demo test test-metal-double test-metal-kernels test-msl-third-party test-schemas test-gemma3 test-page \
+.PHONY: demo test test-metal-double test-metal-kernels test-msl-third-party test-schemas test-draws test-gemma3 test-page \
   test-clients test-agents test-ray test-soak test-cuda fuzz sanitize sbom audit sdist sanitize-cuda mutants lint types kernels-cuda bench docs \
   notebooks clean help test-templates test-serve test-kernels
 
@@ -22,6 +22,7 @@ help:
 	@echo "make test-metal-kernels  run every test of kernels and models once more, on that lane"
 	@echo "make test-clients  ask the server through the AI SDK in node, LangChain, LlamaIndex and Aider, which it fetches"
 	@echo "make test-schemas  let random answers to 2,000 random JSON schemas be judged by an independent validator (a minute)"
+	@echo "make test-draws    let each drafter draw 100,000 tokens, and test their distribution (some minutes)"
 	@echo "make test-gemma3   run the tests on the real Gemma 3 270M, which it fetches (250 MB, Gemma Terms of Use)"
 	@echo "make test-templates         read back what chat templates of llama.cpp show, which it fetches (120 MB)"
 	@echo "make test-msl-third-party   check Metal sources of llama.cpp and MLX, which it fetches (120 MB)"
@@ -74,6 +75,10 @@ test-metal-kernels: $(VENV)/.double $(VENV)/.demo
 
 test-gemma3: $(VENV)/.installed $(VENV)/.demo $(VENV)/.gemma $(VENV)/.dev
 	$(BIN)/python -m pytest -q -k gemma3
+
+# Each drafter draws 100,000 tokens of two models: their distribution is the model's. Some minutes.
+test-draws: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
+	ZINCMETAL_DRAWN=100000 $(BIN)/python -m pytest -q -s tests/engine/test_draft_distribution.py
 
 test-schemas: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev
 	ZINCMETAL_SCHEMAS=2000 $(BIN)/python -m pytest -q tests/sampling/constrain/test_schemas.py

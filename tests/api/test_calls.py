@@ -22,6 +22,7 @@ from support.paths import DATA
 from support.reference_models import reference_models
 from support.text_model import END, HELLO, START, save
 from zincmetal.api import model as api
+from zincmetal.api.drafting import OPTIONS
 from zincmetal.api.generation import SAMPLING, Asked, GenerateOptions, SamplingOptions, request_of
 from zincmetal.api.text import CHAT_OPTIONS
 from zincmetal.cli import inspect as printer
@@ -52,7 +53,7 @@ def test_keywords_that_are_passed_on_are_those_of_submit() -> None:
     named = {
         name for name, p in inspect.signature(zincmetal.Model.submit).parameters.items() if p.kind == p.KEYWORD_ONLY
     }
-    assert set(GenerateOptions.__annotations__) == named | set(SAMPLING)
+    assert set(GenerateOptions.__annotations__) == named | set(SAMPLING) | set(OPTIONS)
     of_chat = {
         name
         for name, p in inspect.signature(zincmetal.Model.submit_chat).parameters.items()

@@ -13,7 +13,9 @@ import pytest
 import zincmetal
 from support import text_model
 from support.reference_models import reference_models
+from support.running import running_of
 from zincmetal.api.generation import Asked, sampling_params
+from zincmetal.engine.governor import Always
 from zincmetal.errors import GrammarError, UsageError
 from zincmetal.sampling.constrain.budget import Budget
 from zincmetal.sampling.constrain.grammar import Grammar
@@ -237,3 +239,20 @@ def test_a_vocabulary_that_cannot_write_a_form_is_an_error():
         pytest.raises(UsageError, match="no answer can satisfy"),  # no token of it has the letter
     ):
         model.generate([1, 2], choices=["a"])
+
+
+def test_drafts_do_not_change_an_answer_with_a_form(tiny):
+    running = running_of(tiny)
+    governor, running.scheduler.speculation.governor = running.scheduler.speculation.governor, Always()
+    drinks = "((tea|coffee|milk), ){6,9}water"
+    try:
+        drafted = accepted = 0
+        for seed in range(6):
+            options = {"regex": drinks, "temperature": 1.0 if seed else 0.0, "seed": seed}
+            plain, found = (tiny.generate("a", 120, draft=draft, **options) for draft in ("off", "lookup"))
+            assert found.tokens == plain.tokens
+            assert re.fullmatch(drinks, found.text)
+            drafted, accepted = drafted + found.drafted, accepted + found.accepted
+        assert drafted > accepted > 20
+    finally:
+        running.scheduler.speculation.governor = governor

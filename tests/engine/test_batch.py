@@ -12,6 +12,7 @@ from zincmetal.engine.sequence import Sequence
 from zincmetal.sampling.params import SamplingParams
 
 GREEDY = Drawing(SamplingParams())
+SEEDED = SamplingParams(temperature=1.0, seed=1)
 
 
 class Bench:
@@ -97,6 +98,29 @@ def test_draws_say_how_each_output_is_chosen() -> None:
     assert (draws["mask_at"].tolist(), draws["has_mask"].tolist()) == ([100, 0, 0], [1, 0, 0])
     assert draws["n_logprobs"].tolist() == [3, 0, 0]
     assert draws["pages"].tolist() == [0, 16, 32]
+
+
+def test_the_rows_of_a_draft_are_outputs_of_one_run() -> None:
+    bench = Bench()
+    single, other, drafted = (bench.sequence(seat, 9) for seat in range(3))
+    bench.builder.add(drafted, drafted.ids[:6])
+    bench.renew()
+    drafted.computed, old = 6, drafted.slot
+    bench.builder.add(other, other.ids)
+    bench.builder.add(drafted, [7, 8, 9], *(Drawing(SEEDED, key=key) for key in (5, 6)), keep_states=True)
+    bench.builder.add(single, [1], GREEDY)
+    batch = bench.builder.batch()
+    assert batch.verifies
+    assert bench.builder.outs_left == bench.executor.max_outs - 3
+    described = describe(batch, DTYPES)
+    assert described.draws is not None
+    assert described.outs.tolist() == [0, 11, 12], "the single row, and the last two of the draft's run"
+    assert described.draws["pos"].tolist() == [0, 7, 8]
+    assert described.draws["key_low"].tolist() == [0, 5, 6]
+    run = batch.runs[-1]
+    assert (run.slot, run.slot_out) == (old, drafted.slot)
+    assert run.slot != run.slot_out
+    assert run.slot not in batch.slots, "the caller has the old slot"
 
 
 def test_a_shared_page_and_a_shared_slot_are_read_and_not_written() -> None:

@@ -22,8 +22,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from support.drafts import Guesses
 from support.fake_executor import VOCAB, FakeExecutor
 from support.scheduler_lab import EOG_HEAVY, Lab, sink_of
+from zincmetal.engine.governor import Always
 from zincmetal.engine.request import Request
 from zincmetal.errors import ContextFullError, DeadlineError, DeviceError, QueueFullError
 from zincmetal.sampling.params import SamplingParams
@@ -33,6 +35,7 @@ STEPS = int(os.environ.get("ZINCMETAL_SCHEDULER_STEPS", "8000"))
 STEMS = [[(7 * i + 13 * k) % VOCAB for i in range(260)] for k in range(2)]
 STEPS_DONE = Counter[str]()
 PROCESSOR_FAILS_AT = 211
+DRAFTS = [None, 0.0, 0.5, 0.9, 1.0]
 
 
 def processor(ids: list[int], logits: np.ndarray) -> np.ndarray:
@@ -74,9 +77,19 @@ EXECUTORS = st.fixed_dictionaries(
 class Machine(RuleBasedStateMachine):
     """Rules are calls of a caller, and steps. Invariants hold between any two."""
 
-    @initialize(executor=EXECUTORS, cached=st.booleans(), queue_limit=st.integers(2, 12))
-    def open(self, executor: dict[str, Any], cached: bool, queue_limit: int) -> None:
-        self.lab = Lab(FakeExecutor(**executor), cached, queue_limit=queue_limit)
+    @initialize(
+        executor=EXECUTORS,
+        cached=st.booleans(),
+        queue_limit=st.integers(2, 12),
+        drafts=st.sampled_from(DRAFTS),
+        always=st.booleans(),
+    )
+    def open(
+        self, executor: dict[str, Any], cached: bool, queue_limit: int, drafts: float | None, always: bool
+    ) -> None:
+        """``drafts``: the share of drafted tokens that are right, None without drafts."""
+        self.drafts, governor = drafts, Always() if always else None
+        self.lab = Lab(FakeExecutor(**executor), cached, queue_limit=queue_limit, governor=governor)
         self.requests: list[Request] = []
         self.cancelled: set[Request] = set()
         self.released: list[Any] = []
@@ -187,6 +200,9 @@ class Machine(RuleBasedStateMachine):
 
     def _submit(self, ids: list[int], max_tokens: int, **options: Any) -> None:
         request = self.lab.request(ids, max_tokens, **options)
+        if self.drafts is not None:
+            right = lambda: [token for token in self._wanted(request) if token >= 0]  # noqa: E731
+            request.drafter = Guesses(len(ids), right, self.drafts, VOCAB, len(self.requests))
         try:
             self.lab.scheduler.submit(request)
         except (QueueFullError, ContextFullError):
@@ -252,6 +268,8 @@ class Machine(RuleBasedStateMachine):
             if sink.stats:
                 STEPS_DONE["moved out"] += sink.stats.moved_out
                 STEPS_DONE["reused " + sink.stats.source] += sink.stats.reused > 0
+                STEPS_DONE["accepted"] += sum(right for _, right in sink.stats.drafts)
+                STEPS_DONE["rejected"] += sum(tried - right for tried, right in sink.stats.drafts)
             STEPS_DONE[sink.reason or type(sink.error).__name__] += 1
         for kept in lab.kept:
             lab.scheduler.release(kept)
@@ -259,15 +277,17 @@ class Machine(RuleBasedStateMachine):
         lab.scheduler.step()
         lab.check_owners()
 
+    def _wanted(self, request: Request) -> list[int]:
+        """The tokens of a request that is alone."""
+        lab, n = self.lab, request.max_tokens if request.max_tokens >= 0 else self.lab.executor.n_ctx
+        n = min(n, lab.executor.n_ctx - len(request.ids) + 1)
+        return lab.expected(lab.request(request.ids, n, params=request.params, eog_ids=request.eog_ids))
+
     def _check_end(self, request: Request) -> None:
         """It has ended once, and its tokens are its own, up to its end."""
         sink, lab = sink_of(request), self.lab
         assert sink.ends == 1
-        whole = request.max_tokens >= 0
-        n = request.max_tokens if whole else lab.executor.n_ctx
-        n = min(n, lab.executor.n_ctx - len(request.ids) + 1)
-        alone = lab.request(request.ids, n, params=request.params, eog_ids=request.eog_ids)
-        wanted = lab.expected(alone)
+        wanted = self._wanted(request)
         good = [token for token in wanted if token >= 0]
         assert sink.tokens == good[: len(sink.tokens)]
         error = sink.error
@@ -311,6 +331,8 @@ def test_requests_end_once_under_load() -> None:
         except BaseException as error:
             error.args = (f"seed {seed}", *error.args)
             raise
+    assert STEPS_DONE["accepted"] > 20
+    assert STEPS_DONE["rejected"] > 20
     wanted = {"length", "stop", "cancelled", "moved out", "reused memory", "reused start"}
     assert STEPS < 50_000 or not wanted - {what for what, n in STEPS_DONE.items() if n}
 
@@ -334,7 +356,7 @@ def run_under_load(rng: random.Random) -> None:
         "seconds": rng.choice([lambda rows: 0.01 + 0.001 * rows, lambda rows: 2.0 * rows]),
     }
     executor["pages"] = min(executor["pages"], executor["pages_most"])
-    machine.open(executor, rng.random() < 0.7, 12)
+    machine.open(executor, rng.random() < 0.7, 12, rng.choice(DRAFTS), rng.random() < 0.7)
     for _ in range(rng.randint(20, 80)):
         marks = [rng.randint(1, 200) for _ in range(rng.randint(0, 3))]
         what = rng.random()

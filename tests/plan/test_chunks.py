@@ -14,11 +14,13 @@ from zincmetal.plan.chunks import (
     OUTS,
     ROWS,
     USUAL_ROWS,
+    VERIFY_ROWS,
     StepShape,
     chunk_shape,
     decode_shape,
     prompt_shapes,
     rows_for,
+    verify_shape,
 )
 
 
@@ -54,6 +56,16 @@ def test_a_chunk_has_the_smallest_shape_that_holds_it():
                     smaller = [r for r in (32, 128, 512) if r < shape.rows]
                     assert all(r < rows or min(MAX_SINGLES, r - 2) < singles for r in smaller) or shape.rows == 64
                     assert shape.outs in OUTS or shape.outputs_in_order
+
+
+@pytest.mark.parametrize("n", range(2, VERIFY_ROWS[-1] + 1))
+def test_a_step_with_drafts_has_the_kernels_of_decode_steps(n):
+    shape = verify_shape(n, "draw")
+    assert shape.rows in VERIFY_ROWS
+    assert n <= shape.rows < 2 * n
+    assert (shape.outs, shape.only_singles, shape.outputs_in_order) == (shape.rows, False, False)
+    assert shape.decodes
+    assert not chunk_shape(shape.rows, 0, 0, "none").decodes
 
 
 def test_one_row_is_always_the_shape_of_one_row():

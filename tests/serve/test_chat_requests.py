@@ -9,6 +9,7 @@ import pytest
 from starlette.requests import Request
 
 from support.served import USER, Served
+from zincmetal.api.drafting import Drafting
 from zincmetal.serve.chat_request import chat_request
 from zincmetal.serve.serving import Limits
 
@@ -48,6 +49,28 @@ OTHER = {"type": "function", "function": {"name": "g"}}
 def test_options_of_sampling(served: Served, given: dict[str, Any], field: str, value: Any) -> None:
     assert served.chat(**given).status == 200
     assert getattr(served.asked.params, field) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "drafting"),
+    [
+        ({}, Drafting("off", 7)),
+        ({"draft": "auto"}, Drafting("auto", 7)),
+        ({"draft": "lookup", "draft_tokens": 15}, Drafting("lookup", 15)),
+        ({"draft": "off"}, Drafting("off", 7)),
+        ({"draft": None, "draft_tokens": None}, Drafting("off", 7)),
+    ],
+)
+def test_drafts(served: Served, given: dict[str, Any], drafting: Drafting) -> None:
+    assert served.chat(**given).status == 200
+    assert served.asked.drafting == drafting
+
+
+@pytest.mark.parametrize("given", [{"draft": "/etc/model.gguf"}, {"draft": "mtp"}, {"draft_tokens": 16}])
+def test_drafts_that_a_client_may_not_ask_for(served: Served, given: dict[str, Any]) -> None:
+    found = served.chat(**given)
+    assert found.status == 400
+    assert found.json["error"]["param"] == next(iter(given))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,11 @@ def test_timings_are_llama_servers() -> None:
     }
 
 
+def test_timings_have_the_drafts() -> None:
+    found = timings(replace(RESULT, drafts=((3, 2), (3, 1))))
+    assert (found["draft_n"], found["draft_n_accepted"]) == (6, 3)
+
+
 @pytest.mark.parametrize("tokens", [[], [1]])
 def test_no_figure_is_infinite(tokens: list[int]) -> None:
     found = timings(replace(RESULT, tokens=tokens, prefill_seconds=0.0, decode_seconds=0.0))

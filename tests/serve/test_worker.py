@@ -24,6 +24,7 @@ import zincmetal
 from support import faulty_model, text_model
 from support.remote_models import asked, remote_model, soon, text_of
 from zincmetal import errors
+from zincmetal.api.drafting import Drafting
 from zincmetal.api.generation import Asked
 from zincmetal.api.result import CacheUse, Chunk, Logprob, Result
 from zincmetal.engine.prefix_cache import Mark
@@ -94,6 +95,7 @@ ALL_FIELDS = Asked(
     marks={2: Mark.SYSTEM},
     grammar=Grammar('start: "x"'),
     reasoning=Budget(5, "</think>"),
+    drafting=Drafting("auto", 3),
 )
 
 

@@ -218,7 +218,7 @@ class FakeExecutor:
                     assert not reads & other_writes, "a row reads what another sequence writes"
 
     def _step(self, described: Described, drawings: list[Drawing], batch: Batch) -> None:
-        rows, before = described.rows, self.last
+        rows, before, outs = described.rows, self.last, {int(out) for out in described.outs}
         self.now += self.seconds(len(rows))
         for write in described.page_writes:
             self.tables[write["at"]] = write["page"]
@@ -236,11 +236,11 @@ class FakeExecutor:
                 table = self.tables[int(row["pages"]) :]
                 self.keys[table[pos // PAGE], pos % PAGE] = token, pos
                 state = state_after(state, token, pos) if self.recurrent else 0
+                if t in outs:
+                    numbers = table[: PagePool.needed(pos + 1)]
+                    ends[t] = self.keys[numbers].reshape(-1, 2)[: pos + 1].copy(), state
             if self.recurrent:
                 self.states[int(rows[at]["slot_out"])] = state
-            n = int(rows[end - 1]["pos"]) + 1
-            numbers = self.tables[int(rows[at]["pages"]) :][: PagePool.needed(n)]
-            ends[end - 1] = self.keys[numbers].reshape(-1, 2)[:n].copy(), state
             at = end
         self.last = []
         for i, out in enumerate(described.outs):

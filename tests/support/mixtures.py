@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from support.drafts import Guesses
 from zincmetal import gguf
 from zincmetal.engine.engine import Engine
+from zincmetal.engine.governor import Always
 from zincmetal.engine.loaded import Loaded
 from zincmetal.engine.prefix_cache import Mark, PrefixCache
 from zincmetal.engine.request import Request, Stats
@@ -28,6 +30,7 @@ from zincmetal.sampling.params import SamplingParams
 from zincmetal.sampling.sampler import Sampler
 
 CONTEXT = 640
+N_TOKENS = 256  # ids that a wrong draft may have: every vocabulary has them
 #: Changes of a logit that other orders of summation may cause, by the type of K/V.
 NEAR = {"f32": 1e-3, "f16": 1e-2, "q8_0": 5e-2}
 F32 = NDArray[np.float32]
@@ -38,12 +41,27 @@ class Mask:
 
     def __init__(self, seed: int, n_vocab: int) -> None:
         self.seed, self.n_vocab = seed, n_vocab
+        self._ids: list[int] = []
 
     def allowed(self, ids: Sequence[int]) -> NDArray[np.bool_]:
         return np.random.default_rng([self.seed, len(ids)]).random(self.n_vocab) < 0.5
 
     def __call__(self, ids: Sequence[int]) -> NDArray[np.uint32]:
         """Returns the bits of the allowed tokens."""
+        self._ids = list(ids)
+        return self._bits(ids)
+
+    def draft(self, tokens: Sequence[int]) -> list[NDArray[np.uint32]]:
+        """Returns the bits after each token, up to the first that is not allowed."""
+        found, ids = list[NDArray[np.uint32]](), list(self._ids)
+        for token in tokens:
+            if not self.allowed(ids)[token]:
+                break
+            ids.append(token)
+            found.append(self._bits(ids))
+        return found
+
+    def _bits(self, ids: Sequence[int]) -> NDArray[np.uint32]:
         bits = np.zeros(-(-self.n_vocab // 32) * 32, np.bool_)
         bits[: self.n_vocab] = self.allowed(ids)
         return np.packbits(bits, bitorder="little").view(np.uint32)
@@ -58,7 +76,8 @@ class Member:
     """Sequence of a mixture. ``want`` are its tokens when it runs alone.
 
     It arrives at the step ``arrives``, or with a ``parent`` when that one has ended. It is cancelled after
-    ``cancel_after`` of its tokens, by its sink.
+    ``cancel_after`` of its tokens, by its sink. ``drafts``: the share of drafted tokens that are right, None without
+    drafts.
     """
 
     ids: list[int]
@@ -72,6 +91,7 @@ class Member:
     marks: dict[int, Mark] = field(default_factory=dict)
     parent: Member | None = None
     keep: bool = False
+    drafts: float | None = None
     request: Request | None = None
     tokens: list[int] = field(default_factory=list)
     ended: str | BaseException | None = None
@@ -109,6 +129,8 @@ class Member:
             "mask": self.mask,
             "n_logprobs": self.n_logprobs,
         }
+        if self.drafts is not None:
+            options["drafter"] = Guesses(len(self.ids), lambda: self.want, self.drafts, N_TOKENS, len(self.ids))
         self.request = Request(
             list(self.ids), len(self.want), self, self.params, start=start, keep=self.keep, **options
         )
@@ -138,9 +160,13 @@ def engine(path: Path, kv: str, **options: Any) -> Iterator[Engine]:
 
 
 class Mixture:
-    """Random members over an engine. ``most``: sequences, prompt tokens and tokens of an answer, at most."""
+    """Random members over an engine. ``most``: sequences, prompt tokens and tokens of an answer, at most.
 
-    def __init__(self, engine: Engine, seed: int, most: tuple[int, int, int]) -> None:
+    ``drafts``: all that can have drafts have some. They are verified always, whatever that costs.
+    """
+
+    def __init__(self, engine: Engine, seed: int, most: tuple[int, int, int], drafts: bool = False) -> None:
+        self.drafts = drafts
         self.engine, self.rng = engine, random.Random(seed)
         self.most_members, self.most_prompt, self.most_tokens = most
         self.n_vocab = engine.config.n_vocab
@@ -164,6 +190,7 @@ class Mixture:
             if want:
                 break
         member = Member(ids, params, want, rng.randrange(2 + len(self.members)), mask=mask, eog_ids=eog)
+        member.drafts = rng.choice([0.0, 0.5, 0.9, 1.0]) if self.drafts else None
         member.n_logprobs = 3 if rng.random() < 0.1 else 0
         if rng.random() < 0.2:
             member.cancel_after = rng.randint(1, len(want))
@@ -247,7 +274,13 @@ class Mixture:
         engine = self.engine
         cache = PrefixCache(engine.pages, engine.slots, engine.page, engine.recurrent)
         scheduler = Scheduler(
-            engine, cache, pages=engine.pages, slots=engine.slots, seats=engine.free_seats, clock=clock
+            engine,
+            cache,
+            pages=engine.pages,
+            slots=engine.slots,
+            seats=engine.free_seats,
+            clock=clock,
+            governor=Always() if self.drafts else None,
         )
         waiting = list(self.members)
         for step in range(100_000):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..device.buffers import Progress
+from ..engine.drafters import Drafter
 from ..engine.prefix_cache import Mark
 from ..engine.request import Mask, Request, Stats
 from ..errors import UsageError, did_you_mean, quote
@@ -15,6 +16,7 @@ from ..sampling.constrain.budget import Budget
 from ..sampling.constrain.grammar import Grammar
 from ..sampling.params import LogitsProcessor, SamplingParams
 from .cache_text import cache_use
+from .drafting import NO_DRAFTS, Drafting, DraftOptions
 from .handle import Answer
 from .result import Logprob
 
@@ -43,7 +45,11 @@ class SamplingOptions(TypedDict, total=False):
     logits_processors: Sequence[LogitsProcessor] | None
 
 
-class GenerateOptions(SamplingOptions, total=False):
+class MoreOptions(SamplingOptions, DraftOptions, total=False):
+    """Options of sampling and of drafts."""
+
+
+class GenerateOptions(MoreOptions, total=False):
     """Keywords of :meth:`Model.submit`, for the calls that pass them on."""
 
     parse_special: bool | None
@@ -76,6 +82,7 @@ class Asked:
     marks: Mapping[int, Mark] | None = None
     grammar: Grammar | None = None
     reasoning: Budget | None = None
+    drafting: Drafting = NO_DRAFTS
 
 
 def sampling_params(call: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> SamplingParams:
@@ -96,7 +103,12 @@ def refuse_unknown(call: str, given: Iterable[str], known: Iterable[str], why: s
 
 
 def request_of(
-    asked: Asked, tokenizer: Tokenizer, n_ctx: int, n_vocab: int, mask: Mask | None = None
+    asked: Asked,
+    tokenizer: Tokenizer,
+    n_ctx: int,
+    n_vocab: int,
+    mask: Mask | None = None,
+    drafter: Drafter | None = None,
 ) -> tuple[Request, Answer]:
     """Make the request of a call, and the answer that takes its events. ``mask``: what ``asked`` allows."""
     params = _forbidding(asked.params, [t for t in tokenizer.suppressed if t < n_vocab])
@@ -121,6 +133,8 @@ def request_of(
         marks=asked.marks or {},
         mask=mask,
         n_logprobs=0 if asked.n_logprobs is None else max(1, asked.n_logprobs),
+        drafter=drafter,
+        draft_tokens=asked.drafting.tokens,
     )
     return request, answer
 

@@ -28,7 +28,16 @@ from ..plan.chunks import LOGITS_ROWS, USUAL_ROWS, chunk_shape, decode_shape
 from ..plan.plan import Dispatch, Plan
 from ..sampling.params import SamplingParams
 from . import vectors
-from .generation import SAMPLING, Asked, GenerateOptions, SamplingOptions, listed, request_of, sampling_params
+from .drafting import Drafting, drafting_of
+from .generation import (
+    SAMPLING,
+    Asked,
+    GenerateOptions,
+    MoreOptions,
+    listed,
+    request_of,
+    sampling_params,
+)
 from .handle import Answer, Generation
 from .naming import model_name
 from .result import CacheUse, Call, Chunk, Logprob, Result, peak_memory
@@ -198,7 +207,7 @@ class Model:
         regex: str | None = None,
         choices: Sequence[str] | None = None,
         grammar: str | Grammar | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[MoreOptions],
     ) -> Generation:
         """Begin a generation, and return its handle: an iterator of chunks, also asynchronous, and a future.
 
@@ -207,18 +216,20 @@ class Model:
         control tokens out of the text. Each string of ``stop`` ends the text, and is not part of it.
         ``progress(done, total)`` is called during prefill, by whoever reads the handle. ``logprobs`` asks for the
         log-probability of each token and of so many others in its place, at most 20. ``deadline``: seconds until
-        DeadlineError ends the request. Other options are the fields of
-        :class:`~zincmetal.sampling.params.SamplingParams`. The text ends at an end token, at ``max_tokens``, or when
+        DeadlineError ends the request. ``draft`` "auto" or "lookup" lets drafts of up to ``draft_tokens`` tokens be
+        verified where that is faster; the text is the same, see ``docs/speculation.md``. Other options are the fields
+        of :class:`~zincmetal.sampling.params.SamplingParams`. The text ends at an end token, at ``max_tokens``, or when
         the context is full.
 
         One of four options gives the answer a form, and the result its ``parsed`` value. ``schema`` is a JSON schema,
         or a type: a pydantic model, a dataclass, a TypedDict, ``list[int]``. ``regex`` is an expression that the whole
         answer matches, ``choices`` are texts to choose from, ``grammar`` is one in llguidance's Lark.
         """
+        drafting, sampling = drafting_of(options)
         params = self._params("generate", sampling)
         form = form_of(schema, regex, choices, grammar)
         ids = self.text.prompt_ids(prompt, parse_special)
-        asked = self._asked(ids, max_tokens, stop, hide_special, progress, params, logprobs, deadline)
+        asked = self._asked(ids, max_tokens, stop, hide_special, progress, params, logprobs, deadline, drafting)
         if form is None:
             return self.start(asked)
         handle = self.start(replace(asked, grammar=form.grammar))
@@ -281,13 +292,14 @@ class Model:
         no option chooses the sampling, :attr:`chat_sampling` does. A seed, biases and processors do not choose it.
         Raises UsageError for an option that the template does not read.
         """
+        drafting, options = drafting_of(options)
         params, variables = self._chat_options(options)
         offered, form = Tools(tools), form_of(schema, regex, choices, grammar)
         ids = self.text.chat_ids(
             messages, offered.shown, documents, add_generation_prompt, continue_final_message, variables
         )
         marks = self.text.marks(ids, with_system=bool(tools) or _begins_with_system(messages))
-        asked = self._asked(ids, max_tokens, stop, hide_special, progress, params, logprobs, deadline, marks)
+        asked = self._asked(ids, max_tokens, stop, hide_special, progress, params, logprobs, deadline, drafting, marks)
         if not (offered.shown or form or tool_choice or reasoning_budget is not None):
             return self.start(asked)
         reading = self.text.reading(ids, offered, form)
@@ -318,6 +330,7 @@ class Model:
         params: SamplingParams,
         logprobs: int | None,
         deadline: float | None,
+        drafting: Drafting,
         marks: Mapping[int, Mark] | None = None,
     ) -> Asked:
         note = "0: only read the prompt, -1: until the context is full"
@@ -331,6 +344,7 @@ class Model:
             None if logprobs is None else arguments.integer("logprobs", logprobs, 0, MAX_LOGPROBS),
             None if deadline is None else arguments.number("deadline", deadline, 0),
             marks,
+            drafting=drafting,
         )
 
     @typed_errors
@@ -340,7 +354,8 @@ class Model:
         self.engine.check_prompt(asked.ids)
         tokenizer, config = self.text.id_tokenizer, self.config
         mask = self.text.mask(asked.grammar, asked.reasoning, len(asked.ids), config.n_vocab)
-        request, answer = request_of(asked, tokenizer, config.n_ctx, config.n_vocab, mask)
+        drafter = asked.drafting.drafter(self.running)
+        request, answer = request_of(asked, tokenizer, config.n_ctx, config.n_vocab, mask, drafter)
         answer.at_end = self._remember(asked.ids)
         loop = self.running.loop
         loop.submit(request)

@@ -63,6 +63,7 @@ class Result:
     prompt, and of the tokens after the first. ``logprobs`` has an entry for each token, if they were asked for.
     ``parsed`` is the value of an answer with a form, None if it ended too early. ``calls`` are the calls of tools in a
     chat. If functions were called, ``messages`` is the conversation with their results, up to the answer.
+    ``drafts`` has (drafted, accepted) tokens by their place in a draft: the first pair is of the first tokens.
     """
 
     text: str
@@ -82,6 +83,17 @@ class Result:
     parsed: Any = None
     calls: tuple[Call, ...] = ()
     messages: tuple[dict[str, Any], ...] = ()
+    drafts: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def drafted(self) -> int:
+        """Tokens of drafts that were verified."""
+        return sum(drafted for drafted, _ in self.drafts)
+
+    @property
+    def accepted(self) -> int:
+        """Tokens of drafts that were accepted."""
+        return sum(accepted for _, accepted in self.drafts)
 
     def __repr__(self) -> str:
         return f"<Result {quote(self.text, 60)}: {self._figures()}>"
@@ -134,6 +146,7 @@ def result_of(answer: Answer) -> Result:
         prefill_seconds=stats.prefill,
         decode_seconds=stats.decode,
         logprobs=None if answer.logprobs is None else tuple(answer.logprobs),
+        drafts=tuple(stats.drafts),
     )
 
 

@@ -73,7 +73,7 @@ class Programs:
         replacement, DeviceError if the device refuses memory.
         """
         n_ctx, max_position = self._planner.config.n_ctx, self._planner.config.n_ctx
-        if shape.only_singles:
+        if shape.decodes:
             # Short sequences have few keys, which a decode plan of its own divides among fewer threadgroups.
             max_position = next((n for n in self._planner.max_positions if position < n), n_ctx)
         key = (shape, max_position)

@@ -121,8 +121,8 @@ class Drawing:
 class Run:
     """Rows of one sequence at consecutive positions.
 
-    A token is an id, or -1 - i: the id that output i of the step before chooses. With a ``drawing`` the last row is an
-    output. ``slot`` and ``slot_out``: where its states are read, and where they are left.
+    A token is an id, or -1 - i: the id that output i of the step before chooses. The last rows are outputs, one for
+    each of the ``drawings``. ``slot`` and ``slot_out``: where its states are read, and where they are left.
     """
 
     sequence: Sequence
@@ -130,7 +130,7 @@ class Run:
     tokens: AnySequence[int]
     slot: int
     slot_out: int
-    drawing: Drawing | None = None
+    drawings: tuple[Drawing, ...] = ()
 
     @property
     def end(self) -> int:
@@ -142,8 +142,8 @@ class Run:
 class Batch:
     """Rows of one step, and what its end sets free.
 
-    Runs of one row come first, those with an output before the others: output i is row i. All outputs are rows of
-    runs of one row, since the last token of a prompt is a run of its own.
+    Runs of one row come first, those with an output before the others. The last token of a prompt is a run of its own.
+    Only a sequence with drafts has a longer run with outputs. Outputs stand in the order of their rows.
     """
 
     runs: list[Run]
@@ -165,7 +165,17 @@ class Batch:
     @property
     def drawings(self) -> list[Drawing]:
         """How the tokens of the outputs are chosen, in their order."""
-        return [run.drawing for run in self.runs if run.drawing is not None]
+        return [drawing for run in self.runs for drawing in run.drawings]
+
+    @property
+    def drawn_from(self) -> list[tuple[Run, int]]:
+        """The run and the position of each output."""
+        return [(run, at) for run in self.runs for at in range(run.end - len(run.drawings), run.end)]
+
+    @property
+    def verifies(self) -> bool:
+        """True if a longer run has outputs."""
+        return any(run.drawings and len(run.tokens) > 1 for run in self.runs)
 
     @property
     def output(self) -> str:
@@ -195,34 +205,36 @@ class Builder:
         self._others: list[Run] = []
         self._chunks: list[Run] = []
         self._batch = Batch([], [], pages.needed(executor.n_ctx))
-        self.rows_left, self.singles_left = executor.max_rows, min(executor.max_singles, executor.max_outs)
+        self.rows_left, self.singles_left, self.outs_left = executor.max_rows, executor.max_singles, executor.max_outs
 
     def __len__(self) -> int:
         return len(self._outputs) + len(self._others) + len(self._chunks)
 
-    def add(self, sequence: Sequence, tokens: AnySequence[int], drawing: Drawing | None = None) -> bool:
+    def add(self, sequence: Sequence, tokens: AnySequence[int], *drawings: Drawing, keep_states: bool = False) -> bool:
         """Add a run after the tokens that were submitted. Return False if it has no room in this step.
 
-        The sequence has a seat. Raises PoolEmptyError if a page or a slot is missing; then there is no run, and the
-        sequence is as it was but for pages that it may have taken already.
+        The last rows are outputs, one for each of the ``drawings``. With ``keep_states`` the run leaves the states in
+        another slot than the sequence's, and the caller becomes the owner of that old slot. The sequence has a seat.
+        Raises PoolEmptyError if a page or a slot is missing; then there is no run, and the sequence is as it was but
+        for pages that it may have taken already.
         """
         n, batch = len(tokens), self._batch
         assert sequence.seat is not None
-        assert drawing is None or n == 1, "an output is a run of its own"
-        if n > self.rows_left or (n == 1 and not self.singles_left):
+        if n > self.rows_left or (n == 1 and not self.singles_left) or len(drawings) > self.outs_left:
             return False
         begin, end = sequence.submitted, sequence.submitted + n
         self._own_pages(sequence, begin, end)
         if len(batch.page_writes) + len(sequence.pages) - sequence.tabled > self._executor.max_page_writes:
             return False
-        slot, slot_out = self._own_slot(sequence)
+        slot, slot_out = self._own_slot(sequence, keep_states)
         at = sequence.seat * batch.table
         batch.page_writes += [(at + i, sequence.pages[i]) for i in range(sequence.tabled, len(sequence.pages))]
         sequence.tabled, sequence.submitted = len(sequence.pages), end
-        run = Run(sequence, begin, tokens, slot, slot_out, drawing)
-        (self._outputs if drawing else self._others if n == 1 else self._chunks).append(run)
+        run = Run(sequence, begin, tokens, slot, slot_out, drawings)
+        (self._chunks if n > 1 else self._outputs if drawings else self._others).append(run)
         self.rows_left -= n
         self.singles_left -= n == 1
+        self.outs_left -= len(drawings)
         return True
 
     def batch(self) -> Batch:
@@ -248,18 +260,19 @@ class Builder:
         while len(pages) * pool.PAGE < end:
             pages.append(pool.take())
 
-    def _own_slot(self, sequence: Sequence) -> tuple[int, int]:
+    def _own_slot(self, sequence: Sequence, keep: bool) -> tuple[int, int]:
         """Return the slot to read and the slot to write, which the sequence owns alone."""
         if not self._executor.recurrent:
             return 0, 0
         old = sequence.slot
-        if old is not None and not self._slots.shared(old):
+        if old is not None and not keep and not self._slots.shared(old):
             return old, old
         sequence.slot = new = self._slots.take()
         if old is None:
             assert sequence.submitted == 0, "the states before this position are lost"
             return new, new
-        self._batch.slots.append(old)
+        if not keep:
+            self._batch.slots.append(old)
         return old, new
 
 
@@ -302,23 +315,29 @@ def describe(batch: Batch, dtypes: Mapping[str, np.dtype[Any]], place: Place | N
         part["slot"], part["slot_out"] = run.slot, run.slot_out
         part["token"] = run.tokens
         at = end
-    drawings = batch.drawings
-    draws = None
-    if batch.output == "draw":
-        draws = _draws(batch, drawings, dtypes["Draw"], place)
+    draws = _draws(batch, dtypes["Draw"], place) if batch.output == "draw" else None
     writes = np.array(batch.page_writes, dtypes["PageWrite"])
-    return Described(rows, np.arange(len(drawings), dtype=np.uint32), writes, draws, n_single)
+    return Described(rows, _outs(batch), writes, draws, n_single)
 
 
-def _draws(batch: Batch, drawings: list[Drawing], dtype: np.dtype[Any], place: Place | None) -> NDArray[np.void]:
+def _outs(batch: Batch) -> NDArray[np.uint32]:
+    """Return the rows that are outputs."""
+    found, end = list[int](), 0
+    for run in batch.runs:
+        end += len(run.tokens)
+        found += range(end - len(run.drawings), end)
+    return np.array(found, np.uint32)
+
+
+def _draws(batch: Batch, dtype: np.dtype[Any], place: Place | None) -> NDArray[np.void]:
     """Write down how tokens are chosen. A token that the host chooses is drawn as an arg max."""
     draws = []
-    for i, (drawing, run) in enumerate(zip(drawings, batch.runs, strict=False)):
+    for i, (drawing, (run, position)) in enumerate(zip(batch.drawings, batch.drawn_from, strict=True)):
         pages = (run.sequence.seat or 0) * batch.table
         if drawing.host:
-            draws.append(draw_values(ARG_MAX, run.begin, 0, pages=pages))
+            draws.append(draw_values(ARG_MAX, position, 0, pages=pages))
             continue
         bias_at, mask_at = place(i, drawing) if place else (0, None)
         at = {"pages": pages, "bias_at": bias_at, "n_logprobs": drawing.n_logprobs}
-        draws.append(draw_values(drawing.params, run.begin, drawing.key, mask_at=mask_at, **at))
+        draws.append(draw_values(drawing.params, position, drawing.key, mask_at=mask_at, **at))
     return draw_records(dtype, draws)

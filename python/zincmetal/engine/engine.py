@@ -22,6 +22,7 @@ import logging
 import os
 import weakref
 from collections import deque
+from collections.abc import Mapping
 from collections.abc import Sequence as AnySequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -37,7 +38,7 @@ from ..device.programs import Program, Programs
 from ..errors import CLOSED, FORKED, ContextFullError, DeviceError, UsageError, ZincError, abbreviate
 from ..graph.ops import HIDDEN, HISTORY, KV_CACHES, LOGPROBS, NEXT, RECURRENT, RESULTS, STEP, State
 from ..plan.addresses import Room
-from ..plan.chunks import LOGITS_ROWS, MAX_SINGLES, StepShape, chunk_shape, decode_shape
+from ..plan.chunks import LOGITS_ROWS, MAX_SINGLES, VERIFY_ROWS, StepShape, chunk_shape, decode_shape, verify_shape
 from .batch import Batch, Choice, Described, describe
 from .host_times import HostTimes
 from .loaded import Loaded
@@ -217,12 +218,13 @@ class Engine:
             raise DeviceError(
                 "this device cannot make kernels for many rows, and this model needs all of a text at once"
             )
-        found = list[Any]()
-        for i, one in enumerate(_row_by_row(d, program.plan.shape.outs)):
-            found += self._run_one(program, one, n_top[i : i + 1])
+        found, out_of = dict[int, Any](), {int(row): output for output, row in enumerate(d.outs)}
+        for i, one in enumerate(_row_by_row(d, out_of, program.plan.shape.outs)):
+            wanted = n_top[out_of[i] : out_of[i] + 1] if i in out_of else []
+            found.update(enumerate(self._run_one(program, one, wanted), i))
             if program.plan.shape.output == "hidden":
                 self._rows_alone.append(self.buffers.floats(HIDDEN.name, self.hidden_width).copy())
-        return _Submitted(0, n_top, found[: d.outs.size])
+        return _Submitted(0, n_top, [found[int(row)] for row in d.outs])
 
     def _run_one(self, program: Program, d: Described, n_top: list[int]) -> AnySequence[Any]:
         if isinstance(program.compiled, HostRoutedPlan):
@@ -448,18 +450,20 @@ def shape_of(batch: Batch) -> StepShape:
         return chunk_shape(n, 0, n, "all")
     if batch.n_single == n and n_out in (0, n):
         return decode_shape(n, batch.output)
+    if batch.verifies and n <= VERIFY_ROWS[-1]:
+        return verify_shape(n, batch.output)
     return chunk_shape(n, batch.n_single, n_out, batch.output)
 
 
-def _row_by_row(d: Described, n_out: int) -> list[Described]:
-    """Cut a step into steps of one row, with ``n_out`` outputs each. The outputs of the step are its first rows."""
+def _row_by_row(d: Described, out_of: Mapping[int, int], n_out: int) -> list[Described]:
+    """Cut a step into steps of one row, with ``n_out`` outputs each. ``out_of``: the output of a row that is one."""
     steps = []
     for i in range(d.rows.size):
         row = d.rows[i : i + 1].copy()
         if row["begin"][0] < i:  # the row before has left the states where it goes on
             row["slot"] = row["slot_out"]
         row["begin"], row["end"] = 0, 1
-        draws = None if d.draws is None else d.draws[min(i, d.draws.size - 1) :][:1]
+        draws = None if d.draws is None else d.draws[out_of.get(i, 0) :][:1]
         steps.append(Described(row, np.zeros(n_out, np.uint32), d.page_writes[: None if i == 0 else 0], draws, 1))
     return steps
 

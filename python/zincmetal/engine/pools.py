@@ -42,12 +42,12 @@ class Pools:
 
     # ---- room ----------------------------------------------------------------------------------------------------
 
-    def missing(self, sequence: Sequence, end: int) -> tuple[int, int]:
+    def missing(self, sequence: Sequence, end: int, new_slot: bool = False) -> tuple[int, int]:
         """Return the pages and slots that are not free and that rows up to position ``end`` need."""
         first = sequence.submitted // self.pages.PAGE
         shared = sum(map(self.pages.shared, sequence.pages[first:]))
         pages = max(0, self.pages.needed(end) - len(sequence.pages)) + shared
-        has_own = sequence.slot is not None and not self.slots.shared(sequence.slot)
+        has_own = sequence.slot is not None and not new_slot and not self.slots.shared(sequence.slot)
         slots = int(self._executor.recurrent and not has_own)
         return max(0, pages - self.pages.free), max(0, slots - self.slots.free)
 
@@ -60,6 +60,15 @@ class Pools:
         if pages or slots:
             self._evict_idle(pages, slots)
         return self._has_room(sequence, end)
+
+    def make_room_for_draft(self, sequence: Sequence, end: int) -> bool:
+        """Make room for rows of which the last are drafted: they leave states in a new slot. The cache evicts for it.
+
+        Once there is such a slot, it is free again after each step.
+        """
+        self._grow(*self.missing(sequence, end, new_slot=True))
+        self._evict_idle(*self.missing(sequence, end, new_slot=True))
+        return self.missing(sequence, end, new_slot=True) == (0, 0)
 
     def _evict_idle(self, pages: int, slots: int) -> bool:
         """Evict. The device is idle, so a lower tier may copy what goes."""

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field, replace
-from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..sampling.draws import top_log_probabilities, unpacked
+from ..plan.chunks import VERIFY_ROWS
+from ..sampling.draws import unpacked
 from ..sampling.noise import NoiseSource
 from ..sampling.params import SamplingParams
 from ..sampling.sampler import Sampler
-from .batch import Choice, Drawing, Executor
+from .batch import Drawing, Executor
+from .drafters import DRAFT_TOKENS, NO_DRAFT, Drafter
+from .governor import Account
 from .prefix_cache import Mark, Miss
 from .sequence import Sequence
 
 #: Returns the bits of the tokens that may follow the ids, uint32, or None if all may. If it has a method ``ahead`` that
 #: returns True for the ids, then it also returns None one token later, whichever that is: steps may run ahead of it.
+#: If it has a method ``draft``, that returns the masks after each of some tokens that may follow the ids of the last
+#: call, up to the first that may not, and changes nothing.
 Mask = Callable[[AnySequence[int]], NDArray[np.uint32] | None]
 
 PAUSE = 8  # tokens after a wrong guess: where a mask begins, it goes on for some
+REPLAYED = VERIFY_ROWS[-1]  # tokens that may be rows of a decode step once more, after a draft was rejected
 GRID = 4096  # tokens between checkpoints of a long prompt: a multiple of a page
+_log = logging.getLogger("zincmetal.engine")
 STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"  # reasons of an end
 
 
@@ -35,6 +42,7 @@ class Stats:
     Seconds: ``queue`` until it was admitted, ``prefill`` from there to its first token, ``decode`` from there to its
     end; ``sampling`` of these, if the host draws. ``moved_out`` counts how often it had to leave its pages to others.
     ``sequence``: of a request with ``keep``.
+    ``drafts``: (drafted, accepted) tokens, by their place in a draft.
     """
 
     prompt: int = 0
@@ -48,6 +56,14 @@ class Stats:
     sampling: float = 0.0
     moved_out: int = 0
     sequence: Sequence | None = None
+    drafts: list[tuple[int, int]] = field(default_factory=list)
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """Count a draft that was verified."""
+        self.drafts += [(0, 0)] * (drafted - len(self.drafts))
+        for i in range(drafted):
+            tried, right = self.drafts[i]
+            self.drafts[i] = tried + 1, right + (i < accepted)
 
 
 class Sink(Protocol):
@@ -81,6 +97,8 @@ class Request:
     - ``mask``: called before each token, with all ids so far. An error of it ends this request alone.
     - ``start``: a sequence whose common beginning with the prompt is not computed again. The caller keeps it.
     - ``keep``: the sequence is not released at the end. ``Stats.sequence`` has it, for ``Scheduler.release``.
+    - ``drafter``: proposes at most ``draft_tokens`` tokens, which a step verifies. Not used with a mask that has no
+      ``draft``, nor where the host draws: the token after a draft depends on calls that cannot be taken back.
 
     With ``max_tokens`` 0 the prompt is computed and nothing is drawn.
     """
@@ -96,6 +114,8 @@ class Request:
     n_logprobs: int = 0
     start: Sequence | None = None
     keep: bool = False
+    drafter: Drafter | None = None
+    draft_tokens: int = DRAFT_TOKENS
 
 
 class Saved(NamedTuple):
@@ -139,8 +159,13 @@ class Job:
         # Tokens from which on a mask may be guessed. A row can only be repeated if it has changed no recurrent state.
         self._guess_from = room if executor.recurrent else 0
         self.sampler = Sampler(_with_mask(params, request.mask)) if self.host else None
+        self._mask_of_draft = getattr(request.mask, "draft", None)
+        self.drafter = None if self.host or (request.mask and not self._mask_of_draft) else request.drafter
+        self.draft, self.drafted_at = NO_DRAFT, -1  # the draft after so many ids
+        self.account = Account()
+        self.verifying = False  # a draft is in flight
+        self._most_replayed = min(REPLAYED, executor.max_rows)
         self._noise = None if self.host or params.temperature == 0 else NoiseSource(params.seed)
-        self._key = (-1, 0)
 
     def _needs_host(self, executor: Executor) -> bool:
         """Return True if the host must draw: after the processors, for many biases, or where the device cannot."""
@@ -152,7 +177,18 @@ class Job:
     @property
     def left(self) -> int:
         """Known tokens whose rows are not submitted."""
-        return len(self.sequence.ids) - self.sequence.submitted
+        return max(0, len(self.sequence.ids) - self.sequence.submitted)
+
+    @property
+    def decodes(self) -> bool:
+        """True if its next rows are of a decode step: its last token, or some tokens after a draft was rejected."""
+        return self.left <= 1 or (self.drafter is not None and self.made > 0 and self.left <= self._most_replayed)
+
+    @property
+    def argmax(self) -> bool:
+        """True if the arg max of the logits is enough for each token."""
+        request = self.request
+        return self.host or (request.params.greedy and request.mask is None and not request.n_logprobs)
 
     @property
     def waits(self) -> bool:
@@ -191,21 +227,25 @@ class Job:
         end = min(at + rows, known - 1 if self.last else known)
         return min([end, *(mark for mark in self.marks if at < mark < end)]) - at
 
-    def drawing(self) -> Drawing:
-        """Return how the token after the next row is chosen. Calls the mask, which may raise anything."""
-        request, position = self.request, self.sequence.submitted + 1
-        if self._noise and self._key[0] != position:  # a position has one key, however often a step is tried
-            self._key = (position, self._noise.at(position).key)
-        return Drawing(request.params, self._key[1], self._mask(), request.n_logprobs, self.host)
+    def drawings(self, draft: AnySequence[int] = ()) -> list[Drawing]:
+        """Return how the token after the known ones is chosen, and the tokens after each of a draft.
 
-    def drawn(self, logits: NDArray[np.float32]) -> Choice:
-        """Draw a token by the host. Processors and masks may raise anything."""
-        assert self.sampler
-        began = perf_counter()
-        token, n = self.sampler.sample(logits, self.sequence.ids), self.request.n_logprobs
-        logprob, top = top_log_probabilities(logits, token, n) if n else (0.0, ())
-        self.stats.sampling += perf_counter() - began
-        return Choice(token, logprob=logprob, top=top)
+        There are fewer if a mask forbids a token of the draft. A position has one key of noise, however often its token
+        is drawn. Calls the mask, which may raise anything.
+        """
+        request, first = self.request, self.sequence.submitted + max(1, self.left)
+        masks = [self._mask(), *self._masks_of(draft)]
+        keys = [self._noise.key(first + i) if self._noise else 0 for i in range(len(masks))]
+        each = zip(keys, masks, strict=True)
+        return [Drawing(request.params, key, mask, request.n_logprobs, self.host) for key, mask in each]
+
+    def _masks_of(self, draft: AnySequence[int]) -> AnySequence[NDArray[np.uint32] | None]:
+        """Return the mask after each token of a draft, up to the first that the mask before it forbids."""
+        if not self._mask_of_draft or not draft:
+            return [None] * len(draft)
+        ends = [i for i, token in enumerate(draft) if token in self.request.eog_ids]
+        masks: AnySequence[NDArray[np.uint32] | None] = self._mask_of_draft(draft[: ends[0]] if ends else draft)
+        return masks
 
     def _mask(self) -> NDArray[np.uint32] | None:
         """Return the mask of the token after the ids that are known. The request's is called once for each token."""
@@ -233,6 +273,26 @@ class Job:
         first = now if self.first is None else self.first
         stats.queue, stats.prefill, stats.decode = admitted - self.arrived, first - admitted, now - first
         stats.generated = self.made
+
+    def close_drafter(self) -> None:
+        """Let the drafter give back what it has."""
+        drafter, self.drafter = self.drafter, None
+        try:
+            if drafter:
+                drafter.close()
+        except Exception:
+            _log.exception("the drafter of request %d did not close", self.order)
+
+    def tell_end(self) -> None:
+        """Tell the sink the last event. Errors of sinks are their own."""
+        sink = self.request.sink
+        try:
+            if self.failure is not None:
+                sink.failed(self.failure)
+            else:
+                sink.done(self.reason, self.stats)
+        except Exception:
+            _log.exception("a receiver of the end of request %d failed", self.order)
 
 
 def _with_mask(params: SamplingParams, mask: Mask | None) -> SamplingParams:

@@ -10,6 +10,7 @@ from .. import settings
 from .cache_folder import CacheFolder
 from .cache_keys import fingerprint
 from .cache_tier import Tier, Transfer
+from .draft_model import DraftModel
 from .engine import Engine
 from .prefix_cache import PrefixCache
 from .scheduler import Scheduler
@@ -35,7 +36,8 @@ class Running:
             seats=engine.free_seats,
             not_finite=lambda sequence: engine.not_finite(sequence.pages),
         )
-        self.loop = StepLoop(self.scheduler, at_end=partial(_end, engine, self.tier))
+        self._draft_models: dict[Path, DraftModel] = {}
+        self.loop = StepLoop(self.scheduler, at_end=partial(_end, engine, self.tier, self._draft_models))
         # Without a lock, which an interrupt or a finalizer could find held: single calls of a dict are atomic.
         self._users: dict[object, None] = {}
 
@@ -51,6 +53,16 @@ class Running:
                 self.close()
 
         return leave
+
+    def draft_model(self, path: Path) -> DraftModel:
+        """Return the draft model of a file, loaded at first use. Raises what loading raises, and UsageError."""
+        found = self._draft_models.get(path)
+        if found is None:
+            made = DraftModel(path, self.engine)
+            found = self._draft_models.setdefault(path, made)
+            if found is not made:  # another thread was quicker
+                made.free()
+        return found
 
     def close(self) -> None:
         """End all requests. The device memory and the file are given back when no step runs any more.
@@ -73,8 +85,10 @@ def _tier(engine: Engine, folder: Path | str | None) -> Tier | None:
     return Tier(model, host, files)
 
 
-def _end(engine: Engine, tier: Tier | None) -> None:
+def _end(engine: Engine, tier: Tier | None, draft_models: dict[Path, DraftModel]) -> None:
     """Give back what a running model has, when no step runs any more."""
+    while draft_models:
+        draft_models.popitem()[1].free()
     if tier:
         tier.close()
     engine.free()

@@ -6,14 +6,15 @@ The life of a request:
 2. It waits. Requests are admitted in the order of their arrival, when there is a seat and there are pages for it. The
    prefix cache gives pages and states for the beginning of its prompt.
 3. Its prompt is computed in slices, beside the decode rows of others (``pace.py``). The last token is a row of its own.
-4. It decodes: a row in every step, or in turns if there are more decoders than a step takes.
+4. It decodes: a row in every step, or in turns if there are more decoders than a step takes. With drafts it may have
+   several rows (``speculate.py``).
 5. It ends: by an end token, its length, its sink, a cancel, its deadline or an error. Each has one last event.
 
 Steps run ahead: while a step runs, the next one is described and submitted. A row whose token the step in flight
 chooses refers to that output. If the token then ends the request, its row in the next step is one too many: the output
 is ignored, and the pages have their owner until that step is collected. Nothing runs ahead of a token that the host
-chooses. A request with a mask runs ahead where the mask allows every token. If the token in flight then begins a part
-where it does not, the row that ran ahead is submitted once more, with the mask.
+chooses, nor of a draft. A request with a mask runs ahead where the mask allows every token. If the token in flight then
+begins a part where it does not, the row that ran ahead is submitted once more, with the mask.
 
 If pages or slots run out, steps in flight are collected, and then the pools grow. If they cannot, the cache evicts. If
 it cannot, the youngest request is moved out and waits again. The oldest one is never moved out, so all requests end.
@@ -26,20 +27,22 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence as AnySequence
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import ContextFullError, DeadlineError, DeviceError, QueueFullError, UsageError, ZincError, as_typed
 from ..sampling.sampler import FORBIDDEN
-from .batch import Batch, Builder, Drawing, Executor
+from .batch import Builder, Drawing, Executor
 from .cache_tier import Transfer
+from .flight import Flight, State, drawn, id_of
 from .pace import Pace, shares
 from .pages import PagePool, PoolEmptyError, Seats, StateSlots
 from .pools import Clock, Pools
 from .prefix_cache import Cache, NoCache
 from .request import CANCELLED, LENGTH, STOP, Job, Request
 from .sequence import Sequence
+from .speculate import Chooser, Speculation, Verify
 
 QUEUE_LIMIT = 256
 GAP_SECONDS = 0.5
@@ -48,32 +51,6 @@ MOST_STUCK = 1000  # steps in a row that may do nothing but make room
 NOT_FINITE = "the model's logits are not finite: the file is damaged, or the device failed"
 NO_ROOM = "the K/V cache is full and no other sequence can leave it; load the model with more memory for it"
 _log = logging.getLogger("zincmetal.engine")
-
-
-class State(NamedTuple):
-    """What a scheduler has at a moment: its requests, and a page or slot once for each time that it owns it."""
-
-    running: list[Request]
-    waiting: list[Request]  # in their order; some may have been moved out
-    pages: list[int]
-    slots: list[int]
-    seats: list[int]
-
-
-@dataclass
-class Flight:
-    """Step in flight. ``held`` slots become checkpoints when it has been collected: (job, tokens, slot).
-
-    ``guessed``: the positions of rows whose masks were taken to allow every token, before they were known.
-    """
-
-    batch: Batch
-    jobs: dict[Sequence, Job]
-    outputs: dict[Job, int]
-    began: float
-    held: list[tuple[Job, int, int]] = field(default_factory=list)
-    guessed: dict[Job, int] = field(default_factory=dict)
-    has_slice: bool = False
 
 
 class Scheduler:
@@ -95,12 +72,14 @@ class Scheduler:
         gap_seconds: float = GAP_SECONDS,
         clock: Clock = time.perf_counter,
         not_finite: Callable[[Sequence], ZincError] | None = None,
+        governor: Chooser | None = None,
     ) -> None:
         pages = PagePool(executor.pages_now) if pages is None else pages
         slots = StateSlots(executor.slots_now) if slots is None else slots
         self._executor, self._cache, self._clock = executor, cache or NoCache(), clock
         self.pools = Pools(executor, self._cache, pages, slots, seats or Seats(executor.seats), clock, tier)
         self.pace = Pace(gap_seconds, executor.max_rows)
+        self.speculation = Speculation(executor, self.pools, governor)
         self._not_finite = not_finite or (lambda sequence: DeviceError(NOT_FINITE))
         self.inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._queue_limit = queue_limit
@@ -116,6 +95,7 @@ class Scheduler:
         self._blocked: tuple[int, int, int, int] | None = None  # state of the pools at which the first job must wait
         self._arrivals = self._turns = self.steps = self._saved_at = 0
         self._stuck = 0  # steps in a row that did nothing
+        self._waited = False  # the next step could have run ahead, and waits for a draft
         self._collected = clock()
 
     # ---- any thread ----------------------------------------------------------------------------------------------
@@ -179,6 +159,7 @@ class Scheduler:
         for flight in self._flights:
             pages += flight.batch.pages
             slots += [*flight.batch.slots, *(slot for _, _, slot in flight.held)]
+            slots += [v.before for v in flight.verifies.values() if v.before is not None]
         seats = [s.seat for s in owners if s.seat is not None]
         return State([j.request for j in self._running], [j.request for j in self._waiting], pages, slots, seats)
 
@@ -279,18 +260,21 @@ class Scheduler:
         self._executor.submit(flight.batch)
         # A device that runs ahead returns at once, unless it had to make a plan first, which is not the step's time.
         flight.began = self._clock() if self._executor.runs_ahead else began
-        for output, run in enumerate(flight.batch.runs):
-            if run.drawing is not None:
+        output = 0
+        for run in flight.batch.runs:
+            if run.drawings:
                 job = flight.jobs[run.sequence]
                 flight.outputs[job] = output
                 job.expected += 1
+                output += len(run.drawings)
         self.steps += 1
         return True
 
     def _build(self) -> Flight:
         """Return the next step, not yet submitted. Without a run there is nothing to do."""
         builder = Builder(self._executor, self.pools.pages, self.pools.slots)
-        flight = Flight(builder.batch(), {}, {}, 0.0)
+        flight = Flight(builder.batch(), {}, {}, 0.0, waited=self._waited)
+        self._waited = False
         try:
             self._add_decoders(builder, flight)
             self._add_slices(builder, flight)
@@ -306,7 +290,16 @@ class Scheduler:
             return True
         if self.pools.saving and self.steps - self._saved_at >= SAVE_STEPS:
             return True
-        return any(job.waits and not job.left for job in self._running)
+        if any((job.waits and not job.left) or job.verifying for job in self._running):
+            return True
+        if self._may_draft(ready := self._decoders()) and self.speculation.wanted(ready):
+            self._waited = True
+        return self._waited
+
+    def _decoders(self) -> list[Job]:
+        """Return the jobs that may have a row of a decode step, those that had none for longest first. Empty: none."""
+        ready = [job for job in self._running if job.decodes]
+        return sorted(ready, key=lambda job: (job.last_turn, job.order))
 
     def _do_idle_work(self) -> None:
         """Do what needs an idle device: calls, and making room."""
@@ -318,7 +311,7 @@ class Scheduler:
         job, self._short = self._short, None
         if job is None or job.ended:
             return
-        end = job.sequence.submitted + 1
+        end = job.sequence.submitted + (max(1, job.left) if job.decodes else 1)
         while not self.pools.make_room(job.sequence, end):
             youngest = self._running[-1]
             if len(self._running) == 1:
@@ -368,33 +361,43 @@ class Scheduler:
     def _add_decoders(self, builder: Builder, flight: Flight) -> None:
         """Add a row for each job with one known token, or with a token that the step in flight chooses."""
         outputs = self._flights[-1].outputs if self._flights else {}
-        ready = [job for job in self._running if job.left <= 1]
-        for job in sorted(ready, key=lambda job: (job.last_turn, job.order)):
+        ready = self._decoders()
+        drafts = self.speculation.choose(ready) if self._may_draft(ready) and not self._flights else {}
+        for job in ready:
             if not builder.singles_left:
                 return
+            at = job.sequence.submitted
             if job.left:
-                token = job.sequence.ids[-1]
+                tokens = job.sequence.ids[at:]
             elif job.wants_output and job in outputs:
-                token = -1 - outputs[job]
+                tokens = [-1 - outputs[job]]
             else:
                 continue
-            drawing = None
+            if job in drafts and (verify := self.speculation.add(builder, job, tokens, drafts[job])):
+                flight.verifies[job] = verify
+                self._note_turn(flight, job)
+                continue
+            drawings = []
             if job.last:
                 try:
-                    drawing = job.drawing()
+                    drawings = job.drawings()
                 except Exception as error:  # of the mask: it ends this request alone
                     self._end(job, "", error)
                     continue
-            at = job.sequence.submitted
-            if self._add(builder, flight, job, [token], drawing) and token < 0 and job.request.mask is not None:
+            added = self._add(builder, flight, job, tokens, *drawings)
+            if added and tokens[0] < 0 and job.request.mask is not None:
                 flight.guessed[job] = at
+
+    def _may_draft(self, ready: list[Job]) -> bool:
+        """Return True if a step of these jobs has no rows of prompts, and room for all."""
+        return len(self._running) == len(ready) <= self._executor.max_singles
 
     def _add_slices(self, builder: Builder, flight: Flight) -> None:
         """Fill the step with slices of prompts."""
-        prompts = [job for job in self._running if job.left > 1]
+        prompts = [job for job in self._running if not job.decodes]
         if not prompts or self._short:
             return
-        decoders = sum(job.left <= 1 for job in self._running)
+        decoders = len(self._running) - len(prompts)
         rounds = -(-decoders // self._executor.max_singles)
         rows = min(self.pace.rows(decoders, rounds), builder.rows_left)
         for job, share in shares(prompts, rows):
@@ -403,31 +406,32 @@ class Scheduler:
             if n > 0 and self._add(builder, flight, job, sequence.ids[at : at + n]):
                 flight.has_slice = True
 
-    def _add(
-        self, builder: Builder, flight: Flight, job: Job, tokens: list[int], drawing: Drawing | None = None
-    ) -> bool:
+    def _add(self, builder: Builder, flight: Flight, job: Job, tokens: list[int], *drawings: Drawing) -> bool:
         """Add a run of a job. Without room the cache evicts, or the run is shorter, or the job is ``_short``."""
         sequence, added = job.sequence, False
         for tried in range(3):
             try:
-                added = builder.add(sequence, tokens, drawing)
+                added = builder.add(sequence, tokens, *drawings)
                 break
             except PoolEmptyError:
                 if tried == 0 and self.pools.evict(sequence, sequence.submitted + len(tokens)):
                     continue
                 fit = len(sequence.pages) * PagePool.PAGE - sequence.submitted  # it has taken what there was
-                if tried == 2 or not 0 < fit < len(tokens):
+                if drawings or tried == 2 or not 0 < fit < len(tokens):
                     self._short = self._short or job
                     return False
                 tokens = tokens[:fit]
         if added:
-            flight.jobs[sequence] = job
-            job.last_turn = self._turns
-            self._turns += 1
+            self._note_turn(flight, job)
             mark = job.marks.get(sequence.submitted)
             if sequence.slot is not None and mark is not None and self.pools.may_hold(mark):
                 flight.held.append((job, sequence.submitted, self.pools.slots.retain(sequence.slot)))
         return added
+
+    def _note_turn(self, flight: Flight, job: Job) -> None:
+        flight.jobs[job.sequence] = job
+        job.last_turn = self._turns
+        self._turns += 1
 
     # ---- a step ends ---------------------------------------------------------------------------------------------
 
@@ -439,10 +443,13 @@ class Scheduler:
         now = self._clock()
         if flight.has_slice:
             self.pace.measured(flight.batch.n_rows, now - max(flight.began, self._collected))
+        seconds = None if flight.has_slice or len(flight.outputs) < len(flight.jobs) else now - self._collected
         self._collected = now
+        verifies, flight.verifies = flight.verifies, {}
+        made = dict.fromkeys(flight.outputs, 1)
         for run in flight.batch.runs:
             run.sequence.computed = run.end
-            if run.drawing is None and not flight.jobs[run.sequence].ended:
+            if not run.drawings and not flight.jobs[run.sequence].ended:
                 self._tell_progress(flight.jobs[run.sequence])
         try:
             for job, length, slot in flight.held:
@@ -452,15 +459,32 @@ class Scheduler:
             self._release(flight)
         for job, output in flight.outputs.items():
             job.expected -= 1
-            if job.ended:
+            if job in verifies:
+                made[job] = self._take_verified(job, output, verifies[job], choices)
+            elif job.ended:
                 self._learn(job, choices[output])
             elif self._confirmed(job, flight):
                 self._take(job, output, choices[output])
+        self.speculation.measured(made, flight.batch.n_rows, flight.batch.verifies, seconds, flight.waited)
         for job in [job for job in flight.jobs.values() if not job.last and not job.left and not job.ended]:
             self._end(job, LENGTH)
         for job in [job for job in self._ending if not job.sequence.in_flight]:
             self._ending.remove(job)
             self._retire(job)
+
+    def _take_verified(self, job: Job, output: int, verify: Verify, choices: AnySequence[Any]) -> int:
+        """Take the tokens that were drawn up to the first that was not drafted. Return their number."""
+        drawn_ids = [id_of(choice) for choice in choices[output : output + len(verify.draft.tokens)]]
+        n = self.speculation.accepted(job, verify, drawn_ids)
+        verify.rewind(job, 0)
+        for i in range(n + 1):
+            if job.ended:  # by another call, or by the token before
+                break
+            verify.rewind(job, i)
+            self._take(job, output + i, choices[output + i])
+        if verify.left is not None:
+            self.pools.slots.release(verify.left)
+        return n + 1
 
     def _confirmed(self, job: Job, flight: Flight) -> bool:
         """Return True if the token of an output is one that the job's mask allows."""
@@ -475,19 +499,21 @@ class Scheduler:
         self.pools.pages.release_all(flight.batch.pages)
         self.pools.slots.release_all(flight.batch.slots)
         self.pools.slots.release_all(slot for _, _, slot in flight.held)
+        self.pools.slots.release_all(v.before for v in flight.verifies.values() if v.before is not None)
         flight.held.clear()
+        flight.verifies.clear()
 
     def _take(self, job: Job, output: int, choice: Any) -> None:
         """Take the token of an output: append it, tell the sink, and end the job if it is the last one."""
         if job.sampler is not None:
             logits = self._executor.host_logits(output)
             try:
-                choice = job.drawn(logits)
+                choice = drawn(job, logits)
             except Exception as error:
                 failed = isinstance(error, DeviceError)
                 self._end(job, "", self._not_finite(self.pools.forget(job.sequence)) if failed else error)
                 return
-        token, started = _id_of(choice), False
+        token, started = id_of(choice), False
         if token < 0:
             n = choice["n_not_finite"] if hasattr(choice, "dtype") else choice.n_not_finite
             self._end(job, "", self._not_finite(self.pools.forget(job.sequence)) if n else UsageError(FORBIDDEN))
@@ -523,8 +549,8 @@ class Scheduler:
     def _learn(self, job: Job, choice: Any) -> None:
         """Take the token of a job that has ended, if a row of it is in flight: what the pages hold has to be known."""
         if len(job.sequence.ids) < job.sequence.submitted:
-            job.sequence.ids.append(_id_of(choice))
-            if _id_of(choice) < 0:
+            job.sequence.ids.append(id_of(choice))
+            if id_of(choice) < 0:
                 job.failure = job.failure or self._not_finite(self.pools.forget(job.sequence))
 
     def _share_prompt(self, job: Job) -> None:
@@ -548,10 +574,11 @@ class Scheduler:
         if job.begin is not None:
             job.begin.release(self.pools.pages, self.pools.slots)
         job.finish(self._clock())
+        job.close_drafter()
         if job.sequence.in_flight:
             self._ending.append(job)
         if not job.request.keep:
-            self._tell(job)
+            job.tell_end()
         if not job.sequence.in_flight:
             self._retire(job)
 
@@ -566,20 +593,4 @@ class Scheduler:
             job.stats.sequence = job.sequence
         else:
             self.pools.retire(job.sequence, store=not damaged)
-        self._tell(job)
-
-    def _tell(self, job: Job) -> None:
-        """Tell the sink the last event of a job. Errors of sinks are their own."""
-        sink = job.request.sink
-        try:
-            if job.failure is not None:
-                sink.failed(job.failure)
-            else:
-                sink.done(job.reason, job.stats)
-        except Exception:
-            _log.exception("a receiver of the end of request %d failed", job.order)
-
-
-def _id_of(choice: Any) -> int:
-    """Return the id of a ``Choice``, as a record or as a tuple."""
-    return int(choice["id"] if hasattr(choice, "dtype") else choice.id)
+        job.tell_end()

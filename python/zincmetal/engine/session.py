@@ -403,7 +403,7 @@ class Session:
         builder = Builder(self.engine, self.engine.pages, self.engine.slots)
         drawing = OF_OUTPUT[output] if len(ids) == 1 else None
         try:
-            builder.add(self.sequence, ids, drawing)
+            builder.add(self.sequence, ids, *([drawing] if drawing else []))
         except PoolEmptyError:
             self._release(builder.batch())
             raise

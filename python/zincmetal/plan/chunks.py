@@ -11,6 +11,7 @@ DECODE_ROWS = (1, 2, 4, 8, 16, 32)  # of steps of single rows
 #: Of steps with longer runs. Few classes make few plans. And a token of a prompt meets the same kernels in all of them,
 #: so its keys and values do not depend on the cut of the prompt.
 CHUNK_ROWS = (32, 128, 512, 2048)
+VERIFY_ROWS = (2, 4, 8, 16)  # of steps that verify drafts: runs of a few rows, with outputs
 LOGITS_ROWS = 64  # outputs of a step that leaves the logits of all its rows, at most: MAX_OUT of kernels/params.h
 ROWS = tuple(sorted({*DECODE_ROWS, *CHUNK_ROWS}))
 USUAL_ROWS = 512  # of a step of a long prompt; more only if the device's memory has room
@@ -46,6 +47,11 @@ class StepShape:
         return self.singles == self.rows
 
     @property
+    def decodes(self) -> bool:
+        """True if no row is of a prompt: rows are next tokens, or drafts of them."""
+        return self.only_singles or self.rows < CHUNK_ROWS[0]
+
+    @property
     def outputs_in_order(self) -> bool:
         """True if output i is always row i, so that no rows need to be taken out."""
         return self.outs == self.rows and (self.only_singles or self.output == "all")
@@ -63,6 +69,12 @@ def decode_shape(n: int, output: str = "argmax") -> StepShape:
 
 
 ONE_ROW = StepShape(1, 1, 1, "argmax")
+
+
+def verify_shape(n: int, output: str = "argmax") -> StepShape:
+    """Return the shape for a step of ``n`` rows, of runs that have drafts beside others. Any row may be an output."""
+    rows = _smallest(VERIFY_ROWS, n, "rows with drafts")
+    return StepShape(rows, rows - 2, rows, output)
 
 
 def chunk_shape(n_rows: int, n_single: int, n_out: int, output: str) -> StepShape:

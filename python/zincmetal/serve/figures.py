@@ -60,6 +60,7 @@ def timings(result: Result) -> Json:
         **_timings("prompt", computed, result.prefill_seconds),
         **_timings("predicted", len(result.tokens), result.decode_seconds, later),
         "queue_ms": _ms(result.queue_seconds),
+        **({"draft_n": result.drafted, "draft_n_accepted": result.accepted} if result.drafted else {}),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from ..api.drafting import KINDS, MOST_DRAFT_TOKENS
 from ..errors import abbreviate
 from ..sampling.noise import MAX_SEED
 from .ask import AnswerFormat, Thinking
@@ -78,7 +79,7 @@ def refuse_unsupported(fields: Fields) -> None:
 
 
 def sampling(fields: Fields) -> Json:
-    """Read the options of sampling. Those that are missing have the model's defaults."""
+    """Read the options of sampling, and of drafts. Those that are missing have the model's defaults."""
     found = {
         "temperature": fields.number("temperature", low=0, high=100),
         "top_p": fields.number("top_p", low=0, high=1),
@@ -92,6 +93,8 @@ def sampling(fields: Fields) -> Json:
         "seed": _seed(fields.integer("seed")),
         "logit_bias": logit_bias(fields) or None,
         "ignore_end": fields.flag("ignore_eos") or None,
+        "draft": fields.choice("draft", of=KINDS) or None,
+        "draft_tokens": fields.integer("draft_tokens", low=1, high=MOST_DRAFT_TOKENS),
     }
     return {name: value for name, value in found.items() if value is not None}
 

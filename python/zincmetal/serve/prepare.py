@@ -6,7 +6,9 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+from ..api.drafting import drafting_of
 from ..api.generation import Asked, sampling_params
 from ..api.schema import grammar_of
 from ..api.text import ModelText
@@ -61,10 +63,11 @@ def _prepared(ask: Ask, text: ModelText, card: ModelCard) -> Prepared:
         raise PromptTooLong(len(prompt.ids), card.n_ctx)
     callable_ = () if ask.choice.mode == "none" else ask.tools
     tools, tail = {tool.seen: dict(tool.schema) for tool in callable_}, prompt.shown[-TAIL:]
+    drafting, sampling = drafting_of(ask.sampling)
     asked = Asked(
         prompt.ids,
         -1 if ask.max_tokens is None else ask.max_tokens,
-        _sampling(ask, text),
+        _sampling(sampling, text),
         ask.stop,
         hide_special=ask.prompt is None and not form.needs_special,
         n_logprobs=ask.logprobs,
@@ -72,6 +75,7 @@ def _prepared(ask: Ask, text: ModelText, card: ModelCard) -> Prepared:
         marks=None if ask.continue_final else prompt.marks(text),
         grammar=_grammar(ask, form, tail),
         reasoning=budget_of(form, tail, ask.thinking.budget),
+        drafting=drafting,
     )
     return Prepared(asked, lambda: form.parser(tools, tail, ask.thinking.split), form, prompt)
 
@@ -126,9 +130,8 @@ def _body(form: AnswerFormat) -> Grammar | None:
 # ---- sampling ---------------------------------------------------------------------------------------------------
 
 
-def _sampling(ask: Ask, text: ModelText) -> SamplingParams:
+def _sampling(given: dict[str, Any], text: ModelText) -> SamplingParams:
     """Return the options: the request's own, and for the others what the model's makers advise."""
-    given = dict(ask.sampling)
     biases = _biases(given.pop("logit_bias", None) or {}, text)
     if given.pop("ignore_end", False):
         biases.update(dict.fromkeys(text.tokenizer.eog_ids, -math.inf))

@@ -157,3 +157,21 @@ def test_a_budget_alone_needs_no_llguidance(monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     mask = Masks(BYTES).of(None, Budget(0, "</think>"), len(PROMPT))
     assert mask(PROMPT).tolist() == BYTES.only([CLOSE]).tolist()
+
+
+def test_masks_of_drafts_end_before_the_budget_does():
+    mask = MASKS.of(None, Budget(6, "</think>"), len(PROMPT))
+    assert mask is not None
+    mask([*PROMPT, *b"abc"])
+    assert mask.draft(list(b"de")) == [None, None]
+    assert mask.draft(list(b"def")) == []
+    mask = MASKS.of(THEN_JSON, Budget(9, "</think>"), len(PROMPT))
+    assert mask is not None
+    ids = [*PROMPT, *b"ab", CLOSE]
+    mask(ids)
+    found = mask.draft(list(b'{"a'))
+    other = MASKS.of(THEN_JSON, Budget(9, "</think>"), len(PROMPT))
+    assert other is not None
+    assert len(found) == 3
+    for i, words in enumerate(found):
+        assert np.array_equal(words, other([*ids, *b'{"a'[: i + 1]]))

@@ -278,3 +278,34 @@ def test_a_text_is_encoded_so_that_its_bytes_are_exact():
 def test_only():
     words = BYTES.only([0, 31, 32, CALL])
     assert np.flatnonzero(unpacked(words, len(BYTES))).tolist() == [0, 31, 32, CALL]
+
+
+def test_masks_of_drafts_are_those_of_the_steps():
+    """Also after drafts that went wrong, and where any text may follow. A draft changes nothing."""
+    rng = random.Random(3)
+    for grammar, text in (
+        (Grammar.of_schema({"type": "object", "required": ["a"]}), b'{"a": [1, {"b": "x\\n"}]}'),
+        (LAZY, b"hello call:5;then"),
+        (WORDS, b"abc"),
+    ):
+        mask = mask_of(grammar)
+        for n in range(len(text)):
+            draft = list(text[n : n + rng.randint(1, 6)])
+            if rng.random() < 0.5:
+                draft[rng.randrange(len(draft))] = rng.randrange(len(BYTES))
+            first = mask(after(text[:n]))
+            found = mask.draft(draft)
+            assert len(found) <= len(draft)
+            other = mask_of(grammar)
+            for i, words in enumerate(found):
+                before = other([*after(text[:n]), *draft[:i]])
+                assert before is None or before[draft[i] >> 5] >> (draft[i] & 31) & 1
+                expected = other([*after(text[:n]), *draft[: i + 1]])
+                assert (words is None) == (expected is None)
+                assert words is None or np.array_equal(words, expected)
+            if len(found) < len(draft):  # the next token is forbidden, or it leads nowhere
+                here = other([*after(text[:n]), *draft[: len(found)]])
+                assert here is None or not here[draft[len(found)] >> 5] >> (draft[len(found)] & 31) & 1
+            again = mask(after(text[:n]))
+            assert (first is None) == (again is None)
+            assert first is None or np.array_equal(first, again)

@@ -22,7 +22,7 @@ def attention(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     """
     shape, target = lowering.shape, lowering.target
     split, merge, decode, prefill = _kernels(lowering, op)
-    if shape.only_singles:
+    if shape.decodes:
         n_split = _n_split(lowering, op, rows)
         if n_split > 1 and target.has(split) and target.has(merge):
             return _divided(lowering, op, (split, merge), rows, n_split)
@@ -30,7 +30,7 @@ def attention(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
         others = _whole(lowering, op, prefill, rows, singles=True)
         return [_whole(lowering, op, decode, shape.singles, singles=True), others]
     # Both kernels take any number of rows and runs.
-    wanted, other = (decode, prefill) if shape.only_singles else (prefill, decode)
+    wanted, other = (decode, prefill) if shape.decodes else (prefill, decode)
     return [_whole(lowering, op, wanted if target.has(wanted) or not target.has(other) else other, rows)]
 
 

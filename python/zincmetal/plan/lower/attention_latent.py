@@ -40,7 +40,7 @@ def attention_latent(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     layer, latent = _sizes(lowering, op)
     target, queries = lowering.target, lowering.target.shapes["ATTENTION_LATENT_QUERIES"]
     whole, split = (_kernel(lowering, family, latent) for family in ("attention_latent", "attention_latent_split"))
-    if lowering.shape.only_singles:
+    if lowering.shape.decodes:
         n_tiles = rows * tiles(layer.n_head, queries)
         n_split = _n_split(lowering, n_tiles)
         if n_split > 1 and target.has(split) and target.has(merging(latent.n_latent)):

@@ -64,7 +64,7 @@ def _takes_few(lowering: Lowering, kernel: str, rows: int) -> bool:
 
     Steps with longer runs keep to moe_mm: a token of a prompt then meets the same kernels in all of them.
     """
-    few = lowering.shape.only_singles and 1 < rows <= lowering.target.shapes["MOE_FEW_ROWS"]
+    few = lowering.shape.decodes and 1 < rows <= lowering.target.shapes["MOE_FEW_ROWS"]
     return few and lowering.target.has(kernel)
 
 

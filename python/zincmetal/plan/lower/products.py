@@ -81,7 +81,7 @@ def _few_class(lowering: Lowering, op: Op, rows: int) -> int | None:
 
     Steps with longer runs keep to mul_mm: a token of a prompt then meets the same kernels in all of them.
     """
-    if not (lowering.shape.only_singles or of_outputs(op)) or rows > FEW_CLASSES[-1]:
+    if not (lowering.shape.decodes or of_outputs(op)) or rows > FEW_CLASSES[-1]:
         return _few_of_prompt(lowering, op)
     weight, any_rows = op.weights[0], lowering.target.shapes["FEW_ANY_ROWS"]
     floats = weight.type.block_size == 1
@@ -171,7 +171,7 @@ def linear_heads(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
         "HeadsParams", k=k, m=m, row_bytes=weight.row_bytes, head_bytes=m * weight.row_bytes, n_head=n_head
     )
     vectors, matrices = f"mul_heads_mv_{weight.type.name}", f"mul_heads_mm_{weight.type.name}"
-    few = (lowering.shape.only_singles and rows <= HEADS_FEW) or target.exact
+    few = (lowering.shape.decodes and rows <= HEADS_FEW) or target.exact
     if target.has(vectors) if few else not target.has(matrices):
         name, per_simdgroup, threads = mul_mv(lowering, vectors)
         grid = (tiles(m, threads // 32 * per_simdgroup), n_head, rows)

@@ -72,6 +72,15 @@ class BudgetMask:
         self._expected = token
         return self._vocabulary.only([token])
 
+    def draft(self, tokens: Sequence[int]) -> list[Words | None]:
+        """Return the mask after each of the tokens that may follow now: none where the budget may end meanwhile."""
+        if not self._over and self._left <= len(tokens):
+            return []
+        if self._other is None:
+            return [None] * len(tokens)
+        draft = getattr(self._other, "draft", None)
+        return draft(tokens) if draft else []
+
     def ahead(self, ids: Sequence[int]) -> bool:
         """Return True if any two tokens may follow the ids."""
         if self._other is not None:

@@ -51,6 +51,28 @@ class Constraint:
         mask = self._next()
         return None if self._is_free else mask
 
+    def draft(self, tokens: Sequence[int]) -> list[Words | None]:
+        """Return the mask after each of the tokens that may follow now, up to the first that may not.
+
+        The answer stays where the last call left it.
+        """
+        kept, found, taken = (self._mask, self._is_free), list[Words | None](), 0
+        try:
+            for token in tokens:
+                mask = self._next()
+                if not mask[token >> 5] >> (token & 31) & 1 or not asked(self._matcher.consume_token, token):
+                    break
+                taken, self._mask = taken + 1, None
+                mask = self._next()
+                found.append(None if self._is_free else mask)
+        except GrammarError:
+            pass  # where the draft ends, the answer need not
+        finally:
+            if taken:
+                asked(self._matcher.rollback, taken)
+            self._mask, self._is_free = kept
+        return found
+
     def _take(self, token: int) -> None:
         mask = self._next()
         if mask[token >> 5] >> (token & 31) & 1:

@@ -1,0 +1,171 @@
+"""Speculation: several tokens of a sequence in one step.
+
+1. A drafter (``drafters.py``) proposes tokens. The governor (``governor.py``) says how many of them a step verifies.
+2. The step has a row for each known token and for each drafted one. From the last known token on, each row is an
+   output. Its token is drawn as always: with the penalties of all tokens up to the row, which count the drafts before
+   it, and with the noise of its position.
+3. A drafted token is accepted if it is the token that was drawn in its place. The first token that was drawn and not
+   drafted comes after the accepted ones.
+
+So the text is the text without drafts, greedy or sampled: each token is the one that is drawn after the tokens before
+it. The noise belongs to the position, so a step with drafts draws the same. Only the order of sums can differ, since a
+step of several rows has other kernels than one of a single row.
+
+Keys and values after the accepted tokens are overwritten by the next rows. Recurrent states cannot be taken back. The
+step leaves them in another slot. If all of the draft is accepted, the sequence takes that slot. If not, it keeps the
+old one, and its accepted tokens are rows of the next step once more. No state is copied.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .batch import Builder, Executor
+from .drafters import NO_DRAFT, Draft
+from .governor import Account, Bid, Governor, Kind, kind_of
+from .pages import PoolEmptyError
+from .pools import Pools
+from .request import Job
+
+_log = logging.getLogger("zincmetal.engine")
+
+
+class Chooser(Protocol):
+    """Governor, or what stands in for it in tests."""
+
+    def lengths(self, bids: Sequence[Bid], output: str) -> list[int]:
+        """Return the number of tokens of each bid's draft that the next step verifies."""
+
+    def measured(self, accounts: Sequence[tuple[Account, int]], kind: Kind, seconds: float) -> None:
+        """Learn from a step: the tokens that it made for each account, and its seconds."""
+
+
+@dataclass
+class Verify:
+    """Rows of a job in flight: ``known`` tokens from position ``begin`` on, then those of the draft.
+
+    With recurrent layers ``before`` and ``after`` are the slots of the states before and after the rows, and one of
+    them is the sequence's.
+    """
+
+    draft: Draft
+    begin: int
+    known: int
+    before: int | None = None
+    after: int | None = None
+    left: int | None = None  # the slot that is not the sequence's
+
+    def rewind(self, job: Job, accepted: int) -> None:
+        """Let the sequence have the rows of the known tokens and of so many drafted ones."""
+        sequence, whole = job.sequence, accepted == len(self.draft.tokens)
+        rows = self.known + accepted
+        if self.after is not None:
+            slots = (self.after, self.before) if whole else (self.before, self.after)
+            (sequence.slot, self.left), rows = slots, rows if whole else 0
+        sequence.computed = sequence.submitted = self.begin + rows
+
+
+class Speculation:
+    """Drafts of all jobs of a scheduler."""
+
+    def __init__(self, executor: Executor, pools: Pools, governor: Chooser | None = None) -> None:
+        self._pools = pools
+        self.governor = governor or Governor(executor.recurrent)
+        self._before: set[Job] = set()  # the jobs of the step that was collected last
+
+    def wanted(self, jobs: Sequence[Job]) -> dict[Job, int]:
+        """Return how many tokens of drafts the next step of these jobs, each with a row in it, should verify."""
+        if not any(job.drafter for job in jobs):
+            return {}
+        bids = [self._bid(job) for job in jobs]
+        if not any(bid.drafted for bid in bids):
+            return {}
+        lengths = self.governor.lengths(bids, output_of(jobs))
+        return {job: n for job, n in zip(jobs, lengths, strict=True) if n}
+
+    def choose(self, jobs: Sequence[Job]) -> dict[Job, Draft]:
+        """Return the drafts that the next step of these jobs should verify."""
+        drafts = {job: self._draft(job, n) for job, n in self.wanted(jobs).items()}
+        return {job: draft for job, draft in drafts.items() if draft.tokens}
+
+    def _bid(self, job: Job) -> Bid:
+        most = min(job.request.draft_tokens, job.last - job.made - 1) if job.sequence.computed else 0
+        if job.drafter is None or most < 1:
+            return Bid(job.account, max(1, job.left), 0, 0)
+        if job.drafter.costly:
+            return Bid(job.account, max(1, job.left), most, 0, costly=True)
+        draft = self._draft(job, most)
+        return Bid(job.account, max(1, job.left), len(draft.tokens), draft.match)
+
+    def _draft(self, job: Job, n: int) -> Draft:
+        """Return a draft of at most ``n`` tokens. It is made once for the ids that are known, and ends at an end."""
+        ids = job.sequence.ids
+        if job.drafter and job.drafted_at != len(ids):
+            job.drafted_at = len(ids)
+            try:
+                job.draft = job.drafter.propose(ids, n)
+            except Exception:
+                _log.exception("a drafter failed; its request goes on without drafts")
+                job.draft = NO_DRAFT
+                job.close_drafter()
+        tokens = job.draft.tokens[:n]
+        ends = [i for i, token in enumerate(tokens) if token in job.request.eog_ids]
+        return job.draft._replace(tokens=tokens[: ends[0] + 1] if ends else tokens)
+
+    def add(self, builder: Builder, job: Job, tokens: Sequence[int], draft: Draft) -> Verify | None:
+        """Add known tokens and a draft to a step, while none is in flight. Return None if there is no room.
+
+        The draft ends before a token that the mask forbids.
+        """
+        sequence, keep = job.sequence, job.sequence.slot is not None
+        try:
+            drawings = job.drawings(draft.tokens)
+        except Exception:  # of the mask: it comes again without the draft, and ends the request
+            return None
+        if len(drawings) == 1:
+            return None
+        draft = draft._replace(tokens=draft.tokens[: len(drawings) - 1])
+        rows = [*tokens, *draft.tokens]
+        verify = Verify(draft, sequence.submitted, len(tokens), sequence.slot)
+        for has_room in (False, True):
+            try:
+                job.verifying = builder.add(sequence, rows, *drawings, keep_states=keep)
+                break
+            except PoolEmptyError:
+                if has_room or not self._pools.make_room_for_draft(sequence, sequence.submitted + len(rows)):
+                    return None
+        verify.after = sequence.slot
+        return verify if job.verifying else None
+
+    def accepted(self, job: Job, verify: Verify, drawn: Sequence[int]) -> int:
+        """Return how many drafted tokens are those that were drawn, and learn from it."""
+        tokens = verify.draft.tokens
+        n = next((i for i, token in enumerate(tokens) if token != drawn[i]), len(tokens))
+        job.verifying = False
+        job.account.learn(verify.draft.match, len(tokens), n)
+        job.stats.count(len(tokens), n)
+        return n
+
+    def measured(
+        self, made: Mapping[Job, int], rows: int, drafts: bool, seconds: float | None, waited: bool = False
+    ) -> None:
+        """Learn from a step that made so many tokens for each job. ``seconds``: since the step before it ended.
+
+        They count if both steps had the same jobs, and no row of a prompt. If not, ``seconds`` is None. ``waited``: the
+        step could have run ahead, and waited for a draft.
+        """
+        before, self._before = self._before, set(made) if seconds is not None else set()
+        if seconds is None or before != self._before or not any(job.drafter for job in made):
+            return
+        costly = any(job.drafter.costly for job in made if job.drafter) if drafts else waited
+        kind = kind_of(rows, drafts, output_of(made), costly)
+        if kind is not None:
+            self.governor.measured([(job.account, n) for job, n in made.items()], kind, seconds)
+
+
+def output_of(jobs: Iterable[Job]) -> str:
+    """Return the output of a step's plan."""
+    return "argmax" if all(job.argmax for job in jobs) else "draw"
