@@ -25,6 +25,7 @@
     S(MUL_MM_COLUMNS, PER_DEVICE(32, 64)) /* columns of either staged at a time, as halves; as floats 32 */            \
     S(MUL_MM_DEEP, PER_DEVICE(1, 4))      /* 8x8 matrices along the columns that are multiplied at a time */           \
     S(FEW_ROWS, PER_DEVICE(16, 32))       /* rows of weights per tile of mul_few, of both matrices together */         \
+    S(FEW_VECTOR_SIMDGROUPS, 2)           /* of a threadgroup that takes rows as vectors */                            \
     S(FEW_STACK_ROWS, 2)                  /* rows of weights per simdgroup of mul_few_stack */                         \
     S(FEW_STACK_TOKENS, PER_DEVICE(8, 2)) /* the largest class of mul_few_stack */                                     \
     S(FEW_SIMDGROUPS, 4)                  /* of a threadgroup with tiles of FEW_ROWS */                                \

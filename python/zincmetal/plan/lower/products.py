@@ -125,7 +125,8 @@ def _few(lowering: Lowering, op: Op, rows: int, n: int) -> Launch:
     m, k = matrix(weight)
     matrices, k_split = 2 if op.get("gate") else 1, 1
     if n <= FEW_VECTORS:
-        name, per_simdgroup, threads = mul_mv(lowering, _few_kernel(op, n))
+        usual = 32 * shapes["FEW_VECTOR_SIMDGROUPS"]
+        name, per_simdgroup, threads = lowering.target.split(_few_kernel(op, n), shapes["MUL_MV_ROWS"], usual)
         grid = (tiles(m, threads // 32 * per_simdgroup // matrices), tiles(rows, n), 1)
     else:
         name, per_tile, simdgroups = _few_tile(lowering, _few_kernel(op, n), m * matrices)
@@ -207,7 +208,7 @@ def linear_stack(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     if rows == 1:
         name, per_simdgroup, threads = mul_mv(lowering, f"mul_mv_stack_{main}")
     else:
-        name, usual = f"mul_few_stack_{main}_n{few}", 32 * lowering.target.shapes["MUL_MV_SIMDGROUPS"]
+        name, usual = f"mul_few_stack_{main}_n{few}", 32 * lowering.target.shapes["FEW_VECTOR_SIMDGROUPS"]
         name, per_simdgroup, threads = lowering.target.split(name, lowering.target.shapes["FEW_STACK_ROWS"], usual)
         args = (*reading(op, "step"), *args)
     simdgroups = [tiles(matrix(w)[0], per_simdgroup) for w in plain]
