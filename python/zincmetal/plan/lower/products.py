@@ -121,7 +121,7 @@ def _few_kernel(op: Op, n: int) -> str:
 
 def _few(lowering: Lowering, op: Op, rows: int, n: int) -> Launch:
     """Launch a product by the kernel of class ``n``. Operands that the epilogue lacks are bound to the output."""
-    weight, epilogue = op.weights[0], op.kind.removeprefix("linear")
+    weight, shapes, epilogue = op.weights[0], lowering.target.shapes, op.kind.removeprefix("linear")
     m, k = matrix(weight)
     matrices, k_split = 2 if op.get("gate") else 1, 1
     if n <= FEW_VECTORS:
@@ -130,7 +130,7 @@ def _few(lowering: Lowering, op: Op, rows: int, n: int) -> Launch:
         grid = (tiles(m, threads // 32 * per_simdgroup // matrices), tiles(rows, n), 1)
     else:
         name, per_tile, simdgroups = _few_tile(lowering, _few_kernel(op, n), m * matrices)
-        of_tokens, full = tiles(rows, n), lowering.target.shapes["FEW_THREADGROUPS"] * simdgroups
+        of_tokens, full = tiles(rows, n), shapes["FEW_THREADGROUPS"] * simdgroups
         while k_split < simdgroups and tiles(m * matrices, per_tile) * of_tokens * k_split < full:
             k_split *= 2
         threads, grid = 32 * simdgroups, (tiles(m * matrices, per_tile * simdgroups // k_split), of_tokens, 1)
