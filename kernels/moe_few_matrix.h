@@ -202,13 +202,6 @@ METAL_FUNC void moe_few_matrix(constant MoeMmParams& p, int4 tile, device const 
     uint splits = n_sg;  // of the columns
     while (splits > blocks) splits /= 2;
     const uint abreast = n_sg / splits, t = lane % 4, g = lane / 4;
-    // All rows of this threadgroup come while its slots and activations are found. Blocks are multiples of 16 bytes.
-    for (uint turn = tid; mine + turn * n < (n_groups + abreast - 1) / abreast; turn += n_sg * SIMD) {
-        const uint row = (mine + turn * n) * abreast * each, rows = min(abreast * each, p.m - row);
-        UNROLL for (uint i = 0; i < Epilogue::MATRICES; i++) {
-            fetch_ahead(w.w[i] + ulong(row) * p.row_bytes, rows * p.row_bytes);
-        }
-    }
     // The last number of a tile is 0. The compiler does not know this, and keeps the sums in registers. It would load
     // constants again and again.
     const uint none = FewQuants<B>::AS_BFLOATS + uint(tile.w);  // BEYOND + quant 0, twice

@@ -122,28 +122,8 @@ struct LaneShare<Q6_K> : LaneShareOf<210, 4> {
     }
 };
 
-// Two blocks. Of these `n` are there.
-template <>
-struct LaneShare<Q8_0> : LaneShareOf<272, 2> {
-    static METAL_FUNC void load(threadgroup const uchar* row, uint at, uint t, uint n, thread RowShare<2>& share) {
-        uint words[17];
-        words_at(row, at + 68 * t, words);
-        UNROLL for (uint b = 0; b < 2; b++) {
-            share.scale[b] = b < n ? half_in(b == 0 ? words[0] : words[8] >> 16) : 0.0f;
-            share.offset[b] = -128.0f * share.scale[b];
-        }
-        UNROLL for (uint i = 0; i < 8; i++) {
-            uint two[2];
-            UNROLL for (uint j = 0; j < 2; j++) {
-                const uint w = 2 * i + j;
-                two[j] = (i < 4 ? word_between(words[w], words[w + 1], 16) : words[w + 1]) ^ 0x80808080;
-            }
-            share.runs[i] = run_of_bytes(two[0], two[1]);
-        }
-    }
-};
-
-// Two blocks. Sign, exponent and fraction of FP4 are those of a half that is 2^-14 of the number.
+// Two blocks, of which `n` are there. Sign, exponent and fraction of FP4 are those of a half that is 2^-14 of the
+// number.
 template <>
 struct LaneShare<MXFP4> : LaneShareOf<136, 2> {
     static constant constexpr float UNIT = 16384.0f;

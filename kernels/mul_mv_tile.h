@@ -12,7 +12,7 @@
 #include "quant_dot.h"
 #include "shapes.h"
 
-constant constexpr uint TILE_ROWS = 16, TILE_SIMDGROUPS = 8, STRIP = 256;
+constant constexpr uint TILE_ROWS = 16, TILE_SIMDGROUPS = MUL_MV_TILE_SIMDGROUPS, STRIP = 256;
 constant constexpr uint LOW_RUNS = 34, NO_RUNS = 68, ALL_RUNS = 80;  // in TileRoom::x: banks differ
 
 // What a simdgroup stages: a strip of its rows, and the activations that they meet.

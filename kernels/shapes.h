@@ -14,7 +14,8 @@
     S(BEGIN_THREADS, 256)                                                                                              \
     S(EMBED_THREADS, 64)                                                                                               \
     S(EMBED_COLUMNS, 1024) /* of a threadgroup: 16 per thread */                                                       \
-    S(MUL_MV_SIMDGROUPS, PER_DEVICE(2, 8))                                                                             \
+    S(MUL_MV_SIMDGROUPS, 2)                                                                                            \
+    S(MUL_MV_TILE_SIMDGROUPS, PER_DEVICE(2, 8)) /* of types that have a tile: mul_mv_shares.h */                       \
     S(MUL_MV_ROWS, 2)       /* rows of weights per simdgroup, of both matrices together for swiglu */                  \
     S(MOE_MIX_THREADS, 128) /* share MOE_MIX_ROWS rows of all chosen experts */                                        \
     S(MOE_MIX2_THREADS, 96) /* of moe_mv_mix with a shared expert: nine divide by three */                             \
@@ -25,7 +26,6 @@
     S(MUL_MM_COLUMNS, PER_DEVICE(32, 64)) /* columns of either staged at a time, as halves; as floats 32 */            \
     S(MUL_MM_DEEP, PER_DEVICE(1, 4))      /* 8x8 matrices along the columns that are multiplied at a time */           \
     S(FEW_ROWS, PER_DEVICE(16, 32))       /* rows of weights per tile of mul_few, of both matrices together */         \
-    S(FEW_VECTOR_SIMDGROUPS, 2)           /* of a threadgroup that takes rows as vectors */                            \
     S(FEW_STACK_ROWS, 2)                  /* rows of weights per simdgroup of mul_few_stack */                         \
     S(FEW_STACK_TOKENS, PER_DEVICE(8, 2)) /* the largest class of mul_few_stack */                                     \
     S(FEW_SIMDGROUPS, 4)                  /* of a threadgroup with tiles of FEW_ROWS */                                \

@@ -57,8 +57,9 @@ def test_single_rows(target: Target, n: int):
     launch = lower(of_any_rows(target, 0), LINEAR, decode_shape(n))
     assert launch.kernel == f"mul_few_q4_k_n{n}"
     assert params(target, launch)["rows"] == n
-    # The matrix is small: 2 and 4 rows are vectors.
-    assert lower(of_any_rows(target, 1), LINEAR, decode_shape(n)).kernel == f"mul_few_q4_k_n{n}"
+    # Where a class reads no more rows than there are, 4 are a matrix too.
+    n_of_any = {2: 2, 4: 8}.get(n, n)
+    assert lower(of_any_rows(target, 1), LINEAR, decode_shape(n)).kernel == f"mul_few_q4_k_n{n_of_any}"
 
 
 def test_steps_with_longer_runs_keep_to_mul_mm(target: Target):
@@ -98,7 +99,7 @@ def test_other_numbers_of_rows(target: Target):
     kernels = [lower(of_any_rows(target, 0), LINEAR, StepShape(n, n, 0, "none")).kernel for n in (3, 5, 12, 33)]
     assert kernels == ["mul_few_q4_k_n4", "mul_mm_q4_k", "mul_mm_q4_k", "mul_mm_q4_k"]
     kernels = [lower(of_any_rows(target, 1), LINEAR, StepShape(n, n, 0, "none")).kernel for n in (3, 5, 12, 33)]
-    assert kernels == ["mul_few_q4_k_n4", "mul_few_q4_k_n8", "mul_few_q4_k_n16", "mul_mm_q4_k"]
+    assert kernels == ["mul_few_q4_k_n8", "mul_few_q4_k_n8", "mul_few_q4_k_n16", "mul_mm_q4_k"]
 
 
 def test_missing_kernels_are_replaced(target: Target):
@@ -132,14 +133,28 @@ def test_epilogues(target: Target):
 @pytest.mark.parametrize(("m", "k_split"), [(248320, 1), (8192, 2), (2048, 4), (65, 4)])
 def test_simdgroups_share_the_columns_of_few_rows(target: Target, m: int, k_split: int):
     op = Op("linear", weight=Weight("w", quants.Q8_0, (m, 2048)), x=Value("x", 2048), out=Value("y", m))
-    assert params(target, lower(target, op, decode_shape(8)))["k_split"] == k_split
+    assert params(target, lower(of_any_rows(target, 0), op, decode_shape(8)))["k_split"] == k_split
+    # On NVIDIA all of a threadgroup do.
+    split = params(target, lower(of_any_rows(target, 1), op, decode_shape(8)))["k_split"]
+    assert split == target.shapes["FEW_SIMDGROUPS"]
 
 
-@pytest.mark.parametrize(("n", "kernel", "groups"), [(2, "n2", 1), (4, "n4", 1), (8, "n4", 2), (32, "n4", 8)])
-def test_few_rows_of_weights_meet_vectors(target: Target, n: int, kernel: str, groups: int):
-    op = Op("linear", weight=Weight("w", quants.F32, (1024, 512)), x=X, out=Value("y", 1024))
+@pytest.mark.parametrize(
+    ("n", "m", "kernel", "groups"),
+    [(2, 1024, "n2", 1), (4, 1024, "n2", 2), (8, 1024, "n4", 2), (32, 1024, "n4", 8), (32, 128, "n2", 16)],
+)
+def test_few_rows_of_weights_meet_vectors(target: Target, n: int, m: int, kernel: str, groups: int):
+    op = Op("linear", weight=Weight("w", quants.F32, (m, 512)), x=X, out=Value("y", m))
     launch = lower(of_any_rows(target, 1), op, decode_shape(n))
     assert (launch.kernel, launch.grid[1]) == (f"mul_few_f32_{kernel}", groups)
+
+
+@pytest.mark.parametrize("name", ["q4_k", "q8_0"])
+def test_types_with_a_tile_get_its_simdgroups(target: Target, name: str):
+    shapes = MappingProxyType({**target.shapes, "MUL_MV_SIMDGROUPS": 2, "MUL_MV_TILE_SIMDGROUPS": 8})
+    op = LINEAR.replace(weight=Weight("w", quants.by_name(name), (71, 512)))
+    launch = lower(replace(target, shapes=shapes), op, decode_shape(1))
+    assert (launch.kernel, launch.threads) == (f"mul_mv_{name}", 256 if name == "q4_k" else 64)
 
 
 def test_small_matrices_have_tiles_of_their_own(target: Target):

@@ -17,7 +17,6 @@ METAL_FUNC void copy_eight(vec<uint, 2>* to, const vec<uint, 2>* from) { *to = *
 METAL_FUNC void end_copies() {}
 template <uint N>
 METAL_FUNC void wait_for_copies() {}
-METAL_FUNC void fetch_ahead(const void*, uint) {}
 
 }  // namespace metal
 

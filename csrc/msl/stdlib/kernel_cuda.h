@@ -27,13 +27,6 @@ METAL_FUNC void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// Brings bytes to the cache that all threadgroups share. Their address and number are multiples of 16.
-METAL_FUNC void fetch_ahead(const void* at, uint bytes) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes));
-#endif
-}
-
 }  // namespace metal
 
 namespace zinc::msl {

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, tiles
 from support.kernels.experts import Biases, finished, kernel, matrices
-from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, Weights
+from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, Weights, mul_mv_simdgroups
 from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
@@ -78,9 +78,10 @@ def run_moe_mv(
     biases = Biases(lab, form, n_expert, m, bias, x_input)
     bindings = [id_input(lab, ids), *(e.buffer for e in experts), x_input, *biases.buffers, out]
     shapes = lab.core.shapes()
-    per_group = shapes["MUL_MV_SIMDGROUPS"] * shapes["MUL_MV_ROWS"] // len(experts)
+    simdgroups = mul_mv_simdgroups(shapes, qtype)
+    per_group = simdgroups * shapes["MUL_MV_ROWS"] // len(experts)
     params = {**experts[0].params(len(ids)), **biases.params(form), "alone": 0}
-    grid, threads = (tiles(m, per_group), len(ids)), 32 * shapes["MUL_MV_SIMDGROUPS"]
+    grid, threads = (tiles(m, per_group), len(ids)), 32 * simdgroups
     lab.run(kernel("moe_mv", form) + qtype.name, params, "MoeParams", bindings, grid, threads)
     unbiased, scales = zip(*(products(e.chosen(ids), x.astype(np.float64)) for e in experts), strict=True)
     chosen = [b[experts[0].numbers(ids)] for b in biases.values]

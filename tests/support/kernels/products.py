@@ -13,6 +13,7 @@ from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, til
 from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
+from zincmetal.plan.lower.products import TILED
 
 F64 = NDArray[np.float64]
 T = TypeVar("T")
@@ -49,6 +50,11 @@ TOLERANCE = 3e-6  # relative to the norm: all lanes round as float32 sums do
 #: The same for products of halves. A half rounds by at most 2^-11 of a number. Scale, offset and weight are rounded,
 #: and the activation. Errors of one sign are few: their root mean square is below this.
 HALF_TOLERANCE = 2**-10
+
+
+def mul_mv_simdgroups(shapes: Mapping[str, int], qtype: QuantType) -> int:
+    """Returns the simdgroups of a threadgroup of mul_mv and moe_mv, as plans launch them."""
+    return shapes["MUL_MV_TILE_SIMDGROUPS" if qtype.name in TILED else "MUL_MV_SIMDGROUPS"]
 
 
 def tolerance(lane: str, qtype: QuantType) -> float:
@@ -197,7 +203,7 @@ class MatMul:
         shapes, (rows, m) = lab.core.shapes(), shape
         matrices = 2 if any(gate in kernel for gate in GATES) else 1
         if kernel.startswith("mul_mv"):
-            per_group = shapes["MUL_MV_SIMDGROUPS"] * shapes["MUL_MV_ROWS"] // matrices
-            return [], (tiles(m, per_group), 1), 32 * shapes["MUL_MV_SIMDGROUPS"]
+            simdgroups = mul_mv_simdgroups(shapes, self.qtype)
+            return [], (tiles(m, simdgroups * shapes["MUL_MV_ROWS"] // matrices), 1), 32 * simdgroups
         grid = (tiles(rows, shapes["MUL_MM_TOKENS"]), tiles(m, shapes["MUL_MM_ROWS"] // matrices))
         return [lab.step(len(self.want))], grid, shapes["MUL_MM_THREADS"]

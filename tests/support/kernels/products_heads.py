@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
-from support.kernels.products import TOLERANCE, Weights, block_of, tolerance
+from support.kernels.products import TOLERANCE, Weights, block_of, mul_mv_simdgroups, tolerance
 from support.kernels.rows import padded
 from zincmetal.gguf.quants import QuantType
 
@@ -29,7 +29,8 @@ class Heads:
         """Runs mul_heads_mv or mul_heads_mm; returns the output."""
         self.tolerance = tolerance(self.lab.lane, self.qtype) if kernel == "mul_heads_mm" else TOLERANCE
         shapes, n_head, m = self.lab.core.shapes(), self.params["n_head"], self.params["m"]
-        per_group, threads = shapes["MUL_MV_SIMDGROUPS"] * shapes["MUL_MV_ROWS"], 32 * shapes["MUL_MV_SIMDGROUPS"]
+        simdgroups = mul_mv_simdgroups(shapes, self.qtype)
+        per_group, threads = simdgroups * shapes["MUL_MV_ROWS"], 32 * simdgroups
         grid = (tiles(m, per_group), n_head, self.rows)
         if kernel == "mul_heads_mm":
             grid = (tiles(self.rows, shapes["MUL_MM_TOKENS"]), tiles(m, shapes["MUL_MM_ROWS"]), n_head)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, tiles
-from support.kernels.products import TOLERANCE, Weights, gated
+from support.kernels.products import TOLERANCE, Weights, gated, mul_mv_simdgroups
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 
@@ -66,10 +66,10 @@ class Stack:
             assert up
             self.want[2:] = [gated("_swiglu", *zip(gate, up, strict=True)), None]
             simdgroups[2:] = [tiles(m[2], rows // 2)]
-        each = shapes["MUL_MV_SIMDGROUPS"]
+        each = shapes["MUL_MV_SIMDGROUPS"] if few else mul_mv_simdgroups(shapes, qtype)
         groups = tiles(sum(simdgroups), each) if few else sum(tiles(n, each) for n in simdgroups)
         self.grid = (groups, tiles(tokens, few or 1))
-        self.threads = 32 * shapes["MUL_MV_SIMDGROUPS"]
+        self.threads = 32 * each
 
     def run(self) -> list[Guarded]:
         """Runs the kernel; returns the outputs. A slot without a matrix is bound to another's output."""

@@ -13,8 +13,10 @@ FEW_CLASSES = (2, 4, 8, 16, 32)
 FEW_VECTORS = 4  # the largest class that takes rows as vectors: any number of them
 #: Rows of weights that do not fill a device: rows of activations are divided too, as vectors. Floats need no decoding.
 FEW_SMALL, FEW_SMALL_FLOATS = 64, 1024
+FEW_PAIRS = 4096  # results of float weights up to which rows go in pairs
 FEW_EXACT = 4  # the class for any number of rows, if products are to be exact
 FEW_PROMPT = 256  # rows of float weights up to which prompts meet mul_few too: simdgroups divide the columns
+TILED = ("q4_k", "q5_k", "q6_k", "mxfp4")  # types that mul_mv takes by tiles on NVIDIA: kernels/mul_mv_shares.h
 HEADS_FEW = 8  # rows up to which heads with matrices of their own are vectors
 FEW_KINDS = {"": 0, "_add": 1, "_mix": 2, "_swiglu": 0, "_geglu": 1}  # FEW_* of kernels/params.h
 
@@ -88,8 +90,9 @@ def _few_class(lowering: Lowering, op: Op, rows: int) -> int | None:
     vectors = [n for n in FEW_CLASSES if n <= FEW_VECTORS]
     matrices = [n for n in FEW_CLASSES if n > FEW_VECTORS]
     if matrix(weight)[0] <= (FEW_SMALL_FLOATS if floats else FEW_SMALL) and (floats or not any_rows):
-        # Measured on an H200: two rows at a time take half the time of four.
-        fitting = vectors[:1] if any_rows else [n for n in vectors if rows <= n] or vectors[-1:]
+        # Measured on an H200: two rows at a time take half the time of four, while there are few.
+        pairs = any_rows and rows * matrix(weight)[0] <= FEW_PAIRS
+        fitting = vectors[:1] if pairs else [n for n in vectors if rows <= n] or vectors[-1:]
     elif any_rows:
         # Measured on an H200: vectors take 2 rows in the time of one, and 4 rows take longer than 8 as a matrix.
         first, second = (vectors, matrices) if rows <= 2 else (matrices, vectors)
@@ -125,12 +128,14 @@ def _few(lowering: Lowering, op: Op, rows: int, n: int) -> Launch:
     m, k = matrix(weight)
     matrices, k_split = 2 if op.get("gate") else 1, 1
     if n <= FEW_VECTORS:
-        usual = 32 * shapes["FEW_VECTOR_SIMDGROUPS"]
+        usual = 32 * shapes["MUL_MV_SIMDGROUPS"]
         name, per_simdgroup, threads = lowering.target.split(_few_kernel(op, n), shapes["MUL_MV_ROWS"], usual)
         grid = (tiles(m, threads // 32 * per_simdgroup // matrices), tiles(rows, n), 1)
     else:
         name, per_tile, simdgroups = _few_tile(lowering, _few_kernel(op, n), m * matrices)
         of_tokens, full = tiles(rows, n), shapes["FEW_THREADGROUPS"] * simdgroups
+        if shapes["FEW_ANY_ROWS"]:  # measured on an H200, for matrices of any size
+            k_split = simdgroups
         while k_split < simdgroups and tiles(m * matrices, per_tile) * of_tokens * k_split < full:
             k_split *= 2
         threads, grid = 32 * simdgroups, (tiles(m * matrices, per_tile * simdgroups // k_split), of_tokens, 1)
@@ -208,7 +213,7 @@ def linear_stack(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     if rows == 1:
         name, per_simdgroup, threads = mul_mv(lowering, f"mul_mv_stack_{main}")
     else:
-        name, usual = f"mul_few_stack_{main}_n{few}", 32 * lowering.target.shapes["FEW_VECTOR_SIMDGROUPS"]
+        name, usual = f"mul_few_stack_{main}_n{few}", 32 * lowering.target.shapes["MUL_MV_SIMDGROUPS"]
         name, per_simdgroup, threads = lowering.target.split(name, lowering.target.shapes["FEW_STACK_ROWS"], usual)
         args = (*reading(op, "step"), *args)
     simdgroups = [tiles(matrix(w)[0], per_simdgroup) for w in plain]
@@ -220,8 +225,8 @@ def linear_stack(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 def mul_mv(lowering: Lowering, kernel: str) -> tuple[str, int, int]:
     """Return (name, rows per simdgroup, threads) of a matrix-vector kernel on this backend."""
-    shapes = lowering.target.shapes
-    return lowering.target.split(kernel, shapes["MUL_MV_ROWS"], 32 * shapes["MUL_MV_SIMDGROUPS"])
+    shapes, tile = lowering.target.shapes, "_TILE" * kernel.endswith(TILED)
+    return lowering.target.split(kernel, shapes["MUL_MV_ROWS"], 32 * shapes[f"MUL_MV{tile}_SIMDGROUPS"])
 
 
 def matrix(weight: Weight) -> tuple[int, int]:
