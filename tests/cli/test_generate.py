@@ -56,6 +56,19 @@ def test_json_and_long_names(smollm2):
     assert "logprobs" not in first
 
 
+def test_drafts_do_not_change_the_text(smollm2):
+    prompt = "one two three four one two three four one two"
+    args = ("-m", str(smollm2), "-p", prompt, "-n", "12", "-c", "128", "--json", "--device", "cpu", "--threads", "1")
+    drafts = ("--draft", "lookup", "--draft-tokens", "3")
+    plain, drafted = (json.loads(run(*args, *more).stdout) for more in ((), drafts))
+    assert drafted["tokens"] == plain["tokens"]
+    assert sum(tried for tried, _ in drafted["drafts"]) > 0
+    assert len(drafted["drafts"]) <= 3
+    refused = run(*args, "--draft", "mtp")
+    assert refused.returncode == 1
+    assert "not supported yet" in refused.stderr
+
+
 def test_chat_and_prompt_from_stdin(smollm2):
     args = ("-m", str(smollm2), "--chat", "--system", "Answer in one word.", "-n", "24", "-c", "256", "--json")
     done = run(*args, input="What is the capital of France?")

@@ -143,6 +143,12 @@ def add_sampling(group: Group) -> None:
     add("--seed", type=integer, metavar="N", help="seed of the draw (default: a new one each time)")
 
 
+def add_drafts(group: Group) -> None:
+    """Add the options of drafts."""
+    group.add_argument("--draft", metavar="KIND", help="auto, lookup, or the file of a draft model (default: off)")
+    group.add_argument("--draft-tokens", type=integer, metavar="N", help="tokens of a draft at most, 1 to 15")
+
+
 # ---- types of values ------------------------------------------------------------------------------------------
 
 

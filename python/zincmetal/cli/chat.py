@@ -14,6 +14,7 @@ from ..errors import ContextFullError, UsageError, ZincError, quote
 from .arguments import (
     Parser,
     add_device,
+    add_drafts,
     add_model,
     add_sampling,
     add_sequence,
@@ -26,7 +27,7 @@ from .conversation import Conversation
 from .lines import Lines
 from .output import complain, print_piece, say
 from .progress import bar
-from .run import chat_options, load, sampling_options
+from .run import chat_options, load, text_options
 
 if TYPE_CHECKING:
     from ..api.model import Model
@@ -61,6 +62,7 @@ def add_arguments(p: Parser) -> None:
     add_device(p)
     add_template(p.add_argument_group("chat"))
     add_sampling(p.add_argument_group("sampling", "Without any: as the file or its authors advise."))
+    add_drafts(p.add_argument_group("drafts", "Guessed tokens that a step verifies together: faster, the same text."))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     lines = Lines()
     with load(path, args) as model:
         _ = model.chat_template  # a model without one is refused before anybody types
-        options = sampling_options(args) | {"hide_special": args.hide_special}
+        options = text_options(args) | {"hide_special": args.hide_special}
         options |= chat_options(args, {"self", "messages", "max_tokens", "progress", *options})
         if lines.terminal:
             say(f"{path.name}, context of {model.config.n_ctx} tokens; /help lists commands, Ctrl-D ends")

@@ -17,6 +17,7 @@ from ..errors import UsageError, quote
 from .arguments import (
     Parser,
     add_device,
+    add_drafts,
     add_model,
     add_sampling,
     add_sequence,
@@ -65,6 +66,7 @@ def add_arguments(p: Parser) -> None:
     add_sampling(
         p.add_argument_group("sampling", "Without any: greedy, or with --chat as the file or its authors advise.")
     )
+    add_drafts(p.add_argument_group("drafts", "Guessed tokens that a step verifies together: faster, the same text."))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,7 +95,7 @@ def check_model_is_no_prompt(args: argparse.Namespace) -> None:
 
 def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progress) -> Generation:
     """Start the generation that the arguments ask for. Raises UsageError for options that contradict each other."""
-    options = sampling_options(args) | {"progress": progress, "hide_special": args.hide_special}
+    options = text_options(args) | {"progress": progress, "hide_special": args.hide_special}
     if args.chat:
         if args.special:
             raise UsageError("--special does not go with --chat: special tokens in a message are text")
@@ -108,12 +110,13 @@ def stream(model: Model, args: argparse.Namespace, prompt: str, progress: Progre
     return model.submit(prompt, max_tokens=args.max_tokens, parse_special=args.special, **options)
 
 
-def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Collect the sampling options, as keywords of the calls that generate."""
+def text_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Collect the options of sampling and of drafts, as keywords of the calls that generate."""
     from ..sampling.params import SamplingParams
 
     options = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if hasattr(args, f.name)}
-    return options | {"logit_bias": dict(args.logit_bias)}
+    drafts = {name: getattr(args, name) for name in ("draft", "draft_tokens")}
+    return options | {"logit_bias": dict(args.logit_bias)} | {n: v for n, v in drafts.items() if v is not None}
 
 
 def conversation(args: argparse.Namespace, prompt: str) -> list[dict[str, str]]:
