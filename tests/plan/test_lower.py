@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -14,7 +15,7 @@ from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError
 from zincmetal.graph.ops import SIGNATURES, Op, Value, Weight
 from zincmetal.plan.choices import OUTPUTS
-from zincmetal.plan.chunks import decode_shape
+from zincmetal.plan.chunks import StepShape, decode_shape
 from zincmetal.plan.launch import Launch
 from zincmetal.plan.lower import Lowering
 from zincmetal.plan.planner import Planner
@@ -113,3 +114,14 @@ def test_without_ranking_the_host_does_it(target: Target):
         planner.missing = frozenset(RANKING)
         assert planner.plan(decode_shape(1, "draw")).dispatches[-1].launch.op.kind == "linear"
     assert ends == {"none": "experts_mix", "argmax": "argmax", "draw": "draw", "all": "linear", "hidden": "rms_norm"}
+
+
+@pytest.mark.parametrize(("rows", "threads"), [(1, 512), (4, 512), (5, 384), (8, 256), (16, 128), (32, 128)])
+def test_many_states_get_fewer_threads_each(rows: int, threads: int):
+    """Where they fill a device, as on NVIDIA; always whole simdgroups."""
+    target = Target.of_kernels(backend.load("cpu"))
+    target = replace(target, shapes=MappingProxyType({**target.shapes, "SSM_STEP_LEAST_THREADS": 128}))
+    with gguf.open(DATA / "qwen35moe-q4k-q5k-q8.gguf") as file:
+        plan = Planner(file, target, 64).plan(StepShape(rows, rows, 0, "none"))
+    steps = [d.launch for d in plan.dispatches if d.launch.kernel.startswith("ssm_step")]
+    assert {launch.threads for launch in steps} == {threads}

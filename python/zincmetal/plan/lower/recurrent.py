@@ -27,7 +27,7 @@ def ssm(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
         states = (Arg(op["ssm_conv"], "rw"), Arg(op["ssm_state"], "rw"))
         args = (*inputs, *_gates(op), *weights, *states, *writing(op, "out"))
         usual, least = target.shapes["SSM_STEP_THREADS"], target.shapes["SSM_STEP_LEAST_THREADS"]
-        threads = min(usual, max(4 * usual // rows, least))  # many rows fill the device with fewer of each
+        threads = min(usual, max(4 * usual // rows // 32 * 32, least))  # many rows fill the device with fewer of each
         return [Launch(one_step, params, args, (sizes.n_v_head, rows, 1), threads, op)]
     return _in_three(lowering, op, rows, params)
 
