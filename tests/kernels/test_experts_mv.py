@@ -9,9 +9,9 @@ from support.kernel_lab import MSL, Lab, assert_close, every_lane
 from support.kernels.experts import TYPES, every_form
 from support.kernels.experts_mv import id_input, run_mix, run_moe_mv, shared_types
 from support.kernels.products import every_type_on
-from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
+from zincmetal.gguf.random_weights import random_weights
 
 #: Rows and columns of an expert's matrix, number of experts, chosen ids.
 SHAPES = [

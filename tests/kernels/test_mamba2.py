@@ -10,11 +10,11 @@ from support.kernels.mamba2 import SHAPES, Layer, Shape, grouped_norm, scan
 from support.kernels.recurrent import f64
 from support.kernels.rows import padded
 from support.kernels.states import (
-    F32,
-    Sequences,
     assert_same_bits,
     assert_untouched_slots,
     check_empty_step,
+    check_end,
+    check_side_by_side,
     random_runs,
     state_scales,
 )
@@ -84,17 +84,6 @@ def test_mamba2_norm(lane: str, shape: Shape, scale: float) -> None:
 # ---- sequences: the same in whatever steps -----------------------------------------------------------------------
 
 
-def check_end(layer: Layer, sequence: int, out: F32, ring: F32, state: F32) -> None:
-    """Compares a sequence's outputs, and its slot after the last position."""
-    want, want_state, scales = layer.expected(sequence)
-    first = len(want) - len(out)
-    assert_close(out, want[first:], 2e-6, scales[first:])
-    assert_close(state, want_state, 2e-6, state_scales(want_state))
-    inputs = layer.conv_inputs(sequence)
-    for p in range(max(0, len(inputs) - len(ring)), len(inputs)):
-        assert np.array_equal(ring[p % len(ring)], inputs[p])
-
-
 @every_lane
 @every_shape
 @pytest.mark.parametrize("threads", [32, 0, 1024], ids=["32 threads", "as launched", "1024 threads"])
@@ -112,12 +101,7 @@ def test_a_chunk_and_then_token_by_token(lane: str, shape: Shape, threads: int) 
 @every_shape
 def test_sequences_side_by_side_in_slots(lane: str, shape: Shape) -> None:
     """Runs of several sequences, in place and moved; forks read one slot and write others."""
-    layer = Layer(Lab(lane), shape, 9, 21, 14, 3)
-    sequences = Sequences(layer, n_sequences=4, n_slots=12)
-    sequences.finish()
-    for s, slot in sequences.slots.items():
-        out = np.concatenate(sequences.parts[s])
-        check_end(layer, s, out, sequences.conv_state.array[slot], sequences.state.array[slot])
+    check_side_by_side(Layer(Lab(lane), shape, 9, 21, 14, 3))
 
 
 @every_lane

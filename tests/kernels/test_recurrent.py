@@ -23,12 +23,12 @@ from support.kernels.recurrent import (
 from support.kernels.rows import padded
 from support.kernels.states import (
     F32,
-    Sequences,
     assert_same_bits,
     assert_untouched_slots,
     check_empty_step,
+    check_end,
+    check_side_by_side,
     random_runs,
-    state_scales,
 )
 from support.step_rows import Run, StepRows
 
@@ -159,17 +159,6 @@ def test_ssm_ungroup(lane: str, shape: Shape) -> None:
 # ---- sequences: the same in whatever steps -----------------------------------------------------------------------
 
 
-def check_end(layer: Layer, sequence: int, out: F32, ring: F32, state: F32) -> None:
-    """Compares a sequence's last outputs, and its slot after the last position."""
-    want, want_state, scales = layer.expected(sequence)
-    first = len(want) - len(out)
-    assert_close(out, want[first:], 2e-6, scales[first:])
-    assert_close(state, want_state, 2e-6, state_scales(want_state))
-    qkv = layer.sequences[sequence].qkv
-    for p in range(max(0, len(qkv) - layer.shape.d_conv), len(qkv)):
-        assert np.array_equal(ring[p % layer.shape.d_conv], qkv[p])
-
-
 @every_lane
 @every_class
 @pytest.mark.parametrize("chunks", [(40,), (1, 1, 3, 2, 20, 13), (16, 17, 7)], ids=str)
@@ -208,12 +197,7 @@ def test_token_by_token(lane: str, shape: Shape, threads: int) -> None:
 @every_class
 def test_sequences_side_by_side_in_slots(lane: str, shape: Shape) -> None:
     """Runs of several sequences, in place and moved; forks read one slot and write others."""
-    layer = Layer(Lab(lane), shape, 9, 21, 14, 3)
-    sequences = Sequences(layer, n_sequences=4, n_slots=12)
-    sequences.finish()
-    for s, slot in sequences.slots.items():
-        out = np.concatenate(sequences.parts[s])
-        check_end(layer, s, out, sequences.conv_state.array[slot], sequences.state.array[slot])
+    check_side_by_side(Layer(Lab(lane), shape, 9, 21, 14, 3))
 
 
 @every_lane

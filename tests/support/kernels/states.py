@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from support.kernel_lab import Guarded, Lab
+from support.kernel_lab import Guarded, Lab, assert_close
 from support.step_rows import Run, StepRows
 
 F32 = NDArray[np.float32]
@@ -35,6 +35,10 @@ class States(ABC):
     @abstractmethod
     def conv_inputs(self, sequence: int) -> F32:
         """Returns the inputs of the convolution at all positions of a sequence, [P, channels]."""
+
+    @abstractmethod
+    def expected(self, sequence: int) -> tuple[F64, F64, F64]:
+        """Computes a sequence's outputs, its states after the last position, and the scale of each output's error."""
 
     @abstractmethod
     def step(self, batch: StepRows, conv_state: Guarded, state: Guarded) -> F32:
@@ -205,3 +209,23 @@ def check_empty_step(layer: States, kernel: str) -> None:
     assert out.size == 0
     assert_same_bits(conv_state.array, before[0])
     assert_same_bits(state.array, before[1])
+
+
+def check_end(layer: States, sequence: int, out: F32, ring: F32, state: F32) -> None:
+    """Compares a sequence's last outputs, and its slot after the last position."""
+    want, want_state, scales = layer.expected(sequence)
+    first = len(want) - len(out)
+    assert_close(out, want[first:], 2e-6, scales[first:])
+    assert_close(state, want_state, 2e-6, state_scales(want_state))
+    inputs = layer.conv_inputs(sequence)
+    for p in range(max(0, len(inputs) - len(ring)), len(inputs)):
+        assert np.array_equal(ring[p % len(ring)], inputs[p])
+
+
+def check_side_by_side(layer: States) -> None:
+    """Runs four sequences and their forks in slots, and compares the end of each."""
+    sequences = Sequences(layer, n_sequences=4, n_slots=12)
+    sequences.finish()
+    for s, slot in sequences.slots.items():
+        out = np.concatenate(sequences.parts[s])
+        check_end(layer, s, out, sequences.conv_state.array[slot], sequences.state.array[slot])
