@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from zincmetal.check.inputs import random_weights
 from zincmetal.device import backend
 from zincmetal.device.buffers import step_record
 from zincmetal.device.core import BoundDispatch
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
+from zincmetal.gguf.random_weights import random_weights
 
 SHAPES = "248320x2048,8192x2048,4096x2048,2048x4096,512x2048,2048x512"
 ROWS = (1, 2, 4, 8, 16, 32)

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zincmetal.check.inputs import random_weights
 from zincmetal.device import backend
 from zincmetal.device.buffers import step_record
 from zincmetal.device.core import BoundDispatch
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
+from zincmetal.gguf.random_weights import random_weights
 from zincmetal.plan.lower.experts import few_grid
 
 N_EXPERT, N_USED, N_EMBD, WIDTH = 256, 8, 2048, 512

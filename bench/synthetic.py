@@ -27,8 +27,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
-from zincmetal.check.inputs import random_bits, random_weights, spread
 from zincmetal.gguf.quants import F32, Q4_K, Q5_K, Q6_K, Q8_0, QuantType
+from zincmetal.gguf.random_weights import random_bits, random_weights, spread
 from zincmetal.graph.ops import Weight
 from zincmetal.hub.catalogue import ENTRIES
 from zincmetal.hub.mixes import types_of

@@ -14,9 +14,9 @@ import pytest
 
 from support import gguf_builder as b
 from zincmetal import gguf
-from zincmetal.check.inputs import random_weights
 from zincmetal.errors import GGUFError, UsageError
 from zincmetal.gguf import quants
+from zincmetal.gguf.random_weights import random_weights
 
 SEED = secrets.randbits(32)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from support import hostile_files
-from support.paths import DATA, TESTS
+from support.paths import DATA
 from zincmetal import gguf, models
 from zincmetal.device import backend
 from zincmetal.errors import ZincError
@@ -30,8 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory
 def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What a fresh process says of each file of the table. One that takes too long ends the process."""
     command = [sys.executable, "-m", "support.hostile_files", str(tmp_path_factory.mktemp("hostile"))]
-    paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": paths}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, f"{lines[-1:]} ended the process, {done.returncode}: {done.stderr[-2000:]}"

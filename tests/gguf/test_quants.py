@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from zincmetal.check.inputs import random_weights
 from zincmetal.errors import UnsupportedModelError, UsageError
 from zincmetal.gguf import quants
 from zincmetal.gguf.grids import grid
 from zincmetal.gguf.quants import QuantType
+from zincmetal.gguf.random_weights import random_weights
 
 SEED = secrets.randbits(32)
 by_name = pytest.mark.parametrize("qtype", quants.SUPPORTED, ids=lambda t: t.name)

@@ -17,10 +17,10 @@ from support.model_files import with_keys, write
 from support.paths import DATA
 from support.tiny_dense import Meaning, Tensor, Tiny
 from zincmetal import config, gguf, models
-from zincmetal.check.inputs import random_weights
 from zincmetal.device import backend
 from zincmetal.errors import GGUFError, UnsupportedModelError, UsageError
 from zincmetal.gguf import quants
+from zincmetal.gguf.random_weights import random_weights
 from zincmetal.graph.ops import Op, Value, Weight
 from zincmetal.plan.arena import lay_out
 from zincmetal.plan.chunks import ONE_ROW

@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from support.kernel_lab import Lab
-from zincmetal.check.inputs import POISON, random_weights
+from zincmetal.check.inputs import POISON
 from zincmetal.gguf import quants
+from zincmetal.gguf.random_weights import random_weights
 
 Array = NDArray[Any]
 F64 = NDArray[np.float64]

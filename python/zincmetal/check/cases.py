@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..config import Experts, Latent, Layer, Mamba2, ModelConfig, Recurrence, Rope, Router, ShortConv, Ssm, Temperature
 from ..device.core import Core
 from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name
+from ..gguf.random_weights import random_weights
 from ..graph.fuse import GLUS, fuse, fuse_glu, fuse_relu2
 from ..graph.ops import KV_CACHES, LOGITS, Op, Operand, Route, State, Value, Weight
 from ..plan import tuning
@@ -27,7 +28,7 @@ from ..plan.launch import Launch
 from ..plan.lower import Lowering
 from ..plan.lower.products import FEW_CLASSES
 from ..plan.target import Target
-from .inputs import POISON, Bytes, random_weights
+from .inputs import POISON, Bytes
 from .step import Run, Step
 
 POS = 70  # of a row: on the second page of the cache

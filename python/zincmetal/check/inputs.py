@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..gguf.random_weights import Bytes, random_bits, random_weights, spread
+from ..gguf.random_weights import Bytes
 
 if TYPE_CHECKING:
     from .. import _core
 
-__all__ = ["GUARD", "POISON", "Bytes", "Guarded", "random_bits", "random_weights", "spread"]
+__all__ = ["GUARD", "POISON", "Bytes", "Guarded"]
 
 POISON = 0xFF  # NaN in every float type
 GUARD = 256  # bytes of poison on either side of the bytes that a kernel may touch

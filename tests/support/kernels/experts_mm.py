@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
 from support.kernels.experts import Biases, finished, kernel, matrices
 from support.kernels.products import WEIGHT_ALIGN, block_of, silu, tolerance
-from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
+from zincmetal.gguf.random_weights import random_weights
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

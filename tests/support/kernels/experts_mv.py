@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from support.kernel_lab import Guarded, Lab, assert_close, tiles
 from support.kernels.experts import Biases, finished, kernel, matrices
 from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, Weights, mul_mv_simdgroups
-from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
+from zincmetal.gguf.random_weights import random_weights
 
 F64 = NDArray[np.float64]
 

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
-from zincmetal.check.inputs import random_weights
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
+from zincmetal.gguf.random_weights import random_weights
 from zincmetal.plan.lower.products import TILED
 
 F64 = NDArray[np.float64]
