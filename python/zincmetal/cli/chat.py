@@ -62,7 +62,7 @@ def add_arguments(p: Parser) -> None:
     add_device(p)
     add_template(p.add_argument_group("chat"))
     add_sampling(p.add_argument_group("sampling", "Without any: as the file or its authors advise."))
-    add_drafts(p.add_argument_group("drafts", "Guessed tokens that a step verifies together: faster, the same text."))
+    add_drafts(p)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -54,6 +54,7 @@ def product(lowering: Lowering, op: Op, rows: int) -> Launch:
     m, k = matrix(weight)
     matrices = 2 if op.get("gate") else 1  # two share the rows of a threadgroup
     scale = op.value("weights") if epilogue == "_mix" else None
+    adds_both = op.get("residual") is not None and op.get("bias") is not None
     params = lowering.params(
         "MatMulParams",
         k=k,
@@ -61,12 +62,12 @@ def product(lowering: Lowering, op: Op, rows: int) -> Launch:
         row_bytes=weight.row_bytes,
         residual_stride=m if op.get("residual") else 0,
         scale_stride=scale.width if scale else 0,
-        has_bias=int(bool(op.get("residual") and op.get("bias"))),
+        has_bias=int(adds_both),
     )
     last = scale.width - 1 if scale else 0  # the last weight of a row is the shared expert's
     args = (*(Arg(r, "r", first=last if r is scale else 0) for r in op.reads), Arg(op.out, "w"))
     if rows == 1:  # one row needs no step
-        if epilogue == "_add" and not (op.get("residual") and op.get("bias")):
+        if epilogue == "_add" and not adds_both:
             args = (*args[:-1], or_dummy(None, op["x"]), args[-1])
         name, per_simdgroup, threads = mul_mv(lowering, f"mul_mv{epilogue}_{weight.type.name}")
         grid = (tiles(m, threads // 32 * per_simdgroup // matrices), 1, 1)
@@ -134,9 +135,8 @@ def _few(lowering: Lowering, op: Op, rows: int, n: int) -> Launch:
     else:
         name, per_tile, simdgroups = _few_tile(lowering, _few_kernel(op, n), m * matrices)
         of_tokens, full = tiles(rows, n), shapes["FEW_THREADGROUPS"] * simdgroups
-        if shapes["FEW_ANY_ROWS"]:  # measured on an H200, for matrices of any size
-            k_split = simdgroups
-        while k_split < simdgroups and tiles(m * matrices, per_tile) * of_tokens * k_split < full:
+        always = shapes["FEW_ANY_ROWS"]  # measured on an H200, for matrices of any size
+        while k_split < simdgroups and (always or tiles(m * matrices, per_tile) * of_tokens * k_split < full):
             k_split *= 2
         threads, grid = 32 * simdgroups, (tiles(m * matrices, per_tile * simdgroups // k_split), of_tokens, 1)
     scale = op.value("weights") if epilogue == "_mix" else None
