@@ -21,7 +21,7 @@ from zincmetal.engine.sequence import Sequence
 from zincmetal.engine.session import GREEDY
 
 
-def _pretended(engine: Engine, length: int) -> Sequence:
+def pretended(engine: Engine, length: int) -> Sequence:
     """Make a sequence of ``length`` tokens whose state is whatever memory holds."""
     pages = [engine.pages.take() for _ in range(engine.pages.needed(length))]
     slot = engine.slots.take() if engine.recurrent else None
@@ -46,7 +46,7 @@ def main() -> None:
     rng = np.random.default_rng(3)
     sequences = []
     for _ in range(max(numbers)):
-        sequences.append(_pretended(engine, args.position))
+        sequences.append(pretended(engine, args.position))
     for n in numbers:
         builder = Builder(engine, engine.pages, engine.slots)
         for sequence in sequences[:n]:
