@@ -22,7 +22,8 @@ def product(w: Weights, x: F64) -> tuple[F64, F64]:
 class Stack:
     """A stack on random activations, and its expected outputs.
 
-    ``biased``: every matrix has a bias. ``normed``: they meet the norm of x. ``few``: the class of mul_few_stack; 0: mul_mv_stack. ``tokens`` rows of x.
+    ``biased``: every matrix has a bias. ``normed``: they meet the norm of x. ``few``: the class of mul_few_stack; 0:
+    mul_mv_stack. ``tokens`` rows of x.
     """
 
     def __init__(
@@ -80,15 +81,9 @@ class Stack:
         something = next(o for o in outs if o)
         x = self.lab.input(self.x)
         biases = [self.lab.input(b) if b.size else x for b in self.biases] or [x] * len(outs)
-        bindings = [
-            x,
-            *([] if self.few else [self.norm.buffer]),
-            *self.weights,
-            *biases,
-            *(o or something for o in outs),
-        ]
-        step = [self.lab.step(self.tokens)] if self.few else []
-        self.lab.run(self.kernel, self.params, "StackParams", [*step, *bindings], self.grid, self.threads)
+        first = [self.lab.step(self.tokens), x] if self.few else [x, self.norm.buffer]
+        bindings = [*first, *self.weights, *biases, *(o or something for o in outs)]
+        self.lab.run(self.kernel, self.params, "StackParams", bindings, self.grid, self.threads)
         return [o for o in outs if o]
 
     def check(self) -> None:
