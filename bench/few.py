@@ -99,7 +99,7 @@ class Bench:
         made = []
         for i in range(-(-DISPATCHES // copies) * copies):
             w = self.weights[i % copies * n : i % copies * n + n]
-            unused = [self.x, self.x] if few and not self.gated else []
+            unused = [self.x] * (1 if mv else 2 if few and not self.gated else 0)
             buffers = [*([] if mv else [self.step]), *w, self.x, *unused, self.out]
             bindings = [(b, 0, b.nbytes) for b in buffers]
             made.append(BoundDispatch(c.kernel, params.tobytes(), bindings, grid, c.threads, True))

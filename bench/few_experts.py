@@ -125,7 +125,7 @@ class Turn:
         b, (params, args) = self.bench, self._routing()
         threads = 32 * b.shapes["MUL_MV_SIMDGROUPS"]
         per_group = b.shapes["MUL_MV_SIMDGROUPS"] * b.shapes["MUL_MV_ROWS"] // 2
-        gated = [self.ids, b.gate.buffer, b.up.buffer, *[self.given] * 3, self.hidden]
+        gated = [self.ids, b.gate.buffer, b.up.buffer, *[self.given] * 4, self.hidden]
         mixed = [self.ids, self.weights, b.down.buffer, self.hidden, *[self.given] * 2, self.out]
         up, down = ({**t.params(), "n_used": N_USED} for t in (b.up, b.down))
         swiglu, mix = f"moe_mv_gated_{b.up.type.name}", f"moe_mv_mix_{b.down.type.name}"

@@ -5,26 +5,28 @@
 // matrices that count.
 
 // The grid's x is tiles of rows, its y the chosen experts. Row j of out is the products of expert ids[j]. Biases are
-// [n_expert, m], and not read without has_bias.
+// [n_expert, m], and not read without has_bias. x may stand for its RMSNorm: see mul_norm.h.
 // Grid: (ceil(m / (R n_sg)), n_used). Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void moe_mv(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
                    device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
-                   device const float* bias [[buffer(4)]], device float* out [[buffer(5)]], GRID_IDS) {
+                   device const float* norm [[buffer(4)]], device const float* bias [[buffer(5)]],
+                   device float* out [[buffer(6)]], GRID_IDS) {
     const int id = ids[tg.y];
-    mul_mv_rows<Q, R>(p, Matrices<1>{{w + expert_offset(p, id)}}, x, expert_out(p, id, out + ulong(tg.y) * p.m, bias),
-                      tg.x, sg, n_sg, lane);
+    mul_mv_rows<Q, R>(p, Matrices<1>{{w + expert_offset(p, id)}}, maybe_normed(p, x, norm),
+                      expert_out(p, id, out + ulong(tg.y) * p.m, bias), tg.x, sg, n_sg, lane);
 }
 
 // Grid: (ceil(m / (R / 2 n_sg)), n_used). Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void moe_mv_gated(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
                          device const uchar* gate [[buffer(2)]], device const uchar* up [[buffer(3)]],
-                         device const float* x [[buffer(4)]], device const float* gate_bias [[buffer(5)]],
-                         device const float* up_bias [[buffer(6)]], device float* out [[buffer(7)]], GRID_IDS) {
+                         device const float* x [[buffer(4)]], device const float* norm [[buffer(5)]],
+                         device const float* gate_bias [[buffer(6)]], device const float* up_bias [[buffer(7)]],
+                         device float* out [[buffer(8)]], GRID_IDS) {
     const int id = ids[tg.y];
     const ulong at = expert_offset(p, id);
-    mul_mv_rows<Q, R>(p, Matrices<2>{{gate + at, up + at}}, x,
+    mul_mv_rows<Q, R>(p, Matrices<2>{{gate + at, up + at}}, maybe_normed(p, x, norm),
                       expert_gated(p, id, out + ulong(tg.y) * p.m, gate_bias, up_bias), tg.x, sg, n_sg, lane);
 }
 
@@ -35,7 +37,8 @@ METAL_FUNC void add_experts(thread Sums<R>& sums, constant P& p, device const in
                             device const uchar* w, device const float* x, uint first, uint sg, uint lane, uint n_sg) {
     for (uint j = sg; j < p.n_used; j += n_sg) {
         const Matrices<1> expert{{w + expert_offset(p, ids[j])}};
-        add_rows<Q>(sums, rows_of<R>(expert, first, p.m, p.row_bytes), x + ulong(j) * p.k, p.k, weights[j], lane);
+        Floats of_expert{x + ulong(j) * p.k};
+        add_rows<Q>(sums, rows_of<R>(expert, first, p.m, p.row_bytes), of_expert, p.k, weights[j], lane);
     }
 }
 
@@ -90,7 +93,8 @@ kernel void moe_mv_mix2(constant MoeSharedParams& p [[buffer(0)]], device const 
     add_experts<Q>(sums, p, ids, weights, w, x, first, sg, lane, n_sg);
     if (sg == p.n_used % n_sg) {  // whose turn it is
         const Matrices<1> shared{{w_shared}};
-        add_rows<Shared>(sums, rows_of<R>(shared, first, p.m, p.row_bytes_shared), x_shared, p.k_shared,
+        Floats of_shared{x_shared};
+        add_rows<Shared>(sums, rows_of<R>(shared, first, p.m, p.row_bytes_shared), of_shared, p.k_shared,
                          weights[p.n_used], lane);
     }
     put_mix(p, sums, ids, weights, bias, residual, false, out, scratch, first, tid, sg, lane, n_sg);

@@ -42,16 +42,19 @@ struct VectorSums {
 template <class Q, uint STEPS = 1, uint R, uint N>
 METAL_FUNC void set_few_rows(thread VectorSums<R, N>& sums, Rows<R> rows, device const float* x, uint k, uint begin,
                              uint end, uint lane) {
-    device const float* of_token[N];
+    Floats of_token[N];
     UNROLL for (uint t = 0; t < N; t++) {
-        of_token[t] = x + ulong(min(begin + t, end - 1)) * k;
-        UNROLL for (uint r = 0; r < R; r++) sums.of[t].of[r] = Q::dot_tail(rows.at[r], of_token[t], k, lane);
+        of_token[t].at = x + ulong(min(begin + t, end - 1)) * k;
+        sums.of[t].clear();
+        for (uint i = tail_of<Q>(k, lane); i < k; i += SIMD) {
+            UNROLL for (uint r = 0; r < R; r++) sums.of[t].of[r] += Q::element(rows.at[r], i) * of_token[t].one(i);
+        }
     }
     const uint part = lane % Q::LANES, n_blocks = Q::is_whole(k) ? k / Q::BLOCK : 0;
     UNROLL_BY(STEPS)
     for (uint block = lane / Q::LANES; block < n_blocks; block += SIMD / Q::LANES) {
         typename Q::X xs[N];
-        UNROLL for (uint t = 0; t < N; t++) xs[t] = Q::load_x(of_token[t] + block * Q::BLOCK, part);
+        UNROLL for (uint t = 0; t < N; t++) xs[t] = load_share<Q>(of_token[t], block * Q::BLOCK, part);
         UNROLL for (uint r = 0; r < R; r++) {
             device const typename Q::Block* at = (device const typename Q::Block*)rows.at[r] + block;
             UNROLL for (uint t = 0; t < N; t++) sums.of[t].of[r] += Q::dot_part(at, part, xs[t]);

@@ -10,7 +10,7 @@ kernel void mul_heads_mv(constant HeadsParams& p [[buffer(0)]], device const Ste
                          device float* out [[buffer(4)]], GRID_IDS) {
     if (tg.z >= step->n_tokens) return;
     const ulong head = ulong(tg.z) * p.n_head + tg.y;
-    mul_mv_rows<LongRows<Q>, R>(p, Matrices<1>{{w + ulong(tg.y) * p.head_bytes}}, x + head * p.k,
+    mul_mv_rows<LongRows<Q>, R>(p, Matrices<1>{{w + ulong(tg.y) * p.head_bytes}}, Floats{x + head * p.k},
                                 Store{out + head * p.m}, tg.x, sg, n_sg, lane);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "matmul_epilogue.h"
+#include "mul_norm.h"
 #include "quant_dot.h"
 #include "shapes.h"
 #ifdef __CUDACC__
@@ -12,16 +13,15 @@
 // cache lines at a time.
 struct Q8_0Runs {
     typedef Q8_0 Block;
-    static constant constexpr uint BLOCK = Q8_0::BLOCK, LANES = BLOCK / RUN;
+    static constant constexpr uint BLOCK = Q8_0::BLOCK, LANES = BLOCK / RUN, QUADS = RUN / QUAD;
 
     struct X {
         float4 v[2];
     };
 
-    static METAL_FUNC X load_x(device const float* x, uint i) {
-        device const float4* run = (device const float4*)(x + i * RUN);
-        return {{run[0], run[1]}};
-    }
+    static METAL_FUNC uint column(uint i, uint j) { return i * RUN + j * QUAD; }
+
+    static METAL_FUNC X arrange(thread const float4* quads) { return {{quads[0], quads[1]}}; }
 
     static METAL_FUNC float dot_part(device const Block* block, uint i, thread const X& x) {
         const uint2 bytes = as_type<uint2>(eight_bytes(block->qs + 4 * i));
@@ -30,7 +30,7 @@ struct Q8_0Runs {
     }
 
     static METAL_FUNC bool is_whole(uint) { return true; }
-    static METAL_FUNC float dot_tail(device const uchar*, device const float*, uint, uint) { return 0.0f; }
+    static METAL_FUNC float element(device const uchar*, uint) { return 0.0f; }
 };
 
 // The way to read long rows of a type: Q8_0 by runs of 8. That takes twice as many steps, so mixtures, whose rows are
@@ -67,16 +67,18 @@ METAL_FUNC Rows<R> rows_of(Matrices<N> w, uint first, uint m, uint row_bytes) {
 }
 
 // sums += factor * (rows · x), this lane's share. Lanes divide the blocks, 16 weights or 8 each, so that even a row of
-// two super-blocks keeps all lanes busy. The lane's activations stay in registers for all rows.
-template <class Q, uint STEPS = 1, uint R>
-METAL_FUNC void add_rows(thread Sums<R>& sums, Rows<R> rows, device const float* x, uint k, float factor, uint lane) {
-    UNROLL for (uint r = 0; r < R; r++) sums.of[r] += factor * Q::dot_tail(rows.at[r], x, k, lane);
-
+// two super-blocks keeps all lanes busy. The lane's activations stay in registers for all rows. Each is read once.
+template <class Q, uint STEPS = 1, uint R, class V>
+METAL_FUNC void add_rows(thread Sums<R>& sums, Rows<R> rows, thread V& x, uint k, float factor, uint lane) {
+    for (uint i = tail_of<Q>(k, lane); i < k; i += SIMD) {
+        const float v = factor * x.one(i);
+        UNROLL for (uint r = 0; r < R; r++) sums.of[r] += Q::element(rows.at[r], i) * v;
+    }
     const uint part = lane % Q::LANES;
     const uint n_blocks = Q::is_whole(k) ? k / Q::BLOCK : 0;
     UNROLL_BY(STEPS)
     for (uint block = lane / Q::LANES; block < n_blocks; block += SIMD / Q::LANES) {
-        const typename Q::X xs = Q::load_x(x + block * Q::BLOCK, part);
+        const typename Q::X xs = load_share<Q>(x, block * Q::BLOCK, part);
         UNROLL for (uint r = 0; r < R; r++) {
             sums.of[r] += factor * Q::dot_part((device const typename Q::Block*)rows.at[r] + block, part, xs);
         }
@@ -86,6 +88,24 @@ METAL_FUNC void add_rows(thread Sums<R>& sums, Rows<R> rows, device const float*
 template <uint R>
 METAL_FUNC void sum_lanes(thread Sums<R>& sums) {
     UNROLL for (uint r = 0; r < R; r++) sums.of[r] = simd_sum(sums.of[r]);
+}
+
+// sums = rows · x, this lane's share.
+template <class Q, uint STEPS, uint R>
+METAL_FUNC void set_rows(thread Sums<R>& sums, Rows<R> rows, Floats x, uint k, uint lane) {
+    sums.clear();
+    add_rows<Q, STEPS>(sums, rows, x, k, 1.0f, lane);
+}
+
+// The same for the norm of x, if there is one. Its scale is one for all products.
+template <class Q, uint STEPS, uint R>
+METAL_FUNC void set_rows(thread Sums<R>& sums, Rows<R> rows, MaybeNormed x, uint k, uint lane) {
+    if (!x.normed) return set_rows<Q, STEPS>(sums, rows, Floats{x.at}, k, lane);
+    sums.clear();
+    Weighted weighted{x.at, x.weight, 0.0f};
+    add_rows<Q>(sums, rows, weighted, k, 1.0f, lane);
+    const float scale = x.scale(simd_sum(weighted.squares), k);
+    UNROLL for (uint r = 0; r < R; r++) sums.of[r] *= scale;
 }
 
 // Sums the shares of the lanes and hands the products of the rows from `first` on to the epilogue.
@@ -119,19 +139,19 @@ struct StepsOf<Q, STEPS> {
 };
 #endif
 
-// W x for R rows of one matrix or of two for each simdgroup of threadgroup `group`. P has k, m and row_bytes.
-template <class Q, uint R, uint STEPS = 1, class Epilogue, class P>
-METAL_FUNC void mul_mv_rows(constant P& p, Matrices<Epilogue::MATRICES> w, device const float* x, Epilogue out,
-                            uint group, uint sg, uint n_sg, uint lane) {
+// W x for R rows of one matrix or of two for each simdgroup of threadgroup `group`. P has k, m and row_bytes. x is
+// Floats or MaybeNormed.
+template <class Q, uint R, uint STEPS = 1, class Epilogue, class P, class V>
+METAL_FUNC void mul_mv_rows(constant P& p, Matrices<Epilogue::MATRICES> w, V x, Epilogue out, uint group, uint sg,
+                            uint n_sg, uint lane) {
 #ifdef __CUDACC__
     if constexpr (IsTiled<Q, R>::VALUE) {
-        if (n_sg == TILE_SIMDGROUPS) return mul_mv_tile<typename Q::Block>(p, w, x, out, group, sg, lane);
+        if (n_sg == TILE_SIMDGROUPS) return mul_mv_tile<typename Q::Block>(p, w, maybe_normed(x), out, group, sg, lane);
     }
 #endif
     const uint first = (group * n_sg + sg) * (R / Epilogue::MATRICES);
     if (first >= p.m) return;  // all 32 lanes
     Sums<R> sums;
-    sums.clear();
-    add_rows<Q, STEPS>(sums, rows_of<R>(w, first, p.m, p.row_bytes), x, p.k, 1.0f, lane);
+    set_rows<Q, STEPS>(sums, rows_of<R>(w, first, p.m, p.row_bytes), x, p.k, lane);
     put_rows(sums, out, first, p.m, lane);
 }

@@ -101,6 +101,8 @@ struct MatMulParams {
     u32 residual_stride;  // m, or 0 for one vector (a bias) that is added to every token
     u32 scale_stride;     // of the factors of mix
     u32 has_bias;         // of mul_mv_add: 1: m biases are added, too
+    u32 normed;           // of one row: 1: X stands for its RMSNorm, with a weight [k]
+    float eps;            // of the norm
 };
 
 enum : u32 { FEW_STORE, FEW_ADD, FEW_MIX, FEW_SILU = 0, FEW_GELU };  // what mul_few does with its products
@@ -124,6 +126,8 @@ struct StackParams {
     u32 row_bytes[STACK_MATRICES];  // bytes from one row to the next
     u32 is_f32[STACK_MATRICES];
     u32 has_bias;  // 1: a bias is added to the products of each matrix, m[i] of them; there is no pair then
+    u32 normed;    // as in MatMulParams
+    float eps;
 };
 
 enum : u32 {
@@ -145,6 +149,8 @@ struct MoeParams {
     u32 kind;      // EXPERT_*
     u32 has_bias;  // 1: every expert has m biases for each matrix
     u32 alone;     // 1: the sum of moe_mv_mix has no residual
+    u32 normed;    // of the others: as in MatMulParams
+    float eps;
 };
 
 // A mixture with a shared expert: a matrix of m rows whose width and type may differ.

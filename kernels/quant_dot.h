@@ -1,9 +1,9 @@
 // The interface of a tensor type for matrix kernels and embedding, quantised (Quantised<block>) or not (Plain<block>):
 //   LANES              lanes that share a block in a product with a vector
-//   load_x, dot_part   a lane's share of a block times its activations
-//   dot_tail           the rest of a row beyond its whole blocks
-//   weights            part i of a row, decoded
-//   is_whole           true if rows of k weights are whole blocks, and so aligned
+//   column, arrange    the columns, in quads, of a lane's share of a block; the share of the activations, from its
+//   quads dot_part           a lane's share of a block times that of the activations element            weight i of a
+//   row that does not end with a block weights            part i of a row, decoded is_whole           true if rows of k
+//   weights are whole blocks, and so aligned
 // Only float rows may end inside a block. Then they are correct, but not fast.
 #pragma once
 
@@ -12,6 +12,7 @@
 
 constant constexpr uint PART = 16;  // weights of a part
 constant constexpr uint RUN = 8;    // consecutive weights of a part
+constant constexpr uint QUAD = 4;   // floats that are loaded at a time
 
 // The first weight, in its block, of run h of part i.
 template <uint SPAN>
@@ -23,7 +24,8 @@ METAL_FUNC uint run_start(uint i, uint h) {
 template <class B>
 struct Quantised {
     typedef B Block;
-    static constant constexpr uint BLOCK = B::BLOCK, SPAN = B::SPAN, PARTS = B::BLOCK / PART, LANES = PARTS;
+    static constant constexpr uint BLOCK = B::BLOCK, SPAN = B::SPAN, PARTS = B::BLOCK / PART, LANES = PARTS,
+                                   QUADS = PART / QUAD;
 
     // The activations of a part, arranged as quants are. Even activations meet low bytes. Odd activations meet high
     // bytes, which stay in place and so count 256 times.
@@ -32,11 +34,12 @@ struct Quantised {
         float2 sum;  // per run, for the offset
     };
 
-    static METAL_FUNC X load_x(device const float* x, uint i) {
+    static METAL_FUNC uint column(uint i, uint j) { return run_start<SPAN>(i, j / 2) + j % 2 * QUAD; }
+
+    static METAL_FUNC X arrange(thread const float4* quads) {
         X out;
         UNROLL for (uint h = 0; h < 2; h++) {
-            device const float4* run = (device const float4*)(x + run_start<SPAN>(i, h));
-            const float4 a = run[0], b = run[1];
+            const float4 a = quads[2 * h], b = quads[2 * h + 1];
             out.even[h] = float4(a.x, a.z, b.x, b.z);
             out.odd[h] = float4(a.y, a.w, b.y, b.w);
             out.sum[h] = dot(out.even[h] + out.odd[h], float4(1.0f));
@@ -56,7 +59,7 @@ struct Quantised {
     }
 
     static METAL_FUNC bool is_whole(uint) { return true; }
-    static METAL_FUNC float dot_tail(device const uchar*, device const float*, uint, uint) { return 0.0f; }
+    static METAL_FUNC float element(device const uchar*, uint) { return 0.0f; }
 
     // w[2 h] and w[2 h + 1] are run h.
     static METAL_FUNC void weights(device const uchar* row, uint i, uint, thread float4* w) {
@@ -73,48 +76,60 @@ struct Quantised {
 template <class B>
 struct Plain {
     typedef B Block;
-    static constant constexpr uint BLOCK = 32, SPAN = 16, PARTS = BLOCK / PART, LANES = PARTS;
+    static constant constexpr uint BLOCK = 32, SPAN = 16, PARTS = BLOCK / PART, LANES = PARTS, QUADS = PART / QUAD;
 
     struct X {
         float4 v[4];
     };
 
-    static METAL_FUNC X load_x(device const float* x, uint i) {
-        X out;
-        UNROLL for (uint j = 0; j < 4; j++) {
-            out.v[j] = *(device const float4*)(x + run_start<SPAN>(i, j / 2) + j % 2 * 4);
-        }
-        return out;
-    }
+    static METAL_FUNC uint column(uint i, uint j) { return run_start<SPAN>(i, j / 2) + j % 2 * QUAD; }
+
+    static METAL_FUNC X arrange(thread const float4* quads) { return {{quads[0], quads[1], quads[2], quads[3]}}; }
 
     static METAL_FUNC float dot_part(device const Block* block, uint i, thread const X& x) {
         float sum = 0.0f;
-        UNROLL for (uint j = 0; j < 4; j++) {
-            sum += dot(B::quad(block, run_start<SPAN>(i, j / 2) / 4 + j % 2), x.v[j]);
-        }
+        UNROLL for (uint j = 0; j < 4; j++) sum += dot(B::quad(block, column(i, j) / QUAD), x.v[j]);
         return sum;
     }
 
     static METAL_FUNC bool is_whole(uint k) { return k % BLOCK == 0; }
 
-    static METAL_FUNC float dot_tail(device const uchar* row, device const float* x, uint k, uint lane) {
-        float sum = 0.0f;
-        for (uint i = is_whole(k) ? k : lane; i < k; i += SIMD) sum += B::element(row, i) * x[i];
-        return sum;
-    }
+    static METAL_FUNC float element(device const uchar* row, uint i) { return B::element(row, i); }
 
     static METAL_FUNC void weights(device const uchar* row, uint i, uint k, thread float4* w) {
         UNROLL for (uint j = 0; j < 4; j++) {
-            const uint block = i / PARTS, column = run_start<SPAN>(i % PARTS, j / 2) + j % 2 * 4;
+            const uint block = i / PARTS, at = column(i % PARTS, j);
             if (is_whole(k)) {
-                w[j] = B::quad((device const Block*)row + block, column / 4);
+                w[j] = B::quad((device const Block*)row + block, at / QUAD);
             } else {
-                const uint first = block * BLOCK + column;
+                const uint first = block * BLOCK + at;
                 UNROLL for (uint c = 0; c < 4; c++) w[j][c] = first + c < k ? B::element(row, first + c) : 0.0f;
             }
         }
     }
 };
+
+// A vector of activations, as products read it.
+struct Floats {
+    device const float* at;
+
+    METAL_FUNC float4 quad(uint first, uint i) const { return *(device const float4*)(at + first + i); }
+    METAL_FUNC float one(uint i) const { return at[i]; }
+};
+
+// A lane's share of a block of activations, the first of which is x[first].
+template <class Q, class V>
+METAL_FUNC typename Q::X load_share(thread V& x, uint first, uint i) {
+    float4 quads[Q::QUADS];
+    UNROLL for (uint j = 0; j < Q::QUADS; j++) quads[j] = x.quad(first, Q::column(i, j));
+    return Q::arrange(quads);
+}
+
+// The first element of a row that is beyond its whole blocks, for a lane: each takes every SIMD-th.
+template <class Q>
+METAL_FUNC uint tail_of(uint k, uint lane) {
+    return Q::is_whole(k) ? k : lane;
+}
 
 // The column of a row, from its start, of run h of part i.
 template <class Q>

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from zincmetal.gguf.quants import by_name
 from zincmetal.graph import fuse as passes
 from zincmetal.graph.fuse import Limits
-from zincmetal.graph.ops import LOGITS, Op, Operand, Route, Value, Weight
+from zincmetal.graph.ops import HIDDEN, LOGITS, Op, Operand, Route, Value, Weight
 
 X = Value("x", 64)
 LIMITS = Limits(stack=4, stack_rows=8, expert_types=frozenset({"q4_k", "q8_0"}))
@@ -261,3 +263,74 @@ def test_a_following_norm_of_another_kind_stays_apart(changed: dict[str, float],
     assert kinds(fuse(ops, rows=8)) == ["rms_norm_add", "rms_norm"]
     plain = Op("rms_norm", **following.but("weight"))
     assert kinds(fuse([post, add, plain], rows=8)) == ["rms_norm_add", "rms_norm"]
+
+
+# ---- norms that products compute -----------------------------------------------------------------------------------
+
+
+def of(norm: Op, *names: str) -> list[Op]:
+    return [linear(weight(name), norm.value("out")) for name in names]
+
+
+def test_products_of_one_row_compute_the_norm_that_they_read():
+    first = norm(X, "norm", eps=1e-5)
+    shared, (router,) = of(first, "g", "u"), of(first, "r")
+    experts = [product_of_experts(name, first.value("out")) for name in ("eg", "eu")]
+    act = Op("swiglu", gate=experts[0].out, up=experts[1].out, out=Value("eh", 64))
+    ops = [first, router, *gated("swiglu", *shared), *experts, act]
+    stack, mixture = fuse(ops, rows=1)
+    assert kinds([stack, mixture]) == ["linear_stack", "experts_gated"]
+    for op in (stack, mixture):
+        assert (op["x"], op["norm"], op.attrs["eps"]) == (X, first["weight"], 1e-5)
+    assert kinds(fuse(ops, rows=2)) == ["rms_norm", "linear_stack", "experts_gated"]
+
+
+def test_parts_of_a_product_of_a_norm_compute_it_too():
+    first = norm(X, "norm")
+    stack, *_ = fuse([first, *of(first, "r"), *gated("swiglu", *of(first, "g", "u"))], rows=1)
+    assert kinds(list(stack.parts)) == ["linear", "linear_swiglu"]
+    gate, up, act = stack.parts[1].parts
+    for part in (*stack.parts, gate, up):
+        assert (part["x"], part["norm"], part.attrs["eps"]) == (X, first["weight"], 1e-6)
+    assert act == Op("swiglu", gate=gate.out, up=up.out, out=stack["glu"])
+
+
+def test_the_last_product_and_one_with_a_bias_compute_a_norm():
+    first = norm(X, "norm")
+    logits = Op("linear", weight=weight("out"), x=first.out, out=LOGITS)
+    (product,) = of(first, "q")
+    biased = Op("add", bias=Weight("q.bias", by_name("f32"), (32,)), b=product.out, out=Value("sum", 32))
+    ops = fuse([first, logits, product, biased], rows=1)
+    assert kinds(ops) == ["linear", "linear_add"]
+    assert all((op["x"], op["norm"]) == (X, first["weight"]) for op in ops)
+
+
+def test_a_product_that_adds_what_it_multiplies_reads_a_norm():
+    """Its second use of the normed vector is not a product."""
+    first = norm(X, "norm")
+    product = linear(weight("w", 64), first.value("out"))
+    total = Op("add", a=first.out, b=product.out, out=Value("sum", 64))
+    assert kinds(fuse([first, product, total], rows=1)) == ["rms_norm", "linear_add"]
+
+
+def test_a_norm_that_is_not_only_an_input_of_products_is_kept():
+    first = norm(X, "norm")
+    also = Op("add", a=first.out, b=X, out=Value("sum", 64))
+    assert kinds(fuse([first, *of(first, "a", "b"), also], rows=1)) == ["rms_norm", "linear_stack", "add"]
+    hidden = first.replace(out=HIDDEN)
+    assert kinds(fuse([hidden], rows=1)) == ["rms_norm"]
+
+
+@pytest.mark.parametrize("changed", [{"scale": 2.0}, {"groups": 2.0}, {"weight": None}])
+def test_a_norm_of_another_kind_is_no_input(changed: dict[str, Any]):
+    plain = norm(X, "norm")
+    first = Op("rms_norm", **{**plain.but(), **changed})
+    assert kinds(fuse([first, *of(plain, "a")], rows=1)) == ["rms_norm", "linear"]
+    assert kinds(fuse([plain, *of(plain, "a")], rows=1)) == ["linear"]
+
+
+def test_a_norm_after_the_norm_of_a_sum_stays_there():
+    post = norm(Value("h", 64), "post")
+    add = Op("add", a=X, b=post.out, out=Value("sum", 64))
+    following = norm(add.value("out"), "next")
+    assert kinds(fuse([post, add, following, *of(following, "a")], rows=1)) == ["rms_norm_add_norm", "linear"]

@@ -38,6 +38,20 @@ def test_biases_and_activations(lane: str, form: str, bias: bool) -> None:
 
 
 @every_lane
+@every_type_on(SHAPES, types=TYPES, other=2)
+@pytest.mark.parametrize("form", ["", "_swiglu"], ids=["store", "swiglu"])
+def test_experts_of_a_norm(lane: str, qtype: QuantType, shape: tuple[int, int, int, list[int]], form: str) -> None:
+    run_moe_mv(Lab(lane), qtype, *shape, form=form, normed=True)
+
+
+@every_lane
+@every_form
+def test_a_norm_comes_before_biases_and_activations(lane: str, form: str, bias: bool) -> None:
+    run_moe_mv(Lab(lane), quants.Q8_0, 67, 96, 5, [4, 0, -1, 3, 0], form=form, bias=bias, normed=True)
+    run_moe_mv(Lab(lane), quants.F16, 6, 33, 3, [1, 2], form=form, bias=bias, normed=True)
+
+
+@every_lane
 def test_wild_ids_find_the_last_expert(lane: str) -> None:
     ids = [3, -1, 2**31 - 1, -(2**31), 2]
     run_moe_mv(Lab(lane), quants.Q4_K, 5, 256, 3, ids)
@@ -103,7 +117,7 @@ def test_an_expert_beyond_4_gib(lane: str) -> None:
         fields[name] = value
     w = (tensor, 0, 2 * expert_bytes + packed.size)
     x_binding = lab.input(x).binding
-    bindings = [id_input(lab, [2]).binding, w, x_binding, x_binding, out.binding]
+    bindings = [id_input(lab, [2]).binding, w, x_binding, x_binding, x_binding, out.binding]
     lab.device.run([("moe_mv_q8_0", fields.tobytes(), bindings, (1, 1, 1), 64, False)])
     want = x.astype(np.float64) @ quants.dequantize(quants.Q8_0, packed, (4, 64)).astype(np.float64).T
     assert_close(out.array[0], want, 1e-6, np.abs(want).max())

@@ -30,6 +30,7 @@ F32 = NDArray[np.float32]
 FLOATS = [quants.F32, quants.F16, quants.BF16]
 
 float_types = pytest.mark.parametrize("qtype", FLOATS, ids=lambda t: t.name)
+UNDER_NORM = [e for e in EPILOGUES if e != "_mix"]  # epilogues of products that take a norm
 epilogues = pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda e: e[1:] or "store")
 
 # By block size (32 for float types): rows of W, blocks of a row, gap between rows in blocks.
@@ -68,9 +69,10 @@ def run_mul_mv(
     *,
     alias: bool = False,
     both: bool = False,
+    normed: bool = False,
 ) -> None:
     lab = Lab(lane)
-    case = MatMul(lab, qtype, epilogue, m, k, 1, 1, gap, both=both)
+    case = MatMul(lab, qtype, epilogue, m, k, 1, 1, gap, both=both, normed=normed)
     case.run(lab, f"mul_mv{epilogue}_{qtype.name}", (1, m), alias=alias)
 
 
@@ -141,6 +143,28 @@ def test_the_residual_may_be_the_output(lane: str) -> None:
 def test_biases_and_a_residual_are_added(lane: str, qtype: QuantType, shape: int) -> None:
     run_mul_mv(lane, qtype, "_add", shape, 512, both=True)
     run_mul_mv(lane, qtype, "_add", shape, 512, alias=True, both=True)
+
+
+@every_lane
+@pytest.mark.parametrize("epilogue", UNDER_NORM, ids=lambda e: e[1:] or "store")
+@every_type_on([(67, 512), (1, 256), (5, 2048)])
+def test_products_of_a_norm(lane: str, qtype: QuantType, shape: tuple[int, int], epilogue: str) -> None:
+    run_mul_mv(lane, qtype, epilogue, *shape, normed=True)
+
+
+@every_lane
+@float_types
+@pytest.mark.parametrize("epilogue", UNDER_NORM, ids=lambda e: e[1:] or "store")
+@pytest.mark.parametrize("k", [1, 31, 33, 67, 130])
+def test_a_norm_of_any_length(lane: str, qtype: QuantType, k: int, epilogue: str) -> None:
+    run_mul_mv(lane, qtype, epilogue, 5, k, 3 * qtype.block_bytes, normed=True)
+
+
+@every_lane
+def test_a_norm_comes_before_biases_and_residual(lane: str) -> None:
+    for qtype in (quants.Q8_0, quants.Q4_K, quants.BF16):
+        run_mul_mv(lane, qtype, "_add", 67, 512, both=True, normed=True)
+        run_mul_mv(lane, qtype, "_add", 67, 512, alias=True, both=True, normed=True)
 
 
 @every_lane

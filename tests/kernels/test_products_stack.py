@@ -49,6 +49,19 @@ def test_biases_are_added(lane: str, qtype: QuantType, shape: tuple[tuple[int, .
 
 
 @every_lane
+@every_type_on([STACKS[0], STACKS[1], STACKS[5], STACKS[6]], other=2)
+def test_a_stack_of_a_norm(lane: str, qtype: QuantType, shape: tuple[tuple[int, ...], tuple[int, ...], bool]) -> None:
+    Stack(Lab(lane), qtype, 512, *shape, normed=True).check()
+
+
+@every_lane
+@pytest.mark.parametrize("k", [1, 33, 67, 2048])
+def test_a_stack_of_a_norm_of_any_length(lane: str, k: int) -> None:
+    Stack(Lab(lane), quants.BF16, k, *STACKS[1], normed=True).check()
+    Stack(Lab(lane), quants.F16, k, *STACKS[0], normed=True, biased=True).check()
+
+
+@every_lane
 @pytest.mark.parametrize("biased", [False, True])
 @every_type_on([STACKS[0], STACKS[2]], other=1)
 def test_a_stack_of_two_rows(

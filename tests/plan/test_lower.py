@@ -76,7 +76,7 @@ def test_a_place_without_an_operand_is_marked(target: Target, cfg: config.ModelC
     (launch,) = Lowering(target, cfg, "f16").launches(op)
     used = [arg.operand for arg in launch.args if not arg.unused]
     assert used == [x, *weights, *out]
-    assert len(launch.args) - len(used) == 2 + 4 + 2  # of matrices, biases and results
+    assert len(launch.args) - len(used) == 1 + 2 + 4 + 2  # of norm, matrices, biases and results
 
 
 @pytest.mark.parametrize(

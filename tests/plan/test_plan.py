@@ -135,7 +135,7 @@ def test_a_table_for_notebooks_counts_every_dispatch_and_byte(plan):
     shown = plan._repr_html_()
     rows = re.findall(r"<tr><td>(\w+)</td><td>(\d+)</td><td>", shown)
     assert sum(int(n) for _, n in rows) == len(plan.dispatches)
-    assert {"rms_norm", "rope_kv", "attention"} <= {name for name, _ in rows}
+    assert {"embed", "rope_kv", "attention"} <= {name for name, _ in rows}
     assert f"<th>{in_units(sum(plan.weight_bytes().values()))}</th></tr></table>" in shown
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from support.paths import DATA
 from zincmetal import gguf
-from zincmetal.check.cases import cases
+from zincmetal.check.cases import OF_NORM, cases
 from zincmetal.device import backend
 from zincmetal.graph.ops import Weight
 from zincmetal.plan import tuning
@@ -81,7 +81,11 @@ def test_check_has_cases_of_tuned_kernels(monkeypatch):
     usual = cases(core)
     monkeypatch.setattr(tuning, "SPLITS", {"cuda": splits})
     tuned = cases(core)
-    assert tuned.keys() - usual.keys() == {"mul_mv_q8_0_r4", "moe_mv_mix2_q5_k_q8_0_r1"}
+    assert tuned.keys() - usual.keys() == {
+        "mul_mv_q8_0_r4",
+        "mul_mv_q8_0_r4" + OF_NORM,
+        "moe_mv_mix2_q5_k_q8_0_r1",
+    }
     for name, kernel in (("mul_mv_q8_0_r4", "mul_mv_q8_0"), ("moe_mv_mix2_q5_k_q8_0_r1", "moe_mv_mix2_q5_k_q8_0")):
         assert tuned[name].launch.op == usual[kernel].launch.op
         assert tuned[name].launch.threads == splits[kernel].threads

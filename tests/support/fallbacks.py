@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 # Kernels that no other replaces: in any step, and in steps of one token.
-ALWAYS = ("begin_step", "embed_*", "rope_kv_*", "argmax_*", "rms_norm")
-ONE_TOKEN = ("mul_mv_f32", "mul_mv_q?_?")
+ALWAYS = ("begin_step", "embed_*", "rope_kv_*", "argmax_*")
+ONE_TOKEN = ("rms_norm", "mul_mv_f32", "mul_mv_q?_?")
 
 
 def matches(kernel: str, patterns: Sequence[str]) -> bool:

@@ -1,6 +1,7 @@
 // What kernels need that normalise and rotate vectors, and store them in the K/V cache.
 #pragma once
 
+#include "cpu/native/norm.h"
 #include "cpu/native/quants.h"
 
 namespace zinc {
@@ -49,15 +50,6 @@ template <class P>
 INLINE float q_scale(const P& p, uint32_t position) {
     if (p.temperature == 0) return 1.0f;
     return 1.0f + p.temperature * std::log(float(1 + position / p.temperature_length));
-}
-
-INLINE float rms_scale(const float* x, uint32_t n, float eps) {
-    vf squares{};
-    uint32_t i = 0;
-    for (; i + W <= n; i += W) squares += load<vf>(x + i) * load<vf>(x + i);
-    float total = sum_lanes(squares);
-    for (; i < n; i++) total += x[i] * x[i];
-    return 1.0f / std::sqrt(total / float(n) + eps);
 }
 
 // n floats as a row of a type that a cache may have.

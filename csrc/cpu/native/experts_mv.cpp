@@ -20,22 +20,22 @@ INLINE Matrix expert_matrix(const P& p, const uint8_t* w, int32_t id) {
     return {w + size_t(expert_of(p, id)) * p.expert_bytes, p.row_bytes, p.k};
 }
 
-// Products of the rows of each chosen expert in MATRICES tensors (bindings 2 ..) with x, whose biases follow x:
-// threadgroups [begin, end) are rows along the grid's x, chosen experts along its y.
+// Products of the rows of each chosen expert in MATRICES tensors (bindings 2 ..) with x. A weight of its norm follows
+// x, then the biases. Threadgroups [begin, end) are rows along the grid's x, chosen experts along its y.
 template <class T, int MATRICES>
 void moe_mv(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const auto& p = l.as<MoeParams>();
-    const float* x = l.buffer<const float>(2 + MATRICES);
+    const float* x = maybe_normed<MoeParams>(l, 2 + MATRICES);
     for_lines(l, begin, end, [&](const Line& line) {
         const int32_t id = l.buffer<const int32_t>(1)[line.y];
         const Range rows = pieces(p.m, line.begin, line.end, l.grid[0]);
-        float* out = l.buffer<float>(3 + 2 * MATRICES) + size_t(line.y) * p.m;
+        float* out = l.buffer<float>(4 + 2 * MATRICES) + size_t(line.y) * p.m;
         for_strips(rows.begin, rows.end, [&](uint32_t r, uint32_t n) {
             float y[2][STRIP];
             for (int i = 0; i < MATRICES; i++)
                 products<T>(expert_matrix(p, l.buffer<const uint8_t>(2 + i), id), r, n, x, y[i]);
             store_expert<MATRICES>(p, expert_of(p, id), r, n, out + r, y[0], y[1],
-                                   [&](int i) { return l.buffer<const float>(3 + MATRICES + i); });
+                                   [&](int i) { return l.buffer<const float>(4 + MATRICES + i); });
         });
     });
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/native/dot.h"
+#include "cpu/native/norm.h"
 
 namespace zinc {
 namespace {
@@ -20,6 +21,18 @@ __attribute__((noinline)) void products(const Matrix& w, uint32_t first, uint32_
     uint32_t i = 0;
     for (; i + ROWS <= n; i += ROWS) dot_rows<ROWS, T>(w.row(first + i), w.row_bytes, x, w.k, out + i);
     for (; i < n; i++) dot_rows<1, T>(w.row(first + i), w.row_bytes, x, w.k, out + i);
+}
+
+// The activations at a binding, or their norm, whose weight the next binding has. P says which. The norm lies in memory
+// of this thread.
+template <class P>
+INLINE const float* maybe_normed(const NativeLaunch& l, int binding) {
+    const auto& p = l.as<P>();
+    const float* x = l.buffer<const float>(binding);
+    if (!p.normed) return x;
+    float* out = thread_scratch().take<float>(p.k);
+    multiply(out, x, rms_scale(x, p.k, p.eps), l.buffer<const float>(binding + 1), p.k);
+    return out;
 }
 
 // Calls f(first, n) for strips of rows.

@@ -19,17 +19,17 @@ Range rows_of(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 template <class T>
 void mul_mv(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const Range rows = rows_of(l, begin, end);
-    products<T>(matrix_of(l, 1), rows.begin, rows.end - rows.begin, l.buffer<const float>(2),
-                l.buffer<float>(3) + rows.begin);
+    products<T>(matrix_of(l, 1), rows.begin, rows.end - rows.begin, maybe_normed<MatMulParams>(l, 2),
+                l.buffer<float>(4) + rows.begin);
 }
 
 // out = apply(residual, product)
 template <class T, class Apply>
-INLINE void with_residual(const NativeLaunch& l, Range rows, float* out, Apply apply) {
-    const float* residual = l.buffer<const float>(3);
+INLINE void with_residual(const NativeLaunch& l, Range rows, const float* x, const float* residual, float* out,
+                          Apply apply) {
     for_strips(rows.begin, rows.end, [&](uint32_t r, uint32_t n) {
         float y[STRIP];
-        products<T>(matrix_of(l, 1), r, n, l.buffer<const float>(2), y);
+        products<T>(matrix_of(l, 1), r, n, x, y);
         map_floats(n, out + r, residual + r, y, apply);
     });
 }
@@ -37,12 +37,14 @@ INLINE void with_residual(const NativeLaunch& l, Range rows, float* out, Apply a
 template <class T>
 void mul_mv_add(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const Range rows = rows_of(l, begin, end);
-    float* out = l.buffer<float>(5);
-    if (!l.as<MatMulParams>().has_bias) return with_residual<T>(l, rows, out, [](vf a, vf b) { return a + b; });
-    const float *residual = l.buffer<const float>(3), *bias = l.buffer<const float>(4);
+    float* out = l.buffer<float>(6);
+    const float *x = maybe_normed<MatMulParams>(l, 2), *residual = l.buffer<const float>(4);
+    if (!l.as<MatMulParams>().has_bias)
+        return with_residual<T>(l, rows, x, residual, out, [](vf a, vf b) { return a + b; });
+    const float* bias = l.buffer<const float>(5);
     for_strips(rows.begin, rows.end, [&](uint32_t r, uint32_t n) {
         float y[STRIP];
-        products<T>(matrix_of(l, 1), r, n, l.buffer<const float>(2), y);
+        products<T>(matrix_of(l, 1), r, n, x, y);
         map_floats(n, y, bias + r, y, [](vf a, vf b) { return a + b; });
         map_floats(n, out + r, residual + r, y, [](vf a, vf b) { return a + b; });
     });
@@ -51,14 +53,15 @@ void mul_mv_add(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 template <class T>
 void mul_mv_mix(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const float scale = *l.buffer<const float>(4);
-    with_residual<T>(l, rows_of(l, begin, end), l.buffer<float>(5), [scale](vf a, vf b) { return a + scale * b; });
+    with_residual<T>(l, rows_of(l, begin, end), l.buffer<const float>(2), l.buffer<const float>(3), l.buffer<float>(5),
+                     [scale](vf a, vf b) { return a + scale * b; });
 }
 
 template <class T, vf (*activation)(vf)>
 void mul_mv_gated(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     const Range rows = rows_of(l, begin, end);
-    gated_products<T, activation>(matrix_of(l, 1), matrix_of(l, 2), rows.begin, rows.end, l.buffer<const float>(3),
-                                  l.buffer<float>(4));
+    gated_products<T, activation>(matrix_of(l, 1), matrix_of(l, 2), rows.begin, rows.end,
+                                  maybe_normed<MatMulParams>(l, 3), l.buffer<float>(5));
 }
 
 void add_bias(const float* bias, Range rows, float* out) {
@@ -67,17 +70,16 @@ void add_bias(const float* bias, Range rows, float* out) {
 
 // Rows of matrix i of a stack, or of the pair that begins with it.
 template <class T>
-void stack_rows(const NativeLaunch& l, int i, Range rows) {
+void stack_rows(const NativeLaunch& l, int i, Range rows, const float* x) {
     const auto& p = l.as<StackParams>();
-    const float* x = l.buffer<const float>(1);
-    const Matrix w{l.buffer<const uint8_t>(2 + i), p.row_bytes[i], p.k};
-    float* out = l.buffer<float>(10 + i);
+    const Matrix w{l.buffer<const uint8_t>(3 + i), p.row_bytes[i], p.k};
+    float* out = l.buffer<float>(11 + i);
     if (p.pair && i == 2) {
-        const Matrix up{l.buffer<const uint8_t>(5), p.row_bytes[i], p.k};
+        const Matrix up{l.buffer<const uint8_t>(6), p.row_bytes[i], p.k};
         gated_products<T, silu>(w, up, rows.begin, rows.end, x, out);
     } else {
         products<T>(w, rows.begin, rows.end - rows.begin, x, out + rows.begin);
-        if (p.has_bias) add_bias(l.buffer<const float>(6 + i), rows, out);
+        if (p.has_bias) add_bias(l.buffer<const float>(7 + i), rows, out);
     }
 }
 
@@ -89,11 +91,12 @@ void mul_mv_stack(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     uint32_t total = 0, before = 0;
     for (int i = 0; i < n_outs; i++) total += p.m[i];
     const Range all = pieces(total, begin, end, l.grid[0]);
+    const float* x = maybe_normed<StackParams>(l, 1);
     for (int i = 0; i < n_outs; before += p.m[i++]) {
         const uint32_t first = all.begin > before ? all.begin - before : 0, after = before + p.m[i];
         const Range rows{first, (all.end < after ? all.end : after) - before};
         if (all.end <= before || rows.begin >= rows.end) continue;
-        p.is_f32[i] ? stack_rows<F32>(l, i, rows) : stack_rows<T>(l, i, rows);
+        p.is_f32[i] ? stack_rows<F32>(l, i, rows, x) : stack_rows<T>(l, i, rows, x);
     }
 }
 

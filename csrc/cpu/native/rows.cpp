@@ -7,13 +7,6 @@
 namespace zinc {
 namespace {
 
-INLINE void multiply(float* out, const float* x, float scale, const float* weight, uint32_t n) {
-    if (weight)
-        map_floats(n, out, x, weight, [scale](vf v, vf w) { return v * scale * w; });
-    else
-        map_floats(n, out, x, x, [scale](vf v, vf) { return v * scale; });
-}
-
 INLINE void normalise(float* out, const float* x, const float* weight, const NormParams& p) {
     multiply(out, x, rms_scale(x, p.n, p.eps) * p.scale, p.weighted ? weight : nullptr, p.n);
 }

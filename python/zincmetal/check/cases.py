@@ -61,6 +61,9 @@ MANY = Rows(StepShape(40, 5, 32, "argmax"), ((POS, 1), (0, 1), (64, 1), (60, 23)
 #: A router with biases and scales for each class of experts.
 ROUTERS = (Router("sigmoid", n_group=11, n_group_used=5), Router("softmax", normalised=False))
 
+#: After the name of a kernel: its case as products of a norm.
+OF_NORM = " of a norm"
+
 MakeScene: TypeAlias = "Callable[..., Scene]"  # from the rows and the operations
 
 
@@ -134,11 +137,15 @@ class Case:
 
 
 def cases(core: Core, backend: str = "") -> dict[str, Case]:
-    """Make a case for every kernel that a plan can launch, by name. Row counts of ``backend`` come first."""
+    """Make a case for every kernel that a plan can launch, by name. Row counts of ``backend`` come first.
+
+    A kernel that can compute the norm of its activations has a second case, by its name and OF_NORM.
+    """
     found: dict[str, Case] = {}
     for place, scene in scenes(core, backend).items():
         for i, launch in enumerate(scene.launches):
-            found.setdefault(launch.kernel, Case(scene, i, place))
+            name = launch.kernel + OF_NORM * (launch.op.get("norm") is not None)
+            found.setdefault(name, Case(scene, i, place))
     return found
 
 
@@ -187,6 +194,7 @@ def _scenes(target: Target) -> Iterator[Scene]:
     scene = partial(_scene, target)
     for qtype in SUPPORTED:
         yield from _products(target, scene, qtype)
+        yield from _products_of_norm(target, scene, qtype)
         if qtype.name in target.expert_types:
             yield from _mixtures(target, scene, qtype)
     yield from _choices(target, scene)
@@ -224,6 +232,25 @@ def _products(target: Target, make: MakeScene, qtype: QuantType) -> Iterator[Sce
     stacked = limits._replace(stack_rows=MOST_STACKED)
     for rows in (ONE, *(of for n, of in SINGLES.items() if n <= MOST_STACKED)):
         yield make(rows, *fuse([plain, few_rows, product, product_up, pair], rows.shape.rows, stacked))
+
+
+def _products_of_norm(target: Target, make: MakeScene, qtype: QuantType) -> Iterator[Scene]:
+    """Make products of one row that compute the norm of their activations."""
+    norm, y = _norm(), Value("y", M)
+    weights = [Weight(name, qtype, (m, K)) for name, m in (("w", M), ("up", M), ("plain", M + 4))]
+    weights.append(Weight("small", F32, (3, K)))
+    w, up, plain, small = (
+        Op("linear", weight=of, x=norm.out, out=Value(f"{of.name}.out", of.shape[0])) for of in weights
+    )
+    swiglu, geglu = (Op(glu, gate=w.out, up=up.out, out=y) for glu in ("swiglu", "geglu"))
+    add = Op("add", a=Value("residual", M), b=w.out, out=y)
+    for ops in ([w], [w, add], [w, up, swiglu], [w, up, geglu], [plain, small, w, up, swiglu]):
+        yield make(ONE, *fuse([norm, *ops], 1, target.fusible))
+
+
+def _norm() -> Op:
+    """Make the norm of K activations."""
+    return Op("rms_norm", x=Value("x", K), weight=Weight("norm", F32, (K,)), out=Value("normed", K), eps=1e-6)
 
 
 def _wide_products(target: Target, make: MakeScene, qtype: QuantType, missing: Sequence[str]) -> Iterator[Scene]:
@@ -280,6 +307,10 @@ def _mixtures(target: Target, scene: MakeScene, qtype: QuantType) -> Iterator[Sc
     for rows in (ONE, FEW, MANY):
         yield scene(rows, choose, *([first] if turn % 3 else fuse_relu2([first, squared], limits)), cfg=cfg)
         yield scene(rows, choose, *fuse_glu([first, second, gate], limits), cfg=cfg)
+    norm = _norm()
+    first, second = (experts.replace(x=norm.out) for experts in (first, second))
+    for products in ([first], [first, second, gate]):
+        yield scene(ONE, choose, *fuse([norm, *products], 1, limits), cfg=cfg)
     mix = Op("mix", weights=route.weights, y=each_y, residual=residual, out=out)
     for rows in (FEW, MANY):
         yield scene(rows, choose, mix, cfg=cfg)

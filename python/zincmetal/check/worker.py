@@ -23,7 +23,7 @@ from ..device import backend
 from ..errors import DeviceError
 from ..plan.estimate import in_units
 from . import running, timing
-from .cases import cases, reference_case, scenes
+from .cases import OF_NORM, Case, cases, reference_case, scenes
 from .compare import Mismatch, largest_difference
 from .dispatches import decode_step
 from .mapped import mapped
@@ -171,10 +171,12 @@ class Lab:
         pipeline = self._pipeline(name)
         if pipeline.status == FAIL:
             return Outcome(FAIL, f"not run: {pipeline.message.partition(chr(10))[0]}")
-        case = self.cases[name]
-        reference = reference_case(case, self._reference_scenes)
-        share = largest_difference(self.core, case, self.device, reference, self.reference)
+        share = max(self._difference(case) for case in (self.cases.get(name), self.cases.get(name + OF_NORM)) if case)
         return Outcome(PASS, f"{share:.2f} of the allowed error", {"error": share})
+
+    def _difference(self, case: Case) -> float:
+        reference = reference_case(case, self._reference_scenes)
+        return largest_difference(self.core, case, self.device, reference, self.reference)
 
     def _model(self, file: str | None) -> Outcome:
         """Compare a model's first tokens with those on the CPU."""

@@ -86,7 +86,7 @@ class HostRoutedPlan:
 
     def _expert_products(self, d: Dispatch, n_tokens: int) -> Iterator[BoundDispatch]:
         """Yield a matrix-vector product for every expert of every row: x · W[e], plus the bias of e if there is one."""
-        ids_at, weight_at, x_at, *bias_at, out_at = d.regions
+        ids_at, weight_at, x_at, norm_at, *bias_at, out_at = d.regions
         sizes = d.launch.routed
         assert sizes
         count = n_tokens * sizes.n_used
@@ -95,6 +95,7 @@ class HostRoutedPlan:
             regions = (
                 _piece(weight_at, expert, sizes.expert_bytes),
                 _piece(x_at, slot // sizes.x_div, 4 * sizes.k),
+                norm_at,
                 *(_piece(at, expert, 4 * sizes.m) for at in bias_at),
                 _piece(out_at, slot, 4 * sizes.m),
             )

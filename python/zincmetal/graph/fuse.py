@@ -2,18 +2,16 @@
 
 A fused operation keeps the operations that it stands for as ``parts``, for devices that have no kernel for it.
 
-A recurrent layer of the 35B-A3B model in decode (one row), 22 operations before and 9 dispatches after:
+A recurrent layer of the 35B-A3B model in decode (one row), 22 operations before and 7 dispatches after:
 
     before                                             after
-    rms_norm                                           rms_norm
-    linear qkv, z, alpha, beta                         linear_stack
+    rms_norm, linear qkv, z, alpha, beta               linear_stack of a norm
     ssm                                                ssm
     linear ssm_out, add                                linear_add
-    rms_norm                                           rms_norm
-    linear router, shared logit, shared gate and up,
-      swiglu                                           linear_stack
+    rms_norm, linear router, shared logit, shared gate
+      and up, swiglu                                   linear_stack of a norm
     route                                              route
-    experts gate, experts up, swiglu                   experts_gated
+    experts gate, experts up, swiglu                   experts_gated of the same norm
     linear shared down, add_shared, experts down, mix  experts_mix
 """
 
@@ -27,6 +25,9 @@ from .ops import Op, Operand, Value, Weight
 
 GLUS = ("swiglu", "geglu", "swiglu_clamped")
 LINEAR_GLUS = GLUS[:2]  # that a product of two matrices can end with
+#: Kinds that can begin with a norm of their x.
+_LINEAR = ("linear", "linear_add", "linear_swiglu", "linear_geglu", "linear_stack")
+NORMED = (*_LINEAR, "experts", "experts_gated", "experts_relu2")
 
 
 class Limits(NamedTuple):
@@ -54,7 +55,8 @@ def fuse(ops: list[Op], rows: int, limits: Limits) -> list[Op]:
     ops = fuse_norms(fuse_bias_and_residual(ops) if rows == 1 else ops)
     if rows == 1:
         ops = fuse_shared(fuse_mix(ops, limits))
-    return fuse_stack(ops, limits) if rows <= limits.stack_rows else ops
+    ops = fuse_stack(ops, limits) if rows <= limits.stack_rows else ops
+    return fuse_inputs(ops) if rows == 1 else ops
 
 
 def fuse_glu(ops: list[Op], limits: Limits) -> list[Op]:
@@ -100,6 +102,7 @@ def fuse_residual(ops: list[Op]) -> list[Op]:
         operands = {**linear.but(), "out": op.out}
         if op.kind == "add":
             return Fused("linear_add", {**operands, "residual": op.get("a"), "bias": op.get("bias")}, [linear])
+        del operands["eps"]  # it has no norm
         return Fused("linear_mix", {**operands, "residual": op["residual"], "weights": op["weights"]}, [linear])
 
     return _rewrite(ops, ("add", "add_shared"), rewrite)
@@ -160,7 +163,7 @@ def fuse_mix(ops: list[Op], limits: Limits) -> list[Op]:
         experts = producer(op["y"])
         if experts is None or experts.kind != "experts" or not _batched(experts, limits):
             return None
-        return Fused("experts_mix", {**experts.but(), "residual": op.get("residual"), "out": op.out}, [experts])
+        return Fused("experts_mix", {**experts.but("eps"), "residual": op.get("residual"), "out": op.out}, [experts])
 
     return _rewrite(ops, ("mix",), rewrite)
 
@@ -232,6 +235,30 @@ def _stack(members: list[Op]) -> Op:
     for pair in (op for op in members if op.kind == "linear_swiglu"):
         operands |= {"gate": pair["gate"], "up": pair["up"], "glu": pair.out}
     return Op("linear_stack", members, x=members[0]["x"], **operands)
+
+
+def fuse_inputs(ops: list[Op]) -> list[Op]:
+    """Fold each rms_norm into the products of one row that read it, if nothing else does."""
+    readers: dict[Operand, list[Op]] = {}
+    for op in ops:
+        for operand in op.reads:
+            readers.setdefault(operand, []).append(op)
+    norms = {op.out: op for op in ops if op.kind == "rms_norm" and _is_input(op, readers.get(op.out, []))}
+    gone = {id(norm) for norm in norms.values()}
+    return [of_norm(op, norms[op["x"]]) if op.get("x") in norms else op for op in ops if id(op) not in gone]
+
+
+def _is_input(norm: Op, readers: list[Op]) -> bool:
+    """Return True if the readers of a norm can compute it: products, which read it once, as their x."""
+    plain = norm.get("weight") is not None and norm.attrs["scale"] == norm.attrs["groups"] == 1
+    products = all(op.kind in NORMED and op["x"] == norm.out and op.reads.count(norm.out) == 1 for op in readers)
+    return plain and bool(readers) and products and isinstance(norm.out, Value)
+
+
+def of_norm(op: Op, norm: Op) -> Op:
+    """Return the product of a norm as one operation on the norm's x. So are its parts."""
+    parts = [of_norm(part, norm) if part.get("x") == norm.out else part for part in op.parts]
+    return Op(op.kind, parts, **{**op.but(), "x": norm["x"], "norm": norm["weight"], "eps": norm.attrs["eps"]})
 
 
 def _batched(op: Op, limits: Limits) -> bool:

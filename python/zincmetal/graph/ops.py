@@ -107,7 +107,10 @@ OPS: Mapping[str, Form] = {
     "embed": Form("step tokens table[n_vocab,n_embd]", "out[T,n_embd]", "embed_", attrs="scale"),
     # Norms of a row, or of ``groups`` vectors of a row. The normalised vector is multiplied by ``scale``.
     "rms_norm": Form("step x[T,n] weight?[n]", "out[T,n]", "rms_norm", attrs="eps scale=1 groups=1"),
-    "linear": Form("step weight[m,k] x[T,k]", "out[T,m]", "mul_mv_ mul_few_ mul_mm_"),  # one row, few, many
+    # Products that take a ``norm`` apply it to x, which is one row then: W rms_norm(x), with ``eps``.
+    "linear": Form(
+        "step weight[m,k] x[T,k] norm?[k]", "out[T,m]", "mul_mv_ mul_few_ mul_mm_", attrs="eps=0"
+    ),  # one row, few, many
     "linear_heads": Form("step weight[n_head,m,k] x[T,n_head*k]", "out[T,n_head*m]", "mul_heads_mv_ mul_heads_mm_"),
     "swiglu": Form("step gate[T,n] up[T,n]", "out[T,n]", "swiglu"),
     "geglu": Form("step gate[T,n] up[T,n]", "out[T,n]", "geglu"),
@@ -156,7 +159,10 @@ OPS: Mapping[str, Form] = {
         attrs="score normalised n_group n_group_used whole_shared scale",
     ),
     "experts": Form(
-        f"{_ROUTE} weight[n_expert,m,k] x[T,k] bias?[n_expert,m]", "out[T,n_used*m]", "moe_mv_ moe_few_ moe_mm_ mul_mv_"
+        f"{_ROUTE} weight[n_expert,m,k] x[T,k] bias?[n_expert,m] norm?[k]",
+        "out[T,n_used*m]",
+        "moe_mv_ moe_few_ moe_mm_ mul_mv_",
+        attrs="eps=0",
     ),
     "mix": Form("step weights[T,n_used+1] y[T,n_used*n] residual?[T,n]", "out[T,n]", "moe_mix"),
     "add_shared": Form("step weights[T,n_used+1] y[T,n] residual[T,n]", "out[T,n]", "moe_mix"),
@@ -184,17 +190,31 @@ OPS: Mapping[str, Form] = {
     # Fused operations, which graph/fuse.py makes. A stack is of one row, and so is experts_mix. Of a stack's matrices
     # all have a bias, or none has.
     "linear_add": Form(
-        "step weight[m,k] x[T,k] residual?[T,m] bias?[m]", "out[T,m]", "mul_mv_add_ mul_few_ mul_mm_add_"
+        "step weight[m,k] x[T,k] residual?[T,m] bias?[m] norm?[k]",
+        "out[T,m]",
+        "mul_mv_add_ mul_few_ mul_mm_add_",
+        attrs="eps=0",
     ),
     "linear_mix": Form(
         "step weight[m,k] x[T,k] residual[T,m] weights[T,n_used+1]", "out[T,m]", "mul_mv_mix_ mul_few_ mul_mm_mix_"
     ),
-    "linear_swiglu": Form("step gate[m,k] up[m,k] x[T,k]", "out[T,m]", "mul_mv_swiglu_ mul_few_gated_ mul_mm_swiglu_"),
-    "linear_geglu": Form("step gate[m,k] up[m,k] x[T,k]", "out[T,m]", "mul_mv_geglu_ mul_few_gated_ mul_mm_geglu_"),
+    "linear_swiglu": Form(
+        "step gate[m,k] up[m,k] x[T,k] norm?[k]",
+        "out[T,m]",
+        "mul_mv_swiglu_ mul_few_gated_ mul_mm_swiglu_",
+        attrs="eps=0",
+    ),
+    "linear_geglu": Form(
+        "step gate[m,k] up[m,k] x[T,k] norm?[k]",
+        "out[T,m]",
+        "mul_mv_geglu_ mul_few_gated_ mul_mm_geglu_",
+        attrs="eps=0",
+    ),
     "linear_stack": Form(
-        "step x[T,k] matrices*[m,k] gate?[m,k] up?[m,k] biases*[m]",
+        "step x[T,k] matrices*[m,k] gate?[m,k] up?[m,k] biases*[m] norm?[k]",
         "outs*[T,m] glu?[T,m]",
         "mul_mv_stack_ mul_few_stack_",
+        attrs="eps=0",
     ),
     "rms_norm_add": Form(
         "step x[T,n] weight?[n] residual[T,n] factor?[unit]", "sum[T,n]", "rms_norm_add", attrs="eps scale=1 groups=1"
@@ -206,13 +226,16 @@ OPS: Mapping[str, Form] = {
         attrs="eps next_eps scale=1 groups=1",
     ),
     "experts_gated": Form(  # glu: the kind of the gate, such as swiglu
-        f"{_ROUTE} gate[n_expert,m,k] up[n_expert,m,k] x[T,k] gate_bias?[n_expert,m] up_bias?[n_expert,m]",
+        f"{_ROUTE} gate[n_expert,m,k] up[n_expert,m,k] x[T,k] gate_bias?[n_expert,m] up_bias?[n_expert,m] norm?[k]",
         "out[T,n_used*m]",
         "moe_mv_gated_ moe_few_gated_ moe_mm_gated_",
-        attrs="glu",
+        attrs="glu eps=0",
     ),
     "experts_relu2": Form(
-        f"{_ROUTE} weight[n_expert,m,k] x[T,k] bias?[n_expert,m]", "out[T,n_used*m]", "moe_mv_ moe_few_ moe_mm_"
+        f"{_ROUTE} weight[n_expert,m,k] x[T,k] bias?[n_expert,m] norm?[k]",
+        "out[T,n_used*m]",
+        "moe_mv_ moe_few_ moe_mm_",
+        attrs="eps=0",
     ),
     "experts_mix": Form(
         f"{_ROUTE} weight[n_expert,m,k] x[1,n_used*k] residual?[1,m] bias?[n_expert,m] "

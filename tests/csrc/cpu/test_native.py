@@ -127,6 +127,8 @@ def run_matmul(kernel: str, qtype: quants.QuantType, epilogue: str, lab: Lab) ->
     tokens, m, k = (1 if kernel == "mul_mv" else 75), 203, 512
     case = MatMul(lab, qtype, epilogue, m, k, tokens, tokens, 0)
     bindings = [*case.inputs]
+    if kernel == "mul_mv" and case.factors is None:
+        bindings.append(case.norm)
     if case.residual is not None:
         bindings.append(lab.input(case.residual))
     if kernel + epilogue == "mul_mv_add":
@@ -227,6 +229,7 @@ DIVIDED: dict[str, Callable[[Lab], list[Guarded]]] = {
     "moe_mv-mix": lambda lab: [run_mix(lab, quants.Q5_K, 203, 512, 9, [8, 0, 3, 3, 5])],
     "moe_mv-mix2": lambda lab: [run_mix(lab, quants.Q6_K, 203, 512, 9, [8, 0, 3], shared=(quants.Q8_0, 256))],
     "mul_mv-stack": lambda lab: Stack(lab, quants.Q5_K, 512, (67, 5, 103, 103), (0, 1, 0, 0), True).run(),
+    "mul_mv-stack-norm": lambda lab: Stack(lab, quants.Q8_0, 512, (67, 5, 103, 0), (0,) * 4, False, normed=True).run(),
     "attention_decode": lambda lab: run_attention("attention_decode", "f16", lab),
     "attention_prefill": lambda lab: run_attention("attention_prefill", "f32", lab),
     "attention_latent": run_latent,

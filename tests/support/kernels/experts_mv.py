@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, tiles
 from support.kernels.experts import Biases, finished, kernel, matrices
+from support.kernels.input_norm import InputNorm
 from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, Weights, mul_mv_simdgroups
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
@@ -71,19 +72,21 @@ def run_moe_mv(
     *,
     form: str = "",
     bias: bool = False,
+    normed: bool = False,
 ) -> Guarded:
+    """Runs moe_mv or moe_mv_gated and checks it; returns its output. ``normed``: the experts meet the norm of x."""
     experts = [Experts(lab, qtype, m, k, n_expert) for _ in range(matrices(form))]
     x, out = lab.normal(k, scale=k**-0.5), lab.output(len(ids), m)
-    x_input = lab.input(x)
+    x_input, norm = lab.input(x), InputNorm(lab, x, normed)
     biases = Biases(lab, form, n_expert, m, bias, x_input)
-    bindings = [id_input(lab, ids), *(e.buffer for e in experts), x_input, *biases.buffers, out]
+    bindings = [id_input(lab, ids), *(e.buffer for e in experts), x_input, norm.buffer, *biases.buffers, out]
     shapes = lab.core.shapes()
     simdgroups = mul_mv_simdgroups(shapes, qtype)
     per_group = simdgroups * shapes["MUL_MV_ROWS"] // len(experts)
-    params = {**experts[0].params(len(ids)), **biases.params(form), "alone": 0}
+    params = {**experts[0].params(len(ids)), **biases.params(form), "alone": 0, **norm.params}
     grid, threads = (tiles(m, per_group), len(ids)), 32 * simdgroups
     lab.run(kernel("moe_mv", form) + qtype.name, params, "MoeParams", bindings, grid, threads)
-    unbiased, scales = zip(*(products(e.chosen(ids), x.astype(np.float64)) for e in experts), strict=True)
+    unbiased, scales = zip(*(products(e.chosen(ids), norm.values) for e in experts), strict=True)
     chosen = [b[experts[0].numbers(ids)] for b in biases.values]
     biased = [w + b for w, b in zip(unbiased, chosen, strict=True)]
     want, scale = finished(form, biased, [s + np.abs(b) for s, b in zip(scales, chosen, strict=True)])
@@ -120,7 +123,7 @@ def run_mix(
     added = biases.values[0][experts.numbers(ids)]
     parts, scales = w64[:n, None] * (parts + added), np.abs(w64[:n, None]) * (scales + np.abs(added))
     name, struct = f"moe_mv_mix_{qtype.name}", "MoeParams"
-    params = {**experts.params(n), **biases.params(""), "alone": int(alone)}
+    params = {**experts.params(n), **biases.params(""), "alone": int(alone), "normed": 0, "eps": 0}
     bindings = [id_input(lab, ids), lab.input(weights, align=4), experts.buffer, x_input]
     bindings.append(out if alias else lab.input(np.full(1, np.nan, np.float32) if alone else residual))
     if shared:
@@ -128,7 +131,7 @@ def run_mix(
         part, scale = products(w.values[None], x_shared.astype(np.float64))
         parts, scales = np.vstack([parts, w64[n] * part]), np.vstack([scales, np.abs(w64[n]) * scale])
         bindings += [w.buffer, lab.input(x_shared)]
-        del params["kind"], params["alone"]
+        del params["kind"], params["alone"], params["normed"], params["eps"]
         params |= {"k_shared": shared[1], "row_bytes_shared": w.row_bytes}
         name, struct = f"moe_mv_mix2_{qtype.name}_{shared[0].name}", "MoeSharedParams"
     shapes = lab.core.shapes()

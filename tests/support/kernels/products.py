@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
+from support.kernels.input_norm import InputNorm
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 from zincmetal.gguf.random_weights import random_weights
@@ -101,7 +102,7 @@ GATES = {"_swiglu": silu, "_geglu": gelu}
 SCALE_STRIDE = 3  # elements between the factors of two rows, in tests of the epilogue mix
 
 
-def mat_mul_params(k: int, m: int, row_bytes: int, *, bias: bool = False) -> dict[str, int]:
+def mat_mul_params(k: int, m: int, row_bytes: int, *, bias: bool = False) -> dict[str, float]:
     residual_stride = 0 if bias else m
     return {
         "k": k,
@@ -110,6 +111,8 @@ def mat_mul_params(k: int, m: int, row_bytes: int, *, bias: bool = False) -> dic
         "residual_stride": residual_stride,
         "scale_stride": SCALE_STRIDE,
         "has_bias": 0,
+        "normed": 0,
+        "eps": 0,
     }
 
 
@@ -138,14 +141,17 @@ class MatMul:
         *,
         bias: bool = False,
         both: bool = False,
+        normed: bool = False,
     ):
         weights = [Weights(lab, qtype, m, k, gap) for _ in range(2 if epilogue in GATES else 1)]
         self.qtype = qtype
         x = np.full((rows, k), np.nan, np.float32)  # rows past the step's tokens must not be read
         x[:tokens] = lab.normal(tokens, k, scale=k**-0.5)
-        self.params = mat_mul_params(k, m, weights[0].row_bytes, bias=bias)
+        self.params: dict[str, float] = mat_mul_params(k, m, weights[0].row_bytes, bias=bias)
         self.inputs: list[Guarded] = [w.buffer for w in weights] + [lab.input(x)]
-        x64 = x[:tokens].astype(np.float64)
+        norm = InputNorm(lab, x[:tokens], normed)
+        self.params |= norm.params
+        self.norm, x64 = norm.buffer, norm.values
         products = [x64 @ w.values.T for w in weights]
         # The root of the sum of the squares of each product's terms.
         scales = [np.sqrt(x64**2 @ w.values.T**2) for w in weights]
@@ -176,6 +182,8 @@ class MatMul:
         """Runs the kernel for outputs of ``shape`` and checks them. ``alias``: the output is the residual's buffer."""
         out = lab.output(*shape)
         bindings = [*self.inputs]
+        if kernel.startswith("mul_mv") and self.factors is None:
+            bindings.append(self.norm)
         if self.residual is not None and alias:
             out = lab.in_out(self.residual)
             bindings.append(out)

@@ -42,7 +42,8 @@ class Few(MatMul):
         if small:
             self.kernel += f"_r{lab.core.shapes()['FEW_SMALL_ROWS']}"
         self.epilogue, self.m, self.n, self.tokens = epilogue, m, n, tokens
-        del self.params["scale_stride"], self.params["has_bias"]
+        for name in ("scale_stride", "has_bias", "normed", "eps"):
+            del self.params[name]
 
     def outputs(
         self, lab: Lab, *, k_split: int = 1, alias: bool = False, step_tokens: int | None = None

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, tiles
+from support.kernels.input_norm import InputNorm
 from support.kernels.products import TOLERANCE, Weights, gated, mul_mv_simdgroups
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
@@ -13,16 +14,16 @@ from zincmetal.gguf.quants import QuantType
 F64 = NDArray[np.float64]
 
 
-def product(w: Weights, x: NDArray[np.float32]) -> tuple[F64, F64]:
+def product(w: Weights, x: F64) -> tuple[F64, F64]:
     """Computes W x for each row of x, and the root of the sum of the squares of each sum's terms."""
-    x64 = x.astype(np.float64)
-    return x64 @ w.values.T, np.sqrt(x64**2 @ w.values.T**2)
+    return x @ w.values.T, np.sqrt(x**2 @ w.values.T**2)
 
 
 class Stack:
     """A stack on random activations, and its expected outputs.
 
-    ``biased``: every matrix has a bias. ``few``: the class of mul_few_stack; 0: mul_mv_stack. ``tokens`` rows of x.
+    ``biased``: every matrix has a bias. ``normed``: they meet the norm of x. ``few``: the class of mul_few_stack; 0:
+    mul_mv_stack. ``tokens`` rows of x.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class Stack:
         pair: bool,
         *,
         biased: bool = False,
+        normed: bool = False,
         few: int = 0,
         tokens: int = 1,
     ) -> None:
         self.lab, self.few, self.tokens = lab, few, tokens
         self.kernel = f"mul_few_stack_{qtype.name}_n{few}" if few else f"mul_mv_stack_{qtype.name}"
         self.x = lab.normal(tokens, k, scale=k**-0.5)
+        self.norm = InputNorm(lab, self.x, normed)
         types = [quants.F32 if f else qtype for f in is_f32]
         weights = [Weights(lab, t, n, k, t.row_bytes(k)) if n else None for t, n in zip(types, m, strict=True)]
         self.params = {
@@ -50,10 +53,11 @@ class Stack:
             "row_bytes": [w.row_bytes if w else 0 for w in weights],
             "is_f32": is_f32,
             "has_bias": int(biased),
+            **self.norm.params,
         }
         something = next(w for w in weights if w)
         self.weights = [(w or something).buffer for w in weights]
-        self.want = [product(w, self.x) if w else None for w in weights]
+        self.want = [product(w, self.norm.values) if w else None for w in weights]
         self.biases = [lab.normal(n) for n in m if biased]
         if biased:
             self.want = [w and (w[0] + b, np.hypot(w[1], b)) for w, b in zip(self.want, self.biases, strict=True)]
@@ -77,9 +81,9 @@ class Stack:
         something = next(o for o in outs if o)
         x = self.lab.input(self.x)
         biases = [self.lab.input(b) if b.size else x for b in self.biases] or [x] * len(outs)
-        bindings = [x, *self.weights, *biases, *(o or something for o in outs)]
-        step = [self.lab.step(self.tokens)] if self.few else []
-        self.lab.run(self.kernel, self.params, "StackParams", [*step, *bindings], self.grid, self.threads)
+        first = [self.lab.step(self.tokens), x] if self.few else [x, self.norm.buffer]
+        bindings = [*first, *self.weights, *biases, *(o or something for o in outs)]
+        self.lab.run(self.kernel, self.params, "StackParams", bindings, self.grid, self.threads)
         return [o for o in outs if o]
 
     def check(self) -> None:

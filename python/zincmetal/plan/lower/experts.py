@@ -8,7 +8,7 @@ from ...errors import UnsupportedModelError
 from ...graph.ops import STEP, Op, Weight
 from ..launch import Arg, Launch, Routed
 from .products import mul_mv
-from .shared import Lowering, lowers, or_dummy, reading, tiles, writing
+from .shared import Lowering, lowers, norm_of, or_dummy, reading, tiles, writing
 
 MAX_EXPERT_BYTES = 2**32 - 1  # kernels step from one expert to the next by a 32-bit number
 SCORES = {"logit": 0, "softmax": 1, "sigmoid": 2}  # SCORE_* of kernels/params.h
@@ -87,15 +87,16 @@ def products(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     if op.kind == "experts" and (weight.type.name not in target.expert_types or no_kernel):
         return [_one_by_one(lowering, op, weight, Routed(n_used, m, k, _expert_bytes(weight), x_div))]
     has_bias, biases = _biases(op)
-    operands = (*(Arg(w, "r") for w in _matrices(op)), *reading(op, "x"), *biases, *writing(op, "out"))
+    weights, x = [Arg(w, "r") for w in _matrices(op)], Arg(op["x"], "r")
     form = {"kind": KINDS[op.attrs["glu"] if gated else op.kind], "has_bias": has_bias}
     if rows == 1:
-        params = lowering.params("MoeParams", **_sizes(weight), n_used=n_used, **form, alone=0)
+        params = lowering.params("MoeParams", **_sizes(weight), n_used=n_used, **form, alone=0, **norm_of(op))
+        args = (*reading(op, "ids"), *weights, x, or_dummy(op.get("norm"), op["x"]), *biases, *writing(op, "out"))
         name, per_simdgroup, threads = mul_mv(lowering, batched)
         grid = (tiles(m, threads // 32 * per_simdgroup // matrices), n_used, 1)
-        return [Launch(name, params, (*reading(op, "ids"), *operands), grid, threads, op)]
+        return [Launch(name, params, args, grid, threads, op)]
     params = lowering.params("MoeMmParams", **_sizes(weight), x_div=x_div, **form)
-    args = (*reading(op, "slots", "tiles", "n_tiles"), *operands)
+    args = (*reading(op, "slots", "tiles", "n_tiles"), *weights, x, *biases, *writing(op, "out"))
     few = batched.replace("moe_mm", "moe_few")
     is_few, max_tiles = _takes_few(lowering, few, rows), _max_tiles(lowering, rows, n_used, n_expert)
     if is_few or (target.exact and target.has(few)):  # moe_few multiplies floats, and takes any number of slots
@@ -134,10 +135,11 @@ def few_grid(shapes: Mapping[str, int], experts: int, m: int, k: int, matrices: 
 
 def _one_by_one(lowering: Lowering, op: Op, weight: Weight, sizes: Routed) -> Launch:
     """Return a launch for one row and one expert, which the host repeats for all of them."""
-    no_epilogue = {"residual_stride": 0, "scale_stride": 0, "has_bias": 0}
-    params = lowering.params("MatMulParams", k=sizes.k, m=sizes.m, row_bytes=weight.row_bytes, **no_epilogue)
+    form = {"residual_stride": 0, "scale_stride": 0, "has_bias": 0, **norm_of(op)}
+    params = lowering.params("MatMulParams", k=sizes.k, m=sizes.m, row_bytes=weight.row_bytes, **form)
     biases = (*reading(op, "bias"), or_dummy(None, op["bias"])) if op.get("bias") else ()
-    args = (*reading(op, "ids"), Arg(weight, "r"), *reading(op, "x"), *biases, *writing(op, "out"))
+    x = (*reading(op, "x"), or_dummy(op.get("norm"), op["x"]))
+    args = (*reading(op, "ids"), Arg(weight, "r"), *x, *biases, *writing(op, "out"))
     name, per_simdgroup, threads = mul_mv(lowering, f"mul_mv{'_add' if biases else ''}_{weight.type.name}")
     return Launch(name, params, args, (tiles(sizes.m, threads // 32 * per_simdgroup), 1, 1), threads, op, sizes)
 
@@ -158,7 +160,7 @@ def products_and_mix(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
         name, usual = f"moe_mv_mix2_{weight.type.name}_{shared.type.name}", target.shapes["MOE_MIX2_THREADS"]
     else:
         params = lowering.params(
-            "MoeParams", **_sizes(weight), n_used=n_used, kind=0, has_bias=has_bias, alone=_alone(op)
+            "MoeParams", **_sizes(weight), n_used=n_used, kind=0, has_bias=has_bias, alone=_alone(op), **norm_of(op)
         )
         name, usual = f"moe_mv_mix_{weight.type.name}", target.shapes["MOE_MIX_THREADS"]
     name, per_group, threads = target.split(name, rows_of_group, usual)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...graph.ops import STEP, Op, Operand, Weight
+from ...graph.ops import STEP, Op, Operand, Value, Weight
 from ..launch import Arg, Launch
-from .shared import Lowering, all_args, lowers, of_outputs, or_dummy, reading, tiles
+from .shared import Lowering, all_args, lowers, norm_of, of_outputs, or_dummy, reading, tiles
 
 #: Classes of numbers of rows that mul_few is compiled for, largest last.
 FEW_CLASSES = (2, 4, 8, 16, 32)
@@ -63,20 +63,34 @@ def product(lowering: Lowering, op: Op, rows: int) -> Launch:
         residual_stride=m if op.get("residual") else 0,
         scale_stride=scale.width if scale else 0,
         has_bias=int(adds_both),
+        **norm_of(op),
     )
-    last = scale.width - 1 if scale else 0  # the last weight of a row is the shared expert's
-    args = (*(Arg(r, "r", first=last if r is scale else 0) for r in op.reads), Arg(op.out, "w"))
-    if rows == 1:  # one row needs no step
-        if epilogue == "_add" and not adds_both:
-            args = (*args[:-1], or_dummy(None, op["x"]), args[-1])
+    if rows == 1:
         name, per_simdgroup, threads = mul_mv(lowering, f"mul_mv{epilogue}_{weight.type.name}")
         grid = (tiles(m, threads // 32 * per_simdgroup // matrices), 1, 1)
-        return Launch(name, params, tuple(a for a in args if a.operand != STEP), grid, threads, op)
+        return Launch(name, params, _args_of_one_row(op), grid, threads, op)
     if few := _few_class(lowering, op, rows):
         return _few(lowering, op, rows, few)
+    last = scale.width - 1 if scale else 0  # the last weight of a row is the shared expert's
+    args = (*(Arg(r, "r", first=last if r is scale else 0) for r in op.reads), Arg(op.out, "w"))
     name = f"mul_mm{epilogue}_{weight.type.name}"
     grid = (tiles(rows, shapes["MUL_MM_TOKENS"]), tiles(m, shapes["MUL_MM_ROWS"] // matrices), 1)
     return Launch(name, params, args, grid, shapes["MUL_MM_THREADS"], op)
+
+
+def _args_of_one_row(op: Op) -> tuple[Arg, ...]:
+    """Bind as mul_mv does: no step, a norm of x unless it mixes, a residual and a bias if it adds."""
+    x, weights = op["x"], op.get("weights")
+    args = [Arg(op[name], "r") for name in ("weight", "gate", "up") if op.get(name)]
+    args.append(Arg(x, "r"))
+    if isinstance(weights, Value):
+        args += [*reading(op, "residual"), Arg(weights, "r", first=weights.width - 1)]
+    else:
+        args.append(or_dummy(op.get("norm"), x))
+    if op.kind == "linear_add":
+        added = [operand for operand in (op.get("residual"), op.get("bias")) if operand]
+        args += [or_dummy(operand, x) for operand in (*added, None)[:2]]
+    return (*args, Arg(op.out, "w"))
 
 
 def _few_class(lowering: Lowering, op: Op, rows: int) -> int | None:
@@ -191,8 +205,9 @@ def linear_heads(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 def linear_stack(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     """Multiply a row, or a few, by up to STACK_MATRICES matrices. A pair, gate and up, comes last with one result."""
     biases, pair = op.all("biases"), op.get("glu") is not None
-    matrices = op.weights[: len(op.weights) - len(biases)]
-    plain, last = (matrices[:-2], matrices[-2:]) if pair else (matrices, ())
+    n_plain, n_last = len(op.all("matrices")), 2 * pair
+    matrices = op.weights[: n_plain + n_last]
+    plain, last = matrices[:n_plain], matrices[n_plain:]
     unused = [None] * (lowering.target.shapes["STACK_MATRICES"] - len(matrices))
     places: list[Weight | None] = [*plain, *unused, *last]
     outs: list[Operand | None] = [*op.all("outs"), *unused, *op.all("glu"), *[None] * pair]
@@ -205,17 +220,19 @@ def linear_stack(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
         row_bytes=tuple(w.row_bytes if w else 0 for w in places),
         is_f32=tuple(int(w is not None and w.type.name == "f32") for w in places),
         has_bias=int(bool(biases)),
+        **norm_of(op),
     )
     weights = (or_dummy(w, matrices[0]) for w in places)
     added = (or_dummy(b, op["x"]) for b in (*biases, *[None] * (len(places) - len(biases))))
-    args = (Arg(op["x"], "r"), *weights, *added, *(or_dummy(o, op.out, "w") for o in outs))
+    args = (*weights, *added, *(or_dummy(o, op.out, "w") for o in outs))
     few = min(rows, lowering.target.shapes["FEW_STACK_TOKENS"])  # a class: 2, 4 or 8 rows of activations
     if rows == 1:
         name, per_simdgroup, threads = mul_mv(lowering, f"mul_mv_stack_{main}")
+        args = (*reading(op, "x"), or_dummy(op.get("norm"), op["x"]), *args)
     else:
         name, usual = f"mul_few_stack_{main}_n{few}", 32 * lowering.target.shapes["MUL_MV_SIMDGROUPS"]
         name, per_simdgroup, threads = lowering.target.split(name, lowering.target.shapes["FEW_STACK_ROWS"], usual)
-        args = (*reading(op, "step"), *args)
+        args = (*reading(op, "step", "x"), *args)
     simdgroups = [tiles(matrix(w)[0], per_simdgroup) for w in plain]
     simdgroups += [tiles(matrix(w)[0], per_simdgroup // 2) for w in last[:1]]
     # A threadgroup has rows of one matrix; of a few rows of activations each of its simdgroups has its own.

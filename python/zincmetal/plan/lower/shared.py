@@ -138,6 +138,14 @@ def or_dummy(operand: Operand | None, dummy: Operand, mode: str = "r") -> Arg:
     return Arg(operand, mode) if operand else Arg(dummy, mode, unused=True)
 
 
+def norm_of(op: Op) -> dict[str, Any]:
+    """Return the fields of parameters that say whether a product is of the norm of x. One has ``norm`` as an operand.
+
+    Its binding follows that of x.
+    """
+    return {"normed": int(op.get("norm") is not None), "eps": op.attrs.get("eps", 0.0)}
+
+
 def tiles(n: int, tile: int) -> int:
     """Return the number of tiles that cover ``n``."""
     return -(-n // tile)
