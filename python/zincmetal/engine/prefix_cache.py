@@ -39,7 +39,8 @@ class Miss:
 
     ``kind``: "off" (there is no cache), "empty" (nothing is cached), "differs" (the cached tokens differ from position
     ``at`` on: ``cached`` in the place of ``asked``), "evicted" (what followed at ``at`` was evicted), "checkpoint" (the
-    prompt agrees with the cache up to ``at``, and there is no checkpoint between the reused tokens and there).
+    prompt agrees with the cache up to ``at``, and there is no checkpoint between the reused tokens and there),
+    "damaged" (what was cached gave logits that are not finite).
     """
 
     kind: str
