@@ -11,7 +11,7 @@ import pytest
 
 from support.fake_executor import NOT_FINITE, FakeExecutor
 from support.scheduler_lab import EOG_HEAVY, SEEDED, Lab, sink_of
-from zincmetal.engine.pace import LEAST_ROWS, Pace, shares
+from zincmetal.engine.pace import LEAST_ROWS, SHARE, Pace, shares
 from zincmetal.engine.prefix_cache import Miss
 from zincmetal.engine.request import Job, Request
 from zincmetal.errors import ContextFullError, DeadlineError, DeviceError, QueueFullError, UsageError
@@ -479,6 +479,17 @@ def test_the_pace_follows_the_device() -> None:
     for _ in range(30):
         pace.measured(8, 1e9)
     assert pace.rows(4, 1) == LEAST_ROWS
+
+
+@pytest.mark.parametrize(("fitting", "rows"), [(200, 192), (63, 32), (33, 32), (32, 32), (31, 31), (20, 20), (5, 8)])
+def test_slices_are_whole_grains_if_there_is_room_for_one(fitting: int, rows: int) -> None:
+    pace = Pace(1.0, 512)
+    pace.measured(1, SHARE / (fitting + 1.5))  # besides one decoder
+    assert pace.rows(1, 1) == rows
+
+
+def test_no_prompt_has_no_share() -> None:
+    assert shares([], 9) == []
 
 
 def test_shares_are_all_rows_and_no_more() -> None:

@@ -253,6 +253,7 @@ class Worker:
             kv=o.kv,
             threads=o.threads,
             max_sequences=order.parallel,
+            queue_limit=o.queue,
             cache=o.cache,
             cache_dir=o.cache_dir,
             progress=self._progress(),
