@@ -10,7 +10,7 @@ KERNELS := tests/kernels tests/csrc tests/check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/csrc/msl/probes -type f -not -name '*.pyc')
 
 .PHONY: demo test test-metal-double test-metal-kernels test-msl-third-party test-schemas test-draws test-gemma3 test-page \
-  test-clients test-agents test-ray test-soak test-cuda fuzz sanitize sbom audit sdist sanitize-cuda mutants lint types kernels-cuda bench docs \
+  test-clients test-agents test-ray test-soak test-cuda fuzz sanitize sbom audit sdist sanitize-cuda mutants mutants-engine lint types kernels-cuda bench docs \
   notebooks clean help test-templates test-serve test-kernels
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo "make sbom audit sdist   list what is shipped; look for known faults in it; build the source twice, byte for byte"
 	@echo "make test-soak     send a million requests to the server (SOAK=N for another number)"
 	@echo "make mutants       list the barriers and bounds of kernels whose removal no test detects (an hour)"
+	@echo "make mutants-engine  list the changes of scheduler, pools and prefix cache that no test detects (hours)"
 	@echo "make docs          build the documentation as a site in build/site; a broken link is an error"
 	@echo "make notebooks     run the notebooks in examples/; stop at an error in one"
 	@echo "make lint types kernels-cuda bench clean"
@@ -147,6 +148,10 @@ test-soak: $(VENV)/.installed $(VENV)/.dev
 mutants: $(VENV)/.installed $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants/mutants.py --json mutants.json
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants/mutants.py --nvidia
+
+# Changes statements, conditions and bounds of the scheduler, the pools and the prefix cache. Hours. MODULE=pages.py: one.
+mutants-engine: $(VENV)/.installed $(VENV)/.dev
+	PYTHONPATH=python:tests $(BIN)/python tests/mutants/engine_mutants.py $(MODULE) --json engine_mutants.json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -7,17 +7,16 @@ number of executions so far. An input that fails is named, and the exit status i
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tree import ROOT, environment
+
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support.fuzz import NAMES  # noqa: E402 - the folder has to be known first
+from support.fuzz import NAMES
 
 FOLDER = ROOT / "build" / "fuzz"
 HOST = "host_maps"  # tests/fuzz/host.cpp
@@ -44,8 +43,7 @@ def fuzz(name: str, seconds: int) -> tuple[int, str]:
         f"-max_len={LENGTHS.get(name, 2048)}",
         f"-artifact_prefix={FOLDER}/{name}-",
     ]
-    paths = os.pathsep.join([str(ROOT / "python"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "PYTHONPATH": paths, "ASAN_OPTIONS": "handle_sigbus=0"}
+    env = environment(ASAN_OPTIONS="handle_sigbus=0")
     done = subprocess.run(
         [*command(name), *LIMITS, *options], env=env, capture_output=True, text=True, errors="replace"
     )

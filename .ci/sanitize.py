@@ -7,13 +7,13 @@ No report of our own code is suppressed.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tree import ROOT, environment
+
 MODULES = ("_host", "_core_cpu")
 TESTS = (
     "tests/csrc/core",
@@ -61,20 +61,19 @@ def build(kind: str) -> Path:
     return package.parent
 
 
-def environment(kind: str, package: Path) -> dict[str, str]:
+def sanitized(kind: str, package: Path) -> dict[str, str]:
     """Variables of a Python that the sanitizer's library is loaded into first."""
     # The sanitizer looks for the C++ library when the process starts, and Python itself does not load it.
     libraries = [
         subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip()
         for name in (LIBRARY[kind], "libstdc++.so.6")
     ]
-    paths = os.pathsep.join(map(str, (package, ROOT / "tests", ROOT / "bench")))
-    return {**os.environ, **OPTIONS, "LD_PRELOAD": " ".join(libraries), "PYTHONPATH": paths}
+    return environment(package, **OPTIONS, LD_PRELOAD=" ".join(libraries))
 
 
 def main(kind: str, arguments: list[str]) -> int:
     """Builds, runs the tests, and looks for leaks."""
-    env = environment(kind, build(kind))
+    env = sanitized(kind, build(kind))
     chosen = arguments or [*TESTS, "-k", " and ".join(f"not {name}" for name in WITHOUT)]
     tests = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *chosen]
     failed = subprocess.run(tests, env=env, cwd=ROOT).returncode

@@ -141,6 +141,11 @@ def as_typed(error: BaseException) -> BaseException:
         return wrapped
 
 
+def no_thread(error: RuntimeError) -> DeviceError:
+    """Make the error for a thread that the system did not start."""
+    return DeviceError(f"{error}: end other programs, or raise the limit of threads")
+
+
 REMEDY = "close other models or programs, or load the model with a smaller context"
 _WITHOUT_WORDS = OutOfMemoryError(f"the host is out of memory; {REMEDY}")  # made while there is memory
 

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,6 @@ import pytest
 
 import zincmetal
 from support.reference_models import reference_models
-from zincmetal.engine import running
-from zincmetal.engine.scheduler import Scheduler
 from zincmetal.errors import DeadlineError, QueueFullError, UsageError
 
 PATHS = [reference_models("llama")[0], reference_models("qwen35")[0]]
@@ -402,9 +399,8 @@ def test_a_list_of_prompts_gives_results_in_its_order(shared: Any) -> None:
         shared.generate([[4], [10**6]], LONG)
 
 
-def test_a_list_longer_than_the_queue_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "Scheduler", partial(Scheduler, queue_limit=2))
-    with opened(max_sequences=1) as model:
+def test_a_list_longer_than_the_queue_waits_for_room() -> None:
+    with opened(max_sequences=1, queue_limit=2) as model:
         results = model.generate([[i + 1] for i in range(12)], 3)
         assert [r.prompt_tokens for r in results] == [1] * 12
         held = Held()

@@ -71,3 +71,5 @@ def test_a_seat_is_of_one_sequence() -> None:
     with pytest.raises(AssertionError):
         seats.release(1)
     assert (seats.free, seats.take()) == (1, 1)
+    seats.reset()
+    assert seats.free == 2

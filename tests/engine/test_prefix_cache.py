@@ -264,11 +264,23 @@ def test_the_cache_lets_go_what_a_sequence_writes():
     pages, slot = lab.compute(ids), lab.state(ids)
     lab.cache.store(ids, pages, 6)
     lab.cache.checkpoint(ids, slot)
+    other = lab.pages.take()  # what the cache does not have
+    lab.cache.let_go([*pages[:1], other], None)
+    assert [lab.pages.count(page) for page in pages] == [2, 2]
     lab.cache.let_go(pages[1:], slot)
     assert [lab.pages.count(page) for page in pages] == [2, 1]
     assert lab.slots.count(slot) == 1
     lab.cache.clear()
     assert lab.pages.count(pages[0]) == 1
+
+
+def test_pages_that_follow_each_other_go_together():
+    lab = Lab()
+    pages = lab.compute(IDS[:12])
+    lab.cache.store(IDS[:12], pages, 12)
+    lab.cache.let_go(pages[1:], None)
+    assert [lab.pages.count(page) for page in pages] == [2, 1, 1]
+    assert lab.cache.n_pages == 1
 
 
 # ---- random use ----------------------------------------------------------------------------------------------------

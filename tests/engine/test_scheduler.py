@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
-from support.fake_executor import FakeExecutor
+from support.fake_executor import NOT_FINITE, FakeExecutor
 from support.scheduler_lab import EOG_HEAVY, SEEDED, Lab, sink_of
-from zincmetal.engine.pace import LEAST_ROWS, Pace, shares
+from zincmetal.engine.pace import LEAST_ROWS, SHARE, Pace, shares
+from zincmetal.engine.prefix_cache import Miss
 from zincmetal.engine.request import Job, Request
 from zincmetal.errors import ContextFullError, DeadlineError, DeviceError, QueueFullError, UsageError
 from zincmetal.sampling.draws import mask_words
@@ -18,6 +20,7 @@ from zincmetal.sampling.params import SamplingParams
 
 KINDS = pytest.mark.parametrize("recurrent", [False, True], ids=["dense", "hybrid"])
 LONG = list(range(300))
+HOST = SamplingParams(logits_processors=[lambda ids, logits: logits])
 
 
 def prompts(n: int, seed: int = 1) -> list[list[int]]:
@@ -226,6 +229,34 @@ def test_logits_that_are_not_finite_end_their_request_alone() -> None:
         assert sink.ends == 1
         assert sink.tokens == [t for t in tokens if t >= 0]
         assert isinstance(sink.error, DeviceError) == (tokens[-1] < 0)
+    lab.check_owners()
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "options", [{}, {"keep": True}, {"params": HOST}, {"params": SEEDED}], ids=["", "keep", "host", "seed"]
+)
+@pytest.mark.parametrize("ahead", [False, True], ids=["in turns", "ahead"])
+def test_what_others_left_damaged_is_computed_anew(recurrent: bool, options: dict[str, Any], ahead: bool) -> None:
+    """Those that reuse it have their own tokens. Who had nothing but its own ends with an error."""
+    lab = Lab(FakeExecutor(recurrent=recurrent, runs_ahead=ahead))
+    left = lab.submit(LONG, 0, keep=True)
+    lab.run()
+    kept = sink_of(left).stats.sequence
+    lab.executor.keys[kept.pages[1], 5] = NOT_FINITE
+    prompts = [[*LONG[:n], 7] for n in (299, 250, 299)]
+    again = [lab.submit(ids, 9, marks=[70], **options) for ids in prompts]
+    own = lab.submit([*LONG, 8], 9, start=kept)
+    lab.run()
+    lab.check_ended(*again)
+    for request in again:
+        stats = sink_of(request).stats
+        assert stats.miss == Miss("damaged") or stats.reused == 0
+    assert isinstance(sink_of(own).error, DeviceError)
+    assert sink_of(own).ends == 1
+    for each in (kept, *(sink_of(r).stats.sequence for r in again if r.keep)):
+        lab.scheduler.release(each)
+    lab.run()
     lab.check_owners()
 
 
@@ -448,6 +479,17 @@ def test_the_pace_follows_the_device() -> None:
     for _ in range(30):
         pace.measured(8, 1e9)
     assert pace.rows(4, 1) == LEAST_ROWS
+
+
+@pytest.mark.parametrize(("fitting", "rows"), [(200, 192), (63, 32), (33, 32), (32, 32), (31, 31), (20, 20), (5, 8)])
+def test_slices_are_whole_grains_if_there_is_room_for_one(fitting: int, rows: int) -> None:
+    pace = Pace(1.0, 512)
+    pace.measured(1, SHARE / (fitting + 1.5))  # besides one decoder
+    assert pace.rows(1, 1) == rows
+
+
+def test_no_prompt_has_no_share() -> None:
+    assert shares([], 9) == []
 
 
 def test_shares_are_all_rows_and_no_more() -> None:

@@ -113,6 +113,11 @@ def test_a_wrong_value_is_refused_in_its_name(name: str, key: str, value: Any) -
         ("gpt-oss", "blk.3.attn_sinks.weight", None),
         ("gpt-oss", "blk.1.ffn_gate_exps.bias", (4, 64)),
         ("gpt-oss", "blk.1.ffn_down_exps.bias", (128,)),
+        *(("gpt-oss", f"blk.2.ffn_{part}.bias", None) for part in ("gate_inp", "gate_exps", "up_exps", "down_exps")),
+        ("glm4moe", "blk.1.exp_probs_b.bias", None),
+        ("lfm2moe", "blk.1.exp_probs_b.bias", None),
+        ("minimax-m2", "blk.1.exp_probs_b.bias", None),
+        ("nemotron_h_moe", "blk.4.exp_probs_b.bias", None),
         ("gpt-oss", "blk.2.attn_k.bias", None),
         *(("deepseek2-glm47flash", f"blk.1.attn_{part}.weight", shape) for part, shape in LATENT_TENSORS),
     ],
@@ -120,6 +125,16 @@ def test_a_wrong_value_is_refused_in_its_name(name: str, key: str, value: Any) -
 def test_a_wrong_tensor_is_refused_in_its_name(name: str, tensor: str, shape: tuple[int, ...] | None) -> None:
     with altered(name, {}, {tensor: shape}) as file, pytest.raises((GGUFError, UnsupportedModelError), match=tensor):
         Planner(file, TARGET)
+
+
+def test_a_selection_bias_may_be_absent_where_not_all_models_have_one() -> None:
+    """DeepSeek-V2 has none, V3 has one: the same family."""
+    keys, gone = {"deepseek2.expert_gating_func": 2}, {f"blk.{i}.exp_probs_b.bias": None for i in (1, 2)}
+    with altered("deepseek2-glm47flash", keys, gone) as file:
+        planner = Planner(file, TARGET)
+        assert planner.config.experts
+        assert planner.config.experts.router.score == "sigmoid"
+        assert planner.plan().dispatches
 
 
 @pytest.mark.parametrize("size", [100, 544])

@@ -233,6 +233,7 @@ def test_what_has_a_value_at_a_moment(serving: Serving, backend: ScriptedBackend
         (Miss("off"), "off"),
         (Miss("empty"), "empty"),
         (Miss("evicted", 64), "evicted"),
+        (Miss("damaged"), "damaged"),
         (Miss("checkpoint", 64), "checkpoint"),
         (Miss("differs", 64, (1,), (2,)), "differs"),
     ],

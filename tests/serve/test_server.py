@@ -498,12 +498,13 @@ def test_a_file_may_have_an_equals_sign(tmp_path: Path) -> None:
 
 def test_arguments_become_options(tmp_path: Path) -> None:
     words = ["serve", "A.gguf", "n=B.gguf", "--models-dir", "d", "-c", "8192", "--parallel", "2", "--ttl", "60"]
+    words += ["--queue", "7"]
     words += ["--host", "::1", "--port", "1", "--allowed-host", "h", "--cors-origin", "o", "--no-lock", "--drain", "3"]
     words += ["--max-body", "1", "--cache-dir", "c", "--ssl-certfile", "x", "--ssl-keyfile", "y", "--device", "cpu"]
     found = serve_command.options(command.parser().parse_args(words))
     assert found.models == ("A.gguf", "n=B.gguf")
     assert found.folders == ("d",)
-    assert found.load == LoadOptions("", context=8192, device="cpu", parallel=2, cache_dir="c")
+    assert found.load == LoadOptions("", context=8192, device="cpu", parallel=2, queue=7, cache_dir="c")
     assert (found.ttl, found.host, found.port, found.hosts, found.origins) == (60, "::1", 1, ("h",), ("o",))
     assert (found.lock, found.limits.drain, found.limits.body) == (False, 3, 1 << 20)
     assert (found.certificate, found.private_key) == ("x", "y")

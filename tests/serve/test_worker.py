@@ -28,7 +28,15 @@ from zincmetal.api.drafting import Drafting
 from zincmetal.api.generation import Asked
 from zincmetal.api.result import CacheUse, Chunk, Logprob, Result
 from zincmetal.engine.prefix_cache import Mark
-from zincmetal.errors import ContextFullError, DeadlineError, DeviceError, GGUFError, UsageError, ZincError
+from zincmetal.errors import (
+    ContextFullError,
+    DeadlineError,
+    DeviceError,
+    GGUFError,
+    QueueFullError,
+    UsageError,
+    ZincError,
+)
 from zincmetal.sampling.constrain.budget import Budget
 from zincmetal.sampling.constrain.grammar import Grammar
 from zincmetal.sampling.params import SamplingParams
@@ -189,6 +197,23 @@ def test_what_is_wrong_is_raised_at_the_start(
     with pytest.raises(kind):
         loop.run_until_complete(model.start(wrong))
     assert model.open_requests == 0
+
+
+def test_the_queue_has_a_limit(tiny: Path) -> None:
+    async def run() -> None:
+        async with remote_model(tiny, parallel=1, queue=1) as model:
+            runs = await model.start(asked(max_tokens=200, logit_bias={text_model.END: -math.inf}))
+            async for event in runs.events():
+                if isinstance(event, Chunk):
+                    break
+            waits = await model.start(asked())
+            with pytest.raises(QueueFullError, match="1 requests are waiting"):
+                await model.start(asked())
+            runs.cancel()
+            assert await soon(text_of(waits))
+            assert await text_of(await model.start(asked()))
+
+    asyncio.run(run())
 
 
 def test_a_deadline_ends_an_answer_with_its_error(loop: asyncio.AbstractEventLoop, model: RemoteModel) -> None:

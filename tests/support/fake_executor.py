@@ -30,6 +30,7 @@ Touched = tuple[object, set[Place], set[Place]]  # a sequence, the places that i
 PAGE = PagePool.PAGE
 VOCAB = 1000
 NOTHING = -7  # an entry of a page that nobody wrote
+NOT_FINITE = -9  # an entry that is damaged: no token follows what sees it
 NAMES = {"u32": "<u4", "i32": "<i4", "float": "<f4"}
 
 
@@ -57,6 +58,8 @@ def state_after(state: int, token: int, position: int) -> int:
 
 def chosen(seen: NDArray[np.int64], state: int, draw: tuple[float, int], damaged: int) -> int:
     """Token after a row that sees these entries (id, position), or -1. One in ``damaged`` is not finite (0: none)."""
+    if (seen == NOT_FINITE).any():
+        return -1
     hashed = zlib.crc32(np.ascontiguousarray(seen).tobytes() + b"%d %.3f %d" % (state, *draw))
     if damaged and hashed % damaged == 0:
         return -1
@@ -106,6 +109,7 @@ class FakeExecutor:
     """
 
     page = PAGE
+    n_vocab = VOCAB
 
     def __init__(
         self,

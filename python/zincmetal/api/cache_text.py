@@ -23,6 +23,8 @@ def _why(reused: int, miss: Miss | None, text_of: Callable[[Sequence[int]], str]
         return "there is no prefix cache"
     if miss.kind == "empty":
         return "nothing is cached yet"
+    if miss.kind == "damaged":
+        return "what was cached was damaged: its logits were not finite, and all was computed anew"
     if miss.kind == "evicted":
         return f"what followed token {miss.at:,} was evicted"
     if miss.kind == "checkpoint":

@@ -18,6 +18,7 @@ from ..engine.engine import Engine
 from ..engine.loaded import Loaded
 from ..engine.prefix_cache import Mark
 from ..engine.running import Running
+from ..engine.scheduler import QUEUE_LIMIT
 from ..engine.session import Session
 from ..engine.snapshot import Snapshot
 from ..errors import CLOSED, QueueFullError, UsageError, typed_errors
@@ -568,6 +569,7 @@ def load(
     kv: str | None = "f16",
     threads: int | None = 0,
     max_sequences: int | None = None,
+    queue_limit: int | None = None,
     pool_tokens: int | None = None,
     pool_states: int | None = None,
     cache: bool | None = True,
@@ -581,13 +583,15 @@ def load(
     ``context`` is the most tokens that a sequence may have (default: 4096, or the context of training if less).
     ``device`` is "metal", "cuda" or "cpu" (default: the best that was built). ``kv`` is the type of the K/V cache:
     "f16", "f32" or "q8_0". ``threads`` is for the CPU (0 = all cores). ``max_sequences`` run at once, others wait
-    (default: 32). ``pool_tokens`` is the most tokens that all sequences and the cache have K/V for, ``pool_states`` the
-    most recurrent states of a hybrid (default: what the device's memory allows). ``cache`` keeps what was computed of
-    earlier prompts, as long as there is memory; ``cache_dir`` is a folder where it is kept across restarts.
+    (default: 32), at most ``queue_limit`` of them (default: 256). ``pool_tokens`` is the most tokens that all sequences
+    and the cache have K/V for, ``pool_states`` the most recurrent states of a hybrid (default: what the device's memory
+    allows). ``cache`` keeps what was computed of earlier prompts, as long as there is memory; ``cache_dir`` is a folder
+    where it is kept across restarts.
     ``exact`` multiplies prompts in floats as well, slowly: GPUs round their operands to halves (default: False, or
     what ``ZINCMETAL_EXACT`` says). ``progress(done, total)`` counts the bytes of weights on the device.
     Raises GGUFError, ModelNotFoundError, UnsupportedModelError, OutOfMemoryError, DeviceError, UsageError.
     """
+    queue_limit = arguments.integer("queue_limit", queue_limit, 1, default=QUEUE_LIMIT)
     file = gguf.open(resolve(path))
     try:
         loaded = Loaded(
@@ -603,7 +607,7 @@ def load(
             progress=progress,
         )
         folder = None if cache_dir is None else arguments.path(cache_dir)
-        return Model(Running(Engine(loaded), arguments.flag("cache", cache, True), folder))
+        return Model(Running(Engine(loaded), arguments.flag("cache", cache, True), folder, queue_limit))
     except BaseException:
         file.close()
         raise

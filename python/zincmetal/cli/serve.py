@@ -45,6 +45,7 @@ def _add_model(group: Any) -> None:
     add("-c", "--context", type=integer, metavar="N", help="context in tokens (default: as the memory allows)")
     add("--kv", default="f16", choices=KV_TYPES, help="type of the KV cache (default: f16)")
     add("--parallel", type=integer, metavar="N", help="requests that run at once (default: as the memory allows)")
+    add("--queue", type=integer, metavar="N", help="requests of a model that wait; others are refused (default: 256)")
     add_device(group)
     add(
         "--ttl",
@@ -114,6 +115,7 @@ def options(args: argparse.Namespace) -> Options:
         kv=args.kv,
         threads=args.threads,
         parallel=args.parallel,
+        queue=args.queue,
         cache_dir=folder,
     )
     chosen = {} if args.port is None else {"port": args.port}

@@ -48,6 +48,7 @@ class Executor(Protocol):
     """
 
     n_ctx: int  # most tokens of a sequence
+    n_vocab: int
     page: int  # positions of a page
     max_rows: int  # of a step
     max_singles: int  # runs of one row, of a step

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from operator import index
 from typing import NamedTuple
 
 TAIL = 3  # tokens that must have stood before
@@ -22,6 +23,13 @@ class Draft(NamedTuple):
 
     tokens: list[int]
     match: int = 0
+
+    def checked(self, n_vocab: int) -> Draft:
+        """Return it with plain numbers. Raises ValueError unless each token is in the vocabulary: it becomes a row."""
+        tokens = [index(token) for token in self.tokens]
+        if not all(0 <= token < n_vocab for token in tokens):
+            raise ValueError(f"a draft has tokens outside the vocabulary of {n_vocab}")
+        return Draft(tokens, index(self.match))
 
 
 NO_DRAFT = Draft([])

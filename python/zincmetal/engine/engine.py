@@ -104,7 +104,7 @@ class Engine:
     def _set_facts(self) -> None:
         """Set the facts that a scheduler asks for."""
         target, room = self.planner.target, self.planner.addresses.room
-        self.n_ctx, self.page = self.config.n_ctx, target.page
+        self.n_ctx, self.n_vocab, self.page = self.config.n_ctx, self.config.n_vocab, target.page
         self.max_rows, self.max_singles, self.max_outs = self.planner.max_rows, MAX_SINGLES, MAX_SINGLES
         self.max_page_writes = target.max_page_writes(self.n_ctx)
         self.max_biases = self._places.biases_each(self.max_outs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -9,21 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DeviceError
 from ..sampling.draws import top_log_probabilities
 from .batch import Batch, Choice
 from .request import Job, Request
 from .sequence import Sequence
 from .speculate import Verify
-
-
-class State(NamedTuple):
-    """What a scheduler has at a moment: its requests, and a page or slot once for each time that it owns it."""
-
-    running: list[Request]
-    waiting: list[Request]  # in their order; some may have been moved out
-    pages: list[int]
-    slots: list[int]
-    seats: list[int]
 
 
 @dataclass
@@ -45,14 +37,45 @@ class Flight:
     waited: bool = False
 
 
+class State(NamedTuple):
+    """What a scheduler has at a moment: its requests, and a page or slot once for each time that it owns it."""
+
+    running: list[Request]
+    waiting: list[Request]  # in their order; some may have been moved out
+    pages: list[int]
+    slots: list[int]
+    seats: list[int]
+
+    @classmethod
+    def of(cls, running: list[Job], waiting: list[Job], ending: list[Job], flights: Iterable[Flight]) -> State:
+        """Collect what jobs and flights own."""
+        jobs = [*running, *waiting, *ending]
+        owners = [job.sequence for job in jobs] + [job.begin for job in jobs if job.begin is not None and not job.ended]
+        pages, slots = [page for s in owners for page in s.pages], [s.slot for s in owners if s.slot is not None]
+        for flight in flights:
+            pages += flight.batch.pages
+            slots += [*flight.batch.slots, *(slot for _, _, slot in flight.held)]
+            slots += [v.before for v in flight.verifies.values() if v.before is not None]
+        seats = [s.seat for s in owners if s.seat is not None]
+        return cls([job.request for job in running], [job.request for job in waiting], pages, slots, seats)
+
+
 def drawn(job: Job, logits: NDArray[np.float32]) -> Choice:
-    """Draw a token by the host. Processors and masks may raise anything."""
+    """Draw a token by the host: -1 if the logits are not finite. Processors and masks may raise anything."""
     assert job.sampler
-    began = perf_counter()
-    token, n = job.sampler.sample(logits, job.sequence.ids), job.request.n_logprobs
+    began, n = perf_counter(), job.request.n_logprobs
+    try:
+        token = job.sampler.sample(logits, job.sequence.ids)
+    except DeviceError:
+        return Choice(-1, n_not_finite=1)
     logprob, top = top_log_probabilities(logits, token, n) if n else (0.0, ())
     job.stats.sampling += perf_counter() - began
     return Choice(token, logprob=logprob, top=top)
+
+
+def is_finite(choice: Any) -> bool:
+    """Return True if all logits were finite, of a ``Choice`` as a record or as a tuple."""
+    return not (choice["n_not_finite"] if hasattr(choice, "dtype") else choice.n_not_finite)
 
 
 def id_of(choice: Any) -> int:

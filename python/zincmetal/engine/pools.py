@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from .batch import Executor
 from .cache_tier import Transfer
 from .pages import PagePool, Seats, StateSlots
-from .prefix_cache import Cache, Mark
+from .prefix_cache import Cache, Mark, Match
 from .request import Job, Saved
 from .sequence import Sequence, common
 
@@ -39,6 +39,14 @@ class Pools:
         self._tier = tier
         self._host_bytes = 0
         self._full_grown = False  # the device had no memory for more
+
+    def figures(self) -> dict[str, dict[str, int]]:
+        """Return the sizes of the pools: what there is, what is free, and what they may grow to."""
+        executor, pages, slots = self._executor, self.pages, self.slots
+        return {
+            "pages": {"all": pages.size, "free": pages.free, "most": executor.pages_most},
+            "slots": {"all": slots.size, "free": slots.free, "most": executor.slots_most},
+        }
 
     # ---- room ----------------------------------------------------------------------------------------------------
 
@@ -133,8 +141,8 @@ class Pools:
         if running and not self._fits(sequence, running, idle):
             sequence.release(self.pages, self.slots)
             return False
-        if job.saved is None and job.begin is None and self._tier is not None and idle:
-            self._bring(job, self._tier, len(running))
+        if job.saved is None and idle and (tier := self._tier_of(job)):
+            self._bring(job, tier, len(running))
         if job.saved is not None and not self._bring_back(job):
             return False
         sequence.sit(self.seats.take())
@@ -149,7 +157,7 @@ class Pools:
             length = min(common(begin.ids, sequence.ids), most)
             if self._executor.recurrent and length < begin.computed:
                 length = 0
-        match = self._cache.match(sequence.ids[:most])
+        match = Match() if job.anew else self._cache.match(sequence.ids[:most])
         if begin is not None and length >= match.length:
             match.release(self.pages, self.slots)
             share = begin.fork(self.pages, self.slots, length)
@@ -165,7 +173,12 @@ class Pools:
         """Return True if what a job needs from host memory or the disk has to be written to an idle device."""
         if job.saved is not None:
             return True
-        return self._tier is not None and job.begin is None and self._tier.find(job.sequence.ids[:-1]) is not None
+        tier = self._tier_of(job)
+        return tier is not None and tier.find(job.sequence.ids[:-1]) is not None
+
+    def _tier_of(self, job: Job) -> Transfer | None:
+        """Return the lower tier if a job may use it."""
+        return None if job.anew or job.begin is not None else self._tier
 
     def _bring(self, job: Job, tier: Transfer, reserve: int) -> None:
         """Take over what the lower tier has beyond what the job has. Others keep ``reserve`` pages and slots."""

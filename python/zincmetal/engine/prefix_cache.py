@@ -39,7 +39,8 @@ class Miss:
 
     ``kind``: "off" (there is no cache), "empty" (nothing is cached), "differs" (the cached tokens differ from position
     ``at`` on: ``cached`` in the place of ``asked``), "evicted" (what followed at ``at`` was evicted), "checkpoint" (the
-    prompt agrees with the cache up to ``at``, and there is no checkpoint between the reused tokens and there).
+    prompt agrees with the cache up to ``at``, and there is no checkpoint between the reused tokens and there),
+    "damaged" (what was cached gave logits that are not finite).
     """
 
     kind: str
@@ -132,6 +133,8 @@ class PrefixCache:
         self._pages, self._slots = pages, slots
         self._page, self._recurrent = page, recurrent
         self._root = Node(None, (), -1, 0)
+        self._nodes: dict[int, Node] = {}  # by page
+        self._points: dict[int, tuple[Node, int]] = {}  # by slot: where its checkpoint is, and its length
         self._clock = 0
         self._evicted: OrderedDict[tuple[int, int], None] = OrderedDict()  # (key of what is before, first token)
         self.spill: Callable[[Node, Checkpoint | None], None] | None = None
@@ -165,12 +168,13 @@ class PrefixCache:
             child, n = node.child(tokens)
             if child is None or n < min(len(tokens), len(child.tokens)):
                 child = Node(node, tokens, page, self._clock)
-                self._pages.retain(page)
+                self._nodes[self._pages.retain(page)] = child
                 node.add(child)
             elif len(child.tokens) < len(tokens):
                 self._pages.retain(page)
-                self._pages.release(child.page)
+                self._pages.release(self._nodes.pop(child.page).page)
                 child.extend(tokens, page)
+                self._nodes[page] = child
             child.used = self._clock
             self._evicted.pop((node.key, tokens[0]), None)
             node = child
@@ -185,7 +189,7 @@ class PrefixCache:
         if known and known.length == length:
             known.used, known.mark = self._clock, max(known.mark, mark)
             return
-        self._slots.retain(slot)
+        self._points[self._slots.retain(slot)] = node, length
         node.checkpoints[length] = Checkpoint(length, slot, mark, self._clock)
 
     def has_checkpoint(self, ids: Sequence[int], length: int) -> bool:
@@ -210,12 +214,12 @@ class PrefixCache:
     @property
     def n_pages(self) -> int:
         """Pages that the cache keeps."""
-        return sum(1 for _ in self._root.below())
+        return len(self._nodes)
 
     @property
     def n_checkpoints(self) -> int:
         """Checkpoints that the cache keeps."""
-        return sum(len(node.checkpoints) for node in self._root.below())
+        return len(self._points)
 
     def evict(self, pages: int = 0, slots: int = 0) -> bool:
         """Free at least so many pages and slots of those that only the cache keeps. Return True if it could."""
@@ -227,10 +231,11 @@ class PrefixCache:
 
     def let_go(self, pages: Sequence[int], slot: int | None) -> None:
         """Give up these pages, if nothing follows them, and this slot. Nothing is spilled."""
-        for node in list(self._root.below()):
-            for checkpoint in [c for c in node.checkpoints.values() if c.slot == slot]:
-                self._slots.release(node.checkpoints.pop(checkpoint.length).slot)
-            if node.page in pages and not node.children:
+        if slot in self._points:
+            self._drop_checkpoint(*self._points[slot])
+        for page in reversed(pages):
+            node = self._nodes.get(page)
+            if node is not None and not node.children:
                 self._drop(node)
 
     def forget(self, ids: Sequence[int]) -> None:
@@ -248,6 +253,8 @@ class PrefixCache:
             for checkpoint in node.checkpoints.values():
                 self._slots.release(checkpoint.slot)
         self._root = Node(None, (), -1, 0)
+        self._nodes.clear()
+        self._points.clear()
         self._evicted.clear()
 
     def _evict_checkpoints(self, wanted: int) -> int:
@@ -261,7 +268,7 @@ class PrefixCache:
         for *_, length, node in free[:wanted]:
             if self.spill:
                 self.spill(node, node.checkpoints[length])
-            self._slots.release(node.checkpoints.pop(length).slot)
+            self._drop_checkpoint(node, length)
         return min(wanted, len(free))
 
     def _evict_leaves(self, wanted: int) -> int:
@@ -310,12 +317,17 @@ class PrefixCache:
     def _drop(self, node: Node) -> None:
         assert node.parent is not None
         node.parent.remove(node)
-        self._pages.release(node.page)
-        for checkpoint in node.checkpoints.values():
-            self._slots.release(checkpoint.slot)
+        self._pages.release(self._nodes.pop(node.page).page)
+        for length in list(node.checkpoints):
+            self._drop_checkpoint(node, length)
         self._evicted[node.parent.key, node.tokens[0]] = None
         while len(self._evicted) > REMEMBERED:
             self._evicted.popitem(last=False)
+
+    def _drop_checkpoint(self, node: Node, length: int) -> None:
+        slot = node.checkpoints.pop(length).slot
+        del self._points[slot]
+        self._slots.release(slot)
 
     # ---- explanation ------------------------------------------------------------------------------------------
 

@@ -147,6 +147,8 @@ class Job:
         self.admitted: float | None = None  # for the first time
         self.first: float | None = None  # token
         self.queued = self.ended = False  # queued: has a place of the queue
+        self.anew = False  # the second job of its request, which reuses nothing of others
+        self.replaced = False  # the request has a second job, and hears of its end alone
         self.reason = ""
         self.failure: BaseException | None = None
         self.saved: Saved | None = None
@@ -283,8 +285,24 @@ class Job:
         except Exception:
             _log.exception("the drafter of request %d did not close", self.order)
 
+    def begin_anew(self, executor: Executor) -> Job | None:
+        """Return a second job of the request, which reuses nothing of others, if that can help. This one then ends.
+
+        It cannot once a token is made, nor if this job has reused nothing. No sink hears of this job's end.
+        """
+        if not self.stats.reused or self.made or self.anew:
+            return None
+        again = Job(self.request, self.order, self.arrived, executor)
+        again.anew = self.replaced = True
+        again.admitted, again.stats.miss = self.admitted, Miss("damaged")
+        again.drafter, self.drafter = self.drafter, None
+        again.begin, self.begin = self.begin, None
+        return again
+
     def tell_end(self) -> None:
         """Tell the sink the last event. Errors of sinks are their own."""
+        if self.replaced:
+            return
         sink = self.request.sink
         try:
             if self.failure is not None:

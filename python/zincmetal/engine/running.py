@@ -13,14 +13,20 @@ from .cache_tier import Tier, Transfer
 from .draft_model import DraftModel
 from .engine import Engine
 from .prefix_cache import PrefixCache
-from .scheduler import Scheduler
+from .scheduler import QUEUE_LIMIT, Scheduler
 from .step_loop import StepLoop
 
 
 class Running:
     """Engine with its scheduler. The last user to go gives the memory back."""
 
-    def __init__(self, engine: Engine, with_cache: bool = True, cache_dir: Path | str | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        with_cache: bool = True,
+        cache_dir: Path | str | None = None,
+        queue_limit: int = QUEUE_LIMIT,
+    ) -> None:
         self.engine = engine
         self.cache = PrefixCache(engine.pages, engine.slots, engine.page, engine.recurrent) if with_cache else None
         self.tier = _tier(engine, cache_dir) if self.cache else None
@@ -34,6 +40,7 @@ class Running:
             pages=engine.pages,
             slots=engine.slots,
             seats=engine.free_seats,
+            queue_limit=queue_limit,
             not_finite=lambda sequence: engine.not_finite(sequence.pages),
         )
         self._draft_models: dict[Path, DraftModel] = {}

@@ -35,7 +35,7 @@ from ..errors import ContextFullError, DeadlineError, DeviceError, QueueFullErro
 from ..sampling.sampler import FORBIDDEN
 from .batch import Builder, Drawing, Executor
 from .cache_tier import Transfer
-from .flight import Flight, State, drawn, id_of
+from .flight import Flight, State, drawn, id_of, is_finite
 from .pace import Pace, shares
 from .pages import PagePool, PoolEmptyError, Seats, StateSlots
 from .pools import Clock, Pools
@@ -134,13 +134,11 @@ class Scheduler:
 
     def figures(self) -> dict[str, Any]:
         """Return the requests, pages and slots of about this moment. The step thread does not wait for the caller."""
-        pages, slots = self.pools.pages, self.pools.slots
         return {
             "running": [job.figures() for job in list(self._running)],
             "waiting": len(self._waiting) + self.inbox.qsize(),
             "steps": self.steps,
-            "pages": {"all": pages.size, "free": pages.free, "most": self._executor.pages_most},
-            "slots": {"all": slots.size, "free": slots.free, "most": self._executor.slots_most},
+            **self.pools.figures(),
         }
 
     # ---- the step thread -----------------------------------------------------------------------------------------
@@ -153,15 +151,7 @@ class Scheduler:
 
     def state(self) -> State:
         """Return what the scheduler has. For its own thread, between two steps."""
-        jobs = [*self._running, *self._waiting, *self._ending]
-        owners = [job.sequence for job in jobs] + [job.begin for job in jobs if job.begin is not None and not job.ended]
-        pages, slots = [page for s in owners for page in s.pages], [s.slot for s in owners if s.slot is not None]
-        for flight in self._flights:
-            pages += flight.batch.pages
-            slots += [*flight.batch.slots, *(slot for _, _, slot in flight.held)]
-            slots += [v.before for v in flight.verifies.values() if v.before is not None]
-        seats = [s.seat for s in owners if s.seat is not None]
-        return State([j.request for j in self._running], [j.request for j in self._waiting], pages, slots, seats)
+        return State.of(self._running, self._waiting, self._ending, self._flights)
 
     def step(self, message: Callable[[], None] | None = None) -> bool:
         """Take messages, submit a step, and collect the oldest one if no other can be submitted. Return ``busy``.
@@ -510,13 +500,14 @@ class Scheduler:
             try:
                 choice = drawn(job, logits)
             except Exception as error:
-                failed = isinstance(error, DeviceError)
-                self._end(job, "", self._not_finite(self.pools.forget(job.sequence)) if failed else error)
+                self._end(job, "", error)
                 return
         token, started = id_of(choice), False
         if token < 0:
-            n = choice["n_not_finite"] if hasattr(choice, "dtype") else choice.n_not_finite
-            self._end(job, "", self._not_finite(self.pools.forget(job.sequence)) if n else UsageError(FORBIDDEN))
+            if is_finite(choice):
+                self._end(job, "", UsageError(FORBIDDEN))
+            else:
+                self._end_not_finite(job)
             return
         job.sequence.ids.append(token)
         job.made += 1
@@ -537,6 +528,17 @@ class Scheduler:
             reason = STOP
         if reason or job.made == job.last:
             self._end(job, reason or LENGTH)
+
+    def _end_not_finite(self, job: Job) -> None:
+        """End a job whose logits are not finite. If it reused what others had computed, its request begins anew, once.
+
+        Their numbers may be damaged. A prompt that ended before its first token has not shown that its own are finite.
+        """
+        again = job.begin_anew(self._executor)
+        self._end(job, "", self._not_finite(self.pools.forget(job.sequence)))
+        if again is not None:
+            self._jobs[job.request] = again
+            insort(self._waiting, again, key=lambda job: job.order)
 
     def _tell_progress(self, job: Job) -> None:
         reused, total = job.stats.reused, job.stats.prompt - job.stats.reused

@@ -72,7 +72,7 @@ class Speculation:
     """Drafts of all jobs of a scheduler."""
 
     def __init__(self, executor: Executor, pools: Pools, governor: Chooser | None = None) -> None:
-        self._pools = pools
+        self._pools, self._n_vocab = pools, executor.n_vocab
         self.governor = governor or Governor(executor.recurrent)
         self._before: set[Job] = set()  # the jobs of the step that was collected last
 
@@ -106,7 +106,7 @@ class Speculation:
         if job.drafter and job.drafted_at != len(ids):
             job.drafted_at = len(ids)
             try:
-                job.draft = job.drafter.propose(ids, n)
+                job.draft = job.drafter.propose(ids, n).checked(self._n_vocab)
             except Exception:
                 _log.exception("a drafter failed; its request goes on without drafts")
                 job.draft = NO_DRAFT

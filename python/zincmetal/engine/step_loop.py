@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from ..errors import CLOSED, FORKED, DeviceError, UsageError, ZincError
+from ..errors import CLOSED, FORKED, DeviceError, UsageError, ZincError, no_thread
 from .request import CANCELLED, Request
 from .scheduler import Scheduler
 from .sequence import Sequence
@@ -216,7 +216,7 @@ class StepLoop:
             self._thread = None
             self._starts.append(None)
             if isinstance(error, RuntimeError):
-                raise DeviceError(f"{error}: end other programs, or raise the limit of threads") from error
+                raise no_thread(error) from error
             raise
 
     def _answer_late(self) -> None:

@@ -45,12 +45,21 @@ class Graph:
         """Return the weight ``name``. Raises UnsupportedModelError if it is missing or has another shape."""
         weight = self._weight(name)
         if weight is None:
-            raise UnsupportedModelError(f"tensor {name} is missing; a {self.cfg.arch} model needs it")
+            raise self._lacks(name)
         if weight.shape != shape:
             raise UnsupportedModelError(f"tensor {name} has shape {weight.shape}; the metadata asks for {shape}")
         if not weight.type.supported:
             raise UnsupportedModelError(f"tensor {name} is {weight.type.name}, a type with no kernel here")
         return weight
+
+    def require(self, *names: str) -> None:
+        """Raise UnsupportedModelError for a tensor that is missing, of those that other families may lack."""
+        for name in names:
+            if not self.has(name):
+                raise self._lacks(name)
+
+    def _lacks(self, name: str) -> UnsupportedModelError:
+        return UnsupportedModelError(f"tensor {name} is missing; a {self.cfg.arch} model needs it")
 
     def rows(self, name: str, n: int, k: int) -> Weight:
         """Return the first ``n`` rows of the matrix ``name``, which may have more."""

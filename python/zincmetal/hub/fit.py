@@ -159,12 +159,15 @@ def published(name: str) -> Bandwidth | None:
     return Bandwidth(PUBLISHED[max(fitting, key=len)], "published") if fitting else None
 
 
-def measure() -> Bandwidth:
-    """Measure how fast all cores together read memory: the best of a few short runs."""
+def measure() -> Bandwidth | None:
+    """Measure how fast all cores together read memory: the best of a few short runs. None: they got no threads."""
     threads = os.cpu_count() or 1
     blocks = [np.ones(PROBE_BYTES // threads // 4, np.float32) for _ in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        seconds = list(_timed(pool, blocks))
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            seconds = list(_timed(pool, blocks))
+    except RuntimeError:  # the system starts no thread now
+        return None
     return Bandwidth(sum(b.nbytes for b in blocks) / min(seconds) / 1e9, "measured")
 
 

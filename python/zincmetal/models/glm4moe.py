@@ -18,6 +18,8 @@ def build(g: Graph) -> Value:
     for i in range(g.cfg.n_layer):
         h = g.rms_norm(x, f"blk.{i}.attn_norm")
         x = g.add(x, llama.attention(g, i, h, "neox", qk_norm=g.has(f"blk.{i}.attn_q_norm.weight")))
+        if g.cfg.layers[i].mixture:
+            g.require(f"blk.{i}.exp_probs_b.bias")
         x = qwen3moe.feed_forward(g, i, x, g.rms_norm(x, f"blk.{i}.post_attention_norm"))
     return x
 

@@ -16,6 +16,7 @@ def build(g: Graph) -> Value:
         h = g.rms_norm(x, f"blk.{i}.attn_norm")
         g.vector(f"blk.{i}.attn_sinks.weight", g.cfg.layers[i].n_head)  # no block lacks them
         x = g.add(x, llama.attention(g, i, h, "neox", qkv_bias=True))
+        g.require(*(f"blk.{i}.ffn_{part}.bias" for part in ("gate_inp", "gate_exps", "up_exps", "down_exps")))
         x = qwen3moe.mixture(g, i, x, g.rms_norm(x, f"blk.{i}.post_attention_norm"))
     return x
 

@@ -15,6 +15,8 @@ def build(g: Graph) -> Value:
     x = g.embed("token_embd.weight")
     for i in range(g.cfg.n_layer):
         x = g.add(x, lfm2.mixer(g, i, g.rms_norm(x, f"blk.{i}.attn_norm")))
+        if g.cfg.layers[i].mixture:
+            g.require(f"blk.{i}.exp_probs_b.bias")
         x = qwen3moe.feed_forward(g, i, x, g.rms_norm(x, f"blk.{i}.ffn_norm"))
     return x
 

@@ -14,6 +14,7 @@ def build(g: Graph) -> Value:
     x = g.embed("token_embd.weight")
     for i in range(g.cfg.n_layer):
         x = g.add(x, attention(g, i, g.rms_norm(x, f"blk.{i}.attn_norm")))
+        g.require(f"blk.{i}.exp_probs_b.bias")
         x = qwen3moe.mixture(g, i, x, g.rms_norm(x, f"blk.{i}.ffn_norm"))
     return x
 

@@ -15,6 +15,8 @@ def build(g: Graph) -> Value:
     x = g.embed("token_embd.weight")
     for i, layer in enumerate(g.cfg.layers):
         h = g.rms_norm(x, f"blk.{i}.attn_norm")
+        if layer.mixture:
+            g.require(f"blk.{i}.exp_probs_b.bias")
         x = qwen3moe.mixture(g, i, x, h) if layer.mixture else g.add(x, part(g, i, h))
     return x
 

@@ -45,6 +45,7 @@ class LoadOptions:
     kv: str = "f16"
     threads: int = 0
     parallel: int | None = None  # sequences that run at once
+    queue: int | None = None  # requests that wait, at most
     cache: bool = True
     cache_dir: str | None = None
 

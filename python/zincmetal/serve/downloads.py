@@ -15,8 +15,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ..errors import UsageError, ZincError, quote
+from ..errors import UsageError, ZincError, no_thread, quote
 from ..hub import pull as hub
+from .aside import aside
 from .channel import LoadOptions
 from .fit import fit
 from .known import named
@@ -39,7 +40,7 @@ class Downloads:
     async def pull(self, name: str) -> None:
         """Begin to download a model by its name. Another download of the same name is that one.
 
-        Raises UsageError, ModelNotFoundError.
+        Raises UsageError, ModelNotFoundError, and DeviceError if the system starts no thread.
         """
         if name in self._coming:
             return
@@ -47,9 +48,13 @@ class Downloads:
             raise UsageError(f"{MOST} models are being downloaded; ask again when one of them is here")
         hub.choose(name)  # what is no name is refused at once
         loop = asyncio.get_running_loop()
-        done = self._coming[name] = loop.create_future()
+        done: asyncio.Future[None] = loop.create_future()
+        try:
+            threading.Thread(target=self._run, args=(name, loop, done), name="download", daemon=True).start()
+        except RuntimeError as error:
+            raise no_thread(error) from error
+        self._coming[name] = done
         self._models.tell(ModelStatus(name, "downloading"))
-        threading.Thread(target=self._run, args=(name, loop, done), name="download", daemon=True).start()
 
     async def wait(self, name: str) -> None:
         """Wait for the end of a download, if there is one of this name."""
@@ -100,11 +105,11 @@ class Downloads:
     async def remove(self, name: str) -> None:
         """Delete the files of a model that was downloaded here. Raises UsageError for another, or one in use."""
         path = Path(self._models.path_of(name)).resolve()
-        files = await asyncio.to_thread(hub.removable, name)
+        files = await aside(hub.removable, name)
         if path not in [file.resolve() for file in files]:
             raise UsageError(f"{quote(name)} was not downloaded by zincmetal: remove it where it is")
         await self._models.unload(name)
-        await asyncio.to_thread(hub.remove, files)
+        await aside(hub.remove, files)
         self._models.forget(name)
 
 

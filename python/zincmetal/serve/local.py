@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ from ..api.handle import Generation
 from ..api.model import Model
 from ..api.result import Chunk, Logprob, Result
 from ..api.text import ModelText
+from .aside import aside
 from .backend import ModelCard, Reading, Vectors
 from .texts import embedded, reranked
 
@@ -52,19 +52,19 @@ class LocalBackend:
         asked = replace(asked, progress=_unread)
         if asked.grammar is None:
             return LocalAnswer(self._model.start(asked))
-        return LocalAnswer(await asyncio.to_thread(self._model.start, asked))  # a large grammar compiles for long
+        return LocalAnswer(await aside(self._model.start, asked))  # a large grammar compiles for long
 
     async def score(self, ids: Sequence[int], n_top: int) -> list[Logprob]:
         """Return the log-probabilities of a prompt. Other requests wait meanwhile."""
-        return await asyncio.to_thread(self._model.prompt_scores, ids, n_top)
+        return await aside(self._model.prompt_scores, ids, n_top)
 
     async def embed(self, texts: Sequence[str | Sequence[int]], normalize: bool, dimensions: int | None) -> Vectors:
         """Return the vectors of texts. See ``Backend``."""
-        return await asyncio.to_thread(embedded, self._model, texts, normalize, dimensions)
+        return await aside(embedded, self._model, texts, normalize, dimensions)
 
     async def rerank(self, query: str, documents: Sequence[str], instruction: str | None) -> Vectors:
         """Return the scores of documents. See ``Backend``."""
-        return await asyncio.to_thread(reranked, self._model, query, documents, instruction)
+        return await aside(reranked, self._model, query, documents, instruction)
 
     async def figures(self) -> dict[str, Any]:
         """Return what the engine has at this moment."""
@@ -72,7 +72,7 @@ class LocalBackend:
 
     async def clear_cache(self) -> None:
         """Forget all prompts that are cached."""
-        await asyncio.to_thread(self._model.clear_cache)
+        await aside(self._model.clear_cache)
 
 
 def _unread(done: int, total: int) -> None:

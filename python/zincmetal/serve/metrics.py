@@ -41,6 +41,7 @@ MISSES = (
     ("there is no", "off"),
     ("nothing is cached", "empty"),
     ("what followed", "evicted"),
+    ("what was cached", "damaged"),
     ("no checkpoint", "checkpoint"),
     ("token", "differs"),
 )

@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route
 from ..api.text import ModelText
 from ..errors import ChatTemplateError, TokenizerError, ZincError
 from ..text.chat.marks import unmarked
+from .aside import aside
 from .ask import Json
 from .backend import Backend, ModelCard
 from .chat_request import chat_request
@@ -112,7 +113,7 @@ async def props(request: Request) -> Response:
     """GET /props: facts of a model, as clients of llama.cpp's server read them."""
     serving = serving_of(request)
     card = card_of(serving, request.query_params.get("model", ""))
-    text = await asyncio.to_thread(_text_facts, await serving.models.text_of(card.id))
+    text = await aside(_text_facts, await serving.models.text_of(card.id))
     params = text.pop("sampling", {})
     return json_reply(
         {
@@ -249,8 +250,8 @@ async def _tokenize_content(body: Fields, text: ModelText) -> Json:
 async def _ids(text: ModelText, content: str, add: bool, parse: bool = True) -> list[int]:
     """Return the ids of a text. ``add``: with the tokens that the file wants around a prompt."""
     if add:
-        return await asyncio.to_thread(text.tokenizer.prompt, content, parse)
-    return await asyncio.to_thread(text.tokenizer.encode, content, False, parse, add_eos=False)
+        return await aside(text.tokenizer.prompt, content, parse)
+    return await aside(text.tokenizer.encode, content, False, parse, add_eos=False)
 
 
 def _piece(piece: bytes) -> str | list[int]:
@@ -269,7 +270,7 @@ async def detokenize(request: Request) -> Response:
     if ids is None or not all(type(i) is int for i in ids):
         raise BadRequest("tokens must be a list of token ids", "tokens", "invalid_type")
     tokenizer = (await serving.models.text_of(body.text("model"))).tokenizer
-    text = await asyncio.to_thread(tokenizer.decode, ids)
+    text = await aside(tokenizer.decode, ids)
     return json_reply({"content": text, "prompt": text})
 
 

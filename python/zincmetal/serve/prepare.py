@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from ..errors import UnsupportedSchemaError, UsageError
 from ..sampling.constrain.grammar import Grammar
 from ..sampling.params import SamplingParams
 from ..text.tools.format import AnswerParser, Format, Wanted, format_of
+from .aside import aside
 from .ask import AnswerFormat, Ask
 from .backend import Backend, ModelCard
 from .errors import BadRequest, PromptTooLong, Unsupported
@@ -37,7 +37,7 @@ class Prepared:
 
 async def prepared(ask: Ask, backend: Backend) -> Prepared:
     """Prepare a request. Templates and tokenizers run on another thread. Raises the typed errors of both."""
-    return await asyncio.to_thread(_prepared, ask, backend.text, backend.card)
+    return await aside(_prepared, ask, backend.text, backend.card)
 
 
 async def tokens_of(ask: Ask, text: ModelText) -> list[int]:
@@ -47,7 +47,7 @@ async def tokens_of(ask: Ask, text: ModelText) -> list[int]:
 
 async def shown_of(ask: Ask, text: ModelText) -> Prompt:
     """Return the prompt of a request. It needs no loaded model."""
-    return await asyncio.to_thread(lambda: prompt_of(_with_tools_that_hold(ask, format_for(ask, text)), text))
+    return await aside(lambda: prompt_of(_with_tools_that_hold(ask, format_for(ask, text)), text))
 
 
 def format_for(ask: Ask, text: ModelText) -> Format:

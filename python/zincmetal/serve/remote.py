@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
@@ -26,6 +28,7 @@ from .channel import Call, Cancel, Close, Embed, Frames, Load, LoadOptions, Open
 from .worker import BOOT, LAST_SECONDS
 
 UNREAD = 8192  # events of a request, at most, that its client has not read
+LOOK_SECONDS = 0.01  # between two looks at a process that ends
 DYING_SECONDS = 2.0  # from the end of the socket to that of the process
 CLOSE_SECONDS = LAST_SECONDS + 5  # after which a process is ended by force
 _TOO_SLOW = f"the client has left {UNREAD} pieces of the answer unread; it was cancelled"
@@ -197,12 +200,10 @@ class RemoteModel:
 
     async def _reap(self, process: subprocess.Popen[bytes]) -> None:
         """Wait for the end of the process; then end its requests."""
-        try:
-            status = await asyncio.to_thread(process.wait, DYING_SECONDS)
-        except subprocess.TimeoutExpired:
+        if not await _has_ended(process, DYING_SECONDS):
             process.kill()
-            status = await asyncio.to_thread(process.wait)
-        error = self._lost or DeviceError(f"the process of {self.card.id} has ended: {_cause(status)}")
+            await _has_ended(process, math.inf)
+        error = self._lost or DeviceError(f"the process of {self.card.id} has ended: {_cause(process.returncode)}")
         self._fail_all(self._closing or error)
         self._ended.set()
         if self._closing is None:
@@ -355,6 +356,17 @@ def command(fd: int, name: str) -> list[str]:
     """Return the command line of a model's process. It imports from where this process does."""
     shown = "".join(c if c.isprintable() else "?" for c in name)[:80]
     return [sys.executable, "-c", BOOT, str(fd), str(channel.PROTOCOL), shown, *sys.path]
+
+
+async def _has_ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for the end of a process, at most so many seconds. Return True if it has ended.
+
+    A thread that waits would not do: the system may start none, and then nobody would hear of the end.
+    """
+    until = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < until:
+        await asyncio.sleep(LOOK_SECONDS)
+    return process.returncode is not None
 
 
 def _cause(status: int) -> str:

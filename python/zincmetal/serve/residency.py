@@ -33,6 +33,7 @@ from ..errors import (
 )
 from ..plan.estimate import in_units
 from . import described
+from .aside import aside
 from .backend import ModelCard
 from .channel import Load, LoadOptions, Planned, error_of, problem_of
 from .fit import Fit, fit, least, needed, wished
@@ -173,7 +174,7 @@ class Residency:
     async def read_files(self) -> None:
         """Read the facts of the models that are not loaded from their files, one after another."""
         for entry in list(self._entries.values()):
-            card = await asyncio.to_thread(described.read, entry.card, entry.named.options, len(self._entries) == 1)
+            card = await aside(described.read, entry.card, entry.named.options, len(self._entries) == 1)
             if entry.state != "loaded" and not entry.card.n_ctx_train:
                 entry.card = card
 
@@ -441,7 +442,7 @@ class Residency:
     async def _text(self, entry: _Entry) -> ModelText:
         """Open the file for its text side. It stays open until the model is unloaded."""
         if entry.text is None:
-            file = await asyncio.to_thread(gguf.open, Path(entry.named.options.path))
+            file = await aside(gguf.open, Path(entry.named.options.path))
             if entry.text is None:
                 entry.file, entry.text = file, ModelText(file)
         return entry.text

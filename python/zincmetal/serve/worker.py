@@ -195,7 +195,10 @@ class Worker:
         """Close the model and end the process, within ``LAST_SECONDS`` in any case."""
         timer = threading.Timer(LAST_SECONDS, lambda: os._exit(status))
         timer.daemon = True
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError:  # the system starts no thread now
+            signal.alarm(int(LAST_SECONDS))
         with suppress(Exception):
             if self._model is not None:
                 self._model.close()
@@ -250,6 +253,7 @@ class Worker:
             kv=o.kv,
             threads=o.threads,
             max_sequences=order.parallel,
+            queue_limit=o.queue,
             cache=o.cache,
             cache_dir=o.cache_dir,
             progress=self._progress(),
