@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +53,3 @@ def drawn(job: Job, logits: NDArray[np.float32]) -> Choice:
     logprob, top = top_log_probabilities(logits, token, n) if n else (0.0, ())
     job.stats.sampling += perf_counter() - began
     return Choice(token, logprob=logprob, top=top)
-
-
-def id_of(choice: Any) -> int:
-    """Return the id of a ``Choice``, as a record or as a tuple."""
-    return int(choice["id"] if hasattr(choice, "dtype") else choice.id)
