@@ -90,11 +90,11 @@ class Speculation:
     def choose(self, jobs: Sequence[Job]) -> dict[Job, Draft]:
         """Return the drafts that the next step of these jobs should verify."""
         wanted = self.wanted(jobs)
-        self._draft_by_block({job: n for job, n in wanted.items() if isinstance(job.drafter, BlockDrafter)})
+        self.draft_by_block({job: n for job, n in wanted.items() if isinstance(job.drafter, BlockDrafter)})
         drafts = {job: self._draft(job, n) for job, n in wanted.items()}
         return {job: draft for job, draft in drafts.items() if draft.tokens}
 
-    def _draft_by_block(self, wanted: Mapping[Job, int]) -> None:
+    def draft_by_block(self, wanted: Mapping[Job, int]) -> None:
         """Give jobs their drafts by the model's own block, all in the same steps."""
         if wanted:
             made = self._block.make({job.sequence: n for job, n in wanted.items()})
