@@ -66,7 +66,7 @@ def test_drafts_do_not_change_the_text(smollm2):
     assert len(drafted["drafts"]) <= 3
     refused = run(*args, "--draft", "mtp")
     assert refused.returncode == 1
-    assert "not supported yet" in refused.stderr
+    assert "no llama model has a block that drafts" in refused.stderr
 
 
 def test_chat_and_prompt_from_stdin(smollm2):

@@ -11,24 +11,29 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from support.block_files import FIXTURES, with_good_drafts
 from support.mixtures import Member, engine
 from support.paths import DATA
+from zincmetal.engine.block_drafts import BlockDrafter
 from zincmetal.engine.drafters import Draft, Drafter, Lookup
 from zincmetal.engine.engine import Engine
 from zincmetal.engine.governor import Always
-from zincmetal.engine.request import Request
+from zincmetal.engine.request import Job, Request
 from zincmetal.engine.scheduler import Scheduler
 from zincmetal.engine.session import Session
+from zincmetal.engine.speculate import Speculation
 from zincmetal.sampling.params import SamplingParams
 
 DRAWN = int(os.environ.get("ZINCMETAL_DRAWN", "4000"))
 BINS = 50
+Bias = dict[int, float]
 #: Tokens that are far more likely than others, so that drafts have a chance.
 BIAS = dict.fromkeys([20, 40, 60, 80, 100, 120], 30.0)
 TOP_K = 4
@@ -60,24 +65,44 @@ class Recorded(Drafter):
         return draft
 
 
+class RecordedBlock(BlockDrafter):
+    """The model's own block, of which the same is remembered."""
+
+    def __init__(self) -> None:
+        self.drafted: dict[int, int] = {}
+
+
 class Drawn(Member):
     """Sequence that draws with drafts."""
 
-    drafter: Recorded
+    drafter: Recorded | RecordedBlock
 
     def ask(self) -> Request:
         self.request = Request(list(self.ids), TOKENS, self, self.params, drafter=self.drafter)
         return self.request
 
 
-def drawn(opened: Engine, make: Callable[[], Drafter], first_seed: int) -> list[Drawn]:
+def note_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets drafts of blocks be remembered."""
+    draft = Speculation.draft_by_block
+
+    def noted(self: Speculation, wanted: Mapping[Job, int]) -> None:
+        draft(self, wanted)
+        for job in wanted:
+            assert isinstance(job.drafter, RecordedBlock)
+            job.drafter.drafted.update(enumerate(job.draft.tokens, len(job.sequence.ids)))
+
+    monkeypatch.setattr(Speculation, "draft_by_block", noted)
+
+
+def drawn(opened: Engine, make: Callable[[], Recorded | RecordedBlock], bias: Bias, first_seed: int) -> list[Drawn]:
     """Draws some answers together."""
     scheduler = Scheduler(opened, pages=opened.pages, slots=opened.slots, seats=opened.free_seats, governor=Always())
     members = []
     for i in range(TOGETHER):
-        params = SamplingParams(temperature=1.0, top_k=TOP_K, seed=first_seed + i, logit_bias=BIAS)
+        params = SamplingParams(temperature=1.0, top_k=TOP_K, seed=first_seed + i, logit_bias=bias)
         member = Drawn([20, 40, 60 + 20 * (i % 3)], params, [])
-        member.drafter = Recorded(make())
+        member.drafter = make()
         members.append(member)
         scheduler.submit(member.ask())
     while scheduler.step():
@@ -86,12 +111,14 @@ def drawn(opened: Engine, make: Callable[[], Drafter], first_seed: int) -> list[
     return members
 
 
-def places(logits: NDArray[np.float32], member: Drawn, rng: np.random.Generator, taken: float) -> list[float]:
+def places(
+    logits: NDArray[np.float32], member: Drawn, bias: Bias, rng: np.random.Generator, taken: float
+) -> list[float]:
     """Returns the place of each token. ``taken``: the share of drafted tokens that a wrong rule would take unseen."""
     found, n = [], len(member.ids)
     for i, drawn_token in enumerate(member.tokens):
         row = logits[n - 1 + i].astype(np.float64)
-        row[list(BIAS)] += list(BIAS.values())
+        row[list(bias)] += list(bias.values())
         kept = np.lexsort((np.arange(row.size), -row))[:TOP_K]
         p = np.exp(row[kept] - row[kept].max())
         p /= p.sum()
@@ -117,22 +144,35 @@ def chi_square(values: Sequence[float]) -> float:
 @pytest.mark.parametrize("make", [Lookup, Likely], ids=["lookup", "any"])
 @pytest.mark.parametrize("name", ["llama-q4_k_m", "qwen35-q4_k_m"])
 def test_tokens_have_the_distribution_of_the_model(name: str, make: Callable[[], Drafter]) -> None:
+    with engine(DATA / f"{name}.gguf", "f32", threads=2) as opened:
+        check_distribution(opened, lambda: Recorded(make()), BIAS)
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda p: p.stem)
+def test_tokens_with_drafts_of_the_block_do_too(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note_blocks(monkeypatch)
+    with engine(with_good_drafts(path, tmp_path / path.name), "f32", threads=2) as opened:
+        opened.load_block()
+        check_distribution(opened, RecordedBlock, {})
+
+
+def check_distribution(opened: Engine, make: Callable[[], Recorded | RecordedBlock], bias: Bias) -> None:
+    """Fails unless the places of many tokens are uniform, and those that a wrong rule would have are not."""
     rng, wrong_rng = np.random.default_rng(1), np.random.default_rng(2)
     found: list[float] = []
     wrong: list[float] = []
     accepted = rejected = seed = 0
-    with engine(DATA / f"{name}.gguf", "f32", threads=2) as opened:
-        while len(found) < DRAWN:
-            members = drawn(opened, make, 1000 * seed)
-            seed += 1
-            for member in members:
-                with Session(opened) as session:
-                    logits = session.logits([*member.ids, *member.tokens[:-1]])
-                found += places(logits, member, rng, 0.0)
-                wrong += places(logits, member, wrong_rng, 0.25)
-                counts = member.stats.drafts if member.stats else []
-                accepted += sum(right for _, right in counts)
-                rejected += sum(tried - right for tried, right in counts)
+    while len(found) < DRAWN:
+        members = drawn(opened, make, bias, 1000 * seed)
+        seed += 1
+        for member in members:
+            with Session(opened) as session:
+                logits = session.logits([*member.ids, *member.tokens[:-1]])
+            found += places(logits, member, bias, rng, 0.0)
+            wrong += places(logits, member, bias, wrong_rng, 0.25)
+            counts = member.stats.drafts if member.stats else []
+            accepted += sum(right for _, right in counts)
+            rejected += sum(tried - right for tried, right in counts)
     print(f"{len(found)} tokens, {accepted} accepted, {rejected} rejected, chi-square {chi_square(found):.1f}")
     assert accepted > DRAWN / 100
     assert rejected > DRAWN / 100

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support.block_files import FIXTURES, with_good_drafts
 from support.mixtures import Mixture, engine, few_pages
 from support.paths import DATA
 from zincmetal.engine.engine import Engine
@@ -67,6 +68,26 @@ def test_a_mixture_with_drafts_equals_its_members(
         assert accepted + rejected  # with q8_0 on fibres, texts up to a near tie are short
         assert lane == "msl" or (accepted and rejected)
         assert not copies
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("lane", ["native", "msl"])
+def test_a_mixture_with_drafts_of_its_own_block_equals_its_members(
+    path: Path, lane: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZINCMETAL_NATIVE", "0" if lane == "msl" else "1")
+    accepted = rejected = 0
+    with engine(with_good_drafts(path, tmp_path / path.name), "f32", threads=2) as opened:
+        opened.load_block()
+        for seed in range(200, 200 + (MORE or (3 if lane == "native" else 2))):
+            print("seed", seed)
+            mixture = Mixture(opened, seed, DRAFTED if lane == "native" else DRAFTED_ON_FIBRES, blocks=True)
+            check(mixture)
+            drafts = [count for member in mixture.members if member.stats for count in member.stats.drafts]
+            accepted += sum(right for _, right in drafts)
+            rejected += sum(tried - right for tried, right in drafts)
+    assert accepted
+    assert rejected
 
 
 def count_copies(opened: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:

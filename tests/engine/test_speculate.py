@@ -183,7 +183,7 @@ def test_drafts_are_off_where_they_would_not_be_exact(model: Any) -> None:
 
 def test_wrong_options_of_drafts_are_refused(model: Any) -> None:
     for options, words in (
-        ({"draft": "mtp"}, "not supported yet"),
+        ({"draft": "mtp"}, "no llama model has a block that drafts"),
         ({"draft": 3}, "draft must be one of"),
         ({"draft": demo_model()}, "another vocabulary"),
         ({"draft": DATA / "qwen35-q4_k_m.gguf"}, "recurrent layers"),

@@ -11,6 +11,7 @@ from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, eve
 from support.kernels.products import gelu, silu
 from support.kernels.rows import F32, F64, ROPES, Rope, RopeKv, padded, rms_norm, run_elementwise, run_take_rows
 from support.kv_cache import KV_TYPES, skip_unless_held
+from support.step_rows import Run, StepRows
 
 # ---- rms_norm -----------------------------------------------------------------------------------------------
 
@@ -323,3 +324,31 @@ def test_a_step_without_outputs_takes_no_row(lane: str) -> None:
     out = lab.output(2, 70)
     run_take_rows(lab, padded(lab, 2, 2, 70), [], 2, out)
     assert_untouched(out.array)
+
+
+# ---- rows that a block which drafts reads one position later -----------------------------------------------------
+
+
+@every_lane
+@every_length
+@pytest.mark.parametrize("kv", ["f32", "f16"])
+def test_rows_are_kept_and_paired_with_the_next_position(lane: str, n: int, kv: str) -> None:
+    """Runs at the beginning of a sequence, on both sides of a page's end, and across it."""
+    lab, dtype = Lab(lane), np.float32 if kv == "f32" else np.float16
+    batch = StepRows(lab, (Run(0, 0), Run(1, 64), Run(2, 5, 3), Run(3, 62, 4), Run(4, 0, 2)), 12)
+    x, rows, new = padded(lab, 12, batch.n_tokens, n), batch.n_tokens, batch.new_places
+    kept, out = lab.in_out(lab.normal(batch.cache_rows, n).astype(dtype)), lab.output(12, 2 * n)
+    want = kept.array.copy()
+    want[new] = x[:rows].astype(dtype)
+    step = [batch.input(lab, name) for name in ("step", "rows", "pages")]
+    shapes = lab.core.shapes()
+    launch = (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), 12), shapes["ELEMENTWISE_THREADS"]
+    lab.run(f"keep_rows_{kv}", {"n": n}, "ElementwiseParams", [*step, lab.input(x), kept], *launch)
+    assert np.array_equal(kept.array, want)
+
+    bindings = [*step, lab.input(want), lab.input(x), out]
+    lab.run(f"pair_rows_{kv}", {"n": n}, "ElementwiseParams", bindings, *launch)
+    at = zip(batch.sequences.tolist(), batch.positions.tolist(), strict=True)
+    before = [want[batch.places(s, p - 1, p)[0]] if p else np.zeros(n, dtype) for s, p in at]
+    assert np.array_equal(out.array[:rows], np.concatenate([x[:rows], np.array(before, np.float32)], axis=1))
+    assert_untouched(out.array[rows:])

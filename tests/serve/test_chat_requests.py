@@ -58,6 +58,7 @@ def test_options_of_sampling(served: Served, given: dict[str, Any], field: str, 
         ({"draft": "auto"}, Drafting("auto", 7)),
         ({"draft": "lookup", "draft_tokens": 15}, Drafting("lookup", 15)),
         ({"draft": "off"}, Drafting("off", 7)),
+        ({"draft": "mtp"}, Drafting("mtp", 7)),
         ({"draft": None, "draft_tokens": None}, Drafting("off", 7)),
     ],
 )
@@ -66,7 +67,7 @@ def test_drafts(served: Served, given: dict[str, Any], drafting: Drafting) -> No
     assert served.asked.drafting == drafting
 
 
-@pytest.mark.parametrize("given", [{"draft": "/etc/model.gguf"}, {"draft": "mtp"}, {"draft_tokens": 16}])
+@pytest.mark.parametrize("given", [{"draft": "/etc/model.gguf"}, {"draft": "draft"}, {"draft_tokens": 16}])
 def test_drafts_that_a_client_may_not_ask_for(served: Served, given: dict[str, Any]) -> None:
     found = served.chat(**given)
     assert found.status == 400

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from support.drafts import Guesses
 from zincmetal import gguf
+from zincmetal.engine.block_drafts import BlockDrafter
 from zincmetal.engine.engine import Engine
 from zincmetal.engine.governor import Always
 from zincmetal.engine.loaded import Loaded
@@ -77,7 +78,7 @@ class Member:
 
     It arrives at the step ``arrives``, or with a ``parent`` when that one has ended. It is cancelled after
     ``cancel_after`` of its tokens, by its sink. ``drafts``: the share of drafted tokens that are right, None without
-    drafts.
+    drafts. ``block``: the model's own block drafts.
     """
 
     ids: list[int]
@@ -92,6 +93,7 @@ class Member:
     parent: Member | None = None
     keep: bool = False
     drafts: float | None = None
+    block: bool = False
     request: Request | None = None
     tokens: list[int] = field(default_factory=list)
     ended: str | BaseException | None = None
@@ -131,6 +133,8 @@ class Member:
         }
         if self.drafts is not None:
             options["drafter"] = Guesses(len(self.ids), lambda: self.want, self.drafts, N_TOKENS, len(self.ids))
+        if self.block:
+            options["drafter"] = BlockDrafter()
         self.request = Request(
             list(self.ids), len(self.want), self, self.params, start=start, keep=self.keep, **options
         )
@@ -162,11 +166,14 @@ def engine(path: Path, kv: str, **options: Any) -> Iterator[Engine]:
 class Mixture:
     """Random members over an engine. ``most``: sequences, prompt tokens and tokens of an answer, at most.
 
-    ``drafts``: all that can have drafts have some. They are verified always, whatever that costs.
+    ``drafts``: all that can have drafts have some. ``blocks``: most have drafts of the model's own block. They are
+    verified always, whatever that costs.
     """
 
-    def __init__(self, engine: Engine, seed: int, most: tuple[int, int, int], drafts: bool = False) -> None:
-        self.drafts = drafts
+    def __init__(
+        self, engine: Engine, seed: int, most: tuple[int, int, int], drafts: bool = False, blocks: bool = False
+    ) -> None:
+        self.drafts, self.blocks = drafts, blocks
         self.engine, self.rng = engine, random.Random(seed)
         self.most_members, self.most_prompt, self.most_tokens = most
         self.n_vocab = engine.config.n_vocab
@@ -191,6 +198,7 @@ class Mixture:
                 break
         member = Member(ids, params, want, rng.randrange(2 + len(self.members)), mask=mask, eog_ids=eog)
         member.drafts = rng.choice([0.0, 0.5, 0.9, 1.0]) if self.drafts else None
+        member.block = self.blocks and rng.random() < 0.8
         member.n_logprobs = 3 if rng.random() < 0.1 else 0
         if rng.random() < 0.2:
             member.cancel_after = rng.randint(1, len(want))
@@ -280,7 +288,7 @@ class Mixture:
             slots=engine.slots,
             seats=engine.free_seats,
             clock=clock,
-            governor=Always() if self.drafts else None,
+            governor=Always() if self.drafts or self.blocks else None,
         )
         waiting = list(self.members)
         for step in range(100_000):

@@ -9,7 +9,7 @@
 //   mamba2      mamba2_*
 //   step        begin_step
 //   embed       embed*
-//   rows        rms_norm*, rope_kv*, add, swiglu*, geglu*, relu2, scale, take_rows
+//   rows        rms_norm*, rope_kv*, add, swiglu*, geglu*, relu2, scale, take_rows, keep_rows_*, pair_rows_*
 //   output      argmax_*
 //   draw        draw_*
 #include "cpu/native/kernel.h"

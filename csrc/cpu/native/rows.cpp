@@ -110,6 +110,39 @@ void take_rows(const NativeLaunch& l, uint64_t begin, uint64_t end) {
     });
 }
 
+// ---- Rows that a block which drafts reads one position later. KV is the type that they are kept in.
+
+INLINE size_t kept_row(const NativeLaunch& l, const Row& row, uint32_t position) {
+    return size_t(l.buffer<const uint32_t>(3)[row.pages + position / KV_PAGE]) * KV_PAGE + position % KV_PAGE;
+}
+
+template <class KV>
+void keep_rows(const NativeLaunch& l, uint64_t begin, uint64_t end) {
+    const uint32_t n = l.as<ElementwiseParams>().n;
+    for_rows(l, begin, end, l.buffer<const Step>(1)->n_tokens, [&](uint32_t x, uint32_t t) {
+        const Row& row = l.buffer<const Row>(2)[t];
+        const Range columns = piece(n, x, l.grid[0]);
+        uint8_t* kept = l.buffer<uint8_t>(5) + kept_row(l, row, row.pos) * n * KV::BYTES;
+        store_row<KV>(kept + columns.begin * KV::BYTES, l.buffer<const float>(4) + size_t(t) * n + columns.begin,
+                      columns.end - columns.begin);
+    });
+}
+
+template <class KV>
+void pair_rows(const NativeLaunch& l, uint64_t begin, uint64_t end) {
+    const uint32_t n = l.as<ElementwiseParams>().n;
+    for_rows(l, begin, end, l.buffer<const Step>(1)->n_tokens, [&](uint32_t x, uint32_t t) {
+        const Row& row = l.buffer<const Row>(2)[t];
+        const Range columns = piece(n, x, l.grid[0]);
+        float* out = l.buffer<float>(6) + 2 * size_t(t) * n;
+        std::memcpy(out + columns.begin, l.buffer<const float>(5) + size_t(t) * n + columns.begin,
+                    (columns.end - columns.begin) * sizeof(float));
+        const uint8_t* kept = l.buffer<const uint8_t>(4) + kept_row(l, row, row.pos ? row.pos - 1 : 0) * n * KV::BYTES;
+        for (uint32_t i = columns.begin; i < columns.end; i++)
+            out[n + i] = row.pos ? KV::one(kept + size_t(i) * KV::BYTES) : 0.0f;
+    });
+}
+
 // ---- RoPE and KV write
 
 // The rotations of one position, [n_rot / 2] each, and room for a head vector.
@@ -208,6 +241,10 @@ NATIVE_TABLE(rows) = {
     {"geglu_slice", geglu_slice, 1},
     {"scale", scale, 1},
     {"take_rows", take_rows, 1},
+    {"keep_rows_f32", keep_rows<F32>, 1},
+    {"keep_rows_f16", keep_rows<F16>, 1},
+    {"pair_rows_f32", pair_rows<F32>, 1},
+    {"pair_rows_f16", pair_rows<F16>, 1},
     {},
 };
 

@@ -217,10 +217,10 @@ class Model:
         control tokens out of the text. Each string of ``stop`` ends the text, and is not part of it.
         ``progress(done, total)`` is called during prefill, by whoever reads the handle. ``logprobs`` asks for the
         log-probability of each token and of so many others in its place, at most 20. ``deadline``: seconds until
-        DeadlineError ends the request. ``draft`` "auto" or "lookup" lets drafts of up to ``draft_tokens`` tokens be
-        verified where that is faster; the text is the same, see ``docs/speculation.md``. Other options are the fields
-        of :class:`~zincmetal.sampling.params.SamplingParams`. The text ends at an end token, at ``max_tokens``, or when
-        the context is full.
+        DeadlineError ends the request. ``draft`` "auto", "mtp" or "lookup" lets drafts of up to ``draft_tokens``
+        tokens be verified where that is faster; the text is the same, see ``docs/speculation.md``. Other options are
+        the fields of :class:`~zincmetal.sampling.params.SamplingParams`. The text ends at an end token, at
+        ``max_tokens``, or when the context is full.
 
         One of four options gives the answer a form, and the result its ``parsed`` value. ``schema`` is a JSON schema,
         or a type: a pydantic model, a dataclass, a TypedDict, ``list[int]``. ``regex`` is an expression that the whole

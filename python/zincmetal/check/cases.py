@@ -19,9 +19,9 @@ from ..device.core import Core
 from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name
 from ..gguf.random_weights import random_weights
 from ..graph.fuse import GLUS, fuse, fuse_glu, fuse_relu2
-from ..graph.ops import KV_CACHES, LOGITS, Op, Operand, Route, State, Value, Weight
+from ..graph.ops import KEPT, KV_CACHES, LOGITS, Op, Operand, Route, State, Value, Weight
 from ..plan import tuning
-from ..plan.addresses import Room, pages_of, state_sizes
+from ..plan.addresses import Room, kept_type, pages_of, state_sizes
 from ..plan.choices import KV_TYPES
 from ..plan.chunks import ONE_ROW, StepShape, decode_shape
 from ..plan.launch import Launch
@@ -104,7 +104,8 @@ class Scene:
             return step.whole(operand.kind, sizes[operand])
         if operand == LOGITS:
             return _bytes(_logits(shape.outs, self.cfg.n_vocab, rng))
-        cache = by_name(self.kv_type) if operand.kind in KV_CACHES else F32
+        paged = {**dict.fromkeys(KV_CACHES, by_name(self.kv_type)), KEPT.kind: kept_type(self.kv_type)}
+        cache = paged.get(operand.kind, F32)
         return _weights(cache, (sizes[operand] // cache.block_bytes * cache.block_size,), operand.kind, rng)
 
 
@@ -366,7 +367,12 @@ def _caches(target: Target, scene: MakeScene) -> Iterator[Scene]:
                 op = Op("rope_kv", q=q, k=k, v=v, freqs=freqs, **chosen, out=out, **caches, v_norm=qk_norm, **sizes)
                 q_norm = {name: norm for name, norm in chosen.items() if name == "q_norm"}
                 alone = Op("rope", q=q, freqs=freqs, **q_norm, out=Value("q_alone", 4 * 64), **sizes)
-                yield scene(MANY, op, alone, cfg=cfg, kv_type=kv_type)
+                stored = Op("store_kv", **op.but("q", "q_norm", "out"))
+                yield scene(MANY, op, alone, stored, cfg=cfg, kv_type=kv_type)
+    for kv_type in ("f32", "f16"):
+        row, cfg = Value("row", K), replace(_config(), drafts=True)
+        pairs = Op("pair_rows", x=Value("x", K), out=Value("pairs", 2 * K))
+        yield scene(MANY, Op("keep_rows", x=row), pairs, cfg=cfg, kv_type=kv_type)
     head, attends = Value("q", 4 * 64), {"scale": 0.125, "window": 9, "layer": 0}
     both_ways = Op("attention", q=head, **caches, out=replace(head, name="out"), **attends)
     yield scene(MANY, both_ways, cfg=replace(_config(head_dim=64), causal=False))

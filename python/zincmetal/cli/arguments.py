@@ -146,7 +146,7 @@ def add_sampling(group: Group) -> None:
 def add_drafts(p: Parser) -> None:
     """Add the options of drafts, as a group of their own."""
     group = p.add_argument_group("drafts", "Guessed tokens that a step verifies together: faster, the same text.")
-    group.add_argument("--draft", metavar="KIND", help="auto, lookup, or the file of a draft model (default: off)")
+    group.add_argument("--draft", metavar="KIND", help="auto, mtp, lookup, or a draft model's file (default: off)")
     group.add_argument("--draft-tokens", type=integer, metavar="N", help="tokens of a draft at most, 1 to 15")
 
 

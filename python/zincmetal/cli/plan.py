@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from ..plan.choices import OUTPUTS
+from ..plan.choices import DRAFT, OUTPUTS
 from .arguments import Parser, add_device, add_model, add_sequence, integer, model_path, positive
 from .command import Command
 from .output import FAILED, print_json
@@ -49,6 +49,7 @@ def _add_arguments(p: Parser, json_help: str) -> None:
         metavar="GB/S",
         help="print the tokens per second that a memory of this speed allows",
     )
+    p.add_argument("--draft", choices=("mtp",), help="with the file's block that drafts")
     p.add_argument("--json", action="store_true", help=f"{json_help}; with --dump only the plan")
     recorded = p.add_argument_group("the plan")
     form = recorded.add_mutually_exclusive_group()
@@ -59,8 +60,8 @@ def _add_arguments(p: Parser, json_help: str) -> None:
     step.add_argument("--sequences", type=integer, metavar="N", help="of a decode step of N sequences (default: 1)")
     recorded.add_argument(
         "--output",
-        choices=OUTPUTS,
-        help="the end of a step (default: argmax, the best token of each sequence)",
+        choices=(*OUTPUTS, DRAFT),
+        help="the end of a step (default: argmax, the best token of each sequence); draft: the block that drafts",
     )
 
 
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     path = model_path(args)
     core, device = backend.open_device(args.device)
     with gguf.open(path) as file:
-        planner = Planner(file, Target.of(core, device.info), args.context, args.kv)
+        drafts = args.draft == "mtp" or args.output == DRAFT
+        planner = Planner(file, Target.of(core, device.info), args.context, args.kv, drafts)
         if args.dump or args.dot:
             plan = _recorded(planner, args)
             print(plan.to_dot() if args.dot else plan.to_json() if args.json else plan.dump())

@@ -45,12 +45,15 @@ class Layer:
 
 
 def read_layers(
-    keys: Keys, traits: Traits, n_block: int, n_embd: int, ropes: tuple[Rope, Rope | None]
+    keys: Keys, traits: Traits, n_block: int, n_embd: int, ropes: tuple[Rope, Rope | None], n_draft: int = 0
 ) -> tuple[Layer, ...]:
-    """Read the sizes of each block. ``ropes``: of blocks that see all, and of blocks with a window if it differs."""
+    """Read the sizes of each block. ``ropes``: of blocks that see all, and of blocks with a window if it differs.
+
+    The last ``n_draft`` blocks draft tokens: they attend, whatever mixes positions in the others.
+    """
     if traits.mixture_optional and not keys.size("expert_count", 0, least=0):
         traits = replace(traits, mixture=False)
-    mixers = _mixers(keys, traits, n_block)
+    mixers = (*_mixers(keys, traits, n_block)[: n_block - n_draft], *("attention",) * n_draft)
     n_heads, n_heads_kv = _heads(keys, mixers)
     rope, local_rope = ropes
     latent: Latent | None = None

@@ -38,14 +38,15 @@ class ModelConfig:
     recurrence: Recurrence | None = None  # of the recurrent layers
     logit_scale: float = 1.0
     logit_cap: float = 0.0  # of the scaled logits; 0: none
-    n_draft: int = 0  # blocks after the last layer that only draft tokens: not run
+    n_draft: int = 0  # blocks after the last layer that only draft tokens
+    drafts: bool = False  # they are run: ``layers`` has them too
     causal: bool = True  # a token does not see those after it
     pooling: Pooling | None = None  # of the vector of a text, if the model makes one
 
     @property
     def n_layer(self) -> int:
-        """Number of layers."""
-        return len(self.layers)
+        """Number of layers, without blocks that only draft tokens."""
+        return len(self.layers) - self.n_draft * self.drafts
 
     @property
     def recurrent(self) -> bool:
@@ -79,8 +80,8 @@ class ModelConfig:
         return [layer for layer in self.layers if layer.mixer == "attention"]
 
 
-def from_file(file: File, traits: Traits, n_ctx: int | None = None) -> ModelConfig:
-    """Read the configuration of a file whose family has these traits.
+def from_file(file: File, traits: Traits, n_ctx: int | None = None, drafts: bool = False) -> ModelConfig:
+    """Read the configuration of a file whose family has these traits. ``drafts``: its blocks that draft are run too.
 
     ``n_ctx`` is its context in tokens, by default the trained one, but 4096 at most. Raises GGUFError for a missing or
     impossible value, UnsupportedModelError for a value that zincmetal does not run. Both name the key. One warning
@@ -97,13 +98,13 @@ def from_file(file: File, traits: Traits, n_ctx: int | None = None) -> ModelConf
         raise keys.bad("block_count", f"{n_block} blocks cannot be in a file of {len(file.tensors)} tensors")
     if n_draft >= n_block:
         raise keys.bad("nextn_predict_layers", f"{n_draft} leaves 0 of the {n_block} blocks")
-    n_layer = n_block - n_draft
     n_embd = keys.size("embedding_length")
     check_sections(keys)
     n_ctx_train = keys.size("context_length")
     n_ctx = min(4096, n_ctx_train) if n_ctx is None else n_ctx
     ropes = read_rope(keys, traits, n_ctx, n_ctx_train), read_local_rope(keys, traits)
-    layers = read_layers(keys, traits, n_block, n_embd, ropes)[:n_layer]
+    layers = read_layers(keys, traits, n_block, n_embd, ropes, n_draft if drafts else 0)
+    layers = layers if drafts else layers[: n_block - n_draft]
     cfg = ModelConfig(
         arch=arch,
         n_embd=n_embd,
@@ -123,6 +124,7 @@ def from_file(file: File, traits: Traits, n_ctx: int | None = None) -> ModelConf
         logit_scale=_logit_scale(keys, traits),
         logit_cap=_given(keys, "final_logit_softcapping", 0.0) if traits.caps_logits else 0.0,
         n_draft=n_draft,
+        drafts=drafts,
         causal=_causal(keys, traits),
         pooling=read_pooling(keys, n_embd),
     )

@@ -62,10 +62,16 @@ class Buffers:
     ) -> None:
         if room is not None:
             addresses.room = room
-        self._device, self._addresses = device, addresses
+        self._device = device
         self._buffers = dict(weights)
+        self.place_by(addresses)
+
+    def place_by(self, addresses: AddressMap) -> None:
+        """Take sizes from here from now on. What was allocated before stays."""
+        self._addresses = addresses
         for name, values in addresses.initial.items():
-            self.buffer(name).write(values())
+            if name not in self._buffers:
+                self.buffer(name).write(values())
 
     def buffer(self, name: str) -> _core.Buffer:
         """Return the buffer of this name; allocated at first use."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..plan.choices import DRAFT
 from ..sampling.draws import draw_records, draw_values
 from ..sampling.params import SamplingParams
 from .pages import PagePool, StateSlots
@@ -38,6 +39,11 @@ class Choice(NamedTuple):
     logprob: float = 0.0
     flags: int = 0
     top: tuple[tuple[int, float], ...] = ()
+
+
+def id_of(choice: Any) -> int:
+    """Return the id of a ``Choice``, as a record or as a tuple."""
+    return int(choice["id"] if hasattr(choice, "dtype") else choice.id)
 
 
 class Executor(Protocol):
@@ -152,6 +158,7 @@ class Batch:
     table: int  # entries of a page table
     pages: list[int] = field(default_factory=list)  # to release when the step has been collected
     slots: list[int] = field(default_factory=list)
+    drafts: bool = False  # a step of the block that drafts, in place of the model's
 
     @property
     def n_rows(self) -> int:
@@ -180,7 +187,9 @@ class Batch:
 
     @property
     def output(self) -> str:
-        """Output that the plan must have: "none", "argmax" or "draw"."""
+        """Output that the plan must have: "none", "argmax", "draw" or "draft"."""
+        if self.drafts:
+            return DRAFT
         drawings = self.drawings
         if not drawings:
             return "none"
@@ -219,29 +228,54 @@ class Builder:
         Raises PoolEmptyError if a page or a slot is missing; then there is no run, and the sequence is as it was but
         for pages that it may have taken already.
         """
-        n, batch = len(tokens), self._batch
-        assert sequence.seat is not None
+        n = len(tokens)
         if n > self.rows_left or (n == 1 and not self.singles_left) or len(drawings) > self.outs_left:
             return False
         begin, end = sequence.submitted, sequence.submitted + n
         self._own_pages(sequence, begin, end)
-        if len(batch.page_writes) + len(sequence.pages) - sequence.tabled > self._executor.max_page_writes:
+        if not self._has_table(sequence):
             return False
         slot, slot_out = self._own_slot(sequence, keep_states)
-        at = sequence.seat * batch.table
-        batch.page_writes += [(at + i, sequence.pages[i]) for i in range(sequence.tabled, len(sequence.pages))]
-        sequence.tabled, sequence.submitted = len(sequence.pages), end
-        run = Run(sequence, begin, tokens, slot, slot_out, drawings)
-        (self._chunks if n > 1 else self._outputs if drawings else self._others).append(run)
-        self.rows_left -= n
-        self.singles_left -= n == 1
-        self.outs_left -= len(drawings)
+        sequence.submitted = end
+        self._take(Run(sequence, begin, tokens, slot, slot_out, drawings))
+        return True
+
+    def add_draft(self, sequence: Sequence, position: int, token: int) -> bool:
+        """Add a row of the block that drafts, beyond what is computed. Return False if it has no room in this step.
+
+        All runs of the step are such rows. What the sequence says of itself stays as it is, and so do its states.
+        Raises PoolEmptyError if a page is missing.
+        """
+        if not self.outs_left:
+            return False
+        self._own_pages(sequence, position, position + 1)
+        if not self._has_table(sequence):
+            return False
+        self._batch.drafts = True
+        self._take(Run(sequence, position, [token], 0, 0, (Drawing(ARG_MAX),)))
         return True
 
     def batch(self) -> Batch:
         """Return the batch of all runs."""
         self._batch.runs = [*self._outputs, *self._others, *self._chunks]
         return self._batch
+
+    def _has_table(self, sequence: Sequence) -> bool:
+        """Return True if the step has room for what the sequence's page table lacks."""
+        missing = len(sequence.pages) - sequence.tabled
+        return len(self._batch.page_writes) + missing <= self._executor.max_page_writes
+
+    def _take(self, run: Run) -> None:
+        """Take a run into the step, and complete the page table of its sequence."""
+        sequence, batch, n = run.sequence, self._batch, len(run.tokens)
+        assert sequence.seat is not None
+        at = sequence.seat * batch.table
+        batch.page_writes += [(at + i, sequence.pages[i]) for i in range(sequence.tabled, len(sequence.pages))]
+        sequence.tabled = len(sequence.pages)
+        (self._chunks if n > 1 else self._outputs if run.drawings else self._others).append(run)
+        self.rows_left -= n
+        self.singles_left -= n == 1
+        self.outs_left -= len(run.drawings)
 
     def _own_pages(self, sequence: Sequence, begin: int, end: int) -> None:
         """Give the sequence pages for positions up to ``end`` that it may write from ``begin`` on."""

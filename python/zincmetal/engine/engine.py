@@ -35,10 +35,20 @@ from numpy.typing import NDArray
 from ..device.buffers import Buffers
 from ..device.host_routed import HostRoutedPlan
 from ..device.programs import Program, Programs
-from ..errors import CLOSED, FORKED, ContextFullError, DeviceError, UsageError, ZincError, abbreviate
-from ..graph.ops import HIDDEN, HISTORY, KV_CACHES, LOGPROBS, NEXT, RECURRENT, RESULTS, STEP, State
+from ..errors import (
+    CLOSED,
+    FORKED,
+    ContextFullError,
+    DeviceError,
+    OutOfMemoryError,
+    UsageError,
+    ZincError,
+    abbreviate,
+)
+from ..graph.ops import HIDDEN, KV_CACHES, LOGPROBS, NEXT, PAGED, RECURRENT, RESULTS, STEP, State
 from ..plan.addresses import Room
 from ..plan.chunks import LOGITS_ROWS, MAX_SINGLES, VERIFY_ROWS, StepShape, chunk_shape, decode_shape, verify_shape
+from ..plan.planner import Planner
 from .batch import Batch, Choice, Described, describe
 from .host_times import HostTimes
 from .loaded import Loaded
@@ -240,6 +250,44 @@ class Engine:
         """Return (pages, slots): 1 for a pool that has none left, else 0."""
         return int(not self.pages.free), int(self.recurrent and not self.slots.free)
 
+    @property
+    def can_draft(self) -> bool:
+        """True if the file has a block that drafts."""
+        return self.planner.can_draft
+
+    def load_block(self) -> None:
+        """Let steps prepare and run the block that drafts, from now on. Nothing may be in flight.
+
+        Pages have more contents then: what was read of them before does not fit, and what they hold lacks the block's
+        keys and values. Raises UsageError without such a block, OutOfMemoryError if it does not fit beside the pools.
+        """
+        if self.config.drafts:
+            return
+        before, room = self.planner, self.planner.addresses.room
+        planner = self.loaded.with_block()
+        planner.resize(room)
+        self._plan_by(planner)
+        try:
+            if room.pages > self._most.pages:
+                raise OutOfMemoryError(
+                    f"draft: the pools have {room.pages} pages already, and with the block that drafts the memory has "
+                    f"room for {self._most.pages}; load the model again and ask for it first, or choose 'lookup'"
+                )
+            for state in self._pools():
+                self.buffers.buffer(state.name)
+        except BaseException:
+            self._plan_by(before)
+            raise
+
+    def _plan_by(self, planner: Planner) -> None:
+        """Make programs by another planner of the file."""
+        self.planner = self.loaded.planner = planner
+        self.config = planner.config
+        self.buffers.place_by(planner.addresses)
+        self.programs.plan_by(planner)
+        self._most = self.loaded.most_room()
+        self._set_facts()
+
     def make_room(self, pages: int, slots: int, cache: PrefixCache | None) -> bool:
         """Let the pools that lack something grow, or evict so much from the cache. Return False if neither can be."""
         if self.grow(2 * self.pages_now if pages else 0, 2 * self.slots_now if slots else 0):
@@ -319,8 +367,7 @@ class Engine:
 
     def _pools(self) -> list[State]:
         """Return the states that pages and slots hold, in the order of their contents."""
-        kinds = (HISTORY.kind, *KV_CACHES, *RECURRENT)
-        return [state for state in self.planner.addresses.states if state.kind in kinds]
+        return [state for state in self.planner.addresses.states if state.kind in (*PAGED, *RECURRENT)]
 
     def _of_page(self) -> list[tuple[str, int]]:
         """Return (buffer, bytes of a page) of all that a page holds."""

@@ -76,8 +76,3 @@ def drawn(job: Job, logits: NDArray[np.float32]) -> Choice:
 def is_finite(choice: Any) -> bool:
     """Return True if all logits were finite, of a ``Choice`` as a record or as a tuple."""
     return not (choice["n_not_finite"] if hasattr(choice, "dtype") else choice.n_not_finite)
-
-
-def id_of(choice: Any) -> int:
-    """Return the id of a ``Choice``, as a record or as a tuple."""
-    return int(choice["id"] if hasattr(choice, "dtype") else choice.id)

@@ -57,6 +57,12 @@ class Loaded:
         self.fallbacks = KernelFallbacks(self.device)
         self.weights = map_weights(self.device, file, self.planner.addresses, progress)
 
+    def with_block(self) -> Planner:
+        """Make a planner that runs the file's block that drafts, too. Raises as ``Planner`` and its check of memory."""
+        planner = Planner(self.file, self.planner.target, self.planner.config.n_ctx, self.kv, drafts=True)
+        planner.check_memory()
+        return planner
+
     def most_room(self) -> Room:
         """Return the sizes that the pools may grow to: by the device's memory, or less where the caller said so."""
         most, page = self.planner.most_room(self.max_sequences), self.planner.target.page

@@ -38,6 +38,7 @@ class Pools:
         self.pages, self.slots, self.seats = pages, slots, seats
         self._tier = tier
         self._host_bytes = 0
+        self._moved_out: set[Job] = set()  # jobs whose pages are in host memory
         self._full_grown = False  # the device had no memory for more
 
     def figures(self) -> dict[str, dict[str, int]]:
@@ -235,6 +236,8 @@ class Pools:
         """Take all pages from a job: to host memory if that is the faster way, else to be computed again."""
         job.stats.moved_out += 1
         job.saved = self._save(job.sequence, seconds_per_row)
+        if job.saved is not None:
+            self._moved_out.add(job)
         self.retire(job.sequence, store=job.saved is None)
 
     def _save(self, sequence: Sequence, seconds_per_row: float | None) -> Saved | None:
@@ -273,6 +276,7 @@ class Pools:
         """Give up what was moved out to host memory."""
         if job.saved is not None:
             self._host_bytes -= job.saved.nbytes
+            self._moved_out.discard(job)
             job.saved = None
 
     def forget(self, sequence: Sequence) -> Sequence:
@@ -285,6 +289,13 @@ class Pools:
     def forget_cache(self) -> None:
         """Forget all that is cached: after an error of the device nobody knows what the pages hold."""
         self._cache.clear()
+
+    def forget_copies(self, tier: Transfer | None) -> None:
+        """Forget what is cached and what was moved out: pages hold more from now on. ``tier`` is the lower one then."""
+        self.forget_cache()
+        for job in list(self._moved_out):
+            self.forget_saved(job)
+        self._tier = tier
 
     # ---- the lower tier ------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import settings
+from .block_drafts import BlockDrafter
 from .cache_folder import CacheFolder
 from .cache_keys import fingerprint
 from .cache_tier import Tier, Transfer
@@ -29,14 +30,12 @@ class Running:
     ) -> None:
         self.engine = engine
         self.cache = PrefixCache(engine.pages, engine.slots, engine.page, engine.recurrent) if with_cache else None
-        self.tier = _tier(engine, cache_dir) if self.cache else None
-        transfer = None
-        if self.cache and self.tier:
-            transfer = Transfer(engine, self.cache, self.tier, engine.page_bytes, engine.slot_bytes)
+        self._cache_dir = cache_dir
+        self._tiers = list[Tier]()  # the last one counts; earlier ones have pages of another layout
         self.scheduler = Scheduler(
             engine,
             self.cache,
-            tier=transfer,
+            tier=self._new_tier(),
             pages=engine.pages,
             slots=engine.slots,
             seats=engine.free_seats,
@@ -44,7 +43,7 @@ class Running:
             not_finite=lambda sequence: engine.not_finite(sequence.pages),
         )
         self._draft_models: dict[Path, DraftModel] = {}
-        self.loop = StepLoop(self.scheduler, at_end=partial(_end, engine, self.tier, self._draft_models))
+        self.loop = StepLoop(self.scheduler, at_end=partial(_end, engine, self._tiers, self._draft_models))
         # Without a lock, which an interrupt or a finalizer could find held: single calls of a dict are atomic.
         self._users: dict[object, None] = {}
 
@@ -71,6 +70,32 @@ class Running:
                 made.free()
         return found
 
+    def block_drafter(self) -> BlockDrafter:
+        """Return a drafter by the model's own block, loaded at first use. Raises UsageError, OutOfMemoryError."""
+        if not self.engine.config.drafts:
+            self.loop.call(self._load_block)
+        return BlockDrafter()
+
+    def _load_block(self) -> None:
+        """Load the block that drafts, between two steps. All that was cached or moved out lacks its contents."""
+        if not self.engine.config.drafts:
+            self.engine.load_block()
+            self.scheduler.pools.forget_copies(self._new_tier())
+
+    @property
+    def tier(self) -> Tier | None:
+        """Lower tier of the cache, if there is one."""
+        return self._tiers[-1] if self._tiers else None
+
+    def _new_tier(self) -> Transfer | None:
+        """Make the lower tier of the cache for the pages of now."""
+        engine = self.engine
+        tier = _tier(engine, self._cache_dir) if self.cache else None
+        if self.cache is None or tier is None:
+            return None
+        self._tiers.append(tier)
+        return Transfer(engine, self.cache, tier, engine.page_bytes, engine.slot_bytes)
+
     def close(self) -> None:
         """End all requests. The device memory and the file are given back when no step runs any more.
 
@@ -92,10 +117,10 @@ def _tier(engine: Engine, folder: Path | str | None) -> Tier | None:
     return Tier(model, host, files)
 
 
-def _end(engine: Engine, tier: Tier | None, draft_models: dict[Path, DraftModel]) -> None:
+def _end(engine: Engine, tiers: list[Tier], draft_models: dict[Path, DraftModel]) -> None:
     """Give back what a running model has, when no step runs any more."""
     while draft_models:
         draft_models.popitem()[1].free()
-    if tier:
+    for tier in tiers:
         tier.close()
     engine.free()

@@ -33,9 +33,9 @@ from typing import Any
 
 from ..errors import ContextFullError, DeadlineError, DeviceError, QueueFullError, UsageError, ZincError, as_typed
 from ..sampling.sampler import FORBIDDEN
-from .batch import Builder, Drawing, Executor
+from .batch import Builder, Drawing, Executor, id_of
 from .cache_tier import Transfer
-from .flight import Flight, State, drawn, id_of, is_finite
+from .flight import Flight, State, drawn, is_finite
 from .pace import Pace, shares
 from .pages import PagePool, PoolEmptyError, Seats, StateSlots
 from .pools import Clock, Pools

@@ -31,4 +31,7 @@ class Snapshot:
         pages = [engine.page_bytes] * n_pages
         state = engine.slot_bytes if self.tokens else 0
         if [*map(len, self.pages)] != pages or len(self.state) != state or (pages and self.kv != engine.loaded.kv):
-            raise UsageError("the snapshot is of another model, or of one with another type of K/V cache")
+            raise UsageError(
+                "the snapshot is of another model, of another type of K/V cache, or of a time before the block "
+                "that drafts was loaded; make it again"
+            )

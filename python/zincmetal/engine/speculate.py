@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .batch import Builder, Executor
+from .block_drafts import BlockDrafter, BlockDrafts
 from .drafters import NO_DRAFT, Draft
 from .governor import Account, Bid, Governor, Kind, kind_of
 from .pages import PoolEmptyError
@@ -73,6 +74,7 @@ class Speculation:
 
     def __init__(self, executor: Executor, pools: Pools, governor: Chooser | None = None) -> None:
         self._pools, self._n_vocab = pools, executor.n_vocab
+        self._block = BlockDrafts(executor, pools.pages, pools.slots)
         self.governor = governor or Governor(executor.recurrent)
         self._before: set[Job] = set()  # the jobs of the step that was collected last
 
@@ -88,8 +90,17 @@ class Speculation:
 
     def choose(self, jobs: Sequence[Job]) -> dict[Job, Draft]:
         """Return the drafts that the next step of these jobs should verify."""
-        drafts = {job: self._draft(job, n) for job, n in self.wanted(jobs).items()}
+        wanted = self.wanted(jobs)
+        self.draft_by_block({job: n for job, n in wanted.items() if isinstance(job.drafter, BlockDrafter)})
+        drafts = {job: self._draft(job, n) for job, n in wanted.items()}
         return {job: draft for job, draft in drafts.items() if draft.tokens}
+
+    def draft_by_block(self, wanted: Mapping[Job, int]) -> None:
+        """Give jobs their drafts by the model's own block, all in the same steps."""
+        if wanted:
+            made = self._block.make({job.sequence: n for job, n in wanted.items()})
+            for job in wanted:
+                job.draft, job.drafted_at = made[job.sequence], len(job.sequence.ids)
 
     def _bid(self, job: Job) -> Bid:
         most = min(job.request.draft_tokens, job.last - job.made - 1) if job.sequence.computed else 0

@@ -91,14 +91,15 @@ class Graph:
 
     # ---- operations ---------------------------------------------------------------------------------------
 
-    def embed(self, name: str) -> Value:
+    def embed(self, name: str, into: str = "") -> Value:
         """Look up the rows of table ``name`` for the step's tokens, times the model's embedding scale: [T, n_embd]."""
-        return self.table_rows(name, self.cfg.n_embd, self.cfg.embedding_scale / self.cfg.residual_scale)
+        return self.table_rows(name, self.cfg.n_embd, self.cfg.embedding_scale / self.cfg.residual_scale, into)
 
-    def table_rows(self, name: str, width: int, scale: float) -> Value:
-        """Look up the rows of table ``name`` for the step's tokens, times ``scale``: [T, width]."""
+    def table_rows(self, name: str, width: int, scale: float, into: str = "") -> Value:
+        """Look up the rows of table ``name`` for the step's tokens, times ``scale``: [T, width]. ``into``: its name."""
         table = self.rows(name, self.cfg.n_vocab, width)
-        return self._emit("embed", name.replace("token_", "").removesuffix(".weight"), width, table=table, scale=scale)
+        into = into or name.replace("token_", "").removesuffix(".weight")
+        return self._emit("embed", into, width, table=table, scale=scale)
 
     def rms_norm(
         self, x: Value, name: str | None, *, eps: float | None = None, scale: float = 1.0, groups: int = 1
@@ -353,13 +354,21 @@ class Graph:
         state = {kind: State(kind, layer) for kind in conv.slot_floats}
         return self._emit("short_conv", f"{prefix}.y", conv.channels, bcx=bcx, conv_w=weight, **state)
 
-    def logits(self, x: Value) -> None:
-        """Project x to the logits, into LOGITS. A tied model uses the embedding table.
+    def keep_rows(self, x: Value) -> None:
+        """Keep x at the places of the rows' positions, for the block that drafts."""
+        self.ops.append(Op("keep_rows", x=x))
+
+    def pair_rows(self, x: Value) -> Value:
+        """Compute [x | the kept row of the position before], which is zero before the first: [T, 2 · width]."""
+        return self._emit("pair_rows", f"{x.name}.pairs", 2 * x.width, x=x)
+
+    def logits(self, x: Value, matrix: str | None = None) -> None:
+        """Project x to the logits, into LOGITS. A tied model uses the embedding table; ``matrix`` is another weight.
 
         Scales them, and caps them: cap · tanh(logit / cap).
         """
-        name = "output" if self.has("output.weight") else "token_embd"
-        weight = self.rows(f"{name}.weight", self.cfg.n_vocab, x.width)
+        usual = "output.weight" if self.has("output.weight") else "token_embd.weight"
+        weight = self.rows(matrix or usual, self.cfg.n_vocab, x.width)
         self.ops.append(Op("linear", weight=weight, x=x, out=LOGITS))
         if (self.cfg.logit_scale, self.cfg.logit_cap) != (1.0, 0.0):
             self.ops.append(Op("cap_logits", scale=self.cfg.logit_scale, cap=self.cfg.logit_cap))

@@ -70,6 +70,7 @@ NEXT_STEP, NEXT_ROWS, NEXT_OUTS, NEXT_PAGES, NEXT_DRAWS = NEXT
 # Results.
 LOGITS = State("logits")  # float32 [O, n_vocab]
 HIDDEN = State("hidden")  # float32 [T, width], the rows after the final norm, of which texts get their vectors
+KEPT = State("kept")  # [n_pages * KV_PAGE, n_embd]: rows that the block which drafts reads one position later
 CHOSEN = State("chosen")  # i32 [O], the ids that the outputs have chosen, for the next step
 RESULTS = State("results")  # Choice [STEP_RING, MAX_OUT], for the host
 # How outputs are drawn.
@@ -80,6 +81,7 @@ MASKS = State("masks")  # u32 [..], which Draw.mask_at names; written by the hos
 
 # The states of a layer that attends, and of a recurrent layer.
 KV_CACHES = ("k_cache", "v_cache")  # [n_pages * KV_PAGE, n_head_kv, head_dim] each
+PAGED = (HISTORY.kind, KEPT.kind, *KV_CACHES)  # what a page has of its positions
 LATENT_CACHES = ("k_cache",)  # [n_pages * KV_PAGE, head_dim]: rows of latent attention are keys and values
 # of gated DeltaNet [n_slots, d_conv, channels] and [n_slots, d_inner, d_state], of short convolutions
 # [n_slots, taps - 1, channels]

@@ -15,6 +15,7 @@ from .operands import (
     DRAWS,
     HIDDEN,
     HISTORY,
+    KEPT,
     KV_CACHES,
     LOGITS,
     LOGPROBS,
@@ -26,6 +27,7 @@ from .operands import (
     NEXT_ROWS,
     NEXT_STEP,
     OUT_ROWS,
+    PAGED,
     PAGES,
     RECURRENT,
     RESULTS,
@@ -46,6 +48,7 @@ __all__ = [
     "DRAWS",
     "HIDDEN",
     "HISTORY",
+    "KEPT",
     "KV_CACHES",
     "LOGITS",
     "LOGPROBS",
@@ -58,6 +61,7 @@ __all__ = [
     "NEXT_STEP",
     "OPS",
     "OUT_ROWS",
+    "PAGED",
     "PAGES",
     "RECURRENT",
     "RESULTS",
@@ -133,6 +137,12 @@ OPS: Mapping[str, Form] = {
     "rope": Form(
         f"step rows q[T,{_HEADS}] freqs[n_rot/2] q_norm?[head_dim]", f"out[T,{_HEADS}]", "rope_kv_", attrs="rope layer"
     ),
+    "store_kv": Form(  # the part of rope_kv that writes the caches
+        "step rows pages k[T,n_head_kv*head_dim] v[T,n_head_kv*head_dim] freqs[n_rot/2] k_norm?[head_dim]",
+        _CACHES,
+        "rope_kv_",
+        attrs="rope layer v_norm=0",
+    ),
     "attention": Form(
         # the last head_dim of a stride gate
         f"step rows pages q[T,{_HEADS}] {_CACHES} gate?[T,n_head*gate_stride] sinks?[n_head]",
@@ -184,6 +194,8 @@ OPS: Mapping[str, Form] = {
         attrs="eps",
     ),
     "short_conv": Form("step rows bcx[T,3*n] conv_w[n,taps]", "out[T,n] short_conv", "short_conv"),
+    "keep_rows": Form("step rows pages x[T,n]", "kept", "keep_rows_"),
+    "pair_rows": Form("step rows pages kept x[T,n]", "out[T,2*n]", "pair_rows_"),
     "cap_logits": Form("step", "logits", "cap_logits", attrs="scale cap"),  # in place
     "argmax": Form("step logits", "chosen results", "argmax_"),
     "draw": Form("step logits draws pages history biases masks", "chosen results logprobs", "draw_"),
@@ -268,7 +280,7 @@ _OF_A_STEP = {
     state.kind: state
     for state in (
         *(STEP, ROWS, TOKENS, OUT_ROWS, PAGES, HISTORY, *NEXT),
-        *(LOGITS, HIDDEN, CHOSEN, RESULTS, DRAWS, LOGPROBS, BIASES, MASKS),
+        *(LOGITS, HIDDEN, KEPT, CHOSEN, RESULTS, DRAWS, LOGPROBS, BIASES, MASKS),
     )
 }
 

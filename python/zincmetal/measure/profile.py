@@ -130,7 +130,7 @@ def measured(subject: Subject, position: int) -> dict[str, Any]:
 def layer_mix(config: ModelConfig) -> dict[str, int]:
     """Count the layers by what mixes their positions, and by their feed-forward: "experts" or "dense"."""
     found: Counter[str] = Counter()
-    for layer in config.layers:
+    for layer in config.layers[: config.n_layer]:
         found.update([_mixer(layer)] if layer.mixer else [])
         found.update(["experts"] if layer.mixture else ["dense"] if layer.n_ff else [])
     return dict(found)

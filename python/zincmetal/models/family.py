@@ -25,11 +25,13 @@ DENSE: Paths = (
 class Family:
     """Model family: its ``build(g)``, its traits and the use of its tensors.
 
-    ``build`` appends a step's operations to a graph and returns the last block's output [T, n_embd].
+    ``build`` appends a step's operations to a graph and returns the last block's output [T, n_embd]. ``block`` appends
+    those of one block, which may be one that drafts, and returns its output.
     """
 
     build: Callable[[Graph], Value]
     traits: Traits = field(default_factory=Traits)
     paths: Paths = DENSE
     output_norm: str = "output_norm"  # tensor of the norm before the logits
+    block: Callable[[Graph, int, Value], Value] | None = None  # of files with blocks that draft tokens: see mtp.py
     name: str = ""  # in ``general.architecture``, if that is no module's name

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..config import Ssm, Traits
 from ..graph.builder import Graph
 from ..graph.ops import Value
-from . import llama
+from . import llama, mtp
 from .family import DENSE, Family
 
 
@@ -15,9 +15,14 @@ def build(g: Graph) -> Value:
     """Append the operations from token ids to the last block's output [T, n_embd]."""
     x = g.embed("token_embd.weight")
     for i in range(g.cfg.n_layer):
-        x = g.add(x, mixer(g, i, g.rms_norm(x, f"blk.{i}.attn_norm")))
-        x = g.add(x, llama.ffn(g, i, g.rms_norm(x, f"blk.{i}.post_attention_norm")))
+        x = block(g, i, x)
     return x
+
+
+def block(g: Graph, i: int, x: Value) -> Value:
+    """Append the operations of block i: [T, n_embd]."""
+    x = g.add(x, mixer(g, i, g.rms_norm(x, f"blk.{i}.attn_norm")))
+    return g.add(x, llama.ffn(g, i, g.rms_norm(x, f"blk.{i}.post_attention_norm")))
 
 
 def delta_net(g: Graph, i: int, h: Value) -> Value:
@@ -47,4 +52,4 @@ def mixer(g: Graph, i: int, h: Value, recurrent: Callable[[Graph, int, Value], V
 
 
 SSM = ("ssm_|attn_qkv|attn_gate", "SSM")
-FAMILY = Family(build, Traits(hybrid=True), (SSM, *DENSE))
+FAMILY = Family(build, Traits(hybrid=True), (mtp.PATH, SSM, *DENSE), block=block)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..config import Traits
 from ..graph.builder import Graph
 from ..graph.ops import Value
-from . import qwen3moe, qwen35
+from . import mtp, qwen3moe, qwen35
 from .family import Family
 
 
@@ -15,9 +15,14 @@ def build(g: Graph, recurrent: Callable[[Graph, int, Value], Value] = qwen35.del
     """Append the operations from token ids to the last block's output [T, n_embd]."""
     x = g.embed("token_embd.weight")
     for i in range(g.cfg.n_layer):
-        x = g.add(x, qwen35.mixer(g, i, g.rms_norm(x, f"blk.{i}.attn_norm"), recurrent))
-        x = qwen3moe.mixture(g, i, x, g.rms_norm(x, f"blk.{i}.post_attention_norm"))
+        x = block(g, i, x, recurrent)
     return x
 
 
-FAMILY = Family(build, Traits(hybrid=True, mixture=True), (qwen35.SSM, *qwen3moe.PATHS))
+def block(g: Graph, i: int, x: Value, recurrent: Callable[[Graph, int, Value], Value] = qwen35.delta_net) -> Value:
+    """Append the operations of block i: [T, n_embd]."""
+    x = g.add(x, qwen35.mixer(g, i, g.rms_norm(x, f"blk.{i}.attn_norm"), recurrent))
+    return qwen3moe.mixture(g, i, x, g.rms_norm(x, f"blk.{i}.post_attention_norm"))
+
+
+FAMILY = Family(build, Traits(hybrid=True, mixture=True), (mtp.PATH, qwen35.SSM, *qwen3moe.PATHS), block=block)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..config import Ssm, Traits
 from ..graph.builder import Graph
 from ..graph.ops import Value
-from . import qwen3moe, qwen35, qwen35moe
+from . import mtp, qwen3moe, qwen35, qwen35moe
 from .family import Family
 
 
@@ -27,4 +27,6 @@ def delta_net(g: Graph, i: int, h: Value) -> Value:
     return g.linear(y, f"{blk}.ssm_out", g.cfg.n_embd)
 
 
-FAMILY = Family(build, Traits(hybrid=True, mixture=True), (qwen35.SSM, *qwen3moe.PATHS))
+FAMILY = Family(
+    build, Traits(hybrid=True, mixture=True), (mtp.PATH, qwen35.SSM, *qwen3moe.PATHS), block=qwen35moe.block
+)

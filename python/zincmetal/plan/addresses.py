@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from .. import gguf
 from ..config import Layer, ModelConfig, Rope
 from ..errors import DeviceError, GGUFError, UsageError
-from ..gguf.quants import BF16, F16, F32, by_name, dequantize
+from ..gguf.quants import BF16, F16, F32, QuantType, by_name, dequantize
 from ..graph.ops import (
     BIASES,
     CHOSEN,
     DRAWS,
     HIDDEN,
     HISTORY,
+    KEPT,
     LOGITS,
     LOGPROBS,
     MASKS,
@@ -102,11 +103,18 @@ def state_sizes(cfg: ModelConfig, target: Target, kv_type: str, room: Room) -> d
         BIASES: bias * BIAS_ENTRIES,
         MASKS: 4 * 2 * outs * -(-cfg.n_vocab // 32),
     }
+    if cfg.drafts:
+        sizes[KEPT] = room.pages * page * kept_type(kv_type).row_bytes(cfg.n_embd)
     for i, layer in enumerate(cfg.layers):
         sizes |= {state: room.slots * nbytes for state, nbytes in _slots_of(cfg, i).items()}
         for kind in caches_of(layer) if layer.kv_layer == i else ():
             sizes[State(kind, i)] = room.pages * page * _kv_row(layer, kv_type)
     return sizes
+
+
+def kept_type(kv_type: str) -> QuantType:
+    """Return the type of the rows that are kept for a block that drafts: half as wide unless K/V have all bits too."""
+    return F32 if kv_type == "f32" else F16
 
 
 def pages_of(cfg: ModelConfig, target: Target) -> int:

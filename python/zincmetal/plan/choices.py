@@ -7,4 +7,5 @@ KV_TYPES = ("f16", "f32", "q8_0")
 # it draws a token for each; it leaves all their logits for the host. Or there are no logits, and it leaves all rows
 # after the final norm.
 OUTPUTS = ("none", "argmax", "draw", "all", "hidden")
+DRAFT = "draft"  # of a step of the block that drafts: it takes the largest logit of each row
 WITHOUT_LOGITS = ("none", "hidden")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .choices import OUTPUTS, WITHOUT_LOGITS
+from .choices import DRAFT, OUTPUTS, WITHOUT_LOGITS
 
 DECODE_ROWS = (1, 2, 4, 8, 16, 32)  # of steps of single rows
 #: Of steps with longer runs. Few classes make few plans. And a token of a prompt meets the same kernels in all of them,
@@ -25,8 +25,8 @@ SEATS = 64  # page tables that there are at first: sequences that may have pages
 class StepShape:
     """Sizes that a plan is made for: the most rows, the most single rows among them, and the most outputs.
 
-    A single row is a run of one row. A plan of single rows alone has ``singles == rows``. ``output`` is one of OUTPUTS:
-    what becomes of the logits. Raises ValueError for sizes that contradict each other.
+    A single row is a run of one row. A plan of single rows alone has ``singles == rows``. ``output`` is one of OUTPUTS,
+    or DRAFT: what becomes of the logits. Raises ValueError for sizes that contradict each other.
     """
 
     rows: int
@@ -37,7 +37,7 @@ class StepShape:
     def __post_init__(self) -> None:
         singles = self.singles == self.rows or 0 <= self.singles <= self.rows - 2
         outs = self.outs in (0, self.rows) if self.only_singles else 0 <= self.outs <= self.rows
-        known = self.output in OUTPUTS and (self.outs == 0) == (self.output in WITHOUT_LOGITS)
+        known = self.output in (*OUTPUTS, DRAFT) and (self.outs == 0) == (self.output in WITHOUT_LOGITS)
         if not (self.rows >= 1 and singles and outs and known and self.outs <= LOGITS_ROWS):
             raise ValueError(f"no step has {self}")
 

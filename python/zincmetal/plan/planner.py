@@ -13,8 +13,10 @@ from ..config.rope import DIVISORS, LONG_DIVISORS, SHORT_DIVISORS
 from ..errors import UnsupportedModelError
 from ..graph.builder import Graph
 from ..graph.fuse import fuse
-from ..graph.ops import HIDDEN, HISTORY, KV_CACHES, LOGITS, RECURRENT, Op, Operand, State, caches_of
+from ..graph.ops import HIDDEN, LOGITS, PAGED, RECURRENT, Op, Operand, State, caches_of
+from ..models import mtp
 from .addresses import AddressMap, Region, Room, pages_of
+from .choices import DRAFT
 from .chunks import (
     CHUNK_ROWS,
     DECODE_ROWS,
@@ -46,14 +48,19 @@ MAX_POOL_BYTES = 2**32 - 1  # of a state: kernels count in 32 bits
 class Planner:
     """Makes the plans of a file for a target, and estimates the memory that they need. Allocates none itself.
 
-    Raises GGUFError and UnsupportedModelError for a file that cannot be run. Raises DeviceError for a tensor that is
-    larger than the device's largest buffer.
+    ``drafts``: the file's block that drafts is run too. Raises GGUFError and UnsupportedModelError for a file that
+    cannot be run, DeviceError for a tensor that is larger than the device's largest buffer, UsageError for a file
+    without a block that drafts.
     """
 
-    def __init__(self, file: gguf.File, target: Target, context: int | None = None, kv: str = "f16") -> None:
+    def __init__(
+        self, file: gguf.File, target: Target, context: int | None = None, kv: str = "f16", drafts: bool = False
+    ) -> None:
         self.file = file
         self._family = models.get(file.require("general.architecture", str))
-        self.config = config.from_file(file, self._family.traits, context)
+        self.config = config.from_file(file, self._family.traits, context, drafts)
+        if drafts:
+            mtp.check(self.config, self._family.block)
         target.check(self.config, file.path)
         if not self.config.causal:
             target = replace(target, least_rows=self.prompt_rows)
@@ -67,7 +74,7 @@ class Planner:
         self._plans: dict[tuple[Room, StepShape, int], Plan] = {}
         self._fused: dict[StepShape, list[Op]] = {}
         self._arenas: dict[int, int] = {}
-        self._refuse_unused(self.plan(), *([self.plan(decode_shape(1, "hidden"))] if self.config.pooling else []))
+        self._refuse_unused()
 
     @property
     def prompt_rows(self) -> int:
@@ -90,6 +97,11 @@ class Planner:
         self._lowering = replace(self._lowering, target=self.target.without(kernels))
         self._plans.clear()
         self._arenas.clear()
+
+    @property
+    def can_draft(self) -> bool:
+        """True if the file has a block that drafts, which plans can run."""
+        return mtp.can_draft(self.config, self._family.block)
 
     @property
     def ranked_by_host(self) -> bool:
@@ -131,7 +143,7 @@ class Planner:
     def memory(self, rows: Iterable[int] = PROMPT_ROWS) -> MemoryEstimate:
         """Estimate the memory of one sequence of the context, with plans of these numbers of rows."""
         cfg, states, n_pages = self.config, self.addresses.states, pages_of(self.config, self.target)
-        pools = {state: n for state, n in states.items() if state.kind in (*KV_CACHES, *RECURRENT, HISTORY.kind)}
+        pools = {state: n for state, n in states.items() if state.kind in (*PAGED, *RECURRENT)}
         # Entries of a page of the context: in all tables, and in all descriptions of steps.
         entries = 4 * self.addresses.room.seats
         entries += self.target.shapes["STEP_RING"] * self.target.struct("PageWrite").itemsize
@@ -157,8 +169,7 @@ class Planner:
     @property
     def page_bytes(self) -> int:
         """Bytes of a page in the pools of all layers, and of its tokens' ids."""
-        kinds = (*KV_CACHES, HISTORY.kind)
-        return sum(n for state, n in self.addresses.states.items() if state.kind in kinds) // self.addresses.room.pages
+        return sum(n for state, n in self.addresses.states.items() if state.kind in PAGED) // self.addresses.room.pages
 
     @property
     def slot_bytes(self) -> int:
@@ -196,7 +207,7 @@ class Planner:
             slots = min(1 + free // 2 // slot, most_bytes // max(self.addresses.slot_bytes.values()))
             free -= (slots - 1) * slot
         least = pages_of(self.config, self.target)
-        pools = [n for state, n in self.addresses.states.items() if state.kind in (*KV_CACHES, HISTORY.kind)]
+        pools = [n for state, n in self.addresses.states.items() if state.kind in PAGED]
         most = most_bytes // (max(pools) // self.addresses.room.pages)
         return Room(max(least, min(least + free // page, most)), slots, max(SEATS, max_sequences))
 
@@ -249,7 +260,7 @@ class Planner:
         n_rows = self.addresses.room.pages * self.target.page
         return sum(
             states[State(kind, layer.kv_layer)] // n_rows * min(n, layer.window or n)
-            for layer in self.config.layers
+            for layer in self.config.layers[: self.config.n_layer]
             for kind in caches_of(layer)
         )
 
@@ -262,24 +273,41 @@ class Planner:
         return self._fused[shape]
 
     def _graph(self, shape: StepShape) -> list[Op]:
-        g = Graph(self.config, self.addresses.weight)
+        g, family = Graph(self.config, self.addresses.weight), self._family
         g.begin()
-        x = self._family.build(g)
-        if shape.output == "hidden":
-            g.hidden(g.rms_norm(x, self._family.output_norm))
-        if shape.outs == 0:
-            return g.ops
-        if not shape.outputs_in_order:
-            x = g.out_rows(x)
-        g.logits(g.rms_norm(x, self._family.output_norm))
-        if shape.output == "argmax":
+        if shape.output == DRAFT:
+            assert self.config.drafts, "this planner runs no block that drafts"
+            assert family.block
+            mtp.draft(g, family.block, family.output_norm)
+        else:
+            self._model(g, shape)
+        if shape.output in ("argmax", DRAFT):
             g.argmax()
         elif shape.output == "draw":
             g.draw()
         return g.ops
 
-    def _refuse_unused(self, *plans: Plan) -> None:
+    def _model(self, g: Graph, shape: StepShape) -> None:
+        """Append the operations from token ids to the logits of a step's outputs, or to its hidden rows."""
+        family, drafts = self._family, self.config.drafts
+        x = family.build(g)
+        if shape.output == "hidden" or drafts:
+            x = g.rms_norm(x, family.output_norm)
+        if shape.output == "hidden":
+            g.hidden(x)
+            return
+        if drafts and family.block:
+            mtp.prepare(g, family.block, x)
+        if shape.outs == 0:
+            return
+        if not shape.outputs_in_order:
+            x = g.out_rows(x)
+        g.logits(x if drafts else g.rms_norm(x, family.output_norm))
+
+    def _refuse_unused(self) -> None:
         """Raise UnsupportedModelError if no dispatch reads a tensor: the plans would leave something out."""
+        others = ["hidden"] * (self.config.pooling is not None) + [DRAFT] * self.config.drafts
+        plans = [self.plan(), *(self.plan(decode_shape(1, output)) for output in others)]
         operands = (arg.operand for plan in plans for d in plan.dispatches for arg in d.launch.args)
         used = {self.addresses.tensor_of(operand) for operand in operands if self.addresses.of_file(operand)}
         unused = sorted(name for name in self.file.tensors.keys() - used if not self._may_be_unused(name))
@@ -301,5 +329,5 @@ class Planner:
             return name in (DIVISORS, SHORT_DIVISORS, LONG_DIVISORS)
         i = int(block[1])
         if i >= len(layers):
-            return i < len(layers) + self.config.n_draft
+            return i < self.config.n_layer + self.config.n_draft
         return name.endswith(".input_scale") or (layers[i].kv_layer != i and _OWN_KV.search(name) is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...graph.ops import KV_CACHES, Op
+from ..addresses import kept_type
 from ..launch import Arg, Launch
 from .shared import Lowering, all_args, lowers, or_dummy, reading, tiles, writing
 
@@ -71,25 +72,35 @@ def geglu_slice(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     return [Launch(op.kind, params, args, grid, shapes["ELEMENTWISE_THREADS"], op)]
 
 
-@lowers("rope_kv", "rope")
+@lowers("rope_kv", "rope", "store_kv")
 def rope_kv(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
-    """Norm and rotate q and k, and write k and v to the caches. ``rope`` has only q."""
-    layer, writes_kv = lowering.layer(op), op.kind == "rope_kv"
-    n_head_kv = layer.n_head_kv if writes_kv else 0
+    """Norm and rotate q and k, and write k and v to the caches. ``rope`` has only q, ``store_kv`` only k and v."""
+    layer, has_q, writes_kv = lowering.layer(op), op.kind != "store_kv", op.kind != "rope"
+    n_head, n_head_kv = layer.n_head * has_q, layer.n_head_kv * writes_kv
     params = lowering.params(
         "RopeKvParams",
-        n_head=layer.n_head,
+        n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=layer.head_dim,
-        q_stride=op.value("q").width // layer.n_head,
+        q_stride=op.value("q").width // layer.n_head if has_q else 0,
         v_norm=int(writes_kv and op.attrs["v_norm"]),
         eps=lowering.cfg.norm_eps,
         **lowering.rotation(op),
     )
-    name = f"rope_kv_{op.attrs['rope']}_{lowering.kv_type}" + ("_qknorm" if op.get("q_norm") else "")
-    keys = (or_dummy(op.get(operand), op["q"]) for operand in ("k", "v"))
+    normed = op.get("q_norm") or op.get("k_norm")
+    name = f"rope_kv_{op.attrs['rope']}_{lowering.kv_type}" + ("_qknorm" if normed else "")
+    inputs = (or_dummy(op.get(operand), op["q" if has_q else "k"]) for operand in ("q", "k", "v"))
     norms = (or_dummy(op.get(norm), op["freqs"]) for norm in ("q_norm", "k_norm"))
-    caches = (or_dummy(op.get(cache), op.out, "w") for cache in KV_CACHES)
-    reads = (*reading(op, "step", "rows"), or_dummy(op.get("pages"), op["rows"]), *reading(op, "q"), *keys)
-    args = (*reads, *reading(op, "freqs"), *norms, *writing(op, "out"), *caches)
-    return [Launch(name, params, args, (layer.n_head + 2 * n_head_kv, rows, 1), 32, op)]
+    outputs = (or_dummy(op.get(written), op.out, "w") for written in ("out", *KV_CACHES))
+    reads = (*reading(op, "step", "rows"), or_dummy(op.get("pages"), op["rows"]), *inputs)
+    args = (*reads, *reading(op, "freqs"), *norms, *outputs)
+    return [Launch(name, params, args, (n_head + 2 * n_head_kv, rows, 1), 32, op)]
+
+
+@lowers("keep_rows", "pair_rows")
+def kept_rows(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
+    """Lower to the kernel for the type that rows are kept in."""
+    n, shapes = op.value("x").width, lowering.target.shapes
+    params, grid = lowering.params("ElementwiseParams", n=n), (tiles(n, shapes["ELEMENTWISE_COLUMNS"]), rows, 1)
+    kernel = f"{op.kind}_{kept_type(lowering.kv_type).name}"
+    return [Launch(kernel, params, all_args(op), grid, shapes["ELEMENTWISE_THREADS"], op)]
