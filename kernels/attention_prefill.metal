@@ -32,6 +32,9 @@ struct Share {
     typedef TileSizes<Shape> Sizes;
     static constant constexpr uint QUERIES = Shape::ROWS * 8 * Shape::FRAGMENTS;  // elements of its queries
     static constant constexpr uint DIAGONALS = 64 * Sizes::MATRICES;
+    // Tiles of keys and values lie where the queries of all simdgroups have been. In float4s.
+    static constant constexpr uint TILES = Shape::BUFFERS * Sizes::TILE, ALL = Shape::SIMDGROUPS * QUERIES;
+    static constant constexpr uint STAGED4 = (TILES > ALL ? TILES : ALL) * sizeof(typename Shape::T) / 16;
     uint rows, first_run, row, lane;
     threadgroup float *scores, *diagonals;
 
@@ -157,8 +160,7 @@ attention_prefill(constant AttentionParams& p [[buffer(0)]], device const Step* 
                   device const typename KV::Unit* v_cache [[buffer(6)]], device const float4* gate [[buffer(7)]],
                   device const float* sinks [[buffer(8)]], device float4* out [[buffer(9)]], GRID_IDS) {
     typedef TileSizes<Shape> Sizes;
-    constexpr uint TILES = Shape::BUFFERS * Sizes::TILE, ALL_QUERIES = Shape::SIMDGROUPS * Share<Shape>::QUERIES;
-    TG_ARRAY(float4, tiles4, (TILES > ALL_QUERIES ? TILES : ALL_QUERIES) * sizeof(typename Shape::T) / 16);
+    TG_ARRAY(float4, tiles4, Share<Shape>::STAGED4);
     TG_ARRAY(float, scores, Shape::SIMDGROUPS* Sizes::SCORES);
     TG_ARRAY(float, diagonals, Shape::SIMDGROUPS* Share<Shape>::DIAGONALS);
 
