@@ -60,9 +60,9 @@
     S(SSM_MAX_CONV, 8)                                   /* d_conv */                                                  \
     S(SSM_CONV_THREADS, 128)                             /* at most: any whole number of simdgroups will do */         \
     S(SSM_CONV_TOKENS, 16)                               /* per threadgroup */                                         \
-    S(SSM_DELTA_THREADS, 128)                            /* exactly; also of mamba2_scan, as the next two */           \
+    S(SSM_DELTA_THREADS, 128)                            /* exactly; also of mamba2_scan, as the next one */           \
     S(SSM_DELTA_FLOATS, 4096)   /* of the state per threadgroup: columns times the class of d_k */                     \
-    S(SSM_DELTA_TILE, 1024)     /* floats of q, and of k, that a threadgroup stages at a time */                       \
+    S(SSM_DELTA_TILE, 1024)     /* floats of either vector that mamba2_scan stages at a time */                        \
     S(SSM_NORM_THREADS, 128)    /* a simdgroup per head */                                                             \
     S(SSM_STEP_THREADS, 512)    /* any whole number of simdgroups will do */                                           \
     S(MAMBA2_CONV_THREADS, 256) /* exactly: a channel each */                                                          \
