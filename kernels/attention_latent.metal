@@ -8,28 +8,34 @@
 // Bindings have a row of each head of each row of the step: query t * n_head + head.
 template <uint LATENT_>
 struct LatentShape {
+    typedef float T;
     static constant constexpr uint LATENT = LATENT_, DIM = LATENT + LATENT_MAX_ROT;
-    static constant constexpr uint QUERIES = ATTENTION_LATENT_QUERIES, KEYS = 8, SPLIT = 4;
-    static constant constexpr uint SIMDGROUPS = QUERIES / 8 * SPLIT, THREADS = SIMDGROUPS * SIMD;
+    static constant constexpr uint QUERIES = ATTENTION_LATENT_QUERIES, KEYS = 8, SPLIT = 4, ROWS = 8;
+    static constant constexpr uint SIMDGROUPS = QUERIES / ROWS * SPLIT, THREADS = SIMDGROUPS * SIMD;
     static constant constexpr uint FRAGMENTS = DIM / 8 / SPLIT, VALUE_FRAGMENTS = LATENT / 8 / SPLIT;
-    static constant constexpr uint ROW4 = DIM / 4 + 1, ROW = 4 * ROW4, SCORE_ROW = KEYS + 4;
-    static constant constexpr uint SCORES = 8 * SCORE_ROW;  // of a simdgroup
+    static constant constexpr uint SCORE_ROW = KEYS + 4;
     static_assert(THREADS == ATTENTION_LATENT_THREADS, "as launched");
     static_assert(LATENT % (8 * SPLIT) == 0 && DIM % (8 * SPLIT) == 0, "whole fragments");
     static_assert(KV_PAGE % KEYS == 0 && ATTENTION_SPLIT_KEYS % KEYS == 0, "a tile of keys lies in one page and share");
 };
 
+// The place of four columns of a row, of rows by eight that lie as matrices.
+template <class Shape>
+METAL_FUNC uint place_of(uint row, uint col4) {
+    return col4 / 2 * (8 * Shape::ROWS) + row * 8 + col4 % 2 * 4;
+}
+
 // Up to 8 queries, from `first` on, into the tile: latent parts, then the parts that rotate. Others are zero.
 template <class Shape>
-METAL_FUNC void stage_queries(constant LatentParams& p, threadgroup float4* tile, device const float4* q,
+METAL_FUNC void stage_queries(constant LatentParams& p, threadgroup float* tile, device const float4* q,
                               device const float4* q_rot, ulong first, uint n, uint tid) {
     const uint latent4 = p.latent / 4, rot4 = p.n_rot / 4;
-    for (uint i = tid; i < 8 * (Shape::DIM / 4); i += Shape::THREADS) {
+    for (uint i = tid; i < Shape::ROWS * (Shape::DIM / 4); i += Shape::THREADS) {
         const uint row = i / (Shape::DIM / 4), col = i % (Shape::DIM / 4);
         float4 x = float4(0.0f);
         if (row < n && col < latent4) x = q[(first + row) * latent4 + col];
         if (row < n && col >= latent4 && col < latent4 + rot4) x = q_rot[(first + row) * rot4 + col - latent4];
-        tile[row * Shape::ROW4 + col] = x;
+        store_quad(tile + place_of<Shape>(row, col), x);
     }
 }
 
@@ -43,19 +49,19 @@ kernel void attention_latent(constant LatentParams& p [[buffer(0)]], device cons
                              device const float4* q [[buffer(4)]], device const float4* q_rot [[buffer(5)]],
                              device const typename KV::Unit* cache [[buffer(6)]], device float4* out [[buffer(7)]],
                              GRID_IDS) {
-    TG_ARRAY(float4, tile4, Shape::KEYS * Shape::ROW4);
-    TG_ARRAY(float, scores, Shape::SIMDGROUPS* Shape::SCORES);
-    TG_ARRAY(float, weights, Shape::SIMDGROUPS* Shape::SCORES);
+    typedef TileSizes<Shape> Sizes;
+    TG_ARRAY(float4, tile4, Sizes::TILE / 4);
+    TG_ARRAY(float, scores, Shape::SIMDGROUPS* Sizes::SCORES);
+    TG_ARRAY(float, weights, Shape::SIMDGROUPS* Sizes::SCORES);
     TG_ARRAY(float, diagonals, Shape::SIMDGROUPS * 64);
 
     const uint latent4 = p.latent / 4, row_units = (p.latent + p.n_rot) / KV::ELEMENTS;
     threadgroup float* tile = (threadgroup float*)tile4;
-    const uint my_rows = sg / Shape::SPLIT * 8;  // of the tile, for this simdgroup
-    threadgroup const float* my_keys = tile + sg % Shape::SPLIT * (8 * Shape::FRAGMENTS);
-    threadgroup float* my_values = tile + sg % Shape::SPLIT * (8 * Shape::VALUE_FRAGMENTS);
-    threadgroup float* my_scores = scores + sg * Shape::SCORES;
-    threadgroup const float* row_scores = scores + my_rows / 8 * Shape::SPLIT * Shape::SCORES;
-    threadgroup float* my_weights = weights + sg * Shape::SCORES;
+    const uint my_rows = sg / Shape::SPLIT * Shape::ROWS;  // of the tile, for this simdgroup
+    const uint key_run = sg % Shape::SPLIT * Shape::FRAGMENTS, value_run = sg % Shape::SPLIT * Shape::VALUE_FRAGMENTS;
+    threadgroup float* my_scores = scores + sg * Sizes::SCORES;
+    threadgroup const float* row_scores = scores + sg / Shape::SPLIT * Shape::SPLIT * Sizes::SCORES;
+    threadgroup float* my_weights = weights + sg * Sizes::SCORES;
     threadgroup float* diagonal = diagonals + sg * 64;
     diagonal[lane] = 0.0f;
     diagonal[lane + SIMD] = 0.0f;
@@ -77,11 +83,11 @@ kernel void attention_latent(constant LatentParams& p [[buffer(0)]], device cons
         const KeyRange row_keys = {keys.begin, min(keys.end, pos + (first + mine) / p.n_head + 1)};
 
         TileRows<Shape> share;
-        for (uint row = 0; row < Shape::QUERIES; row += 8) {
+        for (uint row = 0; row < Shape::QUERIES; row += Shape::ROWS) {
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            stage_queries<Shape>(p, tile4, q, q_rot, query + row, n > row ? n - row : 0, tid);
+            stage_queries<Shape>(p, tile, q, q_rot, query + row, n > row ? n - row : 0, tid);
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            if (my_rows == row) share.load_queries(my_keys);
+            if (my_rows == row) share.load_queries(tile + key_run * (8 * Shape::ROWS));
         }
         RowSoftmax<Shape> softmax;
         softmax.begin(LOWEST_SCORE, false, lane);
@@ -89,31 +95,32 @@ kernel void attention_latent(constant LatentParams& p [[buffer(0)]], device cons
         for (uint key = keys.begin / Shape::KEYS * Shape::KEYS; key < keys.end; key += Shape::KEYS) {
             device const typename KV::Unit* from = cache + cache_row(table, key) * row_units;
             threadgroup_barrier(mem_flags::mem_threadgroup);  // the last tile has been used
-            stage_tile<Shape, Shape::KEYS, KV>(tile4, from, row_units, in_tile(keys, key), latent4 + p.n_rot / 4, tid);
+            stage_tile<Shape, KV>(tile, from, row_units, in_tile(keys, key), latent4 + p.n_rot / 4, tid);
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            share.score(my_keys, my_scores);
+            share.score(tile + key_run * Sizes::RUN, my_scores);
             threadgroup_barrier(mem_flags::mem_threadgroup);  // all scores are there
             const float factor = softmax.take(row_scores, p.scale * LOG2_E, in_tile(row_keys, key), lane);
             softmax.store_weights(my_weights, lane);
-            if (simd_any(factor != 1.0f)) share.scale_rows(factor, diagonal, lane);
-            share.accumulate(my_weights, my_values);
+            if (simd_any(factor != 1.0f)) share.scale(factor, diagonal, lane);
+            share.accumulate(my_weights, tile + value_run * Sizes::RUN);
         }
 
         const float total = softmax.total();
-        if (!PARTS) share.scale_rows(1.0f / total, diagonal, lane);
-        for (uint row = 0; row < Shape::QUERIES; row += 8) {
+        if (!PARTS) share.scale(1.0f / total, diagonal, lane);
+        for (uint row = 0; row < Shape::QUERIES; row += Shape::ROWS) {
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            if (my_rows == row) share.store(my_values);
+            if (my_rows == row) share.store(tile + value_run * (8 * Shape::ROWS));
             threadgroup_barrier(mem_flags::mem_threadgroup);
             for (uint i = tid; i < min(n - min(n, row), 8u) * latent4; i += Shape::THREADS) {
                 const ulong to = query + row + i / latent4;
                 const ulong begin = PARTS ? part_at(to, p.n_split, tg.y, latent4) : to * latent4;
-                out[begin + i % latent4] = tile4[i / latent4 * Shape::ROW4 + i % latent4];
+                out[begin + i % latent4] =
+                    *(threadgroup const float4*)(tile + place_of<Shape>(i / latent4, i % latent4));
             }
         }
         if (PARTS && sg % Shape::SPLIT == 0 && lane % 4 == 0 && my_rows + lane / 4 < n) {
             out[part_at(query + mine, p.n_split, tg.y, latent4) + latent4] =
-                float4(softmax.max_score, total, 0.0f, 0.0f);
+                float4(softmax.reference - HEADROOM, total, 0.0f, 0.0f);
         }
     }
 }

@@ -75,6 +75,11 @@ template <class T, uint N>
 METAL_FUNC void load_right(thread simdgroup_matrix<T, 8, 8> (&m)[N], threadgroup const T* source, uint stride) {
     UNROLL for (uint j = 0; j < N; j++) simdgroup_load(m[j], source + j * stride, 8, ulong2(0), true);
 }
+// The same, for right matrices that lie row by row.
+template <class T, uint N>
+METAL_FUNC void load_right_rows(thread simdgroup_matrix<T, 8, 8> (&m)[N], threadgroup const T* source, uint stride) {
+    UNROLL for (uint j = 0; j < N; j++) simdgroup_load(m[j], source + j * stride, 8);
+}
 // The columns of a right matrix are the rows from `first` on of the n rows of x; there must be eight. The stand-in
 // takes fewer: then the last of them stands for those that lack.
 template <class T, uint N>
@@ -105,6 +110,16 @@ METAL_FUNC void multiply_all(thread simdgroup_float8x8 (&c)[M], thread simdgroup
                              thread simdgroup_matrix<B, 8, 8> (&b)[N]) {
     UNROLL for (uint i = 0; i < M; i++) c[i] = make_filled_simdgroup_matrix<float, 8>(0.0f);
     multiply_accumulate_all(c, a, b);
+}
+
+// Multiplies row r of c[i][m], for all i, by element (r, r) of the m-th of the diagonal matrices.
+template <uint N, uint M>
+METAL_FUNC void scale_rows(thread simdgroup_float8x8 (&c)[N][M], threadgroup const float* diagonals) {
+    UNROLL for (uint m = 0; m < M; m++) {
+        simdgroup_float8x8 d;
+        simdgroup_load(d, diagonals + 64 * m, 8);
+        UNROLL for (uint i = 0; i < N; i++) simdgroup_multiply(c[i][m], d, c[i][m]);
+    }
 }
 
 // Every row of c becomes the sums of the columns of a block.

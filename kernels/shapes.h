@@ -46,33 +46,33 @@
     S(MOE_FEW_THREADS, PER_DEVICE(128, 256))                                                                           \
     S(MOE_ROUTE_THREADS, PER_DEVICE(512, 1024))                                                                        \
     S(SSM_STEP_LEAST_THREADS, PER_DEVICE(512, 128))                                                                    \
-    S(KV_PAGE, 64)                       /* positions in a page of the KV cache */                                     \
-    S(ATTENTION_DECODE_THREADS, 256)     /* at most: any whole number of simdgroups will do */                         \
-    S(ATTENTION_PREFILL_THREADS, 128)    /* exactly */                                                                 \
-    S(ATTENTION_PREFILL_QUERIES, 32)     /* rows of the step per threadgroup */                                        \
-    S(ATTENTION_PREFILL_QUERIES_256, 16) /* of heads of more than 128 */                                               \
-    S(ATTENTION_PREFILL_QUERIES_512, 8)  /* of heads of more than 256 */                                               \
-    S(ATTENTION_LATENT_THREADS, 256)     /* exactly */                                                                 \
-    S(ATTENTION_LATENT_QUERIES, 16)      /* heads of rows per threadgroup */                                           \
-    S(LATENT_MAX_ROT, 64)                /* dimensions of latent attention that rotate */                              \
-    S(ATTENTION_SPLIT_KEYS, 32)          /* in the smallest share of a row's keys */                                   \
-    S(SSM_MAX_HEAD, 256)                 /* d_k and d_v */                                                             \
-    S(SSM_MAX_CONV, 8)                   /* d_conv */                                                                  \
-    S(SSM_CONV_THREADS, 128)             /* at most: any whole number of simdgroups will do */                         \
-    S(SSM_CONV_TOKENS, 16)               /* per threadgroup */                                                         \
-    S(SSM_DELTA_THREADS, 128)            /* exactly; also of mamba2_scan, as the next two */                           \
-    S(SSM_DELTA_FLOATS, 4096)            /* of the state per threadgroup: columns times the class of d_k */            \
-    S(SSM_DELTA_TILE, 1024)              /* floats of q, and of k, that a threadgroup stages at a time */              \
-    S(SSM_NORM_THREADS, 128)             /* a simdgroup per head */                                                    \
-    S(SSM_STEP_THREADS, 512)             /* any whole number of simdgroups will do */                                  \
-    S(MAMBA2_CONV_THREADS, 256)          /* exactly: a channel each */                                                 \
-    S(MAMBA2_STEP_THREADS, 256)          /* any whole number of simdgroups will do */                                  \
-    S(MAMBA2_NORM_THREADS, 256)          /* any whole number of simdgroups will do */                                  \
-    S(SHORT_CONV_TAPS, 8)                /* at most */                                                                 \
-    S(SHORT_CONV_THREADS, 128)           /* exactly */                                                                 \
-    S(SHORT_CONV_TOKENS, 8)              /* rows of the step per threadgroup */                                        \
-    S(NORM_THREADS, 512)                 /* any whole number of simdgroups will do */                                  \
-    S(NORM_KEPT, 8)                      /* floats of a row that a thread keeps in registers */                        \
+    S(KV_PAGE, 64)                                       /* positions in a page of the KV cache */                     \
+    S(ATTENTION_DECODE_THREADS, 256)                     /* at most: any whole number of simdgroups will do */         \
+    S(ATTENTION_PREFILL_THREADS, 128)                    /* exactly */                                                 \
+    S(ATTENTION_PREFILL_QUERIES, PER_DEVICE(32, 64))     /* rows of the step per threadgroup */                        \
+    S(ATTENTION_PREFILL_QUERIES_256, PER_DEVICE(16, 64)) /* of heads of more than 128 */                               \
+    S(ATTENTION_PREFILL_QUERIES_512, PER_DEVICE(8, 32))  /* of heads of more than 256 */                               \
+    S(ATTENTION_LATENT_THREADS, 256)                     /* exactly */                                                 \
+    S(ATTENTION_LATENT_QUERIES, 16)                      /* heads of rows per threadgroup */                           \
+    S(LATENT_MAX_ROT, 64)                                /* dimensions of latent attention that rotate */              \
+    S(ATTENTION_SPLIT_KEYS, 32)                          /* in the smallest share of a row's keys */                   \
+    S(SSM_MAX_HEAD, 256)                                 /* d_k and d_v */                                             \
+    S(SSM_MAX_CONV, 8)                                   /* d_conv */                                                  \
+    S(SSM_CONV_THREADS, 128)                             /* at most: any whole number of simdgroups will do */         \
+    S(SSM_CONV_TOKENS, 16)                               /* per threadgroup */                                         \
+    S(SSM_DELTA_THREADS, 128)                            /* exactly; also of mamba2_scan, as the next one */           \
+    S(SSM_DELTA_FLOATS, 4096)   /* of the state per threadgroup: columns times the class of d_k */                     \
+    S(SSM_DELTA_TILE, 1024)     /* floats of either vector that mamba2_scan stages at a time */                        \
+    S(SSM_NORM_THREADS, 128)    /* a simdgroup per head */                                                             \
+    S(SSM_STEP_THREADS, 512)    /* any whole number of simdgroups will do */                                           \
+    S(MAMBA2_CONV_THREADS, 256) /* exactly: a channel each */                                                          \
+    S(MAMBA2_STEP_THREADS, 256) /* any whole number of simdgroups will do */                                           \
+    S(MAMBA2_NORM_THREADS, 256) /* any whole number of simdgroups will do */                                           \
+    S(SHORT_CONV_TAPS, 8)       /* at most */                                                                          \
+    S(SHORT_CONV_THREADS, 128)  /* exactly */                                                                          \
+    S(SHORT_CONV_TOKENS, 8)     /* rows of the step per threadgroup */                                                 \
+    S(NORM_THREADS, 512)        /* any whole number of simdgroups will do */                                           \
+    S(NORM_KEPT, 8)             /* floats of a row that a thread keeps in registers */                                 \
     S(ELEMENTWISE_THREADS, 256)                                                                                        \
     S(ELEMENTWISE_COLUMNS, 1024) /* of a row, per threadgroup */                                                       \
     S(ARGMAX_THREADS, 256)                                                                                             \

@@ -1,7 +1,7 @@
 // The gated delta rule (Gated DeltaNet) of a recurrent layer, with the short causal convolution before it and the gated
 // norm after it. ssm_step computes all three for runs of one row; ssm_conv1d, ssm_delta and ssm_norm for any runs.
 // recurrent.h says what slots hold. The state of a head is S transposed.
-#include "recurrent.h"
+#include "ssm_chunk.h"
 
 // ---- Heads and gates ------------------------------------------------------------------------------------------------
 
@@ -160,8 +160,8 @@ struct DeltaTask {
     uint head;
     uint block;
 
-    using Tile = TokenTile<D_K>;
-    static constant constexpr uint LANES = Lanes<D_K>::N;
+    using Sizes = ChunkSizes<D_K>;
+    static constant constexpr uint EIGHTS = Sizes::EIGHTS;
 
     // alpha and beta of the token of row t, or of the last row before `end`.
     METAL_FUNC Logits logits_of(constant SsmParams& p, uint t, uint end) {
@@ -176,9 +176,9 @@ struct DeltaTask {
         input.set(ring(p), raw, n_channels(p), conv_state, row.slot, row.pos + n - 1, row.end - 1, n - 1);
         device float* to = input.ring.of(conv_state, row.slot_out);
         const uint n_stored = input.n_stored(row.slot != row.slot_out, n);
-        const uint n_threads = (p.d_v + Tile::COLUMNS - 1) / Tile::COLUMNS * SSM_DELTA_THREADS;
+        const uint n_threads = (p.d_v + Sizes::COLUMNS - 1) / Sizes::COLUMNS * SSM_DELTA_THREADS;
         const uint n_qk = owns_k_head(p, head) ? 2 * p.d_k : 0;
-        for (uint i = block / Tile::COLUMNS * SSM_DELTA_THREADS + tid; i < n_qk + p.d_v; i += n_threads) {
+        for (uint i = block / Sizes::COLUMNS * SSM_DELTA_THREADS + tid; i < n_qk + p.d_v; i += n_threads) {
             uint channel = k_head_of(p, head) * p.d_k + i;
             if (i >= p.d_k) channel += (p.n_k_head - 1) * p.d_k;
             if (i >= n_qk) channel = head_begin(p, 2 * p.n_k_head + head) + i - n_qk;
@@ -186,47 +186,85 @@ struct DeltaTask {
         }
     }
 
+    // Computes the outputs of a chunk, [column][token] in memory.d, from its staged tiles. S goes on.
+    METAL_FUNC void chunk(thread StateColumns<D_K>& columns, ChunkMemory<D_K> m, float decay, float beta, uint sg,
+                          uint lane) {
+        threadgroup float *d = m.d + sg * EIGHTS * Sizes::WORK, *o = m.o + sg * EIGHTS * Sizes::WORK;
+        ChunkDecays<Sizes::TOKENS> decays;
+        decays.set(decay, lane);
+        multiply_tokens<D_K>(m, sg);
+        columns.products(m.k, d);
+        columns.products(m.q, o);
+        threadgroup_barrier(mem_flags::mem_threadgroup);  // products of tokens, and of the columns
+        if (sg == 0) invert<D_K>(m.kk, decays, beta, lane);
+        if (sg == 1) weigh<D_K>(m.qk, decays, lane);
+        const uint i = lane % Sizes::TOKENS;
+        for (uint c = lane / Sizes::TOKENS; c < 8 * EIGHTS; c += SIMD / Sizes::TOKENS) {
+            threadgroup float& x = d[c / 8 * Sizes::WORK + Sizes::place(8, c % 8, i)];
+            const uint column = sg * 8 * EIGHTS + c;
+            const float v = column < Sizes::COLUMNS ? m.v[i * Sizes::COLUMNS + column] : 0.0f;
+            x = beta * (v - decays.since_begin * x);
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);  // T, the weights, and what T is to be multiplied by
+        UNROLL for (uint c = 0; c < EIGHTS; c++) {
+            threadgroup float *x = d + c * Sizes::WORK, *y = m.written + (sg * EIGHTS + c) * Sizes::WORK;
+            mix_tokens<D_K>(x, m.kk, y);
+            mix_tokens<D_K>(y, m.qk, x);
+        }
+        for (uint c = lane / Sizes::TOKENS; c < 8 * EIGHTS; c += SIMD / Sizes::TOKENS) {
+            const uint at = c / 8 * Sizes::WORK + Sizes::place(8, c % 8, i);
+            d[at] += decays.since_begin * o[at];
+            m.written[sg * EIGHTS * Sizes::WORK + at] *= decays.until_end;
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        columns.add(m.k, m.written + sg * EIGHTS * Sizes::WORK, decays.of_all);
+    }
+
+    // Writes a simdgroup's outputs of the n tokens from row t on.
+    METAL_FUNC void write(constant SsmParams& p, threadgroup const float* o, uint t, uint n, uint first, uint n_columns,
+                          uint lane) {
+        for (uint at = lane; at < n * 8 * EIGHTS; at += SIMD) {
+            const uint c = at % (8 * EIGHTS), i = at / (8 * EIGHTS);
+            if (c >= n_columns) continue;
+            const float x = o[c / 8 * Sizes::WORK + Sizes::place(8, c % 8, i)];
+            out[(ulong(t + i) * p.n_v_head + head) * p.d_v + block + first + c] = x;
+        }
+    }
+
     // The run of rows [row.begin, row.end).
-    METAL_FUNC void run(constant SsmParams& p, RunRow row, threadgroup float4* tile_qk, threadgroup float* tile_v,
-                        uint tid, uint sg, uint lane) {
-        const uint dim4 = p.d_k / 4;
+    METAL_FUNC void run(constant SsmParams& p, RunRow row, ChunkMemory<D_K> m, uint tid, uint sg, uint lane) {
+        const uint dim4 = p.d_k / 4, first = sg * 8 * EIGHTS;  // column of the block
         device const Vec* q = qkv + k_head_of(p, head) * dim4;
         device const Vec* k = q + p.n_k_head * dim4;
         device const float* v = (device const float*)qkv + 2 * p.n_k_head * p.d_k + head * p.d_v + block;
-        const uint column = sg * Lanes<D_K>::COLUMNS + lane / LANES * GROUP_COLUMNS;  // of the block: the group's first
-        const bool has_columns = block + column < p.d_v;
+        const uint n_block = min(uint(Sizes::COLUMNS), p.d_v - block),
+                   n_columns = n_block > first ? n_block - first : 0;
         const ulong slot_columns = ulong(p.n_v_head) * p.d_v, channels = n_channels(p);
-        device Vec* my_state = state + (ulong(head) * p.d_v + block + column) * dim4;
+        device Vec* my_state = state + (ulong(head) * p.d_v + block + first) * dim4;
+        threadgroup float* own = m.q + first * D_K;
 
-        Tile next;
-        next.load(q, k, v, channels, dim4, p.d_v - block, row.begin, row.end, tid);
-        Logits next_logits = logits_of(p, row.begin + lane % Tile::TOKENS, row.end);
-        Columns<LANES> columns;
-        columns.load(my_state + row.slot * slot_columns * dim4, dim4, lane, row.pos == 0 || !has_columns);
+        NextChunk<D_K> next;
+        next.load(q, k, v, channels, dim4, n_block, row.begin, row.end, tid);
+        Logits next_logits = logits_of(p, row.begin + lane % Sizes::TOKENS, row.end);
+        StateColumns<D_K> columns;
+        threadgroup_barrier(mem_flags::mem_threadgroup);  // the run before has been written
+        columns.load(my_state + row.slot * slot_columns * dim4, dim4, row.pos == 0 ? 0 : n_columns, own, lane);
         store_inputs(p, row, tid);
-        for (uint t0 = row.begin; t0 < row.end; t0 += Tile::TOKENS) {
-            threadgroup_barrier(mem_flags::mem_threadgroup);  // the last tile has been used
-            next.store(tile_qk, tile_v, tid);
+        for (uint t = row.begin; t < row.end; t += Sizes::TOKENS) {
+            const uint n = min(uint(Sizes::TOKENS), row.end - t);
+            const bool inside = lane % Sizes::TOKENS < n;
+            threadgroup_barrier(mem_flags::mem_threadgroup);  // the last chunk has been used
+            next.store(m, tid);
+            Gates gates;
+            gates.set(next_logits.alpha, next_logits.beta, a, dt_bias);
+            next.load(q, k, v, channels, dim4, n_block, t + Sizes::TOKENS, row.end, tid);
+            next_logits = logits_of(p, t + Sizes::TOKENS + lane % Sizes::TOKENS, row.end);
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            Gates lane_gates;
-            lane_gates.set(next_logits.alpha, next_logits.beta, a, dt_bias);
-            next.load(q, k, v, channels, dim4, p.d_v - block, t0 + Tile::TOKENS, row.end, tid);
-            next_logits = logits_of(p, t0 + Tile::TOKENS + lane % Tile::TOKENS, row.end);
-            if (!has_columns) continue;
-            for (uint i = 0; i < min(uint(Tile::TOKENS), row.end - t0); i++) {
-                Token<LANES> token;
-                token.load_qk(tile_qk + i * Tile::QK4, tile_qk + i * Tile::QK4 + Tile::HEAD4, Tile::HEAD4, lane);
-                token.load_v(tile_v + i * Tile::COLUMNS + column);
-                const Gates gates = {simd_shuffle(lane_gates.decay, i), simd_shuffle(lane_gates.beta, i)};
-                float o[GROUP_COLUMNS];
-                update(columns, token, gates, o);
-                if (lane % LANES == 0) {
-                    device float* to = out + (ulong(t0 + i) * p.n_v_head + head) * p.d_v + block + column;
-                    UNROLL for (uint c = 0; c < GROUP_COLUMNS; c++) to[c] = o[c];
-                }
-            }
+            chunk(columns, m, inside ? gates.decay : 1.0f, inside ? gates.beta : 0.0f, sg, lane);
+            write(p, m.d + sg * EIGHTS * Sizes::WORK, t, n, first, n_columns, lane);
         }
-        if (has_columns) columns.store(my_state + row.slot_out * slot_columns * dim4, dim4, lane);
+        threadgroup_barrier(mem_flags::mem_threadgroup);  // the tiles have been used
+        columns.store(my_state + row.slot_out * slot_columns * dim4, dim4, n_columns, own, lane);
     }
 };
 
@@ -240,16 +278,27 @@ kernel void ssm_delta(constant SsmParams& p [[buffer(0)]], device const Step* st
                       device const float* beta [[buffer(6)]], device const float* a [[buffer(7)]],
                       device const float* dt_bias [[buffer(8)]], device float* conv_state [[buffer(9)]],
                       device Vec* state [[buffer(10)]], device float* out [[buffer(11)]], GRID_IDS) {
-    using Tile = TokenTile<D_K>;
-    TG_ARRAY(float4, tile_qk, Tile::TOKENS * Tile::QK4);
-    TG_ARRAY(float, tile_v, Tile::V);
-    const uint block = tg.x * Tile::COLUMNS;  // the first column of the threadgroup
+    using Sizes = ChunkSizes<D_K>;
+    TG_ARRAY(float4, tiles, Sizes::STAGED / 4);
+    TG_ARRAY(float, values, Sizes::TOKENS* Sizes::COLUMNS);
+    TG_ARRAY(float, squares, 2 * Sizes::SQUARE);
+    TG_ARRAY(float, work, 3 * Sizes::ALL_WORK);
+    threadgroup float* q_tile = (threadgroup float*)tiles;
+    const ChunkMemory<D_K> memory = {q_tile,
+                                     q_tile + Sizes::TILE,
+                                     values,
+                                     squares,
+                                     squares + Sizes::SQUARE,
+                                     work,
+                                     work + Sizes::ALL_WORK,
+                                     work + 2 * Sizes::ALL_WORK};
+    const uint block = tg.x * Sizes::COLUMNS;  // the first column of the threadgroup
     if (block >= p.d_v) return;
     DeltaTask<Vec, D_K> task = {raw, qkv, alpha, beta, a[tg.y], dt_bias[tg.y], conv_state, state, out, tg.y, block};
     DealtRuns runs;
     runs.set(step, rows, tg.z, n_tg.z);
     RunRow row;
-    while (runs.next(row)) task.run(p, row, tile_qk, tile_v, tid, sg, lane);
+    while (runs.next(row)) task.run(p, row, memory, tid, sg, lane);
 }
 
 #define SSM_DELTA(d_k) KERNEL("ssm_delta_" #d_k, ssm_delta<float4, d_k>)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from importlib import metadata
 
 import pytest
@@ -55,6 +56,19 @@ def test_the_recorded_plan_in_every_form(options, shape, capsys):
     everything = json.loads(printed(capsys, *args, "--json"))
     assert everything["plan"] == json.loads(plan.to_json())
     assert list(everything) == ["context", "memory", "token", "plan"]
+
+
+@pytest.mark.parametrize(("context", "rows"), [(20, 512), (4096, 512)])
+def test_the_longest_step(context, rows, capsys):
+    """A context of 20 has it too: prompts of several sequences share a step."""
+    args = ("plan", str(MODEL), "--device", "cpu", "-c", str(context))
+    found = json.loads(printed(capsys, *args, "--json"))["memory"]["longest_step"]
+    core, device = backend.open_device("cpu")
+    with gguf.open(MODEL) as file:
+        planner = Planner(file, Target.of(core, device.info), context)
+    assert found == {"rows": planner.max_rows, "arena": planner.memory((rows,)).arena[rows]}
+    assert found["rows"] == rows
+    assert re.search(rf"longest step +{rows}  rows of prompts; its arena: about ", printed(capsys, *args))
 
 
 def test_json_of_the_old_door_is_the_report_alone(capsys):

@@ -442,13 +442,14 @@ def test_decoders_beyond_a_step_take_turns() -> None:
     assert max(ends) - min(ends) <= 5 * 0.02
 
 
+@pytest.mark.parametrize("max_rows", [512, 2048])
 @pytest.mark.parametrize("per_row", [1e-4, 0.002, 0.01])
-def test_a_long_prompt_keeps_the_gaps_of_decoders_below_the_bound(per_row: float) -> None:
+def test_a_long_prompt_keeps_the_gaps_of_decoders_below_the_bound(per_row: float, max_rows: int) -> None:
     executor = FakeExecutor(
-        n_ctx=8192, pages=300, pages_most=300, max_rows=512, seconds=lambda rows: 0.02 + per_row * rows
+        n_ctx=8192, pages=300, pages_most=300, max_rows=max_rows, seconds=lambda rows: 0.02 + per_row * rows
     )
     lab = Lab(executor, gap_seconds=0.5)
-    first = lab.submit(range(600), 1)  # from which the rows' time is learned
+    first = lab.submit(range(max_rows + 88), 1)  # from which the rows' time is learned
     lab.run()
     decoders = [lab.submit([i] * 20, 120) for i in range(3)]
     while not all(sink_of(r).tokens for r in decoders):
@@ -460,7 +461,8 @@ def test_a_long_prompt_keeps_the_gaps_of_decoders_below_the_bound(per_row: float
         times = sink_of(request).times
         assert max(b - a for a, b in pairwise(times)) < 0.5
     beside = [b.n_rows for b in executor.batches if b.n_single == 3 and len(b.runs) == 4]
-    assert max(beside) > 0.5 * min(0.4 / per_row, 512)  # and the rows are used
+    assert max(beside) > 0.5 * min(0.4 / per_row, max_rows)  # and the rows are used
+    assert max(b.n_rows for b in executor.batches) == max_rows  # where nobody decodes, the longest step
 
 
 def test_the_pace_follows_the_device() -> None:

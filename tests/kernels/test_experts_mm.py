@@ -67,10 +67,11 @@ def test_moe_sort(lane: str, n_expert: int, n_used: int, n_tokens: int, rows: in
 
 
 @every_lane
-def test_moe_sort_of_a_large_step(lane: str) -> None:
-    """As many slots as a step of 512 rows has with the widest router."""
+@pytest.mark.parametrize(("n_expert", "n_used", "n_tokens"), [(1024, 32, 512), (256, 8, 2048), (256, 8, 1999)])
+def test_moe_sort_of_a_large_step(lane: str, n_expert: int, n_used: int, n_tokens: int) -> None:
+    """As many slots as a step of 512 rows has with the widest router, and one of 2,048 with a usual one."""
     lab = Lab("msl" if lane == MSL else lane)  # unchecked: 16,384 slots
-    check_sort(lab, random_route(lab, 512, 512, 1024, 32))
+    check_sort(lab, random_route(lab, 512 if n_tokens == 512 else 2048, n_tokens, n_expert, n_used))
 
 
 @every_lane

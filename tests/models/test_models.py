@@ -125,6 +125,25 @@ def test_a_cache_of_blocks_needs_heads_of_whole_blocks():
         state_sizes(cfg, Target.of_kernels(backend.load("cpu")), "q8_0", Room(1, 0, 1))
 
 
+@pytest.mark.parametrize("path", reference_models("gemma3", "llama", "qwen35", "qwen35moe"), ids=lambda p: p.stem)
+@pytest.mark.parametrize("lane", ["native", *GPUS])
+def test_chunks_of_2048_rows_equal_smaller_ones(path, lane, monkeypatch):
+    """A prompt of a whole chunk and a tail. The CPU makes no such chunks by itself."""
+    monkeypatch.setattr("zincmetal.plan.target.USUAL_ROWS", 2048)
+    near, ids, found = 1e-4 if lane == "native" else 0.05, (np.arange(2348) * 37 % 251).tolist(), []
+    with load(path, lane, monkeypatch, kv="f32", context=2400, cache=False) as model:
+        assert model.engine.max_rows == 2048
+        with model.session() as session:
+            for chunk in (2048, 512, 100):
+                session.rewind(0)
+                for at in range(0, len(ids) - 1, chunk):
+                    session.step(ids[at : min(at + chunk, len(ids) - 1)])
+                session.step(ids[-1:])
+                found.append(log_softmax(session.last_logits()))
+    for smaller in found[1:]:
+        assert np.abs(found[0] - smaller).max() < near
+
+
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda p: p.stem)
 @pytest.mark.parametrize("lane", LANES)
 def test_token_by_token_equals_prefill(path, lane, monkeypatch):

@@ -18,6 +18,7 @@ from zincmetal.plan.chunks import (
     StepShape,
     chunk_shape,
     decode_shape,
+    full_rows,
     prompt_shapes,
     rows_for,
     verify_shape,
@@ -120,6 +121,10 @@ def test_a_prompt_is_cut_into_chunks_and_its_last_token(n):
     assert all(shape.rows == USUAL_ROWS for shape in shapes[:-2])
     if n > 1:
         assert shapes[-2].rows <= rows_for(n)
+
+
+def test_full_rows():
+    assert [full_rows(n) for n in (1, 31, 32, 127, 512, 513, 2048, 10**6)] == [1, 31, 32, 32, 512, 512, 2048, 2048]
 
 
 def test_rows_that_a_prompt_needs():

@@ -38,12 +38,14 @@ def sizes(cfg: config.ModelConfig) -> config.Layer:
     return cfg.layers[ATTENDS]
 
 
-def lowered(target: Target, cfg: config.ModelConfig, shape: StepShape, window: int = 0) -> list[Launch]:
+def lowered(
+    target: Target, cfg: config.ModelConfig, shape: StepShape, window: int = 0, kv: str = "f16"
+) -> list[Launch]:
     width = sizes(cfg).n_head * sizes(cfg).head_dim
     caches = {kind: State(kind, ATTENDS) for kind in ("k_cache", "v_cache")}
     numbers = {"scale": 0.1, "window": window, "layer": ATTENDS}
     op = Op("attention", q=Value("q", width), out=Value("out", width), **numbers, **caches)
-    return Lowering(target, cfg, "f16", shape).launches(op)
+    return Lowering(target, cfg, kv, shape).launches(op)
 
 
 def kernels(launches: list[Launch]) -> list[str]:
@@ -60,6 +62,12 @@ def test_one_launch_where_runs_are_of_one_kind(target: Target, cfg: config.Model
         (launch,) = lowered(target, cfg, shape)
         assert kernels([launch]) == [kernel]
         assert singles(target, launch) == 0
+
+
+@pytest.mark.parametrize(("kv", "kernel"), [("f32", "attention_prefill_f32_"), ("f16", "attention_prefill_exact_f16_")])
+def test_exact_prefill_multiplies_floats(target: Target, cfg: config.ModelConfig, kv: str, kernel: str):
+    (launch,) = lowered(replace(target, exact=True), cfg, RUNS, kv=kv)
+    assert launch.kernel.startswith(kernel)
 
 
 def test_single_rows_beside_runs_take_two_launches(target: Target, cfg: config.ModelConfig):

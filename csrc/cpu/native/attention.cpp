@@ -269,8 +269,11 @@ void attention_prefill(const NativeLaunch& l, uint64_t begin, uint64_t end) {
 #define HEAD_CLASS(kv, T, dim)                                                                                         \
     {"attention_decode_" kv "_" #dim, attention_decode<T>, 1},                                                         \
         {"attention_prefill_" kv "_" #dim, attention_prefill<T>, 0},
+#define EXACT_CLASS(kv, T, dim) {"attention_prefill_exact_" kv "_" #dim, attention_prefill<T>, 0},
 #define ATTENTION(kv, T) HEAD_CLASSES_OF(HEAD_CLASS, kv, T)
+#define EXACT(kv, T) HEAD_CLASSES_OF(EXACT_CLASS, kv, T)
 
-NATIVE_TABLE(attention) = {ATTENTION("f32", F32) ATTENTION("f16", F16) ATTENTION("q8_0", Q8_0){}};
+NATIVE_TABLE(attention) = {ATTENTION("f32", F32) ATTENTION("f16", F16) ATTENTION("q8_0", Q8_0) EXACT("f16", F16)
+                               EXACT("q8_0", Q8_0){}};
 
 }  // namespace zinc

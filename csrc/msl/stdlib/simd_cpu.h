@@ -179,6 +179,11 @@ METAL_FUNC void load_right(M (&m)[N], const T* source, uint stride, const char* 
     for (uint j = 0; j < N; j++) simdgroup_load(m[j], source + j * stride, 8, ulong2(0), true, file, line);
 }
 
+template <class M, class T, uint N>
+METAL_FUNC void load_right_rows(M (&m)[N], const T* source, uint stride, const char* file, uint line) {
+    for (uint j = 0; j < N; j++) simdgroup_load(m[j], source + j * stride, 8, ulong2(0), false, file, line);
+}
+
 template <class M, uint N, class F>
 METAL_FUNC void fill_columns(M (&m)[N], const F& f) {
     const uint lane = current_lane();

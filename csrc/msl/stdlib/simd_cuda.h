@@ -265,6 +265,12 @@ METAL_FUNC void load_four(uint (&words)[4], const half* row) {
                  : "r"(uint(__cvta_generic_to_shared(row)))
                  : "memory");
 }
+METAL_FUNC void load_four_transposed(uint (&words)[4], const half* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(uint(__cvta_generic_to_shared(row)))
+                 : "memory");
+}
 
 // In the order of multiply_halves: a lane gets neighbours among its registers.
 template <class Matrix, class T, uint M, uint N>
@@ -305,6 +311,30 @@ METAL_FUNC void load_right(M (&m)[N], const T* source, uint stride, const char*,
         }
     } else {
         for (uint j = 0; j < N; j++) m[j].held.cross(pair_of(source + j * stride + 2 * lane));
+    }
+}
+
+template <class M, class T, uint N>
+METAL_FUNC void load_right_rows(M (&m)[N], const T* source, uint stride, const char*, uint) {
+    const uint lane = current_lane();
+    if constexpr (std::is_same_v<T, half> && N % 4 == 0) {
+        const T* row = source + lane / 8 * stride + lane % 8 * 8;
+#pragma unroll
+        for (uint j = 0; j < N; j += 4) {
+            uint words[4];
+            load_four_transposed(words, row + j * stride);
+#pragma unroll
+            for (uint w = 0; w < 4; w++) m[j + w].held.cross(as_type<vec<half, 2>>(words[w]));
+        }
+    } else {
+        const T* at = source + matrix_col(lane) * 8 + matrix_row(lane);
+#pragma unroll
+        for (uint j = 0; j < N; j++) {
+            vec<T, 2> pair;
+            pair.data[0] = at[j * stride];
+            pair.data[1] = at[j * stride + 8];
+            m[j].held.cross(pair);
+        }
     }
 }
 
@@ -373,6 +403,15 @@ METAL_FUNC void multiply_all(C (&c)[M], const A (&a)[M][N], const B (&b)[N], con
         c[i].held.change() = ACCUMULATE ? c[i].held.elements + first : first;
         c[i + 1].held.change() = ACCUMULATE ? c[i + 1].held.elements + second : second;
     }
+}
+
+// A single left matrix.
+template <bool ACCUMULATE, class C, class A, class B, uint N>
+METAL_FUNC void multiply_all(C (&c)[1], const A (&a)[1][N], const B (&b)[N], const char* file, uint line) {
+    if (!ACCUMULATE) c[0].held.change() = float2(0.0f);
+#pragma unroll
+    for (uint j = 0; j < N; j++)
+        c[0].held.change() = multiply_accumulate(a[0][j].held, b[j].held, c[0].held.elements, file, line);
 }
 
 // Halves by halves, for 16 columns at a time.

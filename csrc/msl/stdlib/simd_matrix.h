@@ -107,6 +107,10 @@ template <class T, uint N>
 METAL_FUNC void load_right(simdgroup_matrix<T, 8, 8> (&m)[N], const T* source, uint stride, MSL_SITE) {
     detail::load_right(m, source, stride, file, line);
 }
+template <class T, uint N>
+METAL_FUNC void load_right_rows(simdgroup_matrix<T, 8, 8> (&m)[N], const T* source, uint stride, MSL_SITE) {
+    detail::load_right_rows(m, source, stride, file, line);
+}
 // A left block of halves, four columns at a time: f(row, i) has the columns from 4 i on of a row, as two words.
 template <uint N, class F>
 METAL_FUNC void fill_columns(simdgroup_half8x8 (&m)[N], const F& f) {
@@ -126,6 +130,16 @@ template <class A, class B, uint M, uint N>
 METAL_FUNC void multiply_all(simdgroup_float8x8 (&c)[M], const simdgroup_matrix<A, 8, 8> (&a)[M][N],
                              const simdgroup_matrix<B, 8, 8> (&b)[N], MSL_SITE) {
     detail::multiply_all<false>(c, a, b, file, line);
+}
+template <uint N, uint M>
+METAL_FUNC void scale_rows(simdgroup_float8x8 (&c)[N][M], const float* diagonals, MSL_SITE) {
+    detail::arrive("scale_rows", file, line);
+#pragma unroll
+    for (uint m = 0; m < M; m++) {
+        const float factor = diagonals[64 * m + 9 * detail::matrix_row(detail::current_lane())];
+#pragma unroll
+        for (uint i = 0; i < N; i++) c[i][m].thread_elements() *= factor;
+    }
 }
 template <uint N>
 METAL_FUNC void sum_columns(simdgroup_float8x8& c, const simdgroup_float8x8 (&b)[N], MSL_SITE) {

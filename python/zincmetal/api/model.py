@@ -25,7 +25,7 @@ from ..errors import CLOSED, QueueFullError, UsageError, typed_errors
 from ..hub.lookup import resolve
 from ..measure.profile import Profile, Spent, Subject
 from ..plan.choices import OUTPUTS, WITHOUT_LOGITS
-from ..plan.chunks import LOGITS_ROWS, USUAL_ROWS, chunk_shape, decode_shape
+from ..plan.chunks import LOGITS_ROWS, chunk_shape, decode_shape
 from ..plan.plan import Dispatch, Plan
 from ..sampling.params import SamplingParams
 from . import vectors
@@ -494,7 +494,7 @@ class Model:
     def plan(self, rows: int, output: str = "argmax") -> Plan:
         """Return the plan for steps of up to ``rows`` tokens of a prompt; 1 is decode. ``output`` is one of OUTPUTS."""
         output = arguments.choice("output", output, OUTPUTS)
-        rows = arguments.integer("rows", rows, 1, LOGITS_ROWS if output == "all" else USUAL_ROWS)
+        rows = arguments.integer("rows", rows, 1, LOGITS_ROWS if output == "all" else self.engine.max_rows)
         outs = 0 if output in WITHOUT_LOGITS else rows if output == "all" else 1
         shape = decode_shape(1, output) if rows == 1 else chunk_shape(rows, 0, outs, output)
         self._check()

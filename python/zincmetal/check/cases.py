@@ -353,6 +353,7 @@ def _caches(target: Target, scene: MakeScene) -> Iterator[Scene]:
                 operands["sinks"] = Weight("sinks", F32, (4,))
             attend = Op("attention", **operands, scale=head_dim**-0.5, window=0, layer=0)
             yield scene(MANY, attend, cfg=cfg, kv_type=kv_type)
+            yield scene(MANY, attend, cfg=cfg, kv_type=kv_type, exact=True)
             long, gate = _config(head_dim=head_dim, n_ctx=1024), Value("gate", 4 * head_dim)
             yield scene(LONG, attend.replace(gate=gate), cfg=long, kv_type=kv_type, divide_above=LONG_POS)
         cfg = _config(head_dim=64, n_rot=48, temperature=Temperature(0.1, 32))
@@ -470,10 +471,11 @@ def _scene(
     kv_type: str = "f16",
     divide_above: int | None = None,
     missing: Sequence[str] = (),
+    exact: bool = False,
 ) -> Scene:
     """Make a scene, of kernels that a device launches which lacks the ``missing`` ones."""
     cfg = cfg or _config()
-    target = replace(target, divide_keys_above=divide_above)
+    target = replace(target, divide_keys_above=divide_above, exact=exact)
 
     def launches(target: Target) -> tuple[Launch, ...]:
         lowering = Lowering(target, cfg, kv_type, rows.shape)

@@ -108,21 +108,22 @@ def _recorded(planner: Planner, args: argparse.Namespace) -> Plan:
 
 def _report(planner: Planner, args: argparse.Namespace, model: str, place: str) -> int:
     """Print the memory and the bytes of a token."""
-    from .plan_report import Token, memory_figures, memory_lines
+    from .plan_report import Longest, Token, memory_figures, memory_lines
 
     memory = planner.memory()
     token = Token(planner.plan(), planner.kv_read())
+    longest = Longest(planner.max_rows, planner.arena_bound(planner.max_rows))
     if args.json:
         figures = {
             "context": memory.n_ctx,
-            "memory": memory_figures(memory),
+            "memory": memory_figures(memory, longest),
             "token": token.figures(args.bandwidth),
         }
         recorded = {"plan": json.loads(_recorded(planner, args).to_json())} if args.json_with_plan else {}
         print_json(figures | recorded)
     else:
         print(f"{model}, {planner.config.n_layer} layers; {place}")
-        print("\n".join([*memory_lines(memory, args.kv), "", *token.lines(args.bandwidth)]))
+        print("\n".join([*memory_lines(memory, args.kv, longest), "", *token.lines(args.bandwidth)]))
     return 0 if memory.total <= memory.budget else FAILED
 
 

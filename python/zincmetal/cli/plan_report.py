@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..plan.chunks import SEATS, rows_for
 from ..plan.estimate import MemoryEstimate, in_units
@@ -63,7 +63,14 @@ class Token:
             yield f"{bandwidth:g} GB/s allow {empty:.1f} tokens/s at the start of the context, {full:.1f} at its end"
 
 
-def memory_figures(memory: MemoryEstimate) -> dict[str, Any]:
+class Longest(NamedTuple):
+    """Most rows that a step has, of the prompts of all sequences, and about the bytes of its arena."""
+
+    rows: int
+    arena: int
+
+
+def memory_figures(memory: MemoryEstimate, longest: Longest) -> dict[str, Any]:
     """Return the estimate for ``--json``, in bytes unless the key names another unit."""
     return {
         "weights": memory.weights,
@@ -79,10 +86,11 @@ def memory_figures(memory: MemoryEstimate) -> dict[str, Any]:
         "fits": memory.total <= memory.budget,
         "largest_context": memory.largest_context,
         "most_tokens": memory.most_tokens,
+        "longest_step": {"rows": longest.rows, "arena": longest.arena},
     }
 
 
-def memory_lines(memory: MemoryEstimate, kv: str) -> Iterator[str]:
+def memory_lines(memory: MemoryEstimate, kv: str, longest: Longest) -> Iterator[str]:
     """Yield the estimate as a table, in bytes. ``kv`` is the type of the K/V cache."""
 
     def line(name: str, nbytes: int, note: str = "") -> str:
@@ -102,6 +110,7 @@ def memory_lines(memory: MemoryEstimate, kv: str) -> Iterator[str]:
     yield line("total", memory.total, f"of {memory.budget:,}: {fits}")
     yield line("largest context", memory.largest_context, "tokens")
     yield line("all sequences", memory.most_tokens, "tokens, at most")
+    yield line("longest step", longest.rows, f"rows of prompts; its arena: about {in_units(longest.arena)}")
 
 
 def _arenas(memory: MemoryEstimate) -> dict[int, int]:

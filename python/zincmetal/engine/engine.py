@@ -59,6 +59,7 @@ from .prefix_cache import PrefixCache
 NOT_FINITE = (
     "the model's logits are not finite: the file is damaged, or the device failed; check the file, and load it again"
 )
+LARGEST_HALF = 65504
 SESSION_SEATS = 8  # page tables for sessions, beside those of requests
 TEXT_SEATS = 24  # page tables for the texts of a step that makes vectors
 _log = logging.getLogger("zincmetal.engine")
@@ -460,7 +461,10 @@ class Engine:
         )
 
     def _overflowed(self, pages: AnySequence[int]) -> int | None:
-        """Return the first layer whose keys or values are infinite, in a type with a smaller range than float32."""
+        """Return the first layer whose keys or values are beyond the range of halves, in a type smaller than float32.
+
+        Blocks of q8_0 may hold such numbers, but prompts multiply them as halves.
+        """
         kv, sizes = self.loaded.kv, dict(self._of_page())
         if kv == "f32":
             return None
@@ -471,7 +475,7 @@ class Engine:
             for page in pages:
                 held = self.buffers.buffer(state.name).read(page * nbytes, nbytes)
                 halves = held.view(np.float16) if kv == "f16" else held.reshape(-1, 34)[:, :2].copy().view(np.float16)
-                if np.isinf(halves).any():
+                if (np.abs(halves.astype(np.float32)) > LARGEST_HALF / (1 if kv == "f16" else 127)).any():
                     return state.layer
         return None
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from .. import arguments
 from ..errors import ContextFullError, DeviceError, OutOfMemoryError, UsageError, ZincError, typed_errors
-from ..plan.chunks import LOGITS_ROWS, USUAL_ROWS, StepShape, chunk_shape, decode_shape, prompt_shapes
+from ..plan.chunks import LOGITS_ROWS, StepShape, chunk_shape, decode_shape, prompt_shapes
 from ..sampling.draws import log_probabilities, top_log_probabilities
 from ..sampling.params import SamplingParams
 from .batch import Batch, Builder, Drawing
@@ -106,7 +106,7 @@ class Session:
         self.engine.check_prompt(ids)
         self.take_prefix(ids)
         left = ids[self.length :]
-        for shape in {*prompt_shapes(len(left), output, self._largest)}:
+        for shape in {*prompt_shapes(len(left), output, self.engine.max_rows)}:
             self.engine.program(shape, len(ids) - 1)
         began = time.perf_counter()
         best = self.prefill(left, output, progress)
@@ -143,17 +143,12 @@ class Session:
         while done < len(ids):
             if progress:
                 progress(done, len(ids))
-            n = min(len(ids) - 1 - done, self._largest) or 1
+            n = min(len(ids) - 1 - done, self.engine.max_rows) or 1
             last = done + n == len(ids)
             best, done = self.step(ids[done : done + n], output if last else "none"), done + n
         if progress:
             progress(done, len(ids))
         return best
-
-    @property
-    def _largest(self) -> int:
-        """Most rows of a chunk."""
-        return min(self.engine.max_rows, USUAL_ROWS)
 
     def step(self, ids: AnySequence[int], output: str = "argmax") -> int:
         """Append ids in one step. Return the arg max after the last if it is a single one, else -1."""

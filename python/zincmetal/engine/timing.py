@@ -8,7 +8,6 @@ from .. import arguments
 from ..device.buffers import bound
 from ..device.host_routed import HostRoutedPlan
 from ..errors import UsageError, typed_errors
-from ..plan.chunks import USUAL_ROWS
 from ..plan.plan import Dispatch
 from .engine import shape_of
 from .session import Session
@@ -29,8 +28,8 @@ def time_dispatches(
     ids = arguments.token_ids(ids)
     position, copies = arguments.integer("position", position), arguments.integer("copies", copies, 1, 1024)
     engine.check_prompt(ids)
-    if len(ids) > USUAL_ROWS or not 0 <= position <= engine.n_ctx - len(ids):
-        limits = f"a step takes up to {USUAL_ROWS} tokens of a context of {engine.n_ctx}"
+    if len(ids) > engine.max_rows or not 0 <= position <= engine.n_ctx - len(ids):
+        limits = f"a step takes up to {engine.max_rows} tokens of a context of {engine.n_ctx}"
         raise UsageError(f"{len(ids)} tokens at {position}: {limits}")
     session.pretend(position)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 from ..config import Layer, ModelConfig
 from ..engine.request import Stats
 from ..engine.session import Session
-from ..plan.chunks import USUAL_ROWS
+from ..plan.chunks import full_rows
 from . import ceilings
 from .drawing import Roofline, figure, svg
 from .roofline import byte_rows, class_rows, hottest, profiled
@@ -122,7 +122,7 @@ def measured(subject: Subject, position: int) -> dict[str, Any]:
             "measured": roof.lines(),
             "steps": {
                 "decode": profiled(session, roof, 1, min(position, n_ctx - 1)),
-                "prefill": profiled(session, roof, min(USUAL_ROWS, n_ctx), 0),
+                "prefill": profiled(session, roof, full_rows(min(engine.max_rows, n_ctx)), 0),
             },
         }
 

@@ -97,6 +97,11 @@ def chunk_shape(n_rows: int, n_single: int, n_out: int, output: str) -> StepShap
     return StepShape(rows, singles, min(outs, rows), output)
 
 
+def full_rows(most: int) -> int:
+    """Return the rows of the largest step that leaves no place of its plan empty, of at most ``most`` rows."""
+    return max((rows for rows in CHUNK_ROWS if rows <= most), default=most)
+
+
 def rows_for(n: int) -> int:
     """Return the rows of the largest plan that a prompt of ``n`` tokens alone needs."""
     return next((rows for rows in PROMPT_ROWS if n <= rows), USUAL_ROWS)

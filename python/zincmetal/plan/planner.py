@@ -182,9 +182,14 @@ class Planner:
         memory, most = self._needed, self.prompt_rows
         for rows in CHUNK_ROWS:
             longer = rows > most and rows <= self.target.max_rows
-            if longer and self._arena_bound(rows) * LONGER_STEPS <= memory.budget - memory.total:
+            if longer and self.arena_bound(rows) * LONGER_STEPS <= memory.budget - memory.total:
                 most = rows
         return most
+
+    def arena_bound(self, rows: int) -> int:
+        """Return about the bytes of the arena of ``rows`` rows, without a plan: values have a size for each row."""
+        planned = self.prompt_rows
+        return self._arena_bytes(planned) * max(rows, planned) // planned
 
     def first_room(self) -> Room:
         """Return the sizes of the pools to begin with. They grow when sequences need more."""
@@ -199,7 +204,7 @@ class Planner:
         of the whole context leaves.
         """
         memory, page, slot = self._needed, self.page_bytes, self.slot_bytes
-        larger = max(0, self._arena_bound(self.max_rows) - memory.arena_of(memory.n_ctx))
+        larger = max(0, self.arena_bound(self.max_rows) - memory.arena_of(memory.n_ctx))
         free = max(0, memory.budget - memory.total - larger)
         most_bytes = min(MAX_POOL_BYTES, self.target.max_buffer_bytes)
         slots = 0
@@ -227,11 +232,6 @@ class Planner:
 
     def _first_pages(self, target: Target) -> int:
         return -(-min(self.config.n_ctx, FIRST_TOKENS) // target.page) + 1
-
-    def _arena_bound(self, rows: int) -> int:
-        """Return about the bytes of the arena of ``rows`` rows, without a plan: values have a size for each row."""
-        planned = self.prompt_rows
-        return self._arena_bytes(planned) * max(rows, planned) // planned
 
     def _arena_bytes(self, rows: int) -> int:
         """Return the bytes of the arena that plans of ``rows`` rows need, for any output.

@@ -46,6 +46,7 @@ NATIVE = {
     *("moe_topk_256", "moe_topk_1024", "moe_route_256", "moe_route_1024", "moe_sort", "moe_mix", "moe_mix_few"),
     *(f"embed_{t}" for t in TYPES),
     *(f"attention_{phase}_{kv}_{dim}" for phase in ("decode", "prefill") for kv in KV_TYPES for dim in HEADS),
+    *(f"attention_prefill_exact_{kv}_{dim}" for kv in KV_TYPES if kv != "f32" for dim in HEADS),
     *(f"attention_latent_{kv}_{size}" for kv in KV_TYPES for size in (128, 512)),
     *(f"rope_latent_{kv}" for kv in KV_TYPES),
     *(f"mul_heads_{shape}_{t}" for shape in ("mv", "mm") for t in TYPES),

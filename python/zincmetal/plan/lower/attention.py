@@ -35,9 +35,13 @@ def attention(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 
 def _kernels(lowering: Lowering, op: Op) -> list[str]:
-    """Return the kernels for the layer's heads and caches: split, merge, decode, prefill."""
+    """Return the kernels for the layer's heads and caches: split, merge, decode, prefill.
+
+    Prefill of caches of halves and less multiplies halves, unless products are to be exact.
+    """
     kv, target, head_dim = lowering.kv_type, lowering.target, lowering.layer(op).head_dim
-    families = (f"attention_{family}_{kv}" for family in ("split", "decode", "prefill"))
+    prefill = "prefill_exact" if target.exact and kv != "f32" else "prefill"
+    families = (f"attention_{family}_{kv}" for family in ("split", "decode", prefill))
     split, *whole = (target.instance(family, target.head_classes, head_dim) for family in families)
     return [split, merging(head_dim), *whole]
 
