@@ -45,12 +45,12 @@ def test_a_prompt_that_was_met_before_goes_on_from_there(path: Path, monkeypatch
 #: Dispatches of one row in the last layer: what each operation needs, and no more.
 LAYERS = {
     "glm4moe": "rms_norm linear_stack rope_kv attention linear_add "
-    "rms_norm linear_stack route experts_gated experts_mix",
+    "rms_norm linear_stack route_experts_gated experts_mix",
     "minimax-m2": "rms_norm linear_stack rms_norm rms_norm rope_kv attention linear_add "
-    "rms_norm linear route experts_gated experts_mix",
+    "rms_norm linear route_experts_gated experts_mix",
     "deepseek2-glm47flash": "rms_norm linear_stack rms_norm linear rope_latent linear_heads attention_latent "
-    "linear_heads linear_add rms_norm linear_stack route experts_gated experts_mix",
-    "gpt-oss": "rms_norm linear_stack rope_kv attention linear_add rms_norm linear_add route experts_gated experts_mix",
+    "linear_heads linear_add rms_norm linear_stack route_experts_gated experts_mix",
+    "gpt-oss": "rms_norm linear_stack rope_kv attention linear_add rms_norm linear_add route_experts_gated experts_mix",
 }
 
 

@@ -96,9 +96,9 @@ def test_sizes_of_the_full_model(whole, device):
 
 
 def test_dispatches_of_a_token_of_the_full_model(whole, device):
-    """9 for a recurrent layer, 10 for one with attention (llama.cpp: 38 and 33), and 6 outside layers."""
+    """8 for a recurrent layer, 9 for one with attention (llama.cpp: 38 and 33), and 6 outside layers."""
     plan = planner(whole, device).plan()
-    assert len(plan.dispatches) == 30 * 9 + 10 * 10 + 6 <= 450
+    assert len(plan.dispatches) == 30 * 8 + 10 * 9 + 6
     assert not any(d.launch.routed for d in plan.dispatches)
 
 
