@@ -90,7 +90,11 @@ class Bench:
     ) -> BoundDispatch:
         fields = np.zeros(1, self.core.params_dtype(struct))
         for name, value in params.items():
-            fields[name] = value
+            if isinstance(value, dict):
+                for inner, number in value.items():
+                    fields[name][inner] = number
+            else:
+                fields[name] = value
         x, y, z = (*grid, 1, 1)[:3]
         bindings = [(b, 0, b.nbytes) for b in buffers]
         return BoundDispatch(kernel, fields.tobytes(), bindings, (x, y, z), threads, True)
@@ -122,17 +126,19 @@ class Turn:
         return params, [self.step, *[self.router] * 4, self.ids, self.weights]
 
     def _one_row(self) -> dict[str, BoundDispatch]:
-        b, (params, args) = self.bench, self._routing()
-        threads = 32 * b.shapes["MUL_MV_SIMDGROUPS"]
-        per_group = b.shapes["MUL_MV_SIMDGROUPS"] * b.shapes["MUL_MV_ROWS"] // 2
-        gated = [self.ids, b.gate.buffer, b.up.buffer, *[self.given] * 4, self.hidden]
+        b, (choice, _) = self.bench, self._routing()
+        simdgroups = b.shapes["MOE_CHOOSE_THREADS"] // 32
+        per_group = simdgroups * b.shapes["MUL_MV_ROWS"] // 2
+        router = [*[self.router] * 4, self.weights]
+        gated = [self.ids, b.gate.buffer, b.up.buffer, *[self.given] * 4, self.hidden, *router]
         mixed = [self.ids, self.weights, b.down.buffer, self.hidden, *[self.given] * 2, self.out]
         up, down = ({**t.params(), "n_used": N_USED} for t in (b.up, b.down))
         swiglu, mix = f"moe_mv_gated_{b.up.type.name}", f"moe_mv_mix_{b.down.type.name}"
-        groups = N_EMBD // b.shapes["MOE_MIX_ROWS"]
+        groups, both = N_EMBD // b.shapes["MOE_MIX_ROWS"], {"experts": up, "choice": choice}
         return {
-            "route": b.dispatch("moe_topk_256", "TopKParams", params, args, (1,), 32),
-            "gate+up": b.dispatch(swiglu, "MoeParams", up, gated, (WIDTH // per_group, N_USED), threads),
+            "gate+up": b.dispatch(  # which chooses the experts, too
+                swiglu, "MoeMvParams", both, gated, (-(-WIDTH // per_group), N_USED), 32 * simdgroups
+            ),
             "down": b.dispatch(mix, "MoeParams", down, mixed, (groups,), b.shapes["MOE_MIX_THREADS"]),
         }
 
@@ -147,7 +153,7 @@ class Turn:
         swiglu, plain = f"moe_few_gated_{b.up.type.name}", f"moe_few_{b.down.type.name}"
         route_threads, sizes = b.shapes["MOE_ROUTE_THREADS"], {"n": N_EMBD, "n_used": N_USED}
         return {
-            "route": b.dispatch("moe_route_256", "TopKParams", params, [*args, *self.sorted], (1,), route_threads),
+            "route": b.dispatch("moe_route", "TopKParams", params, [*args, *self.sorted], (1,), route_threads),
             "gate+up": b.dispatch(swiglu, "MoeMmParams", up, gated, self._grid(WIDTH, N_EMBD, 2), few),
             "down": b.dispatch(plain, "MoeMmParams", down, products, self._grid(N_EMBD, WIDTH, 1), few),
             "mix": b.dispatch("moe_mix_few", "MoeMixParams", sizes, mixed, (columns, self.rows), threads),

@@ -6,8 +6,10 @@
 #include "sort_key.h"
 
 // Chooses the experts of a row, the n_used with the largest scores, or sums of score and bias (NaN after all numbers;
-// the lowest id among equals), and their weights. A simdgroup takes a row, and its lanes keep all keys of the row. With
-// so few keys, reading and exchanging them costs more than comparing.
+// the lowest id among equals), and their weights. A simdgroup takes a row, and its lanes keep the keys of a block of
+// experts. With so few keys, reading and exchanging them costs more than comparing.
+
+constant constexpr uint CHOICE_KEYS = 8;  // of a lane at a time: registers of products are enough for them
 
 // Sums of weights below this do not divide them (as in llama.cpp: the least normal half).
 constant constexpr float LEAST_WEIGHTS = 6.103515625e-5f;
@@ -37,33 +39,39 @@ struct ExpertScores {
     }
 };
 
-// A lane's share of the keys of a row of up to MAX experts.
-template <uint MAX>
-struct LaneKeys {
-    static constant constexpr uint N = MAX / SIMD;
+// Without biases and groups the logits themselves decide: scores grow with them.
+METAL_FUNC bool chooses_by_logit(constant TopKParams& p) { return p.has_bias == 0 && p.n_group == 1; }
+
+// The keys that a row's experts are chosen by: 0 of one that is not there or has been taken, else a sort key + 1.
+template <class T>
+struct ExpertKeys {
     static constant constexpr uint NEVER = 1;  // of experts that are not to be chosen, and of NaN
 
-    uint of[N];  // of expert lane + j * SIMD: 0 if there is none or it has been taken, else a sort key + 1
+    device const T* logits;  // of the row
+    device const T* bias;
+    ExpertScores scores;
+    uint groups;  // bit g: experts of group g may be chosen
 
-    // Scores grow with their logits: without biases and groups, the logits themselves decide.
-    template <class T>
-    METAL_FUNC void load(constant TopKParams& p, device const T* logits, device const T* bias, ExpertScores scores,
-                         uint lane) {
-        const bool by_logit = p.has_bias == 0 && p.n_group == 1;
-        UNROLL for (uint j = 0; j < N; j++) {
-            const uint i = lane + j * SIMD;
-            of[j] = 0;
-            if (i >= p.n_expert) continue;
-            const float logit = logits[i];
-            of[j] = sort_key(by_logit ? logit : scores.of(logit) + (p.has_bias != 0 ? float(bias[i]) : 0.0f)) + 1;
+    METAL_FUNC uint of_any_group(constant TopKParams& p, uint i) const {
+        const float logit = logits[i];
+        if (chooses_by_logit(p)) return sort_key(logit) + 1;
+        return sort_key(scores.of(logit) + (p.has_bias != 0 ? float(bias[i]) : 0.0f)) + 1;
+    }
+
+    METAL_FUNC uint of(constant TopKParams& p, uint i) const {
+        if (i >= p.n_expert) return 0;
+        if (p.n_group > 1) {
+            const uint group = i / (p.n_expert / p.n_group);
+            if (group >= SIMD || (groups >> group & 1) == 0) return NEVER;
         }
+        return of_any_group(p, i);
     }
 
     // The sum of the two largest of a group of experts, those from `first` to before `end`. NaN counts as 0.
-    METAL_FUNC float two_largest(uint first, uint end, uint lane) const {
+    METAL_FUNC float two_largest(constant TopKParams& p, uint first, uint end, uint lane) const {
         uint best = 0, next = 0;
-        UNROLL for (uint j = 0; j < N; j++) {
-            const uint i = lane + j * SIMD, key = i >= first && i < end ? of[j] : 0;
+        for (uint i = first + lane; i < end; i += SIMD) {
+            const uint key = of_any_group(p, i);
             next = max(next, min(best, key));
             best = max(best, key);
         }
@@ -74,44 +82,83 @@ struct LaneKeys {
                (second > NEVER ? value_of_sort_key(second - 1) : 0.0f);
     }
 
-    // Keeps the experts of the n_group_used best groups.
-    METAL_FUNC void keep_groups(constant TopKParams& p, uint lane) {
+    // Finds the n_group_used best groups.
+    METAL_FUNC void find_groups(constant TopKParams& p, uint lane) {
         const uint size = p.n_expert / p.n_group;
         uint mine = 0;  // the key of group `lane`, + 1; 0 if there is none or it is kept
         for (uint g = 0; g < p.n_group; g++) {
-            const uint key = sort_key(two_largest(g * size, (g + 1) * size, lane)) + 1;
+            const uint key = sort_key(two_largest(p, g * size, (g + 1) * size, lane)) + 1;
             if (lane == g) mine = key;
         }
-        uint kept = 0;  // bit g: group g
+        groups = 0;
         for (uint rank = 0; rank < p.n_group_used; rank++) {
             const uint largest = simd_max(mine);
             const uint group = simd_min(mine == largest ? lane : SIMD - 1);
             if (lane == group) mine = 0;
-            kept |= 1u << group;
-        }
-        UNROLL for (uint j = 0; j < N; j++) {
-            const uint group = (lane + j * SIMD) / size;
-            if (of[j] != 0 && (group >= SIMD || (kept >> group & 1) == 0)) of[j] = NEVER;
+            groups |= 1u << group;
         }
     }
+};
 
-    // Returns the first expert with the largest key of the simdgroup, which is then taken.
-    METAL_FUNC uint take_largest(uint lane) {
-        uint mine = of[0], slot = 0;
-        UNROLL for (uint j = 1; j < N; j++) {
-            if (of[j] > mine) {
-                mine = of[j];
+struct Candidate {
+    uint key, expert;
+};
+
+// A lane's candidates: some experts of a block, and one of those that have been chosen among earlier blocks.
+struct LaneCandidates {
+    Candidate earlier;
+    uint first;              // of the block
+    uint keys[CHOICE_KEYS];  // of expert first + lane + j * SIMD
+
+    // The lane that has the largest key of all. Of lanes with equal keys the one with the lowest id.
+    METAL_FUNC uint owner_of(uint largest, Candidate mine) const {
+        uint owners = uint(simd_vote::vote_t(simd_ballot(mine.key == largest)));
+        if ((owners & (owners - 1)) != 0) {  // rare
+            const uint lowest = simd_min(mine.key == largest ? mine.expert : 0xFFFFFFFFu);
+            owners = uint(simd_vote::vote_t(simd_ballot(mine.key == largest && mine.expert == lowest)));
+        }
+        return ctz(owners);
+    }
+
+    // Returns the first candidate with the largest key of the simdgroup, which is then taken.
+    METAL_FUNC Candidate take_largest(uint lane) {
+        uint mine = earlier.key, slot = CHOICE_KEYS;
+        UNROLL for (uint j = 0; j < CHOICE_KEYS; j++) {
+            if (keys[j] > mine) {
+                mine = keys[j];
                 slot = j;
             }
         }
+        const uint expert = slot == CHOICE_KEYS ? earlier.expert : first + lane + slot * SIMD;
         const uint largest = simd_max(mine);
-        const uint expert = simd_min(mine == largest ? lane + slot * SIMD : MAX);
-        UNROLL for (uint j = 0; j < N; j++) {
-            if (expert == lane + j * SIMD) of[j] = 0;
+        const uint owner = owner_of(largest, {mine, expert});
+        const uint taken = lane == owner ? slot : CHOICE_KEYS + 1;
+        UNROLL for (uint j = 0; j < CHOICE_KEYS; j++) {
+            if (taken == j) keys[j] = 0;
         }
-        return expert;
+        if (taken == CHOICE_KEYS) earlier.key = 0;
+        return {largest, simd_shuffle(expert, ushort(owner))};
     }
 };
+
+// The first n experts: lane r gets the one of rank r.
+template <class T>
+METAL_FUNC uint first_experts(constant TopKParams& p, ExpertKeys<T> keys, uint n, uint lane) {
+    Candidate chosen = {0, 0};  // of rank `lane`, among the experts so far; loops stay loops, to save registers
+    UNROLL_BY(1)
+    for (uint first = 0; first < p.n_expert; first += CHOICE_KEYS * SIMD) {
+        LaneCandidates candidates;
+        candidates.earlier = chosen;
+        candidates.first = first;
+        UNROLL for (uint j = 0; j < CHOICE_KEYS; j++) candidates.keys[j] = keys.of(p, first + lane + j * SIMD);
+        UNROLL_BY(1)
+        for (uint rank = 0; rank < n; rank++) {
+            const Candidate next = candidates.take_largest(lane);
+            if (lane == rank) chosen = next;
+        }
+    }
+    return chosen.expert;
+}
 
 // The weight of the expert of rank `lane`, whose logit is given; 0 for other lanes. A NaN logit has no share.
 METAL_FUNC float expert_weight(constant TopKParams& p, ExpertScores scores, float logit, uint lane) {
@@ -128,30 +175,48 @@ METAL_FUNC float expert_weight(constant TopKParams& p, ExpertScores scores, floa
     return p.normalised != 0 ? share / max(total, LEAST_WEIGHTS) : share;
 }
 
-// Chooses the experts of row t. bias and scales, [n_expert], are not read without has_bias and has_scales. Afterwards
-// the keys of the chosen are 0.
-template <class T, uint MAX>
-METAL_FUNC void choose_experts(constant TopKParams& p, uint t, device const T* logits, device const T* shared_logit,
-                               device const T* bias, device const T* scales, device int* ids, device T* weights,
-                               thread LaneKeys<MAX>& keys, uint lane) {
-    const float shared = p.shared == SHARED_GATED ? float(shared_logit[t]) : 0.0f;
-    logits += ulong(t) * p.n_expert;
-    ExpertScores scores;
-    scores.of_row(p.score, logits, p.n_expert, lane);
-    keys.load(p, logits, bias, scores, lane);
-    if (p.n_group > 1) keys.keep_groups(p, lane);
-    uint expert = 0;  // of rank `lane`
-    for (uint rank = 0; rank < p.n_used; rank++) {
-        const uint chosen = keys.take_largest(lane);
-        if (lane == rank) expert = chosen;
+// A row's router: the operands that the choice reads. bias and scales, [n_expert], and the logit of the shared expert
+// are not read without has_bias, has_scales and SHARED_GATED.
+template <class T>
+struct RowRouter {
+    device const T* logits;
+    device const T* shared_logit;
+    device const T* bias;
+    device const T* scales;
+
+    // The first n experts of the row: lane r gets the one of rank r.
+    METAL_FUNC uint choose(constant TopKParams& p, uint n, uint lane) const {
+        ExpertKeys<T> keys = {logits, bias, {p.score, 0.0f, 0.0f}, 0};
+        if (!chooses_by_logit(p)) keys.scores.of_row(p.score, logits, p.n_expert, lane);
+        if (p.n_group > 1) keys.find_groups(p, lane);
+        return first_experts(p, keys, n, lane);
     }
 
-    const float weight = expert_weight(p, scores, logits[expert], lane);
-    device T* out = weights + ulong(t) * (p.n_used + 1);
-    if (lane < p.n_used) {
-        ids[ulong(t) * p.n_used + lane] = int(expert);
-        out[lane] = p.scale * (p.has_scales != 0 ? float(scales[expert]) : 1.0f) * weight;
+    // Writes the ids and the weights of the row's experts, of which the lane has the one of its rank.
+    METAL_FUNC void put(constant TopKParams& p, uint expert, device int* ids, device T* weights, uint lane) const {
+        ExpertScores scores;
+        scores.of_row(p.score, logits, p.n_expert, lane);
+        const float weight = expert_weight(p, scores, logits[expert], lane);
+        if (lane < p.n_used) {
+            ids[lane] = int(expert);
+            weights[lane] = p.scale * (p.has_scales != 0 ? float(scales[expert]) : 1.0f) * weight;
+        }
+        if (lane == 0) weights[p.n_used] = shared_weight(p);
     }
-    const float gate = p.shared == SHARED_GATED ? 1.0f / (1.0f + precise::exp(-shared)) : 1.0f;
-    if (lane == 0) out[p.n_used] = p.shared == SHARED_NONE ? 0.0f : gate;
+
+    METAL_FUNC float shared_weight(constant TopKParams& p) const {
+        if (p.shared != SHARED_GATED) return p.shared == SHARED_NONE ? 0.0f : 1.0f;
+        return 1.0f / (1.0f + precise::exp(-float(shared_logit[0])));
+    }
+};
+
+// Chooses the experts of row t of a step, and writes their ids and weights. Lane r gets the expert of rank r.
+template <class T>
+METAL_FUNC uint choose_experts(constant TopKParams& p, uint t, RowRouter<T> row, device int* ids, device T* weights,
+                               uint lane) {
+    row.logits += ulong(t) * p.n_expert;
+    row.shared_logit += p.shared == SHARED_GATED ? t : 0;
+    const uint expert = row.choose(p, p.n_used, lane);
+    row.put(p, expert, ids + ulong(t) * p.n_used, weights + ulong(t) * (p.n_used + 1), lane);
+    return expert;
 }

@@ -1,4 +1,5 @@
 #include "moe.h"
+#include "moe_choose.h"
 #include "mul_mv_rows.h"
 
 // A mixture of experts on one row of the step. The experts' matrices of a layer are one tensor, and a few ids name the
@@ -6,28 +7,55 @@
 
 // The grid's x is tiles of rows, its y the chosen experts. Row j of out is the products of expert ids[j]. Biases are
 // [n_expert, m], and not read without has_bias. x may stand for its RMSNorm: see mul_norm.h.
-// Grid: (ceil(m / (R n_sg)), n_used). Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
-template <class Q, uint R = MUL_MV_ROWS>
-kernel void moe_mv(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
-                   device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
-                   device const float* norm [[buffer(4)]], device const float* bias [[buffer(5)]],
-                   device float* out [[buffer(6)]], GRID_IDS) {
-    const int id = ids[tg.y];
-    mul_mv_rows<Q, R>(p, Matrices<1>{{w + expert_offset(p, id)}}, maybe_normed(p, x, norm),
-                      expert_out(p, id, out + ulong(tg.y) * p.m, bias), tg.x, sg, n_sg, lane);
+//
+// If the experts are not given, each threadgroup chooses its own by the operands of the router, as moe_topk does, and
+// one of them writes ids and weights for the kernels that follow. This takes less time than a dispatch.
+
+// The expert of a threadgroup. Of the chosen one it needs to know the rank tg.y alone; the last one knows all.
+METAL_FUNC int expert_of_group(constant TopKParams& p, RowRouter<float> row, device int* ids, device float* weights,
+                               threadgroup uint* shared, uint3 tg, uint sg, uint lane) {
+    if (p.n_used == 0) return ids[tg.y];
+    if (sg == 0) {
+        const uint expert = row.choose(p, tg.y + 1, lane);
+        if (lane == tg.y) shared[0] = expert;
+        if (tg.x == 0 && tg.y == p.n_used - 1) row.put(p, expert, ids, weights, lane);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return int(shared[0]);
 }
 
-// Grid: (ceil(m / (R / 2 n_sg)), n_used). Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says.
+// Grid: (ceil(m / (R n_sg)), n_used). Threads: 32 MUL_MV_SIMDGROUPS, or as tuning.py says; MOE_CHOOSE_THREADS.
 template <class Q, uint R = MUL_MV_ROWS>
-kernel void moe_mv_gated(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
+kernel void moe_mv(constant MoeMvParams& p [[buffer(0)]], device int* ids [[buffer(1)]],
+                   device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
+                   device const float* norm [[buffer(4)]], device const float* bias [[buffer(5)]],
+                   device float* out [[buffer(6)]], device const float* logits [[buffer(7)]],
+                   device const float* shared_logit [[buffer(8)]], device const float* choice_bias [[buffer(9)]],
+                   device const float* scales [[buffer(10)]], device float* weights [[buffer(11)]], GRID_IDS) {
+    TG_ARRAY(uint, shared, 1);
+    const RowRouter<float> row = {logits, shared_logit, choice_bias, scales};
+    const int id = expert_of_group(p.choice, row, ids, weights, shared, tg, sg, lane);
+    mul_mv_rows<Q, R>(p.experts, Matrices<1>{{w + expert_offset(p.experts, id)}}, maybe_normed(p.experts, x, norm),
+                      expert_out(p.experts, id, out + ulong(tg.y) * p.experts.m, bias), tg.x, sg, n_sg, lane);
+}
+
+// Grid: (ceil(m / (R / 2 n_sg)), n_used). Threads: as moe_mv.
+template <class Q, uint R = MUL_MV_ROWS>
+kernel void moe_mv_gated(constant MoeMvParams& p [[buffer(0)]], device int* ids [[buffer(1)]],
                          device const uchar* gate [[buffer(2)]], device const uchar* up [[buffer(3)]],
                          device const float* x [[buffer(4)]], device const float* norm [[buffer(5)]],
                          device const float* gate_bias [[buffer(6)]], device const float* up_bias [[buffer(7)]],
-                         device float* out [[buffer(8)]], GRID_IDS) {
-    const int id = ids[tg.y];
-    const ulong at = expert_offset(p, id);
-    mul_mv_rows<Q, R>(p, Matrices<2>{{gate + at, up + at}}, maybe_normed(p, x, norm),
-                      expert_gated(p, id, out + ulong(tg.y) * p.m, gate_bias, up_bias), tg.x, sg, n_sg, lane);
+                         device float* out [[buffer(8)]], device const float* logits [[buffer(9)]],
+                         device const float* shared_logit [[buffer(10)]],
+                         device const float* choice_bias [[buffer(11)]], device const float* scales [[buffer(12)]],
+                         device float* weights [[buffer(13)]], GRID_IDS) {
+    TG_ARRAY(uint, shared, 1);
+    const RowRouter<float> row = {logits, shared_logit, choice_bias, scales};
+    const int id = expert_of_group(p.choice, row, ids, weights, shared, tg, sg, lane);
+    const ulong at = expert_offset(p.experts, id);
+    mul_mv_rows<Q, R>(p.experts, Matrices<2>{{gate + at, up + at}}, maybe_normed(p.experts, x, norm),
+                      expert_gated(p.experts, id, out + ulong(tg.y) * p.experts.m, gate_bias, up_bias), tg.x, sg, n_sg,
+                      lane);
 }
 
 // sums += the sum over the chosen experts j of weights[j] W[ids[j]] x[j], for the rows from `first` on. Only this

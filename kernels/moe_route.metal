@@ -1,6 +1,8 @@
 #include "moe_choose.h"
 #include "reduce.h"
 
+static_assert(uint(MAX_EXPERTS) == SIMD * SIMD, "a lane for every word of the chosen experts' bits");
+
 // Routes the rows of a step of few rows: moe_topk and moe_sort in one dispatch, by one threadgroup. A tile has all
 // slots of an expert. So every expert that a row chose has one tile, and kernels read its matrices once.
 //
@@ -14,29 +16,33 @@ METAL_FUNC uint rows_of_expert(threadgroup const uint* chosen, uint words, uint 
     return rows;
 }
 
+// Bit e % 32 of lane e / 32 is set if expert e is among the n of lanes 0 to n - 1.
+METAL_FUNC uint word_of_chosen(uint expert, uint n, uint lane) {
+    uint word = 0;
+    for (uint rank = 0; rank < n; rank++) {
+        const uint e = simd_shuffle(expert, ushort(rank));
+        if (lane == e / SIMD) word |= 1u << e % SIMD;
+    }
+    return word;
+}
+
 // tiles has room for min(T n_used, n_expert). T is at most MOE_FEW_ROWS.
 // Grid: 1. Threads: MOE_ROUTE_THREADS, or any whole number of simdgroups.
-template <class T, uint MAX>
+template <class T>
 kernel void moe_route(constant TopKParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                       device const T* logits [[buffer(2)]], device const T* shared_logit [[buffer(3)]],
                       device const T* bias [[buffer(4)]], device const T* scales [[buffer(5)]],
                       device int* ids [[buffer(6)]], device T* weights [[buffer(7)]], device int* slots [[buffer(8)]],
                       device int4* tiles [[buffer(9)]], device int* n_tiles [[buffer(10)]], GRID_IDS) {
-    const uint WORDS = MAX / SIMD;
-    TG_ARRAY(uint, chosen, MOE_FEW_ROWS * MAX / SIMD);  // [row][word]: bit e % 32 of word e / 32 is expert e
-    TG_ARRAY(uint, rows, MAX);                          // of each expert, as bits
-    TG_ARRAY(uint, places, MAX);                        // of the first slot of each chosen expert
+    const uint WORDS = MAX_EXPERTS / SIMD;
+    TG_ARRAY(uint, chosen, MOE_FEW_ROWS * WORDS);  // [row][word]: bit e % 32 of word e / 32 is expert e
+    TG_ARRAY(uint, rows, MAX_EXPERTS);             // of each expert, as bits
+    TG_ARRAY(uint, places, MAX_EXPERTS);           // of the first slot of each chosen expert
     TG_ARRAY(uint, sums, SIMD);
     const uint n_tokens = min(step->n_tokens, uint(MOE_FEW_ROWS)), n_threads = n_sg * SIMD;
     for (uint t = sg; t < n_tokens; t += n_sg) {
-        LaneKeys<MAX> keys;
-        choose_experts(p, t, logits, shared_logit, bias, scales, ids, weights, keys, lane);
-        uint mine = 0;
-        UNROLL for (uint j = 0; j < WORDS; j++) {
-            const uint word = uint(simd_vote::vote_t(simd_ballot(keys.of[j] == 0)));
-            if (lane == j) mine = word;
-        }
-        if (lane < WORDS) chosen[t * WORDS + lane] = mine;
+        const uint expert = choose_experts(p, t, RowRouter<T>{logits, shared_logit, bias, scales}, ids, weights, lane);
+        chosen[t * WORDS + lane] = word_of_chosen(expert, p.n_used, lane);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
@@ -66,5 +72,4 @@ kernel void moe_route(constant TopKParams& p [[buffer(0)]], device const Step* s
 }
 
 // 64 registers: then there is room for MOE_ROUTE_THREADS.
-#define MOE_ROUTE(n) KERNEL_UNROLLED(2, "moe_route_" #n, moe_route<float, n>)
-EXPERT_CLASSES(MOE_ROUTE)
+KERNEL_UNROLLED(2, "moe_route", moe_route<float>)

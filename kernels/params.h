@@ -13,6 +13,7 @@ typedef int32_t i32;
 
 enum : u32 {
     HEAD_MULTIPLE = 4,      // head_dim is a multiple of this: heads are read as float4
+    MAX_EXPERTS = 1024,     // experts of a mixture: a simdgroup has a bit for each in its lanes' words
     MAX_EXPERTS_USED = 32,  // experts that a row meets: a lane of a simdgroup chooses each
     MAX_GROUPS = 32,        // groups of experts: a lane keeps the key of each
     STACK_MATRICES = 4,     // matrices that meet one x in one dispatch
@@ -175,7 +176,7 @@ enum : u32 { SHARED_NONE, SHARED_GATED, SHARED_WHOLE };  // the shared expert's 
 
 // The choice of experts: the n_used with the largest scores, or sums of score and bias.
 struct TopKParams {
-    u32 n_expert;      // at most the last of EXPERT_CLASSES
+    u32 n_expert;      // at most MAX_EXPERTS
     u32 n_used;        // at most MAX_EXPERTS_USED
     u32 shared;        // SHARED_*
     u32 score;         // SCORE_*
@@ -185,6 +186,12 @@ struct TopKParams {
     u32 n_group;       // groups of experts that follow each other, at most MAX_GROUPS; 1: no groups
     u32 n_group_used;  // experts of these groups are chosen: those with the largest sums of their two best
     float scale;       // factor of all weights
+};
+
+// moe_mv and moe_mv_gated: products with experts that are given, or that the kernel chooses first.
+struct MoeMvParams {
+    MoeParams experts;
+    TopKParams choice;  // n_used is 0 if the experts are given
 };
 
 // moe_mm: W is n_expert matrices of m rows of k columns. Slot t * n_used + j is row t's place for its j-th expert.
@@ -200,7 +207,7 @@ struct MoeMmParams {
 };
 
 struct MoeSortParams {
-    u32 n_expert;  // at most the last of EXPERT_CLASSES
+    u32 n_expert;  // at most MAX_EXPERTS
     u32 n_used;
     u32 max_tiles;  // room for tiles; min(slots, ceil(slots / MOE_MM_TOKENS) + n_expert) are enough
 };

@@ -20,6 +20,7 @@
     S(MOE_MIX_THREADS, 128) /* share MOE_MIX_ROWS rows of all chosen experts */                                        \
     S(MOE_MIX2_THREADS, 96) /* of moe_mv_mix with a shared expert: nine divide by three */                             \
     S(MOE_MIX_ROWS, 2)                                                                                                 \
+    S(MOE_CHOOSE_THREADS, 256) /* at least, of moe_mv that chooses: each threadgroup chooses again */                  \
     S(MUL_MM_THREADS, PER_DEVICE(128, 256))                                                                            \
     S(MUL_MM_ROWS, PER_DEVICE(64, 128))   /* rows of weights per threadgroup, of both matrices together for swiglu */  \
     S(MUL_MM_TOKENS, PER_DEVICE(32, 64))  /* tokens per threadgroup */                                                 \
@@ -89,10 +90,10 @@ enum : u32 { KERNEL_SHAPES(KERNEL_SHAPE_VALUE) };
     CLASS(kv, KV, 64) CLASS(kv, KV, 96) CLASS(kv, KV, 128) CLASS(kv, KV, 256) CLASS(kv, KV, 512)
 #define LATENT_CLASSES_OF(CLASS, kv, KV) CLASS(kv, KV, 128) CLASS(kv, KV, 512) /* latent dimensions of attention */
 #define SSM_CLASSES(CLASS) CLASS(64) CLASS(128) CLASS(256)                     /* d_k of a recurrent layer */
-#define EXPERT_CLASSES(CLASS) CLASS(256) CLASS(1024)                           /* experts that moe_topk chooses among */
 
 // Limits that the parameters of kernels have, and the host must know.
 #define KERNEL_LIMITS(S)                                                                                               \
     S(HEAD_MULTIPLE)                                                                                                   \
     S(LATENT_MULTIPLE)                                                                                                 \
+    S(MAX_EXPERTS)                                                                                                     \
     S(MAX_EXPERTS_USED) S(MAX_GROUPS) S(STACK_MATRICES) S(STEP_RING) S(MAX_OUT) S(DRAW_TRIES) S(MAMBA2_HEAD_MULTIPLE)

@@ -254,6 +254,7 @@ void bind_params(py::module_& m) {
     PARAMS(MoeParams, k, m, row_bytes, expert_bytes, n_expert, n_used, kind, has_bias, alone, normed, eps)
     PARAMS(MoeSharedParams, k, m, row_bytes, expert_bytes, n_expert, n_used, has_bias, k_shared, row_bytes_shared)
     PARAMS(TopKParams, n_expert, n_used, shared, score, normalised, has_bias, has_scales, n_group, n_group_used, scale)
+    PARAMS(MoeMvParams, experts, choice)
     PARAMS(MoeMmParams, k, m, row_bytes, expert_bytes, n_expert, x_div, kind, has_bias)
     PARAMS(MoeSortParams, n_expert, n_used, max_tiles)
     PARAMS(MoeMixParams, n, n_used, alone)

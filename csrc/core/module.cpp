@@ -13,7 +13,6 @@ const zinc::SizeClasses zinc::size_classes[] = {
     {"HEAD_CLASSES", {HEAD_CLASSES_OF(HEAD_SIZE, , )}},
     {"LATENT_CLASSES", {LATENT_CLASSES_OF(HEAD_SIZE, , )}},
     {"SSM_CLASSES", {SSM_CLASSES(SIZE)}},
-    {"EXPERT_CLASSES", {EXPERT_CLASSES(SIZE)}},
     {},
 };
 

@@ -143,7 +143,7 @@ def shapes() -> dict[str, int]:
 def size_classes() -> dict[str, tuple[int, ...]]:
     """Return the sizes that kernels are compiled for, ascending.
 
-    The keys are HEAD_CLASSES, LATENT_CLASSES, SSM_CLASSES and EXPERT_CLASSES.
+    The keys are HEAD_CLASSES, LATENT_CLASSES and SSM_CLASSES.
     A kernel of a class serves all sizes up to it.
     """
 

@@ -33,8 +33,6 @@ def found(names: list[str], pattern: str) -> set[str]:
         ("SSM_CLASSES", r"ssm_step_(\d+)"),
         ("SSM_CLASSES", r"mamba2_scan_(\d+)"),
         ("SSM_CLASSES", r"mamba2_step_(\d+)"),
-        ("EXPERT_CLASSES", r"moe_topk_(\d+)"),
-        ("EXPERT_CLASSES", r"moe_route_(\d+)"),
     ],
 )
 def test_size_classes_have_kernels(names: list[str], classes: str, pattern: str) -> None:
@@ -44,7 +42,7 @@ def test_size_classes_have_kernels(names: list[str], classes: str, pattern: str)
 
 
 def test_every_class_is_named() -> None:
-    assert set(core.size_classes()) == {"HEAD_CLASSES", "LATENT_CLASSES", "SSM_CLASSES", "EXPERT_CLASSES"}
+    assert set(core.size_classes()) == {"HEAD_CLASSES", "LATENT_CLASSES", "SSM_CLASSES"}
 
 
 def of_types(names: list[str], family: str) -> set[str]:

@@ -52,11 +52,14 @@ def kinds(ops: list[Op]) -> list[str]:
 
 def test_the_choice_has_what_the_file_has(cfg):
     plain = next(op for op in mixture(graph(cfg, GATED)) if op.kind == "route")
-    assert (plain.get("bias"), plain.get("scales"), plain.get("shared")) == (None, None, None)
+    assert (plain.get("router_bias"), plain.get("router_scales"), plain.get("shared")) == (None, None, None)
     assert plain.attrs["whole_shared"] is False
     tensors = GATED | {"exp_probs_b.bias": (N,), "ffn_down_exps.scale": (N,)}
     route = next(op for op in mixture(graph(cfg, tensors)) if op.kind == "route")
-    assert (route["bias"].name, route["scales"].name) == ("blk.0.exp_probs_b.bias", "blk.0.ffn_down_exps.scale")
+    assert (route["router_bias"].name, route["router_scales"].name) == (
+        "blk.0.exp_probs_b.bias",
+        "blk.0.ffn_down_exps.scale",
+    )
     for name in ("exp_probs_b.bias", "ffn_down_exps.scale"):
         with pytest.raises(UnsupportedModelError, match=rf"{name} has shape \(5,\); the metadata asks for \(4,\)"):
             mixture(graph(cfg, tensors | {name: (5,)}))

@@ -190,6 +190,59 @@ def test_one_bias_of_two_is_left_to_its_product():
     assert kinds(fuse(mixture("q4_k", biases="u"), rows=1)) == ["experts", "experts", "swiglu", "experts_mix"]
 
 
+ROUTER = {"score": "sigmoid", "normalised": True, "n_group": 1, "n_group_used": 1, "whole_shared": False, "scale": 1.0}
+
+
+def choice() -> Op:
+    bias = Weight("router.bias", by_name("f32"), (4,))
+    return Op("route", router=Value("logits", 4), router_bias=bias, **ROUTE._asdict(), **ROUTER)
+
+
+def test_the_first_product_of_one_row_chooses_the_experts():
+    route = choice()
+    first, mix = fuse([route, *mixture("q4_k", biases="gu")], rows=1)
+    assert kinds([first, mix]) == ["route_experts_gated", "experts_mix"]
+    assert kinds(list(first.parts)) == ["route", "experts_gated"]
+    assert [first[name].name for name in ("router", "router_bias", "gate", "gate_bias")] == [
+        *("logits", "router.bias", "g", "g.bias")
+    ]
+    assert set(first.writes) == {*route.writes, first.out}
+    assert first.attrs == {**ROUTER, "glu": "swiglu"}
+    assert kinds(fuse([route, *mixture("q4_k")], rows=8))[:2] == ["route", "experts_gated"]
+
+
+def test_a_choice_for_experts_without_a_batched_kernel_is_a_dispatch():
+    assert kinds(fuse([choice(), *mixture("f32")], rows=1))[:2] == ["route", "experts"]
+
+
+def test_without_a_pair_the_first_of_two_products_chooses():
+    ops = fuse([choice(), *mixture("q4_k", biases="u")], rows=1)
+    assert kinds(ops) == ["route_experts", "experts", "swiglu", "experts_mix"]
+    squared = product_of_experts("u", X)
+    relu2 = Op("relu2", x=squared.out, out=Value("act", 128))
+    assert kinds(fuse([choice(), squared, relu2], rows=1)) == ["route_experts_relu2"]
+
+
+def test_the_product_that_chooses_comes_before_all_that_read_the_choice():
+    """As where the shared expert's type has no kernel with that of the others."""
+    shared = linear(weight("shared", 64))
+    added = Op("add_shared", weights=ROUTE.weights, y=shared.out, residual=X, out=Value("added", 64))
+    gate, up, act, down, mix = mixture("q4_k")
+    mix = mix.replace(residual=added.value("out"))
+    ops = fuse([choice(), shared, added, gate, up, act, down, mix], rows=1)
+    assert kinds(ops) == ["route_experts_gated", "experts_mix"]
+    ops = passes.fuse_route([choice(), shared, added, gate, up, act, down, mix], LIMITS)
+    assert kinds(ops) == ["linear", "route_experts", "add_shared", "experts", "swiglu", "experts", "mix"]
+
+
+def test_a_product_of_what_reads_the_choice_cannot_choose():
+    added = Op("add_shared", weights=ROUTE.weights, y=X, residual=X, out=Value("added", 64))
+    ops = [choice(), added, product_of_experts("g", added.value("out"))]
+    assert passes.fuse_route(ops, LIMITS) == ops
+    down = product_of_experts("d", Value("each", 128))  # a row of x for each expert, which no kernel takes
+    assert passes.fuse_route([choice(), down], LIMITS) == [choice(), down]
+
+
 @pytest.mark.parametrize("rows", [1, 8])
 def test_experts_without_a_gate_take_their_activation(rows: int):
     up = product_of_experts("u", X, bias=True)

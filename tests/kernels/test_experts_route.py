@@ -226,6 +226,6 @@ def test_routing_equals_top_k_and_sort(lane: str, score: str) -> None:
 
 
 @every_lane
-def test_every_size_has_a_kernel(lane: str) -> None:
+def test_both_ways_have_a_kernel(lane: str) -> None:
     names = set(Lab(lane).device.kernel_names())
-    assert {f"{family}_{n}" for family in ("moe_topk", "moe_route") for n in (256, 1024)} <= names
+    assert {"moe_topk", "moe_route"} <= names

@@ -64,9 +64,9 @@ def test_a_mixture_stands_beside_the_feed_forward() -> None:
         assert [(layer.n_ff, layer.mixture) for layer in planner.config.layers] == [(128, True)] * 4
         kinds = [d.launch.op.kind for d in planner.plan().dispatches]
         uses = {use for use, _ in planner.plan().weight_reads()}
-    router = ["rms_norm", "linear", "route"]
-    experts = ["experts_gated", "experts_mix", "rms_norm_add", "rms_norm_add_norm"]
-    assert kinds[7:18] == ["linear_geglu", "linear", "rms_norm", *router, *experts, "linear_stack"]
+    router = ["rms_norm", "linear"]
+    experts = ["route_experts_gated", "experts_mix", "rms_norm_add", "rms_norm_add_norm"]
+    assert kinds[7:17] == ["linear_geglu", "linear", "rms_norm", *router, *experts, "linear_stack"]
     assert uses >= {"router", "routed experts", "feed-forward", "attention", "norms", "LM head", "embedding"}
 
 

@@ -44,11 +44,11 @@ def test_a_prompt_that_was_met_before_goes_on_from_there(path: Path, monkeypatch
 
 #: Dispatches of one row in the last layer: what each operation needs, and no more.
 LAYERS = {
-    "glm4moe": "linear_stack rope_kv attention linear_add linear_stack route experts_gated experts_mix",
-    "minimax-m2": "linear_stack rms_norm rms_norm rope_kv attention linear_add linear route experts_gated experts_mix",
+    "glm4moe": "linear_stack rope_kv attention linear_add linear_stack route_experts_gated experts_mix",
+    "minimax-m2": "linear_stack rms_norm rms_norm rope_kv attention linear_add linear route_experts_gated experts_mix",
     "deepseek2-glm47flash": "linear_stack linear rope_latent linear_heads attention_latent "
-    "linear_heads linear_add linear_stack route experts_gated experts_mix",
-    "gpt-oss": "linear_stack rope_kv attention linear_add linear_add route experts_gated experts_mix",
+    "linear_heads linear_add linear_stack route_experts_gated experts_mix",
+    "gpt-oss": "linear_stack rope_kv attention linear_add linear_add route_experts_gated experts_mix",
 }
 
 

@@ -100,9 +100,7 @@ class Lab:
     ) -> None:
         """Runs one dispatch and checks the guards and inputs of all its bindings."""
         fields = np.zeros(1, self.core.params_dtype(struct))
-        assert set(params) == set(fields.dtype.names or ()), f"{struct} has the fields {fields.dtype.names}"
-        for name, value in params.items():
-            fields[name] = value
+        _fill(fields, params, struct)
         x, y, z = (*grid, 1, 1)[:3]
         for b in bindings:
             b.push()
@@ -112,6 +110,16 @@ class Lab:
         for b in bindings:
             b.pull()
             b.check(kernel)
+
+
+def _fill(fields: NDArray[np.void], values: dict[str, Any], struct: str) -> None:
+    """Sets all fields of a structure, and of the structures in it."""
+    assert set(values) == set(fields.dtype.names or ()), f"{struct} has the fields {fields.dtype.names}"
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _fill(fields[name], value, f"{struct}.{name}")
+        else:
+            fields[name] = value
 
 
 def assert_close(got: NDArray[Any], want: NDArray[np.float64], rel: float, scale: Any = None) -> None:

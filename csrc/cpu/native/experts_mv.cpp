@@ -1,4 +1,7 @@
 // Native kernels of a mixture of experts on one row of the step.
+#include <cstring>
+
+#include "cpu/native/experts_choose.h"
 #include "cpu/native/experts_store.h"
 #include "cpu/native/products.h"
 #include "cpu/native/register.h"
@@ -20,14 +23,32 @@ INLINE Matrix expert_matrix(const P& p, const uint8_t* w, int32_t id) {
     return {w + size_t(expert_of(p, id)) * p.expert_bytes, p.row_bytes, p.k};
 }
 
+// The ids of a row's experts, which are given or chosen here. Router and weights begin at binding `at`. Each share of
+// the dispatch chooses again; the first one writes ids and weights for the kernels that follow.
+const int32_t* ids_of_row(const NativeLaunch& l, int at, bool writes, int32_t* chosen) {
+    const auto& p = l.as<MoeMvParams>().choice;
+    auto* ids = l.buffer<int32_t>(1);
+    if (p.n_used == 0) return ids;
+    const Router router{p, l.buffer<const float>(at), l.buffer<const float>(at + 1), l.buffer<const float>(at + 2),
+                        l.buffer<const float>(at + 3)};
+    router.choose(0, chosen);
+    if (writes) {
+        std::memcpy(ids, chosen, p.n_used * sizeof(int32_t));
+        router.weigh(0, chosen, l.buffer<float>(at + 4));
+    }
+    return chosen;
+}
+
 // Products of the rows of each chosen expert in MATRICES tensors (bindings 2 ..) with x. A weight of its norm follows
 // x, then the biases. Threadgroups [begin, end) are rows along the grid's x, chosen experts along its y.
 template <class T, int MATRICES>
 void moe_mv(const NativeLaunch& l, uint64_t begin, uint64_t end) {
-    const auto& p = l.as<MoeParams>();
-    const float* x = maybe_normed<MoeParams>(l, 2 + MATRICES);
+    const MoeParams& p = l.as<MoeMvParams>().experts;
+    const float* x = maybe_normed(l, p, 2 + MATRICES);
+    int32_t chosen[MAX_EXPERTS_USED] = {};
+    const int32_t* ids = ids_of_row(l, 5 + 2 * MATRICES, begin == 0, chosen);
     for_lines(l, begin, end, [&](const Line& line) {
-        const int32_t id = l.buffer<const int32_t>(1)[line.y];
+        const int32_t id = ids[line.y];
         const Range rows = pieces(p.m, line.begin, line.end, l.grid[0]);
         float* out = l.buffer<float>(4 + 2 * MATRICES) + size_t(line.y) * p.m;
         for_strips(rows.begin, rows.end, [&](uint32_t r, uint32_t n) {

@@ -18,7 +18,7 @@ from ..config import Experts, Latent, Layer, Mamba2, ModelConfig, Recurrence, Ro
 from ..device.core import Core
 from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name
 from ..gguf.random_weights import random_weights
-from ..graph.fuse import GLUS, fuse, fuse_glu, fuse_relu2
+from ..graph.fuse import GLUS, fuse, fuse_glu, fuse_relu2, fuse_route
 from ..graph.ops import KEPT, KV_CACHES, LOGITS, Op, Operand, Route, State, Value, Weight
 from ..plan import tuning
 from ..plan.addresses import Room, kept_type, pages_of, state_sizes
@@ -58,7 +58,7 @@ LONG = Rows(decode_shape(2), ((LONG_POS, 1), (POS, 1)))
 #: Single rows beside longer runs, one of which begins its sequence: more than a tile of tokens, then padding.
 MANY = Rows(StepShape(40, 5, 32, "argmax"), ((POS, 1), (0, 1), (64, 1), (60, 23), (0, 11)))
 
-#: A router with biases and scales for each class of experts.
+#: Routers with biases and scales.
 ROUTERS = (Router("sigmoid", n_group=11, n_group_used=5), Router("softmax", normalised=False))
 
 #: After the name of a kernel: its case as products of a norm.
@@ -193,12 +193,12 @@ def _bytes(values: NDArray[np.generic]) -> Bytes:
 
 def _scenes(target: Target) -> Iterator[Scene]:
     scene = partial(_scene, target)
+    yield from _choices(scene)
     for qtype in SUPPORTED:
         yield from _products(target, scene, qtype)
         yield from _products_of_norm(target, scene, qtype)
         if qtype.name in target.expert_types:
             yield from _mixtures(target, scene, qtype)
-    yield from _choices(target, scene)
     yield from _rows_of_values(target, scene)
     yield from _caches(target, scene)
     yield from _latent(target, scene)
@@ -276,24 +276,27 @@ def _choice(n: int, n_used: int, router: Router | None = None) -> tuple[Route, O
     )
     operands: dict[str, Operand] = {"router": Value("router", n), "shared": Value("shared", 1)}
     if router:
-        operands |= {name: Weight(name, F32, (n,)) for name in ("bias", "scales")}
+        operands |= {name: Weight(name, F32, (n,)) for name in ("router_bias", "router_scales")}
     op = Op("route", **operands, **route._asdict(), **asdict(router or Router()), whole_shared=False)
     return route, op
 
 
-def _choices(target: Target, scene: MakeScene) -> Iterator[Scene]:
-    """Choose by logits for few rows, by other scores for many: each kernel of a class does one of them."""
-    for n, other in zip(target.expert_classes, ROUTERS, strict=True):
-        cfg = _config(experts=Experts(n - 3, 8, K, K))
-        yield scene(FEW, _choice(n - 3, 8, other if n > 256 else None)[1], cfg=cfg)
-        yield scene(MANY, _choice(n - 3, 8, None if n > 256 else other)[1], cfg=cfg)
+def _choices(scene: MakeScene) -> Iterator[Scene]:
+    """Choose for few rows and for many, by scores of two kinds, among one block of experts and among several."""
+    for rows, n, router in ((FEW, 253, ROUTERS[0]), (MANY, 1021, ROUTERS[1])):
+        yield scene(rows, _choice(n, 8, router)[1], cfg=_config(experts=Experts(n, 8, K, K)))
 
 
 def _mixtures(target: Target, scene: MakeScene, qtype: QuantType) -> Iterator[Scene]:
-    """Make products of experts. Types take turns: one has biases and the next has none, and each has another gate."""
+    """Make products of experts.
+
+    Types take turns: one has biases and the next has none, each has another gate and another router, and the kernels of
+    one row choose their experts or find them chosen.
+    """
     n, n_used, limits, turn = 8, 3, target.fusible, SUPPORTED.index(qtype)
     cfg = _config(experts=Experts(n, n_used, K, K))
-    route, choose = _choice(n, n_used)
+    router = (None, Router("sigmoid", n_group=4, n_group_used=2), Router("softmax", normalised=False))[turn % 3]
+    route, choose = _choice(n, n_used, router)
     w, up = (Weight(name, qtype, (n, M, K)) for name in ("w", "up"))
     biases = [None if turn % 2 else Weight(f"{of.name}.bias", F32, (n, M)) for of in (w, up)]
     x, residual, out = Value("x", K), Value("residual", M), Value("out", M)
@@ -306,8 +309,10 @@ def _mixtures(target: Target, scene: MakeScene, qtype: QuantType) -> Iterator[Sc
     gate = Op(GLUS[turn % len(GLUS)], gate=first.out, up=second.out, out=each_y)
     squared = Op("relu2", x=first.out, out=each_y)
     for rows in (ONE, FEW, MANY):
-        yield scene(rows, choose, *([first] if turn % 3 else fuse_relu2([first, squared], limits)), cfg=cfg)
-        yield scene(rows, choose, *fuse_glu([first, second, gate], limits), cfg=cfg)
+        plain, gated = ([first] if turn % 3 else fuse_relu2([first, squared], limits)), [first, second, gate]
+        for ops in ([choose, *plain], [choose, *fuse_glu(gated, limits)]):
+            chooses = rows is ONE and turn // 2 % 2 == 0
+            yield scene(rows, *(fuse_route(ops, limits) if chooses else ops), cfg=cfg)
     norm = _norm()
     first, second = (experts.replace(x=norm.out) for experts in (first, second))
     for products in ([first], [first, second, gate]):

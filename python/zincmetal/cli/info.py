@@ -118,7 +118,7 @@ def _limits() -> dict[str, int]:
         "head_size_multiple": target.shapes["HEAD_MULTIPLE"],
         "recurrent_head_size": target.ssm_classes[-1],
         "convolution": target.shapes["SSM_MAX_CONV"],
-        "experts": target.expert_classes[-1],
+        "experts": target.shapes["MAX_EXPERTS"],
         "experts_used": target.shapes["MAX_EXPERTS_USED"],
         "step_tokens": target.max_rows,
     }

@@ -265,7 +265,7 @@ class Graph:
             self.vector(name, experts.n) if self.has(name) else None
             for name in (f"{prefix}.exp_probs_b.bias", f"{prefix}.ffn_down_exps.scale")
         )
-        operands = {"router": logits, "shared": shared, "bias": bias, "scales": scales}
+        operands = {"router": logits, "shared": shared, "router_bias": bias, "router_scales": scales}
         whole = shared is None and experts.n_ff_shared > 0
         self.ops.append(Op("route", **operands, **chosen._asdict(), **asdict(experts.router), whole_shared=whole))
         return chosen

@@ -2,7 +2,7 @@
 
 A fused operation keeps the operations that it stands for as ``parts``, for devices that have no kernel for it.
 
-A recurrent layer of the 35B-A3B model in decode (one row), 22 operations before and 7 dispatches after:
+A recurrent layer of the 35B-A3B model in decode (one row), 22 operations before and 6 dispatches after:
 
     before                                             after
     rms_norm, linear qkv, z, alpha, beta               linear_stack of a norm
@@ -10,8 +10,7 @@ A recurrent layer of the 35B-A3B model in decode (one row), 22 operations before
     linear ssm_out, add                                linear_add
     rms_norm, linear router, shared logit, shared gate
       and up, swiglu                                   linear_stack of a norm
-    route                                              route
-    experts gate, experts up, swiglu                   experts_gated of the same norm
+    route, experts gate, experts up, swiglu            route_experts_gated of the same norm
     linear shared down, add_shared, experts down, mix  experts_mix
 """
 
@@ -25,9 +24,10 @@ from .ops import Op, Operand, Value, Weight
 
 GLUS = ("swiglu", "geglu", "swiglu_clamped")
 LINEAR_GLUS = GLUS[:2]  # that a product of two matrices can end with
+FIRST_PRODUCTS = ("experts", "experts_gated", "experts_relu2")  # that may choose their experts
 #: Kinds that can begin with a norm of their x.
 _LINEAR = ("linear", "linear_add", "linear_swiglu", "linear_geglu", "linear_stack")
-NORMED = (*_LINEAR, "experts", "experts_gated", "experts_relu2")
+NORMED = (*_LINEAR, *FIRST_PRODUCTS, *(f"route_{kind}" for kind in FIRST_PRODUCTS))
 
 
 class Limits(NamedTuple):
@@ -54,7 +54,7 @@ def fuse(ops: list[Op], rows: int, limits: Limits) -> list[Op]:
     ops = fuse_residual(fuse_relu2(fuse_glu(ops, limits), limits))
     ops = fuse_norms(fuse_bias_and_residual(ops) if rows == 1 else ops)
     if rows == 1:
-        ops = fuse_shared(fuse_mix(ops, limits))
+        ops = fuse_route(fuse_shared(fuse_mix(ops, limits)), limits)
     ops = fuse_stack(ops, limits) if rows <= limits.stack_rows else ops
     return fuse_inputs(ops) if rows == 1 else ops
 
@@ -182,6 +182,32 @@ def fuse_shared(ops: list[Op]) -> list[Op]:
         return Fused("experts_mix", {**op.but(), **of_shared}, [shared])
 
     return _rewrite(ops, ("experts_mix",), rewrite)
+
+
+def fuse_route(ops: list[Op], limits: Limits) -> list[Op]:
+    """Fuse route, experts(x) -> route_experts, which chooses one row's experts for its first product with them.
+
+    Experts with a gate or an activation do so too. The fused operation takes the place of the first one that reads the
+    choice, such as the sum with a shared expert.
+    """
+    for route in [op for op in ops if op.kind == "route"]:
+        chosen = set(route.writes)
+        readers = [i for i, op in enumerate(ops) if not chosen.isdisjoint(op.reads)]
+        first = next((i for i in readers if ops[i].kind in FIRST_PRODUCTS), None)
+        if first is None or not _chooses(ops[first], ops[readers[0] : first], limits):
+            continue
+        product = ops[first]
+        fused = Op(f"route_{product.kind}", (route, product), **{**route.but("step"), **product.but()})
+        rest = [op for op in ops[readers[0] :] if op is not product]
+        ops = [*(op for op in ops[: readers[0]] if op is not route), fused, *rest]
+    return ops
+
+
+def _chooses(product: Op, before: list[Op], limits: Limits) -> bool:
+    """Return True if a product can come before these operations, and its kernel can choose the experts."""
+    weight = product.weight("gate" if product.get("gate") else "weight")
+    early = all(product["x"] not in op.writes for op in before)
+    return early and product.value("x").width == weight.shape[-1] and weight.type.name in limits.expert_types
 
 
 def fuse_stack(ops: list[Op], limits: Limits) -> list[Op]:

@@ -92,6 +92,10 @@ class Form(NamedTuple):
 
 
 _ROUTE = "ids[T,n_used] weights[T,n_used+1] slots[T,n_used] tiles[T,4*n_used] n_tiles[T,1]"
+_ROUTER = "router[T,n_expert] shared?[T,1] router_bias?[n_expert] router_scales?[n_expert]"
+_ROUTER_ATTRS = "score normalised n_group n_group_used whole_shared scale"
+_EXPERTS = "weight[n_expert,m,k] x[T,k] bias?[n_expert,m] norm?[k]"
+_GATED_EXPERTS = "gate[n_expert,m,k] up[n_expert,m,k] x[T,k] gate_bias?[n_expert,m] up_bias?[n_expert,m] norm?[k]"
 _CACHES, _HEADS = "k_cache v_cache", "n_head*head_dim"
 
 #: By kind: the operands that an operation reads, the operands that it writes, and its kernels. Numbers have names too.
@@ -163,17 +167,12 @@ OPS: Mapping[str, Form] = {
         attrs="scale layer",
     ),
     "route": Form(
-        "step router[T,n_expert] shared?[T,1] bias?[n_expert] scales?[n_expert]",
+        f"step {_ROUTER}",
         _ROUTE,
-        "moe_topk_ moe_sort moe_route_",
-        attrs="score normalised n_group n_group_used whole_shared scale",
+        "moe_topk moe_sort moe_route",
+        attrs=_ROUTER_ATTRS,
     ),
-    "experts": Form(
-        f"{_ROUTE} weight[n_expert,m,k] x[T,k] bias?[n_expert,m] norm?[k]",
-        "out[T,n_used*m]",
-        "moe_mv_ moe_few_ moe_mm_ mul_mv_",
-        attrs="eps=0",
-    ),
+    "experts": Form(f"{_ROUTE} {_EXPERTS}", "out[T,n_used*m]", "moe_mv_ moe_few_ moe_mm_ mul_mv_", attrs="eps=0"),
     "mix": Form("step weights[T,n_used+1] y[T,n_used*n] residual?[T,n]", "out[T,n]", "moe_mix"),
     "add_shared": Form("step weights[T,n_used+1] y[T,n] residual[T,n]", "out[T,n]", "moe_mix"),
     "ssm": Form(
@@ -238,16 +237,21 @@ OPS: Mapping[str, Form] = {
         attrs="eps next_eps scale=1 groups=1",
     ),
     "experts_gated": Form(  # glu: the kind of the gate, such as swiglu
-        f"{_ROUTE} gate[n_expert,m,k] up[n_expert,m,k] x[T,k] gate_bias?[n_expert,m] up_bias?[n_expert,m] norm?[k]",
+        f"{_ROUTE} {_GATED_EXPERTS}",
         "out[T,n_used*m]",
         "moe_mv_gated_ moe_few_gated_ moe_mm_gated_",
         attrs="glu eps=0",
     ),
-    "experts_relu2": Form(
-        f"{_ROUTE} weight[n_expert,m,k] x[T,k] bias?[n_expert,m] norm?[k]",
-        "out[T,n_used*m]",
-        "moe_mv_ moe_few_ moe_mm_",
-        attrs="eps=0",
+    "experts_relu2": Form(f"{_ROUTE} {_EXPERTS}", "out[T,n_used*m]", "moe_mv_ moe_few_ moe_mm_", attrs="eps=0"),
+    # The choice of experts, and the first product with them, of one row.
+    "route_experts": Form(
+        f"{_ROUTER} {_EXPERTS}", f"out[T,n_used*m] {_ROUTE}", "moe_mv_", attrs=f"{_ROUTER_ATTRS} eps=0"
+    ),
+    "route_experts_relu2": Form(
+        f"{_ROUTER} {_EXPERTS}", f"out[T,n_used*m] {_ROUTE}", "moe_mv_", attrs=f"{_ROUTER_ATTRS} eps=0"
+    ),
+    "route_experts_gated": Form(
+        f"{_ROUTER} {_GATED_EXPERTS}", f"out[T,n_used*m] {_ROUTE}", "moe_mv_gated_", attrs=f"{_ROUTER_ATTRS} glu eps=0"
     ),
     "experts_mix": Form(
         f"{_ROUTE} weight[n_expert,m,k] x[1,n_used*k] residual?[1,m] bias?[n_expert,m] "

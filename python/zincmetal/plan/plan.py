@@ -158,7 +158,7 @@ def _bytes_read(weight: Weight, op: Op, rows: int) -> int:
     whole = weight.type.nbytes(weight.shape)
     if op.kind == "embed":
         return rows * weight.row_bytes
-    if op.kind.startswith("experts") and len(weight.shape) == 3:
+    if op.get("ids") is not None and len(weight.shape) == 3:
         n_expert = weight.shape[0]
         return whole // n_expert * min(n_expert, rows * op.value("ids").width)
     return whole

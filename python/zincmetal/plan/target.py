@@ -42,7 +42,6 @@ class Target:
     head_classes: tuple[int, ...]  # head_dim of attention
     latent_classes: tuple[int, ...]  # n_latent of latent attention
     ssm_classes: tuple[int, ...]  # d_state of recurrent layers
-    expert_classes: tuple[int, ...]  # experts of a mixture
     expert_types: frozenset[str]  # quant types that kernels of many experts take
     divide_keys_above: int | None  # keys of a row, above which decode divides attention; None: never
     splits: Mapping[str, Split]  # by kernel, if the usual split is not the best: see tuning.py
@@ -78,7 +77,6 @@ class Target:
             head_classes=classes["HEAD_CLASSES"],
             latent_classes=classes["LATENT_CLASSES"],
             ssm_classes=classes["SSM_CLASSES"],
-            expert_classes=classes["EXPERT_CLASSES"],
             expert_types=frozenset(core.expert_types()),
             divide_keys_above=tuning.DIVIDE_KEYS_ABOVE.get(backend),
             splits=tuning.SPLITS.get(backend, {}),
@@ -154,8 +152,8 @@ class Target:
                 raise UnsupportedModelError(f"{arch}.attention.key_length is {head_dim}; {known}")
         if cfg.experts:
             n, n_used = cfg.experts.n, cfg.experts.n_used
-            if n > self.expert_classes[-1]:
-                most = self.expert_classes[-1]
+            most = self.shapes["MAX_EXPERTS"]
+            if n > most:
                 raise UnsupportedModelError(f"{arch}.expert_count is {n}; at most {most} are supported")
             most = self.shapes["MAX_EXPERTS_USED"]
             if n_used > most:

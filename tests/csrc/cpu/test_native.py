@@ -20,7 +20,7 @@ from support.kernels.attention_latent import Shape as LatentShape
 from support.kernels.experts import TYPES as EXPERT_TYPES
 from support.kernels.experts_few import MoeFew
 from support.kernels.experts_mm import MoeMm, Route, random_route, run_moe_mix
-from support.kernels.experts_mv import run_mix, run_moe_mv, shared_types
+from support.kernels.experts_mv import Choice, run_mix, run_moe_mv, shared_types
 from support.kernels.mamba2 import SHAPES as MAMBA2_SHAPES
 from support.kernels.mamba2 import Layer as Mamba2Layer
 from support.kernels.products import EPILOGUES, SWEPT, MatMul
@@ -28,6 +28,7 @@ from support.kernels.products_few import CLASSES as FEW
 from support.kernels.products_heads import Heads
 from support.kernels.products_stack import Stack
 from support.kernels.recurrent import CLASSES, SHAPES, Layer
+from support.kernels.route import Router
 from support.kernels.rows import ROPES, RopeKv, run_elementwise
 from support.kv_cache import KV_TYPES
 from support.paths import ROOT, TESTS
@@ -43,7 +44,7 @@ NATIVE = {
     *(f"mul_few{gate}_{t}_n{n}" for gate in ("", "_gated") for t in TYPES for n in FEW),
     *(f"moe_mm{gate}_{t.name}" for gate in ("", "_gated") for t in EXPERT_TYPES),
     *(f"moe_few{gate}_{t.name}" for gate in ("", "_gated") for t in EXPERT_TYPES),
-    *("moe_topk_256", "moe_topk_1024", "moe_route_256", "moe_route_1024", "moe_sort", "moe_mix", "moe_mix_few"),
+    *("moe_topk", "moe_route", "moe_sort", "moe_mix", "moe_mix_few"),
     *(f"embed_{t}" for t in TYPES),
     *(f"attention_{phase}_{kv}_{dim}" for phase in ("decode", "prefill") for kv in KV_TYPES for dim in HEADS),
     *(f"attention_prefill_exact_{kv}_{dim}" for kv in KV_TYPES if kv != "f32" for dim in HEADS),
@@ -226,6 +227,9 @@ DIVIDED: dict[str, Callable[[Lab], list[Guarded]]] = {
     "moe_mv": lambda lab: [run_moe_mv(lab, quants.Q4_K, 203, 512, 9, [8, 0, 3, 3, 5])],
     "moe_mv-swiglu": lambda lab: [
         run_moe_mv(lab, quants.Q8_0, 203, 512, 9, [8, 0, 3, 3, 5], form="_swiglu", bias=True)
+    ],
+    "moe_mv-choice": lambda lab: [
+        run_moe_mv(lab, quants.Q4_K, 203, 512, 9, Choice(Router(5, "sigmoid"), lab.normal(1, 9)), form="_swiglu")
     ],
     "moe_mv-mix": lambda lab: [run_mix(lab, quants.Q5_K, 203, 512, 9, [8, 0, 3, 3, 5])],
     "moe_mv-mix2": lambda lab: [run_mix(lab, quants.Q6_K, 203, 512, 9, [8, 0, 3], shared=(quants.Q8_0, 256))],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,10 +11,12 @@ from support.kernel_lab import Guarded, Lab, assert_close, tiles
 from support.kernels.experts import Biases, finished, kernel, matrices
 from support.kernels.input_norm import InputNorm
 from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, Weights, mul_mv_simdgroups
+from support.kernels.route import Router, run_topk
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 from zincmetal.gguf.random_weights import random_weights
 
+F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 
@@ -62,34 +66,73 @@ def products(w: F64, x: F64) -> tuple[F64, F64]:
     return np.einsum("jmk,jk->jm", w, x), np.sqrt(np.einsum("jmk,jk->jm", w**2, x**2))
 
 
+class Choice(NamedTuple):
+    """Experts that moe_mv chooses for one row: those that moe_topk would choose by ``logits`` [1, n_expert]."""
+
+    router: Router
+    logits: F32
+
+
+class Chosen:
+    """The experts of a row for moe_mv, given or to be chosen: ``ids``, and the bindings and parameters for it."""
+
+    def __init__(self, lab: Lab, of: list[int] | Choice, dummy: Guarded) -> None:
+        self.choice = of if isinstance(of, Choice) else None
+        if not self.choice:
+            assert isinstance(of, list)
+            self.ids, self.first, self.last = of, id_input(lab, of), [dummy] * 5
+            self.params: dict[str, Any] = dict.fromkeys(lab.core.params_dtype("TopKParams").names or (), 0)
+            return
+        router, logits = self.choice
+        ids, self.weights = run_topk(lab, logits, router, 1)
+        self.ids, self.params = ids[0].tolist(), router.params(logits.shape[1])
+        self.first = lab.output(router.n_used, dtype=np.int32, align=4)
+        self.written = lab.output(router.n_used + 1, align=4)
+        self.last = [*router.inputs(lab, logits, 1)[1:], self.written]
+
+    def check(self) -> None:
+        """Fails unless the ids and weights of a choice are moe_topk's, to the bit."""
+        if self.choice:
+            assert self.first.array.tolist() == self.ids
+            assert np.array_equal(self.written.array.view(np.uint32), self.weights[0].view(np.uint32))
+
+
 def run_moe_mv(
     lab: Lab,
     qtype: QuantType,
     m: int,
     k: int,
     n_expert: int,
-    ids: list[int],
+    chosen: list[int] | Choice,
     *,
     form: str = "",
     bias: bool = False,
     normed: bool = False,
 ) -> Guarded:
-    """Runs moe_mv or moe_mv_gated and checks it; returns its output. ``normed``: the experts meet the norm of x."""
+    """Runs moe_mv and checks it; returns its output. The experts are given by their ids, or chosen by the kernel.
+
+    ``normed``: the experts meet the norm of x.
+    """
     experts = [Experts(lab, qtype, m, k, n_expert) for _ in range(matrices(form))]
-    x, out = lab.normal(k, scale=k**-0.5), lab.output(len(ids), m)
-    x_input, norm = lab.input(x), InputNorm(lab, x, normed)
+    x_input = lab.input(x := lab.normal(k, scale=k**-0.5))
+    row, norm = Chosen(lab, chosen, x_input), InputNorm(lab, x, normed)
+    ids, out = row.ids, lab.output(len(row.ids), m)
     biases = Biases(lab, form, n_expert, m, bias, x_input)
-    bindings = [id_input(lab, ids), *(e.buffer for e in experts), x_input, norm.buffer, *biases.buffers, out]
+    bindings = [row.first, *(e.buffer for e in experts), x_input, norm.buffer, *biases.buffers, out, *row.last]
     shapes = lab.core.shapes()
     simdgroups = mul_mv_simdgroups(shapes, qtype)
+    if row.choice:
+        simdgroups = max(simdgroups, shapes["MOE_CHOOSE_THREADS"] // 32)
     per_group = simdgroups * shapes["MUL_MV_ROWS"] // len(experts)
     params = {**experts[0].params(len(ids)), **biases.params(form), "alone": 0, **norm.params}
     grid, threads = (tiles(m, per_group), len(ids)), 32 * simdgroups
-    lab.run(kernel("moe_mv", form) + qtype.name, params, "MoeParams", bindings, grid, threads)
+    both = {"experts": params, "choice": row.params}
+    lab.run(kernel("moe_mv", form) + qtype.name, both, "MoeMvParams", bindings, grid, threads)
+    row.check()
     unbiased, scales = zip(*(products(e.chosen(ids), norm.values) for e in experts), strict=True)
-    chosen = [b[experts[0].numbers(ids)] for b in biases.values]
-    biased = [w + b for w, b in zip(unbiased, chosen, strict=True)]
-    want, scale = finished(form, biased, [s + np.abs(b) for s, b in zip(scales, chosen, strict=True)])
+    added = [b[experts[0].numbers(ids)] for b in biases.values]
+    biased = [w + b for w, b in zip(unbiased, added, strict=True)]
+    want, scale = finished(form, biased, [s + np.abs(b) for s, b in zip(scales, added, strict=True)])
     assert_close(out.array, want, TOLERANCE, scale)
     return out
 

@@ -123,7 +123,7 @@ def run_topk(lab: Lab, logits: F32, router: Router, n_tokens: int) -> tuple[I32,
     n_used = router.n_used
     ids, weights = lab.output(rows, n_used, dtype=np.int32, align=4), lab.output(rows, n_used + 1, align=4)
     bindings = [*router.inputs(lab, logits, n_tokens), ids, weights]
-    lab.run(f"moe_topk_{_class(n_expert)}", router.params(n_expert), "TopKParams", bindings, (rows,), 32)
+    lab.run("moe_topk", router.params(n_expert), "TopKParams", bindings, (rows,), 32)
     assert_untouched(ids.array[n_tokens:])
     assert_untouched(weights.array[n_tokens:])
     return ids.array[:n_tokens], weights.array[:n_tokens]
@@ -142,12 +142,8 @@ def run_route(lab: Lab, logits: F32, router: Router, n_tokens: int) -> Routed:
     )
     bindings = [*router.inputs(lab, logits, n_tokens), out.ids, out.weights, out.slots, out.tiles, out.n_tiles]
     threads, params = lab.core.shapes()["MOE_ROUTE_THREADS"], router.params(n_expert)
-    lab.run(f"moe_route_{_class(n_expert)}", params, "TopKParams", bindings, (1,), threads)
+    lab.run("moe_route", params, "TopKParams", bindings, (1,), threads)
     return out
-
-
-def _class(n_expert: int) -> int:
-    return 256 if n_expert <= 256 else 1024
 
 
 def check_choice(ids: I32, weights: F32, router: Router, logits: F32) -> None:

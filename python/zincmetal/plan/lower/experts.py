@@ -20,25 +20,28 @@ KINDS = {"experts": 0, "experts_relu2": 1, "swiglu": 0, "geglu": 1, "swiglu_clam
 def route(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     """Choose the experts of each row. For several rows also sort the slots by expert and cut them into tiles."""
     n_expert, n_used, shapes = op.value("router").width, op.value("ids").width, lowering.target.shapes
-    sizes, params = {"n_expert": n_expert, "n_used": n_used}, _top_k(lowering, op)
-    optional = (or_dummy(op.get(name), op["router"]) for name in ("shared", "bias", "scales"))
-    args = (*reading(op, "step", "router"), *optional, *writing(op, "ids", "weights"))
-    both = lowering.target.instance("moe_route", lowering.target.expert_classes, n_expert)
-    if _takes_few(lowering, both, rows):
+    args = (*reading(op, "step"), *_router(op), *writing(op, "ids", "weights"))
+    if _takes_few(lowering, "moe_route", rows):
         args = (*args, *writing(op, "slots", "tiles", "n_tiles"))
-        return [Launch(both, params, args, (1, 1, 1), shapes["MOE_ROUTE_THREADS"], op)]
-    top_k = lowering.target.instance("moe_topk", lowering.target.expert_classes, n_expert)
-    launches = [Launch(top_k, params, args, (rows, 1, 1), 32, op)]
+        return [Launch("moe_route", _top_k(lowering, op), args, (1, 1, 1), shapes["MOE_ROUTE_THREADS"], op)]
+    launches = [Launch("moe_topk", _top_k(lowering, op), args, (rows, 1, 1), 32, op)]
     if rows > 1:
-        params = lowering.params("MoeSortParams", **sizes, max_tiles=_max_tiles(lowering, rows, n_used, n_expert))
+        sizes = {"n_expert": n_expert, "n_used": n_used, "max_tiles": _max_tiles(lowering, rows, n_used, n_expert)}
         args = (*reading(op, "step", "ids"), *writing(op, "slots", "tiles", "n_tiles"))
+        params = lowering.params("MoeSortParams", **sizes)
         launches.append(Launch("moe_sort", params, args, (1, 1, 1), shapes["MOE_SORT_THREADS"], op))
     return launches
 
 
+def _router(op: Op) -> tuple[Arg, ...]:
+    """Bind what the choice of experts reads."""
+    optional = (or_dummy(op.get(name), op["router"]) for name in ("shared", "router_bias", "router_scales"))
+    return (*reading(op, "router"), *optional)
+
+
 def _top_k(lowering: Lowering, op: Op) -> bytes:
     """Return the parameters of the choice."""
-    attrs, biased = op.attrs, op.get("bias") is not None
+    attrs, biased = op.attrs, op.get("router_bias") is not None
     score = attrs["score"]
     # A softmax over all experts, divided by its sum over the chosen, is a softmax over the chosen.
     if score == "softmax" and attrs["normalised"] and not biased and attrs["n_group"] == 1:
@@ -52,7 +55,7 @@ def _top_k(lowering: Lowering, op: Op) -> bytes:
         score=SCORES[score],
         normalised=int(attrs["normalised"]),
         has_bias=int(biased),
-        has_scales=int(op.get("scales") is not None),
+        has_scales=int(op.get("router_scales") is not None),
         n_group=attrs["n_group"],
         n_group_used=attrs["n_group_used"],
         scale=attrs["scale"],
@@ -80,24 +83,17 @@ def products(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     target, weight, n_used = lowering.target, _matrices(op)[0], op.value("ids").width
     n_expert, m, k = weight.shape
     x_div = n_used if op.value("x").width == k else 1  # slots that share a row of x
-    matrices, gated = len(_matrices(op)), "_gated" * (op.kind == "experts_gated")
-    batched = f"moe_{'mv' if rows == 1 else 'mm'}{gated}_{weight.type.name}"
+    batched = _kernel(op, "mv" if rows == 1 else "mm")
     # The second product of one row is experts_mix: no other kernel takes one row of x per slot.
     no_kernel = rows == 1 and (x_div != n_used or not target.has(batched))
     if op.kind == "experts" and (weight.type.name not in target.expert_types or no_kernel):
         return [_one_by_one(lowering, op, weight, Routed(n_used, m, k, _expert_bytes(weight), x_div))]
-    has_bias, biases = _biases(op)
-    weights, x = [Arg(w, "r") for w in _matrices(op)], Arg(op["x"], "r")
-    form = {"kind": KINDS[op.attrs["glu"] if gated else op.kind], "has_bias": has_bias}
     if rows == 1:
-        params = lowering.params("MoeParams", **_sizes(weight), n_used=n_used, **form, alone=0, **norm_of(op))
-        args = (*reading(op, "ids"), *weights, x, or_dummy(op.get("norm"), op["x"]), *biases, *writing(op, "out"))
-        name, per_simdgroup, threads = mul_mv(lowering, batched)
-        grid = (tiles(m, threads // 32 * per_simdgroup // matrices), n_used, 1)
-        return [Launch(name, params, args, grid, threads, op)]
-    params = lowering.params("MoeMmParams", **_sizes(weight), x_div=x_div, **form)
-    args = (*reading(op, "slots", "tiles", "n_tiles"), *weights, x, *biases, *writing(op, "out"))
+        return [_products_of_one(lowering, op, batched)]
+    params = lowering.params("MoeMmParams", **_sizes(weight), x_div=x_div, **_form(op))
+    args = (*reading(op, "slots", "tiles", "n_tiles"), *_operands(op))
     few = batched.replace("moe_mm", "moe_few")
+    matrices = len(_matrices(op))
     is_few, max_tiles = _takes_few(lowering, few, rows), _max_tiles(lowering, rows, n_used, n_expert)
     if is_few or (target.exact and target.has(few)):  # moe_few multiplies floats, and takes any number of slots
         grid = few_grid(target.shapes, min(rows * n_used, n_expert) if is_few else max_tiles, m, k, matrices)
@@ -106,15 +102,63 @@ def products(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     return [Launch(batched, params, args, grid, target.shapes["MOE_MM_THREADS"], op)]
 
 
+@lowers("route_experts", "route_experts_gated", "route_experts_relu2")
+def choice_and_products(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
+    """Lower to products of one row with the experts that their kernel chooses."""
+    assert rows == 1, "the experts of several rows are sorted before their products"
+    return [_products_of_one(lowering, op, _kernel(op, "mv"))]
+
+
+def _products_of_one(lowering: Lowering, op: Op, kernel: str) -> Launch:
+    """Return the launch of one row's products. Its kernel also chooses the experts if the operation does."""
+    weight, n_used, chooses = _matrices(op)[0], op.value("ids").width, op.get("router") is not None
+    least = lowering.target.shapes["MOE_CHOOSE_THREADS"] if chooses else 0
+    name, per_simdgroup, threads = mul_mv(lowering, kernel, least)
+    form = {**_form(op), **norm_of(op)}
+    params = lowering.params("MoeParams", **_sizes(weight), n_used=n_used, **form, alone=0)
+    if chooses:
+        choice, ids, router = _top_k(lowering, op), "w", (*_router(op), *writing(op, "weights"))
+    else:
+        choice, ids, router = bytes(lowering.target.struct("TopKParams").itemsize), "r", _unused(op, 5)
+    args = (Arg(op["ids"], ids), *_operands(op, or_dummy(op.get("norm"), op["x"])), *router)
+    grid = (tiles(weight.shape[1], threads // 32 * per_simdgroup // len(_matrices(op))), n_used, 1)
+    return Launch(name, params + choice, args, grid, threads, op)
+
+
+def _unused(op: Op, n: int) -> tuple[Arg, ...]:
+    """Bind x in ``n`` places that the kernel does not touch."""
+    return (or_dummy(None, op["x"]),) * n
+
+
+def _kernel(op: Op, family: str) -> str:
+    """Return the kernel of products with experts: of one matrix or of gate and up, by the type of the weights."""
+    return f"moe_{family}{'_gated' * _is_gated(op)}_{_matrices(op)[0].type.name}"
+
+
+def _is_gated(op: Op) -> bool:
+    return op.kind.endswith("_gated")
+
+
 def _matrices(op: Op) -> tuple[Weight, ...]:
     """Return the experts' matrices: one tensor, or gate and up."""
-    names = ("gate", "up") if op.kind == "experts_gated" else ("weight",)
+    names = ("gate", "up") if _is_gated(op) else ("weight",)
     return tuple(op.weight(name) for name in names)
+
+
+def _operands(op: Op, *norm: Arg) -> tuple[Arg, ...]:
+    """Bind the matrices of experts, and what their products read and write. The weight of a norm follows x."""
+    return (*(Arg(w, "r") for w in _matrices(op)), *reading(op, "x"), *norm, *_biases(op)[1], *writing(op, "out"))
+
+
+def _form(op: Op) -> dict[str, int]:
+    """Return what the kernel does with its products, as fields of its parameters."""
+    kind = op.attrs["glu"] if _is_gated(op) else op.kind.removeprefix("route_")
+    return {"kind": KINDS[kind], "has_bias": _biases(op)[0]}
 
 
 def _biases(op: Op) -> tuple[int, list[Arg]]:
     """Return 1 if the experts have biases, else 0, and a binding for each matrix's."""
-    names = ("gate_bias", "up_bias") if op.kind == "experts_gated" else ("bias",)
+    names = ("gate_bias", "up_bias") if _is_gated(op) else ("bias",)
     return int(op.get(names[0]) is not None), [or_dummy(op.get(name), op["x"]) for name in names]
 
 

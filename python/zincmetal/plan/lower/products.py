@@ -240,10 +240,11 @@ def linear_stack(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     return [Launch(name, params, args, (groups, tiles(rows, few), 1), threads, op)]
 
 
-def mul_mv(lowering: Lowering, kernel: str) -> tuple[str, int, int]:
-    """Return (name, rows per simdgroup, threads) of a matrix-vector kernel on this backend."""
+def mul_mv(lowering: Lowering, kernel: str, least: int = 0) -> tuple[str, int, int]:
+    """Return (name, rows per simdgroup, threads, usually at ``least`` so many) of a matrix-vector kernel."""
     shapes, tile = lowering.target.shapes, "_TILE" * kernel.endswith(TILED)
-    return lowering.target.split(kernel, shapes["MUL_MV_ROWS"], 32 * shapes[f"MUL_MV{tile}_SIMDGROUPS"])
+    threads = max(32 * shapes[f"MUL_MV{tile}_SIMDGROUPS"], least)
+    return lowering.target.split(kernel, shapes["MUL_MV_ROWS"], threads)
 
 
 def matrix(weight: Weight) -> tuple[int, int]:
