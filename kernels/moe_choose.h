@@ -184,6 +184,11 @@ struct RowRouter {
     device const T* bias;
     device const T* scales;
 
+    // The router of row t, of a step whose first row is this one.
+    METAL_FUNC RowRouter of_row(constant TopKParams& p, uint t) const {
+        return {logits + ulong(t) * p.n_expert, shared_logit + (p.shared == SHARED_GATED ? t : 0), bias, scales};
+    }
+
     // The first n experts of the row: lane r gets the one of rank r.
     METAL_FUNC uint choose(constant TopKParams& p, uint n, uint lane) const {
         ExpertKeys<T> keys = {logits, bias, {p.score, 0.0f, 0.0f}, 0};
@@ -192,16 +197,18 @@ struct RowRouter {
         return first_experts(p, keys, n, lane);
     }
 
-    // Writes the ids and the weights of the row's experts, of which the lane has the one of its rank.
-    METAL_FUNC void put(constant TopKParams& p, uint expert, device int* ids, device T* weights, uint lane) const {
+    // Writes the ids and the weights of the experts of row t, of which the lane has the one of its rank.
+    METAL_FUNC void put(constant TopKParams& p, uint t, uint expert, device int* ids, device T* weights,
+                        uint lane) const {
+        device T* out = weights + ulong(t) * (p.n_used + 1);
         ExpertScores scores;
         scores.of_row(p.score, logits, p.n_expert, lane);
         const float weight = expert_weight(p, scores, logits[expert], lane);
         if (lane < p.n_used) {
-            ids[lane] = int(expert);
-            weights[lane] = p.scale * (p.has_scales != 0 ? float(scales[expert]) : 1.0f) * weight;
+            ids[ulong(t) * p.n_used + lane] = int(expert);
+            out[lane] = p.scale * (p.has_scales != 0 ? float(scales[expert]) : 1.0f) * weight;
         }
-        if (lane == 0) weights[p.n_used] = shared_weight(p);
+        if (lane == 0) out[p.n_used] = shared_weight(p);
     }
 
     METAL_FUNC float shared_weight(constant TopKParams& p) const {
@@ -209,14 +216,3 @@ struct RowRouter {
         return 1.0f / (1.0f + precise::exp(-float(shared_logit[0])));
     }
 };
-
-// Chooses the experts of row t of a step, and writes their ids and weights. Lane r gets the expert of rank r.
-template <class T>
-METAL_FUNC uint choose_experts(constant TopKParams& p, uint t, RowRouter<T> row, device int* ids, device T* weights,
-                               uint lane) {
-    row.logits += ulong(t) * p.n_expert;
-    row.shared_logit += p.shared == SHARED_GATED ? t : 0;
-    const uint expert = row.choose(p, p.n_used, lane);
-    row.put(p, expert, ids + ulong(t) * p.n_used, weights + ulong(t) * (p.n_used + 1), lane);
-    return expert;
-}

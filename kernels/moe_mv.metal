@@ -18,7 +18,7 @@ METAL_FUNC int expert_of_group(constant TopKParams& p, RowRouter<float> row, dev
     if (sg == 0) {
         const uint expert = row.choose(p, tg.y + 1, lane);
         if (lane == tg.y) shared[0] = expert;
-        if (tg.x == 0 && tg.y == p.n_used - 1) row.put(p, expert, ids, weights, lane);
+        if (tg.x == 0 && tg.y == p.n_used - 1) row.put(p, 0, expert, ids, weights, lane);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return int(shared[0]);

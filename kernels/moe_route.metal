@@ -21,7 +21,7 @@ METAL_FUNC uint word_of_chosen(uint expert, uint n, uint lane) {
     uint word = 0;
     for (uint rank = 0; rank < n; rank++) {
         const uint e = simd_shuffle(expert, ushort(rank));
-        if (lane == e / SIMD) word |= 1u << e % SIMD;
+        word |= uint(lane == e / SIMD) << e % SIMD;
     }
     return word;
 }
@@ -41,8 +41,10 @@ kernel void moe_route(constant TopKParams& p [[buffer(0)]], device const Step* s
     TG_ARRAY(uint, sums, SIMD);
     const uint n_tokens = min(step->n_tokens, uint(MOE_FEW_ROWS)), n_threads = n_sg * SIMD;
     for (uint t = sg; t < n_tokens; t += n_sg) {
-        const uint expert = choose_experts(p, t, RowRouter<T>{logits, shared_logit, bias, scales}, ids, weights, lane);
+        const RowRouter<T> row = RowRouter<T>{logits, shared_logit, bias, scales}.of_row(p, t);
+        const uint expert = row.choose(p, p.n_used, lane);
         chosen[t * WORDS + lane] = word_of_chosen(expert, p.n_used, lane);
+        row.put(p, t, expert, ids, weights, lane);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 

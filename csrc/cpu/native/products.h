@@ -23,16 +23,20 @@ __attribute__((noinline)) void products(const Matrix& w, uint32_t first, uint32_
     for (; i < n; i++) dot_rows<1, T>(w.row(first + i), w.row_bytes, x, w.k, out + i);
 }
 
-// The activations at a binding, or their norm, whose weight the next binding has. P says which. The norm lies in memory
+// The activations at a binding, or their norm, whose weight the next binding has. p says which. The norm lies in memory
 // of this thread.
 template <class P>
-INLINE const float* maybe_normed(const NativeLaunch& l, int binding) {
-    const auto& p = l.as<P>();
+INLINE const float* maybe_normed(const NativeLaunch& l, const P& p, int binding) {
     const float* x = l.buffer<const float>(binding);
     if (!p.normed) return x;
     float* out = thread_scratch().take<float>(p.k);
     multiply(out, x, rms_scale(x, p.k, p.eps), l.buffer<const float>(binding + 1), p.k);
     return out;
+}
+
+template <class P>
+INLINE const float* maybe_normed(const NativeLaunch& l, int binding) {
+    return maybe_normed(l, l.as<P>(), binding);
 }
 
 // Calls f(first, n) for strips of rows.
