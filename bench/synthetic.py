@@ -3,6 +3,7 @@
     python bench/synthetic.py OUT.gguf --layers 4        # 3.2 GB; all 40 layers are 22.1 GB
     python bench/synthetic.py OUT.gguf --empty           # 40 layers that take no disk space, for memory plans
     python bench/synthetic.py OUT.gguf --tiny            # the same structure in a megabyte or two, for tests
+    python bench/synthetic.py OUT.gguf --layers 4 --draft   # and a block that drafts (nextn)
     python bench/synthetic.py OUT.gguf --model gpt-oss-20b --quant MXFP4 --layers 4
 
 ``--model`` takes a model of the catalogue (``hub/catalogue.py``), with the types that its files are known to have.
@@ -71,6 +72,7 @@ class Sizes:
     n_k_head: int = 16
     n_v_head: int = 32
     interval: int = 4  # every 4th layer is full attention
+    n_draft: int = 0  # blocks that draft, after the layers
     mixed_layers: int = 0  # last layers whose experts have one more bit a weight: q5_K, q5_K, q6_K
 
     @property
@@ -116,6 +118,9 @@ def tensors(s: Sizes) -> Iterator[Weight]:
     for i in range(s.n_layer):
         full = i % s.interval == s.interval - 1
         rows = [*(_attention(s) if full else _ssm(s)), *_experts(s, mixed=i >= s.n_layer - s.mixed_layers)]
+        yield from (Weight(f"blk.{i}.{name}", qtype, shape) for name, qtype, shape in rows)
+    for i in range(s.n_layer, s.n_layer + s.n_draft):
+        rows = [*_attention(s), *_experts(s, mixed=False), *_nextn(s)]
         yield from (Weight(f"blk.{i}.{name}", qtype, shape) for name, qtype, shape in rows)
 
 
@@ -165,6 +170,11 @@ def _experts(s: Sizes, mixed: bool) -> Rows:
     ]
 
 
+def _nextn(s: Sizes) -> Rows:
+    norms = [(f"nextn.{name}.weight", F32, (s.n_embd,)) for name in ("enorm", "hnorm", "shared_head_norm")]
+    return [("nextn.eh_proj.weight", Q8_0, (s.n_embd, 2 * s.n_embd)), *norms]
+
+
 # ---- the metadata -----------------------------------------------------------------------------------------------
 
 
@@ -173,7 +183,9 @@ def add_metadata(w: GGUFWriter, s: Sizes) -> None:
     w.add_name("synthetic Qwen3.6-35B-A3B shapes, random weights")
     w.add_file_type(15)  # "mostly q4_K"
     w.add_quantization_version(2)
-    w.add_block_count(s.n_layer)
+    w.add_block_count(s.n_layer + s.n_draft)
+    if s.n_draft:
+        w.add_uint32(f"{ARCH}.nextn_predict_layers", s.n_draft)
     w.add_context_length(s.n_ctx)
     w.add_embedding_length(s.n_embd)
     w.add_head_count(s.n_head)
@@ -321,8 +333,8 @@ def add_key(w: GGUFWriter, key: str, value: Any) -> None:
 
 
 def cut(s: Shape, n_layer: int) -> Shape:
-    """Returns the shape with fewer layers, of every kind that it has, and no drafts."""
-    short = replace(s, n_layer=n_layer, n_draft=0)
+    """Returns the shape with fewer layers, of every kind that it has."""
+    short = replace(s, n_layer=n_layer)
     if s.gemma4:
         kept = s.gemma4._replace(period=2, n_shared=n_layer // 2 if s.gemma4.n_shared else 0)
         return replace(short, gemma4=kept)
@@ -361,6 +373,7 @@ def main() -> None:
     p.add_argument("--layers", type=int, help="how many (default: all; with --tiny 4)")
     p.add_argument("--model", metavar="NAME", help="a model of the catalogue")
     p.add_argument("--quant", metavar="TYPE", help="with --model: the type of the file (default: its usual one)")
+    p.add_argument("--draft", action="store_true", help="with a block that drafts after the layers")
     p.add_argument("--mixed", type=int, default=0, metavar="N", help="q5_K and q6_K experts in the last N layers")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--empty", action="store_true", help="no weights: the header and a hole")
@@ -369,12 +382,14 @@ def main() -> None:
     if args.model:
         entry = next((e for e in ENTRIES if e.name == args.model), None) or p.error(f"no model is {args.model}")
         shape = cut(entry.shape, args.layers) if args.layers else entry.shape
+        if args.layers or args.draft:
+            shape = replace(shape, n_draft=int(args.draft))
         print(
             f"{args.out}: {write_shape(args.out, shape, args.quant or entry.quants[0], args.seed, args.empty):,} bytes"
         )
         return
     sizes = TINY if args.tiny else Sizes()
-    sizes = replace(sizes, n_layer=args.layers or sizes.n_layer, mixed_layers=args.mixed)
+    sizes = replace(sizes, n_layer=args.layers or sizes.n_layer, mixed_layers=args.mixed, n_draft=int(args.draft))
     began = time.perf_counter()
     nbytes = write(args.out, sizes, args.seed, args.empty)
     print(f"{args.out}: {sizes.n_layer} layers, {nbytes:,} bytes in {time.perf_counter() - began:.0f} s")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import synthetic
+import zincmetal
 from synthetic import TINY, Sizes
 from zincmetal import gguf
 from zincmetal.gguf import quants
@@ -113,3 +114,14 @@ def test_the_full_size_file(whole):
     n_recurrent = sum(name.endswith("ssm_a") for name in whole.tensors)
     n_full = sum(name.endswith("attn_q.weight") for name in whole.tensors)
     assert (n_recurrent, n_full) == (30, 10)
+
+
+def test_a_file_may_have_a_block_that_drafts(tmp_path):
+    """It drafts, and the tensors of the layers are those of the file without it."""
+    for name, sizes in (("plain.gguf", TINY), ("drafts.gguf", replace(TINY, n_draft=1))):
+        synthetic.write(tmp_path / name, sizes, SEED)
+    with gguf.open(tmp_path / "plain.gguf") as plain, gguf.open(tmp_path / "drafts.gguf") as drafts:
+        assert all(np.array_equal(plain.data(name), drafts.data(name)) for name in plain.tensors)
+    with zincmetal.load(tmp_path / "drafts.gguf", device="cpu", context=64, threads=1) as model:
+        assert model.generate("hello", 4, draft="mtp").tokens == model.generate("hello", 4).tokens
+        assert model.config.drafts

@@ -20,7 +20,7 @@ from zincmetal.device import backend
 from zincmetal.engine.block_drafts import BlockDrafts
 from zincmetal.engine.governor import Always
 from zincmetal.engine.session import Session
-from zincmetal.errors import OutOfMemoryError, UsageError
+from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
 from zincmetal.graph.ops import KEPT
 from zincmetal.plan.planner import Planner
 from zincmetal.plan.target import Target
@@ -257,3 +257,28 @@ def test_contexts_end_where_they_end(path: Path) -> None:
         plain = opened.generate([5, 6, 7], -1)
         assert opened.generate([5, 6, 7], -1, draft="mtp").tokens == plain.tokens
         assert len(plain.tokens) == 68
+
+
+def test_pages_come_back_if_the_device_fails_or_there_are_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine(path, "f32") as opened:
+        opened.load_block()
+        with Session(opened) as session:
+            session.prefill(list(range(63)))
+            sequence, drafts = session.sequence, BlockDrafts(opened, opened.pages, opened.slots)
+            sequence.ids.append(5)
+            shared = opened.pages.retain_all(sequence.pages)  # as the prefix cache does: the draft copies the page
+            free = [opened.pages.take() for _ in range(opened.pages.free - 1)]
+            assert len(drafts.make({sequence: 6})[sequence].tokens) == 1, "the next page is not to be had"
+            assert opened.pages.count(shared[0]) == 1
+            opened.pages.release_all(free)
+
+            def failing(batch: Any) -> None:
+                raise DeviceError("the device is gone")
+
+            (old,) = opened.pages.retain_all(sequence.pages[:1])
+            monkeypatch.setattr(opened, "submit", failing)
+            with pytest.raises(DeviceError):
+                drafts.make({sequence: 6})
+            monkeypatch.undo()
+            assert opened.pages.count(old) == 1, "the sequence has a copy"
+            sequence.ids.pop()

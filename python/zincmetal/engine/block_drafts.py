@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from .batch import Builder, Executor, id_of
 from .drafters import NO_DRAFT, Draft, Drafter
@@ -23,55 +24,75 @@ class BlockDrafter(Drafter):
     costly = True
 
 
+@dataclass
+class _Step:
+    """Step of the block, a row for each of the ``sequences``, and the pages to release after it."""
+
+    sequences: list[Sequence]
+    pages: list[int]
+
+
 class BlockDrafts:
     """Makes drafts of sequences, while nothing is in flight. Their last known tokens are not computed yet."""
 
     def __init__(self, executor: Executor, pages: PagePool, slots: StateSlots) -> None:
         self._executor, self._pages, self._slots = executor, pages, slots
+        self._in_flight: deque[_Step] = deque()
 
     def make(self, wanted: Mapping[Sequence, int]) -> dict[Sequence, Draft]:
         """Return a draft of so many tokens for each sequence. It is shorter where no page or row is left."""
         found: dict[Sequence, list[int]] = {sequence: [] for sequence in wanted}
-        flights: deque[tuple[list[Sequence], list[int]]] = deque()  # the sequences of a step, and pages to release
-        last: list[Sequence] = []
-        for step in range(max(wanted.values())):
-            builder = Builder(self._executor, self._pages, self._slots)
-            outputs = {sequence: i for i, sequence in enumerate(last)}
-            last = [s for s, n in wanted.items() if n > step and self._add(builder, s, step, outputs, found[s])]
-            if not last:
-                break
-            batch = builder.batch()
-            self._executor.submit(batch)
-            flights.append((last, batch.pages))
-            if len(flights) == (2 if self._executor.runs_ahead else 1):
-                self._collect(*flights.popleft(), found)
-        while flights:
-            self._collect(*flights.popleft(), found)
+        outputs: dict[Sequence, int] = {}  # of the step before
+        try:
+            for place in range(max(wanted.values())):
+                rows = {s: self._token(s, place, outputs, found[s]) for s, n in wanted.items() if n > place}
+                outputs = self._submit(
+                    {s: (len(s) - 1 + place, token) for s, token in rows.items() if token is not None}
+                )
+                if not outputs:
+                    break
+                if len(self._in_flight) == (2 if self._executor.runs_ahead else 1):
+                    self._collect(found)
+            while self._in_flight:
+                self._collect(found)
+        finally:  # after an error the scheduler drops the steps
+            while self._in_flight:
+                self._pages.release_all(self._in_flight.popleft().pages)
         return {sequence: Draft(_finite(tokens)) if tokens else NO_DRAFT for sequence, tokens in found.items()}
 
-    def _add(
-        self, builder: Builder, sequence: Sequence, step: int, outputs: Mapping[Sequence, int], found: list[int]
-    ) -> bool:
-        """Add a row of a sequence. Return False if there is no room, or had been none for the row before it."""
-        if step and sequence not in outputs:
-            return False
-        if len(found) == step:
-            token = [sequence.ids[-1], *found][step]
-            if token < 0:
-                return False
-        else:
-            token = -1 - outputs[sequence]
-        try:
-            return builder.add_draft(sequence, len(sequence.ids) - 1 + step, token)
-        except PoolEmptyError:
-            return False
+    @staticmethod
+    def _token(sequence: Sequence, place: int, outputs: Mapping[Sequence, int], found: list[int]) -> int | None:
+        """Return the token of a sequence's next row, or what refers to it. None: its draft has ended."""
+        if place == 0:
+            return sequence.ids[-1]
+        if sequence not in outputs:
+            return None
+        if len(found) < place:
+            return -1 - outputs[sequence]
+        return found[-1] if found[-1] >= 0 else None
 
-    def _collect(self, sequences: list[Sequence], pages: list[int], found: Mapping[Sequence, list[int]]) -> None:
-        try:
-            for sequence, choice in zip(sequences, self._executor.collect(), strict=True):
-                found[sequence].append(id_of(choice))
-        finally:
-            self._pages.release_all(pages)
+    def _submit(self, rows: Mapping[Sequence, tuple[int, int]]) -> dict[Sequence, int]:
+        """Submit a step of rows, each (position, token), as far as there are pages. Return their outputs."""
+        builder = Builder(self._executor, self._pages, self._slots)
+        step = _Step([], builder.batch().pages)
+        self._in_flight.append(step)
+        for sequence, row in rows.items():
+            try:
+                if builder.add_draft(sequence, *row):
+                    step.sequences.append(sequence)
+            except PoolEmptyError:
+                continue
+        if step.sequences:
+            self._executor.submit(builder.batch())
+        else:
+            self._pages.release_all(self._in_flight.pop().pages)
+        return {sequence: i for i, sequence in enumerate(step.sequences)}
+
+    def _collect(self, found: Mapping[Sequence, list[int]]) -> None:
+        choices, step = self._executor.collect(), self._in_flight.popleft()
+        self._pages.release_all(step.pages)
+        for sequence, choice in zip(step.sequences, choices, strict=True):
+            found[sequence].append(id_of(choice))
 
 
 def _finite(tokens: list[int]) -> list[int]:
