@@ -18,7 +18,7 @@ from ..config import Experts, Latent, Layer, Mamba2, ModelConfig, Recurrence, Ro
 from ..device.core import Core
 from ..gguf.quants import F32, Q8_0, SUPPORTED, QuantType, by_name
 from ..gguf.random_weights import random_weights
-from ..graph.fuse import GLUS, fuse, fuse_glu, fuse_relu2, fuse_route
+from ..graph.fuse import GLUS, NORMED, fuse, fuse_glu, fuse_relu2, fuse_route
 from ..graph.ops import KEPT, KV_CACHES, LOGITS, Op, Operand, Route, State, Value, Weight
 from ..plan import tuning
 from ..plan.addresses import Room, kept_type, pages_of, state_sizes
@@ -145,8 +145,8 @@ def cases(core: Core, backend: str = "") -> dict[str, Case]:
     found: dict[str, Case] = {}
     for place, scene in scenes(core, backend).items():
         for i, launch in enumerate(scene.launches):
-            name = launch.kernel + OF_NORM * (launch.op.get("norm") is not None)
-            found.setdefault(name, Case(scene, i, place))
+            of_norm = launch.op.kind in NORMED and launch.op.get("norm") is not None
+            found.setdefault(launch.kernel + OF_NORM * of_norm, Case(scene, i, place))
     return found
 
 

@@ -63,7 +63,7 @@ class Costs:
         if kernel.startswith(("mul_", "moe_mv", "moe_few", "moe_mm")):
             x = op.get("x")
             rows = self._plan.shape.outs if isinstance(x, Value) and x.outs else rows
-            return sum(2 * rows * _used(op, w) for w in weights)
+            return sum(2 * rows * _used(op, w) for w in weights if w != op.get("norm"))  # a norm's are few
         if kernel.startswith("attention") and "merge" not in kernel:
             layer = self._cfg.layers[op.layer]
             n_value = layer.latent.n_latent if layer.latent else layer.head_dim
