@@ -36,7 +36,8 @@ struct QueryShare {
     static constant constexpr uint TILES = Shape::BUFFERS * Sizes::TILE, ALL = Shape::SIMDGROUPS * QUERIES;
     static constant constexpr uint STAGED4 = (TILES > ALL ? TILES : ALL) * sizeof(typename Shape::T) / 16;
     uint rows, first_run, row, lane;
-    threadgroup float *scores, *diagonals;
+    threadgroup float* scores;
+    threadgroup float* diagonals;
 
     // The factor of a row of a lane, by its place on the diagonals.
     METAL_FUNC threadgroup float& factor(uint of_row) const { return diagonals[of_row / 8 * 64 + of_row % 8 * 9]; }
