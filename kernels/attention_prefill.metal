@@ -28,7 +28,7 @@ struct PrefillShape {
 
 // Where a simdgroup works: its rows of the tile of queries, its columns of the head, and its lane's row.
 template <class Shape>
-struct Share {
+struct QueryShare {
     typedef TileSizes<Shape> Sizes;
     static constant constexpr uint QUERIES = Shape::ROWS * 8 * Shape::FRAGMENTS;  // elements of its queries
     static constant constexpr uint DIAGONALS = 64 * Sizes::MATRICES;
@@ -36,7 +36,8 @@ struct Share {
     static constant constexpr uint TILES = Shape::BUFFERS * Sizes::TILE, ALL = Shape::SIMDGROUPS * QUERIES;
     static constant constexpr uint STAGED4 = (TILES > ALL ? TILES : ALL) * sizeof(typename Shape::T) / 16;
     uint rows, first_run, row, lane;
-    threadgroup float *scores, *diagonals;
+    threadgroup float* scores;
+    threadgroup float* diagonals;
 
     // The factor of a row of a lane, by its place on the diagonals.
     METAL_FUNC threadgroup float& factor(uint of_row) const { return diagonals[of_row / 8 * 64 + of_row % 8 * 9]; }
@@ -110,7 +111,7 @@ struct HeadCache {
 // Attends to all keys that the tile's rows see. The tiles of keys come one after the other, or while the values before
 // are multiplied.
 template <class Shape, class KV>
-METAL_FUNC void attend(thread TileRows<Shape>& result, thread RowSoftmax<Shape>& softmax, Share<Shape> share,
+METAL_FUNC void attend(thread TileRows<Shape>& result, thread RowSoftmax<Shape>& softmax, QueryShare<Shape> share,
                        HeadCache<Shape, KV> heads, KeyRange row_keys, float scale,
                        threadgroup typename Shape::T* k_tile, device const typename KV::Unit* k_cache,
                        device const typename KV::Unit* v_cache, uint sg) {
@@ -160,17 +161,17 @@ attention_prefill(constant AttentionParams& p [[buffer(0)]], device const Step* 
                   device const typename KV::Unit* v_cache [[buffer(6)]], device const float4* gate [[buffer(7)]],
                   device const float* sinks [[buffer(8)]], device float4* out [[buffer(9)]], GRID_IDS) {
     typedef TileSizes<Shape> Sizes;
-    TG_ARRAY(float4, tiles4, Share<Shape>::STAGED4);
+    TG_ARRAY(float4, tiles4, QueryShare<Shape>::STAGED4);
     TG_ARRAY(float, scores, Shape::SIMDGROUPS* Sizes::SCORES);
-    TG_ARRAY(float, diagonals, Shape::SIMDGROUPS* Share<Shape>::DIAGONALS);
+    TG_ARRAY(float, diagonals, Shape::SIMDGROUPS* QueryShare<Shape>::DIAGONALS);
 
     const uint head = tg.x, dim4 = p.head_dim / 4, head_units = p.head_dim / KV::ELEMENTS;
     threadgroup typename Shape::T* tiles = (threadgroup typename Shape::T*)tiles4;
     const uint my_rows = sg / Shape::SPLIT * Shape::ROWS;
-    const Share<Shape> share = {
+    const QueryShare<Shape> share = {
         my_rows, sg % Shape::SPLIT * Shape::FRAGMENTS, my_rows + lane / Sizes::LANES,
-        lane,    scores + sg * Sizes::SCORES,          diagonals + sg * Share<Shape>::DIAGONALS};
-    for (uint i = lane; i < Share<Shape>::DIAGONALS; i += SIMD) share.diagonals[i] = 0.0f;
+        lane,    scores + sg * Sizes::SCORES,          diagonals + sg * QueryShare<Shape>::DIAGONALS};
+    for (uint i = lane; i < QueryShare<Shape>::DIAGONALS; i += SIMD) share.diagonals[i] = 0.0f;
 
     for (TilePlace<Shape::QUERIES> at = {p.singles ? step->n_single : 0, n_tg.y - 1 - tg.y, 1}; at.find(step, rows);
          at.tile += n_tg.y) {
@@ -188,7 +189,7 @@ attention_prefill(constant AttentionParams& p [[buffer(0)]], device const Step* 
                                             keys};
 
         threadgroup_barrier(mem_flags::mem_threadgroup);  // the values before have been used
-        threadgroup typename Shape::T* queries = tiles + sg * Share<Shape>::QUERIES;
+        threadgroup typename Shape::T* queries = tiles + sg * QueryShare<Shape>::QUERIES;
         device const float4* my_q = q + (ulong(first + share.row) * p.n_head + head) * dim4;
         const float q_factor = share.stage_queries(queries, my_q, share.row < n_rows, dim4);
         TileRows<Shape> result;
@@ -206,16 +207,16 @@ attention_prefill(constant AttentionParams& p [[buffer(0)]], device const Step* 
 
 // The operands that a cache needs, and float ones for exact products.
 template <class KV>
-struct OperandOf {
+struct CacheOperand {
     typedef half T;
 };
 template <>
-struct OperandOf<CacheF32> {
+struct CacheOperand<CacheF32> {
     typedef float T;
 };
 
 #define PREFILL(kv, KV, dim)                                                                                           \
-    KERNEL("attention_prefill_" kv "_" #dim, attention_prefill<KV, PrefillShape<typename OperandOf<KV>::T, dim>>)
+    KERNEL("attention_prefill_" kv "_" #dim, attention_prefill<KV, PrefillShape<typename CacheOperand<KV>::T, dim>>)
 #define EXACT(kv, KV, dim)                                                                                             \
     KERNEL("attention_prefill_exact_" kv "_" #dim, attention_prefill<KV, PrefillShape<float, dim>>)
 HEAD_CLASSES(PREFILL)

@@ -189,7 +189,10 @@ struct DeltaTask {
     // Computes the outputs of a chunk, [column][token] in memory.d, from its staged tiles. S goes on.
     METAL_FUNC void chunk(thread StateColumns<D_K>& columns, ChunkMemory<D_K> m, float decay, float beta, uint sg,
                           uint lane) {
-        threadgroup float *d = m.d + sg * EIGHTS * Sizes::WORK, *o = m.o + sg * EIGHTS * Sizes::WORK;
+        const uint mine = sg * EIGHTS * Sizes::WORK;
+        threadgroup float* d = m.d + mine;
+        threadgroup float* o = m.o + mine;
+        threadgroup float* written = m.written + mine;
         ChunkDecays<Sizes::TOKENS> decays;
         decays.set(decay, lane);
         multiply_tokens<D_K>(m, sg);
@@ -207,17 +210,16 @@ struct DeltaTask {
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // T, the weights, and what T is to be multiplied by
         UNROLL for (uint c = 0; c < EIGHTS; c++) {
-            threadgroup float *x = d + c * Sizes::WORK, *y = m.written + (sg * EIGHTS + c) * Sizes::WORK;
-            mix_tokens<D_K>(x, m.kk, y);
-            mix_tokens<D_K>(y, m.qk, x);
+            mix_tokens<D_K>(d + c * Sizes::WORK, m.kk, written + c * Sizes::WORK);
+            mix_tokens<D_K>(written + c * Sizes::WORK, m.qk, d + c * Sizes::WORK);
         }
         for (uint c = lane / Sizes::TOKENS; c < 8 * EIGHTS; c += SIMD / Sizes::TOKENS) {
             const uint at = c / 8 * Sizes::WORK + Sizes::place(8, c % 8, i);
             d[at] += decays.since_begin * o[at];
-            m.written[sg * EIGHTS * Sizes::WORK + at] *= decays.until_end;
+            written[at] *= decays.until_end;
         }
         simdgroup_barrier(mem_flags::mem_threadgroup);
-        columns.add(m.k, m.written + sg * EIGHTS * Sizes::WORK, decays.of_all);
+        columns.add(m.k, written, decays.of_all);
     }
 
     // Writes a simdgroup's outputs of the n tokens from row t on.

@@ -35,9 +35,14 @@ struct ChunkSizes {
 // The threadgroup memory of a chunk.
 template <uint D_K>
 struct ChunkMemory {
-    threadgroup float *q, *k, *v;        // tiles of q and k; v is [TOKENS][COLUMNS]
-    threadgroup float *kk, *qk;          // k(j) k(i) and then T; k(j) q(i) and then the weights of d
-    threadgroup float *d, *o, *written;  // of all simdgroups, EIGHTS of WORK each
+    threadgroup float* q;   // a tile
+    threadgroup float* k;   // a tile
+    threadgroup float* v;   // [TOKENS][COLUMNS]
+    threadgroup float* kk;  // k(j) k(i), and then T
+    threadgroup float* qk;  // k(j) q(i), and then the weights of d
+    threadgroup float* d;   // of all simdgroups, EIGHTS of WORK each, as the next two
+    threadgroup float* o;
+    threadgroup float* written;
 };
 
 // What a thread loads of the next chunk while the threadgroup works on this one.
