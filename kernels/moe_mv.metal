@@ -14,7 +14,7 @@
 // The expert of a threadgroup. Of the chosen one it needs to know the rank tg.y alone; the last one knows all.
 METAL_FUNC int expert_of_group(constant TopKParams& p, RowRouter<float> row, device int* ids, device float* weights,
                                threadgroup uint* shared, uint3 tg, uint sg, uint lane) {
-    if (p.n_used == 0) return ids[tg.y];
+    if (FOLDED_CHOICE == 0 || p.n_used == 0) return ids[tg.y];
     if (sg == 0) {
         const uint expert = row.choose(p, tg.y + 1, lane);
         if (lane == tg.y) shared[0] = expert;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "quant_dot.h"
+#include "shapes.h"
 
 // x, or its norm with the weight `weight`. P has k columns; normed and eps say whether there is a norm, and which.
 struct MaybeNormed {
@@ -20,7 +21,7 @@ METAL_FUNC MaybeNormed maybe_normed(MaybeNormed x) { return x; }
 
 template <class P>
 METAL_FUNC MaybeNormed maybe_normed(constant P& p, device const float* x, device const float* weight) {
-    return {x, weight, p.normed != 0, p.eps};
+    return {x, weight, FOLDED_NORMS != 0 && p.normed != 0, p.eps};
 }
 
 // x g, and the sum of the squares of those that were read. The file aligns g to 8 bytes.

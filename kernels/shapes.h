@@ -16,9 +16,11 @@
     S(EMBED_COLUMNS, 1024) /* of a threadgroup: 16 per thread */                                                       \
     S(MUL_MV_SIMDGROUPS, 2)                                                                                            \
     S(MUL_MV_TILE_SIMDGROUPS, PER_DEVICE(2, 8)) /* of types that have a tile: mul_mv_shares.h */                       \
-    S(MUL_MV_ROWS, 2)       /* rows of weights per simdgroup, of both matrices together for swiglu */                  \
-    S(MOE_MIX_THREADS, 128) /* share MOE_MIX_ROWS rows of all chosen experts */                                        \
-    S(MOE_MIX2_THREADS, 96) /* of moe_mv_mix with a shared expert: nine divide by three */                             \
+    S(MUL_MV_ROWS, 2)                  /* rows of weights per simdgroup, of both matrices together for swiglu */       \
+    S(FOLDED_NORMS, PER_DEVICE(1, 0))  /* 1: products of one row compute the norm that they read: bench/h200 */        \
+    S(FOLDED_CHOICE, PER_DEVICE(1, 0)) /* 1: the first product of one row with its experts chooses them */             \
+    S(MOE_MIX_THREADS, 128)            /* share MOE_MIX_ROWS rows of all chosen experts */                             \
+    S(MOE_MIX2_THREADS, 96)            /* of moe_mv_mix with a shared expert: nine divide by three */                  \
     S(MOE_MIX_ROWS, 2)                                                                                                 \
     S(MOE_CHOOSE_THREADS, 256) /* at least, of moe_mv that chooses: each threadgroup chooses again */                  \
     S(MUL_MM_THREADS, PER_DEVICE(128, 256))                                                                            \

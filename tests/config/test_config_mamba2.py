@@ -45,7 +45,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "ssm.state_size": (*NO_SIZE, 48, 512, (64, "blk.0.ssm_in.weight")),
     "ssm.conv_kernel": (*NO_SIZE, 1, 9, (3, "blk.0.ssm_conv1d.weight")),
     "attention.head_count_kv": (0, [0] * 5, [0, 0, 0, 2], [0, 0, 0, 3, 0], ([2, 0, 0, 2, 0], "blk.0.attn_q")),
-    "feed_forward_length": (ABSENT, [0, 64], [0, -1, 0, 0, 64], ([0, 64, 64, 0, 64], "blk.2.ffn_gate_inp")),
+    "feed_forward_length": (ABSENT, [0, 64], [0, -1, 0, 0, 64], ([0, 64, 64, 0, 64], "blk.2.exp_probs_b")),
     "attention.layer_norm_epsilon": (ABSENT, 0.0, -1e-5, "tiny"),
     "expert_feed_forward_length": (ABSENT, 0, [64, 64], [0, 64, 0, 0, 32], (32, "ffn_up_exps")),
     "moe_latent_size": (64,),

@@ -6,6 +6,7 @@ Nobody reuses them, now or after a restart.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,9 @@ def test_damaged_activations_end_their_request_alone(
     with engine(damaged(path, tmp_path), "f32", threads=1, context=256) as opened:
         good = []
         for ids in (A[:30], B[:21], [9], [4, 5]):
-            want = alone(opened, ids, 6)
-            if want:
-                good.append(Member(ids, GREEDY, want))
+            with suppress(DeviceError):  # the text of some files comes to X by itself
+                want = alone(opened, ids, 6)
+                good += [Member(ids, GREEDY, want)] if want else []
         bad = [Member(ids, GREEDY, [0] * 6) for ids in ([*A[:20], X, *A[:9]], [*B[:12], X], [X])]
         forced = Member(A[:7], SamplingParams(logit_bias={X: 1e6}), [0] * 6)
         run(opened, *bad[:2], *good[:2], forced, *good[2:], bad[2])

@@ -349,7 +349,7 @@ def test_what_does_not_fit_is_refused() -> None:
         for wrong in (other, half):
             with wrong.session() as session:
                 session.prefill([1, 2, 3, 4])
-                with pytest.raises(UsageError, match="another model, or of one with another type"):
+                with pytest.raises(UsageError, match="another model, of another type"):
                     session.restore(saved)
                 assert session.ids == [1, 2, 3, 4]
                 assert session.decode(5) >= 0

@@ -207,7 +207,7 @@ def test_the_first_product_of_one_row_chooses_the_experts():
         *("logits", "router.bias", "g", "g.bias")
     ]
     assert set(first.writes) == {*route.writes, first.out}
-    assert first.attrs == {**ROUTER, "glu": "swiglu"}
+    assert first.attrs == {**ROUTER, "glu": "swiglu", "eps": 0.0}
     assert kinds(fuse([route, *mixture("q4_k")], rows=8))[:2] == ["route", "experts_gated"]
 
 

@@ -311,7 +311,7 @@ def _mixtures(target: Target, scene: MakeScene, qtype: QuantType) -> Iterator[Sc
     for rows in (ONE, FEW, MANY):
         plain, gated = ([first] if turn % 3 else fuse_relu2([first, squared], limits)), [first, second, gate]
         for ops in ([choose, *plain], [choose, *fuse_glu(gated, limits)]):
-            chooses = rows is ONE and turn // 2 % 2 == 0
+            chooses = limits.choice and rows is ONE and turn // 2 % 2 == 0
             yield scene(rows, *(fuse_route(ops, limits) if chooses else ops), cfg=cfg)
     norm = _norm()
     first, second = (experts.replace(x=norm.out) for experts in (first, second))

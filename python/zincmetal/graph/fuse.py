@@ -36,6 +36,8 @@ class Limits(NamedTuple):
     stack: int  # matrices of one linear_stack
     stack_rows: int  # rows of a step whose products of one x are stacked
     expert_types: frozenset[str]  # quant types of many experts at once
+    norms: bool = True  # products of one row compute the norm that they read
+    choice: bool = True  # the first product of one row with its experts chooses them
 
 
 class Fused(NamedTuple):
@@ -54,9 +56,10 @@ def fuse(ops: list[Op], rows: int, limits: Limits) -> list[Op]:
     ops = fuse_residual(fuse_relu2(fuse_glu(ops, limits), limits))
     ops = fuse_norms(fuse_bias_and_residual(ops) if rows == 1 else ops)
     if rows == 1:
-        ops = fuse_route(fuse_shared(fuse_mix(ops, limits)), limits)
+        ops = fuse_shared(fuse_mix(ops, limits))
+        ops = fuse_route(ops, limits) if limits.choice else ops
     ops = fuse_stack(ops, limits) if rows <= limits.stack_rows else ops
-    return fuse_inputs(ops) if rows == 1 else ops
+    return fuse_inputs(ops) if rows == 1 and limits.norms else ops
 
 
 def fuse_glu(ops: list[Op], limits: Limits) -> list[Op]:

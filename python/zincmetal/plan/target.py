@@ -100,7 +100,13 @@ class Target:
     @property
     def fusible(self) -> Limits:
         """Limits of fused operations."""
-        return Limits(self.shapes["STACK_MATRICES"], self.shapes["FEW_STACK_TOKENS"], self.expert_types)
+        return Limits(
+            stack=self.shapes["STACK_MATRICES"],
+            stack_rows=self.shapes["FEW_STACK_TOKENS"],
+            expert_types=self.expert_types,
+            norms=bool(self.shapes["FOLDED_NORMS"]),
+            choice=bool(self.shapes["FOLDED_CHOICE"]),
+        )
 
     @property
     def page(self) -> int:

@@ -50,6 +50,7 @@ NATIVE = {
     *(f"attention_prefill_exact_{kv}_{dim}" for kv in KV_TYPES if kv != "f32" for dim in HEADS),
     *(f"attention_latent_{kv}_{size}" for kv in KV_TYPES for size in (128, 512)),
     *(f"rope_latent_{kv}" for kv in KV_TYPES),
+    *(f"{what}_rows_{kept}" for what in ("keep", "pair") for kept in ("f16", "f32")),
     *(f"mul_heads_{shape}_{t}" for shape in ("mv", "mm") for t in TYPES),
     *(f"rope_kv_{kind}_{kv}{norm}" for kind in ("norm", "neox") for kv in KV_TYPES for norm in ("", "_qknorm")),
     *(f"ssm_{kernel}_{d_k}" for kernel in ("delta", "step") for d_k in CLASSES),
