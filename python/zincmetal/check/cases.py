@@ -150,9 +150,14 @@ def cases(core: Core, backend: str = "") -> dict[str, Case]:
     return found
 
 
-def scenes(core: Core, backend: str = "") -> dict[tuple[int, int], Scene]:
-    """Make all scenes, by their places. A core has its own kernels and tiles for the operations of a scene."""
+def scenes(core: Core, backend: str = "", like: Core | None = None) -> dict[tuple[int, int], Scene]:
+    """Make all scenes, by their places. A core has its own kernels and tiles for the operations of a scene.
+
+    Norms and choices are folded as on the core ``like``, by default the same one.
+    """
+    folds = {name: n for name, n in (like or core).shapes().items() if name.startswith("FOLDED_")}
     target = Target.of_kernels(core)
+    target = replace(target, shapes={**target.shapes, **folds})
     splits = (tuning.SPLITS.get(backend, {}), {}, *tuning.SPLITS.values())
     return {(i, n): scene for i, of in enumerate(splits) for n, scene in enumerate(_scenes(replace(target, splits=of)))}
 

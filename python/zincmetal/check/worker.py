@@ -91,7 +91,7 @@ class Lab:
         cpu, kind = backend.load("cpu"), self.device.info["backend"]
         self.reference: _core.Device = cpu.Device(native=False)
         self.cases = cases(self.core, kind)
-        self._reference_scenes = scenes(cpu, kind)
+        self._reference_scenes = scenes(cpu, kind, self.core)
         self._kernels = set(self.device.kernel_names())
 
     def about(self) -> Outcome:
