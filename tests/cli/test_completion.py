@@ -18,7 +18,7 @@ CASES = {
     "": [c.name for c in COMMANDS],
     "pl": ["plan"],
     "plan --o": ["--output"],
-    "plan --output ": ["none", "argmax", "draw", "all", "hidden"],
+    "plan --output ": ["none", "argmax", "draw", "all", "hidden", "draft"],
     "run --kv ": ["f16", "f32", "q8_0"],
     "run --kv q": ["q8_0"],
     "chat --device ": ["metal", "cuda", "cpu"],

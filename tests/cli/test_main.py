@@ -154,7 +154,7 @@ def test_a_model_may_be_named_either_way(capsys):
 def test_words_of_the_options_are_those_of_the_rooms():
     offered = {a.dest: a.choices for a in plan.COMMAND.prepare(arguments.Parser("plan", "")).actions}
     assert offered["kv"] == KV_TYPES
-    assert offered["output"] == OUTPUTS
+    assert offered["output"] == (*OUTPUTS, "draft")
 
 
 # ---- warnings -------------------------------------------------------------------------------------------------
