@@ -119,7 +119,9 @@ def _products_of_one(lowering: Lowering, op: Op, kernel: str) -> Launch:
     if chooses:
         choice, ids, router = _top_k(lowering, op), "w", (*_router(op), *writing(op, "weights"))
     else:
-        choice, ids, router = bytes(lowering.target.struct("TopKParams").itemsize), "r", _unused(op, 5)
+        # The kernel could write ids and weights: those that stand there are kept from others by barriers.
+        choice, ids = bytes(lowering.target.struct("TopKParams").itemsize), "rw"
+        router = (*_unused(op, 4), Arg(op["ids"], ids))
     args = (Arg(op["ids"], ids), *_operands(op, or_dummy(op.get("norm"), op["x"])), *router)
     grid = (tiles(weight.shape[1], threads // 32 * per_simdgroup // len(_matrices(op))), n_used, 1)
     return Launch(name, params + choice, args, grid, threads, op)
