@@ -37,7 +37,8 @@ kernel void mul_mv_add(constant MatMulParams& p [[buffer(0)]], device const ucha
                                             AddBoth{residual, bias, p.has_bias, out}, tg.x, sg, n_sg, lane);
 }
 
-// Grid and threads: as mul_mv. There is no norm.
+// There is no norm.
+// Grid and threads: as mul_mv.
 template <class Q, uint R = MUL_MV_ROWS>
 kernel void mul_mv_mix(constant MatMulParams& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
                        device const float* x [[buffer(2)]], device const float* residual [[buffer(3)]],

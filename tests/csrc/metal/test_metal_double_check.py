@@ -21,10 +21,10 @@ def double(monkeypatch):
         ("library=rms_norm", "source/norm.metal", "norm.metal does not compile: program_source"),
         (f"pipeline={KERNEL}", f"pipeline/{KERNEL}", "Compilation failed"),
         (f"threads={KERNEL}:32", f"pipeline/{KERNEL}", "it takes 32 threads; plans launch 64"),
-        ("gpu=2:2", f"kernel/{KERNEL}", "timeout: the GPU took too long or hung"),
-        ("gpu=2:8", f"kernel/{KERNEL}", "out of memory"),
-        ("hang=2", f"kernel/{KERNEL}", "the GPU completed nothing"),
-        ("exception=6", f"kernel/{KERNEL}", "Metal raised NSInvalidArgumentException"),
+        ("gpu=3:2", f"kernel/{KERNEL}", "timeout: the GPU took too long or hung"),
+        ("gpu=3:8", f"kernel/{KERNEL}", "out of memory"),
+        ("hang=3", f"kernel/{KERNEL}", "the GPU completed nothing"),
+        ("exception=9", f"kernel/{KERNEL}", "Metal raised NSInvalidArgumentException"),
     ],
 )
 def test_a_fault_of_metal_is_said_and_what_can_run_runs(tmp_path, monkeypatch, condition, failed, words):

@@ -422,8 +422,8 @@ def test_a_kernel_that_cannot_have_its_threads(double: lane.Double) -> None:
         assert model.generate(PROMPT, max_tokens=8).tokens == tokens(HYBRID, device="cpu")
         assert model.profile()["replaced"].keys() == {"ssm_step_64"}
     del model
-    double.set("threads_at_most=rms_norm:128")
-    said = r"\(rms_norm\): \d+ threads per threadgroup; on this device the kernel takes 128: launch fewer threads"
+    double.set("threads_at_most=begin_step:128")
+    said = r"\(begin_step\): \d+ threads per threadgroup; on this device the kernel takes 128: launch fewer threads"
     with pytest.raises(DeviceError, match=said):
         load()
 
