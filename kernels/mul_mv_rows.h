@@ -146,7 +146,7 @@ METAL_FUNC void mul_mv_rows(constant P& p, Matrices<Epilogue::MATRICES> w, V x, 
                             uint n_sg, uint lane) {
 #ifdef __CUDACC__
     if constexpr (IsTiled<Q, R>::VALUE) {
-        if (n_sg == TILE_SIMDGROUPS) return mul_mv_tile<typename Q::Block>(p, w, maybe_normed(x), out, group, sg, lane);
+        if (n_sg == TILE_SIMDGROUPS) return mul_mv_tile<typename Q::Block>(p, w, x.at, out, group, sg, lane);
     }
 #endif
     const uint first = (group * n_sg + sg) * (R / Epilogue::MATRICES);

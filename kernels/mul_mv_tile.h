@@ -9,11 +9,11 @@
 
 #include "matmul_epilogue.h"
 #include "mul_mv_shares.h"
-#include "mul_norm.h"
 #include "quant_dot.h"
 #include "shapes.h"
 
 constant constexpr uint TILE_ROWS = 16, TILE_SIMDGROUPS = MUL_MV_TILE_SIMDGROUPS, STRIP = 256;
+static_assert(uint(FOLDED_NORMS) == 0, "a tile multiplies x as it is");
 constant constexpr uint LOW_RUNS = 34, NO_RUNS = 68, ALL_RUNS = 80;  // in TileRoom::x: banks differ
 
 // What a simdgroup stages: a strip of its rows, and the activations that they meet.
@@ -30,13 +30,11 @@ struct XRun {
     float4 v[2];
 };
 
-METAL_FUNC XRun load_run(thread Weighted& x, bool normed, uint column, uint k) {
+METAL_FUNC XRun load_run(device const float* x, uint column, uint k) {
     XRun run = {{float4(0.0f), float4(0.0f)}};
     if (column < k) {
-        UNROLL for (uint h = 0; h < 2; h++) run.v[h] = Floats{x.at}.quad(column, h * QUAD);
-        if (normed) {
-            UNROLL for (uint h = 0; h < 2; h++) run.v[h] = x.weigh(run.v[h], column, h * QUAD);
-        }
+        run.v[0] = ((device const float4*)(x + column))[0];
+        run.v[1] = ((device const float4*)(x + column))[1];
     }
     return run;
 }
@@ -126,15 +124,15 @@ METAL_FUNC float2 multiply_strip(threadgroup const TileRoom<B>& room, TileRows r
 
 // sums += the products of rows g and g + 8 with x, this lane's share. Simdgroup i of n takes strips i, i + n, ...
 template <class B>
-METAL_FUNC void add_tile(thread float2& sums, threadgroup TileRoom<B>& room, TileRows rows, thread Weighted& x,
-                         bool normed, uint k, float factor, uint i, uint n, uint lane) {
+METAL_FUNC void add_tile(thread float2& sums, threadgroup TileRoom<B>& room, TileRows rows, device const float* x,
+                         uint k, float factor, uint i, uint n, uint lane) {
     const uint n_strips = (k + STRIP - 1) / STRIP;
     if (lane < ALL_RUNS - NO_RUNS) room.x[NO_RUNS + lane] = uint4(0);
     if (i < n_strips) copy_strip(room, rows, i, lane);
-    XRun run = load_run(x, normed, i * STRIP + lane * RUN, k);
+    XRun run = load_run(x, i * STRIP + lane * RUN, k);
     for (uint strip = i; strip < n_strips; strip += n) {
         const float x_scale = stage_run(room.x, room.sums, run, lane);
-        run = load_run(x, normed, (strip + n) * STRIP + lane * RUN, k);
+        run = load_run(x, (strip + n) * STRIP + lane * RUN, k);
         wait_for_copies<0>();
         simdgroup_barrier(mem_flags::mem_threadgroup);
         sums += multiply_strip(room, rows, strip, k, x_scale, factor, lane);
@@ -168,16 +166,7 @@ template <class B>
 struct TileMemory {
     TileRoom<B> rooms[TILE_SIMDGROUPS];
     float scratch[TILE_SIMDGROUPS * TILE_ROWS];
-    float squares[TILE_SIMDGROUPS];  // of the activations of a simdgroup's strips
 };
-
-// The scale of all products: that of the norm of x, if there is one.
-METAL_FUNC float tile_scale(MaybeNormed x, threadgroup const float* squares, uint k) {
-    if (!x.normed) return 1.0f;
-    float sum = 0.0f;
-    UNROLL for (uint s = 0; s < TILE_SIMDGROUPS; s++) sum += squares[s];
-    return x.scale(sum, k);
-}
 
 // One for all products of a type that a kernel may choose among.
 template <class B>
@@ -188,26 +177,19 @@ METAL_FUNC threadgroup TileMemory<B>& tile_memory() {
 
 // W x for the sixteen rows of threadgroup `group`, as mul_mv_rows.
 template <class B, class Epilogue, class P>
-METAL_FUNC void mul_mv_tile(constant P& p, Matrices<Epilogue::MATRICES> w, MaybeNormed x, Epilogue out, uint group,
-                            uint sg, uint lane) {
+METAL_FUNC void mul_mv_tile(constant P& p, Matrices<Epilogue::MATRICES> w, device const float* x, Epilogue out,
+                            uint group, uint sg, uint lane) {
     threadgroup TileMemory<B>& memory = tile_memory<B>();
     const uint outputs = TILE_ROWS / Epilogue::MATRICES;
     TileRows rows;
     rows.row_bytes = p.row_bytes;
     UNROLL for (uint h = 0; h < 2; h++) rows.at[h] = tile_row(w, 8 * h + lane / 4, group, p.m, p.row_bytes);
     float2 sums = float2(0.0f);
-    Weighted weighted{x.at, x.weight, 0.0f};
-    add_tile(sums, memory.rooms[sg], rows, weighted, x.normed, p.k, 1.0f, sg, TILE_SIMDGROUPS, lane);
+    add_tile(sums, memory.rooms[sg], rows, x, p.k, 1.0f, sg, TILE_SIMDGROUPS, lane);
     put_sums(memory.scratch, sums, sg, lane);
-    if (x.normed) {
-        const float squares = simd_sum(weighted.squares);
-        if (lane == 0) memory.squares[sg] = squares;
-    }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     const uint i = sg * SIMD + lane, row = group * outputs + i;
     if (i < outputs && row < p.m) {
-        const float scale = tile_scale(x, memory.squares, p.k);
-        const float a = sum_of_row(memory.scratch, i), b = sum_of_row(memory.scratch, TILE_ROWS - outputs + i);
-        out.put({0, row, row}, scale * a, scale * b);
+        out.put({0, row, row}, sum_of_row(memory.scratch, i), sum_of_row(memory.scratch, TILE_ROWS - outputs + i));
     }
 }

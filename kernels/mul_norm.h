@@ -16,9 +16,6 @@ struct MaybeNormed {
     METAL_FUNC float scale(float squares, uint k) const { return precise::rsqrt(squares / float(k) + eps); }
 };
 
-METAL_FUNC MaybeNormed maybe_normed(Floats x) { return {x.at, x.at, false, 0.0f}; }
-METAL_FUNC MaybeNormed maybe_normed(MaybeNormed x) { return x; }
-
 template <class P>
 METAL_FUNC MaybeNormed maybe_normed(constant P& p, device const float* x, device const float* weight) {
     return {x, weight, FOLDED_NORMS != 0 && p.normed != 0, p.eps};

@@ -201,7 +201,7 @@ def _scenes(target: Target) -> Iterator[Scene]:
     yield from _choices(scene)
     for qtype in SUPPORTED:
         yield from _products(target, scene, qtype)
-        yield from _products_of_norm(target, scene, qtype)
+        yield from _products_of_norm(target, scene, qtype) if target.fusible.norms else ()
         if qtype.name in target.expert_types:
             yield from _mixtures(target, scene, qtype)
     yield from _rows_of_values(target, scene)
