@@ -297,37 +297,37 @@ METAL_FUNC void load_left(Matrix (&m)[M][N], const T* source, uint stride, const
     }
 }
 
-template <class M, class T, uint N>
-METAL_FUNC void load_right(M (&m)[N], const T* source, uint stride, const char*, uint) {
-    const uint lane = current_lane();
-    if constexpr (std::is_same_v<T, half> && N % 4 == 0) {
-        const T* row = source + lane / 8 * stride + lane % 8 * 8;
+// Right matrices of halves by fours, as they lie, or with rows for columns.
+template <bool TRANSPOSED, class M, uint N>
+METAL_FUNC void load_right_fours(M (&m)[N], const half* source, uint stride) {
+    const half* row = source + current_lane() / 8 * stride + current_lane() % 8 * 8;
 #pragma unroll
-        for (uint j = 0; j < N; j += 4) {
-            uint words[4];
+    for (uint j = 0; j < N; j += 4) {
+        uint words[4];
+        if constexpr (TRANSPOSED)
+            load_four_transposed(words, row + j * stride);
+        else
             load_four(words, row + j * stride);
 #pragma unroll
-            for (uint w = 0; w < 4; w++) m[j + w].held.cross(as_type<vec<half, 2>>(words[w]));
-        }
+        for (uint w = 0; w < 4; w++) m[j + w].held.cross(as_type<vec<half, 2>>(words[w]));
+    }
+}
+
+template <class M, class T, uint N>
+METAL_FUNC void load_right(M (&m)[N], const T* source, uint stride, const char*, uint) {
+    if constexpr (std::is_same_v<T, half> && N % 4 == 0) {
+        load_right_fours<false>(m, source, stride);
     } else {
-        for (uint j = 0; j < N; j++) m[j].held.cross(pair_of(source + j * stride + 2 * lane));
+        for (uint j = 0; j < N; j++) m[j].held.cross(pair_of(source + j * stride + 2 * current_lane()));
     }
 }
 
 template <class M, class T, uint N>
 METAL_FUNC void load_right_rows(M (&m)[N], const T* source, uint stride, const char*, uint) {
-    const uint lane = current_lane();
     if constexpr (std::is_same_v<T, half> && N % 4 == 0) {
-        const T* row = source + lane / 8 * stride + lane % 8 * 8;
-#pragma unroll
-        for (uint j = 0; j < N; j += 4) {
-            uint words[4];
-            load_four_transposed(words, row + j * stride);
-#pragma unroll
-            for (uint w = 0; w < 4; w++) m[j + w].held.cross(as_type<vec<half, 2>>(words[w]));
-        }
+        load_right_fours<true>(m, source, stride);
     } else {
-        const T* at = source + matrix_col(lane) * 8 + matrix_row(lane);
+        const T* at = source + matrix_col(current_lane()) * 8 + matrix_row(current_lane());
 #pragma unroll
         for (uint j = 0; j < N; j++) {
             vec<T, 2> pair;
