@@ -9,25 +9,57 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from zincmetal import gguf
 from zincmetal.device.buffers import bound
+from zincmetal.device.core import BoundDispatch
 from zincmetal.engine.batch import Builder
 from zincmetal.engine.engine import Engine, shape_of
 from zincmetal.engine.loaded import Loaded
 from zincmetal.engine.sequence import Sequence
 from zincmetal.engine.session import GREEDY
+from zincmetal.plan.plan import Plan
 
 
-def pretended(engine: Engine, length: int) -> Sequence:
+def _pretended(engine: Engine, length: int) -> Sequence:
     """Make a sequence of ``length`` tokens whose state is whatever memory holds."""
     pages = [engine.pages.take() for _ in range(engine.pages.needed(length))]
     slot = engine.slots.take() if engine.recurrent else None
     sequence = Sequence([0] * length, pages, slot, computed=length, submitted=length)
     sequence.sit(engine.free_seats.take())
     return sequence
+
+
+class Step(NamedTuple):
+    """Decode step of ``n`` sequences, which was described and can be submitted again and again."""
+
+    n: int
+    engine: Engine
+    plan: Plan
+    dispatches: list[BoundDispatch]
+    described: tuple[Any, ...]
+
+
+def steps(model: str, device: str | None, numbers: list[int], position: int) -> Iterator[Step]:
+    """Yield a step for each number of sequences, whose next token stands at ``position``. They have one engine."""
+    engine = Engine(Loaded(gguf.open(model), context=4096, device=device, max_sequences=32))
+    needed = max(numbers) * engine.pages.needed(position + 1)
+    engine.grow(max(engine.pages_now, needed), max(engine.slots_now, max(numbers)))
+    rng = np.random.default_rng(3)
+    sequences = [_pretended(engine, position) for _ in range(max(numbers))]
+    for n in numbers:
+        builder = Builder(engine, engine.pages, engine.slots)
+        for sequence in sequences[:n]:
+            builder.add(sequence, [int(rng.integers(1, engine.config.n_vocab))], GREEDY)
+        batch = builder.batch()
+        plan = engine.program(shape_of(batch), position).plan
+        yield Step(n, engine, plan, [bound(d, engine.buffers.buffer) for d in plan.dispatches], engine.describe(batch))
+        for sequence in sequences:
+            sequence.submitted = sequence.computed = position
 
 
 def main() -> None:
@@ -39,26 +71,12 @@ def main() -> None:
     p.add_argument("--position", type=int, default=160)
     p.add_argument("--repeats", type=int, default=3)
     args = p.parse_args()
-    numbers = [int(n) for n in args.sequences.split(",")]
-    engine = Engine(Loaded(gguf.open(args.model), context=4096, device=args.device, max_sequences=32))
-    needed = max(numbers) * engine.pages.needed(args.position + 1)
-    engine.grow(max(engine.pages_now, needed), max(engine.slots_now, max(numbers)))
-    rng = np.random.default_rng(3)
-    sequences = []
-    for _ in range(max(numbers)):
-        sequences.append(pretended(engine, args.position))
-    for n in numbers:
-        builder = Builder(engine, engine.pages, engine.slots)
-        for sequence in sequences[:n]:
-            builder.add(sequence, [int(rng.integers(1, engine.config.n_vocab))], GREEDY)
-        batch = builder.batch()
-        plan = engine.program(shape_of(batch), args.position).plan
-        dispatches = [bound(d, engine.buffers.buffer) for d in plan.dispatches]
-        described = engine.describe(batch)
+    for step in steps(args.model, args.device, [int(n) for n in args.sequences.split(",")], args.position):
+        engine, plan = step.engine, step.plan
         best: list[float] = []
         for _ in range(args.repeats):
-            engine.core.describe(engine.steps, *described)
-            seconds = engine.device.time_each(dispatches)
+            engine.core.describe(engine.steps, *step.described)
+            seconds = engine.device.time_each(step.dispatches)
             engine.steps.drop()
             best = [min(pair) for pair in zip(best or seconds, seconds, strict=True)]
         total, count = defaultdict[str, float](float), Counter[str]()
@@ -66,11 +84,10 @@ def main() -> None:
             name = f"{d.launch.kernel} {d.launch.grid}"
             total[name] += s * 1e6
             count[name] += 1
-        print(f"== {n} sequences: {len(dispatches)} dispatches, {plan.n_barriers} barriers, {sum(best) * 1e3:.3f} ms")
+        sizes = f"{len(step.dispatches)} dispatches, {plan.n_barriers} barriers"
+        print(f"== {step.n} sequences: {sizes}, {sum(best) * 1e3:.3f} ms")
         for name, us in sorted(total.items(), key=lambda item: -item[1]):
             print(f"  {us:9.1f} us  {count[name]:4d} x {us / count[name]:8.2f}  {name}")
-        for sequence in sequences:
-            sequence.submitted = sequence.computed = args.position
 
 
 if __name__ == "__main__":
