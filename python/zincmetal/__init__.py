@@ -34,7 +34,8 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .api.model import CacheUse, Call, Chunk, Generation, Logprob, Model, Result, load
+    from .api.load import load
+    from .api.model import CacheUse, Call, Chunk, Generation, Logprob, Model, Result
 
 __all__ = [
     "CacheUse",
@@ -77,7 +78,7 @@ _LAZY = {"CacheUse", "Call", "Chunk", "Generation", "Logprob", "Model", "Result"
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         try:
-            return getattr(import_module(".api.model", __name__), name)
+            return getattr(import_module(".api.load" if name == "load" else ".api.model", __name__), name)
         except MemoryError as error:
             raise OutOfMemoryError("the host has no memory to import zincmetal; close other programs") from error
     if name == "__version__":

@@ -447,7 +447,7 @@ def test_the_process_imports_no_http() -> None:
     code = """if True:
         import sys
         import zincmetal.serve.worker
-        from zincmetal.api.model import load
+        from zincmetal.api.load import load
         print([m for m in ("starlette", "uvicorn", "h11", "anyio", "prometheus_client", "jinja2") if m in sys.modules])
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

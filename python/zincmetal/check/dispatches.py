@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ..api.model import Model, load
+from ..api.load import load
+from ..api.model import Model
 from ..errors import UsageError
 from .results import PASS, WARN, Outcome
 

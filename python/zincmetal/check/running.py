@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..api.model import Model, load
+from ..api.load import load
+from ..api.model import Model
 from ..errors import ZincError
 from .results import FAIL, PASS, WARN, Outcome
 from .tokens import prompt_of

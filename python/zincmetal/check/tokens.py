@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import settings
-from ..api.model import Model, load
+from ..api.load import load
+from ..api.model import Model
 from ..errors import TokenizerError
 from .results import FAIL, PASS, WARN, Outcome
 

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def load(path: Path, args: argparse.Namespace) -> Model:
     """Load a model as the arguments say, with a progress bar."""
-    from ..api.model import load
+    from ..api.load import load
 
     with bar("load", unit="B") as progress:
         return load(path, context=args.context, device=args.device, kv=args.kv, threads=args.threads, progress=progress)

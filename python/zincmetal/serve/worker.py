@@ -242,7 +242,7 @@ class Worker:
 
     def _load(self, order: Load) -> None:
         from .. import settings
-        from ..api.model import load
+        from ..api.load import load
 
         o = self._options
         os.environ[settings.MEMORY_LIMIT.name] = str(order.limit)  # pools grow up to it
