@@ -10,7 +10,7 @@ KERNELS := tests/kernels tests/csrc tests/check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/csrc/msl/probes -type f -not -name '*.pyc')
 
 .PHONY: demo test test-metal-double test-metal-kernels test-msl-third-party test-schemas test-draws test-gemma3 test-page \
-  test-clients test-agents test-ray test-soak test-cuda fuzz sanitize sbom audit sdist sanitize-cuda mutants mutants-engine lint types kernels-cuda bench docs \
+  test-clients test-agents test-ray test-soak soak test-cuda fuzz sanitize sbom audit sdist sanitize-cuda mutants mutants-engine lint types kernels-cuda bench docs \
   notebooks clean help test-templates test-serve test-kernels
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo "make sanitize      run tests of core, scheduler and models under AddressSanitizer, UBSan, LeakSanitizer and ThreadSanitizer"
 	@echo "make sbom audit sdist   list what is shipped; look for known faults in it; build the source twice, byte for byte"
 	@echo "make test-soak     send a million requests to the server (SOAK=N for another number)"
+	@echo "make soak          that, and an hour of clients on a real model (SOAK_SECONDS=86400 for a day)"
 	@echo "make mutants       list the barriers and bounds of kernels whose removal no test detects (an hour)"
 	@echo "make mutants-engine  list the changes of scheduler, pools and prefix cache that no test detects (hours)"
 	@echo "make docs          build the documentation as a site in build/site; a broken link is an error"
@@ -143,6 +144,13 @@ sdist: $(VENV)/.build
 SOAK ?= 1000000
 test-soak: $(VENV)/.installed $(VENV)/.dev
 	ZINCMETAL_SOAK=$(SOAK) $(BIN)/python -m pytest -q -s tests/serve/test_soak.py
+
+# That, and then an hour of clients on the real engine. Little memory: the pool is full after minutes, and what grows then
+# is a fault. SOAK_SECONDS=86400: a day.
+SOAK_SECONDS ?= 3600
+soak: test-soak $(VENV)/.demo
+	ZINCMETAL_MEMORY_LIMIT=700000000 $(BIN)/zincmetal bench serve --model demo --only soak --soak $(SOAK_SECONDS) \
+	  --limit $$(($(SOAK_SECONDS) + 600))
 
 # Deletes each barrier and moves each bound of the kernels by one. Every change must fail a test, or be listed.
 mutants: $(VENV)/.installed $(VENV)/.dev
