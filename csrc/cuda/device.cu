@@ -70,7 +70,7 @@ class CudaDevice : public Device {
 
     DeviceInfo info() const override;
     std::shared_ptr<Buffer> alloc(size_t bytes, bool shared) override {
-        return std::make_shared<CudaBuffer>(bytes, shared, stream_.get());
+        return std::make_shared<CudaBuffer>(bytes, shared, stream_);
     }
     std::shared_ptr<Buffer> wrap(void* pointer, size_t bytes) override;
     std::shared_ptr<Pipeline> pipeline(const std::string& kernel) override;
@@ -145,7 +145,7 @@ DeviceInfo CudaDevice::info() const {
 }
 
 std::shared_ptr<Buffer> CudaDevice::wrap(void* pointer, size_t bytes) {
-    auto buffer = std::make_shared<CudaBuffer>(bytes, false, stream_.get());
+    auto buffer = std::make_shared<CudaBuffer>(bytes, false, stream_);
     buffer->read_only = true;
     if (!upload_) upload_.emplace(stream_.get());
     upload_->copy(buffer->memory(), pointer, bytes);

@@ -42,7 +42,7 @@ struct Destroy {
 template <class Handle, auto destroy>
 using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroy<destroy>>;
 
-using Stream = Owned<cudaStream_t, cudaStreamDestroy>;
+using Stream = std::shared_ptr<std::remove_pointer_t<cudaStream_t>>;  // its buffers may outlive the device
 using Event = Owned<cudaEvent_t, cudaEventDestroy>;
 using Graph = Owned<cudaGraph_t, cudaGraphDestroy>;
 using GraphExec = Owned<cudaGraphExec_t, cudaGraphExecDestroy>;
@@ -59,7 +59,7 @@ inline Stream make_stream() {
     cuda_process();
     cudaStream_t stream;
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
-    return Stream(stream);
+    return Stream(stream, Destroy<cudaStreamDestroy>{});
 }
 
 inline Graph make_graph() {

@@ -6,6 +6,7 @@
 #include <exception>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cuda/handles.h"
@@ -17,7 +18,7 @@ constexpr size_t STAGE_BYTES = 64 << 20;  // of either half of the upload's stag
 // Memory of the device; or pinned memory of the host, which kernels use by the same pointer.
 class CudaBuffer : public Buffer {
   public:
-    CudaBuffer(size_t nbytes, bool shared, cudaStream_t stream) : stream_(stream) {
+    CudaBuffer(size_t nbytes, bool shared, Stream stream) : stream_(std::move(stream)) {
         bytes = nbytes;
         if (shared) {
             pinned_ = make_mapped(nbytes);
@@ -27,7 +28,7 @@ class CudaBuffer : public Buffer {
         }
     }
     ~CudaBuffer() override {
-        if (copied) synchronize(stream_);  // steps hold their buffers and wait; copies do not
+        if (copied) synchronize(stream_.get());  // steps hold their buffers and wait; copies do not
     }
 
     void* memory() const { return host ? host : memory_.get(); }
@@ -37,19 +38,19 @@ class CudaBuffer : public Buffer {
     // Shared memory is written and read at once, after copies.
     void write(size_t offset, const void* from, size_t n) override {
         if (host) {
-            if (copied) check(cudaStreamSynchronize(stream_), "upload");
+            if (copied) check(cudaStreamSynchronize(stream_.get()), "upload");
             return Buffer::write(offset, from, n);
         }
-        check(cudaMemcpyAsync(at(offset), from, n, cudaMemcpyHostToDevice, stream_), "upload");
-        check(cudaStreamSynchronize(stream_), "upload");
+        check(cudaMemcpyAsync(at(offset), from, n, cudaMemcpyHostToDevice, stream_.get()), "upload");
+        check(cudaStreamSynchronize(stream_.get()), "upload");
     }
     void read(size_t offset, void* to, size_t n) const override {
         if (host) {
-            if (copied) check(cudaStreamSynchronize(stream_), "read");
+            if (copied) check(cudaStreamSynchronize(stream_.get()), "read");
             return Buffer::read(offset, to, n);
         }
-        check(cudaMemcpyAsync(to, at(offset), n, cudaMemcpyDeviceToHost, stream_), "read");
-        check(cudaStreamSynchronize(stream_), "read");
+        check(cudaMemcpyAsync(to, at(offset), n, cudaMemcpyDeviceToHost, stream_.get()), "read");
+        check(cudaStreamSynchronize(stream_.get()), "read");
     }
 
     mutable bool copied = false;  // a copy from it or to it was submitted
@@ -59,7 +60,7 @@ class CudaBuffer : public Buffer {
 
     DeviceMemory memory_;
     PinnedMemory pinned_;
-    cudaStream_t stream_;
+    Stream stream_;
 };
 
 // Copies pageable memory to the device through two pinned halves: while one is on its way, threads fill the other.

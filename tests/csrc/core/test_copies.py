@@ -99,6 +99,17 @@ def test_buffers_live_until_their_copy_has_ended(model: TinySteps) -> None:
     del last
 
 
+def test_buffers_outlive_their_device(model: TinySteps) -> None:
+    """What was copied is there, and a buffer waits for nothing that is gone."""
+    device = model.core.Device(kernel_folder=backend.kernel_folder(model.core))
+    source, to = filled(device, np.arange(16, dtype=np.uint32)), device.alloc(64)
+    to.copy_from(source)
+    del device
+    gc.collect()
+    assert to.read().view(np.uint32).tolist() == list(range(16))
+    del source, to
+
+
 def test_what_is_refused(model: TinySteps) -> None:
     a, b = model.device.alloc(64), model.device.alloc(64)
     for arguments, said in (
