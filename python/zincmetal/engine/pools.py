@@ -226,6 +226,13 @@ class Pools:
         self.leave_seat(sequence)
         sequence.release(self.pages, self.slots)
 
+    def share_prompt(self, job: Job) -> None:
+        """Let others use the whole pages of a prompt from now on. With recurrent layers marks do that."""
+        page, sequence = self.pages.PAGE, job.sequence
+        whole = job.stats.prompt - job.stats.prompt % page
+        if whole and not self._executor.recurrent:
+            self._cache.store(sequence.ids[:whole], sequence.pages[: whole // page], whole)
+
     def leave_seat(self, sequence: Sequence) -> None:
         """Give back the seat alone."""
         if sequence.seat is not None:

@@ -76,8 +76,8 @@ class Scheduler:
     ) -> None:
         pages = PagePool(executor.pages_now) if pages is None else pages
         slots = StateSlots(executor.slots_now) if slots is None else slots
-        self._executor, self._cache, self._clock = executor, cache or NoCache(), clock
-        self.pools = Pools(executor, self._cache, pages, slots, seats or Seats(executor.seats), clock, tier)
+        self._executor, self._clock = executor, clock
+        self.pools = Pools(executor, cache or NoCache(), pages, slots, seats or Seats(executor.seats), clock, tier)
         self.pace = Pace(gap_seconds, executor.max_rows)
         self.speculation = Speculation(executor, self.pools, governor)
         self._not_finite = not_finite or (lambda sequence: DeviceError(NOT_FINITE))
@@ -181,7 +181,7 @@ class Scheduler:
         """End all requests with an error. Nothing is in flight after it, and the prefix cache is empty."""
         self._executor.drop()
         while self._flights:
-            self._release(self._flights.popleft())
+            self._flights.popleft().release(self.pools.pages, self.pools.slots)
         self._take_messages()
         self._short, self._drain = None, False
         while self._ending:
@@ -243,7 +243,7 @@ class Scheduler:
         self._admit()
         flight = self._build()
         if not flight.batch.runs:
-            self._release(flight)
+            flight.release(self.pools.pages, self.pools.slots)
             return False
         self._flights.append(flight)
         began = self._clock()
@@ -269,7 +269,7 @@ class Scheduler:
             self._add_decoders(builder, flight)
             self._add_slices(builder, flight)
         except BaseException:
-            self._release(flight)
+            flight.release(self.pools.pages, self.pools.slots)
             raise
         builder.batch()
         return flight
@@ -446,7 +446,7 @@ class Scheduler:
                 if not job.ended:
                     self.pools.checkpoint(job.sequence, length, slot, job.marks[length])
         finally:
-            self._release(flight)
+            flight.release(self.pools.pages, self.pools.slots)
         for job, output in flight.outputs.items():
             job.expected -= 1
             if job in verifies:
@@ -484,15 +484,6 @@ class Scheduler:
             self._end(job, "", error)
             return False
 
-    def _release(self, flight: Flight) -> None:
-        """Release what the runs of a step have left, and the slots that were held for checkpoints."""
-        self.pools.pages.release_all(flight.batch.pages)
-        self.pools.slots.release_all(flight.batch.slots)
-        self.pools.slots.release_all(slot for _, _, slot in flight.held)
-        self.pools.slots.release_all(v.before for v in flight.verifies.values() if v.before is not None)
-        flight.held.clear()
-        flight.verifies.clear()
-
     def _take(self, job: Job, output: int, choice: Any) -> None:
         """Take the token of an output: append it, tell the sink, and end the job if it is the last one."""
         if job.sampler is not None:
@@ -514,7 +505,7 @@ class Scheduler:
         if job.first is None:
             job.first = self._clock()
             job.finish(job.first)
-            self._share_prompt(job)
+            self.pools.share_prompt(job)
             started = True
         try:
             if started:
@@ -554,12 +545,6 @@ class Scheduler:
             job.sequence.ids.append(id_of(choice))
             if id_of(choice) < 0:
                 job.failure = job.failure or self._not_finite(self.pools.forget(job.sequence))
-
-    def _share_prompt(self, job: Job) -> None:
-        """Let others use the whole pages of a prompt from now on. With recurrent layers marks do that."""
-        whole = job.stats.prompt - job.stats.prompt % PagePool.PAGE
-        if whole and not self._executor.recurrent:
-            self._cache.store(job.sequence.ids[:whole], job.sequence.pages[: whole // PagePool.PAGE], whole)
 
     # ---- a job ends ----------------------------------------------------------------------------------------------
 
