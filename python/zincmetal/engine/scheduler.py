@@ -227,9 +227,7 @@ class Scheduler:
     def _check_deadlines(self) -> None:
         late = [job for job in self._jobs.values() if job.deadline is not None and self._clock() > job.deadline]
         for job in late:
-            where = "in the queue" if job.admitted is None else "in its prompt" if not job.made else "while decoding"
-            words = f"the request had not ended after {job.request.deadline:g} seconds: it was {where}"
-            self._end(job, "", DeadlineError(f"{words}; give it more time, or ask for fewer tokens"))
+            self._end(job, "", job.too_late())
 
     # ---- a step begins -------------------------------------------------------------------------------------------
 
@@ -532,9 +530,8 @@ class Scheduler:
             insort(self._waiting, again, key=lambda job: job.order)
 
     def _tell_progress(self, job: Job) -> None:
-        reused, total = job.stats.reused, job.stats.prompt - job.stats.reused
         try:
-            job.request.sink.progress(min(max(0, job.sequence.computed - reused), total), total)
+            job.tell_progress()
         except Exception:
             _log.exception("a receiver of progress failed; its request is cancelled")
             self._end(job, CANCELLED)
