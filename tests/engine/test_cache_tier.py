@@ -413,8 +413,7 @@ def test_random_prompts_with_tiny_pools_have_their_own_tokens(tmp_path: Path, wi
             lab.check(request)
             stats = sink_of(request).stats
             sources.add(stats.source if stats else "")
-        owned = lab.pages.size - lab.pages.free, lab.slots.size - lab.slots.free
-        assert owned == (lab.cache.n_pages, lab.cache.n_checkpoints)
+        lab.check_owners()
     assert sources & {"host", "disk"}
 
 

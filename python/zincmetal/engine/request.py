@@ -153,6 +153,7 @@ class Job:
         self.reason = ""
         self.failure: BaseException | None = None
         self.saved: Saved | None = None
+        self.brought = ""  # where the lower tier of the cache had what it gave
         self.marks = _all_marks(request) if executor.recurrent else {}
         params = request.params
         self.host = self._needs_host(executor)

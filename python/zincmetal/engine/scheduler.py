@@ -16,6 +16,9 @@ is ignored, and the pages have their owner until that step is collected. Nothing
 chooses, nor of a draft. A request with a mask runs ahead where the mask allows every token. If the token in flight then
 begins a part where it does not, the row that ran ahead is submitted once more, with the mask.
 
+What a prompt needs from files of the prefix cache is read by another thread. The prompt waits for it, and so do those
+behind it, but not those that run.
+
 If pages or slots run out, steps in flight are collected, and then the pools grow. If they cannot, the cache evicts. If
 it cannot, the youngest request is moved out and waits again. The oldest one is never moved out, so all requests end.
 """
@@ -28,6 +31,8 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
+from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -92,6 +97,7 @@ class Scheduler:
         self._calls: deque[Callable[[], None]] = deque()
         self._short: Job | None = None  # for this one there was no page or slot
         self._drain = False  # a job is to be written back, which needs an idle device
+        self._fetching = False  # files are read for the first waiting job
         self._blocked: tuple[int, int, int, int] | None = None  # state of the pools at which the first job must wait
         self._arrivals = self._turns = self.steps = self._saved_at = 0
         self._stuck = 0  # steps in a row that did nothing
@@ -176,6 +182,15 @@ class Scheduler:
             if not isinstance(error, Exception):
                 raise
         return self.busy
+
+    def rest(self) -> Callable[[], None] | None:
+        """Sleep while there is nothing to do but to wait for files. Return the message that has come, for ``step``."""
+        if not self._fetching or self._flights or self._running or self._calls or self.pools.saving:
+            return None
+        ends = [job.deadline for job in self._waiting if job.deadline is not None]
+        with suppress(Empty):
+            return self.inbox.get(timeout=max(0.0, min(ends) - self._clock()) if ends else None)
+        return None
 
     def end_all(self, error: BaseException) -> None:
         """End all requests with an error. Nothing is in flight after it, and the prefix cache is empty."""
@@ -317,16 +332,18 @@ class Scheduler:
     def _admit(self) -> None:
         """Let waiting jobs run, in the order of their arrival, as long as there is room.
 
-        A sequence that has ended goes to the cache first: the next request may go on from it.
+        A sequence that has ended goes to the cache first: the next request may go on from it. While files are read for
+        the first job, those behind it wait, too.
         """
-        pools = self.pools
+        pools, self._fetching = self.pools, False
         while self._waiting and pools.seats.free and not self._ending:
             job = self._waiting[0]
             state = (job.order, len(self._running), pools.pages.free, pools.slots.free)
             if self._running and state == self._blocked:
                 return
-            if self._flights and pools.wants_idle(job):
-                self._drain = True
+            self._fetching = pools.fetching(job, partial(self.inbox.put, None))
+            self._drain = not self._fetching and bool(self._flights) and pools.wants_idle(job)
+            if self._fetching or self._drain or (not self._flights and pools.bring(job, self._running)):
                 return
             if not pools.admit(job, self._running, idle=not self._flights):
                 self._blocked = (job.order, len(self._running), pools.pages.free, pools.slots.free)
@@ -554,7 +571,7 @@ class Scheduler:
         (self._running if job in self._running else self._waiting).remove(job)
         del self._jobs[job.request]
         self._leave_queue(job)
-        self.pools.forget_saved(job)
+        self.pools.forget_copies_for(job)
         if job.begin is not None:
             job.begin.release(self.pools.pages, self.pools.slots)
         job.finish(self._clock())

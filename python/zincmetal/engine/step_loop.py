@@ -233,7 +233,7 @@ def _run(of: weakref.ref[StepLoop], inbox: Inbox) -> None:
         if loop is None:
             return
         while not loop.closed and _step(loop.scheduler, message):
-            message = None
+            message = loop.scheduler.rest()
         if loop.closed:
             loop.finish()
             return
