@@ -15,10 +15,9 @@ import pytest
 import zincmetal
 from support.fake_executor import FakeExecutor
 from support.paths import DATA
-from support.scheduler_lab import Recorded, sink_of
+from support.scheduler_lab import PAGE_BYTES, Recorded, sink_of
 from support.thread_starts import refused
-from support.tier_lab import LABS, MODEL, PAGE_BYTES, TIMEOUT, A, B, GatedFolder, Lab, files_of, warnings_of
-from zincmetal.engine import pools
+from support.tier_lab import LABS, MODEL, TIMEOUT, A, B, GatedFolder, Lab, files_of, warnings_of
 from zincmetal.engine.cache_folder import CacheFolder
 from zincmetal.engine.cache_keys import chain, page_name
 from zincmetal.engine.request import Request
@@ -354,8 +353,7 @@ def test_a_long_prompt_is_copied_in_portions_while_others_decode(
     tmp_path: Path, recurrent: bool, portion: int, monkeypatch: pytest.MonkeyPatch
 ):
     """The states come last, with a page of their own. If that is too much beside other pages, they come alone."""
-    monkeypatch.setattr(pools, "AT_ONCE_BYTES", portion * PAGE_BYTES)
-    lab = gated(tmp_path, recurrent)
+    lab = gated(tmp_path, recurrent, portion=portion * PAGE_BYTES)
     lab.gate.give()
     other = lab.submit(B[:20], 60)
     lab.until(lambda: sink_of(other).tokens)
@@ -370,8 +368,7 @@ def test_a_long_prompt_is_copied_in_portions_while_others_decode(
 
 
 def test_a_prompt_that_is_alone_is_copied_at_once(tmp_path: Path, recurrent: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pools, "AT_ONCE_BYTES", 2 * PAGE_BYTES)
-    lab = gated(tmp_path, recurrent)
+    lab = gated(tmp_path, recurrent, portion=2 * PAGE_BYTES)
     lab.gate.give()
     found = copies(lab, monkeypatch)
     assert lab.ask(PROMPT) == (whole(recurrent), "disk")

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from support.fake_executor import VOCAB, FakeExecutor, expected
-from support.scheduler_lab import Recorded, sink_of
+from support.scheduler_lab import PAGE_BYTES, Recorded, sink_of
 from zincmetal.engine.cache_folder import CacheFolder, Loaded
-from zincmetal.engine.cache_tier import Tier, Transfer
+from zincmetal.engine.cache_tier import AT_ONCE_BYTES, Tier, Transfer
 from zincmetal.engine.pages import PagePool, StateSlots
 from zincmetal.engine.prefix_cache import PrefixCache
 from zincmetal.engine.prefix_tree import Mark
@@ -25,7 +25,6 @@ from zincmetal.engine.scheduler import Scheduler
 MODEL = b"0123456789abcdef"
 OTHER = b"another model..."
 LARGE = 1 << 30
-PAGE_BYTES = PagePool.PAGE * 2 * 8  # of the executor
 TIMEOUT = 20  # seconds after which a test has failed
 A, B = ([(7 * i + 13 * k) % VOCAB for i in range(400)] for k in range(2))
 
@@ -65,6 +64,7 @@ class Lab:
         disk: int = LARGE,
         gated: bool = False,
         clock: Callable[[], float] | None = None,
+        portion: int = AT_ONCE_BYTES,
         **executor: Any,
     ) -> None:
         self.executor = FakeExecutor(recurrent=recurrent, **executor)
@@ -73,7 +73,7 @@ class Lab:
         LABS.append(self)
         self.folder = (GatedFolder if gated else CacheFolder)(folder, model, disk) if folder else None
         self.tier = Tier(model, host, self.folder)
-        transfer = Transfer(self.executor, self.cache, self.tier, PAGE_BYTES)
+        transfer = Transfer(self.executor, self.cache, self.tier, PAGE_BYTES, portion=portion)
         self.scheduler = Scheduler(
             self.executor,
             self.cache,

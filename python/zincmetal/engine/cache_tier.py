@@ -177,9 +177,15 @@ class Transfer:
     """Moves pages and states between the pools and a tier, for the thread that steps. The device is idle for it."""
 
     def __init__(
-        self, executor: Executor, cache: PrefixCache, tier: Tier, page_bytes: int = 0, slot_bytes: int = 0
+        self,
+        executor: Executor,
+        cache: PrefixCache,
+        tier: Tier,
+        page_bytes: int = 0,
+        slot_bytes: int = 0,
+        portion: int = AT_ONCE_BYTES,
     ) -> None:
-        self._executor, self._cache, self.tier = executor, cache, tier
+        self._executor, self._cache, self.tier, self._portion = executor, cache, tier, portion
         self._page_bytes, self._slot_bytes = page_bytes, slot_bytes  # 0: any
         self._pending: deque[list[int]] = deque(maxlen=PENDING)
         self._owner: object = None  # the prompt for which entries are pinned
@@ -332,9 +338,9 @@ class Transfer:
         ids: Sequence[int],
         take: Callable[[bool], int | None],
         pools: tuple[PagePool, StateSlots],
-        most: int = 0,
+        whole: bool = True,
     ) -> tuple[str, bool]:
-        """Put what :meth:`find` finds into the cache, of it about ``most`` bytes at most (0: all).
+        """Put what :meth:`find` finds into the cache, or if not ``whole``, a portion of it.
 
         Return its source, or "" if there is nothing, and whether there is more. ``take(True)`` gives a page,
         ``take(False)`` a slot, or None.
@@ -344,7 +350,7 @@ class Transfer:
             found = self.find(ids)
             if found is None:
                 break
-            part = self._portion(found, most) if most else found
+            part = found if whole else self._beginning(found)
             read = self._read(part, sources)
             if read is not None:
                 length = self._write(ids, part, *read, take, pools)
@@ -352,13 +358,13 @@ class Transfer:
                 return ("disk" if "disk" in sources else "host") if length else "", more
         return "", False
 
-    def _portion(self, found: Found, most: int) -> Found:
-        """Return the pages of about so many bytes, or all that is left. The states come last."""
+    def _beginning(self, found: Found) -> Found:
+        """Return the pages of a portion, or all that is left. The states come last."""
         page, lacking = self._page_bytes, max(0, found.pages - found.known)
-        fit = max(1, most // max(1, page))
+        fit = max(1, self._portion // max(1, page))
         if lacking > fit:
             return found._replace(pages=found.known + fit, tail=0, state="")
-        if lacking and found.state and (lacking + (found.tail > 0)) * page + self._slot_bytes > most:
+        if lacking and found.state and (lacking + (found.tail > 0)) * page + self._slot_bytes > self._portion:
             return found._replace(tail=0, state="")
         return found
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
 
 from .batch import Executor
-from .cache_tier import AT_ONCE_BYTES, Transfer
+from .cache_tier import Transfer
 from .pages import PagePool, Seats, StateSlots
 from .prefix_cache import Cache, Mark, Match
 from .request import Job, Saved
@@ -206,7 +206,7 @@ class Pools:
             return False
         self._grow(max(0, len(found.wanted) + len(running) - self.pages.free), 0)  # once: it copies what there is
         take = lambda page: self._take_idle(page, len(running))  # noqa: E731
-        source, more = tier.bring(ids, take, (self.pages, self.slots), AT_ONCE_BYTES if running else 0)
+        source, more = tier.bring(ids, take, (self.pages, self.slots), whole=not running)
         job.brought = "disk" if "disk" in (job.brought, source) else source or job.brought
         return more
 
