@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -326,6 +327,46 @@ def test_a_thread_that_does_not_start_lets_the_step_thread_read(
     lab.scheduler.pools.forget_cache()
     assert lab.ask(PROMPT) == (whole(recurrent), "disk")
     assert READER in [thread.name for thread in threading.enumerate()]
+    lab.check_owners()
+
+
+def test_the_thread_holds_nothing_while_it_sleeps(tmp_path: Path):
+    lab = gated(tmp_path, False)
+    lab.gate.give()
+    over, reader = threading.Event(), lab.tier.reader
+    assert reader
+    fetch = reader.begin([page_name(chain(MODEL, PROMPT, 64)[1])], over.set)
+    assert over.wait(TIMEOUT)
+    assert fetch
+    assert [type(data) for data in fetch.loaded.values()] == [bytes]
+    held, until = weakref.ref(fetch), time.monotonic() + TIMEOUT
+    del fetch
+    while held() and time.monotonic() < until:
+        time.sleep(0.001)
+    assert held() is None
+
+
+def test_an_error_that_is_not_of_the_disk_is_a_miss(
+    tmp_path: Path, recurrent: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The thread goes on with the next prompt."""
+    lab = gated(tmp_path, recurrent)
+    lab.gate.give()
+    second, load = page_name(chain(MODEL, PROMPT, 64)[2]), lab.gate.load
+
+    def fail(name: str) -> Any:
+        if name == second:
+            raise MemoryError
+        return load(name)
+
+    monkeypatch.setattr(lab.folder, "load", fail)
+    other = lab.submit(B[:20], 40)
+    prompt = lab.submit(PROMPT)
+    lab.run()
+    lab.check(other)
+    lab.check(prompt)
+    assert reused(prompt)[0] == (0 if recurrent else 64)
+    assert len(warnings_of(caplog)) == 1
     lab.check_owners()
 
 
