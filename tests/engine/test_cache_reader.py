@@ -17,6 +17,7 @@ import zincmetal
 from support.fake_executor import FakeExecutor
 from support.paths import DATA
 from support.scheduler_lab import PAGE_BYTES, Recorded, sink_of
+from support.scheduler_lab import Lab as QueueLab
 from support.thread_starts import refused
 from support.tier_lab import LABS, MODEL, TIMEOUT, A, B, GatedFolder, Lab, files_of, warnings_of
 from zincmetal.engine.cache_folder import CacheFolder
@@ -25,6 +26,7 @@ from zincmetal.engine.request import Request
 from zincmetal.engine.sequence import Sequence
 from zincmetal.engine.step_loop import StepLoop
 from zincmetal.errors import DeadlineError, UsageError
+from zincmetal.sampling.params import SamplingParams
 
 READER = "zincmetal-cache-reader"
 PROMPT = A[:330]  # five pages, and on hybrids the states after 329 tokens
@@ -249,6 +251,32 @@ def test_it_sleeps_only_without_other_work(tmp_path: Path, recurrent: bool):
     assert lab.scheduler.rest() is None
     assert inbox.sleeps[1:] == [pytest.approx(4.0)]
     lab.gate.give()
+
+
+def test_it_does_not_sleep_when_the_files_came_in_a_step_that_admits_nobody(recurrent: bool):
+    """A token of the host must be known before the next step. So the step that takes it does not look at the queue.
+
+    It fails, so there is nothing to save, either.
+    """
+
+    def fail(ids: list[int], logits: Any) -> Any:
+        raise LookupError("the processor fails here")
+
+    lab = QueueLab(FakeExecutor(recurrent=recurrent), host=0)
+    lab.submit(PROMPT)
+    lab.run()
+    lab.scheduler.pools.forget_cache()
+    one, two = lab.submit(B[:1], 1, params=SamplingParams(logits_processors=[fail])), lab.submit(PROMPT)
+    lab.scheduler.step()
+    assert lab.reader.reads
+    lab.reader.go()
+    lab.scheduler.step()
+    assert isinstance(sink_of(one).error, LookupError)
+    assert lab.scheduler.state().waiting == [two]
+    assert not lab.scheduler.resting
+    lab.run()
+    lab.check_ended(two)
+    assert reused(two) == (whole(recurrent), "disk")
 
 
 # ---- what was read -------------------------------------------------------------------------------------------------

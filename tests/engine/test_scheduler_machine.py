@@ -265,6 +265,8 @@ class Machine(RuleBasedStateMachine):
             sink = sink_of(request)
             assert sink.ends <= 1
             assert not (sink.ends and request in live)
+        rests = lab.scheduler.resting and lab.scheduler.inbox.empty()
+        assert not rests or (lab.tier and lab.reader.reads), "it sleeps, and nobody will wake it"
         arrivals = {request: i for i, request in enumerate(self.requests)}
         admitted = sorted(arrivals[r] for r in state.running if arrivals[r] not in self.admitted)
         self.admitted += admitted

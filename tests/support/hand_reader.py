@@ -54,6 +54,11 @@ class HandReader(Reader):
         self._fetches.append(Fetch(names, wake))
         return self._fetches[-1]
 
+    @property
+    def reads(self) -> bool:
+        """True if it has not finished."""
+        return any(not fetch.over for fetch in self._fetches)
+
     def go(self, files: int | None = None) -> None:
         while self._fetches and files is None:
             self._fetches.popleft().run(self._folder)

@@ -4,7 +4,7 @@ The life of a request:
 
 1. ``submit``, on any thread, puts a message into the inbox. The step thread takes it at the beginning of a step.
 2. It waits. Requests are admitted in the order of their arrival, when there is a seat and there are pages for it. The
-   prefix cache gives pages and states for the beginning of its prompt.
+   prefix cache gives pages and states for the beginning of its prompt. If they are in files, another thread reads them.
 3. Its prompt is computed in slices, beside the decode rows of others (``pace.py``). The last token is a row of its own.
 4. It decodes: a row in every step, or in turns if there are more decoders than a step takes. With drafts it may have
    several rows (``speculate.py``).
@@ -15,9 +15,6 @@ chooses refers to that output. If the token then ends the request, its row in th
 is ignored, and the pages have their owner until that step is collected. Nothing runs ahead of a token that the host
 chooses, nor of a draft. A request with a mask runs ahead where the mask allows every token. If the token in flight then
 begins a part where it does not, the row that ran ahead is submitted once more, with the mask.
-
-What a prompt needs from files of the prefix cache is read by another thread. The prompt waits for it, and so do those
-behind it, but not those that run.
 
 If pages or slots run out, steps in flight are collected, and then the pools grow. If they cannot, the cache evicts. If
 it cannot, the youngest request is moved out and waits again. The oldest one is never moved out, so all requests end.
@@ -97,7 +94,7 @@ class Scheduler:
         self._calls: deque[Callable[[], None]] = deque()
         self._short: Job | None = None  # for this one there was no page or slot
         self._drain = False  # a job is to be written back, which needs an idle device
-        self._fetching = False  # files are read for the first waiting job
+        self._fetching = False  # files are read for the first waiting job, as this step has found
         self._blocked: tuple[int, int, int, int] | None = None  # state of the pools at which the first job must wait
         self._arrivals = self._turns = self.steps = self._saved_at = 0
         self._stuck = 0  # steps in a row that did nothing
@@ -164,6 +161,7 @@ class Scheduler:
 
         ``message`` is one that the caller has taken from the inbox.
         """
+        self._fetching = False  # until this step has looked, after its messages: the reader's may be one of them
         try:
             if message is not None:
                 message()
@@ -183,13 +181,17 @@ class Scheduler:
                 raise
         return self.busy
 
+    @property
+    def resting(self) -> bool:
+        """True if the last step has found that there is nothing to do but to wait for files."""
+        return self._fetching and not (self._flights or self._running or self._calls or self.pools.saving)
+
     def rest(self) -> Callable[[], None] | None:
-        """Sleep while there is nothing to do but to wait for files. Return the message that has come, for ``step``."""
-        if not self._fetching or self._flights or self._running or self._calls or self.pools.saving:
-            return None
+        """Sleep if it is ``resting``, until a message or a deadline comes. Return the message, for ``step``."""
         ends = [job.deadline for job in self._waiting if job.deadline is not None]
         with suppress(Empty):
-            return self.inbox.get(timeout=max(0.0, min(ends) - self._clock()) if ends else None)
+            if self.resting:
+                return self.inbox.get(timeout=max(0.0, min(ends) - self._clock()) if ends else None)
         return None
 
     def end_all(self, error: BaseException) -> None:
@@ -198,7 +200,7 @@ class Scheduler:
         while self._flights:
             self._flights.popleft().release(self.pools.pages, self.pools.slots)
         self._take_messages()
-        self._short, self._drain = None, False
+        self._short, self._drain, self._fetching = None, False, False
         while self._ending:
             job = self._ending.pop()
             job.sequence.submitted = job.sequence.computed
@@ -240,8 +242,7 @@ class Scheduler:
             self._end(job, reason)
 
     def _check_deadlines(self) -> None:
-        late = [job for job in self._jobs.values() if job.deadline is not None and self._clock() > job.deadline]
-        for job in late:
+        for job in [job for job in self._jobs.values() if job.deadline is not None and self._clock() > job.deadline]:
             self._end(job, "", job.too_late())
 
     # ---- a step begins -------------------------------------------------------------------------------------------
@@ -335,7 +336,7 @@ class Scheduler:
         A sequence that has ended goes to the cache first: the next request may go on from it. While files are read for
         the first job, those behind it wait, too.
         """
-        pools, self._fetching = self.pools, False
+        pools = self.pools
         while self._waiting and pools.seats.free and not self._ending:
             job = self._waiting[0]
             state = (job.order, len(self._running), pools.pages.free, pools.slots.free)
