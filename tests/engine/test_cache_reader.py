@@ -19,7 +19,7 @@ from support.paths import DATA
 from support.scheduler_lab import PAGE_BYTES, Recorded, sink_of
 from support.scheduler_lab import Lab as QueueLab
 from support.thread_starts import refused
-from support.tier_lab import LABS, MODEL, TIMEOUT, A, B, GatedFolder, Lab, files_of, warnings_of
+from support.tier_lab import LABS, LARGE, MODEL, TIMEOUT, A, B, GatedFolder, Lab, files_of, warnings_of
 from zincmetal.engine.cache_folder import CacheFolder
 from zincmetal.engine.cache_keys import chain, page_name
 from zincmetal.engine.request import Request
@@ -282,15 +282,23 @@ def test_it_does_not_sleep_when_the_files_came_in_a_step_that_admits_nobody(recu
 # ---- what was read -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("damage", ["checksum", "size"])
 def test_a_damaged_file_is_forgotten_while_others_decode(
-    tmp_path: Path, recurrent: bool, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, recurrent: bool, damage: str, caplog: pytest.LogCaptureFixture
 ):
+    """A right checksum over another size is of no use either. The file stays, and is written anew."""
     first = Lab(tmp_path, recurrent)
     first.ask(PROMPT, marks=[70])
     first.close()
     third = page_name(chain(MODEL, PROMPT, 64)[3])
     path = next(path for path in files_of(tmp_path) if path.name == third)
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    if damage == "checksum":
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    else:
+        path.unlink()
+        folder = CacheFolder(tmp_path, MODEL, LARGE)
+        folder.write(third, bytes(100))
+        folder.close()
     lab = Lab(tmp_path, recurrent, gated=True)
     other = lab.submit(B[:20], 60)
     lab.until(lambda: sink_of(other).tokens)
@@ -302,7 +310,7 @@ def test_a_damaged_file_is_forgotten_while_others_decode(
     lab.check(prompt)
     assert reused(prompt) == (70 if recurrent else 128, "disk")
     assert set(lab.gate.loads.values()) == {1}
-    assert [line.startswith(str(path)) for line in warnings_of(caplog)] == [True]
+    assert [line.startswith(str(path)) for line in warnings_of(caplog)] == [True] * (damage == "checksum")
     lab.check_owners()
 
 
