@@ -335,6 +335,32 @@ def test_what_was_read_is_held_until_there_is_room(tmp_path: Path, recurrent: bo
     lab.check_owners()
 
 
+def test_entries_are_held_for_one_prompt_at_a_time(recurrent: bool):
+    """A sequence that was moved out comes before one that waits for its files."""
+    lab = QueueLab(FakeExecutor(recurrent=recurrent), host=0)
+    assert lab.tier
+    lab.submit(PROMPT)
+    lab.submit(B[:200])
+    lab.run()
+    lab.scheduler.pools.forget_cache()
+    transfer, wake = lab.transfer, lambda: None
+    assert transfer.fetching("one", PROMPT[:-1], wake)
+    lab.reader.go()
+    assert not transfer.fetching("one", PROMPT[:-1], wake)
+    assert lab.tier.pinned == 5 + recurrent
+    assert not transfer.fetching("another", [1, 2, 3], wake)  # it needs no files
+    assert lab.tier.pinned == 5 + recurrent
+    assert transfer.fetching("two", B[:199], wake)
+    assert lab.tier.pinned == 0
+    lab.reader.go()
+    assert not transfer.fetching("two", B[:199], wake)
+    assert lab.tier.pinned == 3 + recurrent
+    transfer.release("one")
+    assert lab.tier.pinned == 3 + recurrent
+    transfer.release("two")
+    assert lab.tier.pinned == 0
+
+
 def test_what_is_forgotten_meanwhile_is_not_taken(tmp_path: Path, recurrent: bool):
     """Its numbers are not finite, as another sequence has found out."""
     lab = gated(tmp_path, recurrent)

@@ -75,7 +75,8 @@ class Lab:
             self.cache = OwnedCache(pages, slots, PagePool.PAGE, self.executor.recurrent)
             self.tier = Tier(b"model", host, self.folder)
             self.tier.reader = self.reader
-            options["tier"] = Transfer(self.executor, self.cache, self.tier, PAGE_BYTES, portion=2 * PAGE_BYTES)
+            self.transfer = Transfer(self.executor, self.cache, self.tier, PAGE_BYTES, portion=2 * PAGE_BYTES)
+            options["tier"] = self.transfer
         elif cached:
             self.cache = ListCache(pages, slots, self.executor.recurrent)
         self.scheduler = Scheduler(
