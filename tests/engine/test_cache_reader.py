@@ -310,6 +310,7 @@ def test_a_damaged_file_is_forgotten_while_others_decode(
     lab.check(prompt)
     assert reused(prompt) == (70 if recurrent else 128, "disk")
     assert set(lab.gate.loads.values()) == {1}
+    assert lab.gate.threads == {READER}
     assert [line.startswith(str(path)) for line in warnings_of(caplog)] == [True] * (damage == "checksum")
     lab.check_owners()
 
@@ -384,6 +385,7 @@ def test_a_thread_that_does_not_start_lets_the_step_thread_read(
     with refused(1) as failed:
         assert lab.ask(PROMPT) == (whole(recurrent), "disk")
     assert failed == [READER]
+    assert lab.gate.threads == {threading.current_thread().name}
     assert len(warnings_of(caplog)) == 1
     assert READER not in [thread.name for thread in threading.enumerate()]
     lab.scheduler.pools.forget_cache()

@@ -127,6 +127,13 @@ def test_pages_in_memory_and_states_on_disk_go_together(tmp_path: Path):
     assert (reused, source) == (299, "host")
 
 
+def test_states_at_the_end_of_a_page_come_back_alone(tmp_path: Path):
+    lab = Lab(tmp_path, True, slots=4, slots_most=4)
+    lab.ask(A[:300], marks=[128])
+    assert lab.cache.evict(slots=lab.cache.n_checkpoints)
+    assert lab.ask(A[:129]) == (128, "host")
+
+
 def test_without_room_for_them_pages_stay_where_they_are(tmp_path: Path, recurrent: bool):
     first = Lab(tmp_path, recurrent, n_ctx=512)
     first.ask(A[:390])

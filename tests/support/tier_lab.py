@@ -33,12 +33,13 @@ LABS: list[Lab] = []
 
 
 class GatedFolder(CacheFolder):
-    """Folder whose files wait to be read until they are given. ``asked`` has the names of those, ``loads`` counts."""
+    """Folder whose files wait to be read until they are given. ``asked`` has their names, ``threads`` their readers."""
 
     def __init__(self, folder: Path, model: bytes, budget: int) -> None:
         super().__init__(folder, model, budget)
         self.asked: SimpleQueue[str] = SimpleQueue()
         self.loads = Counter[str]()
+        self.threads = set[str]()
         self._given = threading.Semaphore(0)
 
     def give(self, files: int = 10**6) -> None:
@@ -47,6 +48,7 @@ class GatedFolder(CacheFolder):
 
     def load(self, name: str) -> Loaded:
         self.loads[name] += 1
+        self.threads.add(threading.current_thread().name)
         self.asked.put(name)
         assert self._given.acquire(timeout=TIMEOUT)
         return super().load(name)
