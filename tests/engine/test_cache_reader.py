@@ -316,7 +316,7 @@ def test_a_damaged_file_is_forgotten_while_others_decode(
 
 
 def test_what_was_read_is_held_until_there_is_room(tmp_path: Path, recurrent: bool):
-    """Also if host memory has no budget for it. The files are read once."""
+    """Also if host memory has no budget for it, and the files are deleted meanwhile. They are read once."""
     lab = gated(tmp_path, recurrent, host=0, pages=7, pages_most=7, slots=6, slots_most=6)
     lab.gate.give()
     other = lab.submit(B[:100], 60)
@@ -325,6 +325,8 @@ def test_what_was_read_is_held_until_there_is_room(tmp_path: Path, recurrent: bo
     lab.until(lambda: lab.tier.pinned)
     held = lab.tier.pinned
     assert held == 5 + recurrent
+    for name in [*lab.gate.names]:
+        lab.gate.delete(name)
     while not sink_of(other).ends:
         assert lab.tier.pinned == held
         lab.scheduler.step()
