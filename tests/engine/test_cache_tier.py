@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import random
 import shutil
@@ -11,34 +10,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import zincmetal
-from support.fake_executor import VOCAB, FakeExecutor, expected
+from support.fake_executor import VOCAB
 from support.paths import DATA
-from support.scheduler_lab import Recorded, sink_of
+from support.scheduler_lab import sink_of
+from support.tier_lab import LABS, LARGE, MODEL, OTHER, A, B, Lab, files_of, warnings_of
 from zincmetal import gguf
 from zincmetal.engine import cache_folder
 from zincmetal.engine.cache_folder import CacheFolder
 from zincmetal.engine.cache_keys import fingerprint
-from zincmetal.engine.cache_tier import Tier, Transfer
-from zincmetal.engine.pages import PagePool, StateSlots
-from zincmetal.engine.prefix_cache import PrefixCache
-from zincmetal.engine.prefix_tree import Mark
+from zincmetal.engine.cache_tier import Tier
+from zincmetal.engine.pages import PagePool
 from zincmetal.engine.request import GRID, Request
-from zincmetal.engine.scheduler import Scheduler
-
-MODEL = b"0123456789abcdef"
-OTHER = b"another model..."
-LARGE = 1 << 30
-A, B = ([(7 * i + 13 * k) % VOCAB for i in range(400)] for k in range(2))
-
-
-LABS: list[Lab] = []
 
 
 @pytest.fixture(autouse=True)
@@ -46,72 +35,6 @@ def _no_writer_is_left() -> Iterator[None]:
     yield
     while LABS:
         LABS.pop().tier.close()
-
-
-class Lab:
-    """Scheduler with the real prefix cache and its tier, over a fake executor."""
-
-    def __init__(
-        self,
-        folder: Path | None,
-        recurrent: bool = False,
-        host: int = LARGE,
-        model: bytes = MODEL,
-        disk: int = LARGE,
-        **executor: Any,
-    ) -> None:
-        self.executor = FakeExecutor(recurrent=recurrent, **executor)
-        self.pages, self.slots = PagePool(self.executor.pages_now), StateSlots(self.executor.slots_now)
-        self.cache = PrefixCache(self.pages, self.slots, PagePool.PAGE, recurrent)
-        LABS.append(self)
-        self.tier = Tier(model, host, CacheFolder(folder, model, disk) if folder else None)
-        transfer = Transfer(self.executor, self.cache, self.tier)
-        self.scheduler = Scheduler(
-            self.executor,
-            self.cache,
-            tier=transfer,
-            pages=self.pages,
-            slots=self.slots,
-            clock=lambda: self.executor.now,
-        )
-
-    def submit(self, ids: Iterable[int], max_tokens: int = 3, marks: Iterable[int] = ()) -> Request:
-        request = Request(list(ids), max_tokens, Recorded(self.executor), marks=dict.fromkeys(marks, Mark.TURN))
-        self.scheduler.submit(request)
-        return request
-
-    def run(self) -> None:
-        for _ in range(5000):
-            if not self.scheduler.step():
-                return
-        raise AssertionError("there is work left")
-
-    def ask(self, ids: Iterable[int], max_tokens: int = 3, marks: Iterable[int] = ()) -> tuple[int, str]:
-        """Runs one prompt, whose tokens are right. Returns what was reused, and from where."""
-        request = self.submit(ids, max_tokens, marks)
-        self.run()
-        self.check(request)
-        stats = sink_of(request).stats
-        assert stats is not None
-        return stats.reused, stats.source
-
-    def check(self, request: Request) -> None:
-        sink = sink_of(request)
-        assert sink.error is None, sink.error
-        assert sink.tokens == expected(request.ids, request.max_tokens, request.params, self.executor.recurrent)
-
-    def close(self) -> None:
-        """Ends as a model does, whose last turn was answered."""
-        self.run()
-        self.tier.close()
-
-
-def files_of(folder: Path, model: bytes = MODEL) -> list[Path]:
-    return sorted((folder / model.hex()).iterdir())
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 @pytest.fixture(params=[False, True], ids=["dense", "hybrid"])
@@ -202,6 +125,13 @@ def test_pages_in_memory_and_states_on_disk_go_together(tmp_path: Path):
     assert lab.cache.n_checkpoints == 0
     reused, source = lab.ask(A[:300])
     assert (reused, source) == (299, "host")
+
+
+def test_states_at_the_end_of_a_page_come_back_alone(tmp_path: Path):
+    lab = Lab(tmp_path, True, slots=4, slots_most=4)
+    lab.ask(A[:300], marks=[128])
+    assert lab.cache.evict(slots=lab.cache.n_checkpoints)
+    assert lab.ask(A[:129]) == (128, "host")
 
 
 def test_without_room_for_them_pages_stay_where_they_are(tmp_path: Path, recurrent: bool):
@@ -490,8 +420,7 @@ def test_random_prompts_with_tiny_pools_have_their_own_tokens(tmp_path: Path, wi
             lab.check(request)
             stats = sink_of(request).stats
             sources.add(stats.source if stats else "")
-        owned = lab.pages.size - lab.pages.free, lab.slots.size - lab.slots.free
-        assert owned == (lab.cache.n_pages, lab.cache.n_checkpoints)
+        lab.check_owners()
     assert sources & {"host", "disk"}
 
 

@@ -36,6 +36,7 @@ STEMS = [[(7 * i + 13 * k) % VOCAB for i in range(260)] for k in range(2)]
 STEPS_DONE = Counter[str]()
 PROCESSOR_FAILS_AT = 211
 DRAFTS = [None, 0.0, 0.5, 0.9, 1.0]
+HOSTS = [None, 0, 4000, 1 << 20]  # bytes of the lower tier's memory, None without a tier
 
 
 def processor(ids: list[int], logits: np.ndarray) -> np.ndarray:
@@ -80,16 +81,23 @@ class Machine(RuleBasedStateMachine):
     @initialize(
         executor=EXECUTORS,
         cached=st.booleans(),
+        host=st.sampled_from(HOSTS),
         queue_limit=st.integers(2, 12),
         drafts=st.sampled_from(DRAFTS),
         always=st.booleans(),
     )
     def open(
-        self, executor: dict[str, Any], cached: bool, queue_limit: int, drafts: float | None, always: bool
+        self,
+        executor: dict[str, Any],
+        cached: bool,
+        host: int | None,
+        queue_limit: int,
+        drafts: float | None,
+        always: bool,
     ) -> None:
-        """``drafts``: the share of drafted tokens that are right, None without drafts."""
+        """``drafts``: the share of drafted tokens that are right, None without drafts. ``host``: as in ``HOSTS``."""
         self.drafts, governor = drafts, Always() if always else None
-        self.lab = Lab(FakeExecutor(**executor), cached, queue_limit=queue_limit, governor=governor)
+        self.lab = Lab(FakeExecutor(**executor), cached, host, queue_limit=queue_limit, governor=governor)
         self.requests: list[Request] = []
         self.cancelled: set[Request] = set()
         self.released: list[Any] = []
@@ -192,6 +200,18 @@ class Machine(RuleBasedStateMachine):
     def refuse_to_grow(self) -> None:
         self.lab.executor.fail = "grow"
 
+    @precondition(lambda self: self.lab.tier)
+    @rule(files=st.sampled_from([1, 2, None, None]))
+    def read(self, files: int | None) -> None:
+        """The reader goes on, by so many files or to the end."""
+        self.lab.reader.go(files)
+
+    @precondition(lambda self: self.lab.tier and self.lab.folder.files)
+    @rule(which=st.integers(0, 99))
+    def damage(self, which: int) -> None:
+        names = sorted(self.lab.folder.files)
+        self.lab.folder.damaged.add(names[which % len(names)])
+
     @rule(n=st.integers(1, 150))
     def step(self, n: int) -> None:
         for _ in range(n):
@@ -211,9 +231,9 @@ class Machine(RuleBasedStateMachine):
         self.requests.append(request)
 
     def _step(self) -> bool:
-        lab = self.lab
+        lab, before = self.lab, self.lab.scheduler.steps
         busy = lab.scheduler.step()
-        STEPS_DONE["steps"] += busy
+        STEPS_DONE["steps"] += lab.scheduler.steps - before
         for request in self.requests:
             stats = sink_of(request).stats
             kept = stats.sequence if stats else None
@@ -245,6 +265,8 @@ class Machine(RuleBasedStateMachine):
             sink = sink_of(request)
             assert sink.ends <= 1
             assert not (sink.ends and request in live)
+        rests = lab.scheduler.resting and lab.scheduler.inbox.empty()
+        assert not rests or (lab.tier and lab.reader.reads), "it sleeps, and nobody will wake it"
         arrivals = {request: i for i, request in enumerate(self.requests)}
         admitted = sorted(arrivals[r] for r in state.running if arrivals[r] not in self.admitted)
         self.admitted += admitted
@@ -258,6 +280,8 @@ class Machine(RuleBasedStateMachine):
         if lab.executor.fail != "grow":
             lab.executor.fail = ""
         for _ in range(40 * sum(len(r.ids) + 300 for r in self.requests) + 10):
+            if lab.tier:
+                lab.reader.go()
             if not self._step():
                 break
         else:
@@ -276,6 +300,7 @@ class Machine(RuleBasedStateMachine):
         lab.kept.clear()
         lab.scheduler.step()
         lab.check_owners()
+        assert lab.tier is None or lab.tier.pinned == 0
 
     def _wanted(self, request: Request) -> list[int]:
         """The tokens of a request that is alone."""
@@ -333,7 +358,7 @@ def test_requests_end_once_under_load() -> None:
             raise
     assert STEPS_DONE["accepted"] > 20
     assert STEPS_DONE["rejected"] > 20
-    wanted = {"length", "stop", "cancelled", "moved out", "reused memory", "reused start"}
+    wanted = {"length", "stop", "cancelled", "moved out"} | {f"reused {x}" for x in ("memory", "start", "host", "disk")}
     assert STEPS < 50_000 or not wanted - {what for what, n in STEPS_DONE.items() if n}
 
 
@@ -356,7 +381,7 @@ def run_under_load(rng: random.Random) -> None:
         "seconds": rng.choice([lambda rows: 0.01 + 0.001 * rows, lambda rows: 2.0 * rows]),
     }
     executor["pages"] = min(executor["pages"], executor["pages_most"])
-    machine.open(executor, rng.random() < 0.7, 12, rng.choice(DRAFTS), rng.random() < 0.7)
+    machine.open(executor, rng.random() < 0.7, rng.choice(HOSTS), 12, rng.choice(DRAFTS), rng.random() < 0.7)
     for _ in range(rng.randint(20, 80)):
         marks = [rng.randint(1, 200) for _ in range(rng.randint(0, 3))]
         what = rng.random()
@@ -389,6 +414,10 @@ def run_under_load(rng: random.Random) -> None:
             machine.fail(rng.choice(["submit", "collect", "copy_page", "read_page"]), 7)
         elif what < 0.55 and not machine.lab.executor.fail:
             machine.refuse_to_grow()
+        elif what < 0.65 and machine.lab.tier:
+            machine.read(rng.choice([1, 2, None, None]))
+        elif what < 0.66 and machine.lab.tier and machine.lab.folder.files:
+            machine.damage(rng.randrange(100))
         else:
             machine.step(rng.choice([1, 2, 5, 30, 100]))
     machine.teardown()

@@ -107,6 +107,28 @@ def test_a_loop_that_never_ran_is_closed() -> None:
         loop.call(lambda: None)
 
 
+class ClosingInbox(SimpleQueue[Any]):
+    """Inbox during whose first message the loop is closed."""
+
+    loop: StepLoop | None = None
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        message = super().get(block, timeout)
+        loop, self.loop = self.loop, None
+        if loop is not None:
+            loop.close()
+        return message
+
+
+def test_a_message_that_comes_right_before_the_close_is_answered() -> None:
+    scheduler = Scheduler(FakeExecutor())
+    scheduler.inbox = inbox = ClosingInbox()
+    loop = inbox.loop = StepLoop(scheduler)
+    answers = SimpleQueue[int]()
+    threading.Thread(target=lambda: answers.put(loop.call(lambda: 5)), daemon=True).start()
+    assert answers.get(timeout=TIMEOUT) == 5
+
+
 def test_requests_of_many_threads_have_their_own_tokens() -> None:
     loop = loop_over()
     wrong: list[Any] = []

@@ -47,8 +47,9 @@ MODULES = {
     "batch.py": ("test_batch.py", "test_scheduler.py", "test_scheduler_machine.py"),
     "prefix_tree.py": ("test_prefix_cache.py", "test_cache_tier.py"),
     "prefix_cache.py": ("test_prefix_cache.py", "test_cache_tier.py"),
-    "pools.py": (*POOLS, "test_cache_tier.py", "test_scheduler_machine.py"),
-    "scheduler.py": ("test_scheduler.py", "test_step_loop.py", "test_scheduler_machine.py"),
+    "cache_reader.py": ("test_cache_reader.py",),
+    "pools.py": (*POOLS, "test_cache_reader.py", "test_cache_tier.py", "test_scheduler_machine.py"),
+    "scheduler.py": ("test_scheduler.py", "test_step_loop.py", "test_cache_reader.py", "test_scheduler_machine.py"),
 }
 NOT_SEEN = "not seen"
 KEYS = ("module", "line", "change")  # of a row of a report

@@ -8,11 +8,15 @@ from typing import Any
 
 from support.fake_cache import ListCache
 from support.fake_executor import FakeExecutor, expected
+from support.hand_reader import HandReader, MemoryFolder, OwnedCache
+from zincmetal.engine.cache_tier import Tier, Transfer
 from zincmetal.engine.pages import PagePool, StateSlots
 from zincmetal.engine.request import Request, Stats
 from zincmetal.engine.scheduler import Scheduler
 from zincmetal.engine.sequence import Sequence
 from zincmetal.sampling.params import SamplingParams
+
+PAGE_BYTES = PagePool.PAGE * 2 * 8  # of the executor
 
 
 class Recorded:
@@ -53,12 +57,28 @@ class Recorded:
 
 
 class Lab:
-    """Scheduler, fake executor and list cache. ``steps`` bounds each wait."""
+    """Scheduler, fake executor and list cache. ``steps`` bounds each wait.
 
-    def __init__(self, executor: FakeExecutor | None = None, cached: bool = True, **options: Any) -> None:
+    With a ``host`` budget it has the real prefix cache, and its lower tier with a ``folder`` and a ``reader``.
+    """
+
+    def __init__(
+        self, executor: FakeExecutor | None = None, cached: bool = True, host: int | None = None, **options: Any
+    ) -> None:
         self.executor = executor or FakeExecutor()
         pages, slots = PagePool(self.executor.pages_now), StateSlots(self.executor.slots_now)
-        self.cache = ListCache(pages, slots, self.executor.recurrent) if cached else None
+        self.cache: ListCache | OwnedCache | None = None
+        self.tier: Tier | None = None
+        if host is not None:
+            self.folder = MemoryFolder()
+            self.reader = HandReader(self.folder)
+            self.cache = OwnedCache(pages, slots, PagePool.PAGE, self.executor.recurrent)
+            self.tier = Tier(b"model", host, self.folder)
+            self.tier.reader = self.reader
+            self.transfer = Transfer(self.executor, self.cache, self.tier, PAGE_BYTES, portion=2 * PAGE_BYTES)
+            options["tier"] = self.transfer
+        elif cached:
+            self.cache = ListCache(pages, slots, self.executor.recurrent)
         self.scheduler = Scheduler(
             self.executor, self.cache, pages=pages, slots=slots, clock=lambda: self.executor.now, **options
         )

@@ -30,12 +30,14 @@ PAUSE_SECONDS = 60.0  # without writing, after a write has failed
 OLD_SECONDS = 3600.0  # an unfinished file of this age has lost its writer
 KEEP_SHARE = 0.9  # of the budget, after a cleaning
 _log = logging.getLogger("zincmetal.engine")
+Loaded = bytes | OSError | ValueError  # contents of a file, or why they cannot be used
 
 
 class CacheFolder:
     """Files of one model in a folder that several models and processes may share.
 
-    ``budget``: bytes of the whole folder. The step thread calls its methods. None raises for what the disk does.
+    ``budget``: bytes of the whole folder. The step thread calls its methods, and the reader ``load``. None raises for
+    what the disk does.
     """
 
     def __init__(self, folder: Path, model: Digest, budget: int) -> None:
@@ -71,24 +73,32 @@ class CacheFolder:
 
     def read(self, name: str) -> bytes | None:
         """Return the contents of a file, or None if it is gone or not whole."""
+        return self.taken(name, self.load(name))
+
+    def load(self, name: str) -> Loaded:
+        """Return the contents of a file, or why they cannot be used. For any thread: it changes nothing."""
         data = self._queued.get(name)
         if data is not None:
             return data
-        path = self.folder / name
         try:
-            data = self._checked(name, path.read_bytes())
-        except FileNotFoundError:  # another process has cleaned up
-            self.names.discard(name)
-            return None
+            with open(self.folder / name, "rb", buffering=0) as file:
+                return self._checked(name, file.read(HEADER.size), file.readall())
         except (OSError, ValueError) as error:
-            self.names.discard(name)
-            _log.warning("%s is not used and deleted: %s", path, error)
+            return error
+
+    def taken(self, name: str, loaded: Loaded) -> bytes | None:
+        """Return what :meth:`load` gave, as a use of the file. One that cannot be used is forgotten: None."""
+        if isinstance(loaded, bytes):
+            if name in self.names and self._has_writer():
+                self._inbox.put(("touch", name))
+            return loaded
+        self.names.discard(name)
+        if not isinstance(loaded, FileNotFoundError):  # then another process has cleaned up
+            path = self.folder / name
+            _log.warning("%s is not used and deleted: %s", path, loaded)
             with suppress(OSError):
                 path.unlink()
-            return None
-        if self._has_writer():
-            self._inbox.put(("touch", name))
-        return data
+        return None
 
     def delete(self, name: str) -> None:
         """Delete a file, now or once it is written."""
@@ -120,16 +130,15 @@ class CacheFolder:
 
     # ---- a file ------------------------------------------------------------------------------------------------
 
-    def _checked(self, name: str, held: bytes) -> bytes:
+    def _checked(self, name: str, header: bytes, data: bytes) -> bytes:
         """Return the contents of a file. Raises ValueError if they are not what was written for this name."""
-        if len(held) < HEADER.size:
-            raise ValueError(f"it has {len(held)} bytes, fewer than its header")
-        magic, version, nbytes, model, key, digest = HEADER.unpack_from(held)
+        if len(header) < HEADER.size:
+            raise ValueError(f"it has {len(header)} bytes, fewer than its header")
+        magic, version, nbytes, model, key, digest = HEADER.unpack(header)
         if magic != MAGIC or version != FORMAT:
             raise ValueError("it is no file of this version of the cache")
         if model != self._model or key != _digest(name.encode()):
             raise ValueError("it is of another model or place")
-        data = held[HEADER.size :]
         if len(data) != nbytes:
             raise ValueError(f"it has {len(data)} bytes of {nbytes}")
         if _digest(data) != digest:

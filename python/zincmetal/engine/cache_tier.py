@@ -3,6 +3,10 @@
 What the pools of the device evict goes here. With a folder, so does what a turn leaves at its end. A prompt that goes
 on in the tier where it ends in the pools is given fresh pages, and on hybrids a fresh slot.
 
+Another thread reads the files that a prompt needs (``cache_reader.py``), while that prompt waits. What it needs is
+pinned until it is admitted or ends, whatever the budget of host memory is. That is one prompt at a time: the next one.
+The step thread copies it to the device, in portions while others run.
+
 ``Tier`` holds the entries by name (``cache_keys.py``). ``Transfer`` moves them from and to the device.
 """
 
@@ -15,7 +19,7 @@ from functools import partial
 from typing import NamedTuple
 
 from .batch import Executor
-from .cache_folder import CacheFolder
+from .cache_folder import CacheFolder, Loaded
 from .cache_keys import (
     Digest,
     chain,
@@ -24,11 +28,12 @@ from .cache_keys import (
     parsed_state,
     state_name,
 )
+from .cache_reader import Fetch, Reader
 from .pages import PagePool, StateSlots
 from .prefix_cache import PrefixCache
 from .prefix_tree import Checkpoint, Mark, Node
 
-AT_ONCE_BYTES = 64 << 20  # that are copied from the device before the next step
+AT_ONCE_BYTES = 64 << 20  # that are copied from or to the device before the next step
 PENDING = 256  # ends of turns that wait to be copied
 STATES = 3  # the deepest checkpoints of a turn are saved, and those of system prompts
 TRIES = 4  # entries may turn out to be damaged
@@ -36,19 +41,24 @@ _STATE = struct.Struct("<BQ")  # mark, bytes of the page
 
 
 class Tier:
-    """Entries by name: in host memory, up to ``budget`` bytes, and in the folder. The least recently used go first."""
+    """Entries by name: in host memory, up to ``budget`` bytes, and in the folder. The least recently used go first.
+
+    Entries that are pinned stay, whatever the budget is.
+    """
 
     def __init__(self, model: Digest, budget: int, folder: CacheFolder | None = None) -> None:
         self.model, self.folder, self._budget = model, folder, budget
+        self.reader = Reader(folder) if folder else None
         self._held: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0
+        self._pinned: dict[str, tuple[bytes, str]] = {}  # with where they were
         self._states: dict[str, set[str]] = {}  # by the full page before them
         for name in folder.names.copy() if folder else ():
             self._learn(name)
 
     def has(self, name: str) -> bool:
         """Return True if there is an entry of this name."""
-        return name in self._held or bool(self.folder and self.folder.has(name))
+        return name in self._pinned or name in self._held or bool(self.folder and self.folder.has(name))
 
     def states_after(self, digest: Digest) -> list[tuple[int, str]]:
         """Return (tokens after the page, name) of all states after a full page, the most tokens first."""
@@ -66,6 +76,8 @@ class Tier:
 
     def get(self, name: str) -> tuple[bytes | None, str]:
         """Return the contents of an entry, or None, and where it was: "host" or "disk"."""
+        if name in self._pinned:
+            return self._pinned[name]
         data = self._held.get(name)
         if data is not None:
             self._held.move_to_end(name)
@@ -75,36 +87,67 @@ class Tier:
             self._hold(name, data)
         return data, "disk"
 
-    def forget(self, name: str) -> None:
-        """Give up the copy in host memory."""
-        data = self._held.pop(name, None)
-        self._bytes -= len(data or b"")
+    def pin(self, names: Sequence[str]) -> list[str]:
+        """Keep these entries until :meth:`unpin`. Return those that are in files alone: they are not kept yet."""
+        for name in names:
+            if name in self._held and name not in self._pinned:
+                self._pinned[name] = self._held[name], "host"
+                self._held.move_to_end(name)
+        return [name for name in names if name not in self._pinned]
+
+    def pin_loaded(self, name: str, loaded: Loaded) -> bytes | None:
+        """Keep an entry that was read from its file until :meth:`unpin`. Return it, or None if it is not whole."""
+        data = self.folder.taken(name, loaded) if self.folder else None
+        if data is not None:
+            self._hold(name, data)
+            self._pinned[name] = data, "disk"
+        return data
+
+    @property
+    def pinned(self) -> int:
+        """Number of entries that are pinned."""
+        return len(self._pinned)
+
+    def unpin(self) -> None:
+        """Let the budget decide which entries stay."""
+        self._pinned.clear()
 
     def drop(self, name: str) -> None:
         """Give up an entry that cannot be used."""
-        self.forget(name)
+        self._forget(name)
         if self.folder:
             self.folder.names.discard(name)
 
     def delete(self, name: str) -> None:
         """Give up an entry, and its file."""
-        self.forget(name)
+        self._forget(name)
         if self.folder:
             self.folder.delete(name)
 
     def close(self) -> None:
-        """Write what is to be written."""
+        """Write what is to be written, and end the threads."""
+        if self.reader:
+            self.reader.close()
         if self.folder:
             self.folder.close()
 
     def _hold(self, name: str, data: bytes) -> None:
-        self.forget(name)
+        self._let_go(name)
         if len(data) > self._budget:
             return
         self._held[name] = data
         self._bytes += len(data)
         while self._bytes > self._budget:
-            self.forget(next(iter(self._held)))
+            self._let_go(next(iter(self._held)))
+
+    def _let_go(self, name: str) -> None:
+        data = self._held.pop(name, None)
+        self._bytes -= len(data or b"")
+
+    def _forget(self, name: str) -> None:
+        """Give up the copy in host memory."""
+        self._let_go(name)
+        self._pinned.pop(name, None)
 
     def _learn(self, name: str) -> None:
         state = parsed_state(name)
@@ -115,7 +158,7 @@ class Tier:
 class Found(NamedTuple):
     """Beginning of a prompt that the tier makes whole: ``pages`` full pages, the first ``known`` of them in the pools.
 
-    ``state`` is the name of the states ``tail`` tokens later, on hybrids.
+    ``state`` is the name of the states ``tail`` tokens later, on hybrids. ``names``: of all full pages of the prompt.
     """
 
     names: list[str]
@@ -124,16 +167,30 @@ class Found(NamedTuple):
     tail: int = 0
     state: str = ""
 
+    @property
+    def wanted(self) -> list[str]:
+        """Names of what the pools lack."""
+        return self.names[min(self.known, self.pages) : self.pages] + ([self.state] if self.state else [])
+
 
 class Transfer:
     """Moves pages and states between the pools and a tier, for the thread that steps. The device is idle for it."""
 
     def __init__(
-        self, executor: Executor, cache: PrefixCache, tier: Tier, page_bytes: int = 0, slot_bytes: int = 0
+        self,
+        executor: Executor,
+        cache: PrefixCache,
+        tier: Tier,
+        page_bytes: int = 0,
+        slot_bytes: int = 0,
+        portion: int = AT_ONCE_BYTES,
     ) -> None:
-        self._executor, self._cache, self.tier = executor, cache, tier
+        self._executor, self._cache, self.tier, self._portion = executor, cache, tier, portion
         self._page_bytes, self._slot_bytes = page_bytes, slot_bytes  # 0: any
         self._pending: deque[list[int]] = deque(maxlen=PENDING)
+        self._owner: object = None  # the prompt for which entries are pinned
+        self._fetch: Fetch | None = None  # of the owner
+        self._known = list[int](), list[Digest]()  # ids, and the names of their pages: a prompt is looked up often
 
     # ---- out of the pools -----------------------------------------------------------------------------------
 
@@ -212,6 +269,7 @@ class Transfer:
 
     def forget(self, ids: Sequence[int]) -> None:
         """Give up all pages and states of ``ids``, also for later processes."""
+        self.release()
         for digest in chain(self.tier.model, ids, PagePool.PAGE):
             for name in (page_name(digest), *(name for _, name in self.tier.states_after(digest))):
                 self.tier.delete(name)
@@ -222,7 +280,9 @@ class Transfer:
         """Return the longest beginning of ``ids`` that tier and pools have together, if the pools have less."""
         page, length = PagePool.PAGE, self._cache.usable(ids)
         known = sum(n == page for _, n in self._cache.path(ids))
-        digests = chain(self.tier.model, ids, page)
+        if self._known[0] != ids:
+            self._known = list(ids), chain(self.tier.model, ids, page)
+        digests = self._known[1]
         names, reach = [page_name(digest) for digest in digests[1:]], known
         while reach < len(names) and self.tier.has(names[reach]):
             reach += 1
@@ -235,26 +295,82 @@ class Transfer:
                     return Found(names, known, pages, n, name)
         return None
 
-    def bring(self, ids: Sequence[int], take: Callable[[bool], int | None], pools: tuple[PagePool, StateSlots]) -> str:
-        """Put what :meth:`find` finds into the cache. Return its source, or "" if there is nothing.
+    def fetching(self, owner: object, ids: Sequence[int], wake: Callable[[], None]) -> bool:
+        """Return True while files are read that ``ids`` need, the prompt of ``owner``. The first call begins it.
 
-        ``take(True)`` gives a page, ``take(False)`` a slot, or None.
+        What the prompt needs is pinned until :meth:`release`. ``wake`` is called on another thread, when it is there.
+        """
+        if self._owner is owner and self._fetch is not None:
+            if not self._fetch.over:
+                return True
+            self._take_loaded()
+        found = self.find(ids)
+        if found is None:
+            return False
+        if self._owner is not owner:
+            self.release()
+            self._owner = owner
+        lacking, reader = self.tier.pin(found.wanted), self.tier.reader
+        self._fetch = reader.begin(lacking, wake) if lacking and reader else None
+        return self._fetch is not None
+
+    def release(self, owner: object = None) -> None:
+        """End what was begun for this prompt, or for any. What was read of it stays, as far as the budget allows."""
+        if owner is None or owner is self._owner:
+            self._take_loaded()
+            self.tier.unpin()
+            self._owner = None
+
+    def _take_loaded(self) -> None:
+        """Stop the fetch, and take what was read. What is not whole is forgotten."""
+        fetch, self._fetch = self._fetch, None
+        if fetch is None:
+            return
+        fetch.stopped, over = True, fetch.over
+        loaded = fetch.loaded.copy()  # the reader may still add to it
+        for name in fetch.names if over else loaded:
+            data = self.tier.pin_loaded(name, loaded[name]) if name in loaded else None
+            if data is None or not self._fits(name, data):
+                self.tier.drop(name)
+
+    def bring(
+        self,
+        ids: Sequence[int],
+        take: Callable[[bool], int | None],
+        pools: tuple[PagePool, StateSlots],
+        whole: bool = True,
+    ) -> tuple[str, bool]:
+        """Put what :meth:`find` finds into the cache, or if not ``whole``, a portion of it.
+
+        Return its source, or "" if there is nothing, and whether there is more. ``take(True)`` gives a page,
+        ``take(False)`` a slot, or None.
         """
         sources = set[str]()
         for _ in range(TRIES):
             found = self.find(ids)
             if found is None:
-                return ""
-            read = self._read(found, sources)
+                break
+            part = found if whole else self._beginning(found)
+            read = self._read(part, sources)
             if read is not None:
-                brought = self._write(ids, found, *read, take, pools)
-                return ("disk" if "disk" in sources else "host") if brought else ""
-        return ""
+                length = self._write(ids, part, *read, take, pools)
+                more = part is not found and length == part.pages * PagePool.PAGE
+                return ("disk" if "disk" in sources else "host") if length else "", more
+        return "", False
+
+    def _beginning(self, found: Found) -> Found:
+        """Return the pages of a portion, or all that is left. The states come last."""
+        page, lacking = self._page_bytes, max(0, found.pages - found.known)
+        fit = max(1, self._portion // max(1, page))
+        if lacking > fit:
+            return found._replace(pages=found.known + fit, tail=0, state="")
+        if lacking and found.state and (lacking + (found.tail > 0)) * page + self._slot_bytes > self._portion:
+            return found._replace(tail=0, state="")
+        return found
 
     def _read(self, found: Found, sources: set[str]) -> tuple[list[bytes], bytes | None] | None:
         """Return pages and states, or None if one of them is not whole: then it is forgotten. Adds to ``sources``."""
-        wanted = found.names[min(found.known, found.pages) : found.pages] + ([found.state] if found.state else [])
-        held = list[bytes]()
+        wanted, held = found.wanted, list[bytes]()
         for name in wanted:
             data, source = self.tier.get(name)
             if data is None or not self._fits(name, data):
@@ -286,8 +402,11 @@ class Transfer:
         state: bytes | None,
         take: Callable[[bool], int | None],
         pools: tuple[PagePool, StateSlots],
-    ) -> bool:
-        """Write pages and states to the device, and learn them. Return False if there is no room."""
+    ) -> int:
+        """Write pages and states to the device, and learn them. Return the tokens up to there, 0 if none are new.
+
+        If there is no room, pages are written as far as there is, and with states nothing is learnt.
+        """
         executor, (page_pool, slot_pool), page = self._executor, pools, PagePool.PAGE
         known = [node.page for node, _ in self._cache.path(ids)[: min(found.known, found.pages)]]
         pages, slot = page_pool.retain_all(known), None
@@ -308,13 +427,13 @@ class Transfer:
             if state is not None:
                 slot = take(False) if whole else None
                 if slot is None:
-                    return False
+                    return 0
                 executor.write_slot(slot, states)
             begun = list(ids[:length])
             self._cache.store(begun, pages, length)
             if slot is not None:
                 self._cache.checkpoint(begun, slot, mark)
-            return length > len(known) * page
+            return length if slot is not None or length > len(known) * page else 0
         finally:
             page_pool.release_all(pages)
             if slot is not None:

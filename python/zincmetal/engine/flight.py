@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import DeviceError
 from ..sampling.draws import top_log_probabilities
 from .batch import Batch, Choice
+from .pages import PagePool, StateSlots
 from .request import Job, Request
 from .sequence import Sequence
 from .speculate import Verify
@@ -35,6 +36,15 @@ class Flight:
     verifies: dict[Job, Verify] = field(default_factory=dict)
     has_slice: bool = False
     waited: bool = False
+
+    def release(self, pages: PagePool, slots: StateSlots) -> None:
+        """Release what the runs have left, and the slots that were held for checkpoints."""
+        pages.release_all(self.batch.pages)
+        slots.release_all(self.batch.slots)
+        slots.release_all(slot for _, _, slot in self.held)
+        slots.release_all(v.before for v in self.verifies.values() if v.before is not None)
+        self.held.clear()
+        self.verifies.clear()
 
 
 class State(NamedTuple):

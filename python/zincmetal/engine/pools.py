@@ -6,7 +6,8 @@ Nobody is moved out for the sake of the cache: a running job gets back what the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from collections.abc import Sequence as AnySequence
 
 from .batch import Executor
 from .cache_tier import Transfer
@@ -130,22 +131,21 @@ class Pools:
 
     # ---- in and out ----------------------------------------------------------------------------------------------
 
-    def admit(self, job: Job, running: Iterable[Job], idle: bool = True) -> bool:
+    def admit(self, job: Job, running: AnySequence[Job], idle: bool = True) -> bool:
         """Give a job its seat, and the pages and the slot of what is computed of it. Return False if it must wait.
 
         It waits unless the pages for all its known tokens are free, beside those that running jobs still need. A job
         that runs alone waits for nobody. Steps may be in flight (not ``idle``), unless ``wants_idle``.
         """
-        sequence, running = job.sequence, list(running)
+        sequence = job.sequence
         if job.saved is None:
             self._reuse(job)
         if running and not self._fits(sequence, running, idle):
             sequence.release(self.pages, self.slots)
             return False
-        if job.saved is None and idle and (tier := self._tier_of(job)):
-            self._bring(job, tier, len(running))
         if job.saved is not None and not self._bring_back(job):
             return False
+        self._end_fetch(job)
         sequence.sit(self.seats.take())
         return True
 
@@ -168,10 +168,23 @@ class Pools:
         sequence.pages, sequence.slot = pages, slot
         sequence.computed = sequence.submitted = length
         if job.admitted is None:
+            source = job.brought or source
             job.stats.reused, job.stats.source, job.stats.miss = length, source if length else "", miss
 
+    def fetching(self, job: Job, wake: Callable[[], None]) -> bool:
+        """Return True while files that a job needs are read. ``wake`` is called when they are there.
+
+        What a job needs is held until it is admitted or ends, or until another one is asked about that needs files.
+        """
+        tier = self._tier_of(job)
+        return tier is not None and tier.fetching(job, job.sequence.ids[:-1], wake)
+
+    def _end_fetch(self, job: Job) -> None:
+        if self._tier:
+            self._tier.release(job)
+
     def wants_idle(self, job: Job) -> bool:
-        """Return True if what a job needs from host memory or the disk has to be written to an idle device."""
+        """Return True if what a job needs from host memory has to be written to an idle device."""
         if job.saved is not None:
             return True
         tier = self._tier_of(job)
@@ -179,16 +192,30 @@ class Pools:
 
     def _tier_of(self, job: Job) -> Transfer | None:
         """Return the lower tier if a job may use it."""
-        return None if job.anew or job.begin is not None else self._tier
+        return None if job.saved is not None or job.anew or job.begin is not None else self._tier
 
-    def _bring(self, job: Job, tier: Transfer, reserve: int) -> None:
-        """Take over what the lower tier has beyond what the job has. Others keep ``reserve`` pages and slots."""
-        ids = job.sequence.ids[:-1]
-        source = tier.bring(ids, lambda page: self._take_idle(page, reserve), (self.pages, self.slots))
-        if source:
-            job.sequence.release(self.pages, self.slots)
-            self._reuse(job)
-            job.stats.source = job.stats.source and source
+    def bring(self, job: Job, running: AnySequence[Job]) -> bool:
+        """Write what a job needs from the lower tier into the pools, if there is room for the job.
+
+        Beside others this is a portion. Return True if there is more: then the others have a step first. They keep a
+        page and a slot each. The device is idle.
+        """
+        tier, ids = self._tier_of(job), job.sequence.ids[:-1]
+        found = tier.find(ids) if tier else None
+        if tier is None or found is None or not self._may_bring(job, running):
+            return False
+        self._grow(max(0, len(found.wanted) + len(running) - self.pages.free), 0)  # once: it copies what there is
+        take = lambda page: self._take_idle(page, len(running))  # noqa: E731
+        source, more = tier.bring(ids, take, (self.pages, self.slots), whole=not running)
+        job.brought = "disk" if "disk" in (job.brought, source) else source or job.brought
+        return more
+
+    def _may_bring(self, job: Job, running: AnySequence[Job]) -> bool:
+        """Return True if there is room for a job beside those that run. What it could share is not evicted for it."""
+        self._reuse(job)
+        fits = not running or self._fits(job.sequence, running, idle=True)
+        job.sequence.release(self.pages, self.slots)
+        return fits
 
     def _take_idle(self, page: bool, reserve: int) -> int | None:
         """Return a new page, or a new slot, if more than ``reserve`` can be free. The device is idle."""
@@ -199,7 +226,7 @@ class Pools:
                 make(more if page else 0, 0 if page else more)
         return pool.take() if pool.free > reserve else None
 
-    def _fits(self, sequence: Sequence, running: list[Job], idle: bool) -> bool:
+    def _fits(self, sequence: Sequence, running: AnySequence[Job], idle: bool) -> bool:
         """Return True if the pages and slots are there, or can be, that the sequence and the running jobs need.
 
         Each running job counts with one page more. So a job that was moved out does not come back too early.
@@ -225,6 +252,13 @@ class Pools:
                 self._tier.note(ids)
         self.leave_seat(sequence)
         sequence.release(self.pages, self.slots)
+
+    def share_prompt(self, job: Job) -> None:
+        """Let others use the whole pages of a prompt from now on. With recurrent layers marks do that."""
+        page, sequence = self.pages.PAGE, job.sequence
+        whole = job.stats.prompt - job.stats.prompt % page
+        if whole and not self._executor.recurrent:
+            self._cache.store(sequence.ids[:whole], sequence.pages[: whole // page], whole)
 
     def leave_seat(self, sequence: Sequence) -> None:
         """Give back the seat alone."""
@@ -269,10 +303,15 @@ class Pools:
             sequence.slot = self.slots.take()
             executor.write_slot(sequence.slot, saved.slot)
         sequence.computed = sequence.submitted = saved.length
-        self.forget_saved(job)
+        self._forget_saved(job)
         return True
 
-    def forget_saved(self, job: Job) -> None:
+    def forget_copies_for(self, job: Job) -> None:
+        """Give up what host memory holds for a job that has ended."""
+        self._end_fetch(job)
+        self._forget_saved(job)
+
+    def _forget_saved(self, job: Job) -> None:
         """Give up what was moved out to host memory."""
         if job.saved is not None:
             self._host_bytes -= job.saved.nbytes
@@ -294,7 +333,9 @@ class Pools:
         """Forget what is cached and what was moved out: pages hold more from now on. ``tier`` is the lower one then."""
         self.forget_cache()
         for job in list(self._moved_out):
-            self.forget_saved(job)
+            self._forget_saved(job)
+        if self._tier:
+            self._tier.release()
         self._tier = tier
 
     # ---- the lower tier ------------------------------------------------------------------------------------------

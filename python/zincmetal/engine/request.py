@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DeadlineError
 from ..plan.chunks import VERIFY_ROWS
 from ..sampling.draws import unpacked
 from ..sampling.noise import NoiseSource
@@ -152,6 +153,7 @@ class Job:
         self.reason = ""
         self.failure: BaseException | None = None
         self.saved: Saved | None = None
+        self.brought = ""  # where the lower tier of the cache had what it gave
         self.marks = _all_marks(request) if executor.recurrent else {}
         params = request.params
         self.host = self._needs_host(executor)
@@ -298,6 +300,17 @@ class Job:
         again.drafter, self.drafter = self.drafter, None
         again.begin, self.begin = self.begin, None
         return again
+
+    def too_late(self) -> DeadlineError:
+        """Return the error of a deadline that is over."""
+        where = "in the queue" if self.admitted is None else "in its prompt" if not self.made else "while decoding"
+        words = f"the request had not ended after {self.request.deadline:g} seconds: it was {where}"
+        return DeadlineError(f"{words}; give it more time, or ask for fewer tokens")
+
+    def tell_progress(self) -> None:
+        """Tell the sink how much of the prompt is computed. The sink may raise anything."""
+        reused, total = self.stats.reused, self.stats.prompt - self.stats.reused
+        self.request.sink.progress(min(max(0, self.sequence.computed - reused), total), total)
 
     def tell_end(self) -> None:
         """Tell the sink the last event. Errors of sinks are their own."""

@@ -4,7 +4,7 @@ The life of a request:
 
 1. ``submit``, on any thread, puts a message into the inbox. The step thread takes it at the beginning of a step.
 2. It waits. Requests are admitted in the order of their arrival, when there is a seat and there are pages for it. The
-   prefix cache gives pages and states for the beginning of its prompt.
+   prefix cache gives pages and states for the beginning of its prompt. If they are in files, another thread reads them.
 3. Its prompt is computed in slices, beside the decode rows of others (``pace.py``). The last token is a row of its own.
 4. It decodes: a row in every step, or in turns if there are more decoders than a step takes. With drafts it may have
    several rows (``speculate.py``).
@@ -28,6 +28,8 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
+from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -76,8 +78,8 @@ class Scheduler:
     ) -> None:
         pages = PagePool(executor.pages_now) if pages is None else pages
         slots = StateSlots(executor.slots_now) if slots is None else slots
-        self._executor, self._cache, self._clock = executor, cache or NoCache(), clock
-        self.pools = Pools(executor, self._cache, pages, slots, seats or Seats(executor.seats), clock, tier)
+        self._executor, self._clock = executor, clock
+        self.pools = Pools(executor, cache or NoCache(), pages, slots, seats or Seats(executor.seats), clock, tier)
         self.pace = Pace(gap_seconds, executor.max_rows)
         self.speculation = Speculation(executor, self.pools, governor)
         self._not_finite = not_finite or (lambda sequence: DeviceError(NOT_FINITE))
@@ -92,6 +94,7 @@ class Scheduler:
         self._calls: deque[Callable[[], None]] = deque()
         self._short: Job | None = None  # for this one there was no page or slot
         self._drain = False  # a job is to be written back, which needs an idle device
+        self._fetching = False  # files are read for the first waiting job, as this step has found
         self._blocked: tuple[int, int, int, int] | None = None  # state of the pools at which the first job must wait
         self._arrivals = self._turns = self.steps = self._saved_at = 0
         self._stuck = 0  # steps in a row that did nothing
@@ -158,6 +161,7 @@ class Scheduler:
 
         ``message`` is one that the caller has taken from the inbox.
         """
+        self._fetching = False  # until this step has looked, after its messages: the reader's may be one of them
         try:
             if message is not None:
                 message()
@@ -177,13 +181,26 @@ class Scheduler:
                 raise
         return self.busy
 
+    @property
+    def resting(self) -> bool:
+        """True if the last step has found that there is nothing to do but to wait for files."""
+        return self._fetching and not (self._flights or self._running or self._calls or self.pools.saving)
+
+    def rest(self) -> Callable[[], None] | None:
+        """Sleep if it is ``resting``, until a message or a deadline comes. Return the message, for ``step``."""
+        ends = [job.deadline for job in self._waiting if job.deadline is not None]
+        with suppress(Empty):
+            if self.resting:
+                return self.inbox.get(timeout=max(0.0, min(ends) - self._clock()) if ends else None)
+        return None
+
     def end_all(self, error: BaseException) -> None:
         """End all requests with an error. Nothing is in flight after it, and the prefix cache is empty."""
         self._executor.drop()
         while self._flights:
-            self._release(self._flights.popleft())
+            self._flights.popleft().release(self.pools.pages, self.pools.slots)
         self._take_messages()
-        self._short, self._drain = None, False
+        self._short, self._drain, self._fetching = None, False, False
         while self._ending:
             job = self._ending.pop()
             job.sequence.submitted = job.sequence.computed
@@ -225,11 +242,8 @@ class Scheduler:
             self._end(job, reason)
 
     def _check_deadlines(self) -> None:
-        late = [job for job in self._jobs.values() if job.deadline is not None and self._clock() > job.deadline]
-        for job in late:
-            where = "in the queue" if job.admitted is None else "in its prompt" if not job.made else "while decoding"
-            words = f"the request had not ended after {job.request.deadline:g} seconds: it was {where}"
-            self._end(job, "", DeadlineError(f"{words}; give it more time, or ask for fewer tokens"))
+        for job in [job for job in self._jobs.values() if job.deadline is not None and self._clock() > job.deadline]:
+            self._end(job, "", job.too_late())
 
     # ---- a step begins -------------------------------------------------------------------------------------------
 
@@ -243,7 +257,7 @@ class Scheduler:
         self._admit()
         flight = self._build()
         if not flight.batch.runs:
-            self._release(flight)
+            flight.release(self.pools.pages, self.pools.slots)
             return False
         self._flights.append(flight)
         began = self._clock()
@@ -269,7 +283,7 @@ class Scheduler:
             self._add_decoders(builder, flight)
             self._add_slices(builder, flight)
         except BaseException:
-            self._release(flight)
+            flight.release(self.pools.pages, self.pools.slots)
             raise
         builder.batch()
         return flight
@@ -319,7 +333,8 @@ class Scheduler:
     def _admit(self) -> None:
         """Let waiting jobs run, in the order of their arrival, as long as there is room.
 
-        A sequence that has ended goes to the cache first: the next request may go on from it.
+        A sequence that has ended goes to the cache first: the next request may go on from it. While files are read for
+        the first job, those behind it wait, too.
         """
         pools = self.pools
         while self._waiting and pools.seats.free and not self._ending:
@@ -327,8 +342,9 @@ class Scheduler:
             state = (job.order, len(self._running), pools.pages.free, pools.slots.free)
             if self._running and state == self._blocked:
                 return
-            if self._flights and pools.wants_idle(job):
-                self._drain = True
+            self._fetching = pools.fetching(job, partial(self.inbox.put, None))
+            self._drain = not self._fetching and bool(self._flights) and pools.wants_idle(job)
+            if self._fetching or self._drain or (not self._flights and pools.bring(job, self._running)):
                 return
             if not pools.admit(job, self._running, idle=not self._flights):
                 self._blocked = (job.order, len(self._running), pools.pages.free, pools.slots.free)
@@ -446,7 +462,7 @@ class Scheduler:
                 if not job.ended:
                     self.pools.checkpoint(job.sequence, length, slot, job.marks[length])
         finally:
-            self._release(flight)
+            flight.release(self.pools.pages, self.pools.slots)
         for job, output in flight.outputs.items():
             job.expected -= 1
             if job in verifies:
@@ -484,15 +500,6 @@ class Scheduler:
             self._end(job, "", error)
             return False
 
-    def _release(self, flight: Flight) -> None:
-        """Release what the runs of a step have left, and the slots that were held for checkpoints."""
-        self.pools.pages.release_all(flight.batch.pages)
-        self.pools.slots.release_all(flight.batch.slots)
-        self.pools.slots.release_all(slot for _, _, slot in flight.held)
-        self.pools.slots.release_all(v.before for v in flight.verifies.values() if v.before is not None)
-        flight.held.clear()
-        flight.verifies.clear()
-
     def _take(self, job: Job, output: int, choice: Any) -> None:
         """Take the token of an output: append it, tell the sink, and end the job if it is the last one."""
         if job.sampler is not None:
@@ -514,7 +521,7 @@ class Scheduler:
         if job.first is None:
             job.first = self._clock()
             job.finish(job.first)
-            self._share_prompt(job)
+            self.pools.share_prompt(job)
             started = True
         try:
             if started:
@@ -541,9 +548,8 @@ class Scheduler:
             insort(self._waiting, again, key=lambda job: job.order)
 
     def _tell_progress(self, job: Job) -> None:
-        reused, total = job.stats.reused, job.stats.prompt - job.stats.reused
         try:
-            job.request.sink.progress(min(max(0, job.sequence.computed - reused), total), total)
+            job.tell_progress()
         except Exception:
             _log.exception("a receiver of progress failed; its request is cancelled")
             self._end(job, CANCELLED)
@@ -554,12 +560,6 @@ class Scheduler:
             job.sequence.ids.append(id_of(choice))
             if id_of(choice) < 0:
                 job.failure = job.failure or self._not_finite(self.pools.forget(job.sequence))
-
-    def _share_prompt(self, job: Job) -> None:
-        """Let others use the whole pages of a prompt from now on. With recurrent layers marks do that."""
-        whole = job.stats.prompt - job.stats.prompt % PagePool.PAGE
-        if whole and not self._executor.recurrent:
-            self._cache.store(job.sequence.ids[:whole], job.sequence.pages[: whole // PagePool.PAGE], whole)
 
     # ---- a job ends ----------------------------------------------------------------------------------------------
 
@@ -572,7 +572,7 @@ class Scheduler:
         (self._running if job in self._running else self._waiting).remove(job)
         del self._jobs[job.request]
         self._leave_queue(job)
-        self.pools.forget_saved(job)
+        self.pools.forget_copies_for(job)
         if job.begin is not None:
             job.begin.release(self.pools.pages, self.pools.slots)
         job.finish(self._clock())

@@ -232,9 +232,13 @@ def _run(of: weakref.ref[StepLoop], inbox: Inbox) -> None:
         loop = of()
         if loop is None:
             return
-        while not loop.closed and _step(loop.scheduler, message):
-            message = None
+        while not loop.closed:
+            busy, message = _step(loop.scheduler, message), None
+            if not busy:
+                break
+            message = loop.scheduler.rest()
         if loop.closed:
+            inbox.put(message)  # that came right before the close: its sender waits for an answer
             loop.finish()
             return
         del loop, message

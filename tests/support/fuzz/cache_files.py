@@ -40,8 +40,9 @@ def _ask(folder: Path, ids: list[int], recurrent: bool) -> list[int]:
     scheduler = Scheduler(executor, held, tier=transfer, pages=pages, slots=slots, clock=lambda: executor.now)
     sink = Recorded(executor)
     scheduler.submit(Request(ids, 3, sink))
-    while scheduler.step():
-        pass
+    message = None
+    while scheduler.step(message):
+        message = scheduler.rest()
     tier.close()
     assert sink.error is None, sink.error
     return sink.tokens
