@@ -191,6 +191,15 @@ def test_the_least_recently_used_goes_first_and_is_missed():
     assert lab.reused(IDS[4:9]) == (4, None)
 
 
+def test_what_followed_a_page_that_was_filled_later_is_missed():
+    lab = Lab()
+    lab.learn(IDS[:6])
+    lab.learn(IDS[:12])
+    assert lab.cache.evict(pages=3)
+    lab.learn(IDS[:8])
+    assert lab.reused(IDS) == (8, Miss("evicted", 8))
+
+
 def test_a_chain_is_evicted_from_its_end_in_one_look():
     lab = Lab()
     lab.learn(IDS[:30])

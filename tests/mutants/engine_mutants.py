@@ -38,9 +38,10 @@ TESTS = Path(__file__).parents[1]
 ENGINE = TESTS.parent / "python" / "zincmetal" / "engine"
 SURVIVORS = Path(__file__).with_name("engine_survivors.md")
 SECONDS = 25  # of the processor, for one test: the slowest takes 6 without a mutant
+SLOW_FILES = ("test_cache_tier.py", "test_scheduler_machine.py")
 SLOW = "test_a_model_goes_on_after_a_restart"  # a test of whole models, which others see what it sees
 MOST_BYTES = 8 << 30  # of addresses, for the tests of a mutant
-#: Tests of each module, the fastest first.
+#: Tests of each module, the fastest first. Those of SLOW_FILES run for a mutant that the others do not kill.
 POOLS = ("test_page_pool.py", "test_sequence.py", "test_batch.py", "test_scheduler.py")
 MODULES = {
     "pages.py": POOLS,
@@ -53,6 +54,7 @@ MODULES = {
     "pools.py": (*POOLS, "test_cache_tier.py", "test_scheduler_machine.py"),
     "scheduler.py": ("test_scheduler.py", "test_step_loop.py", "test_scheduler_machine.py"),
 }
+FAST = {module: tuple(file for file in files if file not in SLOW_FILES) for module, files in MODULES.items()}
 NOT_SEEN = "not seen"
 KEYS = ("module", "line", "change")  # of a row of a report
 #: Modules that are imported anew in a fork: those of the engine, and all that import them.
@@ -208,7 +210,14 @@ class First:
 
 
 def run_tests(mutant: Mutant | None, files: tuple[str, ...]) -> str:
-    """Runs tests in a fork. Returns the first that fails, "hung", or nothing."""
+    """Runs tests. Returns the first that fails, "hung", "crashed", or nothing."""
+    fast = tuple(file for file in files if file not in SLOW_FILES)
+    slow = tuple(file for file in files if file in SLOW_FILES)
+    return (fast and run_in_fork(mutant, fast)) or (slow and run_in_fork(mutant, slow)) or ""
+
+
+def run_in_fork(mutant: Mutant | None, files: tuple[str, ...]) -> str:
+    """Runs tests in a fork of this process."""
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
@@ -277,8 +286,8 @@ def main() -> int:
             if left is not None and (module, mutant.line, mutant.change) not in left:
                 continue
             began = time.monotonic()
-            outcome = run_tests(mutant, MODULES[module])
             reason = known.get((module, mutant.line, mutant.change), "")
+            outcome = run_tests(mutant, FAST[module] if reason else MODULES[module])
             same = not outcome and bool(reason) and not reason.startswith(NOT_SEEN)
             counts = [counts[0] + 1, counts[1] + bool(outcome), counts[2] + same]
             rows.append({"module": module, "line": mutant.line, "change": mutant.change, "outcome": outcome, "seconds": round(time.monotonic() - began, 1)})
