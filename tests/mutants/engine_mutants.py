@@ -47,12 +47,12 @@ MODULES = {
     "pages.py": POOLS,
     "pace.py": ("test_scheduler.py",),
     "places.py": ("test_places.py",),
-    "flight.py": ("test_scheduler.py", "test_scheduler_machine.py"),
+    "flight.py": ("test_host_draws.py", "test_scheduler.py", "test_scheduler_machine.py"),
     "batch.py": ("test_batch.py", "test_scheduler.py", "test_scheduler_machine.py"),
     "prefix_tree.py": ("test_prefix_cache.py", "test_cache_tier.py"),
     "prefix_cache.py": ("test_prefix_cache.py", "test_cache_tier.py"),
     "pools.py": (*POOLS, "test_cache_tier.py", "test_scheduler_machine.py"),
-    "scheduler.py": ("test_scheduler.py", "test_step_loop.py", "test_scheduler_machine.py"),
+    "scheduler.py": ("test_scheduler.py", "test_host_draws.py", "test_step_loop.py", "test_scheduler_machine.py"),
 }
 FAST = {module: tuple(file for file in files if file not in SLOW_FILES) for module, files in MODULES.items()}
 NOT_SEEN = "not seen"
@@ -271,6 +271,7 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", default=list(MODULES))
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--skip", type=int, default=0)
+    parser.add_argument("--fast", action="store_true", help="without the slow tests: for those that survive, --again")
     parser.add_argument("--again", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -279,7 +280,8 @@ def main() -> int:
     if options.again:
         left = {tuple(map(row.get, KEYS)) for row in json.loads(options.again.read_text()) if not row["outcome"]}
     for module in options.modules:
-        if failed := run_tests(None, MODULES[module]):
+        files = FAST[module] if options.fast else MODULES[module]
+        if failed := run_tests(None, files):
             raise SystemExit(f"without a mutant {failed} fails")
         counts = [0, 0, 0]  # mutants, killed, without effect
         for mutant in list(mutants(module, (ENGINE / module).read_text("utf-8")))[options.skip :: options.every]:
@@ -287,7 +289,7 @@ def main() -> int:
                 continue
             began = time.monotonic()
             reason = known.get((module, mutant.line, mutant.change), "")
-            outcome = run_tests(mutant, FAST[module] if reason else MODULES[module])
+            outcome = run_tests(mutant, FAST[module] if reason else files)
             same = not outcome and bool(reason) and not reason.startswith(NOT_SEEN)
             counts = [counts[0] + 1, counts[1] + bool(outcome), counts[2] + same]
             rows.append({"module": module, "line": mutant.line, "change": mutant.change, "outcome": outcome, "seconds": round(time.monotonic() - began, 1)})
