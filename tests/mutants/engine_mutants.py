@@ -42,17 +42,18 @@ SLOW_FILES = ("test_cache_tier.py", "test_scheduler_machine.py")
 SLOW = "test_a_model_goes_on_after_a_restart"  # a test of whole models, which others see what it sees
 MOST_BYTES = 8 << 30  # of addresses, for the tests of a mutant
 #: Tests of each module, the fastest first. Those of SLOW_FILES run for a mutant that the others do not kill.
-POOLS = ("test_page_pool.py", "test_sequence.py", "test_batch.py", "test_scheduler.py")
+SCHEDULER = ("test_scheduler_tells.py", "test_scheduler.py", "test_host_draws.py", "test_step_loop.py")
+POOLS = ("test_page_pool.py", "test_sequence.py", "test_batch.py", *SCHEDULER[:2])
 MODULES = {
     "pages.py": POOLS,
     "pace.py": ("test_scheduler.py",),
     "places.py": ("test_places.py",),
     "flight.py": ("test_host_draws.py", "test_scheduler.py", "test_scheduler_machine.py"),
-    "batch.py": ("test_batch.py", "test_scheduler.py", "test_scheduler_machine.py"),
+    "batch.py": ("test_batch.py", *SCHEDULER[:2], "test_scheduler_machine.py"),
     "prefix_tree.py": ("test_prefix_cache.py", "test_cache_tier.py"),
     "prefix_cache.py": ("test_prefix_cache.py", "test_cache_tier.py"),
     "pools.py": (*POOLS, "test_cache_tier.py", "test_scheduler_machine.py"),
-    "scheduler.py": ("test_scheduler.py", "test_host_draws.py", "test_step_loop.py", "test_scheduler_machine.py"),
+    "scheduler.py": (*SCHEDULER, "test_scheduler_machine.py"),
 }
 FAST = {module: tuple(file for file in files if file not in SLOW_FILES) for module, files in MODULES.items()}
 NOT_SEEN = "not seen"
