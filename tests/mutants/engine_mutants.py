@@ -4,8 +4,10 @@
 
 A mutant is a module of ``zincmetal.engine`` with one change: a statement deleted, a condition negated, a bound moved by
 one, ``min`` and ``max`` exchanged. It lives in a fork of this process, which runs the tests of the module until one
-fails. A test that takes too long shows a mutant that hangs. ``--every N`` tries each N-th mutant alone, ``--skip K`` not
-the first K: so N runs with another K each try all of them. ``--again`` tries those that survived in an earlier report.
+fails. A test that takes too long shows a mutant that hangs.
+
+``--every N`` tries each N-th mutant alone, ``--skip K`` not the first K: so N runs with another K each try all of them.
+``--fast`` leaves the slow tests out. Then ``--again`` tries those that survived in that report, with all tests.
 
 engine_survivors.md lists the mutants that survive, each with its reason. A reason that begins with "not seen" is a
 fault that no test finds: it counts as survived. The exit code is 1 if another mutant survives.
@@ -272,7 +274,7 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", default=list(MODULES))
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--skip", type=int, default=0)
-    parser.add_argument("--fast", action="store_true", help="without the slow tests: for those that survive, --again")
+    parser.add_argument("--fast", action="store_true", help="without the slow tests")
     parser.add_argument("--again", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -293,11 +295,13 @@ def main() -> int:
             outcome = run_tests(mutant, FAST[module] if reason else files)
             same = not outcome and bool(reason) and not reason.startswith(NOT_SEEN)
             counts = [counts[0] + 1, counts[1] + bool(outcome), counts[2] + same]
-            rows.append({"module": module, "line": mutant.line, "change": mutant.change, "outcome": outcome, "seconds": round(time.monotonic() - began, 1)})
+            seconds = time.monotonic() - began
+            row = {"module": module, "line": mutant.line, "change": mutant.change}
+            rows.append({**row, "outcome": outcome, "seconds": round(seconds, 1)})
             if not outcome and not reason:
                 wrong += 1
                 print(f"{module}: `{mutant.line}` | `{mutant.change}` survives", flush=True)
-            elif time.monotonic() - began > 4 * SECONDS:
+            elif seconds > 4 * SECONDS:
                 print(f"{module}: `{mutant.line}` | `{mutant.change}` is slow: {outcome}", flush=True)
             if options.json:
                 options.json.write_text(json.dumps(rows, indent=1))
