@@ -50,7 +50,7 @@ MODULES = {
     "pages.py": POOLS,
     "pace.py": ("test_scheduler.py",),
     "places.py": ("test_places.py",),
-    "flight.py": ("test_host_draws.py", "test_scheduler.py", "test_scheduler_machine.py"),
+    "flight.py": ("test_host_draws.py", "test_batch.py", "test_scheduler.py", "test_scheduler_machine.py"),
     "batch.py": ("test_batch.py", *SCHEDULER[:2], "test_scheduler_machine.py"),
     "prefix_tree.py": ("test_prefix_cache.py", "test_cache_tier.py"),
     "prefix_cache.py": ("test_prefix_cache.py", "test_cache_tier.py"),
