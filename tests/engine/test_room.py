@@ -2,70 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 
-from support.fake_cache import ListCache
-from support.fake_executor import FakeExecutor
+from support.pools_bench import PAGE, Bench
 from zincmetal.engine import pools as pools_module
-from zincmetal.engine.pages import PagePool, Seats, StateSlots
-from zincmetal.engine.pools import Pools
+from zincmetal.engine.pages import PagePool
 from zincmetal.engine.prefix_cache import Mark
-from zincmetal.engine.request import Job, Request
+from zincmetal.engine.request import Job
 from zincmetal.engine.sequence import Sequence
-
-PAGE = PagePool.PAGE
-
-
-class SmallMemory(FakeExecutor):
-    """Device that refuses to grow beyond ``room`` pages and slots together. ``asked``: the sizes that it was asked."""
-
-    room = 1000
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.asked: list[tuple[int, int]] = []
-
-    def grow(self, pages: int, slots: int) -> bool:
-        self.asked.append((pages, slots))
-        return pages + slots <= self.room and super().grow(pages, slots)
-
-
-class Bench:
-    """Pools over small memory, and a clock that stands still."""
-
-    def __init__(self, **options: Any) -> None:
-        self.executor = SmallMemory(**{"n_ctx": 4096, "recurrent": True, **options})
-        self.pages, self.slots = PagePool(self.executor.pages_now), StateSlots(self.executor.slots_now)
-        self.cache = ListCache(self.pages, self.slots, self.executor.recurrent)
-        self.seconds = 0.0
-        self.pools = Pools(self.executor, self.cache, self.pages, self.slots, Seats(4), lambda: self.seconds)
-
-    def sequence(self, n: int, with_slot: bool = True) -> Sequence:
-        """Returns a sequence of which ``n`` tokens are computed."""
-        pages = [self.pages.take() for _ in range(PagePool.needed(n))]
-        slot = self.slots.take() if with_slot and self.executor.recurrent else None
-        return Sequence(list(range(n)), pages, slot, computed=n, submitted=n)
-
-    def job(self, ids: list[int], order: int = 0) -> Job:
-        return Job(Request(ids, 5, None), order, 0.0, self.executor)  # type: ignore[arg-type]
-
-    def running(self, n: int, order: int = 0) -> Job:
-        """Returns a job that has computed all its ids."""
-        job = self.job(list(range(n)), order)
-        job.sequence = self.sequence(n)
-        return job
-
-    def cached(self, n: int, first: int) -> None:
-        """Lets the cache have tokens that nobody uses, and their states."""
-        sequence = self.sequence(n)
-        sequence.ids = list(range(first, first + n))
-        self.cache.store(sequence.ids, sequence.pages, n)
-        if sequence.slot is not None:
-            self.cache.checkpoint(sequence.ids, sequence.slot)
-        sequence.release(self.pages, self.slots)
-
 
 # ---- what is missing ---------------------------------------------------------------------------------------------
 
@@ -170,12 +118,20 @@ def test_while_steps_are_in_flight_the_cache_evicts_and_no_pool_grows() -> None:
     bench.cached(2 * PAGE, first=500)
     assert bench.pools.evict(sequence, PAGE + 1)
     assert not bench.cache.stored
-    for more in ({"pages_most": 9}, {"slots_most": 9}):
-        bench = Bench(**{"pages": 3, "pages_most": 3, "slots": 1, "slots_most": 1, **more})
-        sequence = bench.sequence(3 * PAGE)
+
+
+@pytest.mark.parametrize("more", [{"pages_most": 9}, {"slots": 2, "slots_most": 9, "pages": 9, "pages_most": 9}])
+def test_nothing_is_evicted_for_steps_in_flight_where_pools_can_grow(more: dict[str, int]) -> None:
+    bench = Bench(**{"pages": 3, "pages_most": 3, "slots": 3, "slots_most": 3, **more})
+    sequence = bench.sequence(PAGE)
+    bench.cached(2 * PAGE, first=500)
+    if bench.slots.free == 0:
         bench.slots.retain(sequence.slot)  # type: ignore[arg-type]
-        assert not bench.pools.evict(sequence, 3 * PAGE + 1)
-        assert not bench.executor.asked
+    assert bench.pools.missing(sequence, PAGE + 1) != (0, 0)
+    assert not bench.pools.evict(sequence, PAGE + 1)
+    assert bench.cache.stored
+    assert bench.cache.points
+    assert not bench.executor.asked
 
 
 def test_a_draft_has_a_slot_of_its_own() -> None:
@@ -285,7 +241,7 @@ def test_the_last_token_is_always_computed() -> None:
 
 def test_a_start_without_its_last_states_is_of_no_use_to_a_hybrid() -> None:
     bench = Bench()
-    for n, wanted in ((80, 70), (60, 0)):
+    for n, wanted in ((80, 70), (71, 70), (70, 0), (60, 0)):
         job = bench.job(list(range(n)))
         job.begin = bench.sequence(70)
         assert bench.pools.admit(job, [])
@@ -346,6 +302,18 @@ def test_what_was_moved_out_comes_back(recurrent: bool) -> None:
     if recurrent:
         assert bench.executor.states[job.sequence.slot] == 11  # type: ignore[index]
     assert not bench.pools.wants_idle(job)
+
+
+def test_a_job_that_came_back_is_not_kept() -> None:
+    bench = Bench(recurrent=False)
+    job = bench.running(100)
+    bench.pools.move_out(job, 1.0)
+    assert bench.pools.admit(job, [])
+    bench.pools.retire(job.sequence, store=False)
+    left = weakref.ref(job)
+    del job
+    gc.collect()
+    assert left() is None
 
 
 def test_host_memory_has_a_limit_and_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:

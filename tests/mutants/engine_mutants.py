@@ -54,7 +54,13 @@ MODULES = {
     "batch.py": ("test_batch.py", *SCHEDULER[:2], "test_scheduler_machine.py"),
     "prefix_tree.py": ("test_prefix_cache.py", "test_cache_tier.py"),
     "prefix_cache.py": ("test_prefix_cache.py", "test_cache_tier.py"),
-    "pools.py": ("test_room.py", *SCHEDULER[:2], "test_cache_tier.py", "test_scheduler_machine.py"),
+    "pools.py": (
+        "test_room.py",
+        "test_room_below.py",
+        *SCHEDULER[:2],
+        "test_cache_tier.py",
+        "test_scheduler_machine.py",
+    ),
     "scheduler.py": (*SCHEDULER, "test_scheduler_machine.py"),
 }
 FAST = {module: tuple(file for file in files if file not in SLOW_FILES) for module, files in MODULES.items()}
