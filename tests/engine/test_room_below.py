@@ -26,6 +26,8 @@ class Lower:
         return self if len(ids) >= self.n * PAGE else None
 
     def bring(self, ids: list[int], take: Callable[[bool], int | None], pools: Any) -> str:
+        if not self.find(ids):
+            return ""
         taken = [take(True) for _ in range(self.n)]
         pages = [page for page in taken if page is not None]
         slot = take(False) if self.states else None
@@ -141,7 +143,7 @@ def test_while_steps_are_in_flight_nothing_is_evicted_that_the_tier_would_copy()
 
 @pytest.mark.parametrize("idle", [False, True])
 def test_what_a_new_job_needs_is_evicted_through_the_tier_from_an_idle_device(idle: bool) -> None:
-    bench, tier = over(1, pages=6, pages_most=6)
+    bench, tier = over(9, pages=6, pages_most=6)
     bench.cached(2 * PAGE, first=500)
     assert bench.pools.admit(bench.job([7] * 100, 1), [bench.running(100)], idle)
     assert not bench.cache.stored
