@@ -11,9 +11,11 @@ import pytest
 from support.drafts import Guesses
 from support.fake_executor import VOCAB, FakeExecutor
 from support.scheduler_lab import SEEDED, Lab, Recorded, sink_of
-from zincmetal.engine.governor import Always
+from zincmetal.engine.batch import Batch, Choice
+from zincmetal.engine.governor import Account, Always, Kind
 from zincmetal.engine.request import Request, Stats
-from zincmetal.errors import DeadlineError, DeviceError
+from zincmetal.engine.scheduler import SAVE_STEPS
+from zincmetal.errors import DeadlineError, DeviceError, QueueFullError
 from zincmetal.sampling.draws import mask_words
 from zincmetal.sampling.params import SamplingParams
 
@@ -200,6 +202,156 @@ def test_an_interrupt_ends_all_requests_and_is_raised() -> None:
     assert [sink_of(request).ends for request in requests] == [1, 1]
     assert all(sink_of(request).error for request in requests)
     lab.check_owners()
+
+
+# ---- room and order --------------------------------------------------------------------------------------------------
+
+
+@KINDS
+@AHEAD
+def test_pools_grow_for_a_request_that_is_alone(recurrent: bool, ahead: bool) -> None:
+    lab = Lab(FakeExecutor(recurrent=recurrent, runs_ahead=ahead, pages=1, pages_most=9, slots=1, slots_most=2))
+    request = lab.submit(range(50), 200)
+    lab.run()
+    lab.check_ended(request)
+    lab.check_owners()
+
+
+@KINDS
+def test_prompts_of_a_few_tokens(recurrent: bool) -> None:
+    lab = Lab(FakeExecutor(recurrent=recurrent))
+    requests = [lab.submit(range(7 * n, 8 * n), 4, marks=range(n)) for n in range(1, 6)]
+    lab.run()
+    lab.check_ended(*requests)
+
+
+def test_the_queue_has_its_limit_after_requests_have_ended() -> None:
+    lab = Lab(FakeExecutor(seats=1), queue_limit=2)
+    for i in range(3):
+        lab.submit(range(9 + i), 2)
+        lab.run()
+    lab.scheduler.cancel(lab.submit(range(30), 9))
+    lab.run()
+    lab.submit(range(40)), lab.submit(range(41))
+    with pytest.raises(QueueFullError):
+        lab.submit(range(42))
+
+
+def test_a_prompt_is_shared_while_its_request_goes_on() -> None:
+    lab = Lab()
+    first = lab.submit(range(300), 90)
+    while not sink_of(first).tokens:
+        lab.scheduler.step()
+    second = lab.submit([*range(300), 1], 5)
+    lab.run()
+    lab.check_ended(first, second)
+    assert stats_of(second).reused == 256
+
+
+def test_what_an_ended_request_has_in_flight_is_known() -> None:
+    """Its last row is one too many, but what it computed is right. Zero is a token as others are."""
+
+    class Zeros(FakeExecutor):
+        def collect(self) -> list[Choice]:
+            choices = super().collect()
+            self.last = [0] * len(choices)
+            return [Choice(0)] * len(choices)
+
+    lab = Lab(Zeros())
+    first = lab.submit(range(100), 50)
+    sink_of(first).stop_at = 5
+    lab.run()
+    assert sink_of(first).reason == "stopped"
+    second = lab.submit([*range(100), *[0] * 5, 7], 2)
+    lab.run()
+    assert stats_of(second).reused == 105
+    lab.check_owners()
+
+
+class Pending:
+    """Lower tier with turns to copy, which finds nothing."""
+
+    pending = True
+    saved = 0
+
+    def find(self, ids: list[int]) -> None:
+        return None
+
+    def bring(self, *_: object) -> str:
+        return ""
+
+    def evict(self, pages: int, slots: int) -> bool:
+        return False
+
+    def note(self, ids: list[int]) -> None:
+        pass
+
+    def save(self) -> None:
+        self.saved += 1
+
+
+def test_turns_are_copied_once_in_some_steps() -> None:
+    tier = Pending()
+    lab = Lab(tier=tier)
+    request = lab.submit(range(20), 200)
+    while not sink_of(request).ends:
+        lab.scheduler.step()
+    assert 200 // SAVE_STEPS - 1 <= tier.saved <= 200 // SAVE_STEPS + 3
+    assert lab.scheduler.busy, "the turns are still to be copied"
+    tier.pending = False
+    lab.run()
+    lab.check_ended(request)
+
+
+# ---- measurements ----------------------------------------------------------------------------------------------------
+
+
+@AHEAD
+def test_the_pace_is_the_time_of_a_row(ahead: bool) -> None:
+    lab = Lab(FakeExecutor(runs_ahead=ahead, seconds=lambda rows: 0.01 * rows))
+    requests = [lab.submit(range(i, 200 + i), 9) for i in range(3)]
+    lab.run()
+    lab.check_ended(*requests)
+    assert lab.scheduler.pace.seconds_per_row == pytest.approx(0.01)
+
+
+@AHEAD
+def test_the_time_of_a_plan_is_not_that_of_the_step_that_runs_ahead(ahead: bool) -> None:
+    class Planning(FakeExecutor):
+        def submit(self, batch: Batch) -> None:
+            self.now += 5.0
+            super().submit(batch)
+
+    lab = Lab(Planning(runs_ahead=ahead, seconds=lambda rows: 0.01 * rows))
+    lab.submit(range(60), 0)
+    lab.run()
+    assert lab.scheduler.pace.seconds_per_row == pytest.approx(0.01 if ahead else 0.01 + 5.0 / 60)
+
+
+class Measuring(Always):
+    """Governor that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, Kind, float]] = []
+
+    def measured(self, accounts: Sequence[tuple[Account, int]], kind: Kind, seconds: float) -> None:
+        self.told.append((sum(n for _, n in accounts), kind, seconds))
+
+
+def test_the_governor_learns_the_time_and_the_tokens_of_steps_with_drafts() -> None:
+    governor = Measuring()
+    lab = Lab(FakeExecutor(seconds=lambda rows: 0.01 * rows), governor=governor)
+    request = drafting(lab, range(40), 60, 1.0, 3)
+    lab.run()
+    lab.check_ended(request)
+    steps = [batch for batch in lab.executor.batches if batch.drawings]
+    assert len(steps) - 3 <= len(governor.told) < len(steps)
+    for made, kind, seconds in governor.told:
+        rows = round(seconds / 0.01)
+        assert seconds == pytest.approx(0.01 * rows)
+        assert 1 <= made <= rows <= kind.rows
+        assert kind.verifies == (rows > 1)
+    assert 60 - 20 <= sum(made for made, _, _ in governor.told) < 60
 
 
 # ---- drafts and masks ------------------------------------------------------------------------------------------------

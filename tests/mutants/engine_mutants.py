@@ -39,8 +39,8 @@ from hypothesis import Phase, settings
 TESTS = Path(__file__).parents[1]
 ENGINE = TESTS.parent / "python" / "zincmetal" / "engine"
 SURVIVORS = Path(__file__).with_name("engine_survivors.md")
-SECONDS = 25  # of the processor, for one test: the slowest takes 6 without a mutant
-SLOW_FILES = ("test_cache_tier.py", "test_scheduler_machine.py")
+SECONDS = 20  # of the processor, for one test: the slowest takes 6 without a mutant
+SLOW_FILES = ("test_step_loop.py", "test_cache_tier.py", "test_scheduler_machine.py")
 SLOW = "test_a_model_goes_on_after_a_restart"  # a test of whole models, which others see what it sees
 MOST_BYTES = 8 << 30  # of addresses, for the tests of a mutant
 #: Tests of each module, the fastest first. Those of SLOW_FILES run for a mutant that the others do not kill.
@@ -61,7 +61,7 @@ MODULES = {
         "test_cache_tier.py",
         "test_scheduler_machine.py",
     ),
-    "scheduler.py": (*SCHEDULER, "test_scheduler_machine.py"),
+    "scheduler.py": (*SCHEDULER, "test_cache_tier.py", "test_scheduler_machine.py"),
 }
 FAST = {module: tuple(file for file in files if file not in SLOW_FILES) for module, files in MODULES.items()}
 NOT_SEEN = "not seen"

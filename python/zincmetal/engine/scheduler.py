@@ -490,8 +490,6 @@ class Scheduler:
         self.pools.slots.release_all(flight.batch.slots)
         self.pools.slots.release_all(slot for _, _, slot in flight.held)
         self.pools.slots.release_all(v.before for v in flight.verifies.values() if v.before is not None)
-        flight.held.clear()
-        flight.verifies.clear()
 
     def _take(self, job: Job, output: int, choice: Any) -> None:
         """Take the token of an output: append it, tell the sink, and end the job if it is the last one."""
