@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from support.fake_executor import DTYPES, FakeExecutor
-from zincmetal.engine.batch import Builder, Drawing, describe
+from zincmetal.engine.batch import Builder, Choice, Drawing, describe, id_of
+from zincmetal.engine.flight import is_finite
 from zincmetal.engine.pages import PagePool, PoolEmptyError, StateSlots
 from zincmetal.engine.sequence import Sequence
 from zincmetal.sampling.params import SamplingParams
@@ -44,6 +45,7 @@ def test_rows_of_singles_come_first_and_outputs_are_the_first_of_them() -> None:
     table = PagePool.needed(bench.executor.n_ctx)
     assert (batch.n_rows, batch.n_single, described.n_single, batch.output) == (73, 3, 3, "argmax")
     assert described.outs.tolist() == [0, 1]
+    assert (len(bench.builder), batch.last_position) == (4, 69)
     rows = described.rows
     assert rows["token"].tolist() == [42, -1, 41, *range(70)]
     assert rows["pos"].tolist() == [0, 0, 0, *range(70)]
@@ -176,3 +178,52 @@ def test_an_empty_pool_adds_no_run_and_loses_nothing(pages: int, slots: int) -> 
     assert (sequence.submitted, sequence.slot, bench.builder.batch().runs) == (0, None, [])
     sequence.release(bench.pages, bench.slots)
     assert (bench.pages.free, bench.slots.free) == (pages, slots)
+
+
+def test_rows_of_the_block_that_drafts_change_nothing_of_their_sequences() -> None:
+    bench = Bench(max_singles=2)
+    first, second = bench.sequence(0, 99), bench.sequence(1, 99)
+    bench.builder.add(first, first.ids[:70])
+    bench.renew()
+    before = first.submitted, first.computed, first.slot
+    assert bench.builder.add_draft(first, 130, 5)
+    assert bench.builder.add_draft(second, 7, 6)
+    assert not bench.builder.add_draft(second, 8, 7), "each row is an output"
+    assert (first.submitted, first.computed, first.slot) == before
+    assert (len(first.pages), second.pages != [], second.slot) == (3, True, None)
+    batch = bench.builder.batch()
+    assert (batch.output, batch.n_rows, batch.n_single) == ("draft", 2, 2)
+    described = describe(batch, DTYPES)
+    assert described.outs.tolist() == [0, 1]
+    assert [described.rows[name].tolist() for name in ("pos", "token")] == [[130, 7], [5, 6]]
+    assert len(described.page_writes) == 2  # the third page of the first, and the first of the second
+
+
+@pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.parametrize(("most", "fits"), [(3, True), (2, False)])
+def test_a_step_writes_so_many_entries_of_page_tables(draft: bool, most: int, fits: bool) -> None:
+    bench = Bench()
+    bench.executor.max_page_writes = most
+    first, second = bench.sequence(0, 300), bench.sequence(1, 300)
+    assert bench.builder.add(first, first.ids[:64])
+    assert (bench.builder.add_draft(second, 127, 5) if draft else bench.builder.add(second, second.ids[:128])) is fits
+    assert len(bench.builder) == 1 + fits
+    assert len(bench.builder.batch().page_writes) == (3 if fits else 1)
+
+
+def test_a_step_has_so_many_outputs() -> None:
+    bench = Bench()
+    bench.executor.max_outs = 5
+    bench.renew()
+    first, second, third = (bench.sequence(seat, 300) for seat in range(3))
+    assert bench.builder.add(first, [1, 2, 3], GREEDY, GREEDY, GREEDY)
+    assert not bench.builder.add(second, [1, 2, 3], GREEDY, GREEDY, GREEDY)
+    assert bench.builder.add(second, [1, 2], GREEDY, GREEDY)
+    assert not bench.builder.add(third, [1], GREEDY)
+    assert bench.builder.add(third, [1])
+
+
+def test_an_id_is_that_of_a_record_and_of_a_tuple() -> None:
+    record = np.array([(5, 1)], [("id", "<i4"), ("n_not_finite", "<u4")])[0]
+    assert (id_of(record), id_of(Choice(6))) == (5, 6)
+    assert (is_finite(record), is_finite(Choice(6)), is_finite(Choice(-1, 3))) == (False, True, False)

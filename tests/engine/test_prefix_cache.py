@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from zincmetal.engine import prefix_cache
 from zincmetal.engine.pages import PagePool, StateSlots
 from zincmetal.engine.prefix_cache import Mark, Match, Miss, NoCache, PrefixCache
 from zincmetal.engine.sequence import common
@@ -76,9 +77,7 @@ class Lab:
         return found
 
     def release(self, found: Match) -> None:
-        self.pages.release_all(found.pages)
-        if found.slot is not None:
-            self.slots.release(found.slot)
+        found.release(self.pages, self.slots)
 
     def reused(self, ids: Sequence[int]) -> tuple[int, Miss | None]:
         found = self.match(ids)
@@ -191,6 +190,27 @@ def test_the_least_recently_used_goes_first_and_is_missed():
     assert lab.reused(IDS[4:9]) == (4, None)
 
 
+@pytest.mark.parametrize("use", [Lab.learn, Lab.reused], ids=["stored", "found"])
+def test_what_is_stored_or_found_once_more_is_used(use: Callable[[Lab, Sequence[int]], object]):
+    lab = Lab()
+    for begin in (0, 4, 8):
+        lab.learn(IDS[begin : begin + 4])
+    for begin in (4, 8, 0):
+        use(lab, IDS[begin : begin + 4])
+    for begin in (4, 8, 0):
+        assert lab.cache.evict(pages=1)
+        assert lab.reused(IDS[begin : begin + 4]) == (0, Miss("evicted"))
+
+
+def test_what_followed_a_page_that_was_filled_later_is_missed():
+    lab = Lab()
+    lab.learn(IDS[:6])
+    lab.learn(IDS[:12])
+    assert lab.cache.evict(pages=3)
+    lab.learn(IDS[:8])
+    assert lab.reused(IDS) == (8, Miss("evicted", 8))
+
+
 def test_a_chain_is_evicted_from_its_end_in_one_look():
     lab = Lab()
     lab.learn(IDS[:30])
@@ -222,12 +242,22 @@ def test_what_follows_a_page_in_use_does_not_keep_others_alive():
     assert lab.pages.free == lab.pages.size - 2
 
 
+def test_no_more_is_evicted_below_what_runs_than_is_wanted():
+    lab = Lab()
+    for ids in (IDS[:8], IDS[8:16], IDS[16:24]):
+        lab.learn(ids[:4])
+        lab.cache.store(ids, lab.compute(ids), 8)
+    free = lab.pages.free
+    assert lab.cache.evict(pages=2)
+    assert (lab.pages.free, lab.cache.n_pages) == (free + 2, 2)
+
+
 def test_of_checkpoints_the_grid_goes_first_then_old_turns_then_system_prompts():
     lab = Lab(recurrent=True)
-    lab.learn(IDS[:4], 4, mark=Mark.SYSTEM)
     lab.learn(IDS[4:8], 4, mark=Mark.TURN)
-    lab.learn(IDS[8:12], 4, mark=Mark.TURN)
     lab.learn(IDS[12:16], 4, mark=Mark.GRID)
+    lab.learn(IDS[8:12], 4, mark=Mark.TURN)
+    lab.learn(IDS[:4], 4, mark=Mark.SYSTEM)
     lab.reused(IDS[4:8])
     left = [IDS[at : at + 4] for at in (0, 4, 8, 12)]
     for gone in (3, 2, 1, 0):
@@ -245,6 +275,35 @@ def test_of_pages_those_without_a_checkpoint_go_first_and_system_prompts_last():
     for gone in (IDS[8:12], IDS[4:8], IDS[:4]):
         assert lab.cache.evict(pages=1)
         assert lab.reused(gone) == (0, Miss("evicted"))
+
+
+def test_a_page_is_worth_its_best_checkpoint():
+    lab = Lab(recurrent=True)
+    lab.learn(IDS[:4], 2, mark=Mark.SYSTEM)
+    lab.learn(IDS[:4], 3, mark=Mark.GRID)
+    lab.learn(IDS[4:8], 4)
+    for gone in (IDS[4:8], IDS[:4]):
+        assert lab.cache.evict(pages=1)
+        assert lab.reused(gone) == (0, Miss("evicted"))
+
+
+def test_so_many_evicted_pages_are_remembered(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prefix_cache, "REMEMBERED", 2)
+    lab = Lab()
+    for begin in (0, 4, 8, 12):
+        lab.learn(IDS[begin : begin + 4])
+    assert lab.cache.evict(pages=3)
+    misses = [lab.reused(IDS[begin : begin + 4])[1] for begin in (0, 4, 8)]
+    assert [miss.kind for miss in misses if miss] == ["differs", "evicted", "evicted"]
+
+
+@pytest.mark.parametrize(("n", "gone"), [(7, 1), (40, 5), (600, 64)])
+def test_a_look_through_the_tree_evicts_a_share_of_it(n: int, gone: int):
+    lab = Lab(pages=n)
+    for i in range(n):
+        lab.learn([i, 5, 5, 5])
+    assert lab.cache.evict(pages=1)
+    assert lab.pages.free == gone
 
 
 def test_what_is_evicted_is_spilled_before():
@@ -272,6 +331,41 @@ def test_the_cache_lets_go_what_a_sequence_writes():
     assert lab.slots.count(slot) == 1
     lab.cache.clear()
     assert lab.pages.count(pages[0]) == 1
+
+
+def test_the_cache_lets_go_states_alone():
+    lab = Lab(recurrent=True)
+    lab.learn(IDS[:6], 3)
+    slot = lab.state(IDS[:6])
+    lab.cache.checkpoint(IDS[:6], slot)
+    lab.cache.let_go([], slot)
+    assert lab.slots.count(slot) == 1
+    assert lab.reused(IDS) == (3, Miss("checkpoint", 6))
+
+
+@pytest.mark.parametrize("n", [3, 4, 10, 12])
+def test_what_begins_as_damaged_tokens_do_is_forgotten_with_all_that_follows(n: int):
+    lab = Lab(recurrent=True)
+    lab.learn(IDS[:12], 3, 5, 12)
+    lab.learn([*IDS[:8], 1, 2], 10)
+    others = [[*IDS[:2], 5, 6, 7], IDS[20:26]]
+    for other in others:
+        lab.learn(other, len(other))
+    lab.cache.forget(IDS[:n])
+    assert lab.reused(IDS[:12])[0] == 0
+    assert lab.reused([*IDS[:8], 1, 2])[0] == 0
+    assert [lab.reused(other) for other in others] == [(5, None), (6, None)]
+    assert (lab.cache.n_pages, lab.cache.n_checkpoints) == (4, 2)
+    assert lab.pages.size - lab.pages.free == 4
+    assert lab.slots.size - lab.slots.free == 2
+
+
+def test_a_page_that_is_not_full_is_forgotten_too():
+    lab = Lab()
+    lab.learn(IDS[:2])
+    lab.cache.forget(IDS)
+    assert lab.cache.n_pages == 0
+    lab.cache.forget(IDS)
 
 
 def test_pages_that_follow_each_other_go_together():

@@ -1,11 +1,13 @@
 """Measures how many wrong schedulers, page pools and prefix caches the tests find.
 
-    python tests/mutants/engine_mutants.py [pages.py ...] [--every N] [--again old.json] [--json out.json]
+    python tests/mutants/engine_mutants.py [pages.py ...] [--every N] [--skip K] [--again old.json] [--json out.json]
 
 A mutant is a module of ``zincmetal.engine`` with one change: a statement deleted, a condition negated, a bound moved by
 one, ``min`` and ``max`` exchanged. It lives in a fork of this process, which runs the tests of the module until one
-fails. A fork that takes too long is a mutant that hangs. ``--every N`` tries each N-th mutant alone, ``--again`` those
-that survived in an earlier report.
+fails. A test that takes too long shows a mutant that hangs.
+
+``--every N`` tries each N-th mutant alone, ``--skip K`` not the first K: so N runs with another K each try all of them.
+``--fast`` leaves the slow tests out. Then ``--again`` tries those that survived in that report, with all tests.
 
 engine_survivors.md lists the mutants that survive, each with its reason. A reason that begins with "not seen" is a
 fault that no test finds: it counts as survived. The exit code is 1 if another mutant survives.
@@ -32,25 +34,38 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import Phase, settings
 
 TESTS = Path(__file__).parents[1]
 ENGINE = TESTS.parent / "python" / "zincmetal" / "engine"
 SURVIVORS = Path(__file__).with_name("engine_survivors.md")
-SECONDS = 120  # of the processor, for the tests of a mutant
-#: Tests of each module, the fastest first.
-POOLS = ("test_page_pool.py", "test_sequence.py", "test_batch.py", "test_scheduler.py")
+SECONDS = 20  # of the processor, for one test: the slowest takes 6 without a mutant
+SLOW_FILES = ("test_step_loop.py", "test_cache_tier.py", "test_scheduler_machine.py")
+SLOW = "test_a_model_goes_on_after_a_restart"  # a test of whole models, which others see what it sees
+MOST_BYTES = 8 << 30  # of addresses, for the tests of a mutant
+#: Tests of each module, the fastest first. Those of SLOW_FILES run for a mutant that the others do not kill.
+SCHEDULER = ("test_scheduler_tells.py", "test_scheduler.py", "test_host_draws.py", "test_step_loop.py")
+POOLS = ("test_page_pool.py", "test_sequence.py", "test_batch.py", *SCHEDULER[:2])
 MODULES = {
     "pages.py": POOLS,
     "pace.py": ("test_scheduler.py",),
-    "places.py": ("test_batch.py",),
-    "flight.py": ("test_scheduler.py", "test_scheduler_machine.py"),
-    "batch.py": ("test_batch.py", "test_scheduler.py", "test_scheduler_machine.py"),
+    "places.py": ("test_places.py",),
+    "flight.py": ("test_host_draws.py", "test_batch.py", "test_scheduler.py", "test_scheduler_machine.py"),
+    "batch.py": ("test_batch.py", *SCHEDULER[:2], "test_scheduler_machine.py"),
     "prefix_tree.py": ("test_prefix_cache.py", "test_cache_tier.py"),
     "prefix_cache.py": ("test_prefix_cache.py", "test_cache_tier.py"),
     "cache_reader.py": ("test_cache_reader.py",),
-    "pools.py": (*POOLS, "test_cache_reader.py", "test_cache_tier.py", "test_scheduler_machine.py"),
-    "scheduler.py": ("test_scheduler.py", "test_step_loop.py", "test_cache_reader.py", "test_scheduler_machine.py"),
+    "pools.py": (
+        "test_room.py",
+        "test_room_below.py",
+        *SCHEDULER[:2],
+        "test_cache_reader.py",
+        "test_cache_tier.py",
+        "test_scheduler_machine.py",
+    ),
+    "scheduler.py": (*SCHEDULER, "test_cache_reader.py", "test_cache_tier.py", "test_scheduler_machine.py"),
 }
+FAST = {module: tuple(file for file in files if file not in SLOW_FILES) for module, files in MODULES.items()}
 NOT_SEEN = "not seen"
 KEYS = ("module", "line", "change")  # of a row of a report
 #: Modules that are imported anew in a fork: those of the engine, and all that import them.
@@ -189,6 +204,11 @@ class First:
     def __init__(self) -> None:
         self.name = ""
 
+    def pytest_runtest_logstart(self) -> None:
+        """Winds up the clocks that end a test."""
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(10 * SECONDS)  # waits for something that never comes
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Takes a report."""
         if report.failed and not self.name:
@@ -201,7 +221,14 @@ class First:
 
 
 def run_tests(mutant: Mutant | None, files: tuple[str, ...]) -> str:
-    """Runs tests in a fork. Returns the first that fails, "hung", or nothing."""
+    """Runs tests. Returns the first that fails, "hung", "crashed", or nothing."""
+    fast = tuple(file for file in files if file not in SLOW_FILES)
+    slow = tuple(file for file in files if file in SLOW_FILES)
+    return (fast and run_in_fork(mutant, fast)) or (slow and run_in_fork(mutant, slow)) or ""
+
+
+def run_in_fork(mutant: Mutant | None, files: tuple[str, ...]) -> str:
+    """Runs tests in a fork of this process."""
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
@@ -212,13 +239,16 @@ def run_tests(mutant: Mutant | None, files: tuple[str, ...]) -> str:
         told = pipe.read().decode()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        return "hung" if os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGALRM) else "crashed"
+        return "hung" if os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM) else "crashed"
     return told
 
 
 def _be_child(mutant: Mutant | None, files: tuple[str, ...], send: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
-    signal.alarm(10 * SECONDS)  # waits for something that never comes
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    First().pytest_runtest_logstart()  # for the imports
+    settings.register_profile("one failure is enough", phases=[Phase.generate])  # to make it small takes minutes
+    settings.load_profile("one failure is enough")
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # these tests need none of them
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
@@ -227,7 +257,7 @@ def _be_child(mutant: Mutant | None, files: tuple[str, ...], send: int) -> None:
     if mutant is not None:
         sys.meta_path.insert(0, Loader(mutant))
     first = First()
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
+    options = ["-x", "-q", "-k", f"not {SLOW}", "-p", "no:cacheprovider", "--no-header"]
     pytest.main([*options, *(str(TESTS / "engine" / file) for file in files)], plugins=[first])
     os.write(send, first.name.encode())
     os._exit(0)
@@ -251,6 +281,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", default=list(MODULES))
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--skip", type=int, default=0)
+    parser.add_argument("--fast", action="store_true", help="without the slow tests")
     parser.add_argument("--again", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -259,22 +291,25 @@ def main() -> int:
     if options.again:
         left = {tuple(map(row.get, KEYS)) for row in json.loads(options.again.read_text()) if not row["outcome"]}
     for module in options.modules:
-        if failed := run_tests(None, MODULES[module]):
+        files = FAST[module] if options.fast else MODULES[module]
+        if failed := run_tests(None, files):
             raise SystemExit(f"without a mutant {failed} fails")
         counts = [0, 0, 0]  # mutants, killed, without effect
-        for mutant in list(mutants(module, (ENGINE / module).read_text("utf-8")))[:: options.every]:
+        for mutant in list(mutants(module, (ENGINE / module).read_text("utf-8")))[options.skip :: options.every]:
             if left is not None and (module, mutant.line, mutant.change) not in left:
                 continue
             began = time.monotonic()
-            outcome = run_tests(mutant, MODULES[module])
             reason = known.get((module, mutant.line, mutant.change), "")
+            outcome = run_tests(mutant, FAST[module] if reason else files)
             same = not outcome and bool(reason) and not reason.startswith(NOT_SEEN)
             counts = [counts[0] + 1, counts[1] + bool(outcome), counts[2] + same]
-            rows.append({"module": module, "line": mutant.line, "change": mutant.change, "outcome": outcome})
+            seconds = time.monotonic() - began
+            row = {"module": module, "line": mutant.line, "change": mutant.change}
+            rows.append({**row, "outcome": outcome, "seconds": round(seconds, 1)})
             if not outcome and not reason:
                 wrong += 1
                 print(f"{module}: `{mutant.line}` | `{mutant.change}` survives", flush=True)
-            elif time.monotonic() - began > SECONDS:
+            elif seconds > 4 * SECONDS:
                 print(f"{module}: `{mutant.line}` | `{mutant.change}` is slow: {outcome}", flush=True)
             if options.json:
                 options.json.write_text(json.dumps(rows, indent=1))

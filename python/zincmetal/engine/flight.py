@@ -43,8 +43,6 @@ class Flight:
         slots.release_all(self.batch.slots)
         slots.release_all(slot for _, _, slot in self.held)
         slots.release_all(v.before for v in self.verifies.values() if v.before is not None)
-        self.held.clear()
-        self.verifies.clear()
 
 
 class State(NamedTuple):

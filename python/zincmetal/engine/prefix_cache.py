@@ -275,9 +275,9 @@ class PrefixCache:
         """Evict so many pages, or some more: leaf by leaf, the least recently used first, system prompts last."""
         nodes = list(self._root.below())
         wanted = max(wanted, min(EVICT_AT_ONCE, len(nodes) // 8))
-        leaves = [(self._worth(node), i, node) for i, node in enumerate(nodes) if self._is_free(node)]
+        leaves = [(self._worth(node), node.page, node) for node in nodes if self._is_free(node)]
         heapq.heapify(leaves)
-        freed, number = 0, len(nodes)
+        freed = 0
         while leaves and freed < wanted:
             *_, node = heapq.heappop(leaves)
             parent = node.parent
@@ -286,8 +286,7 @@ class PrefixCache:
             self._drop(node)
             freed += 1
             if parent is not None and parent is not self._root and self._is_free(parent):
-                number += 1
-                heapq.heappush(leaves, (self._worth(parent), number, parent))
+                heapq.heappush(leaves, (self._worth(parent), parent.page, parent))
         return freed
 
     def _evict_below_running(self, wanted: int) -> int:

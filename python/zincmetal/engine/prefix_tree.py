@@ -71,7 +71,11 @@ class Node:
         """Replace page and tokens by those of a page that begins with the same tokens and has more."""
         self.tokens, self.page = tokens, page
         self.key = hash((self.parent.key if self.parent else 0, tokens))
-        self.digest = None
+
+    def fitting(self, ids: Sequence[int]) -> list[Checkpoint]:
+        """Return the checkpoints after tokens with which ``ids`` begin. They begin with the tokens before the page."""
+        agreed = self.first + common(self.tokens, ids[self.first : self.first + len(self.tokens)])
+        return [checkpoint for checkpoint in self.checkpoints.values() if checkpoint.length <= agreed]
 
     def below(self) -> Iterator[Node]:
         """Yield all nodes below this one, parents first."""
@@ -85,18 +89,11 @@ class Node:
 def deepest_checkpoint(path: Sequence[Step], ids: Sequence[int]) -> Checkpoint | None:
     """Return the checkpoint of the longest prefix of ``ids`` that has one. Its page may be a sibling of the path's."""
     for node, _ in reversed(path):
-        parent = node.parent
-        assert parent is not None
-        best = None
-        for sibling in parent.children[node.tokens[0]]:
-            if not sibling.checkpoints:
-                continue
-            agreed = sibling.first + common(sibling.tokens, ids[sibling.first : sibling.first + len(sibling.tokens)])
-            fitting = [length for length in sibling.checkpoints if length <= agreed]
-            if fitting and (best is None or max(fitting) > best.length):
-                best = sibling.checkpoints[max(fitting)]
-        if best:
-            return best
+        assert node.parent is not None
+        alike = node.parent.children[node.tokens[0]]
+        fitting = [each for sibling in alike if sibling.checkpoints for each in sibling.fitting(ids)]
+        if fitting:
+            return max(fitting, key=lambda checkpoint: checkpoint.length)
     return None
 
 
