@@ -10,7 +10,7 @@ KERNELS := tests/kernels tests/csrc tests/check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/csrc/msl/probes -type f -not -name '*.pyc')
 
 .PHONY: demo test test-metal-double test-metal-kernels test-msl-third-party test-schemas test-draws test-gemma3 test-page \
-  test-clients test-agents test-ray test-soak soak test-cuda fuzz sanitize sbom audit sdist sanitize-cuda mutants mutants-engine lint types kernels-cuda bench docs \
+  test-clients test-agents test-ray test-soak soak test-cuda fuzz sanitize coverage sbom audit sdist sanitize-cuda mutants mutants-engine lint types kernels-cuda bench docs \
   notebooks clean help test-templates test-serve test-kernels
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make sanitize-cuda run compute-sanitizer over every kernel family, and over faults that it must find"
 	@echo "make fuzz          fuzz what strangers give (files, plans, text, templates, calls, bodies) for ten minutes (FUZZ=N seconds)"
 	@echo "make sanitize      run tests of core, scheduler and models under AddressSanitizer, UBSan, LeakSanitizer and ThreadSanitizer"
+	@echo "make coverage      count the lines and branches that tests run: the package by room, the core by folder (COVERED=python)"
 	@echo "make sbom audit sdist   list what is shipped; look for known faults in it; build the source twice, byte for byte"
 	@echo "make test-soak     send a million requests to the server (SOAK=N for another number)"
 	@echo "make soak          that, and an hour of clients on a real model (SOAK_SECONDS=86400 for a day)"
@@ -127,6 +128,12 @@ fuzz: $(VENV)/.installed $(VENV)/.dev $(VENV)/.fuzz
 KIND ?= address thread
 sanitize: $(VENV)/.demo $(VENV)/.dev
 	@for kind in $(KIND); do PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/sanitize.py $$kind || exit 1; done
+
+# Four cases of each test, without kernels and whole models. The core is built once more, in build/sanitize-coverage.
+# What a process does that ends by a signal, or is started without site-packages (templates), is not counted.
+COVERED ?= python core
+coverage: $(VENV)/.installed $(VENV)/.demo $(VENV)/.dev $(VENV)/.coverage
+	@for part in $(COVERED); do PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/covered.py $$part || exit 1; done
 
 # CycloneDX: the package, what it needs at run time, and the libraries of the chat page.
 sbom: $(VENV)/.installed
@@ -276,6 +283,11 @@ $(VENV)/.ray: $(VENV)/.build pyproject.toml
 $(VENV)/.fuzz: $(VENV)/.build pyproject.toml
 	@echo "== atheris"
 	$(call INSTALL_EXTRA,fuzz)
+
+$(VENV)/.coverage: $(VENV)/.build
+	@echo "== coverage"
+	@$(PIP) install 'coverage>=7.10'
+	@touch $@
 
 $(VENV)/.audit: $(VENV)/.build
 	@echo "== pip-audit"

@@ -1,16 +1,19 @@
 """Fuzzes each harness for a share of the time: ``python .ci/fuzz.py SECONDS [NAME ...]``. It needs atheris.
 
 The C++ harness is built if there is a clang++ with libFuzzer. Inputs are kept in ``build/fuzz``, and with them the
-number of executions so far. An input that fails is named, and the exit status is 1.
+number of executions so far. As many harnesses run at once as there are cores. An input that fails is named, and the
+exit status is 1.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from tree import ROOT, environment
 
@@ -21,7 +24,8 @@ from support.fuzz import NAMES
 FOLDER = ROOT / "build" / "fuzz"
 HOST = "host_maps"  # tests/fuzz/host.cpp
 LIMITS = ["-timeout=10", "-rss_limit_mb=1024", "-len_control=20"]
-LENGTHS = {"gguf_files": 4096, HOST: 300}
+#: Bytes of an input: 2,048, or as many as a harness reads.
+LENGTHS = {"gguf_files": 4096, "hostile_plans": 512, "cache_files": 1024, "scheduling": 512, HOST: 300}
 
 
 def command(name: str) -> list[str]:
@@ -59,13 +63,17 @@ def main(seconds: int, chosen: list[str]) -> int:
     file = FOLDER / "executions.json"
     total: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
     wrong = 0
-    for name in names:
-        count, failed = fuzz(name, max(1, seconds // len(names)))
-        total[name] = total.get(name, 0) + count
-        file.write_text(json.dumps(total, indent=1) + "\n")
-        print(f"{name:16} {count:>10,} executions, {total[name]:>12,} so far{' FAILED' if failed else ''}", flush=True)
-        print(failed, end="")
-        wrong += bool(failed)
+    at_once = min(len(names), os.cpu_count() or 1)
+    with ThreadPoolExecutor(at_once) as pool:
+        done = pool.map(lambda name: fuzz(name, max(1, seconds * at_once // len(names))), names)
+        for name, (count, failed) in zip(names, done, strict=True):
+            total[name] = total.get(name, 0) + count
+            file.write_text(json.dumps(total, indent=1) + "\n")
+            print(
+                f"{name:16} {count:>10,} executions, {total[name]:>12,} so far{' FAILED' if failed else ''}", flush=True
+            )
+            print(failed, end="")
+            wrong += bool(failed)
     return int(wrong > 0)
 
 

@@ -6,9 +6,15 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "python"
 
 
-def environment(package: Path = ROOT / "python", **more: str) -> dict[str, str]:
-    """Variables of a Python that imports the package from a folder, and the tests' helpers and the benches."""
-    folders = [str(package), str(ROOT / "tests"), str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
+def environment(package: Path | None = None, **more: str) -> dict[str, str]:
+    """Variables of a Python that imports the package from a folder, and the tests' helpers and the benches.
+
+    Without a folder it is the installed package, or that of the sources if a core was copied beside it.
+    """
+    if package is None and any((SOURCES / "zincmetal").glob("_host*.so")):
+        package = SOURCES
+    folders = [str(package or ""), str(ROOT / "tests"), str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(filter(None, folders))}

@@ -34,7 +34,9 @@ endif()
 if(ZINCMETAL_SANITIZE)
   set(ISAS plain)
   set_source_files_properties(csrc/cpu/native/register.cpp PROPERTIES COMPILE_DEFINITIONS NATIVE_ONLY_PLAIN=1)
-  list(APPEND MSL_OPTIONS -O0)  # replaced by native versions: only what compiles soon
+  if(NOT ZINCMETAL_SANITIZE STREQUAL "coverage")  # which takes the kernels as any build has them
+    list(APPEND MSL_OPTIONS -O0)  # replaced by native versions: only what compiles soon
+  endif()
   # Fibres change stacks, which the tools do not know; the checked build watches what runs on them.
   set_source_files_properties(${MSL_SOURCES} PROPERTIES COMPILE_OPTIONS "-fno-sanitize=address;-fno-sanitize=thread")
 endif()
@@ -44,7 +46,7 @@ foreach(isa IN LISTS ISAS)
   target_include_directories(native_${isa} PRIVATE csrc kernels)
   target_compile_definitions(native_${isa} PRIVATE NATIVE_ISA=${isa})
   target_compile_options(native_${isa} PRIVATE -Wall -Wextra -Wno-psabi -O2 -fno-math-errno -fno-trapping-math ${ISA_${isa}})
-  if(ZINCMETAL_SANITIZE STREQUAL "address")
+  if(NOT ZINCMETAL_SANITIZE STREQUAL "thread")
     zinc_sanitize(native_${isa})
   endif()
   list(APPEND NATIVE_OBJECTS $<TARGET_OBJECTS:native_${isa}>)

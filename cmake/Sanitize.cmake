@@ -1,4 +1,5 @@
 # Instruments targets for `make sanitize`. ZINCMETAL_SANITIZE is "address", with undefined behaviour, or "thread".
+# For `make coverage` it is "coverage", which counts how often each line runs.
 # Python itself is not instrumented, so the sanitizer's library must be preloaded (.ci/sanitize.py). Of the native
 # kernels there is the plain version alone: the others take an hour to compile so. Kernels from Metal text are left as
 # they are, since ZINCMETAL_CHECKED checks every access and race of theirs. "thread" is for the core, its pool and its
@@ -7,8 +8,10 @@ if(ZINCMETAL_SANITIZE STREQUAL "address")
   set(SANITIZE_FLAGS -fsanitize=address,undefined -fno-sanitize-recover=all)
 elseif(ZINCMETAL_SANITIZE STREQUAL "thread")
   set(SANITIZE_FLAGS -fsanitize=thread)
+elseif(ZINCMETAL_SANITIZE STREQUAL "coverage")
+  set(SANITIZE_FLAGS --coverage -fprofile-update=atomic -O1)
 elseif(ZINCMETAL_SANITIZE)
-  message(FATAL_ERROR "ZINCMETAL_SANITIZE is \"${ZINCMETAL_SANITIZE}\"; it takes address or thread")
+  message(FATAL_ERROR "ZINCMETAL_SANITIZE is \"${ZINCMETAL_SANITIZE}\"; it takes address, thread or coverage")
 endif()
 function(zinc_sanitize target)
   if(ZINCMETAL_SANITIZE)

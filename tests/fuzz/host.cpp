@@ -22,6 +22,9 @@ struct Opened {
     size_t least;  // bytes that the file has had ever since
 };
 
+// Files in memory that no map has: the system takes longer to make one than for all else.
+std::vector<int>& spare = *new std::vector<int>;
+
 void check(bool held) {
     if (!held) abort();
 }
@@ -34,6 +37,19 @@ void read_at(const Opened& opened, size_t at) {
     const size_t kept = (opened.least + page - 1) / page * page;
     if (at >= kept) check(seen == 0);
     if (opened.least >= bytes) check(!opened.map->damage().damaged);
+}
+
+int empty_file() {
+    if (spare.empty()) return memfd_create("fuzz", 0);
+    const int fd = spare.back();
+    spare.pop_back();
+    check(ftruncate(fd, 0) == 0);
+    return fd;
+}
+
+void give_up(const Opened& one) {
+    one.map->close();
+    spare.push_back(one.fd);
 }
 
 void resize(std::vector<Opened>& all, Opened& one, size_t bytes) {
@@ -50,7 +66,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t n) {
         const size_t value = size_t(data[i + 1]) << 8 | data[i + 2];
         const uint8_t what = data[i] % 6;
         if (what == 0 && all.size() < N_MAPS) {
-            const int fd = memfd_create("fuzz", 0);
+            const int fd = empty_file();
             const size_t bytes = value % MOST_BYTES + 1;
             check(fd >= 0 && ftruncate(fd, off_t(bytes)) == 0);
             auto* map = zinc::GuardedMap::open(fd, bytes, "fuzz");
@@ -64,14 +80,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t n) {
         if (what == 3) resize(all, one, value % MOST_BYTES);
         if (what == 4 && one.least) check(pwrite(one.fd, &byte, 1, off_t(value % one.least)) == 1);
         if (what == 5) {
-            one.map->close();
-            close(one.fd);
+            give_up(one);
             all.erase(all.begin() + (&one - all.data()));
         }
     }
-    for (const Opened& one : all) {
-        one.map->close();
-        close(one.fd);
-    }
+    for (const Opened& one : all) give_up(one);
     return 0;
 }

@@ -177,3 +177,17 @@ def test_divisors_of_frequencies_are_positive(wrong: float, tmp_path: Path) -> N
         raw.write(np.float32(wrong).tobytes())
     with gguf.open(path) as file, pytest.raises(GGUFError, match=r"rope_freqs.weight has values that are not positive"):
         Planner(file, TARGET)
+
+
+def test_divisors_are_counted_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def data(file: gguf.File, name: str) -> None:
+        raise AssertionError(f"{name} is read, which may be a hole of any size")
+
+    with gguf.open(FAMILIES / "llama-llama3rope.gguf") as file:
+        tensor = file.tensors["rope_freqs.weight"]
+        many = replace(tensor, shape=(1 << 33,), nbytes=tensor.type.nbytes((1 << 33,)))
+        table = {**file.tensors, tensor.name: many}
+        with_hole = gguf.File(file.path, file.parts, file.metadata, table)
+        monkeypatch.setattr(gguf.File, "data", data)
+        with pytest.raises(GGUFError, match=r"rope_freqs.weight has 8589934592 values, not 16"):
+            Planner(with_hole, TARGET)

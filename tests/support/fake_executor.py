@@ -24,8 +24,7 @@ from zincmetal.sampling.draws import unpacked
 from zincmetal.sampling.noise import NoiseSource
 from zincmetal.sampling.params import SamplingParams
 
-Place = tuple[int | str, int]  # (page, position in it), or ("slot", slot)
-Touched = tuple[object, set[Place], set[Place]]  # a sequence, the places that its run reads, and those that it writes
+Touched = tuple[object, int, int]  # a sequence, the places (bits) that its run reads, and those that it writes
 
 PAGE = PagePool.PAGE
 VOCAB = 1000
@@ -86,6 +85,8 @@ def expected(
 ) -> list[int]:
     """The n tokens after ``ids`` of a sequence that is alone. Ends after an end token, or with -1."""
     made, eog = list(ids), set(eog)
+    seen = np.empty((len(made) + n, 2), np.int64)
+    seen[: len(made), 0], seen[:, 1] = made, np.arange(len(seen))
     source = NoiseSource(params.seed) if params.temperature else None
     state = 0
     for position, token in enumerate(made[:-1]):
@@ -93,12 +94,21 @@ def expected(
     for _ in range(n):
         length = len(made)
         state = state_after(state, made[-1], length - 1) if recurrent else 0
-        seen = np.stack([np.asarray(made, np.int64), np.arange(length, dtype=np.int64)], 1)
+        seen[length - 1, 0] = made[-1]
         draw = (float(np.float32(params.temperature)), source.at(length).key if source else 0)
-        made.append(chosen(seen, state, draw, damaged))
+        made.append(chosen(seen[:length], state, draw, damaged))
         if made[-1] < 0 or made[-1] in eog:
             break
     return made[len(ids) :]
+
+
+def places(pages: Sequence[int], begin: int, end: int) -> int:
+    """Places of these positions in a pool of pages: a bit for each, PAGE bits for a page."""
+    found = 0
+    for i in range(begin // PAGE, PagePool.needed(end)):
+        first, last = max(begin - i * PAGE, 0), min(end - i * PAGE, PAGE)
+        found |= ((1 << last) - (1 << first)) << pages[i] * PAGE
+    return found
 
 
 class FakeExecutor:
@@ -199,13 +209,13 @@ class FakeExecutor:
     def _touched(self, batch: Batch) -> list[Touched]:
         """By run: its sequence, the places that it reads, and those that it writes."""
         found = list[Touched]()
+        slots = self.pages_most * PAGE  # their bits stand above those of pages
         for run in batch.runs:
             pages = run.sequence.pages
-            place = [(pages[p // PAGE], p % PAGE) for p in range(run.end)]
-            reads, writes = set[Place](place), set[Place](place[run.begin :])
+            reads, writes = places(pages, 0, run.end), places(pages, run.begin, run.end)
             if self.recurrent:
-                reads |= {("slot", run.slot)} if run.begin else set()
-                writes.add(("slot", run.slot_out))
+                reads |= 1 << slots + run.slot if run.begin else 0
+                writes |= 1 << slots + run.slot_out
             found.append((run.sequence, reads, writes))
         return found
 
@@ -224,27 +234,27 @@ class FakeExecutor:
     def _step(self, described: Described, drawings: list[Drawing], batch: Batch) -> None:
         rows, before, outs = described.rows, self.last, {int(out) for out in described.outs}
         self.now += self.seconds(len(rows))
-        for write in described.page_writes:
-            self.tables[write["at"]] = write["page"]
+        self.tables[described.page_writes["at"]] = described.page_writes["page"]
         old_states = list(self.states)
         ends: dict[int, tuple[NDArray[np.int64], int]] = {}
+        tokens = [before[-1 - token] if token < 0 else token for token in rows["token"].tolist()]
+        positions, tables, slots = rows["pos"].tolist(), rows["pages"].tolist(), rows["slot"].tolist()
+        numbers = self.tables[rows["pages"] + rows["pos"] // PAGE]
+        entries = np.stack([np.array(tokens, np.int64), rows["pos"]], 1)
         at = 0
         while at < len(rows):
-            end = int(rows[at]["end"])
-            assert rows[at]["begin"] == at
-            state = 0 if rows[at]["pos"] == 0 or not self.recurrent else old_states[rows[at]["slot"]]
+            end = int(rows["end"][at])
+            assert rows["begin"][at] == at
+            self.keys[numbers[at:end], rows["pos"][at:end] % PAGE] = entries[at:end]
+            state = 0 if positions[at] == 0 or not self.recurrent else old_states[slots[at]]
             for t in range(at, end):
-                row = rows[t]
-                pos, token = int(row["pos"]), int(row["token"])
-                token = before[-1 - token] if token < 0 else token
-                table = self.tables[int(row["pages"]) :]
-                self.keys[table[pos // PAGE], pos % PAGE] = token, pos
-                state = state_after(state, token, pos) if self.recurrent else 0
+                state = state_after(state, tokens[t], positions[t]) if self.recurrent else 0
                 if t in outs:
-                    numbers = table[: PagePool.needed(pos + 1)]
-                    ends[t] = self.keys[numbers].reshape(-1, 2)[: pos + 1].copy(), state
+                    length = positions[t] + 1
+                    table = self.tables[tables[t] : tables[t] + PagePool.needed(length)]
+                    ends[t] = self.keys[table].reshape(-1, 2)[:length].copy(), state
             if self.recurrent:
-                self.states[int(rows[at]["slot_out"])] = state
+                self.states[int(rows["slot_out"][at])] = state
             at = end
         self.last = []
         for i, out in enumerate(described.outs):

@@ -327,9 +327,9 @@ def _divisors(file: gguf.File, name: str, n_rot: int) -> NDArray[np.float32] | N
         return None
     if tensor.type not in (F32, F16, BF16):
         raise GGUFError(f"tensor {name} is {tensor.type.name}; it must be f32, f16 or bf16")
+    if prod(tensor.shape) != n_rot // 2:  # before they are read: a file with a hole may have any number of them
+        raise GGUFError(f"tensor {name} has {prod(tensor.shape)} values, not {n_rot // 2}")
     divisors = dequantize(tensor.type, file.data(name), tensor.shape).ravel()
-    if divisors.size != n_rot // 2:
-        raise GGUFError(f"tensor {name} has {divisors.size} values, not {n_rot // 2}")
     if not (np.isfinite(divisors) & (divisors > 0)).all():
         raise GGUFError(f"tensor {name} has values that are not positive numbers: frequencies are divided by them")
     return divisors

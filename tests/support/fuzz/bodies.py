@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from support.asgi import JSON, ask
 from support.fuzz.reading import Reading, spelled
@@ -15,6 +17,8 @@ from support.scripted import Reply as Answer
 from support.scripted import ScriptedModels, scripted
 from zincmetal.serve.app import make_app
 from zincmetal.serve.serving import Serving
+
+T = TypeVar("T")
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
@@ -53,11 +57,25 @@ WORDS = (
 )
 
 
+class _Here(ThreadPoolExecutor):
+    """Executor that runs a job at once, in the thread that asks: a change of threads takes longer than most jobs."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 @cache
 def _server() -> tuple[Any, Serving, asyncio.AbstractEventLoop]:
     folder = Path(tempfile.mkdtemp(prefix="zincmetal-fuzz-"))
     serving = Serving(ScriptedModels([scripted(folder, lambda prompt, given: Answer("hello"), "tiny")]))
-    return make_app(serving), serving, asyncio.new_event_loop()
+    loop = asyncio.new_event_loop()
+    loop.set_default_executor(_Here())
+    return make_app(serving), serving, loop
 
 
 def run(data: bytes) -> None:

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from support.fake_executor import VOCAB, FakeExecutor
+from support.fuzz.memory import FOLDER
 from support.fuzz.reading import Reading
 from support.scheduler_lab import Recorded
 from zincmetal.engine.cache_folder import HEADER, MAGIC, CacheFolder
@@ -79,7 +80,7 @@ def run(data: bytes) -> None:
     given = Reading(data)
     recurrent = bool(given.byte() & 1)
     files, tokens = _written(recurrent)
-    root = Path(tempfile.mkdtemp(prefix="zincmetal-fuzz-"))
+    root = Path(tempfile.mkdtemp(prefix="zincmetal-fuzz-", dir=FOLDER))
     folder = root / MODEL.hex()
     try:
         folder.mkdir()

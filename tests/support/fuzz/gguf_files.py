@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 
 from support import gguf_builder as b
+from support.fuzz.memory import FOLDER
 from support.fuzz.reading import check_message
 from support.paths import DATA
 from zincmetal import gguf
 from zincmetal.errors import GGUFError
 from zincmetal.gguf import quants
 
-_FILE = tempfile.NamedTemporaryFile()  # noqa: SIM115 - for all runs
+_FILE = tempfile.NamedTemporaryFile(dir=FOLDER)  # noqa: SIM115 - for all runs
 
 
 def run(data: bytes) -> None:
     """Read everything in a file of these bytes."""
-    _FILE.truncate(0)
-    _FILE.seek(0)
-    _FILE.write(data)
-    _FILE.flush()
+    os.pwrite(_FILE.fileno(), data, 0)
+    os.truncate(_FILE.fileno(), len(data))
     try:
         with gguf.open(_FILE.name) as file:
             for key in file.metadata:

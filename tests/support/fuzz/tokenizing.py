@@ -39,6 +39,12 @@ def _good() -> tuple[Tokenizer, ...]:
     )
 
 
+@cache
+def _base(bytes_alone: bool) -> dict[str, Any]:
+    """Metadata to change: a copy of its own for each run."""
+    return byte_level([("a", "b")], SPECIAL) if bytes_alone else sentencepiece({"a": -1.0}, SPECIAL)
+
+
 def _kept(which: int, text: str) -> str:
     """What a tokenizer keeps of a text: no MARK; Qwen2's is in form NFC; SentencePiece's letter for a space is "▁"."""
     text = text.replace(MARK, "\ufffd")
@@ -66,7 +72,7 @@ def _value(data: Reading) -> Any:
 
 def _hostile(data: Reading) -> None:
     """Build a tokenizer from any keys, and use it if it is taken."""
-    meta = byte_level([("a", "b")], SPECIAL) if data.byte() & 1 else sentencepiece({"a": -1.0}, SPECIAL)
+    meta = dict(_base(bool(data.byte() & 1)))
     for _ in range(data.byte() % 5):
         key = f"tokenizer.ggml.{data.one(KEYS)}"
         value = _value(data)

@@ -225,6 +225,18 @@ def test_a_key_may_be_cut_inside_of_its_end() -> None:
     assert _calls(glm, f"<tool_call>get_weather\n{text}") == [("get_weather", {"city": "a\n", "days": 2})]
 
 
+@pytest.mark.parametrize("n", [1, 127, 128, 129, 159, 160, 161, 300])
+def test_a_name_of_any_length_is_read_the_same_however_it_is_cut(n: int) -> None:
+    lfm2 = next(_format(form) for form in FORMS if form.name == "lfm2")
+    for call in (f'get_weather({"c" * n}="a")', f'get_weather(city{" " * n}="a")', f'{"g" * n}(city="a")'):
+        text = f"<|tool_call_start|>[{call}]<|tool_call_end|>"
+        whole = events_of(lfm2, [text])
+        assert events_of(lfm2, list(text)) == whole
+        checked(whole)
+    assert _calls(lfm2, f'<|tool_call_start|>[{"g" * 160}(city="a")]') == [("g" * 160, {"city": "a"})]
+    assert _calls(lfm2, f'<|tool_call_start|>[get_weather({"c" * 128}="a")]') == [("get_weather", {"c" * 128: "a"})]
+
+
 def test_a_call_in_open_reasoning_ends_it() -> None:
     text = 'Hm.\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>\nDone.'
     assert checked(events_of(HERMES, text, "<think>\n")) == ("Hm.", "Done.", [("now", {})])

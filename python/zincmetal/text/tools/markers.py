@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 
 class Markers:
     """Set of markers, such as ``<tool_call>``. Where one begins with another, the longer one counts."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._texts = sorted({text for text in texts if text}, key=lambda text: (-len(text), text))
-        self._any = re.compile("|".join(map(re.escape, self._texts)) or r"(?!)")
-        firsts = "".join(re.escape(first) for first in sorted({text[0] for text in self._texts}))
-        self._first = re.compile(f"[{firsts}]" if firsts else r"(?!)")
+        self._texts, self._any, self._first = _patterns(frozenset(filter(None, texts)))
         self._longest = max(map(len, self._texts), default=1)
 
     def find(self, text: str, final: bool = False) -> tuple[int, str]:
@@ -39,6 +37,18 @@ class Markers:
                 return at
             at += 1
         return len(text)
+
+
+@lru_cache(maxsize=128)  # each answer of a model asks for the same
+def _patterns(texts: frozenset[str]) -> tuple[list[str], re.Pattern[str], re.Pattern[str]]:
+    """Return the texts, the longest first, and patterns that find any of them and the first letter of any."""
+    ordered = sorted(texts, key=lambda text: (-len(text), text))
+    firsts = "".join(re.escape(first) for first in sorted({text[0] for text in ordered}))
+    return (
+        ordered,
+        re.compile("|".join(map(re.escape, ordered)) or r"(?!)"),
+        re.compile(f"[{firsts}]" if firsts else r"(?!)"),
+    )
 
 
 def begins(text: str, marker: str) -> bool | None:

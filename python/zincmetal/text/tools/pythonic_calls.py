@@ -11,9 +11,12 @@ from .markers import begins
 from .observers import Passing
 from .shape import CallShape
 
+# Names have a longest length, or a long text would wait for its "(" or "=" for ever. What is read must not depend on
+# where it is cut, so a longer name is none also where it comes at once.
+_LONGEST_HEAD = 160
 _HEAD = re.compile(r"(?:\w+\s*=\s*)?(?P<name>[A-Za-z_][\w.-]*)\s*")
-_IN_HEAD = re.compile(r"[\w.=\s-]{0,160}")
-_KEY = re.compile(r"([^\W\d][\w.-]*)\s*=(?!=)")
+_IN_HEAD = re.compile(rf"[\w.=\s-]{{0,{_LONGEST_HEAD}}}")
+_KEY = re.compile(r"([^\W\d][\w.-]{0,127})\s{0,16}=(?!=)")
 _MAY_BE_KEY = re.compile(r"[^\W\d][\w.-]{0,127}\s{0,16}=?")
 _METHOD = ".call"  # Llama's own tools: brave_search.call(query="…")
 
@@ -60,7 +63,7 @@ class PythonicCall:
     # --- states: each takes text and returns what it leaves of it, or None if it needs more
 
     def _in_head(self, text: str) -> str | None:
-        at = text.find("(")
+        at = text.find("(", 0, _LONGEST_HEAD + 1)
         if at < 0 and _IN_HEAD.fullmatch(text):
             self._held = text
             return None
