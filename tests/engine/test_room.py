@@ -324,8 +324,8 @@ def test_host_memory_has_a_limit_and_is_given_back(monkeypatch: pytest.MonkeyPat
     for job in jobs[:3]:
         bench.pools.move_out(job, 1.0)
     assert [job.saved is not None for job in jobs] == [True, True, False, False]
-    bench.pools.forget_saved(jobs[0])
-    bench.pools.forget_saved(jobs[0])
+    bench.pools.forget_copies_for(jobs[0])
+    bench.pools.forget_copies_for(jobs[0])
     bench.pools.move_out(jobs[3], 1.0)
     assert [job.saved is not None for job in jobs] == [False, True, False, True]
     bench.pools.forget_copies(None)

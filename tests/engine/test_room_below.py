@@ -19,15 +19,18 @@ class Lower:
         self.noted: list[list[int]] = []
         self.forgotten: list[list[int]] = []
         self.evicted: list[tuple[int, int]] = []
+        self.released: list[object] = []
         self.left = 0  # turns to copy
         self.fails = False
 
-    def find(self, ids: list[int]) -> object | None:
+    @property
+    def wanted(self) -> list[str]:
+        return ["page"] * self.n + ["state"] * self.states
+
+    def find(self, ids: list[int]) -> Lower | None:
         return self if len(ids) >= self.n * PAGE else None
 
-    def bring(self, ids: list[int], take: Callable[[bool], int | None], pools: Any) -> str:
-        if not self.find(ids):
-            return ""
+    def bring(self, ids: list[int], take: Callable[[bool], int | None], pools: Any, whole: bool) -> tuple[str, bool]:
         taken = [take(True) for _ in range(self.n)]
         pages = [page for page in taken if page is not None]
         slot = take(False) if self.states else None
@@ -38,7 +41,10 @@ class Lower:
             self.bench.cache.checkpoint(ids[:length], slot)
             self.bench.slots.release(slot)
         self.bench.pages.release_all(pages)
-        return "host" if pages and (slot is not None) == self.states else ""
+        return "host" if pages and (slot is not None) == self.states else "", False
+
+    def release(self, owner: object = None) -> None:
+        self.released.append(owner)
 
     def evict(self, pages: int, slots: int) -> bool:
         self.evicted.append((pages, slots))
@@ -68,14 +74,21 @@ def over(n: int = 2, states: bool = False, **options: Any) -> tuple[Bench, Lower
     return bench, tier
 
 
+def admitted(bench: Bench, job: Any, running: list[Any]) -> bool:
+    """Brings what the tier has, and lets a job run. Returns whether it runs."""
+    assert not bench.pools.bring(job, running)
+    return bench.pools.admit(job, running)
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_a_prompt_takes_over_what_the_tier_has(recurrent: bool) -> None:
-    bench, _ = over(states=recurrent, recurrent=recurrent)
+    bench, tier = over(states=recurrent, recurrent=recurrent)
     job = bench.job(list(range(200)))
     assert bench.pools.wants_idle(job)
-    assert bench.pools.admit(job, [])
+    assert admitted(bench, job, [])
     assert (job.sequence.computed, job.stats.reused, job.stats.source) == (128, 128, "host")
     assert len(job.sequence.pages) == 2
+    assert tier.released == [job]
     assert bench.pages.size - bench.pages.free == 2
 
 
@@ -87,14 +100,14 @@ def test_a_prompt_takes_over_nothing_while_steps_are_in_flight_nor_anew() -> Non
     assert [bench.pools.wants_idle(job) for job in (short, anew, started)] == [False] * 3
     assert bench.pools.admit(bench.job(list(range(200))), [], idle=False)
     for job, computed in ((anew, 0), (started, 50)):
-        assert bench.pools.admit(job, [])
+        assert admitted(bench, job, [])
         assert job.sequence.computed == computed
 
 
 def test_what_the_tier_brings_makes_pools_grow_beside_a_page_for_each_running_job() -> None:
     bench, tier = over(recurrent=False, pages=2, pages_most=9)
     job = bench.job([7] * 200, 1)
-    assert bench.pools.admit(job, [bench.running(PAGE)])
+    assert admitted(bench, job, [bench.running(PAGE)])
     assert job.sequence.computed == 128
     assert not tier.evicted
     assert bench.executor.asked == [(4, 0)]
@@ -104,7 +117,7 @@ def test_what_the_tier_brings_takes_the_place_of_what_is_cached() -> None:
     bench, tier = over(1, recurrent=False, pages=2, pages_most=2)
     bench.cached(2 * PAGE, first=500)
     job = bench.job(list(range(100)))
-    assert bench.pools.admit(job, [])
+    assert admitted(bench, job, [])
     assert (job.sequence.computed, job.stats.source) == (64, "host")
     assert tier.evicted == [(1, 0)]
 
@@ -113,7 +126,7 @@ def test_what_the_tier_brings_takes_the_place_of_what_is_cached() -> None:
 def test_states_that_the_tier_brings_leave_a_slot_for_each_running_job(slots: int, brought: bool) -> None:
     bench, _ = over(states=True, slots=slots, slots_most=slots)
     job = bench.job([7] * 200, 1)
-    assert bench.pools.admit(job, [bench.running(PAGE)])
+    assert admitted(bench, job, [bench.running(PAGE)])
     assert bool(bench.cache.points) is brought
     assert bool(job.sequence.computed) is brought
     assert bench.cache.stored
@@ -123,7 +136,7 @@ def test_states_that_the_tier_brings_take_the_place_of_states_alone() -> None:
     bench, tier = over(states=True, slots=1, slots_most=1)
     bench.cached(PAGE, first=500)
     job = bench.job(list(range(200)))
-    assert bench.pools.admit(job, [])
+    assert admitted(bench, job, [])
     assert job.sequence.computed == 128
     assert tier.evicted == [(0, 1)]
     assert len(bench.cache.stored) == 2

@@ -277,8 +277,11 @@ class Pending:
     def find(self, ids: list[int]) -> None:
         return None
 
-    def bring(self, *_: object) -> str:
-        return ""
+    def fetching(self, *_: object) -> bool:
+        return False
+
+    def release(self, owner: object = None) -> None:
+        pass
 
     def evict(self, pages: int, slots: int) -> bool:
         return False
