@@ -163,8 +163,12 @@ def test_a_prompt_may_end_while_its_file_is_read(tmp_path: Path, recurrent: bool
     lab.scheduler.step()
     assert sink_of(prompt).ends == 1
     assert sink_of(prompt).reason == "cancelled" or isinstance(sink_of(prompt).error, DeadlineError)
-    assert lab.tier.pinned == 0
     lab.gate.give()
+    stopped, reader = threading.Event(), lab.tier.reader
+    assert reader
+    assert reader.begin([], stopped.set)
+    assert stopped.wait(TIMEOUT)
+    assert sum(lab.gate.loads.values()) == 1  # the others are not read
     lab.run()
     lab.check(other)
     lab.check_owners()
@@ -338,6 +342,26 @@ def test_what_was_read_is_held_until_there_is_room(tmp_path: Path, recurrent: bo
     lab.check_owners()
 
 
+def test_what_is_held_is_given_up_when_it_is_taken_or_its_prompt_ends(tmp_path: Path, recurrent: bool):
+    lab = gated(tmp_path, recurrent, host=0, pages=7, pages_most=7, slots=6, slots_most=6)
+    lab.gate.give()
+    other = lab.submit(B[:100], 60)
+    lab.until(lambda: sink_of(other).tokens)
+    prompt = lab.submit(PROMPT)
+    lab.until(lambda: lab.tier.pinned)
+    lab.scheduler.cancel(prompt)
+    lab.scheduler.step()
+    assert lab.tier.pinned == 0
+    lab.run()
+    prompt = lab.submit(PROMPT, 20)
+    lab.until(lambda: sink_of(prompt).tokens)
+    assert not sink_of(prompt).ends
+    assert lab.tier.pinned == 0
+    lab.run()
+    assert reused(prompt) == (whole(recurrent), "disk")
+    lab.check_owners()
+
+
 def test_entries_are_held_for_one_prompt_at_a_time(recurrent: bool):
     """A sequence that was moved out comes before one that waits for its files."""
     lab = QueueLab(FakeExecutor(recurrent=recurrent), host=0)
@@ -361,6 +385,11 @@ def test_entries_are_held_for_one_prompt_at_a_time(recurrent: bool):
     transfer.release("one")
     assert lab.tier.pinned == 3 + recurrent
     transfer.release("two")
+    assert lab.tier.pinned == 0
+    assert transfer.fetching("two", B[:199], wake)
+    lab.reader.go()
+    assert not transfer.fetching("two", B[:199], wake)
+    lab.scheduler.pools.forget_copies(None)  # a block that drafts was loaded: pages have another layout
     assert lab.tier.pinned == 0
 
 
