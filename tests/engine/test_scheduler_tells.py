@@ -15,7 +15,7 @@ from zincmetal.engine.batch import Batch, Choice
 from zincmetal.engine.governor import Account, Always, Kind
 from zincmetal.engine.request import Request, Stats
 from zincmetal.engine.scheduler import SAVE_STEPS
-from zincmetal.errors import DeadlineError, DeviceError, QueueFullError
+from zincmetal.errors import DeadlineError, DeviceError, QueueFullError, UsageError
 from zincmetal.sampling.draws import mask_words
 from zincmetal.sampling.params import SamplingParams
 
@@ -201,6 +201,22 @@ def test_an_interrupt_ends_all_requests_and_is_raised() -> None:
         lab.scheduler.step(interrupt)
     assert [sink_of(request).ends for request in requests] == [1, 1]
     assert all(sink_of(request).error for request in requests)
+    lab.check_owners()
+
+
+def test_the_end_of_a_model_ends_all_requests_also_those_that_nobody_saw() -> None:
+    lab = Lab(FakeExecutor(seats=1, recurrent=True))
+    running, waiting = lab.submit(range(100), 60), lab.submit(range(50), 60)
+    keeping = lab.submit(range(40), 60, keep=True)
+    for _ in range(5):
+        lab.scheduler.step()
+    new = lab.submit(range(30), 60)
+    error = UsageError("the model is closed")
+    lab.scheduler.end_all(error)
+    for request in (running, waiting, keeping, new):
+        assert (sink_of(request).error, sink_of(request).ends) == (error, 1)
+    assert not lab.scheduler.busy
+    assert lab.executor.in_flight == 0
     lab.check_owners()
 
 
