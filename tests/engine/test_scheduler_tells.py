@@ -253,6 +253,14 @@ def test_the_queue_has_its_limit_after_requests_have_ended() -> None:
         lab.submit(range(42))
 
 
+def test_a_sequence_that_is_kept_leaves_its_seat_to_others() -> None:
+    lab = Lab(FakeExecutor(seats=1))
+    kept, other = lab.submit(range(40), 3, keep=True), lab.submit(range(50), 3)
+    lab.run()
+    lab.check_ended(kept, other)
+    assert lab.pools.seats.free == 1
+
+
 def test_a_prompt_is_shared_while_its_request_goes_on() -> None:
     lab = Lab()
     first = lab.submit(range(300), 90)
