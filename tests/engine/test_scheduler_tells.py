@@ -293,10 +293,14 @@ def test_what_an_ended_request_has_in_flight_is_known() -> None:
 
 
 class Pending:
-    """Lower tier with turns to copy, which finds nothing."""
+    """Lower tier with ``most`` turns to copy, which finds nothing."""
 
-    pending = True
     saved = 0
+    most = 1000
+
+    @property
+    def pending(self) -> bool:
+        return self.saved < self.most
 
     def find(self, ids: list[int]) -> None:
         return None
@@ -322,9 +326,18 @@ def test_turns_are_copied_once_in_some_steps() -> None:
         lab.scheduler.step()
     assert 200 // SAVE_STEPS - 1 <= tier.saved <= 200 // SAVE_STEPS + 3
     assert lab.scheduler.busy, "the turns are still to be copied"
-    tier.pending = False
+    tier.most = 0
     lab.run()
     lab.check_ended(request)
+
+
+@pytest.mark.parametrize("error", [UsageError("the model is closed"), DeviceError("the device is lost")])
+def test_turns_are_copied_before_the_end_if_the_device_is_well(error: Exception) -> None:
+    tier = Pending()
+    lab = Lab(tier=tier)
+    tier.most = 5
+    lab.scheduler.end_all(error)
+    assert tier.saved == (5 if isinstance(error, UsageError) else 0)
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------
