@@ -220,6 +220,21 @@ def test_the_end_of_a_model_ends_all_requests_also_those_that_nobody_saw() -> No
     lab.check_owners()
 
 
+def test_a_step_whose_copy_fails_is_not_submitted() -> None:
+    lab = Lab(FakeExecutor(runs_ahead=False))
+    lab.submit(range(100), 0)
+    lab.run()
+    decoding = lab.submit(range(500, 530), 50)
+    for _ in range(4):
+        lab.scheduler.step()
+    n, lab.executor.fail = len(lab.executor.batches), "copy_page"
+    copying = lab.submit([*range(100), 1], 5)
+    lab.scheduler.step()
+    assert len(lab.executor.batches) == n
+    assert all(isinstance(sink_of(request).error, DeviceError) for request in (decoding, copying))
+    lab.check_owners()
+
+
 # ---- room and order --------------------------------------------------------------------------------------------------
 
 
