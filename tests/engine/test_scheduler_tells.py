@@ -15,7 +15,7 @@ from zincmetal.engine.batch import Batch, Choice
 from zincmetal.engine.governor import Account, Always, Kind
 from zincmetal.engine.request import Request, Stats
 from zincmetal.engine.scheduler import SAVE_STEPS
-from zincmetal.errors import DeadlineError, DeviceError, QueueFullError
+from zincmetal.errors import DeadlineError, DeviceError, QueueFullError, UsageError
 from zincmetal.sampling.draws import mask_words
 from zincmetal.sampling.params import SamplingParams
 
@@ -204,6 +204,37 @@ def test_an_interrupt_ends_all_requests_and_is_raised() -> None:
     lab.check_owners()
 
 
+def test_the_end_of_a_model_ends_all_requests_also_those_that_nobody_saw() -> None:
+    lab = Lab(FakeExecutor(seats=1, recurrent=True))
+    running, waiting = lab.submit(range(100), 60), lab.submit(range(50), 60)
+    keeping = lab.submit(range(40), 60, keep=True)
+    for _ in range(5):
+        lab.scheduler.step()
+    new = lab.submit(range(30), 60)
+    error = UsageError("the model is closed")
+    lab.scheduler.end_all(error)
+    for request in (running, waiting, keeping, new):
+        assert (sink_of(request).error, sink_of(request).ends) == (error, 1)
+    assert not lab.scheduler.busy
+    assert lab.executor.in_flight == 0
+    lab.check_owners()
+
+
+def test_a_step_whose_copy_fails_is_not_submitted() -> None:
+    lab = Lab(FakeExecutor(runs_ahead=False))
+    lab.submit(range(100), 0)
+    lab.run()
+    decoding = lab.submit(range(500, 530), 50)
+    for _ in range(4):
+        lab.scheduler.step()
+    n, lab.executor.fail = len(lab.executor.batches), "copy_page"
+    copying = lab.submit([*range(100), 1], 5)
+    lab.scheduler.step()
+    assert len(lab.executor.batches) == n
+    assert all(isinstance(sink_of(request).error, DeviceError) for request in (decoding, copying))
+    lab.check_owners()
+
+
 # ---- room and order --------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +266,14 @@ def test_the_queue_has_its_limit_after_requests_have_ended() -> None:
     lab.submit(range(40)), lab.submit(range(41))
     with pytest.raises(QueueFullError):
         lab.submit(range(42))
+
+
+def test_a_sequence_that_is_kept_leaves_its_seat_to_others() -> None:
+    lab = Lab(FakeExecutor(seats=1))
+    kept, other = lab.submit(range(40), 3, keep=True), lab.submit(range(50), 3)
+    lab.run()
+    lab.check_ended(kept, other)
+    assert lab.pools.seats.free == 1
 
 
 def test_a_prompt_is_shared_while_its_request_goes_on() -> None:
@@ -269,10 +308,14 @@ def test_what_an_ended_request_has_in_flight_is_known() -> None:
 
 
 class Pending:
-    """Lower tier with turns to copy, which finds nothing."""
+    """Lower tier with ``most`` turns to copy, which finds nothing."""
 
-    pending = True
     saved = 0
+    most = 1000
+
+    @property
+    def pending(self) -> bool:
+        return self.saved < self.most
 
     def find(self, ids: list[int]) -> None:
         return None
@@ -301,9 +344,18 @@ def test_turns_are_copied_once_in_some_steps() -> None:
         lab.scheduler.step()
     assert 200 // SAVE_STEPS - 1 <= tier.saved <= 200 // SAVE_STEPS + 3
     assert lab.scheduler.busy, "the turns are still to be copied"
-    tier.pending = False
+    tier.most = 0
     lab.run()
     lab.check_ended(request)
+
+
+@pytest.mark.parametrize("error", [UsageError("the model is closed"), DeviceError("the device is lost")])
+def test_turns_are_copied_before_the_end_if_the_device_is_well(error: Exception) -> None:
+    tier = Pending()
+    lab = Lab(tier=tier)
+    tier.most = 5
+    lab.scheduler.end_all(error)
+    assert tier.saved == (5 if isinstance(error, UsageError) else 0)
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------
