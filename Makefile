@@ -10,8 +10,8 @@ KERNELS := tests/kernels tests/csrc tests/check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc kernels python tests/csrc/msl/probes -type f -not -name '*.pyc')
 
 .PHONY: demo test test-metal-double test-metal-kernels test-msl-third-party test-schemas test-draws test-gemma3 test-page \
-  test-clients test-agents test-ray test-soak soak test-cuda fuzz sanitize coverage sbom audit sdist sanitize-cuda mutants mutants-engine lint types kernels-cuda bench docs \
-  notebooks clean help test-templates test-serve test-kernels
+  test-clients test-agents test-ray test-soak soak test-cuda test-neon fuzz sanitize coverage sbom audit sdist \
+  sanitize-cuda mutants mutants-engine lint types kernels-cuda bench docs notebooks clean help test-templates test-serve test-kernels
 
 help:
 	@echo "make demo   build, install, and let SmolLM2-135M write some text (PROMPT='...' to choose)"
@@ -30,6 +30,7 @@ help:
 	@echo "make test-agents   let Claude Code, Codex and opencode edit a file against a scripted model (npm, 1.2 GB)"
 	@echo "make test-ray      run replicas of the server on a Ray cluster of this machine"
 	@echo "make test-cuda     build for CUDA too, and run the tests on an NVIDIA GPU"
+	@echo "make test-neon     build the core for 64-bit Arm, and run tests of the CPU lane on emulated processors (CPU='cortex-a53')"
 	@echo "make sanitize-cuda run compute-sanitizer over every kernel family, and over faults that it must find"
 	@echo "make fuzz          fuzz what strangers give (files, plans, text, templates, calls, bodies) for ten minutes (FUZZ=N seconds)"
 	@echo "make sanitize      run tests of core, scheduler and models under AddressSanitizer, UBSan, LeakSanitizer and ThreadSanitizer"
@@ -112,6 +113,11 @@ test-cuda: $(VENV)/.build $(VENV)/.demo $(VENV)/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.ZINCMETAL_CUDA=ON \
 	  -C cmake.define.ZINCMETAL_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" .
 	$(BIN)/python -m pytest -q -k cuda
+
+# Kernels and models on emulated Arm processors, which it fetches a Python for. Needs Debian's g++-aarch64-linux-gnu and
+# qemu-user-static. An hour at first, mostly for the compiler.
+test-neon: $(VENV)/.build
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/neon.py $(CPU)
 
 # Runs compute-sanitizer over every kernel family and a whole model. The build has the faults that it must find.
 sanitize-cuda: $(VENV)/.build $(VENV)/.dev

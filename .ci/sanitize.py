@@ -7,12 +7,11 @@ No report of our own code is suppressed.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from tree import ROOT, environment
+from tree import ROOT, environment, packaged
 
 MODULES = ("_host", "_core_cpu")
 TESTS = (
@@ -50,25 +49,17 @@ def build(kind: str) -> Path:
     configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", *settings]
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", str(folder), "--target", *MODULES], check=True)
-    package = folder / "package" / "zincmetal"
-    shutil.rmtree(package, ignore_errors=True)
-    package.mkdir(parents=True)
-    for path in (ROOT / "python" / "zincmetal").iterdir():
-        if path.suffix != ".so":
-            (package / path.name).symlink_to(path)
-    for module in folder.glob("*.so"):
-        shutil.copy(module, package)
-    return package.parent
+    return packaged(folder)
 
 
-def sanitized(kind: str, package: Path) -> dict[str, str]:
+def sanitized(kind: str, built: Path) -> dict[str, str]:
     """Variables of a Python that the sanitizer's library is loaded into first."""
     # The sanitizer looks for the C++ library when the process starts, and Python itself does not load it.
     libraries = [
         subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip()
         for name in (LIBRARY[kind], "libstdc++.so.6")
     ]
-    return environment(package, **OPTIONS, LD_PRELOAD=" ".join(libraries))
+    return environment(built, **OPTIONS, LD_PRELOAD=" ".join(libraries))
 
 
 def main(kind: str, arguments: list[str]) -> int:

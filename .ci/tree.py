@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,3 +19,16 @@ def environment(package: Path | None = None, **more: str) -> dict[str, str]:
         package = SOURCES
     folders = [str(package or ""), str(ROOT / "tests"), str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
+
+
+def packaged(built: Path) -> Path:
+    """Makes a folder with the package of this tree around the modules that lie in another; returns it."""
+    made = built / "package" / "zincmetal"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
+    for path in (ROOT / "python" / "zincmetal").iterdir():
+        if path.suffix != ".so":
+            (made / path.name).symlink_to(path)
+    for module in built.glob("*.so"):
+        shutil.copy(module, made)
+    return made.parent

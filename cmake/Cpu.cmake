@@ -7,8 +7,8 @@ file(GLOB NATIVE_SOURCES CONFIGURE_DEPENDS csrc/cpu/native/*.cpp)
 list(FILTER NATIVE_SOURCES EXCLUDE REGEX "/(kernel|register)\\.cpp$")
 
 # Without strict aliasing: MSL lets a kernel view weight bytes as blocks. Attributes such as [[buffer(0)]] are Metal's.
-# -O1: what is hot here has a native version.
-set(MSL_OPTIONS -x c++ -O1 -fno-strict-aliasing -ffp-contract=off -Wno-attributes -Wno-unknown-attributes
+# -O1: what is hot here has a native version. MSL's char is signed; on Arm under Linux, that of C++ is not.
+set(MSL_OPTIONS -x c++ -O1 -fno-strict-aliasing -ffp-contract=off -fsigned-char -Wno-attributes -Wno-unknown-attributes
     -Wno-unknown-pragmas -Wno-unused-parameter -Wno-unused-variable)
 
 function(zinc_kernels target)

@@ -1,6 +1,5 @@
 #include "cpu/native/kernel.h"
 
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -36,11 +35,16 @@ Isa isa_of_machine() {
 #endif
 }
 
+// Whether a machine that has `best` runs kernels of `isa`: those of another processor it does not.
+bool runs_on(Isa isa, Isa best) {
+    return isa == Isa::plain || (isa <= best && (isa == Isa::neon) == (best == Isa::neon));
+}
+
 Isa isa_allowed() {
     const Isa machine = isa_of_machine();
     if (const char* cap = getenv("ZINCMETAL_ISA"))
         for (Isa isa : {Isa::plain, Isa::neon, Isa::avx2, Isa::avx512})
-            if (!strcmp(cap, isa_name(isa))) return std::min(isa, machine);
+            if (!strcmp(cap, isa_name(isa)) && runs_on(isa, machine)) return isa;
     return machine;
 }
 
@@ -82,8 +86,7 @@ const NativeKernel* find_native(const char* name) {
     const Isa allowed = detected_isa();
     const Registered* best = nullptr;
     for (const Registered& r : registry()) {
-        const bool runs = r.isa == Isa::plain || (r.isa <= allowed && (r.isa == Isa::neon) == (allowed == Isa::neon));
-        if (runs && !strcmp(r.kernel.name, name) && (!best || r.isa > best->isa)) best = &r;
+        if (runs_on(r.isa, allowed) && !strcmp(r.kernel.name, name) && (!best || r.isa > best->isa)) best = &r;
     }
     return best ? &best->kernel : nullptr;
 }

@@ -28,6 +28,7 @@ using ushort = unsigned short;
 using uint = unsigned int;
 using ulong = unsigned long;
 static_assert(sizeof(long) == 8, "MSL's long has 64 bits");
+static_assert(char(-1) < 0, "MSL's char is signed: compile with -fsigned-char");
 using std::ptrdiff_t;
 using std::size_t;
 
