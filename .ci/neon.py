@@ -38,8 +38,8 @@ USUAL = (
     ("tests/kernels", "-k", "msl and q8_0"),
     ("tests/test_tiny.py", "tests/models/test_models.py", "-k", "tiny or (native and prefix) or (writes and 0)"),
 )
-#: On further processors: each family once.
-SHORT = (("tests/csrc/cpu/test_native.py", "tests/kernels/test_rows.py", "-k", "native and not lesser"),)
+#: Further processors run the same code: some families are enough.
+SHORT = (("tests/kernels/test_rows.py", "tests/kernels/test_products_heads.py", "-k", "native"),)
 OLDEST = "cortex-a72"  # of a Raspberry Pi 4: ARMv8.0 alone
 CPUS = (OLDEST, "neoverse-n1", "max")
 
