@@ -241,7 +241,7 @@ def test_a_step_whose_copy_fails_is_not_submitted() -> None:
 @KINDS
 @AHEAD
 def test_pools_grow_for_a_request_that_is_alone(recurrent: bool, ahead: bool) -> None:
-    lab = Lab(FakeExecutor(recurrent=recurrent, runs_ahead=ahead, pages=1, pages_most=9, slots=1, slots_most=2))
+    lab = Lab(FakeExecutor(recurrent=recurrent, runs_ahead=ahead, pages=1, pages_most=9, slots=0, slots_most=2))
     request = lab.submit(range(50), 200)
     lab.run()
     lab.check_ended(request)
