@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -40,11 +41,13 @@ class GatedFolder(CacheFolder):
         self.asked: SimpleQueue[str] = SimpleQueue()
         self.loads = Counter[str]()
         self.threads = set[str]()
+        self.is_open = False
         self._given = threading.Semaphore(0)
 
-    def give(self, files: int = 10**6) -> None:
-        """Let so many files more be read."""
-        self._given.release(files)
+    def give(self, files: int | None = None) -> None:
+        """Let so many files more be read, or all."""
+        self.is_open = files is None
+        self._given.release(10**6 if files is None else files)
 
     def load(self, name: str) -> Loaded:
         self.loads[name] += 1
@@ -75,11 +78,11 @@ class Lab:
         LABS.append(self)
         self.folder = (GatedFolder if gated else CacheFolder)(folder, model, disk) if folder else None
         self.tier = Tier(model, host, self.folder)
-        transfer = Transfer(self.executor, self.cache, self.tier, PAGE_BYTES, portion=portion)
+        self.transfer = Transfer(self.executor, self.cache, self.tier, PAGE_BYTES, portion=portion)
         self.scheduler = Scheduler(
             self.executor,
             self.cache,
-            tier=transfer,
+            tier=self.transfer,
             pages=self.pages,
             slots=self.slots,
             clock=clock or (lambda: self.executor.now),
@@ -95,8 +98,18 @@ class Lab:
         for _ in range(5000):
             if there():
                 return
-            self.scheduler.step()
+            self.step()
         raise AssertionError("it does not come")
+
+    def step(self, message: Callable[[], None] | None = None) -> bool:
+        """Steps, and waits for files that may be read: or else others would be at their end before them."""
+        busy, fetch = self.scheduler.step(message), self.transfer._fetch  # noqa: SLF001
+        if fetch and isinstance(self.folder, GatedFolder) and self.folder.is_open:
+            until = time.monotonic() + TIMEOUT
+            while not fetch.over:
+                assert time.monotonic() < until, "the reader does not read"
+                time.sleep(0.0002)
+        return busy
 
     @property
     def gate(self) -> GatedFolder:
@@ -106,7 +119,7 @@ class Lab:
     def run(self) -> None:
         message = None
         for _ in range(5000):
-            if not self.scheduler.step(message):
+            if not self.step(message):
                 return
             message = self.scheduler.rest()
         raise AssertionError("there is work left")
