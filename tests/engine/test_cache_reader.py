@@ -146,6 +146,13 @@ def test_the_next_prompt_takes_what_was_read_for_one_that_was_cancelled(tmp_path
     lab.check_owners()
 
 
+def test_the_first_prompt_may_have_one_token(tmp_path: Path, recurrent: bool):
+    """Nothing of it is computed before: it has no page, and none is asked for."""
+    lab = Lab(tmp_path, recurrent)
+    assert lab.ask(A[:1]) == (0, "")
+    lab.check_owners()
+
+
 # ---- it ends meanwhile ---------------------------------------------------------------------------------------------
 
 

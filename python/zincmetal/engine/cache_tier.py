@@ -190,7 +190,7 @@ class Transfer:
         self._pending: deque[list[int]] = deque(maxlen=PENDING)
         self._owner: object = None  # the prompt for which entries are pinned
         self._fetch: Fetch | None = None  # of the owner
-        self._known = list[int](), list[Digest]()  # ids, and the names of their pages: a prompt is looked up often
+        self._known: tuple[list[int], list[Digest]] | None = None  # ids, and names of their pages: they are looked up often
 
     # ---- out of the pools -----------------------------------------------------------------------------------
 
@@ -280,7 +280,7 @@ class Transfer:
         """Return the longest beginning of ``ids`` that tier and pools have together, if the pools have less."""
         page, length = PagePool.PAGE, self._cache.usable(ids)
         known = sum(n == page for _, n in self._cache.path(ids))
-        if self._known[0] != ids:
+        if self._known is None or self._known[0] != ids:
             self._known = list(ids), chain(self.tier.model, ids, page)
         digests = self._known[1]
         names, reach = [page_name(digest) for digest in digests[1:]], known
