@@ -190,7 +190,7 @@ class Transfer:
         self._pending: deque[list[int]] = deque(maxlen=PENDING)
         self._owner: object = None  # the prompt for which entries are pinned
         self._fetch: Fetch | None = None  # of the owner
-        self._known: tuple[list[int], list[Digest]] | None = None  # ids, and names of their pages: they are looked up often
+        self._known: tuple[list[int], list[Digest]] | None = None  # ids and names of pages: they are looked up often
 
     # ---- out of the pools -----------------------------------------------------------------------------------
 
