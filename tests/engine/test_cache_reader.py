@@ -326,14 +326,20 @@ def test_a_damaged_file_is_forgotten_while_others_decode(
     lab.check_owners()
 
 
-def test_what_was_read_is_held_until_there_is_room(tmp_path: Path, recurrent: bool):
-    """Also if host memory has no budget for it, and the files are deleted meanwhile. They are read once."""
-    lab = gated(tmp_path, recurrent, host=0, pages=7, pages_most=7, slots=6, slots_most=6)
+def holding(folder: Path, recurrent: bool) -> tuple[Lab, Request, Request]:
+    """A lab that holds what it has read for a prompt, until the pages of another request are free: (lab, it, other)."""
+    lab = gated(folder, recurrent, host=0, pages=7, pages_most=7, slots=6, slots_most=6)
     lab.gate.give()
     other = lab.submit(B[:100], 60)
     lab.until(lambda: sink_of(other).tokens)
     prompt = lab.submit(PROMPT)
     lab.until(lambda: lab.tier.pinned)
+    return lab, prompt, other
+
+
+def test_what_was_read_is_held_until_there_is_room(tmp_path: Path, recurrent: bool):
+    """Also if host memory has no budget for it, and the files are deleted meanwhile. They are read once."""
+    lab, prompt, other = holding(tmp_path, recurrent)
     held = lab.tier.pinned
     assert held == 5 + recurrent
     for name in [*lab.gate.names]:
@@ -350,12 +356,7 @@ def test_what_was_read_is_held_until_there_is_room(tmp_path: Path, recurrent: bo
 
 
 def test_what_is_held_is_given_up_when_it_is_taken_or_its_prompt_ends(tmp_path: Path, recurrent: bool):
-    lab = gated(tmp_path, recurrent, host=0, pages=7, pages_most=7, slots=6, slots_most=6)
-    lab.gate.give()
-    other = lab.submit(B[:100], 60)
-    lab.until(lambda: sink_of(other).tokens)
-    prompt = lab.submit(PROMPT)
-    lab.until(lambda: lab.tier.pinned)
+    lab, prompt, _ = holding(tmp_path, recurrent)
     lab.scheduler.cancel(prompt)
     lab.scheduler.step()
     assert lab.tier.pinned == 0
