@@ -47,8 +47,8 @@ kernel void moe_mm_gated(constant MoeMmParams& p [[buffer(0)]], device const int
     MUL_MM_TILE(Shape, tile);
     if (int(tg.x) >= n_tiles[0]) return;  // the whole threadgroup
     const int4 found = tiles[tg.x];
-    moe_mm_rows<Q, Shape>(p, slots, found, Matrices<2>{{gate, up}}, x, expert_gated(p, found.x, y, gate_bias, up_bias), tile,
-                   tg, tid, sg);
+    moe_mm_rows<Q, Shape>(p, slots, found, Matrices<2>{{gate, up}}, x, expert_gated(p, found.x, y, gate_bias, up_bias),
+                          tile, tg, tid, sg);
 }
 
 #ifndef SOURCE_TYPES

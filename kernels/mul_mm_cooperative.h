@@ -37,10 +37,11 @@ typedef tensor<threadgroup float, Extents, tensor_inline> SumsTensor;
 
 // The product of a step: [TOKENS, COLUMNS] by [ROWS, COLUMNS] transposed, added to [TOKENS, ROWS].
 template <class Shape>
-using CooperativeProduct = mpp::tensor_ops::matmul2d<
-    mpp::tensor_ops::matmul2d_descriptor(int(Shape::TOKENS), int(Shape::ROWS), int(Shape::COLUMNS), false, true, false,
-                                         mpp::tensor_ops::matmul2d_descriptor::mode::multiply_accumulate),
-    execution_simdgroups<int(Shape::THREADS / SIMD)>>;
+using CooperativeProduct =
+    mpp::tensor_ops::matmul2d<mpp::tensor_ops::matmul2d_descriptor(
+                                  int(Shape::TOKENS), int(Shape::ROWS), int(Shape::COLUMNS), false, true, false,
+                                  mpp::tensor_ops::matmul2d_descriptor::mode::multiply_accumulate),
+                              execution_simdgroups<int(Shape::THREADS / SIMD)>>;
 
 template <class Shape, class Sums>
 METAL_FUNC void multiply_staged(thread Sums& sums, threadgroup uint4* staged, TensorOperations) {

@@ -117,8 +117,8 @@ class KernelLibrary {
 
     // True if there are kernels of tensor operations.
     bool has_cooperative_kernels() const {
-        return std::any_of(sources_of_.begin(), sources_of_.end(),
-                           [](const auto& entry) { return entry.first.find("_coop_") != std::string::npos; });
+        const auto is_one = [](const auto& entry) { return entry.first.find("_coop_") != std::string::npos; };
+        return tensor_operations_ && std::any_of(sources_of_.begin(), sources_of_.end(), is_one);
     }
 
     // For example "274 from 20 source files".
@@ -146,7 +146,7 @@ class KernelLibrary {
 
   private:
     struct Source {
-        std::string file, flat;  // its name, and its text with all that it includes
+        std::string file, flat;    // its name, and its text with all that it includes
         bool cooperative = false;  // it knows tensor operations
         std::once_flag once;
         std::atomic<bool> compiled = false;
@@ -190,7 +190,8 @@ class KernelLibrary {
                 source.compiled = true;
                 continue;
             }
-            source.cooperative = tensor_operations_ && source.flat.find("MetalPerformancePrimitives") != source.flat.npos;
+            source.cooperative =
+                tensor_operations_ && source.flat.find("MetalPerformancePrimitives") != source.flat.npos;
             if (source.cooperative) source.flat = COOPERATIVE + source.flat;
             add_to_hash(source.flat);
             for (const std::string& name : KernelNames::of(source.flat, {"__METAL_VERSION__"}))

@@ -70,9 +70,7 @@ def tune(loaded: Loaded, of: Rows) -> None:
     usual = loaded.planner
     planner = Planner(loaded.file, of.target(usual.target), usual.config.n_ctx, usual.kv)
     if _launches(planner) == _launches(usual):
-        raise UsageError(
-            f"--set {', '.join(of.facts())}: plans are the same without it; see `zincmetal plan --dump`"
-        )
+        raise UsageError(f"--set {', '.join(of.facts())}: plans are the same without it; see `zincmetal plan --dump`")
     wanted = {kernel for kernel, _, _ in _launches(planner)}
     if missing := sorted(wanted.difference(loaded.device.kernel_names())):
         raise UsageError(f"this build has no {', '.join(missing)}: build with ZINCMETAL_SWEEP=ON")

@@ -26,8 +26,8 @@ USUAL = Split()
 #: By backend (``info["backend"]`` of a device) and by the kernel's usual name.
 SPLITS: Mapping[str, Mapping[str, Split]] = {"metal": {}, "cuda": {}, "cpu": {}}
 
-#: Whether Metal 4's tensor operations multiply tiles, on a GPU that has them (Apple10, M5). Others have shown them two to
-#: three times as fast there as simdgroup matrices; no machine of ours has.
+#: Whether Metal 4's tensor operations multiply tiles, on a GPU that has them (Apple10, M5). Others measured prompts
+#: two to three times as fast with them there as with simdgroup matrices. No machine of ours has.
 COOPERATIVE = True
 
 #: Number of keys, by backend, above which decode divides them: one threadgroup for each head does not fill the device.

@@ -1,4 +1,5 @@
-// The stand-in for Apple's MetalPerformancePrimitives: matmul2d of halves that lie row by row, the right ones transposed.
+// The stand-in for Apple's MetalPerformancePrimitives: matmul2d of halves that lie row by row, the right ones
+// transposed.
 #pragma once
 
 namespace mpp::tensor_ops {
@@ -11,12 +12,7 @@ struct matmul2d_descriptor {
 
     constexpr matmul2d_descriptor(int m_, int n_, int k_, bool left = false, bool right = false, bool relaxed = false,
                                   mode mode_ = mode::multiply)
-        : m(m_),
-          n(n_),
-          k(k_),
-          transpose_left(left),
-          transpose_right(right),
-          relaxed_precision(relaxed),
+        : m(m_), n(n_), k(k_), transpose_left(left), transpose_right(right), relaxed_precision(relaxed),
           matmul_mode(mode_) {}
 };
 

@@ -27,8 +27,8 @@ std::string preprocess(const std::string& source, int version, std::string& fail
     if (file < 0) broken("host", "no temporary file");
     close(file);
     std::ofstream(name) << source;
-    const std::string command =
-        std::string(METAL_DOUBLE_CXX) + " -E -P -x c++ -D__METAL_VERSION__=" + std::to_string(version) + " " + name + " 2>&1";
+    const std::string command = std::string(METAL_DOUBLE_CXX) +
+                                " -E -P -x c++ -D__METAL_VERSION__=" + std::to_string(version) + " " + name + " 2>&1";
     std::string output;
     FILE* pipe = popen(command.c_str(), "r");
     if (!pipe) broken("host", "no preprocessor: %s", command.c_str());

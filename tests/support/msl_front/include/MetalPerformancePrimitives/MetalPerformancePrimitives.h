@@ -12,12 +12,7 @@ struct matmul2d_descriptor {
     mode matmul_mode;
     constexpr matmul2d_descriptor(int m, int n, int k, bool left = false, bool right = false, bool relaxed = false,
                                   mode mode = mode::multiply)
-        : m(m),
-          n(n),
-          k(k),
-          transpose_left(left),
-          transpose_right(right),
-          relaxed_precision(relaxed),
+        : m(m), n(n), k(k), transpose_left(left), transpose_right(right), relaxed_precision(relaxed),
           matmul_mode(mode) {}
 };
 
