@@ -114,7 +114,7 @@ def machine_code(
         (out / script).write_text(json.dumps(pipelines_script(names, library), indent=1) + "\n")
         gpus = [(chip, gpu) for chip in chips for gpu in GPUS[chip]]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            yield from pool.map(lambda gpu: translate(out, *gpu, library), gpus)
+            yield from pool.map(lambda of: translate(out, of[0], of[1], library), gpus)
 
 
 def compile_source(out: Path, language: str, source: Path) -> Message:
