@@ -12,8 +12,8 @@ kernel, which decide how many simdgroups a core holds, from LLVM IR (needs the P
 is full. A file of `bench/synthetic.py --empty` will do.
 
 Sources. Bandwidth and cores: Apple's specifications. Clocks, 128 lanes, 102 multiply-adds a cycle of simdgroup
-matrices, 208 KB of registers and 60 KB of threadgroup memory a core, and 24 simdgroups to fill it: philipturner/metal-benchmarks.
-Matrix units of M5: four times the vector units of M4, as Apple says. A dispatch behind a barrier: 1.2 us (M3 Pro) and
+matrices, 208 KB of registers and 60 KB of threadgroup memory a core, and 24 simdgroups to fill it:
+philipturner/metal-benchmarks. Matrix units of M5: four times the vector units of M4, as Apple says. A dispatch behind a barrier: 1.2 us (M3 Pro) and
 2.05 us, as others measured. Slots a weight: counted in the text of the kernels.
 """
 
@@ -196,9 +196,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="registers and threadgroup memory out of LLVM IR")
     args = parser.parse_args()
     print(f"Projections, not measurements: tokens/s of {args.file.name}, f16 K/V, from an empty context.\n")
-    print(
-        f"| machine | decode (projection) | prompt of {PROMPT} (projection) | published by others |\n| --- | --- | --- | --- |"
-    )
+    print(f"| machine | decode (projection) | prompt of {PROMPT} (projection) | published by others |\n{'| --- ' * 4}|")
     for row in rows_of(args.file, args.compiled):
         print("| " + " | ".join(row) + " |")
 

@@ -79,7 +79,7 @@ def tune(loaded: Loaded, of: Rows) -> None:
 
 def _launches(planner: Planner) -> list[tuple[str, tuple[int, int, int], int]]:
     plans = [planner.plan(ONE_ROW, n) for n in planner.max_positions]
-    plans.append(planner.plan(chunk_shape(0, min(USUAL_ROWS, planner.prompt_rows))))
+    plans.append(planner.plan(chunk_shape(min(USUAL_ROWS, planner.prompt_rows), 0, 0, "none")))
     return [(d.launch.kernel, d.launch.grid, d.launch.threads) for plan in plans for d in plan.dispatches]
 
 
