@@ -13,8 +13,8 @@ is full. A file of `bench/synthetic.py --empty` will do.
 
 Sources. Bandwidth and cores: Apple's specifications. Clocks, 128 lanes, 102 multiply-adds a cycle of simdgroup
 matrices, 208 KB of registers and 60 KB of threadgroup memory a core, and 24 simdgroups to fill it:
-philipturner/metal-benchmarks. Matrix units of M5: four times the vector units of M4, as Apple says. A dispatch behind a barrier: 1.2 us (M3 Pro) and
-2.05 us, as others measured. Slots a weight: counted in the text of the kernels.
+philipturner/metal-benchmarks. Matrix units of M5: four times the vector units of M4, as Apple says. A dispatch behind a
+barrier: 1.2 us (M3 Pro) and 2.05 us, as others measured. Slots a weight: counted in the text of the kernels.
 """
 
 from __future__ import annotations
