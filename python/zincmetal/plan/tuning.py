@@ -31,5 +31,5 @@ SPLITS: Mapping[str, Mapping[str, Split]] = {"metal": {}, "cuda": {}, "cpu": {}}
 COOPERATIVE = True
 
 #: Number of keys, by backend, above which decode divides them: one threadgroup for each head does not fill the device.
-#: On an H100 256 saves 2% of a step at position 512 against 1,024.
-DIVIDE_KEYS_ABOVE: Mapping[str, int] = {"metal": 1024, "cuda": 256}
+#: On an H100 256 saves 2% of a step at position 512 against 1,024. For Macs it is a projection (docs/apple-gpus.md).
+DIVIDE_KEYS_ABOVE: Mapping[str, int] = {"metal": 256, "cuda": 256}
