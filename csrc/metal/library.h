@@ -124,8 +124,7 @@ class KernelLibrary {
     // For example "274 from 20 source files".
     std::string summary() const {
         std::string summary = std::to_string(sources_of_.size()) + " from ";
-        if (metallib_) return summary + metallib_name_ + choice_.remarks;
-        summary += std::to_string(sources_.size()) + " source files";
+        summary += metallib_ ? metallib_name_ : std::to_string(sources_.size()) + " source files";
         return summary + choice_.remarks + (metallib_failure_.empty() ? "" : " (" + metallib_failure_ + ")");
     }
 
