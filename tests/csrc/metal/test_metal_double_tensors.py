@@ -11,14 +11,14 @@ import pytest
 
 import zincmetal
 from support import metal_double_lane as lane
-from support.metal_double import built
+from support.metal_double import built, kernels_of_metal_3
 from support.paths import DATA
 from zincmetal.device import backend
 
 MODEL = DATA / "qwen35moe-q4k-q5k-q8.gguf"
 PROMPT = list(range(3, 60))
 M5 = "family=Apple10;macos=26.0;native=0"
-COOPERATIVE = {name for name in backend.load("cpu").Device().kernel_names() if "_mm_coop" in name}
+COOPERATIVE = {*backend.load("cpu").Device().kernel_names()} - kernels_of_metal_3()
 
 
 @pytest.fixture
@@ -96,9 +96,8 @@ def test_a_source_that_does_not_compile_with_them_does_without(kernels: Path, do
 
 def test_a_metallib_of_metal_4_comes_first(kernels: Path, double: lane.Double) -> None:
     names = sorted(backend.load("cpu").Device().kernel_names())
-    of_metal_3 = [name for name in names if name not in COOPERATIVE]
     (kernels / "zincmetal_4.metallib").write_text("\n".join(["metal double library", *names]))
-    (kernels / "zincmetal.metallib").write_text("\n".join(["metal double library", *of_metal_3]))
+    (kernels / "zincmetal.metallib").write_text("\n".join(["metal double library", *sorted(kernels_of_metal_3())]))
     double.set(M5)
     found = features(kernels)
     assert found["kernels"] == f"{len(names)} from zincmetal_4.metallib"
@@ -112,7 +111,7 @@ def test_without_a_metallib_of_metal_4_the_other_one_serves(
     machine: str, there: bool, kernels: Path, double: lane.Double
 ) -> None:
     """One that does not load is told, where it was asked for."""
-    names = [name for name in sorted(backend.load("cpu").Device().kernel_names()) if name not in COOPERATIVE]
+    names = sorted(kernels_of_metal_3())
     (kernels / "zincmetal.metallib").write_text("\n".join(["metal double library", *names]))
     if there:
         (kernels / "zincmetal_4.metallib").write_text("of another system")
