@@ -24,6 +24,7 @@ from typing import Any
 KERNELS = Path(__file__).parents[1] / "kernels"
 SHIPPED = "metal3.1"  # as in csrc/metal and cmake/Metal.cmake
 LANGUAGES = (SHIPPED, "metal3.2", "metal4.0")
+TENSORS = "metal4.0-tensors"  # with tensor operations: zincmetal_4.metallib
 OPTIONS = ("-mmacosx-version-min=14.0", "-fno-fast-math", "-Weverything", "-Wno-c++98-compat", "-Wno-c++17-extensions")
 # GPUs by Apple's names: g is the base chip, s Pro and Max. A compiler knows the GPUs up to its own year.
 GPUS = {
@@ -35,7 +36,8 @@ GPUS = {
 }
 # The tools' messages about a language version or GPU that they do not know.
 UNKNOWN = re.compile(r"invalid value|(unknown|unsupported|invalid|unrecognized) (target |gpu )?arch", re.IGNORECASE)
-LABEL, LIBRARY = "zincmetal", "zincmetal.metallib"
+LABEL = "zincmetal"
+LIBRARY, LIBRARY_4 = "zincmetal.metallib", "zincmetal_4.metallib"
 
 
 @dataclass(frozen=True)
@@ -76,39 +78,52 @@ def kernel_names() -> list[str]:
     return sorted(device.kernel_names())
 
 
-def pipelines_script(names: Iterable[str]) -> dict[str, Any]:
+def pipelines_script(names: Iterable[str], library: str = LIBRARY) -> dict[str, Any]:
     """Makes the script of these kernels' pipelines for `metal-tt` (.mtlp-json)."""
     return {
-        "libraries": {"paths": [{"label": LABEL, "path": f"./{LIBRARY}"}]},
+        "libraries": {"paths": [{"label": LABEL, "path": f"./{library}"}]},
         "pipelines": {"compute_pipelines": [{"compute_function": f"alias:{LABEL}#{name}"} for name in names]},
     }
 
 
 def steps(out: Path, sources: Sequence[Path], kernels: Sequence[str] | None) -> Iterator[Message]:
     """Runs the steps; yields each message. The first step does not need zincmetal to be installed."""
-    jobs = [(language, source) for language in LANGUAGES for source in sources]
+    jobs = [(language, source) for language in (*LANGUAGES, TENSORS) for source in sources]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(lambda job: compile_source(out, *job), jobs)
-    airs = [path for source in sources if (path := air(out, SHIPPED, source)).exists()]
-    made = tool("metallib", "metallib", *map(str, airs), "-o", LIBRARY, cwd=out)
+    try:
+        names = kernels or kernel_names()
+    except ImportError as error:
+        yield Message("names of kernels", 1, f"{error}; install zincmetal for machine code")
+        return
+    yield from machine_code(out, sources, SHIPPED, LIBRARY, [n for n in names if "_coop_" not in n], [*GPUS])
+    yield from machine_code(out, sources, TENSORS, LIBRARY_4, [n for n in names if "_coop_" in n], ["M5"])
+
+
+def machine_code(
+    out: Path, sources: Sequence[Path], language: str, library: str, names: Sequence[str], chips: Sequence[str]
+) -> Iterator[Message]:
+    """Makes a metallib of what was compiled in a language, and the machine code of these kernels for these chips."""
+    airs = [path for source in sources if (path := air(out, language, source)).exists()]
+    if not airs and language != SHIPPED:
+        return  # these tools do not know it, as they have said
+    made = tool(f"{language} metallib", "metallib", *map(str, airs), "-o", library, cwd=out)
     yield made
-    if made.status == 0:
-        try:
-            names = kernels or kernel_names()
-        except ImportError as error:
-            yield Message("names of kernels", 1, f"{error}; install zincmetal for machine code")
-            return
-        (out / "zincmetal.mtlp-json").write_text(json.dumps(pipelines_script(names), indent=1) + "\n")
+    if made.status == 0 and names:
+        script = library.replace(".metallib", ".mtlp-json")
+        (out / script).write_text(json.dumps(pipelines_script(names, library), indent=1) + "\n")
+        gpus = [(chip, gpu) for chip in chips for gpu in GPUS[chip]]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            yield from pool.map(lambda gpu: translate(out, *gpu), [(c, g) for c, gs in GPUS.items() for g in gs])
+            yield from pool.map(lambda of: translate(out, of[0], of[1], library), gpus)
 
 
 def compile_source(out: Path, language: str, source: Path) -> Message:
     """Compiles a source file to Apple's intermediate representation."""
     target = air(out, language, source)
     target.parent.mkdir(exist_ok=True)
-    step = f"{language} {source.name}"
-    return tool(step, "metal", f"-std={language}", *OPTIONS, "-c", str(source), "-o", str(target))
+    step, version = f"{language} {source.name}", language.split("-")[0]
+    tensors = ("-DCOOPERATIVE=1", "-mmacosx-version-min=26.0") if language == TENSORS else ()
+    return tool(step, "metal", f"-std={version}", *OPTIONS, *tensors, "-c", str(source), "-o", str(target))
 
 
 def air(out: Path, language: str, source: Path) -> Path:
@@ -116,10 +131,10 @@ def air(out: Path, language: str, source: Path) -> Path:
     return out / language / f"{source.stem}.air"
 
 
-def translate(out: Path, chip: str, gpu: str) -> Message:
-    """Makes machine code of every pipeline of the script, for one GPU."""
-    inputs = (LIBRARY, "zincmetal.mtlp-json")
-    return tool(f"{chip} {gpu}", "metal-tt", "-arch", gpu, *inputs, "-o", f"{gpu}.binary.metallib", cwd=out)
+def translate(out: Path, chip: str, gpu: str, library: str) -> Message:
+    """Makes machine code of every pipeline of a library's script, for one GPU."""
+    inputs, of = (library, library.replace(".metallib", ".mtlp-json")), "" if library == LIBRARY else "_4"
+    return tool(f"{chip}{of} {gpu}", "metal-tt", "-arch", gpu, *inputs, "-o", f"{gpu}{of}.binary.metallib", cwd=out)
 
 
 def tool(step: str, name: str, *args: str, cwd: Path | None = None) -> Message:
@@ -134,7 +149,7 @@ def tool(step: str, name: str, *args: str, cwd: Path | None = None) -> Message:
 
 def refused(message: Message) -> bool:
     """Return True if a kernel was refused. An unknown language version or GPU is not the kernel's fault."""
-    optional = not message.step.startswith((SHIPPED, "metallib"))
+    optional = not message.step.startswith(SHIPPED)
     return message.status != 0 and not (optional and UNKNOWN.search(message.words))
 
 

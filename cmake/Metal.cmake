@@ -11,30 +11,40 @@ target_link_libraries(_core_metal PRIVATE "-framework Metal" "-framework Foundat
 set(KERNEL_DESTINATION zincmetal/kernels)
 install(DIRECTORY kernels/ DESTINATION ${KERNEL_DESTINATION} FILES_MATCHING PATTERN "*.metal" PATTERN "*.h")
 
-# As csrc/metal/library.h compiles them: MSL 3.1 is of macOS 14, safe math keeps infinities and NaN.
-set(METAL_OPTIONS -std=metal3.1 -mmacosx-version-min=14.0 -fno-fast-math -Wall -Wextra -Wno-c++17-extensions
-    -Wno-unused-parameter -Wno-unused-variable)
+# As csrc/metal/library.h compiles them: safe math keeps infinities and NaN. MSL 3.1 is of macOS 14. Tensor operations
+# are of Metal 4 and macOS 26: for GPUs from Apple10 on.
+set(METAL_FLAGS -fno-fast-math -Wall -Wextra -Wno-c++17-extensions -Wno-unused-parameter -Wno-unused-variable)
+set(METAL_OPTIONS -std=metal3.1 -mmacosx-version-min=14.0 ${METAL_FLAGS})
+set(METAL4_OPTIONS -std=metal4.0 -mmacosx-version-min=26.0 -DCOOPERATIVE=1 ${METAL_FLAGS})
 include(cmake/MetalCompiler.cmake)
 if(NOT METAL_XCRUN)
   return()
 endif()
 
 file(GLOB KERNEL_HEADERS CONFIGURE_DEPENDS kernels/*.h)
-set(KERNEL_AIRS)
-foreach(source IN LISTS KERNEL_SOURCES)
-  get_filename_component(name ${source} NAME_WE)
-  set(air ${CMAKE_CURRENT_BINARY_DIR}/${name}.air)
-  set(included ${source} ${KERNEL_HEADERS})
-  if(name MATCHES "^types_")  # includes the sources of families: see kernels/quant_types.h
-    list(APPEND included ${KERNEL_SOURCES})
-  endif()
-  add_custom_command(OUTPUT ${air} DEPENDS ${included} VERBATIM
-                     COMMAND ${METAL_XCRUN} metal ${METAL_OPTIONS} -c ${source} -o ${air}
-                     COMMENT "Metal ${name}")
-  list(APPEND KERNEL_AIRS ${air})
-endforeach()
-set(METALLIB ${CMAKE_CURRENT_BINARY_DIR}/zincmetal.metallib)
-add_custom_command(OUTPUT ${METALLIB} DEPENDS ${KERNEL_AIRS} VERBATIM
-                   COMMAND ${METAL_XCRUN} metallib ${KERNEL_AIRS} -o ${METALLIB} COMMENT "zincmetal.metallib")
-add_custom_target(zincmetal_metallib ALL DEPENDS ${METALLIB})
-install(FILES ${METALLIB} DESTINATION ${KERNEL_DESTINATION})
+# A metallib of all kernels, compiled with these options.
+function(zinc_metallib library)
+  set(airs)
+  foreach(source IN LISTS KERNEL_SOURCES)
+    get_filename_component(name ${source} NAME_WE)
+    set(air ${CMAKE_CURRENT_BINARY_DIR}/${library}/${name}.air)
+    set(included ${source} ${KERNEL_HEADERS})
+    if(name MATCHES "^types_")  # includes the sources of families: see kernels/quant_types.h
+      list(APPEND included ${KERNEL_SOURCES})
+    endif()
+    add_custom_command(OUTPUT ${air} DEPENDS ${included} VERBATIM
+                       COMMAND ${METAL_XCRUN} metal ${ARGN} -c ${source} -o ${air} COMMENT "Metal ${library} ${name}")
+    list(APPEND airs ${air})
+  endforeach()
+  file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/${library})
+  set(metallib ${CMAKE_CURRENT_BINARY_DIR}/${library}.metallib)
+  add_custom_command(OUTPUT ${metallib} DEPENDS ${airs} VERBATIM
+                     COMMAND ${METAL_XCRUN} metallib ${airs} -o ${metallib} COMMENT "${library}.metallib")
+  add_custom_target(${library}_metallib ALL DEPENDS ${metallib})
+  install(FILES ${metallib} DESTINATION ${KERNEL_DESTINATION})
+endfunction()
+
+zinc_metallib(zincmetal ${METAL_OPTIONS})
+if(METAL4_OPTIONS)
+  zinc_metallib(zincmetal_4 ${METAL4_OPTIONS})
+endif()

@@ -1,7 +1,7 @@
 # Finds Apple's Metal compiler: METAL_XCRUN is the command that runs its tools, empty where there is none.
 # From Xcode 26 on it is a component that is downloaded by itself, and `xcrun` may not find one that is there unless it is
 # told the toolchain. Needs METAL_OPTIONS, with which a kernel is compiled to see: `xcrun --find metal` also finds a stub
-# that only says what to download.
+# that only says what to download. METAL4_OPTIONS, for tensor operations, are emptied if the compiler does not take them.
 set(PROBE ${CMAKE_CURRENT_BINARY_DIR}/metal_probe)
 file(WRITE ${PROBE}.metal "kernel void probe() {}\n")
 
@@ -37,6 +37,14 @@ endif()
 if(METAL_XCRUN)
   string(REPLACE ";" " " way "${METAL_XCRUN}")
   message(STATUS "Metal compiler: ${way} metal")
+  file(WRITE ${PROBE}_4.metal "#include <metal_tensor>\n#include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>\n"
+                              "kernel void probe() {}\n")
+  execute_process(COMMAND ${METAL_XCRUN} metal ${METAL4_OPTIONS} -c ${PROBE}_4.metal -o ${PROBE}_4.air
+                  RESULT_VARIABLE failed OUTPUT_VARIABLE said ERROR_VARIABLE said)
+  if(failed)
+    message(STATUS "No tensor operations of Metal 4 (Xcode 26 has them): ${said}")
+    set(METAL4_OPTIONS)
+  endif()
 else()
   message(WARNING "No Metal compiler: this build has no zincmetal.metallib, so that every process compiles the kernels "
                   "it uses anew, which takes seconds. Xcode has the compiler; from Xcode 26 on it is a component of its own: "

@@ -17,6 +17,13 @@
 
 using namespace metal;
 
+// COOPERATIVE: there are Metal 4's tensor operations. Whoever compiles for Metal says so. The CPU lane has a stand-in.
+#ifndef __METAL_VERSION__
+#ifndef __CUDACC__
+#define COOPERATIVE 1
+#endif
+#endif
+
 // Before a loop of constant length over an array that must live in registers.
 #ifdef __METAL_VERSION__
 #define UNROLL _Pragma("clang loop unroll(full)")

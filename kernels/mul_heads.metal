@@ -1,5 +1,5 @@
 // Products of the heads of a row, each with a matrix of its own: out[t, h, m] = sum_k W[h, m, k] x[t, h, k].
-#include "mul_mm_tile.h"
+#include "mul_mm_cooperative.h"
 #include "mul_mv_rows.h"
 
 // For few rows of the step: a head of a row is a vector.
@@ -22,20 +22,24 @@ struct OfHead {
     METAL_FUNC uint y_row(uint i) const { return x_row(i); }
 };
 
-// Grid: (ceil(T / MUL_MM_TOKENS), ceil(m / MUL_MM_ROWS), n_head). Threads: MUL_MM_THREADS.
-template <class Q>
+// Grid: (ceil(T / TOKENS), ceil(m / ROWS), n_head). Threads: THREADS. All of the shape: MUL_MM_ or COOP_.
+template <class Q, class Shape>
 kernel void mul_heads_mm(constant HeadsParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                          device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
                          device float* out [[buffer(4)]], GRID_IDS) {
-    MUL_MM_TILE(MulMmShape<Q>, tile);
-    const uint first = tg.x * MUL_MM_TOKENS, n_tokens = step->n_tokens;
+    MUL_MM_TILE(Shape, tile);
+    const uint first = tg.x * Shape::TOKENS, n_tokens = step->n_tokens;
     if (first >= n_tokens) return;  // the whole threadgroup
-    const OfHead tokens{first, min(n_tokens - first, uint(MUL_MM_TOKENS)), tg.z, p.n_head};
-    mul_mm_tile<Q, MulMmShape<Q>>(p, tokens, tg.y, Matrices<1>{{w + ulong(tg.z) * p.head_bytes}}, x, Store{out}, tile,
-                                  tid, sg);
+    const OfHead tokens{first, min(n_tokens - first, uint(Shape::TOKENS)), tg.z, p.n_head};
+    mul_mm_tile<Q, Shape>(p, tokens, tg.y, Matrices<1>{{w + ulong(tg.z) * p.head_bytes}}, x, Store{out}, tile, tid, sg);
 }
 
 #define MUL_HEADS(type, Q)                                                                                             \
     KERNEL("mul_heads_mv_" type, mul_heads_mv<Q>)                                                                      \
-    KERNEL_UNROLLED(TILE_STEPS, "mul_heads_mm_" type, mul_heads_mm<Q>)
+    KERNEL_UNROLLED(TILE_STEPS, "mul_heads_mm_" type, mul_heads_mm<Q, MulMmShape<Q>>)
 TENSOR_TYPES(MUL_HEADS)
+#ifdef COOPERATIVE
+#define MUL_HEADS_COOPERATIVE(type, Q)                                                                                 \
+    KERNEL_UNROLLED(TILE_STEPS, "mul_heads_mm_coop_" type, mul_heads_mm<Q, MulMmCooperative>)
+HALVED_TYPES(MUL_HEADS_COOPERATIVE)
+#endif

@@ -29,12 +29,17 @@ struct OperandOf<Plain<F32>> {
     static constant constexpr uint COLUMNS = 32;
 };
 
+// What multiplies a tile: simdgroup matrices, or Metal 4's tensor operations (mul_mm_cooperative.h).
+struct SimdgroupMatrices {};
+struct TensorOperations {};
+
 // A tile of ROWS of W by TOKENS, COLUMNS of either staged at a time as T. Of the simdgroups' shares, DOWN lie one below
 // the other along the rows, ACROSS side by side along the tokens. A simdgroup skips the 8x8 matrices of its results
 // that have no token, SKIPPED at a time.
 template <class T_, uint THREADS_, uint ROWS_, uint TOKENS_, uint COLUMNS_, uint ACROSS_, uint SKIPPED_>
 struct TileShape {
     typedef T_ T;
+    typedef SimdgroupMatrices Multiplier;
     static constant constexpr uint THREADS = THREADS_, ROWS = ROWS_, TOKENS = TOKENS_, COLUMNS = COLUMNS_;
     static constant constexpr uint ACROSS = ACROSS_, DOWN = THREADS / SIMD / ACROSS, SKIPPED = SKIPPED_;
     static constant constexpr bool HALVES = sizeof(T) == 2;
@@ -257,11 +262,20 @@ METAL_FUNC float product_in_floats(device const uchar* row, device const float* 
     return sum;
 }
 
-// Sums of all steps, in threadgroup memory as [token][row].
-template <class Q, class Shape>
-METAL_FUNC void sum_steps(thread Stage<Q, Shape>& stage, uint k, threadgroup uint4* tile, uint sg) {
-    Share<Shape> share;
-    share.begin(sg, stage.n_tokens);
+// How a multiplier begins, adds a staged step to, and stores the sums of a tile: an overload each.
+template <class Shape, class Sums>
+METAL_FUNC void multiply_staged(thread Sums& share, threadgroup uint4* staged, SimdgroupMatrices) {
+    share.multiply(staged);
+}
+template <class Shape, class Sums>
+METAL_FUNC void store_sums(thread Sums& share, threadgroup float* y, SimdgroupMatrices) {
+    share.store(y);
+}
+
+// Adds the products of all steps to sums, and leaves them in threadgroup memory as [token][row].
+template <class Shape, class Staging, class Sums>
+METAL_FUNC void sum_steps(thread Staging& stage, uint k, threadgroup uint4* tile, thread Sums& sums) {
+    const typename Shape::Multiplier by = {};
     const uint n_steps = (k + Shape::COLUMNS - 1) / Shape::COLUMNS;
     stage.load(0, k);
     for (uint step = 0; step < n_steps; step++) {
@@ -270,11 +284,18 @@ METAL_FUNC void sum_steps(thread Stage<Q, Shape>& stage, uint k, threadgroup uin
         stage.store(staged);
         if (step + 1 < n_steps) stage.load(step + 1, k);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        share.multiply(staged);
+        multiply_staged<Shape>(sums, staged, by);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    share.store((threadgroup float*)tile);
+    store_sums<Shape>(sums, (threadgroup float*)tile, by);
     threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+template <class Shape, class Staging>
+METAL_FUNC void sum_tile(thread Staging& stage, uint k, threadgroup uint4* tile, uint sg, SimdgroupMatrices) {
+    Share<Shape> share;
+    share.begin(sg, stage.n_tokens);
+    sum_steps<Shape>(stage, k, tile, share);
 }
 
 // Computes tile tile_row of the rows of W for the tokens of a tile. Params have k, m and row_bytes. Rows outside the
@@ -294,7 +315,7 @@ METAL_FUNC void mul_mm_tile(constant Params& p, Tokens tokens, uint tile_row, Ma
         const uint token = min(stage.token + t * Staging::NEXT_TOKEN, tokens.n - 1);
         stage.x_rows[t] = x + ulong(tokens.x_row(token)) * p.k;
     }
-    sum_steps(stage, p.k, tile, sg);
+    sum_tile<Shape>(stage, p.k, tile, sg, typename Shape::Multiplier());
 
     for (uint i = tid; i < n_rows * tokens.n; i += Shape::THREADS) {
         const uint of_tile = i % n_rows, row = first_row + of_tile, token = tokens.y_row(i / n_rows);

@@ -17,12 +17,12 @@
     T("q4_k", Quantised<Q4_K>)                                                                                         \
     T("q5_k", Quantised<Q5_K>)                                                                                         \
     T("q6_k", Quantised<Q6_K>)
-#define USUAL_TENSOR_TYPES(T)                                                                                          \
-    T("f32", Plain<F32>)                                                                                               \
+#define USUAL_HALVED_TYPES(T) /* whose products of many rows round to halves */                                        \
     T("bf16", Plain<BF16>)                                                                                             \
     T("f16", Plain<F16>)                                                                                               \
     T("q8_0", Quantised<Q8_0>)                                                                                         \
     USUAL_LOW_BIT_TYPES(T)
+#define USUAL_TENSOR_TYPES(T) T("f32", Plain<F32>) USUAL_HALVED_TYPES(T)
 
 // The groups.
 #define IQ4_TYPES(T)                                                                                                   \
@@ -57,8 +57,10 @@
 // The types of this source: a group's source defines SOURCE_TYPES.
 #ifdef SOURCE_TYPES
 #define LOW_BIT_TYPES(T) SOURCE_TYPES(T)
+#define HALVED_TYPES(T) SOURCE_TYPES(T)
 #define TENSOR_TYPES(T) SOURCE_TYPES(T)
 #else
 #define LOW_BIT_TYPES(T) USUAL_LOW_BIT_TYPES(T)
+#define HALVED_TYPES(T) USUAL_HALVED_TYPES(T)
 #define TENSOR_TYPES(T) USUAL_TENSOR_TYPES(T)
 #endif

@@ -28,6 +28,10 @@
     S(MUL_MM_TOKENS, PER_DEVICE(32, 64))  /* tokens per threadgroup */                                                 \
     S(MUL_MM_COLUMNS, PER_DEVICE(32, 64)) /* columns of either staged at a time, as halves; as floats 32 */            \
     S(MUL_MM_DEEP, PER_DEVICE(1, 4))      /* 8x8 matrices along the columns that are multiplied at a time */           \
+    S(COOP_THREADS, 128)                  /* exactly, of the tiles that Metal 4's tensor operations multiply */        \
+    S(COOP_ROWS, 64)                      /* as MUL_MM_ROWS */                                                         \
+    S(COOP_TOKENS, 64)                    /* as MUL_MM_TOKENS; of experts MOE_MM_TOKENS */                             \
+    S(COOP_COLUMNS, 32)                   /* as MUL_MM_COLUMNS */                                                      \
     S(FEW_ROWS, PER_DEVICE(16, 32))       /* rows of weights per tile of mul_few, of both matrices together */         \
     S(FEW_STACK_ROWS, 2)                  /* rows of weights per simdgroup of mul_few_stack */                         \
     S(FEW_STACK_TOKENS, PER_DEVICE(8, 2)) /* the largest class of mul_few_stack */                                     \

@@ -231,6 +231,7 @@ class MetalDevice final : public Device {
         list.emplace_back("threads per threadgroup", std::to_string(device.maxThreadsPerThreadgroup.width));
         list.emplace_back("residency set", yes_no(context_->residency.available()));
         list.emplace_back("kernels", context_->pipelines.library().summary());
+        list.emplace_back("tensor operations", yes_no(context_->pipelines.library().has_cooperative_kernels()));
         list.emplace_back("kernel archive", context_->pipelines.archive_state());
         if (queue_->debug) list.emplace_back("debug", "one encoder per dispatch");
         list.emplace_back("watchdog", watchdog_);

@@ -17,6 +17,7 @@
 #include "metal/objc.h"
 #include "metal/times.h"
 #include "metal/portable/names.h"
+#include "metal/portable/limits.h"
 #include "metal/portable/missing_kernel.h"
 #include "metal/portable/source.h"
 
@@ -52,16 +53,28 @@ struct KernelChoice {
     std::string key() const { return folder.string() + (metallib ? "" : " as text"); }
 };
 
+// Every GPU of Metal 4 has tensor operations. From Apple10 on they reach matrix units of their own: before, simdgroup
+// matrices are as fast.
+inline bool has_tensor_operations(id<MTLDevice> device) {
+    if (@available(macOS 26.0, *)) {
+        return [device supportsFamily:static_cast<MTLGPUFamily>(APPLE10)] &&
+               [device supportsFamily:static_cast<MTLGPUFamily>(METAL4)];
+    }
+    return false;
+}
+
 // The kernels of a folder, by name: from zincmetal.metallib if it loads, else compiled from the sources. A source is
 // compiled when one of its kernels is first asked for. A source that does not compile costs only its own kernels: plans
-// may have replacements for them.
+// may have replacements for them. Where the GPU has tensor operations, zincmetal_4.metallib comes first, and sources
+// that know such operations are compiled with COOPERATIVE, as Metal 4.
 class KernelLibrary {
   public:
     KernelLibrary(id<MTLDevice> device, const KernelChoice& choice, Times& times)
-        : device_(device), choice_(choice), times_(times) {
-        compile_options();  // throws if macOS is too old: a metallib may load there, but its kernels do not build
+        : device_(device), choice_(choice), times_(times), tensor_operations_(has_tensor_operations(device)) {
+        compile_options(false);  // throws if macOS is too old: a metallib may load there, but its kernels do not build
         if (@available(macOS 13.3, *)) device.shouldMaximizeConcurrentCompilation = YES;
-        if (choice.metallib && load(choice.folder / "zincmetal.metallib")) return;
+        if (choice.metallib && tensor_operations_ && load("zincmetal_4.metallib")) return;
+        if (choice.metallib && load("zincmetal.metallib")) return;
         read_sources();
     }
 
@@ -71,9 +84,9 @@ class KernelLibrary {
         if (!metallib_) compile(*found->second);
         const Source* source = found->second;
         const id<MTLLibrary> library = metallib_ ? metallib_ : source->library;
-        if (!library) throw DeviceError(missing_kernel_text(name, listed(), {{source->file, source->refusal}}));
         id<MTLFunction> function = [library newFunctionWithName:ns_string(name)];
-        if (!function) throw DeviceError("the kernel library lists '" + name + "' but does not give it");
+        if (!function && metallib_) throw DeviceError("the kernel library lists '" + name + "' but does not give it");
+        if (!function) throw DeviceError(missing_kernel_text(name, listed(), {{source->file, source->refusal}}));
         return function;
     }
 
@@ -102,11 +115,16 @@ class KernelLibrary {
         return names;
     }
 
+    // True if there are kernels of tensor operations.
+    bool has_cooperative_kernels() const {
+        const auto is_one = [](const auto& entry) { return entry.first.find("_coop_") != std::string::npos; };
+        return tensor_operations_ && std::any_of(sources_of_.begin(), sources_of_.end(), is_one);
+    }
+
     // For example "274 from 20 source files".
     std::string summary() const {
         std::string summary = std::to_string(sources_of_.size()) + " from ";
-        if (metallib_) return summary + "zincmetal.metallib" + choice_.remarks;
-        summary += std::to_string(sources_.size()) + " source files";
+        summary += metallib_ ? metallib_name_ : std::to_string(sources_.size()) + " source files";
         return summary + choice_.remarks + (metallib_failure_.empty() ? "" : " (" + metallib_failure_ + ")");
     }
 
@@ -127,14 +145,16 @@ class KernelLibrary {
 
   private:
     struct Source {
-        std::string file, flat;  // its name, and its text with all that it includes
+        std::string file, flat;    // its name, and its text with all that it includes
+        bool cooperative = false;  // it knows tensor operations
         std::once_flag once;
         std::atomic<bool> compiled = false;
         id<MTLLibrary> library;
         std::string refusal, warnings;
     };
 
-    bool load(const std::filesystem::path& file) {
+    bool load(const std::string& name) {
+        const std::filesystem::path file = choice_.folder / name;
         std::error_code unreadable;
         if (!std::filesystem::exists(file, unreadable)) return false;
         const Stopwatch watch;
@@ -144,9 +164,10 @@ class KernelLibrary {
             metallib_failure_ = file.string() + " does not load: " + describe(error);
             return false;
         }
-        for (NSString* name in metallib_.functionNames) sources_of_[text(name)] = nullptr;
+        for (NSString* kernel in metallib_.functionNames) sources_of_[text(kernel)] = nullptr;
         add_to_hash(read_text(file));
-        times_.note("load zincmetal.metallib", watch.seconds());
+        times_.note("load " + name, watch.seconds());
+        metallib_name_ = name;
         return true;
     }
 
@@ -168,6 +189,9 @@ class KernelLibrary {
                 source.compiled = true;
                 continue;
             }
+            source.cooperative =
+                tensor_operations_ && source.flat.find("MetalPerformancePrimitives") != source.flat.npos;
+            if (source.cooperative) source.flat = COOPERATIVE + source.flat;
             add_to_hash(source.flat);
             for (const std::string& name : KernelNames::of(source.flat, {"__METAL_VERSION__"}))
                 sources_of_[name] = &source;
@@ -234,19 +258,29 @@ class KernelLibrary {
         });
     }
 
+    // The kernels of a source that does not compile with tensor operations are those that do without.
     void make_library(Source& source) const {
         NSError* error = nil;
-        source.library = [device_ newLibraryWithSource:ns_string(source.flat) options:compile_options() error:&error];
+        source.library = library_of(source.flat, source.cooperative, &error);
+        if (!source.library && source.cooperative) {
+            source.refusal = source.file + " does not compile with tensor operations: " + describe(error);
+            source.library = library_of(source.flat.substr(std::size(COOPERATIVE) - 1), false, &error);
+        }
         if (!source.library) throw DeviceError(source.file + " does not compile: " + describe(error));
         source.library.label = ns_string(source.file);
         if (error) source.warnings = describe(error);  // with a library it holds warnings at most
         source.flat = {};
     }
 
-    static MTLCompileOptions* compile_options() {
+    id<MTLLibrary> library_of(const std::string& source, bool cooperative, NSError* __autoreleasing* error) const {
+        return [device_ newLibraryWithSource:ns_string(source) options:compile_options(cooperative) error:error];
+    }
+
+    static MTLCompileOptions* compile_options(bool cooperative) {
         MTLCompileOptions* options = [[MTLCompileOptions alloc] init];
         if (@available(macOS 14.0, *)) {
             options.languageVersion = MTLLanguageVersion3_1;  // of macOS 14, the oldest we support
+            if (cooperative) options.languageVersion = METAL_4;
         } else {
             throw DeviceError(
                 "the kernels are written in Metal Shading Language 3.1, which needs macOS 14; this is macOS " +
@@ -277,11 +311,15 @@ class KernelLibrary {
         for (const char c : bytes) hash_ = (hash_ ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
     }
 
+    static constexpr char COOPERATIVE[] = "#define COOPERATIVE 1\n";
+    static constexpr auto METAL_4 = static_cast<MTLLanguageVersion>(4 << 16);  // by value: it is not in every SDK
+
     const id<MTLDevice> device_;
     const KernelChoice choice_;
     Times& times_;
+    const bool tensor_operations_;
     id<MTLLibrary> metallib_;
-    std::string metallib_failure_;
+    std::string metallib_name_, metallib_failure_;
     std::vector<std::unique_ptr<Source>> sources_;
     std::map<std::string, Source*> sources_of_;  // by kernel; null if the metallib holds it
     uint64_t hash_ = 0xcbf29ce484222325u;

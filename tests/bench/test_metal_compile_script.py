@@ -49,15 +49,21 @@ def test_every_file_every_language_and_every_gpu(xcrun, tmp_path):
     status, asked, messages = xcrun()
     assert status == 0
     files = sorted(path.name for path in metal_compile.KERNELS.glob("*.metal"))
-    for language in metal_compile.LANGUAGES:
-        assert sorted(step.split()[1] for step in messages if step.startswith(language)) == files
-    assert sum(args[2] == "metal-tt" for args in asked) == sum(map(len, metal_compile.GPUS.values()))
-    script = json.loads((tmp_path / "out" / "zincmetal.mtlp-json").read_text())
-    functions = [p["compute_function"] for p in script["pipelines"]["compute_pipelines"]]
-    assert functions == [f"alias:zincmetal#{n}" for n in sorted(backend.load("cpu").Device().kernel_names())]
-    assert script["libraries"]["paths"] == [{"label": "zincmetal", "path": "./zincmetal.metallib"}]
+    for language in (*metal_compile.LANGUAGES, metal_compile.TENSORS):
+        found = [step.split()[1] for step in messages if step.split()[0] == language]
+        assert sorted(name for name in found if name != "metallib") == files
+    names = sorted(backend.load("cpu").Device().kernel_names())
+    tensors = [name for name in names if "_coop_" in name]
+    usual = [name for name in names if "_coop_" not in name]
+    for library, wanted in (("zincmetal", usual), ("zincmetal_4", tensors)):
+        script = json.loads((tmp_path / "out" / f"{library}.mtlp-json").read_text())
+        functions = [p["compute_function"] for p in script["pipelines"]["compute_pipelines"]]
+        assert functions == [f"alias:zincmetal#{name}" for name in wanted]
+        assert script["libraries"]["paths"] == [{"label": "zincmetal", "path": f"./{library}.metallib"}]
     inputs = [args[5:7] for args in asked if args[2] == "metal-tt"]  # as in Apple's article on such scripts
-    assert inputs == [["zincmetal.metallib", "zincmetal.mtlp-json"]] * len(inputs)
+    gpus = metal_compile.GPUS
+    assert inputs.count(["zincmetal.metallib", "zincmetal.mtlp-json"]) == sum(map(len, gpus.values()))
+    assert inputs.count(["zincmetal_4.metallib", "zincmetal_4.mtlp-json"]) == len(gpus["M5"])
 
 
 def test_a_refused_kernel_fails_the_run_and_the_rest_goes_on(xcrun):

@@ -17,6 +17,7 @@ from zincmetal.measure.products import linear, stack
 from zincmetal.measure.running import Bench
 from zincmetal.measure.tasks import Task
 from zincmetal.measure.whole import Asked, loaded
+from zincmetal.plan.chunks import chunk_shape
 from zincmetal.plan.tuning import Split
 
 Q8_0 = quants.Q8_0
@@ -182,8 +183,19 @@ def test_divided_keys_change_the_plans_of_the_model():
     assert same == tokens
 
 
+def test_a_row_may_change_prompts_alone():
+    usual, tokens = launches([])
+    asked = Asked((Task(n_prompt=64),), device="cpu", threads=1, rows=tuned.rows(["cooperative=1"]))
+    with loaded(FILE, asked) as running:
+        kernels = {d.launch.kernel for d in running.engine.planner.plan(chunk_shape(64, 0, 0, "none")).dispatches}
+    assert any(kernel.startswith("mul_mm_coop_") for kernel in kernels)
+    assert launches(["cooperative=1"]) == (usual, tokens)
+    with pytest.raises(UsageError, match="cooperative: plans are the same without it"):
+        launches(["cooperative=0"])
+
+
 def test_a_row_that_changes_nothing_or_is_not_built_is_refused():
-    with pytest.raises(UsageError, match="mul_mv_q4_0: decode has the same plans without it"):
+    with pytest.raises(UsageError, match="mul_mv_q4_0: plans are the same without it"):
         launches(["mul_mv_q4_0=threads:32"])
     with pytest.raises(UsageError, match="no mul_mv_add_q8_0_r29: build with ZINCMETAL_SWEEP"):
         launches(["mul_mv_add_q8_0=rows:29"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import metal_double_lane as lane
+from zincmetal.device import backend
 
 
 def built(checked: bool = False) -> Path:
@@ -19,3 +20,8 @@ def built(checked: bool = False) -> Path:
     if os.environ.get("CI") and sys.platform == "linux":
         pytest.fail(message)
     pytest.skip(message)
+
+
+def kernels_of_metal_3() -> set[str]:
+    """Names the kernels that every Mac has: those without Metal 4's tensor operations."""
+    return {name for name in backend.load("cpu").Device().kernel_names() if "_mm_coop" not in name}

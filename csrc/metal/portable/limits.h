@@ -14,10 +14,12 @@ struct MetalFamily {
     const char* chips;  // of an Apple family
 };
 
+constexpr long APPLE10 = 1010, METAL4 = 5002;
+
 // The newest Apple family first. Each includes the older families.
-constexpr MetalFamily METAL_FAMILIES[] = {{"Apple10", 1010, "M5"}, {"Apple9", 1009, "M3, M4"}, {"Apple8", 1008, "M2"},
-                                          {"Apple7", 1007, "M1"},  {"Mac2", 2002, ""},         {"Metal3", 5001, ""},
-                                          {"Metal4", 5002, ""}};
+constexpr MetalFamily METAL_FAMILIES[] = {
+    {"Apple10", APPLE10, "M5"}, {"Apple9", 1009, "M3, M4"}, {"Apple8", 1008, "M2"}, {"Apple7", 1007, "M1"},
+    {"Mac2", 2002, ""},         {"Metal3", 5001, ""},       {"Metal4", METAL4, ""}};
 
 // Throws unless a buffer can be this long.
 inline void check_length(uint64_t bytes, uint64_t max_buffer) {

@@ -11,7 +11,8 @@ namespace detail {
 
 using zinc::msl::simd_width;
 
-METAL_FUNC uint current_lane() { return zinc::msl::running->thread % simd_width; }
+METAL_FUNC uint current_thread() { return zinc::msl::running->thread; }
+METAL_FUNC uint current_lane() { return current_thread() % simd_width; }
 
 METAL_FUNC void arrive(const char* operation, const char* file, uint line) {
     zinc::msl::simd_arrive({operation, file, line});

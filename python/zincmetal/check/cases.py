@@ -137,20 +137,23 @@ class Case:
         return list(dict.fromkeys(other.kernel for other in self.scene.without(kernel) if kernel in other.replaces))
 
 
-def cases(core: Core, backend: str = "") -> dict[str, Case]:
+def cases(core: Core, backend: str = "", cooperative: bool = False) -> dict[str, Case]:
     """Make a case for every kernel that a plan can launch, by name. Row counts of ``backend`` come first.
 
-    A kernel that can compute the norm of its activations has a second case, by its name and OF_NORM.
+    ``cooperative``: also for those of Metal 4's tensor operations. A kernel that can compute the norm of its
+    activations has a second case, by its name and OF_NORM.
     """
     found: dict[str, Case] = {}
-    for place, scene in scenes(core, backend).items():
+    for place, scene in scenes(core, backend, cooperative=cooperative).items():
         for i, launch in enumerate(scene.launches):
             of_norm = launch.op.kind in NORMED and launch.op.get("norm") is not None
             found.setdefault(launch.kernel + OF_NORM * of_norm, Case(scene, i, place))
     return found
 
 
-def scenes(core: Core, backend: str = "", like: Core | None = None) -> dict[tuple[int, int], Scene]:
+def scenes(
+    core: Core, backend: str = "", like: Core | None = None, cooperative: bool = False
+) -> dict[tuple[int, int], Scene]:
     """Make all scenes, by their places. A core has its own kernels and tiles for the operations of a scene.
 
     Norms and choices are folded as on the core ``like``, by default the same one.
@@ -159,7 +162,10 @@ def scenes(core: Core, backend: str = "", like: Core | None = None) -> dict[tupl
     target = Target.of_kernels(core)
     target = replace(target, shapes={**target.shapes, **folds})
     splits = (tuning.SPLITS.get(backend, {}), {}, *tuning.SPLITS.values())
-    return {(i, n): scene for i, of in enumerate(splits) for n, scene in enumerate(_scenes(replace(target, splits=of)))}
+    targets = [replace(target, splits=of) for of in splits]
+    if cooperative:
+        targets.append(replace(target, cooperative=True))
+    return {(i, n): scene for i, of in enumerate(targets) for n, scene in enumerate(_scenes(of))}
 
 
 def reference_case(case: Case, of: Mapping[tuple[int, int], Scene]) -> Case:

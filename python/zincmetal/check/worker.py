@@ -90,9 +90,10 @@ class Lab:
         self._opened = time.perf_counter() - began
         cpu, kind = backend.load("cpu"), self.device.info["backend"]
         self.reference: _core.Device = cpu.Device(native=False)
-        self.cases = cases(self.core, kind)
-        self._reference_scenes = scenes(cpu, kind, self.core)
         self._kernels = set(self.device.kernel_names())
+        cooperative = any("_coop_" in kernel for kernel in self._kernels)
+        self.cases = cases(self.core, kind, cooperative)
+        self._reference_scenes = scenes(cpu, kind, self.core, cooperative)
 
     def about(self) -> Outcome:
         """Describe the device; fail or warn if it is too small or too old for the kernels."""

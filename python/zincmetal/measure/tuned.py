@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from ..engine.loaded import Loaded
 from ..errors import UsageError, quote
-from ..plan.chunks import ONE_ROW as _ONE
+from ..plan.chunks import ONE_ROW, USUAL_ROWS, chunk_shape
 from ..plan.planner import Planner
 from ..plan.target import Target
 from ..plan.tuning import Split
@@ -15,7 +15,7 @@ from ..plan.tuning import Split
 #: Short names of rows: the kernel, and the number of its split that a bare integer sets.
 SHORT = {"q8-tg": ("mul_mv_q8_0", "threads"), "q8-dual-tg": ("mul_mv_stack_q8_0", "threads")}
 #: Rows that are one integer, by their names in :class:`Target`.
-NUMBERS = ("divide_keys_above",)
+NUMBERS = ("divide_keys_above", "cooperative")
 _PARTS = tuple(f.name for f in fields(Split))
 
 
@@ -48,7 +48,7 @@ def rows(texts: Iterable[str]) -> Rows:
         if not (key and equals and value):
             raise _wrong(text)
         if key in NUMBERS:
-            found.numbers[key] = _integer(text, value)
+            found.numbers[key] = _integer(text, value, least=0)
             continue
         kernel, part = SHORT.get(key, (key, ""))
         given = found.splits.get(kernel, Split())
@@ -65,14 +65,12 @@ def rows(texts: Iterable[str]) -> Rows:
 def tune(loaded: Loaded, of: Rows) -> None:
     """Let the engine that will be made of a loaded file plan with these rows.
 
-    Raises UsageError if they change no plan of decode, or if the build lacks a kernel that they ask for.
+    Raises UsageError if they change no plan, or if the build lacks a kernel that they ask for.
     """
     usual = loaded.planner
     planner = Planner(loaded.file, of.target(usual.target), usual.config.n_ctx, usual.kv)
     if _launches(planner) == _launches(usual):
-        raise UsageError(
-            f"--set {', '.join(of.facts())}: decode has the same plans without it; see `zincmetal plan --dump`"
-        )
+        raise UsageError(f"--set {', '.join(of.facts())}: plans are the same without it; see `zincmetal plan --dump`")
     wanted = {kernel for kernel, _, _ in _launches(planner)}
     if missing := sorted(wanted.difference(loaded.device.kernel_names())):
         raise UsageError(f"this build has no {', '.join(missing)}: build with ZINCMETAL_SWEEP=ON")
@@ -80,7 +78,8 @@ def tune(loaded: Loaded, of: Rows) -> None:
 
 
 def _launches(planner: Planner) -> list[tuple[str, tuple[int, int, int], int]]:
-    plans = [planner.plan(_ONE, n) for n in planner.max_positions]
+    plans = [planner.plan(ONE_ROW, n) for n in planner.max_positions]
+    plans.append(planner.plan(chunk_shape(min(USUAL_ROWS, planner.prompt_rows), 0, 0, "none")))
     return [(d.launch.kernel, d.launch.grid, d.launch.threads) for plan in plans for d in plan.dispatches]
 
 
@@ -88,8 +87,8 @@ def _told(split: Split) -> list[str]:
     return [f"{name}:{getattr(split, name)}" for name in _PARTS if getattr(split, name) is not None]
 
 
-def _integer(text: str, number: str) -> int:
-    if not number.isdecimal() or len(number) > 9 or not int(number):
+def _integer(text: str, number: str, least: int = 1) -> int:
+    if not number.isdecimal() or len(number) > 9 or int(number) < least:
         raise _wrong(text)
     return int(number)
 

@@ -53,6 +53,7 @@ class Target:
     missing: frozenset[str] = frozenset()  # kernels that the device cannot make
     least_rows: int = 0  # that a step must be able to have
     exact: bool = False  # products of many rows too are of floats, not of halves: slower
+    cooperative: bool = False  # Metal 4's tensor operations multiply tiles of halves: see tuning.py
 
     @classmethod
     def of(cls, core: Core, info: DeviceInfo) -> Target:
@@ -64,6 +65,7 @@ class Target:
             unified_memory=info["unified_memory"],
             working_set_bytes=info["working_set_bytes"],
             allocated_bytes=info["allocated_bytes"],
+            cooperative=tuning.COOPERATIVE and info["features"].get("tensor operations") == "yes",
         )
 
     @classmethod

@@ -26,6 +26,10 @@ USUAL = Split()
 #: By backend (``info["backend"]`` of a device) and by the kernel's usual name.
 SPLITS: Mapping[str, Mapping[str, Split]] = {"metal": {}, "cuda": {}, "cpu": {}}
 
+#: Whether Metal 4's tensor operations multiply tiles, on a GPU that has them (Apple10, M5). Others measured prompts
+#: two to three times as fast with them there as with simdgroup matrices. No machine of ours has.
+COOPERATIVE = True
+
 #: Number of keys, by backend, above which decode divides them: one threadgroup for each head does not fill the device.
-#: On an H100 256 saves 2% of a step at position 512 against 1,024.
-DIVIDE_KEYS_ABOVE: Mapping[str, int] = {"metal": 1024, "cuda": 256}
+#: On an H100 256 saves 2% of a step at position 512 against 1,024. For Macs it is a projection (docs/apple-gpus.md).
+DIVIDE_KEYS_ABOVE: Mapping[str, int] = {"metal": 256, "cuda": 256}

@@ -21,17 +21,19 @@ Status: installed
 Toolchain Identifier: {IDENTIFIER}
 Toolchain Search Path: /private/var/run/com.apple.security.cryptexd/mnt/MetalToolchain
 """
-# An xcrun that finds the compiler only if called as WORKS says: "ARGUMENTS" or "TOOLCHAINS=.. ARGUMENTS".
+# An xcrun that finds the compiler only if called as WORKS says: "ARGUMENTS" or "TOOLCHAINS=.. ARGUMENTS". The compiler
+# knows Metal 4 if TENSORS is WORKS.
 XCRUN = """#!/bin/sh
 case "${TOOLCHAINS:+TOOLCHAINS=$TOOLCHAINS }$*" in
   "$WORKS metal -std=metal3.1 -c "*) exit 0;;
+  "$TENSORS metal -std=metal4.0 -c "*) exit 0;;
 esac
 echo "error: cannot execute tool 'metal' due to missing Metal Toolchain" >&2
 exit 72
 """
 
 
-def configure(folder: Path, works: str, component: str | None = COMPONENT) -> str:
+def configure(folder: Path, works: str, component: str | None = COMPONENT, tensors: str = "nowhere") -> str:
     """Runs CMake with a compiler that ``works`` in one way; returns its output and the compiler found."""
     if CMAKE is None:
         pytest.skip("needs cmake")
@@ -42,9 +44,11 @@ def configure(folder: Path, works: str, component: str | None = COMPONENT) -> st
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     script = folder / "probe.cmake"
-    found = 'message("found [${METAL_XCRUN}]")'
-    script.write_text(f"set(METAL_OPTIONS -std=metal3.1)\ninclude({ROOT}/cmake/MetalCompiler.cmake)\n{found}\n")
-    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "WORKS": works}
+    options = "set(METAL_OPTIONS -std=metal3.1)\nset(METAL4_OPTIONS -std=metal4.0)\n"
+    found = 'message("found [${METAL_XCRUN}]")\nmessage("metal 4 [${METAL4_OPTIONS}]")'
+    script.write_text(f"{options}include({ROOT}/cmake/MetalCompiler.cmake)\n{found}\n")
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "WORKS": works, "TENSORS": tensors}
     environment.pop("TOOLCHAINS", None)
     command = [CMAKE, "-P", str(script)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
@@ -71,6 +75,13 @@ def test_the_compiler_is_found(works: str, end: list[str], tmp_path: Path) -> No
     command = found(said)
     assert command[-len(end) :] == end
     assert "Warning" not in said
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_compiler_without_metal_4_makes_no_tensor_operations(knows: bool, tmp_path: Path) -> None:
+    said = configure(tmp_path, "-sdk macosx", tensors="-sdk macosx" if knows else "nowhere")
+    assert f"metal 4 [{'-std=metal4.0' * knows}]" in said
+    assert ("No tensor operations of Metal 4" in said) is not knows
 
 
 @pytest.mark.parametrize("component", [COMPONENT, None, "Status: uninstalled\n"])

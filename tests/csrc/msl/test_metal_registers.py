@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.msl_front import source
-from support.msl_front.clang import NO_WARNING, Program, Violation, is_available
+from support.msl_front.clang import METAL_4, NO_WARNING, Program, Violation, is_available
 from support.msl_front.registers import register_violations
 from support.paths import KERNELS
 
@@ -24,6 +24,14 @@ FILES = sorted(path.name for path in KERNELS.glob("*.metal"))
 def test_arrays_stay_in_registers(file: str, tmp_path: Path) -> None:
     path = source.of_group(KERNELS / file, tmp_path) or KERNELS / file
     program = Program(path, tmp_path, [KERNELS], NO_WARNING)
+    assert program.errors == []
+    assert register_violations(program) == []
+
+
+def test_arrays_of_cooperative_tiles_stay_in_registers(tmp_path: Path) -> None:
+    path = tmp_path / "of_metal_4.metal"
+    path.write_text('#define SOURCE_TYPES(T) T("q4_k", Quantised<Q4_K>)\n#include "mul_mm.metal"\n')
+    program = Program(path, tmp_path, [KERNELS], NO_WARNING, METAL_4)
     assert program.errors == []
     assert register_violations(program) == []
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from support.msl_front import layout, planted, rules, signatures, source
-from support.msl_front.clang import CXX14, NO_WARNING, Program, Violation, is_available
+from support.msl_front.clang import CXX14, METAL_4, NO_WARNING, Program, Violation, is_available
 from support.paths import KERNELS
 from zincmetal.device import backend
 
@@ -53,6 +53,40 @@ def test_kernel_file_keeps_the_rules(programs: Callable[[str], Program], file: s
     assert program.source.instances
     assert rules.violations(program) == []
     assert rules.hazards(program) == []
+
+
+#: Files of the usual types; the sources of groups include them.
+COOPERATIVE = [file for file in FILES if '"mul_mm_cooperative.h"' in (KERNELS / file).read_text()]
+
+
+def of_metal_4(file: str, folder: Path, kernels: Path = KERNELS) -> Program:
+    """Makes the front end's view of a file with tensor operations, for one quant type."""
+    path = folder / "of_metal_4.metal"
+    path.write_text(f'#define SOURCE_TYPES(T) T("q4_k", Quantised<Q4_K>)\n#include "{file}"\n')
+    return Program(path, folder, [kernels], NO_WARNING, METAL_4)
+
+
+@pytest.mark.parametrize("file", COOPERATIVE)
+def test_kernels_of_tensor_operations_keep_the_rules(file: str, tmp_path: Path) -> None:
+    program = of_metal_4(file, tmp_path)
+    assert any("_coop_" in instance.host_name for instance in program.source.instances)
+    assert rules.violations(program) == []
+    assert rules.hazards(program) == []
+
+
+def test_kernels_of_tensor_operations_are_of_metal_4() -> None:
+    assert len(COOPERATIVE) == 3
+
+
+def test_a_tensor_operation_that_not_all_threads_reach_is_found(tmp_path: Path) -> None:
+    kernels = shutil.copytree(KERNELS, tmp_path / "kernels")
+    header = kernels / "mul_mm_cooperative.h"
+    run = "    CooperativeProduct<Shape>().run(x, w, sums);"
+    assert run in header.read_text()
+    apart = run.replace("Coop", "if (simd_is_first()) Coop")
+    header.write_text(header.read_text().replace(run, apart))
+    program = of_metal_4("mul_heads.metal", tmp_path, kernels)
+    assert any("tensor_operation" in str(found) for found in rules.violations(program) + rules.hazards(program))
 
 
 def test_warning_is_seen(tmp_path: Path) -> None:

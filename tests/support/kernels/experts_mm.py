@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
 from support.kernels.experts import Biases, finished, kernel, matrices
-from support.kernels.products import WEIGHT_ALIGN, block_of, silu, tolerance
+from support.kernels.products import WEIGHT_ALIGN, block_of, silu, tile, tolerance
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 from zincmetal.gguf.random_weights import random_weights
@@ -107,8 +107,9 @@ class MoeMm:
         *,
         shared_x: bool,
         bias: bool = False,
+        family: str = "moe_mm",
     ) -> None:
-        self.name, self.route, self.m = kernel("moe_mm", form) + qtype.name, route, m
+        self.name, self.route, self.m = kernel(family, form) + qtype.name, route, m
         self.tolerance = tolerance(lab.lane, qtype)
         self.matrices = matrices(form)
         experts = [Experts(lab, qtype, route.n_expert, m, k) for _ in range(self.matrices)]
@@ -148,8 +149,9 @@ class MoeMm:
             lab.input(np.array([len(cut)], np.int32), align=4),
         ]
         out = lab.output(route.ids.size, self.m)
-        grid = (len(list_of_tiles), tiles(self.m, shapes["MOE_MM_ROWS"] // self.matrices))
-        lab.run(self.name, self.params, "MoeMmParams", [*sort, *self.operands, out], grid, shapes["MOE_MM_THREADS"])
+        of_weights, _, threads = tile(shapes, self.name)
+        grid = (len(list_of_tiles), tiles(self.m, of_weights // self.matrices))
+        lab.run(self.name, self.params, "MoeMmParams", [*sort, *self.operands, out], grid, threads)
         return out
 
     def check(self, lab: Lab) -> None:

@@ -63,6 +63,14 @@ def tolerance(lane: str, qtype: QuantType) -> float:
     return TOLERANCE if lane == "native" or qtype is quants.F32 else HALF_TOLERANCE
 
 
+def tile(shapes: Mapping[str, int], kernel: str) -> tuple[int, int, int]:
+    """Returns (rows, tokens, threads) of a tile of mul_mm, mul_heads_mm or moe_mm, by the name of the kernel."""
+    usual = "MOE_MM" if kernel.startswith("moe_mm") else "MUL_MM"
+    sizes = "COOP" if "_mm_coop" in kernel else usual
+    tokens = shapes[f"{usual if usual == 'MOE_MM' else sizes}_TOKENS"]
+    return shapes[f"{sizes}_ROWS"], tokens, shapes[f"{sizes}_THREADS"]
+
+
 class Weights:
     """Random rows of a type on a device, and the decoded values."""
 
@@ -213,5 +221,5 @@ class MatMul:
         if kernel.startswith("mul_mv"):
             simdgroups = mul_mv_simdgroups(shapes, self.qtype)
             return [], (tiles(m, simdgroups * shapes["MUL_MV_ROWS"] // matrices), 1), 32 * simdgroups
-        grid = (tiles(rows, shapes["MUL_MM_TOKENS"]), tiles(m, shapes["MUL_MM_ROWS"] // matrices))
-        return [lab.step(len(self.want))], grid, shapes["MUL_MM_THREADS"]
+        of_weights, tokens, threads = tile(shapes, kernel)
+        return [lab.step(len(self.want))], (tiles(rows, tokens), tiles(m, of_weights // matrices)), threads

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
-from support.kernels.products import TOLERANCE, Weights, block_of, mul_mv_simdgroups, tolerance
+from support.kernels.products import TOLERANCE, Weights, block_of, mul_mv_simdgroups, tile, tolerance
 from support.kernels.rows import padded
 from zincmetal.gguf.quants import QuantType
 
@@ -26,15 +26,15 @@ class Heads:
         self.params = {"k": k, "m": m, "row_bytes": row_bytes, "head_bytes": m * row_bytes, "n_head": n_head}
 
     def run(self, kernel: str) -> Guarded:
-        """Runs mul_heads_mv or mul_heads_mm; returns the output."""
-        self.tolerance = tolerance(self.lab.lane, self.qtype) if kernel == "mul_heads_mm" else TOLERANCE
+        """Runs mul_heads_mv, mul_heads_mm or mul_heads_mm_coop; returns the output."""
+        self.tolerance = tolerance(self.lab.lane, self.qtype) if "_mm" in kernel else TOLERANCE
         shapes, n_head, m = self.lab.core.shapes(), self.params["n_head"], self.params["m"]
         simdgroups = mul_mv_simdgroups(shapes, self.qtype)
         per_group, threads = simdgroups * shapes["MUL_MV_ROWS"], 32 * simdgroups
         grid = (tiles(m, per_group), n_head, self.rows)
-        if kernel == "mul_heads_mm":
-            grid = (tiles(self.rows, shapes["MUL_MM_TOKENS"]), tiles(m, shapes["MUL_MM_ROWS"]), n_head)
-            threads = shapes["MUL_MM_THREADS"]
+        if "_mm" in kernel:
+            of_weights, tokens, threads = tile(shapes, kernel)
+            grid = (tiles(self.rows, tokens), tiles(m, of_weights), n_head)
         out = self.lab.output(self.rows, n_head, m)
         bindings = [self.lab.step(self.tokens), self.weights.buffer, self.x, out]
         self.lab.run(f"{kernel}_{self.qtype.name}", self.params, "HeadsParams", bindings, grid, threads)

@@ -18,7 +18,10 @@ from . import source
 from .tokens import MARKER
 
 STANDARD = Path(__file__).parent / "include"
-METAL_VERSION = 310  # the version that brought bfloat
+#: What MSL is made of: C++14, and the version that brought bfloat.
+METAL_3 = ("-std=c++14", "-D__METAL_VERSION__=310")
+#: With tensor operations: objects of classes are template arguments there.
+METAL_4 = ("-std=c++20", "-D__METAL_VERSION__=400", "-DCOOPERATIVE=1")
 KERNEL_MARK = "kernel function"
 
 # Address spaces by number. Everything else is in `thread`, the space of all that C++ declares without a keyword.
@@ -30,8 +33,8 @@ SPACE_MACROS = {
     "kernel": f'__attribute__((annotate("{KERNEL_MARK}")))',  # so that the IR knows them
     "METAL_FUNC": "inline",
 }
-# Apple Silicon's types and layouts; C++14 is what MSL is made of.
-TARGET = ["-target", "aarch64-macos", "-std=c++14", "-nostdinc", "-nostdinc++", "-ffreestanding", "-x", "c++"]
+# Apple Silicon's types and layouts.
+TARGET = ["-target", "aarch64-macos", "-nostdinc", "-nostdinc++", "-ffreestanding", "-x", "c++"]
 LANGUAGE = ["-flax-vector-conversions=none", "-fno-exceptions", "-fno-rtti", "-fno-sanitize=all"]
 WARNINGS = ["-Wno-reserved-user-defined-literal", "-ferror-limit=0", "-Werror=return-stack-address"]
 CXX14 = ("-Werror=c++17-extensions", "-Werror=c++20-extensions", "-Werror=c++23-extensions")
@@ -91,9 +94,16 @@ PASS_FAILED = re.compile(r"^(.+?):(\d+):\d+: warning: (.*) \[-Wpass-failed.*\]$"
 class Program:
     """A kernel file as clang sees it. Without ``CXX14`` code of C++17 or later passes, as with Apple's compiler."""
 
-    def __init__(self, path: Path, folder: Path, includes: Sequence[Path] = (), options: Sequence[str] = CXX14) -> None:
-        self.flags = [*LANGUAGE, *WARNINGS, *options]
-        defines = [f"-D__METAL_VERSION__={METAL_VERSION}", "-D__METAL__", "-D__HAVE_BFLOAT__=1"]
+    def __init__(
+        self,
+        path: Path,
+        folder: Path,
+        includes: Sequence[Path] = (),
+        options: Sequence[str] = CXX14,
+        version: Sequence[str] = METAL_3,
+    ) -> None:
+        self.flags = [*LANGUAGE, *WARNINGS, version[0], *options]
+        defines = [*version, "-D__METAL__", "-D__HAVE_BFLOAT__=1"]
         search = [f"-I{include.resolve()}" for include in (STANDARD, *includes)]
         # Apple's compiler knows the types before any header.
         said = run_clang(

@@ -34,6 +34,7 @@ SAME_IN_SIMDGROUP = re.compile(
     r"simd_(sum|product|max|min|and|or|xor|all|any|ballot|broadcast|broadcast_first|active_threads_mask)"
 )
 OWN_IN_THREAD = re.compile(r"simd_prefix_\w+|simd_shuffle_\w+|\w+_is_first|quad_\w+")
+OF_THREADGROUP = ("threadgroup_barrier", "tensor_operation")
 OF_SIMDGROUP = re.compile(r"simdgroup_\w+|quadgroup_barrier")
 OF_PARTNERS = re.compile(r"(simd|quad)_(shuffle\w*|broadcast)")  # among lanes that may all take the same way
 
@@ -191,7 +192,7 @@ def divided(function: Function, attributes: dict[str, str]) -> Iterator[tuple[In
 
 def fault_of_call(call: Instruction, known: Uniformity) -> str:
     name, apart = call.called, known.block[call.block]
-    if name == "threadgroup_barrier" and apart:
+    if name in OF_THREADGROUP and apart:
         return f"{name} in a branch or loop that not all threads of a threadgroup take alike"
     if (OF_SIMDGROUP.fullmatch(name) and apart & ALL_LANES) or (OF_PARTNERS.fullmatch(name) and apart & LANES):
         return f"{name} in a branch or loop that not all lanes of a simdgroup take alike"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ...errors import UnsupportedModelError
 from ...graph.ops import STEP, Op, Weight
 from ..launch import Arg, Launch, Routed
-from .products import mul_mv
+from .products import mul_mv, tile_of
 from .shared import Lowering, lowers, norm_of, or_dummy, reading, tiles, writing
 
 MAX_EXPERT_BYTES = 2**32 - 1  # kernels step from one expert to the next by a 32-bit number
@@ -98,8 +98,8 @@ def products(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     if is_few or (target.exact and target.has(few)):  # moe_few multiplies floats, and takes any number of slots
         grid = few_grid(target.shapes, min(rows * n_used, n_expert) if is_few else max_tiles, m, k, matrices)
         return [Launch(few, params, args, grid, target.shapes["MOE_FEW_THREADS"], op)]
-    grid = (max_tiles, tiles(m, target.shapes["MOE_MM_ROWS"] // matrices), 1)
-    return [Launch(batched, params, args, grid, target.shapes["MOE_MM_THREADS"], op)]
+    tile = tile_of(target, "moe_mm", "_gated" * _is_gated(op), weight)
+    return [Launch(tile.kernel, params, args, (max_tiles, tiles(m, tile.rows // matrices), 1), tile.threads, op)]
 
 
 @lowers("route_experts", "route_experts_gated", "route_experts_relu2")

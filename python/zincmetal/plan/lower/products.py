@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from ...graph.ops import STEP, Op, Operand, Value, Weight
 from ..launch import Arg, Launch
+from ..target import Target
 from .shared import Lowering, all_args, lowers, norm_of, of_outputs, or_dummy, reading, tiles
 
 #: Classes of numbers of rows that mul_few is compiled for, largest last.
@@ -50,7 +52,7 @@ def linear_with_epilogue(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
 
 def product(lowering: Lowering, op: Op, rows: int) -> Launch:
     """Launch a product: x [rows, k], matrices [m, k], result [rows, m]."""
-    weight, shapes, epilogue = op.weights[0], lowering.target.shapes, op.kind.removeprefix("linear")
+    weight, epilogue = op.weights[0], op.kind.removeprefix("linear")
     m, k = matrix(weight)
     matrices = 2 if op.get("gate") else 1  # two share the rows of a threadgroup
     scale = op.value("weights") if epilogue == "_mix" else None
@@ -73,9 +75,30 @@ def product(lowering: Lowering, op: Op, rows: int) -> Launch:
         return _few(lowering, op, rows, few)
     last = scale.width - 1 if scale else 0  # the last weight of a row is the shared expert's
     args = (*(Arg(r, "r", first=last if r is scale else 0) for r in op.reads), Arg(op.out, "w"))
-    name = f"mul_mm{epilogue}_{weight.type.name}"
-    grid = (tiles(rows, shapes["MUL_MM_TOKENS"]), tiles(m, shapes["MUL_MM_ROWS"] // matrices), 1)
-    return Launch(name, params, args, grid, shapes["MUL_MM_THREADS"], op)
+    tile = tile_of(lowering.target, "mul_mm", epilogue, weight)
+    grid = (tiles(rows, tile.tokens), tiles(m, tile.rows // matrices), 1)
+    return Launch(tile.kernel, params, args, grid, tile.threads, op)
+
+
+class Tile(NamedTuple):
+    """Kernel of tiles of ``rows`` of weights by ``tokens``, each by ``threads`` threads."""
+
+    kernel: str
+    rows: int
+    tokens: int
+    threads: int
+
+
+def tile_of(target: Target, family: str, epilogue: str, weight: Weight) -> Tile:
+    """Return the kernel of tiles for a weight's type. ``family``: mul_mm, mul_heads_mm or moe_mm."""
+    name, sizes = weight.type.name, "MOE_MM" if family == "moe_mm" else "MUL_MM"
+    tokens = target.shapes[f"{sizes}_TOKENS"]
+    cooperative = f"{family}_coop{epilogue}_{name}"
+    if target.cooperative and name != "f32" and target.has(cooperative):
+        tokens = tokens if family == "moe_mm" else target.shapes["COOP_TOKENS"]  # as moe_sort cuts them
+        return Tile(cooperative, target.shapes["COOP_ROWS"], tokens, target.shapes["COOP_THREADS"])
+    kernel = f"{family}{epilogue}_{name}"
+    return Tile(kernel, target.shapes[f"{sizes}_ROWS"], tokens, target.shapes[f"{sizes}_THREADS"])
 
 
 def _args_of_one_row(op: Op) -> tuple[Arg, ...]:
@@ -190,14 +213,14 @@ def linear_heads(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     params = lowering.params(
         "HeadsParams", k=k, m=m, row_bytes=weight.row_bytes, head_bytes=m * weight.row_bytes, n_head=n_head
     )
-    vectors, matrices = f"mul_heads_mv_{weight.type.name}", f"mul_heads_mm_{weight.type.name}"
+    vectors, tile = f"mul_heads_mv_{weight.type.name}", tile_of(target, "mul_heads_mm", "", weight)
     few = (lowering.shape.decodes and rows <= HEADS_FEW) or target.exact
-    if target.has(vectors) if few else not target.has(matrices):
+    if target.has(vectors) if few else not target.has(tile.kernel):
         name, per_simdgroup, threads = mul_mv(lowering, vectors)
         grid = (tiles(m, threads // 32 * per_simdgroup), n_head, rows)
     else:
-        name, threads = matrices, target.shapes["MUL_MM_THREADS"]
-        grid = (tiles(rows, target.shapes["MUL_MM_TOKENS"]), tiles(m, target.shapes["MUL_MM_ROWS"]), n_head)
+        name, threads = tile.kernel, tile.threads
+        grid = (tiles(rows, tile.tokens), tiles(m, tile.rows), n_head)
     return [Launch(name, params, all_args(op), grid, threads, op)]
 
 

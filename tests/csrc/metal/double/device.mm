@@ -26,6 +26,7 @@ constexpr uint64_t GIGABYTE = 1 << 30;
 - (BOOL)supportsFamily:(MTLGPUFamily)family {
     if (family == MTLGPUFamilyMac2) return YES;
     if (family == MTLGPUFamilyMetal3) return macos_at_least(13.0);
+    if (family == MTLGPUFamilyMetal4) return macos_at_least(26.0);
     return family > 1000 && family <= self.family;
 }
 @synthesize shouldMaximizeConcurrentCompilation;
@@ -119,7 +120,7 @@ constexpr uint64_t GIGABYTE = 1 << 30;
         (modes && options.mathFloatingPointFunctions != MTLMathFloatingPointFunctionsPrecise))
         broken("fast-math", "a library is compiled with fast math");
     std::string failure;
-    const auto names = compile(text(source), failure);
+    const auto names = compile(text(source), options.languageVersion, failure);
     count(&Totals::compiled);
     const auto warns = condition("warn");
     if (warns && text(source).find(*warns) != std::string::npos && failure.empty() && error)

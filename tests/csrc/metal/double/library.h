@@ -10,8 +10,9 @@
 
 namespace metal_double {
 
-// The names of the kernels in a source, or in a file that plays a metallib; `failure` says why there are none.
-std::vector<std::string> compile(const std::string& source, std::string& failure);
+// The names of the kernels in a source, as this version of the language has it, or in a file that plays a metallib;
+// `failure` says why there are none.
+std::vector<std::string> compile(const std::string& source, MTLLanguageVersion language, std::string& failure);
 std::vector<std::string> load(const std::string& path, std::string& failure);
 
 DoublePipeline* pipeline(DoubleDevice* device, MTLComputePipelineDescriptor* descriptor,

@@ -21,14 +21,14 @@ NSErrorDomain const MTLLibraryErrorDomain = @"MTLLibraryErrorDomain";
 namespace {
 
 // Runs the preprocessor over MSL; what it says when it refuses.
-std::string preprocess(const std::string& source, std::string& failure) {
+std::string preprocess(const std::string& source, int version, std::string& failure) {
     char name[] = "/tmp/metal_double_XXXXXX";
     const int file = mkstemp(name);
     if (file < 0) broken("host", "no temporary file");
     close(file);
     std::ofstream(name) << source;
-    const std::string command =
-        std::string(METAL_DOUBLE_CXX) + " -E -P -x c++ -D__METAL_VERSION__=310 " + name + " 2>&1";
+    const std::string command = std::string(METAL_DOUBLE_CXX) +
+                                " -E -P -x c++ -D__METAL_VERSION__=" + std::to_string(version) + " " + name + " 2>&1";
     std::string output;
     FILE* pipe = popen(command.c_str(), "r");
     if (!pipe) broken("host", "no preprocessor: %s", command.c_str());
@@ -39,9 +39,11 @@ std::string preprocess(const std::string& source, std::string& failure) {
     return output;
 }
 
-// A compiler on a Mac finds the standard library, and no file of ours.
-std::string without_standard_headers(const std::string& source) {
-    return std::regex_replace(source, std::regex("#[ \t]*include[ \t]*<[a-z_]*>"), "");
+// A compiler on a Mac finds the standard library, from Metal 4 on with tensor operations, and no file of ours.
+std::string without_standard_headers(const std::string& source, int version) {
+    static const std::regex usual("#[ \t]*include[ \t]*<[a-z_]*>"), tensors("#[ \t]*include[ \t]*<Metal[A-Za-z/.]*>");
+    const std::string rest = std::regex_replace(source, usual, "");
+    return version < 400 ? rest : std::regex_replace(rest, tensors, "");
 }
 
 // KERNEL("a_" "b", f<...>) came out as `template [[host_name("a_" "b")]] ...`.
@@ -67,13 +69,14 @@ bool is_meant(const std::string& source, const std::string& text) {
 
 namespace metal_double {
 
-std::vector<std::string> compile(const std::string& source, std::string& failure) {
+std::vector<std::string> compile(const std::string& source, MTLLanguageVersion language, std::string& failure) {
     const auto refused = condition("library");
+    const int version = static_cast<int>((language >> 16) * 100 + (language & 0xffff) * 10);
     if (refused && is_meant(source, *refused)) {
         failure = "program_source:1:1: error: " + *refused;
         return {};
     }
-    const std::string text = preprocess(without_standard_headers(source), failure);
+    const std::string text = preprocess(without_standard_headers(source, version), version, failure);
     return failure.empty() ? host_names(text) : std::vector<std::string>();
 }
 
@@ -97,6 +100,7 @@ std::vector<std::string> load(const std::string& path, std::string& failure) {
 }
 - (void)setLanguageVersion:(MTLLanguageVersion)version {
     if (version == MTLLanguageVersion3_1) need_macos(14.0, "MTLLanguageVersion3_1");
+    if (version == MTLLanguageVersion4_0) need_macos(26.0, "MTLLanguageVersion4_0");
     languageVersion = version;
 }
 - (void)setMathMode:(MTLMathMode)mode {

@@ -52,7 +52,8 @@ typedef NS_ENUM(NSUInteger, MTLLibraryError) { MTLLibraryErrorCompileFailure = 3
 
 typedef NS_ENUM(NSUInteger, MTLLanguageVersion) {
     MTLLanguageVersion3_0 = 3 << 16,
-    MTLLanguageVersion3_1 = (3 << 16) + 1
+    MTLLanguageVersion3_1 = (3 << 16) + 1,
+    MTLLanguageVersion4_0 = 4 << 16
 };
 typedef NS_ENUM(NSInteger, MTLMathMode) { MTLMathModeSafe = 0, MTLMathModeRelaxed = 1, MTLMathModeFast = 2 };
 typedef NS_ENUM(NSInteger, MTLMathFloatingPointFunctions) {
@@ -231,7 +232,8 @@ typedef NS_ENUM(NSInteger, MTLGPUFamily) {
     MTLGPUFamilyApple8 = 1008,
     MTLGPUFamilyApple9 = 1009,
     MTLGPUFamilyMac2 = 2002,
-    MTLGPUFamilyMetal3 = 5001
+    MTLGPUFamilyMetal3 = 5001,
+    MTLGPUFamilyMetal4 = 5002
 };
 
 @interface MTLArchitecture : NSObject <NSCopying>
