@@ -375,6 +375,23 @@ def test_unfinished_files_of_dead_writers_are_deleted(tmp_path: Path):
     assert CacheFolder(tmp_path, MODEL, LARGE).names == {"a.page"}
 
 
+@pytest.mark.parametrize("place", ["project", ".config", MODEL.hex()])
+def test_what_is_not_the_caches_stays(tmp_path: Path, place: str):
+    """A user may name any folder, such as the home folder."""
+    names = [".env", ".gitignore", ".page.1.2.txt", "notes.txt"] + ["old.state", "book.page"] * (place != MODEL.hex())
+    (tmp_path / place).mkdir(exist_ok=True)
+    for name in names:
+        path = tmp_path / place / name
+        path.write_bytes(bytes(1000))
+        os.utime(path, (1, 1))
+    folder = CacheFolder(tmp_path, MODEL, 2 * HEADER + 150)
+    for name in ("a.page", "b.page"):  # there is room for one of them
+        folder.write(name, bytes(100))
+    folder.close()
+    assert sorted(path.name for path in (tmp_path / place).iterdir() if path.name != "b.page") == sorted(names)
+    assert folder.names == {"b.page"}
+
+
 def test_only_the_owner_may_read(tmp_path: Path):
     folder = CacheFolder(tmp_path / "made", MODEL, LARGE)
     folder.write("a.page", b"1")

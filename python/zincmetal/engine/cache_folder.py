@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import struct
 import threading
 import time
@@ -25,6 +26,8 @@ from .cache_keys import DIGEST_BYTES, FORMAT, Digest
 MAGIC = b"ZMPC"
 HEADER = struct.Struct(f"<4sIQ{DIGEST_BYTES}s{DIGEST_BYTES}s{DIGEST_BYTES}s")  # .., model, name, contents
 SUFFIXES = (".page", ".state")
+FOLDER = re.compile(rf"[0-9a-f]{{{2 * DIGEST_BYTES}}}")  # of a model
+UNFINISHED = re.compile(r"\..+\.(page|state)\.\d+\.[0-9a-f]+")
 QUEUED_BYTES = 1 << 29  # that wait to be written; what comes beyond is not written
 PAUSE_SECONDS = 60.0  # without writing, after a write has failed
 OLD_SECONDS = 3600.0  # an unfinished file of this age has lost its writer
@@ -203,16 +206,19 @@ class CacheFolder:
             (self.folder / name).unlink()
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """Yield the time of last use, the size and the path of all files, of all models."""
+        """Yield the time of last use, the size and the path of all files, of all models.
+
+        The folder may hold what is not the cache's: a user can name any folder. That is left alone.
+        """
         for folder in self.root.iterdir():
-            if not folder.is_dir():
+            if not FOLDER.fullmatch(folder.name) or not folder.is_dir():
                 continue
             for path in folder.iterdir():
                 with suppress(OSError):
                     found = path.stat()
                     if path.name.endswith(SUFFIXES):
                         yield found.st_mtime, found.st_size, path
-                    elif path.name.startswith(".") and time.time() - found.st_mtime > OLD_SECONDS:
+                    elif UNFINISHED.fullmatch(path.name) and time.time() - found.st_mtime > OLD_SECONDS:
                         path.unlink()
 
     def _clean(self, room: int) -> None:
