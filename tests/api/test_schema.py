@@ -282,6 +282,13 @@ def test_an_answer_that_its_class_refuses_is_an_error_with_its_reason():
         read_value(form, '{"n": ', complete=True)
 
 
+def test_an_answer_may_be_nested_deeper_than_it_can_be_read():
+    form = form_of(schema={})
+    assert read_value(form, "[" * 100_000, complete=False) is None
+    with pytest.raises(UsageError, match="nested too deeply"):
+        read_value(form, "[" * 100_000 + "]" * 100_000, complete=True)
+
+
 def test_the_forms_of_answers_cost_nothing_until_they_are_asked_for():
     import subprocess
 

@@ -151,6 +151,16 @@ def test_the_choice_of_a_tool():
         tools.mode("other")
 
 
+def pairs():
+    return {(1, 2): 3}
+
+
+def endless():
+    made = []
+    made.append(made)
+    return made
+
+
 # ---- calls are carried out -----------------------------------------------------------------------------------------
 
 
@@ -164,6 +174,8 @@ def test_the_choice_of_a_tool():
         (weather, {"city": "P", "unit": "k"}, None, "unit"),
         (broken, {"x": 3}, None, "RuntimeError: no 3"),
         (untyped, {"x": [1]}, [1], ""),
+        (pairs, {}, None, "keys must be str"),
+        (endless, {}, None, "Circular reference"),
     ],
 )
 def test_a_call_has_a_result_or_an_error(function, arguments, result, error):

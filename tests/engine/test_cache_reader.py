@@ -379,24 +379,28 @@ def test_entries_are_held_for_one_prompt_at_a_time(recurrent: bool):
     lab.run()
     lab.scheduler.pools.forget_cache()
     transfer, wake = lab.transfer, lambda: None
-    assert transfer.fetching("one", PROMPT[:-1], wake)
+
+    def reads(*prompt: Any) -> bool:
+        return transfer.fetch(*prompt)[1]
+
+    assert reads("one", PROMPT[:-1], wake)
     lab.reader.go()
-    assert not transfer.fetching("one", PROMPT[:-1], wake)
+    assert not reads("one", PROMPT[:-1], wake)
     assert lab.tier.pinned == 5 + recurrent
-    assert not transfer.fetching("another", [1, 2, 3], wake)  # it needs no files
+    assert not reads("another", [1, 2, 3], wake)  # it needs no files
     assert lab.tier.pinned == 5 + recurrent
-    assert transfer.fetching("two", B[:199], wake)
+    assert reads("two", B[:199], wake)
     assert lab.tier.pinned == 0
     lab.reader.go()
-    assert not transfer.fetching("two", B[:199], wake)
+    assert not reads("two", B[:199], wake)
     assert lab.tier.pinned == 3 + recurrent
     transfer.release("one")
     assert lab.tier.pinned == 3 + recurrent
     transfer.release("two")
     assert lab.tier.pinned == 0
-    assert transfer.fetching("two", B[:199], wake)
+    assert reads("two", B[:199], wake)
     lab.reader.go()
-    assert not transfer.fetching("two", B[:199], wake)
+    assert not reads("two", B[:199], wake)
     lab.scheduler.pools.forget_copies(None)  # a block that drafts was loaded: pages have another layout
     assert lab.tier.pinned == 0
 

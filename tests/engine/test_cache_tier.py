@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,16 @@ import pytest
 import zincmetal
 from support.fake_executor import VOCAB
 from support.paths import DATA
-from support.scheduler_lab import sink_of
-from support.tier_lab import LABS, LARGE, MODEL, OTHER, A, B, Lab, files_of, warnings_of
+from support.scheduler_lab import PAGE_BYTES, sink_of
+from support.tier_lab import LABS, LARGE, MODEL, OTHER, TIMEOUT, A, B, Lab, files_of, warnings_of
 from zincmetal import gguf
-from zincmetal.engine import cache_folder
+from zincmetal.engine import cache_folder, cache_tier
 from zincmetal.engine.cache_folder import CacheFolder
 from zincmetal.engine.cache_keys import fingerprint
 from zincmetal.engine.cache_tier import Tier
 from zincmetal.engine.pages import PagePool
 from zincmetal.engine.request import GRID, Request
+from zincmetal.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -324,6 +327,52 @@ def test_a_full_disk_is_one_warning(
     assert files_of(tmp_path) == []
 
 
+@pytest.mark.parametrize("disk", ["full", "small"])
+def test_a_turn_that_the_disk_does_not_take_is_not_copied_again_and_again(
+    tmp_path: Path, disk: str, recurrent: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Nor does close() wait for it: the turn is larger than a portion, than host memory and than the folder."""
+    lab = Lab(tmp_path, recurrent, host=3 * PAGE_BYTES, disk=3 * PAGE_BYTES, portion=2 * PAGE_BYTES)
+    if disk == "full":
+        monkeypatch.setattr(lab.folder, "_write_now", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    read, reads = lab.executor.read_page, Counter[int]()
+    monkeypatch.setattr(lab.executor, "read_page", lambda page: reads.update([page]) or read(page))
+    lab.submit(A[:400])
+    for _ in range(300):
+        busy = lab.scheduler.step()
+        time.sleep(0.001)  # the writer tries
+    assert not busy
+    lab.submit(B[:400])
+    while lab.scheduler.step():
+        lab.scheduler.rest()
+    lab.scheduler.end_all(UsageError("the model is closed"))
+    lab.tier.close()
+    assert max(reads.values()) <= 2  # as a page, and with the states within it
+
+
+def test_what_a_slow_disk_has_not_written_waits_while_nothing_steps(
+    tmp_path: Path, recurrent: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cache_folder, "QUEUED_BYTES", 4 * PAGE_BYTES)
+    lab = Lab(tmp_path, recurrent, host=0)
+    folder, gate = lab.folder, threading.Event()
+    assert folder
+    write = folder._write_now  # noqa: SLF001
+    monkeypatch.setattr(folder, "_write_now", lambda *args: gate.wait(TIMEOUT) and write(*args))
+    request = lab.submit(A[:400])
+    for _ in range(100):
+        lab.scheduler.step()
+    lab.check(request)
+    assert lab.scheduler.busy
+    assert lab.scheduler.resting
+    second = lab.submit(B[:100])  # and others run meanwhile
+    lab.until(lambda: sink_of(second).ends)
+    gate.set()
+    lab.close()
+    next_lab = Lab(tmp_path, recurrent)
+    assert next_lab.ask(A[:400]) == (399 if recurrent else 384, "disk")
+
+
 def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "file").write_text("no folder")
     lab = Lab(tmp_path / "file")
@@ -373,6 +422,59 @@ def test_unfinished_files_of_dead_writers_are_deleted(tmp_path: Path):
     assert not old.exists()
     assert new.exists()
     assert CacheFolder(tmp_path, MODEL, LARGE).names == {"a.page"}
+
+
+def test_processes_share_the_budget(tmp_path: Path):
+    """Each counts again what the others have written meanwhile."""
+    each = 100 + HEADER
+    folders = [CacheFolder(tmp_path, MODEL, 64 * each) for _ in range(4)]
+    most = 0
+    for i in range(400):
+        folder = folders[i % 4]
+        folder.write(f"{i}.page", bytes(100))
+        while folder._queued:  # noqa: SLF001
+            time.sleep(0.0001)
+        most = max(most, len(files_of(tmp_path)))
+    for folder in folders:
+        folder.close()
+        assert len(folder.names) < 100  # not all that ever were
+    assert 50 < most <= 64 + 4 * (64 // 16 + 1)
+
+
+def test_a_file_that_is_too_long_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    first = CacheFolder(tmp_path, MODEL, LARGE)
+    first.write("a.page", bytes(100))
+    first.close()
+    os.truncate(tmp_path / MODEL.hex() / "a.page", 1 << 36)
+    assert CacheFolder(tmp_path, MODEL, LARGE).read("a.page") is None
+    assert f"{(1 << 36) - HEADER} bytes of 100" in warnings_of(caplog)[0]
+    assert files_of(tmp_path) == []
+
+
+def test_names_of_states_that_are_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cache_tier, "STATES_LOOKED_THROUGH", 50)
+    tier = Tier(MODEL, 20 * 100)
+    for i in range(1000):
+        tier.put(f"{i:032x}-0-{i:032x}.state", bytes(100))
+        assert len(tier._states) <= 51  # noqa: SLF001
+    assert [len(tier.states_after(i.to_bytes(16, "big"))) for i in (979, 980, 999)] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("place", ["project", ".config", MODEL.hex()])
+def test_what_is_not_the_caches_stays(tmp_path: Path, place: str):
+    """A user may name any folder, such as the home folder."""
+    names = [".env", ".gitignore", ".page.1.2.txt", "notes.txt"] + ["old.state", "book.page"] * (place != MODEL.hex())
+    (tmp_path / place).mkdir(exist_ok=True)
+    for name in names:
+        path = tmp_path / place / name
+        path.write_bytes(bytes(1000))
+        os.utime(path, (1, 1))
+    folder = CacheFolder(tmp_path, MODEL, 2 * HEADER + 150)
+    for name in ("a.page", "b.page"):  # there is room for one of them
+        folder.write(name, bytes(100))
+    folder.close()
+    assert sorted(path.name for path in (tmp_path / place).iterdir() if path.name != "b.page") == sorted(names)
+    assert folder.names == {"b.page"}
 
 
 def test_only_the_owner_may_read(tmp_path: Path):

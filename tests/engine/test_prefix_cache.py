@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from hypothesis.stateful import (
 from zincmetal.engine import prefix_cache
 from zincmetal.engine.pages import PagePool, StateSlots
 from zincmetal.engine.prefix_cache import Mark, Match, Miss, NoCache, PrefixCache
+from zincmetal.engine.prefix_tree import Node
 from zincmetal.engine.sequence import common
 
 PAGE = 4  # tokens: small, so that few tokens fill many pages
@@ -507,6 +509,26 @@ class Machine(RuleBasedStateMachine):
         assert lab.cache.evict(lab.cache.n_pages, 0)
         assert (lab.cache.n_pages, lab.cache.n_checkpoints) == (0, 0)
         assert (lab.pages.free, lab.slots.free) == (lab.pages.size, lab.slots.size)
+
+
+def test_the_child_that_agrees_furthest_is_found_among_many():
+    """Children come, grow and go at random, and begin alike."""
+    rng, root, page = random.Random(5), Node(None, (), -1, 0), 0
+    children: list[Node] = []
+    for _ in range(3000):
+        tokens = tuple(rng.randrange(3) for _ in range(rng.randint(1, 9)))
+        child, n = root.child(list(tokens))
+        agreed = [common(each.tokens, tokens) for each in children]
+        assert n == max(agreed, default=0)
+        assert n == (common(child.tokens, tokens) if child else 0)
+        if child is None or n < min(len(tokens), len(child.tokens)):
+            children.append(Node(root, tokens, page, 0))
+            root.add(children[-1])
+        elif len(child.tokens) < len(tokens):
+            child.extend(tokens, page)
+        if len(children) > 60:
+            root.remove(children.pop(rng.randrange(len(children))))
+    assert len(children) == sum(map(len, root.children.values())) > 50
 
 
 def test_every_match_is_true_and_nothing_is_lost():

@@ -11,6 +11,7 @@ import pytest
 from support.pools_bench import PAGE, Bench
 from zincmetal.engine import pools as pools_module
 from zincmetal.engine.pages import PagePool
+from zincmetal.engine.pools import Wait
 from zincmetal.engine.prefix_cache import Mark
 from zincmetal.engine.request import Job
 from zincmetal.engine.sequence import Sequence
@@ -175,18 +176,18 @@ def test_a_job_waits_until_the_pages_of_all_its_tokens_are_there(n: int, pages: 
     """Beside it each running job has one page more. The token after a prompt counts."""
     bench = Bench(pages=pages, pages_most=pages)
     job, running = bench.job([7] * n, 1), bench.running(100)
-    assert bench.pools.admit(job, [running]) is fits
+    assert bench.admits(job, [running]) is fits
     assert (job.sequence.seat is None) is not fits
     alone = Bench(pages=1, pages_most=1)
-    assert alone.pools.admit(alone.job([7] * n), [])
+    assert alone.admits(alone.job([7] * n), [])
 
 
 @pytest.mark.parametrize(("slots", "fits"), [(2, True), (1, False)])
 def test_a_job_waits_until_there_is_a_slot(slots: int, fits: bool) -> None:
     bench = Bench(slots=slots, slots_most=slots)
-    assert bench.pools.admit(bench.job([7] * 9, 1), [bench.running(100)]) is fits
+    assert bench.admits(bench.job([7] * 9, 1), [bench.running(100)]) is fits
     dense = Bench(recurrent=False)
-    assert dense.pools.admit(dense.job([7] * 9, 1), [dense.running(100)])
+    assert dense.admits(dense.job([7] * 9, 1), [dense.running(100)])
 
 
 def test_a_job_whose_states_are_shared_waits_for_one_more_slot() -> None:
@@ -195,17 +196,28 @@ def test_a_job_whose_states_are_shared_waits_for_one_more_slot() -> None:
         bench.cached(70, first=500)
         bench.slots.retain(bench.cache.points[0][1])  # so that it is not evicted
         job = bench.job(list(range(500, 580)), 1)
-        assert bench.pools.admit(job, [bench.running(100)]) is fits
+        assert bench.admits(job, [bench.running(100)]) is fits
         assert job.sequence.computed == (70 if fits else 0)
 
 
 def test_what_can_grow_or_be_evicted_counts_as_free() -> None:
     bench = Bench(pages=2, pages_most=5, slots=1, slots_most=2)
-    assert bench.pools.admit(bench.job([7] * 100, 1), [bench.running(100)])
+    assert bench.admits(bench.job([7] * 100, 1), [bench.running(100)])
     bench = Bench(pages=6, pages_most=6, slots=3, slots_most=3)
     bench.cached(2 * PAGE, first=500)
-    assert bench.pools.admit(bench.job([7] * 100, 1), [bench.running(100)])
+    assert bench.admits(bench.job([7] * 100, 1), [bench.running(100)])
     assert not bench.cache.stored
+
+
+@pytest.mark.parametrize(("pages", "slots"), [(5, 4), (8, 2)])
+def test_nothing_is_evicted_for_a_job_that_waits_all_the_same(pages: int, slots: int) -> None:
+    bench = Bench(pages=pages, pages_most=pages, slots=slots, slots_most=slots)
+    bench.cached(2 * PAGE, first=500)
+    if slots == 2:
+        bench.slots.retain(bench.cache.points[0][1])
+    assert bench.pools.admit(bench.job([7] * 200, 1), [bench.running(100)], True, lambda: None) is Wait.ROOM
+    assert bench.cache.stored
+    assert bench.cache.points
 
 
 def test_the_longest_known_beginning_is_taken_over() -> None:
@@ -218,7 +230,7 @@ def test_the_longest_known_beginning_is_taken_over() -> None:
         sequence.release(bench.pages, bench.slots)
         job = bench.job(ids)
         job.begin = start.fork(bench.pages, bench.slots)
-        assert bench.pools.admit(job, [])
+        assert bench.admits(job, [])
         assert (job.sequence.computed, job.stats.reused, job.stats.source) == (wanted, wanted, source)
         assert len(job.sequence.pages) == PagePool.needed(wanted)
         job.begin.release(bench.pages, bench.slots)
@@ -231,11 +243,11 @@ def test_the_last_token_is_always_computed() -> None:
     bench = Bench(recurrent=False)
     bench.cached(100, first=500)
     job = bench.job(list(range(500, 600)))
-    assert bench.pools.admit(job, [])
+    assert bench.admits(job, [])
     assert job.sequence.computed == 99
     job = bench.job(list(range(500, 560)))
     job.begin = Sequence(job.sequence.ids[:60], [bench.pages.take()], None, computed=60, submitted=60)
-    assert bench.pools.admit(job, [])
+    assert bench.admits(job, [])
     assert (job.sequence.computed, job.stats.source) == (59, "start")
 
 
@@ -244,7 +256,7 @@ def test_a_start_without_its_last_states_is_of_no_use_to_a_hybrid() -> None:
     for n, wanted in ((80, 70), (71, 70), (70, 0), (60, 0)):
         job = bench.job(list(range(n)))
         job.begin = bench.sequence(70)
-        assert bench.pools.admit(job, [])
+        assert bench.admits(job, [])
         assert job.sequence.computed == wanted
         assert (job.sequence.slot is not None) == bool(wanted)
 
@@ -291,24 +303,23 @@ def test_what_was_moved_out_comes_back(recurrent: bool) -> None:
     if recurrent:
         bench.executor.states[job.sequence.slot] = 11  # type: ignore[index]
     bench.pools.move_out(job, 1.0)
-    assert bench.pools.wants_idle(job)
+    assert bench.pools.admit(job, [], False, lambda: None) is Wait.IDLE
     other = bench.running(2 * PAGE)
-    assert not bench.pools.admit(job, [])
+    assert not bench.admits(job, [])
     assert (job.sequence.pages, job.sequence.seat) == ([], None)
     other.sequence.release(bench.pages, bench.slots)
-    assert bench.pools.admit(job, [])
+    assert bench.admits(job, [])
     assert bench.executor.keys[job.sequence.pages, 0].tolist() == [[7, 8], [9, 10]]
     assert (job.sequence.computed, job.sequence.submitted, job.saved) == (100, 100, None)
     if recurrent:
         assert bench.executor.states[job.sequence.slot] == 11  # type: ignore[index]
-    assert not bench.pools.wants_idle(job)
 
 
 def test_a_job_that_came_back_is_not_kept() -> None:
     bench = Bench(recurrent=False)
     job = bench.running(100)
     bench.pools.move_out(job, 1.0)
-    assert bench.pools.admit(job, [])
+    assert bench.admits(job, [])
     bench.pools.retire(job.sequence, store=False)
     left = weakref.ref(job)
     del job

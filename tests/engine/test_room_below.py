@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from support.pools_bench import PAGE, Bench
+from zincmetal.engine.pools import Wait
 from zincmetal.engine.prefix_cache import Mark
 
 
@@ -21,16 +22,19 @@ class Lower:
         self.evicted: list[tuple[int, int]] = []
         self.released: list[object] = []
         self.left = 0  # turns to copy
+        self.behind = False  # after each turn, for a while
         self.fails = False
 
     @property
     def wanted(self) -> list[str]:
         return ["page"] * self.n + ["state"] * self.states
 
-    def find(self, ids: list[int]) -> Lower | None:
-        return self if len(ids) >= self.n * PAGE else None
+    def fetch(self, owner: object, ids: list[int], wake: object) -> tuple[Lower | None, bool]:
+        return self if len(ids) >= self.n * PAGE else None, False
 
-    def bring(self, ids: list[int], take: Callable[[bool], int | None], pools: Any, whole: bool) -> tuple[str, bool]:
+    def bring(
+        self, ids: list[int], found: object, take: Callable[[bool], int | None], pools: Any, whole: bool
+    ) -> tuple[str, bool]:
         taken = [take(True) for _ in range(self.n)]
         pages = [page for page in taken if page is not None]
         slot = take(False) if self.states else None
@@ -54,10 +58,15 @@ class Lower:
     def pending(self) -> bool:
         return self.left > 0
 
+    @property
+    def may_save(self) -> bool:
+        return self.pending and not self.behind
+
     def save(self) -> None:
         if self.fails:
             raise OSError("the disk is full")
-        self.left -= 1
+        self.behind = not self.behind
+        self.left -= self.behind
 
     def note(self, ids: list[int]) -> None:
         self.noted.append(ids)
@@ -74,18 +83,17 @@ def over(n: int = 2, states: bool = False, **options: Any) -> tuple[Bench, Lower
     return bench, tier
 
 
-def admitted(bench: Bench, job: Any, running: list[Any]) -> bool:
-    """Brings what the tier has, and lets a job run. Returns whether it runs."""
-    assert not bench.pools.bring(job, running)
-    return bench.pools.admit(job, running)
+def wanted(bench: Bench, job: Any, running: list[Any]) -> Wait | None:
+    """Returns what a job waits for while steps are in flight."""
+    return bench.pools.admit(job, running, False, lambda: None)
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_a_prompt_takes_over_what_the_tier_has(recurrent: bool) -> None:
     bench, tier = over(states=recurrent, recurrent=recurrent)
     job = bench.job(list(range(200)))
-    assert bench.pools.wants_idle(job)
-    assert admitted(bench, job, [])
+    assert wanted(bench, job, []) is Wait.IDLE
+    assert bench.admits(job, [])
     assert (job.sequence.computed, job.stats.reused, job.stats.source) == (128, 128, "host")
     assert len(job.sequence.pages) == 2
     assert tier.released == [job]
@@ -97,17 +105,16 @@ def test_a_prompt_takes_over_nothing_while_steps_are_in_flight_nor_anew() -> Non
     short, anew, started = bench.job(list(range(128))), bench.job(list(range(200))), bench.job(list(range(200)))
     anew.anew = True
     started.begin = bench.sequence(50)
-    assert [bench.pools.wants_idle(job) for job in (short, anew, started)] == [False] * 3
-    assert bench.pools.admit(bench.job(list(range(200))), [], idle=False)
-    for job, computed in ((anew, 0), (started, 50)):
-        assert admitted(bench, job, [])
+    assert wanted(bench, bench.job(list(range(200))), []) is Wait.IDLE
+    for job, computed in ((short, 0), (anew, 0), (started, 50)):
+        assert wanted(bench, job, []) is None
         assert job.sequence.computed == computed
 
 
 def test_what_the_tier_brings_makes_pools_grow_beside_a_page_for_each_running_job() -> None:
     bench, tier = over(recurrent=False, pages=2, pages_most=9)
     job = bench.job([7] * 200, 1)
-    assert admitted(bench, job, [bench.running(PAGE)])
+    assert bench.admits(job, [bench.running(PAGE)])
     assert job.sequence.computed == 128
     assert not tier.evicted
     assert bench.executor.asked == [(4, 0)]
@@ -117,7 +124,7 @@ def test_what_the_tier_brings_takes_the_place_of_what_is_cached() -> None:
     bench, tier = over(1, recurrent=False, pages=2, pages_most=2)
     bench.cached(2 * PAGE, first=500)
     job = bench.job(list(range(100)))
-    assert admitted(bench, job, [])
+    assert bench.admits(job, [])
     assert (job.sequence.computed, job.stats.source) == (64, "host")
     assert tier.evicted == [(1, 0)]
 
@@ -126,7 +133,7 @@ def test_what_the_tier_brings_takes_the_place_of_what_is_cached() -> None:
 def test_states_that_the_tier_brings_leave_a_slot_for_each_running_job(slots: int, brought: bool) -> None:
     bench, _ = over(states=True, slots=slots, slots_most=slots)
     job = bench.job([7] * 200, 1)
-    assert admitted(bench, job, [bench.running(PAGE)])
+    assert bench.admits(job, [bench.running(PAGE)])
     assert bool(bench.cache.points) is brought
     assert bool(job.sequence.computed) is brought
     assert bench.cache.stored
@@ -136,7 +143,7 @@ def test_states_that_the_tier_brings_take_the_place_of_states_alone() -> None:
     bench, tier = over(states=True, slots=1, slots_most=1)
     bench.cached(PAGE, first=500)
     job = bench.job(list(range(200)))
-    assert admitted(bench, job, [])
+    assert bench.admits(job, [])
     assert job.sequence.computed == 128
     assert tier.evicted == [(0, 1)]
     assert len(bench.cache.stored) == 2
@@ -158,9 +165,24 @@ def test_while_steps_are_in_flight_nothing_is_evicted_that_the_tier_would_copy()
 def test_what_a_new_job_needs_is_evicted_through_the_tier_from_an_idle_device(idle: bool) -> None:
     bench, tier = over(9, pages=6, pages_most=6)
     bench.cached(2 * PAGE, first=500)
-    assert bench.pools.admit(bench.job([7] * 100, 1), [bench.running(100)], idle)
+    job, running = bench.job([7] * 100, 1), [bench.running(100)]
+    if not idle:
+        assert wanted(bench, job, running) is Wait.IDLE
+        assert bench.cache.stored
+        assert not tier.evicted
+    assert bench.admits(job, running)
     assert not bench.cache.stored
-    assert bool(tier.evicted) is idle
+    assert tier.evicted == [(1, 0)]
+
+
+def test_a_job_that_waits_for_others_wants_no_idle_device() -> None:
+    bench, tier = over(1, pages=4, pages_most=4)
+    bench.cached(PAGE, first=500)
+    running = [bench.running(100)]
+    for ids in ([7] * 100, [7] * 60):  # the tier has something of one of them
+        assert wanted(bench, bench.job(ids * 2, 1), running) is Wait.ROOM
+    assert bench.cache.stored
+    assert not tier.evicted
 
 
 def test_the_tier_hears_of_turns_that_end_and_of_damage() -> None:
@@ -181,8 +203,11 @@ def test_turns_are_copied_one_by_one_or_all(caplog: pytest.LogCaptureFixture) ->
     assert not bench.pools.saving
     tier.left = 4
     assert bench.pools.saving
+    assert bench.pools.may_save
     bench.pools.save()
     assert tier.left == 3
+    assert bench.pools.saving
+    assert not bench.pools.may_save
     bench.pools.save_all()
     assert tier.left == 0
     tier.left, tier.fails = 2, True

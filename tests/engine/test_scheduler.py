@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.fake_cache import ListCache
 from support.fake_executor import NOT_FINITE, FakeExecutor
-from support.scheduler_lab import EOG_HEAVY, SEEDED, Lab, sink_of
+from support.scheduler_lab import EOG_HEAVY, SEEDED, Lab, Recorded, sink_of
 from zincmetal.engine.pace import LEAST_ROWS, SHARE, Pace, shares
 from zincmetal.engine.prefix_cache import Miss
 from zincmetal.engine.request import Job, Request
@@ -397,6 +398,57 @@ def test_the_queue_has_a_limit() -> None:
     lab.check_ended(first, second, fourth)
     with pytest.raises(UsageError):
         lab.submit([])
+
+
+def test_a_request_that_is_wrong_is_an_error_of_its_caller() -> None:
+    lab = Lab(FakeExecutor(recurrent=True), queue_limit=1)
+    with pytest.raises(TypeError):
+        lab.scheduler.submit(Request([1, 2], 3, Recorded(lab.executor), marks=None))  # type: ignore[arg-type]
+    good = lab.submit([1, 2])
+    lab.run()
+    lab.check_ended(good)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_place_is_taken_while_the_last_row_of_another_request_is_in_flight(goes_on: bool) -> None:
+    """The next turn of that request waits until its tokens are in the cache."""
+    lab = Lab()
+    one, other = lab.submit(range(10), 50), lab.submit(range(20, 30), 50)
+    sink_of(one).stop_at = 5
+    while not sink_of(one).ends:
+        lab.scheduler.step()
+    known = [*one.ids, *sink_of(one).tokens]
+    last = lab.submit([*known, 3] if goes_on else [*known[1:], 3])
+    lab.scheduler.step()
+    assert lab.scheduler.state().running == [other] + [last] * (not goes_on)
+    lab.run()
+    lab.check_ended(other, last)
+    stats = sink_of(last).stats
+    assert stats
+    assert stats.reused == (len(known) if goes_on else 0)
+
+
+def test_a_prompt_that_waits_for_room_is_looked_up_when_there_can_be_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others take pages meanwhile. It goes on when one of them shows what it needs, or ends."""
+    lab = Lab(FakeExecutor(pages=10, pages_most=10, max_rows=32))
+    assert isinstance(lab.cache, ListCache)
+    match, looks = lab.cache.match, list[int]()
+    monkeypatch.setattr(lab.cache, "match", lambda ids: looks.append(len(ids)) or match(ids))
+    one, two = lab.submit(range(300), 80), lab.submit(range(100, 110), 200)
+    for _ in range(4):
+        lab.scheduler.step()
+    same, third = lab.submit([*range(290), 5], 2), lab.submit([*range(500, 800)], 2)
+    while not sink_of(one).tokens:
+        lab.scheduler.step()
+    assert looks.count(290) == 1
+    while not sink_of(same).ends:
+        lab.scheduler.step()
+    assert not sink_of(one).ends
+    while not sink_of(one).ends:
+        lab.scheduler.step()
+    assert 1 <= looks.count(299) <= 6
+    lab.run()
+    lab.check_ended(one, two, same, third)
 
 
 def test_requests_are_admitted_in_the_order_of_their_arrival() -> None:

@@ -317,11 +317,10 @@ class Pending:
     def pending(self) -> bool:
         return self.saved < self.most
 
-    def find(self, ids: list[int]) -> None:
-        return None
+    may_save = pending
 
-    def fetching(self, *_: object) -> bool:
-        return False
+    def fetch(self, *_: object) -> tuple[None, bool]:
+        return None, False
 
     def release(self, owner: object = None) -> None:
         pass

@@ -12,7 +12,7 @@ import pytest
 import zincmetal
 from support.reference_models import reference_models
 from support.running import running_of
-from zincmetal.engine.engine import Engine
+from zincmetal.engine.engine import SESSION_SEATS, Engine
 from zincmetal.engine.session import Session
 from zincmetal.errors import ContextFullError, DeviceError, UsageError
 from zincmetal.sampling.params import SamplingParams
@@ -337,6 +337,56 @@ def test_a_fork_goes_its_own_way(path: Path) -> None:
                 session.rewind(0)
                 session.prefill([*ids, token])
                 assert np.abs(session.last_logits() - want).max() < 1e-4
+        assert taken(model) == before
+
+
+@every_kind
+def test_forks_that_nobody_closes_end_with_their_session(path: Path) -> None:
+    """Each has a seat once it steps, and there are so many."""
+    with load(path) as model:
+        before = taken(model)
+        for _ in range(3):
+            with model.session() as session:
+                session.prefill(IDS)
+                forks = [session.fork() for _ in range(SESSION_SEATS)]
+                forks[0].fork()  # a fork of a fork
+                for fork in forks[1:]:
+                    fork.decode(5)
+                with pytest.raises(UsageError, match="close a fork first"):
+                    forks[0].decode(5)
+                forks[1].close()
+                forks[0].decode(5)
+                forks[2].decode(6, ahead=True)
+        model.generate([1], max_tokens=1)  # the step thread has ended the session
+        model.clear_cache()
+        assert taken(model) == before
+
+
+def test_a_session_that_has_ended_takes_no_step() -> None:
+    with load(LLAMA) as model:
+        with model.session() as session:
+            session.prefill([5, 6, 7])
+            saved, fork = session.save(), session.fork()
+        model.generate([1], max_tokens=1)
+        before = taken(model)
+        for each in (session, fork):
+            for call in (
+                lambda s: s.decode(5),
+                lambda s: s.step([5]),
+                lambda s: s.sync([5, 6]),
+                lambda s: s.prefill([5, 6]),
+                lambda s: s.rewind(0),
+                lambda s: s.settle(),
+                lambda s: s.fork(),
+                lambda s: s.save(),
+                lambda s: s.restore(saved),
+                lambda s: s.logits([5, 6]),
+                lambda s: s.pretend(5),
+                lambda s: s.program(),
+            ):
+                with pytest.raises(UsageError, match="the session has ended"):
+                    call(each)
+            each.close()
         assert taken(model) == before
 
 

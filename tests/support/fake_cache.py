@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from zincmetal.engine.pages import PagePool, StateSlots
@@ -40,6 +41,11 @@ class ListCache:
     def checkpoint(self, ids: Sequence[int], slot: int, mark: object = None) -> None:
         if not any(known == ids for known, _ in self.points):
             self.points.append((list(ids), self.slot_pool.retain(slot)))
+
+    def can_evict(self, pages: int, slots: int) -> bool:
+        mine, points = Counter(self.owned_pages()), Counter(self.owned_slots())
+        alone = sum(self.pool.count(page) == n for page, n in mine.items())
+        return pages <= alone and slots <= sum(self.slot_pool.count(slot) == n for slot, n in points.items())
 
     def evict(self, pages: int, slots: int) -> bool:
         pages, slots = self.pool.free + pages, self.slot_pool.free + slots

@@ -17,11 +17,12 @@ class MemoryFolder(CacheFolder):
         self.files: dict[str, bytes] = {}
         self.names: set[str] = set()
         self.damaged: set[str] = set()
-        self._queued = {}
+        self._queued, self._queued_bytes = {}, 0
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes) -> bool:
         self.files[name] = data
         self.names.add(name)
+        return True
 
     def load(self, name: str) -> Loaded:
         if name in self.damaged or name not in self.files:

@@ -53,6 +53,10 @@ class Bench:
         job.sequence = self.sequence(n)
         return job
 
+    def admits(self, job: Job, running: list[Job], idle: bool = True) -> bool:
+        """Lets a job run, if it need not wait."""
+        return self.pools.admit(job, running, idle, lambda: None) is None
+
     def cached(self, n: int, first: int) -> None:
         """Lets the cache have tokens that nobody uses, and their states."""
         sequence = self.sequence(n)

@@ -170,6 +170,8 @@ class Answer:
         try:
             mine.get(timeout=timeout)
         except Empty:
+            with suppress(ValueError):  # it has ended at this moment
+                self._waiters.remove(mine)
             raise TimeoutError("the generation did not end in time; cancel() ends it") from None
 
 

@@ -164,7 +164,7 @@ class Model:
 
     def _generate_all(self, prompts: list[Any], max_tokens: int | None, options: GenerateOptions) -> list[Result]:
         """Submit all prompts, as the queue has room, and wait for them. Cancel the others if one fails."""
-        handles = list[Generation]()
+        handles, first = list[Generation](), 0  # first: of those that have not ended
         try:
             for prompt in prompts:
                 while True:
@@ -172,10 +172,11 @@ class Model:
                         handles.append(self.submit(prompt, max_tokens, **options))
                         break
                     except QueueFullError:
-                        waiting = next((handle for handle in handles if not handle.done), None)
-                        if waiting is None:
+                        while first < len(handles) and handles[first].done:
+                            first += 1
+                        if first == len(handles):
                             raise
-                        waiting.result()
+                        handles[first].result()
             return [handle.result() for handle in handles]
         finally:
             for handle in handles:

@@ -103,6 +103,10 @@ def read_value(form: Form, text: str, complete: bool) -> Any:
         if complete:
             raise UsageError(f"the answer is no JSON: {quote(text)}") from None
         return None
+    except RecursionError:  # some models open one list in another until they have no tokens left
+        if complete:
+            raise UsageError(f"the answer is nested too deeply: {quote(text)}") from None
+        return None
     except ValueError as error:
         raise UsageError(f"the answer is not what its type asks for: {error}") from error
 

@@ -224,9 +224,11 @@ def converse(
 
 
 def carried_out(function: Function, call: Call) -> Call:
-    """Carry out a call. An error of the arguments or of the function is the result."""
+    """Carry out a call. An error of the arguments or of the function, or a value without JSON, is the result."""
     try:
-        return call._replace(result=function.call(call.arguments))
+        made = call._replace(result=function.call(call.arguments))
+        as_text(made.result)
+        return made
     except Exception as error:
         return call._replace(error=f"{type(error).__name__}: {error}")
 

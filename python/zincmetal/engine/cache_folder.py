@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import struct
 import threading
 import time
@@ -25,10 +26,13 @@ from .cache_keys import DIGEST_BYTES, FORMAT, Digest
 MAGIC = b"ZMPC"
 HEADER = struct.Struct(f"<4sIQ{DIGEST_BYTES}s{DIGEST_BYTES}s{DIGEST_BYTES}s")  # .., model, name, contents
 SUFFIXES = (".page", ".state")
+FOLDER = re.compile(rf"[0-9a-f]{{{2 * DIGEST_BYTES}}}")  # of a model
+UNFINISHED = re.compile(r"\..+\.(page|state)\.\d+\.[0-9a-f]+")
 QUEUED_BYTES = 1 << 29  # that wait to be written; what comes beyond is not written
 PAUSE_SECONDS = 60.0  # without writing, after a write has failed
 OLD_SECONDS = 3600.0  # an unfinished file of this age has lost its writer
 KEEP_SHARE = 0.9  # of the budget, after a cleaning
+COUNTED_SHARE = 1 / 16  # of the budget: after so many bytes the folder is counted again
 _log = logging.getLogger("zincmetal.engine")
 Loaded = bytes | OSError | ValueError  # contents of a file, or why they cannot be used
 
@@ -49,7 +53,8 @@ class CacheFolder:
         self._thread: threading.Thread | None = None
         self._paused_until = 0.0
         self._warned = self._closed = False
-        self._used: int | None = None  # bytes of the whole folder, once the writer has counted
+        self._used = 0  # bytes of the whole folder, once the writer has counted
+        self._uncounted = float("inf")  # bytes that this process has written since: others write, too
         try:
             for each in (self.root, self.folder):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -61,15 +66,23 @@ class CacheFolder:
         """Return True if there is a file of this name, or will be."""
         return name in self.names or name in self._queued
 
-    def write(self, name: str, data: bytes) -> None:
-        """Let the writer make a file. Nothing happens if there is one, or too much waits already."""
-        if self._closed or self.has(name) or self._queued_bytes + len(data) > QUEUED_BYTES:
-            return
+    @property
+    def behind(self) -> bool:
+        """True if so much waits to be written that nothing more should be read for it."""
+        return self._queued_bytes > QUEUED_BYTES // 2
+
+    def write(self, name: str, data: bytes) -> bool:
+        """Let the writer make a file, if there is none. Return False if it takes none now, or too much waits."""
+        if self.has(name):
+            return True
+        if self._closed or self._queued_bytes + len(data) > QUEUED_BYTES:
+            return False
         if len(data) > self._budget or time.monotonic() < self._paused_until or not self._has_writer():
-            return
+            return False
         self._queued[name] = data
         self._queued_bytes += len(data)
         self._inbox.put(("write", name))
+        return True
 
     def read(self, name: str) -> bytes | None:
         """Return the contents of a file, or None if it is gone or not whole."""
@@ -82,7 +95,14 @@ class CacheFolder:
             return data
         try:
             with open(self.folder / name, "rb", buffering=0) as file:
-                return self._checked(name, file.read(HEADER.size), file.readall())
+                nbytes, digest = self._facts(name, file.read(HEADER.size))
+                found = os.fstat(file.fileno()).st_size - HEADER.size
+                if found != nbytes:  # it is not read: it may be of any size
+                    raise ValueError(f"it has {found} bytes of {nbytes}")
+                data = file.readall()
+            if _digest(data) != digest:
+                raise ValueError("its checksum is wrong")
+            return data
         except (OSError, ValueError) as error:
             return error
 
@@ -130,8 +150,8 @@ class CacheFolder:
 
     # ---- a file ------------------------------------------------------------------------------------------------
 
-    def _checked(self, name: str, header: bytes, data: bytes) -> bytes:
-        """Return the contents of a file. Raises ValueError if they are not what was written for this name."""
+    def _facts(self, name: str, header: bytes) -> tuple[int, bytes]:
+        """Return the size and the digest of a file's contents. Raises ValueError if it is not of this name."""
         if len(header) < HEADER.size:
             raise ValueError(f"it has {len(header)} bytes, fewer than its header")
         magic, version, nbytes, model, key, digest = HEADER.unpack(header)
@@ -139,11 +159,7 @@ class CacheFolder:
             raise ValueError("it is no file of this version of the cache")
         if model != self._model or key != _digest(name.encode()):
             raise ValueError("it is of another model or place")
-        if len(data) != nbytes:
-            raise ValueError(f"it has {len(data)} bytes of {nbytes}")
-        if _digest(data) != digest:
-            raise ValueError("its checksum is wrong")
-        return data
+        return nbytes, digest
 
     def _fail(self, error: OSError | RuntimeError) -> None:
         """Write nothing for a while. The first failure is worth a warning."""
@@ -179,11 +195,12 @@ class CacheFolder:
     def _write_now(self, name: str, data: bytes) -> None:
         """Write a file under another name, then give it its own."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have deleted it
-        if self._used is None:
-            self._used = sum(size for _, size, _ in self._files())
         header = HEADER.pack(MAGIC, FORMAT, len(data), self._model, _digest(name.encode()), _digest(data))
-        if self._used + len(header) + len(data) > self._budget:
-            self._clean(len(header) + len(data))
+        size = len(header) + len(data)
+        if self._uncounted > COUNTED_SHARE * self._budget:
+            self._count()
+        if self._used + size > self._budget:
+            self._clean(size)
         draft = self.folder / f".{name}.{os.getpid()}.{id(self):x}"
         try:
             with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -194,7 +211,7 @@ class CacheFolder:
             with suppress(OSError):
                 draft.unlink()
             raise
-        self._used += len(header) + len(data)
+        self._used, self._uncounted = self._used + size, self._uncounted + size
         self.names.add(name)
 
     def _unlink(self, name: str) -> None:
@@ -203,30 +220,37 @@ class CacheFolder:
             (self.folder / name).unlink()
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """Yield the time of last use, the size and the path of all files, of all models."""
+        """Yield the time of last use, the size and the path of all files, of all models.
+
+        The folder may hold what is not the cache's: a user can name any folder. That is left alone.
+        """
         for folder in self.root.iterdir():
-            if not folder.is_dir():
+            if not FOLDER.fullmatch(folder.name) or not folder.is_dir():
                 continue
             for path in folder.iterdir():
                 with suppress(OSError):
                     found = path.stat()
                     if path.name.endswith(SUFFIXES):
                         yield found.st_mtime, found.st_size, path
-                    elif path.name.startswith(".") and time.time() - found.st_mtime > OLD_SECONDS:
+                    elif UNFINISHED.fullmatch(path.name) and time.time() - found.st_mtime > OLD_SECONDS:
                         path.unlink()
+
+    def _count(self) -> list[tuple[float, int, Path]]:
+        """Count what all models and processes have written. Return it, the least recently used files first."""
+        files = sorted(self._files())
+        self._used, self._uncounted = sum(size for _, size, _ in files), 0
+        self.names &= {path.name for _, _, path in files if path.parent == self.folder}
+        return files
 
     def _clean(self, room: int) -> None:
         """Delete the least recently used files, until there is room for so many bytes and some more."""
-        files = sorted(self._files())
-        used = sum(size for _, size, _ in files)
-        for _, size, path in files:
-            if used + room <= KEEP_SHARE * self._budget:
+        for _, size, path in self._count():
+            if self._used + room <= KEEP_SHARE * self._budget:
                 break
             path.unlink(missing_ok=True)
-            used -= size
+            self._used -= size
             if path.parent == self.folder:
                 self.names.discard(path.name)
-        self._used = used
 
 
 def _digest(data: bytes) -> bytes:

@@ -37,6 +37,7 @@ AT_ONCE_BYTES = 64 << 20  # that are copied from or to the device before the nex
 PENDING = 256  # ends of turns that wait to be copied
 STATES = 3  # the deepest checkpoints of a turn are saved, and those of system prompts
 TRIES = 4  # entries may turn out to be damaged
+STATES_LOOKED_THROUGH = 4096  # pages with states, for those whose states are all gone
 _STATE = struct.Struct("<BQ")  # mark, bytes of the page
 
 
@@ -52,7 +53,8 @@ class Tier:
         self._held: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0
         self._pinned: dict[str, tuple[bytes, str]] = {}  # with where they were
-        self._states: dict[str, set[str]] = {}  # by the full page before them
+        self._states: dict[str, set[str]] = {}  # by the full page before them; some may be gone
+        self._most_states = STATES_LOOKED_THROUGH
         for name in folder.names.copy() if folder else ():
             self._learn(name)
 
@@ -67,12 +69,12 @@ class Tier:
             names.discard(name)
         return sorted(((int(name.split("-")[1]), name) for name in names), reverse=True)
 
-    def put(self, name: str, data: bytes) -> None:
-        """Keep an entry."""
-        if self.folder:
-            self.folder.write(name, data)
+    def put(self, name: str, data: bytes) -> bool:
+        """Keep an entry. Return False if there is a folder that does not take it."""
+        taken = self.folder.write(name, data) if self.folder else True
         self._hold(name, data)
         self._learn(name)
+        return taken
 
     def get(self, name: str) -> tuple[bytes | None, str]:
         """Return the contents of an entry, or None, and where it was: "host" or "disk"."""
@@ -151,8 +153,13 @@ class Tier:
 
     def _learn(self, name: str) -> None:
         state = parsed_state(name)
-        if state:
-            self._states.setdefault(state[0], set()).add(name)
+        if not state:
+            return
+        self._states.setdefault(state[0], set()).add(name)
+        if len(self._states) > self._most_states:  # once in a while, for they come and go without end
+            there = {page: {name for name in names if self.has(name)} for page, names in self._states.items()}
+            self._states = {page: names for page, names in there.items() if names}
+            self._most_states = max(STATES_LOOKED_THROUGH, 2 * len(self._states))
 
 
 class Found(NamedTuple):
@@ -173,6 +180,16 @@ class Found(NamedTuple):
         return self.names[min(self.known, self.pages) : self.pages] + ([self.state] if self.state else [])
 
 
+class _Turn(NamedTuple):
+    """Turn that has ended and is to be copied, and the names of its entries that were ``offered`` to the folder."""
+
+    ids: list[int]
+    offered: set[str]
+
+
+_Entry = tuple[str, Callable[[], bytes]]  # a name, and what reads its contents from the device
+
+
 class Transfer:
     """Moves pages and states between the pools and a tier, for the thread that steps. The device is idle for it."""
 
@@ -187,7 +204,7 @@ class Transfer:
     ) -> None:
         self._executor, self._cache, self.tier, self._portion = executor, cache, tier, portion
         self._page_bytes, self._slot_bytes = page_bytes, slot_bytes  # 0: any
-        self._pending: deque[list[int]] = deque(maxlen=PENDING)
+        self._pending: deque[_Turn] = deque(maxlen=PENDING)
         self._owner: object = None  # the prompt for which entries are pinned
         self._fetch: Fetch | None = None  # of the owner
         self._known: tuple[list[int], list[Digest]] | None = None  # ids and names of pages: they are looked up often
@@ -199,34 +216,50 @@ class Transfer:
         """True if a turn has ended that is not copied yet."""
         return bool(self._pending)
 
+    @property
+    def may_save(self) -> bool:
+        """True if there is a turn to copy, and the folder's writer is not behind."""
+        return bool(self._pending and self.tier.folder and not self.tier.folder.behind)
+
     def note(self, ids: list[int]) -> None:
         """Remember the end of a turn, whose pages are in the cache. With a folder it is to be copied."""
         if self.tier.folder:
-            self._pending.append(ids)
+            self._pending.append(_Turn(ids, set()))
 
-    def save(self, most: int = AT_ONCE_BYTES) -> None:
-        """Copy pages and states of turns that have ended, up to about so many bytes."""
-        while self._pending and most > 0:
-            ids = self._pending[0]
-            for copy in self._copies(ids):
-                most -= copy()
-                if most <= 0:
-                    return
-            self._pending.popleft()
+    def save(self) -> None:
+        """Copy a portion of the pages and states of turns that have ended."""
+        left = self._portion
+        while left > 0 and self.may_save:
+            left = self._copy(self._pending[0], left)
 
-    def _copies(self, ids: list[int]) -> list[Callable[[], int]]:
-        """Return the copies to make of what the cache has of ``ids``. Each returns its bytes."""
+    def _copy(self, turn: _Turn, left: int) -> int:
+        """Copy of the first turn about so many bytes. Return how many more may be copied.
+
+        Each entry is offered once. If the folder takes nothing now, the turn is not copied further.
+        """
+        folder = self.tier.folder
+        assert folder
+        for name, read in self._entries(turn.ids):
+            if name in turn.offered or folder.has(name):
+                continue
+            if left <= 0 or folder.behind:
+                return left
+            turn.offered.add(name)
+            data = read()
+            left -= len(data)
+            if not self.tier.put(name, data):
+                break
+        self._pending.popleft()
+        return left
+
+    def _entries(self, ids: list[int]) -> list[_Entry]:
+        """Return what the cache has of ``ids``, in the order in which it is copied."""
         page, path = PagePool.PAGE, self._cache.path(ids)
-        nodes = [node for node, n in path if n == page]
         points = [(node, c) for node, n in path for c in node.checkpoints.values() if c.length <= node.first + n]
         points.sort(key=lambda point: -point[1].length)
         points = [p for i, p in enumerate(points) if i < STATES or p[1].mark == Mark.SYSTEM]
-        copies: list[Callable[[], int]] = [
-            partial(self._copy_page, node) for node in nodes if not self.tier.has(page_name(self._digest(node)))
-        ]
-        return copies + [
-            partial(self._copy_state, node, c) for node, c in points if not self.tier.has(self._name_of(node, c))
-        ]
+        entries = [self._page_of(node) for node, n in path if n == page]
+        return entries + [self._state_of(node, checkpoint) for node, checkpoint in points]
 
     def evict(self, pages: int, slots: int) -> bool:
         """Evict from the cache, and keep a copy of what goes."""
@@ -238,24 +271,25 @@ class Transfer:
 
     def spill(self, node: Node, checkpoint: Checkpoint | None) -> None:
         """Copy a page and its checkpoints, or one checkpoint alone, before they are evicted."""
-        full = len(node.tokens) == PagePool.PAGE
-        if checkpoint is None and full and not self.tier.has(page_name(self._digest(node))):
-            self._copy_page(node)
-        for each in node.checkpoints.values() if checkpoint is None else (checkpoint,):
-            if not self.tier.has(self._name_of(node, each)):
-                self._copy_state(node, each)
+        entries = list[_Entry]()
+        if checkpoint is None and len(node.tokens) == PagePool.PAGE:
+            entries.append(self._page_of(node))
+        gone = node.checkpoints.values() if checkpoint is None else (checkpoint,)
+        entries += [self._state_of(node, each) for each in gone]
+        for name, read in entries:
+            if not self.tier.has(name):
+                self.tier.put(name, read())
 
-    def _copy_page(self, node: Node) -> int:
-        data = self._executor.read_page(node.page)
-        self.tier.put(page_name(self._digest(node)), data)
-        return len(data)
+    def _page_of(self, node: Node) -> _Entry:
+        return page_name(self._digest(node)), partial(self._executor.read_page, node.page)
 
-    def _copy_state(self, node: Node, checkpoint: Checkpoint) -> int:
-        tail = checkpoint.length - node.first
-        page = self._executor.read_page(node.page) if tail < PagePool.PAGE else b""
-        data = _STATE.pack(int(checkpoint.mark), len(page)) + page + self._executor.read_slot(checkpoint.slot)
-        self.tier.put(self._name_of(node, checkpoint), data)
-        return len(data)
+    def _state_of(self, node: Node, checkpoint: Checkpoint) -> _Entry:
+        def read() -> bytes:
+            tail = checkpoint.length - node.first
+            page = self._executor.read_page(node.page) if tail < PagePool.PAGE else b""
+            return _STATE.pack(int(checkpoint.mark), len(page)) + page + self._executor.read_slot(checkpoint.slot)
+
+        return self._name_of(node, checkpoint), read
 
     def _digest(self, node: Node | None) -> Digest:
         return digest_of_node(self.tier.model, node)
@@ -295,24 +329,25 @@ class Transfer:
                     return Found(names, known, pages, n, name)
         return None
 
-    def fetching(self, owner: object, ids: Sequence[int], wake: Callable[[], None]) -> bool:
-        """Return True while files are read that ``ids`` need, the prompt of ``owner``. The first call begins it.
+    def fetch(self, owner: object, ids: Sequence[int], wake: Callable[[], None]) -> tuple[Found | None, bool]:
+        """Return what :meth:`find` finds, for the prompt of ``owner``, and True while files of it are read.
 
-        What the prompt needs is pinned until :meth:`release`. ``wake`` is called on another thread, when it is there.
+        The first call begins it. What the prompt needs is pinned until :meth:`release`. ``wake`` is called on another
+        thread, when it is there.
         """
         if self._owner is owner and self._fetch is not None:
             if not self._fetch.over:
-                return True
+                return None, True
             self._take_loaded()
         found = self.find(ids)
         if found is None:
-            return False
+            return None, False
         if self._owner is not owner:
             self.release()
             self._owner = owner
         lacking, reader = self.tier.pin(found.wanted), self.tier.reader
         self._fetch = reader.begin(lacking, wake) if lacking and reader else None
-        return self._fetch is not None
+        return found, self._fetch is not None
 
     def release(self, owner: object = None) -> None:
         """End what was begun for this prompt, or for any. What was read of it stays, as far as the budget allows."""
@@ -336,18 +371,18 @@ class Transfer:
     def bring(
         self,
         ids: Sequence[int],
+        found: Found | None,
         take: Callable[[bool], int | None],
         pools: tuple[PagePool, StateSlots],
         whole: bool = True,
     ) -> tuple[str, bool]:
-        """Put what :meth:`find` finds into the cache, or if not ``whole``, a portion of it.
+        """Put what was ``found`` of the ids into the cache, or if not ``whole``, a portion of it.
 
         Return its source, or "" if there is nothing, and whether there is more. ``take(True)`` gives a page,
         ``take(False)`` a slot, or None.
         """
         sources = set[str]()
         for _ in range(TRIES):
-            found = self.find(ids)
             if found is None:
                 break
             part = found if whole else self._beginning(found)
@@ -356,6 +391,7 @@ class Transfer:
                 length = self._write(ids, part, *read, take, pools)
                 more = part is not found and length == part.pages * PagePool.PAGE
                 return ("disk" if "disk" in sources else "host") if length else "", more
+            found = self.find(ids)
         return "", False
 
     def _beginning(self, found: Found) -> Found:

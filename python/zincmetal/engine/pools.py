@@ -6,8 +6,10 @@ Nobody is moved out for the sake of the cache: a running job gets back what the 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
+from enum import Enum
 
 from .batch import Executor
 from .cache_tier import Transfer
@@ -17,8 +19,18 @@ from .request import Job, Saved
 from .sequence import Sequence, common
 
 HOST_BYTES = 2 << 30  # of sequences that are moved out
+DISK_SECONDS = 0.02  # after which a disk that was behind is asked again
 Clock = Callable[[], float]
 _log = logging.getLogger("zincmetal.engine")
+
+
+class Wait(Enum):
+    """What a job waits for that is not admitted."""
+
+    FILES = "files are read for it"
+    IDLE = "what it needs is copied from an idle device, or to one"
+    STEP = "it needs more than is copied at once: others have a step first"
+    ROOM = "others have the pages or slots that it needs"
 
 
 class Pools:
@@ -41,6 +53,7 @@ class Pools:
         self._host_bytes = 0
         self._moved_out: set[Job] = set()  # jobs whose pages are in host memory
         self._full_grown = False  # the device had no memory for more
+        self.shared = 0  # times that a running job has shown the cache what others may take over
 
     def figures(self) -> dict[str, dict[str, int]]:
         """Return the sizes of the pools: what there is, what is free, and what they may grow to."""
@@ -131,23 +144,28 @@ class Pools:
 
     # ---- in and out ----------------------------------------------------------------------------------------------
 
-    def admit(self, job: Job, running: AnySequence[Job], idle: bool = True) -> bool:
-        """Give a job its seat, and the pages and the slot of what is computed of it. Return False if it must wait.
+    def admit(self, job: Job, running: AnySequence[Job], idle: bool, wake: Callable[[], None]) -> Wait | None:
+        """Give a job its seat, and the pages and the slot of what is computed of it. Return why it must wait, if so.
 
         It waits unless the pages for all its known tokens are free, beside those that running jobs still need. A job
-        that runs alone waits for nobody. Steps may be in flight (not ``idle``), unless ``wants_idle``.
+        that runs alone waits for nobody. If the device is not ``idle``, steps are in flight. ``wake`` is called when
+        files are there: what they hold is kept until the job is admitted or ends, or another one needs files.
         """
         sequence = job.sequence
+        waits = self._bring(job, running, idle, wake)
+        if waits is not None:
+            return waits
         if job.saved is None:
             self._reuse(job)
-        if running and not self._fits(sequence, running, idle):
+        waits = self._make_fit(sequence, running, idle)
+        if waits is not None:
             sequence.release(self.pages, self.slots)
-            return False
+            return waits
         if job.saved is not None and not self._bring_back(job):
-            return False
+            return Wait.ROOM
         self._end_fetch(job)
         sequence.sit(self.seats.take())
-        return True
+        return None
 
     def _reuse(self, job: Job) -> None:
         """Take over the longest beginning of the job's tokens that is computed: of its own start, or of the cache."""
@@ -171,51 +189,43 @@ class Pools:
             source = job.brought or source
             job.stats.reused, job.stats.source, job.stats.miss = length, source if length else "", miss
 
-    def fetching(self, job: Job, wake: Callable[[], None]) -> bool:
-        """Return True while files that a job needs are read. ``wake`` is called when they are there.
-
-        What a job needs is held until it is admitted or ends, or until another one is asked about that needs files.
-        """
-        tier = self._tier_of(job)
-        return tier is not None and tier.fetching(job, job.sequence.ids[:-1], wake)
-
     def _end_fetch(self, job: Job) -> None:
         if self._tier:
             self._tier.release(job)
-
-    def wants_idle(self, job: Job) -> bool:
-        """Return True if what a job needs from host memory has to be written to an idle device."""
-        if job.saved is not None:
-            return True
-        tier = self._tier_of(job)
-        return tier is not None and tier.find(job.sequence.ids[:-1]) is not None
 
     def _tier_of(self, job: Job) -> Transfer | None:
         """Return the lower tier if a job may use it."""
         return None if job.saved is not None or job.anew or job.begin is not None else self._tier
 
-    def bring(self, job: Job, running: AnySequence[Job]) -> bool:
+    def _bring(self, job: Job, running: AnySequence[Job], idle: bool, wake: Callable[[], None]) -> Wait | None:
         """Write what a job needs from the lower tier into the pools, if there is room for the job.
 
-        Beside others this is a portion. Return True if there is more: then the others have a step first. They keep a
-        page and a slot each. The device is idle.
+        Beside others this is a portion, and they keep a page and a slot each.
         """
+        if job.saved is not None:
+            return None if idle else Wait.IDLE
         tier, ids = self._tier_of(job), job.sequence.ids[:-1]
-        found = tier.find(ids) if tier else None
-        if tier is None or found is None or not self._may_bring(job, running):
-            return False
+        found, reads = tier.fetch(job, ids, wake) if tier else (None, False)
+        if reads:
+            return Wait.FILES
+        if tier is None or found is None:
+            return None
+        if self._room_for(job, running, idle) is Wait.ROOM:
+            return Wait.ROOM
+        if not idle:
+            return Wait.IDLE
         self._grow(max(0, len(found.wanted) + len(running) - self.pages.free), 0)  # once: it copies what there is
         take = lambda page: self._take_idle(page, len(running))  # noqa: E731
-        source, more = tier.bring(ids, take, (self.pages, self.slots), whole=not running)
+        source, more = tier.bring(ids, found, take, (self.pages, self.slots), whole=not running)
         job.brought = "disk" if "disk" in (job.brought, source) else source or job.brought
-        return more
+        return Wait.STEP if more else None
 
-    def _may_bring(self, job: Job, running: AnySequence[Job]) -> bool:
-        """Return True if there is room for a job beside those that run. What it could share is not evicted for it."""
+    def _room_for(self, job: Job, running: AnySequence[Job], idle: bool) -> Wait | None:
+        """Make room for a job beside those that run. What it could share is not evicted for it."""
         self._reuse(job)
-        fits = not running or self._fits(job.sequence, running, idle=True)
+        waits = self._make_fit(job.sequence, running, idle)
         job.sequence.release(self.pages, self.slots)
-        return fits
+        return waits
 
     def _take_idle(self, page: bool, reserve: int) -> int | None:
         """Return a new page, or a new slot, if more than ``reserve`` can be free. The device is idle."""
@@ -226,24 +236,33 @@ class Pools:
                 make(more if page else 0, 0 if page else more)
         return pool.take() if pool.free > reserve else None
 
-    def _fits(self, sequence: Sequence, running: AnySequence[Job], idle: bool) -> bool:
-        """Return True if the pages and slots are there, or can be, that the sequence and the running jobs need.
+    def _make_fit(self, sequence: Sequence, running: AnySequence[Job], idle: bool) -> Wait | None:
+        """Make room for what the sequence and the running jobs need. Return what it waits for, if so.
 
-        Each running job counts with one page more. So a job that was moved out does not come back too early.
+        Each running job counts with one page more. So a job that was moved out does not come back too early. Nothing
+        is evicted unless that is enough.
         """
+        if not running:
+            return None
         pages, slots = len(running), 0
         for each in (sequence, *(job.sequence for job in running)):
             pages += max(0, self.pages.needed(len(each.ids) + 1) - len(each.pages))
             slots += each.slot is None
         slots += sequence.slot is not None and self.slots.shared(sequence.slot)  # its first step needs another
-        pages -= self.pages.free + self._growth_of_pages()
-        slots = slots - self.slots.free - self._growth_of_slots() if self._executor.recurrent else 0
-        evict = self._evict_idle if idle else self._cache.evict
-        return (pages <= 0 and slots <= 0) or evict(max(0, pages), max(0, slots))
+        pages = max(0, pages - self.pages.free - self._growth_of_pages())
+        slots = max(0, slots - self.slots.free - self._growth_of_slots()) if self._executor.recurrent else 0
+        if not pages and not slots:
+            return None
+        if not self._cache.can_evict(pages, slots):
+            return Wait.ROOM
+        if self._tier is not None and not idle:  # it copies what is evicted
+            return Wait.IDLE
+        return None if self._evict_idle(pages, slots) else Wait.ROOM
 
     def retire(self, sequence: Sequence, store: bool) -> None:
         """Give back all that a sequence has, first to the cache if ``store``. Steps of others may be in flight."""
         if store and sequence.computed:
+            assert len(sequence.ids) >= sequence.computed, "nobody knows what the pages hold"
             ids = sequence.ids[: sequence.computed]
             self._cache.store(ids, sequence.pages[: self.pages.needed(len(ids))], len(ids))
             if sequence.slot is not None:
@@ -258,6 +277,7 @@ class Pools:
         page, sequence = self.pages.PAGE, job.sequence
         whole = job.stats.prompt - job.stats.prompt % page
         if whole and not self._executor.recurrent:
+            self.shared += 1
             self._cache.store(sequence.ids[:whole], sequence.pages[: whole // page], whole)
 
     def leave_seat(self, sequence: Sequence) -> None:
@@ -345,6 +365,11 @@ class Pools:
         """True if ended turns are to be copied to the lower tier."""
         return self._tier is not None and self._tier.pending
 
+    @property
+    def may_save(self) -> bool:
+        """True if some of them can be copied now: the disk takes them."""
+        return self._tier is not None and self._tier.may_save
+
     def save(self) -> None:
         """Copy some of what ended turns have left to the lower tier."""
         if self._tier:
@@ -355,11 +380,14 @@ class Pools:
         try:
             while self.saving:
                 self.save()
+                if not self.may_save:
+                    time.sleep(DISK_SECONDS)
         except Exception:
             _log.exception("the last turns were not copied to the cache's folder")
 
     def checkpoint(self, sequence: Sequence, length: int, slot: int, mark: Mark) -> None:
         """Offer a slot with the states after ``length`` tokens to the cache, with its pages."""
+        self.shared += 1
         ids = sequence.ids[:length]
         self._cache.store(ids, sequence.pages[: self.pages.needed(length)], length)
         self._cache.checkpoint(ids, slot, mark)

@@ -82,6 +82,9 @@ class Cache(Protocol):
     def checkpoint(self, ids: Sequence[int], slot: int, mark: Mark = Mark.TURN) -> None:
         """Learn the slot with the states after ``ids``. Retain it if it is kept. The states do not change later."""
 
+    def can_evict(self, pages: int, slots: int) -> bool:
+        """Return True if :meth:`evict` could."""
+
     def evict(self, pages: int, slots: int) -> bool:
         """Give up so much that so many more pages and slots are free. Return False if that is not possible."""
 
@@ -107,6 +110,10 @@ class NoCache:
 
     def checkpoint(self, ids: Sequence[int], slot: int, mark: Mark = Mark.TURN) -> None:
         """Keep nothing."""
+
+    def can_evict(self, pages: int, slots: int) -> bool:
+        """Return False: there is nothing to give up."""
+        return False
 
     def evict(self, pages: int, slots: int) -> bool:
         """Return False: there is nothing to give up."""
@@ -221,13 +228,22 @@ class PrefixCache:
         """Checkpoints that the cache keeps."""
         return len(self._points)
 
+    def can_evict(self, pages: int = 0, slots: int = 0) -> bool:
+        """Return True if only the cache keeps so many pages and slots."""
+        return pages <= sum(self._pages.count(page) == 1 for page in self._nodes) and slots <= sum(
+            self._slots.count(slot) == 1 for slot in self._points
+        )
+
     def evict(self, pages: int = 0, slots: int = 0) -> bool:
         """Free at least so many pages and slots of those that only the cache keeps. Return True if it could."""
-        freed_pages = self._evict_leaves(pages) if pages else 0
-        if freed_pages < pages:
-            freed_pages += self._evict_below_running(pages - freed_pages)
-        freed_slots = self._evict_checkpoints(slots) if slots else 0
-        return freed_pages >= pages and freed_slots >= slots
+        pages, slots = self._pages.free + pages, self._slots.free + slots
+        if self._pages.free < pages:
+            self._evict_leaves(pages - self._pages.free)
+        if self._pages.free < pages:
+            self._evict_below_running(pages - self._pages.free)
+        if self._slots.free < slots:  # checkpoints of pages that went are gone already
+            self._evict_checkpoints(slots - self._slots.free)
+        return self._pages.free >= pages and self._slots.free >= slots
 
     def let_go(self, pages: Sequence[int], slot: int | None) -> None:
         """Give up these pages, if nothing follows them, and this slot. Nothing is spilled."""
@@ -257,25 +273,19 @@ class PrefixCache:
         self._points.clear()
         self._evicted.clear()
 
-    def _evict_checkpoints(self, wanted: int) -> int:
-        free = [
-            (c.mark, c.used, c.length, node)
-            for node in self._root.below()
-            for c in node.checkpoints.values()
-            if self._slots.count(c.slot) == 1
-        ]
+    def _evict_checkpoints(self, wanted: int) -> None:
+        points = [(node, node.checkpoints[length]) for node, length in self._points.values()]
+        free = [(c.mark, c.used, c.length, node) for node, c in points if self._slots.count(c.slot) == 1]
         free.sort(key=lambda entry: entry[:3])
         for *_, length, node in free[:wanted]:
             if self.spill:
                 self.spill(node, node.checkpoints[length])
             self._drop_checkpoint(node, length)
-        return min(wanted, len(free))
 
-    def _evict_leaves(self, wanted: int) -> int:
+    def _evict_leaves(self, wanted: int) -> None:
         """Evict so many pages, or some more: leaf by leaf, the least recently used first, system prompts last."""
-        nodes = list(self._root.below())
-        wanted = max(wanted, min(EVICT_AT_ONCE, len(nodes) // 8))
-        leaves = [(self._worth(node), node.page, node) for node in nodes if self._is_free(node)]
+        wanted = max(wanted, min(EVICT_AT_ONCE, len(self._nodes) // 8))
+        leaves = [(self._worth(node), node.page, node) for node in self._nodes.values() if self._is_free(node)]
         heapq.heapify(leaves)
         freed = 0
         while leaves and freed < wanted:
@@ -287,9 +297,8 @@ class PrefixCache:
             freed += 1
             if parent is not None and parent is not self._root and self._is_free(parent):
                 heapq.heappush(leaves, (self._worth(parent), parent.page, parent))
-        return freed
 
-    def _evict_below_running(self, wanted: int) -> int:
+    def _evict_below_running(self, wanted: int) -> None:
         """Evict pages that only the cache has, although what follows them is in use. That is forgotten, too."""
         before = self._pages.free
         for node in [*self._root.below()][::-1]:  # a child comes before its parent
@@ -302,7 +311,6 @@ class PrefixCache:
             if self.spill:
                 self.spill(node, None)
             self._drop(node)
-        return self._pages.free - before
 
     def _is_free(self, node: Node) -> bool:
         return not node.children and self._pages.count(node.page) == 1

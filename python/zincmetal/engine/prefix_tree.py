@@ -6,8 +6,10 @@ a sequence filled further is a node of its own, unless it goes on where a node e
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
+from operator import attrgetter
 from typing import NamedTuple
 
 from .sequence import common
@@ -43,34 +45,37 @@ class Node:
         self.parent, self.tokens, self.page, self.used = parent, tokens, page, used
         self.first: int = parent.first + len(parent.tokens) if parent else 0
         self.key: int = hash((parent.key if parent else 0, tokens))
-        self.children: dict[int, list[Node]] = {}
+        self.children: dict[int, list[Node]] = {}  # by the first token, and sorted: there may be thousands
         self.checkpoints: dict[int, Checkpoint] = {}
         self.digest: bytes | None = None
 
     def child(self, tokens: Sequence[int]) -> tuple[Node | None, int]:
         """Return the child that shares the most of its first tokens with ``tokens``, and the number of these."""
-        best, most = None, 0
-        for node in self.children.get(tokens[0], ()) if tokens else ():
-            n = common(node.tokens, tokens)
-            if n > most:
-                best, most = node, n
-        return best, most
+        alike = self.children.get(tokens[0], []) if tokens else []
+        at = bisect_left(alike, tuple(tokens), key=_tokens)
+        near = [(node, common(node.tokens, tokens)) for node in alike[max(0, at - 1) : at + 1]]
+        return max(near, key=lambda found: found[1], default=(None, 0))
 
     def add(self, node: Node) -> None:
         """Make ``node`` a child."""
-        self.children.setdefault(node.tokens[0], []).append(node)
+        insort(self.children.setdefault(node.tokens[0], []), node, key=_tokens)
 
     def remove(self, node: Node) -> None:
         """Remove a child."""
         alike = self.children[node.tokens[0]]
-        alike.remove(node)
+        at = bisect_left(alike, node.tokens, key=_tokens)
+        assert alike[at] is node, "no two children have the same tokens"
+        del alike[at]
         if not alike:
             del self.children[node.tokens[0]]
 
     def extend(self, tokens: tuple[int, ...], page: int) -> None:
         """Replace page and tokens by those of a page that begins with the same tokens and has more."""
+        assert self.parent
+        self.parent.remove(self)  # its place among the others may be another one
         self.tokens, self.page = tokens, page
-        self.key = hash((self.parent.key if self.parent else 0, tokens))
+        self.key = hash((self.parent.key, tokens))
+        self.parent.add(self)
 
     def fitting(self, ids: Sequence[int]) -> list[Checkpoint]:
         """Return the checkpoints after tokens with which ``ids`` begin. They begin with the tokens before the page."""
@@ -84,6 +89,9 @@ class Node:
             node = left.pop()
             yield node
             left += [child for alike in node.children.values() for child in alike]
+
+
+_tokens = attrgetter("tokens")
 
 
 def deepest_checkpoint(path: Sequence[Step], ids: Sequence[int]) -> Checkpoint | None:

@@ -178,6 +178,12 @@ class Job:
             return True
         return not executor.draws and not (params.greedy and request.mask is None and not request.n_logprobs)
 
+    def goes_on_from(self, other: Job) -> bool:
+        """Return True if the prompt begins with all of another job's prompt, as that of the next turn does."""
+        mine, whole = self.request.ids, other.request.ids
+        n = len(whole)
+        return mine[n - 1 : n] == whole[-1:] and mine[:n] == whole
+
     @property
     def left(self) -> int:
         """Known tokens whose rows are not submitted."""

@@ -40,7 +40,7 @@ from .cache_tier import Transfer
 from .flight import Flight, State, drawn, is_finite
 from .pace import Pace, shares
 from .pages import PagePool, PoolEmptyError, Seats, StateSlots
-from .pools import Clock, Pools
+from .pools import DISK_SECONDS, Clock, Pools, Wait
 from .prefix_cache import Cache, NoCache
 from .request import CANCELLED, LENGTH, STOP, Job, Request
 from .sequence import Sequence
@@ -95,7 +95,7 @@ class Scheduler:
         self._short: Job | None = None  # for this one there was no page or slot
         self._drain = False  # a job is to be written back, which needs an idle device
         self._fetching = False  # files are read for the first waiting job, as this step has found
-        self._blocked: tuple[int, int, int, int] | None = None  # state of the pools at which the first job must wait
+        self._blocked: tuple[int, int, int, int, int] | None = None  # what there was when the first job had to wait
         self._arrivals = self._turns = self.steps = self._saved_at = 0
         self._stuck = 0  # steps in a row that did nothing
         self._waited = False  # the next step could have run ahead, and waits for a draft
@@ -114,14 +114,14 @@ class Scheduler:
             )
         if PagePool.needed(n) > executor.pages_most:
             raise ContextFullError(f"the prompt has {n} tokens, and {NO_ROOM}")
+        job = Job(request, -1, self._clock(), executor)  # here, where an error of it reaches the caller
         try:
             self._places.pop()
         except IndexError:
             raise QueueFullError(
                 f"{self._queue_limit} requests are waiting already; ask again when some have ended"
             ) from None
-        now = self._clock()
-        self.inbox.put(lambda: self._arrive(request, now))
+        self.inbox.put(lambda: self._arrive(job))
 
     def cancel(self, request: Request, reason: str = CANCELLED) -> None:
         """End a request before the next step. If it has ended, nothing happens."""
@@ -183,15 +183,17 @@ class Scheduler:
 
     @property
     def resting(self) -> bool:
-        """True if the last step has found that there is nothing to do but to wait for files."""
-        return self._fetching and not (self._flights or self._running or self._calls or self.pools.saving)
+        """True if the last step has found that there is nothing to do but to wait for files, read or written."""
+        idle = not (self._flights or self._running or self._calls or self.pools.may_save)
+        return idle and (self._fetching or (self.pools.saving and not self._waiting))
 
     def rest(self) -> Callable[[], None] | None:
         """Sleep if it is ``resting``, until a message or a deadline comes. Return the message, for ``step``."""
-        ends = [job.deadline for job in self._waiting if job.deadline is not None]
+        waits = [job.deadline - self._clock() for job in self._waiting if job.deadline is not None]
+        waits += [DISK_SECONDS] * self.pools.saving
         with suppress(Empty):
             if self.resting:
-                return self.inbox.get(timeout=max(0.0, min(ends) - self._clock()) if ends else None)
+                return self.inbox.get(timeout=max(0.0, min(waits)) if waits else None)
         return None
 
     def end_all(self, error: BaseException) -> None:
@@ -224,10 +226,10 @@ class Scheduler:
             if message is not None:
                 message()
 
-    def _arrive(self, request: Request, now: float) -> None:
-        job = Job(request, self._arrivals, now, self._executor)
+    def _arrive(self, job: Job) -> None:
+        request = job.request
+        job.order, job.queued = self._arrivals, True
         self._arrivals += 1
-        job.queued = True
         self._jobs[request] = job
         self._waiting.append(job)
         try:
@@ -292,7 +294,7 @@ class Scheduler:
         """Return True if no step may be submitted before the one in flight has been collected."""
         if self._calls or self._short or self._drain:
             return True
-        if self.pools.saving and self.steps - self._saved_at >= SAVE_STEPS:
+        if self.pools.may_save and self.steps - self._saved_at >= SAVE_STEPS:
             return True
         if any((job.waits and not job.left) or job.verifying for job in self._running):
             return True
@@ -333,24 +335,22 @@ class Scheduler:
     def _admit(self) -> None:
         """Let waiting jobs run, in the order of their arrival, as long as there is room.
 
-        A sequence that has ended goes to the cache first: the next request may go on from it. While files are read for
-        the first job, those behind it wait, too.
+        A sequence that has ended goes to the cache before a job that goes on from it is admitted. While files are read
+        for the first job, those behind it wait, too.
         """
-        pools = self.pools
-        while self._waiting and pools.seats.free and not self._ending:
+        while self._waiting and self.pools.seats.free:
             job = self._waiting[0]
-            state = (job.order, len(self._running), pools.pages.free, pools.slots.free)
-            if self._running and state == self._blocked:
+            if any(job.goes_on_from(other) for other in self._ending) or self._is_blocked(job):
                 return
-            self._fetching = pools.fetching(job, partial(self.inbox.put, None))
-            self._drain = not self._fetching and bool(self._flights) and pools.wants_idle(job)
-            if self._fetching or self._drain or (not self._flights and pools.bring(job, self._running)):
-                return
-            if not pools.admit(job, self._running, idle=not self._flights):
-                self._blocked = (job.order, len(self._running), pools.pages.free, pools.slots.free)
+            waits = self.pools.admit(job, self._running, not self._flights, partial(self.inbox.put, None))
+            self._fetching, self._drain = waits is Wait.FILES, waits is Wait.IDLE
+            if waits is Wait.ROOM:
+                pools = self.pools
+                self._blocked = job.order, pools.shared, len(self._running), pools.pages.free, pools.slots.free
                 if not self._running:
                     self._end(job, "", ContextFullError(NO_ROOM))
                     continue
+            if waits is not None:
                 return
             self._waiting.pop(0)
             insort(self._running, job, key=lambda job: job.order)
@@ -358,6 +358,14 @@ class Scheduler:
             if job.admitted is None:
                 job.admitted = self._clock()
                 self._tell_progress(job)
+
+    def _is_blocked(self, job: Job) -> bool:
+        """Return True if there was no room for a job, and there cannot be more now: a look costs time for each page."""
+        if self._blocked is None or not self._running:
+            return False
+        order, shared, n_running, pages, slots = self._blocked
+        pools, same = self.pools, (job.order, self.pools.shared) == (order, shared)
+        return same and len(self._running) >= n_running and pools.pages.free <= pages and pools.slots.free <= slots
 
     def _leave_queue(self, job: Job) -> None:
         if job.queued:
@@ -467,9 +475,7 @@ class Scheduler:
             job.expected -= 1
             if job in verifies:
                 made[job] = self._take_verified(job, output, verifies[job], choices)
-            elif job.ended:
-                self._learn(job, choices[output])
-            elif self._confirmed(job, flight):
+            elif not job.ended and self._confirmed(job, flight):
                 self._take(job, output, choices[output])
         self.speculation.measured(made, flight.batch.n_rows, flight.batch.verifies, seconds, flight.waited)
         for job in [job for job in flight.jobs.values() if not job.last and not job.left and not job.ended]:
@@ -553,13 +559,6 @@ class Scheduler:
         except Exception:
             _log.exception("a receiver of progress failed; its request is cancelled")
             self._end(job, CANCELLED)
-
-    def _learn(self, job: Job, choice: Any) -> None:
-        """Take the token of a job that has ended, if a row of it is in flight: what the pages hold has to be known."""
-        if len(job.sequence.ids) < job.sequence.submitted:
-            job.sequence.ids.append(id_of(choice))
-            if id_of(choice) < 0:
-                job.failure = job.failure or self._not_finite(self.pools.forget(job.sequence))
 
     # ---- a job ends ----------------------------------------------------------------------------------------------
 

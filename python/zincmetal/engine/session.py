@@ -32,7 +32,7 @@ from ..plan.chunks import LOGITS_ROWS, StepShape, chunk_shape, decode_shape, pro
 from ..sampling.draws import log_probabilities, top_log_probabilities
 from ..sampling.params import SamplingParams
 from .batch import Batch, Builder, Drawing
-from .engine import Engine
+from .engine import SESSION_SEATS, Engine
 from .pages import PoolEmptyError
 from .prefix_cache import Mark, Match, PrefixCache
 from .sequence import Sequence, common
@@ -76,6 +76,8 @@ class Session:
         self.sequence = Sequence()
         self._in_flight: deque[Batch] = deque()
         self._ahead: int | None = None  # the token whose step is in flight
+        self._forks: set[Session] = set()  # all that are not closed; they share it
+        self._over = False  # the step thread has the engine again
 
     def __enter__(self) -> Session:
         return self
@@ -102,7 +104,7 @@ class Session:
         ``progress(done, total)`` counts the tokens to compute. The time of making programs does not count. Raises
         UsageError for an empty prompt or a wrong id, ContextFullError for too many ids.
         """
-        self.engine.check_usable()
+        self._check_open()
         self.engine.check_prompt(ids)
         self.take_prefix(ids)
         left = ids[self.length :]
@@ -220,19 +222,27 @@ class Session:
 
     def close(self) -> None:
         """Give the sequence's memory back. What is computed goes to the cache."""
+        if self._over:
+            return
         with suppress(DeviceError):
             self.settle()
         if self._cache and not self.engine.closed:
             self._keep()
         self._forget()
+        self._forks.discard(self)
 
     def end(self) -> None:
-        """Close, on the thread that steps, whatever an interrupt has left in flight or open."""
-        try:
-            self.settle()
-        except ZincError:
-            self._drop()
-        self.close()
+        """Close, on the thread that steps, whatever an interrupt or the caller has left in flight or open.
+
+        No later call can step.
+        """
+        for each in (self, *self._forks):
+            try:
+                each.settle()
+            except ZincError:
+                each._drop()  # noqa: SLF001  # a fork is a session, too
+            each.close()
+            each._over = True  # noqa: SLF001
         self.engine.drop()
         self.engine.session_seats.reset()
 
@@ -347,6 +357,8 @@ class Session:
         """Return another session of the same engine, which shares pages and states with this one."""
         self.settle()
         twin = Session(self.engine, self._cache)
+        twin._forks = self._forks
+        twin._forks.add(twin)
         twin.sequence = self.sequence.fork(self.engine.pages, self.engine.slots)
         return twin
 
@@ -356,7 +368,7 @@ class Session:
         self._forget()
         self._cache = None  # what memory holds is of no use to others
         sequence = self.sequence
-        sequence.sit(self.engine.session_seats.take())
+        self._sit()
         while len(sequence.pages) < self.engine.pages.needed(length):
             sequence.pages.append(self._with_room(self.engine.pages.take))
         if self.engine.recurrent:
@@ -366,16 +378,33 @@ class Session:
 
     def program(self, shape: StepShape | None = None) -> Program:
         """Return the program for steps of a shape (default: one row) at the end of the sequence."""
+        self._check_open()
         return self.engine.program(shape or decode_shape(1), self.length)
 
     # ---- one step ---------------------------------------------------------------------------------------------
 
     def _submit(self, ids: AnySequence[int], output: str) -> None:
-        self.engine.check_usable()
-        sequence = self.sequence
-        if sequence.seat is None:
-            sequence.sit(self.engine.session_seats.take())
+        self._check_open()
+        if self.sequence.seat is None:
+            self._sit()
         self._start(self._with_room(lambda: self.built(ids, output)))
+
+    def _check_open(self) -> None:
+        """Raise UsageError for a model that is closed, or a session that has ended."""
+        self.engine.check_usable()
+        self._refuse_over()
+
+    def _refuse_over(self) -> None:
+        if self._over:
+            self.engine.check_usable()
+            raise UsageError("the session has ended, and others have the engine: open another with model.session()")
+
+    def _sit(self) -> None:
+        """Take a seat. Raises UsageError if too many forks have one."""
+        try:
+            self.sequence.sit(self.engine.session_seats.take())
+        except PoolEmptyError:
+            raise UsageError(f"{SESSION_SEATS} sequences of this session have steps: close a fork first") from None
 
     def _submit_ahead(self, output: str) -> bool:
         """Submit the step that takes the token of the step in flight. Return False if pools must grow first."""
@@ -451,6 +480,7 @@ class Session:
 
     def _recover(self) -> None:
         """Forget the steps that an interrupt has left in flight."""
+        self._refuse_over()
         expected = int(self._ahead is not None)
         if not len(self._in_flight) == self.engine.in_flight == expected or len(self.ids) != self.length:
             self._drop()

@@ -126,7 +126,7 @@ def top_log_probabilities(
     x = np.asarray(logits, np.float64)
     x = x - x.max()
     x -= np.log(np.exp(x).sum())
-    best = largest(x, n)
+    best = largest(x, n) if n else np.empty(0, np.intp)
     return float(x[token]), tuple(zip(best.tolist(), x[best].tolist(), strict=True))
 
 
