@@ -14,6 +14,7 @@ from support.mixtures import Member, Mixture, engine
 from support.paths import DATA, MORE_SHARED
 from support.running import running_of
 from zincmetal.device import backend
+from zincmetal.engine.draft_model import DraftModel
 from zincmetal.engine.drafters import Draft, Drafter
 from zincmetal.engine.engine import Engine
 from zincmetal.engine.governor import Always
@@ -230,6 +231,26 @@ def test_sessions_of_a_draft_model_end_with_their_requests() -> None:
         running.loop.call(lambda: None)
         assert (draft.pages.free, draft.free_seats.free) == (pages, seats)
     assert draft.closed
+
+
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_a_draft_model_that_comes_too_late_for_a_close_is_given_back(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is closed while another thread loads a draft model, before or after it had requests."""
+    path, made = DATA / "llama-q4_k_m.gguf", list[DraftModel]()
+    model = zincmetal.load(path, device="cpu", context=64, kv="f32", threads=1)
+    running = running_of(model)
+    if at == "after":
+        model.generate([5, 6], 2)
+
+    def slow(path: Path, of: Engine) -> DraftModel:
+        made.append(DraftModel(path, of))
+        model.close()
+        return made[0]
+
+    monkeypatch.setattr("zincmetal.engine.running.DraftModel", slow)
+    with pytest.raises(UsageError, match="closed"):
+        running.draft_model(path)
+    assert made[0].engine.closed
 
 
 def test_a_drafter_that_fails_ends_its_drafts_alone() -> None:
