@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 
 import zincmetal
-from support.block_files import FIXTURES, with_good_drafts
+from support.block_files import NAMES, with_good_drafts
+from support.kernel_lab import SEED
 from support.mixtures import engine
 from support.paths import DATA
 from support.running import running_of
 from zincmetal import gguf
 from zincmetal.device import backend
 from zincmetal.engine.block_drafts import BlockDrafts
+from zincmetal.engine.drafters import Draft
 from zincmetal.engine.governor import Always
 from zincmetal.engine.session import Session
 from zincmetal.errors import DeviceError, OutOfMemoryError, UsageError
@@ -28,9 +31,9 @@ from zincmetal.plan.target import Target
 NO_BLOCK = DATA / "qwen35-q4_k_m.gguf"
 
 
-@pytest.fixture(params=FIXTURES, ids=lambda p: p.stem)
+@pytest.fixture(params=NAMES)
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return with_good_drafts(request.param, tmp_path / request.param.name)
+    return with_good_drafts(request.param, tmp_path)
 
 
 @pytest.fixture
@@ -54,6 +57,29 @@ def test_some_drafts_are_right_and_the_text_is_the_same(model: Any, options: dic
             assert 0 < found.accepted < found.drafted
             assert len(found.drafts) == n
     assert model.generate(ids, 60, draft="auto", **options).accepted
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6, "seed": 4, "presence_penalty": 0.2}])
+def test_drafts_that_are_spoiled_change_nothing(
+    model: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens of the block are replaced at random, so all lengths of a draft are accepted, and none."""
+    rng, make = random.Random(SEED), BlockDrafts.make
+    print(f"ZINCMETAL_TEST_SEED={SEED}")
+
+    def spoiled(self: BlockDrafts, wanted: Any) -> Any:
+        made = make(self, wanted)
+        return {
+            sequence: Draft([token if rng.random() < 0.7 else rng.randrange(256) for token in draft.tokens])
+            for sequence, draft in made.items()
+        }
+
+    ids = list(range(40, 110))
+    plain = model.generate(ids, 60, **options)
+    monkeypatch.setattr(BlockDrafts, "make", spoiled)
+    found = model.generate(ids, 60, draft="mtp", draft_tokens=3, **options)
+    assert found.tokens == plain.tokens
+    assert 0 < found.accepted < found.drafted
 
 
 #: Drafts of one token, of which some are wrong: so different runs have drafts after the same tokens.
@@ -123,6 +149,23 @@ def test_a_folder_keeps_what_the_block_needs(path: Path, tmp_path: Path, drafts:
     assert found[1].cache.reused > 100
     assert found[1].cache.source == "disk"
     assert found[0].tokens == found[1].tokens
+    assert_alike(*made)
+
+
+def test_what_ran_before_the_block_was_loaded_is_not_reused_for_it(path: Path, drafts: Drafts) -> None:
+    """Pages of a sequence that goes on lack the block's keys and values. Nobody who drafts by them takes them over."""
+    ids, made = list(range(30, 230)), []
+    for loaded_meanwhile in (False, True):
+        with zincmetal.load(path, device="cpu", context=512, kv="f32", threads=1) as opened:
+            running_of(opened).scheduler.speculation.governor = Always()
+            if loaded_meanwhile:
+                with opened.submit(ids, 40) as running:
+                    next(running)
+                    opened.generate([5, 6], 2, draft="mtp")
+                    running.result()
+                taken(drafts)
+            opened.generate(ids, 60, **SAMPLED)
+            made.append(taken(drafts))
     assert_alike(*made)
 
 

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from support.block_files import FIXTURES, with_good_drafts
+from support.block_files import NAMES, draft_model_of, with_good_drafts
 from support.mixtures import Member, engine
 from support.paths import DATA
 from zincmetal.engine.block_drafts import BlockDrafter
+from zincmetal.engine.draft_model import DraftModel
 from zincmetal.engine.drafters import Draft, Drafter, Lookup
 from zincmetal.engine.engine import Engine
 from zincmetal.engine.governor import Always
@@ -57,12 +58,16 @@ class Recorded(Drafter):
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
+        self.costly = drafter.costly
         self.drafted: dict[int, int] = {}
 
     def propose(self, ids: Sequence[int], n: int) -> Draft:
         draft = self._drafter.propose(ids, n)
         self.drafted.update(enumerate(draft.tokens, len(ids)))
         return draft
+
+    def close(self) -> None:
+        self._drafter.close()
 
 
 class RecordedBlock(BlockDrafter):
@@ -148,12 +153,27 @@ def test_tokens_have_the_distribution_of_the_model(name: str, make: Callable[[],
         check_distribution(opened, lambda: Recorded(make()), BIAS)
 
 
-@pytest.mark.parametrize("path", FIXTURES, ids=lambda p: p.stem)
-def test_tokens_with_drafts_of_the_block_do_too(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_with_drafts_of_the_block_do_too(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     note_blocks(monkeypatch)
-    with engine(with_good_drafts(path, tmp_path / path.name), "f32", threads=2) as opened:
+    with engine(with_good_drafts(name, tmp_path), "f32", threads=2) as opened:
         opened.load_block()
         check_distribution(opened, RecordedBlock, {})
+
+
+@pytest.mark.parametrize("hybrid", [False, True], ids=["llama", "hybrid"])
+def test_tokens_with_drafts_of_a_draft_model_do_too(hybrid: bool, tmp_path: Path) -> None:
+    """The model itself drafts, or for a hybrid another one that knows it. Both propose their most probable tokens."""
+    path = draft = DATA / "llama-q4_k_m.gguf"
+    if hybrid:
+        path = with_good_drafts("qwen35-mtp", tmp_path)
+        draft = draft_model_of(path, tmp_path)
+    with engine(path, "f32", threads=1) as opened:
+        model = DraftModel(draft, opened)
+        seats = model.engine.free_seats.free
+        check_distribution(opened, lambda: Recorded(model.drafter()), {})
+        assert (model.engine.free_seats.free, model.engine.pages.free) == (seats, model.engine.pages.size)
+        model.free()
 
 
 def check_distribution(opened: Engine, make: Callable[[], Recorded | RecordedBlock], bias: Bias) -> None:

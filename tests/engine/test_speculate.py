@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 import zincmetal
+from support import gguf_builder as b
 from support.mixtures import Member, Mixture, engine
 from support.paths import DATA, MORE_SHARED
 from support.running import running_of
+from zincmetal import gguf
 from zincmetal.device import backend
+from zincmetal.engine.draft_model import DraftModel
 from zincmetal.engine.drafters import Draft, Drafter
 from zincmetal.engine.engine import Engine
 from zincmetal.engine.governor import Always
@@ -185,6 +188,7 @@ def test_wrong_options_of_drafts_are_refused(model: Any) -> None:
     for options, words in (
         ({"draft": "mtp"}, "no llama model has a block that drafts"),
         ({"draft": 3}, "draft must be one of"),
+        ({"draft": ""}, "draft must be one of"),
         ({"draft": demo_model()}, "another vocabulary"),
         ({"draft": DATA / "qwen35-q4_k_m.gguf"}, "recurrent layers"),
         ({"draft": "auto", "draft_tokens": 0}, "draft_tokens"),
@@ -230,6 +234,68 @@ def test_sessions_of_a_draft_model_end_with_their_requests() -> None:
         running.loop.call(lambda: None)
         assert (draft.pages.free, draft.free_seats.free) == (pages, seats)
     assert draft.closed
+
+
+def with_tokens(n: int, unused: int, to: Path) -> Path:
+    """Writes a file with its first ``n`` tokens, of which so many at the end are unused."""
+    path = DATA / "llama-q4_k_m.gguf"
+    raw, key = path.read_bytes(), "tokenizer.ggml."
+    with gguf.open(path) as file:
+        tokens, types = (list(file.metadata[f"{key}{name}"]) for name in ("tokens", "token_type"))
+        tensors = list(file.tensors.values())
+        data = raw[min(t.offset for t in tensors) :]
+    head = raw[24 : len(raw) - len(data)]
+    at = head.index(b.string(tensors[0].name))
+    keys, table = head[:at], head[at:].rstrip(b"\0")
+    new = [*types[: n - unused], *[5] * unused]
+    for name, old_value, new_value in (
+        ("tokens", b.strings(tokens), b.strings(tokens[:n])),
+        ("token_type", b.numbers(b.I32, types), b.numbers(b.I32, new)),
+    ):
+        old = b.key(f"{key}{name}", b.ARRAY, old_value)
+        assert old in keys
+        keys = keys.replace(old, b.key(f"{key}{name}", b.ARRAY, new_value))
+    made = raw[:24] + keys + table + head[at + len(table) :]
+    made = made[: 24 + len(keys) + len(head) - at]
+    to.write_bytes(made + bytes(-len(made) % 32) + data)
+    return to
+
+
+@pytest.mark.parametrize(("draft", "target"), [((500, 0), (512, 12)), ((512, 12), (500, 0)), ((500, 0), (500, 0))])
+def test_vocabularies_may_be_padded_to_other_lengths(
+    draft: tuple[int, int], target: tuple[int, int], tmp_path: Path
+) -> None:
+    of, path = with_tokens(*target, tmp_path / "target.gguf"), with_tokens(*draft, tmp_path / "draft.gguf")
+    with zincmetal.load(of, device="cpu", context=128, kv="f32", threads=1) as model:
+        running_of(model).scheduler.speculation.governor = Always()
+        ids = [5, 6, 7]
+        found = model.generate(ids, 20, draft=path)
+        assert found.tokens == model.generate(ids, 20).tokens
+        assert found.drafted
+        assert found.accepted
+        other = with_tokens(512, 0, tmp_path / "other.gguf")
+        with pytest.raises(UsageError, match="another vocabulary"):
+            model.generate(ids, 20, draft=other if target != (512, 12) else with_tokens(490, 0, tmp_path / "less.gguf"))
+
+
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_a_draft_model_that_comes_too_late_for_a_close_is_given_back(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is closed while another thread loads a draft model, before or after it had requests."""
+    path, made = DATA / "llama-q4_k_m.gguf", list[DraftModel]()
+    model = zincmetal.load(path, device="cpu", context=64, kv="f32", threads=1)
+    running = running_of(model)
+    if at == "after":
+        model.generate([5, 6], 2)
+
+    def slow(path: Path, of: Engine) -> DraftModel:
+        made.append(DraftModel(path, of))
+        model.close()
+        return made[0]
+
+    monkeypatch.setattr("zincmetal.engine.running.DraftModel", slow)
+    with pytest.raises(UsageError, match="closed"):
+        running.draft_model(path)
+    assert made[0].engine.closed
 
 
 def test_a_drafter_that_fails_ends_its_drafts_alone() -> None:

@@ -59,7 +59,7 @@ def drafting_of(options: Mapping[str, Any]) -> tuple[Drafting, dict[str, Any]]:
     """Take the options of drafts out of others. Raises UsageError for a drafter that there is not."""
     rest = {name: value for name, value in options.items() if name not in OPTIONS}
     kind = options.get("draft")
-    if kind is not None and not isinstance(kind, (str, os.PathLike)):
+    if kind == "" or (kind is not None and not isinstance(kind, (str, os.PathLike))):
         arguments.refuse("draft", f"one of {', '.join(KINDS)}, or the file of a draft model", kind)
     n = arguments.integer("draft_tokens", options.get("draft_tokens"), 1, MOST_DRAFT_TOKENS, default=DRAFT_TOKENS)
     return Drafting(OFF if kind is None else os.fspath(kind), n), rest

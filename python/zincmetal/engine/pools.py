@@ -54,6 +54,7 @@ class Pools:
         self._moved_out: set[Job] = set()  # jobs whose pages are in host memory
         self._full_grown = False  # the device had no memory for more
         self.shared = 0  # times that a running job has shown the cache what others may take over
+        self._layout = 0  # of pages now, as sequences have it
 
     def figures(self) -> dict[str, dict[str, int]]:
         """Return the sizes of the pools: what there is, what is free, and what they may grow to."""
@@ -181,7 +182,9 @@ class Pools:
             match.release(self.pages, self.slots)
             share = begin.fork(self.pages, self.slots, length)
             pages, slot, source, miss = share.pages, share.slot, "start", None
+            sequence.layout = share.layout
         else:
+            sequence.layout = self._layout
             length, pages, slot, source, miss = match.length, match.pages, match.slot, match.source, match.miss
         sequence.pages, sequence.slot = pages, slot
         sequence.computed = sequence.submitted = length
@@ -261,7 +264,7 @@ class Pools:
 
     def retire(self, sequence: Sequence, store: bool) -> None:
         """Give back all that a sequence has, first to the cache if ``store``. Steps of others may be in flight."""
-        if store and sequence.computed:
+        if store and sequence.computed and sequence.layout == self._layout:
             assert len(sequence.ids) >= sequence.computed, "nobody knows what the pages hold"
             ids = sequence.ids[: sequence.computed]
             self._cache.store(ids, sequence.pages[: self.pages.needed(len(ids))], len(ids))
@@ -276,7 +279,7 @@ class Pools:
         """Let others use the whole pages of a prompt from now on. With recurrent layers marks do that."""
         page, sequence = self.pages.PAGE, job.sequence
         whole = job.stats.prompt - job.stats.prompt % page
-        if whole and not self._executor.recurrent:
+        if whole and not self._executor.recurrent and sequence.layout == self._layout:
             self.shared += 1
             self._cache.store(sequence.ids[:whole], sequence.pages[: whole // page], whole)
 
@@ -350,7 +353,11 @@ class Pools:
         self._cache.clear()
 
     def forget_copies(self, tier: Transfer | None) -> None:
-        """Forget what is cached and what was moved out: pages hold more from now on. ``tier`` is the lower one then."""
+        """Forget what is cached and what was moved out: pages hold more from now on. ``tier`` is the lower one then.
+
+        Sequences that go on have pages without it. They are not cached.
+        """
+        self._layout += 1
         self.forget_cache()
         for job in list(self._moved_out):
             self._forget_saved(job)
@@ -387,6 +394,8 @@ class Pools:
 
     def checkpoint(self, sequence: Sequence, length: int, slot: int, mark: Mark) -> None:
         """Offer a slot with the states after ``length`` tokens to the cache, with its pages."""
+        if sequence.layout != self._layout:
+            return
         self.shared += 1
         ids = sequence.ids[:length]
         self._cache.store(ids, sequence.pages[: self.pages.needed(length)], length)

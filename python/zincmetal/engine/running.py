@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -62,12 +63,17 @@ class Running:
 
     def draft_model(self, path: Path) -> DraftModel:
         """Return the draft model of a file, loaded at first use. Raises what loading raises, and UsageError."""
+        self.loop.refuse_own_thread()
         found = self._draft_models.get(path)
         if found is None:
             made = DraftModel(path, self.engine)
             found = self._draft_models.setdefault(path, made)
             if found is not made:  # another thread was quicker
                 made.free()
+        if self.loop.closed:  # perhaps its end knew nothing of this one
+            self.loop.close()
+            _free(self._draft_models)
+            self.loop.check_usable()
         return found
 
     def block_drafter(self) -> BlockDrafter:
@@ -119,8 +125,14 @@ def _tier(engine: Engine, folder: Path | str | None) -> Tier | None:
 
 def _end(engine: Engine, tiers: list[Tier], draft_models: dict[Path, DraftModel]) -> None:
     """Give back what a running model has, when no step runs any more."""
-    while draft_models:
-        draft_models.popitem()[1].free()
+    _free(draft_models)
     for tier in tiers:
         tier.close()
     engine.free()
+
+
+def _free(draft_models: dict[Path, DraftModel]) -> None:
+    """Give back what draft models have. Several threads may do so at once."""
+    while draft_models:
+        with suppress(KeyError):  # another one took the last
+            draft_models.popitem()[1].free()

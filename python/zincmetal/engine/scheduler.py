@@ -471,12 +471,15 @@ class Scheduler:
                     self.pools.checkpoint(job.sequence, length, slot, job.marks[length])
         finally:
             flight.release(self.pools.pages, self.pools.slots)
-        for job, output in flight.outputs.items():
-            job.expected -= 1
-            if job in verifies:
-                made[job] = self._take_verified(job, output, verifies[job], choices)
-            elif not job.ended and self._confirmed(job, flight):
-                self._take(job, output, choices[output])
+        try:
+            for job, output in flight.outputs.items():
+                job.expected -= 1
+                if job in verifies:
+                    made[job] = self._take_verified(job, output, verifies[job], choices)
+                elif not job.ended and self._confirmed(job, flight):
+                    self._take(job, output, choices[output])
+        finally:
+            self.pools.slots.release_all(verify.left for verify in verifies.values() if verify.left is not None)
         self.speculation.measured(made, flight.batch.n_rows, flight.batch.verifies, seconds, flight.waited)
         for job in [job for job in flight.jobs.values() if not job.last and not job.left and not job.ended]:
             self._end(job, LENGTH)
@@ -494,8 +497,6 @@ class Scheduler:
                 break
             verify.rewind(job, i)
             self._take(job, output + i, choices[output + i])
-        if verify.left is not None:
-            self.pools.slots.release(verify.left)
         return n + 1
 
     def _confirmed(self, job: Job, flight: Flight) -> bool:

@@ -20,6 +20,8 @@ class Sequence:
     Pages and slots may have other owners. Then nobody writes to them: see ``Builder`` in ``batch.py``.
 
     ``seat`` is the page table of the sequence on the device, whose first ``tabled`` entries are right.
+
+    ``layout`` says which contents the pages have. A block that drafts adds some: see ``Pools.forget_copies``.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -29,6 +31,7 @@ class Sequence:
     computed: int = 0
     submitted: int = 0
     tabled: int = 0
+    layout: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,6 +59,7 @@ class Sequence:
             slot=None if slot is None else slots.retain(slot),
             computed=length,
             submitted=length,
+            layout=self.layout,
         )
 
     def release(self, pages: PagePool, slots: StateSlots) -> None:

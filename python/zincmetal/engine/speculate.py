@@ -57,7 +57,7 @@ class Verify:
     known: int
     before: int | None = None
     after: int | None = None
-    left: int | None = None  # the slot that is not the sequence's
+    left: int | None = None  # the slot that is not the sequence's: whoever takes the verdict releases it
 
     def rewind(self, job: Job, accepted: int) -> None:
         """Let the sequence have the rows of the known tokens and of so many drafted ones."""
@@ -140,7 +140,7 @@ class Speculation:
             return None
         draft = draft._replace(tokens=draft.tokens[: len(drawings) - 1])
         rows = [*tokens, *draft.tokens]
-        verify = Verify(draft, sequence.submitted, len(tokens), sequence.slot)
+        verify = Verify(draft, sequence.submitted, len(tokens), sequence.slot, left=sequence.slot)
         for has_room in (False, True):
             try:
                 job.verifying = builder.add(sequence, rows, *drawings, keep_states=keep)

@@ -172,9 +172,14 @@ def test_a_grammar_that_becomes_too_complex_is_an_error_of_this_answer_alone(mon
     assert masks.of(Grammar.of_choices(["a"]), None, 0)([]) is not None
 
 
+class Matcher:
+    def deep_copy(self):
+        return self
+
+
 @pytest.mark.parametrize("fault", [ValueError("odd"), type("PanicException", (BaseException,), {})("panic")])
 def test_a_fault_of_the_library_is_an_error_of_this_answer_alone(fault):
-    class Broken:
+    class Broken(Matcher):
         def compute_bitmask(self):
             raise fault
 
@@ -183,7 +188,7 @@ def test_a_fault_of_the_library_is_an_error_of_this_answer_alone(fault):
 
 
 def test_an_interrupt_passes_through():
-    class Interrupted:
+    class Interrupted(Matcher):
         def compute_bitmask(self):
             raise KeyboardInterrupt
 
@@ -309,3 +314,18 @@ def test_masks_of_drafts_are_those_of_the_steps():
             again = mask(after(text[:n]))
             assert (first is None) == (again is None)
             assert first is None or np.array_equal(first, again)
+
+
+def test_a_draft_into_a_dead_end_changes_nothing():
+    """The vocabulary lacks the last byte of a text: its first byte leads nowhere. Other texts go on, drafted or not."""
+    tokens = [bytes([i]) if i != 0xA9 else b"\xff\xff" for i in range(256)]
+    vocab = Vocabulary([*tokens, b"<end>"], [256], [256], lambda text, special: [])
+    mask = mask_of(Grammar('start: "ab" ("cde" | "é" | free)\nfree: /x(.|\\n)*/'), vocab=vocab)
+    for n in (1, 2, 2, 3, 4):
+        text = b"abcde"[:n]
+        before = mask(after(text))
+        for _ in range(2):  # also if nothing was asked in between
+            assert mask.draft(list("é".encode())) == []
+            assert len(mask.draft(list(b"abcd"[n:]))) == 4 - n
+        assert np.array_equal(mask(after(text)), before)
+    assert mask(after(b"abcde")).tolist() == vocab.only([256]).tolist()

@@ -35,7 +35,9 @@ class Constraint:
     """
 
     def __init__(self, matcher: Any, free: Words, n_prompt: int) -> None:
-        self._matcher, self._free, self._n_prompt = matcher, free, n_prompt
+        self._first, self._free, self._n_prompt = matcher, free, n_prompt  # the matcher at its start
+        self._matcher = matcher.deep_copy()
+        self._taken: list[int] = []  # tokens that the matcher has consumed
         self._n, self._last = 0, -1  # tokens of the answer that are known, and the last of them
         self._mask: Words | None = None  # of the next token; made when it is needed
         self._is_free = False
@@ -44,7 +46,7 @@ class Constraint:
         """Return the mask of the next token, None if any may follow the ids."""
         at = self._n_prompt + self._n
         if len(ids) < at or (self._n and ids[at - 1] != self._last):
-            self._matcher.reset()
+            self._matcher, self._taken = self._first.deep_copy(), []
             self._n, self._mask, at = 0, None, self._n_prompt
         for i in range(at, len(ids)):
             self._take(ids[i])
@@ -68,7 +70,11 @@ class Constraint:
         except GrammarError:
             pass  # where the draft ends, the answer need not
         finally:
-            if taken:
+            if self._matcher.is_error():  # which it does not leave
+                self._matcher = self._first.deep_copy()
+                for token in self._taken:
+                    asked(self._matcher.consume_token, token)
+            elif taken:
                 asked(self._matcher.rollback, taken)
             self._mask, self._is_free = kept
         return found
@@ -78,6 +84,7 @@ class Constraint:
         if mask[token >> 5] >> (token & 31) & 1:
             if not asked(self._matcher.consume_token, token):
                 raise self._dead(f"after token {token}")
+            self._taken.append(token)
             self._mask = None
         elif not self._is_free:
             raise self._dead(f"at token {token}, which it does not allow")
