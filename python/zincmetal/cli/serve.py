@@ -43,11 +43,11 @@ def add_arguments(p: Parser) -> None:
 
 def _add_model(group: Any) -> None:
     add = group.add_argument
-    add("-c", "--context", type=integer, metavar="N", help="context in tokens (default: as the memory allows)")
+    add("-c", "--context", type=count, metavar="N", help="context in tokens (default: as the memory allows)")
     add("--kv", default="f16", choices=KV_TYPES, help="type of the KV cache (default: f16)")
-    add("--parallel", type=integer, metavar="N", help="requests that run at once (default: as the memory allows)")
+    add("--parallel", type=count, metavar="N", help="requests that run at once (default: as the memory allows)")
     add("--max-tokens", type=count, metavar="N", help="tokens of an answer at most, whatever a client asks for")
-    add("--queue", type=integer, metavar="N", help="requests of a model that wait; others are refused (default: 256)")
+    add("--queue", type=count, metavar="N", help="requests of a model that wait; others are refused (default: 256)")
     add_device(group)
     add(
         "--ttl",

@@ -31,8 +31,11 @@ def unread(id: str, aliases: tuple[str, ...], options: LoadOptions) -> ModelCard
     return ModelCard(id, aliases, "unloaded", created=created, nbytes=nbytes, facts={"file": file})
 
 
-def read(card: ModelCard, options: LoadOptions, alone: bool) -> ModelCard:
-    """Return the card of a model from its file. ``n_ctx`` is what it gets if the memory allows it."""
+def read(card: ModelCard, options: LoadOptions, alone: bool, quiet: bool = False) -> ModelCard:
+    """Return the card of a model from its file. ``n_ctx`` is what it gets if the memory allows it.
+
+    Warns of a file that cannot be read, unless ``quiet``: who loads it at once gets the error.
+    """
     try:
         with gguf.open(options.path) as file:
             family = models.get(file.require("general.architecture", str))
@@ -50,7 +53,7 @@ def read(card: ModelCard, options: LoadOptions, alone: bool) -> ModelCard:
                 facts={**card.facts, "name": name, "capabilities": skills(file)},
             )
     except (ZincError, OSError) as error:
-        _log.warning("%s: %s", card.id, error)
+        _log.log(logging.DEBUG if quiet else logging.WARNING, "%s: %s", card.id, error)
         return card
 
 

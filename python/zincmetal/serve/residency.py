@@ -176,10 +176,14 @@ class Residency:
         self._publish(entry)
         return id
 
-    async def read_files(self) -> None:
-        """Read the facts of the models that are not loaded from their files, one after another."""
-        for entry in list(self._entries.values()):
-            card = await aside(described.read, entry.card, entry.named.options, len(self._entries) == 1)
+    async def read_files(self, first_is_loaded: bool = False) -> None:
+        """Read the facts of the models that are not loaded from their files, one after another.
+
+        ``first_is_loaded``: the default model is being loaded, and its file's errors are told then.
+        """
+        for i, entry in enumerate(list(self._entries.values())):
+            alone, quiet = len(self._entries) == 1, first_is_loaded and i == 0
+            card = await aside(described.read, entry.card, entry.named.options, alone, quiet)
             if entry.state != "loaded" and not entry.card.n_ctx_train:
                 entry.card = card
 

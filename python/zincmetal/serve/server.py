@@ -134,7 +134,7 @@ class Server:
             raise UsageError(f"the certificate {options.certificate} is not used: {error.strerror or error}") from error
         http = _Http(config)
         told = asyncio.ensure_future(_tell(models, metrics, on_status))
-        read = asyncio.ensure_future(models.read_files())
+        read = asyncio.ensure_future(models.read_files(first_is_loaded=not options.lazy))
         served = asyncio.ensure_future(http.serve([listening]))
         try:
             fit = None
