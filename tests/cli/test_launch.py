@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 import threading
 import urllib.error
@@ -256,6 +257,16 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XDG_RUNTIME_DIR", "XDG_CACHE_HOME"):
         (tmp_path / name).mkdir(mode=0o700)
         monkeypatch.setenv(name, str(tmp_path / name))
+
+
+@pytest.mark.parametrize("way", [["claude", "--print"], ["claude"]])
+def test_no_server_is_started_for_nothing(
+    way: list[str], alone: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = refused(way, capsys)
+    assert ("zincmetal serve" if "--print" in way else "install it first") in said
 
 
 def test_a_server_is_started_and_ends_with_the_agent(

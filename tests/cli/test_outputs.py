@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.paths import DATA
-from zincmetal.cli.output import as_json
+from zincmetal.cli.output import as_json, command, shown_too
 
 MODEL = str(DATA / "llama-q4_k_m.gguf")
 COMMANDS = {
@@ -104,3 +106,22 @@ def test_a_pattern_that_chooses_no_check_does_not_pass():
     done = run("check", "--only", "kernel/no_such*")
     assert done.returncode == 1
     assert done.stderr == b"zincmetal: no check is called 'kernel/no_such*'; with -v every check has a line\n"
+
+
+def test_what_is_no_warning_is_shown_with_its_time_if_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("zincmetal.serve")
+
+    def run() -> int:
+        log.info("hidden")
+        with shown_too("zincmetal.serve"):
+            log.info("a line")
+            log.warning("trouble")
+            logging.getLogger("zincmetal.engine").info("hidden")
+        log.info("hidden")
+        return 0
+
+    assert command(run) == 0
+    line, warning = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d a line", line)
+    assert warning == "zincmetal: warning: trouble"
+    assert log.level == logging.NOTSET

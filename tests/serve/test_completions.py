@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from support.scripted import Reply as Answer
 from support.served import COMPLETIONS, Served
 from support.streams import Call
+from support.text_model import TURNS
+from support.vocab_builder import CONTROL
 from zincmetal.errors import DeviceError
 
 
@@ -223,6 +226,20 @@ def test_a_plain_reply_is_the_stream_collected(served: Served, given: dict[str, 
         assert found["finish_reason"] == mine[-1]["finish_reason"]
         offsets = [at for part in mine if part["logprobs"] for at in part["logprobs"]["text_offset"]]
         assert (found["logprobs"] or {"text_offset": []})["text_offset"] == offsets
+
+
+def test_a_gap_between_two_texts_is_filled(tmp_path: Path) -> None:
+    marks = dict.fromkeys(("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"), CONTROL)
+    served = Served(tmp_path, special=TURNS | marks)
+    assert served.complete(prompt="a", suffix="b").status == 200
+    assert served.backend.prompts == ["<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>"]
+    assert served.complete(prompt="", suffix="<|fim_middle|>").status == 200
+    prefix, suffix, *text, middle = served.asked.ids
+    assert not {prefix, suffix, middle} & set(text)  # what a client writes is text
+    assert served.complete(prompt=[104, 105], suffix="b").status == 200
+    assert served.asked.ids[1:3] == [104, 105]
+    reply = served.complete(prompt="a", suffix="b", echo=True)
+    assert (reply.status, reply.error["param"]) == (400, "suffix")
 
 
 # ---- refusals -----------------------------------------------------------------------------------------------------

@@ -49,12 +49,13 @@ ROWS: list[tuple[BaseException, int, str, str | None, int, str]] = [
         "invalid_request_error",
     ),
     (typed.UsageError("wrong"), 400, "invalid_request_error", None, 400, "invalid_request_error"),
+    (typed.TokenizerError("no"), 400, "invalid_request_error", "tokenizer_error", 400, "invalid_request_error"),
     (typed.ChatTemplateError("no"), 400, "invalid_request_error", "chat_template_error", 400, "invalid_request_error"),
     (HttpError("unauthorized", "key"), 401, "authentication_error", "invalid_api_key", 401, "authentication_error"),
     (HttpError("forbidden", "host"), 403, "permission_error", None, 403, "permission_error"),
     (typed.ModelNotFoundError("x"), 404, "not_found_error", "model_not_found", 404, "not_found_error"),
     (HttpError("not_found", "x"), 404, "not_found_error", None, 404, "not_found_error"),
-    (HttpError("method", "x"), 405, "invalid_request_error", "method_not_allowed", 405, "invalid_request_error"),
+    (HttpError("method", "x"), 405, "not_found_error", "method_not_allowed", 405, "not_found_error"),
     (HttpError("too_large", "x"), 413, "invalid_request_error", "request_too_large", 413, "invalid_request_error"),
     (HttpError("media", "x"), 415, "invalid_request_error", "unsupported_media_type", 415, "invalid_request_error"),
     (typed.QueueFullError("x"), 503, "server_error", "queue_full", 529, "overloaded_error"),
@@ -64,6 +65,7 @@ ROWS: list[tuple[BaseException, int, str, str | None, int, str]] = [
     (typed.DeviceError("x"), 503, "server_error", "device_error", 529, "overloaded_error"),
     (typed.KernelError("x"), 503, "server_error", "device_error", 529, "overloaded_error"),
     (typed.DeadlineError("x"), 504, "server_error", "timeout", 504, "timeout_error"),
+    (typed.GrammarError("x"), 500, "server_error", "grammar_failed", 500, "api_error"),
     (typed.GGUFError("x"), 500, "server_error", "model_load_failed", 500, "api_error"),
     (typed.UnsupportedModelError("x"), 500, "server_error", "model_load_failed", 500, "api_error"),
     (RuntimeError("x"), 500, "server_error", None, 500, "api_error"),
@@ -273,3 +275,12 @@ def test_anthropic_clients_get_their_form_of_errors_everywhere(served: Served) -
     reply = ask(served.app, "/v1/models/nope", headers={"anthropic-version": "2023-06-01"})
     assert (reply.status, reply.json["error"]["type"]) == (404, "not_found_error")
     assert reply.json["type"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [("/v1/v1/messages", "/v1/messages"), ("/chat/completions", "/v1/chat/completions"), ("/v1/model", "/v1/models")],
+)
+def test_a_path_that_is_nearly_right(served: Served, path: str, near: str) -> None:
+    message = ask(served.app, path, {}).error["message"]
+    assert message == f"there is no route '{path}'; did you mean {near}?"

@@ -61,7 +61,8 @@ def values(serving: Serving) -> dict[str, float]:
 
 NAMES = """requests requests_in_flight queue_depth queue_seconds ttft_seconds itl_seconds e2e_seconds prompt_tokens
 prompt_tokens_cached generated_tokens reasoning_tokens prefill_tokens_per_second decode_tokens_per_second batch_size
-cache_entries memory_bytes device_errors tool_calls client_disconnects cancelled model_loads model_state"""
+cache_entries memory_bytes device_errors tool_calls client_disconnects cancelled model_loads model_state
+grammar_compile_seconds grammar_mask_seconds"""
 
 
 @pytest.mark.parametrize("name", NAMES.split())
@@ -125,6 +126,53 @@ def test_several_answers_are_one_prompt(serving: Serving) -> None:
     assert found["prompt_tokens_total,tiny"] == usage["prompt_tokens"]
     assert found["generated_tokens_total,tiny"] == usage["completion_tokens"]
     assert (found["turns_total,tiny,stop"], found["queue_seconds_count,tiny"]) == (1, 1)
+
+
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"),
+    [
+        ('<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>', "ok"),
+        ('<tool_call>\n{"name": "look", "arguments": {"a": 1', "repaired"),
+        ("<tool_call>\nI look\n</tool_call>", "text"),
+    ],
+)
+def test_tool_calls_by_how_they_were_written(
+    serving: Serving, backend: ScriptedBackend, said: str, outcome: str
+) -> None:
+    backend.script = lambda prompt, given: said
+    reply = chat(serving, tools=[TOOL]).json()["choices"][0]
+    assert (reply["finish_reason"] == "tool_calls") is (outcome != "text")
+    found = {name: n for name, n in values(serving).items() if name.startswith("tool_calls_total")}
+    assert list(found.values()) == [1]
+    assert outcome in next(iter(found)).split(",")
+
+
+def test_the_log_has_numbers_of_each_answer_and_no_text(
+    serving: Serving, backend: ScriptedBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.script = lambda prompt, given: Answer("an answer that nobody logs", reused=3)
+    with caplog.at_level("INFO", "zincmetal.serve"):
+        reply = chat(serving, messages=[{"role": "user", "content": "a question that nobody logs"}])
+    usage, known = reply.json()["usage"], reply.headers["x-request-id"]
+    turn, request = (record.getMessage() for record in caplog.records)
+    prompt = f"prompt {usage['prompt_tokens']} tokens, 3 of them cached, answer {usage['completion_tokens']}"
+    assert turn.startswith(f"{known} tiny: stop, {prompt}, first token after ")
+    assert request.startswith("POST /v1/chat/completions 200 ")
+    assert request.endswith(known)
+    assert "nobody logs" not in caplog.text
+
+
+def test_the_log_has_the_type_of_an_error_alone(
+    serving: Serving, backend: ScriptedBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.script = lambda prompt, given: Answer(TEXT, error=RuntimeError("it said: hello"), error_after=2)
+    with caplog.at_level("INFO", "zincmetal.serve"):
+        chat(serving)
+    assert "tiny: error (RuntimeError), prompt " in caplog.text
+    assert "it said" not in caplog.text
 
 
 def test_an_answer_that_is_cut(serving: Serving) -> None:

@@ -248,8 +248,6 @@ def test_a_load_that_fails(serving: Serving, models: Skilled) -> None:
     reply = post(serving, "/models/load", {"model": "first"})
     assert reply.status == 503
     assert "9 GB" in reply.json()["error"]["message"]
-    text, _ = serving.metrics.text()
-    assert b'zincmetal_model_loads_total{model="first",outcome="failed"} 1.0' in text
 
 
 @pytest.mark.parametrize(

@@ -504,7 +504,7 @@ def test_unknown_routes_of_anthropics(serving: Serving) -> None:
 )
 def test_unknown_methods(serving: Serving, method: str, path: str) -> None:
     reply = asked(app_of(serving), method, path)
-    assert (reply.status, reply.json()["error"]["type"]) == (405, "invalid_request_error")
+    assert (reply.status, reply.json()["error"]["type"]) == (405, "not_found_error")
     assert reply.headers["allow"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ import httpx
 import pytest
 
 from support.remote_models import soon
+from support.text_model import save
 from support.whole_server import ENDLESS, Live, body, chat_model, live, options
 from zincmetal import settings
 from zincmetal.cli import main as command
@@ -117,6 +119,56 @@ def test_models_are_loaded_on_demand_by_their_names(tiny: Path, tmp_path: Path) 
             assert (await s.client.post("/models/unload", json={"model": "other"})).status_code == 200
             plan = (await s.client.get("/v1/models/other/plan?context=512")).json()
             assert plan["fits"] is True
+
+    asyncio.run(run())
+
+
+def test_an_unknown_name_may_stand_for_the_first_model(tiny: Path) -> None:
+    async def run() -> None:
+        async with live(options(tiny, any_model=True)) as s:
+            assert (await s.chat(model="whatever")).json()["model"] == "tiny"
+
+    asyncio.run(run())
+
+
+def test_the_server_bounds_the_length_of_answers(tiny: Path) -> None:
+    async def run() -> None:
+        async with live(options(tiny, limits=Limits(answer=3))) as s:
+            for asked in (8, None):
+                reply = (await s.chat(max_tokens=asked, logit_bias=ENDLESS)).json()
+                assert (reply["usage"]["completion_tokens"], reply["choices"][0]["finish_reason"]) == (3, "length")
+            assert (await s.chat(max_tokens=2, logit_bias=ENDLESS)).json()["usage"]["completion_tokens"] == 2
+
+    asyncio.run(run())
+
+
+def test_a_loaded_model_says_what_it_can_and_what_it_holds(tiny: Path) -> None:
+    async def run() -> None:
+        async with live(options(tiny)) as s:
+            assert (await s.client.get("/v1/models/tiny")).json()["capabilities"] == ["completion", "tools"]
+            await s.chat(response_format={"type": "json_object"})
+            page = (await s.client.get("/metrics")).text
+            for kind in ("file", "granted", "pages", "resident_peak"):
+                (line,) = (one for one in page.splitlines() if f'kind="{kind}",model="tiny"' in one and "bytes" in one)
+                assert float(line.split()[-1]) > 0
+            assert 'zincmetal_model_loads_total{model="tiny",outcome="loaded"} 1.0' in page
+            for kind in ("compile", "mask"):
+                found = re.search(rf'zincmetal_grammar_{kind}_seconds_count{{model="tiny"}} (\S+)', page)
+                assert found is not None
+                assert float(found[1]) > 0
+
+    asyncio.run(run())
+
+
+def test_a_model_without_a_template_chats_not(tmp_path: Path) -> None:
+    plain = save(tmp_path / "plain.gguf")
+
+    async def run() -> None:
+        async with live(options(plain)) as s:
+            assert (await s.client.get("/v1/models/plain")).json()["capabilities"] == ["completion"]
+            reply = await s.chat()
+            assert (reply.status_code, reply.json()["error"]["code"]) == (400, "chat_template_error")
+            assert "/v1/completions" in reply.json()["error"]["message"]
 
     asyncio.run(run())
 

@@ -19,7 +19,7 @@ class LinesParser:
     """Parser of the lines."""
 
     def __init__(self) -> None:
-        self._held, self._calls = "", 0
+        self._held, self._calls, self.refused = "", 0, 0
 
     def push(self, text: str) -> Sequence[Event]:
         *lines, self._held = (self._held + text).split("\n")

@@ -165,6 +165,24 @@ _DEEPSEEK = (
     "{% endfor %}{% if add_generation_prompt and messages[-1].role != 'tool' %}<｜Assistant｜></think>{% endif %}"
 )  # fmt: skip
 
+_KIMI_CALLS = (
+    "<|tool_calls_section_begin|>{% for c in m.tool_calls %}<|tool_call_begin|>{{ c.id }}<|tool_call_argument_begin|>"
+    "{{ c.function.arguments if c.function.arguments is string else c.function.arguments | tojson }}<|tool_call_end|>"
+    "{% endfor %}<|tool_calls_section_end|>"
+)
+_KIMI = (
+    "{% if tools %}<|im_system|>tool_declare<|im_middle|>{{ tools | tojson }}<|im_end|>{% endif %}"
+    "{% set ns = namespace(answer=-1) %}{% for m in messages %}{% if m.role == 'assistant' and not m.tool_calls %}"
+    "{% set ns.answer = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% set kind = m.role if m.role in ('user', 'assistant') else 'system' %}"
+    "<|im_{{ kind }}|>{{ m.name or m.role }}<|im_middle|>"
+    "{% if m.role == 'assistant' %}"
+    "<think>{{ m.reasoning_content or '' if loop.index0 > ns.answer else '' }}</think>{{ m.content or '' }}"
+    "{% if m.tool_calls %}" + _KIMI_CALLS + "{% endif %}"
+    "{% elif m.role == 'tool' %}## Return of {{ m.tool_call_id }}\n{{ m.content }}{% else %}{{ m.content }}{% endif %}"
+    "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_assistant|>assistant<|im_middle|>{% endif %}"
+)
+
 STYLES: Mapping[str, Style] = {
     "qwen2.5": Style(_chatml(_SHOWN, "", _HERMES_CALLS, ""), _CHATML_TURNS, _CHATML_ENDS, called=_HERMES_CALL),
     "qwen3": Style(
@@ -206,5 +224,14 @@ STYLES: Mapping[str, Style] = {
         ("<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<｜tool▁calls▁begin｜>"),
         ("<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
         called="<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>%s<｜tool▁sep｜>%s<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    ),
+    "kimi": Style(
+        _KIMI,
+        ("<|im_system|>", "<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "<|im_end|>", "<|tool_call_begin|>",
+         "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_argument_begin|>",
+         "<|tool_call_end|>"),
+        ("<|im_end|>", "<|im_end|>"), "<think>%s</think>",
+        called="<|tool_calls_section_begin|><|tool_call_begin|>functions.%s:0<|tool_call_argument_begin|>%s"
+        "<|tool_call_end|><|tool_calls_section_end|>",
     ),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from support.vocab_builder import CONTROL, NORMAL, UNUSED, USER_DEFINED, byte_level, id_of, sentencepiece
+from zincmetal.errors import UsageError
 from zincmetal.text.tokenizer import Tokenizer
 
 PIECES = dict.fromkeys("▁abcdefghijklmnopqrstuvwxyz<>_|/[]", -9.0)
@@ -217,3 +218,36 @@ def test_phi3s_turn_tokens_swallow_the_break_behind_them() -> None:
     other = Tokenizer.from_metadata(meta)
     hi = [id_of(meta, letter) for letter in "hi"]
     assert other.encode(text, parse_special=True) == [turn, *line, *hi, end, *line, 1, *line]
+
+
+INFILL = ("<PRE>", "<SUF>", "<MID>")
+
+
+@pytest.mark.parametrize("keys", [("fim_pre", "fim_suf", "fim_mid"), ("prefix", "suffix", "middle")])
+def test_a_gap_by_the_ids_that_a_file_names(keys: Sequence[str]) -> None:
+    meta = byte_level(special=dict.fromkeys(INFILL, CONTROL))
+    ids = [id_of(meta, text) for text in INFILL]
+    tokenizer = Tokenizer.from_metadata(
+        meta | {f"tokenizer.ggml.{key}_token_id": i for key, i in zip(keys, ids, strict=True)}
+    )
+    assert tokenizer.infill("a", "b") == [ids[0], *tokenizer.encode("a"), ids[1], *tokenizer.encode("b"), ids[2]]
+    with pytest.raises(UsageError, match="fill in the middle"):
+        Tokenizer.from_metadata(meta).infill("a", "b")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+        ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+        ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+    ],
+)
+def test_a_gap_by_well_known_texts(texts: Sequence[str]) -> None:
+    meta = sentencepiece(PIECES, dict.fromkeys(texts, CONTROL), add_space_prefix=False, add_bos_token=True)
+    tokenizer = Tokenizer.from_metadata(meta)
+    made = tokenizer.infill("ab", texts[2])
+    assert made[0] == tokenizer.bos_id
+    assert [made[1], made[-1]] == [id_of(meta, texts[0]), id_of(meta, texts[2])]
+    assert made.count(id_of(meta, texts[2])) == 1  # the text behind the gap has none
+    assert Tokenizer.from_metadata(sentencepiece(PIECES)).infill_ids is None

@@ -503,8 +503,15 @@ class Model:
         return Profile(self.engine.profile(), subject, self.spent)
 
     def figures(self) -> dict[str, Any]:
-        """Return what the engine has at about this moment: requests, pages and slots. Nothing waits for the caller."""
-        return self.running.scheduler.figures()
+        """Return what the engine has at about this moment: requests, pages and slots. Nothing waits for the caller.
+
+        ``bytes`` are those of the pools, and the most that was resident of this process. ``grammars`` are the numbers
+        of grammars and masks that were made, and their seconds.
+        """
+        found = self.running.scheduler.figures()
+        of_one = {"pages": self.engine.page_bytes, "slots": self.engine.slot_bytes}
+        nbytes = {kind: found[kind]["all"] * one for kind, one in of_one.items()}
+        return {**found, "bytes": {**nbytes, "resident_peak": peak_memory()}, "grammars": self.text.spent()}
 
     @typed_errors
     def clear_cache(self) -> None:

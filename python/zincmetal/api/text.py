@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -54,6 +55,8 @@ NEAR = 32  # tokens before a mark in which another is not worth its memory
 
 T = TypeVar("T")
 
+_log = logging.getLogger("zincmetal.text")
+
 
 class AtFirstUse(Generic[T]):
     """Attribute that is made at its first use, and kept.
@@ -74,10 +77,13 @@ class AtFirstUse(Generic[T]):
 
 
 class ModelText:
-    """Converts text to ids and back, by the file's metadata. Each member is built at its first use."""
+    """Converts text to ids and back, by the file's metadata. Each member is built at its first use.
 
-    def __init__(self, file: gguf.File) -> None:
-        self._file = file
+    ``template_fix``: a chat template that drops earlier reasoning gets a switch to keep it, if one is known for it.
+    """
+
+    def __init__(self, file: gguf.File, template_fix: bool = False) -> None:
+        self._file, self._template_fix = file, template_fix
         self._masks: dict[int, Masks] = {}
 
     @AtFirstUse
@@ -105,7 +111,21 @@ class ModelText:
         from ..text.chat.template import ChatTemplate
 
         with self._reading():
+            if self._template_fix:
+                from ..text.chat.template_fix import fixed
+
+                if found := fixed(self._file.metadata, self.tokenizer):
+                    return found
+                _log.warning("the chat template stays as it is: no fix is known for what it drops, or it drops nothing")
             return ChatTemplate.from_metadata(self._file.metadata, self.tokenizer)
+
+    @AtFirstUse
+    def chats(self) -> bool:
+        """Whether the file has a chat template."""
+        from ..text.chat.template import has_template
+
+        with self._reading():
+            return has_template(self._file.metadata)
 
     @AtFirstUse
     def capabilities(self) -> Capabilities:
@@ -153,6 +173,14 @@ class ModelText:
         if n_vocab not in self._masks:
             self._masks[n_vocab] = Masks(vocabulary(self.tokenizer, n_vocab))
         return self._masks[n_vocab].of(grammar, budget, n_prompt)
+
+    def spent(self) -> dict[str, tuple[int, float]]:
+        """Return how many grammars were compiled and masks computed, and the seconds of both."""
+        every = [masks.spent for masks in list(self._masks.values())]
+        return {
+            kind: (sum(one.times[kind] for one in every), sum(one.seconds[kind] for one in every))
+            for kind in ("compile", "mask")
+        }
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

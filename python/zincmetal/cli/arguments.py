@@ -161,6 +161,14 @@ def integer(text: str) -> int:
         raise _wrong(text, "an integer") from None
 
 
+def count(text: str) -> int:
+    """Parse an integer of at least 1. Raises ArgumentTypeError."""
+    value = integer(text)
+    if value < 1:
+        raise _wrong(text, "an integer above 0")
+    return value
+
+
 def integers(text: str) -> list[int]:
     """Parse integers with commas between them. Raises ArgumentTypeError."""
     return [integer(part.strip()) for part in text.split(",")]

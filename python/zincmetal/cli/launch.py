@@ -177,14 +177,21 @@ def run(args: argparse.Namespace) -> int:
     """Start the agent and return its exit status."""
     url, key = args.url.rstrip("/"), settings.API_KEY.value
     models = models_of(url, key)
-    if models:
+    if models is not None:
         return _launch(chosen(models, args.model, url, key), args)
-    if args.url != URL:
-        raise UsageError(f"no server answers at {url}")
+    if args.url != URL or args.print:
+        raise UsageError(f"no server answers at {url}; start one: zincmetal serve {args.model or ''}".rstrip())
+    _check_installed(args.agent)
     say(f"no server answers at {url}: one is started for {args.agent}, and ends with it")
     with started(args.model) as own:
         served = chosen(models_of(own, key) or [], None, own, key)
         return _launch(served, args)
+
+
+def _check_installed(program: str) -> None:
+    """Raise UsageError for an agent that is not there, before a server is started for it."""
+    if shutil.which(program) is None:
+        raise UsageError(f"there is no program {program} on this machine's PATH: install it first")
 
 
 def _launch(served: Served, args: argparse.Namespace) -> int:
@@ -197,8 +204,7 @@ def _launch(served: Served, args: argparse.Namespace) -> int:
         shown = [unset, *(f"{name}={shlex.quote(v)}" for name, v in variables.items()), shlex.join(words)]
         print(" ".join(filter(None, shown)))
         return 0
-    if shutil.which(setup.program) is None:
-        raise UsageError(f"there is no program {setup.program} on this machine's PATH: install it first")
+    _check_installed(setup.program)
     if served.window < ENOUGH:
         say(f"the context of {served.model} is {served.window:,} tokens; agents need {ENOUGH:,} or more")
     kept = {name: value for name, value in os.environ.items() if name not in without}

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -83,11 +84,32 @@ def print_piece(text: str) -> None:
 
 
 class _Warnings(logging.Handler):
-    """Shows the messages that zincmetal logs at level WARNING and above."""
+    """Shows the messages that zincmetal logs at level WARNING and above, and others with their time."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message on standard error, as one line."""
-        say(f"{PREFIX}{record.levelname.lower()}: {record.getMessage()}")
+        if record.levelno < logging.WARNING:
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+            say(f"{at} {record.getMessage()}")
+        else:
+            say(f"{PREFIX}{record.levelname.lower()}: {record.getMessage()}")
+
+
+@contextmanager
+def shown_too(name: str) -> Iterator[None]:
+    """Show what a logger of the package logs at level INFO, while the block runs."""
+    logger = logging.getLogger(name)
+    handlers = [h for h in logging.getLogger("zincmetal").handlers if isinstance(h, _Warnings)]
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    for handler in handlers:
+        handler.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        for handler in handlers:
+            handler.setLevel(logging.WARNING)
 
 
 @contextmanager

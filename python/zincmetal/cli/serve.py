@@ -12,9 +12,9 @@ from .. import settings
 from ..device.lock import NO_LOCK
 from ..errors import UsageError
 from ..plan.choices import KV_TYPES
-from .arguments import Parser, add_device, integer, number, seconds
+from .arguments import Parser, add_device, count, integer, positive, seconds
 from .command import Command
-from .output import print_json, say
+from .output import print_json, say, shown_too
 from .progress import bar
 
 if TYPE_CHECKING:
@@ -36,16 +36,18 @@ def add_arguments(p: Parser) -> None:
     )
     add("--models-dir", action="append", default=[], metavar="DIR", help="serve the GGUF files of a folder, on demand")
     add("--json", action="store_true", help="print one JSON object when the server is ready")
+    add("-v", "--verbose", action="store_true", help="print a line for each request and answer, without their text")
     _add_model(p.add_argument_group("models", "They are loaded when they are asked for; the first one at once."))
     _add_network(p.add_argument_group("network"))
 
 
 def _add_model(group: Any) -> None:
     add = group.add_argument
-    add("-c", "--context", type=integer, metavar="N", help="context in tokens (default: as the memory allows)")
+    add("-c", "--context", type=count, metavar="N", help="context in tokens (default: as the memory allows)")
     add("--kv", default="f16", choices=KV_TYPES, help="type of the KV cache (default: f16)")
-    add("--parallel", type=integer, metavar="N", help="requests that run at once (default: as the memory allows)")
-    add("--queue", type=integer, metavar="N", help="requests of a model that wait; others are refused (default: 256)")
+    add("--parallel", type=count, metavar="N", help="requests that run at once (default: as the memory allows)")
+    add("--max-tokens", type=count, metavar="N", help="tokens of an answer at most, whatever a client asks for")
+    add("--queue", type=count, metavar="N", help="requests of a model that wait; others are refused (default: 256)")
     add_device(group)
     add(
         "--ttl",
@@ -54,6 +56,12 @@ def _add_model(group: Any) -> None:
         help="unload a model after S seconds without a request (default: 1800 for models of folders, never for others)",
     )
     add("--lazy", action="store_true", help="load nothing before the first request")
+    add("--accept-any-model", action="store_true", help="unknown names of models stand for the first model")
+    add(
+        "--template-fix",
+        action="store_true",
+        help="let chat templates keep the reasoning of earlier turns, so that less is computed again",
+    )
     add("--cache-dir", metavar="DIR", help="where to keep what was computed of prompts (default: a folder of the user)")
     add("--no-cache-dir", action="store_true", help="keep it in memory only")
     add("--allow-pull", action="store_true", help="let clients download models, and delete those that were downloaded")
@@ -75,7 +83,7 @@ def _add_network(group: Any) -> None:
     add("--ssl-certfile", metavar="FILE", help="certificate, for https")
     add("--ssl-keyfile", metavar="FILE", help="private key of the certificate")
     add("--drain", type=seconds, default=30.0, metavar="S", help="seconds to finish requests at the end (default: 30)")
-    add("--max-body", type=number, default=32, metavar="MB", help="the largest request (default: 32 MB)")
+    add("--max-body", type=positive, default=32, metavar="MB", help="the largest request (default: 32 MB)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     from ..serve.server import serve
 
     with ExitStack() as stack:
+        if args.verbose:
+            stack.enter_context(shown_too("zincmetal.serve"))
         progress = stack.enter_context(bar("load"))
 
         def on_status(status: ModelStatus) -> None:
@@ -117,6 +127,7 @@ def options(args: argparse.Namespace) -> Options:
         parallel=args.parallel,
         queue=args.queue,
         cache_dir=folder,
+        template_fix=args.template_fix,
     )
     chosen = {} if args.port is None else {"port": args.port}
     return Options(
@@ -125,6 +136,7 @@ def options(args: argparse.Namespace) -> Options:
         load=load,
         ttl=args.ttl,
         lazy=args.lazy,
+        any_model=args.accept_any_model,
         host=args.host,
         unix_socket=args.unix_socket,
         api_key_file=args.api_key_file,
@@ -136,7 +148,7 @@ def options(args: argparse.Namespace) -> Options:
         certificate=args.ssl_certfile,
         private_key=args.ssl_keyfile,
         lock=not args.no_lock,
-        limits=Limits(drain=args.drain, body=int(args.max_body * (1 << 20))),
+        limits=Limits(drain=args.drain, body=int(args.max_body * (1 << 20)), answer=args.max_tokens),
         **chosen,
     )
 

@@ -71,7 +71,8 @@ class Ask:
     - ``model``: the name of a model, as the client wrote it.
     - ``messages``: a conversation in the form of OpenAI's chat API, as the client sent it: before canonicalisation.
       A reasoning of an earlier answer is ``reasoning_content``.
-    - ``prompt``: a text or token ids in place of messages: no chat template, no tools, no reasoning.
+    - ``prompt``: a text or token ids in place of messages: no chat template, no tools, no reasoning. ``suffix``: the
+      text behind the gap that the answer fills, "" for none.
     - ``sampling``: fields of ``SamplingParams``. Fields that are missing have the model's defaults.
     - ``max_tokens``: the most tokens of the answer, None: until the context is full.
     - ``logprobs``: None, or how many others beside each token, 0 to 20.
@@ -84,6 +85,7 @@ class Ask:
     model: str
     messages: Sequence[Json] = ()
     prompt: str | Sequence[int] | None = None
+    suffix: str = ""
     tools: Sequence[Tool] = ()
     choice: ToolChoice = ToolChoice()
     format: AnswerFormat = AnswerFormat()

@@ -112,12 +112,7 @@ async def load(request: Request) -> Response:
     serving = serving_of(request)
     name = await _asked(request)
     known, act = serving.models.resolve(name), _skill(serving, "load")
-    try:
-        await act(known)
-    except Exception:
-        serving.metrics.loads.labels(known, "failed").inc()
-        raise
-    serving.metrics.loads.labels(known, "loaded").inc()
+    await act(known)
     return json_reply({"success": True, "model": known})
 
 

@@ -48,6 +48,7 @@ class LoadOptions:
     queue: int | None = None  # requests that wait, at most
     cache: bool = True
     cache_dir: str | None = None
+    template_fix: bool = False  # of the server's text side
 
 
 class Open(_Message, tag="open"):

@@ -48,14 +48,16 @@ def completion_request(request: Request, body: Json, limits: Limits) -> Completi
     """Read a body. Raises BadRequest that names the field which is wrong."""
     fields = Fields(body)
     options.refuse_unsupported(fields)
-    if fields.text("suffix"):
-        raise Unsupported("suffix", "suffix: this model does not fill in the middle")
+    echo, suffix = fields.flag("echo"), fields.text("suffix")
+    if echo and suffix:
+        raise Unsupported("suffix", "suffix: an echo of the prompt is only supported without it")
     n = fields.integer("n", "n_cmpl", low=1, high=limits.choices) or 1
     if fields.integer("best_of", low=1, high=limits.choices) not in (None, n):
         raise Unsupported("best_of", "best_of: only the same number as n is supported")
     ask = Ask(
         model=fields.text("model"),
         prompt="",
+        suffix=suffix,
         format=options.answer_format(fields),
         sampling=options.sampling(fields),
         max_tokens=options.max_tokens(fields, DEFAULT_TOKENS),
@@ -69,7 +71,7 @@ def completion_request(request: Request, body: Json, limits: Limits) -> Completi
     streamed = fields.inner("stream_options")
     read = CompletionRequest(
         [replace(ask, prompt=prompt) for prompt in read_prompts(fields)],
-        fields.flag("echo"),
+        echo,
         fields.flag("stream"),
         streamed is not None and streamed.flag("include_usage"),
         fields.flag("return_progress"),

@@ -7,6 +7,7 @@ the reply waits in the socket's buffer. ``guard.py`` bounds what comes between.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import h11
@@ -14,6 +15,8 @@ import msgspec
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .serving import Limits
+
+_log = logging.getLogger("zincmetal.serve")
 
 IDLE_SECONDS = 75  # that a connection stays open without a request: agents think between two
 
@@ -73,6 +76,7 @@ class BoundedConnection(H11Protocol):
 
     def _end(self, status: int, message: str, header: str = "") -> None:
         """Refuse in plain HTTP, without an application, and close."""
+        _log.info("a connection is refused with status %d: %s", status, message)
         error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
         body = msgspec.json.encode({"error": error})
         head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
@@ -139,6 +143,7 @@ def uvicorn_options(limits: Limits) -> dict[str, Any]:
         "h11_max_incomplete_event_size": limits.headers,
         "timeout_keep_alive": IDLE_SECONDS,
         "log_config": None,
+        "log_level": "error",  # it warns of each byte that is no HTTP; the log at level INFO has these too
         "access_log": False,  # the guard writes a line without the query
         "proxy_headers": False,  # nobody may say that he is someone else
         "server_header": False,

@@ -64,6 +64,7 @@ SECURITY = {
 }
 EXPOSED = b"x-request-id, request-id, retry-after, server-timing"
 
+_PLAIN = re.compile(r"[!#-&(-~]+")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 _NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{0,2000}")
@@ -295,8 +296,8 @@ class Exchange:
     def log(self) -> None:
         """Write a line about the request, without its query and its body."""
         spent = (time.monotonic() - self.began) * 1e3
-        method, path = quote(self.head.method, 16), quote(self.head.path, 120)
-        log.info("%s %s %d %.0f ms %s", method, path, self.status, spent, self.id)
+        method, path = _plain(self.head.method, 16), _plain(self.head.path, 120)
+        log.info("%s %s %d %.0f ms %s", method, path, self.status or 499, spent, self.id)
 
     async def body(self, limits: Limits) -> bytes | None:
         """Read the body. None: the client has left. Raises HttpError for one that is too long or too slow."""
@@ -340,6 +341,11 @@ class Exchange:
             size += len(message.get("body", b""))
             if message["type"] != "http.request" or not message.get("more_body", False):
                 return
+
+
+def _plain(text: str, most: int) -> str:
+    """Show a text as it is if nothing in it can be taken for another part of a line, else quoted."""
+    return text if len(text) <= most and _PLAIN.fullmatch(text) else quote(text, most)
 
 
 class Guard:

@@ -74,7 +74,7 @@ def tcp(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
     except OverflowError:
-        raise UsageError(f"port {port} is none: name another with --host and --port") from None
+        raise UsageError(f"{port} is no port: name one from 0 (any) to 65535 with --port") from None
     except OSError as error:
         raise _cannot(f"{host}:{port}", error, port) from None
 

@@ -15,7 +15,13 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
@@ -77,7 +83,7 @@ class Metrics:
         self.turns = counter("turns", "Generations, by how they ended", "model", "outcome")
         self.cancelled = counter("cancelled", "Generations that were cancelled", "model", "phase")
         self.device_errors = counter("device_errors", "Errors of the device", "model", "type")
-        self.tool_calls = counter("tool_calls", "Answers that call tools", "model", "family")
+        self.tool_calls = counter("tool_calls", "Tool calls, by how they were written", "model", "family", "outcome")
         self.read = counter("texts", "Texts that became vectors, and documents that were scored", "model", "kind")
         self.loads = counter("model_loads", "Loads of models", "model", "outcome")
 
@@ -108,6 +114,10 @@ class Metrics:
         self.pools = gauge("cache_entries", "Pages and states, by what holds them", "model", "kind", "state")
         self.memory = gauge("memory_bytes", "Bytes of a model", "model", "kind")
         self.state = gauge("model_state", "1 for the state that a model is in", "model", "state")
+        self.compiles = Sums("grammar_compile_seconds", "Compiling grammars, since the model was loaded")
+        self.masks = Sums("grammar_mask_seconds", "Computing masks of grammars, since the model was loaded")
+        for sums in (self.compiles, self.masks):
+            self.registry.register(sums)
 
     # ---- turns ---------------------------------------------------------------------------------------------------
 
@@ -156,8 +166,8 @@ class Metrics:
         self.decode_seconds.labels(model).inc(result.decode_seconds)
         if made > 1 and result.decode_seconds > 0:
             self.decode.labels(model).observe((made - 1) / result.decode_seconds)
-        if ended.reason == "tool_calls":
-            self.tool_calls.labels(model, turn.ready.format.name).inc()
+        for outcome, n in ended.calls.items():
+            self.tool_calls.labels(model, turn.ready.format.name, outcome).inc(n)
         if not first:
             return
         self.queue_seconds.labels(model).observe(result.queue_seconds)
@@ -185,13 +195,14 @@ class Metrics:
 
     def sampled(self, cards: Iterable[ModelCard], figures: Mapping[str, Mapping[str, Any]]) -> None:
         """Take the states of all models, and the engine's figures of those that are loaded, by their id."""
-        for gauge in (self.running, self.waiting, self.pools, self.memory, self.state):
-            gauge.clear()  # a model that is gone has no numbers
+        for one in (self.running, self.waiting, self.pools, self.memory, self.state, self.compiles, self.masks):
+            one.clear()  # a model that is gone has no numbers
         for card in cards:
             for state in STATES:
                 self.state.labels(card.id, state).set(state == card.state)
             if card.state == "loaded":
                 self.memory.labels(card.id, "file").set(card.nbytes)
+                self.memory.labels(card.id, "granted").set(card.facts.get("granted", 0))
         for model, found in figures.items():
             self.running.labels(model).set(len(found.get("running", ())))
             self.waiting.labels(model).set(found.get("waiting", 0))
@@ -201,6 +212,8 @@ class Metrics:
                 self.pools.labels(model, kind, "used").set(pool.get("all", 0) - pool.get("free", 0))
             for kind, nbytes in found.get("bytes", {}).items():
                 self.memory.labels(model, str(kind)).set(nbytes)
+            for kind, sums in (("compile", self.compiles), ("mask", self.masks)):
+                sums.set(model, *found.get("grammars", {}).get(kind, (0, 0.0)))
 
     def text(self, accept: str = "") -> tuple[bytes, str]:
         """Return the page for Prometheus and its content type, in the form that the client takes."""
@@ -243,6 +256,26 @@ class TokenHistogram:
         bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         for model, counts in list(self._models.items()):
             family.add_metric([model], list(zip(bounds, accumulate(counts.buckets), strict=True)), counts.sum)
+        yield family
+
+
+class Sums:
+    """Summary by model, of what a model's process has counted."""
+
+    def __init__(self, name: str, words: str) -> None:
+        self._name, self._words = f"{PREFIX}_{name}", words
+        self._models: dict[str, tuple[int, float]] = {}
+        self.clear = self._models.clear
+
+    def set(self, model: str, n: int, total: float) -> None:
+        """Set the number of observations of a model, and their sum."""
+        self._models[model] = n, total
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the summary."""
+        family = SummaryMetricFamily(self._name, self._words, labels=["model"])
+        for model, (n, total) in list(self._models.items()):
+            family.add_metric([model], n, total)
         yield family
 
 

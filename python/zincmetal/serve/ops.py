@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from ..api.text import ModelText
-from ..errors import ChatTemplateError, TokenizerError, ZincError
+from ..errors import ChatTemplateError, TokenizerError, ZincError, abbreviate
 from ..text.chat.marks import unmarked
 from .aside import aside
 from .ask import Json
@@ -270,6 +270,10 @@ async def detokenize(request: Request) -> Response:
     if ids is None or not all(type(i) is int for i in ids):
         raise BadRequest("tokens must be a list of token ids", "tokens", "invalid_type")
     tokenizer = (await serving.models.text_of(body.text("model"))).tokenizer
+    for i, token in enumerate(ids):
+        if not 0 <= token < tokenizer.vocab_size:
+            at, size = f"tokens[{i}]", tokenizer.vocab_size
+            raise BadRequest(f"{at}: token id {abbreviate(token)} is outside the vocabulary of {size}", at)
     text = await aside(tokenizer.decode, ids)
     return json_reply({"content": text, "prompt": text})
 

@@ -19,7 +19,7 @@ from ..text.tools.format import AnswerParser, Format, Wanted, format_of
 from .aside import aside
 from .ask import AnswerFormat, Ask
 from .backend import Backend, ModelCard
-from .errors import BadRequest, PromptTooLong, Unsupported
+from .errors import BadRequest, HttpError, PromptTooLong, Unsupported
 from .prompt import Prompt, prompt_of
 
 TAIL = 256  # characters of the prompt's end that tell how the answer begins
@@ -52,7 +52,11 @@ async def shown_of(ask: Ask, text: ModelText) -> Prompt:
 
 def format_for(ask: Ask, text: ModelText) -> Format:
     """Return the format of the answer."""
-    return Format() if ask.prompt is not None else format_of(text.chat_template.source, text.tokenizer.control_texts)
+    if ask.prompt is not None:
+        return Format()
+    if not text.chats:
+        raise HttpError("template", "this model's file has no chat template: send a prompt to /v1/completions instead")
+    return format_of(text.chat_template.source, text.tokenizer.control_texts)
 
 
 def _prepared(ask: Ask, text: ModelText, card: ModelCard) -> Prepared:

@@ -18,7 +18,7 @@ from ..text.chat.canonical import canonical, described
 from ..text.chat.capabilities import thinking_variables
 from .ask import Ask, Json, Tool
 from .echo import Beginnings, Echo
-from .errors import BadRequest
+from .errors import BadRequest, Unsupported
 
 CHAT_KWARGS = "chat_template_kwargs"  # as clients name the variables of a template
 RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "now"})
@@ -72,7 +72,7 @@ class Prompt:
 def prompt_of(ask: Ask, text: ModelText) -> Prompt:
     """Make the prompt of a request. Raises UsageError, ChatTemplateError and TokenizerError."""
     if ask.prompt is not None:
-        ids = _checked_ids(ask.prompt, text)
+        ids = _checked_ids(ask.prompt, ask.suffix, text)
         return Prompt(ask.prompt if isinstance(ask.prompt, str) else text.tokenizer.decode(ids), ids)
     memory, can = memory_of(text), text.capabilities
     said = memory.echo.restored(ask.messages)
@@ -96,10 +96,13 @@ def prompt_of(ask: Ask, text: ModelText) -> Prompt:
     return Prompt(shown, ids, said, messages, tools, variables, now)
 
 
-def _checked_ids(prompt: str | Sequence[int], text: ModelText) -> list[int]:
+def _checked_ids(prompt: str | Sequence[int], suffix: str, text: ModelText) -> list[int]:
     """Return the ids of a prompt without a template."""
     n_vocab = text.id_tokenizer.vocab_size
-    ids = text.prompt_ids(prompt)
+    if suffix and text.id_tokenizer.infill_ids is None:
+        words = "suffix: this model does not fill in the middle: its vocabulary has no tokens for it"
+        raise Unsupported("suffix", words)
+    ids = text.id_tokenizer.infill(prompt, suffix) if suffix else text.prompt_ids(prompt)
     wrong = next((i for i, token in enumerate(ids) if not 0 <= token < n_vocab), None)
     if wrong is not None:
         raise BadRequest(f"prompt: token id {ids[wrong]} is outside the vocabulary of {n_vocab}", "prompt")

@@ -103,14 +103,19 @@ class _Entry:
 class Residency:
     """Models of a server: see ``Models``. All methods are for one asyncio loop.
 
-    ``patience``: seconds that a load waits for memory. ``process`` makes the process of a model.
+    ``patience``: seconds that a load waits for memory. ``process`` makes the process of a model. ``any_name``: an
+    unknown name stands for the default model.
     """
 
     def __init__(
-        self, models: Iterable[Named], patience: float = PATIENCE, process: Callable[..., RemoteModel] = RemoteModel
+        self,
+        models: Iterable[Named],
+        patience: float = PATIENCE,
+        process: Callable[..., RemoteModel] = RemoteModel,
+        any_name: bool = False,
     ) -> None:
         self._entries = {named.id: _new(named) for named in models}
-        self._patience, self._process = patience, process
+        self._patience, self._process, self._any_name = patience, process, any_name
         self._budget = 0  # bytes that the device grants to all; known with the first model
         self._admission = asyncio.Lock()  # one load at a time looks for memory, in the order of arrival
         self._planning = asyncio.Lock()
@@ -144,7 +149,7 @@ class Residency:
             for entry in self._entries.values():
                 if same(name) in map(same, (entry.id, *entry.named.aliases, entry.named.options.path)):
                     return entry.id
-        if name.startswith(OTHERS):
+        if self._any_name or name.startswith(OTHERS):
             self._tell_once(name, default)
             return default
         known = [known for entry in self._entries.values() for known in (entry.id, *entry.named.aliases)]
@@ -171,10 +176,14 @@ class Residency:
         self._publish(entry)
         return id
 
-    async def read_files(self) -> None:
-        """Read the facts of the models that are not loaded from their files, one after another."""
-        for entry in list(self._entries.values()):
-            card = await aside(described.read, entry.card, entry.named.options, len(self._entries) == 1)
+    async def read_files(self, first_is_loaded: bool = False) -> None:
+        """Read the facts of the models that are not loaded from their files, one after another.
+
+        ``first_is_loaded``: the default model is being loaded, and its file's errors are told then.
+        """
+        for i, entry in enumerate(list(self._entries.values())):
+            alone, quiet = len(self._entries) == 1, first_is_loaded and i == 0
+            card = await aside(described.read, entry.card, entry.named.options, alone, quiet)
             if entry.state != "loaded" and not entry.card.n_ctx_train:
                 entry.card = card
 
@@ -395,10 +404,13 @@ class Residency:
         """Load a model; its state tells how it went."""
         self._set(entry, "loading")
         remote: RemoteModel | None = None
+        reading: asyncio.Future[tuple[str, ...]] | None = None
         try:
             if entry.stopping is not None:
                 await asyncio.wait({entry.stopping})
             text = await self._text(entry)
+            if entry.file is not None:
+                reading = asyncio.ensure_future(aside(described.ready, entry.file, text))
             remote = entry.remote = self._process(entry.id, text, lambda error: self._died(entry, remote, error))
             planned = entry.planned = await remote.open(entry.named.options)
             async with self._admission:
@@ -406,7 +418,8 @@ class Residency:
                 entry.granted = entry.fit.nbytes
             order = Load(entry.fit.context, entry.fit.parallel, entry.fit.nbytes)
             await remote.load(order, planned.facts, lambda done, total: self._progress(entry, done, total))
-            entry.card = described.loaded(remote.card, entry.card)
+            can = () if reading is None else await reading
+            entry.card = described.loaded(remote.card, entry.card, can)
             entry.keep = entry.named.keep
             self._set(entry, "loaded")
         except BaseException as error:
@@ -418,6 +431,8 @@ class Residency:
                 raise
             self._failed(entry, error, first_is_free=False)
         finally:
+            if reading is not None:
+                await asyncio.wait({reading})
             entry.loading = None
             self._idle(entry)
 
@@ -444,7 +459,7 @@ class Residency:
         if entry.text is None:
             file = await aside(gguf.open, Path(entry.named.options.path))
             if entry.text is None:
-                entry.file, entry.text = file, ModelText(file)
+                entry.file, entry.text = file, ModelText(file, entry.named.options.template_fix)
         return entry.text
 
     # ---- memory -------------------------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ class Options:
     """Options of a server. ``models`` and ``folders``: see ``known``. ``cache_dir`` "" keeps prompts in memory only.
 
     ``load`` has the options of every model; its path is filled in. ``port`` 0 takes any that is free. ``lazy`` loads no
-    model before the first request. ``allow_pull``: clients may download models and delete them. ``llama_metrics``:
-    the basic metrics also have llama.cpp's names.
+    model before the first request. ``any_model``: an unknown name stands for the default model. ``allow_pull``: clients
+    may download models and delete them. ``llama_metrics``: the basic metrics also have llama.cpp's names.
     """
 
     models: tuple[str, ...] = ()
@@ -55,6 +55,7 @@ class Options:
     load: LoadOptions = field(default_factory=lambda: LoadOptions(""))
     ttl: float | None = None
     lazy: bool = False
+    any_model: bool = False
     host: str = "127.0.0.1"
     port: int = listen.PORT
     unix_socket: str | None = None
@@ -105,7 +106,8 @@ class Server:
         options = self._options
         keys = listen.keys_of(options.api_key_file)
         allowed = listen.access(options.host, keys, options.no_auth or bool(options.unix_socket), *_names(options))
-        models = Residency(known(options.models, options.folders, options.load, options.ttl))
+        named = known(options.models, options.folders, options.load, options.ttl)
+        models = Residency(named, any_name=options.any_model)
         with ExitStack() as stack:
             if options.lock:
                 stack.enter_context(lock_device(devices.choose(options.load.device)))
@@ -131,8 +133,8 @@ class Server:
         except OSError as error:  # ssl's errors too
             raise UsageError(f"the certificate {options.certificate} is not used: {error.strerror or error}") from error
         http = _Http(config)
-        told = asyncio.ensure_future(_tell(models, on_status))
-        read = asyncio.ensure_future(models.read_files())
+        told = asyncio.ensure_future(_tell(models, metrics, on_status))
+        read = asyncio.ensure_future(models.read_files(first_is_loaded=not options.lazy))
         served = asyncio.ensure_future(http.serve([listening]))
         try:
             fit = None
@@ -237,8 +239,13 @@ async def _first(models: Residency) -> Fit | None:
     return models.fit_of("")
 
 
-async def _tell(models: Residency, on_status: Callable[[ModelStatus], None]) -> None:
+async def _tell(models: Residency, metrics: Metrics, on_status: Callable[[ModelStatus], None]) -> None:
+    """Count the loads of models, whoever asked for them, and tell of all changes."""
+    before: dict[str, str] = {}
     async for status in models.changes():
+        if status.state in ("loaded", "failed") and before.get(status.id) != status.state:
+            metrics.loads.labels(status.id, status.state).inc()
+        before[status.id] = status.state
         on_status(status)
 
 

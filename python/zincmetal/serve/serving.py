@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from .backend import Models
+from .log import log_turn
 from .metrics import Metrics
 from .store import ResponseStore
 from .turn import Turn
@@ -29,6 +30,7 @@ class Limits:
     queue: float = 1800.0  # until a request's first token
     drain: float = 30.0
     choices: int = 16  # the most answers to one request
+    answer: int | None = None  # the most tokens of an answer, whatever a client asks for
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,7 @@ class Serving:
     """Models, bounds and requests of a server.
 
     ``turns``: those that run, by the id of their request and by the id of their reply. ``observers`` are called with
-    each turn that is over. ``metrics`` is one of them. ``files`` is None if
-    clients may not change any.
+    each turn that is over: the metrics and the log are among them. ``files`` is None if clients may not change any.
     """
 
     models: Models
@@ -74,4 +75,4 @@ class Serving:
     draining: bool = False
 
     def __post_init__(self) -> None:
-        self.observers.append(self.metrics.ended)
+        self.observers += [self.metrics.ended, log_turn]

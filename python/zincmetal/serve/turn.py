@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..api.generation import Asked
 from ..api.result import Chunk, Logprob, Result
 from ..errors import DeadlineError
-from ..text.tools.events import CallBegin, Event, Reasoning, Text
+from ..text.tools.events import CallEnd, Event, Reasoning, Text
 from .ask import Ask
 from .backend import Answering, Backend, Reading
 from .echo import Told
@@ -51,12 +53,16 @@ class Delta(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """End of an answer: "stop", "length", "tool_calls" or "cancelled". ``reasoning`` counts its tokens."""
+    """End of an answer: "stop", "length", "tool_calls" or "cancelled". ``reasoning`` counts its tokens.
+
+    ``calls`` counts tool calls: "ok", "repaired", or "text" for what began as one and was none.
+    """
 
     choice: int
     reason: str
     result: Result
     reasoning: int = 0
+    calls: Mapping[str, int] = MappingProxyType({})
 
 
 TurnEvent = Matched | Progress | Delta | Ended
@@ -66,11 +72,14 @@ class Turn:
     """Request that runs. Leaving ``events`` early, or cancelling its task, ends the generation within one step.
 
     ``patience``: seconds until the first token; then DeadlineError ends the turn. ``ended`` has the answers that are
-    complete, ``error`` what ended the turn, and ``first_at`` when its first token came (``time.monotonic``).
+    complete, ``error`` what ended the turn, and ``first_at`` when its first token came (``time.monotonic``). ``id`` is
+    that of its request.
     """
 
-    def __init__(self, ask: Ask, backend: Backend, ready: Prepared, patience: float | None = None) -> None:
-        self.ask, self.backend, self.ready = ask, backend, ready
+    def __init__(
+        self, ask: Ask, backend: Backend, ready: Prepared, patience: float | None = None, id: str = ""
+    ) -> None:
+        self.ask, self.backend, self.ready, self.id = ask, backend, ready, id
         self.began_at = time.monotonic()
         self.first_at: float | None = None
         self.matched: Matched | None = None
@@ -200,7 +209,7 @@ class _Reader:
         self._plain = turn.ask.prompt is not None
         self._hidden = turn.backend.text.id_tokenizer.control_ids
         self._made = self._reasoning = self._undecided = 0
-        self._called = False
+        self._calls: Counter[str] = Counter()
         self.told = Told()
         self._reason = ""
         self._pieces: list[tuple[str, Logprob]] = []  # tokens whose log-probabilities no delta has
@@ -231,7 +240,7 @@ class _Reader:
             if any(type(event) is Reasoning for event in events):
                 self._reasoning += self._undecided
             self._undecided = 0
-            self._called = self._called or any(type(event) is CallBegin for event in events)
+            self._calls.update("repaired" if e.repaired else "ok" for e in events if isinstance(e, CallEnd))
 
     def _logprobs(self, event: Event) -> tuple[Logprob, ...]:
         """Return those of the tokens that an event's text came from: the last ones, but for markers before it."""
@@ -254,9 +263,10 @@ class _Reader:
     def ended(self, result: Result) -> Ended:
         """Return the end of the answer."""
         reason = self._reason or result.finish_reason
-        return Ended(
-            self._choice, "tool_calls" if self._called and reason == "stop" else reason, result, self._reasoning
-        )
+        reason = "tool_calls" if self._calls and reason == "stop" else reason
+        if refused := self._parser.refused:
+            self._calls["text"] += refused
+        return Ended(self._choice, reason, result, self._reasoning, self._calls)
 
 
 async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
@@ -308,8 +318,9 @@ async def opened(serving: Serving, asks: Sequence[Ask], *names: str, start: bool
         for name in names:
             serving.turns[name] = turns
         try:
-            for ask in asks:
-                turns.append(Turn(ask, backend, await prepared(ask, backend), serving.limits.queue))
+            for ask in (_bounded(ask, serving.limits.answer) for ask in asks):
+                ready = await prepared(ask, backend)
+                turns.append(Turn(ask, backend, ready, serving.limits.queue, names[0] if names else ""))
                 serving.metrics.began(turns[-1])
             if start:
                 await turns[0].start()
@@ -322,6 +333,13 @@ async def opened(serving: Serving, asks: Sequence[Ask], *names: str, start: bool
                 turn.cancel()
                 for observe in serving.observers:
                     observe(turn)
+
+
+def _bounded(ask: Ask, most: int | None) -> Ask:
+    """Return a request for at most so many tokens."""
+    if most is None:
+        return ask
+    return replace(ask, max_tokens=most if ask.max_tokens is None else min(ask.max_tokens, most))
 
 
 async def run(ask: Ask, backend: Backend) -> list[TurnEvent]:

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from math import prod
@@ -329,8 +330,8 @@ class Worker:
         except DeviceError as error:
             self._outbox.send(Lost(problem_of(error)))
             self._end(1)
-        except Exception:
-            _log.exception("the device was not tried")
+        except Exception as error:
+            _log.error("the device was not tried: %s", _place_of(error))
 
     def _call(self, order: Call) -> None:
         model = self._model
@@ -369,8 +370,13 @@ class Worker:
     def _fail(self, id: int, error: BaseException) -> None:
         problem = problem_of(error)
         if channel.is_bug(problem):
-            _log.error("an error that nobody expected", exc_info=error)
+            _log.error("an error that nobody expected: %s", _place_of(error))
         self._outbox.send(Failed(id, problem))
+
+
+def _place_of(error: BaseException) -> str:
+    """Return the type of an error, and the lines of code that it came through. Its message may quote a prompt."""
+    return f"{type(error).__name__} at\n{''.join(traceback.format_tb(error.__traceback__))}"
 
 
 class _End(Exception):

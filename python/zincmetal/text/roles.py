@@ -70,15 +70,26 @@ _REACH = 80  # characters of a template that are examined on each side of a toke
 
 @dataclass(frozen=True)
 class Roles:
-    """Ids by role. ``named`` has the ids that the file names by a key ("bos", "eos", "pad"); ``ends`` has all ends."""
+    """Ids by role. ``named`` has the ids that the file names by a key ("bos", "eos", "pad"); ``ends`` has all ends.
+
+    ``infill``: what stands before the text in front of a gap, before the text behind it, and before what fills it.
+    """
 
     named: dict[str, int]
     ends: frozenset[int]
+    infill: tuple[int, int, int] | None = None
 
 
 _NAMES = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "unk": "unknown", "pad": "padding",
           "sep": "seperator", "mask": "mask", "cls": "cls"}  # fmt: skip
-_OF_INFILL = ("fim_pre", "fim_suf", "fim_mid", "prefix", "suffix", "middle")
+_OF_INFILL = (("fim_pre", "prefix"), ("fim_suf", "suffix"), ("fim_mid", "middle"))  # keys, and their older names
+_INFILL_TEXTS = (  # of vocabularies whose files name no id
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+    ("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),
+)
 _LISTS_OF_ENDS = re.compile(re.escape(KEY) + r"(eos|eot|eom|eog|stop)(_token)?_ids?")
 
 
@@ -94,7 +105,7 @@ def find_roles(meta: TokenizerKeys, vocab: Vocabulary, sentencepiece: bool) -> R
     ends = set(_ids_of_ends(meta, n))
     if "eos" in named:
         ends.add(named["eos"])
-    infill = {i for key in _OF_INFILL for i in meta.token_ids(f"{key}_token_id", n)}
+    infill = {i for keys in _OF_INFILL for key in keys for i in meta.token_ids(f"{key}_token_id", n)}
     written = _Template(meta.template(), vocab)
     if not vocab.typed:
         vocab.set_type({named[name] for name in ("bos", "eos") if name in named}, TokenType.CONTROL)
@@ -106,7 +117,18 @@ def find_roles(meta: TokenizerKeys, vocab: Vocabulary, sentencepiece: bool) -> R
     structure = written.turns | infill | {i for name in _OPENINGS for i in vocab.all_ids(name) if _is_added(vocab, i)}
     structure |= {i for name, i in named.items() if name in ("bos", "eos", "eot", "eom")}
     _correct_types(vocab, ends | by_name | structure, written.ids)
-    return Roles(named, frozenset(_without_exceptions(vocab, ends | by_name)))
+    return Roles(named, frozenset(_without_exceptions(vocab, ends | by_name)), _infill(meta, vocab))
+
+
+def _infill(meta: TokenizerKeys, vocab: Vocabulary) -> tuple[int, int, int] | None:
+    """Find the tokens around a gap: those that the file names by id, or those with well-known texts."""
+    named = [[i for key in keys for i in meta.token_ids(f"{key}_token_id", len(vocab))] for keys in _OF_INFILL]
+    found = [ids[0] if ids else None for ids in named]
+    if None in found:
+        texts = next((texts for texts in _INFILL_TEXTS if all(text in vocab.ids for text in texts)), ())
+        found = [vocab.ids[text] for text in texts]
+    prefix, suffix, middle = found or (None, None, None)
+    return None if prefix is None or suffix is None or middle is None else (prefix, suffix, middle)
 
 
 def ends_of_ids(meta: TokenizerKeys) -> frozenset[int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, SupportsIndex
 
@@ -67,6 +67,8 @@ class Tokenizer:
     add_bos: bool
     #: True if the file wants an end token after a text.
     add_eos: bool
+    #: Ids before the text in front of a gap, before the text behind it, and before what fills it; None without them.
+    infill_ids: tuple[int, int, int] | None
     #: Texts that only ``parse_special`` reads as tokens. In untrusted text, ``chat/marks.py`` keeps them text.
     control_texts: tuple[str, ...]
     #: Texts of tokens by their names in templates: ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token``, …
@@ -145,7 +147,7 @@ class Tokenizer:
         vocab = self._vocab
         roles = find_roles(meta, vocab, sentencepiece)
         self.bos_id, self.eos_id = roles.named.get("bos"), roles.named.get("eos")
-        self.eog_ids = roles.ends
+        self.eog_ids, self.infill_ids = roles.ends, roles.infill
         self.suppressed = frozenset(meta.token_ids("suppress_tokens", len(vocab)))
         self.add_bos, self.add_eos = meta.flag("add_bos_token", pre.add_bos), meta.flag("add_eos_token", False)
         if pre.needs_bos and not self.add_bos:
@@ -233,6 +235,18 @@ class Tokenizer:
             del ids[first]
         return ids
 
+    def infill(self, before: str | Sequence[int], after: str) -> list[int]:
+        """Make the prompt for what fills the gap between two texts. ``before`` may be ids.
+
+        Raises UsageError for a vocabulary without tokens for it.
+        """
+        if self.infill_ids is None:
+            raise UsageError("this model does not fill in the middle: its vocabulary has no tokens for it")
+        prefix, suffix, middle = self.infill_ids
+        first = self.encode(before, add_bos=False, add_eos=False) if isinstance(before, str) else list(before)
+        begin = [self.bos_id] if self.add_bos and self.bos_id is not None and first[:1] != [self.bos_id] else []
+        return [*begin, prefix, *first, suffix, *self.encode(after, add_bos=False, add_eos=False), middle]
+
     def _plain(self, text: str) -> list[int]:
         if self._encoder is None:
             with self._building:
@@ -305,7 +319,7 @@ class _WithoutText(Tokenizer):
         self.vocab_size = 0
         self.bos_id = self.eos_id = None
         self.eog_ids = _named_ends(metadata)
-        self.suppressed = frozenset()
+        self.suppressed, self.infill_ids = frozenset(), None
         self.add_bos = self.add_eos = False
         self.control_texts, self.special_texts = (), {}
         self._special = SpecialText({}, {})

@@ -271,6 +271,20 @@ def test_short_ids() -> None:
     assert canonical([U, calling(call(long))], short)[1]["tool_calls"][0]["id"] == ids[0]
 
 
+def test_ids_that_have_the_names_of_tools() -> None:
+    named = replace(ALL, named_ids=True)
+    talk = [
+        U, calling(call("a"), call("b", "find")), result("1", "a"), result("2", "b", "find"), A,
+        V, calling(call("a")), result("3", "a"), result("4", "x"),
+    ]  # fmt: skip
+    made = canonical(talk, named)
+    ids = [one["id"] for message in made for one in message.get("tool_calls", ())]
+    assert ids == ["functions.look:0", "functions.find:1", "functions.look:2"]
+    results = [message["tool_call_id"] for message in made if message["role"] == "tool"]
+    assert results == ["functions.look:0", "functions.find:1", "functions.look:2", "x"]
+    assert canonical(made, named) == made
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking", "reasoning_text"])
 def test_names_of_reasoning(name: str) -> None:
     assert canonical([U, say("assistant", "yes", **{name: "hm"})], ALL)[1] == say(
@@ -329,7 +343,7 @@ def test_the_text_and_the_reasoning_of_a_message_alone() -> None:
 # ---- any conversation ----------------------------------------------------------------------------------------------
 
 FLAGS = ("system", "system_anywhere", "users", "user_after_result", "calls", "parallel", "text_beside_calls",
-         "text_before_calls", "short_ids", "answers_need_reasoning")  # fmt: skip
+         "text_before_calls", "short_ids", "named_ids", "answers_need_reasoning")  # fmt: skip
 capabilities = st.builds(
     lambda values: replace(ALL, **dict(zip(FLAGS, values, strict=True))), st.tuples(*[st.booleans()] * len(FLAGS))
 )

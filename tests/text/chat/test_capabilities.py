@@ -54,6 +54,7 @@ def lacking(can: Capabilities) -> set[str]:
             {},
         ),
         ("deepseek", "system_anywhere", "stable stable_in_loop", {}, {}),
+        ("kimi", "", "named_ids reasoning_in_loop stable_in_loop", {}, {}),
     ],
 )
 def test_styles(style: str, lacks: str, has: str, preserving: dict[str, Any], efforts: dict[str, Any]) -> None:

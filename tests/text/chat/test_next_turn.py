@@ -54,6 +54,7 @@ def of(style: str, messages: list[dict[str, Any]], **variables: Any) -> tuple[st
         ("gpt-oss", [], ["<|channel|>analysis<|message|>hm"]),
         ("mistral", [], []),
         ("deepseek", [], []),
+        ("kimi", [], ["hm</think>"]),
     ],
 )
 def test_what_the_next_prompt_changes(style: str, asked: list[str], looped: list[str]) -> None:

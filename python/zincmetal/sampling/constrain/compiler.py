@@ -14,6 +14,7 @@ from ...errors import UnsupportedSchemaError, UsageError, quote
 from .constraint import Constraint
 from .grammar import Grammar
 from .schema import parts
+from .spent import Spent
 from .vocabulary import Vocabulary
 
 MISSING = "grammars, schemas and choices need the package llguidance: pip install 'zincmetal[grammar]'"
@@ -55,8 +56,9 @@ def installed() -> bool:
 class Compiler:
     """Makes matchers of answers over one vocabulary. For any thread."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, spent: Spent | None = None) -> None:
         module = library()
+        self._spent = spent or Spent()
         if not vocabulary.ends:
             raise UsageError("the model's file names no end token, so that no answer could end where its grammar does")
         self._module = module
@@ -70,27 +72,32 @@ class Compiler:
 
     def constraint(self, grammar: Grammar, n_prompt: int) -> Constraint:
         """Make the mask of one answer, after a prompt of so many tokens. Raises what :meth:`matcher` does."""
-        return Constraint(self.matcher(grammar), self._free, n_prompt)
+        return Constraint(self.matcher(grammar), self._free, n_prompt, self._spent)
 
     def matcher(self, grammar: Grammar) -> Any:
         """Return a matcher at its start. Raises UsageError, or UnsupportedSchemaError, for a grammar that is wrong."""
         kept = self._kept.pop(grammar.lark, None)
         if kept is None:
-            kept = self._module.LLMatcher(
-                self._tokenizer,
-                self._module.LLMatcher.grammar_from_lark(grammar.lark),
-                log_level=0,
-                limits=self._limits,
-            )
-            if kept.is_error():
-                raise refusal(kept.get_error())
-            bits = kept.compute_bitmask()
-            if kept.is_error() or not any(bits):  # a schema that refers to nothing but itself, for example
-                raise UsageError("no answer can satisfy the grammar")
+            with self._spent.on("compile"):
+                kept = self._compiled(grammar)
         self._kept[grammar.lark] = kept  # as the youngest
         while len(self._kept) > KEPT:
             self._kept.pop(next(iter(self._kept)), None)
         return kept.deep_copy()
+
+    def _compiled(self, grammar: Grammar) -> Any:
+        matcher = self._module.LLMatcher(
+            self._tokenizer,
+            self._module.LLMatcher.grammar_from_lark(grammar.lark),
+            log_level=0,
+            limits=self._limits,
+        )
+        if matcher.is_error():
+            raise refusal(matcher.get_error())
+        bits = matcher.compute_bitmask()
+        if matcher.is_error() or not any(bits):  # a schema that refers to nothing but itself, for example
+            raise UsageError("no answer can satisfy the grammar")
+        return matcher
 
 
 def _tokenizer(module: Any, vocabulary: Vocabulary) -> Any:

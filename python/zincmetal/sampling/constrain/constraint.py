@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import GrammarError, quote
+from .spent import Spent
 
 Words = NDArray[np.uint32]
 T = TypeVar("T")
@@ -34,7 +35,8 @@ class Constraint:
     Raises GrammarError where the answer cannot go on. That ends this answer alone.
     """
 
-    def __init__(self, matcher: Any, free: Words, n_prompt: int) -> None:
+    def __init__(self, matcher: Any, free: Words, n_prompt: int, spent: Spent | None = None) -> None:
+        self._spent = spent or Spent()
         self._first, self._free, self._n_prompt = matcher, free, n_prompt  # the matcher at its start
         self._matcher = matcher.deep_copy()
         self._taken: list[int] = []  # tokens that the matcher has consumed
@@ -93,7 +95,8 @@ class Constraint:
     def _next(self) -> Words:
         """Return the mask of the next token."""
         if self._mask is None:
-            bits = asked(self._matcher.compute_bitmask)
+            with self._spent.on("mask"):
+                bits = asked(self._matcher.compute_bitmask)
             self._mask = mask = np.frombuffer(bits, "<u4", self._free.size)
             self._is_free = not np.any(self._free & ~mask)
             if self._matcher.is_error() or not mask.any():

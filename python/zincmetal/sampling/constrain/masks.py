@@ -5,6 +5,7 @@ from __future__ import annotations
 from .budget import Budget, BudgetMask, Mask
 from .compiler import Compiler
 from .grammar import Grammar
+from .spent import Spent
 from .vocabulary import Vocabulary
 
 
@@ -12,7 +13,7 @@ class Masks:
     """Makes the masks of a model's answers. What all of them share is made once, when it is needed first."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
+        self.vocabulary, self.spent = vocabulary, Spent()
         self._compiler: Compiler | None = None  # two threads at once may make it twice, which costs time alone
 
     def of(self, grammar: Grammar | None, budget: Budget | None, n_prompt: int) -> Mask | None:
@@ -22,6 +23,6 @@ class Masks:
         """
         mask: Mask | None = None
         if grammar is not None:
-            self._compiler = self._compiler or Compiler(self.vocabulary)
+            self._compiler = self._compiler or Compiler(self.vocabulary, self.spent)
             mask = self._compiler.constraint(grammar, n_prompt)
         return mask if budget is None else BudgetMask(budget, self.vocabulary, n_prompt, mask)

@@ -10,12 +10,12 @@ Results of tools are the exception. They take the order of their calls, and all 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...errors import UsageError, quote
+from .call_ids import with_named_ids, with_short_ids
 from .capabilities import Capabilities
 from .message_forms import REASONING
 from .messages import TEXT_TYPES
@@ -30,8 +30,6 @@ BETWEEN = "\n\n"  # two messages that became one
 _ROLES = {"developer": "system", "function": "tool"}
 _KNOWN = ("system", "developer", "user", "assistant", "tool", "function")
 _HIDDEN = ("thinking", "reasoning", "redacted_thinking")  # parts of an answer that are no text
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-_SHORT = 9  # letters and digits of a short id
 
 
 def canonical(messages: Sequence[Mapping[str, Any]], capabilities: Capabilities | None = None) -> list[Message]:
@@ -364,21 +362,7 @@ def _demanded(messages: list[Message], can: Capabilities) -> list[Message]:
             message = message | {"content": None}  # templates have their own ways to write it: ``message_forms.py``
         if can.answers_need_reasoning and message["role"] == "assistant":
             message = {"reasoning_content": ""} | message
-        if can.short_ids and "tool_call_id" in message:
-            message = message | {"tool_call_id": _short(message["tool_call_id"])}
-        if can.short_ids and "tool_calls" in message:
-            message = message | {"tool_calls": [call | {"id": _short(call["id"])} for call in message["tool_calls"]]}
         made.append(message)
-    return made
-
-
-def _short(name: str) -> str:
-    """Return nine letters and digits for an id: the same for the same id."""
-    if len(name) == _SHORT and name.isascii() and name.isalnum():
-        return name
-    number = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big")
-    made = ""
-    for _ in range(_SHORT):
-        number, digit = divmod(number, len(_LETTERS))
-        made += _LETTERS[digit]
-    return made
+    if can.named_ids:
+        return with_named_ids(made)
+    return with_short_ids(made) if can.short_ids else made

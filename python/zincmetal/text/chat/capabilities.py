@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from .call_ids import with_named_ids
 from .message_forms import mentions
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _SECOND = "2nd"  # ends the name and the value of a second call, and its result
 SHORT_ID = "call00001"  # of the form that some templates demand: nine letters and digits
 _LONG_ID = "call_zinkzinkzinkzinkzinkzink"
 
-_PRESERVING = MappingProxyType(
+PRESERVING = MappingProxyType(
     {
         "preserve_thinking": True,
         "preserved_thinking": True,
@@ -68,7 +69,7 @@ class Capabilities:
     - ``users``: user messages one after another. ``user_after_result``: one right after the result of a tool.
     - ``tools``: the descriptions of tools. ``calls``: tool calls and their results. ``parallel``: several in an answer.
     - ``text_beside_calls``: text and calls of one answer. ``text_before_calls``: in two messages of the assistant.
-    - ``short_ids``: ids of calls must be nine letters and digits.
+    - ``short_ids``: ids of calls must be nine letters and digits. ``named_ids``: they must have the names of the tools.
     - ``answers_need_reasoning``: an answer must have a ``reasoning_content``, an empty one if it has none.
     - ``reasoning_in_loop``: reasoning between a call and its result. ``reasoning_kept``: reasoning of earlier turns.
     - ``dated``: the prompt has today's date.
@@ -89,6 +90,7 @@ class Capabilities:
     text_beside_calls: bool = True
     text_before_calls: bool = True
     short_ids: bool = False
+    named_ids: bool = False
     answers_need_reasoning: bool = False
     reasoning_in_loop: bool = False
     reasoning_kept: bool = False
@@ -112,16 +114,20 @@ class Capabilities:
     @classmethod
     def _found(cls, template: ChatTemplate) -> Capabilities:
         variables = template.variables
-        trials, needed = _Trials(template, variables), False
+        trials, needed, named = _Trials(template, variables), False, False
         if not trials.shown("answer"):
             other = _Trials(template, variables, {"reasoning_content": ""})
             trials, needed = (other, True) if other.shown("answer") else (trials, False)
+        elif not trials.shown("calls"):
+            other = _Trials(template, variables, named_ids=True)
+            trials, named = (other, True) if other.shown("calls") else (trials, False)
         shown = trials.shown
         preserving = _preserving(trials, variables)
         stable, in_loop = _stable(template, preserving)
         return cls(
             **{name: shown(name) for name in _CONVERSATIONS if name in cls.__dataclass_fields__},
             short_ids=shown("calls") and not shown("long id"),
+            named_ids=named,
             answers_need_reasoning=needed,
             reasoning_kept=shown("reasoning") and shown("reasoning of a loop"),
             dated=trials.dated(),
@@ -245,20 +251,25 @@ class _Trials:
     """Renders of all conversations by one template."""
 
     def __init__(
-        self, template: ChatTemplate, variables: frozenset[str], answers: Mapping[str, str] = _NOTHING
+        self,
+        template: ChatTemplate,
+        variables: frozenset[str],
+        answers: Mapping[str, str] = _NOTHING,
+        named_ids: bool = False,
     ) -> None:
         self._template = template
         asked: dict[Any, dict[str, Any]] = {}
         for name, some in _CONVERSATIONS.items():
             for i, (messages, _) in enumerate(some):
                 said = [dict(answers) | m if m["role"] == "assistant" else m for m in messages]
+                said = with_named_ids(said) if named_ids else said
                 tools = _TOOLS if name in _WITH_TOOLS else None
                 asked[name, i] = {"messages": said, "tools": tools, "variables": {}}
         on = {name: both[0] for name, both in _SWITCHES.items() if name in variables}
         for name in ("reasoning_in_loop", "reasoning", "reasoning of a loop"):
             asked[name, 0]["variables"].update(on)
         for name in ("reasoning", "reasoning of a loop"):
-            for keeping, value in _PRESERVING.items():
+            for keeping, value in PRESERVING.items():
                 if keeping in variables:
                     asked[name, keeping] = asked[name, 0] | {"variables": on | {keeping: value}}
         values = {name: list(both) for name, both in _SWITCHES.items()} | {key: list(EFFORTS) for key in _EFFORT_NAMES}
@@ -305,7 +316,7 @@ def _preserving(trials: _Trials, variables: frozenset[str]) -> dict[str, Any]:
     names = ("reasoning", "reasoning of a loop")
     return {
         variable: value
-        for variable, value in _PRESERVING.items()
+        for variable, value in PRESERVING.items()
         if variable in variables and any(trials.shown(name, variable) and not trials.shown(name) for name in names)
     }
 

@@ -3,7 +3,7 @@
 A template comes with a model file and is a program that nobody has read. No check inside an interpreter can bound it.
 One sort, one ``join`` or one product of large numbers is a single call of any duration and size. Three limits hold:
 
-- An alarm ends this process after its time.
+- A signal ends this process after its time on the processor.
 - The operating system limits its memory. macOS does not, so there the parent watches.
 - A value that is known to be huge before it exists (``'a' * 10 ** 10``) is not made.
 
@@ -304,15 +304,16 @@ def serve(requests: IO[bytes], answers: IO[bytes], settings: dict[str, Any]) -> 
     write_message(answers, HELLO)
     env = made_environment()
     limit_memory(settings["memory"] + (address_space() if settings["forked"] else 0))
-    # A parent may ignore or block the alarm, and this process inherits both.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    # The time of the processor counts: on a busy machine a good template takes long by the clock. A parent may ignore
+    # or block the signal, and this process inherits both.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     compiled = functools.lru_cache(maxsize=8)(env.from_string)
     try:
         while (request := read_message(requests)) is not None:
-            signal.setitimer(signal.ITIMER_REAL, request["seconds"])  # by default, the alarm ends the process
+            signal.setitimer(signal.ITIMER_PROF, request["seconds"])  # by default, its signal ends the process
             reply = answer(env, compiled, request)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             write_message(answers, reply)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)

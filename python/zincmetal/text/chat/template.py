@@ -82,7 +82,7 @@ class ChatTemplate:
     @classmethod
     def from_metadata(cls, meta: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
         """Read the templates of a GGUF file. Raises ChatTemplateError if it has none."""
-        sources = {name.removeprefix(KEY).removeprefix("."): v for name, v in meta.items() if _names_template(name)}
+        sources = {name.removeprefix(KEY).removeprefix("."): v for name, v in meta.items() if names_template(name)}
         for name, source in sources.items():
             if not isinstance(source, str):
                 key = f"{KEY}.{name}" if name else KEY
@@ -333,7 +333,13 @@ def _special_texts(tokenizer: Tokenizer) -> dict[str, Any]:
     return dict(tokenizer.special_texts) | ({"additional_special_tokens": others} if others else {})
 
 
-def _names_template(key: str) -> bool:
+def has_template(meta: Mapping[str, Any]) -> bool:
+    """Return True if the metadata of a file have a chat template."""
+    return any(map(names_template, meta))
+
+
+def names_template(key: str) -> bool:
+    """Return True for the key of a chat template, of the default one or of another."""
     return key == KEY or key.startswith(KEY + ".")
 
 

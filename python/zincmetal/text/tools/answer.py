@@ -25,7 +25,7 @@ class Answer:
     reasoning is text, as the model wrote it.
 
     A marker begins a section of calls only if a call follows. Until this is certain, the text is kept in ``_raw``, and
-    given back if it was none.
+    given back if it was none. ``refused`` counts these.
     """
 
     def __init__(self, shape: Shape, readers: Readers, tools: Mapping[str, Json], thinks: bool, split: bool) -> None:
@@ -51,6 +51,7 @@ class Answer:
         self._reader: Reader | None = None
         self._n = 0  # calls before the reader's
         self._raw: list[str] = []
+        self.refused = 0
 
     def push(self, text: str) -> Sequence[Event]:
         """Take more of the text; return what is certain now."""
@@ -70,6 +71,8 @@ class Answer:
             if self._calls.n > self._n:
                 self._raw, self._held = [], ""
         if self._state != self._between or not self._in_section:  # else it is what stands between calls
+            if self._raw:
+                self._note_refusal()
             self._say("".join(self._raw) + self._held)
         if self._space and not (self._blank and self._trims):
             self._tell(self._space)
@@ -205,9 +208,16 @@ class Answer:
             first, *others = self._raw
             return self._open(self._section[1:], first, "".join(others) + rest)
         raw, self._raw = "".join(self._raw), []
+        self._note_refusal()
         self._state = self._thought if self._thinks else self._text
         self._say(raw)
         return rest
+
+    def _note_refusal(self) -> None:
+        """Count a section whose marker models write for calls alone, and that has none."""
+        shape = self._section[-1] if self._section else None
+        if shape and shape.open and not shape.bare and not self._in_section and not self._thinks:
+            self.refused += 1
 
     def _leave(self) -> None:
         self._raw, self._section = [], []

@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 _DEEPEST = 4  # alternatives inside of each other
 _MOST_OPTIONS = 200  # of a parameter
-_NUMBERS = {"{index}": "/[0-9]{1,2}/", "{id}": "/[A-Za-z0-9_-]{1,40}/"}
+_NUMBERS = {"{index}": "/[0-9]{1,4}/", "{id}": "/[A-Za-z0-9_-]{1,40}/"}
 PYTHON_NAME = re.compile(r"[^\W\d][\w.-]*")  # of an argument; a name of another form cannot be written
 
 

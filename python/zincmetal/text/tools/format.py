@@ -29,7 +29,12 @@ _READERS: Readers = {"json": JsonCall, "tagged": TaggedCall, "named": NamedCall,
 
 
 class AnswerParser(Protocol):
-    """Turns the text of an answer, piece by piece, into events. It never raises, and loses no text."""
+    """Turns the text of an answer, piece by piece, into events. It never raises, and loses no text.
+
+    ``refused`` counts what began with the marker of a call, and was none.
+    """
+
+    refused: int
 
     def push(self, text: str) -> Sequence[Event]:
         """Take more of the text; return what is certain now."""
@@ -121,6 +126,8 @@ __all__ = ["AnswerParser", "Format", "Wanted", "format_of"]
 
 
 class _Plain:
+    refused = 0
+
     def push(self, text: str) -> Sequence[Event]:
         return [Text(text)] if text else []
 

@@ -31,6 +31,8 @@ _LONGEST = 400  # characters of a head
 class HarmonyAnswer:
     """Parser of one answer. See ``Answer``."""
 
+    refused = 0  # a head without a call is that of another message
+
     def __init__(self, tools: Mapping[str, Json], tail: str, split: bool) -> None:
         self._split = split
         self._events: list[Event] = []
