@@ -20,7 +20,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, or
 
 def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, *arguments]  # Python warns of forks
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
 
 
 DAEMONS = """

@@ -77,6 +77,13 @@ def submitted(loop: StepLoop, ids: Iterable[int], max_tokens: int = 6, on_token:
     return request
 
 
+def go_on_when_closed(executor: SlowExecutor, loop: StepLoop) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not loop.closed and time.monotonic() < deadline:
+        time.sleep(0.001)
+    executor.go.set()
+
+
 def sink_of(request: Request) -> Waited:
     assert isinstance(request.sink, Waited)
     return request.sink
@@ -154,7 +161,7 @@ def test_close_ends_requests_with_an_error() -> None:
     loop = loop_over(executor)
     requests = [submitted(loop, range(40), 100) for _ in range(3)]
     assert executor.reached.wait(TIMEOUT)
-    threading.Timer(0.05, executor.go.set).start()
+    threading.Thread(target=go_on_when_closed, args=(executor, loop), daemon=True).start()
     loop.close()
     for request in requests:
         assert isinstance(sink_of(request).end(), UsageError)
