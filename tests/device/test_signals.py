@@ -70,7 +70,7 @@ def test_a_process_that_is_told_to_end_ends() -> None:
         assert process.stdout
         assert process.stdout.readline() == "begun\n"
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode == -signal.SIGTERM
 
 

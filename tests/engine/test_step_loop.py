@@ -20,7 +20,7 @@ from zincmetal.engine.step_loop import StepLoop
 from zincmetal.errors import DeviceError, UsageError
 from zincmetal.sampling.params import SamplingParams
 
-TIMEOUT = 20  # seconds after which a test has failed
+TIMEOUT = 60  # seconds after which a test has failed
 
 
 class Waited:

@@ -26,7 +26,7 @@ from zincmetal.engine.scheduler import Scheduler
 MODEL = b"0123456789abcdef"
 OTHER = b"another model..."
 LARGE = 1 << 30
-TIMEOUT = 20  # seconds after which a test has failed
+TIMEOUT = 60  # seconds after which a test has failed
 A, B = ([(7 * i + 13 * k) % VOCAB for i in range(400)] for k in range(2))
 
 
