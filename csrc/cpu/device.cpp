@@ -168,6 +168,7 @@ class CpuDevice : public Device {
 
     const bool native_;
     const std::shared_ptr<Crew> crew_;
+    const std::string n_native_;  // "17 of 20": kernels with a native version
 };
 
 int pool_threads(const DeviceOptions& options) {
@@ -181,8 +182,16 @@ int pool_threads(const DeviceOptions& options) {
     return options.threads > 0 ? options.threads : usable_cores();
 }
 
+std::string count_native(bool native) {
+    const std::vector<std::string> kernels = msl::kernel_names();
+    const auto is_native = [native](const std::string& name) { return native && find_native(name.c_str()); };
+    const size_t n = size_t(std::count_if(kernels.begin(), kernels.end(), is_native));
+    return std::to_string(n) + " of " + std::to_string(kernels.size());
+}
+
 CpuDevice::CpuDevice(const DeviceOptions& options)
-    : native_(options.native), crew_(std::make_shared<Crew>(pool_threads(options))) {
+    : native_(options.native), crew_(std::make_shared<Crew>(pool_threads(options))),
+      n_native_(count_native(options.native)) {
     if (!msl::registry_error().empty()) throw DeviceError(msl::registry_error());
 }
 
@@ -197,11 +206,7 @@ DeviceInfo CpuDevice::info() const {
     info.max_threadgroup_bytes = msl::max_threadgroup_bytes;
     info.page_bytes = uint32_t(page_bytes());
     info.asynchronous = crew_->pool.threads() > 1;
-    const std::vector<std::string> kernels = kernel_names();
-    const auto is_native = [this](const std::string& name) { return native_ && find_native(name.c_str()); };
-    const size_t n_native = size_t(std::count_if(kernels.begin(), kernels.end(), is_native));
-    const std::string native = std::to_string(n_native) + " of " + std::to_string(kernels.size());
-    info.features = {{"isa", isa}, {"threads", threads}, {"native kernels", native}};
+    info.features = {{"isa", isa}, {"threads", threads}, {"native kernels", n_native_}};
     return info;
 }
 

@@ -161,10 +161,14 @@ def _words_for(error: BaseException) -> OutOfMemoryError:
 
 def memory_ended(error: BaseException) -> bool:
     """Return True for an error, of any type, that reports exhausted host memory."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    if isinstance(error, (MemoryError, OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     if isinstance(error, SystemError):  # C code failed without an exception: it had no memory to make one
         return True
+    if isinstance(error, BufferError):  # of a memoryview, in the place of the error that the core had raised
+        return error.__cause__ is not None and memory_ended(error.__cause__)
     by_library = isinstance(error, (ImportError, OSError, RuntimeError)) or type(error) is Exception
     return by_library and any(words in str(error).lower() for words in _WORDS)
 

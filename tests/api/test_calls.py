@@ -178,8 +178,14 @@ def test_where_memory_ends_the_error_is_typed(error: Exception) -> None:
         raise error
 
 
+def test_a_memoryview_without_memory_is_told() -> None:
+    with pytest.raises(OutOfMemoryError, match="the host is out of memory"), typed_errors:
+        raise BufferError("Error getting buffer") from OutOfMemoryError("the process has no memory left")
+
+
 @pytest.mark.parametrize(
-    "error", [KeyError("k"), ValueError("v"), Exception("e"), OSError(2, "no"), KeyboardInterrupt()]
+    "error",
+    [KeyError("k"), ValueError("v"), Exception("e"), OSError(2, "no"), BufferError("b"), KeyboardInterrupt()],
 )
 def test_other_errors_pass(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, typed_errors:

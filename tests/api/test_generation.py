@@ -13,6 +13,7 @@ import pytest
 import zincmetal
 from support.paths import DATA
 from support.reference_models import reference_models
+from support.running import running_of, until
 from zincmetal.device.buffers import Buffers
 from zincmetal.errors import ContextFullError, DeviceError, UnsupportedModelError, UsageError
 from zincmetal.models import llama
@@ -171,7 +172,12 @@ def test_closing_ends_a_stream_whose_reader_learns_of_it_and_hides_no_error():
     def fail_while_streaming():
         with zincmetal.load(PATH, device="cpu", context=64) as m:
             m.text.id_tokenizer.eog_ids = frozenset()
-            streams.append(m.stream_generate([1, 2], max_tokens=60))
+
+            def wait(ids, logits):
+                until(lambda: len(ids) == 2 or running_of(m).loop.closed)
+                return logits
+
+            streams.append(m.stream_generate([1, 2], max_tokens=60, logits_processors=[wait]))
             next(streams[0])
             raise KeyError("the caller's")
 

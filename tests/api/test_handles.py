@@ -16,12 +16,12 @@ import pytest
 
 import zincmetal
 from support.reference_models import reference_models
+from support.running import TIMEOUT, running_of, until
 from zincmetal.errors import DeadlineError, QueueFullError, UsageError
 
 PATHS = [reference_models("llama")[0], reference_models("qwen35")[0]]
 PROMPT = [5, 6, 7]
 LONG = 400  # tokens: a generation that a test ends
-TIMEOUT = 30  # seconds after which a test has failed
 
 
 def opened(path: Any = PATHS[0], **options: Any) -> Any:
@@ -55,13 +55,6 @@ class Held:
         self.reached.set()
         assert self.go.wait(TIMEOUT)
         return logits
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + TIMEOUT
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 # ---- reading --------------------------------------------------------------------------------------------------
@@ -223,8 +216,10 @@ def test_a_loop_that_is_left_cancels() -> None:
 
 
 def test_a_closed_handle_gives_no_more_chunks(shared: Any) -> None:
-    with shared.submit(PROMPT, LONG) as handle:
+    held = Held(1)
+    with shared.submit(PROMPT, LONG, logits_processors=[held]) as handle:
         next(handle)
+    held.go.set()
     assert list(handle) == []
     assert handle.result(TIMEOUT).finish_reason == "cancelled"
     with pytest.raises(KeyError):
@@ -232,10 +227,12 @@ def test_a_closed_handle_gives_no_more_chunks(shared: Any) -> None:
 
 
 def test_reset_ends_what_is_unfinished(shared: Any) -> None:
-    done, handle = shared.submit(PROMPT, 3), shared.submit(PROMPT, LONG)
+    done, held = shared.submit(PROMPT, 3), Held(1)
     done.result()
+    handle = shared.submit(PROMPT, LONG, logits_processors=[held])
     next(handle)
     shared.reset()
+    held.go.set()
     with pytest.raises(UsageError, match=r"ended by reset\(\)"):
         list(handle)
     assert len(list(done)) == 3
@@ -244,11 +241,12 @@ def test_reset_ends_what_is_unfinished(shared: Any) -> None:
 
 def test_a_deadline_that_passes(model: Any) -> None:
     held = Held(2)
-    handle = model.submit(PROMPT, LONG, deadline=0.05, logits_processors=[held])
+    model.generate(PROMPT, 3)  # makes the plans, so that decoding begins long before the deadline
+    handle = model.submit(PROMPT, LONG, deadline=0.8, logits_processors=[held])
     assert held.reached.wait(TIMEOUT)
-    time.sleep(0.06)
+    time.sleep(0.81)
     held.go.set()
-    with pytest.raises(DeadlineError, match=r"after 0.05 seconds: it was while decoding"):
+    with pytest.raises(DeadlineError, match=r"after 0.8 seconds: it was while decoding"):
         handle.result(TIMEOUT)
     assert len(model.generate(PROMPT, 3, deadline=TIMEOUT).tokens) == 3
     for wrong in (-1, "x", float("nan")):
@@ -271,8 +269,10 @@ def test_a_model_that_closes_ends_all_that_wait(model: Any) -> None:
     for thread in threads:
         thread.start()
     assert held.reached.wait(TIMEOUT)
-    threading.Timer(0.02, held.go.set).start()
+    goes_on = threading.Thread(target=lambda: (until(lambda: running_of(model).loop.closed), held.go.set()))
+    goes_on.start()
     model.close()
+    goes_on.join(TIMEOUT)
     for thread in threads:
         thread.join(TIMEOUT)
         assert not thread.is_alive()

@@ -12,17 +12,20 @@ import metal_compile
 from zincmetal.device import backend
 
 # Logs its arguments and makes the file after -o. Refuses the names that the file "faults" beside it lists.
-XCRUN = f"""#!{sys.executable}
-import json, pathlib, sys
-here, args = pathlib.Path(__file__).parent, sys.argv[1:]
-with open(here / "log", "a") as log:
+XCRUN = f"""#!{sys.executable} -IS
+import json, os, sys
+here, args = os.path.dirname(__file__), sys.argv[1:]
+with open(here + "/log", "a") as log:
     log.write(json.dumps(args) + "\\n")
-for pattern, words in json.loads((here / "faults").read_text()).items():
+for pattern, words in json.load(open(here + "/faults")).items():
     if pattern in " ".join(args):
         sys.exit(words)
-pathlib.Path(args[args.index("-o") + 1]).write_text("made")
+with open(args[args.index("-o") + 1], "w") as made:
+    made.write("made")
 print("a warning" if "common" in " ".join(args) else "")
 """
+#: The sources that tests name. One test compiles all of them.
+FEW = ("argmax.metal", "elementwise.metal", "ssm.metal")
 
 
 @pytest.fixture
@@ -43,6 +46,16 @@ def xcrun(tmp_path, monkeypatch):
         return status, asked, messages
 
     return run
+
+
+@pytest.fixture
+def few(tmp_path, monkeypatch):
+    """Leaves a few sources: a call of the stand-in for each of all of them takes seconds."""
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    for name in FEW:
+        (folder / name).symlink_to(metal_compile.KERNELS / name)
+    monkeypatch.setattr(metal_compile, "KERNELS", folder)
 
 
 def test_every_file_every_language_and_every_gpu(xcrun, tmp_path):
@@ -66,6 +79,7 @@ def test_every_file_every_language_and_every_gpu(xcrun, tmp_path):
     assert inputs.count(["zincmetal_4.metallib", "zincmetal_4.mtlp-json"]) == len(gpus["M5"])
 
 
+@pytest.mark.usefixtures("few")
 def test_a_refused_kernel_fails_the_run_and_the_rest_goes_on(xcrun):
     status, _, messages = xcrun("--kernels", "add", faults={"metal3.1/ssm.air": "ssm.metal:1: error: no such thing"})
     assert status == 1
@@ -74,6 +88,7 @@ def test_a_refused_kernel_fails_the_run_and_the_rest_goes_on(xcrun):
     assert messages["M5 applegpu_g17s"]["status"] == 0
 
 
+@pytest.mark.usefixtures("few")
 def test_a_gpu_or_language_that_the_tools_do_not_know_is_no_failure_but_the_shipped_language_is(xcrun):
     faults = {"-std=metal4.0": "error: invalid value 'metal4.0'", "applegpu_g17": "error: unknown architecture"}
     status, _, messages = xcrun("--kernels", "add", faults=faults)
@@ -82,11 +97,13 @@ def test_a_gpu_or_language_that_the_tools_do_not_know_is_no_failure_but_the_ship
     assert xcrun("--kernels", "add", faults={"-std=metal3.1": "error: invalid value 'metal3.1'"})[0] == 1
 
 
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("words", ["unsupported GPU architecture", "invalid target arch", "Unknown architecture"])
 def test_ways_to_say_that_a_gpu_is_not_known(words, xcrun):
     assert xcrun("--kernels", "add", faults={"applegpu_g17s": f"error: {words} 'applegpu_g17s'"})[0] == 0
 
 
+@pytest.mark.usefixtures("few")
 def test_sources_compile_where_the_wheel_did_not_build(xcrun, monkeypatch):
     """The compiler's messages are needed most where no wheel was built."""
 
@@ -102,6 +119,7 @@ def test_sources_compile_where_the_wheel_did_not_build(xcrun, monkeypatch):
     assert not any(args[2] == "metal-tt" for args in asked)
 
 
+@pytest.mark.usefixtures("few")
 def test_a_backend_that_refuses_a_kernel_fails_the_run(xcrun):
     assert xcrun("--kernels", "add", faults={"applegpu_g13g": "error: too many registers in kernel add"})[0] == 1
 

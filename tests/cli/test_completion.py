@@ -52,7 +52,7 @@ def _complete_in_bash(scripts: Path, typed: str) -> set[str]:
     files = 'compopt() { :; }; [ ${#COMPREPLY[@]} -gt 0 ] || COMPREPLY=($(compgen -f -- "${COMP_WORDS[COMP_CWORD]}"))'
     code = f"""source ./bash; line=$1; COMP_WORDS=(zincmetal $line); [[ -z $line || $line == *' ' ]] && COMP_WORDS+=("")
     COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _zincmetal; {files}; printf '%s\\n' "${{COMPREPLY[@]}}" """
-    done = subprocess.run(["bash", "-c", code, "bash", typed], cwd=scripts, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", code, "bash", typed], cwd=scripts, capture_output=True, text=True, timeout=300)
     assert done.stderr == ""
     return set(done.stdout.split())
 
@@ -60,7 +60,7 @@ def _complete_in_bash(scripts: Path, typed: str) -> set[str]:
 def _complete_in_fish(scripts: Path, typed: str) -> set[str]:
     code = "source ./fish; complete -C $argv[1]"
     words = ["fish", "--no-config", "-c", code, f"zincmetal {typed}"]
-    done = subprocess.run(words, cwd=scripts, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, cwd=scripts, capture_output=True, text=True, timeout=300)
     assert done.stderr == ""
     return {line.partition("\t")[0] for line in done.stdout.splitlines()}
 

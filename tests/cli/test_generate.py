@@ -84,9 +84,9 @@ def test_interrupt_ends_cleanly_with_what_was_made(smollm2):
     for _ in range(5):  # Python drops an interrupt that meets a finaliser, so press again
         child.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=3)
+            child.wait(timeout=15)
             break
-    rest, errors = child.communicate(timeout=60)
+    rest, errors = child.communicate(timeout=300)
     assert child.returncode == 130
     assert len(first + rest) >= 2
     assert b"interrupted" in errors
@@ -125,11 +125,9 @@ def test_a_reader_that_goes_away(smollm2):
     )
     child.stdout.read(2)
     child.stdout.close()
-    began = time.monotonic()
     errors = child.stderr.read()
-    assert child.wait(timeout=60) == 1
+    assert child.wait(timeout=300) == 1
     assert errors == b""
-    assert time.monotonic() - began < 60
 
 
 def test_a_terminal_without_unicode(smollm2):
@@ -200,7 +198,7 @@ def test_a_progress_bar_on_a_terminal(smollm2):
         while piece := os.read(ours, 1 << 16):
             shown += piece
     os.close(ours)
-    child.communicate(timeout=60)
+    child.communicate(timeout=300)
     assert child.returncode == 0
     assert b"load:" in shown
     assert b"prompt:  73%" in shown

@@ -20,7 +20,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, or
 
 def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, *arguments]  # Python warns of forks
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
 
 
 DAEMONS = """
@@ -160,5 +160,5 @@ def test_the_driver_of_a_mac_is_asked_for_patience_as_soon_as_the_package_is_imp
     environment = {k: v for k, v in os.environ.items() if k not in (watchdog.VARIABLE, "ZINCMETAL_RELAXED")}
     code = f"import zincmetal, os; print(os.environ[{watchdog.VARIABLE!r}], os.environ.get('ZINCMETAL_RELAXED'))"
     environment |= {} if chosen is None else {watchdog.VARIABLE: chosen}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
     assert done.stdout.strip() == value

@@ -21,6 +21,14 @@ streams = [model.submit([i + 5, 6, 7], max_tokens=200) for i in range(3)]
 print("begun", flush=True)
 print([list(stream.result().tokens) for stream in streams], flush=True)
 """
+ENDLESS = """
+import sys, zincmetal
+model = zincmetal.load(sys.argv[1], device="cpu", threads=2, context=512)
+print("begun", flush=True)
+while True:
+    for stream in [model.submit([i + 5, 6, 7], max_tokens=200) for i in range(3)]:
+        stream.result()
+"""
 UNREAD = """
 import sys, zincmetal
 model = zincmetal.load(sys.argv[1], device="cpu", threads=2, context=512)
@@ -58,11 +66,11 @@ def test_a_process_that_was_stopped_goes_on_with_the_same_tokens() -> None:
 
 @posix
 def test_a_process_that_is_told_to_end_ends() -> None:
-    with started(ANSWERS) as process:
+    with started(ENDLESS) as process:
         assert process.stdout
         assert process.stdout.readline() == "begun\n"
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode == -signal.SIGTERM
 
 

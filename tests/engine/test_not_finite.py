@@ -33,11 +33,12 @@ FILES = ("llama-q4_k_m.gguf", "qwen35-q4_k_m.gguf")
 PATHS = [*(DATA / name for name in FILES), DATA / "gemma3-q4_0.gguf", DATA / "qwen35moe-q4k-q5k-q8.gguf"]
 FAMILIES = sorted((DATA / "families").glob("*.gguf"))
 X = 77  # the token whose embedding is damaged
+LONG = 8000  # tokens: a generation that a test ends
 GREEDY = SamplingParams()
 
 
 def load(name: str, folder: Path | None = None) -> Any:
-    return zincmetal.load(DATA / name, device="cpu", threads=1, context=512, cache_dir=folder)
+    return zincmetal.load(DATA / name, device="cpu", threads=1, context=8192, cache_dir=folder)
 
 
 def poison(model: Any, value: float) -> None:
@@ -175,7 +176,7 @@ def test_a_poisoned_page_ends_one_request_and_is_forgotten(name: str, value: flo
     with load(name) as model:
         wanted = [model.generate(ids, 12).tokens for ids in (A, B)]
     with load(name, tmp_path) as model:
-        first, second = model.submit(A, max_tokens=300), model.submit(B, max_tokens=12)
+        first, second = model.submit(A, max_tokens=LONG), model.submit(B, max_tokens=12)
         tokens = iter(first)
         next(tokens)
         poison(model, value)
@@ -213,7 +214,7 @@ def test_what_was_moved_to_the_lower_tier_is_forgotten_too(name: str, tmp_path: 
     files = sorted(path for path in tmp_path.rglob("*") if path.suffix in (".page", ".state"))
     assert files
     with load(name, tmp_path) as model:
-        damaged = model.submit(A, max_tokens=300)
+        damaged = model.submit(A, max_tokens=LONG)
         next(iter(damaged))
         poison(model, np.nan)
         with pytest.raises(DeviceError, match="not finite"):
@@ -226,7 +227,7 @@ def test_what_was_moved_to_the_lower_tier_is_forgotten_too(name: str, tmp_path: 
 def test_a_poisoned_state_ends_one_request(value: float) -> None:
     with load(FILES[1]) as model:
         wanted = [model.generate(ids, 12).tokens for ids in (A, B)]
-        first, second = model.submit(A, max_tokens=300), model.submit(B, max_tokens=12)
+        first, second = model.submit(A, max_tokens=LONG), model.submit(B, max_tokens=12)
         next(iter(first))
         engine = model.engine
 

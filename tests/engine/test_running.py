@@ -16,7 +16,7 @@ import pytest
 
 import zincmetal
 from support.reference_models import reference_models
-from support.running import running_of
+from support.running import paused, running_of
 from zincmetal.errors import ContextFullError, DeviceError, UsageError
 from zincmetal.plan import planner
 from zincmetal.plan.chunks import ONE_ROW, chunk_shape
@@ -400,7 +400,8 @@ def an_error_ends_all(model: Any, error: Exception, where: str, after: bool, mon
     path = model.file.path
     assert model.generate(PROMPT, max_tokens=4).tokens == fresh(PROMPT, 4, path)
     monkeypatch.setattr(model.engine, where, Failing(getattr(model.engine, where), 6, error, after))
-    streams = [model.stream_generate([i, *PROMPT], max_tokens=30) for i in range(3)]
+    with paused(model):  # all have begun when it fails
+        streams = [model.stream_generate([i, *PROMPT], max_tokens=30) for i in range(3)]
     for i, stream in enumerate(streams):
         made = []
         with pytest.raises(zincmetal.errors.ZincError) as told:

@@ -20,7 +20,7 @@ from zincmetal.engine.step_loop import StepLoop
 from zincmetal.errors import DeviceError, UsageError
 from zincmetal.sampling.params import SamplingParams
 
-TIMEOUT = 20  # seconds after which a test has failed
+TIMEOUT = 60  # seconds after which a test has failed
 
 
 class Waited:
@@ -75,6 +75,13 @@ def submitted(loop: StepLoop, ids: Iterable[int], max_tokens: int = 6, on_token:
     request = Request(list(ids), max_tokens, Waited(on_token), **options)
     loop.submit(request)
     return request
+
+
+def go_on_when_closed(executor: SlowExecutor, loop: StepLoop) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not loop.closed and time.monotonic() < deadline:
+        time.sleep(0.001)
+    executor.go.set()
 
 
 def sink_of(request: Request) -> Waited:
@@ -154,7 +161,7 @@ def test_close_ends_requests_with_an_error() -> None:
     loop = loop_over(executor)
     requests = [submitted(loop, range(40), 100) for _ in range(3)]
     assert executor.reached.wait(TIMEOUT)
-    threading.Timer(0.05, executor.go.set).start()
+    threading.Thread(target=go_on_when_closed, args=(executor, loop), daemon=True).start()
     loop.close()
     for request in requests:
         assert isinstance(sink_of(request).end(), UsageError)

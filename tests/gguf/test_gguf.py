@@ -279,7 +279,7 @@ def test_parts_that_do_not_fit_together(tmp_path: Path) -> None:
 
 def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "zincmetal.gguf", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
 
 
 def test_the_printer(tmp_path: Path) -> None:
@@ -321,4 +321,4 @@ def test_the_printer_survives_a_closed_pipe(tmp_path: Path) -> None:
         process.stdout.readline()
         process.stdout.close()
         errors = process.stderr.read()
-        assert (process.wait(timeout=60), errors) == (0, "")
+        assert (process.wait(timeout=300), errors) == (0, "")

@@ -20,6 +20,7 @@ import ast
 import importlib
 import importlib.abc
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -76,25 +77,28 @@ EXCHANGED = {"min": "max", "max": "min"}
 
 @dataclass(frozen=True)
 class Mutant:
-    """Change of a line, and the text of the module with it."""
+    """Change of a line of a module, whose text without it is ``source``."""
 
     module: str
     number: int
     line: str
     change: str
-    text: str
+    source: str
+
+    @property
+    def text(self) -> str:
+        """The module with the change. Made when asked for: it costs as much as a look at the whole module."""
+        tree = ast.parse(self.source)
+        _, _, apply = next(itertools.islice(_sites(tree), self.number, None))
+        apply()
+        return ast.unparse(ast.fix_missing_locations(tree))
 
 
 def mutants(module: str, text: str) -> Iterator[Mutant]:
     """Yields all mutants of a module."""
     lines = text.split("\n")
-    n_sites = len(list(_sites(ast.parse(text))))
-    for i in range(n_sites):
-        tree = ast.parse(text)
-        node, change, apply = list(_sites(tree))[i]
-        apply()
-        line = lines[node.lineno - 1].strip()
-        yield Mutant(module, i, line, change, ast.unparse(ast.fix_missing_locations(tree)))
+    for i, (node, change, _) in enumerate(_sites(ast.parse(text))):
+        yield Mutant(module, i, lines[node.lineno - 1].strip(), change, text)
 
 
 def _sites(tree: ast.Module) -> Iterator[tuple[Any, str, Callable[[], None]]]:

@@ -26,7 +26,8 @@ from zincmetal.engine.scheduler import Scheduler
 MODEL = b"0123456789abcdef"
 OTHER = b"another model..."
 LARGE = 1 << 30
-TIMEOUT = 20  # seconds after which a test has failed
+ALL_FILES = 1000  # more than a lab reads; a semaphore takes time for each
+TIMEOUT = 60  # seconds after which a test has failed
 A, B = ([(7 * i + 13 * k) % VOCAB for i in range(400)] for k in range(2))
 
 
@@ -47,7 +48,7 @@ class GatedFolder(CacheFolder):
     def give(self, files: int | None = None) -> None:
         """Let so many files more be read, or all."""
         self.is_open = files is None
-        self._given.release(10**6 if files is None else files)
+        self._given.release(ALL_FILES if files is None else files)
 
     def load(self, name: str) -> Loaded:
         self.loads[name] += 1

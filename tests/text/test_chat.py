@@ -185,7 +185,7 @@ def ask_alone(source: str, prelude: str, seconds: float) -> subprocess.Completed
         [sys.executable, "-c", code, settings, _render.__file__],
         input=_render.LENGTH.pack(len(body)) + body,
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -123,14 +125,12 @@ def test_sizes_that_are_no_sizes_are_left_alone() -> None:
 
 
 @pytest.mark.usefixtures("fresh")
-def test_a_process_that_is_killed_is_not_out_of_memory(fresh: rendering.Renderer) -> None:
+def test_a_process_that_is_killed_is_not_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rendered("{{ 1 }}") == "1"
-    assert fresh.child is not None
-    timer = threading.Timer(0.1, fresh.child.kill)
-    timer.start()
-    with pytest.raises(ChatTemplateError, match="ended its process with status -9"):
-        rendered(ENDLESS)
-    timer.join()
+    with monkeypatch.context() as patched:  # the parent looks while the template is rendered
+        patched.setattr(rendering, "resident", lambda pid: os.kill(pid, signal.SIGKILL))
+        with pytest.raises(ChatTemplateError, match="ended its process with status -9"):
+            rendered(ENDLESS)
     assert rendered("{{ 1 }}") == "1"
 
 
@@ -173,6 +173,24 @@ def test_what_templates_do_with_dict_and_namespace() -> None:
 
 
 # --- jinja2
+
+
+SLOW_JINJA = """
+import sys, time
+time.sleep(0.8)
+sys.path.remove({folder!r})
+del sys.modules["jinja2"]
+import jinja2
+"""
+
+
+def test_the_import_of_jinja_takes_no_time_of_a_template(
+    fresh: rendering.Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "jinja2.py").write_text(SLOW_JINJA.format(folder=str(tmp_path)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(chat, "TIME_LIMIT", 0.3)
+    assert rendered("{{ 1 }}") == "1"
 
 
 def test_an_old_jinja_is_refused(fresh: rendering.Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

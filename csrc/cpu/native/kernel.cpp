@@ -2,7 +2,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <new>
+#include <string_view>
 #include <vector>
 
 namespace zinc {
@@ -13,9 +15,9 @@ struct Registered {
     Isa isa;
 };
 
-// Never destroyed: threads may still use it at the end of the process.
-std::vector<Registered>& registry() {
-    static auto& all = *new std::vector<Registered>;
+// The versions of each kernel. Never destroyed: threads may still use it at the end of the process.
+std::map<std::string_view, std::vector<Registered>>& registry() {
+    static auto& all = *new std::map<std::string_view, std::vector<Registered>>;
     return all;
 }
 
@@ -79,15 +81,16 @@ Isa detected_isa() { return isa_allowed(); }
 
 // All versions are kept: the environment caps the instruction set when a device opens, after static initialisation.
 void register_native(const char* name, Isa isa, NativeFn fn, uint32_t grain) {
-    registry().push_back({{name, fn, grain}, isa});
+    registry()[name].push_back({{name, fn, grain}, isa});
 }
 
 const NativeKernel* find_native(const char* name) {
+    const auto found = registry().find(name);
+    if (found == registry().end()) return nullptr;
     const Isa allowed = detected_isa();
     const Registered* best = nullptr;
-    for (const Registered& r : registry()) {
-        if (runs_on(r.isa, allowed) && !strcmp(r.kernel.name, name) && (!best || r.isa > best->isa)) best = &r;
-    }
+    for (const Registered& r : found->second)
+        if (runs_on(r.isa, allowed) && (!best || r.isa > best->isa)) best = &r;
     return best ? &best->kernel : nullptr;
 }
 

@@ -1,6 +1,6 @@
 // The kernels of this module, by name; static initialisers of the kernel files fill it.
-#include <algorithm>
-#include <cstring>
+#include <map>
+#include <string_view>
 
 #include "msl/run/executor.h"
 
@@ -8,7 +8,7 @@ namespace zinc::msl {
 namespace {
 
 struct Registry {
-    std::vector<KernelInfo> kernels;
+    std::map<std::string_view, KernelInfo> kernels;
     std::string error;
 };
 
@@ -20,21 +20,18 @@ Registry& registry() {
 }  // namespace
 
 void register_kernel(const KernelInfo& kernel) {
-    for (const KernelInfo& other : registry().kernels)
-        if (!strcmp(other.name, kernel.name)) registry().error = std::string("two kernels are named ") + kernel.name;
-    registry().kernels.push_back(kernel);
+    if (!registry().kernels.emplace(kernel.name, kernel).second)
+        registry().error = std::string("two kernels are named ") + kernel.name;
 }
 
 const KernelInfo* find_kernel(const char* name) {
-    for (const KernelInfo& kernel : registry().kernels)
-        if (!strcmp(kernel.name, name)) return &kernel;
-    return nullptr;
+    const auto found = registry().kernels.find(name);
+    return found == registry().kernels.end() ? nullptr : &found->second;
 }
 
 std::vector<std::string> kernel_names() {
     std::vector<std::string> names;
-    for (const KernelInfo& kernel : registry().kernels) names.emplace_back(kernel.name);
-    std::sort(names.begin(), names.end());
+    for (const auto& [name, kernel] : registry().kernels) names.emplace_back(name);
     return names;
 }
 

@@ -23,7 +23,7 @@ from ...settings import PYTHON
 from . import sandbox
 from .resident import resident
 
-START_LIMIT = 20.0  # seconds until the process must say hello
+START_LIMIT = 20.0  # seconds until the process must say hello, and then until it has imported jinja2
 BUSY = 10  # times its limit, by the clock, that a process has on a busy machine before the parent kills it
 SOON = 0.005  # seconds that an ordinary template takes; only then the parent starts to watch
 PULSE = 0.001  # seconds between two looks at the memory of the process
@@ -112,8 +112,10 @@ class Renderer:
         """Answer a request. Raises ChatTemplateError if the process ends before its answer."""
         with self._lock:
             try:
-                child = self.child = self.child or self._start(memory)
-                return _exchange(child, request, memory)
+                if self.child is None:
+                    self.child = self._start(memory)
+                    _wait_until_ready(self.child, memory)
+                return _exchange(self.child, request, memory)
             except Ended as end:
                 self.stop()
                 raise ChatTemplateError(f"the chat template {end}") from None
@@ -191,6 +193,15 @@ def _readable(child: Child, seconds: float) -> bool:
     poll = select.poll()
     poll.register(child.stdout.fileno(), select.POLLIN)
     return bool(poll.poll(max(seconds, 0) * 1000))
+
+
+def _wait_until_ready(child: Child, memory: int) -> None:
+    """Wait until the process has imported jinja2, which is not the time of a template. Raises Ended if it cannot."""
+    assert child.stdout is not None
+    if not _readable(child, START_LIMIT):
+        raise Ended(f"needs jinja2, whose import takes more than {START_LIMIT:g} seconds")
+    if sandbox.read_message(child.stdout) != sandbox.READY:
+        raise Ended(_cause(child.wait(), START_LIMIT, memory))
 
 
 def _exchange(child: Child, request: dict[str, Any], memory: int) -> Any:

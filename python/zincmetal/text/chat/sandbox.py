@@ -8,7 +8,8 @@ One sort, one ``join`` or one product of large numbers is a single call of any d
 - A value that is known to be huge before it exists (``'a' * 10 ** 10``) is not made.
 
 Requests come on standard input, and answers leave on standard output. Each is eight bytes of length and then JSON.
-The first message is a greeting: it shows that this is a Python which speaks this protocol.
+The first message is a greeting: it shows that this is a Python which speaks this protocol. The second one comes when
+jinja2 is imported: only from then on does a template take its time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ NO_JINJA = 78
 OLD_JINJA = 79
 OLDEST_JINJA = (3, 1, 6)  # before it, ``|attr('format')`` walks out of the sandbox
 LARGEST = 1 << 25  # characters or elements of one value
-HELLO = "zincmetal renders"
+HELLO, READY = "zincmetal renders", "ready"
 
 
 class TooLong(Exception):
@@ -309,6 +310,7 @@ def serve(requests: IO[bytes], answers: IO[bytes], settings: dict[str, Any]) -> 
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     compiled = functools.lru_cache(maxsize=8)(env.from_string)
+    write_message(answers, READY)
     try:
         while (request := read_message(requests)) is not None:
             signal.setitimer(signal.ITIMER_PROF, request["seconds"])  # by default, its signal ends the process
