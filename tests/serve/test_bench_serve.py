@@ -25,7 +25,7 @@ from zincmetal.serve.bench.measures import DEFINITIONS, Goals, Sample, Spread, p
 from zincmetal.serve.bench.memory import slope
 from zincmetal.serve.bench.report import Report
 from zincmetal.serve.bench.run import measure, named
-from zincmetal.serve.bench.scenarios import KINDS, Load, agents, chosen, mixed, storm
+from zincmetal.serve.bench.scenarios import KINDS, Load, agents, chosen, churn, mixed, storm
 from zincmetal.serve.serving import Access, Serving
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -42,6 +42,7 @@ LOAD = Load(
     system=50,
     turns=3,
     storm=12,
+    churn=6,
 )
 
 
@@ -362,13 +363,14 @@ def run_all(serving: Serving, kinds: tuple[str, ...], **changes: Any) -> Report:
 
 def test_every_scenario_runs(serving: Serving) -> None:
     report = run_all(serving, KINDS, soak=0.2)
-    assert list(report.outcomes) == ["single 30", "clients 1", "clients 3", "agents", "mixed", "storm", "soak"]
+    assert list(report.outcomes) == ["single 30", "clients 1", "clients 3", "agents", "mixed", "storm", "churn", "soak"]
     assert report.failed == 0
     assert not report.cut
     counts = {name: report.summary(name, "own").requests for name in report.outcomes}
     assert (counts["single 30"], counts["clients 1"], counts["clients 3"]) == (4, 4, 12)
     assert counts["agents"] == 2 * (3 + 1)  # a side request each
     assert counts["storm"] == 2 * (12 + 1)
+    assert counts["churn"] == 2 * 6
     assert report.summary("soak", "own").requests > 4
     assert not serving.turns
 
@@ -483,6 +485,19 @@ def test_an_agents_cache(serving: Serving, backend: ScriptedBackend) -> None:
     growing = [len(p) for p in backend.prompts if "title" not in p]
     assert growing == sorted(growing)
     assert len(growing) == LOAD.turns
+
+
+def test_all_models_of_a_server_are_asked(base: ScriptedBackend, tmp_path: Path) -> None:
+    other = scripted(tmp_path, lambda prompt, given: Answer("and me"), "other", n_ctx=1 << 16)
+    first = copy.copy(base)
+    first.running, first.ended, first.prompts = [], [], []
+    serving = Serving(ScriptedModels([first, other]))
+    outcome = against(serving, lambda target: churn(target, LOAD, Prompts("x", 4.0), 0))
+    assert outcome.notes["models"] == 2
+    assert outcome.notes["worst of another"] >= outcome.notes["TTFT of another"] > 0
+    assert len(first.prompts) + len(other.prompts) == LOAD.churn
+    assert first.prompts
+    assert other.prompts
 
 
 def test_a_storm_leaves_an_idle_server(serving: Serving, backend: ScriptedBackend) -> None:

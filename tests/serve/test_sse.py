@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -112,6 +112,34 @@ def test_signs_of_life_come_only_while_nothing_else_does() -> None:
     async def main() -> None:
         source = Source().put(b"", *[b"data: 1\n\n"] * 50, None)
         assert COMMENT not in await call_of(source, keep_alive=30).rest()
+
+    asyncio.run(main())
+
+
+def test_no_sign_of_life_is_made_behind_a_first_frame_that_waits_to_be_sent() -> None:
+    """Frames have numbers: what is made later must not be sent before."""
+
+    async def main() -> None:
+        source, numbers = Source(), iter(range(9))
+
+        async def numbered() -> AsyncGenerator[bytes, None]:
+            async with aclosing(source.frames()) as frames:
+                async for _ in frames:
+                    yield str(next(numbers)).encode()
+
+        reply = await begun(numbered(), in_band, Limits(patience=0.0), beat=lambda: str(next(numbers)).encode())
+        assert reply._beat() == b"0"  # noqa: SLF001
+        source.put(b"first", None)
+        for _ in range(9):
+            await asyncio.sleep(0)  # it is made, and nobody has sent it
+        assert reply._beat() == b""  # noqa: SLF001
+        sent: list[bytes] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message.get("body", b""))
+
+        await reply({}, asyncio.Event().wait, send)  # type: ignore[arg-type]
+        assert b"".join(sent) == b"1"
 
     asyncio.run(main())
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..serve.bench.scenarios import Load
 
 STOP_SECONDS = 40.0  # for a server that was started here
-KINDS = ("single", "clients", "agents", "mixed", "storm", "soak")
+KINDS = ("single", "clients", "agents", "mixed", "storm", "churn", "soak")
 
 
 def add_arguments(p: Parser) -> None:
@@ -34,7 +34,13 @@ def add_arguments(p: Parser) -> None:
     )
     add("--model", action="append", default=[], metavar="FILE", help="start `zincmetal serve FILE` and measure it too")
     add("--name", action="append", default=[], metavar="NAME", help="a name for each URL, in the reports")
-    add("--only", action="append", default=[], choices=KINDS, help="this kind of scenario (default: all but soak)")
+    add(
+        "--only",
+        action="append",
+        default=[],
+        choices=KINDS,
+        help="this kind of scenario (default: all but churn and soak)",
+    )
     add("--remote", action="store_true", help="allow servers on other machines")
     add("--json", action="store_true", help="print one JSON object")
     add("--limit", type=seconds, default=900.0, metavar="S", help="end after S seconds (default: 900)")
@@ -58,6 +64,7 @@ def _add_load(group: Any) -> None:
     add("--turns", type=integer, default=5, metavar="N", help="turns of an agent (default: 5)")
     add("--system", type=integer, default=1000, metavar="N", help="system prompt of an agent (default: 1000)")
     add("--storm", type=integer, default=100, metavar="N", help="clients that hang up (default: 100)")
+    add("--churn", type=integer, default=30, metavar="N", help="requests for all models by turns (default: 30)")
     add("--soak", type=seconds, default=60.0, metavar="S", help="seconds of the soak (default: 60)")
 
 
@@ -91,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace, pid: int | None) -> Load:
     from ..serve.bench.scenarios import Load
 
-    least = {"rounds": 1, "answer": 2, "each": 1, "long": 1, "turns": 2, "system": 1, "storm": 1}
+    least = {"rounds": 1, "answer": 2, "each": 1, "long": 1, "turns": 2, "system": 1, "storm": 1, "churn": 2}
     for name, low in least.items():
         if not low <= getattr(args, name) <= 1_000_000:
             raise UsageError(f"--{name} must be from {low} to 1,000,000")

@@ -28,7 +28,7 @@ class Fit:
         trained = "" if self.context >= self.trained else f" of {self.trained:,} that it was trained for"
         return (
             f"context {self.context:,}{trained}; memory for {self.tokens:,} tokens in all; "
-            f"up to {self.parallel} requests at once"
+            f"{'one request' if self.parallel == 1 else f'up to {self.parallel} requests'} at once"
         )
 
 

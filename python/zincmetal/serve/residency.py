@@ -366,6 +366,7 @@ class Residency:
     def _set(self, entry: _Entry, state: str, error: Exception | None = None) -> None:
         entry.state, entry.error = state, error
         entry.progress = 1.0 if state == "loaded" else 0.0
+        _log.info("%s is %s", entry.id, state)
         self._publish(entry)
         self._tell_change()
 

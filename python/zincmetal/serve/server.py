@@ -173,7 +173,7 @@ class Server:
         """Let running requests end, for a while."""
         serving.draining = True
         if models.busy:
-            _log.warning("%d requests are running; they have %g s to end", models.busy, serving.limits.drain)
+            _log.warning("requests that run: %d; they have %g s to end", models.busy, serving.limits.drain)
         idle, now = asyncio.ensure_future(models.when_idle()), asyncio.ensure_future(self._stops[1].wait())
         await asyncio.wait({idle, now}, timeout=serving.limits.drain, return_when=asyncio.FIRST_COMPLETED)
         for task in (idle, now):

@@ -34,9 +34,9 @@ def comment() -> bytes:
 class EventStream(Response):
     """Reply whose frames come as they are made. Its headers are sent at once.
 
-    ``beat()`` returns a sign of life, which is sent after ``every`` seconds without a frame: also while a model is
-    loaded or a long prompt is read. When the client leaves, the task that reads ``frames`` is cancelled and the
-    generator is closed, which cancels the generation.
+    ``beat()`` returns a sign of life, or nothing, which is sent after ``every`` seconds without a frame: also while a
+    model is loaded or a long prompt is read. When the client leaves, the task that reads ``frames`` is cancelled and
+    the generator is closed, which cancels the generation.
     """
 
     media_type = "text/event-stream"
@@ -86,7 +86,8 @@ class EventStream(Response):
             if wait > 0:
                 await asyncio.sleep(wait)
                 continue
-            await send({"type": "http.response.body", "body": self._beat(), "more_body": True})
+            if beat := self._beat():
+                await send({"type": "http.response.body", "body": beat, "more_body": True})
             self._sent_at = loop.time()
 
 
@@ -120,17 +121,29 @@ async def begun(
         raise
     if first.done():
         first.result()
-    return EventStream(_all(first, frames, in_band), beat=beat, every=limits.keep_alive)
+    told: list[bool] = []
+
+    def alive() -> bytes:
+        # A first frame that waits to be sent is older than a sign of life that is made now.
+        return b"" if first.done() and not told else beat()
+
+    return EventStream(_all(first, frames, in_band, told), beat=alive, every=limits.keep_alive)
 
 
 async def _all(
-    first: asyncio.Future[bytes], frames: AsyncGenerator[bytes, None], in_band: Callable[[BaseException], bytes]
+    first: asyncio.Future[bytes],
+    frames: AsyncGenerator[bytes, None],
+    in_band: Callable[[BaseException], bytes],
+    told: list[bool],
 ) -> AsyncGenerator[bytes, None]:
-    """Yield all frames. An error becomes the last frame."""
+    """Yield all frames. An error becomes the last frame. ``told`` is no longer empty once the first one is given."""
     async with aclosing(frames):
         try:
-            yield await first
+            found = await first
+            told.append(True)
+            yield found
             async for data in frames:
                 yield data
         except Exception as error:
+            told.append(True)
             yield in_band(error)

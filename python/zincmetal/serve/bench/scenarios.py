@@ -39,6 +39,7 @@ class Load:
     system: int = 1000  # of an agent
     turns: int = 5
     storm: int = 100
+    churn: int = 30
     soak: float = 60.0
     pid: int | None = None  # of the server's process, for its memory
 
@@ -210,6 +211,28 @@ async def _until_idle(target: Target) -> float:
     return math.inf
 
 
+async def churn(target: Target, load: Load, prompts: Prompts, number: int) -> Outcome:
+    """Ask all models of a server in a random order, two clients at once: it loads what it has not, and others go.
+
+    ``models``: how many there are. ``TTFT of another``: of requests for another model than the one before.
+    """
+    listed = json.loads(await get(target, "/v1/models"))
+    names = [str(model["id"]) for model in listed["data"]]
+    chance = random.Random(f"{load.seed} {number} churn")
+    order = [chance.choice(names) for _ in range(load.churn)]
+    two, began = asyncio.Semaphore(2), time.perf_counter()
+
+    async def client(name: str) -> Sample:
+        async with two:
+            return await chat(target, Ask(prompts.messages(30), 8, extra={"model": name}))
+
+    samples = list(await asyncio.gather(*map(client, order)))
+    others = (after.ttft for (a, b), after in zip(pairwise(order), samples[1:], strict=True) if a != b)
+    spread = Spread.of(others)
+    notes = {"models": float(len(names)), "TTFT of another": spread.median, "worst of another": spread.worst}
+    return Outcome(samples, time.perf_counter() - began, notes)
+
+
 async def soak(target: Target, load: Load, prompts: Prompts, number: int) -> Outcome:
     """Ask for a long time. ``bytes/min``: how the server's memory grows, without the first quarter."""
     began = time.perf_counter()
@@ -243,12 +266,13 @@ def chosen(load: Load, names: Sequence[str]) -> dict[str, Scenario]:
         "agents": {"agents": agents},
         "mixed": {"mixed": mixed},
         "storm": {"storm": storm},
+        "churn": {"churn": churn},
         "soak": {"soak": soak},
     }
     return {name: scenario for kind in names for name, scenario in kinds[kind].items()}
 
 
-KINDS = ("single", "clients", "agents", "mixed", "storm", "soak")
-USUAL = KINDS[:-1]  # without the long one
+KINDS = ("single", "clients", "agents", "mixed", "storm", "churn", "soak")
+USUAL = KINDS[:-2]  # without the one for several models, and the long one
 
 __all__ = ["KINDS", "USUAL", "Load", "Outcome", "Scenario", "chosen"]

@@ -144,7 +144,9 @@ def sandbox() -> type[ImmutableSandboxedEnvironment]:
         intercepted_binops = frozenset({"*", "%"})
 
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-            return not isinstance(obj, type) and super().is_safe_attribute(obj, attr, value)
+            # Templates for other engines keep lists of their own. The messages, too, are lists of this render alone.
+            grows = type(obj) is list and attr in ("append", "pop")
+            return grows or (not isinstance(obj, type) and super().is_safe_attribute(obj, attr, value))
 
         def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
             if operator == "*":
