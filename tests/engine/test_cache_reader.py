@@ -20,8 +20,10 @@ from support.scheduler_lab import PAGE_BYTES, Recorded, sink_of
 from support.scheduler_lab import Lab as QueueLab
 from support.thread_starts import refused
 from support.tier_lab import LABS, LARGE, MODEL, TIMEOUT, A, B, GatedFolder, Lab, files_of, warnings_of
+from zincmetal.engine import cache_reader
 from zincmetal.engine.cache_folder import CacheFolder
 from zincmetal.engine.cache_keys import chain, page_name
+from zincmetal.engine.cache_reader import PATIENCE
 from zincmetal.engine.request import Request
 from zincmetal.engine.sequence import Sequence
 from zincmetal.engine.step_loop import StepLoop
@@ -44,6 +46,11 @@ def _no_thread_is_left() -> Iterator[None]:
         if thread.name == READER:
             thread.join(TIMEOUT)
             assert not thread.is_alive()
+
+
+@pytest.fixture(autouse=True)
+def _files_may_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_reader, "PATIENCE", 1000)
 
 
 @pytest.fixture(params=[False, True], ids=["dense", "hybrid"])
@@ -255,7 +262,7 @@ def test_it_sleeps_only_without_other_work(tmp_path: Path, recurrent: bool):
     message = lambda: None  # noqa: E731
     inbox.put(message)
     assert lab.scheduler.rest() is message
-    assert inbox.sleeps == [None]
+    assert inbox.sleeps == [PATIENCE]
     lab.scheduler.submit(Request([1], 1, Recorded(lab.executor), deadline=7.0))
     assert lab.scheduler.step()
     lab.executor.now += 3
@@ -434,6 +441,32 @@ def test_a_thread_that_does_not_start_lets_the_step_thread_read(
     lab.scheduler.pools.forget_cache()
     assert lab.ask(PROMPT) == (whole(recurrent), "disk")
     assert READER in [thread.name for thread in threading.enumerate()]
+    lab.check_owners()
+
+
+def test_a_disk_that_does_not_answer_is_not_waited_for(
+    tmp_path: Path, recurrent: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Nobody is admitted behind a prompt that waits for its files. What has come of them is used."""
+    monkeypatch.setattr(cache_reader, "PATIENCE", 0.1)
+    lab = gated(tmp_path, recurrent)
+    prompt, behind = lab.submit(PROMPT), lab.submit(B[:40])
+    lab.gate.give(2)
+    while lab.step():
+        time.sleep(0.001)
+    lab.check(prompt)
+    lab.check(behind)
+    assert reused(prompt) == ((0, "") if recurrent else (128, "disk"))
+    lab.scheduler.pools.forget_cache()
+    lab.ask(PROMPT)  # host memory has it, or some of it
+    assert len(warnings_of(caplog)) == 1
+    lab.gate.give()
+    fetch = lab.transfer._hung  # noqa: SLF001
+    assert fetch
+    while not fetch.over:
+        time.sleep(0.001)
+    lab.scheduler.pools.forget_cache()
+    assert lab.ask(PROMPT)[0] == whole(recurrent)
     lab.check_owners()
 
 

@@ -25,7 +25,6 @@ from support.scheduler_lab import PAGE_BYTES, sink_of
 from support.tier_lab import LABS, LARGE, MODEL, OTHER, TIMEOUT, A, B, Lab, files_of, warnings_of
 from zincmetal import gguf
 from zincmetal.engine import cache_folder, cache_tier
-from zincmetal.engine.cache_folder import CacheFolder
 from zincmetal.engine.cache_keys import fingerprint
 from zincmetal.engine.cache_tier import Tier
 from zincmetal.engine.pages import PagePool
@@ -382,75 +381,6 @@ def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path: Path, caplog: pyt
     assert len(warnings_of(caplog)) == 1
 
 
-# ---- the budget of the folder --------------------------------------------------------------------------------------
-
-
-def test_the_least_recently_used_files_go_first(tmp_path: Path):
-    folder = CacheFolder(tmp_path, MODEL, 3 * (100 + HEADER) + 50)
-    names = ["a.page", "b.page", "c.page", "d.page"]
-    for name in names[:3]:
-        folder.write(name, bytes(100))
-    folder.close()
-    for age, name in ((1, "a.page"), (3, "b.page"), (2, "c.page")):
-        os.utime(tmp_path / MODEL.hex() / name, (time.time() - 1000 * age,) * 2)
-    folder = CacheFolder(tmp_path, MODEL, 3 * (100 + HEADER) + 50)
-    assert folder.read("c.page") == bytes(100)  # it is now the last one
-    folder.write("d.page", bytes(100))
-    folder.close()
-    left = {path.name for path in files_of(tmp_path)}
-    assert left == {"c.page", "d.page"} == folder.names
-    assert folder.read("a.page") is None
-
-
-def test_other_models_share_the_budget(tmp_path: Path):
-    for model in (OTHER, MODEL):
-        folder = CacheFolder(tmp_path, model, 2 * HEADER + 150)
-        folder.write("a.page", bytes(100))
-        folder.close()
-    assert files_of(tmp_path, OTHER) == []
-    assert [path.name for path in files_of(tmp_path)] == ["a.page"]
-
-
-def test_unfinished_files_of_dead_writers_are_deleted(tmp_path: Path):
-    folder = CacheFolder(tmp_path, MODEL, LARGE)
-    old, new = (tmp_path / MODEL.hex() / f".{name}.page.1.2" for name in ("old", "new"))
-    for path in (old, new):
-        path.write_bytes(b"half")
-    os.utime(old, (time.time() - 2 * cache_folder.OLD_SECONDS,) * 2)
-    folder.write("a.page", b"1")
-    folder.close()
-    assert not old.exists()
-    assert new.exists()
-    assert CacheFolder(tmp_path, MODEL, LARGE).names == {"a.page"}
-
-
-def test_processes_share_the_budget(tmp_path: Path):
-    """Each counts again what the others have written meanwhile."""
-    each = 100 + HEADER
-    folders = [CacheFolder(tmp_path, MODEL, 64 * each) for _ in range(4)]
-    most = 0
-    for i in range(400):
-        folder = folders[i % 4]
-        folder.write(f"{i}.page", bytes(100))
-        while folder._queued:  # noqa: SLF001
-            time.sleep(0.0001)
-        most = max(most, len(files_of(tmp_path)))
-    for folder in folders:
-        folder.close()
-        assert len(folder.names) < 100  # not all that ever were
-    assert 50 < most <= 64 + 4 * (64 // 16 + 1)
-
-
-def test_a_file_that_is_too_long_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    first = CacheFolder(tmp_path, MODEL, LARGE)
-    first.write("a.page", bytes(100))
-    first.close()
-    os.truncate(tmp_path / MODEL.hex() / "a.page", 1 << 36)
-    assert CacheFolder(tmp_path, MODEL, LARGE).read("a.page") is None
-    assert f"{(1 << 36) - HEADER} bytes of 100" in warnings_of(caplog)[0]
-    assert files_of(tmp_path) == []
-
-
 def test_names_of_states_that_are_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cache_tier, "STATES_LOOKED_THROUGH", 50)
     tier = Tier(MODEL, 20 * 100)
@@ -458,31 +388,6 @@ def test_names_of_states_that_are_gone_are_forgotten(monkeypatch: pytest.MonkeyP
         tier.put(f"{i:032x}-0-{i:032x}.state", bytes(100))
         assert len(tier._states) <= 51  # noqa: SLF001
     assert [len(tier.states_after(i.to_bytes(16, "big"))) for i in (979, 980, 999)] == [0, 1, 1]
-
-
-@pytest.mark.parametrize("place", ["project", ".config", MODEL.hex()])
-def test_what_is_not_the_caches_stays(tmp_path: Path, place: str):
-    """A user may name any folder, such as the home folder."""
-    names = [".env", ".gitignore", ".page.1.2.txt", "notes.txt"] + ["old.state", "book.page"] * (place != MODEL.hex())
-    (tmp_path / place).mkdir(exist_ok=True)
-    for name in names:
-        path = tmp_path / place / name
-        path.write_bytes(bytes(1000))
-        os.utime(path, (1, 1))
-    folder = CacheFolder(tmp_path, MODEL, 2 * HEADER + 150)
-    for name in ("a.page", "b.page"):  # there is room for one of them
-        folder.write(name, bytes(100))
-    folder.close()
-    assert sorted(path.name for path in (tmp_path / place).iterdir() if path.name != "b.page") == sorted(names)
-    assert folder.names == {"b.page"}
-
-
-def test_only_the_owner_may_read(tmp_path: Path):
-    folder = CacheFolder(tmp_path / "made", MODEL, LARGE)
-    folder.write("a.page", b"1")
-    folder.close()
-    modes = [path.stat().st_mode & 0o077 for path in (folder.root, folder.folder, folder.folder / "a.page")]
-    assert modes == [0, 0, 0]
 
 
 # ---- random use ----------------------------------------------------------------------------------------------------

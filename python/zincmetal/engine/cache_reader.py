@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from .cache_folder import CacheFolder, Loaded
 
+PATIENCE = 15.0  # seconds without another file, after which a prompt does not wait for the disk
 _log = logging.getLogger("zincmetal.engine")
 
 
@@ -22,6 +24,12 @@ class Fetch:
         self.names, self.wake = names, wake
         self.loaded: dict[str, Loaded] = {}
         self.over = self.stopped = False
+        self._last = time.monotonic()  # when a file was read
+
+    @property
+    def hangs(self) -> bool:
+        """True if the disk gives nothing any more, such as one of another machine that is gone."""
+        return not self.over and time.monotonic() - self._last > PATIENCE
 
     def run(self, folder: CacheFolder) -> None:
         """Read the files, unless it is stopped before the last one."""
@@ -30,6 +38,7 @@ class Fetch:
                 if self.stopped:
                     return
                 self.loaded[name] = folder.load(name)
+                self._last = time.monotonic()
         except Exception:  # such as no memory: the others are misses
             _log.exception("the cache folder %s was not read", folder.folder)
         finally:

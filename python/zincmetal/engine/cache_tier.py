@@ -12,6 +12,7 @@ The step thread copies it to the device, in portions while others run.
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ STATES = 3  # the deepest checkpoints of a turn are saved, and those of system p
 TRIES = 4  # entries may turn out to be damaged
 STATES_LOOKED_THROUGH = 4096  # pages with states, for those whose states are all gone
 _STATE = struct.Struct("<BQ")  # mark, bytes of the page
+_log = logging.getLogger("zincmetal.engine")
 
 
 class Tier:
@@ -60,7 +62,11 @@ class Tier:
 
     def has(self, name: str) -> bool:
         """Return True if there is an entry of this name."""
-        return name in self._pinned or name in self._held or bool(self.folder and self.folder.has(name))
+        return self.is_held(name) or bool(self.folder and self.folder.has(name))
+
+    def is_held(self, name: str) -> bool:
+        """Return True if host memory has an entry of this name."""
+        return name in self._pinned or name in self._held
 
     def states_after(self, digest: Digest) -> list[tuple[int, str]]:
         """Return (tokens after the page, name) of all states after a full page, the most tokens first."""
@@ -207,6 +213,7 @@ class Transfer:
         self._pending: deque[_Turn] = deque(maxlen=PENDING)
         self._owner: object = None  # the prompt for which entries are pinned
         self._fetch: Fetch | None = None  # of the owner
+        self._hung: Fetch | None = None  # until it is over, files count as none
         self._known: tuple[list[int], list[Digest]] | None = None  # ids and names of pages: they are looked up often
 
     # ---- out of the pools -----------------------------------------------------------------------------------
@@ -318,14 +325,16 @@ class Transfer:
             self._known = list(ids), chain(self.tier.model, ids, page)
         digests = self._known[1]
         names, reach = [page_name(digest) for digest in digests[1:]], known
-        while reach < len(names) and self.tier.has(names[reach]):
+        has = self.tier.has if self._hung is None or self._hung.over else self.tier.is_held
+        while reach < len(names) and has(names[reach]):
             reach += 1
         if not self._executor.recurrent:
             return Found(names, known, reach) if reach > known and reach * page > length else None
         for pages in range(reach, length // page - 1, -1):
             for n, name in self.tier.states_after(digests[pages]):
                 at = pages * page
-                if length < at + n <= len(ids) and name == state_name(digests[pages], ids[at : at + n]):
+                fits = length < at + n <= len(ids) and name == state_name(digests[pages], ids[at : at + n])
+                if fits and has(name):
                     return Found(names, known, pages, n, name)
         return None
 
@@ -336,7 +345,7 @@ class Transfer:
         thread, when it is there.
         """
         if self._owner is owner and self._fetch is not None:
-            if not self._fetch.over:
+            if not self._fetch.over and not self._fetch.hangs:
                 return None, True
             self._take_loaded()
         found = self.find(ids)
@@ -361,6 +370,9 @@ class Transfer:
         fetch, self._fetch = self._fetch, None
         if fetch is None:
             return
+        if fetch.hangs:
+            _log.warning("the cache folder does not answer: until it does, prompts are computed")
+            self._hung = fetch
         fetch.stopped, over = True, fetch.over
         loaded = fetch.loaded.copy()  # the reader may still add to it
         for name in fetch.names if over else loaded:

@@ -53,8 +53,9 @@ class Pools:
         self._host_bytes = 0
         self._moved_out: set[Job] = set()  # jobs whose pages are in host memory
         self._full_grown = False  # the device had no memory for more
-        self.shared = 0  # times that a running job has shown the cache what others may take over
         self._layout = 0  # of pages now, as sequences have it
+        self._shared = 0  # times that a running job has shown the cache what others may take over
+        self._full: tuple[int, int, int, int, int] | None = None  # what there was when a job had to wait for room
 
     def figures(self) -> dict[str, dict[str, int]]:
         """Return the sizes of the pools: what there is, what is free, and what they may grow to."""
@@ -152,6 +153,22 @@ class Pools:
         that runs alone waits for nobody. If the device is not ``idle``, steps are in flight. ``wake`` is called when
         files are there: what they hold is kept until the job is admitted or ends, or another one needs files.
         """
+        if running and self._is_full_for(job, running):
+            return Wait.ROOM
+        waits = self._admit(job, running, idle, wake)
+        if waits is Wait.ROOM:
+            self._full = job.order, self._shared, len(running), self.pages.free, self.slots.free
+        return waits
+
+    def _is_full_for(self, job: Job, running: AnySequence[Job]) -> bool:
+        """Return True if there was no room for a job, and there cannot be more now: a look costs time for each page."""
+        if self._full is None:
+            return False
+        order, shared, n_running, pages, slots = self._full
+        same = (job.order, self._shared) == (order, shared)
+        return same and len(running) >= n_running and self.pages.free <= pages and self.slots.free <= slots
+
+    def _admit(self, job: Job, running: AnySequence[Job], idle: bool, wake: Callable[[], None]) -> Wait | None:
         sequence = job.sequence
         waits = self._bring(job, running, idle, wake)
         if waits is not None:
@@ -280,7 +297,7 @@ class Pools:
         page, sequence = self.pages.PAGE, job.sequence
         whole = job.stats.prompt - job.stats.prompt % page
         if whole and not self._executor.recurrent and sequence.layout == self._layout:
-            self.shared += 1
+            self._shared += 1
             self._cache.store(sequence.ids[:whole], sequence.pages[: whole // page], whole)
 
     def leave_seat(self, sequence: Sequence) -> None:
@@ -387,7 +404,7 @@ class Pools:
         try:
             while self.saving:
                 self.save()
-                if not self.may_save:
+                if self.saving and not self.may_save:
                     time.sleep(DISK_SECONDS)
         except Exception:
             _log.exception("the last turns were not copied to the cache's folder")
@@ -396,7 +413,7 @@ class Pools:
         """Offer a slot with the states after ``length`` tokens to the cache, with its pages."""
         if sequence.layout != self._layout:
             return
-        self.shared += 1
+        self._shared += 1
         ids = sequence.ids[:length]
         self._cache.store(ids, sequence.pages[: self.pages.needed(length)], length)
         self._cache.checkpoint(ids, slot, mark)

@@ -36,6 +36,7 @@ from typing import Any
 from ..errors import ContextFullError, DeadlineError, DeviceError, QueueFullError, UsageError, ZincError, as_typed
 from ..sampling.sampler import FORBIDDEN
 from .batch import Builder, Drawing, Executor, id_of
+from .cache_reader import PATIENCE
 from .cache_tier import Transfer
 from .flight import Flight, State, drawn, is_finite
 from .pace import Pace, shares
@@ -95,7 +96,6 @@ class Scheduler:
         self._short: Job | None = None  # for this one there was no page or slot
         self._drain = False  # a job is to be written back, which needs an idle device
         self._fetching = False  # files are read for the first waiting job, as this step has found
-        self._blocked: tuple[int, int, int, int, int] | None = None  # what there was when the first job had to wait
         self._arrivals = self._turns = self.steps = self._saved_at = 0
         self._stuck = 0  # steps in a row that did nothing
         self._waited = False  # the next step could have run ahead, and waits for a draft
@@ -190,7 +190,7 @@ class Scheduler:
     def rest(self) -> Callable[[], None] | None:
         """Sleep if it is ``resting``, until a message or a deadline comes. Return the message, for ``step``."""
         waits = [job.deadline - self._clock() for job in self._waiting if job.deadline is not None]
-        waits += [DISK_SECONDS] * self.pools.saving
+        waits += [DISK_SECONDS] * self.pools.saving + [PATIENCE] * self._fetching
         with suppress(Empty):
             if self.resting:
                 return self.inbox.get(timeout=max(0.0, min(waits)) if waits else None)
@@ -340,16 +340,13 @@ class Scheduler:
         """
         while self._waiting and self.pools.seats.free:
             job = self._waiting[0]
-            if any(job.goes_on_from(other) for other in self._ending) or self._is_blocked(job):
+            if any(job.goes_on_from(other) for other in self._ending):
                 return
             waits = self.pools.admit(job, self._running, not self._flights, partial(self.inbox.put, None))
             self._fetching, self._drain = waits is Wait.FILES, waits is Wait.IDLE
-            if waits is Wait.ROOM:
-                pools = self.pools
-                self._blocked = job.order, pools.shared, len(self._running), pools.pages.free, pools.slots.free
-                if not self._running:
-                    self._end(job, "", ContextFullError(NO_ROOM))
-                    continue
+            if waits is Wait.ROOM and not self._running:
+                self._end(job, "", ContextFullError(NO_ROOM))
+                continue
             if waits is not None:
                 return
             self._waiting.pop(0)
@@ -358,14 +355,6 @@ class Scheduler:
             if job.admitted is None:
                 job.admitted = self._clock()
                 self._tell_progress(job)
-
-    def _is_blocked(self, job: Job) -> bool:
-        """Return True if there was no room for a job, and there cannot be more now: a look costs time for each page."""
-        if self._blocked is None or not self._running:
-            return False
-        order, shared, n_running, pages, slots = self._blocked
-        pools, same = self.pools, (job.order, self.pools.shared) == (order, shared)
-        return same and len(self._running) >= n_running and pools.pages.free <= pages and pools.slots.free <= slots
 
     def _leave_queue(self, job: Job) -> None:
         if job.queued:
