@@ -10,7 +10,12 @@ import pytest
 
 # A failing assert in these modules shows its values, as an assert in a test does.
 pytest.register_assert_rewrite(
-    "support.kernels", "support.kernel_lab", "support.check_command", "support.fallbacks", "support.reference_models"
+    "support.kernels",
+    "support.kernel_lab",
+    "support.check_command",
+    "support.fallbacks",
+    "support.mixture_checks",
+    "support.reference_models",
 )
 
 

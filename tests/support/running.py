@@ -31,8 +31,12 @@ def until(true: Callable[[], object]) -> None:
 def paused(model: Model) -> Iterator[None]:
     """Holds the thread that steps between two steps: what is submitted in the block begins together."""
     go = threading.Event()
+
+    def wait() -> None:
+        go.wait(TIMEOUT)
+
     model.running.loop.call(lambda: None)  # the thread has started
-    model.running.scheduler.call(lambda: go.wait(TIMEOUT))
+    model.running.scheduler.call(wait)
     try:
         yield
     finally:
