@@ -53,11 +53,12 @@ LAUNCHED = "launched: "
 
 def run_kernels(device: str) -> set[str]:
     """Runs every case of every kernel once; returns the names of the launched kernels."""
-    from zincmetal.check.cases import cases
+    from zincmetal.check.cases import cases, has_cooperative
     from zincmetal.device import backend
 
     core, opened = backend.open_device(device)
-    scenes = {id(case.scene): case.scene for case in cases(core).values()}
+    found = cases(core, cooperative=has_cooperative(opened.kernel_names()))
+    scenes = {id(case.scene): case.scene for case in found.values()}
     for seed, scene in enumerate(scenes.values()):
         run_scene(core, opened, scene, seed)
     return {launch.kernel for scene in scenes.values() for launch in scene.launches}

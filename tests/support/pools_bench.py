@@ -42,7 +42,7 @@ class Bench:
         """Returns a sequence of which ``n`` tokens are computed."""
         pages = [self.pages.take() for _ in range(PagePool.needed(n))]
         slot = self.slots.take() if with_slot and self.executor.recurrent else None
-        return Sequence(list(range(n)), pages, slot, computed=n, submitted=n)
+        return Sequence(list(range(n)), pages, slot, computed=n, submitted=n, layout=self.pools.layout)
 
     def job(self, ids: list[int], order: int = 0) -> Job:
         return Job(Request(ids, 5, None), order, 0.0, self.executor)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ Kernel names, parameters and grids come from the lowering that models use. So a 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TypeAlias
@@ -161,11 +161,18 @@ def scenes(
     folds = {name: n for name, n in (like or core).shapes().items() if name.startswith("FOLDED_")}
     target = Target.of_kernels(core)
     target = replace(target, shapes={**target.shapes, **folds})
-    splits = (tuning.SPLITS.get(backend, {}), {}, *tuning.SPLITS.values())
-    targets = [replace(target, splits=of) for of in splits]
+    targets = list[Target]()
+    for splits in (tuning.SPLITS.get(backend, {}), {}, *tuning.SPLITS.values()):
+        if all(splits != other.splits for other in targets):
+            targets.append(replace(target, splits=splits))
     if cooperative:
         targets.append(replace(target, cooperative=True))
     return {(i, n): scene for i, of in enumerate(targets) for n, scene in enumerate(_scenes(of))}
+
+
+def has_cooperative(kernels: Iterable[str]) -> bool:
+    """Return True if there are kernels of Metal 4's tensor operations."""
+    return any("_mm_coop" in kernel for kernel in kernels)
 
 
 def reference_case(case: Case, of: Mapping[tuple[int, int], Scene]) -> Case:

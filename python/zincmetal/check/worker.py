@@ -23,7 +23,7 @@ from ..device import backend
 from ..errors import DeviceError
 from ..plan.estimate import in_units
 from . import running, timing
-from .cases import OF_NORM, Case, cases, reference_case, scenes
+from .cases import OF_NORM, Case, cases, has_cooperative, reference_case, scenes
 from .compare import Mismatch, largest_difference
 from .dispatches import decode_step
 from .mapped import mapped
@@ -91,7 +91,7 @@ class Lab:
         cpu, kind = backend.load("cpu"), self.device.info["backend"]
         self.reference: _core.Device = cpu.Device(native=False)
         self._kernels = set(self.device.kernel_names())
-        cooperative = any("_coop_" in kernel for kernel in self._kernels)
+        cooperative = has_cooperative(self._kernels)
         self.cases = cases(self.core, kind, cooperative)
         self._reference_scenes = scenes(cpu, kind, self.core, cooperative)
 

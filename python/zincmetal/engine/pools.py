@@ -53,7 +53,7 @@ class Pools:
         self._host_bytes = 0
         self._moved_out: set[Job] = set()  # jobs whose pages are in host memory
         self._full_grown = False  # the device had no memory for more
-        self._layout = 0  # of pages now, as sequences have it
+        self.layout = 0  # of pages now, as sequences have it
         self._shared = 0  # times that a running job has shown the cache what others may take over
         self._full: tuple[int, int, int, int, int] | None = None  # what there was when a job had to wait for room
 
@@ -201,7 +201,7 @@ class Pools:
             pages, slot, source, miss = share.pages, share.slot, "start", None
             sequence.layout = share.layout
         else:
-            sequence.layout = self._layout
+            sequence.layout = self.layout
             length, pages, slot, source, miss = match.length, match.pages, match.slot, match.source, match.miss
         sequence.pages, sequence.slot = pages, slot
         sequence.computed = sequence.submitted = length
@@ -281,7 +281,7 @@ class Pools:
 
     def retire(self, sequence: Sequence, store: bool) -> None:
         """Give back all that a sequence has, first to the cache if ``store``. Steps of others may be in flight."""
-        if store and sequence.computed and sequence.layout == self._layout:
+        if store and sequence.computed and sequence.layout == self.layout:
             assert len(sequence.ids) >= sequence.computed, "nobody knows what the pages hold"
             ids = sequence.ids[: sequence.computed]
             self._cache.store(ids, sequence.pages[: self.pages.needed(len(ids))], len(ids))
@@ -296,7 +296,7 @@ class Pools:
         """Let others use the whole pages of a prompt from now on. With recurrent layers marks do that."""
         page, sequence = self.pages.PAGE, job.sequence
         whole = job.stats.prompt - job.stats.prompt % page
-        if whole and not self._executor.recurrent and sequence.layout == self._layout:
+        if whole and not self._executor.recurrent and sequence.layout == self.layout:
             self._shared += 1
             self._cache.store(sequence.ids[:whole], sequence.pages[: whole // page], whole)
 
@@ -374,7 +374,7 @@ class Pools:
 
         Sequences that go on have pages without it. They are not cached.
         """
-        self._layout += 1
+        self.layout += 1
         self.forget_cache()
         for job in list(self._moved_out):
             self._forget_saved(job)
@@ -411,7 +411,7 @@ class Pools:
 
     def checkpoint(self, sequence: Sequence, length: int, slot: int, mark: Mark) -> None:
         """Offer a slot with the states after ``length`` tokens to the cache, with its pages."""
-        if sequence.layout != self._layout:
+        if sequence.layout != self.layout:
             return
         self._shared += 1
         ids = sequence.ids[:length]
