@@ -32,9 +32,7 @@ class Lower:
     def fetch(self, owner: object, ids: list[int], wake: object) -> tuple[Lower | None, bool]:
         return self if len(ids) >= self.n * PAGE else None, False
 
-    def bring(
-        self, ids: list[int], found: object, take: Callable[[bool], int | None], pools: Any, whole: bool
-    ) -> tuple[str, bool]:
+    def bring(self, ids: list[int], take: Callable[[bool], int | None], pools: Any, whole: bool) -> tuple[str, bool]:
         taken = [take(True) for _ in range(self.n)]
         pages = [page for page in taken if page is not None]
         slot = take(False) if self.states else None

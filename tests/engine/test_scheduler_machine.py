@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -360,6 +361,12 @@ def test_requests_end_once_under_load() -> None:
     assert STEPS_DONE["rejected"] > 20
     wanted = {"length", "stop", "cancelled", "moved out"} | {f"reused {x}" for x in ("memory", "start", "host", "disk")}
     assert STEPS < 50_000 or not wanted - {what for what, n in STEPS_DONE.items() if n}
+
+
+@pytest.mark.parametrize("seed", [2130020226])
+def test_a_seed_that_found_a_fault(seed: int) -> None:
+    """A page that the cache knew was evicted for a prompt that went on from it, and another one took its place."""
+    run_under_load(random.Random(seed))
 
 
 def run_under_load(rng: random.Random) -> None:

@@ -383,18 +383,19 @@ class Transfer:
     def bring(
         self,
         ids: Sequence[int],
-        found: Found | None,
         take: Callable[[bool], int | None],
         pools: tuple[PagePool, StateSlots],
         whole: bool = True,
     ) -> tuple[str, bool]:
-        """Put what was ``found`` of the ids into the cache, or if not ``whole``, a portion of it.
+        """Put what :meth:`find` finds now into the cache, or if not ``whole``, a portion of it.
 
-        Return its source, or "" if there is nothing, and whether there is more. ``take(True)`` gives a page,
-        ``take(False)`` a slot, or None.
+        What it found before no longer counts: room was made since, and pages may have gone that were known. Return its
+        source, or "" if there is nothing, and whether there is more. ``take(True)`` gives a page, ``take(False)`` a
+        slot, or None.
         """
         sources = set[str]()
         for _ in range(TRIES):
+            found = self.find(ids)
             if found is None:
                 break
             part = found if whole else self._beginning(found)
@@ -403,7 +404,6 @@ class Transfer:
                 length = self._write(ids, part, *read, take, pools)
                 more = part is not found and length == part.pages * PagePool.PAGE
                 return ("disk" if "disk" in sources else "host") if length else "", more
-            found = self.find(ids)
         return "", False
 
     def _beginning(self, found: Found) -> Found:

@@ -236,7 +236,7 @@ class Pools:
             return Wait.IDLE
         self._grow(max(0, len(found.wanted) + len(running) - self.pages.free), 0)  # once: it copies what there is
         take = lambda page: self._take_idle(page, len(running))  # noqa: E731
-        source, more = tier.bring(ids, found, take, (self.pages, self.slots), whole=not running)
+        source, more = tier.bring(ids, take, (self.pages, self.slots), whole=not running)
         job.brought = "disk" if "disk" in (job.brought, source) else source or job.brought
         return Wait.STEP if more else None
 
