@@ -25,7 +25,7 @@ METAL_FUNC void moe_mm_rows(constant MoeMmParams& p, device const int* slots, in
     mul_mm_tile<Q, Shape>(p, tokens, tg.y, weights, x, out, tile, tid, sg);
 }
 
-// Grid: (max_tiles of moe_sort, ceil(m / ROWS)). Threads: THREADS. Both of the shape: MOE_MM_ or COOP_.
+// Grid: (max_tiles of moe_sort, ceil(m / ROWS)). Threads: THREADS, both of Shape.
 template <class Q, class Shape>
 kernel void moe_mm(constant MoeMmParams& p [[buffer(0)]], device const int* slots [[buffer(1)]],
                    device const int4* tiles [[buffer(2)]], device const int* n_tiles [[buffer(3)]],
@@ -37,7 +37,7 @@ kernel void moe_mm(constant MoeMmParams& p [[buffer(0)]], device const int* slot
     moe_mm_rows<Q, Shape>(p, slots, found, Matrices<1>{{w}}, x, expert_out(p, found.x, y, bias), tile, tg, tid, sg);
 }
 
-// Grid: (max_tiles of moe_sort, ceil(m / (ROWS / 2))). Threads: THREADS.
+// Grid: (max_tiles of moe_sort, ceil(m / (ROWS / 2))). Threads: THREADS, of Shape.
 template <class Q, class Shape>
 kernel void moe_mm_gated(constant MoeMmParams& p [[buffer(0)]], device const int* slots [[buffer(1)]],
                          device const int4* tiles [[buffer(2)]], device const int* n_tiles [[buffer(3)]],

@@ -22,7 +22,7 @@ struct OfHead {
     METAL_FUNC uint y_row(uint i) const { return x_row(i); }
 };
 
-// Grid: (ceil(T / TOKENS), ceil(m / ROWS), n_head). Threads: THREADS. All of the shape: MUL_MM_ or COOP_.
+// Grid: (ceil(T / TOKENS), ceil(m / ROWS), n_head). Threads: THREADS, all of Shape.
 template <class Q, class Shape>
 kernel void mul_heads_mm(constant HeadsParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                          device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],

@@ -10,7 +10,7 @@ METAL_FUNC void mul_mm_rows(constant MatMulParams& p, uint n_tokens, Matrices<Ep
     mul_mm_tile<Q, Shape>(p, tokens, tg.y, weights, x, out, tile, tid, sg);
 }
 
-// Grid: (ceil(T / TOKENS), ceil(m / ROWS)). Threads: THREADS. All of the shape: MUL_MM_ or COOP_.
+// Grid: (ceil(T / TOKENS), ceil(m / ROWS)). Threads: THREADS, all of Shape.
 template <class Q, class Shape>
 kernel void mul_mm(constant MatMulParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                    device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
@@ -40,7 +40,7 @@ kernel void mul_mm_mix(constant MatMulParams& p [[buffer(0)]], device const Step
     mul_mm_rows<Q, Shape>(p, step->n_tokens, Matrices<1>{{w}}, x, sum, tile, tg, tid, sg);
 }
 
-// Grid: (ceil(T / TOKENS), ceil(m / (ROWS / 2))). Threads: THREADS.
+// Grid: (ceil(T / TOKENS), ceil(m / (ROWS / 2))). Threads: THREADS, of Shape.
 template <class Q, class Shape, class Gating>
 kernel void mul_mm_gated(constant MatMulParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
                          device const uchar* gate [[buffer(2)]], device const uchar* up [[buffer(3)]],
