@@ -139,8 +139,13 @@ def seconds(machine: Machine, d: Dispatch, cost: Cost, of: Resources, bound: Bou
         fma = 512.0 if machine.tensors and "_coop" in launch.kernel else 102.4
         return max(memory, cost.flops / (2 * fma * machine.cycles * bound.matrices * busy)) + bound.dispatch
     busy = min(1.0, held / FULL) * cores
-    slots = SLOTS.get(launch.kernel.rpartition("_mv_")[2].split("_r")[0].removeprefix("add_"), SLOTS["q4_k"])
-    return max(memory, cost.flops / 2 * slots / (LANES * machine.cycles * busy)) + bound.dispatch
+    return max(memory, cost.flops / 2 * _slots(d) / (LANES * machine.cycles * busy)) + bound.dispatch
+
+
+def _slots(d: Dispatch) -> float:
+    """Return the slots of a number that meets a row: of the dearest of its matrices, or of keys and values."""
+    types = [weight.type.name for weight in d.launch.op.weights if len(weight.shape) > 1] or ["f16"]
+    return max(SLOTS.get(name, SLOTS["q4_k"]) for name in types)
 
 
 def step(machine: Machine, costs: list[tuple[Dispatch, Cost]], of: Mapping[str, Resources], rows: int) -> list[float]:

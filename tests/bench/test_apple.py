@@ -55,6 +55,15 @@ def test_matrix_units_of_their_own_count_with_their_kernels_alone(file: Path) ->
     assert apple.step(m5, cooperative, {}, 512)[0] < 0.6 * apple.step(M4, usual, {}, 512)[0]
 
 
+def test_slots_are_those_of_the_weights(file: Path) -> None:
+    """Whatever the name of the kernel; without a matrix there are keys and values."""
+    (plan, _), _ = apple.plans(file, False)
+    found = {d.launch.kernel: apple._slots(d) for d in plan.dispatches}  # noqa: SLF001
+    assert found["mul_mv_stack_q8_0"] == apple.SLOTS["q8_0"]
+    assert {n for kernel, n in found.items() if kernel.startswith("attention_")} == {apple.SLOTS["f16"]}
+    assert {n for kernel, n in found.items() if kernel.endswith("q4_k")} == {apple.SLOTS["q4_k"]}
+
+
 def test_what_a_core_holds() -> None:
     assert apple.Resources().resident(128) == 96
     assert apple.Resources(threadgroup_bytes=16 << 10).resident(128) == 3 * 4
