@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,17 @@ def built(checked: bool = False) -> Path:
     if os.environ.get("CI") and sys.platform == "linux":
         pytest.fail(message)
     pytest.skip(message)
+
+
+@contextmanager
+def playing(kernels: Path) -> Iterator[lane.Double]:
+    """Installs the double with a folder of kernels. Afterwards it plays the usual Mac, and nothing of it is alive."""
+    with lane.installed(built(), kernels):
+        double = lane.Double()
+        yield double
+        double.set("")
+        gc.collect()
+        assert double.report()["live"] == {}
 
 
 def kernels_of_metal_3() -> set[str]:

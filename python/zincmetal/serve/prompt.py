@@ -16,6 +16,7 @@ from ..api.text import ModelText
 from ..engine.prefix_cache import Mark
 from ..text.chat.canonical import canonical, described
 from ..text.chat.capabilities import thinking_variables
+from ..text.tokenizer import NO_INFILL
 from .ask import Ask, Json, Tool
 from .echo import Beginnings, Echo
 from .errors import BadRequest, Unsupported
@@ -100,8 +101,7 @@ def _checked_ids(prompt: str | Sequence[int], suffix: str, text: ModelText) -> l
     """Return the ids of a prompt without a template."""
     n_vocab = text.id_tokenizer.vocab_size
     if suffix and text.id_tokenizer.infill_ids is None:
-        words = "suffix: this model does not fill in the middle: its vocabulary has no tokens for it"
-        raise Unsupported("suffix", words)
+        raise Unsupported("suffix", f"suffix: {NO_INFILL}")
     ids = text.id_tokenizer.infill(prompt, suffix) if suffix else text.prompt_ids(prompt)
     wrong = next((i for i, token in enumerate(ids) if not 0 <= token < n_vocab), None)
     if wrong is not None:

@@ -8,7 +8,7 @@ only ``parse_special`` reads it in text, as one id.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import quote
@@ -105,7 +105,7 @@ def find_roles(meta: TokenizerKeys, vocab: Vocabulary, sentencepiece: bool) -> R
     ends = set(_ids_of_ends(meta, n))
     if "eos" in named:
         ends.add(named["eos"])
-    infill = {i for keys in _OF_INFILL for key in keys for i in meta.token_ids(f"{key}_token_id", n)}
+    of_infill = [[i for key in keys for i in meta.token_ids(f"{key}_token_id", n)] for keys in _OF_INFILL]
     written = _Template(meta.template(), vocab)
     if not vocab.typed:
         vocab.set_type({named[name] for name in ("bos", "eos") if name in named}, TokenType.CONTROL)
@@ -114,15 +114,15 @@ def find_roles(meta: TokenizerKeys, vocab: Vocabulary, sentencepiece: bool) -> R
         # The template is of another family. A token that it writes after a content ends a turn. If there is no
         # token like that, the tokens with the name of an end count.
         by_name |= written.ends or written.called_ends
-    structure = written.turns | infill | {i for name in _OPENINGS for i in vocab.all_ids(name) if _is_added(vocab, i)}
+    structure = written.turns.union(*of_infill)
+    structure |= {i for name in _OPENINGS for i in vocab.all_ids(name) if _is_added(vocab, i)}
     structure |= {i for name, i in named.items() if name in ("bos", "eos", "eot", "eom")}
     _correct_types(vocab, ends | by_name | structure, written.ids)
-    return Roles(named, frozenset(_without_exceptions(vocab, ends | by_name)), _infill(meta, vocab))
+    return Roles(named, frozenset(_without_exceptions(vocab, ends | by_name)), _infill(of_infill, vocab))
 
 
-def _infill(meta: TokenizerKeys, vocab: Vocabulary) -> tuple[int, int, int] | None:
-    """Find the tokens around a gap: those that the file names by id, or those with well-known texts."""
-    named = [[i for key in keys for i in meta.token_ids(f"{key}_token_id", len(vocab))] for keys in _OF_INFILL]
+def _infill(named: Sequence[Sequence[int]], vocab: Vocabulary) -> tuple[int, int, int] | None:
+    """Find the tokens around a gap: those that the file has ``named`` by id, or those with well-known texts."""
     found = [ids[0] if ids else None for ids in named]
     if None in found:
         texts = next((texts for texts in _INFILL_TEXTS if all(text in vocab.ids for text in texts)), ())

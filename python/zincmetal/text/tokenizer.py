@@ -43,6 +43,7 @@ __all__ = ["MARK", "PRE_TOKENIZERS", "StreamDecoder", "Tokenizer"]
 
 _NORMAL = TokenType.NORMAL.value
 _NO_BYTES = f"{KEY}tokens has no token for any single byte, so text has no ids: pass ids"
+NO_INFILL = "this model does not fill in the middle: its vocabulary has no tokens for it"
 
 
 class _Encoder(Protocol):
@@ -241,7 +242,7 @@ class Tokenizer:
         Raises UsageError for a vocabulary without tokens for it.
         """
         if self.infill_ids is None:
-            raise UsageError("this model does not fill in the middle: its vocabulary has no tokens for it")
+            raise UsageError(NO_INFILL)
         prefix, suffix, middle = self.infill_ids
         first = self.encode(before, add_bos=False, add_eos=False) if isinstance(before, str) else list(before)
         begin = [self.bos_id] if self.add_bos and self.bos_id is not None and first[:1] != [self.bos_id] else []

@@ -16,7 +16,7 @@ import pytest
 import zincmetal
 from support import metal_double_lane as lane
 from support.fallbacks import has_other
-from support.metal_double import built
+from support.metal_double import built, playing
 from support.paths import DATA
 from zincmetal import gguf
 from zincmetal.device import backend
@@ -34,12 +34,8 @@ PROMPT = list(range(3, 12))
 @pytest.fixture
 def double(metallib: Path) -> Iterator[lane.Double]:
     """Installs the double, with a library that loads at once. Afterwards it plays the usual Mac again."""
-    with lane.installed(built(), metallib):
-        double = lane.Double()
+    with playing(metallib) as double:
         yield double
-        double.set("")
-        gc.collect()
-        assert double.report()["live"] == {}
 
 
 @pytest.fixture(scope="module")

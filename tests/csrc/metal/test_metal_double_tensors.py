@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 
 import zincmetal
 from support import metal_double_lane as lane
-from support.metal_double import built, kernels_of_metal_3
+from support.metal_double import kernels_of_metal_3, playing
 from support.paths import DATA
 from zincmetal.device import backend
 
@@ -31,12 +30,8 @@ def kernels(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def double(kernels: Path) -> Iterator[lane.Double]:
-    with lane.installed(built(), kernels):
-        double = lane.Double()
+    with playing(kernels) as double:
         yield double
-        double.set("")
-        gc.collect()
-        assert double.report()["live"] == {}
 
 
 def features(kernels: Path) -> dict[str, str]:
