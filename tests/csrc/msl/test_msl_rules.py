@@ -251,15 +251,31 @@ def users(name: str) -> list[str]:
         known = more
 
 
+def is_refused(change: tuple[str, int, str, str], folder: Path) -> bool | None:
+    """Whether a changed kernel breaks a rule; None if Metal does not compile the line, as it is another lane's."""
+    file, at, word, instead = change
+    changed = shutil.copytree(KERNELS, folder / f"{file}-{at}-{instead}")
+    text = (changed / file).read_text()
+    (changed / file).write_text(text[:at] + instead + text[at + len(word) :])
+    place = (str((changed / file).resolve()), text.count("\n", 0, at) + 1)
+    is_seen = False
+    for user in users(file):
+        program = Program(changed / user, folder, [changed])
+        if rules.violations(program):
+            return True
+        is_seen |= any((token.file, token.line) == place for token in program.source.tokens)
+    return False if is_seen else None
+
+
 @pytest.mark.parametrize("i", range(N_CHANGES))
 def test_another_address_space_is_refused(i: int, tmp_path: Path) -> None:
     """An address space left out or changed breaks a rule in one of the files that include it."""
-    file, at, word, instead = random.Random(SEED + i).choice(changes())
-    print(f"ZINCMETAL_TEST_SEED={SEED}: {file}, byte {at}: {word!r} becomes {instead!r}")
-    changed = shutil.copytree(KERNELS, tmp_path / "kernels")
-    text = (changed / file).read_text()
-    (changed / file).write_text(text[:at] + instead + text[at + len(word) :])
-    assert any(rules.violations(Program(changed / user, tmp_path, [changed])) for user in users(file))
+    random_ = random.Random(SEED + i)
+    known = changes()
+    while (refused := is_refused(change := random_.choice(known), tmp_path)) is None:
+        known.remove(change)
+    print(f"ZINCMETAL_TEST_SEED={SEED}: {change} (file, byte, word, replacement)")
+    assert refused
 
 
 # ---- layouts -----------------------------------------------------------------------------------------------------
