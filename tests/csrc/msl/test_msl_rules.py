@@ -228,12 +228,13 @@ def test_fault_is_found(name: str, tmp_path: Path) -> None:
 
 WRONG_SPACE = {"device": "threadgroup", "threadgroup": "device", "thread": "threadgroup", "constant": "threadgroup"}
 N_CHANGES = 4
+NEVER_INSTANTIATED = {"mul_few_raw.h"}  # by Metal: its templates are those of NVIDIA's tiles
 
 
 def changes() -> list[tuple[str, int, str, str]]:
     """Yields (file, place, word, replacement) for every address space written in the kernels."""
     found = []
-    for path in sorted(KERNELS.iterdir()):
+    for path in sorted(set(KERNELS.iterdir()) - {KERNELS / name for name in NEVER_INSTANTIATED}):
         text = re.sub(r"//[^\n]*|/\*.*?\*/", lambda comment: " " * len(comment[0]), path.read_text(), flags=re.DOTALL)
         for match in re.finditer(rf"\b({'|'.join(WRONG_SPACE)})\b(?!\()", text):
             found += [(path.name, match.start(), match[1], instead) for instead in ("", WRONG_SPACE[match[1]])]
