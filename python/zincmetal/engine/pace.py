@@ -40,6 +40,12 @@ class Pace:
         return min(max(rows, LEAST_ROWS), self.max_rows)
 
 
+def load(running: AnySequence[Job], max_singles: int) -> tuple[int, int]:
+    """Return the number of jobs that decode, and of steps until each of them had a row, if a step has so many."""
+    decoders = sum(job.decodes for job in running)
+    return decoders, -(-decoders // max_singles)
+
+
 def shares(prompts: AnySequence[Job], rows: int) -> list[tuple[Job, int]]:
     """Divide the rows of a step among prompts, which stand in the order of their arrival.
 
