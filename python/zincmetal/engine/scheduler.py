@@ -337,7 +337,7 @@ class Scheduler:
                 else:
                     self._end(job, "", ContextFullError(f"{job.stats.prompt} tokens of a prompt do not fit: {NO_ROOM}"))
                 break
-            self.pools.move_out(youngest, self.pace.seconds_per_row)
+            self.pools.move_out(youngest, self.pace)
             self._running.pop()
             insort(self._waiting, youngest, key=lambda job: job.order)
             if youngest is job:
