@@ -79,7 +79,8 @@ def _add_network(group: Any) -> None:
     add("--no-auth", action="store_true", help="let other machines ask without a key")
     add("--allowed-host", action="append", default=[], metavar="NAME", help="another name of this machine in URLs")
     add("--cors-origin", action="append", default=[], metavar="URL", help="let web pages of this origin ask")
-    add("--llama-metrics", action="store_true", help="give the basic metrics llama.cpp's names too")
+    add("--llama-metrics", action="store_true", help="give the metrics llama.cpp's names too")
+    add("--vllm-metrics", action="store_true", help="give the metrics vLLM's names too")
     add("--ssl-certfile", metavar="FILE", help="certificate, for https")
     add("--ssl-keyfile", metavar="FILE", help="private key of the certificate")
     add("--drain", type=seconds, default=30.0, metavar="S", help="seconds to finish requests at the end (default: 30)")
@@ -145,6 +146,7 @@ def options(args: argparse.Namespace) -> Options:
         origins=tuple(args.cors_origin),
         allow_pull=args.allow_pull,
         llama_metrics=args.llama_metrics,
+        vllm_metrics=args.vllm_metrics,
         certificate=args.ssl_certfile,
         private_key=args.ssl_keyfile,
         lock=not args.no_lock,

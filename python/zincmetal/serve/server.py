@@ -47,7 +47,7 @@ class Options:
 
     ``load`` has the options of every model; its path is filled in. ``port`` 0 takes any that is free. ``lazy`` loads no
     model before the first request. ``any_model``: an unknown name stands for the default model. ``allow_pull``: clients
-    may download models and delete them. ``llama_metrics``: the basic metrics also have llama.cpp's names.
+    may download models and delete them. ``llama_metrics``, ``vllm_metrics``: metrics also have their names.
     """
 
     models: tuple[str, ...] = ()
@@ -67,6 +67,7 @@ class Options:
     private_key: str | None = None
     allow_pull: bool = False
     llama_metrics: bool = False
+    vllm_metrics: bool = False
     lock: bool = True
     limits: Limits = field(default_factory=Limits)
 
@@ -124,7 +125,7 @@ class Server:
         on_status: Callable[[ModelStatus], None],
     ) -> None:
         options = self._options
-        metrics = Metrics(options.llama_metrics)
+        metrics = Metrics(options.llama_metrics, options.vllm_metrics)
         files = Downloads(models, options.load) if options.allow_pull else None
         serving = self.serving = Serving(models, options.limits, allowed, metrics=metrics, files=files)
         config = _config(serving, options)
