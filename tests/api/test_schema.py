@@ -219,6 +219,9 @@ def test_a_schema_is_taken_as_it_is():
         ("regex", "a+", Grammar.of_regex("a+")),
         ("choice", ["a", "b"], Grammar.of_choices(["a", "b"])),
         ("lark", "start: /a/", Grammar("start: /a/")),
+        ("gbnf", 'root ::= "a"', Grammar.of_gbnf('root ::= "a"')),
+        ("grammar", 'root ::= "a"', Grammar.of_gbnf('root ::= "a"')),
+        ("grammar", "start: /a/", Grammar("start: /a/")),
     ],
 )
 def test_the_grammar_of_a_form(kind, value, made):
@@ -228,7 +231,8 @@ def test_the_grammar_of_a_form(kind, value, made):
 @pytest.mark.parametrize(
     ("kind", "value", "words"),
     [
-        ("gbnf", 'root ::= "a"', "GBNF"),
+        ("gbnf", "start: /a/", "line 1: ::= is expected"),
+        ("gbnf", None, "a text"),
         ("xml", None, "json_schema"),
         ("regex", "(", "regex"),
         ("regex", None, "a text"),

@@ -189,9 +189,9 @@ def test_sequences_that_were_moved_out_go_on(path: Path) -> None:
         running.scheduler.speculation.governor = Always()
         move_out = running.scheduler.pools.move_out
 
-        def noted(job: Any, seconds: float | None) -> None:
+        def noted(job: Any, pace: Any) -> None:
             moved_out.append(job)
-            move_out(job, seconds)
+            move_out(job, pace)
 
         running.scheduler.pools.move_out = noted  # type: ignore[method-assign]
         found = opened.generate(prompts, 200, draft="mtp")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -104,3 +105,56 @@ def test_only_the_owner_may_read(tmp_path: Path):
     folder.close()
     modes = [path.stat().st_mode & 0o077 for path in (folder.root, folder.folder, folder.folder / "a.page")]
     assert modes == [0, 0, 0]
+
+
+class HungDisk:
+    """Disk that takes so many files, and then none until it is mended."""
+
+    def __init__(self, folder: CacheFolder, monkeypatch: pytest.MonkeyPatch, files: int) -> None:
+        self.mended, self.reached = threading.Event(), threading.Event()
+        self._write, self._left = folder._write_now, files  # noqa: SLF001
+        monkeypatch.setattr(folder, "_write_now", self._write_now)
+        monkeypatch.setattr(cache_folder, "PATIENCE", 0.05)
+
+    def _write_now(self, name: str, data: bytes) -> None:
+        self._left -= 1
+        if self._left < 0:
+            self.reached.set()
+            assert self.mended.wait(60)
+        self._write(name, data)
+
+
+def test_a_close_does_not_wait_for_a_disk_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    folder = CacheFolder(tmp_path, MODEL, LARGE)
+    disk = HungDisk(folder, monkeypatch, files=2)
+    for i in range(5):
+        folder.write(f"{i}.page", bytes(100))
+    assert disk.reached.wait(60)
+    folder.close()
+    (warning,) = warnings_of(caplog)
+    assert str(tmp_path) in warning
+    assert "3 pages and states" in warning
+    kept = [path.name for path in files_of(tmp_path)]
+    assert kept == ["0.page", "1.page"]
+    assert not folder._queued, "what is not written keeps no memory"  # noqa: SLF001
+    writer = folder._thread  # noqa: SLF001
+    assert writer
+    disk.mended.set()
+    writer.join(60)
+    assert not writer.is_alive()
+    again = CacheFolder(tmp_path, MODEL, LARGE)
+    assert {"0.page", "1.page"} <= again.names <= {"0.page", "1.page", "2.page"}
+    assert again.read("0.page") == again.read("1.page") == bytes(100)
+
+
+def test_a_close_waits_for_a_disk_that_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = CacheFolder(tmp_path, MODEL, LARGE)
+    disk = HungDisk(folder, monkeypatch, files=0)
+    monkeypatch.setattr(cache_folder, "PATIENCE", 60.0)
+    folder.write("a.page", b"1")
+    assert disk.reached.wait(60)
+    threading.Timer(0.2, disk.mended.set).start()
+    folder.close()
+    assert [path.name for path in files_of(tmp_path)] == ["a.page"]

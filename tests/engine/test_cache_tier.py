@@ -519,3 +519,21 @@ def test_a_process_that_is_killed_while_it_writes_leaves_no_harm(tmp_path: Path,
     assert again.tokens == plain
     assert again.cache.source == "disk"
     assert warnings_of(caplog) == []
+
+
+def test_the_end_of_a_model_does_not_wait_for_a_disk_that_hangs(
+    tmp_path: Path, recurrent: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """More has ended than the writer may hold, and it holds what the disk does not take."""
+    monkeypatch.setattr(cache_folder, "QUEUED_BYTES", 4 * PAGE_BYTES)
+    monkeypatch.setattr(cache_folder, "PATIENCE", 0.05)
+    lab = Lab(tmp_path, recurrent, host=0)
+    folder, gate, reached = lab.folder, threading.Event(), threading.Event()
+    assert folder
+    monkeypatch.setattr(folder, "_write_now", lambda *args: (reached.set(), gate.wait(TIMEOUT)))
+    request = lab.submit(A[:400])
+    lab.until(lambda: sink_of(request).ends and reached.is_set())
+    lab.scheduler.end_all(UsageError("the model is closed"))
+    lab.tier.close()
+    assert [str(tmp_path) in warning for warning in warnings_of(caplog)] == [False, True]
+    gate.set()

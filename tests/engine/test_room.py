@@ -10,6 +10,7 @@ import pytest
 
 from support.pools_bench import PAGE, Bench
 from zincmetal.engine import pools as pools_module
+from zincmetal.engine.pace import Pace
 from zincmetal.engine.pages import PagePool
 from zincmetal.engine.pools import Wait
 from zincmetal.engine.prefix_cache import Mark
@@ -264,7 +265,15 @@ def test_a_start_without_its_last_states_is_of_no_use_to_a_hybrid() -> None:
 # ---- out ---------------------------------------------------------------------------------------------------------
 
 
-def moved_out(n: int, seconds_per_page: float, seconds_per_row: float | None, **options: Any) -> tuple[Bench, Job]:
+def pace(seconds_per_row: float | None, gap_seconds: float = 1000.0) -> Pace:
+    made = Pace(gap_seconds, 512)
+    made.seconds_per_row = seconds_per_row
+    return made
+
+
+def moved_out(
+    n: int, seconds_per_page: float, seconds_per_row: float | None, gap_seconds: float = 1000.0, **options: Any
+) -> tuple[Bench, Job]:
     """Moves a job out whose pages take so long to read."""
     bench = Bench(**options)
     job = bench.running(n)
@@ -275,7 +284,7 @@ def moved_out(n: int, seconds_per_page: float, seconds_per_row: float | None, **
         return read(page)
 
     bench.executor.read_page = slow  # type: ignore[method-assign]
-    bench.pools.move_out(job, seconds_per_row)
+    bench.pools.move_out(job, pace(seconds_per_row, gap_seconds))
     assert job.sequence.pages == []
     assert job.stats.moved_out == 1
     return bench, job
@@ -295,6 +304,19 @@ def test_one_page_is_computed_again() -> None:
     assert moved_out(PAGE + 1, 0.0, 1.0)[1].saved is not None
 
 
+def test_a_copy_takes_no_longer_than_others_may_wait() -> None:
+    """The beginning of a longer sequence is copied, and the rest is computed again. Its states are those of its end."""
+    bench, job = moved_out(5 * PAGE + 9, 0.1, 1.0, gap_seconds=0.5, recurrent=False, pages=16, pages_most=16)
+    assert job.saved
+    assert job.saved.length == 4 * PAGE
+    assert len(job.saved.pages) == 4
+    assert bench.seconds <= 0.5
+    assert bench.admits(job, [])
+    assert (job.sequence.computed, len(job.sequence.pages)) == (4 * PAGE, 4)
+    assert moved_out(5 * PAGE + 9, 0.1, 1.0, 0.5, recurrent=True, pages=16, pages_most=16)[1].saved is None
+    assert moved_out(5 * PAGE + 9, 0.3, 1.0, 0.5, recurrent=False, pages=16, pages_most=16)[1].saved is None
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_what_was_moved_out_comes_back(recurrent: bool) -> None:
     bench = Bench(recurrent=recurrent, pages=3, pages_most=3)
@@ -302,7 +324,7 @@ def test_what_was_moved_out_comes_back(recurrent: bool) -> None:
     bench.executor.keys[job.sequence.pages] = [[[7, 8]], [[9, 10]]]
     if recurrent:
         bench.executor.states[job.sequence.slot] = 11  # type: ignore[index]
-    bench.pools.move_out(job, 1.0)
+    bench.pools.move_out(job, pace(1.0))
     assert bench.pools.admit(job, [], False, lambda: None) is Wait.IDLE
     other = bench.running(2 * PAGE)
     assert not bench.admits(job, [])
@@ -318,7 +340,7 @@ def test_what_was_moved_out_comes_back(recurrent: bool) -> None:
 def test_a_job_that_came_back_is_not_kept() -> None:
     bench = Bench(recurrent=False)
     job = bench.running(100)
-    bench.pools.move_out(job, 1.0)
+    bench.pools.move_out(job, pace(1.0))
     assert bench.admits(job, [])
     bench.pools.retire(job.sequence, store=False)
     left = weakref.ref(job)
@@ -333,11 +355,11 @@ def test_host_memory_has_a_limit_and_is_given_back(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pools_module, "HOST_BYTES", 4 * page)
     jobs = [bench.running(2 * PAGE, order=i) for i in range(4)]
     for job in jobs[:3]:
-        bench.pools.move_out(job, 1.0)
+        bench.pools.move_out(job, pace(1.0))
     assert [job.saved is not None for job in jobs] == [True, True, False, False]
     bench.pools.forget_copies_for(jobs[0])
     bench.pools.forget_copies_for(jobs[0])
-    bench.pools.move_out(jobs[3], 1.0)
+    bench.pools.move_out(jobs[3], pace(1.0))
     assert [job.saved is not None for job in jobs] == [False, True, False, True]
     bench.pools.forget_copies(None)
     assert [job.saved for job in jobs] == [None] * 4

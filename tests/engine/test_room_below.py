@@ -22,6 +22,7 @@ class Lower:
         self.evicted: list[tuple[int, int]] = []
         self.released: list[object] = []
         self.left = 0  # turns to copy
+        self.hangs = False
         self.behind = False  # after each turn, for a while
         self.fails = False
 
@@ -208,6 +209,10 @@ def test_turns_are_copied_one_by_one_or_all(caplog: pytest.LogCaptureFixture) ->
     assert not bench.pools.may_save
     bench.pools.save_all()
     assert tier.left == 0
+    tier.left, tier.hangs = 3, True
+    bench.pools.save_all()
+    assert tier.left == 2, "nothing waits for a disk that hangs"
+    assert "its disk is behind" in caplog.text
     tier.left, tier.fails = 2, True
     bench.pools.save_all()
     assert "the disk is full" in caplog.text

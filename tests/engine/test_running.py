@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import zincmetal
 from support.reference_models import reference_models
 from support.running import paused, running_of
+from zincmetal.engine.cache_tier import Tier
 from zincmetal.errors import ContextFullError, DeviceError, UsageError
 from zincmetal.plan import planner
 from zincmetal.plan.chunks import ONE_ROW, chunk_shape
@@ -548,3 +550,19 @@ def test_every_dispatch_of_a_step_is_timed(model: Any) -> None:
         with pytest.raises(UsageError, match="of a context of 64"):
             model.time_dispatches(range(n), position)
     follows_like_fresh(model)
+
+
+def test_the_devices_memory_is_given_back_before_a_disk_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed = list[bool]()
+    with zincmetal.load(PATH, device="cpu", cache_dir=tmp_path) as model:
+        close, engine = Tier.close, model.engine
+
+        def noted(tier: Tier) -> None:
+            freed.append(engine._freed)  # noqa: SLF001
+            close(tier)
+
+        monkeypatch.setattr(Tier, "close", noted)
+        model.generate(PROMPT, 2)
+    assert freed == [True]

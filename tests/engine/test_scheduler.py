@@ -144,6 +144,26 @@ def test_a_sequence_waits_in_host_memory_where_that_is_faster(recurrent: bool) -
     lab.check_owners()
 
 
+def test_a_sequence_of_which_the_beginning_was_copied_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page takes 0.15 s of the executor's clock, and the others wait for half a second at most."""
+    executor = FakeExecutor(pages=12, pages_most=12, seconds=lambda rows: 1.0 * rows)
+    lab, read, copied = Lab(executor, cached=False), executor.read_page, list[int]()
+
+    def slow(page: int) -> bytes:
+        executor.now += 0.15
+        copied.append(page)
+        return read(page)
+
+    monkeypatch.setattr(executor, "read_page", slow)
+    requests = [lab.submit([i] * 250, 250) for i in range(2)]
+    lab.run()
+    lab.check_ended(*requests)
+    times_out = sink_of(requests[1]).stats.moved_out  # type: ignore[union-attr]
+    assert times_out > 0
+    assert len(copied) == 2 * times_out
+    lab.check_owners()
+
+
 def test_pools_grow_before_anything_is_moved_out() -> None:
     executor = FakeExecutor(recurrent=True, pages=2, pages_most=40, slots=1, slots_most=8)
     lab = Lab(executor, cached=False)

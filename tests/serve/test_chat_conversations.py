@@ -298,7 +298,9 @@ def test_a_schema_that_cannot_hold_is_refused_by_its_keyword(thinker: Served, sc
     assert word in reply.error["message"]
 
 
-@pytest.mark.parametrize("given", [{"grammar": "start: ("}, {"grammar": {"type": "regex", "value": "("}}])
+@pytest.mark.parametrize(
+    "given", [{"grammar": "start: ("}, {"grammar": "root ::= ("}, {"grammar": {"type": "regex", "value": "("}}]
+)
 def test_a_wrong_grammar_is_refused(thinker: Served, given: dict[str, Any]) -> None:
     reply = thinker.chat(**given)
     assert (reply.status, reply.error["code"]) == (400, "invalid_grammar")

@@ -310,10 +310,34 @@ def test_names_of_llama_cpp(base: ScriptedBackend) -> None:
     usage = chat(serving).json()["usage"]
     found = values(serving)
     names = """prompt_tokens_total prompt_seconds_total tokens_predicted_total tokens_predicted_seconds_total
-    prompt_tokens_seconds predicted_tokens_seconds requests_processing requests_deferred"""
+    prompt_tokens_seconds predicted_tokens_seconds requests_processing requests_deferred prompt_tokens_cached_total
+    n_decode_total n_busy_slots_per_decode n_tokens_max"""
     assert all(math.isfinite(found[f"llamacpp:{name}"]) for name in names.split())
     assert found["llamacpp:prompt_tokens_total"] == usage["prompt_tokens"]
     assert found["llamacpp:tokens_predicted_total"] == usage["completion_tokens"]
+    assert found["llamacpp:n_tokens_max"] == usage["total_tokens"]
+    assert found["llamacpp:n_busy_slots_per_decode"] == 1
+
+
+def test_names_of_vllm(base: ScriptedBackend) -> None:
+    plain = Serving(ScriptedModels([copy.copy(base)]))
+    assert b"vllm:" not in asked(make_app(plain), "GET", "/metrics").body
+    serving = Serving(ScriptedModels([copy.copy(base)]), metrics=Metrics(vllm_names=True))
+    usage = chat(serving).json()["usage"]
+    page = asked(make_app(serving), "GET", "/metrics").body.decode()
+    assert "# TYPE vllm:time_to_first_token_seconds histogram" in page
+    assert "# TYPE vllm:num_requests_running gauge" in page
+    assert 'vllm:time_to_first_token_seconds_bucket{le="+Inf",model_name="tiny"} 1.0' in page
+    found = values(serving)
+    assert found["vllm:prompt_tokens_total,tiny"] == found["vllm:prefix_cache_queries_total,tiny"] > 0
+    assert found["vllm:prompt_tokens_total,tiny"] == usage["prompt_tokens"]
+    assert found["vllm:generation_tokens_total,tiny"] == usage["completion_tokens"]
+    assert "vllm:request_success_total,stop,tiny" in found
+    assert [found[name] for name in found if name.startswith("vllm:request_success_total")] == [1]
+    for name in ("e2e_request_latency_seconds", "request_queue_time_seconds", "inter_token_latency_seconds"):
+        assert f"vllm:{name}_count,tiny" in found
+    for name in ("kv_cache_usage_perc", "num_requests_running", "num_requests_waiting"):
+        assert math.isfinite(found[f"vllm:{name},tiny"])
 
 
 def test_histograms_of_tokens_agree_with_the_librarys() -> None:

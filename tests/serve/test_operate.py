@@ -429,6 +429,25 @@ def test_slots_show_who_runs_and_no_prompt(serving: Serving) -> None:
     assert [slot["id"] for slot in rows] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("query", "status", "words"),
+    [
+        ("?action=save", 501, "--cache-dir"),
+        ("?action=restore", 501, "--cache-dir"),
+        ("?action=erase", 501, "POST /v1/cache/clear"),
+        ("?action=paint", 400, "save, restore, erase"),
+        ("", 400, "save, restore, erase"),
+    ],
+)
+def test_slots_are_not_changed_and_the_remedy_is_named(serving: Serving, query: str, status: int, words: str) -> None:
+    reply = post(serving, f"/slots/0{query}", {"filename": "prompt.bin"})
+    assert reply.status == status
+    error = reply.json()["error"]
+    assert error["type"] == ("not_supported_error" if status == 501 else "invalid_request_error")
+    assert words in error["message"]
+    assert error["param"] == "action"
+
+
 def test_slots_that_are_all_taken(serving: Serving) -> None:
     backend = serving.models.backends[0]  # type: ignore[attr-defined]
     backend.card = dataclasses.replace(backend.card, sequences=1)

@@ -17,7 +17,7 @@ class MemoryFolder(CacheFolder):
         self.files: dict[str, bytes] = {}
         self.names: set[str] = set()
         self.damaged: set[str] = set()
-        self._queued, self._queued_bytes = {}, 0
+        self._queued, self._queued_bytes, self._begun = {}, 0, None
 
     def write(self, name: str, data: bytes) -> bool:
         self.files[name] = data

@@ -251,3 +251,28 @@ def test_a_gap_by_well_known_texts(texts: Sequence[str]) -> None:
     assert [made[1], made[-1]] == [id_of(meta, texts[0]), id_of(meta, texts[2])]
     assert made.count(id_of(meta, texts[2])) == 1  # the text behind the gap has none
     assert Tokenizer.from_metadata(sentencepiece(PIECES)).infill_ids is None
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("texts", [("[PREFIX]", "[SUFFIX]"), ("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>")])
+def test_a_gap_whose_end_comes_first(texts: Sequence[str], named: bool) -> None:
+    """As Codestral and Seed-Coder were trained, also if the file names the ids."""
+    meta = byte_level(special=dict.fromkeys(texts, CONTROL))
+    ids = [id_of(meta, text) for text in texts]
+    if named:
+        keys = ("fim_pre", "fim_suf", "fim_mid")
+        meta |= {f"tokenizer.ggml.{key}_token_id": i for key, i in zip(keys, ids, strict=False)}
+    tokenizer = Tokenizer.from_metadata(meta)
+    assert tokenizer.infill("a", "b") == [ids[1], *tokenizer.encode("b"), ids[0], *tokenizer.encode("a"), *ids[2:]]
+    ordinary = byte_level(special=dict.fromkeys(texts, NORMAL))
+    assert Tokenizer.from_metadata(ordinary).infill_ids is None
+
+
+def test_the_text_behind_a_gap_begins_no_word() -> None:
+    meta = sentencepiece(PIECES | {"▁ab": -1.0, "ab": -2.0, "\n": -9.0}, dict.fromkeys(INFILL, CONTROL))
+    keys = zip(("fim_pre", "fim_suf", "fim_mid"), INFILL, strict=True)
+    tokenizer = Tokenizer.from_metadata(meta | {f"tokenizer.ggml.{k}_token_id": id_of(meta, text) for k, text in keys})
+    made = tokenizer.infill("ab", "ab")
+    assert tokenizer.decode(made).count("ab") == 2
+    assert made[-2] == id_of(meta, "ab")
+    assert id_of(meta, "▁ab") in made

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from .. import arguments, gguf
 from ..config import ModelConfig
 from ..device.buffers import Progress
-from ..engine import timing
+from ..engine import scores, timing
 from ..engine.engine import Engine
 from ..engine.prefix_cache import Mark
 from ..engine.running import Running
@@ -431,26 +431,24 @@ class Model:
 
     @typed_errors
     def logits(self, ids: str | Sequence[int]) -> NDArray[np.float32]:
-        """Return the logits after every position of a prompt: float32 [tokens, vocab]. Other requests wait."""
-        with self.session() as session:
-            return session.logits(self.text.prompt_ids(ids))
+        """Return the logits after every position of a prompt: float32 [tokens, vocab]."""
+        self._check_causal()
+        return scores.logits(self.running, self.text.prompt_ids(ids))
 
     @typed_errors
     def prompt_logprobs(self, prompt: str | Sequence[int]) -> list[float]:
         """Return the log-probability of each token of a prompt but the first, given those before it."""
-        ids = self.text.prompt_ids(prompt)
-        with self.session() as session:
-            return session.prompt_logprobs(ids)
+        self._check_causal()
+        return scores.prompt_logprobs(self.running, self.text.prompt_ids(prompt))
 
     @typed_errors
     def prompt_scores(self, prompt: str | Sequence[int], n_top: int = 0) -> list[Logprob]:
         """Return :meth:`prompt_logprobs`, each with the ``n_top`` most probable tokens in its place."""
         ids = self.text.prompt_ids(prompt)
         n_top = arguments.integer("n_top", n_top, 0, MAX_LOGPROBS)
-        with self.session() as session:
-            return [
-                Logprob(token, *found) for token, found in zip(ids[1:], session.prompt_scores(ids, n_top), strict=True)
-            ]
+        self._check_causal()
+        found = scores.prompt_scores(self.running, ids, n_top)
+        return [Logprob(token, *score) for token, score in zip(ids[1:], found, strict=True)]
 
     @typed_errors
     def reset(self) -> None:

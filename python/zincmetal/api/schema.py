@@ -41,9 +41,9 @@ class Form(NamedTuple):
 def grammar_of(kind: str, value: Any = None) -> Grammar | None:
     """Make the grammar of an answer's text, and check it.
 
-    ``kind`` is "text" (any: None), "json_object", "json_schema", "regex", "choice" or "lark"; ``value`` is the schema,
-    the expression, the list of texts, or the grammar. "gbnf" is refused by name: its rules would mean other texts in
-    Lark. Raises UnsupportedSchemaError or UsageError.
+    ``kind`` is "text" (any: None), "json_object", "json_schema", "regex", "choice", "lark", "gbnf" or "grammar", which
+    is one of the last two; ``value`` is the schema, the expression, the list of texts, or the grammar. Raises
+    UnsupportedSchemaError or UsageError.
     """
     if kind == "text":
         return None
@@ -56,11 +56,9 @@ def grammar_of(kind: str, value: Any = None) -> Grammar | None:
         "regex": lambda: Grammar.of_regex(value),
         "choice": lambda: Grammar.of_choices(value),
         "lark": lambda: Grammar(value),
+        "gbnf": lambda: Grammar.of_gbnf(value),
+        "grammar": lambda: Grammar.of_text(value),
     }
-    if kind == "gbnf":
-        raise UsageError(
-            "grammars in GBNF are not supported: write it in Lark, as a regular expression, or as a schema"
-        )
     if kind not in makers:
         raise UsageError(
             f"an answer has one of the forms text, json_schema, {', '.join(makers)}, not {quote(str(kind))}"
@@ -87,7 +85,7 @@ def form_of(
         return Form(made, lambda text: shape.read(json.loads(text)))
     if isinstance(grammar, Grammar):
         return Form(grammar)
-    kind = {"regex": "regex", "choices": "choice", "grammar": "lark"}[names[0]]
+    kind = {"regex": "regex", "choices": "choice", "grammar": "grammar"}[names[0]]
     made = grammar_of(kind, given[names[0]])
     assert made is not None
     return Form(made)

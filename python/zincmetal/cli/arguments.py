@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,12 +24,14 @@ class Parser(argparse.ArgumentParser):
 
     ``inner`` are parsers of what follows a first word, such as "serve" in ``zincmetal bench serve``.
     ``rest`` names the argument that gets all words behind "--" as they are. argparse would take options for it too.
+    ``defaults`` makes of the parsed arguments the defaults by which they are parsed once more: those of a file.
     """
 
     rest = ""
 
     def __init__(self, prog: str, description: str, epilog: str = "") -> None:
         self.inner: dict[str, Parser] = {}
+        self.defaults: Callable[[argparse.Namespace], dict[str, Any]] | None = None
         super().__init__(
             prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
@@ -48,6 +50,12 @@ class Parser(argparse.ArgumentParser):
             at = words.index("--")
             words, behind = words[:at], words[at + 1 :]
         found, unknown = super().parse_known_args(words, namespace)
+        if self.defaults is not None:
+            try:
+                self.set_defaults(**self.defaults(found))
+            except UsageError as error:
+                self.error(str(error))
+            found, unknown = super().parse_known_args(words, namespace)
         if self.rest:
             setattr(found, self.rest, behind)
         if unknown:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from .arguments import Parser, add_device, count, integer, positive, seconds
 from .command import Command
 from .output import print_json, say, shown_too
 from .progress import bar
+from .serve_config import defaults_of
 
 if TYPE_CHECKING:
     from ..serve.residency import ModelStatus
@@ -34,11 +36,15 @@ def add_arguments(p: Parser) -> None:
         metavar="MODEL",
         help="a GGUF file, or the name of a model on this machine; NAME=FILE gives it a name (default: the demo model)",
     )
+    add("--config", metavar="FILE", help="a TOML file with these options, profiles of them, and models")
+    add("--profile", metavar="NAME", help="also take the options of [profiles.NAME] of that file")
     add("--models-dir", action="append", default=[], metavar="DIR", help="serve the GGUF files of a folder, on demand")
     add("--json", action="store_true", help="print one JSON object when the server is ready")
     add("-v", "--verbose", action="store_true", help="print a line for each request and answer, without their text")
     _add_model(p.add_argument_group("models", "They are loaded when they are asked for; the first one at once."))
     _add_network(p.add_argument_group("network"))
+    p.set_defaults(listed=())
+    p.defaults = partial(defaults_of, p)
 
 
 def _add_model(group: Any) -> None:
@@ -79,7 +85,8 @@ def _add_network(group: Any) -> None:
     add("--no-auth", action="store_true", help="let other machines ask without a key")
     add("--allowed-host", action="append", default=[], metavar="NAME", help="another name of this machine in URLs")
     add("--cors-origin", action="append", default=[], metavar="URL", help="let web pages of this origin ask")
-    add("--llama-metrics", action="store_true", help="give the basic metrics llama.cpp's names too")
+    add("--llama-metrics", action="store_true", help="give the metrics llama.cpp's names too")
+    add("--vllm-metrics", action="store_true", help="give the metrics vLLM's names too")
     add("--ssl-certfile", metavar="FILE", help="certificate, for https")
     add("--ssl-keyfile", metavar="FILE", help="private key of the certificate")
     add("--drain", type=seconds, default=30.0, metavar="S", help="seconds to finish requests at the end (default: 30)")
@@ -132,6 +139,7 @@ def options(args: argparse.Namespace) -> Options:
     chosen = {} if args.port is None else {"port": args.port}
     return Options(
         models=tuple(args.models),
+        listed=args.listed,
         folders=tuple(args.models_dir),
         load=load,
         ttl=args.ttl,
@@ -145,6 +153,7 @@ def options(args: argparse.Namespace) -> Options:
         origins=tuple(args.cors_origin),
         allow_pull=args.allow_pull,
         llama_metrics=args.llama_metrics,
+        vllm_metrics=args.vllm_metrics,
         certificate=args.ssl_certfile,
         private_key=args.ssl_keyfile,
         lock=not args.no_lock,

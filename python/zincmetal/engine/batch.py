@@ -206,6 +206,24 @@ class Batch:
         return max(run.end for run in self.runs) - 1
 
 
+class AllLogits(Batch):
+    """Batch whose rows are all outputs, and whose logits are all wanted."""
+
+    @property
+    def output(self) -> str:
+        """Output that the plan must have."""
+        return "all"
+
+
+class HiddenRows(Batch):
+    """Batch without outputs, whose rows after the final norm are wanted."""
+
+    @property
+    def output(self) -> str:
+        """Output that the plan must have."""
+        return "hidden"
+
+
 class Builder:
     """Makes a batch, run by run, and gives every run its pages and its slots."""
 

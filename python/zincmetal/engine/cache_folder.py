@@ -31,6 +31,8 @@ UNFINISHED = re.compile(r"\..+\.(page|state)\.\d+\.[0-9a-f]+")
 QUEUED_BYTES = 1 << 29  # that wait to be written; what comes beyond is not written
 PAUSE_SECONDS = 60.0  # without writing, after a write has failed
 OLD_SECONDS = 3600.0  # an unfinished file of this age has lost its writer
+PATIENCE = 15.0  # seconds that a close waits for one file
+CLOSE_SECONDS = 60.0  # that it waits for all of them
 KEEP_SHARE = 0.9  # of the budget, after a cleaning
 COUNTED_SHARE = 1 / 16  # of the budget: after so many bytes the folder is counted again
 _log = logging.getLogger("zincmetal.engine")
@@ -52,6 +54,7 @@ class CacheFolder:
         self._inbox: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._paused_until = 0.0
+        self._begun: float | None = None  # when the writer began what it does now
         self._warned = self._closed = False
         self._used = 0  # bytes of the whole folder, once the writer has counted
         self._uncounted = float("inf")  # bytes that this process has written since: others write, too
@@ -128,13 +131,32 @@ class CacheFolder:
         else:
             self._unlink(name)
 
+    @property
+    def hangs(self) -> bool:
+        """True if the writer waits for the disk and does not get on, such as for one of a machine that is gone."""
+        begun = self._begun
+        return begun is not None and time.monotonic() - begun > PATIENCE
+
     def close(self) -> None:
-        """Write what waits, and end the writer."""
+        """Write what waits, and end the writer. A disk that hangs is not waited for: what it has not taken is lost.
+
+        One warning says so. What was written stays, and the writer ends as soon as the disk lets it.
+        """
         self._closed = True
-        thread = self._thread
-        if thread is not None:
-            self._inbox.put(("end", ""))
-            thread.join()
+        thread, until = self._thread, time.monotonic() + CLOSE_SECONDS
+        if thread is None:
+            return
+        self._inbox.put(("end", ""))
+        while thread.is_alive() and not self.hangs and time.monotonic() < until:
+            thread.join(0.02)
+        if thread.is_alive():
+            lost = len(self._queued)
+            self._queued.clear()  # the writer holds one of them
+            _log.warning(
+                "the cache folder %s does not answer: %d pages and states of the last prompts are not kept there",
+                self.root,
+                lost,
+            )
 
     def _has_writer(self) -> bool:
         """Start the writer, once. Return False if the system starts no thread now."""
@@ -175,21 +197,26 @@ class CacheFolder:
             what, name = self._inbox.get()
             if what == "end":
                 return
-            if what == "touch":
-                with suppress(OSError):
-                    os.utime(self.folder / name)
-                continue
-            if what == "delete":
-                self._unlink(name)
-                continue
-            data = self._queued[name]
+            self._begun = time.monotonic()
+            try:
+                self._do(what, name)
+            finally:
+                self._begun = None
+
+    def _do(self, what: str, name: str) -> None:
+        if what == "touch":
+            with suppress(OSError):
+                os.utime(self.folder / name)
+        elif what == "delete":
+            self._unlink(name)
+        elif (data := self._queued.get(name)) is not None:
             try:
                 if time.monotonic() >= self._paused_until:
                     self._write_now(name, data)
             except OSError as error:
                 self._fail(error)
             finally:
-                del self._queued[name]
+                self._queued.pop(name, None)
                 self._queued_bytes -= len(data)
 
     def _write_now(self, name: str, data: bytes) -> None:

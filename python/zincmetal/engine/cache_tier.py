@@ -228,6 +228,11 @@ class Transfer:
         """True if there is a turn to copy, and the folder's writer is not behind."""
         return bool(self._pending and self.tier.folder and not self.tier.folder.behind)
 
+    @property
+    def hangs(self) -> bool:
+        """True if the folder's writer waits for a disk that does not answer."""
+        return bool(self.tier.folder and self.tier.folder.hangs)
+
     def note(self, ids: list[int]) -> None:
         """Remember the end of a turn, whose pages are in the cache. With a folder it is to be copied."""
         if self.tier.folder:

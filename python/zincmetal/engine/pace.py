@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence as AnySequence
 
 from .request import Job
@@ -38,6 +39,16 @@ class Pace:
         rows = int(SHARE * self.gap_seconds / rounds / self.seconds_per_row) - decoders
         rows -= rows % GRAIN if rows > GRAIN else 0
         return min(max(rows, LEAST_ROWS), self.max_rows)
+
+    def copies(self, seconds: float) -> int:
+        """Return how many copies of so many seconds each fit between two steps."""
+        return int(min(SHARE * self.gap_seconds / seconds, sys.maxsize)) if seconds > 0 else sys.maxsize
+
+
+def load(running: AnySequence[Job], max_singles: int) -> tuple[int, int]:
+    """Return the number of jobs that decode, and of steps until each of them had a row, if a step has so many."""
+    decoders = sum(job.decodes for job in running)
+    return decoders, -(-decoders // max_singles)
 
 
 def shares(prompts: AnySequence[Job], rows: int) -> list[tuple[Job, int]]:

@@ -12,7 +12,9 @@ from collections.abc import Sequence as AnySequence
 from enum import Enum
 
 from .batch import Executor
+from .cache_folder import CLOSE_SECONDS
 from .cache_tier import Transfer
+from .pace import Pace
 from .pages import PagePool, Seats, StateSlots
 from .prefix_cache import Cache, Mark, Match
 from .request import Job, Saved
@@ -306,24 +308,34 @@ class Pools:
             self.seats.release(sequence.seat)
             sequence.seat = None
 
-    def move_out(self, job: Job, seconds_per_row: float | None) -> None:
-        """Take all pages from a job: to host memory if that is the faster way, else to be computed again."""
+    def move_out(self, job: Job, pace: Pace) -> None:
+        """Take all pages from a job: to host memory if that is the faster way, else to be computed again.
+
+        The others wait for the copy. So it takes no longer than they may wait for a step: of a longer sequence only
+        the beginning is copied, and with recurrent layers, whose states are those of its end, nothing.
+        """
         job.stats.moved_out += 1
-        job.saved = self._save(job.sequence, seconds_per_row)
+        job.saved = self._save(job.sequence, pace)
         if job.saved is not None:
             self._moved_out.add(job)
         self.retire(job.sequence, store=job.saved is None)
 
-    def _save(self, sequence: Sequence, seconds_per_row: float | None) -> Saved | None:
+    def _save(self, sequence: Sequence, pace: Pace) -> Saved | None:
         """Read pages and states. Return None if computing them again is faster, by the time of the first page."""
         executor, length = self._executor, sequence.computed
         numbers = sequence.pages[: self.pages.needed(length)]
-        if not seconds_per_row or len(numbers) < 2:
+        if not pace.seconds_per_row or len(numbers) < 2:
             return None
         began = self._clock()
         first = executor.read_page(numbers[0])
-        seconds = 2 * (self._clock() - began) * len(numbers)  # out and in
-        if seconds > seconds_per_row * length or self._host_bytes + len(first) * len(numbers) > HOST_BYTES:
+        each = self._clock() - began
+        most = pace.copies(each)
+        if len(numbers) > most:
+            numbers, length = numbers[:most], most * self.pages.PAGE
+            if executor.recurrent or most < 2:
+                return None
+        seconds = 2 * each * len(numbers)  # out and in
+        if seconds > pace.seconds_per_row * length or self._host_bytes + len(first) * len(numbers) > HOST_BYTES:
             return None
         slot = None if sequence.slot is None else executor.read_slot(sequence.slot)
         saved = Saved(length, [first, *map(executor.read_page, numbers[1:])], slot)
@@ -400,11 +412,18 @@ class Pools:
             self._tier.save()
 
     def save_all(self) -> None:
-        """Copy all of it, before the pools go. A device that fails now has nothing to copy."""
+        """Copy all of it, before the pools go. A device that fails now has nothing to copy.
+
+        A disk that does not answer, or that is too slow, is not waited for.
+        """
+        until = time.monotonic() + CLOSE_SECONDS
         try:
             while self.saving:
                 self.save()
                 if self.saving and not self.may_save:
+                    if self._tier is None or self._tier.hangs or time.monotonic() > until:
+                        _log.warning("the last turns are not copied to the cache's folder: its disk is behind")
+                        return
                     time.sleep(DISK_SECONDS)
         except Exception:
             _log.exception("the last turns were not copied to the cache's folder")

@@ -126,9 +126,9 @@ def _tier(engine: Engine, folder: Path | str | None) -> Tier | None:
 def _end(engine: Engine, tiers: list[Tier], draft_models: dict[Path, DraftModel]) -> None:
     """Give back what a running model has, when no step runs any more."""
     _free(draft_models)
+    engine.free()  # first: a disk may take its time
     for tier in tiers:
         tier.close()
-    engine.free()
 
 
 def _free(draft_models: dict[Path, DraftModel]) -> None:

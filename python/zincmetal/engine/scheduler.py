@@ -39,10 +39,11 @@ from .batch import Builder, Drawing, Executor, id_of
 from .cache_reader import PATIENCE
 from .cache_tier import Transfer
 from .flight import Flight, State, drawn, is_finite
-from .pace import Pace, shares
+from .pace import Pace, load, shares
 from .pages import PagePool, PoolEmptyError, Seats, StateSlots
 from .pools import DISK_SECONDS, Clock, Pools, Wait
 from .prefix_cache import Cache, NoCache
+from .readings import Reading, Readings
 from .request import CANCELLED, LENGTH, STOP, Job, Request
 from .sequence import Sequence
 from .speculate import Chooser, Speculation, Verify
@@ -82,6 +83,7 @@ class Scheduler:
         self._executor, self._clock = executor, clock
         self.pools = Pools(executor, cache or NoCache(), pages, slots, seats or Seats(executor.seats), clock, tier)
         self.pace = Pace(gap_seconds, executor.max_rows)
+        self._readings = Readings(gap_seconds, clock)
         self.speculation = Speculation(executor, self.pools, governor)
         self._not_finite = not_finite or (lambda sequence: DeviceError(NOT_FINITE))
         self.inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -135,6 +137,10 @@ class Scheduler:
         """Call a function on the step thread, while nothing is in flight. It must not raise."""
         self.inbox.put(lambda: self._calls.append(function))
 
+    def read(self, reading: Reading[Any]) -> None:
+        """Run a reading in slices, between the steps of requests."""
+        self.inbox.put(lambda: self._readings.add(reading))
+
     def figures(self) -> dict[str, Any]:
         """Return the requests, pages and slots of about this moment. The step thread does not wait for the caller."""
         return {
@@ -149,7 +155,7 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """True if there is work for ``step``."""
-        work = self._flights or self._running or self._waiting or self._calls or self.pools.saving
+        work = self._flights or self._running or self._waiting or self._calls or self._readings or self.pools.saving
         return bool(work) or not self.inbox.empty()
 
     def state(self) -> State:
@@ -169,7 +175,7 @@ class Scheduler:
             self._check_deadlines()
             depth = 2 if self._executor.runs_ahead else 1
             launched = self._launch()
-            went_on = launched or bool(self._flights)
+            went_on = launched or bool(self._flights) or bool(self._readings)
             if self._flights and (not launched or len(self._flights) >= depth):
                 self._collect()
             self._stuck = 0 if went_on or not self._running else self._stuck + 1
@@ -184,7 +190,7 @@ class Scheduler:
     @property
     def resting(self) -> bool:
         """True if the last step has found that there is nothing to do but to wait for files, read or written."""
-        idle = not (self._flights or self._running or self._calls or self.pools.may_save)
+        idle = not (self._flights or self._running or self._calls or self._readings or self.pools.may_save)
         return idle and (self._fetching or (self.pools.saving and not self._waiting))
 
     def rest(self) -> Callable[[], None] | None:
@@ -214,6 +220,7 @@ class Scheduler:
         if isinstance(error, UsageError):  # the model is closed, and its device is well
             self.pools.save_all()
         self.pools.forget_cache()
+        self._readings.end_all(error)
         while self._calls:
             self._calls.popleft()()
 
@@ -251,13 +258,11 @@ class Scheduler:
 
     def _launch(self) -> bool:
         """Submit a step if one can run now. Return False if none can."""
-        if self._flights:
-            if not self._executor.runs_ahead or self._must_wait():
-                return False
-        else:
-            self._do_idle_work()
+        read = not self._flights and self._do_idle_work()
+        if self._flights and (not self._executor.runs_ahead or self._must_wait()):
+            return False
         self._admit()
-        flight = self._build()
+        flight = self._build(with_prompts=not read)
         if not flight.batch.runs:
             flight.release(self.pools.pages, self.pools.slots)
             return False
@@ -276,14 +281,18 @@ class Scheduler:
         self.steps += 1
         return True
 
-    def _build(self) -> Flight:
-        """Return the next step, not yet submitted. Without a run there is nothing to do."""
+    def _build(self, with_prompts: bool) -> Flight:
+        """Return the next step, not yet submitted. Without a run there is nothing to do.
+
+        Decoders that have waited for a slice of a reading have no rows of prompts beside them.
+        """
         builder = Builder(self._executor, self.pools.pages, self.pools.slots)
         flight = Flight(builder.batch(), {}, {}, 0.0, waited=self._waited)
         self._waited = False
         try:
             self._add_decoders(builder, flight)
-            self._add_slices(builder, flight)
+            if with_prompts or not len(builder):
+                self._add_slices(builder, flight)
         except BaseException:
             flight.release(self.pools.pages, self.pools.slots)
             raise
@@ -292,7 +301,7 @@ class Scheduler:
 
     def _must_wait(self) -> bool:
         """Return True if no step may be submitted before the one in flight has been collected."""
-        if self._calls or self._short or self._drain:
+        if self._calls or self._readings or self._short or self._drain:
             return True
         if self.pools.may_save and self.steps - self._saved_at >= SAVE_STEPS:
             return True
@@ -307,8 +316,8 @@ class Scheduler:
         ready = [job for job in self._running if job.decodes]
         return sorted(ready, key=lambda job: (job.last_turn, job.order))
 
-    def _do_idle_work(self) -> None:
-        """Do what needs an idle device: calls, and making room."""
+    def _do_idle_work(self) -> bool:
+        """Do what needs an idle device: calls, a slice of a reading, and making room. Return True for a slice."""
         self._drain = False
         while self._calls:
             self._calls.popleft()()
@@ -316,21 +325,24 @@ class Scheduler:
         self._saved_at = self.steps
         job, self._short = self._short, None
         if job is None or job.ended:
-            return
+            return self._readings.go_on(self._running, self._executor.max_singles)
         end = job.sequence.submitted + (max(1, job.left) if job.decodes else 1)
         while not self.pools.make_room(job.sequence, end):
+            if self._readings.finish():
+                continue
             youngest = self._running[-1]
             if len(self._running) == 1:
                 if job.made:
                     self._end(job, LENGTH)
                 else:
                     self._end(job, "", ContextFullError(f"{job.stats.prompt} tokens of a prompt do not fit: {NO_ROOM}"))
-                return
-            self.pools.move_out(youngest, self.pace.seconds_per_row)
+                break
+            self.pools.move_out(youngest, self.pace)
             self._running.pop()
             insort(self._waiting, youngest, key=lambda job: job.order)
             if youngest is job:
-                return
+                break
+        return False
 
     def _admit(self) -> None:
         """Let waiting jobs run, in the order of their arrival, as long as there is room.
@@ -344,7 +356,7 @@ class Scheduler:
                 return
             waits = self.pools.admit(job, self._running, not self._flights, partial(self.inbox.put, None))
             self._fetching, self._drain = waits is Wait.FILES, waits is Wait.IDLE
-            if waits is Wait.ROOM and not self._running:
+            if waits is Wait.ROOM and not self._running and not self._readings:
                 self._end(job, "", ContextFullError(NO_ROOM))
                 continue
             if waits is not None:
@@ -400,9 +412,7 @@ class Scheduler:
         prompts = [job for job in self._running if not job.decodes]
         if not prompts or self._short:
             return
-        decoders = len(self._running) - len(prompts)
-        rounds = -(-decoders // self._executor.max_singles)
-        rows = min(self.pace.rows(decoders, rounds), builder.rows_left)
+        rows = min(self.pace.rows(*load(self._running, self._executor.max_singles)), builder.rows_left)
         for job, share in shares(prompts, rows):
             sequence, n = job.sequence, job.slice(share)
             at = sequence.submitted

@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 from .. import arguments
 from ..errors import ContextFullError, DeviceError, OutOfMemoryError, UsageError, ZincError, typed_errors
 from ..plan.chunks import LOGITS_ROWS, StepShape, chunk_shape, decode_shape, prompt_shapes
-from ..sampling.draws import log_probabilities, top_log_probabilities
 from ..sampling.params import SamplingParams
-from .batch import Batch, Builder, Drawing
+from .batch import AllLogits, Batch, Builder, Drawing
 from .engine import SESSION_SEATS, Engine
 from .pages import PoolEmptyError
 from .prefix_cache import Mark, Match, PrefixCache
+from .scores import following_logprobs
 from .sequence import Sequence, common
 from .snapshot import Snapshot
 
@@ -49,15 +49,6 @@ T = TypeVar("T")
 GREEDY = Drawing(SamplingParams())
 BY_HOST = Drawing(SamplingParams(), host=True)
 OF_OUTPUT = {"argmax": GREEDY, "draw": Drawing(SamplingParams(temperature=1.0)), "none": None}
-
-
-class AllLogits(Batch):
-    """Batch whose rows are all outputs, and whose logits are all wanted."""
-
-    @property
-    def output(self) -> str:
-        """Output that the plan must have."""
-        return "all"
 
 
 class Synced(NamedTuple):
@@ -301,20 +292,8 @@ class Session:
         ids = arguments.token_ids(ids)
         found = list[float]()
         for at, logits in self._all_logits(ids):
-            following = ids[at + 1 : at + 1 + len(logits)]
-            if following:
-                found += log_probabilities(logits[: len(following)], following).tolist()
+            found += following_logprobs(ids, at, logits)
         return found
-
-    @typed_errors
-    def prompt_scores(self, ids: AnySequence[int], n_top: int) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
-        """Return the log-probability of each id but the first, and the ``n_top`` most probable ids with theirs."""
-        ids = arguments.token_ids(ids)
-        return [
-            top_log_probabilities(row, following, n_top)
-            for at, logits in self._all_logits(ids)
-            for row, following in zip(logits, ids[at + 1 : at + 1 + len(logits)], strict=False)
-        ]
 
     @typed_errors
     def save(self) -> Snapshot:
@@ -518,4 +497,4 @@ class Session:
             sequence.seat = None
 
 
-__all__ = ["AllLogits", "Session", "Synced"]
+__all__ = ["Session", "Synced"]

@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from ..errors import CLOSED, FORKED, DeviceError, UsageError, ZincError, no_thread
+from .readings import Reading
 from .request import CANCELLED, Request
 from .scheduler import Scheduler
 from .sequence import Sequence
@@ -94,6 +95,21 @@ class StepLoop:
         if error is not None:
             raise error
         return result  # type: ignore[return-value]
+
+    def read(self, reading: Reading[T]) -> T:
+        """Run a reading in slices, between which requests have steps. Return its result, or raise its error."""
+        self._check_thread()
+        self._start()
+        try:
+            self.scheduler.read(reading)
+            self._answer_late()
+            while True:
+                with suppress(Empty):
+                    return reading.result(timeout=0.05)
+                self.check_usable()  # a session may have the engine, and others close the loop
+        except BaseException:  # such as an interrupt
+            reading.give_up()
+            raise
 
     @contextmanager
     def exclusive(self, at_end: Callable[[], None] = lambda: None) -> Iterator[None]:

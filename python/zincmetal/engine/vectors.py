@@ -1,34 +1,20 @@
-"""Vectors of texts: steps over many whole texts, whose final rows are pooled.
-
-The step thread runs each step between those of requests, while nothing else is in flight. Nothing of it is kept.
-"""
+"""Vectors of texts: steps over many texts, whose final rows are pooled. Requests have steps between them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as AnySequence
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ContextFullError, OutOfMemoryError
-from .batch import Batch, Builder
+from ..errors import ContextFullError
+from .batch import HiddenRows
 from .engine import TEXT_SEATS, Engine
-from .pages import PoolEmptyError
+from .readings import Reading, Slices
 from .running import Running
-from .sequence import Sequence
+from .texts import Texts
 
 F64 = NDArray[np.float64]
-NO_ROOM = "the pages of the K/V cache are in use; end other generations, or load the model with a smaller context"
-
-
-class HiddenRows(Batch):
-    """Batch without outputs, whose rows after the final norm are wanted."""
-
-    @property
-    def output(self) -> str:
-        """Output that the plan must have."""
-        return "hidden"
 
 
 class Pooled:
@@ -65,7 +51,7 @@ def vectors(running: Running, texts: AnySequence[AnySequence[int]], kind: str) -
     found: list[NDArray[np.float32]] = []
     while len(found) < len(texts):
         group = _fitting(engine, texts[len(found) :])
-        found += running.loop.call(partial(_of_group, running, group, kind))
+        found += running.loop.read(Reading("hidden", engine.max_rows, _slices(running, group, kind)))
     whole = np.stack(found) if found else np.empty((0, engine.hidden_width), np.float32)
     if not np.isfinite(whole).all():
         raise engine.not_finite()
@@ -82,7 +68,7 @@ def check(engine: Engine, ids: AnySequence[int]) -> None:
 
 
 def _fitting(engine: Engine, texts: AnySequence[AnySequence[int]]) -> AnySequence[AnySequence[int]]:
-    """Return the first texts that one step takes, at least one. A single one may need several steps."""
+    """Return the first texts that one whole step takes, at least one. A single one may need several steps."""
     rows = 0
     for n, ids in enumerate(texts):
         rows += len(ids)
@@ -91,78 +77,21 @@ def _fitting(engine: Engine, texts: AnySequence[AnySequence[int]]) -> AnySequenc
     return texts
 
 
-def _of_group(running: Running, texts: AnySequence[AnySequence[int]], kind: str) -> list[NDArray[np.float32]]:
-    """Run the steps of some texts, on the step thread. If the pools have no room for all, do the first ones alone."""
+def _slices(running: Running, texts: AnySequence[AnySequence[int]], kind: str) -> Slices[list[NDArray[np.float32]]]:
+    """Read some texts, on the step thread. If the pools have no room for all, the result has the first ones alone."""
+    rows = yield 0, len(texts)
     engine = running.engine
-    sequences = [Sequence(list(ids)) for ids in texts]
-    pooled = [Pooled(kind) for _ in texts]
+    group, pooled = Texts(running, texts, HiddenRows), [Pooled(kind) for _ in texts]
+    index = {id(sequence): i for i, sequence in enumerate(group.sequences)}
     try:
-        while any(sequence.computed < len(sequence.ids) for sequence in sequences):
-            try:
-                _step(engine, sequences, pooled)
-            except PoolEmptyError:
-                _make_room(running, sequences, pooled)
+        while group.left:
+            batch = group.step(rows if engine.config.causal else engine.max_rows)
+            hidden, at = engine.hidden(batch.n_rows), 0
+            for run in batch.runs:
+                pooled[index[id(run.sequence)]].add(hidden[at : at + len(run.tokens)])
+                at += len(run.tokens)
+            rows = yield batch.n_rows, group.left
     finally:
-        for sequence in sequences:
-            _leave(engine, sequence)
-    return [each.vector() for each in pooled]
-
-
-def _step(engine: Engine, sequences: list[Sequence], pooled: list[Pooled]) -> None:
-    """Run one step of the sequences' next rows, as many as it takes. Raises PoolEmptyError."""
-    builder = Builder(engine, engine.pages, engine.slots)
-    try:
-        for sequence in sequences:
-            if sequence.seat is None:
-                sequence.sit(engine.text_seats.take())
-            ids = sequence.ids[sequence.computed :][: builder.rows_left]
-            if ids:
-                builder.add(sequence, ids)
-    except PoolEmptyError:
-        _forget(engine, builder.batch(), sequences)
-        raise
-    made = builder.batch()
-    assert made.runs, "an empty step takes no row"
-    batch = HiddenRows(made.runs, made.page_writes, made.table, made.pages, made.slots)
-    try:
-        engine.submit(batch)
-        engine.collect()
-    except BaseException:
-        engine.drop()
-        _forget(engine, batch, sequences)
-        raise
-    rows, at, index = engine.hidden(batch.n_rows), 0, {id(s): i for i, s in enumerate(sequences)}
-    for run in batch.runs:
-        pooled[index[id(run.sequence)]].add(rows[at : at + len(run.tokens)])
-        at += len(run.tokens)
-        run.sequence.computed = run.end
-    engine.pages.release_all(batch.pages)
-    engine.slots.release_all(batch.slots)
-
-
-def _forget(engine: Engine, batch: Batch, sequences: list[Sequence]) -> None:
-    """Take back the runs of a step that did not run."""
-    for sequence in sequences:
-        sequence.submitted, sequence.tabled = sequence.computed, 0
-    engine.pages.release_all(batch.pages)
-    engine.slots.release_all(batch.slots)
-
-
-def _make_room(running: Running, sequences: list[Sequence], pooled: list[Pooled]) -> None:
-    """Let the pools grow, or evict from the cache, or else give up the last of the sequences."""
-    engine = running.engine
-    if engine.make_room(*engine.lacking(), running.cache):
-        return
-    if len(sequences) == 1:
-        raise OutOfMemoryError(NO_ROOM)
-    _leave(engine, sequences.pop())
-    pooled.pop()
-
-
-def _leave(engine: Engine, sequence: Sequence) -> None:
-    """Give back the sequence's pages, slot and seat."""
-    sequence.submitted = sequence.computed
-    sequence.release(engine.pages, engine.slots)
-    if sequence.seat is not None:
-        engine.text_seats.release(sequence.seat)
-        sequence.seat = None
+        n = len(group.sequences)
+        group.leave()
+    return [each.vector() for each in pooled[:n]]

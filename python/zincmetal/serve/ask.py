@@ -44,9 +44,9 @@ class ToolChoice:
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """Form of the answer's text. ``value`` is a JSON schema, a regular expression, a Lark grammar or the choices."""
+    """Form of the answer's text. ``value`` is a JSON schema, a regular expression, a grammar or the choices."""
 
-    kind: Literal["text", "json_object", "json_schema", "regex", "lark", "choice"] = "text"
+    kind: Literal["text", "json_object", "json_schema", "regex", "lark", "gbnf", "grammar", "choice"] = "text"
     value: Any = None
     strict: bool = True
 

@@ -13,21 +13,30 @@ from ..hub import demo_model
 from ..hub.lookup import resolve
 from ..hub.names import part_of, stem
 from .channel import LoadOptions
+from .listed import Listed
 from .residency import TTL, Named
 
 
-def known(names: Iterable[str], folders: Iterable[str], options: LoadOptions, ttl: float | None = None) -> list[Named]:
+def known(
+    names: Iterable[str],
+    folders: Iterable[str],
+    options: LoadOptions,
+    ttl: float | None = None,
+    listed: Iterable[Listed] = (),
+) -> list[Named]:
     """List the models of a server, the default one first. Without a name, and without folders, it is the demo model.
 
     ``names`` are files or names of models on this machine, each may be "NAME=FILE". A model that is named stays loaded
     until another needs its memory; one in a folder goes ``ttl`` seconds after its last use. Raises ModelNotFoundError,
     UsageError.
     """
-    found = [named(text, options, math.inf if ttl is None else ttl) for text in names]
+    keep = math.inf if ttl is None else ttl
+    found = [named(text, options, keep) for text in names]
+    found += [_of_list(each, options, keep) for each in listed]
     for folder in folders:
         found += _in_folder(Path(folder), options, TTL if ttl is None else ttl)
     if not found:
-        found = [named(str(demo_model()), options, math.inf if ttl is None else ttl)]
+        found = [named(str(demo_model()), options, keep)]
     return list(_distinct(found))
 
 
@@ -42,6 +51,13 @@ def named(text: str, options: LoadOptions, keep: float = TTL) -> Named:
     own = stem(path.name) if os.path.exists(file) else file
     aliases = [alias for alias in dict.fromkeys((own, stem(path.name))) if alias != (name or own)]
     return Named(name or own, replace(options, path=str(path)), tuple(aliases), keep)
+
+
+def _of_list(listed: Listed, options: LoadOptions, keep: float) -> Named:
+    own = replace(options, **listed.load)
+    made = named(listed.file, own, keep if listed.keep is None else listed.keep)
+    aliases = dict.fromkeys((*listed.aliases, made.id, *made.aliases))
+    return replace(made, id=listed.name, aliases=tuple(alias for alias in aliases if alias != listed.name))
 
 
 def _in_folder(folder: Path, options: LoadOptions, keep: float) -> Iterator[Named]:

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
     SummaryMetricFamily,
@@ -27,6 +25,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from ..errors import DeviceError, ZincError
 from .backend import ModelCard
+from .foreign_metrics import LlamaNames, VllmNames
 
 if TYPE_CHECKING:
     from .turn import Turn
@@ -54,17 +53,20 @@ MISSES = (
 
 
 class Metrics:
-    """Registry, and what is counted in it. ``llama_names``: the eight basic ones also under llama.cpp's names."""
+    """Registry, and what is counted in it. ``llama_names``, ``vllm_names``: also what their dashboards read."""
 
-    def __init__(self, llama_names: bool = False) -> None:
+    def __init__(self, llama_names: bool = False, vllm_names: bool = False) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
         ProcessCollector(registry=self.registry)  # resident bytes, open files; on Linux
         self._turns: set[int] = set()  # that run, by the identity of their objects
+        self.longest = 0  # tokens of a prompt with its answer
         self._requests()
         self._tokens_and_times()
         self._moments()
         if llama_names:
             self.registry.register(LlamaNames(self))
+        if vllm_names:
+            self.registry.register(VllmNames(self))
 
     def _counter(self, name: str, words: str, *labels: str) -> Counter:
         return Counter(name, words, labels, namespace=PREFIX, registry=self.registry)
@@ -111,6 +113,7 @@ class Metrics:
         gauge = self._gauge
         self.running = gauge("running", "Sequences that the engine has", "model")
         self.waiting = gauge("queue_depth", "Requests that wait for a place", "model")
+        self.steps = gauge("steps", "Steps of the engine since the model was loaded", "model")
         self.pools = gauge("cache_entries", "Pages and states, by what holds them", "model", "kind", "state")
         self.memory = gauge("memory_bytes", "Bytes of a model", "model", "kind")
         self.state = gauge("model_state", "1 for the state that a model is in", "model", "state")
@@ -161,6 +164,7 @@ class Metrics:
         """Note one answer of a turn. The first one has read the prompt."""
         result = ended.result
         made = len(result.tokens)
+        self.longest = max(self.longest, result.prompt_tokens + made)
         self.generated.labels(model).inc(made)
         self.reasoning.labels(model).inc(ended.reasoning)
         self.decode_seconds.labels(model).inc(result.decode_seconds)
@@ -195,7 +199,8 @@ class Metrics:
 
     def sampled(self, cards: Iterable[ModelCard], figures: Mapping[str, Mapping[str, Any]]) -> None:
         """Take the states of all models, and the engine's figures of those that are loaded, by their id."""
-        for one in (self.running, self.waiting, self.pools, self.memory, self.state, self.compiles, self.masks):
+        engines = (self.running, self.waiting, self.steps, self.pools, self.compiles, self.masks)
+        for one in (*engines, self.memory, self.state):
             one.clear()  # a model that is gone has no numbers
         for card in cards:
             for state in STATES:
@@ -206,6 +211,7 @@ class Metrics:
         for model, found in figures.items():
             self.running.labels(model).set(len(found.get("running", ())))
             self.waiting.labels(model).set(found.get("waiting", 0))
+            self.steps.labels(model).set(found.get("steps", 0))
             for kind in ("pages", "slots"):
                 pool = found.get(kind, {})
                 self.pools.labels(model, kind, "free").set(pool.get("free", 0))
@@ -250,6 +256,11 @@ class TokenHistogram:
         """Return the counts of a model."""
         return self._models.setdefault(model, Counts(self._bounds))
 
+    def mean(self) -> float:
+        """Return the mean of all values, 0 if there are none."""
+        n = sum(sum(counts.buckets) for counts in self._models.values())
+        return sum(counts.sum for counts in self._models.values()) / n if n else 0.0
+
     def collect(self) -> Iterable[Metric]:
         """Yield the histogram."""
         family = HistogramMetricFamily(self._name, self._words, labels=["model"])
@@ -277,33 +288,6 @@ class Sums:
         for model, (n, total) in list(self._models.items()):
             family.add_metric([model], n, total)
         yield family
-
-
-class LlamaNames:
-    """Collector with the names that dashboards for llama.cpp's server read."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield eight metrics, over all models."""
-        m = self._metrics
-        read, made = m.total(m.prompt_tokens) - m.total(m.cached_tokens), m.total(m.generated)
-        read_seconds, made_seconds = m.total(m.prefill_seconds), m.total(m.decode_seconds)
-        for name, words, value in (
-            ("prompt_tokens", "Tokens of prompts that were computed", read),
-            ("prompt_seconds", "Reading prompts", read_seconds),
-            ("tokens_predicted", "Tokens of answers", made),
-            ("tokens_predicted_seconds", "Making tokens", made_seconds),
-        ):
-            yield CounterMetricFamily(f"llamacpp:{name}", words, value)
-        for name, words, value in (
-            ("prompt_tokens_seconds", "Tokens a second of prompts", read / read_seconds if read_seconds else 0.0),
-            ("predicted_tokens_seconds", "Tokens a second of answers", made / made_seconds if made_seconds else 0.0),
-            ("requests_processing", "Sequences that the engine has", m.total(m.running)),
-            ("requests_deferred", "Requests that wait for a place", m.total(m.waiting)),
-        ):
-            yield GaugeMetricFamily(f"llamacpp:{name}", words, value)
 
 
 def outcome_of(turn: Turn) -> str:

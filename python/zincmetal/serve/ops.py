@@ -29,6 +29,15 @@ from .prepare import shown_of, tokens_of
 from .serving import Serving
 from .wire import Fields, read_object
 
+_KEPT = (
+    "what was computed of a prompt is found again by its tokens, in any slot, and with --cache-dir after a restart too"
+)
+#: What llama.cpp's server does with a slot, and what does it here.
+SLOT_ACTIONS = {
+    "save": _KEPT,
+    "restore": _KEPT,
+    "erase": "slots keep nothing between requests; POST /v1/cache/clear forgets all cached prompts of a model",
+}
 FIGURES_SECONDS = 2.0  # for a model's process to say what it has
 
 
@@ -166,6 +175,14 @@ async def slots(request: Request) -> Response:
     return json_reply(rows)
 
 
+async def change_slot(request: Request) -> Response:
+    """POST /slots/{id}: refused, with what does the same here."""
+    action = request.query_params.get("action", "")
+    if action not in SLOT_ACTIONS:
+        raise BadRequest(f"action must be one of {', '.join(SLOT_ACTIONS)}, not {abbreviate(action)}", "action")
+    raise HttpError("unsupported", f"a slot cannot be changed: {SLOT_ACTIONS[action]}", param="action")
+
+
 def _slot(number: int, card: ModelCard, job: Mapping[str, int] | None) -> Json:
     if job is None:
         return {"id": number, "state": "idle", "is_processing": False, "n_ctx": card.n_ctx}
@@ -300,6 +317,7 @@ routes: list[BaseRoute] = [
     _get("/metrics", metrics),
     _get("/props", props),
     _get("/slots", slots),
+    _post("/slots/{id}", change_slot),
     _get("/v1/cache/stats", cache_stats),
     _post("/v1/cache/clear", cache_clear),
     _post("/v1/requests/{id}/cancel", cancel),

@@ -200,7 +200,7 @@ def _response_format(fields: Fields) -> AnswerFormat:
         named = form.inner("json_schema") or form
         return AnswerFormat("json_schema", _schema(named, "schema"), named.flag("strict", default=True))
     if kind == "grammar":
-        return AnswerFormat("lark", _required_text(form, "grammar"))
+        return AnswerFormat("grammar", _required_text(form, "grammar"))
     return AnswerFormat("regex", _required_text(form, "pattern", "regex"))
 
 
@@ -221,7 +221,7 @@ def _required_text(fields: Fields, *names: str) -> str:
 
 
 def _grammar(fields: Fields) -> AnswerFormat:
-    """Read our own field ``grammar``, a text or an object with a type, and llama-server's ``json_schema``."""
+    """Read llama-server's ``json_schema`` and ``grammar``, which may also be an object with a type, or be in Lark."""
     if (schema := fields.given("json_schema")) is not None:
         return (
             AnswerFormat("json_schema", _schema(fields, "json_schema")) if schema != {} else AnswerFormat("json_object")
@@ -230,14 +230,13 @@ def _grammar(fields: Fields) -> AnswerFormat:
     if value is None or value == "":
         return AnswerFormat()
     if isinstance(value, str):
-        kind, text = ("gbnf" if "::=" in value else "lark"), value
-    else:
-        form = Fields.of(value, path)
-        kind = form.choice("type", "syntax", of=("lark", "regex", "gbnf"), default="lark")
-        text = _required_text(form, "value", "definition", "grammar", "pattern", "regex", "lark")
-    if kind == "gbnf":
-        raise Unsupported(path, "grammar: GBNF is not supported; write it in Lark, as llguidance takes it")
-    return AnswerFormat("regex" if kind == "regex" else "lark", text)
+        return AnswerFormat("grammar", value)
+    form = Fields.of(value, path)
+    kind = form.choice("type", "syntax", of=("lark", "regex", "gbnf"), default="grammar")
+    return AnswerFormat(
+        kind,  # type: ignore[arg-type]  # one of these
+        _required_text(form, "value", "definition", "grammar", "pattern", "regex", "lark", "gbnf"),
+    )
 
 
 def _guided(fields: Fields) -> AnswerFormat:
@@ -249,7 +248,7 @@ def _guided(fields: Fields) -> AnswerFormat:
     if pattern := form.text(before + "regex"):
         return AnswerFormat("regex", pattern)
     if grammar := form.text(before + "grammar"):
-        return AnswerFormat("lark", grammar)
+        return AnswerFormat("grammar", grammar)
     if choices := form.texts(before + "choice", most=MOST_BIASES):
         return AnswerFormat("choice", list(choices))
     return AnswerFormat()

@@ -32,6 +32,7 @@ from .connection import uvicorn_options
 from .downloads import Downloads
 from .fit import Fit
 from .known import known
+from .listed import Listed
 from .metrics import Metrics
 from .residency import ModelStatus, Residency
 from .serving import Access, Limits, Serving
@@ -43,14 +44,16 @@ _log = logging.getLogger("zincmetal.serve")
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a server. ``models`` and ``folders``: see ``known``. ``cache_dir`` "" keeps prompts in memory only.
+    """Options of a server. ``models``, ``listed`` and ``folders``: see ``known``.
 
-    ``load`` has the options of every model; its path is filled in. ``port`` 0 takes any that is free. ``lazy`` loads no
-    model before the first request. ``any_model``: an unknown name stands for the default model. ``allow_pull``: clients
-    may download models and delete them. ``llama_metrics``: the basic metrics also have llama.cpp's names.
+    ``load`` has the options of every model; its path is filled in, and its ``cache_dir`` "" keeps prompts in memory
+    only. ``port`` 0 takes any that is free. ``lazy`` loads no model before the first request. ``any_model``: an unknown
+    name stands for the default model. ``allow_pull``: clients may download models and delete them. ``llama_metrics``,
+    ``vllm_metrics``: metrics also have their names.
     """
 
     models: tuple[str, ...] = ()
+    listed: tuple[Listed, ...] = ()
     folders: tuple[str, ...] = ()
     load: LoadOptions = field(default_factory=lambda: LoadOptions(""))
     ttl: float | None = None
@@ -67,6 +70,7 @@ class Options:
     private_key: str | None = None
     allow_pull: bool = False
     llama_metrics: bool = False
+    vllm_metrics: bool = False
     lock: bool = True
     limits: Limits = field(default_factory=Limits)
 
@@ -106,7 +110,7 @@ class Server:
         options = self._options
         keys = listen.keys_of(options.api_key_file)
         allowed = listen.access(options.host, keys, options.no_auth or bool(options.unix_socket), *_names(options))
-        named = known(options.models, options.folders, options.load, options.ttl)
+        named = known(options.models, options.folders, options.load, options.ttl, options.listed)
         models = Residency(named, any_name=options.any_model)
         with ExitStack() as stack:
             if options.lock:
@@ -124,7 +128,7 @@ class Server:
         on_status: Callable[[ModelStatus], None],
     ) -> None:
         options = self._options
-        metrics = Metrics(options.llama_metrics)
+        metrics = Metrics(options.llama_metrics, options.vllm_metrics)
         files = Downloads(models, options.load) if options.allow_pull else None
         serving = self.serving = Serving(models, options.limits, allowed, metrics=metrics, files=files)
         config = _config(serving, options)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import quote
 from .tokenizer_keys import KEY, TokenizerKeys, warn
@@ -68,16 +69,25 @@ _BEFORE_ROLE = re.compile(rf"""{_GLUE}(?:\w+(?:\.|\[['"])role\b|(?:user|assistan
 _REACH = 80  # characters of a template that are examined on each side of a token
 
 
+class Infill(NamedTuple):
+    """Ids around a gap: before the text in front of it, before the text behind it, and before what fills it, if any.
+
+    ``suffix_first``: the model was trained on prompts that begin with the text behind the gap.
+    """
+
+    prefix: int
+    suffix: int
+    middle: int | None
+    suffix_first: bool = False
+
+
 @dataclass(frozen=True)
 class Roles:
-    """Ids by role. ``named`` has the ids that the file names by a key ("bos", "eos", "pad"); ``ends`` has all ends.
-
-    ``infill``: what stands before the text in front of a gap, before the text behind it, and before what fills it.
-    """
+    """Ids by role. ``named`` has the ids that the file names by a key ("bos", "eos", "pad"); ``ends`` has all ends."""
 
     named: dict[str, int]
     ends: frozenset[int]
-    infill: tuple[int, int, int] | None = None
+    infill: Infill | None = None
 
 
 _NAMES = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "unk": "unknown", "pad": "padding",
@@ -89,6 +99,10 @@ _INFILL_TEXTS = (  # of vocabularies whose files name no id
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
     ("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),
+)
+_SUFFIX_FIRST = (  # the same, of models whose prompts begin with the text behind the gap
+    ("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>"),  # Seed-Coder
+    ("[PREFIX]", "[SUFFIX]"),  # Codestral: what fills the gap goes on from the text in front of it
 )
 _LISTS_OF_ENDS = re.compile(re.escape(KEY) + r"(eos|eot|eom|eog|stop)(_token)?_ids?")
 
@@ -121,14 +135,20 @@ def find_roles(meta: TokenizerKeys, vocab: Vocabulary, sentencepiece: bool) -> R
     return Roles(named, frozenset(_without_exceptions(vocab, ends | by_name)), _infill(of_infill, vocab))
 
 
-def _infill(named: Sequence[Sequence[int]], vocab: Vocabulary) -> tuple[int, int, int] | None:
+def _infill(named: Sequence[Sequence[int]], vocab: Vocabulary) -> Infill | None:
     """Find the tokens around a gap: those that the file has ``named`` by id, or those with well-known texts."""
-    found = [ids[0] if ids else None for ids in named]
-    if None in found:
+    first = [[vocab.ids[text] for text in texts] for texts in _SUFFIX_FIRST if _all_special(texts, vocab)]
+    ids = [each[0] for each in named if each]
+    if len(ids) < len(named):
         texts = next((texts for texts in _INFILL_TEXTS if all(text in vocab.ids for text in texts)), ())
-        found = [vocab.ids[text] for text in texts]
-    prefix, suffix, middle = found or (None, None, None)
-    return None if prefix is None or suffix is None or middle is None else (prefix, suffix, middle)
+        ids = [vocab.ids[text] for text in texts] or next(iter(first), [])
+    if not ids:
+        return None
+    return Infill(ids[0], ids[1], ids[2] if len(ids) > 2 else None, ids[:2] in [pair[:2] for pair in first])
+
+
+def _all_special(texts: Sequence[str], vocab: Vocabulary) -> bool:
+    return all(text in vocab.ids and vocab.types[vocab.ids[text]] in SPECIAL for text in texts)
 
 
 def ends_of_ids(meta: TokenizerKeys) -> frozenset[int]:

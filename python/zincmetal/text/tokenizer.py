@@ -23,7 +23,7 @@ from .byte_level import RankedMerges, read_merges
 from .decoding import StreamDecoder
 from .pre_guess import check_model, is_sentencepiece, pre_tokenizer_name
 from .pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, named
-from .roles import ends_of_ids, find_roles
+from .roles import Infill, ends_of_ids, find_roles
 from .sentencepiece import SentencePiece, read_scores, set_byte_types
 from .special_text import MARK, SpecialText
 from .tokenizer_keys import KEY, TokenizerKeys, warn
@@ -69,7 +69,7 @@ class Tokenizer:
     #: True if the file wants an end token after a text.
     add_eos: bool
     #: Ids before the text in front of a gap, before the text behind it, and before what fills it; None without them.
-    infill_ids: tuple[int, int, int] | None
+    infill_ids: Infill | None
     #: Texts that only ``parse_special`` reads as tokens. In untrusted text, ``chat/marks.py`` keeps them text.
     control_texts: tuple[str, ...]
     #: Texts of tokens by their names in templates: ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token``, …
@@ -243,10 +243,20 @@ class Tokenizer:
         """
         if self.infill_ids is None:
             raise UsageError(NO_INFILL)
-        prefix, suffix, middle = self.infill_ids
+        ids = self.infill_ids
         first = self.encode(before, add_bos=False, add_eos=False) if isinstance(before, str) else list(before)
         begin = [self.bos_id] if self.add_bos and self.bos_id is not None and first[:1] != [self.bos_id] else []
-        return [*begin, prefix, *first, suffix, *self.encode(after, add_bos=False, add_eos=False), middle]
+        middle = [] if ids.middle is None else [ids.middle]
+        in_front, behind = [ids.prefix, *first], [ids.suffix, *self._going_on(after)]
+        return [*begin, *(behind + in_front if ids.suffix_first else in_front + behind), *middle]
+
+    def _going_on(self, text: str) -> list[int]:
+        """Encode a text that goes on behind another: SentencePiece begins no word with it."""
+        if not self._space_prefix:
+            return self.encode(text, add_bos=False, add_eos=False)
+        before, ids = (self.encode(each, add_bos=False, add_eos=False) for each in ("\n", "\n" + text))
+        n = len(before)
+        return ids[n:] if ids[:n] == before else self.encode(text, add_bos=False, add_eos=False)
 
     def _plain(self, text: str) -> list[int]:
         if self._encoder is None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import UsageError, quote
+from .gbnf import is_gbnf
+from .gbnf_lark import lark_of
 from .schema import prepared
 
 MAX_CHOICES = 10_000
@@ -58,6 +60,16 @@ class Grammar:
         Only ``\d`` differs: it is a digit from 0 to 9.
         """
         return cls(f"start: {regex_term(regex)}")
+
+    @classmethod
+    def of_gbnf(cls, text: str) -> Grammar:
+        """Text that a grammar in llama.cpp's GBNF allows. Raises UsageError for one that is wrong, with the line."""
+        return cls(lark_of(cls(text).lark))  # a text, and not too long
+
+    @classmethod
+    def of_text(cls, text: str) -> Grammar:
+        """Text that a grammar allows, in llama.cpp's GBNF (``root ::= …``) or in llguidance's Lark (``start: …``)."""
+        return cls.of_gbnf(text) if isinstance(text, str) and is_gbnf(text) else cls(text)
 
     @classmethod
     def of_choices(cls, choices: Sequence[str]) -> Grammar:
