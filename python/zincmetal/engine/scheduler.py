@@ -43,7 +43,7 @@ from .pace import Pace, shares
 from .pages import PagePool, PoolEmptyError, Seats, StateSlots
 from .pools import DISK_SECONDS, Clock, Pools, Wait
 from .prefix_cache import Cache, NoCache
-from .request import CANCELLED, LENGTH, STOP, Job, Request
+from .request import CANCELLED, LENGTH, NO_ROOM, STOP, Job, Request
 from .sequence import Sequence
 from .speculate import Chooser, Speculation, Verify
 
@@ -52,7 +52,6 @@ GAP_SECONDS = 0.5
 SAVE_STEPS = 16  # between two pauses in which ended turns are copied to the lower tier of the cache
 MOST_STUCK = 1000  # steps in a row that may do nothing but make room
 NOT_FINITE = "the model's logits are not finite: the file is damaged, or the device failed"
-NO_ROOM = "the K/V cache is full and no other sequence can leave it; load the model with more memory for it"
 _log = logging.getLogger("zincmetal.engine")
 
 
@@ -105,16 +104,8 @@ class Scheduler:
 
     def submit(self, request: Request) -> None:
         """Put a request into the queue. Raises QueueFullError, UsageError or ContextFullError; then no event comes."""
-        executor, n = self._executor, len(request.ids)
-        if not n:
-            raise UsageError("the prompt has no tokens; pass some text, or a BOS token")
-        if n > executor.n_ctx:
-            raise ContextFullError(
-                f"the prompt has {n} tokens and the context {executor.n_ctx}; load the model with a larger context"
-            )
-        if PagePool.needed(n) > executor.pages_most:
-            raise ContextFullError(f"the prompt has {n} tokens, and {NO_ROOM}")
-        job = Job(request, -1, self._clock(), executor)  # here, where an error of it reaches the caller
+        request.check(self._executor)
+        job = Job(request, -1, self._clock(), self._executor)  # here, where an error of it reaches the caller
         try:
             self._places.pop()
         except IndexError:
