@@ -82,6 +82,10 @@ class Fixed(Governor):
         """Returns the length, or less where a draft is shorter or a step has no room."""
         return [min(self.length, bid.drafted, 16 - bid.known) for bid in bids]
 
+    def goes_on(self, bids: Sequence[Bid], output: str, verifying: int) -> bool:
+        """Returns True: drafts begin behind each step in flight."""
+        return True
+
     def measured(self, accounts: object, kind: Kind, seconds: float) -> None:
         """Learns nothing."""
 

@@ -62,6 +62,7 @@ kernel void argmax_final(constant ArgmaxParams& p [[buffer(0)]], device const St
         result->n_not_finite = id < 0 ? 1 : 0;
         result->logprob = 0.0f;
         result->flags = 0;
+        result->accepted = 0;
     }
 }
 

@@ -289,6 +289,7 @@ struct Results {
         choice->n_not_finite = n_not_finite;
         choice->logprob = logprob;
         choice->flags = flags;
+        choice->accepted = 0;
     }
 };
 

@@ -50,7 +50,9 @@ struct Row {
     u32 slot;      // state slot that its run begins with; of no meaning at position 0, where states are zero
     u32 slot_out;  // state slot that takes the state at the end of its run; may be `slot`
     i32 token;     // the id; or -1 - i: the id that output i of the step before has chosen
-    u32 reserved;
+    // Tokens of the draft after that output i, which the step before verifies, or 0. This row, a run of its own, is as
+    // many positions and outputs later as are accepted.
+    u32 drafted;
 };
 
 // Makes entry `at` of the buffer `pages` the page `page`.
@@ -70,6 +72,12 @@ struct Choice {
     u32 n_not_finite;  // logits that are infinite or not a number: then there is no id
     float logprob;     // log-probability of the id under the logits as they are, if the plan computes it
     u32 flags;         // CHOICE_*
+    u32 accepted;      // of the rows after the output's, in its run: those before the first whose token is not the one
+                       // that was drawn in its place. A plan that verifies drafts counts them; 0 in others
+};
+
+struct AcceptParams {
+    u32 outs;  // the most outputs of the plan
 };
 
 struct EmbedParams {

@@ -12,6 +12,7 @@
 
 #define KERNEL_SHAPES(S)                                                                                               \
     S(BEGIN_THREADS, 256)                                                                                              \
+    S(ACCEPT_THREADS, 64)                                                                                              \
     S(EMBED_THREADS, 64)                                                                                               \
     S(EMBED_COLUMNS, 1024) /* of a threadgroup: 16 per thread */                                                       \
     S(MUL_MV_SIMDGROUPS, 2)                                                                                            \

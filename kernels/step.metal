@@ -1,5 +1,6 @@
-// Begins a step: what the host has described becomes what the other kernels read.
+// Begins a step: what the host has described becomes what the other kernels read. And ends a step that verifies drafts.
 #include "kv_cache.h"
+#include "shapes.h"
 
 constant constexpr uint ROW_WORDS = sizeof(Row) / sizeof(uint);
 
@@ -13,26 +14,30 @@ struct RowStart {
     uint pos;
     uint pages;
     int token;
+    uint drafted;
 
     METAL_FUNC void load(device const Row* row) {
         pos = row->pos;
         pages = row->pages;
         token = row->token;
+        drafted = row->drafted;
     }
 };
 
 // The first kernel of every plan. It takes the place of the ring that step number + 1 has. A row's token is its id, or
 // what an output of the step before has chosen. It also goes to `history`, at the place of the row's keys. The pages of
-// a row may be those that this step writes to its table.
+// a row may be those that this step writes to its table. A row behind a draft comes as many positions later as the step
+// before has accepted tokens of it.
 // Grid: 1. Threads: BEGIN_THREADS.
 template <class Id>
 kernel void begin_step(constant BeginParams& p [[buffer(0)]], device const Step* next_step [[buffer(1)]],
                        device const Row* next_rows [[buffer(2)]], device const uint* next_outs [[buffer(3)]],
                        device const PageWrite* next_pages [[buffer(4)]], device const Draw* next_draws [[buffer(5)]],
-                       device const Id* chosen [[buffer(6)]], device Step* step [[buffer(7)]],
-                       device Row* rows [[buffer(8)]], device Id* tokens [[buffer(9)]],
-                       device uint* out_rows [[buffer(10)]], device uint* pages [[buffer(11)]],
-                       device Draw* draws [[buffer(12)]], device Id* history [[buffer(13)]], GRID_IDS) {
+                       device const Id* chosen [[buffer(6)]], device const uint* accepted [[buffer(7)]],
+                       device Step* step [[buffer(8)]], device Row* rows [[buffer(9)]],
+                       device Id* tokens [[buffer(10)]], device uint* out_rows [[buffer(11)]],
+                       device uint* pages [[buffer(12)]], device Draw* draws [[buffer(13)]],
+                       device Id* history [[buffer(14)]], GRID_IDS) {
     const uint n_threads = n_sg * SIMD;
     const uint number = step->number + 1, place = number % STEP_RING;
     device const Step* next = next_step + place;
@@ -57,9 +62,16 @@ kernel void begin_step(constant BeginParams& p [[buffer(0)]], device const Step*
     threadgroup_barrier(mem_flags::mem_device);  // the tables are there, and all threads have read the number
     for (uint t = tid; t < n_tokens; t += n_threads) {
         if (t != tid) row.load(from + t);
-        const Id id = row.token >= 0 ? row.token : chosen[-1 - row.token];
+        Id id = row.token;
+        uint later = 0;
+        if (row.token < 0) {
+            const uint output = uint(-1 - row.token);
+            if (row.drafted > 0) later = min(accepted[output], row.drafted);
+            id = chosen[output + later];
+        }
         tokens[t] = id;
-        history[cache_row(pages + row.pages, row.pos)] = id;
+        history[cache_row(pages + row.pages, row.pos + later)] = id;
+        if (later > 0) rows[t].pos = row.pos + later;
     }
     if (tid == 0) {
         step->n_tokens = n_tokens;
@@ -70,4 +82,30 @@ kernel void begin_step(constant BeginParams& p [[buffer(0)]], device const Step*
     }
 }
 
+// The last kernel of a plan that verifies drafts. Counts, from each output on, the rows after its row in the run whose
+// tokens were drawn in their places, up to the first that was not: to `accepted` for the next step, and to `results`
+// for the host. All rows after an output in its run are outputs.
+// Grid: 1. Threads: ACCEPT_THREADS.
+template <class Id>
+kernel void accept_drafts(constant AcceptParams& p [[buffer(0)]], device const Step* step [[buffer(1)]],
+                          device const Row* rows [[buffer(2)]], device const Id* tokens [[buffer(3)]],
+                          device const uint* out_rows [[buffer(4)]], device const Id* chosen [[buffer(5)]],
+                          device uint* accepted [[buffer(6)]], device Choice* results [[buffer(7)]], GRID_IDS) {
+    static_assert(uint(ACCEPT_THREADS) >= uint(MAX_OUT), "a thread for each output");
+    TG_ARRAY(uint, right, MAX_OUT);  // by output: 1 if the row after its row has the token that it has chosen
+    const uint n_out = min(step->n_out, p.outs);
+    if (tid < n_out) {
+        const uint row = out_rows[tid];
+        const Id id = chosen[tid];
+        right[tid] = row + 1 < rows[row].end && id >= 0 && tokens[row + 1] == id ? 1 : 0;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (tid >= n_out) return;
+    uint n = 0;
+    while (tid + n < n_out && right[tid + n] != 0) n++;
+    accepted[tid] = n;
+    results[step->number % STEP_RING * MAX_OUT + tid].accepted = n;
+}
+
 KERNEL("begin_step", begin_step<int>)
+KERNEL("accept_drafts", accept_drafts<int>)

@@ -239,10 +239,11 @@ void bind_params(py::module_& m) {
     params[#Struct] = py::dtype::of<Struct>();
 
     PARAMS(Step, n_tokens, n_single, n_out, n_page_writes, number, reserved)
-    PARAMS(Row, pos, begin, end, pages, slot, slot_out, token, reserved)
+    PARAMS(Row, pos, begin, end, pages, slot, slot_out, token, drafted)
     PARAMS(PageWrite, at, page)
     PARAMS(BeginParams, max_rows, max_page_writes)
-    PARAMS(Choice, id, n_not_finite, logprob, flags)
+    PARAMS(Choice, id, n_not_finite, logprob, flags, accepted)
+    PARAMS(AcceptParams, outs)
     PARAMS(Draw, temperature, top_k, top_p, min_p, typical_p, repeat_penalty, presence_penalty, frequency_penalty,
            repeat_last_n, key_low, key_high, bias_at, n_bias, mask_at, has_mask, n_logprobs, pos, pages, reserved)
     PARAMS(Bias, id, value)

@@ -139,6 +139,7 @@ void Steps::check(const Description& step) const {
         check_run(step, t);
         check_page(step.rows[t].pages, step.rows[t].pos);
         check_token(step.rows[t].token);
+        check_drafted(step.rows[t]);
     }
     check_outs(step);
     for (const PageWrite& w : step.page_writes)
@@ -179,6 +180,17 @@ void Steps::check_token(int32_t token) const {
                          " of the step before, which has " + of(n_fed_, "output") + " to take from");
 }
 
+// The row comes up to as many positions and outputs later.
+void Steps::check_drafted(const Row& row) const {
+    if (row.drafted == 0) return;
+    if (row.token >= 0 || row.end != row.begin + 1)
+        throw UsageError("a row behind a draft must be a run of its own, and take the token of an output");
+    if (row.drafted >= n_fed_ - uint32_t(-1 - row.token))
+        throw UsageError("a row is behind a draft of " + of(row.drafted, "token") + " after output " +
+                         std::to_string(-1 - row.token) + " of the step before, which has " + of(n_fed_, "output"));
+    check_page(row.pages, uint64_t(row.pos) + row.drafted);
+}
+
 void Steps::check_outs(const Description& step) const {
     const size_t n_out = step.outs.size();
     check_most(n_out, std::min({next_outs_.most(), next_draws_.most(), results_.most()}), "output");
@@ -193,7 +205,7 @@ void Steps::check_outs(const Description& step) const {
     for (const Draw& draw : step.draws) check_page(draw.pages, draw.pos);
 }
 
-void Steps::check_page(uint64_t pages, uint32_t pos) const {
+void Steps::check_page(uint64_t pages, uint64_t pos) const {
     const uint64_t entry = pages + pos / KV_PAGE;
     if (entry >= n_page_entries_)
         throw UsageError("position " + std::to_string(pos) + " has page entry " + std::to_string(entry) + " of " +
@@ -215,7 +227,7 @@ void Steps::write(const Description& step) {
     fill(next_pages_, number, step.page_writes);
     fill(next_draws_, number, step.draws);
     if (step.draws.empty()) std::fill_n(next_draws_.place(number), n_out, Draw{});
-    std::fill_n(results_.place(number), n_out, Choice{-1, 0, 0, 0});  // of a plan that chooses nothing
+    std::fill_n(results_.place(number), n_out, Choice{-1, 0, 0, 0, 0});  // of a plan that chooses nothing
     described_ = {n_rows, n_out};
 }
 

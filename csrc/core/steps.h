@@ -104,8 +104,9 @@ class Steps {
     void check(const Description& step) const;
     void check_run(const Description& step, size_t t) const;
     void check_token(int32_t token) const;
+    void check_drafted(const Row& row) const;
     void check_outs(const Description& step) const;
-    void check_page(uint64_t pages, uint32_t pos) const;
+    void check_page(uint64_t pages, uint64_t pos) const;
     void write(const Description& step);
     void correct_number();
     uint32_t submit(const std::shared_ptr<Plan>& plan, const Poll& poll);

@@ -82,6 +82,28 @@ def test_drafts_that_are_spoiled_change_nothing(
     assert 0 < found.accepted < found.drafted
 
 
+def test_a_draft_begins_behind_the_step_that_verifies_the_one_before(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So its first row is one that the device chooses, and the host waits once for each draft."""
+    opened, ids, behind = model.engine, list(range(40, 110)), list[int]()
+    plain = model.generate(ids, 60)
+    submit = opened.submit
+
+    def noted(batch: Any) -> None:
+        if batch.drafts and batch.runs[0].drafted:
+            assert opened.in_flight == 1
+            behind.append(batch.runs[0].drafted)
+        submit(batch)
+
+    monkeypatch.setattr(opened, "submit", noted)
+    found = model.generate(ids, 60, draft="mtp", draft_tokens=3)
+    assert found.tokens == plain.tokens
+    assert found.accepted
+    drafts = found.drafts[0][0]
+    assert drafts - 8 < len(behind) < drafts, "but for the first and the last ones"
+
+
 #: Drafts of one token, of which some are wrong: so different runs have drafts after the same tokens.
 SAMPLED: dict[str, Any] = {"draft": "mtp", "draft_tokens": 1, "temperature": 0.6, "seed": 3}
 Drafts = dict[tuple[int, ...], list[int]]

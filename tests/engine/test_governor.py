@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -133,3 +134,80 @@ def test_costs_forget_and_bound() -> None:
     for _ in range(OLD + 1):
         costs.measured(plain, 1.0)
     assert costs.of(kind) is None
+
+
+class BlockRun(Run):
+    """Sequences whose drafts a block makes, in a step of ``block`` seconds for each token.
+
+    The first of these steps may begin behind the step in flight, before it is known what that one accepts. If then no
+    draft is wanted, it was for nothing. ``right_now()`` is the probability of the moment that a token is right.
+    """
+
+    def __init__(self, cost: Cost, block: float, right_now: Callable[[], float], **options: Any) -> None:
+        super().__init__(cost, 0.0, **options)
+        self.block, self.right_now = block, right_now
+        self.begun = self.for_nothing = self.ahead = self.drafted = 0
+
+    def step(self) -> None:
+        bids = [Bid(account, 1 + n, 7, 0, True) for account, n in zip(self.accounts, self.behind, strict=True)]
+        lengths = self.governor.lengths(bids, "argmax")
+        rows, drafts, begun = sum(bid.known for bid in bids) + sum(lengths), any(lengths), self.begun
+        self.drafted += drafts
+        self.ahead += drafts and begun
+        self.for_nothing += begun and not drafts
+        next_bids = [bid._replace(known=1) for bid in bids]
+        self.begun = int(self.governor.goes_on(next_bids, "argmax", rows if drafts else 0))
+        made = []
+        for i, (bid, n) in enumerate(zip(bids, lengths, strict=True)):
+            accepted = next((k for k in range(n) if self.rng.random() >= self.right_now()), n)
+            if n:
+                self.accounts[i].learn(0, n, accepted)
+            made.append(accepted + 1)
+            self.behind[i] = bid.known + accepted if self.replays and accepted < n else 0
+        kind = kind_of(rows, rows > len(bids), "argmax", costly=rows > len(bids) or bool(begun))
+        assert kind
+        seconds = self.cost(kind.rows) + self.block * max([begun, *lengths])
+        self.now += seconds
+        for times, n in zip(self.times, made, strict=True):
+            times += [self.now] * n
+        self.governor.measured(list(zip(self.accounts, made, strict=True)), kind, seconds)
+
+
+@pytest.mark.parametrize("replays", [False, True], ids=["attention", "recurrent"])
+@pytest.mark.parametrize("right", [0.0, 0.5, 0.9, None])
+@pytest.mark.parametrize("block", [0.05, 0.3])
+@pytest.mark.parametrize("cost", COSTS)
+def test_what_begins_for_nothing_is_paid_for(cost: str, block: float, right: float | None, replays: bool) -> None:
+    """Also where texts change: drafts are right for a while, and then they are not."""
+    run = BlockRun(COSTS[cost], block, lambda: float(run.now // 70 % 2) if right is None else right, replays=replays)
+    for _ in range(1000):
+        run.step()
+    # The first step of a kind does not count, and one that was begun for nothing makes a kind.
+    assert run.worst_loss() <= LOSS * WINDOW + block + 1e-9
+
+
+@pytest.mark.parametrize("replays", [False, True], ids=["attention", "recurrent"])
+def test_drafts_that_are_right_begin_behind_the_step_in_flight(replays: bool) -> None:
+    """And there are drafts, although nothing says at first what a rejection costs where rows are computed again."""
+    run = BlockRun(REAL, 0.05, lambda: 0.9, replays=replays)
+    for _ in range(1000):
+        run.step()
+    assert len(run.times[0]) / run.now > (1.2 if replays else 1.6)
+    assert run.ahead > 0.8 * run.drafted > 200
+    assert run.for_nothing < 0.2 * run.ahead
+
+
+def test_nothing_begins_that_the_credit_does_not_cover() -> None:
+    """The step in flight may be all wrong. What is left then must cover a draft that has begun for nothing."""
+    governor, account, plain = Governor(replays=False), Account(), kind_of(1, False, "argmax")
+    bid = Bid(account, 1, 7, 0, True)
+    assert plain
+    assert not governor.goes_on([bid], "argmax", 0), "nothing is known of a plain step"
+    for kind, seconds in ((plain, 1.0), (kind_of(2, True, "argmax", True), 1.25)):
+        assert kind
+        governor.costs.measured(kind, 9.0)
+        governor.costs.measured(kind, seconds)
+    for credit, alone, behind in ((0.6, True, True), (0.4, True, False), (0.2, False, False)):  # a quarter each
+        account.credit = credit
+        assert governor.goes_on([bid], "argmax", 0) == alone
+        assert governor.goes_on([bid], "argmax", 2) == behind

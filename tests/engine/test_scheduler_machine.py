@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 from support.drafts import Guesses
 from support.fake_executor import VOCAB, FakeExecutor
 from support.scheduler_lab import EOG_HEAVY, Lab, sink_of
+from zincmetal.engine.block_drafts import BlockDrafter
 from zincmetal.engine.governor import Always
 from zincmetal.engine.request import Request
 from zincmetal.errors import ContextFullError, DeadlineError, DeviceError, QueueFullError
@@ -85,6 +86,7 @@ class Machine(RuleBasedStateMachine):
         host=st.sampled_from(HOSTS),
         queue_limit=st.integers(2, 12),
         drafts=st.sampled_from(DRAFTS),
+        block=st.booleans(),
         always=st.booleans(),
     )
     def open(
@@ -94,11 +96,18 @@ class Machine(RuleBasedStateMachine):
         host: int | None,
         queue_limit: int,
         drafts: float | None,
+        block: bool,
         always: bool,
     ) -> None:
-        """``drafts``: the share of drafted tokens that are right, None without drafts. ``host``: as in ``HOSTS``."""
-        self.drafts, governor = drafts, Always() if always else None
-        self.lab = Lab(FakeExecutor(**executor), cached, host, queue_limit=queue_limit, governor=governor)
+        """``drafts``: the share of drafted tokens that are right, None without drafts. ``host``: as in ``HOSTS``.
+
+        ``block``: most requests have their drafts by the block of the model.
+        """
+        self.drafts, self.block, governor = drafts, block, Always() if always else None
+        spoils = 0.0 if drafts is None else 1 - drafts
+        self.lab = Lab(
+            FakeExecutor(**executor, spoils=spoils), cached, host, queue_limit=queue_limit, governor=governor
+        )
         self.requests: list[Request] = []
         self.cancelled: set[Request] = set()
         self.released: list[Any] = []
@@ -223,7 +232,9 @@ class Machine(RuleBasedStateMachine):
         request = self.lab.request(ids, max_tokens, **options)
         if self.drafts is not None:
             right = lambda: [token for token in self._wanted(request) if token >= 0]  # noqa: E731
-            request.drafter = Guesses(len(ids), right, self.drafts, VOCAB, len(self.requests))
+            by_block = self.block and len(self.requests) % 4
+            guesses = Guesses(len(ids), right, self.drafts, VOCAB, len(self.requests))
+            request.drafter = BlockDrafter() if by_block else guesses
         try:
             self.lab.scheduler.submit(request)
         except (QueueFullError, ContextFullError):
@@ -388,7 +399,9 @@ def run_under_load(rng: random.Random) -> None:
         "seconds": rng.choice([lambda rows: 0.01 + 0.001 * rows, lambda rows: 2.0 * rows]),
     }
     executor["pages"] = min(executor["pages"], executor["pages_most"])
-    machine.open(executor, rng.random() < 0.7, rng.choice(HOSTS), 12, rng.choice(DRAFTS), rng.random() < 0.7)
+    machine.open(
+        executor, rng.random() < 0.7, rng.choice(HOSTS), 12, rng.choice(DRAFTS), rng.random() < 0.5, rng.random() < 0.7
+    )
     for _ in range(rng.randint(20, 80)):
         marks = [rng.randint(1, 200) for _ in range(rng.randint(0, 3))]
         what = rng.random()

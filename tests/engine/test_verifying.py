@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 from support.mixtures import Member, Mixture, engine
 from support.paths import DATA
+from zincmetal.engine.batch import Batch, accepted_of, id_of
 from zincmetal.engine.engine import Engine
 from zincmetal.engine.governor import Always
 from zincmetal.engine.prefix_cache import NoCache, PrefixCache
@@ -35,17 +36,20 @@ class Lab:
         self.scheduler = Scheduler(opened, self.cache, governor=Always(), clock=lambda: self.now, **pools)
         self.free = self.what_is_free()
         self.verified, collect, submit = 0, opened.collect, opened.submit
-        in_flight = list[bool]()
+        in_flight = list[Batch]()
 
-        def submitted(batch: Any) -> None:
+        def submitted(batch: Batch) -> None:
             submit(batch)
-            in_flight.append(batch.verifies and any(len(run.drawings) > 1 for run in batch.runs))
+            in_flight.append(batch)
 
         def collected() -> Any:
-            if in_flight.pop(0):
+            batch = in_flight.pop(0)
+            if any(len(run.drawings) > 1 for run in batch.runs):
                 self.verified += 1
                 during(self.verified)
-            return collect()
+            choices = collect()
+            check_accepted(batch, choices)
+            return choices
 
         monkeypatch.setattr(opened, "submit", submitted)
         monkeypatch.setattr(opened, "collect", collected)
@@ -63,6 +67,18 @@ class Lab:
     def check_nothing_is_lost(self) -> None:
         self.cache.clear()
         assert self.what_is_free() == self.free
+
+
+def check_accepted(batch: Batch, choices: Sequence[Any]) -> None:
+    """Fails unless the device has accepted what a comparison of the drafts with the drawn tokens accepts."""
+    at = 0
+    for run in batch.runs:
+        drawn = [id_of(choice) for choice in choices[at : at + len(run.drawings)]]
+        drafts = run.tokens[len(run.tokens) - len(run.drawings) + 1 :]
+        for i in range(len(drawn) if run.drawings else 0):
+            wrong = [j for j, token in enumerate(drafts[i:]) if token != drawn[i + j]]
+            assert accepted_of(choices[at + i]) == (wrong[0] if wrong else len(drafts) - i)
+        at += len(run.drawings)
 
 
 def members(opened: Engine) -> list[Member]:

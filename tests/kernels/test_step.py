@@ -1,4 +1,4 @@
-"""begin_step: what the host has described in the ring becomes what kernels read."""
+"""begin_step: what the host has described becomes what kernels read. accept_drafts: how many drafts are right."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ SEVERAL = [Run(3, 130, slot=2, slot_out=4), Run(1, 0), Run(0, 63, 5, slot=1), Ru
 class Begin:
     """One dispatch of begin_step after step ``number - 1``. The other places of the ring are poison.
 
-    ``chosen``: rows whose token is an output of the step before, by row. ``in_table``: pages of the tables that are
-    there before the step; the step writes the others.
+    ``chosen``: rows whose token is an output of the step before, by row. ``behind``: of these, rows
+    behind a draft: (its tokens, those that were accepted). Their runs begin at the position after those. ``in_table``:
+    pages of the tables that are there before the step; the step writes the others.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Begin:
         max_page_writes: int | None = None,
         outs: Sequence[int] = (),
         chosen: dict[int, int] | None = None,
+        behind: dict[int, tuple[int, int]] | None = None,
         in_table: int = 0,
     ) -> None:
         self.lab, self.number = lab, number % 2**32
@@ -41,9 +43,16 @@ class Begin:
         self.place = self.number % self.ring
         self.max_rows = max_rows or batch.n_tokens + 3
         self.chosen = lab.rng.integers(0, 1000, 8).astype(np.int32)
-        self.tokens = batch.rows["token"].copy()
+        self.accepted = np.full(8, 0xFFFFFFFF, np.uint32)
+        self.tokens, self.given = batch.rows["token"].copy(), batch.rows.copy()
         for t, output in (chosen or {}).items():
-            batch.rows["token"][t], self.tokens[t] = -1 - output, self.chosen[output]
+            drafted, accepted = (behind or {}).get(t, (0, 0))
+            self.given["drafted"][t] = batch.rows["drafted"][t] = drafted
+            self.given["pos"][t] = batch.rows["pos"][t] - accepted
+            if drafted:
+                self.accepted[output] = accepted
+            self.given["token"][t] = batch.rows["token"][t] = -1 - output
+            self.tokens[t] = self.chosen[output + accepted]
         self.writes = self._page_writes(in_table)
         self.max_page_writes = max_page_writes or len(self.writes) + 1
         batch.step["n_page_writes"], batch.step["number"] = len(self.writes), 77
@@ -80,11 +89,12 @@ class Begin:
         pages.reshape(-1)[written] = 0xFFFFFFFF
         inputs = [
             self._ring(batch.step, 1),
-            self._ring(batch.rows[: batch.n_tokens], self.max_rows),
+            self._ring(self.given[: batch.n_tokens], self.max_rows),
             self._ring(batch.out_rows[: len(self.draws)], self.max_out),
             self._ring(self.writes, self.max_page_writes),
             self._ring(self.draws, self.max_out),
             lab.input(self.chosen, align=4),
+            lab.input(self.accepted, align=4),
         ]
         self.step, self.pages = lab.in_out(step), lab.in_out(pages, align=4)
         self.rows = lab.output(self.max_rows, dtype=batch.rows.dtype, align=4)
@@ -143,6 +153,14 @@ def test_tokens_that_the_step_before_has_chosen(lane: str) -> None:
 
 
 @every_lane
+def test_rows_behind_drafts(lane: str) -> None:
+    """Of them all, some and none are accepted, on both sides of the end of a page."""
+    runs = [Run(0, 62), Run(1, 64), Run(2, 70), Run(3, 9), Run(4, 65)]
+    behind = {0: (3, 2), 1: (3, 3), 2: (2, 0), 4: (1, 1)}
+    Begin(Lab(lane), runs, outs=range(5), chosen={0: 4, 1: 0, 2: 2, 3: 5, 4: 6}, behind=behind).run().check()
+
+
+@every_lane
 @pytest.mark.parametrize("threads", [32, 256])
 def test_more_rows_and_pages_than_threads(lane: str, threads: int) -> None:
     lab = Lab(lane)
@@ -154,3 +172,78 @@ def test_more_rows_and_pages_than_threads(lane: str, threads: int) -> None:
 @every_lane
 def test_a_step_without_rows_counts(lane: str) -> None:
     Begin(Lab(lane), [], 9).run().check()
+
+
+# ---- accept_drafts --------------------------------------------------------------------------------------------------
+
+
+def accepted(lab: Lab, batch: StepRows, chosen: Sequence[int], outs: int, number: int) -> list[int]:
+    """Runs accept_drafts in a plan of ``outs`` outputs; returns its counts, which are the same in both places."""
+    shapes, n = lab.core.shapes(), len(chosen)
+    batch.step["number"] = number
+    dtype = lab.core.params_dtype("Choice")
+    found = lab.output(outs, dtype=np.uint32, align=4)
+    before = np.zeros((shapes["STEP_RING"], shapes["MAX_OUT"]), dtype)
+    before.view(np.uint8)[:] = lab.rng.integers(0, 256, before.view(np.uint8).shape)
+    results = lab.in_out(before, align=4)
+    out_rows, ids = lab.input(batch.out_rows[:n], align=4), lab.input(np.array(chosen, np.int32), align=4)
+    tokens = lab.input(batch.rows["token"].copy(), align=4)
+    inputs = [batch.input(lab, "step"), batch.input(lab, "rows"), tokens, out_rows, ids]
+    lab.run("accept_drafts", {"outs": outs}, "AcceptParams", [*inputs, found, results], (1,), shapes["ACCEPT_THREADS"])
+    want = before.copy()
+    want["accepted"][number % shapes["STEP_RING"], :n] = found.array[:n]
+    assert results.array.tobytes() == want.tobytes(), "one field of the step's own results"
+    assert_untouched(found.array[n:])
+    counts: list[int] = found.array[:n].tolist()
+    return counts
+
+
+def drafts_of(lab: Lab, lengths: Sequence[int], known: Sequence[int]) -> StepRows:
+    """Makes a step of runs with drafts of these lengths after ``known`` tokens each.
+
+    From the last of those on, rows are outputs. A plain row comes first, and the last run has no output.
+    """
+    runs, outs, first = [Run(9, 3)], [0], 1
+    for s, (drafted, n) in enumerate(zip(lengths, known, strict=True)):
+        runs.append(Run(s, 60 + s, n + drafted))
+        outs += range(first + n - 1, first + n + drafted)
+        first += n + drafted
+    return StepRows(lab, [*runs, Run(8, 0, 2)], rows=first + 5, outs=outs)
+
+
+@every_lane
+@pytest.mark.parametrize("number", [1, 2**31 + 3, 2**32 - 1])
+def test_drafts_that_are_right_up_to_the_first_that_is_wrong(lane: str, number: int) -> None:
+    """The counts are those of a loop over each run, whatever is right: all, some with gaps, and none."""
+    lab = Lab(lane)
+    for share in (1.0, 0.7, 0.0):
+        batch = drafts_of(lab, [7, 1, 3, 15], [1, 4, 2, 1])
+        chosen, want = [], []
+        for row in batch.out_rows.tolist():
+            end = int(batch.rows["end"][row])
+            right = lab.rng.random() < share and row + 1 < end
+            chosen.append(int(batch.rows["token"][row + 1]) if right else 1 << 21)
+        for i, row in enumerate(batch.out_rows.tolist()):
+            drafts = batch.rows["token"][row + 1 : int(batch.rows["end"][row])].tolist()
+            wrong = [j for j, token in enumerate(drafts) if token != chosen[i + j]]
+            want.append(wrong[0] if wrong else len(drafts))
+        assert accepted(lab, batch, chosen, 40, number) == want
+        assert sum(want) > 0 or share == 0
+
+
+@every_lane
+def test_as_many_outputs_as_there_can_be(lane: str) -> None:
+    lab = Lab(lane)
+    most = lab.core.shapes()["MAX_OUT"]
+    batch = StepRows(lab, [Run(0, 5, most)], outs=range(most))
+    chosen = [*batch.rows["token"][1:most].tolist(), 7]
+    assert accepted(lab, batch, chosen, most, 2) == [*range(most - 1, -1, -1)]
+
+
+@every_lane
+def test_no_token_is_no_right_one(lane: str) -> None:
+    """An output without a token, before a row whose token the step before could not choose either."""
+    lab = Lab(lane)
+    batch = StepRows(lab, [Run(0, 5, 3)], outs=range(3))
+    batch.rows["token"][1] = -1
+    assert accepted(lab, batch, [-1, int(batch.rows["token"][2]), 4], 4, 3) == [0, 1, 0]

@@ -115,11 +115,13 @@ class FakeExecutor:
     """Executor for tests of the scheduler.
 
     ``now`` is a clock that steps move on. ``fail`` makes the next call of that name fail. ``conflicts``: what a step
-    in flight reads must not be written by another sequence.
+    in flight reads must not be written by another sequence. A step of the block that drafts finds the greedy token
+    after what its row sees, but for the share ``spoils`` of rows. It writes to pages as others do, and to no state.
     """
 
     page = PAGE
     n_vocab = VOCAB
+    ran_at_once = False
 
     def __init__(
         self,
@@ -135,6 +137,7 @@ class FakeExecutor:
         runs_ahead: bool = True,
         draws: bool = True,
         damaged: int = 0,
+        spoils: float = 0.0,
         seconds: Callable[[int], float] = lambda rows: 0.01 + 0.001 * rows,
     ) -> None:
         self.n_ctx, self.max_rows, self.max_singles, self.max_outs = n_ctx, max_rows, max_singles, max_singles
@@ -143,12 +146,13 @@ class FakeExecutor:
         self.slots_now, self.slots_most = (slots, slots_most) if recurrent else (0, 0)
         self.max_page_writes = PagePool.needed(n_ctx)
         self.max_biases = 8
-        self.damaged, self.seconds = damaged, seconds
+        self.damaged, self.spoils, self.seconds = damaged, spoils, seconds
         self.keys = np.full((pages, PAGE, 2), NOTHING, np.int64)
         self.states = [NOTHING] * self.slots_now
         self.tables = np.full(seats * self.max_page_writes, -1, np.int64)
         self.todo: deque[tuple[str, tuple[Any, ...]]] = deque()  # in the order of the device: steps and copies
         self.last: list[int] = []  # outputs of the step before
+        self.accepted: list[int] = []  # and the rows after each that are right
         self.now = 0.0
         self.fail = ""
         self.in_flight = 0
@@ -182,7 +186,8 @@ class FakeExecutor:
                 break
         self._flush()
         self.in_flight -= 1
-        return [Choice(token, int(token < 0)) for token in self.last]
+        found = zip(self.last, self.accepted, strict=True)
+        return [Choice(token, int(token < 0), accepted=n) for token, n in found]
 
     def drop(self) -> None:
         self.todo.clear()
@@ -200,7 +205,10 @@ class FakeExecutor:
     def _check_tokens(self, batch: Batch, described: Described) -> None:
         """A row refers to an output of the step before, which is in flight, and runs of one row come first."""
         outputs = len(self.batches[-1].drawings) if self.in_flight else 0
-        assert (described.rows["token"] >= -outputs).all()
+        drafted = described.rows["drafted"].astype(np.int64)
+        assert (described.rows["token"] - drafted >= -outputs)[described.rows["token"] < 0].all()
+        assert not drafted.any() or self.batches[-1].verifies
+        assert not drafted[described.rows["token"] >= 0].any()
         lengths = [len(run.tokens) for run in batch.runs]
         assert all(n == 1 for n in lengths[: described.n_single])
         assert all(n > 1 for n in lengths[described.n_single :])
@@ -212,8 +220,9 @@ class FakeExecutor:
         slots = self.pages_most * PAGE  # their bits stand above those of pages
         for run in batch.runs:
             pages = run.sequence.pages
-            reads, writes = places(pages, 0, run.end), places(pages, run.begin, run.end)
-            if self.recurrent:
+            end = run.end + run.drafted
+            reads, writes = places(pages, 0, end), places(pages, run.begin, end)
+            if self.recurrent and not batch.drafts:
                 reads |= 1 << slots + run.slot if run.begin else 0
                 writes |= 1 << slots + run.slot_out
             found.append((run.sequence, reads, writes))
@@ -235,6 +244,9 @@ class FakeExecutor:
         rows, before, outs = described.rows, self.last, {int(out) for out in described.outs}
         self.now += self.seconds(len(rows))
         self.tables[described.page_writes["at"]] = described.page_writes["page"]
+        if batch.drafts:
+            self._draft(rows)
+            return
         old_states = list(self.states)
         ends: dict[int, tuple[NDArray[np.int64], int]] = {}
         tokens = [before[-1 - token] if token < 0 else token for token in rows["token"].tolist()]
@@ -266,6 +278,34 @@ class FakeExecutor:
                 record = described.draws[i]
                 draw = float(record["temperature"]), int(record["key_low"]) | int(record["key_high"]) << 32
             self.last.append(allowed(chosen(seen, state, draw, self.damaged), drawing.mask))
+        self.accepted = [self._right(rows, tokens, described.outs.tolist(), i) for i in range(len(described.outs))]
+
+    def _right(self, rows: NDArray[Any], tokens: list[int], outs: list[int], output: int) -> int:
+        """Count the rows after an output's, in its run, up to the first whose token is not the one drawn there."""
+        n, first = 0, outs[output] + 1
+        while first + n < rows["end"][outs[output]] and tokens[first + n] == self.last[output + n] >= 0:
+            n += 1
+        return n
+
+    def _draft(self, rows: NDArray[Any]) -> None:
+        """Run a step of the block that drafts. It may write where rows are, so that a wrong place shows."""
+        found = []
+        for row in rows:
+            token, later = int(row["token"]), 0
+            if token < 0:
+                later = min(self.accepted[-1 - token], int(row["drafted"])) if row["drafted"] else 0
+                token = self.last[-1 - token + later]
+            length = int(row["pos"]) + later + 1
+            table = self.tables[row["pages"] : row["pages"] + PagePool.needed(length)]
+            self.keys[table[-1], (length - 1) % PAGE] = token, length - 1
+            seen = self.keys[table].reshape(-1, 2)[:length].copy()
+            state = 0
+            for id, position in seen.tolist() if self.recurrent else ():
+                state = state_after(state, id, position)
+            guess = chosen(seen, state, (0.0, 0), 0)
+            spoilt = guess >= 0 and zlib.crc32(b"%d %d" % (guess, length)) % 1000 < 1000 * self.spoils
+            found.append((guess + 1) % VOCAB if spoilt else guess)
+        self.last, self.accepted = found, [0] * len(found)
 
     # ---- pools ---------------------------------------------------------------------------------------------------
 

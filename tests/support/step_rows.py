@@ -96,7 +96,7 @@ class StepRows:
             rows["pages"] = self.table_at[run.sequence]
             rows["slot"], rows["slot_out"] = run.slot, run.slot_out
             rows["token"] = lab.rng.integers(0, 1 << 20, run.n)
-            rows["reserved"] = 0
+            rows["drafted"] = 0
             first += run.n
 
     def places(self, sequence: int, first: int, end: int) -> Ints:

@@ -24,11 +24,15 @@ SEATS, EACH = 4, 3  # page tables, and entries of each
 
 
 class Run(NamedTuple):
-    """Run of rows with these tokens of the sequence in ``seat``. A token -1 - i is the choice of output i."""
+    """Run of rows with these tokens of the sequence in ``seat``. A token -1 - i is the choice of output i.
+
+    ``drafted``: the tokens of the draft after that output.
+    """
 
     tokens: Sequence[int]
     pos: int = 0
     seat: int = 0
+    drafted: int = 0
 
 
 class TinySteps:
@@ -60,6 +64,7 @@ class TinySteps:
             "draws": outs * size["Draw"],
             "history": SEATS * EACH * self.shapes["KV_PAGE"] * 4,
             "chosen": outs * 4,
+            "accepted": outs * 4,
             "table": n * n * 4,
             "x": rows * n * 4,
             "logits": outs * n * 4,
@@ -110,10 +115,16 @@ class TinySteps:
     def begin(self) -> BoundDispatch:
         """Make the kernel with which every step begins."""
         names = (
-            "next_step next_rows next_outs next_pages next_draws chosen step rows tokens out_rows pages draws history"
+            "next_step next_rows next_outs next_pages next_draws chosen accepted step rows tokens out_rows pages draws "
+            "history"
         )
         fields = {"max_rows": self.rows, "max_page_writes": self.n_page_writes}
         return self.launch("begin_step", "BeginParams", fields, names, (1, 1, 1), "BEGIN_THREADS")
+
+    def accept(self) -> BoundDispatch:
+        """Make the kernel that counts drafts which are right."""
+        names = "step rows tokens out_rows chosen accepted results"
+        return self.launch("accept_drafts", "AcceptParams", {"outs": self.outs}, names, (1, 1, 1), "ACCEPT_THREADS")
 
     def body(self) -> list[BoundDispatch]:
         """Make the kernels that compute the outputs' choices."""
@@ -141,7 +152,7 @@ class TinySteps:
             part = rows[first : first + len(run.tokens)]
             part["pos"] = np.arange(run.pos, run.pos + len(part))
             part["begin"], part["end"], part["pages"] = first, first + len(part), run.seat * EACH
-            part["token"] = run.tokens
+            part["token"], part["drafted"] = run.tokens, run.drafted
             first += len(part)
         singles = next((i for i, run in enumerate(runs) if len(run.tokens) > 1), len(runs))
         writes = np.array(list(page_writes), self.core.params_dtype("PageWrite"))

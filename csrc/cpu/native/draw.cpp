@@ -572,11 +572,11 @@ void draw_choose(const NativeLaunch& l, uint64_t begin, uint64_t end) {
         const DrawPart* parts = l.buffer<const DrawPart>(8) + out * p.n_part;
         const Sums s = sums_of(parts, p.n_part);
         const Draw& d = *source.draw;
-        Choice choice = {-1, s.n_not_finite, 0, s.n_not_finite ? 0 : uint32_t(CHOICE_FORBIDDEN)};
+        Choice choice = {-1, s.n_not_finite, 0, s.n_not_finite ? 0 : uint32_t(CHOICE_FORBIDDEN), 0};
         if (d.n_logprobs) write_logprobs(parts, p.n_part, d, s, l.buffer<Logprobs>(12)[place + out]);
         if (s.n_not_finite == 0 && s.n > 0) {
             const uint32_t id = token_of(source, parts, p, s).id();
-            choice = {int32_t(id), 0, float(source.logits[id] - s.log_sum_exp), 0};
+            choice = {int32_t(id), 0, float(source.logits[id] - s.log_sum_exp), 0, 0};
         }
         l.buffer<int32_t>(10)[out] = choice.id;
         l.buffer<Choice>(11)[place + out] = choice;

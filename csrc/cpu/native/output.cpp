@@ -82,7 +82,7 @@ void argmax_final(const NativeLaunch& l, uint64_t begin, uint64_t end) {
         const int32_t id =
             best_of(l.buffer<const float>(2) + i * n_part, l.buffer<const int32_t>(3) + i * n_part, n_part);
         l.buffer<int32_t>(4)[i] = id;
-        results[i] = {id, id < 0 ? 1u : 0u, 0.0f, 0};
+        results[i] = {id, id < 0 ? 1u : 0u, 0.0f, 0, 0};
     }
 }
 

@@ -23,7 +23,7 @@ from ..graph.ops import KEPT, KV_CACHES, LOGITS, Op, Operand, Route, State, Valu
 from ..plan import tuning
 from ..plan.addresses import Room, kept_type, pages_of, state_sizes
 from ..plan.choices import KV_TYPES
-from ..plan.chunks import ONE_ROW, StepShape, decode_shape
+from ..plan.chunks import ONE_ROW, StepShape, decode_shape, verify_shape
 from ..plan.launch import Launch
 from ..plan.lower import Lowering
 from ..plan.lower.products import FEW_CLASSES
@@ -57,6 +57,8 @@ FEW = SINGLES[8]
 LONG = Rows(decode_shape(2), ((LONG_POS, 1), (POS, 1)))
 #: Single rows beside longer runs, one of which begins its sequence: more than a tile of tokens, then padding.
 MANY = Rows(StepShape(40, 5, 32, "argmax"), ((POS, 1), (0, 1), (64, 1), (60, 23), (0, 11)))
+#: Single rows beside runs with drafts.
+VERIFYING = Rows(verify_shape(16), ((POS, 1), (0, 1), (60, 7), (0, 4)))
 
 #: Routers with biases and scales.
 ROUTERS = (Router("sigmoid", n_group=11, n_group_used=5), Router("softmax", normalised=False))
@@ -223,6 +225,7 @@ def _scenes(target: Target) -> Iterator[Scene]:
     yield from _recurrent(target, scene)
     yield scene(MANY, Op("cap_logits", scale=0.5, cap=4.0))
     yield from (scene(MANY, Op(kind)) for kind in ("begin", "argmax", "draw"))
+    yield scene(VERIFYING, Op("accept"))
 
 
 def _products(target: Target, make: MakeScene, qtype: QuantType) -> Iterator[Scene]:

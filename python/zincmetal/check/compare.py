@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..device.core import BoundDispatch, Core
 from ..gguf.quants import QuantType, by_name, dequantize
 from ..graph.ops import (
+    ACCEPTED,
     CHOSEN,
     DRAWS,
     HISTORY,
@@ -38,7 +39,7 @@ TOLERANCE = {"f32": (1e-5, 8e-5), "f16": (1e-4, 4e-3), "q8_0": (2e-3, 5e-2)}
 # The same for products of many rows: the Metal text multiplies halves, the CPU's native kernels floats.
 OF_HALVES = ("mul_mm_", "moe_mm_", "mul_heads_mm_", "attention_prefill_f16_", "attention_prefill_q8_0_")
 TOLERANCE_OF_HALVES = (2e-3, 2e-2)
-_INTEGERS = {state.name for state in (STEP, ROWS, TOKENS, OUT_ROWS, PAGES, DRAWS, HISTORY, CHOSEN)}
+_INTEGERS = {state.name for state in (STEP, ROWS, TOKENS, OUT_ROWS, PAGES, DRAWS, HISTORY, CHOSEN, ACCEPTED)}
 _RECORDS = {RESULTS.name: "Choice", LOGPROBS.name: "Logprobs"}
 _INTEGERS |= {"expert_ids", "expert_slots", "expert_tiles", "expert_n_tiles", "argmax.id"}
 

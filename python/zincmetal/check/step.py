@@ -21,7 +21,8 @@ class Step:
     """Step of these runs, each of a sequence: ``contents`` has the buffers by name, without their unused ends.
 
     Page tables are shuffled over one pool, and have ``table_length`` entries. Every other row is an output, with a
-    token drawn in one of several ways. The token of every third row is one that the step before has chosen.
+    token drawn in one of several ways; of a step with drafts every row is, and most tokens are those chosen in their
+    places. The token of every third row is one that the step before has chosen. Single ones are behind a draft.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Step:
     ) -> None:
         rows = row_records(core, runs, table_length)
         n_tokens, n_single = len(rows), sum(n == 1 for _, n in runs)
-        n_out = min(shape.outs, n_tokens if shape.only_singles else n_tokens // 2)
+        n_out = min(shape.outs, n_tokens if shape.only_singles or shape.verifies else n_tokens // 2)
         self._core, self._shapes = core, core.shapes()
         ids = rng.integers(0, n_vocab, n_tokens)
         tables = rng.permutation(len(runs) * table_length).astype(np.uint32)
@@ -43,7 +44,10 @@ class Step:
         draws, biases, masks = self._draws(rows[out_rows], n_vocab, rng)
         step, next_step = step_record(core, n_tokens, n_single, n_out), step_record(core, n_tokens, n_single, n_out)
         step["number"] = NUMBER
-        chosen = rng.integers(0, n_vocab, self._shapes["MAX_OUT"]).astype(np.int32)
+        ring, most_out = self._shapes["STEP_RING"], self._shapes["MAX_OUT"]
+        chosen = rng.integers(0, n_vocab, most_out).astype(np.int32)
+        if shape.verifies:
+            chosen[: n_out - 1] = np.where(np.arange(n_out - 1) % 4 == 3, chosen[: n_out - 1], ids[1:n_out])
         self.contents: dict[str, NDArray[np.generic]] = {
             "step": step,
             "rows": rows,
@@ -55,10 +59,12 @@ class Step:
             "biases": biases,
             "masks": masks,
             "chosen": chosen,
-            "results": np.zeros(0, np.uint8),
+            "accepted": rng.integers(0, 4, most_out).astype(np.uint32),
+            "results": np.zeros(ring * most_out, core.params_dtype("Choice")),
         }
         fed = rows.copy()
         fed["token"] = np.where(np.arange(n_tokens) % 3 == 0, -1 - np.arange(n_tokens) % chosen.size, ids)
+        fed["drafted"] = np.where((fed["token"] < 0) & (fed["end"] == fed["begin"] + 1), 2, 0)
         writes = np.zeros(tables.size // 2, core.params_dtype("PageWrite"))
         writes["at"] = rng.permutation(tables.size)[: writes.size]
         writes["page"] = tables[writes["at"]]

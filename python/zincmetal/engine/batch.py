@@ -38,12 +38,18 @@ class Choice(NamedTuple):
     n_not_finite: int = 0
     logprob: float = 0.0
     flags: int = 0
+    accepted: int = 0
     top: tuple[tuple[int, float], ...] = ()
 
 
 def id_of(choice: Any) -> int:
     """Return the id of a ``Choice``, as a record or as a tuple."""
     return int(choice["id"] if hasattr(choice, "dtype") else choice.id)
+
+
+def accepted_of(choice: Any) -> int:
+    """Return how many rows after an output's have the tokens that were drawn in their places, of a ``Choice``."""
+    return int(choice["accepted"] if hasattr(choice, "dtype") else choice.accepted)
 
 
 class Executor(Protocol):
@@ -69,6 +75,10 @@ class Executor(Protocol):
     pages_most: int
     slots_now: int
     slots_most: int
+
+    @property
+    def ran_at_once(self) -> bool:
+        """True if the step that was submitted last has run in pieces: no other can take its tokens."""
 
     def submit(self, batch: Batch) -> None:
         """Start a step. At most two are in flight."""
@@ -130,6 +140,9 @@ class Run:
 
     A token is an id, or -1 - i: the id that output i of the step before chooses. The last rows are outputs, one for
     each of the ``drawings``. ``slot`` and ``slot_out``: where its states are read, and where they are left.
+
+    ``drafted``: tokens of the draft after that output i, which the step before verifies. The row comes as many
+    positions later as are accepted, and takes the token that is drawn after them.
     """
 
     sequence: Sequence
@@ -138,10 +151,11 @@ class Run:
     slot: int
     slot_out: int
     drawings: tuple[Drawing, ...] = ()
+    drafted: int = 0
 
     @property
     def end(self) -> int:
-        """Position after the last row."""
+        """Position after the last row, if nothing of a draft before it is accepted."""
         return self.begin + len(self.tokens)
 
 
@@ -202,8 +216,8 @@ class Batch:
 
     @property
     def last_position(self) -> int:
-        """The largest position of the rows."""
-        return max(run.end for run in self.runs) - 1
+        """The largest position that a row may have."""
+        return max(run.end + run.drafted for run in self.runs) - 1
 
 
 class AllLogits(Batch):
@@ -258,19 +272,19 @@ class Builder:
         self._take(Run(sequence, begin, tokens, slot, slot_out, drawings))
         return True
 
-    def add_draft(self, sequence: Sequence, position: int, token: int) -> bool:
+    def add_draft(self, sequence: Sequence, position: int, token: int, drafted: int = 0) -> bool:
         """Add a row of the block that drafts, beyond what is computed. Return False if it has no room in this step.
 
-        All runs of the step are such rows. What the sequence says of itself stays as it is, and so do its states.
-        Raises PoolEmptyError if a page is missing.
+        ``drafted``: as in ``Run``. All runs of the step are such rows. What the sequence says of itself stays as it is,
+        and so do its states. Raises PoolEmptyError if a page is missing.
         """
         if not self.outs_left:
             return False
-        self._own_pages(sequence, position, position + 1)
+        self._own_pages(sequence, position, position + drafted + 1)
         if not self._has_table(sequence):
             return False
         self._batch.drafts = True
-        self._take(Run(sequence, position, [token], 0, 0, (Drawing(ARG_MAX),)))
+        self._take(Run(sequence, position, [token], 0, 0, (Drawing(ARG_MAX),), drafted))
         return True
 
     def batch(self) -> Batch:
@@ -358,6 +372,7 @@ def describe(batch: Batch, dtypes: Mapping[str, np.dtype[Any]], place: Place | N
         head["slot"] = [run.slot for run in singles]
         head["slot_out"] = [run.slot_out for run in singles]
         head["token"] = [run.tokens[0] for run in singles]
+        head["drafted"] = [run.drafted for run in singles]
         at = n_single
     for run in batch.runs[n_single:]:
         end = at + len(run.tokens)

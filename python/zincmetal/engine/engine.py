@@ -9,7 +9,7 @@ The life of a decode step:
    an output of the step before instead of a token: so a step is described before the step before it has ended.
 4. The device computes embedding, layers and logits. Keys and values go to pages, recurrent states to slots.
 5. The last kernel chooses a token for each output. It writes the token where the next step finds it, and the result
-   where the host reads it.
+   where the host reads it. If rows are drafts, another one counts those that are right, to the same places.
 6. ``collect()`` waits for the oldest step and returns its results.
 
 Two steps may be in flight. One thread steps: the thread of :mod:`zincmetal.engine.step_loop`, or the one that took the
@@ -49,7 +49,7 @@ from ..graph.ops import HIDDEN, KV_CACHES, LOGPROBS, NEXT, PAGED, RECURRENT, RES
 from ..plan.addresses import Room
 from ..plan.chunks import LOGITS_ROWS, MAX_SINGLES, VERIFY_ROWS, StepShape, chunk_shape, decode_shape, verify_shape
 from ..plan.planner import Planner
-from .batch import Batch, Choice, Described, describe
+from .batch import Batch, Choice, Described, describe, id_of
 from .host_times import HostTimes
 from .loaded import Loaded
 from .pages import PagePool, Seats, StateSlots
@@ -193,6 +193,11 @@ class Engine:
                 self.steps.drop()
 
     @property
+    def ran_at_once(self) -> bool:
+        """True if the step that was submitted last has run in pieces: its choices are no longer on the device."""
+        return bool(self._ready) and self._ready[-1].results is not None
+
+    @property
     def in_flight(self) -> int:
         """Steps that were submitted and not collected."""
         return len(self._ready)
@@ -235,7 +240,7 @@ class Engine:
             found.update(enumerate(self._run_one(program, one, wanted), i))
             if program.plan.shape.output == "hidden":
                 self._rows_alone.append(self.buffers.floats(HIDDEN.name, self.hidden_width).copy())
-        return _Submitted(0, n_top, [found[int(row)] for row in d.outs])
+        return _Submitted(0, n_top, _accepting(d, [found[int(row)] for row in d.outs]))
 
     def _run_one(self, program: Program, d: Described, n_top: list[int]) -> AnySequence[Any]:
         if isinstance(program.compiled, HostRoutedPlan):
@@ -517,6 +522,19 @@ def _row_by_row(d: Described, out_of: Mapping[int, int], n_out: int) -> list[Des
         draws = None if d.draws is None else d.draws[out_of.get(i, 0) :][:1]
         steps.append(Described(row, np.zeros(n_out, np.uint32), d.page_writes[: None if i == 0 else 0], draws, 1))
     return steps
+
+
+def _accepting(d: Described, choices: list[Any]) -> list[Any]:
+    """Count what the kernel ``accept_drafts`` counts, for outputs whose rows were steps of their own."""
+    n = 0
+    for i, row in reversed(list(enumerate(d.outs.tolist()))):
+        right = row + 1 < d.rows["end"][row] and d.rows["token"][row + 1] == id_of(choices[i])
+        n = n + 1 if right else 0
+        if isinstance(choices[i], Choice):
+            choices[i] = choices[i]._replace(accepted=n)
+        else:
+            choices[i]["accepted"] = n
+    return choices
 
 
 def _forget_all() -> None:

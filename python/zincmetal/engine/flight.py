@@ -55,11 +55,16 @@ class State(NamedTuple):
     seats: list[int]
 
     @classmethod
-    def of(cls, running: list[Job], waiting: list[Job], ending: list[Job], flights: Iterable[Flight]) -> State:
-        """Collect what jobs and flights own."""
+    def of(
+        cls, running: list[Job], waiting: list[Job], ending: list[Job], flights: Iterable[Flight], held: list[int]
+    ) -> State:
+        """Collect what jobs and flights own, and the pages that are ``held`` beside."""
         jobs = [*running, *waiting, *ending]
         owners = [job.sequence for job in jobs] + [job.begin for job in jobs if job.begin is not None and not job.ended]
-        pages, slots = [page for s in owners for page in s.pages], [s.slot for s in owners if s.slot is not None]
+        pages, slots = (
+            [*held, *(page for s in owners for page in s.pages)],
+            [s.slot for s in owners if s.slot is not None],
+        )
         for flight in flights:
             pages += flight.batch.pages
             slots += [*flight.batch.slots, *(slot for _, _, slot in flight.held)]

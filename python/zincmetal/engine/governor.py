@@ -154,13 +154,13 @@ class Governor:
         if kind is None or plain is None or not any(bid.drafted for bid in bids):
             return nothing
         best, most = nothing, 1.0
+        again = max(costs.likely(VERIFY_ROWS[0], kind, c) for c in (False, True)) - plain if self._replays else 0.0
         for rows in VERIFY_ROWS:
             lengths, expected, all_of_it = _dealt(bids, rows - sum(bid.known for bid in bids))
             if not any(lengths):
                 continue
             costly = any(bid.costly and n for bid, n in zip(bids, lengths, strict=True))
-            again = costs.at_most(VERIFY_ROWS[0], kind) - plain if self._replays else 0.0
-            worst = (costs.at_most(rows, kind, costly) - plain + again) / plain
+            worst = self._worst(rows, kind, costly)
             if any(bid.account.credit < worst for bid in bids):
                 continue
             cost = (costs.likely(rows, kind, costly) + (1 - all_of_it) * again) / plain
@@ -168,6 +168,30 @@ class Governor:
             if gain > most:
                 best, most = lengths, gain
         return best
+
+    def goes_on(self, bids: Sequence[Bid], output: str, verifying: int) -> bool:
+        """Return True if drafts may begin behind a step in flight, before it is known what that one accepts.
+
+        It has ``verifying`` rows, or 0 without drafts. It is expected to leave the credit as it is, and the step after
+        it to verify drafts. If none of its own is accepted, and no more is wanted, the credit covers what has begun.
+        """
+        plain, now = kind_of(len(bids), False, output), kind_of(verifying, True, output, True)
+        base = self.costs.of(plain) if plain else None
+        if plain is None or now is None or base is None:
+            return False
+        worst = self.costs.at_most(VERIFY_ROWS[0], plain, True) / base - 1  # of the first step of a draft, and more
+        worst += self._worst(now.rows, plain, True) if verifying else 0.0
+        return all(bid.account.credit >= worst for bid in bids) and any(self.lengths(bids, output))
+
+    def _worst(self, rows: int, plain: Kind, costly: bool) -> float:
+        """Return the plain steps by which a step with drafts may be too long. How long a plain one takes is known.
+
+        After a rejection rows may be computed once more. A step of them takes no longer than one with drafts as well.
+        """
+        base, costs = self.costs.of(plain), self.costs
+        assert base is not None
+        again = min(costs.at_most(VERIFY_ROWS[0], plain, c) for c in (False, True)) - base if self._replays else 0.0
+        return (costs.at_most(rows, plain, costly) - base + again) / base
 
     def measured(self, accounts: Sequence[tuple[Account, int]], kind: Kind, seconds: float) -> None:
         """Learn from a step. ``accounts``: that of each sequence, and the tokens that the step made for it."""
@@ -207,6 +231,10 @@ class Always:
     def lengths(self, bids: Sequence[Bid], output: str) -> list[int]:
         """Return the number of tokens of each draft: all that fit into the largest step."""
         return _dealt(bids, VERIFY_ROWS[-1] - sum(bid.known for bid in bids))[0]
+
+    def goes_on(self, bids: Sequence[Bid], output: str, verifying: int) -> bool:
+        """Return True: drafts begin behind each step in flight."""
+        return True
 
     def measured(self, accounts: Sequence[tuple[Account, int]], kind: Kind, seconds: float) -> None:
         """Learn nothing."""

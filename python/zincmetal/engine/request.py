@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DeadlineError
+from ..errors import ContextFullError, DeadlineError, UsageError
 from ..plan.chunks import VERIFY_ROWS
 from ..sampling.draws import unpacked
 from ..sampling.noise import NoiseSource
@@ -20,6 +20,7 @@ from ..sampling.sampler import Sampler
 from .batch import Drawing, Executor
 from .drafters import DRAFT_TOKENS, NO_DRAFT, Drafter
 from .governor import Account
+from .pages import PagePool
 from .prefix_cache import Mark, Miss
 from .sequence import Sequence
 
@@ -34,6 +35,7 @@ REPLAYED = VERIFY_ROWS[-1]  # tokens that may be rows of a decode step once more
 GRID = 4096  # tokens between checkpoints of a long prompt: a multiple of a page
 _log = logging.getLogger("zincmetal.engine")
 STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"  # reasons of an end
+NO_ROOM = "the K/V cache is full and no other sequence can leave it; load the model with more memory for it"
 
 
 @dataclass
@@ -117,6 +119,18 @@ class Request:
     keep: bool = False
     drafter: Drafter | None = None
     draft_tokens: int = DRAFT_TOKENS
+
+    def check(self, executor: Executor) -> None:
+        """Raise UsageError for an empty prompt, ContextFullError for one that the executor has no room for."""
+        n = len(self.ids)
+        if not n:
+            raise UsageError("the prompt has no tokens; pass some text, or a BOS token")
+        if n > executor.n_ctx:
+            raise ContextFullError(
+                f"the prompt has {n} tokens and the context {executor.n_ctx}; load the model with a larger context"
+            )
+        if PagePool.needed(n) > executor.pages_most:
+            raise ContextFullError(f"the prompt has {n} tokens, and {NO_ROOM}")
 
 
 class Saved(NamedTuple):

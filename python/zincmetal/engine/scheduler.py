@@ -13,8 +13,8 @@ The life of a request:
 Steps run ahead: while a step runs, the next one is described and submitted. A row whose token the step in flight
 chooses refers to that output. If the token then ends the request, its row in the next step is one too many: the output
 is ignored, and the pages have their owner until that step is collected. Nothing runs ahead of a token that the host
-chooses, nor of a draft. A request with a mask runs ahead where the mask allows every token. If the token in flight then
-begins a part where it does not, the row that ran ahead is submitted once more, with the mask.
+chooses, nor of a draft, but the next draft. A request with a mask runs ahead where the mask allows every token. If the
+token in flight then begins a part where it does not, the row that ran ahead is submitted once more, with the mask.
 
 If pages or slots run out, steps in flight are collected, and then the pools grow. If they cannot, the cache evicts. If
 it cannot, the youngest request is moved out and waits again. The oldest one is never moved out, so all requests end.
@@ -44,7 +44,7 @@ from .pages import PagePool, PoolEmptyError, Seats, StateSlots
 from .pools import DISK_SECONDS, Clock, Pools, Wait
 from .prefix_cache import Cache, NoCache
 from .readings import Reading, Readings
-from .request import CANCELLED, LENGTH, STOP, Job, Request
+from .request import CANCELLED, LENGTH, NO_ROOM, STOP, Job, Request
 from .sequence import Sequence
 from .speculate import Chooser, Speculation, Verify
 
@@ -53,7 +53,6 @@ GAP_SECONDS = 0.5
 SAVE_STEPS = 16  # between two pauses in which ended turns are copied to the lower tier of the cache
 MOST_STUCK = 1000  # steps in a row that may do nothing but make room
 NOT_FINITE = "the model's logits are not finite: the file is damaged, or the device failed"
-NO_ROOM = "the K/V cache is full and no other sequence can leave it; load the model with more memory for it"
 _log = logging.getLogger("zincmetal.engine")
 
 
@@ -107,16 +106,8 @@ class Scheduler:
 
     def submit(self, request: Request) -> None:
         """Put a request into the queue. Raises QueueFullError, UsageError or ContextFullError; then no event comes."""
-        executor, n = self._executor, len(request.ids)
-        if not n:
-            raise UsageError("the prompt has no tokens; pass some text, or a BOS token")
-        if n > executor.n_ctx:
-            raise ContextFullError(
-                f"the prompt has {n} tokens and the context {executor.n_ctx}; load the model with a larger context"
-            )
-        if PagePool.needed(n) > executor.pages_most:
-            raise ContextFullError(f"the prompt has {n} tokens, and {NO_ROOM}")
-        job = Job(request, -1, self._clock(), executor)  # here, where an error of it reaches the caller
+        request.check(self._executor)
+        job = Job(request, -1, self._clock(), self._executor)  # here, where an error of it reaches the caller
         try:
             self._places.pop()
         except IndexError:
@@ -155,12 +146,13 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """True if there is work for ``step``."""
-        work = self._flights or self._running or self._waiting or self._calls or self._readings or self.pools.saving
+        jobs = self._running or self._waiting or self._ending
+        work = self._flights or jobs or self._calls or self._readings or self.pools.saving
         return bool(work) or not self.inbox.empty()
 
     def state(self) -> State:
         """Return what the scheduler has. For its own thread, between two steps."""
-        return State.of(self._running, self._waiting, self._ending, self._flights)
+        return State.of(self._running, self._waiting, self._ending, self._flights, self.speculation.block.held)
 
     def step(self, message: Callable[[], None] | None = None) -> bool:
         """Take messages, submit a step, and collect the oldest one if no other can be submitted. Return ``busy``.
@@ -190,7 +182,8 @@ class Scheduler:
     @property
     def resting(self) -> bool:
         """True if the last step has found that there is nothing to do but to wait for files, read or written."""
-        idle = not (self._flights or self._running or self._calls or self._readings or self.pools.may_save)
+        jobs = self._flights or self._running or self._ending
+        idle = not (jobs or self._calls or self._readings or self.pools.may_save)
         return idle and (self._fetching or (self.pools.saving and not self._waiting))
 
     def rest(self) -> Callable[[], None] | None:
@@ -205,6 +198,7 @@ class Scheduler:
     def end_all(self, error: BaseException) -> None:
         """End all requests with an error. Nothing is in flight after it, and the prefix cache is empty."""
         self._executor.drop()
+        self.speculation.block.forget()
         while self._flights:
             self._flights.popleft().release(self.pools.pages, self.pools.slots)
         self._take_messages()
@@ -258,9 +252,14 @@ class Scheduler:
 
     def _launch(self) -> bool:
         """Submit a step if one can run now. Return False if none can."""
-        read = not self._flights and self._do_idle_work()
-        if self._flights and (not self._executor.runs_ahead or self._must_wait()):
-            return False
+        read = False
+        if self._flights:
+            if not self._executor.runs_ahead or self._must_wait():
+                self._begin_drafts()
+                return False
+        elif self._needs_idle() or self._waiting or not self.speculation.block.begun:
+            self._settle()
+            read = self._do_idle_work()
         self._admit()
         flight = self._build(with_prompts=not read)
         if not flight.batch.runs:
@@ -301,15 +300,31 @@ class Scheduler:
 
     def _must_wait(self) -> bool:
         """Return True if no step may be submitted before the one in flight has been collected."""
-        if self._calls or self._readings or self._short or self._drain:
-            return True
-        if self.pools.may_save and self.steps - self._saved_at >= SAVE_STEPS:
-            return True
-        if any((job.waits and not job.left) or job.verifying for job in self._running):
+        if self._needs_idle() or any((job.waits and not job.left) or job.verifying for job in self._running):
             return True
         if self._may_draft(ready := self._decoders()) and self.speculation.wanted(ready):
             self._waited = True
         return self._waited
+
+    def _needs_idle(self) -> bool:
+        """Return True if something is to be done while nothing is in flight."""
+        saves = self.pools.may_save and self.steps - self._saved_at >= SAVE_STEPS
+        return bool(self._calls or self._readings or self._short or self._drain or saves)
+
+    def _begin_drafts(self) -> None:
+        """Begin the next drafts behind the step in flight, unless something else is to come before them."""
+        flight, others = self._flights[-1], self._waiting or self._needs_idle() or not self._executor.runs_ahead
+        jobs = [job for job in flight.outputs if not job.ended]
+        if others or len(self._flights) > 1 or flight.guessed or flight.batch.by_host:
+            return  # the host needs the logits where it draws
+        if len(jobs) == len(flight.jobs) and self._may_draft(jobs):
+            begun = self.speculation.begin(flight.outputs, flight.verifies, flight.batch.n_rows)
+            self._waited = begun or self._waited
+
+    def _settle(self) -> None:
+        """Wait for a draft that has begun and is not wanted any more. Its sequences may have ended."""
+        self.speculation.block.settle()
+        self._retire_ended()
 
     def _decoders(self) -> list[Job]:
         """Return the jobs that may have a row of a decode step, those that had none for longest first. Empty: none."""
@@ -378,6 +393,7 @@ class Scheduler:
         outputs = self._flights[-1].outputs if self._flights else {}
         ready = self._decoders()
         drafts = self.speculation.choose(ready) if self._may_draft(ready) and not self._flights else {}
+        self._settle()
         for job in ready:
             if not builder.singles_left:
                 return
@@ -482,14 +498,11 @@ class Scheduler:
         self.speculation.measured(made, flight.batch.n_rows, flight.batch.verifies, seconds, flight.waited)
         for job in [job for job in flight.jobs.values() if not job.last and not job.left and not job.ended]:
             self._end(job, LENGTH)
-        for job in [job for job in self._ending if not job.sequence.in_flight]:
-            self._ending.remove(job)
-            self._retire(job)
+        self._retire_ended()
 
     def _take_verified(self, job: Job, output: int, verify: Verify, choices: AnySequence[Any]) -> int:
         """Take the tokens that were drawn up to the first that was not drafted. Return their number."""
-        drawn_ids = [id_of(choice) for choice in choices[output : output + len(verify.draft.tokens)]]
-        n = self.speculation.accepted(job, verify, drawn_ids)
+        n = self.speculation.accepted(job, verify, choices[output])
         verify.rewind(job, 0)
         for i in range(n + 1):
             if job.ended:  # by another call, or by the token before
@@ -581,6 +594,11 @@ class Scheduler:
         if not job.request.keep:
             job.tell_end()
         if not job.sequence.in_flight:
+            self._retire(job)
+
+    def _retire_ended(self) -> None:
+        for job in [job for job in self._ending if not job.sequence.in_flight]:
+            self._ending.remove(job)
             self._retire(job)
 
     def _retire(self, job: Job) -> None:

@@ -22,6 +22,8 @@ class Sequence:
     ``seat`` is the page table of the sequence on the device, whose first ``tabled`` entries are right.
 
     ``layout`` says which contents the pages have. A block that drafts adds some: see ``Pools.forget_copies``.
+
+    ``drafting``: a row of that block is in flight, at the position of a token that is not known yet.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -32,14 +34,15 @@ class Sequence:
     submitted: int = 0
     tabled: int = 0
     layout: int = 0
+    drafting: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def in_flight(self) -> int:
-        """Tokens whose rows are in flight."""
-        return self.submitted - self.computed
+        """Rows in flight."""
+        return self.submitted - self.computed + self.drafting
 
     def sit(self, seat: int) -> None:
         """Take a seat, whose page table has to be written anew."""

@@ -5,7 +5,9 @@
    output. Its token is drawn as always: with the penalties of all tokens up to the row, which count the drafts before
    it, and with the noise of its position.
 3. A drafted token is accepted if it is the token that was drawn in its place. The first token that was drawn and not
-   drafted comes after the accepted ones.
+   drafted comes after the accepted ones. The device counts them.
+4. So the device also knows the first row of the next draft. If the model's own block drafts, that step is submitted
+   before the verdict is known here.
 
 So the text is the text without drafts, greedy or sampled: each token is the one that is drawn after the tokens before
 it. The noise belongs to the position, so a step with drafts draws the same. Only the order of sums can differ, since a
@@ -21,15 +23,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from .batch import Builder, Executor
-from .block_drafts import BlockDrafter, BlockDrafts
+from .batch import Builder, Executor, accepted_of
+from .block_drafts import BlockDrafter, BlockDrafts, Row
 from .drafters import NO_DRAFT, Draft
 from .governor import Account, Bid, Governor, Kind, kind_of
 from .pages import PoolEmptyError
 from .pools import Pools
 from .request import Job
+from .sequence import Sequence as TokenSequence
 
 _log = logging.getLogger("zincmetal.engine")
 
@@ -39,6 +42,9 @@ class Chooser(Protocol):
 
     def lengths(self, bids: Sequence[Bid], output: str) -> list[int]:
         """Return the number of tokens of each bid's draft that the next step verifies."""
+
+    def goes_on(self, bids: Sequence[Bid], output: str, verifying: int) -> bool:
+        """Return True if drafts may begin behind a step in flight of so many rows with drafts; 0: without."""
 
     def measured(self, accounts: Sequence[tuple[Account, int]], kind: Kind, seconds: float) -> None:
         """Learn from a step: the tokens that it made for each account, and its seconds."""
@@ -73,8 +79,8 @@ class Speculation:
     """Drafts of all jobs of a scheduler."""
 
     def __init__(self, executor: Executor, pools: Pools, governor: Chooser | None = None) -> None:
-        self._pools, self._n_vocab = pools, executor.n_vocab
-        self._block = BlockDrafts(executor, pools.pages, pools.slots)
+        self._executor, self._pools, self._n_vocab = executor, pools, executor.n_vocab
+        self.block = BlockDrafts(executor, pools.pages, pools.slots)
         self.governor = governor or Governor(executor.recurrent)
         self._before: set[Job] = set()  # the jobs of the step that was collected last
 
@@ -98,9 +104,29 @@ class Speculation:
     def draft_by_block(self, wanted: Mapping[Job, int]) -> None:
         """Give jobs their drafts by the model's own block, all in the same steps."""
         if wanted:
-            made = self._block.make({job.sequence: n for job, n in wanted.items()})
+            made = self.block.make({job.sequence: n for job, n in wanted.items()})
             for job in wanted:
                 job.draft, job.drafted_at = made[job.sequence], len(job.sequence.ids)
+
+    def begin(self, outputs: Mapping[Job, int], verifies: Mapping[Job, Verify], rows: int) -> bool:
+        """Begin drafts by the block behind the only step in flight, if that is likely to pay. Return True if it did.
+
+        ``outputs``: the first one of each job, ``verifies``: the drafts among the ``rows`` of the step.
+        What the step accepts is not known: the device chooses each row's token and position. A job that ends by then
+        has a row for nothing, beyond its tokens, but never beyond the tokens that it may have.
+        """
+        bids, behind = list[Bid](), dict[TokenSequence, Row]()
+        for job, output in outputs.items():
+            drafted = len(verifies[job].draft.tokens) if job in verifies else 0
+            most = min(job.request.draft_tokens, job.last - job.made - drafted - 2)  # after all of them, and one more
+            drafts = isinstance(job.drafter, BlockDrafter) and most > 0
+            if drafts:
+                behind[job.sequence] = Row(job.sequence.submitted - drafted, -1 - output, drafted)
+            bids.append(Bid(job.account, 1, most if drafts else 0, 0, costly=drafts))
+        if not behind or self._executor.ran_at_once:
+            return False
+        verifying = rows if verifies else 0
+        return self.governor.goes_on(bids, output_of(outputs), verifying) and self.block.begin(behind)
 
     def _bid(self, job: Job) -> Bid:
         most = min(job.request.draft_tokens, job.last - job.made - 1) if job.sequence.computed else 0
@@ -151,13 +177,12 @@ class Speculation:
         verify.after = sequence.slot
         return verify if job.verifying else None
 
-    def accepted(self, job: Job, verify: Verify, drawn: Sequence[int]) -> int:
-        """Return how many drafted tokens are those that were drawn, and learn from it."""
-        tokens = verify.draft.tokens
-        n = next((i for i, token in enumerate(tokens) if token != drawn[i]), len(tokens))
+    def accepted(self, job: Job, verify: Verify, choice: Any) -> int:
+        """Return how many drafted tokens are those that were drawn, by the first of the outputs, and learn from it."""
+        drafted, n = len(verify.draft.tokens), accepted_of(choice)
         job.verifying = False
-        job.account.learn(verify.draft.match, len(tokens), n)
-        job.stats.count(len(tokens), n)
+        job.account.learn(verify.draft.match, drafted, n)
+        job.stats.count(drafted, n)
         return n
 
     def measured(

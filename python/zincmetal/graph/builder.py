@@ -390,6 +390,10 @@ class Graph:
         """Draw a token for each output, as DRAWS says: its id goes to CHOSEN and RESULTS."""
         self.ops.append(Op("draw"))
 
+    def accept(self) -> None:
+        """Count the drafts after each output that are the tokens drawn in their places: to ACCEPTED and RESULTS."""
+        self.ops.append(Op("accept"))
+
     def kv(self, layer: int) -> dict[str, State]:
         """Return the caches of keys and values that a layer reads, by kind."""
         sizes = self.cfg.layers[layer]

@@ -72,6 +72,7 @@ LOGITS = State("logits")  # float32 [O, n_vocab]
 HIDDEN = State("hidden")  # float32 [T, width], the rows after the final norm, of which texts get their vectors
 KEPT = State("kept")  # [n_pages * KV_PAGE, n_embd]: rows that the block which drafts reads one position later
 CHOSEN = State("chosen")  # i32 [O], the ids that the outputs have chosen, for the next step
+ACCEPTED = State("accepted")  # u32 [O], the rows after an output's whose tokens were drawn there, for the next step
 RESULTS = State("results")  # Choice [STEP_RING, MAX_OUT], for the host
 # How outputs are drawn.
 DRAWS = State("draws")  # Draw [O]

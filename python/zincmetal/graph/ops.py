@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .operands import (
+    ACCEPTED,
     BIASES,
     CHOSEN,
     DRAWS,
@@ -43,6 +44,7 @@ from .operands import (
 )
 
 __all__ = [
+    "ACCEPTED",
     "BIASES",
     "CHOSEN",
     "DRAWS",
@@ -108,7 +110,7 @@ _CACHES, _HEADS = "k_cache v_cache", "n_head*head_dim"
 #: LOGITS.
 OPS: Mapping[str, Form] = {
     "begin": Form(
-        "next_step next_rows next_outs next_pages next_draws chosen",
+        "next_step next_rows next_outs next_pages next_draws chosen accepted",
         "step rows tokens out_rows pages draws history",
         "begin_step",
     ),
@@ -198,6 +200,7 @@ OPS: Mapping[str, Form] = {
     "cap_logits": Form("step", "logits", "cap_logits", attrs="scale cap"),  # in place
     "argmax": Form("step logits", "chosen results", "argmax_"),
     "draw": Form("step logits draws pages history biases masks", "chosen results logprobs", "draw_"),
+    "accept": Form("step rows tokens out_rows chosen", "accepted results", "accept_drafts"),
     # Fused operations, which graph/fuse.py makes. A stack is of one row, and so is experts_mix. Of a stack's matrices
     # all have a bias, or none has.
     "linear_add": Form(
@@ -284,7 +287,7 @@ _OF_A_STEP = {
     state.kind: state
     for state in (
         *(STEP, ROWS, TOKENS, OUT_ROWS, PAGES, HISTORY, *NEXT),
-        *(LOGITS, HIDDEN, KEPT, CHOSEN, RESULTS, DRAWS, LOGPROBS, BIASES, MASKS),
+        *(LOGITS, HIDDEN, KEPT, CHOSEN, ACCEPTED, RESULTS, DRAWS, LOGPROBS, BIASES, MASKS),
     )
 }
 

@@ -17,6 +17,7 @@ from ..config import Layer, ModelConfig, Rope
 from ..errors import DeviceError, GGUFError, UsageError
 from ..gguf.quants import BF16, F16, F32, QuantType, by_name, dequantize
 from ..graph.ops import (
+    ACCEPTED,
     BIASES,
     CHOSEN,
     DRAWS,
@@ -97,6 +98,7 @@ def state_sizes(cfg: ModelConfig, target: Target, kv_type: str, room: Room) -> d
         LOGITS: 4 * cfg.n_vocab,
         HIDDEN: 4 * (cfg.pooling.width if cfg.pooling else cfg.n_embd),
         CHOSEN: 4 * outs,
+        ACCEPTED: 4 * outs,
         RESULTS: ring * outs * choice,
         DRAWS: draw * outs,
         LOGPROBS: ring * outs * target.struct("Logprobs").itemsize,

@@ -52,6 +52,11 @@ class StepShape:
         return self.only_singles or self.rows < CHUNK_ROWS[0]
 
     @property
+    def verifies(self) -> bool:
+        """True if rows may be drafts: longer runs of a step that decodes, with outputs."""
+        return self.decodes and not self.only_singles and self.output in ("argmax", "draw")
+
+    @property
     def outputs_in_order(self) -> bool:
         """True if output i is always row i, so that no rows need to be taken out."""
         return self.outs == self.rows and (self.only_singles or self.output == "all")

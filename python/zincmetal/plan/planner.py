@@ -285,6 +285,8 @@ class Planner:
             g.argmax()
         elif shape.output == "draw":
             g.draw()
+        if shape.verifies:
+            g.accept()
         return g.ops
 
     def _model(self, g: Graph, shape: StepShape) -> None:

@@ -62,7 +62,7 @@ def test_a_choice_has_the_fields_of_params_h(model: TinySteps) -> None:
     model.submit([Run([5])], [0])
     choices = model.core.collect_step(model.steps)
     assert choices.dtype == model.core.params_dtype("Choice")
-    assert choices.tolist() == [(model.after(5), 0, 0.0, 0)]
+    assert choices.tolist() == [(model.after(5), 0, 0.0, 0, 0)]
 
 
 def test_steps_go_around_the_ring(model: TinySteps) -> None:
@@ -127,6 +127,35 @@ def test_a_row_takes_the_choice_of_any_output_of_the_step_before(model: TinyStep
     assert model.collect() == [model.after(3, 3)]
     model.submit([Run([-1], 3)], [0])  # of a step that was collected
     assert model.collect() == [model.after(3, 4)]
+
+
+def test_a_row_behind_a_draft_goes_on_where_it_is_accepted(model: TinySteps) -> None:
+    """Its position and its token are those after the tokens that the step before has accepted, whichever there are."""
+    plan = model.compiled([model.begin(), *model.body(), model.accept()])
+    for right in range(4):
+        drafts = [model.after(3, n) if n <= right else (model.after(3, n) + 1) % N for n in range(1, 4)]
+        model.submit([Run([3, *drafts], 60)], [0, 1, 2, 3], plan)
+        model.submit([Run([-1], 61, drafted=3)], [0])
+        choices = model.core.collect_step(model.steps)
+        assert choices["accepted"][0] == right
+        assert choices["id"][right] == model.after(3, right + 1)
+        assert model.collect() == [model.after(3, right + 2)]
+        assert model.history(0, 61 + right) == model.after(3, right + 1)
+
+
+def test_a_row_behind_a_draft_that_is_not_there_is_refused(model: TinySteps) -> None:
+    model.submit([Run([3, 4, 5], 60)], [0, 1, 2])
+    for run, why in (
+        (Run([-1], 61, drafted=3), "behind a draft of 3 tokens after output 0 of the step before, which has 3 outputs"),
+        (Run([-2], 61, drafted=2), "after output 1"),
+        (Run([-3], 61, drafted=2**32 - 1), "after output 2"),
+        (Run([4], 61, drafted=1), "must be a run of its own, and take the token of an output"),
+        (Run([-1, -2], 61, drafted=1), "must be a run of its own"),
+        (Run([-1], EACH * model.shapes["KV_PAGE"] - 1, seat=SEATS - 1, drafted=1), "has page entry"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            model.submit([run], [0])
+    model.collect()
 
 
 def takes_none(output: int, n: int) -> Any:

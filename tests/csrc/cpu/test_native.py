@@ -71,6 +71,7 @@ NATIVE = {
         "scale",
         "cap_logits",
         "begin_step",
+        "accept_drafts",
         "take_rows",
         "argmax_partial",
         "argmax_final",
