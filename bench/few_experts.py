@@ -25,6 +25,7 @@ from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 from zincmetal.gguf.random_weights import random_weights
 from zincmetal.plan.lower.experts import few_grid
+from zincmetal.plan.lower.products import tile_simdgroups
 
 N_EXPERT, N_USED, N_EMBD, WIDTH = 256, 8, 2048, 512
 TURNS, REPEATS = 24, 7
@@ -112,11 +113,11 @@ class Turn:
         self.logits = bench.rng.standard_normal((rows, N_EXPERT)).astype(np.float32)
         self.x = (bench.rng.standard_normal((rows, N_EMBD)) * N_EMBD**-0.5).astype(np.float32)
         self.step, self.router = bench.put(step_record(bench.core, rows)), bench.put(self.logits)
-        self.ids, self.weights = bench.zeros(slots), bench.zeros(rows * (N_USED + 1))
         self.sorted = [bench.zeros(slots), bench.zeros(slots * 4), bench.zeros(1)]
         self.given, self.hidden = bench.put(self.x), bench.zeros(slots * WIDTH)
         self.each, self.out = bench.zeros(slots * N_EMBD), bench.zeros(rows * N_EMBD)
         self.chosen = np.argsort(-self.logits, axis=1, kind="stable")[:, :N_USED]
+        self.ids, self.weights = bench.put(self.chosen.astype(np.int32)), bench.zeros(rows * (N_USED + 1))
 
     def launches(self) -> dict[str, BoundDispatch]:
         return self._one_row() if self.rows == 1 else self._few_rows()
@@ -127,16 +128,20 @@ class Turn:
 
     def _one_row(self) -> dict[str, BoundDispatch]:
         b, (choice, _) = self.bench, self._routing()
-        simdgroups = b.shapes["MOE_CHOOSE_THREADS"] // 32
-        per_group = simdgroups * b.shapes["MUL_MV_ROWS"] // 2
+        swiglu, mix = f"moe_mv_gated_{b.up.type.name}", f"moe_mv_mix_{b.down.type.name}"
+        if b.shapes["FOLDED_CHOICE"]:
+            simdgroups = b.shapes["MOE_CHOOSE_THREADS"] // 32
+        else:  # another kernel chooses, and its choice stands in ids
+            choice, simdgroups = {}, tile_simdgroups(b.shapes, swiglu) or b.shapes["MUL_MV_SIMDGROUPS"]
+        tiled = simdgroups == tile_simdgroups(b.shapes, swiglu)
+        per_group = (b.shapes["TILE_ROWS"] if tiled else simdgroups * b.shapes["MUL_MV_ROWS"]) // 2
         router = [*[self.router] * 4, self.weights]
         gated = [self.ids, b.gate.buffer, b.up.buffer, *[self.given] * 4, self.hidden, *router]
         mixed = [self.ids, self.weights, b.down.buffer, self.hidden, *[self.given] * 2, self.out]
         up, down = ({**t.params(), "n_used": N_USED} for t in (b.up, b.down))
-        swiglu, mix = f"moe_mv_gated_{b.up.type.name}", f"moe_mv_mix_{b.down.type.name}"
         groups, both = N_EMBD // b.shapes["MOE_MIX_ROWS"], {"experts": up, "choice": choice}
         return {
-            "gate+up": b.dispatch(  # which chooses the experts, too
+            "gate+up": b.dispatch(
                 swiglu, "MoeMvParams", both, gated, (-(-WIDTH // per_group), N_USED), 32 * simdgroups
             ),
             "down": b.dispatch(mix, "MoeParams", down, mixed, (groups,), b.shapes["MOE_MIX_THREADS"]),
@@ -160,7 +165,8 @@ class Turn:
         }
 
     def _grid(self, m: int, k: int, matrices: int) -> tuple[int, int, int]:
-        return few_grid(self.bench.shapes, min(self.rows * N_USED, N_EXPERT), m, k, matrices)
+        kind = (self.bench.down if matrices == 1 else self.bench.up).type.name
+        return few_grid(self.bench.shapes, kind, min(self.rows * N_USED, N_EXPERT), m, k, matrices)
 
     def error(self) -> float:
         """Compares the output of the last row with float64 NumPy: the error relative to the norm."""

@@ -35,8 +35,9 @@ kernel void moe_mv(constant MoeMvParams& p [[buffer(0)]], device int* ids [[buff
     TG_ARRAY(uint, shared, 1);
     const RowRouter<float> row = {logits, shared_logit, choice_bias, scales};
     const int id = expert_of_group(p.choice, row, ids, weights, shared, tg, sg, lane);
-    mul_mv_rows<Q, R>(p.experts, Matrices<1>{{w + expert_offset(p.experts, id)}}, maybe_normed(p.experts, x, norm),
-                      expert_out(p.experts, id, out + ulong(tg.y) * p.experts.m, bias), tg.x, sg, n_sg, lane);
+    mul_mv_rows<Q, R, 1, MUL_FEW_TILE_SIMDGROUPS>(
+        p.experts, Matrices<1>{{w + expert_offset(p.experts, id)}}, maybe_normed(p.experts, x, norm),
+        expert_out(p.experts, id, out + ulong(tg.y) * p.experts.m, bias), tg.x, sg, n_sg, lane);
 }
 
 // Grid: (ceil(m / (R / 2 n_sg)), n_used). Threads: as moe_mv.
@@ -53,9 +54,9 @@ kernel void moe_mv_gated(constant MoeMvParams& p [[buffer(0)]], device int* ids 
     const RowRouter<float> row = {logits, shared_logit, choice_bias, scales};
     const int id = expert_of_group(p.choice, row, ids, weights, shared, tg, sg, lane);
     const ulong at = expert_offset(p.experts, id);
-    mul_mv_rows<Q, R>(p.experts, Matrices<2>{{gate + at, up + at}}, maybe_normed(p.experts, x, norm),
-                      expert_gated(p.experts, id, out + ulong(tg.y) * p.experts.m, gate_bias, up_bias), tg.x, sg, n_sg,
-                      lane);
+    mul_mv_rows<Q, R, 1, MUL_FEW_TILE_SIMDGROUPS>(
+        p.experts, Matrices<2>{{gate + at, up + at}}, maybe_normed(p.experts, x, norm),
+        expert_gated(p.experts, id, out + ulong(tg.y) * p.experts.m, gate_bias, up_bias), tg.x, sg, n_sg, lane);
 }
 
 // sums += the sum over the chosen experts j of weights[j] W[ids[j]] x[j], for the rows from `first` on. Only this

@@ -17,8 +17,15 @@ kernel void mul_few(constant MulFewParams& p [[buffer(0)]], device const Step* s
                     device const float* residual [[buffer(4)]], device const float* scale [[buffer(5)]],
                     device float* y [[buffer(6)]], GRID_IDS) {
     const uint first = (tg.x * n_sg + sg) * R, begin = tg.y * N, n_tokens = min(step->n_tokens, p.rows);
-    if (first >= p.m || begin >= n_tokens) return;  // all 32 lanes
     const FewOut out{residual, scale, y, p.kind, p.residual_stride, p.scale_stride};
+#ifdef __CUDACC__
+    if constexpr (N == 2 && IsTiled<Q, R>::VALUE) {
+        if (begin >= n_tokens) return;  // the whole threadgroup
+        if (n_sg == FEW_TILE_SIMDGROUPS)
+            return mul_few_by_tile<typename Q::Block>(p, Matrices<1>{{w}}, x, out, tg.x, begin, n_tokens, sg, lane);
+    }
+#endif
+    if (first >= p.m || begin >= n_tokens) return;  // all 32 lanes
     mul_few_rows<LongRows<Q>, R, N, FewSteps<N>::STEPS>(p, Matrices<1>{{w}}, x, out, first, begin, n_tokens, lane);
 }
 
@@ -28,9 +35,17 @@ kernel void mul_few_gated(constant MulFewParams& p [[buffer(0)]], device const S
                           device const uchar* gate [[buffer(2)]], device const uchar* up [[buffer(3)]],
                           device const float* x [[buffer(4)]], device float* y [[buffer(5)]], GRID_IDS) {
     const uint first = (tg.x * n_sg + sg) * (R / 2), begin = tg.y * N, n_tokens = min(step->n_tokens, p.rows);
+    const Matrices<2> both{{gate, up}};
+    const FewGated out{y, p.kind};
+#ifdef __CUDACC__
+    if constexpr (N == 2 && IsTiled<Q, R>::VALUE) {
+        if (begin >= n_tokens) return;  // the whole threadgroup
+        if (n_sg == FEW_TILE_SIMDGROUPS)
+            return mul_few_by_tile<typename Q::Block>(p, both, x, out, tg.x, begin, n_tokens, sg, lane);
+    }
+#endif
     if (first >= p.m || begin >= n_tokens) return;  // all 32 lanes
-    mul_few_rows<LongRows<Q>, R, N, FewSteps<N>::STEPS>(p, Matrices<2>{{gate, up}}, x, FewGated{y, p.kind}, first,
-                                                        begin, n_tokens, lane);
+    mul_few_rows<LongRows<Q>, R, N, FewSteps<N>::STEPS>(p, both, x, out, first, begin, n_tokens, lane);
 }
 
 // Grid: (ceil(m / (R SG / k_split)), ceil(T / N)). Threads: 32 SG, where SG = FEW_SIMDGROUPS FEW_ROWS / R.
@@ -56,13 +71,14 @@ kernel void mul_few_gated_tile(constant MulFewParams& p [[buffer(0)]], device co
                             tid, sg, lane);
 }
 
+#define FEW_UNROLL_OF(Q) (StepsOf<Q, FEW_UNROLL>::N)
 #define MUL_FEW(type, Q)                                                                                               \
-    KERNEL_UNROLLED(FEW_UNROLL, "mul_few_" type "_n2", mul_few<Q, 2>)                                                  \
+    KERNEL_UNROLLED(FEW_UNROLL_OF(Q), "mul_few_" type "_n2", mul_few<Q, 2>)                                            \
     KERNEL("mul_few_" type "_n4", mul_few<Q, 4>)                                                                       \
     KERNEL("mul_few_" type "_n8", mul_few_tile<Q, 8>)                                                                  \
     KERNEL("mul_few_" type "_n16", mul_few_tile<Q, 16>)                                                                \
     KERNEL("mul_few_" type "_n32", mul_few_tile<Q, 32>)                                                                \
-    KERNEL_UNROLLED(FEW_UNROLL, "mul_few_gated_" type "_n2", mul_few_gated<Q, 2>)                                      \
+    KERNEL_UNROLLED(FEW_UNROLL_OF(Q), "mul_few_gated_" type "_n2", mul_few_gated<Q, 2>)                                \
     KERNEL("mul_few_gated_" type "_n4", mul_few_gated<Q, 4>)                                                           \
     KERNEL("mul_few_gated_" type "_n8", mul_few_gated_tile<Q, 8>)                                                      \
     KERNEL("mul_few_gated_" type "_n16", mul_few_gated_tile<Q, 16>)                                                    \

@@ -17,10 +17,33 @@ kernel void mul_few_stack(constant StackParams& p [[buffer(0)]], device const St
                           device const float* bias3 [[buffer(10)]], device float* out0 [[buffer(11)]],
                           device float* out1 [[buffer(12)]], device float* out2 [[buffer(13)]],
                           device float* out3 [[buffer(14)]], GRID_IDS) {
+    const uint begin = tg.y * N, n_tokens = step->n_tokens;
+    if (begin >= n_tokens) return;  // the whole threadgroup
+#ifdef __CUDACC__
+    if constexpr (N == 2 && IsTiled<Q, R>::VALUE) {
+        if (n_sg == FEW_TILE_SIMDGROUPS) {
+            uint group = tg.x, i = 0;
+            while (i < 4 && group >= stack_groups<FEW_TILE_ROWS>(p, i, n_sg))
+                group -= stack_groups<FEW_TILE_ROWS>(p, i++, n_sg);
+            if (i == 4) return;  // the whole threadgroup
+            const StackOut out{one_of(i, out0, out1, out2, out3), one_of(i, bias0, bias1, bias2, bias3), p.has_bias};
+            const Matrices<1> w{{one_of(i, w0, w1, w2, w3)}};
+            const MatMulParams one{p.k, p.m[i], p.row_bytes[i], 0, 0, 0, 0, 0.0f};
+            typedef typename Q::Block B;
+            if (p.is_f32[i])
+                mul_few_rows<Plain<F32>, FEW_TILE_ROWS, N>(one, w, x, out, (group * n_sg + sg) * FEW_TILE_ROWS, begin,
+                                                           n_tokens, lane);
+            else if (is_pair(p, i))
+                mul_few_by_tile<B>(one, Matrices<2>{{w2, w3}}, x, SwiGlu{out2}, group, begin, n_tokens, sg, lane);
+            else
+                mul_few_by_tile<B>(one, w, x, out, group, begin, n_tokens, sg, lane);
+            return;
+        }
+    }
+#endif
     uint tile = tg.x * n_sg + sg, i = 0;
     while (i < 4 && tile >= stack_tiles<R>(p, i)) tile -= stack_tiles<R>(p, i++);
-    const uint begin = tg.y * N, n_tokens = step->n_tokens;
-    if (i == 4 || begin >= n_tokens) return;  // all 32 lanes
+    if (i == 4) return;  // all 32 lanes
 
     const uint m = p.m[i], row_bytes = p.row_bytes[i];
     const uint first = tile * (is_pair(p, i) ? R / 2 : R);
@@ -41,7 +64,8 @@ kernel void mul_few_stack(constant StackParams& p [[buffer(0)]], device const St
                      first, m, begin, n_tokens, lane);
 }
 
-#define MUL_FEW_STACK(type, Q) KERNEL_UNROLLED(FEW_STACK_UNROLL, "mul_few_stack_" type "_n2", mul_few_stack<Q, 2>)
+#define FEW_STACK_UNROLL_OF(Q) (StepsOf<Q, FEW_STACK_UNROLL>::N)
+#define MUL_FEW_STACK(type, Q) KERNEL_UNROLLED(FEW_STACK_UNROLL_OF(Q), "mul_few_stack_" type "_n2", mul_few_stack<Q, 2>)
 TENSOR_TYPES(MUL_FEW_STACK)
 
 #ifndef __CUDACC__  // there FEW_STACK_TOKENS is 2

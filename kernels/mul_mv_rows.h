@@ -141,12 +141,12 @@ struct StepsOf<Q, STEPS> {
 
 // W x for R rows of one matrix or of two for each simdgroup of threadgroup `group`. P has k, m and row_bytes. x is
 // Floats or MaybeNormed.
-template <class Q, uint R, uint STEPS = 1, class Epilogue, class P, class V>
+template <class Q, uint R, uint STEPS = 1, uint TILED_BY = MUL_MV_TILE_SIMDGROUPS, class Epilogue, class P, class V>
 METAL_FUNC void mul_mv_rows(constant P& p, Matrices<Epilogue::MATRICES> w, V x, Epilogue out, uint group, uint sg,
                             uint n_sg, uint lane) {
 #ifdef __CUDACC__
     if constexpr (IsTiled<Q, R>::VALUE) {
-        if (n_sg == TILE_SIMDGROUPS) return mul_mv_tile<typename Q::Block>(p, w, x.at, out, group, sg, lane);
+        if (n_sg == TILED_BY) return mul_mv_tile<TILED_BY, typename Q::Block>(p, w, x.at, out, group, sg, lane);
     }
 #endif
     const uint first = (group * n_sg + sg) * (R / Epilogue::MATRICES);

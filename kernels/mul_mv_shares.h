@@ -41,6 +41,20 @@ METAL_FUNC void words_at(threadgroup const uchar* row, uint at, thread uint (&wo
     }
 }
 
+// Four pairs of words from byte `at` of a row on, a multiple of 8.
+METAL_FUNC void pairs_at(threadgroup const uchar* row, uint at, thread uint2 (&pairs)[4]) {
+    if (at % 16 == 0) {  // wide loads meet fewer banks at a time
+        threadgroup const uint4* from = (threadgroup const uint4*)(row + at);
+        UNROLL for (uint i = 0; i < 2; i++) {
+            const uint4 both = from[i];
+            pairs[2 * i] = uint2(both.x, both.y);
+            pairs[2 * i + 1] = uint2(both.z, both.w);
+        }
+    } else {
+        UNROLL for (uint i = 0; i < 4; i++) pairs[i] = ((threadgroup const uint2*)(row + at))[i];
+    }
+}
+
 METAL_FUNC float half_in(uint bits) { return float(as_type<half>(ushort(bits))); }
 
 // The types that have shares. BYTES: of a strip of a row. ALIGN: of what load takes at a time.
@@ -67,8 +81,10 @@ struct LaneShare<Q4_K> : LaneShareOf<144, 2> {
         KScales::decode(block[0], block[1], t, scale, offset);
         UNROLL for (uint h = 0; h < 2; h++) share.scale[h] = h == 0 ? scale.x : scale.y / 16;
         UNROLL for (uint h = 0; h < 2; h++) share.offset[h] = offset[h];
+        uint2 qs[4];
+        pairs_at(row, at + 16 + 32 * t, qs);
         UNROLL for (uint u = 0; u < 4; u++) {
-            const uint2 q = block[2 + 4 * t + u];
+            const uint2 q = qs[u];
             share.runs[u] = run_of_bytes(q.x & 0x0F0F0F0F, q.y & 0x0F0F0F0F);
             share.runs[4 + u] = run_of_bytes(q.x & 0xF0F0F0F0, q.y & 0xF0F0F0F0);  // 16 times too large
         }
@@ -86,8 +102,11 @@ struct LaneShare<Q5_K> : LaneShareOf<176, 2> {
         KScales::decode(block[0], block[1], t, scale, offset);
         UNROLL for (uint h = 0; h < 2; h++) share.scale[h] = scale[h];
         UNROLL for (uint h = 0; h < 2; h++) share.offset[h] = offset[h];
+        uint2 qs[4], highs[4];
+        pairs_at(row, at + 48 + 32 * t, qs);
+        pairs_at(row, at + 16, highs);
         UNROLL for (uint u = 0; u < 4; u++) {
-            const uint2 q = block[6 + 4 * t + u], high = block[2 + u] >> uint2(2 * t);
+            const uint2 q = qs[u], high = highs[u] >> uint2(2 * t);
             share.runs[u] = run_of_bytes(low(q.x, high.x), low(q.y, high.y));
             share.runs[4 + u] = run_of_bytes(upper(q.x, high.x), upper(q.y, high.y));
         }

@@ -26,8 +26,9 @@ kernel void mul_mv_stack(constant StackParams& p [[buffer(0)]], device const flo
         typedef typename Q::Block B;
         const MatMulParams one{p.k, m, row_bytes, 0, 0, 0, 0, 0.0f};
         if (n_sg == TILE_SIMDGROUPS && p.is_f32[i] == 0) {
-            if (is_pair(p, i)) return mul_mv_tile<B>(one, Matrices<2>{{w2, w3}}, x, SwiGlu{out2}, group, sg, lane);
-            return mul_mv_tile<B>(one, Matrices<1>{{w}}, x, out, group, sg, lane);
+            if (is_pair(p, i))
+                return mul_mv_tile<TILE_SIMDGROUPS, B>(one, Matrices<2>{{w2, w3}}, x, SwiGlu{out2}, group, sg, lane);
+            return mul_mv_tile<TILE_SIMDGROUPS, B>(one, Matrices<1>{{w}}, x, out, group, sg, lane);
         }
     }
 #endif

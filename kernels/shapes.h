@@ -16,7 +16,9 @@
     S(EMBED_THREADS, 64)                                                                                               \
     S(EMBED_COLUMNS, 1024) /* of a threadgroup: 16 per thread */                                                       \
     S(MUL_MV_SIMDGROUPS, 2)                                                                                            \
-    S(MUL_MV_TILE_SIMDGROUPS, PER_DEVICE(2, 8)) /* of types that have a tile: mul_mv_shares.h */                       \
+    S(MUL_MV_TILE_SIMDGROUPS, PER_DEVICE(2, 8))  /* of types that have a tile: mul_mv_shares.h */                      \
+    S(TILE_ROWS, 16)                             /* of weights in a threadgroup of these, of both matrices together */ \
+    S(MUL_FEW_TILE_SIMDGROUPS, PER_DEVICE(0, 4)) /* of these types, for two rows of activations; 0: there are none */  \
     S(MUL_MV_ROWS, 2)                  /* rows of weights per simdgroup, of both matrices together for swiglu */       \
     S(FOLDED_NORMS, PER_DEVICE(1, 0))  /* 1: products of one row compute the norm that they read: bench/h200 */        \
     S(FOLDED_CHOICE, PER_DEVICE(1, 0)) /* 1: the first product of one row with its experts chooses them */             \
@@ -49,9 +51,9 @@
     S(MOE_FEW_THREADGROUPS, PER_DEVICE(1024, 256)) /* that run side by side, about */                                  \
     S(MOE_FEW_TURNS, 4)                            /* shares of an expert that one of more takes, at most */           \
     S(MOE_FEW_WEIGHT_ROWS, 4)                      /* per simdgroup, of both matrices together for swiglu */           \
-    S(MOE_FEW_MATRIX_ROWS, 32)                     /* the same, if a matrix unit multiplies */                         \
-    S(MOE_FEW_MATRIX_COLUMNS, 256)                 /* of these, at a time */                                           \
-    S(MOE_FEW_THREADS, PER_DEVICE(128, 256))                                                                           \
+    S(MOE_FEW_SHARE_ROWS, 32)     /* rows of weights that simdgroups of a threadgroup take together */                 \
+    S(MOE_FEW_SHARE_COLUMNS, 256) /* more columns of these are for more simdgroups */                                  \
+    S(MOE_FEW_THREADS, 128)                                                                                            \
     S(MOE_ROUTE_THREADS, PER_DEVICE(512, 1024))                                                                        \
     S(SSM_STEP_LEAST_THREADS, PER_DEVICE(512, 128))                                                                    \
     S(KV_PAGE, 64)                                       /* positions in a page of the KV cache */                     \

@@ -15,8 +15,10 @@ from zincmetal.graph.ops import Op, Value, Weight
 from zincmetal.plan.chunks import DECODE_ROWS, StepShape, chunk_shape, decode_shape
 from zincmetal.plan.launch import Launch
 from zincmetal.plan.lower import Lowering
+from zincmetal.plan.lower.experts import few_grid
 from zincmetal.plan.lower.products import FEW_CLASSES
 from zincmetal.plan.target import Target
+from zincmetal.plan.tuning import Split
 
 W, UP = (Weight(name, quants.Q4_K, (71, 512)) for name in ("w", "up"))
 X, Y, RESIDUAL, SCALE, BIAS = (
@@ -149,12 +151,30 @@ def test_few_rows_of_weights_meet_vectors(target: Target, n: int, m: int, kernel
     assert (launch.kernel, launch.grid[1]) == (f"mul_few_f32_{kernel}", groups)
 
 
-@pytest.mark.parametrize("name", ["q4_k", "q8_0"])
-def test_types_with_a_tile_get_its_simdgroups(target: Target, name: str):
-    shapes = MappingProxyType({**target.shapes, "MUL_MV_SIMDGROUPS": 2, "MUL_MV_TILE_SIMDGROUPS": 8})
+@pytest.mark.parametrize(
+    ("name", "n", "threads", "groups"),
+    [("q4_k", 1, 256, 5), ("q4_k", 2, 128, 5), ("q8_0", 1, 64, 18), ("q8_0", 2, 64, 18)],
+)
+def test_types_with_a_tile_get_its_simdgroups(target: Target, name: str, n: int, threads: int, groups: int):
+    """Of sixteen rows in all; a split of a sweep has rows by simdgroup again."""
     op = LINEAR.replace(weight=Weight("w", quants.by_name(name), (71, 512)))
-    launch = lower(replace(target, shapes=shapes), op, decode_shape(1))
-    assert (launch.kernel, launch.threads) == (f"mul_mv_{name}", 256 if name == "q4_k" else 64)
+    launch = lower(with_tiles(target), op, decode_shape(n))
+    assert launch.kernel == (f"mul_mv_{name}" if n == 1 else f"mul_few_{name}_n2")
+    assert (launch.threads, launch.grid[0]) == (threads, groups)
+    tried = replace(with_tiles(target), splits={launch.kernel: Split(threads=32)})
+    assert lower(tried, op, decode_shape(n)).grid[0] == 36
+
+
+@pytest.mark.parametrize(("k", "groups"), [(64, 18), (512, 36), (1024, 71), (2048, 71)])
+def test_few_rows_meet_experts_in_tiles(target: Target, k: int, groups: int):
+    """Four simdgroups share a tile of sixteen rows if there are columns for all, else they take more rows."""
+    assert few_grid(with_tiles(target).shapes, "q4_k", 9, 1136, k, 1) == (9, groups, 1)
+    assert few_grid(with_tiles(target).shapes, "q4_k", 9, 568, k, 2) == (9, groups, 1)
+
+
+def with_tiles(target: Target) -> Target:
+    shapes = {"MUL_MV_SIMDGROUPS": 2, "MUL_MV_TILE_SIMDGROUPS": 8, "MUL_FEW_TILE_SIMDGROUPS": 4, "FEW_ANY_ROWS": 1}
+    return replace(target, shapes=MappingProxyType({**target.shapes, **shapes}))
 
 
 def test_small_matrices_have_tiles_of_their_own(target: Target):

@@ -146,32 +146,4 @@ METAL_FUNC void sum_columns(simdgroup_float8x8& c, const simdgroup_float8x8 (&b)
     detail::sum_columns(c, b, file, line);
 }
 
-// A B + c for A of 16 by 16 and B of 16 by 8 bfloats, two a word. Lane 4 g + t has, of A, columns 2 t and 2 t + 1 of
-// row g, then of row g + 8, then columns 8 + 2 t and 9 + 2 t of both; of B the same rows of column g; of c and the
-// result columns 2 t and 2 t + 1 of row g, then of row g + 8. MSL has no such function.
-METAL_FUNC float4 multiply_16x16x8(const uint4& a, const uint2& b, const float4& c) {
-    float4 sum = c;
-#ifdef __CUDACC__
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%10, %11, %12, %13};"
-        : "=f"(sum.x), "=f"(sum.y), "=f"(sum.z), "=f"(sum.w)
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "f"(c.x), "f"(c.y), "f"(c.z), "f"(c.w));
-#else
-    const uint lane = detail::current_lane(), row = lane / 4 * 4, column = lane % 4 * 8;
-    const auto dot = [](uint u, uint v) {
-        return as_type<float>(u << 16) * as_type<float>(v << 16) +
-               as_type<float>(u & 0xFFFF0000u) * as_type<float>(v & 0xFFFF0000u);
-    };
-    for (uint t = 0; t < 4; t++) {
-        const uint4 left = simd_shuffle(a, ushort(row + t));
-        const uint2 first = simd_shuffle(b, ushort(column + t)), second = simd_shuffle(b, ushort(column + 4 + t));
-        sum.x += dot(left.x, first.x) + dot(left.z, first.y);
-        sum.y += dot(left.x, second.x) + dot(left.z, second.y);
-        sum.z += dot(left.y, first.x) + dot(left.w, first.y);
-        sum.w += dot(left.y, second.x) + dot(left.w, second.y);
-    }
-#endif
-    return sum;
-}
-
 }  // namespace metal

@@ -116,7 +116,9 @@ def _difference(core: Core, case: Case, operand: Operand, want: Bytes, got: Byte
     written = np.isfinite(numbers).all(axis=1)  # by block: an unwritten block is still poison
     if not written.any():
         raise Mismatch(f"{name} has no finite number, not even on the CPU")
-    changed = (want != got).reshape(-1, qtype.block_bytes).any(axis=1) & ~written
+    # A NaN that is copied as another type may get other bits: devices differ in that.
+    same = np.isnan(numbers) & np.isnan(found)
+    changed = (want != got).reshape(-1, qtype.block_bytes).any(axis=1) & ~written & ~same.all(axis=1)
     if changed.any():
         raise Mismatch(_first_difference(name, numbers[:, 0], found[:, 0], changed))
     of_halves = case.launch.kernel.startswith(OF_HALVES) and not case.launch.kernel.endswith("_f32")

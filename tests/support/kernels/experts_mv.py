@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from support.kernel_lab import Guarded, Lab, assert_close, tiles
 from support.kernels.experts import Biases, finished, kernel, matrices
 from support.kernels.input_norm import InputNorm
-from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, Weights, mul_mv_simdgroups
+from support.kernels.products import TOLERANCE, WEIGHT_ALIGN, Weights, of_vectors
 from support.kernels.route import Router, run_topk
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
@@ -123,14 +123,14 @@ def run_moe_mv(
     biases = Biases(lab, form, n_expert, m, bias, x_input)
     bindings = [row.first, *(e.buffer for e in experts), x_input, norm.buffer, *biases.buffers, out, *row.last]
     shapes = lab.core.shapes()
-    simdgroups = mul_mv_simdgroups(shapes, qtype)
-    if row.choice:
-        simdgroups = max(simdgroups, shapes["MOE_CHOOSE_THREADS"] // 32)
-    per_group = simdgroups * shapes["MUL_MV_ROWS"] // len(experts)
+    name, least = kernel("moe_mv", form) + qtype.name, shapes["MOE_CHOOSE_THREADS"] // 32
+    rows, simdgroups = of_vectors(shapes, name, shapes["MUL_MV_ROWS"])
+    if row.choice and simdgroups < least:
+        rows, simdgroups = least * shapes["MUL_MV_ROWS"], least
     params = {**experts[0].params(len(ids)), **biases.params(form), "alone": 0, **norm.params}
-    grid, threads = (tiles(m, per_group), len(ids)), 32 * simdgroups
+    grid, threads = (tiles(m, rows // len(experts)), len(ids)), 32 * simdgroups
     both = {"experts": params, "choice": row.params}
-    lab.run(kernel("moe_mv", form) + qtype.name, both, "MoeMvParams", bindings, grid, threads)
+    lab.run(name, both, "MoeMvParams", bindings, grid, threads)
     row.check()
     unbiased, scales = zip(*(products(e.chosen(ids), norm.values) for e in experts), strict=True)
     added = [b[experts[0].numbers(ids)] for b in biases.values]

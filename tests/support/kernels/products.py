@@ -14,7 +14,7 @@ from support.kernels.input_norm import InputNorm
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 from zincmetal.gguf.random_weights import random_weights
-from zincmetal.plan.lower.products import TILED
+from zincmetal.plan.lower.products import tile_simdgroups
 
 F64 = NDArray[np.float64]
 T = TypeVar("T")
@@ -54,8 +54,14 @@ HALF_TOLERANCE = 2**-10
 
 
 def mul_mv_simdgroups(shapes: Mapping[str, int], qtype: QuantType) -> int:
-    """Returns the simdgroups of a threadgroup of mul_mv and moe_mv, as plans launch them."""
-    return shapes["MUL_MV_TILE_SIMDGROUPS" if qtype.name in TILED else "MUL_MV_SIMDGROUPS"]
+    """Returns the simdgroups of a threadgroup of mul_mv, as plans launch it."""
+    return tile_simdgroups(shapes, f"mul_mv_{qtype.name}") or shapes["MUL_MV_SIMDGROUPS"]
+
+
+def of_vectors(shapes: Mapping[str, int], kernel: str, rows: int) -> tuple[int, int]:
+    """Returns (rows of a threadgroup, simdgroups) of a kernel of vectors. ``rows``: per simdgroup, without a tile."""
+    tiled = tile_simdgroups(shapes, kernel)
+    return (shapes["TILE_ROWS"], tiled) if tiled else (rows * shapes["MUL_MV_SIMDGROUPS"], shapes["MUL_MV_SIMDGROUPS"])
 
 
 def tolerance(lane: str, qtype: QuantType) -> float:

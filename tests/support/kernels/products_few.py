@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from support.kernel_lab import Lab, assert_close, assert_untouched, tiles
-from support.kernels.products import GATES, SCALE_STRIDE, TOLERANCE, MatMul
+from support.kernels.products import GATES, SCALE_STRIDE, TOLERANCE, MatMul, of_vectors
 from zincmetal.gguf.quants import QuantType
 
 CLASSES = (2, 4, 8, 16, 32)
@@ -77,8 +77,8 @@ class Few(MatMul):
     def _grid(self, lab: Lab, k_split: int) -> tuple[tuple[int, int], int]:
         shapes, matrices = lab.core.shapes(), 2 if self.epilogue in GATES else 1
         if self.n <= VECTORS:
-            per_group = shapes["MUL_MV_SIMDGROUPS"] * shapes["MUL_MV_ROWS"] // matrices
-            return (tiles(self.m, per_group), tiles(self.rows, self.n)), 32 * shapes["MUL_MV_SIMDGROUPS"]
+            per_group, simdgroups = of_vectors(shapes, self.kernel, shapes["MUL_MV_ROWS"])
+            return (tiles(self.m, per_group // matrices), tiles(self.rows, self.n)), 32 * simdgroups
         tile, simdgroups = shapes["FEW_ROWS"], shapes["FEW_SIMDGROUPS"]
         if self.small:
             tile, simdgroups = shapes["FEW_SMALL_ROWS"], simdgroups * tile // shapes["FEW_SMALL_ROWS"]

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from support.kernel_lab import Guarded, Lab, assert_close, tiles
 from support.kernels.input_norm import InputNorm
-from support.kernels.products import TOLERANCE, Weights, gated, mul_mv_simdgroups
+from support.kernels.products import TOLERANCE, Weights, gated, of_vectors
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
+from zincmetal.plan.lower.products import tile_simdgroups
 
 F64 = NDArray[np.float64]
 
@@ -62,7 +63,8 @@ class Stack:
         if biased:
             self.want = [w and (w[0] + b, np.hypot(w[1], b)) for w, b in zip(self.want, self.biases, strict=True)]
         shapes = lab.core.shapes()
-        rows = shapes["FEW_STACK_ROWS"] if few else shapes["MUL_MV_ROWS"]
+        of_group, each = of_vectors(shapes, self.kernel, shapes["FEW_STACK_ROWS"] if few else shapes["MUL_MV_ROWS"])
+        rows = of_group // each
         simdgroups = [tiles(n, rows) for n in m]
         if pair:
             gate, up = self.want[2:]
@@ -70,8 +72,8 @@ class Stack:
             assert up
             self.want[2:] = [gated("_swiglu", *zip(gate, up, strict=True)), None]
             simdgroups[2:] = [tiles(m[2], rows // 2)]
-        each = shapes["MUL_MV_SIMDGROUPS"] if few else mul_mv_simdgroups(shapes, qtype)
-        groups = tiles(sum(simdgroups), each) if few else sum(tiles(n, each) for n in simdgroups)
+        apart = not few or bool(tile_simdgroups(shapes, self.kernel))  # a threadgroup has rows of one matrix
+        groups = sum(tiles(n, each) for n in simdgroups) if apart else tiles(sum(simdgroups), each)
         self.grid = (groups, tiles(tokens, few or 1))
         self.threads = 32 * each
 

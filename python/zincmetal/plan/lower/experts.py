@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ...errors import UnsupportedModelError
 from ...graph.ops import STEP, Op, Weight
 from ..launch import Arg, Launch, Routed
-from .products import mul_mv, tile_of
+from .products import TILED, mul_mv, tile_of
 from .shared import Lowering, lowers, norm_of, or_dummy, reading, tiles, writing
 
 MAX_EXPERT_BYTES = 2**32 - 1  # kernels step from one expert to the next by a 32-bit number
@@ -96,7 +96,8 @@ def products(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     matrices = len(_matrices(op))
     is_few, max_tiles = _takes_few(lowering, few, rows), _max_tiles(lowering, rows, n_used, n_expert)
     if is_few or (target.exact and target.has(few)):  # moe_few multiplies floats, and takes any number of slots
-        grid = few_grid(target.shapes, min(rows * n_used, n_expert) if is_few else max_tiles, m, k, matrices)
+        experts = min(rows * n_used, n_expert) if is_few else max_tiles
+        grid = few_grid(target.shapes, weight.type.name, experts, m, k, matrices)
         return [Launch(few, params, args, grid, target.shapes["MOE_FEW_THREADS"], op)]
     tile = tile_of(target, "moe_mm", "_gated" * _is_gated(op), weight)
     return [Launch(tile.kernel, params, args, (max_tiles, tiles(m, tile.rows // matrices), 1), tile.threads, op)]
@@ -164,19 +165,31 @@ def _biases(op: Op) -> tuple[int, list[Arg]]:
     return int(op.get(names[0]) is not None), [or_dummy(op.get(name), op["x"]) for name in names]
 
 
-def few_grid(shapes: Mapping[str, int], experts: int, m: int, k: int, matrices: int) -> tuple[int, int, int]:
+def few_grid(
+    shapes: Mapping[str, int], type_name: str, experts: int, m: int, k: int, matrices: int
+) -> tuple[int, int, int]:
     """Return the grid of moe_few for at most ``experts`` experts.
 
     A share is the rows that the simdgroups of a threadgroup take at a time. They divide the columns first, then rows. A
-    threadgroup takes several shares if they are more than run side by side: it prepares activations once for all. But
-    it takes few, since an expert of many slots needs more time.
+    threadgroup takes several shares if they are more than run side by side. But it takes few, since an expert of many
+    slots needs more time.
     """
+    if shapes["MUL_FEW_TILE_SIMDGROUPS"] and type_name in TILED:
+        return _tile_grid(shapes, experts, m, k, matrices)
     simdgroups, splits = shapes["MOE_FEW_THREADS"] // 32, shapes["MOE_FEW_THREADS"] // 32
-    while splits > max(k // shapes["MOE_FEW_MATRIX_COLUMNS"], 1):
+    while splits > max(k // shapes["MOE_FEW_SHARE_COLUMNS"], 1):
         splits //= 2
-    shares = tiles(m, shapes["MOE_FEW_MATRIX_ROWS"] // matrices * (simdgroups // splits))
+    shares = tiles(m, shapes["MOE_FEW_SHARE_ROWS"] // matrices * (simdgroups // splits))
     turns = min(tiles(experts * shares, shapes["MOE_FEW_THREADGROUPS"]), shapes["MOE_FEW_TURNS"])
     return experts, tiles(shares, turns), 1
+
+
+def _tile_grid(shapes: Mapping[str, int], experts: int, m: int, k: int, matrices: int) -> tuple[int, int, int]:
+    """Return the grid of moe_few for a type that it multiplies by tiles. Simdgroups divide the columns, then rows."""
+    simdgroups = splits = shapes["MUL_FEW_TILE_SIMDGROUPS"]
+    while splits > 1 and (splits - 1) * shapes["MOE_FEW_SHARE_COLUMNS"] >= k:
+        splits //= 2
+    return experts, tiles(m, shapes["TILE_ROWS"] // matrices * (simdgroups // splits)), 1
 
 
 def _one_by_one(lowering: Lowering, op: Op, weight: Weight, sizes: Routed) -> Launch:

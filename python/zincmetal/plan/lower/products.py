@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -166,8 +167,7 @@ def _few(lowering: Lowering, op: Op, rows: int, n: int) -> Launch:
     m, k = matrix(weight)
     matrices, k_split = 2 if op.get("gate") else 1, 1
     if n <= FEW_VECTORS:
-        usual = 32 * shapes["MUL_MV_SIMDGROUPS"]
-        name, per_simdgroup, threads = lowering.target.split(_few_kernel(op, n), shapes["MUL_MV_ROWS"], usual)
+        name, per_simdgroup, threads = of_vectors(lowering, _few_kernel(op, n), shapes["MUL_MV_ROWS"])
         grid = (tiles(m, threads // 32 * per_simdgroup // matrices), tiles(rows, n), 1)
     else:
         name, per_tile, simdgroups = _few_tile(lowering, _few_kernel(op, n), m * matrices)
@@ -253,21 +253,41 @@ def linear_stack(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
         name, per_simdgroup, threads = mul_mv(lowering, f"mul_mv_stack_{main}")
         args = (*reading(op, "x"), or_dummy(op.get("norm"), op["x"]), *args)
     else:
-        name, usual = f"mul_few_stack_{main}_n{few}", 32 * lowering.target.shapes["MUL_MV_SIMDGROUPS"]
-        name, per_simdgroup, threads = lowering.target.split(name, lowering.target.shapes["FEW_STACK_ROWS"], usual)
+        usual = lowering.target.shapes["FEW_STACK_ROWS"]
+        name, per_simdgroup, threads = of_vectors(lowering, f"mul_few_stack_{main}_n{few}", usual)
         args = (*reading(op, "step", "x"), *args)
     simdgroups = [tiles(matrix(w)[0], per_simdgroup) for w in plain]
     simdgroups += [tiles(matrix(w)[0], per_simdgroup // 2) for w in last[:1]]
-    # A threadgroup has rows of one matrix; of a few rows of activations each of its simdgroups has its own.
-    groups = sum(tiles(n, threads // 32) for n in simdgroups) if rows == 1 else tiles(sum(simdgroups), threads // 32)
+    # A threadgroup has rows of one matrix. With a few rows of activations each simdgroup has its own, but in tiles.
+    apart = rows == 1 or threads == 32 * tile_simdgroups(lowering.target.shapes, name)
+    groups = sum(tiles(n, threads // 32) for n in simdgroups) if apart else tiles(sum(simdgroups), threads // 32)
     return [Launch(name, params, args, (groups, tiles(rows, few), 1), threads, op)]
 
 
 def mul_mv(lowering: Lowering, kernel: str, least: int = 0) -> tuple[str, int, int]:
     """Return (name, rows per simdgroup, threads, usually at ``least`` so many) of a matrix-vector kernel."""
-    shapes, tile = lowering.target.shapes, "_TILE" * kernel.endswith(TILED)
-    threads = max(32 * shapes[f"MUL_MV{tile}_SIMDGROUPS"], least)
-    return lowering.target.split(kernel, shapes["MUL_MV_ROWS"], threads)
+    return of_vectors(lowering, kernel, lowering.target.shapes["MUL_MV_ROWS"], least)
+
+
+def of_vectors(lowering: Lowering, kernel: str, rows: int, least: int = 0) -> tuple[str, int, int]:
+    """Return (name, rows per simdgroup, threads) of a kernel of vectors. ``rows``: the usual, if it has no tile."""
+    shapes = lowering.target.shapes
+    tiled = tile_simdgroups(shapes, kernel)
+    name, rows, threads = lowering.target.split(kernel, rows, max(32 * (tiled or shapes["MUL_MV_SIMDGROUPS"]), least))
+    if name == kernel and threads == 32 * tiled:
+        rows = shapes["TILE_ROWS"] // tiled
+    return name, rows, threads
+
+
+def tile_simdgroups(shapes: Mapping[str, int], kernel: str) -> int:
+    """Return the simdgroups of a threadgroup that multiplies vectors by a tile of TILE_ROWS rows; 0 if none does.
+
+    An expert is one of many, and two vectors take more registers: fewer simdgroups take a tile of these.
+    """
+    few = shapes["MUL_FEW_TILE_SIMDGROUPS"]
+    if not few or not kernel.removesuffix("_n2").endswith(TILED):
+        return 0
+    return few if kernel.startswith("moe_") or kernel.endswith("_n2") else shapes["MUL_MV_TILE_SIMDGROUPS"]
 
 
 def matrix(weight: Weight) -> tuple[int, int]:
