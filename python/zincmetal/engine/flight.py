@@ -37,6 +37,16 @@ class Flight:
     has_slice: bool = False
     waited: bool = False
 
+    def number_outputs(self) -> None:
+        """Note where the outputs of each job begin, in the order of the runs; each job expects its own."""
+        output = 0
+        for run in self.batch.runs:
+            if run.drawings:
+                job = self.jobs[run.sequence]
+                self.outputs[job] = output
+                job.expected += 1
+                output += len(run.drawings)
+
     def release(self, pages: PagePool, slots: StateSlots) -> None:
         """Release what the runs have left, and the slots that were held for checkpoints."""
         pages.release_all(self.batch.pages)

@@ -270,13 +270,7 @@ class Scheduler:
         self._executor.submit(flight.batch)
         # A device that runs ahead returns at once, unless it had to make a plan first, which is not the step's time.
         flight.began = self._clock() if self._executor.runs_ahead else began
-        output = 0
-        for run in flight.batch.runs:
-            if run.drawings:
-                job = flight.jobs[run.sequence]
-                flight.outputs[job] = output
-                job.expected += 1
-                output += len(run.drawings)
+        flight.number_outputs()
         self.steps += 1
         return True
 
