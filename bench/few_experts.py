@@ -117,7 +117,10 @@ class Turn:
         self.given, self.hidden = bench.put(self.x), bench.zeros(slots * WIDTH)
         self.each, self.out = bench.zeros(slots * N_EMBD), bench.zeros(rows * N_EMBD)
         self.chosen = np.argsort(-self.logits, axis=1, kind="stable")[:, :N_USED]
-        self.ids, self.weights = bench.put(self.chosen.astype(np.int32)), bench.zeros(rows * (N_USED + 1))
+        shares = np.exp(np.take_along_axis(self.logits, self.chosen, axis=1))
+        shares = np.hstack([shares / shares.sum(axis=1, keepdims=True), np.zeros((rows, 1))])
+        # As the choice writes them: no kernel does where another one than the first product chooses.
+        self.ids, self.weights = bench.put(self.chosen.astype(np.int32)), bench.put(shares.astype(np.float32))
 
     def launches(self) -> dict[str, BoundDispatch]:
         return self._one_row() if self.rows == 1 else self._few_rows()
