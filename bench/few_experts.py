@@ -162,14 +162,14 @@ class Turn:
         route_threads, sizes = b.shapes["MOE_ROUTE_THREADS"], {"n": N_EMBD, "n_used": N_USED}
         return {
             "route": b.dispatch("moe_route", "TopKParams", params, [*args, *self.sorted], (1,), route_threads),
-            "gate+up": b.dispatch(swiglu, "MoeMmParams", up, gated, self._grid(WIDTH, N_EMBD, 2), few),
-            "down": b.dispatch(plain, "MoeMmParams", down, products, self._grid(N_EMBD, WIDTH, 1), few),
+            "gate+up": b.dispatch(swiglu, "MoeMmParams", up, gated, self._grid(b.up, 2), few),
+            "down": b.dispatch(plain, "MoeMmParams", down, products, self._grid(b.down, 1), few),
             "mix": b.dispatch("moe_mix_few", "MoeMixParams", sizes, mixed, (columns, self.rows), threads),
         }
 
-    def _grid(self, m: int, k: int, matrices: int) -> tuple[int, int, int]:
-        kind = (self.bench.down if matrices == 1 else self.bench.up).type.name
-        return few_grid(self.bench.shapes, kind, min(self.rows * N_USED, N_EXPERT), m, k, matrices)
+    def _grid(self, weights: Tensor, matrices: int) -> tuple[int, int, int]:
+        experts = min(self.rows * N_USED, N_EXPERT)
+        return few_grid(self.bench.shapes, weights.type.name, experts, weights.m, weights.k, matrices)
 
     def error(self) -> float:
         """Compares the output of the last row with float64 NumPy: the error relative to the norm."""

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from support.fake_executor import DTYPES, FakeExecutor
-from zincmetal.engine.batch import Builder, Choice, Drawing, describe, id_of
-from zincmetal.engine.flight import is_finite
+from zincmetal.engine.batch import Builder, Choice, Drawing, describe, id_of, is_finite
 from zincmetal.engine.pages import PagePool, PoolEmptyError, StateSlots
 from zincmetal.engine.sequence import Sequence
 from zincmetal.sampling.params import SamplingParams

@@ -42,14 +42,24 @@ class Choice(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
+def _field(choice: Any, name: str) -> int:
+    """Return a field of a ``Choice`` as a record or as a tuple."""
+    return int(choice[name] if hasattr(choice, "dtype") else getattr(choice, name))
+
+
 def id_of(choice: Any) -> int:
     """Return the id of a ``Choice``, as a record or as a tuple."""
-    return int(choice["id"] if hasattr(choice, "dtype") else choice.id)
+    return _field(choice, "id")
 
 
 def accepted_of(choice: Any) -> int:
     """Return how many rows after an output's have the tokens that were drawn in their places, of a ``Choice``."""
-    return int(choice["accepted"] if hasattr(choice, "dtype") else choice.accepted)
+    return _field(choice, "accepted")
+
+
+def is_finite(choice: Any) -> bool:
+    """Return True if all logits were finite, of a ``Choice`` as a record or as a tuple."""
+    return not _field(choice, "n_not_finite")
 
 
 class Executor(Protocol):

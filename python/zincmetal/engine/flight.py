@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,8 +94,3 @@ def drawn(job: Job, logits: NDArray[np.float32]) -> Choice:
     logprob, top = top_log_probabilities(logits, token, n) if n else (0.0, ())
     job.stats.sampling += perf_counter() - began
     return Choice(token, logprob=logprob, top=top)
-
-
-def is_finite(choice: Any) -> bool:
-    """Return True if all logits were finite, of a ``Choice`` as a record or as a tuple."""
-    return not (choice["n_not_finite"] if hasattr(choice, "dtype") else choice.n_not_finite)

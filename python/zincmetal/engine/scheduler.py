@@ -35,10 +35,10 @@ from typing import Any
 
 from ..errors import ContextFullError, DeadlineError, DeviceError, QueueFullError, UsageError, ZincError, as_typed
 from ..sampling.sampler import FORBIDDEN
-from .batch import Builder, Drawing, Executor, id_of
+from .batch import Builder, Drawing, Executor, id_of, is_finite
 from .cache_reader import PATIENCE
 from .cache_tier import Transfer
-from .flight import Flight, State, drawn, is_finite
+from .flight import Flight, State, drawn
 from .pace import Pace, load, shares
 from .pages import PagePool, PoolEmptyError, Seats, StateSlots
 from .pools import DISK_SECONDS, Clock, Pools, Wait

@@ -53,11 +53,6 @@ TOLERANCE = 3e-6  # relative to the norm: all lanes round as float32 sums do
 HALF_TOLERANCE = 2**-10
 
 
-def mul_mv_simdgroups(shapes: Mapping[str, int], qtype: QuantType) -> int:
-    """Returns the simdgroups of a threadgroup of mul_mv, as plans launch it."""
-    return tile_simdgroups(shapes, f"mul_mv_{qtype.name}") or shapes["MUL_MV_SIMDGROUPS"]
-
-
 def of_vectors(shapes: Mapping[str, int], kernel: str, rows: int) -> tuple[int, int]:
     """Returns (rows of a threadgroup, simdgroups) of a kernel of vectors. ``rows``: per simdgroup, without a tile."""
     tiled = tile_simdgroups(shapes, kernel)
@@ -225,7 +220,7 @@ class MatMul:
         shapes, (rows, m) = lab.core.shapes(), shape
         matrices = 2 if any(gate in kernel for gate in GATES) else 1
         if kernel.startswith("mul_mv"):
-            simdgroups = mul_mv_simdgroups(shapes, self.qtype)
-            return [], (tiles(m, simdgroups * shapes["MUL_MV_ROWS"] // matrices), 1), 32 * simdgroups
+            per_group, simdgroups = of_vectors(shapes, kernel, shapes["MUL_MV_ROWS"])
+            return [], (tiles(m, per_group // matrices), 1), 32 * simdgroups
         of_weights, tokens, threads = tile(shapes, kernel)
         return [lab.step(len(self.want))], (tiles(rows, tokens), tiles(m, of_weights // matrices)), threads

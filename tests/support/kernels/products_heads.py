@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from support.kernel_lab import Guarded, Lab, assert_close, assert_untouched, tiles
-from support.kernels.products import TOLERANCE, Weights, block_of, mul_mv_simdgroups, tile, tolerance
+from support.kernels.products import TOLERANCE, Weights, block_of, of_vectors, tile, tolerance
 from support.kernels.rows import padded
 from zincmetal.gguf.quants import QuantType
 
@@ -29,8 +29,8 @@ class Heads:
         """Runs mul_heads_mv, mul_heads_mm or mul_heads_mm_coop; returns the output."""
         self.tolerance = tolerance(self.lab.lane, self.qtype) if "_mm" in kernel else TOLERANCE
         shapes, n_head, m = self.lab.core.shapes(), self.params["n_head"], self.params["m"]
-        simdgroups = mul_mv_simdgroups(shapes, self.qtype)
-        per_group, threads = simdgroups * shapes["MUL_MV_ROWS"], 32 * simdgroups
+        per_group, simdgroups = of_vectors(shapes, kernel, shapes["MUL_MV_ROWS"])
+        threads = 32 * simdgroups
         grid = (tiles(m, per_group), n_head, self.rows)
         if "_mm" in kernel:
             of_weights, tokens, threads = tile(shapes, kernel)

@@ -176,9 +176,8 @@ def few_grid(
     """
     if shapes["MUL_FEW_TILE_SIMDGROUPS"] and type_name in TILED:
         return _tile_grid(shapes, experts, m, k, matrices)
-    simdgroups, splits = shapes["MOE_FEW_THREADS"] // 32, shapes["MOE_FEW_THREADS"] // 32
-    while splits > max(k // shapes["MOE_FEW_SHARE_COLUMNS"], 1):
-        splits //= 2
+    simdgroups = shapes["MOE_FEW_THREADS"] // 32
+    splits = _splits(simdgroups, max(k // shapes["MOE_FEW_SHARE_COLUMNS"], 1))
     shares = tiles(m, shapes["MOE_FEW_SHARE_ROWS"] // matrices * (simdgroups // splits))
     turns = min(tiles(experts * shares, shapes["MOE_FEW_THREADGROUPS"]), shapes["MOE_FEW_TURNS"])
     return experts, tiles(shares, turns), 1
@@ -186,10 +185,16 @@ def few_grid(
 
 def _tile_grid(shapes: Mapping[str, int], experts: int, m: int, k: int, matrices: int) -> tuple[int, int, int]:
     """Return the grid of moe_few for a type that it multiplies by tiles. Simdgroups divide the columns, then rows."""
-    simdgroups = splits = shapes["MUL_FEW_TILE_SIMDGROUPS"]
-    while splits > 1 and (splits - 1) * shapes["MOE_FEW_SHARE_COLUMNS"] >= k:
-        splits //= 2
+    simdgroups = shapes["MUL_FEW_TILE_SIMDGROUPS"]
+    splits = _splits(simdgroups, tiles(k, shapes["MOE_FEW_SHARE_COLUMNS"]))
     return experts, tiles(m, shapes["TILE_ROWS"] // matrices * (simdgroups // splits)), 1
+
+
+def _splits(simdgroups: int, most: int) -> int:
+    """Return into how many parts, at most ``most``, the simdgroups of a threadgroup divide the columns."""
+    while simdgroups > most:
+        simdgroups //= 2
+    return simdgroups
 
 
 def _one_by_one(lowering: Lowering, op: Op, weight: Weight, sizes: Routed) -> Launch:
