@@ -24,7 +24,7 @@ from zincmetal.device.core import BoundDispatch
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 from zincmetal.gguf.random_weights import random_weights
-from zincmetal.plan.lower.experts import few_grid
+from zincmetal.plan.lower.experts import few_grid, mix_group
 from zincmetal.plan.lower.products import tile_simdgroups
 
 N_EXPERT, N_USED, N_EMBD, WIDTH = 256, 8, 2048, 512
@@ -142,12 +142,12 @@ class Turn:
         gated = [self.ids, b.gate.buffer, b.up.buffer, *[self.given] * 4, self.hidden, *router]
         mixed = [self.ids, self.weights, b.down.buffer, self.hidden, *[self.given] * 2, self.out]
         up, down = ({**t.params(), "n_used": N_USED} for t in (b.up, b.down))
-        groups, both = N_EMBD // b.shapes["MOE_MIX_ROWS"], {"experts": up, "choice": choice}
+        (rows, threads), both = mix_group(b.shapes, mix), {"experts": up, "choice": choice}
         return {
             "gate+up": b.dispatch(
                 swiglu, "MoeMvParams", both, gated, (-(-WIDTH // per_group), N_USED), 32 * simdgroups
             ),
-            "down": b.dispatch(mix, "MoeParams", down, mixed, (groups,), b.shapes["MOE_MIX_THREADS"]),
+            "down": b.dispatch(mix, "MoeParams", down, mixed, (N_EMBD // rows,), threads),
         }
 
     def _few_rows(self) -> dict[str, BoundDispatch]:

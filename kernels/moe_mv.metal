@@ -74,13 +74,9 @@ METAL_FUNC void add_experts(thread Sums<R>& sums, constant P& p, device const in
 // out = residual, or 0, + the sums of all simdgroups + the weighted biases of the chosen experts; residual may be out
 // itself. scratch holds R values per simdgroup.
 template <uint R, class P>
-METAL_FUNC void put_mix(constant P& p, Sums<R> sums, device const int* ids, device const float* weights,
-                        device const float* bias, device const float* residual, bool alone, device float* out,
-                        threadgroup float* scratch, uint first, uint tid, uint sg, uint lane, uint n_sg) {
-    sum_lanes(sums);
-    UNROLL for (uint r = 0; r < R; r++) {
-        if (lane == 0) scratch[sg * R + r] = sums.of[r];
-    }
+METAL_FUNC void put_scratch(constant P& p, device const int* ids, device const float* weights, device const float* bias,
+                            device const float* residual, bool alone, device float* out, threadgroup float* scratch,
+                            uint first, uint tid, uint n_sg) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
     const uint row = first + tid;
     if (tid >= R || row >= p.m) return;
@@ -92,13 +88,58 @@ METAL_FUNC void put_mix(constant P& p, Sums<R> sums, device const int* ids, devi
     out[row] = sum;
 }
 
-// out = residual, or 0, + the weighted products of the chosen experts with their rows of x. A threadgroup takes R rows.
+// The same from the shares of the lanes.
+template <uint R, class P>
+METAL_FUNC void put_mix(constant P& p, Sums<R> sums, device const int* ids, device const float* weights,
+                        device const float* bias, device const float* residual, bool alone, device float* out,
+                        threadgroup float* scratch, uint first, uint tid, uint sg, uint lane, uint n_sg) {
+    sum_lanes(sums);
+    UNROLL for (uint r = 0; r < R; r++) {
+        if (lane == 0) scratch[sg * R + r] = sums.of[r];
+    }
+    put_scratch<R>(p, ids, weights, bias, residual, alone, out, scratch, first, tid, n_sg);
+}
+
+#ifdef __CUDACC__
+// moe_mv_mix for the TILE_ROWS rows from `first` on, by a matrix unit. A simdgroup takes an expert, or some of its columns
+// if there are fewer experts than simdgroups.
+template <class B>
+METAL_FUNC void mix_by_tile(constant MoeParams& p, device const int* ids, device const float* weights,
+                            device const uchar* w, device const float* x, device const float* residual,
+                            device const float* bias, device float* out, uint first, uint tid, uint sg, uint lane) {
+    threadgroup TileMemory<B, 1, TILE_SIMDGROUPS>& memory = tile_memory<B, 1, TILE_SIMDGROUPS>();
+    const uint splits = max(TILE_SIMDGROUPS / p.n_used, 1u);
+    float2 sums = float2(0.0f);
+    for (uint j = sg / splits; j < p.n_used; j += TILE_SIMDGROUPS / splits) {
+        const Matrices<1> expert{{w + expert_offset(p, ids[j])}};
+        const TileRows rows = tile_rows(expert, first, p.m, p.row_bytes, lane);
+        const TileVectors<1> one{{x + ulong(j) * p.k}, {0}};
+        sums += weights[j] * multiply_tile(memory.rooms[sg], rows, one, p.k, sg % splits, splits, lane).of[0];
+    }
+    UNROLL for (uint h = 0; h < 2; h++) {
+        const float sum = quad_sum(sums[h]);
+        if (lane % 4 == 0) memory.sums[0][sg][8 * h + lane / 4] = sum;
+    }
+    put_scratch<TILE_ROWS>(p, ids, weights, bias, residual, p.alone != 0, out, memory.sums[0][0], first, tid,
+                           TILE_SIMDGROUPS);
+}
+#endif
+
+// out = residual, or 0, + the weighted products of the chosen experts with their rows of x. A threadgroup takes R rows,
+// or TILE_ROWS of a type that is mixed by tiles.
 // Grid: ceil(m / R). Threads: MOE_MIX_THREADS, or as tuning.py says.
 template <class Q, uint R = MOE_MIX_ROWS>
 kernel void moe_mv_mix(constant MoeParams& p [[buffer(0)]], device const int* ids [[buffer(1)]],
                        device const float* weights [[buffer(2)]], device const uchar* w [[buffer(3)]],
                        device const float* x [[buffer(4)]], device const float* residual [[buffer(5)]],
                        device const float* bias [[buffer(6)]], device float* out [[buffer(7)]], GRID_IDS) {
+#ifdef __CUDACC__
+    if constexpr (IsTiled<Q, R>::MIXED) {
+        if (n_sg == TILE_SIMDGROUPS)
+            return mix_by_tile<typename Q::Block>(p, ids, weights, w, x, residual, bias, out, tg.x * TILE_ROWS, tid, sg,
+                                                  lane);
+    }
+#endif
     TG_ARRAY(float, scratch, SIMD* R);
     const uint first = tg.x * R;
     Sums<R> sums;

@@ -59,7 +59,7 @@ METAL_FUNC float stage_run(threadgroup uint4* x, threadgroup float* sums, XRun r
     UNROLL for (uint i = 0; i < 4; i++) {
         const float a = run.v[i / 2][i % 2] * scale, b = run.v[i / 2][i % 2 + 2] * scale;
         high[i] = two_halves(a, b);
-        low[i] = two_halves((a - half_in(high[i])) * 2048.0f, (b - half_in(high[i] >> 16)) * 2048.0f);
+        low[i] = two_halves(a - half_in(high[i]), b - half_in(high[i] >> 16));
     }
     x[lane] = uint4(high[0], high[1], high[2], high[3]);
     x[LOW_RUNS + lane] = uint4(low[0], low[1], low[2], low[3]);
@@ -73,19 +73,29 @@ struct TileRows {
     uint row_bytes;
 };
 
-// Copies a strip of the rows: four lanes a row, 16 bytes each at a time. Addresses are rounded down to 16.
+// Copies a strip of the rows: four lanes a row, 16 bytes each at a time. Addresses are rounded down to 16. Where the row
+// goes on behind the strip, whole sixteens take the fewest instructions.
 template <class B, uint N>
 METAL_FUNC void copy_strip(threadgroup TileRoom<B, N>& room, TileRows rows, uint strip, uint lane) {
-    const uint begin = strip * LaneShare<B>::BYTES, bytes = min(LaneShare<B>::BYTES, rows.row_bytes - begin);
-    UNROLL for (uint h = 0; h < 2; h++) {
-        device const uchar* from = rows.at[h] + begin;
-        const uint before = ulong(from) % 16, end = before + bytes;
-        UNROLL for (uint i = 0; i < TileRoom<B, N>::SIXTEENS; i += 4) {
-            const uint n = i + lane % 4;
-            if (16 * n < end) {
-                copy_sixteen((threadgroup uchar*)(room.rows[8 * h + lane / 4] + n), from - before + 16 * n,
-                             min(end - 16 * n, 16u));
+    constexpr uint BYTES = LaneShare<B>::BYTES, MOST = TileRoom<B, N>::SIXTEENS;
+    const uint begin = strip * BYTES, mine = 16 * (lane % 4);
+    if (begin + 16 * MOST <= rows.row_bytes) {
+        UNROLL for (uint h = 0; h < 2; h++) {
+            device const uchar* from = rows.at[h] + begin;
+            const uint before = uint(ulong(from)) % 16;
+            threadgroup uchar* to = (threadgroup uchar*)room.rows[8 * h + lane / 4] + mine;
+            UNROLL for (uint i = 0; i < 16 * MOST; i += 64) {
+                if (i + mine < before + BYTES) copy_sixteen(to + i, from + mine - before + i);
             }
+        }
+    } else {
+        const uint bytes = min(BYTES, rows.row_bytes - begin);
+        UNROLL for (uint h = 0; h < 2; h++) {
+            device const uchar* from = rows.at[h] + begin;
+            const uint before = uint(ulong(from)) % 16, end = before + bytes;
+            threadgroup uchar* to = (threadgroup uchar*)room.rows[8 * h + lane / 4];
+            UNROLL_BY(1)
+            for (uint at = mine; at < end; at += 64) copy_sixteen(to + at, from - before + at, min(end - at, 16u));
         }
     }
     end_copies();
@@ -128,8 +138,8 @@ struct TileShares {
         UNROLL for (uint h = 0; h < 2; h++) {
             float scaled = 0.0f, offset = 0.0f;
             UNROLL for (uint j = 0; j < S::GROUPS; j++) {
-                scaled += of[h].scale[j] * (products[j][2 * h] + products[j][2 * h + 1] * (1.0f / 2048));
-                offset += of[h].offset[j] * sums[j];
+                scaled += of[h].scale[j] * (products[j][2 * h] + products[j][2 * h + 1]);
+                if (S::HAS_OFFSET) offset += of[h].offset[j] * sums[j];
             }
             result[h] = scaled * (room.scale[v] * S::UNIT) + offset;
         }

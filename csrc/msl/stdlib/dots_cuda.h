@@ -29,6 +29,11 @@ METAL_FUNC void copy_sixteen(unsigned char* to, const unsigned char* from, uint 
                  : "memory");
 }
 
+METAL_FUNC void copy_sixteen(unsigned char* to, const unsigned char* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint(__cvta_generic_to_shared(to))), "l"(from)
+                 : "memory");
+}
+
 // The word that begins `shift` bits above the start of two words.
 METAL_FUNC uint word_between(uint low, uint high, uint shift) { return __funnelshift_r(low, high, shift); }
 

@@ -16,6 +16,7 @@ from support.kernels.route import Router, run_topk
 from zincmetal.gguf import quants
 from zincmetal.gguf.quants import QuantType
 from zincmetal.gguf.random_weights import random_weights
+from zincmetal.plan.lower.experts import mix_group
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -181,8 +182,8 @@ def run_mix(
         params |= {"k_shared": shared[1], "row_bytes_shared": w.row_bytes}
         name, struct = f"moe_mv_mix2_{qtype.name}_{shared[0].name}", "MoeSharedParams"
     shapes = lab.core.shapes()
-    grid, threads = (tiles(m, shapes["MOE_MIX_ROWS"]),), shapes["MOE_MIX2_THREADS" if shared else "MOE_MIX_THREADS"]
-    lab.run(name, params, struct, [*bindings, *biases.buffers, out], grid, threads)
+    rows, threads = mix_group(shapes, name)
+    lab.run(name, params, struct, [*bindings, *biases.buffers, out], (tiles(m, rows),), threads)
     scale = np.sqrt((scales**2).sum(axis=0) + residual.astype(np.float64) ** 2)
     assert_close(out.array, parts.sum(axis=0) + residual, TOLERANCE, scale)
     return out

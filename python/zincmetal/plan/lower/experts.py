@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ...errors import UnsupportedModelError
 from ...graph.ops import STEP, Op, Weight
 from ..launch import Arg, Launch, Routed
-from .products import TILED, mul_mv, tile_of
+from .products import MIXED_BY_TILES, TILED, mul_mv, tile_of
 from .shared import Lowering, lowers, norm_of, or_dummy, reading, tiles, writing
 
 MAX_EXPERT_BYTES = 2**32 - 1  # kernels step from one expert to the next by a 32-bit number
@@ -215,21 +215,32 @@ def products_and_mix(lowering: Lowering, op: Op, rows: int) -> list[Launch]:
     target, weight, n_used = lowering.target, op.weight("weight"), op.value("ids").width
     has_bias, biases = _biases(op)
     args = (*reading(op, "ids", "weights", "weight", "x"), or_dummy(op.get("residual"), op["x"]))
-    rows_of_group = target.shapes["MOE_MIX_ROWS"]
     if op.get("shared_weight"):
         shared = op.weight("shared_weight")
         args = (*args, *reading(op, "shared_weight", "shared_x"))
         sizes = {"has_bias": has_bias, "k_shared": shared.shape[1], "row_bytes_shared": shared.row_bytes}
         params = lowering.params("MoeSharedParams", **_sizes(weight), n_used=n_used, **sizes)
-        name, usual = f"moe_mv_mix2_{weight.type.name}_{shared.type.name}", target.shapes["MOE_MIX2_THREADS"]
+        name = f"moe_mv_mix2_{weight.type.name}_{shared.type.name}"
     else:
         params = lowering.params(
             "MoeParams", **_sizes(weight), n_used=n_used, kind=0, has_bias=has_bias, alone=_alone(op), **norm_of(op)
         )
-        name, usual = f"moe_mv_mix_{weight.type.name}", target.shapes["MOE_MIX_THREADS"]
-    name, per_group, threads = target.split(name, rows_of_group, usual)
+        name = f"moe_mv_mix_{weight.type.name}"
+    per_group, usual = mix_group(target.shapes, name)
+    split, rows_of_split, threads = target.split(name, target.shapes["MOE_MIX_ROWS"], usual)
+    if (split, threads) != (name, usual):
+        per_group = rows_of_split
     args = (*args, *biases, *writing(op, "out"))
-    return [Launch(name, params, args, (tiles(weight.shape[1], per_group), 1, 1), threads, op)]
+    return [Launch(split, params, args, (tiles(weight.shape[1], per_group), 1, 1), threads, op)]
+
+
+def mix_group(shapes: Mapping[str, int], kernel: str) -> tuple[int, int]:
+    """Return (rows of weights, threads) of a threadgroup of a kernel that mixes experts, as they usually are."""
+    if kernel.startswith("moe_mv_mix2"):
+        return shapes["MOE_MIX_ROWS"], shapes["MOE_MIX2_THREADS"]
+    if shapes["MUL_FEW_TILE_SIMDGROUPS"] and kernel.endswith(MIXED_BY_TILES):
+        return shapes["TILE_ROWS"], 32 * shapes["MUL_MV_TILE_SIMDGROUPS"]
+    return shapes["MOE_MIX_ROWS"], shapes["MOE_MIX_THREADS"]
 
 
 def _sizes(weight: Weight) -> dict[str, int]:

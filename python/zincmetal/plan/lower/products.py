@@ -20,6 +20,7 @@ FEW_PAIRS = 4096  # results of float weights up to which rows go in pairs
 FEW_EXACT = 4  # the class for any number of rows, if products are to be exact
 FEW_PROMPT = 256  # rows of float weights up to which prompts meet mul_few too: simdgroups divide the columns
 TILED = ("q4_k", "q5_k", "q6_k", "mxfp4")  # types that mul_mv takes by tiles on NVIDIA: kernels/mul_mv_shares.h
+MIXED_BY_TILES = ("mxfp4",)  # those of them whose experts are mixed so
 HEADS_FEW = 8  # rows up to which heads with matrices of their own are vectors
 FEW_KINDS = {"": 0, "_add": 1, "_mix": 2, "_swiglu": 0, "_geglu": 1}  # FEW_* of kernels/params.h
 
