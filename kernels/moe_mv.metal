@@ -101,8 +101,8 @@ METAL_FUNC void put_mix(constant P& p, Sums<R> sums, device const int* ids, devi
 }
 
 #ifdef __CUDACC__
-// moe_mv_mix for the TILE_ROWS rows from `first` on, by a matrix unit. A simdgroup takes an expert, or some of its columns
-// if there are fewer experts than simdgroups.
+// moe_mv_mix for the TILE_ROWS rows from `first` on, by a matrix unit. A simdgroup takes an expert, or some of its
+// columns if there are fewer experts than simdgroups.
 template <class B>
 METAL_FUNC void mix_by_tile(constant MoeParams& p, device const int* ids, device const float* weights,
                             device const uchar* w, device const float* x, device const float* residual,

@@ -73,8 +73,8 @@ struct TileRows {
     uint row_bytes;
 };
 
-// Copies a strip of the rows: four lanes a row, 16 bytes each at a time. Addresses are rounded down to 16. Where the row
-// goes on behind the strip, whole sixteens take the fewest instructions.
+// Copies a strip of the rows: four lanes a row, 16 bytes each at a time. Addresses are rounded down to 16. Where the
+// row goes on behind the strip, whole sixteens take the fewest instructions.
 template <class B, uint N>
 METAL_FUNC void copy_strip(threadgroup TileRoom<B, N>& room, TileRows rows, uint strip, uint lane) {
     constexpr uint BYTES = LaneShare<B>::BYTES, MOST = TileRoom<B, N>::SIXTEENS;
