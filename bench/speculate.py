@@ -179,7 +179,7 @@ class Side:
     """
 
     def __init__(self, model: zincmetal.Model, draft: str, governor: Chooser) -> None:
-        self.draft, self._model, self._governor = draft, model, governor
+        self.draft, self.model, self._governor = draft, model, governor
         self._kind = "off" if draft in ("none", "off") else "mtp"
         self._length = int(draft) if draft.isdigit() else None
         self.seconds = list[float]()  # of a token, by round
@@ -188,10 +188,11 @@ class Side:
 
     def run(self, ids: Sequence[int], n: int, counts: bool) -> None:
         """Generates ``n`` tokens. ``counts``: the plans of its steps are made."""
-        times = self._model.running.engine.host_times
-        self._model.running.scheduler.speculation.governor = self._governor
-        waits, waiting, began = times.waits, times.wait, time.perf_counter()
-        found = self._model.generate(list(ids), n, temperature=0, draft=self._kind, draft_tokens=self._length)
+        times, speculation = self.model.running.engine.host_times, self.model.running.scheduler.speculation
+        waits, waiting, began, own = times.waits, times.wait, time.perf_counter(), speculation.governor
+        speculation.governor = self._governor
+        found = self.model.generate(list(ids), n, temperature=0, draft=self._kind, draft_tokens=self._length)
+        speculation.governor = own
         self.tokens = found.tokens
         if counts:
             self.seconds.append(found.decode_seconds / (len(found.tokens) - 1))

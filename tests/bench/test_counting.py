@@ -16,7 +16,7 @@ import speculate
 import synthetic
 import zincmetal
 from zincmetal import gguf
-from zincmetal.engine.governor import Always
+from zincmetal.engine.governor import Always, Governor
 from zincmetal.gguf import quants
 
 #: Small files of the shapes that are measured, in the types of their real ones.
@@ -170,9 +170,18 @@ def test_the_block_is_right_as_often_as_its_section_says(model: zincmetal.Model)
 # ---- what is printed ------------------------------------------------------------------------------------------------
 
 
-def test_the_script_reports_what_was_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_reports_what_was_accepted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It forces rates, measures the block, and says that all texts are the same."""
     path = written("27b", tmp_path, "--counting")
+    run = speculate.Side.run
+
+    def noted(side: speculate.Side, ids: list[int], n: int, counts: bool) -> None:
+        run(side, ids, n, counts)  # leaves the model its own governor, which has a turn again
+        assert type(side.model.running.scheduler.speculation.governor) is Governor
+
+    monkeypatch.setattr(speculate.Side, "run", noted)
     forced = "--rates", "0,0.5,0.9", "--lengths", "1,3", "--mtp", "--shares", "0,0.9"
     sizes = "--rounds", "1", "--tokens", str(TOKENS), "--prompt", "12", "--device", "cpu", "--threads", "1"
     capsys.readouterr()
