@@ -6,16 +6,18 @@
 # It builds the lane for that GPU, as it is and again with the row variants of sweeps and the planted faults. Then it
 # runs all tests of the lane; compute-sanitizer; the exact shapes, with sweeps of rows and threads; and, on a file of
 # random weights with the shapes of Qwen3.6-35B-A3B, prefill and decode, every kernel against its roofline, and the
-# verdicts on splits that win by themselves. RESULTS gets summary.txt, shapes.json, roofline.json, roofline.svg,
-# splits.txt and logs.tar.gz. It needs nvcc, cmake, ninja, and a Python with pybind11, numpy, pytest and gguf (torch,
+# verdicts on splits that win by themselves. Last come drafts, forced and by the block that drafts, on files that count
+# with the shapes of that model and of half of Qwen3.8-27B. RESULTS gets summary.txt, shapes.json, roofline.json,
+# roofline.svg, splits.txt, drafts.txt and logs.tar.gz. It needs nvcc, cmake, ninja, and a Python with pybind11, numpy, pytest and gguf (torch,
 # pytest-xdist help). LLAMA_BENCH names a built llama-bench, which is then measured beside.
 #
 # Environment:
-#   SKIP    steps to leave out, of: build tests sanitize shapes synthetic roofline splits
+#   SKIP    steps to leave out, of: build tests sanitize shapes synthetic roofline splits drafts
 #   PYTHON  the interpreter (python3)          WORK    folder for the build and the model (a temporary one)
 #   ARCH    CUDA architecture (90)             LAYERS  of the model (40, 22.7 GB; 4 take 3.2 GB)
 #   DEVICE  cuda, or cpu to try the script     SHAPES  cases of `zincmetal bench` (35b)
 #   SPLITS  rows of the tuning table to try, as `--set` takes them
+#   SHRINK  options for the files that count: "--tiny --layers 4" to try the script
 #   PATIENCE  how many times longer than on 16 cores and an H100 a step may take (1)
 set -u
 results=$(realpath -m "${1:?usage: bench/evidence_cuda.sh RESULTS}")
@@ -111,7 +113,28 @@ splits() {
     done | tee "$results/splits.txt"
 }
 
-export -f configure build on tests sanitize bench shapes synthetic roofline splits
+# Files of 23.6 and 10 GB, written at once, and gone afterwards.
+drafts() {
+    local mixture=$work/counting-35b.gguf dense=$work/counting-27b.gguf status=0
+    local kind=(--model qwen3.8-27b --quant Q4_K_M --layers 32)
+    # shellcheck disable=SC2086  # several options
+    on product "$python" bench/synthetic.py "$mixture" --layers "$layers" --draft --counting ${SHRINK:-} &
+    on product "$python" bench/synthetic.py "$dense" "${kind[@]}" --draft --counting ${SHRINK:-} && wait $! || return
+    on product speculate "$mixture" 192 --rates 0,0.5,0.75,0.9 && on product speculate "$dense" 128 || status=1
+    rm -f "$mixture" "$dense"
+    return $status
+}
+
+# speculate FILE TOKENS OPTION...: measures its drafts, and appends the tables.
+speculate() {
+    local file=$1 tokens=$2
+    shift 2
+    set -o pipefail
+    "$python" bench/speculate.py "$file" --mtp --lengths 1,3 --rounds 3 --tokens "$tokens" "$@" |
+        sed "1i $(basename "$file" .gguf)" | tee -a "$results/drafts.txt"
+}
+
+export -f configure build on tests sanitize bench shapes synthetic roofline splits drafts speculate
 export python device layers work logs model results PYTHONPATH=$root/tests${PYTHONPATH:+:$PYTHONPATH}
 
 step build 300 bash -c build
@@ -122,6 +145,9 @@ wait # nothing runs beside what is timed
 step roofline 240 bash -c roofline
 step shapes 150 bash -c shapes
 step splits 300 bash -c splits
+[ -n "${WORK:-}" ] || rm -f "$model" # the disk may not hold all
+rm -f "$results/drafts.txt"
+step drafts 300 bash -c drafts
 
 tar -C "$work" -czf "$results/logs.tar.gz" logs
 show tests 3
@@ -129,5 +155,6 @@ show sanitize 20
 show shapes 70
 show roofline 60
 show splits 20
+show drafts 80
 [ -n "${WORK:-}" ] || rm -rf "$work"
 ! grep -q FAILED "$results/summary.txt"

@@ -5,8 +5,10 @@
     python bench/synthetic.py OUT.gguf --tiny            # the same structure in a megabyte or two, for tests
     python bench/synthetic.py OUT.gguf --layers 4 --draft   # and a block that drafts (nextn)
     python bench/synthetic.py OUT.gguf --model gpt-oss-20b --quant MXFP4 --layers 4
+    python bench/synthetic.py OUT.gguf --draft --counting   # the text is known, and how often the block is right
 
 ``--model`` takes a model of the catalogue (``hub/catalogue.py``), with the types that its files are known to have.
+``--counting`` changes weights and no shape or type (``counting.py``), to measure drafts.
 Speed and memory are the real model's; the text is not. Weights are scaled so that activations keep size one through
 any number of layers. The same seed gives the same bytes, and a tensor's bytes do not depend on the number
 of layers. Needs the package `gguf`, which writes the header.
@@ -28,12 +30,13 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
+import counting
 from zincmetal.gguf.quants import F32, Q4_K, Q5_K, Q6_K, Q8_0, QuantType
 from zincmetal.gguf.random_weights import random_bits, random_weights, spread
 from zincmetal.graph.ops import Weight
 from zincmetal.hub.catalogue import ENTRIES
 from zincmetal.hub.mixes import types_of
-from zincmetal.hub.shape import Shape, keys_of
+from zincmetal.hub.shape import Delta, MoE, Shape, keys_of
 from zincmetal.hub.tensors import tensors as shape_tensors
 from zincmetal.text.vocabulary import BYTE_OF_LETTER, TokenType
 
@@ -235,10 +238,13 @@ def _words(n: int) -> list[str]:
 # ---- the weights ------------------------------------------------------------------------------------------------
 
 
-def chunks(w: Weight, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """Yields the bytes of a tensor in pieces. Each tensor has a random sequence of its own."""
+def chunks(w: Weight, seed: int, silent: bool = False) -> Iterator[NDArray[np.uint8]]:
+    """Yields the bytes of a tensor in pieces. Each tensor has a random sequence of its own.
+
+    ``silent``: its blocks have scales of zero.
+    """
     rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(w.name.encode())]))
-    make = _vector_maker(w) if w.type is F32 else _block_maker(w)
+    make = _vector_maker(w) if w.type is F32 else _block_maker(w, 0.0 if silent else 1.0)
     blocks = prod(w.shape) // w.type.block_size
     step = CHUNK // (8 * w.type.block_bytes) * 8
     for at in range(0, blocks, step):
@@ -267,13 +273,13 @@ def _vector_maker(w: Weight) -> Maker:
     return make
 
 
-def _block_maker(w: Weight) -> Maker:
+def _block_maker(w: Weight, size: float = 1.0) -> Maker:
     """Makes blocks of random quants. Random bits choose their scales from a table.
 
-    A product with activations of size one has size one again. Logits have size four: with less, no token of 248,320
+    A product with activations of size one has ``size`` again. Logits have four times it: with less, no token of 248,320
     would stand out.
     """
-    size = (4.0 if w.name == "output.weight" else 1.0) / np.sqrt(w.shape[-1])
+    size *= (4.0 if w.name == "output.weight" else 1.0) / np.sqrt(w.shape[-1])
     if w.type.block is None or "d" not in (w.type.block.names or ()) or w.type.block["d"] != np.dtype("<f2"):
         return lambda rng, n: random_weights(w.type, (n, w.type.block_size), rng, size).ravel()
     deviation, centre = spread(w.type)
@@ -295,14 +301,19 @@ def _block_maker(w: Weight) -> Maker:
 # ---- the file ---------------------------------------------------------------------------------------------------
 
 
-def write(path: str | os.PathLike[str], s: Sizes, seed: int = 0, empty: bool = False) -> int:
-    """Writes the file; returns its size in bytes. ``empty``: weights are zeros, and a hole if the disk allows."""
+def write(path: str | os.PathLike[str], s: Sizes, seed: int = 0, empty: bool = False, counts: bool = False) -> int:
+    """Writes the file; returns its size in bytes.
+
+    ``empty``: weights are zeros, and a hole if the disk allows. ``counts``: the model counts (``counting.py``).
+    """
     header = GGUFWriter(path, ARCH)
     add_metadata(header, s)
-    return _write(Path(path), header, list(tensors(s)), seed, empty)
+    return _write(Path(path), header, list(tensors(s)), seed, empty, counts)
 
 
-def write_shape(path: str | os.PathLike[str], s: Shape, quant: str, seed: int = 0, empty: bool = False) -> int:
+def write_shape(
+    path: str | os.PathLike[str], s: Shape, quant: str, seed: int = 0, empty: bool = False, counts: bool = False
+) -> int:
     """Writes a file of a catalogue's shape, as :func:`write` does. ``quant`` is one of ``hub.mixes.QUANTS``."""
     header = GGUFWriter(path, s.arch)
     header.add_name(f"synthetic {s.arch} shapes, random weights")
@@ -314,7 +325,7 @@ def write_shape(path: str | os.PathLike[str], s: Shape, quant: str, seed: int = 
     add_vocabulary(header, Sizes(n_vocab=s.n_vocab, n_text=n_text))
     types = types_of(s, quant)
     weights = [Weight(name, types[name], shape) for name, shape in shape_tensors(s)]
-    return _write(Path(path), header, weights, seed, empty)
+    return _write(Path(path), header, weights, seed, empty, counts)
 
 
 def add_key(w: GGUFWriter, key: str, value: Any) -> None:
@@ -341,7 +352,15 @@ def cut(s: Shape, n_layer: int) -> Shape:
     return short
 
 
-def _write(path: Path, header: GGUFWriter, weights: list[Weight], seed: int, empty: bool) -> int:
+def narrow(s: Shape) -> Shape:
+    """Returns a hybrid's shape with layers as small as their kernels allow, four of them, and few tokens."""
+    assert s.delta
+    moe = MoE(8, 2, 256, s.moe.n_shared and 256) if s.moe else None
+    small = replace(s, n_layer=4, n_embd=512, n_ff=s.n_ff and 512, n_vocab=1024, n_ctx=1024, moe=moe)
+    return replace(small, n_head=4, n_head_kv=2, head_dim=128, delta=Delta(2, 4, 64))
+
+
+def _write(path: Path, header: GGUFWriter, weights: list[Weight], seed: int, empty: bool, counts: bool) -> int:
     for w in weights:
         nbytes, raw = w.type.nbytes(w.shape), GGMLQuantizationType(w.type.id)
         header.add_tensor_info(w.name, w.shape, np.dtype(np.float32), nbytes, raw)
@@ -349,21 +368,30 @@ def _write(path: Path, header: GGUFWriter, weights: list[Weight], seed: int, emp
     header.write_kv_data_to_file()
     header.write_ti_data_to_file()
     header.close()
+    n_vocab = next(w.shape[0] for w in weights if w.name == "token_embd.weight") if counts else 0
     with path.open("r+b") as file:
         file.seek(0, os.SEEK_END)
         for w in weights:
-            _write_tensor(file, w, seed, empty)
+            _write_tensor(file, w, seed, empty, n_vocab)
         file.truncate()
         return file.tell()
 
 
-def _write_tensor(file: BinaryIO, w: Weight, seed: int, empty: bool) -> None:
+def _write_tensor(file: BinaryIO, w: Weight, seed: int, empty: bool, n_counting: int) -> None:
+    """Writes a tensor. ``n_counting``: tokens of the vocabulary of a model that counts, or 0."""
     file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
     if empty and w.name != "rope_freqs.weight":  # frequencies are divided by these
         file.seek(w.type.nbytes(w.shape), os.SEEK_CUR)
         return
-    for chunk in chunks(w, seed):
+    begin = file.tell()
+    for chunk in chunks(w, seed, bool(n_counting) and counting.is_silent(w.name)):
         file.write(chunk.data)
+    if n_counting:
+        end = file.tell()
+        for at, part in counting.parts(w, n_counting, seed):
+            file.seek(begin + at)
+            file.write(part.data)
+        file.seek(end)
 
 
 def main() -> None:
@@ -374,25 +402,35 @@ def main() -> None:
     p.add_argument("--model", metavar="NAME", help="a model of the catalogue")
     p.add_argument("--quant", metavar="TYPE", help="with --model: the type of the file (default: its usual one)")
     p.add_argument("--draft", action="store_true", help="with a block that drafts after the layers")
+    p.add_argument("--counting", action="store_true", help="each token is followed by the next one")
     p.add_argument("--mixed", type=int, default=0, metavar="N", help="q5_K and q6_K experts in the last N layers")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--empty", action="store_true", help="no weights: the header and a hole")
     p.add_argument("--tiny", action="store_true", help="small sizes, for tests")
     args = p.parse_args()
+    began, entry = time.perf_counter(), None
     if args.model:
         entry = next((e for e in ENTRIES if e.name == args.model), None) or p.error(f"no model is {args.model}")
-        shape = cut(entry.shape, args.layers) if args.layers else entry.shape
-        if args.layers or args.draft:
-            shape = replace(shape, n_draft=int(args.draft))
-        print(
-            f"{args.out}: {write_shape(args.out, shape, args.quant or entry.quants[0], args.seed, args.empty):,} bytes"
-        )
-        return
-    sizes = TINY if args.tiny else Sizes()
-    sizes = replace(sizes, n_layer=args.layers or sizes.n_layer, mixed_layers=args.mixed, n_draft=int(args.draft))
-    began = time.perf_counter()
-    nbytes = write(args.out, sizes, args.seed, args.empty)
-    print(f"{args.out}: {sizes.n_layer} layers, {nbytes:,} bytes in {time.perf_counter() - began:.0f} s")
+    shape = _shape(p, args, entry.shape) if entry else None
+    arch = shape.arch if shape else ARCH
+    if args.counting and (args.empty or arch not in counting.ARCHS or (shape and shape.tied)):
+        p.error(f"--counting takes weights, and a model of {', '.join(counting.ARCHS)} with an LM head of its own")
+    rest = args.seed, args.empty, args.counting
+    if shape and entry:
+        nbytes = write_shape(args.out, shape, args.quant or entry.quants[0], *rest)
+    else:
+        sizes = TINY if args.tiny else Sizes()
+        sizes = replace(sizes, n_layer=args.layers or sizes.n_layer, mixed_layers=args.mixed, n_draft=int(args.draft))
+        nbytes = write(args.out, sizes, *rest)
+    print(f"{args.out}: {nbytes:,} bytes in {time.perf_counter() - began:.0f} s")
+
+
+def _shape(p: argparse.ArgumentParser, args: argparse.Namespace, shape: Shape) -> Shape:
+    """Returns a model's shape as the options change it."""
+    if args.tiny:
+        shape = narrow(shape) if shape.delta else p.error("--tiny takes a model with recurrent layers")
+    shape = cut(shape, args.layers) if args.layers else shape
+    return replace(shape, n_draft=int(args.draft)) if args.layers or args.draft or args.tiny else shape
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from zincmetal.engine.draft_model import DraftModel
 from zincmetal.engine.drafters import Draft, Drafter
 from zincmetal.engine.engine import Engine
 from zincmetal.engine.governor import Always
+from zincmetal.engine.request import Stats
 from zincmetal.engine.scheduler import Scheduler
 from zincmetal.errors import DeviceError, UsageError
 from zincmetal.hub import demo_model
@@ -68,6 +69,47 @@ def test_the_text_is_that_without_drafts(path: Path) -> None:
             accepted, rejected = accepted + right, rejected + wrong
     assert accepted
     assert rejected
+
+
+@pytest.mark.parametrize("end", ["sink", "end token"])
+def test_what_a_draft_has_behind_the_end_is_not_accepted(end: str) -> None:
+    """Drafts are right. Whoever ends the text within one, its statistics have tokens of the answer alone."""
+    with engine(DATA / "llama-q4_k_m.gguf", "f32") as opened:
+        ids = [5, 6, 7]
+        want = alone(opened, ids, 40)
+        last = next(i for i, token in enumerate(want) if i > 11 and i % 8 in (2, 3, 4, 5) and token not in want[:i])
+
+        class Known(Drafter):
+            def propose(self, ids: Sequence[int], n: int) -> Draft:
+                return Draft(want[len(ids) - 3 :][:n], 40)
+
+        class Ending(Member):
+            at_done: list[tuple[int, int]]
+
+            def token(self, id: int, choice: Any) -> str | None:
+                super().token(id, choice)
+                return "enough" if end == "sink" and len(self.tokens) == last + 1 else None
+
+            def done(self, reason: str, stats: Stats) -> None:
+                super().done(reason, stats)
+                self.at_done = list(stats.drafts)
+
+        member = Ending(ids, GREEDY, want, eog_ids=frozenset({want[last]} if end == "end token" else ()))
+        asked = member.ask()
+        asked.drafter, asked.draft_tokens = Known(), 7
+        scheduler = Scheduler(
+            opened, pages=opened.pages, slots=opened.slots, seats=opened.free_seats, governor=Always()
+        )
+        scheduler.submit(asked)
+        while scheduler.step():
+            pass
+    assert member.stats
+    assert member.stats.drafts == member.at_done, "the answer was made of them by then"
+    assert member.tokens == want[: last + 1]
+    steps, rest = divmod(last, 8)  # after the first token; each step makes eight
+    right = 7 * steps + min(rest, 7)
+    assert sum(right for _, right in member.at_done) == right
+    assert (sum(tried for tried, _ in member.at_done) > right) == (end == "sink")  # a draft ends with an end token
 
 
 def test_logprobs_are_those_of_the_rows() -> None:

@@ -63,7 +63,8 @@ class Result:
     prompt, and of the tokens after the first. ``logprobs`` has an entry for each token, if they were asked for.
     ``parsed`` is the value of an answer with a form, None if it ended too early. ``calls`` are the calls of tools in a
     chat. If functions were called, ``messages`` is the conversation with their results, up to the answer.
-    ``drafts`` has (drafted, accepted) tokens by their place in a draft: the first pair is of the first tokens.
+    ``drafts`` has (drafted, accepted) tokens by their place in a draft: the first pair is of the first tokens. Accepted
+    are those that the answer has: what a draft has behind its end is not counted.
     """
 
     text: str
@@ -92,7 +93,7 @@ class Result:
 
     @property
     def accepted(self) -> int:
-        """Tokens of drafts that were accepted."""
+        """Tokens of the answer that were drafted."""
         return sum(accepted for _, accepted in self.drafts)
 
     def __repr__(self) -> str:

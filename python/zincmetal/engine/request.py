@@ -45,7 +45,7 @@ class Stats:
     Seconds: ``queue`` until it was admitted, ``prefill`` from there to its first token, ``decode`` from there to its
     end; ``sampling`` of these, if the host draws. ``moved_out`` counts how often it had to leave its pages to others.
     ``sequence``: of a request with ``keep``.
-    ``drafts``: (drafted, accepted) tokens, by their place in a draft.
+    ``drafts``: (drafted, accepted) tokens, by their place in a draft. Those behind the end are not accepted.
     """
 
     prompt: int = 0
@@ -61,12 +61,15 @@ class Stats:
     sequence: Sequence | None = None
     drafts: list[tuple[int, int]] = field(default_factory=list)
 
-    def count(self, drafted: int, accepted: int) -> None:
+    def count(self, drafted: int) -> None:
         """Count a draft that was verified."""
         self.drafts += [(0, 0)] * (drafted - len(self.drafts))
         for i in range(drafted):
-            tried, right = self.drafts[i]
-            self.drafts[i] = tried + 1, right + (i < accepted)
+            self.drafts[i] = self.drafts[i][0] + 1, self.drafts[i][1]
+
+    def accept(self, place: int) -> None:
+        """Count a drafted token, by its place, as accepted: it becomes the text's next one."""
+        self.drafts[place] = self.drafts[place][0], self.drafts[place][1] + 1
 
 
 class Sink(Protocol):

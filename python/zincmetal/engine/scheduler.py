@@ -502,6 +502,8 @@ class Scheduler:
             if job.ended:  # by another call, or by the token before
                 break
             verify.rewind(job, i)
+            if i < n:
+                job.stats.accept(i)
             self._take(job, output + i, choices[output + i])
         return n + 1
 

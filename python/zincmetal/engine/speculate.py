@@ -178,11 +178,15 @@ class Speculation:
         return verify if job.verifying else None
 
     def accepted(self, job: Job, verify: Verify, choice: Any) -> int:
-        """Return how many drafted tokens are those that were drawn, by the first of the outputs, and learn from it."""
+        """Return how many drafted tokens are those that were drawn, by the first of the outputs, and learn from it.
+
+        The job's statistics have the draft then. Accepted tokens are counted as they are taken: it may end before them.
+        """
         drafted, n = len(verify.draft.tokens), accepted_of(choice)
         job.verifying = False
         job.account.learn(verify.draft.match, drafted, n)
-        job.stats.count(drafted, n)
+        if not job.ended:
+            job.stats.count(drafted)
         return n
 
     def measured(
