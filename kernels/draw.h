@@ -54,10 +54,6 @@ struct Team {
         all = simd_sum(part);
         return simd_sum(lane < sg ? part : 0.0f) + before;
     }
-    METAL_FUNC uint sum_before(uint x) {
-        const uint before = simd_prefix_exclusive_sum(x), part = gather(simd_sum(x));
-        return simd_sum(lane < sg ? part : 0u) + before;
-    }
 };
 
 // Finds a border: at least `least` and at most `most` of the source's ranks are above it. Fewer than `least` are above

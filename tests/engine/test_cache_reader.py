@@ -21,7 +21,7 @@ from support.scheduler_lab import Lab as QueueLab
 from support.thread_starts import refused
 from support.tier_lab import LABS, LARGE, MODEL, TIMEOUT, A, B, GatedFolder, Lab, files_of, warnings_of
 from zincmetal.engine import cache_reader
-from zincmetal.engine.cache_folder import CacheFolder
+from zincmetal.engine.cache_folder import CacheFolder, Loaded
 from zincmetal.engine.cache_keys import chain, page_name
 from zincmetal.engine.cache_reader import PATIENCE
 from zincmetal.engine.request import Request
@@ -585,3 +585,28 @@ def test_a_model_makes_tokens_while_a_file_is_read(tmp_path: Path, name: str, mo
             result = prompt.result()
     assert result.tokens == plain.tokens
     assert result.cache.source == "disk"
+
+
+def test_a_slow_disk_is_waited_for_while_it_gives_files(monkeypatch: pytest.MonkeyPatch):
+    """The patience begins anew with each file, and an end is no silence."""
+    now, hangs = [0.0], list[bool]()
+
+    class Slow:
+        folder = Path("slow")
+
+        def load(self, name: str) -> Loaded:
+            for _ in range(2):
+                now[0] += cache_reader.PATIENCE * 0.5
+                hangs.append(fetch.hangs)
+            return name.encode()
+
+    monkeypatch.setattr(cache_reader.time, "monotonic", lambda: now[0])
+    fetch = cache_reader.Fetch(["a", "b", "c"], lambda: None)
+    fetch.run(Slow())  # type: ignore[arg-type]
+    assert list(fetch.loaded) == ["a", "b", "c"]
+    assert hangs == [False] * 6
+    now[0] += 10 * cache_reader.PATIENCE
+    assert not fetch.hangs
+    waits = cache_reader.Fetch(["a"], lambda: None)
+    now[0] += 1.1 * cache_reader.PATIENCE
+    assert waits.hangs

@@ -224,6 +224,37 @@ def test_a_chain_is_evicted_from_its_end_in_one_look():
     assert lab.pages.free == lab.pages.size
 
 
+def test_the_older_chain_goes_whole_before_a_younger_page():
+    lab = Lab()
+    lab.learn(IDS[:8])
+    lab.learn(IDS[8:12])
+    assert lab.cache.evict(pages=2)
+    assert lab.reused(IDS[:9]) == (0, Miss("evicted"))
+    assert lab.reused(IDS[8:13]) == (4, None)
+
+
+def test_only_what_the_cache_alone_keeps_can_be_evicted():
+    lab = Lab(recurrent=True)
+    lab.learn(IDS[:8], 4, 8)
+    lab.learn(IDS[8:12])
+    assert lab.cache.can_evict(3, 2)
+    assert not lab.cache.can_evict(4, 2)
+    assert not lab.cache.can_evict(3, 3)
+    found = lab.match(IDS[:9])  # two pages and a slot
+    assert lab.cache.can_evict(1, 1)
+    assert not lab.cache.can_evict(2, 1)
+    assert not lab.cache.can_evict(1, 2)
+    lab.release(found)
+
+
+def test_slots_are_freed_without_pages():
+    lab = Lab(recurrent=True)
+    for at in range(16):
+        lab.learn([at] * 4, 4)
+    assert lab.cache.evict(slots=1)
+    assert (lab.cache.n_pages, lab.cache.n_checkpoints) == (16, 15)
+
+
 def test_what_a_sequence_uses_is_not_evicted():
     lab = Lab(recurrent=True)
     lab.learn(IDS[:8], 8)
@@ -239,7 +270,10 @@ def test_what_follows_a_page_in_use_does_not_keep_others_alive():
     lab.learn(IDS[:4])
     pages = lab.compute(IDS[:8])  # without the cache: its first page is another
     lab.cache.store(IDS[:8], pages, 8)
+    spilled = list[tuple[int, ...]]()
+    lab.cache.spill = lambda node, point: spilled.append(node.tokens)
     assert lab.cache.evict(pages=1)
+    assert spilled == [tuple(IDS[:4])]
     assert [lab.pages.count(page) for page in pages] == [1, 1]
     assert lab.pages.free == lab.pages.size - 2
 
@@ -273,8 +307,9 @@ def test_of_pages_those_without_a_checkpoint_go_first_and_system_prompts_last():
     lab = Lab(recurrent=True)
     lab.learn(IDS[:4], 4, mark=Mark.SYSTEM)
     lab.learn(IDS[4:8], 4)
+    lab.learn(IDS[12:16], 4, mark=Mark.GRID)
     lab.learn(IDS[8:12])
-    for gone in (IDS[8:12], IDS[4:8], IDS[:4]):
+    for gone in (IDS[8:12], IDS[12:16], IDS[4:8], IDS[:4]):
         assert lab.cache.evict(pages=1)
         assert lab.reused(gone) == (0, Miss("evicted"))
 
@@ -297,6 +332,33 @@ def test_so_many_evicted_pages_are_remembered(monkeypatch: pytest.MonkeyPatch):
     assert lab.cache.evict(pages=3)
     misses = [lab.reused(IDS[begin : begin + 4])[1] for begin in (0, 4, 8)]
     assert [miss.kind for miss in misses if miss] == ["differs", "evicted", "evicted"]
+
+
+def test_what_is_evicted_once_more_is_the_last_to_be_forgotten(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prefix_cache, "REMEMBERED", 2)
+    lab = Lab()
+    for begin in (0, 4, 0, 8):
+        lab.learn(IDS[begin : begin + 4])
+        assert lab.cache.evict(pages=1)
+    lab.learn(IDS[20:24])
+    misses = [lab.reused(IDS[begin : begin + 4])[1] for begin in (0, 4, 8)]
+    assert [miss.kind for miss in misses if miss] == ["evicted", "differs", "evicted"]
+
+
+def test_an_emptied_cache_remembers_nothing():
+    lab = Lab()
+    lab.learn(IDS[:4])
+    assert lab.cache.evict(pages=1)
+    lab.cache.clear()
+    assert lab.reused(IDS[:4]) == (0, Miss("empty"))
+
+
+def test_a_miss_shows_what_was_used_last():
+    lab = Lab()
+    for begin in (0, 4, 8):
+        lab.learn(IDS[begin : begin + 4])
+    lab.reused(IDS[4:8])
+    assert lab.reused(IDS[12:16])[1] == Miss("differs", 0, tuple(IDS[4:8]), tuple(IDS[12:16]))
 
 
 @pytest.mark.parametrize(("n", "gone"), [(7, 1), (40, 5), (600, 64)])

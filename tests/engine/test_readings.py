@@ -118,6 +118,20 @@ def test_a_request_without_pages_lets_the_text_end_and_loses_nothing() -> None:
     lab.check_owners()
 
 
+def test_a_text_that_ends_makes_room_enough_and_nobody_is_moved_out() -> None:
+    """While the text holds two of four pages, two sequences come to the end of theirs."""
+    lab = Lab(FakeExecutor(pages=4, pages_most=4), cached=False)
+    requests = [lab.submit(range(58), 40), lab.submit(range(58), 40)]
+    while not all(map(times, requests)):
+        lab.scheduler.step()
+    read = Read(lab, 2 * PagePool.PAGE, most=16, pages=True)
+    lab.run()
+    assert read.reading.result() == "read"
+    assert len(read.slices) > 4
+    lab.check_ended(*requests)
+    assert [sink_of(request).stats.moved_out for request in requests] == [0, 0]  # type: ignore[union-attr]
+
+
 def test_an_error_in_a_slice_is_that_of_its_caller_alone() -> None:
     lab = Lab()
     request = lab.submit(range(5), 10)

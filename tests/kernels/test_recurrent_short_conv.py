@@ -68,6 +68,19 @@ def test_chunks_give_the_whole(lane: str, shape: ConvShape, chunks: tuple[int, .
 
 
 @every_lane
+@pytest.mark.parametrize("before", range(1, 9))
+def test_what_is_not_finite_stays_in_its_sequence(lane: str, before: int) -> None:
+    """A run of NaN before another, wherever that one begins in a tile of rows."""
+    layer = ConvLayer(Lab(lane), SHAPES[3], before, 12)
+    layer.sequences[0][:] = np.nan
+    runs = [Run(0, 0, before, slot_out=0), Run(1, 0, 12, slot_out=1)]
+    out = layer.run(runs, layer.states_before(runs, 2))
+    want, scales = layer.expected(1)
+    assert np.isnan(out[:before]).all()
+    assert_close(out[before:], want, 1e-6, scales)
+
+
+@every_lane
 def test_an_empty_step_changes_nothing(lane: str) -> None:
     layer = ConvLayer(Lab(lane), SHAPES[2], 9)
     states = layer.states_before([Run(0, 8)], 1)

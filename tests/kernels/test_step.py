@@ -20,8 +20,9 @@ class Begin:
     """One dispatch of begin_step after step ``number - 1``. The other places of the ring are poison.
 
     ``chosen``: rows whose token is an output of the step before, by row. ``behind``: of these, rows
-    behind a draft: (its tokens, those that were accepted). Their runs begin at the position after those. ``in_table``:
-    pages of the tables that are there before the step; the step writes the others.
+    behind a draft: (its tokens, those that were accepted). Their runs begin at the position after those. Where all
+    were, the step before counts more, as after a longer draft. ``in_table``: pages of the tables that are there before
+    the step; the step writes the others.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Begin:
             self.given["drafted"][t] = batch.rows["drafted"][t] = drafted
             self.given["pos"][t] = batch.rows["pos"][t] - accepted
             if drafted:
-                self.accepted[output] = accepted
+                self.accepted[output] = accepted + 5 * (accepted == drafted)
             self.given["token"][t] = batch.rows["token"][t] = -1 - output
             self.tokens[t] = self.chosen[output + accepted]
         self.writes = self._page_writes(in_table)
@@ -140,7 +141,8 @@ def test_pages_are_written_before_they_are_used(lane: str, in_table: int) -> Non
 
 @every_lane
 def test_one_row(lane: str) -> None:
-    Begin(Lab(lane), [Run(0, 200)], 6, outs=[0], chosen={0: 0}, in_table=9, max_rows=1, max_page_writes=1).run().check()
+    """As many rows as there is room for, in the last place of the ring."""
+    Begin(Lab(lane), [Run(0, 200)], 7, outs=[0], chosen={0: 0}, in_table=9, max_rows=1, max_page_writes=1).run().check()
 
 
 @every_lane
@@ -149,6 +151,7 @@ def test_tokens_that_the_step_before_has_chosen(lane: str) -> None:
     lab = Lab(lane)
     begin = Begin(lab, [Run(s, 60 + s) for s in range(6)], outs=range(6), chosen={0: 3, 1: 0, 2: 7, 4: 3})
     begin.chosen[7] = begin.tokens[2] = -1
+    begin.given["token"][3] = begin.batch.rows["token"][3] = begin.tokens[3] = 0  # an id as any other
     begin.run().check()
 
 
@@ -163,10 +166,12 @@ def test_rows_behind_drafts(lane: str) -> None:
 @every_lane
 @pytest.mark.parametrize("threads", [32, 256])
 def test_more_rows_and_pages_than_threads(lane: str, threads: int) -> None:
+    """As many rows as there is room for."""
     lab = Lab(lane)
     most = lab.core.shapes()["MAX_OUT"]
     runs = [Run(0, 20_000), Run(1, 3, 300), Run(2, 1000, 290)]
-    Begin(lab, runs, outs=range(0, 590, 10)[:most], chosen={0: 5, 300: 2}).run(threads).check()
+    outs, chosen = range(0, 590, 10)[:most], {0: 5, 300: 2}
+    Begin(lab, runs, outs=outs, chosen=chosen, max_rows=sum(run.n for run in runs)).run(threads).check()
 
 
 @every_lane
@@ -179,14 +184,14 @@ def test_a_step_without_rows_counts(lane: str) -> None:
 
 def accepted(lab: Lab, batch: StepRows, chosen: Sequence[int], outs: int, number: int) -> list[int]:
     """Runs accept_drafts in a plan of ``outs`` outputs; returns its counts, which are the same in both places."""
-    shapes, n = lab.core.shapes(), len(chosen)
+    shapes, n = lab.core.shapes(), min(len(chosen), outs)
     batch.step["number"] = number
     dtype = lab.core.params_dtype("Choice")
     found = lab.output(outs, dtype=np.uint32, align=4)
     before = np.zeros((shapes["STEP_RING"], shapes["MAX_OUT"]), dtype)
     before.view(np.uint8)[:] = lab.rng.integers(0, 256, before.view(np.uint8).shape)
     results = lab.in_out(before, align=4)
-    out_rows, ids = lab.input(batch.out_rows[:n], align=4), lab.input(np.array(chosen, np.int32), align=4)
+    out_rows, ids = lab.input(batch.out_rows[: len(chosen)], align=4), lab.input(np.array(chosen, np.int32), align=4)
     tokens = lab.input(batch.rows["token"].copy(), align=4)
     inputs = [batch.input(lab, "step"), batch.input(lab, "rows"), tokens, out_rows, ids]
     lab.run("accept_drafts", {"outs": outs}, "AcceptParams", [*inputs, found, results], (1,), shapes["ACCEPT_THREADS"])
@@ -247,3 +252,19 @@ def test_no_token_is_no_right_one(lane: str) -> None:
     batch = StepRows(lab, [Run(0, 5, 3)], outs=range(3))
     batch.rows["token"][1] = -1
     assert accepted(lab, batch, [-1, int(batch.rows["token"][2]), 4], 4, 3) == [0, 1, 0]
+
+
+@every_lane
+def test_a_plan_of_fewer_outputs_counts_no_more(lane: str) -> None:
+    """The last row that it counts has the right token, and so has the row behind it."""
+    lab = Lab(lane)
+    batch = StepRows(lab, [Run(0, 5, 6)], outs=range(6))
+    assert accepted(lab, batch, [*batch.rows["token"][1:6].tolist(), 7], 4, 5) == [4, 3, 2, 1]
+
+
+@every_lane
+def test_the_first_id_is_one_as_any_other(lane: str) -> None:
+    lab = Lab(lane)
+    batch = StepRows(lab, [Run(0, 5, 3)], outs=range(3))
+    batch.rows["token"][1:] = 0
+    assert accepted(lab, batch, [0, 0, 0], 4, 3) == [2, 1, 0]

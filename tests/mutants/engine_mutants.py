@@ -3,23 +3,24 @@
     python tests/mutants/engine_mutants.py [pages.py ...] [--every N] [--skip K] [--again old.json] [--json out.json]
 
 A mutant is a module of ``zincmetal.engine`` with one change: a statement deleted, a condition negated, a bound moved by
-one, ``min`` and ``max`` exchanged. It lives in a fork of this process, which runs the tests of the module until one
-fails. A test that takes too long shows a mutant that hangs.
+one, ``min`` and ``max`` exchanged. The tests are collected once, and run once without a mutant to see which functions
+each of them calls, and for how long. A mutant lives in a fork of this process, where one function gets other code. The
+tests that call it run there until one fails: quick ones and those that have killed many first. A test that takes many
+times longer than usual shows a mutant that hangs.
 
 ``--every N`` tries each N-th mutant alone, ``--skip K`` not the first K: so N runs with another K each try all of them.
-``--fast`` leaves the slow tests out. Then ``--again`` tries those that survived in that report, with all tests.
+``--again`` tries those that survived in that report.
 
 engine_survivors.md lists the mutants that survive, each with its reason. A reason that begins with "not seen" is a
-fault that no test finds: it counts as survived. The exit code is 1 if another mutant survives.
+fault that no test finds: it counts as survived. The exit code is 1 if another mutant survives, or if a listed one does
+not.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import importlib
-import importlib.abc
-import importlib.util
+import gc
 import itertools
 import json
 import os
@@ -27,11 +28,13 @@ import re
 import resource
 import signal
 import sys
+import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import pytest
@@ -40,37 +43,50 @@ from hypothesis import Phase, settings
 TESTS = Path(__file__).parents[1]
 ENGINE = TESTS.parent / "python" / "zincmetal" / "engine"
 SURVIVORS = Path(__file__).with_name("engine_survivors.md")
-SECONDS = 20  # of the processor, for one test: the slowest takes 6 without a mutant
-SLOW_FILES = ("test_step_loop.py", "test_cache_tier.py", "test_scheduler_machine.py")
-SLOW = "test_a_model_goes_on_after_a_restart"  # a test of whole models, which others see what it sees
 MOST_BYTES = 8 << 30  # of addresses, for the tests of a mutant
-#: Tests of each module, the fastest first. Those of SLOW_FILES run for a mutant that the others do not kill.
-SCHEDULER = ("test_scheduler_tells.py", "test_scheduler.py", "test_host_draws.py", "test_step_loop.py")
-POOLS = ("test_page_pool.py", "test_sequence.py", "test_batch.py", *SCHEDULER[:2])
-MODULES = {
-    "pages.py": POOLS,
-    "pace.py": ("test_scheduler.py",),
-    "places.py": ("test_places.py",),
-    "flight.py": ("test_host_draws.py", "test_batch.py", "test_scheduler.py", "test_scheduler_machine.py"),
-    "batch.py": ("test_batch.py", *SCHEDULER[:2], "test_scheduler_machine.py"),
-    "prefix_tree.py": ("test_prefix_cache.py", "test_cache_tier.py"),
-    "prefix_cache.py": ("test_prefix_cache.py", "test_cache_tier.py"),
-    "cache_reader.py": ("test_cache_reader.py",),
-    "pools.py": (
-        "test_room.py",
-        "test_room_below.py",
-        *SCHEDULER[:2],
-        "test_cache_reader.py",
-        "test_cache_tier.py",
-        "test_scheduler_machine.py",
-    ),
-    "scheduler.py": (*SCHEDULER, "test_cache_reader.py", "test_cache_tier.py", "test_scheduler_machine.py"),
-}
-FAST = {module: tuple(file for file in files if file not in SLOW_FILES) for module, files in MODULES.items()}
+#: A test may take so many times as long as when its calls are noted, and so many seconds more: of the processor, and in
+#: all.
+PROCESSOR, IN_ALL = (4, 3), (12, 10)
+CLOCKS = (signal.SIGPROF, signal.SIGALRM)
+#: Modules that are tried if none is named.
+MODULES = (
+    "pages.py",
+    "pace.py",
+    "places.py",
+    "flight.py",
+    "batch.py",
+    "prefix_tree.py",
+    "prefix_cache.py",
+    "cache_reader.py",
+    "pools.py",
+    "scheduler.py",
+    "readings.py",
+    "scores.py",
+    "texts.py",
+)
+#: Files of tests. The others of the engine run whole models, and take long.
+FILES = (
+    "test_page_pool.py",
+    "test_places.py",
+    "test_sequence.py",
+    "test_batch.py",
+    "test_room.py",
+    "test_room_below.py",
+    "test_host_draws.py",
+    "test_scheduler.py",
+    "test_scheduler_tells.py",
+    "test_scheduler_machine.py",
+    "test_step_loop.py",
+    "test_prefix_cache.py",
+    "test_cache_reader.py",
+    "test_cache_tier.py",
+    "test_readings.py",
+    "test_verifying.py",
+    "test_drafts_ahead.py",
+)
+SLOW = "test_a_model_goes_on_after_a_restart"  # a test of whole models, which others see what it sees
 NOT_SEEN = "not seen"
 KEYS = ("module", "line", "change")  # of a row of a report
-#: Modules that are imported anew in a fork: those of the engine, and all that import them.
-ANEW = re.compile(r"(zincmetal\.(engine|api|serve|device)|support)(\.|$)")
 ORDERS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 EXCHANGED = {"min": "max", "max": "min"}
 
@@ -84,32 +100,47 @@ class Mutant:
     line: str
     change: str
     source: str
+    function: range  # its lines
+    at: int  # the line
 
-    @property
-    def text(self) -> str:
-        """The module with the change. Made when asked for: it costs as much as a look at the whole module."""
+    def tree(self) -> ast.Module:
+        """Makes the module with the change. It costs as much as a look at the whole module."""
         tree = ast.parse(self.source)
-        _, _, apply = next(itertools.islice(_sites(tree), self.number, None))
+        *_, apply = next(itertools.islice(_sites(tree), self.number, None))
         apply()
-        return ast.unparse(ast.fix_missing_locations(tree))
+        return ast.fix_missing_locations(tree)
+
+    def code(self) -> CodeType:
+        """Compiles the function with the change."""
+        whole = compile(self.tree(), self.module, "exec")
+        return next(code for code in _functions(whole) if code.co_firstlineno in self.function)
 
 
 def mutants(module: str, text: str) -> Iterator[Mutant]:
     """Yields all mutants of a module."""
     lines = text.split("\n")
-    for i, (node, change, _) in enumerate(_sites(ast.parse(text))):
-        yield Mutant(module, i, lines[node.lineno - 1].strip(), change, text)
+    for i, (function, node, change, _) in enumerate(_sites(ast.parse(text))):
+        first = min(part.lineno for part in (function, *function.decorator_list))
+        line = lines[node.lineno - 1].strip()
+        yield Mutant(module, i, line, change, text, range(first, function.end_lineno + 1), node.lineno)
 
 
-def _sites(tree: ast.Module) -> Iterator[tuple[Any, str, Callable[[], None]]]:
-    """Yields the places of a module that can change: (node, description, function that changes it)."""
+def _functions(code: CodeType) -> Iterator[CodeType]:
+    """Yields the functions and methods of a module, and what is inside of each behind it."""
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield inner
+            yield from _functions(inner)
+
+
+def _sites(tree: ast.Module) -> Iterator[tuple[Any, Any, str, Callable[[], None]]]:
+    """Yields the places of a module that can change: (function, node, description, what changes it)."""
     methods = [item for node in tree.body if isinstance(node, ast.ClassDef) for item in node.body]
     for function in (*tree.body, *methods):
         if isinstance(function, ast.FunctionDef) and not _declares_only(function):
-            yield from _statements(function)
-            for node in ast.walk(function):
-                yield from _conditions(node)
-                yield from _bounds(node)
+            inside = (site for node in ast.walk(function) for site in (*_conditions(node), *_bounds(node)))
+            for site in (*_statements(function), *inside):
+                yield (function, *site)
 
 
 def _declares_only(function: ast.FunctionDef) -> bool:
@@ -183,88 +214,133 @@ def _bounds(node: ast.AST) -> Iterator[tuple[Any, str, Callable[[], None]]]:
         yield node, f"{EXCHANGED[name.id]}{ast.unparse(node)[3:]}", exchange
 
 
-# ---- a fork ------------------------------------------------------------------------------------------------------
+# ---- the tests ---------------------------------------------------------------------------------------------------
 
 
-class Loader(importlib.abc.Loader, importlib.abc.MetaPathFinder):
-    """Imports the mutated module in place of its own."""
-
-    def __init__(self, mutant: Mutant) -> None:
-        self._mutant, self._name = mutant, f"zincmetal.engine.{mutant.module.removesuffix('.py')}"
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        """Finds the module by its name."""
-        return importlib.util.spec_from_loader(name, self) if name == self._name else None
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Runs the mutated text."""
-        module.__file__ = str(ENGINE / self._mutant.module)
-        exec(compile(self._mutant.text, module.__file__, "exec"), module.__dict__)
-
-
-class First:
-    """Plugin of pytest that keeps the name of the first test that fails."""
+class Calls:
+    """Notes which functions of the engine are called, on any thread: their first lines, by module."""
 
     def __init__(self) -> None:
-        self.name = ""
+        self.lines: dict[str, set[int]] = defaultdict(set)
 
-    def pytest_runtest_logstart(self) -> None:
-        """Winds up the clocks that end a test."""
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        signal.alarm(10 * SECONDS)  # waits for something that never comes
+    def begin(self) -> None:
+        """Begins to note calls."""
+        threading.settrace(self._note)
+        sys.settrace(self._note)
+
+    def take(self) -> dict[str, list[int]]:
+        """Takes what was called since."""
+        taken, self.lines = self.lines, defaultdict(set)
+        return {module: sorted(lines) for module, lines in taken.items()}
+
+    def _note(self, frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if "/zincmetal/engine/" in code.co_filename:
+            self.lines[code.co_filename.rpartition("/")[2]].add(code.co_firstlineno)
+
+
+class Mutation:
+    """A plugin of pytest: runs the tests for every mutant, instead of once. ``done`` takes what becomes of it."""
+
+    def __init__(self, tried: list[Mutant], done: Callable[[Mutant, str, float], None]) -> None:
+        self._tried, self._done = tried, done
+        self._failed = False
+        self._tests: list[Any] = []
+        self._measured: list[tuple[float, dict[str, list[int]]]] = []
+        self._kills: Counter[int] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Takes a report."""
-        if report.failed and not self.name:
-            self.name = report.nodeid
+        self._failed |= report.failed
 
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Takes an error of an import."""
-        if report.failed and not self.name:
-            self.name = f"import of {report.nodeid}"
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Measures the tests, and then tries the mutants."""
+        if session.testsfailed:
+            raise pytest.UsageError("a file of tests cannot be imported")
+        self._tests = session.items
+        said, status = in_fork(self._measure)
+        if status:
+            raise pytest.UsageError(f"without a mutant a test fails: {said}")
+        self._measured = json.loads(said)
+        for mutant in self._tried:
+            began = time.monotonic()
+            self._done(mutant, self._try(mutant), time.monotonic() - began)
+        return True
+
+    def _fails(self, test: Any) -> bool:
+        self._failed = False
+        test.config.hook.pytest_runtest_protocol(item=test, nextitem=None)
+        return self._failed
+
+    def _measure(self, tell: Callable[[str], None]) -> int:
+        """Runs all tests. Tells the seconds and the calls of each, or which one fails."""
+        calls, found = Calls(), []
+        calls.begin()
+        for test in self._tests:
+            began = time.monotonic()
+            if self._fails(test):
+                tell(test.nodeid)
+                return 1
+            found.append((time.monotonic() - began, calls.take()))
+        tell(json.dumps(found))
+        return 0
+
+    def _try(self, mutant: Mutant) -> str:
+        """Tries a mutant. Returns the test that fails, and how, or nothing."""
+        calls = [set(calls.get(mutant.module, ())) for _, calls in self._measured]
+        order = [i for i in range(len(self._tests)) if calls[i].intersection(mutant.function)]
+        order.sort(key=lambda i: self._measured[i][0] / (1 + self._kills[i]))
+        said, status = in_fork(lambda tell: self._find_killer(mutant, order, tell))
+        if not status:
+            return ""
+        killer = int(said.split()[-1])
+        self._kills[killer] += 1
+        how = "fails" if os.WIFEXITED(status) else "hangs" if os.WTERMSIG(status) in CLOCKS else "crashes"
+        return f"{self._tests[killer].nodeid.rpartition('/')[2]} {how}"
+
+    def _find_killer(self, mutant: Mutant, order: list[int], tell: Callable[[str], None]) -> int:
+        """Runs tests until one fails. Tells the number of each when it begins."""
+        exchange(mutant)
+        for i in order:
+            tell(str(i))
+            seconds = self._measured[i][0]
+            signal.setitimer(signal.ITIMER_PROF, PROCESSOR[0] * seconds + PROCESSOR[1])
+            signal.setitimer(signal.ITIMER_REAL, IN_ALL[0] * seconds + IN_ALL[1])
+            if self._fails(self._tests[i]):
+                return 1
+        return 0
 
 
-def run_tests(mutant: Mutant | None, files: tuple[str, ...]) -> str:
-    """Runs tests. Returns the first that fails, "hung", "crashed", or nothing."""
-    fast = tuple(file for file in files if file not in SLOW_FILES)
-    slow = tuple(file for file in files if file in SLOW_FILES)
-    return (fast and run_in_fork(mutant, fast)) or (slow and run_in_fork(mutant, slow)) or ""
+def exchange(mutant: Mutant) -> None:
+    """Gives the function that lives in this process the code with the change."""
+    file, code = str(ENGINE / mutant.module), mutant.code()
+    (function,) = (
+        f
+        for f in gc.get_objects()
+        if isinstance(f, FunctionType)
+        and f.__code__.co_filename == file
+        and (f.__code__.co_firstlineno, f.__code__.co_name) == (code.co_firstlineno, code.co_name)
+    )
+    function.__code__ = code
 
 
-def run_in_fork(mutant: Mutant | None, files: tuple[str, ...]) -> str:
-    """Runs tests in a fork of this process."""
+def in_fork(run: Callable[[Callable[[str], None]], int]) -> tuple[str, int]:
+    """Runs something in a fork of this process. Returns what it tells, and the status of its end."""
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(receive)
-        _be_child(mutant, files, send)
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        with os.fdopen(send, "w", buffering=1) as pipe:
+            status = run(lambda said: print(said, file=pipe, flush=True))
+        os._exit(status)
     os.close(send)
-    with os.fdopen(receive, "rb") as pipe:
-        told = pipe.read().decode()
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return "hung" if os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM) else "crashed"
-    return told
-
-
-def _be_child(mutant: Mutant | None, files: tuple[str, ...], send: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
-    First().pytest_runtest_logstart()  # for the imports
-    settings.register_profile("one failure is enough", phases=[Phase.generate])  # to make it small takes minutes
-    settings.load_profile("one failure is enough")
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # these tests need none of them
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
-    for name in [name for name in sys.modules if ANEW.match(name)]:
-        del sys.modules[name]
-    if mutant is not None:
-        sys.meta_path.insert(0, Loader(mutant))
-    first = First()
-    options = ["-x", "-q", "-k", f"not {SLOW}", "-p", "no:cacheprovider", "--no-header"]
-    pytest.main([*options, *(str(TESTS / "engine" / file) for file in files)], plugins=[first])
-    os.write(send, first.name.encode())
-    os._exit(0)
+    with os.fdopen(receive) as pipe:
+        said = pipe.read()
+    return said, os.waitpid(child, 0)[1]
 
 
 # ---- the survivors -----------------------------------------------------------------------------------------------
@@ -281,49 +357,68 @@ def listed() -> dict[tuple[str, str, str], str]:
     return found
 
 
+class Report:
+    """Counts what became of the mutants, and finds what is wrong with the list of survivors."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.wrong = 0
+        self._file, self._rows = file, list[dict[str, Any]]()
+        self._known = listed()
+        self._counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])  # mutants, killed, without effect
+
+    def add(self, mutant: Mutant, outcome: str, seconds: float) -> None:
+        """Takes a mutant: the test that it fails, or nothing."""
+        reason = self._known.get((mutant.module, mutant.line, mutant.change), "")
+        same = not outcome and bool(reason) and not reason.startswith(NOT_SEEN)
+        counts = self._counts[mutant.module]
+        counts[:] = counts[0] + 1, counts[1] + bool(outcome), counts[2] + same
+        which = f"{mutant.module}:{mutant.at}: `{mutant.line}` | `{mutant.change}`"
+        if not outcome and not reason:
+            self.wrong += 1
+            print(f"{which} survives", flush=True)
+        elif outcome and reason:
+            self.wrong += 1
+            print(f"{which} is listed as a survivor, but {outcome}", flush=True)
+        row = {"module": mutant.module, "line": mutant.line, "change": mutant.change, "outcome": outcome}
+        self._rows.append({**row, "seconds": round(seconds, 1)})
+        if self._file:
+            self._file.write_text(json.dumps(self._rows, indent=1))
+
+    def show(self) -> None:
+        """Shows the counts of each module."""
+        for module, (n, killed, same) in self._counts.items():
+            share = killed / max(1, n - same)
+            print(f"{module}: {n} mutants, {same} of them without effect, {killed} killed: {share:.1%}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", default=list(MODULES))
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--skip", type=int, default=0)
-    parser.add_argument("--fast", action="store_true", help="without the slow tests")
     parser.add_argument("--again", type=Path)
+    parser.add_argument("--tests", nargs="+", default=list(FILES), help="only these files of tests/engine")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    known, rows, wrong = listed(), [], 0
-    left = None
-    if options.again:
-        left = {tuple(map(row.get, KEYS)) for row in json.loads(options.again.read_text()) if not row["outcome"]}
+    tried = list[Mutant]()
     for module in options.modules:
-        files = FAST[module] if options.fast else MODULES[module]
-        if failed := run_tests(None, files):
-            raise SystemExit(f"without a mutant {failed} fails")
-        counts = [0, 0, 0]  # mutants, killed, without effect
-        for mutant in list(mutants(module, (ENGINE / module).read_text("utf-8")))[options.skip :: options.every]:
-            if left is not None and (module, mutant.line, mutant.change) not in left:
-                continue
-            began = time.monotonic()
-            reason = known.get((module, mutant.line, mutant.change), "")
-            outcome = run_tests(mutant, FAST[module] if reason else files)
-            same = not outcome and bool(reason) and not reason.startswith(NOT_SEEN)
-            counts = [counts[0] + 1, counts[1] + bool(outcome), counts[2] + same]
-            seconds = time.monotonic() - began
-            row = {"module": module, "line": mutant.line, "change": mutant.change}
-            rows.append({**row, "outcome": outcome, "seconds": round(seconds, 1)})
-            if not outcome and not reason:
-                wrong += 1
-                print(f"{module}: `{mutant.line}` | `{mutant.change}` survives", flush=True)
-            elif seconds > 4 * SECONDS:
-                print(f"{module}: `{mutant.line}` | `{mutant.change}` is slow: {outcome}", flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(rows, indent=1))
-        n, killed, same = counts
-        share = killed / max(1, n - same)
-        print(f"{module}: {n} mutants, {same} of them without effect, {killed} killed: {share:.1%}", flush=True)
-    return int(wrong > 0)
+        every = list(mutants(module, (ENGINE / module).read_text("utf-8")))
+        tried += every[options.skip :: options.every]
+    if options.again:
+        rows = [tuple(map(row.get, KEYS)) for row in json.loads(options.again.read_text()) if not row["outcome"]]
+        tried = [mutant for mutant in tried if (mutant.module, mutant.line, mutant.change) in rows]
+    report = Report(options.json)
+    settings.register_profile("one failure is enough", phases=[Phase.generate])  # to make it small takes minutes
+    settings.load_profile("one failure is enough")
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # these tests need none of them
+    usual = ["-q", "-s", "--tb=native", "--no-header", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
+    usual += ["-k", f"not {SLOW}"]
+    files = [str(TESTS / "engine" / file) for file in options.tests]
+    if code := pytest.main([*usual, *files], plugins=[Mutation(tried, report.add)]):
+        return int(code)
+    report.show()
+    return int(report.wrong > 0)
 
 
 if __name__ == "__main__":
-    for unchanged in ("numpy", "hypothesis.stateful", "zincmetal.gguf", "zincmetal.sampling.sampler"):
-        importlib.import_module(unchanged)  # once, before the forks
     sys.exit(main())

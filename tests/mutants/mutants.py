@@ -44,6 +44,8 @@ FILES = sorted(str(p) for p in TESTS.glob("kernels/test_*.py"))
 NOT_SEEN = "not seen: "
 #: A survivor whose reason begins so is not reached in the usual build.
 ONLY_NVIDIA = f"{NOT_SEEN}only NVIDIA's tiles"
+#: Numbers of sites for each file: an edit of one file leaves the others' numbers, and what is built of them.
+SITES_OF_A_FILE = 200
 #: A test may take so many times as long as without a mutant, and so many seconds more, of processor time.
 SLOWER, SECONDS_MORE = 10, 5
 
@@ -52,11 +54,9 @@ SLOWER, SECONDS_MORE = 10, 5
 
 
 def read_sources() -> list[Source]:
-    sources: list[Source] = []
-    n_sites = 0
-    for path in sorted((ROOT / "kernels").iterdir()):
-        sources.append(Source(f"kernels/{path.name}", path.read_text(), n_sites))
-        n_sites += sources[-1].n_sites
+    paths = sorted((ROOT / "kernels").iterdir())
+    sources = [Source(f"kernels/{p.name}", p.read_text(), i * SITES_OF_A_FILE) for i, p in enumerate(paths)]
+    assert all(s.n_sites <= SITES_OF_A_FILE for s in sources)
     return sources
 
 
@@ -73,7 +73,7 @@ def link(path: Path, target: Path) -> None:
     path.symlink_to(target)
 
 
-def build(sources: list[Source], folder: Path, nvidia: bool) -> None:
+def build(sources: list[Source], folder: Path, nvidia: bool, jobs: int) -> None:
     """Builds the package in folder/python, with a checked core of the mutated kernels."""
     tree, cmake_build = folder / "source", folder / "cmake"
     for name in ("CMakeLists.txt", "cmake", "csrc", "tests"):
@@ -81,16 +81,16 @@ def build(sources: list[Source], folder: Path, nvidia: bool) -> None:
     for source in sources:
         write(tree / source.name, source.mutated())
     write(tree / "kernels" / "mutants.h", HEADER)
-    write(tree / "kernels" / "mutants.metal", RUNTIME % {"n_sites": sum(s.n_sites for s in sources)})
+    write(tree / "kernels" / "mutants.metal", RUNTIME % {"n_sites": len(sources) * SITES_OF_A_FILE})
 
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "cmake"
     pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True).strip()
     # The compiler must not derive a loop's bound from the arrays inside it.
     flags = "-w -fno-aggressive-loop-optimizations" + " -DZINC_CUDA=1" * nvidia  # see PER_DEVICE in kernels/shapes.h
     options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}", f"-DCMAKE_CXX_FLAGS={flags}"]
-    options += ["-DCMAKE_BUILD_TYPE=Release", "-DZINCMETAL_CHECKED=ON"]
+    options += ["-DCMAKE_BUILD_TYPE=Release", "-DZINCMETAL_CHECKED=ON", "-DZINCMETAL_NATIVE=OFF"]
     configure = [cmake, "-S", str(tree), "-B", str(cmake_build), *options]
-    make = [cmake, "--build", str(cmake_build), "-j", "2", "--target", "_core_checked"]
+    make = [cmake, "--build", str(cmake_build), "-j", str(jobs), "--target", "_core_checked"]
     for command in (configure, make):
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
@@ -150,14 +150,14 @@ class Mutation:
 
     def __init__(self, sources: list[Source], mutants: list[Mutant], jobs: int) -> None:
         self.jobs = jobs
-        self.n_sites = sum(s.n_sites for s in sources)
+        self.n_sites = len(sources) * SITES_OF_A_FILE
         self.mutants = mutants
         self.results: list[Result] = []
         self.n_not_built = 0
         self._failure = ""
         self._seconds: dict[Any, float] = {}
         self._tests_of: dict[int, list[Any]] = defaultdict(list)
-        self._last_kill: dict[str, int] = {}
+        self._kills: Counter[str] = Counter()
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         def lane(item: Any) -> str:
@@ -211,19 +211,19 @@ class Mutation:
             result = self._judge(*running.pop(child), status)
             self.results.append(result)
             if result.is_killed:
-                self._last_kill[result.test] = len(self.results)
+                self._kills[result.test] += 1
             m = result.mutant
             print(f"\n{len(self.results)}/{len(self.mutants)}: {m.number} {m.file}:{m.line} `{m.change}`", end=" ")
             message = " ".join(result.message.split())[:100]
             print(result.outcome, result.test.split("::")[-1], message, end="", flush=True)
 
     def _most_likely_first(self, tests: list[Any]) -> list[Any]:
-        """Sorts tests: the latest killers first, then the quickest."""
-        return sorted(tests, key=lambda t: (-self._last_kill.get(t.nodeid, 0), self._seconds[t]))
+        """Sorts tests: quick ones and those that have killed many first."""
+        return sorted(tests, key=lambda t: self._seconds[t] / (1 + self._kills[t.nodeid]))
 
     def _check_killers(self, items: list[Any]) -> None:
         """Fails unless all tests that killed a mutant pass without one: else not the mutants killed."""
-        pipe = self._start(None, [i for i in items if i.nodeid in self._last_kill])[1]
+        pipe = self._start(None, [i for i in items if i.nodeid in self._kills])[1]
         status = os.wait()[1]
         if status:
             raise pytest.UsageError(f"these figures are worth nothing: {os.fdopen(pipe).read()[-2000:]}")
@@ -316,20 +316,22 @@ def main() -> int:
     parser.add_argument("kernels", nargs="*", help="only the mutants of these files")
     parser.add_argument("--tests", nargs="+", default=FILES, help="only these test files")
     parser.add_argument("--json", help="write what became of every mutant to this file")
-    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="compilers, and then mutants, at a time")
     parser.add_argument("--mutants", type=int, nargs="+", help="only these, by number")
+    parser.add_argument("--every", type=int, default=1, help="only each N-th")
     parser.add_argument("--nvidia", action="store_true", help="only what NVIDIA's tile sizes reach, with these")
     args = parser.parse_args()
 
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # forks
     sources = read_sources()
     folder = BUILD.with_name("mutants-nvidia") if args.nvidia else BUILD
-    build(sources, folder, args.nvidia)
+    build(sources, folder, args.nvidia, args.jobs)
     sys.path[:0] = [str(folder / "python"), str(TESTS)]
     wanted = {f"kernels/{Path(name).name}" for name in args.kernels} or {s.name for s in sources}
     mutants = [m for s in sources if s.name in wanted for m in s.mutants]
     if args.mutants:
         mutants = [m for m in mutants if m.number in args.mutants]
+    mutants = mutants[:: args.every]
     listed = dict(read_survivors())
     if args.nvidia:
         only = {mutant for mutant, reason in listed.items() if reason.startswith(ONLY_NVIDIA)}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from engine_mutants import ENGINE, MODULES, TESTS, listed, mutants
+from engine_mutants import ENGINE, FILES, TESTS, exchange, in_fork, listed, mutants
 
 BODY = "def f(x):\n    {}\n"
 CHANGES = {
@@ -26,7 +28,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("line", CHANGES)
 def test_changes_of_a_line(line: str) -> None:
-    found = {m.change: m.text for m in mutants("a.py", BODY.format(line) + "    z = 0\n")}
+    found = {m.change: ast.unparse(m.tree()) for m in mutants("a.py", BODY.format(line) + "    z = 0\n")}
     assert found == {change: BODY.format(text) + "    z = 0" for change, text in CHANGES[line].items()}
 
 
@@ -34,7 +36,7 @@ def test_every_mutant_is_a_program_of_its_own() -> None:
     for module in ("pages.py", "flight.py"):
         text = (ENGINE / module).read_text("utf-8")
         same = ast.unparse(ast.parse(text))
-        texts = [same, *(mutant.text for mutant in mutants(module, text))]
+        texts = [same, *(ast.unparse(mutant.tree()) for mutant in mutants(module, text))]
         assert len(texts) > 10
         assert all(compile(each, module, "exec") for each in texts)
         assert same not in texts[1:]
@@ -45,4 +47,20 @@ def test_listed_survivors_are_mutants_and_their_tests_are_there() -> None:
     for module in {module for module, _, _ in survivors}:
         found = {(module, m.line, m.change) for m in mutants(module, (ENGINE / module).read_text("utf-8"))}
         assert {key for key in survivors if key[0] == module} <= found
-    assert all((Path(TESTS) / "engine" / file).exists() for files in MODULES.values() for file in files)
+    assert all((Path(TESTS) / "engine" / file).exists() for file in FILES)
+
+
+def test_a_mutant_lives_in_its_fork() -> None:
+    from zincmetal.engine.pages import PagePool
+
+    def free(tell: Callable[[str], None]) -> int:
+        (mutant,) = (m for m in mutants("pages.py", text) if m.line == line and m.change == "deleted")
+        exchange(mutant)
+        tell(str(PagePool.needed(129)))
+        return 3
+
+    text = (ENGINE / "pages.py").read_text("utf-8")
+    (line,) = (at.strip() for at in text.split("\n") if at.strip().startswith("return -(-"))
+    said, status = in_fork(free)
+    assert (said.strip(), os.waitstatus_to_exitcode(status)) == ("None", 3)
+    assert PagePool.needed(129) == 3

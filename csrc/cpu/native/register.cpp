@@ -42,8 +42,10 @@ namespace zinc {
 #define TABLES(isa) FAMILIES(TABLE, isa)
 #define REGISTER(isa) FAMILIES(REGISTER_TABLE, isa)
 
+#if !defined(NATIVE_NONE)  // a build of mutants, which are of Metal text
 TABLES(plain)
-#if defined(NATIVE_ONLY_PLAIN)  // a build with sanitizers, which takes long to compile
+#endif
+#if defined(NATIVE_NONE) || defined(NATIVE_ONLY_PLAIN)  // a build with sanitizers, which takes long to compile
 #elif defined(__x86_64__)
 TABLES(avx2)
 TABLES(avx512)
@@ -53,13 +55,15 @@ TABLES(neon)
 
 namespace {
 
-void register_table(const NativeKernel* table, Isa isa) {
+[[maybe_unused]] void register_table(const NativeKernel* table, Isa isa) {
     for (; table->name; table++) register_native(table->name, isa, table->fn, table->grain);
 }
 
 [[maybe_unused]] const bool registered = [] {
+#if !defined(NATIVE_NONE)
     REGISTER(plain)
-#if defined(NATIVE_ONLY_PLAIN)
+#endif
+#if defined(NATIVE_NONE) || defined(NATIVE_ONLY_PLAIN)
 #elif defined(__x86_64__)
     REGISTER(avx2)
     REGISTER(avx512)
