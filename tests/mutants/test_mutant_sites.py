@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from mutant_sites import Source
-from mutants import read_sources, read_survivors
 
+from mutants import read_sources, read_survivors
 from support.paths import KERNELS
 
 
