@@ -608,5 +608,5 @@ def test_a_slow_disk_is_waited_for_while_it_gives_files(monkeypatch: pytest.Monk
     now[0] += 10 * cache_reader.PATIENCE
     assert not fetch.hangs
     waits = cache_reader.Fetch(["a"], lambda: None)
-    now[0] += 1.1 * cache_reader.PATIENCE
+    now[0] += cache_reader.PATIENCE + 0.5
     assert waits.hangs

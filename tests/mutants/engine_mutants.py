@@ -118,10 +118,13 @@ class Mutant:
 
 def mutants(module: str, text: str) -> Iterator[Mutant]:
     """Yields all mutants of a module."""
-    lines = text.split("\n")
+    lines, seen = text.split("\n"), Counter[tuple[str, str]]()
     for i, (function, node, change, _) in enumerate(_sites(ast.parse(text))):
         first = min(part.lineno for part in (function, *function.decorator_list))
         line = lines[node.lineno - 1].strip()
+        seen[line, change] += 1
+        if seen[line, change] > 1:  # the same line again, further down
+            change += f" (#{seen[line, change]})"
         yield Mutant(module, i, line, change, text, range(first, function.end_lineno + 1), node.lineno)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from mutant_sites import Source
 
+from mutants import read_sources, read_survivors
 from support.paths import KERNELS
 
 
@@ -78,3 +79,8 @@ def test_every_barrier_of_the_kernels_has_a_mutant() -> None:
         assert [m.site - n_sites for m in source.mutants[:1]] in ([], [0])
         n_sites += source.n_sites
     assert n_sites > 300
+
+
+def test_listed_survivors_are_mutants() -> None:
+    found = {(mutant.file, mutant.text, mutant.change) for source in read_sources() for mutant in source.mutants}
+    assert {key for key, _ in read_survivors()} <= found
