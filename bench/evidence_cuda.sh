@@ -113,7 +113,7 @@ splits() {
     done | tee "$results/splits.txt"
 }
 
-# Files of 23.6 and 10 GB, written at once, and gone afterwards.
+# Files of 22.7 and 9.4 GB, written at once, and gone afterwards.
 drafts() {
     local mixture=$work/counting-35b.gguf dense=$work/counting-27b.gguf status=0
     local kind=(--model qwen3.8-27b --quant Q4_K_M --layers 32)
