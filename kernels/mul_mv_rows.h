@@ -130,8 +130,7 @@ struct StepsOf {
 template <class Q, uint R>
 struct IsTiled {
     static constant constexpr bool VALUE = R == MUL_MV_ROWS && LaneShare<typename Q::Block>::KNOWN;
-    // Measured on an H200: of these types MXFP4, whose rows take long to decode.
-    static constant constexpr bool MIXED = VALUE && !LaneShare<typename Q::Block>::HAS_OFFSET;
+    static constant constexpr bool MIXED = VALUE && LaneShare<typename Q::Block>::MIXED;
 };
 
 template <class Q, uint STEPS>

@@ -57,16 +57,16 @@ METAL_FUNC void pairs_at(threadgroup const uchar* row, uint at, thread uint2 (&p
 
 METAL_FUNC float half_in(uint bits) { return float(as_type<half>(ushort(bits))); }
 
-// The types that have shares. BYTES: of a strip of a row. ALIGN: of what load takes at a time.
+// The types that have shares. BYTES: of a strip of a row. HAS_OFFSET: weights are more than a scale times a quant.
+// MIXED: on an H200 experts are mixed in less time by tiles; their rows take long to decode.
 template <class B>
 struct LaneShare {
-    static constant constexpr bool KNOWN = false, HAS_OFFSET = true;
+    static constant constexpr bool KNOWN = false, MIXED = false;
 };
 
 template <uint BYTES_, uint GROUPS_>
 struct LaneShareOf {
-    static constant constexpr bool KNOWN = true;
-    static constant constexpr bool HAS_OFFSET = true;
+    static constant constexpr bool KNOWN = true, HAS_OFFSET = true, MIXED = false;
     static constant constexpr uint BYTES = BYTES_, GROUPS = GROUPS_;
     static constant constexpr float UNIT = SUBNORMAL;
     static METAL_FUNC uint first(uint t) { return 8 * t; }
@@ -146,7 +146,7 @@ struct LaneShare<Q6_K> : LaneShareOf<210, 4> {
 // number.
 template <>
 struct LaneShare<MXFP4> : LaneShareOf<136, 2> {
-    static constant constexpr bool HAS_OFFSET = false;
+    static constant constexpr bool HAS_OFFSET = false, MIXED = true;
     static constant constexpr float UNIT = 16384.0f;
     static METAL_FUNC uint low(uint q) { return (q << 1 & 0x0E0E0E0E) | (q << 4 & 0x80808080); }
     static METAL_FUNC uint upper(uint q) { return (q >> 3 & 0x0E0E0E0E) | (q & 0x80808080); }

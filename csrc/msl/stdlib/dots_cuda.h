@@ -28,7 +28,7 @@ METAL_FUNC void copy_sixteen(unsigned char* to, const unsigned char* from, uint 
                  "r"(n)
                  : "memory");
 }
-
+// All sixteen.
 METAL_FUNC void copy_sixteen(unsigned char* to, const unsigned char* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint(__cvta_generic_to_shared(to))), "l"(from)
                  : "memory");
