@@ -316,30 +316,33 @@ class Mutation:
 
 def exchange(mutant: Mutant) -> None:
     """Gives the function that lives in this process the code with the change."""
-    file, code = str(ENGINE / mutant.module), mutant.code()
+    file, code = f"/zincmetal/engine/{mutant.module}", mutant.code()  # of this tree, or installed from it
     (function,) = (
         f
         for f in gc.get_objects()
         if isinstance(f, FunctionType)
-        and f.__code__.co_filename == file
+        and f.__code__.co_filename.endswith(file)
         and (f.__code__.co_firstlineno, f.__code__.co_name) == (code.co_firstlineno, code.co_name)
     )
     function.__code__ = code
 
 
 def in_fork(run: Callable[[Callable[[str], None]], int]) -> tuple[str, int]:
-    """Runs something in a fork of this process. Returns what it tells, and the status of its end."""
+    """Runs something in a fork of this process. Returns what it tells, and the status of its end; of an error, 255."""
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(receive)
-        resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        with os.fdopen(send, "w", buffering=1) as pipe:
-            status = run(lambda said: print(said, file=pipe, flush=True))
-        os._exit(status)
+        status = 255
+        try:
+            os.close(receive)
+            resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(quiet, 1)
+            os.dup2(quiet, 2)
+            with os.fdopen(send, "w", buffering=1) as pipe:
+                status = run(lambda said: print(said, file=pipe, flush=True))
+        finally:  # whatever is raised: the caller's work goes on in one process alone
+            os._exit(status)
     os.close(send)
     with os.fdopen(receive) as pipe:
         said = pipe.read()

@@ -64,3 +64,12 @@ def test_a_mutant_lives_in_its_fork() -> None:
     said, status = in_fork(free)
     assert (said.strip(), os.waitstatus_to_exitcode(status)) == ("None", 3)
     assert PagePool.needed(129) == 3
+
+
+def test_an_error_in_a_fork_ends_the_fork() -> None:
+    def fails(tell: Callable[[str], None]) -> int:
+        tell("begun")
+        raise ValueError("no function is there")
+
+    said, status = in_fork(fails)
+    assert (said.strip(), os.waitstatus_to_exitcode(status)) == ("begun", 255)
